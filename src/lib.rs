@@ -1,0 +1,1 @@
+//! A relay for the Kubernetes audit webhook.
