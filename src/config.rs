@@ -1,16 +1,140 @@
 //! The config file: its schema, its defaults, and every problem in it at once.
 //!
-//! This is the only file that knows the keys. Past it, values are checked and typed: nobody checks twice.
+//! [`read`] is the only way in. This module is the only one that knows the keys (`schema` declares
+//! them); past it, values are checked and typed: nobody checks twice. It looks whether the files
+//! that a config names are there, but does not judge what is in them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod print;
+mod reader;
+mod schema;
+mod table;
+mod template;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use template::ExpandError;
 pub use template::Template;
+pub use template::read_secret;
+
+/// What `run` uses where no file is named.
+pub const EMBEDDED: &str = r#"[[listener]]
+address = "127.0.0.1:3000"
+
+[[output]]
+name = "stdout"
+type = "stdout"
+
+[admin]
+address = "127.0.0.1:9090"
+"#;
+
+/// Something in the config file that its author should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// `output[1].retry.multiplier`, indices from 0; empty where the file is not TOML.
+    pub path: String,
+    /// What is wrong, what is allowed. One line, without the value of any variable or secret.
+    pub message: String,
+    /// What follows from it.
+    pub severity: Severity,
+}
+
+/// What follows from a [`Problem`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// The config cannot be used.
+    Error,
+    /// It can.
+    Warning,
+    /// A file that the config names is missing: a warning where the config is checked away from its
+    /// files, else an error; see [`Checked::strict`].
+    MissingFile,
+}
+
+impl Problem {
+    /// `FILE:LINE:COLUMN: key.path: what is wrong, what is allowed`.
+    pub fn render(&self, file: &str) -> String {
+        let Self { line, column, path, message, severity } = self;
+        let colon = if path.is_empty() { "" } else { ": " };
+        let warning = match severity {
+            Severity::Error => "",
+            Severity::Warning | Severity::MissingFile => "warning: ",
+        };
+        format!("{file}:{line}:{column}: {path}{colon}{warning}{message}")
+    }
+}
+
+/// What a reading of a config file found.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// `None` if any problem is an error, or if a setting comes from a missing `${file:…}`. With
+    /// other files missing there is one.
+    pub config: Option<Config>,
+    /// By position.
+    pub problems: Vec<Problem>,
+    effective: String,
+}
+
+impl Checked {
+    /// The config as TOML with every default filled in and `${…}` as it is; reads back to the same
+    /// config. Means something only without errors.
+    pub fn effective(&self) -> String {
+        self.effective.clone()
+    }
+
+    /// For those who need the files now: a missing one is an error.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        for problem in &mut self.problems {
+            if problem.severity == Severity::MissingFile {
+                problem.severity = Severity::Error;
+                self.config = None;
+            }
+        }
+        self
+    }
+}
+
+/// Reads a config file, with the variables of this process.
+pub fn read(text: &str) -> Checked {
+    read_with(text, &|name| std::env::var(name).ok())
+}
+
+/// Reads a config file, with these variables.
+pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
+    // A byte order mark would shift the columns of the first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let (cx, table) = reader::Context::new(text, env);
+    let config = schema::config(&cx, table);
+    let found = cx.finish();
+    let failed = found.problems.iter().any(|problem| problem.severity == Severity::Error);
+    let config = config.filter(|_| !failed && found.complete);
+    Checked {
+        config: config.map(|config| Config { files: found.files, ..config }),
+        problems: found.problems,
+        effective: print::effective(&found.items),
+    }
+}
+
+/// All keys with kind, default and meaning, as a Markdown table.
+pub fn reference() -> String {
+    print::reference(&schema::entries(), &schema::TYPES.map(|(name, _)| name))
+}
 
 /// A whole, valid configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `[[listener]]`, at least one.
     pub listeners: Vec<Listener>,
@@ -26,10 +150,19 @@ pub struct Config {
     pub log: Log,
     /// `shutdown.drain_timeout`.
     pub drain_timeout: Duration,
+    /// See [`Config::files`].
+    files: Vec<PathBuf>,
+}
+
+impl Config {
+    /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.files.clone()
+    }
 }
 
 /// One `[[listener]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
     /// As the config has it (after `${…}`): the value of the label `listener`.
     pub label: String,
@@ -44,7 +177,7 @@ pub struct Listener {
 }
 
 /// `[listener.tls]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ListenerTls {
     /// PEM chain, leaf first.
     pub certificate: PathBuf,
@@ -68,7 +201,7 @@ pub enum TlsVersion {
 }
 
 /// `[limits]`. Sizes are bytes.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
     /// Effective: the smallest of the configured `max_body`, `max_in_flight` and `queue.max_bytes` - 256.
     pub max_body: u64,
@@ -87,7 +220,7 @@ pub struct Limits {
 }
 
 /// `[queue]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     /// A batch counts its bytes plus 256.
     pub max_bytes: u64,
@@ -122,7 +255,7 @@ pub enum WhenFull {
 }
 
 /// One `[[output]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Output {
     /// Unique; label in metrics.
     pub name: String,
@@ -139,7 +272,7 @@ pub struct Output {
 }
 
 /// The protocol of an output.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum OutputKind {
     /// `type = "http"`.
     Http(HttpOutput),
@@ -152,7 +285,7 @@ pub enum OutputKind {
 }
 
 /// `type = "http"`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct HttpOutput {
     /// Not empty; each expands to an http or https URL (checked at load where its files exist).
     pub urls: Vec<Template>,
@@ -175,7 +308,7 @@ pub struct HttpOutput {
 }
 
 /// `basic_auth = { username, password_file }`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BasicAuth {
     /// User name.
     pub username: Template,
@@ -184,7 +317,7 @@ pub struct BasicAuth {
 }
 
 /// `type = "tcp"`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TcpOutput {
     /// Shape of a line.
     pub format: LineFormat,
@@ -193,7 +326,7 @@ pub struct TcpOutput {
 }
 
 /// `type = "syslog"`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SyslogOutput {
     /// How messages are told apart.
     pub framing: Framing,
@@ -210,7 +343,7 @@ pub struct SyslogOutput {
 }
 
 /// What `tcp` and `syslog` have in common.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stream {
     /// Not empty.
     pub addresses: Vec<HostPort>,
@@ -235,8 +368,17 @@ pub struct HostPort {
     pub port: u16,
 }
 
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
 /// `[output.tls]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ClientTls {
     /// PEM bundle; else the system's roots.
     pub ca: Option<PathBuf>,
@@ -248,6 +390,18 @@ pub struct ClientTls {
     pub min_version: TlsVersion,
     /// Accepts any certificate.
     pub insecure_skip_verify: bool,
+}
+
+impl Default for ClientTls {
+    fn default() -> Self {
+        Self {
+            ca: None,
+            identity: None,
+            server_name: None,
+            min_version: TlsVersion::V1_2,
+            insecure_skip_verify: false,
+        }
+    }
 }
 
 /// `strategy`.
@@ -302,7 +456,7 @@ pub enum Framing {
 }
 
 /// `[output.retry]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
     /// First wait.
     pub initial_interval: Duration,
@@ -315,7 +469,7 @@ pub struct Retry {
 }
 
 /// `[output.timeouts]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
     /// Resolve, connect and TLS handshake together.
     pub connect: Duration,
@@ -324,7 +478,7 @@ pub struct Timeouts {
 }
 
 /// `[output.batch]`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
     /// Of one request or write; one larger event travels alone.
     pub max_bytes: u64,

@@ -1,1 +1,3 @@
 //! A relay for the Kubernetes audit webhook.
+
+pub mod config;

@@ -1,0 +1,147 @@
+//! What a reading is printed as: the effective config, the reference, and values in messages.
+
+use std::fmt::Write as _;
+
+use toml::de::DeValue;
+
+use super::reader::Entry;
+use super::reader::Item;
+
+/// Longer values are cut in messages.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// The kind of a key that this version refuses: known, and in no print.
+pub(super) const LATER: &str = "not in this version";
+
+/// The config as TOML with every default filled in. Strings are as the file has them.
+pub(super) fn effective(items: &[Item]) -> String {
+    let mut printed = String::new();
+    let mut header = None;
+    for item in items {
+        match item {
+            Item::Header(section) => header = Some(section),
+            Item::Key(Entry { name, value: Some(value), .. }) => {
+                // A section without a value (`[dead_letter]` in this version) says nothing.
+                if let Some(section) = header.take() {
+                    let gap = if printed.is_empty() { "" } else { "\n" };
+                    printed.push_str(&format!("{gap}{section}\n"));
+                }
+                printed.push_str(&format!("{name} = {value}\n"));
+            }
+            Item::Key(_) => {}
+        }
+    }
+    printed
+}
+
+/// Entries of all types of output: those that say the same of several types become one, and each
+/// section's stand together.
+pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for item in items {
+        let Item::Key(entry) = item else { continue };
+        let same = |other: &&mut Entry| {
+            (&other.section, other.name, &other.kind, &other.default, other.meaning)
+                == (&entry.section, entry.name, &entry.kind, &entry.default, entry.meaning)
+        };
+        match entries.iter_mut().find(same) {
+            Some(other) => {
+                other.scopes.extend(&entry.scopes);
+                other.scopes.dedup();
+            }
+            None => entries.push(entry),
+        }
+    }
+    let mut sections: Vec<String> = Vec::new();
+    for entry in &entries {
+        if !sections.contains(&entry.section) {
+            sections.push(entry.section.clone());
+        }
+    }
+    entries.sort_by_key(|entry| sections.iter().position(|section| *section == entry.section));
+    entries
+}
+
+/// All keys as a Markdown table; `types` are all types of output.
+pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
+    let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for entry in entries.iter().filter(|entry| entry.kind != LATER) {
+        let Entry { section, scopes, name, kind, default, meaning, .. } = entry;
+        let of_all = scopes.is_empty() || scopes.len() == types.len();
+        let scope = if of_all { String::new() } else { format!(" ({})", scopes.join(", ")) };
+        let literal = default.starts_with(|c: char| "\"[{".contains(c) || c.is_ascii_digit())
+            || matches!(default.as_str(), "true" | "false");
+        let default = if literal { format!("`{default}`") } else { default.clone() };
+        table
+            .push_str(&format!("| `{section}.{name}`{scope} | {kind} | {default} | {meaning} |\n"));
+    }
+    table
+}
+
+/// A TOML basic string.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            // Control characters must be escaped; the marks that turn text around or hide should be.
+            c if c.is_control()
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
+            {
+                let code = u32::from(c);
+                write!(quoted, "\\u{code:04X}").expect("a String takes everything");
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A key as TOML has it.
+pub(super) fn bare_or_quoted(key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { quoted(key) }
+}
+
+/// A value as TOML.
+pub(super) fn literal(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => quoted(text),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(date) => date.to_string(),
+        DeValue::Array(array) => {
+            let values: Vec<_> = array.iter().map(|value| literal(value.get_ref())).collect();
+            format!("[{}]", values.join(", "))
+        }
+        DeValue::Table(table) => {
+            let keys: Vec<_> = table
+                .iter()
+                .map(|(key, value)| {
+                    format!("{} = {}", bare_or_quoted(key.get_ref()), literal(value.get_ref()))
+                })
+                .collect();
+            if keys.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", keys.join(", ")) }
+        }
+    }
+}
+
+/// A value in a message: on one line, cut where it is long.
+pub(super) fn shown(value: &DeValue<'_>) -> String {
+    cut(literal(value))
+}
+
+/// See [`shown`].
+pub(super) fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

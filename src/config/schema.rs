@@ -1,0 +1,830 @@
+//! Which keys there are, with their defaults, ranges and meanings, and what contradicts what.
+//!
+//! The order of the declarations is that of the effective config and of the reference.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::Acknowledge;
+use super::BasicAuth;
+use super::BatchLimits;
+use super::ClientTls;
+use super::Compression;
+use super::Config;
+use super::Framing;
+use super::HttpFormat;
+use super::HttpOutput;
+use super::Limits;
+use super::LineFormat;
+use super::Listener;
+use super::ListenerTls;
+use super::Log;
+use super::LogFormat;
+use super::LogLevel;
+use super::Output;
+use super::OutputKind;
+use super::Queue;
+use super::Rejected;
+use super::Retry;
+use super::Severity;
+use super::Strategy;
+use super::Stream;
+use super::SyslogOutput;
+use super::TcpOutput;
+use super::Timeouts;
+use super::TlsVersion;
+use super::WhenFull;
+use super::print;
+use super::reader::Context;
+use super::reader::Entry;
+use super::reader::read_flag;
+use super::reader::read_size;
+use super::reader::read_time;
+use super::table::TABLE;
+use super::table::Table;
+use super::table::optional;
+use super::table::required;
+use super::values;
+use super::values::KIB;
+use super::values::MIB;
+
+/// Every batch in the queue counts so much besides its bytes.
+const BATCH_OVERHEAD: u64 = 256;
+
+/// Below it a single ordinary batch would not fit.
+const ROOM_MIN: u64 = 64 * KIB;
+
+/// More sockets than a process is ever allowed; semaphores have a limit too.
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
+/// Linux refuses a longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE).
+const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
+
+/// The shortest time that is one.
+const MOMENT: Duration = Duration::from_millis(1);
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// The value of `type`.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Type {
+    Http,
+    Tcp,
+    Syslog,
+    Stdout,
+}
+
+/// All types of output.
+pub(super) const TYPES: [(&str, Type); 4] =
+    [("http", Type::Http), ("tcp", Type::Tcp), ("syslog", Type::Syslog), ("stdout", Type::Stdout)];
+
+/// Types that this version does not have.
+const LATER_TYPES: [&str; 3] = ["lumberjack", "relp", "kafka"];
+
+/// Their keys, with the types that have them.
+const LATER_KEYS: [(&str, &str); 5] = [
+    ("compression_level", "lumberjack"),
+    ("window", "lumberjack, relp"),
+    ("brokers", "kafka"),
+    ("topic", "kafka"),
+    ("key", "kafka"),
+];
+
+const TLS_VERSIONS: [(&str, TlsVersion); 2] =
+    [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+
+const LINE_FORMATS: [(&str, LineFormat); 2] =
+    [("ndjson", LineFormat::Ndjson), ("audit_log", LineFormat::AuditLog)];
+
+/// A config with every section and every type, from which all declarations can be read.
+pub(super) const EVERYTHING: &str = "
+[[listener]]
+tls = {}
+[[output]]
+type = 'http'
+tls = {}
+basic_auth = {}
+[[output]]
+type = 'tcp'
+tls = {}
+[[output]]
+type = 'syslog'
+tls = {}
+[[output]]
+type = 'stdout'
+";
+
+/// All keys.
+pub(super) fn entries() -> Vec<Entry> {
+    let (cx, table) = Context::new(EVERYTHING, &|_| None);
+    config(&cx, table);
+    print::merged(cx.finish().items)
+}
+
+/// An output as far as it could be read: contradictions with others are looked for even where
+/// something else in it is wrong.
+struct Draft {
+    path: String,
+    name: Option<String>,
+    kind: Option<Type>,
+    replay_window: Option<Duration>,
+    output: Option<Output>,
+}
+
+/// Reads the whole file. `None`, or anything at all, if there is an error among the problems.
+pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config> {
+    let mut t = Table::root(cx, table);
+    let listeners = t.sections("listener", listener);
+    let mut limits = t.section("limits", limits);
+    let queue = t.section("queue", queue);
+    let outputs = t.sections("output", output);
+    t.section("dead_letter", |t| {
+        t.later("directory");
+        t.later_unless("max_bytes", Some((64 * MIB, "\"64MiB\"")), |cx, value| {
+            read_size(cx, value, &..)
+        });
+    });
+    let admin = t.section("admin", |t| {
+        t.word_or(
+            ("address", "IP:PORT", "metrics, health and status page; GET only"),
+            "127.0.0.1:9090",
+            None,
+            values::socket_address,
+        )
+    });
+    let log = t.section("log", log);
+    let drain_timeout = t.section("shutdown", |t| {
+        t.time(
+            "drain_timeout",
+            secs(20),
+            MOMENT..,
+            "SIGTERM: time to answer what is under way and to empty the queue",
+        )
+    });
+    t.later("filter");
+    t.later("source");
+    t.refuse_rest(|_| None);
+
+    limits.max_body = effective_max_body(cx, &limits, &queue);
+    contradictions_of_queue(cx, &queue, &outputs);
+    contradictions_of_addresses(cx, &listeners, admin);
+    contradictions_of_outputs(cx, &outputs);
+
+    Some(Config {
+        listeners: listeners.into_iter().map(|(_, listener)| listener).collect::<Option<_>>()?,
+        limits,
+        queue,
+        outputs: outputs.into_iter().map(|draft| draft.output).collect::<Option<_>>()?,
+        admin: admin?,
+        log: log?,
+        drain_timeout,
+        files: Vec::new(),
+    })
+}
+
+fn listener(t: &mut Table<'_, '_>) -> (Option<SocketAddr>, Option<Listener>) {
+    let address = t
+        .word(required("address", "IP:PORT", "where to listen for POSTs of events"), |text| {
+            Ok((text.to_owned(), values::socket_address(text)?))
+        });
+    let path_prefix = t.word_or(
+        ("path_prefix", "path", "POST to any path below it is ingest; others are 404"),
+        "/",
+        None,
+        values::path_prefix,
+    );
+    let bearer_token_file = t.file(
+        optional("bearer_token_file", "path", "no authentication", "the token that senders need"),
+        true,
+    );
+    let tls = t.optional_section(
+        optional("tls", TABLE, "plain HTTP", "its presence makes it HTTPS (h2 and http/1.1)"),
+        listener_tls,
+    );
+    let bound = address.as_ref().map(|(_, address)| *address);
+    let read = || {
+        let (label, address) = address?;
+        let tls = match tls {
+            Some(tls) => Some(tls?),
+            None => None,
+        };
+        Some(Listener { label, address, path_prefix: path_prefix?, bearer_token_file, tls })
+    };
+    (bound, read())
+}
+
+fn listener_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
+    let must_exist = !t.is_true("optional");
+    let certificate =
+        t.file(required("certificate", "path", "PEM chain, the leaf first"), must_exist);
+    let private_key = t.file(required("private_key", "path", "PEM key of the leaf"), must_exist);
+    let client_ca = t.file(
+        optional("client_ca", "path", "none", "its presence requires a client certificate (mTLS)"),
+        must_exist,
+    );
+    let optional = t.flag(
+        "optional",
+        false,
+        "true: no error while the files are absent; the listener opens when they appear",
+    );
+    let min_version = min_version(t);
+    Some(ListenerTls {
+        certificate: certificate?,
+        private_key: private_key?,
+        client_ca,
+        optional,
+        min_version: min_version?,
+    })
+}
+
+fn min_version(t: &mut Table<'_, '_>) -> Option<TlsVersion> {
+    t.choice("min_version", &TLS_VERSIONS, &[], Some(TlsVersion::V1_2), "lowest version of TLS")
+}
+
+/// `None` where the time is zero.
+fn unless_zero(time: Duration) -> Option<Duration> {
+    (!time.is_zero()).then_some(time)
+}
+
+fn limits(t: &mut Table<'_, '_>) -> Limits {
+    Limits {
+        max_body: t.size(
+            "max_body",
+            64 * MIB,
+            KIB..,
+            "decompressed; larger: 413. What takes effect is the smallest of it, max_in_flight and \
+             queue.max_bytes - 256",
+        ),
+        max_in_flight: t.size(
+            "max_in_flight",
+            256 * MIB,
+            ROOM_MIN..,
+            "bytes of bodies that are not yet in the queue or wait for their acknowledgement; \
+             beyond: 429",
+        ),
+        max_connections: usize::try_from(t.count(
+            "max_connections",
+            4096,
+            1..=CONNECTIONS_MAX,
+            "all listeners together",
+        ))
+        .unwrap_or(usize::MAX),
+        header_timeout: t.time(
+            "header_timeout",
+            secs(10),
+            MOMENT..,
+            "from the first byte of a request's head to its end",
+        ),
+        body_timeout: t.time(
+            "body_timeout",
+            secs(30),
+            MOMENT..,
+            "the whole body must have arrived by then: 408",
+        ),
+        idle_timeout: t.time(
+            "idle_timeout",
+            secs(300),
+            MOMENT..,
+            "between requests of a kept connection",
+        ),
+        max_connection_age: unless_zero(t.time(
+            "max_connection_age",
+            secs(900),
+            ..,
+            "then Connection: close or GOAWAY after the current answer, jittered; \"0s\": never",
+        )),
+    }
+}
+
+fn queue(t: &mut Table<'_, '_>) -> Queue {
+    let max_bytes = t.size(
+        "max_bytes",
+        256 * MIB,
+        ROOM_MIN..,
+        "memory that waiting events may take; a batch counts its bytes plus 256",
+    );
+    t.later("directory");
+    let acknowledge = t.choice(
+        "acknowledge",
+        &[("queued", Acknowledge::Queued), ("delivered", Acknowledge::Delivered)],
+        &["synced"],
+        Some(Acknowledge::Queued),
+        "when the sender gets its 200: once the batch is in the queue, or once every output has \
+         acknowledged it",
+    );
+    let delivered_timeout = t.time(
+        "delivered_timeout",
+        secs(25),
+        secs(1)..=secs(29),
+        "with \"delivered\": 503 after it (kube-apiserver gives up at 30 s)",
+    );
+    let when_full = t.choice(
+        "when_full",
+        &[
+            ("reject", WhenFull::Reject),
+            ("drop_oldest", WhenFull::DropOldest),
+            ("drop_newest", WhenFull::DropNewest),
+        ],
+        &[],
+        Some(WhenFull::Reject),
+        "429 with Retry-After, or 200 and a counted loss (not with \"delivered\")",
+    );
+    let retry_after = t.time(
+        "retry_after",
+        secs(5),
+        secs(1)..=secs(15),
+        "Retry-After of 429 and 503, drawn evenly from 0.6 to 1.6 times it",
+    );
+    let segment_bytes = (64 * MIB).min(max_bytes / 4);
+    let default = Some((segment_bytes, "its default, the smaller of \"64MiB\" and max_bytes / 4"));
+    t.later_unless("segment_bytes", default, |cx, value| read_size(cx, value, &..));
+    Queue {
+        max_bytes,
+        acknowledge: acknowledge.unwrap_or(Acknowledge::Queued),
+        delivered_timeout,
+        when_full: when_full.unwrap_or(WhenFull::Reject),
+        retry_after,
+    }
+}
+
+fn output(t: &mut Table<'_, '_>) -> Draft {
+    let name = t.word(
+        required("name", "name", "label in metrics and logs; unique, not \"queue\""),
+        values::output_name,
+    );
+    let kind = t.choice("type", &TYPES, &LATER_TYPES, None, "what it speaks");
+    t.later_unless("required", Some((true, "true")), |_, value| read_flag(value));
+    let type_name = TYPES.iter().find(|(_, it)| Some(*it) == kind).map(|(name, _)| *name);
+    t.cx.set_scope(type_name);
+    let protocol = kind.and_then(|kind| match kind {
+        Type::Http => http(t).map(OutputKind::Http),
+        Type::Tcp => tcp(t).map(OutputKind::Tcp),
+        Type::Syslog => syslog(t).map(OutputKind::Syslog),
+        Type::Stdout => line_format(t).map(OutputKind::Stdout),
+    });
+    let retry = t.section("retry", retry);
+    let timeouts = t.section("timeouts", timeouts);
+    let batch = t.section("batch", batch);
+    let rejected = t.section("rejected", |t| {
+        t.choice(
+            "action",
+            &[
+                ("dead_letter", Rejected::DeadLetter),
+                ("drop", Rejected::Drop),
+                ("retry", Rejected::Retry),
+            ],
+            &[],
+            Some(Rejected::DeadLetter),
+            "for events that the consumer refuses for good; without a place for dead letters they \
+             are dropped; both are counted as errors",
+        )
+    });
+    t.later("filter");
+    t.refuse_rest(|key| of_another_type(key, type_name));
+    t.cx.set_scope(None);
+
+    let replay_window = match &protocol {
+        Some(OutputKind::Tcp(TcpOutput { stream, .. }))
+        | Some(OutputKind::Syslog(SyslogOutput { stream, .. })) => Some(stream.replay_window),
+        Some(OutputKind::Http(_) | OutputKind::Stdout(_)) | None => None,
+    };
+    let read = || {
+        let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
+        Some(Output { name, kind, retry, timeouts, batch, rejected })
+    };
+    let output = read();
+    Draft { path: t.path.clone(), name, kind, replay_window, output }
+}
+
+/// What to say of a key that this type of output does not have but others do; nothing where the type
+/// itself is the problem.
+fn of_another_type(key: &str, type_name: Option<&str>) -> Option<String> {
+    let mut owners: Vec<&str> = entries()
+        .iter()
+        .filter(|entry| entry.section == "output" && entry.name == key)
+        .flat_map(|entry| entry.scopes.clone())
+        .collect();
+    let mut later = "";
+    if let Some((_, types)) = LATER_KEYS.iter().find(|(name, _)| *name == key) {
+        owners.push(types);
+        later = " (not in this version)";
+    }
+    if owners.is_empty() {
+        return None;
+    }
+    let message = |name| {
+        format!("type {name} has no key `{key}`, allowed: with type {}{later}", owners.join(", "))
+    };
+    Some(type_name.map(message).unwrap_or_default())
+}
+
+fn strategy(t: &mut Table<'_, '_>) -> Option<Strategy> {
+    t.choice(
+        "strategy",
+        &[("failover", Strategy::Failover), ("round_robin", Strategy::RoundRobin)],
+        &[],
+        Some(Strategy::Failover),
+        "the first healthy one, in order; or the next one, for each request (http) or each connect",
+    )
+}
+
+fn http(t: &mut Table<'_, '_>) -> Option<HttpOutput> {
+    let cx = t.cx;
+    let urls = t.secrets(
+        required("urls", "array of URLs", "http:// or https://, without user and password"),
+        |text| values::url(text).map(drop),
+    );
+    let strategy = strategy(t);
+    let format = t.choice(
+        "format",
+        &[
+            ("event_list", HttpFormat::EventList),
+            ("ndjson", HttpFormat::Ndjson),
+            ("json_array", HttpFormat::JsonArray),
+            ("audit_log", HttpFormat::AuditLog),
+        ],
+        &[],
+        Some(HttpFormat::EventList),
+        "body of a request: as kube-apiserver sends it, lines, an array, or the lines of audit.log",
+    );
+    let compression = t.choice(
+        "compression",
+        &[("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)],
+        &[],
+        Some(Compression::None),
+        "Content-Encoding of requests",
+    );
+    let headers = t.secret_map(
+        ("headers", "table of strings", "extra request headers"),
+        values::header_name,
+        values::header_value,
+    );
+    let concurrency = t.count("concurrency", 4, 1..=256, "requests at once; 1 keeps the order");
+    let bearer_token_file = t.file(
+        optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
+        true,
+    );
+    t.later("proxy");
+    let basic_auth = t.optional_section(
+        optional("basic_auth", TABLE, "none", "user and password for Authorization"),
+        |t| {
+            let username = t.secret(required("username", "string", "user"), values::user_name);
+            let file = required("password_file", "path", "file with the password");
+            let password_file = t.file(file, true);
+            Some(BasicAuth { username: username?, password_file: password_file? })
+        },
+    );
+    let tls = t.optional_section(
+        optional("tls", TABLE, "its defaults", "settings for https URLs"),
+        client_tls,
+    );
+
+    let [basic, bearer, tls_path] =
+        ["basic_auth", "bearer_token_file", "tls"].map(|name| t.path_of(name));
+    if cx.is_set(&basic) && cx.is_set(&bearer) {
+        cx.error(&basic, "contradicts bearer_token_file, allowed: one of the two");
+    }
+    for path in [&basic, &bearer] {
+        if cx.is_set(path) && headers.contains_key("authorization") {
+            cx.error(path, "contradicts the header `authorization`, allowed: one of the two");
+        }
+    }
+    let is_plain = |url: &super::Template| {
+        let url = url.expand().ok().and_then(|url| values::url(&url).ok());
+        url.is_some_and(|url| url.scheme() == "http")
+    };
+    if tls.is_some() && urls.as_ref().is_some_and(|urls| urls.iter().all(is_plain)) {
+        cx.error(&tls_path, "is for https, but all urls are http://, allowed: leave it out");
+    }
+
+    let tls = tls.unwrap_or_else(|| Some(ClientTls::default()));
+    let basic_auth = match basic_auth {
+        Some(basic_auth) => Some(basic_auth?),
+        None => None,
+    };
+    Some(HttpOutput {
+        urls: urls?,
+        strategy: strategy?,
+        tls: tls?,
+        format: format?,
+        compression: compression?,
+        headers,
+        bearer_token_file,
+        basic_auth,
+        concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
+    })
+}
+
+fn line_format(t: &mut Table<'_, '_>) -> Option<LineFormat> {
+    t.choice(
+        "format",
+        &LINE_FORMATS,
+        &[],
+        Some(LineFormat::Ndjson),
+        "lines: each event as received, or with kind and apiVersion as in kube-apiserver's audit.log",
+    )
+}
+
+fn tcp(t: &mut Table<'_, '_>) -> Option<TcpOutput> {
+    let format = line_format(t);
+    let stream = stream(t);
+    Some(TcpOutput { format: format?, stream: stream? })
+}
+
+fn syslog(t: &mut Table<'_, '_>) -> Option<SyslogOutput> {
+    let framing = t.choice(
+        "framing",
+        &[("octet_counting", Framing::OctetCounting), ("newline", Framing::Newline)],
+        &[],
+        Some(Framing::OctetCounting),
+        "how messages are told apart (RFC 6587, RFC 5425)",
+    );
+    let facility = t.choice("facility", &values::FACILITIES, &[], Some(16), "of each message");
+    let severity = t.choice("severity", &values::SEVERITIES, &[], Some(6), "of each message");
+    let hostname = t.word_or(
+        ("hostname", "name", "HOSTNAME of each message"),
+        &machine_name(),
+        Some("the machine's"),
+        |text| values::printable(text, 255),
+    );
+    let app_name =
+        t.word_or(("app_name", "name", "APP-NAME of each message"), "kube-audit", None, |text| {
+            values::printable(text, 48)
+        });
+    let max_message_bytes =
+        t.size("max_message_bytes", 0, .., "longer messages are rejected, never cut; 0: no limit");
+    let stream = stream(t);
+    Some(SyslogOutput {
+        framing: framing?,
+        priority: facility? * 8 + severity?,
+        hostname: hostname?,
+        app_name: app_name?,
+        max_message_bytes,
+        stream: stream?,
+    })
+}
+
+/// The name of this machine (in a pod, the pod's), or RFC 5424's word for none.
+fn machine_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
+}
+
+fn stream(t: &mut Table<'_, '_>) -> Option<Stream> {
+    let addresses =
+        t.words(required("addresses", "array of host:port", "IPv6 in brackets"), values::host_port);
+    let strategy = strategy(t);
+    let keepalive =
+        t.time("keepalive", secs(30), secs(1)..=KEEPALIVE_MAX, "interval of TCP keepalive");
+    let idle_timeout = unless_zero(t.time(
+        "idle_timeout",
+        Duration::ZERO,
+        ..,
+        "reconnect after so long without events, before a load balancer drops the connection; \
+         \"0s\": never",
+    ));
+    let replay_window = t.time(
+        "replay_window",
+        secs(1),
+        millis(10)..=secs(60),
+        "what was sent is final when no reset came for so long after the peer's kernel had it; \
+         after a break everything younger is sent again",
+    );
+    let tls = t.optional_section(
+        optional("tls", TABLE, "plain TCP", "its presence means TLS"),
+        client_tls,
+    );
+    let tls = match tls {
+        Some(tls) => Some(tls?),
+        None => None,
+    };
+    Some(Stream {
+        addresses: addresses?,
+        strategy: strategy?,
+        tls,
+        keepalive,
+        idle_timeout,
+        replay_window,
+    })
+}
+
+fn client_tls(t: &mut Table<'_, '_>) -> Option<ClientTls> {
+    let cx = t.cx;
+    let ca = t.file(
+        optional(
+            "ca",
+            "path",
+            "the system's roots",
+            "PEM bundle that the peer's chain must end in",
+        ),
+        true,
+    );
+    let certificate = t.file(
+        optional("certificate", "path", "none", "PEM chain of the client, with private_key"),
+        true,
+    );
+    let private_key =
+        t.file(optional("private_key", "path", "none", "PEM key of certificate"), true);
+    let server_name = t.word(
+        optional("server_name", "name", "the host dialled", "SNI, and the name that is verified"),
+        values::server_name,
+    );
+    let min_version = min_version(t);
+    let insecure_skip_verify = t.flag(
+        "insecure_skip_verify",
+        false,
+        "true: any certificate will do; warned of at every start",
+    );
+    let [certificate_path, key_path] = ["certificate", "private_key"].map(|name| t.path_of(name));
+    match (cx.is_set(&certificate_path), cx.is_set(&key_path)) {
+        (true, false) => {
+            cx.error(&certificate_path, "needs its private_key, allowed: both or none")
+        }
+        (false, true) => cx.error(&key_path, "needs its certificate, allowed: both or none"),
+        (true, true) | (false, false) => {}
+    }
+    if insecure_skip_verify {
+        let path = t.path_of("insecure_skip_verify");
+        let message = "anybody in between can read and change the audit trail, better: ca";
+        cx.problem_at(&path, &path, message, Severity::Warning);
+    }
+    Some(ClientTls {
+        ca,
+        identity: certificate.zip(private_key),
+        server_name,
+        min_version: min_version?,
+        insecure_skip_verify,
+    })
+}
+
+fn retry(t: &mut Table<'_, '_>) -> Retry {
+    let retry = Retry {
+        initial_interval: t.time("initial_interval", millis(500), MOMENT.., "first wait"),
+        max_interval: t.time("max_interval", secs(30), MOMENT.., "longest wait, before jitter"),
+        multiplier: t.number("multiplier", 2.0, 1.0.., "of each wait to the next"),
+        randomization_factor: t.number(
+            "randomization_factor",
+            0.5,
+            0.0..=1.0,
+            "each wait is drawn from 1 ± this times the interval",
+        ),
+    };
+    t.later("max_elapsed");
+    let cx = t.cx;
+    let [initial, max] = ["initial_interval", "max_interval"].map(|name| t.path_of(name));
+    if retry.initial_interval > retry.max_interval && cx.are_known(&[&initial, &max]) {
+        if cx.is_set(&initial) {
+            cx.error(&initial, "is longer than max_interval, allowed: at most that");
+        } else {
+            cx.error(&max, "is shorter than initial_interval, allowed: at least that");
+        }
+    }
+    retry
+}
+
+fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
+    let timeouts = Timeouts {
+        connect: t.time("connect", secs(5), MOMENT.., "name, TCP and TLS together"),
+        request: t.time(
+            "request",
+            secs(60),
+            MOMENT..,
+            "without any progress towards an acknowledgement; longer than a slow consumer takes, \
+             or it gets the same batch again and again",
+        ),
+    };
+    let default = Some((Duration::ZERO, "\"0s\""));
+    t.later_unless("max_connection_age", default, |cx, value| read_time(cx, value, &..));
+    timeouts
+}
+
+fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
+    BatchLimits {
+        max_bytes: t.size(
+            "max_bytes",
+            4 * MIB,
+            KIB..,
+            "of one request or one write; one larger event travels alone",
+        ),
+        max_events: t.count(
+            "max_events",
+            5000,
+            1..=u64::from(u32::MAX),
+            "of one request or one write",
+        ),
+    }
+}
+
+fn log(t: &mut Table<'_, '_>) -> Option<Log> {
+    let level = t.choice(
+        "level",
+        &[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+        ],
+        &[],
+        Some(LogLevel::Info),
+        "debug: one line per request and delivery",
+    );
+    let format = t.choice(
+        "format",
+        &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+        &[],
+        Some(LogFormat::Text),
+        "for people (control characters escaped), or for machines",
+    );
+    Some(Log { level: level?, format: format? })
+}
+
+/// The smallest of the three bounds, with a warning where it is not the one configured.
+fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
+    let bounds = [
+        (limits.max_body, "limits.max_body", "max_body"),
+        (limits.max_in_flight, "limits.max_in_flight", "limits.max_in_flight"),
+        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes", "queue.max_bytes - 256"),
+    ];
+    // The first of equals: max_body itself, if it is among them.
+    let [configured, ..] = bounds;
+    let smallest = bounds.into_iter().min_by_key(|(size, ..)| *size).unwrap_or(configured);
+    let known = cx.are_known(&["limits.max_body", "limits.max_in_flight", "queue.max_bytes"]);
+    if smallest.0 < configured.0 && known {
+        // A default is overruled by the key that is set, and the place to look at is there.
+        let spot = if cx.is_set(configured.1) { configured.1 } else { smallest.1 };
+        let message = format!("{} is smaller, and takes effect instead", smallest.2);
+        cx.problem_at(configured.1, spot, message, Severity::Warning);
+    }
+    smallest.0
+}
+
+fn contradictions_of_queue(cx: &Context<'_>, queue: &Queue, outputs: &[Draft]) {
+    if queue.acknowledge != Acknowledge::Delivered {
+        return;
+    }
+    if queue.when_full != WhenFull::Reject {
+        let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";
+        cx.error("queue.when_full", message);
+    }
+    let timeout_path = "queue.delivered_timeout";
+    for draft in outputs {
+        let path = format!("{}.replay_window", draft.path);
+        let Some(window) = draft.replay_window else { continue };
+        if window >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {
+            let spot = if cx.is_set(&path) { &path } else { timeout_path };
+            let message = format!(
+                "must be over before {timeout_path} is with acknowledge = \"delivered\", \
+                 allowed: less than that"
+            );
+            cx.problem_at(&path, spot, message, Severity::Error);
+        }
+    }
+}
+
+fn contradictions_of_addresses(
+    cx: &Context<'_>,
+    listeners: &[(Option<SocketAddr>, Option<Listener>)],
+    admin: Option<SocketAddr>,
+) {
+    for (index, (address, _)) in listeners.iter().enumerate() {
+        let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+        let path = format!("listener[{index}].address");
+        let first = listeners.iter().position(|(other, _)| *other == Some(address));
+        if let Some(first) = first.filter(|first| *first < index) {
+            let message = format!("is the address of listener[{first}] too, allowed: another");
+            cx.error(&path, message);
+        }
+        if admin == Some(address) {
+            let spot = if cx.is_set("admin.address") { "admin.address" } else { &path };
+            let message = format!("is the address of listener[{index}] too, allowed: another");
+            cx.problem_at("admin.address", spot, message, Severity::Error);
+        }
+    }
+}
+
+fn contradictions_of_outputs(cx: &Context<'_>, outputs: &[Draft]) {
+    for (index, draft) in outputs.iter().enumerate() {
+        let before = outputs.iter().take(index);
+        if let Some(name) = &draft.name
+            && let Some(first) = before.clone().find(|other| other.name.as_ref() == Some(name))
+        {
+            let message = format!("is the name of {} too, allowed: another", first.path);
+            cx.error(&format!("{}.name", draft.path), message);
+        }
+        if draft.kind == Some(Type::Stdout)
+            && let Some(first) = before.clone().find(|other| other.kind == Some(Type::Stdout))
+        {
+            let message = format!("{} writes to stdout already, allowed: one", first.path);
+            cx.error(&format!("{}.type", draft.path), message);
+        }
+    }
+}

@@ -1,0 +1,586 @@
+//! Tables of the config file: keys are declared where they are taken.
+//!
+//! One declaration (name, kind, default, allowed values, meaning) gives the typed value, every
+//! problem with its line and column, the line of the effective config and the row of the reference.
+//! What is left in a table after its keys were taken is unknown.
+
+use std::collections::BTreeMap;
+use std::ops::RangeBounds;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeTable;
+use toml::de::DeValue;
+
+use super::Severity;
+use super::Template;
+use super::print::LATER;
+use super::print::bare_or_quoted;
+use super::print::literal;
+use super::print::quoted;
+use super::reader::Context;
+use super::reader::Entry;
+use super::reader::Found;
+use super::reader::Item;
+use super::reader::Read;
+use super::reader::Wrong;
+use super::reader::other_type;
+use super::reader::read_flag;
+use super::reader::read_integer;
+use super::reader::read_size;
+use super::reader::read_time;
+use super::reader::within;
+use super::values;
+
+/// What a key's declaration says besides its range.
+pub(super) struct Key {
+    name: &'static str,
+    kind: String,
+    absent: Absent,
+    meaning: &'static str,
+}
+
+/// The kind of an optional section.
+pub(super) const TABLE: &str = "table";
+
+enum Absent {
+    Required,
+    /// What its absence means.
+    Optional(&'static str),
+    /// The default as TOML; as the reference says it.
+    Default(String, String),
+}
+
+/// A key that must be there.
+pub(super) fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
+    Key { name, kind: kind.to_owned(), absent: Absent::Required, meaning }
+}
+
+/// A key that may be absent, and what that means.
+pub(super) fn optional(
+    name: &'static str,
+    kind: &str,
+    otherwise: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key { name, kind: kind.to_owned(), absent: Absent::Optional(otherwise), meaning }
+}
+
+fn defaulted(name: &'static str, kind: String, default: String, meaning: &'static str) -> Key {
+    Key { name, kind, absent: Absent::Default(default.clone(), default), meaning }
+}
+
+fn kind(kind: &str, allowed: Option<String>) -> String {
+    allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
+}
+
+/// The known word that was probably meant.
+fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+    let typos_max = (text.chars().count() / 3).max(1);
+    words
+        .map(|word| (strsim::damerau_levenshtein(text, word), word))
+        .filter(|(typos, _)| *typos <= typos_max)
+        .min()
+        .map(|(_, word)| word)
+}
+
+/// The keys of one table that are not taken yet.
+pub(super) struct Table<'c, 'a> {
+    pub(super) cx: &'c Context<'a>,
+    /// `output[0].tls`; empty for the whole file.
+    pub(super) path: String,
+    /// `output.tls`.
+    section: String,
+    /// Each with the position of its name.
+    keys: BTreeMap<String, (usize, Spanned<DeValue<'a>>)>,
+    known: Vec<&'static str>,
+}
+
+impl<'c, 'a> Table<'c, 'a> {
+    /// The whole file.
+    pub(super) fn root(cx: &'c Context<'a>, table: DeTable<'a>) -> Self {
+        Self::new(cx, String::new(), String::new(), table)
+    }
+
+    fn new(cx: &'c Context<'a>, path: String, section: String, table: DeTable<'a>) -> Self {
+        let keys = table
+            .into_iter()
+            .map(|(key, value)| {
+                let at = key.span().start;
+                (key.into_inner().into_owned(), (at, value))
+            })
+            .collect();
+        Self { cx, path, section, keys, known: Vec::new() }
+    }
+
+    /// The path of one of its keys.
+    pub(super) fn path_of(&self, name: &str) -> String {
+        let name = bare_or_quoted(name);
+        match self.path.as_str() {
+            "" => name,
+            path => format!("{path}.{name}"),
+        }
+    }
+
+    /// Removes a key and remembers that it is known, and where it stands.
+    fn remove(&mut self, name: &'static str) -> Option<Found<'a>> {
+        self.known.push(name);
+        let (_, value) = self.keys.remove(name)?;
+        let path = self.path_of(name);
+        let at = value.span().start;
+        self.cx.spots.borrow_mut().insert(path.clone(), at);
+        Some(Found { path, at, value: value.into_inner() })
+    }
+
+    /// Puts a key on record for the effective config and the reference.
+    fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
+        let (default, reference) = match &key.absent {
+            Absent::Required => (None, "required"),
+            Absent::Optional(otherwise) => (None, *otherwise),
+            Absent::Default(default, shown) => (Some(default.clone()), shown.as_str()),
+        };
+        // A table is printed as a section of its own.
+        let printed = found.filter(|_| key.kind != TABLE).map(literal).or(default);
+        self.record(key.name, &key.kind, reference, key.meaning, printed);
+    }
+
+    fn record(
+        &self,
+        name: &'static str,
+        kind: &str,
+        default: &str,
+        meaning: &'static str,
+        value: Option<String>,
+    ) {
+        self.cx.items.borrow_mut().push(Item::Key(Entry {
+            section: self.section.clone(),
+            scopes: self.cx.scope.get().into_iter().collect(),
+            name,
+            kind: kind.to_owned(),
+            default: default.to_owned(),
+            meaning,
+            value,
+        }));
+    }
+
+    /// Takes a key by its reader.
+    fn take<T>(
+        &mut self,
+        key: Key,
+        read: impl FnOnce(&Context<'a>, &Found<'a>) -> Read<T>,
+    ) -> Option<T> {
+        let found = self.remove(key.name);
+        self.declare(&key, found.as_ref().map(|found| &found.value));
+        let cx = self.cx;
+        let path = self.path_of(key.name);
+        let Some(found) = found else {
+            if matches!(key.absent, Absent::Required) {
+                cx.error(&path, format!("is missing, allowed: {}", key.kind));
+                cx.unknown.borrow_mut().insert(path);
+            }
+            return None;
+        };
+        match read(cx, &found) {
+            Ok(value) => Some(value),
+            Err(wrong) => {
+                cx.fail(found.at, &path, wrong);
+                cx.unknown.borrow_mut().insert(path);
+                None
+            }
+        }
+    }
+
+    /// A size.
+    pub(super) fn size(
+        &mut self,
+        name: &'static str,
+        default: u64,
+        range: impl RangeBounds<u64>,
+        meaning: &'static str,
+    ) -> u64 {
+        let kind = kind("size", values::allowed(&range, values::show_size));
+        let shown = values::show_size(default);
+        let literal = if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) };
+        self.take(defaulted(name, kind, literal, meaning), |cx, found| {
+            read_size(cx, &found.value, &range)
+        })
+        .unwrap_or(default)
+    }
+
+    /// A time.
+    pub(super) fn time(
+        &mut self,
+        name: &'static str,
+        default: Duration,
+        range: impl RangeBounds<Duration>,
+        meaning: &'static str,
+    ) -> Duration {
+        let kind = kind("time", values::allowed(&range, values::show_time));
+        let literal = quoted(&values::show_time(default));
+        self.take(defaulted(name, kind, literal, meaning), |cx, found| {
+            read_time(cx, &found.value, &range)
+        })
+        .unwrap_or(default)
+    }
+
+    /// A whole number.
+    pub(super) fn count(
+        &mut self,
+        name: &'static str,
+        default: u64,
+        range: impl RangeBounds<u64>,
+        meaning: &'static str,
+    ) -> u64 {
+        let allowed = values::allowed(&range, |number| number.to_string());
+        let kind = kind("integer", allowed.clone());
+        let must_be = format!("an integer, {}", allowed.unwrap_or_default());
+        self.take(defaulted(name, kind, default.to_string(), meaning), |_, found| {
+            let value = &found.value;
+            let integer = value.as_integer().ok_or_else(|| other_type(value, &must_be))?;
+            match read_integer(value) {
+                Some(number) => within(number, value, &range, |number| number.to_string()),
+                None => Err(Wrong::Is(format!("{integer} is out of range, allowed: {must_be}"))),
+            }
+        })
+        .unwrap_or(default)
+    }
+
+    /// A number.
+    pub(super) fn number(
+        &mut self,
+        name: &'static str,
+        default: f64,
+        range: impl RangeBounds<f64>,
+        meaning: &'static str,
+    ) -> f64 {
+        let show = |number: f64| format!("{number:?}");
+        let kind = kind("number", values::allowed(&range, show));
+        self.take(defaulted(name, kind, show(default), meaning), |_, found| {
+            let value = &found.value;
+            let digits = value.as_float().map(|float| float.as_str()).or_else(|| {
+                let integer = value.as_integer().filter(|integer| integer.radix() == 10);
+                integer.map(|integer| integer.as_str())
+            });
+            let digits = digits.ok_or_else(|| other_type(value, "a number"))?;
+            let number = digits.parse().ok();
+            // Neither NaN nor infinity is in a range that we mean.
+            let number = number.filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN);
+            within(number, value, &range, show)
+        })
+        .unwrap_or(default)
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(
+        &mut self,
+        name: &'static str,
+        default: bool,
+        meaning: &'static str,
+    ) -> bool {
+        let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
+        self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
+    }
+
+    /// One of a few words; `later` are those that this version does not have yet.
+    pub(super) fn choice<T: Copy + PartialEq>(
+        &mut self,
+        name: &'static str,
+        words: &[(&'static str, T)],
+        later: &[&str],
+        default: Option<T>,
+        meaning: &'static str,
+    ) -> Option<T> {
+        let listed = |between: &str| {
+            words.iter().map(|(word, _)| quoted(word)).collect::<Vec<_>>().join(between)
+        };
+        let allowed = listed(", ");
+        let default = default.and_then(|value| words.iter().find(|(_, it)| *it == value));
+        let key = match default {
+            Some((word, _)) => defaulted(name, listed(" · "), quoted(word), meaning),
+            None => required(name, &listed(" · "), meaning),
+        };
+        let taken = self.take(key, |cx, found| {
+            cx.word(&found.value, &format!("one of {allowed}"), |text| {
+                if later.contains(&text) {
+                    return Err(format!("is not in this version, allowed: {allowed}"));
+                }
+                let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+                known.ok_or_else(|| match nearest(text, words.iter().map(|(word, _)| *word)) {
+                    Some(near) => {
+                        format!("is unknown, did you mean {near:?}? Allowed: {allowed}")
+                    }
+                    None => format!("is unknown, allowed: {allowed}"),
+                })
+            })
+        });
+        taken.or(default.map(|(_, value)| *value))
+    }
+
+    /// A string by its parser.
+    pub(super) fn word<T>(
+        &mut self,
+        key: Key,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.take(key, |cx, found| cx.word(&found.value, "a string", parse))
+    }
+
+    /// A string by its parser, with a default; `reference` is how the reference says the default.
+    pub(super) fn word_or<T>(
+        &mut self,
+        (name, kind, meaning): (&'static str, &str, &'static str),
+        default: &str,
+        reference: Option<&str>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let literal = quoted(default);
+        let reference = reference.map_or_else(|| literal.clone(), str::to_owned);
+        let absent = Absent::Default(literal, reference);
+        let key = Key { name, kind: kind.to_owned(), absent, meaning };
+        if !self.keys.contains_key(name) {
+            self.word(key, |_| Ok(()));
+            return parse(default).ok();
+        }
+        self.word(key, parse)
+    }
+
+    /// A file.
+    pub(super) fn file(&mut self, key: Key, must_exist: bool) -> Option<PathBuf> {
+        self.take(key, |cx, found| cx.file(found, must_exist))
+    }
+
+    /// A string that may be a secret.
+    pub(super) fn secret(
+        &mut self,
+        key: Key,
+        check: impl FnOnce(&str) -> Result<(), String>,
+    ) -> Option<Template> {
+        self.take(key, |cx, found| cx.secret(found, check))
+    }
+
+    /// An array of at least one string, each by its reader.
+    fn array<T>(
+        &mut self,
+        key: Key,
+        read: impl Fn(&Context<'a>, &Found<'a>) -> Read<T>,
+    ) -> Option<Vec<T>> {
+        self.take(key, |cx, found| {
+            let DeValue::Array(array) = &found.value else {
+                return Err(other_type(&found.value, "an array of strings"));
+            };
+            if array.is_empty() {
+                return Err(Wrong::Is("is empty, allowed: at least one".to_owned()));
+            }
+            let mut values = Vec::new();
+            for (index, value) in array.iter().enumerate() {
+                let path = format!("{}[{index}]", found.path);
+                let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
+                match read(cx, &found) {
+                    Ok(value) => values.push(value),
+                    Err(wrong) => cx.fail(found.at, &found.path, wrong),
+                }
+            }
+            if values.len() == array.len() { Ok(values) } else { Err(Wrong::Told) }
+        })
+    }
+
+    /// An array of strings by their parser.
+    pub(super) fn words<T>(
+        &mut self,
+        key: Key,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        self.array(key, |cx, found| cx.word(&found.value, "a string", &parse))
+    }
+
+    /// An array of strings that may be secrets.
+    pub(super) fn secrets(
+        &mut self,
+        key: Key,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Option<Vec<Template>> {
+        self.array(key, |cx, found| cx.secret(found, &check))
+    }
+
+    /// A table of free names with strings that may be secrets; empty by default.
+    pub(super) fn secret_map(
+        &mut self,
+        (name, kind, meaning): (&'static str, &str, &'static str),
+        parse_name: impl Fn(&str) -> Result<String, String>,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> BTreeMap<String, Template> {
+        let key = defaulted(name, kind.to_owned(), "{}".to_owned(), meaning);
+        self.take(key, |cx, found| {
+            let DeValue::Table(table) = &found.value else {
+                return Err(other_type(&found.value, kind));
+            };
+            let mut map = BTreeMap::new();
+            for (name, value) in table {
+                let (name_at, name) = (name.span().start, name.get_ref());
+                let path = format!("{}.{}", found.path, bare_or_quoted(name));
+                let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
+                let value = cx.secret(&found, &check);
+                let parsed = match parse_name(name) {
+                    Ok(parsed) if map.contains_key(&parsed) => {
+                        Err("is there twice, allowed: once (case does not matter)".to_owned())
+                    }
+                    parsed => parsed,
+                };
+                if let Err(why) = &parsed {
+                    let wrong = Wrong::Is(format!("{} {why}", quoted(name)));
+                    cx.fail(name_at, &found.path, wrong);
+                }
+                match (parsed, value) {
+                    (Ok(parsed), Ok(value)) => drop(map.insert(parsed, value)),
+                    (_, Err(wrong)) => cx.fail(found.at, &found.path, wrong),
+                    (Err(_), Ok(_)) => {}
+                }
+            }
+            Ok(map)
+        })
+        .unwrap_or_default()
+    }
+
+    /// Whether a flag that is not taken yet is `true`.
+    pub(super) fn is_true(&self, name: &str) -> bool {
+        self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
+    }
+
+    /// A key that this version refuses.
+    pub(super) fn later(&mut self, name: &'static str) {
+        self.later_unless(name, None, |_, _| Ok(()));
+    }
+
+    /// A key that this version refuses unless it has its default (the value, and how it is written).
+    pub(super) fn later_unless<T: PartialEq>(
+        &mut self,
+        name: &'static str,
+        default: Option<(T, &str)>,
+        read: impl FnOnce(&Context<'a>, &DeValue<'a>) -> Read<T>,
+    ) {
+        self.record(name, LATER, "", "", None);
+        let found = self.remove(name);
+        // Not to be offered for an unknown one.
+        self.known.pop();
+        let Some(found) = found else { return };
+        let wrong = match (default, read(self.cx, &found.value)) {
+            (_, Err(wrong)) => wrong,
+            (Some((default, _)), Ok(value)) if value == default => return,
+            (Some((_, shown)), Ok(_)) => {
+                Wrong::Is(format!("is not in this version, allowed: {shown}, or leave it out"))
+            }
+            (None, Ok(_)) => Wrong::Is("is not in this version, leave it out".to_owned()),
+        };
+        self.cx.fail(found.at, &found.path, wrong);
+    }
+
+    fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
+        let mut path = self.path_of(name);
+        if let Some(index) = index {
+            path = format!("{path}[{index}]");
+        }
+        let section = match self.section.as_str() {
+            "" => name.to_owned(),
+            outer => format!("{outer}.{name}"),
+        };
+        let (open, close) = if index.is_some() { ("[[", "]]") } else { ("[", "]") };
+        self.cx.items.borrow_mut().push(Item::Header(format!("{open}{section}{close}")));
+        Self::new(self.cx, path, section, table)
+    }
+
+    /// `[name]`, with its defaults where it is absent.
+    pub(super) fn section<T>(
+        &mut self,
+        name: &'static str,
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        let table = match self.remove(name) {
+            Some(Found { value: DeValue::Table(table), .. }) => table,
+            Some(found) => {
+                let wrong = other_type(&found.value, "a table");
+                self.cx.fail(found.at, &found.path, wrong);
+                DeTable::new()
+            }
+            None => DeTable::new(),
+        };
+        let mut table = self.child(name, None, table);
+        let value = read(&mut table);
+        table.refuse_rest(|_| None);
+        value
+    }
+
+    /// `[name]`, whose presence means something; its key says what.
+    pub(super) fn optional_section<T>(
+        &mut self,
+        key: Key,
+        read: impl FnOnce(&mut Self) -> T,
+    ) -> Option<T> {
+        let name = key.name;
+        let table = self.take(key, |_, found| {
+            let table = found.value.as_table().cloned();
+            table.ok_or_else(|| other_type(&found.value, "a table"))
+        })?;
+        let mut table = self.child(name, None, table);
+        let value = read(&mut table);
+        table.refuse_rest(|_| None);
+        Some(value)
+    }
+
+    /// `[[name]]`, one or more.
+    pub(super) fn sections<T>(
+        &mut self,
+        name: &'static str,
+        mut read: impl FnMut(&mut Self) -> T,
+    ) -> Vec<T> {
+        let cx = self.cx;
+        let allowed = format!("one or more [[{name}]]");
+        let found = match self.remove(name) {
+            Some(Found { value: DeValue::Array(array), .. }) => array.into_iter().collect(),
+            Some(found) => {
+                cx.fail(found.at, &found.path, other_type(&found.value, &allowed));
+                if !found.value.is_table() {
+                    return Vec::new();
+                }
+                // Its keys may hold more problems.
+                vec![Spanned::new(found.at..found.at, found.value)]
+            }
+            None => Vec::new(),
+        };
+        if found.is_empty() {
+            cx.error(name, format!("is missing, allowed: {allowed}"));
+        }
+        let mut values = Vec::new();
+        for (index, value) in found.into_iter().enumerate() {
+            let (at, path) = (value.span().start, format!("{}[{index}]", self.path_of(name)));
+            let value = value.into_inner();
+            let DeValue::Table(table) = value else {
+                cx.fail(at, &path, other_type(&value, &allowed));
+                continue;
+            };
+            cx.spots.borrow_mut().insert(path, at);
+            let mut table = self.child(name, Some(index), table);
+            values.push(read(&mut table));
+            table.refuse_rest(|_| None);
+        }
+        values
+    }
+
+    /// Refuses the keys that nobody took; `explain` may know more about one, and may let it pass by
+    /// an empty answer.
+    pub(super) fn refuse_rest(&mut self, explain: impl Fn(&str) -> Option<String>) {
+        for (name, (at, _)) in std::mem::take(&mut self.keys) {
+            let message = explain(&name).unwrap_or_else(|| {
+                let allowed = || self.known.join(", ");
+                let shown = bare_or_quoted(&name);
+                match nearest(&name, self.known.iter().copied()) {
+                    Some(near) => format!("unknown key `{shown}`, did you mean `{near}`?"),
+                    None => format!("unknown key `{shown}`, allowed: {}", allowed()),
+                }
+            });
+            if !message.is_empty() {
+                self.cx.report(at, self.path_of(&name), message, Severity::Error);
+            }
+        }
+    }
+}

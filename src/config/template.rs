@@ -1,0 +1,267 @@
+//! Strings of the config file with `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` in them.
+//!
+//! Variables are expanded once, when the config is read; files are read again at every
+//! [`Template::expand`], so that a rotated secret is taken up without a restart. What a variable or
+//! a file holds is shown nowhere: `Debug` and all messages have the source only.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::io::Read as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+/// Tokens and passwords are short: a file beyond this is a mistake (a device, a log), not a secret.
+const SECRET_BYTES_MAX: u64 = 1024 * 1024;
+
+/// A string of the config file, ready to be expanded.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Template {
+    source: String,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    File(PathBuf),
+}
+
+/// A `${file:PATH}` that cannot be read. Names the file, never what is in it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the file {}", file.display())]
+pub struct ExpandError {
+    /// The PATH.
+    pub file: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl Template {
+    /// Takes the string apart and expands its variables by `env`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it: all of it, separated by semicolons, without the value of any variable.
+    pub fn parse(source: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let mut text = String::new();
+        let mut parts = Vec::new();
+        let mut wrong = Vec::new();
+        let mut rest = source;
+        while let Some((before, after)) = rest.split_once("${") {
+            if let Some(before) = before.strip_suffix('$') {
+                text.push_str(before);
+                text.push_str("${");
+                rest = after;
+                continue;
+            }
+            text.push_str(before);
+            let Some((inside, after)) = after.split_once('}') else {
+                wrong.push("a `${` has no `}`, write `$${` for a literal `${`".to_owned());
+                break;
+            };
+            rest = after;
+            match reference(inside) {
+                Ok(Reference::Env { name, default }) => {
+                    // As in a shell, `:-` also replaces a variable that is set but empty.
+                    let value = env(name).filter(|value| default.is_none() || !value.is_empty());
+                    match value.as_deref().or(default) {
+                        Some(value) => text.push_str(value),
+                        None => wrong.push(format!(
+                            "the variable {name} is not set, set it or write `${{env:{name}:-default}}`"
+                        )),
+                    }
+                }
+                Ok(Reference::File(path)) => {
+                    if !text.is_empty() {
+                        parts.push(Part::Text(std::mem::take(&mut text)));
+                    }
+                    parts.push(Part::File(PathBuf::from(path)));
+                }
+                Err(why) => wrong.push(why),
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(wrong.join("; "));
+        }
+        text.push_str(rest);
+        if !text.is_empty() {
+            parts.push(Part::Text(text));
+        }
+        Ok(Self { source: source.to_owned(), parts })
+    }
+
+    /// The string with its files as they are now. Reads them: not for a runtime's thread where a
+    /// file system may hang.
+    ///
+    /// # Errors
+    ///
+    /// The first file that cannot be read.
+    pub fn expand(&self) -> Result<String, ExpandError> {
+        let mut expanded = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => expanded.push_str(text),
+                Part::File(file) => expanded.push_str(
+                    &read_secret(file)
+                        .map_err(|source| ExpandError { file: file.clone(), source })?,
+                ),
+            }
+        }
+        Ok(expanded)
+    }
+
+    /// The string as the config file has it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The files that [`Template::expand`] reads.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::File(file) => Some(file.as_path()),
+        })
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.source, f)
+    }
+}
+
+enum Reference<'a> {
+    Env { name: &'a str, default: Option<&'a str> },
+    File(&'a str),
+}
+
+/// What stands between `${` and `}`.
+fn reference(inside: &str) -> Result<Reference<'_>, String> {
+    if inside.contains("${") {
+        return Err("a `${…}` cannot stand inside another one".to_owned());
+    }
+    if let Some(path) = inside.strip_prefix("file:") {
+        if path.is_empty() {
+            return Err("`${file:}` names no file, write `${file:PATH}`".to_owned());
+        }
+        return Ok(Reference::File(path));
+    }
+    let Some(inside) = inside.strip_prefix("env:") else {
+        return Err("an unknown `${…}`, allowed: `${env:NAME}`, `${env:NAME:-default}`, \
+                    `${file:PATH}`, and `$${` for a literal `${`"
+            .to_owned());
+    };
+    let (name, default) = match inside.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (inside, None),
+    };
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !starts || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Err("`${env:…}` has no name of a variable, allowed: letters, digits and `_`, \
+                    then `:-default` if need be"
+            .to_owned());
+    }
+    Ok(Reference::Env { name, default })
+}
+
+/// What a file of a `*_file` key or of `${file:…}` holds, without its trailing line break.
+///
+/// # Errors
+///
+/// The file cannot be read, is not UTF-8, or is too large to be a secret.
+pub fn read_secret(path: &Path) -> io::Result<String> {
+    let mut secret = String::new();
+    File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut secret)?;
+    if secret.len() as u64 > SECRET_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 1 MiB"));
+    }
+    if secret.ends_with('\n') {
+        secret.pop();
+        if secret.ends_with('\r') {
+            secret.pop();
+        }
+    }
+    Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "HOST" => Some("logs.example".to_owned()),
+            "EMPTY" => Some(String::new()),
+            "TRICKY" => Some("${file:/etc/passwd}".to_owned()),
+            _ => None,
+        }
+    }
+
+    fn expanded(source: &str) -> Result<String, String> {
+        Template::parse(source, &env)?.expand().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn variables_are_expanded_and_defaults_fill_the_unset_and_the_empty() {
+        for (source, expected) in [
+            ("", ""),
+            ("plain $ and $$ and }", "plain $ and $$ and }"),
+            ("https://${env:HOST}/", "https://logs.example/"),
+            ("${env:HOST}${env:HOST}", "logs.examplelogs.example"),
+            ("${env:NOT_SET:-10s}", "10s"),
+            ("${env:NOT_SET:-}", ""),
+            ("${env:EMPTY:-full}", "full"),
+            ("[${env:EMPTY}]", "[]"),
+            ("${env:HOST:-unused}", "logs.example"),
+            ("$${env:HOST}", "${env:HOST}"),
+            ("$$${env:HOST}", "$${env:HOST}"),
+            ("${env:TRICKY}", "${file:/etc/passwd}"),
+        ] {
+            assert_eq!(expanded(source).as_deref(), Ok(expected), "{source}");
+        }
+    }
+
+    #[test]
+    fn everything_else_after_a_dollar_brace_is_refused() {
+        for (source, expected) in [
+            ("${HOST}", "an unknown `${…}`"),
+            ("${env:HOST", "has no `}`"),
+            ("${env:}", "no name of a variable"),
+            ("${env:A-B}", "no name of a variable"),
+            ("${env:1A}", "no name of a variable"),
+            ("${env:A:-${env:HOST}}", "cannot stand inside another"),
+            ("${file:}", "names no file"),
+            ("${env:NOT_SET}", "NOT_SET is not set"),
+            ("${env:NOT_SET} ${env:NOR_THIS}", "NOR_THIS is not set"),
+        ] {
+            let error = expanded(source).unwrap_err();
+            assert!(error.contains(expected), "{source}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_read_at_every_expansion_and_lose_one_line_break() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let source = format!("Bearer ${{file:{}}}", file.display());
+        let template = Template::parse(&source, &env).unwrap();
+        let error = template.expand().unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot read the file {}", file.display()));
+        for (written, read) in
+            [("a\n", "a"), ("b\r\n", "b"), ("c\n\n", "c\n"), ("d", "d"), ("e\r", "e\r")]
+        {
+            std::fs::write(&file, written).unwrap();
+            assert_eq!(template.expand().unwrap(), format!("Bearer {read}"));
+        }
+        assert_eq!(template.files().collect::<Vec<_>>(), [file.as_path()]);
+        assert_eq!(template.source(), source);
+        assert_eq!(format!("{template:?}"), format!("{source:?}"));
+    }
+
+    #[test]
+    fn a_file_too_large_for_a_secret_is_refused() {
+        let error = read_secret(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+}

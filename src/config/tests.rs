@@ -1,0 +1,800 @@
+//! Every class of problem, with its position. What a config without problems gives is in `good.rs`.
+
+mod good;
+
+use super::*;
+
+const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
+const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "SIZE" => Some("2MiB".to_owned()),
+        "TIME" => Some("7s".to_owned()),
+        "HOST" => Some("logs.example".to_owned()),
+        "BAD" => Some("hunter2".to_owned()),
+        _ => None,
+    }
+}
+
+/// Reads the text with what it lacks to be a config behind it.
+fn checked(text: &str) -> Checked {
+    let mut text = text.to_owned();
+    if !text.contains("listener") {
+        text.push_str(LISTENER);
+    }
+    if !text.contains("output") {
+        text.push_str(OUTPUT);
+    }
+    read_with(&text, &env)
+}
+
+fn config(text: &str) -> Config {
+    let checked = checked(text);
+    assert_eq!(checked.problems, [], "{text}");
+    checked.config.expect("no problems")
+}
+
+fn files() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["crt", "key", "ca"] {
+        std::fs::write(dir.path().join(name), "pem").unwrap();
+    }
+    std::fs::write(dir.path().join("token"), "s3cr3t\n").unwrap();
+    dir
+}
+
+/// Every key, at another value than its default.
+fn everything(dir: &std::path::Path) -> String {
+    let text = r#"
+[[listener]]
+address = "[::1]:3001"
+path_prefix = "/audit"
+bearer_token_file = "DIR/token"
+[listener.tls]
+certificate = "DIR/crt"
+private_key = "DIR/key"
+client_ca = "DIR/ca"
+optional = true
+min_version = "1.3"
+[[listener]]
+address = "127.0.0.1:0"
+[[listener]]
+address = "127.0.0.1:0"
+[limits]
+max_body = "${env:SIZE}"
+max_in_flight = "${env:UNSET:-4MB}"
+max_connections = 0x10
+header_timeout = "${env:TIME}"
+body_timeout = "1m"
+idle_timeout = "2h"
+max_connection_age = "0s"
+[queue]
+max_bytes = 100_000_000
+acknowledge = "delivered"
+delivered_timeout = "29s"
+when_full = "reject"
+retry_after = "1s"
+segment_bytes = 25_000_000
+[[output]]
+name = "es-1"
+type = "http"
+required = true
+urls = ["https://a/x?y=${file:DIR/token}", "http://${env:HOST}:8080", "$${x"]
+strategy = "round_robin"
+format = "ndjson"
+compression = "zstd"
+headers = { X-Scope = "${file:DIR/token}", "x_1" = "tab\tand \"quotes\"" }
+concurrency = 1
+basic_auth = { username = "u ${env:HOST}", password_file = "DIR/token" }
+retry = { initial_interval = "1ms", max_interval = "1ms", multiplier = 1, randomization_factor = 0 }
+timeouts = { connect = "1s", request = "24h", max_connection_age = "0ms" }
+batch = { max_bytes = 1024, max_events = 1 }
+rejected.action = "drop"
+[output.tls]
+ca = "DIR/ca"
+certificate = "DIR/crt"
+private_key = "DIR/key"
+server_name = "es.example"
+min_version = "1.3"
+[[output]]
+name = "logstash"
+type = "tcp"
+addresses = ["10.0.0.5:5000", "[::1]:1"]
+strategy = "round_robin"
+format = "audit_log"
+keepalive = "1s"
+idle_timeout = "1m"
+replay_window = "10ms"
+rejected = { action = "retry" }
+tls = {}
+[[output]]
+name = "rsyslog"
+type = "syslog"
+addresses = ["${env:HOST}:6514"]
+framing = "newline"
+facility = "authpriv"
+severity = "debug"
+hostname = "h"
+app_name = "a"
+max_message_bytes = "8KiB"
+[[output]]
+name = "stdout"
+type = "stdout"
+format = "audit_log"
+[dead_letter]
+max_bytes = "64MiB"
+[admin]
+address = "[::]:0"
+[log]
+level = "trace"
+format = "json"
+[shutdown]
+drain_timeout = "1ms"
+"#;
+    // Not a URL: in the text only so that the way back keeps the escape.
+    let text = text.replace(r#", "$${x"]"#, "]").replace(r#""u ${env"#, r#""$${ ${env"#);
+    text.replace("DIR", dir.to_str().unwrap())
+}
+
+/// The problems of the text are these, in this order: `LINE:COLUMN: key.path: message`, of which the
+/// message is compared up to the length given.
+#[track_caller]
+fn assert_problems(text: &str, expected: &[&str]) {
+    let checked = checked(text);
+    let found: Vec<_> = checked.problems.iter().map(|it| it.render("f").split_off(2)).collect();
+    let same = found.len() == expected.len()
+        && found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected));
+    assert!(same, "{text}\nfound {found:#?}\nexpected {expected:#?}");
+    let failed = checked.problems.iter().any(|it| it.severity == Severity::Error);
+    assert!(!(failed && checked.config.is_some()), "an error and a config:\n{text}");
+}
+
+/// As [`assert_problems`], for a value of the third line after `[[output]]`, and a type of output.
+#[track_caller]
+fn assert_in_output(kind: &str, lines: &str, expected: &[&str]) {
+    let place = match kind {
+        "http" => "urls = [\"https://a/\"]",
+        "stdout" => "",
+        _ => "addresses = [\"a:1\"]",
+    };
+    let text = format!("[[output]]\nname = \"o\"\ntype = \"{kind}\"\n{place}\n{lines}");
+    assert_problems(&text, expected);
+}
+
+#[test]
+fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_missing() {
+    let (cx, table) = reader::Context::new(schema::EVERYTHING, &|_| None);
+    schema::config(&cx, table);
+    for problem in cx.finish().problems {
+        assert!(problem.message.starts_with("is missing"), "{problem:?}");
+    }
+}
+
+#[test]
+fn what_is_not_toml_is_reported_line_by_line_and_what_follows_from_it_is_not() {
+    assert_problems(
+        "[limits]\nmax_body = 64MiB\nmax_conections = 5\nidle_timeout =\n[queue\nmax_bytes = 1\n",
+        &[
+            "2:12: not TOML: string values must be quoted",
+            "3:1: limits.max_conections: unknown key",
+            "4:15: not TOML: string values must be quoted",
+            "5:7: not TOML: unclosed table",
+        ],
+    );
+    assert_problems("[[output]]\nname = \n", &["2:8: not TOML: "]);
+    assert_problems("[log]\nlevel = 'info'\nlevel = 'warn'\n", &["3:1: not TOML: duplicate key"]);
+    let rendered = read_with("x", &|_| None).problems[0].render("a.toml");
+    assert_eq!(rendered, "a.toml:1:2: not TOML: key with no value, expected `=`");
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_known_one() {
+    assert_problems(
+        "[limits]\n  max_bdy = 1\n",
+        &["2:3: limits.max_bdy: unknown key `max_bdy`, did you mean `max_body`?"],
+    );
+    assert_problems(
+        "lmits.max_body = 1\nx = 1\n[shutdown]\n\"a b\" = 1\n",
+        &[
+            "1:1: lmits: unknown key `lmits`, did you mean `limits`?",
+            "2:1: x: unknown key `x`, allowed: listener, limits, queue, output, dead_letter, admin, log, shutdown",
+            "4:1: shutdown.\"a b\": unknown key `\"a b\"`, allowed: drain_timeout",
+        ],
+    );
+    assert_in_output(
+        "tcp",
+        "[output.retry]\nmultplier = 2\n",
+        &["6:1: output[0].retry.multplier: unknown key `multplier`, did you mean `multiplier`?"],
+    );
+    assert_problems(
+        "[[listener]]\naddress = '0.0.0.0:1'\n[listener.tls.x]\n",
+        &[
+            "3:11: listener[0].tls.certificate: is missing",
+            "3:11: listener[0].tls.private_key: is missing",
+            "3:15: listener[0].tls.x: unknown key",
+        ],
+    );
+}
+
+#[test]
+fn columns_count_characters_and_lines_any_line_break() {
+    assert_problems(
+        "\u{feff}# ü\r\n[log]\r\nformat = { \"ü\" = 'ü', x = 1 }\r\n[admin]\r\naddress = \"ü\"\r\n",
+        &["3:10: log.format: is a table, allowed: one of", "5:11: admin.address: \"ü\" is not IP"],
+    );
+    assert_in_output(
+        "http",
+        "headers = { \"ü\" = 'a', x = \"\u{1F600}\", y = \"\\n\" }\n",
+        &[
+            "5:13: output[0].headers.\"ü\": \"ü\" is not a header name",
+            "5:28: output[0].headers.x: is not a header value",
+            "5:37: output[0].headers.y: is not a header value",
+        ],
+    );
+}
+
+#[test]
+fn another_type_of_value_is_refused() {
+    assert_problems(
+        "[limits]\nmax_body = true\nmax_connections = \"1\"\nidle_timeout = 5\n\
+         [queue]\nwhen_full = 1\nmax_bytes = 1.5\n[log]\nlevel = []\n[admin]\naddress = 1979-05-27\n",
+        &[
+            "2:12: limits.max_body: is a boolean, allowed: a size such as \"64MiB\", or a number",
+            "3:19: limits.max_connections: is a string, allowed: an integer, 1 to 1048576",
+            "4:16: limits.idle_timeout: is an integer, allowed: a time such as \"10s\"",
+            "6:13: queue.when_full: is an integer, allowed: one of \"reject\"",
+            "7:13: queue.max_bytes: is a float, allowed: a size",
+            "9:9: log.level: is an array, allowed: one of \"error\"",
+            "11:11: admin.address: is a date, allowed: a string",
+        ],
+    );
+    assert_problems(
+        "limits = 1\n[listener]\naddress = 1\n[output]\n",
+        &[
+            "1:10: limits: is an integer, allowed: a table",
+            "2:1: listener: is a table, allowed: one or more [[listener]]",
+            "3:11: listener[0].address: is an integer, allowed: a string",
+            "4:1: output: is a table, allowed: one or more [[output]]",
+            "4:1: output[0].name: is missing",
+            "4:1: output[0].type: is missing",
+        ],
+    );
+    assert_problems(
+        "listener = []\noutput = [1]\n",
+        &[
+            "1:12: listener: is missing, allowed: one or more [[listener]]",
+            "2:11: output[0]: is an integer, allowed: one or more [[output]]",
+        ],
+    );
+    assert_in_output(
+        "http",
+        "headers = []\nbasic_auth = 1\nretry.multiplier = '2'\ntls.insecure_skip_verify = 1\n\
+         tls.ca = 1\nretry.randomization_factor = 0x1\n",
+        &[
+            "5:11: output[0].headers: is an array, allowed: table",
+            "6:14: output[0].basic_auth: is an integer, allowed: a table",
+            "7:20: output[0].retry.multiplier: is a string, allowed: a number",
+            "8:28: output[0].tls.insecure_skip_verify: is an integer, allowed: true or false",
+            "9:10: output[0].tls.ca: is an integer, allowed: a path",
+            "10:30: output[0].retry.randomization_factor: is an integer, allowed: a number",
+        ],
+    );
+    let text = "[[output]]\nname = 'o'\ntype = 'tcp'\naddresses = 'a:1'\n\
+                [[output]]\nname = 'p'\ntype = 'tcp'\naddresses = ['a:1', 2]\n";
+    assert_problems(
+        text,
+        &[
+            "4:13: output[0].addresses: is a string, allowed: an array of strings",
+            "8:21: output[1].addresses[1]: is an integer, allowed: a string",
+        ],
+    );
+}
+
+#[test]
+fn what_is_required_is_missed_at_the_header() {
+    let missing = ["1:1: listener: is missing", "1:1: output: is missing"];
+    let found: Vec<_> = read_with("", &env).problems.iter().map(|it| it.render("")).collect();
+    assert!(found.iter().zip(missing).all(|(found, it)| found.starts_with(&format!(":{it}"))));
+    assert_problems(
+        "[limits]\n[[listener]]\n  [listener.tls]\n[[output]]\n[[output]]\ntype = 'http'\nname = 'h'\n\
+         basic_auth = {}\n[[output]]\ntype = 'syslog'\nname = 's'\n",
+        &[
+            "2:1: listener[0].address: is missing",
+            "3:3: listener[0].tls.certificate: is missing",
+            "3:3: listener[0].tls.private_key: is missing",
+            "4:1: output[0].name: is missing",
+            "4:1: output[0].type: is missing",
+            "5:1: output[1].urls: is missing",
+            "8:14: output[1].basic_auth.password_file: is missing",
+            "8:14: output[1].basic_auth.username: is missing",
+            "9:1: output[2].addresses: is missing",
+        ],
+    );
+}
+
+#[test]
+fn values_out_of_range_say_the_range() {
+    assert_problems(
+        "[limits]\nmax_body = 1023\nmax_in_flight = '63KiB'\nmax_connections = 0\nheader_timeout = '0s'\n\
+         body_timeout = '0ms'\nidle_timeout = '0h'\nmax_connection_age = '9000h'\n\
+         [queue]\nmax_bytes = 65535\ndelivered_timeout = '30s'\nretry_after = '16s'\n\
+         [shutdown]\ndrain_timeout = '0s'\n",
+        &[
+            "2:12: limits.max_body: 1023 is out of range, allowed: at least 1KiB",
+            "3:17: limits.max_in_flight: \"63KiB\" is out of range, allowed: at least 64KiB",
+            "4:19: limits.max_connections: 0 is out of range, allowed: 1 to 1048576",
+            "5:18: limits.header_timeout: \"0s\" is out of range, allowed: at least 1ms",
+            "6:16: limits.body_timeout: ",
+            "7:16: limits.idle_timeout: ",
+            "8:22: limits.max_connection_age: \"9000h\" is too long, allowed: at most 8760h",
+            "10:13: queue.max_bytes: 65535 is out of range, allowed: at least 64KiB",
+            "11:21: queue.delivered_timeout: \"30s\" is out of range, allowed: 1s to 29s",
+            "12:15: queue.retry_after: \"16s\" is out of range, allowed: 1s to 15s",
+            "14:17: shutdown.drain_timeout: ",
+        ],
+    );
+    assert_in_output(
+        "http",
+        "concurrency = 257\nbatch = { max_events = 0, max_bytes = -1 }\n\
+         retry = { multiplier = 0.99, randomization_factor = 1.01, initial_interval = '0s' }\n\
+         timeouts = { connect = '0s', request = '0s' }\n",
+        &[
+            "5:15: output[0].concurrency: 257 is out of range, allowed: 1 to 256",
+            "6:24: output[0].batch.max_events: 0 is out of range, allowed: 1 to",
+            "6:39: output[0].batch.max_bytes: -1 is out of range, allowed: a size",
+            "7:24: output[0].retry.multiplier: 0.99 is out of range, allowed: at least 1.0",
+            "7:53: output[0].retry.randomization_factor: 1.01 is out of range, allowed: 0.0 to 1.0",
+            "7:78: output[0].retry.initial_interval: \"0s\" is out of range",
+            "8:24: output[0].timeouts.connect: \"0s\"",
+            "8:40: output[0].timeouts.request: \"0s\"",
+        ],
+    );
+    assert_in_output(
+        "tcp",
+        "retry.multiplier = inf\nretry.randomization_factor = nan\n",
+        &[
+            "5:20: output[0].retry.multiplier: inf is out of range",
+            "6:30: output[0].retry.randomization_factor: nan is out of range",
+        ],
+    );
+    assert_in_output(
+        "tcp",
+        "keepalive = '999ms'\nreplay_window = '9ms'\n",
+        &[
+            "5:13: output[0].keepalive: \"999ms\" is out of range, allowed: 1s to 32767s",
+            "6:17: output[0].replay_window: \"9ms\" is out of range, allowed: 10ms to 60s",
+        ],
+    );
+}
+
+#[test]
+fn words_that_are_none_say_which_are() {
+    assert_problems(
+        "[limits]\nmax_body = '64 MiB'\nmax_in_flight = 'lots'\nidle_timeout = '10'\nbody_timeout = ''\n\
+         [queue]\nacknowledge = 'Queued'\nwhen_full = 'block'\n[log]\nformat = 'jsn'\n",
+        &[
+            "2:12: limits.max_body: \"64 MiB\" is not a size, allowed: a whole number of bytes",
+            "3:17: limits.max_in_flight: \"lots\" is not a size",
+            "4:16: limits.idle_timeout: \"10\" is not a time, allowed: a whole number with ms, s, m or h",
+            "5:16: limits.body_timeout: \"\" is not a time",
+            "7:15: queue.acknowledge: \"Queued\" is unknown, did you mean \"queued\"? Allowed: \"queued\", \"delivered\"",
+            "8:13: queue.when_full: \"block\" is unknown, allowed: \"reject\", \"drop_oldest\", \"drop_newest\"",
+            "10:10: log.format: \"jsn\" is unknown, did you mean \"json\"?",
+        ],
+    );
+    assert_in_output(
+        "syslog",
+        "facility = 'local8'\nseverity = 'warn'\nframing = ''\nhostname = 'a b'\napp_name = ''\n\
+         tls = { server_name = 'a b', min_version = '1.1' }\n",
+        &[
+            "5:12: output[0].facility: \"local8\" is unknown, did you mean \"local0\"?",
+            "6:12: output[0].severity: \"warn\" is unknown, ",
+            "7:11: output[0].framing: \"\" is unknown, allowed: \"octet_counting\", \"newline\"",
+            "8:12: output[0].hostname: \"a b\" is not allowed here, allowed: 1 to 255 printable ASCII",
+            "9:12: output[0].app_name: \"\" is not allowed here, allowed: 1 to 48 printable ASCII",
+            "10:23: output[0].tls.server_name: \"a b\" is not a server name",
+            "10:44: output[0].tls.min_version: \"1.1\" is unknown, did you mean \"1.2\"? Allowed: \"1.2\", \"1.3\"",
+        ],
+    );
+    assert_in_output(
+        "syslog",
+        &format!("app_name = '{}'\n", "x".repeat(49)),
+        &["5:12: output[0].app_name: \"xxxxxxxxxx"],
+    );
+}
+
+#[test]
+fn addresses_names_and_urls_are_checked() {
+    assert_problems(
+        "[[listener]]\naddress = ':3000'\npath_prefix = 'audit'\n[[listener]]\naddress = 'localhost:1'\n\
+         path_prefix = ''\n",
+        &[
+            "2:11: listener[0].address: \":3000\" is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\"",
+            "3:15: listener[0].path_prefix: \"audit\" is not a path, allowed: \"/\"",
+            "5:11: listener[1].address: \"localhost:1\" is not IP:PORT",
+            "6:15: listener[1].path_prefix: \"\" is not a path",
+        ],
+    );
+    let mut text = String::new();
+    for name in ["", "A", "-a", "a_b", "queue"] {
+        text.push_str(&format!("[[output]]\nname = '{name}'\ntype = 'tcp'\naddresses = []\n"));
+    }
+    assert_problems(
+        &text,
+        &[
+            "2:8: output[0].name: \"\" is not a name, allowed: 1 to 63",
+            "4:13: output[0].addresses: is empty, allowed: at least one",
+            "6:8: output[1].name: ",
+            "8:13: output[1].addresses: ",
+            "10:8: output[2].name: ",
+            "12:13: output[2].addresses: ",
+            "14:8: output[3].name: ",
+            "16:13: output[3].addresses: ",
+            "18:8: output[4].name: \"queue\" is what metrics call the queue",
+            "20:13: output[4].addresses: ",
+        ],
+    );
+    assert_problems(
+        "[[output]]\nname = 'o'\ntype = 'tcp'\naddresses = ['a', '::1:1', 'a:0', 'http://a:1', '[::1]:1']\n\
+         [[output]]\nname = 'p'\ntype = 'http'\n\
+         urls = ['a', 'ftp://a', 'https://u:sesame@a/', 'https://a/', 'http://']\n",
+        &[
+            "4:14: output[0].addresses[0]: \"a\" has no port, allowed: host:port",
+            "4:19: output[0].addresses[1]: \"::1:1\" has more than one colon",
+            "4:28: output[0].addresses[2]: \"a:0\" has a port that is not 1 to 65535",
+            "4:35: output[0].addresses[3]: \"http://a:1\" has more than one colon",
+            "8:9: output[1].urls[0]: is not a URL (relative URL without a base), allowed: http://",
+            "8:14: output[1].urls[1]: has a scheme that is not http or https",
+            "8:25: output[1].urls[2]: has a user name or password in it, use basic_auth",
+            "8:62: output[1].urls[4]: is not a URL (empty host)",
+        ],
+    );
+}
+
+#[test]
+fn headers_that_are_ours_or_none_are_refused() {
+    assert_in_output(
+        "http",
+        "headers = { Host = 'a', content-length = '1', Transfer-Encoding = 'a', connection = 'a', \
+         content-type = 'a', content-encoding = 'a' }\n",
+        &[
+            "5:13: output[0].headers.Host: \"Host\" is set by the forwarder itself",
+            "5:25: output[0].headers.content-length: ",
+            "5:47: output[0].headers.Transfer-Encoding: ",
+            "5:72: output[0].headers.connection: ",
+            "5:90: output[0].headers.content-type: ",
+            "5:110: output[0].headers.content-encoding: ",
+        ],
+    );
+    assert_in_output(
+        "http",
+        "[output.headers]\nX-A = 'a'\nx-a = 'b'\n\"a b\" = 1\n",
+        &[
+            "7:1: output[0].headers.x-a: \"x-a\" is there twice",
+            "8:1: output[0].headers.\"a b\": \"a b\" is not a header name",
+            "8:9: output[0].headers.\"a b\": is an integer, allowed: a string",
+        ],
+    );
+}
+
+#[test]
+fn keys_of_another_type_of_output_say_whose_they_are() {
+    assert_in_output(
+        "tcp",
+        "urls = 1\nframing = 'newline'\nwindow = 1\nfoo = 1\n",
+        &[
+            "5:1: output[0].urls: type tcp has no key `urls`, allowed: with type http",
+            "6:1: output[0].framing: type tcp has no key `framing`, allowed: with type syslog",
+            "7:1: output[0].window: type tcp has no key `window`, allowed: with type lumberjack, relp (not in this version)",
+            "8:1: output[0].foo: unknown key `foo`",
+        ],
+    );
+    assert_in_output(
+        "syslog",
+        "format = 'ndjson'\nproxy = 1\n",
+        &[
+            "5:1: output[0].format: type syslog has no key `format`, allowed: with type http, tcp, stdout",
+            "6:1: output[0].proxy: type syslog has no key `proxy`, allowed: with type http",
+        ],
+    );
+    assert_in_output(
+        "http",
+        "addresses = []\nreplay_window = '1s'\n",
+        &[
+            "5:1: output[0].addresses: type http has no key `addresses`, allowed: with type tcp, syslog",
+            "6:1: output[0].replay_window: type http has no key `replay_window`, allowed: with type tcp, syslog",
+        ],
+    );
+    assert_in_output(
+        "stdout",
+        "strategy = 'failover'\n[output.tls]\n",
+        &[
+            "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog",
+            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, tcp, syslog",
+        ],
+    );
+}
+
+#[test]
+fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
+    for kind in ["lumberjack", "relp", "kafka"] {
+        let expected = format!(
+            "3:8: output[0].type: \"{kind}\" is not in this version, allowed: \"http\", \"tcp\", \"syslog\", \"stdout\""
+        );
+        let lines = "window = 1\ntopic = 1\nbrokers = 1\nkey = 1\ncompression_level = 1\nframing = 1\n\
+                     tls = 1\nkeepalive = 1\n";
+        assert_in_output(kind, lines, &[&expected]);
+    }
+    assert_in_output(
+        "htp",
+        "urls = 1\nfoo = 1\nretry.multiplier = 0\n",
+        &[
+            "3:8: output[0].type: \"htp\" is unknown, did you mean \"http\"?",
+            "6:1: output[0].foo: unknown key `foo`",
+            "7:20: output[0].retry.multiplier: ",
+        ],
+    );
+}
+
+#[test]
+fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
+    assert_problems(
+        "[queue]\ndirectory = '/x'\nacknowledge = 'synced'\nsegment_bytes = '32MiB'\n\
+         [dead_letter]\ndirectory = ''\nmax_bytes = '1MiB'\nx = 1\n[filter]\n[[source]]\n",
+        &[
+            "2:13: queue.directory: is not in this version",
+            "3:15: queue.acknowledge: \"synced\" is not in this version, allowed: \"queued\", \"delivered\"",
+            "4:17: queue.segment_bytes: is not in this version, allowed: its default",
+            "6:13: dead_letter.directory: is not in this version",
+            "7:13: dead_letter.max_bytes: is not in this version, allowed: \"64MiB\"",
+            "8:1: dead_letter.x: unknown key",
+            "9:1: filter: is not in this version",
+            "10:1: source: is not in this version",
+        ],
+    );
+    assert_in_output(
+        "http",
+        "required = false\nproxy = 'http://p'\nretry.max_elapsed = '24h'\n\
+         timeouts.max_connection_age = '5m'\n[output.filter]\n",
+        &[
+            "5:12: output[0].required: is not in this version, allowed: true",
+            "6:9: output[0].proxy: is not in this version",
+            "7:21: output[0].retry.max_elapsed: is not in this version",
+            "8:31: output[0].timeouts.max_connection_age: is not in this version, allowed: \"0s\"",
+            "9:1: output[0].filter: is not in this version",
+        ],
+    );
+    assert_in_output(
+        "tcp",
+        "required = 1\ntimeouts.max_connection_age = 'never'\n",
+        &[
+            "5:12: output[0].required: is an integer, allowed: true or false",
+            "6:31: output[0].timeouts.max_connection_age: \"never\" is not a time",
+        ],
+    );
+    config("[queue]\nsegment_bytes = '64MiB'\n[dead_letter]\nmax_bytes = 67108864\n");
+    config("[limits]\nmax_body = '64KiB'\n[queue]\nmax_bytes = '1MiB'\nsegment_bytes = '256KiB'\n");
+}
+
+#[test]
+fn contradictions_are_found() {
+    assert_problems(
+        "[[listener]]\naddress = '127.0.0.1:1'\n[[listener]]\naddress = '127.0.0.1:1'\n\
+         [[listener]]\naddress = '127.0.0.1:9090'\n",
+        &[
+            "4:11: listener[1].address: is the address of listener[0] too",
+            "6:11: admin.address: is the address of listener[2] too",
+        ],
+    );
+    assert_problems(
+        "[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '[0::1]:1'\n",
+        &["4:11: admin.address: is the address of listener[0] too"],
+    );
+    assert_problems(
+        "[queue]\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n",
+        &["3:13: queue.when_full: contradicts acknowledge = \"delivered\""],
+    );
+    let output = "[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n";
+    assert_problems(
+        &format!("[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n{output}"),
+        &["3:21: output[0].replay_window: must be over before queue.delivered_timeout"],
+    );
+    assert_problems(
+        &format!("[queue]\nacknowledge = 'delivered'\n{output}replay_window = '25s'\n"),
+        &["7:17: output[0].replay_window: must be over before queue.delivered_timeout"],
+    );
+    config(&format!("[queue]\nacknowledge = 'queued'\n{output}replay_window = '25s'\n"));
+    assert_problems(
+        "[[output]]\nname = 'a'\ntype = 'stdout'\n[[output]]\nname = 'a'\ntype = 'stdout'\n",
+        &[
+            "5:8: output[1].name: is the name of output[0] too",
+            "6:8: output[1].type: output[0] writes to stdout already",
+        ],
+    );
+    assert_in_output(
+        "tcp",
+        "retry.initial_interval = '31s'\n",
+        &["5:26: output[0].retry.initial_interval: is longer than max_interval"],
+    );
+    assert_in_output(
+        "tcp",
+        "retry.max_interval = '499ms'\n",
+        &["5:22: output[0].retry.max_interval: is shorter than initial_interval"],
+    );
+    assert_in_output(
+        "tcp",
+        "[output.tls]\ninsecure_skip_verify = true\n",
+        &["6:24: output[0].tls.insecure_skip_verify: warning: anybody in between"],
+    );
+    let dir = files();
+    let dir = dir.path().display();
+    assert_in_output(
+        "tcp",
+        &format!("[output.tls]\ncertificate = '{dir}/crt'\n"),
+        &["6:15: output[0].tls.certificate: needs its private_key"],
+    );
+    assert_in_output(
+        "tcp",
+        &format!("[output.tls]\nprivate_key = '{dir}/key'\n"),
+        &["6:15: output[0].tls.private_key: needs its certificate"],
+    );
+    let basic = format!("basic_auth = {{ username = 'u', password_file = '{dir}/token' }}\n");
+    let bearer = format!("bearer_token_file = '{dir}/token'\n");
+    let header = "headers = { Authorization = 'x' }\n";
+    assert_in_output(
+        "http",
+        &format!("{basic}{bearer}"),
+        &["5:14: output[0].basic_auth: contradicts bearer_token_file"],
+    );
+    assert_in_output(
+        "http",
+        &format!("{bearer}{header}"),
+        &["5:21: output[0].bearer_token_file: contradicts the header `authorization`"],
+    );
+    assert_in_output(
+        "http",
+        &format!("{basic}{header}"),
+        &["5:14: output[0].basic_auth: contradicts the header `authorization`"],
+    );
+    let plain =
+        "[[output]]\nname = 'a'\ntype = 'http'\nurls = ['http://a', 'HTTP://b']\n[output.tls]\n";
+    assert_problems(plain, &["5:1: output[0].tls: is for https, but all urls are http://"]);
+    config(&plain.replace("'http://a'", "'https://a'"));
+}
+
+#[test]
+fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
+    for (text, position, effective) in [
+        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", (1 << 20) - 256),
+        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", 1 << 20),
+        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", 1 << 20),
+    ] {
+        assert_problems(text, &[&format!("{position}: limits.max_body: warning: ")]);
+        assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
+    }
+    let exact =
+        "[limits]\nmax_body = 1048320\nmax_in_flight = 1048320\n[queue]\nmax_bytes = '1MiB'\n";
+    assert_eq!(config(exact).limits.max_body, 1_048_320);
+}
+
+#[test]
+fn missing_files_are_no_errors_until_strict() {
+    let text = "[[listener]]\naddress = '127.0.0.1:0'\nbearer_token_file = '/no/1'\n\
+                [listener.tls]\ncertificate = '/no/2'\nprivate_key = '/no/3'\nclient_ca = '/no/4'\n\
+                [[output]]\nname = 'o'\ntype = 'http'\nurls = ['${file:/no/5}', 'https://a/${file:/no/6}']\n\
+                headers = { a = '${file:/no/7}' }\n\
+                basic_auth = { username = '${file:/no/8}', password_file = '/no/9' }\n\
+                tls = { ca = '/no/a', certificate = '/no/b', private_key = '/no/c' }\n";
+    let expected = [
+        "3:21: listener[0].bearer_token_file: warning: the file \"/no/1\" is missing",
+        "5:15: listener[0].tls.certificate: warning: the file \"/no/2\" is missing",
+        "6:15: listener[0].tls.private_key: warning: the file \"/no/3\" is missing",
+        "7:13: listener[0].tls.client_ca: warning: the file \"/no/4\" is missing",
+        "11:9: output[0].urls[0]: warning: the file \"/no/5\" is missing",
+        "11:26: output[0].urls[1]: warning: the file \"/no/6\" is missing",
+        "12:17: output[0].headers.a: warning: the file \"/no/7\" is missing",
+        "13:27: output[0].basic_auth.username: warning: the file \"/no/8\" is missing",
+        "13:60: output[0].basic_auth.password_file: warning: the file \"/no/9\" is missing",
+        "14:14: output[0].tls.ca: warning: the file \"/no/a\" is missing",
+        "14:37: output[0].tls.certificate: warning: the file \"/no/b\" is missing",
+        "14:60: output[0].tls.private_key: warning: the file \"/no/c\" is missing",
+    ];
+    assert_problems(text, &expected);
+    let found = checked(text);
+    assert!(found.problems.iter().all(|it| it.severity == Severity::MissingFile));
+    assert_eq!(found.config.as_ref().unwrap().files().len(), expected.len());
+    let strict = found.strict();
+    assert!(strict.problems.iter().all(|it| it.severity == Severity::Error));
+    assert_eq!(strict.config, None);
+
+    let optional = text.replace("client_ca = '/no/4'", "client_ca = '/no/4'\noptional = true");
+    let found = checked(&optional);
+    assert_eq!(found.problems.len(), expected.len() - 3);
+    assert_eq!(found.config.unwrap().files().len(), expected.len());
+    assert_problems(
+        "[log]\nlevel = '${file:/no/1}'\n",
+        &["2:9: log.level: warning: the file \"/no/1\" is missing"],
+    );
+    assert_eq!(checked("[log]\nlevel = '${file:/no/1}'\n").config, None);
+}
+
+#[test]
+fn paths_that_are_no_files_are_errors() {
+    assert_problems(
+        "[[listener]]\naddress = '127.0.0.1:0'\nbearer_token_file = ''\n\
+         tls = { certificate = '/', private_key = '' }\n",
+        &[
+            "3:21: listener[0].bearer_token_file: \"\" is empty, allowed: the path of a file",
+            "4:23: listener[0].tls.certificate: \"/\" is a directory, allowed: a file",
+            "4:42: listener[0].tls.private_key: \"\" is empty",
+        ],
+    );
+}
+
+#[test]
+fn interpolation_is_for_values_and_never_shown_expanded() {
+    let config = config(
+        "# ${env:NO}\n[limits]\nmax_body = '${env:SIZE}'\nidle_timeout = '1${env:NO:-0s}'\n\
+         [[output]]\nname = '${env:NO:-a}'\ntype = 'http'\nurls = ['http://${env:HOST}']\n\
+         headers = { x = '${env:HOST}' }\n",
+    );
+    assert_eq!(config.limits.max_body, 2 << 20);
+    assert_eq!(config.limits.idle_timeout, Duration::from_secs(10));
+    assert_eq!(config.outputs[0].name, "a");
+
+    let text = "[limits]\nmax_body = '${env:BAD}'\nmax_connections = 1\n'${env:HOST}' = 1\n\
+                [log]\nlevel = '${env:BAD}'\n[admin]\naddress = '${env:BAD}'\n\
+                [queue]\nretry_after = '${env:NO}'\nwhen_full = '${BAD}'\n\
+                [[output]]\nname = '${env:BAD}_'\ntype = 'http'\nurls = ['${env:BAD}', 'http://${env:BAD}:x/']\n\
+                headers = { x = \"\\n${env:BAD}\" }\nbearer_token_file = '${env:BAD}'\n";
+    assert_problems(
+        text,
+        &[
+            "2:12: limits.max_body: \"${env:BAD}\" is not a size",
+            "4:1: limits.\"${env:HOST}\": unknown key `\"${env:HOST}\"`",
+            "6:9: log.level: \"${env:BAD}\" is unknown",
+            "8:11: admin.address: \"${env:BAD}\" is not IP:PORT",
+            "10:15: queue.retry_after: the variable NO is not set, set it or write `${env:NO:-default}`",
+            "11:13: queue.when_full: an unknown `${…}`, allowed: `${env:NAME}`",
+            "13:8: output[0].name: \"${env:BAD}_\" is not a name",
+            "15:9: output[0].urls[0]: is not a URL",
+            "15:23: output[0].urls[1]: is not a URL (invalid port number)",
+            "16:17: output[0].headers.x: is not a header value",
+            "17:21: output[0].bearer_token_file: warning: the file \"${env:BAD}\" is missing",
+        ],
+    );
+    let shown = format!("{:?}{}", checked(text).problems, checked(text).effective());
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn secrets_are_shown_nowhere() {
+    let dir = files();
+    let text = everything(dir.path());
+    let found = checked(&text);
+    let broken = checked(&text.replace("https://a/x?y=", "ftp://"));
+    assert!(!broken.problems.is_empty());
+    for shown in
+        [format!("{found:?}"), found.effective(), format!("{broken:?}"), broken.effective()]
+    {
+        assert!(!shown.contains("s3cr3t"), "{shown}");
+    }
+    let inline = "[[output]]\nname = 'a'\ntype = 'http'\nurls = ['https://u:s3cr3t@a/', 's3cr3t']\n\
+                  headers = { x = \"s3cr3t\\u0000\" }\nbasic_auth = { username = 's3cr3t:', password_file = '/no' }\n";
+    for problem in checked(inline).problems {
+        assert!(!problem.message.contains("s3cr3t"), "{problem:?}");
+    }
+}
+
+#[test]
+fn messages_are_single_lines_of_bounded_length() {
+    let text = format!("[admin]\naddress = \"a\\nb\\u001b[2J\u{202e}{}\"\n", "x".repeat(10_000));
+    let message = checked(&text).problems[0].render("f");
+    assert!(message.contains(r#""a\nb\u001B[2J\u202Exx"#), "{message}");
+    assert!(message.chars().count() < 300 && !message.contains('\n'), "{message}");
+    assert_problems(
+        "[log]\nlevel = \"${file:/no\\n1}\"\n",
+        &["2:9: log.level: warning: the file \"/no\\n1\" is missing"],
+    );
+}

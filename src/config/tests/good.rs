@@ -1,0 +1,335 @@
+//! Configs without problems: the defaults of the contract, every key, the way back from the effective
+//! config, and texts that must not break the reader.
+
+use proptest::prelude::*;
+use proptest::strategy::Strategy as Generator;
+
+use super::super::*;
+use super::LISTENER;
+use super::checked;
+use super::config;
+use super::env;
+use super::everything;
+use super::files;
+
+#[test]
+fn the_embedded_config_is_one() {
+    let config = read_with(EMBEDDED, &|_| None).config.unwrap();
+    assert_eq!(config.listeners[0].label, "127.0.0.1:3000");
+    assert_eq!(config.admin, "127.0.0.1:9090".parse().unwrap());
+    assert_eq!(config.outputs[0].name, "stdout");
+    assert_eq!(config.outputs[0].kind, OutputKind::Stdout(LineFormat::Ndjson));
+    assert_eq!(config.files(), [] as [PathBuf; 0]);
+}
+
+/// One output of each type, as short as it can be.
+const SHORTEST: &str = "\
+[[listener]]
+address = '0.0.0.0:3000'
+[[output]]
+name = 'h'
+type = 'http'
+urls = ['https://a']
+tls = {}
+[[output]]
+name = 't'
+type = 'tcp'
+addresses = ['a:1']
+[[output]]
+name = 's'
+type = 'syslog'
+addresses = ['a:1']
+hostname = 'machine'
+";
+
+#[test]
+fn the_effective_config_has_the_defaults_of_the_contract() {
+    let common = r#"
+[output.retry]
+initial_interval = "500ms"
+max_interval = "30s"
+multiplier = 2.0
+randomization_factor = 0.5
+
+[output.timeouts]
+connect = "5s"
+request = "60s"
+
+[output.batch]
+max_bytes = "4MiB"
+max_events = 5000
+
+[output.rejected]
+action = "dead_letter"
+"#;
+    let stream = r#"addresses = ["a:1"]
+strategy = "failover"
+keepalive = "30s"
+idle_timeout = "0s"
+replay_window = "1s"
+"#;
+    let expected = format!(
+        r#"[[listener]]
+address = "0.0.0.0:3000"
+path_prefix = "/"
+
+[limits]
+max_body = "64MiB"
+max_in_flight = "256MiB"
+max_connections = 4096
+header_timeout = "10s"
+body_timeout = "30s"
+idle_timeout = "5m"
+max_connection_age = "15m"
+
+[queue]
+max_bytes = "256MiB"
+acknowledge = "queued"
+delivered_timeout = "25s"
+when_full = "reject"
+retry_after = "5s"
+
+[[output]]
+name = "h"
+type = "http"
+urls = ["https://a"]
+strategy = "failover"
+format = "event_list"
+compression = "none"
+headers = {{}}
+concurrency = 4
+
+[output.tls]
+min_version = "1.2"
+insecure_skip_verify = false
+{common}
+[[output]]
+name = "t"
+type = "tcp"
+format = "ndjson"
+{stream}{common}
+[[output]]
+name = "s"
+type = "syslog"
+framing = "octet_counting"
+facility = "local0"
+severity = "info"
+hostname = "machine"
+app_name = "kube-audit"
+max_message_bytes = 0
+{stream}{common}
+[admin]
+address = "127.0.0.1:9090"
+
+[log]
+level = "info"
+format = "text"
+
+[shutdown]
+drain_timeout = "20s"
+"#
+    );
+    let checked = checked(SHORTEST);
+    assert_eq!(checked.problems, []);
+    assert_eq!(checked.effective(), expected);
+}
+
+/// The other half of the test before: what is printed as a default is what is used.
+#[test]
+fn defaults_are_the_same_whether_written_or_not() {
+    let short = checked(SHORTEST);
+    let long = checked(&short.effective());
+    assert_eq!(short.config.unwrap(), long.config.unwrap());
+    assert_eq!(config(LISTENER).limits.max_body, 64 * 1024 * 1024);
+}
+
+#[test]
+fn the_machines_name_is_the_default_of_syslog() {
+    let config = config("[[output]]\nname = 's'\ntype = 'syslog'\naddresses = ['a:1']\n");
+    let OutputKind::Syslog(syslog) = &config.outputs[0].kind else { panic!("syslog") };
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    assert_eq!(syslog.hostname, name.trim());
+    assert_eq!(syslog.priority, 16 * 8 + 6);
+}
+
+#[test]
+fn every_key_is_read() {
+    let dir = files();
+    let config = config(&everything(dir.path()));
+    assert_eq!(config.listeners[0].label, "[::1]:3001");
+    assert_eq!(config.listeners[0].tls.as_ref().unwrap().min_version, TlsVersion::V1_3);
+    assert_eq!(config.limits.max_body, 2 << 20);
+    assert_eq!(config.limits.max_in_flight, 4_000_000);
+    assert_eq!(config.limits.max_connections, 16);
+    assert_eq!(config.limits.header_timeout, Duration::from_secs(7));
+    assert_eq!(config.limits.max_connection_age, None);
+    assert_eq!(config.queue.acknowledge, Acknowledge::Delivered);
+    let [http, tcp, syslog, stdout] = config.outputs.as_slice() else { panic!("four") };
+    let OutputKind::Http(http_kind) = &http.kind else { panic!("http") };
+    assert_eq!(http_kind.urls[0].expand().unwrap(), "https://a/x?y=s3cr3t");
+    assert_eq!(http_kind.urls[1].expand().unwrap(), "http://logs.example:8080");
+    assert_eq!(http_kind.headers["x-scope"].expand().unwrap(), "s3cr3t");
+    assert_eq!(http_kind.headers["x_1"].expand().unwrap(), "tab\tand \"quotes\"");
+    let basic_auth = http_kind.basic_auth.as_ref().unwrap();
+    assert_eq!(basic_auth.username.expand().unwrap(), "${ logs.example");
+    assert_eq!(http_kind.tls.server_name.as_deref(), Some("es.example"));
+    assert_eq!(http.retry.multiplier, 1.0);
+    assert_eq!(http.batch, BatchLimits { max_bytes: 1024, max_events: 1 });
+    assert_eq!(http.rejected, Rejected::Drop);
+    let OutputKind::Tcp(tcp_kind) = &tcp.kind else { panic!("tcp") };
+    assert_eq!(tcp_kind.format, LineFormat::AuditLog);
+    assert_eq!(tcp_kind.stream.addresses[1].to_string(), "[::1]:1");
+    assert_eq!(tcp_kind.stream.tls, Some(ClientTls::default()));
+    assert_eq!(tcp_kind.stream.idle_timeout, Some(Duration::from_secs(60)));
+    let OutputKind::Syslog(syslog) = &syslog.kind else { panic!("syslog") };
+    assert_eq!(syslog.priority, 10 * 8 + 7);
+    assert_eq!(syslog.stream.addresses[0].host, "logs.example");
+    assert_eq!(syslog.max_message_bytes, 8192);
+    assert_eq!(stdout.kind, OutputKind::Stdout(LineFormat::AuditLog));
+    let names: Vec<_> =
+        config.files().iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
+    assert_eq!(names, ["ca", "crt", "key", "token"].map(PathBuf::from));
+}
+
+#[test]
+fn the_effective_config_reads_back_to_the_same() {
+    let dir = files();
+    let first = checked(&everything(dir.path()));
+    let second = checked(&first.effective());
+    assert_eq!(second.problems, [], "{}", first.effective());
+    assert_eq!(first.effective(), second.effective());
+    assert_eq!(format!("{:?}", first.config), format!("{:?}", second.config));
+    assert_eq!(first.config, second.config);
+    for source in ["\"${env:SIZE}\"", "?y=${file:", "\"$${ ${env:HOST}\"", "0x10", "\"1m\""] {
+        assert!(first.effective().contains(source), "{source} in {}", first.effective());
+    }
+}
+
+#[test]
+fn the_reference_lists_each_key_once_for_each_meaning() {
+    let dir = files();
+    let reference = reference();
+    let mut section = String::new();
+    for line in checked(&everything(dir.path())).effective().lines() {
+        if line.starts_with('[') {
+            section = line.trim_matches(['[', ']']).to_owned();
+        } else if let Some((key, _)) = line.split_once(" = ") {
+            let row = format!("| `{section}.{key}`");
+            assert!(reference.contains(&row), "{row} is not in the reference");
+        }
+    }
+    for row in [
+        "| `output.tls.ca` (http, tcp, syslog) | path | the system's roots | PEM",
+        "| `output.retry.multiplier` | number, at least 1.0 | `2.0` |",
+        "| `output.format` (tcp, stdout) | \"ndjson\" · \"audit_log\" | `\"ndjson\"` |",
+        "| `output.hostname` (syslog) | name | the machine's |",
+        "| `queue.retry_after` | time, 1s to 15s | `\"5s\"` |",
+        "| `listener.tls` | table | plain HTTP |",
+    ] {
+        assert_eq!(reference.matches(row).count(), 1, "{row} in {reference}");
+    }
+    assert!(reference.lines().all(|line| line.matches('|').count() == 5), "{reference}");
+    assert!(!reference.contains("directory"), "not in this version");
+}
+
+#[derive(Debug, Clone)]
+enum Edit {
+    Delete(usize, usize),
+    Insert(usize, String),
+    Copy(usize, usize, usize),
+}
+
+fn edits() -> impl Generator<Value = Vec<Edit>> {
+    let at = || any::<prop::sample::Index>().prop_map(|index| index.index(4000));
+    let piece = prop::sample::select(vec![
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        "\"",
+        "'",
+        "\"\"\"",
+        "\n",
+        ",",
+        ".",
+        "-",
+        "\0",
+        "ü",
+        "\r\n",
+        "${",
+        "${env:",
+        "${env:HOST}",
+        "$${",
+        "}",
+        "0",
+        "99999999999999999999",
+        "1e999",
+        "nan",
+        "true",
+        "1979-05-27",
+        "listener",
+        "output",
+        "type",
+        "tls",
+        "[output.tls]",
+        "# ",
+    ]);
+    prop::collection::vec(
+        prop_oneof![
+            (at(), 0..40_usize).prop_map(|(at, len)| Edit::Delete(at, len)),
+            (at(), piece).prop_map(|(at, piece)| Edit::Insert(at, piece.to_owned())),
+            (at(), 0..80_usize, at()).prop_map(|(from, len, to)| Edit::Copy(from, len, to)),
+        ],
+        0..6,
+    )
+}
+
+fn edited(text: &str, edits: &[Edit]) -> String {
+    let mut chars: Vec<char> = text.chars().collect();
+    for edit in edits {
+        let len = chars.len();
+        let range = |at: usize, count: usize| at.min(len)..at.saturating_add(count).min(len);
+        match edit {
+            Edit::Delete(at, count) => drop(chars.drain(range(*at, *count))),
+            Edit::Insert(at, piece) => {
+                chars.splice(range(*at, 0), piece.chars());
+            }
+            Edit::Copy(from, count, to) => {
+                let copy = chars[range(*from, *count)].to_vec();
+                chars.splice(range(*to, 0), copy);
+            }
+        }
+    }
+    chars.into_iter().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_is_too_broken_to_be_read(edits in edits()) {
+        // Files that do not exist: an edit must not name one that does, by chance.
+        let text = edited(&everything(std::path::Path::new("/no/such/directory")), &edits);
+        let found = read_with(&text, &env);
+        let lines = text.split('\n').count();
+        for problem in &found.problems {
+            prop_assert!((1..=lines).contains(&problem.line), "{problem:?}");
+            prop_assert!(!problem.render("f").contains('\n'), "{problem:?}");
+        }
+        let failed = found.problems.iter().any(|it| it.severity == Severity::Error);
+        prop_assert!(!(failed && found.config.is_some()));
+        if !failed {
+            let again = read_with(&found.effective(), &env);
+            prop_assert_eq!(&again.config, &found.config);
+            prop_assert_eq!(again.effective(), found.effective());
+        }
+    }
+
+    #[test]
+    fn arbitrary_text_is_read_too(text in "\\PC*") {
+        prop_assert!(!read_with(&text, &env).problems.is_empty());
+    }
+}

@@ -1,0 +1,417 @@
+//! From the words of the config file to values and back: sizes, times, addresses, names.
+//!
+//! Every parser answers what is wrong and what is allowed, as the end of a sentence that begins with
+//! the value; the reader puts the value in front, or leaves it out where it may be a secret.
+
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::ops::Bound;
+use std::ops::RangeBounds;
+use std::time::Duration;
+
+use hyper::header::HeaderName;
+use rustls_pki_types::ServerName;
+use url::Url;
+
+use super::HostPort;
+
+/// 1 KiB.
+pub(super) const KIB: u64 = 1024;
+/// 1 MiB.
+pub(super) const MIB: u64 = 1024 * KIB;
+const GIB: u64 = 1024 * MIB;
+
+/// No size is larger (1 PiB), so that sums of them never overflow.
+pub(super) const SIZE_MAX: u64 = 1 << 50;
+
+/// No time is longer (a year), so that a point in time plus a few of them never overflows.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The longest host name of the DNS (RFC 1035 §2.3.4).
+const HOST_BYTES_MAX: usize = 253;
+
+/// `"64MiB"`, `"4MB"`, or a number of bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("", 1),
+        ("B", 1),
+        ("kB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("KiB", KIB),
+        ("MiB", MIB),
+        ("GiB", GIB),
+    ];
+    let (number, unit) = number_and_unit(text);
+    let unit = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, unit)| *unit);
+    let (Some(number), Some(unit)) = (number, unit) else {
+        return Err("is not a size, allowed: a whole number of bytes, or one with \
+                    B, kB, MB, GB, KiB, MiB or GiB, such as \"64MiB\""
+            .to_owned());
+    };
+    match number.ok().and_then(|number| number.checked_mul(unit)) {
+        Some(size) if size <= SIZE_MAX => Ok(size),
+        _ => Err(format!("is too large, allowed: at most {}", show_size(SIZE_MAX))),
+    }
+}
+
+/// `"500ms"`, `"10s"`, `"5m"`, `"24h"`.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+    let (number, unit) = number_and_unit(text);
+    let unit = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, unit)| *unit);
+    let (Some(number), Some(unit)) = (number, unit) else {
+        return Err(
+            "is not a time, allowed: a whole number with ms, s, m or h, such as \"10s\"".to_owned()
+        );
+    };
+    match number.ok().and_then(|number| number.checked_mul(unit)).map(Duration::from_millis) {
+        Some(time) if time <= TIME_MAX => Ok(time),
+        _ => Err(format!("is too long, allowed: at most {}", show_time(TIME_MAX))),
+    }
+}
+
+/// `None`: it does not begin with a digit; `Some(Err)`: more digits than a `u64` holds.
+fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>, &str) {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    match text.split_at_checked(digits) {
+        Some((number, unit)) if digits > 0 => (Some(number.parse()), unit),
+        _ => (None, text),
+    }
+}
+
+/// The shortest way to write a size.
+pub(super) fn show_size(size: u64) -> String {
+    for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
+        if size != 0 && size.is_multiple_of(unit) {
+            return format!("{}{name}", size / unit);
+        }
+    }
+    size.to_string()
+}
+
+/// A short way to write a time of whole milliseconds.
+pub(super) fn show_time(time: Duration) -> String {
+    let millis = time.as_millis();
+    for (name, unit) in [("h", 3_600_000), ("m", 60_000)] {
+        // "60s" and "90s" are how people write these.
+        if millis > unit && millis.is_multiple_of(unit) {
+            return format!("{}{name}", millis / unit);
+        }
+    }
+    if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
+}
+
+/// `at least 1s`, `1s to 15s`, or nothing for all values.
+pub(super) fn allowed<T: Copy>(
+    range: &impl RangeBounds<T>,
+    show: impl Fn(T) -> String,
+) -> Option<String> {
+    match (range.start_bound(), range.end_bound()) {
+        (Bound::Included(&least), Bound::Included(&most)) => {
+            Some(format!("{} to {}", show(least), show(most)))
+        }
+        (Bound::Included(&least), _) => Some(format!("at least {}", show(least))),
+        (_, Bound::Included(&most)) => Some(format!("at most {}", show(most))),
+        _ => None,
+    }
+}
+
+/// `IP:PORT` of a socket that we bind; port 0 lets the kernel choose.
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\", or \"[::]:3000\" \
+         for IPv6 (a name is not)"
+            .to_owned()
+    })
+}
+
+/// `host:port` of a peer.
+pub(super) fn host_port(text: &str) -> Result<HostPort, String> {
+    let wrong = |what: &str| {
+        Err(format!("{what}, allowed: host:port such as \"10.0.0.5:5000\", IPv6 in brackets"))
+    };
+    let Some((host, port)) = text.rsplit_once(':') else { return wrong("has no port") };
+    let host = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
+        Some(Some(host)) if host.parse::<Ipv6Addr>().is_ok() => host,
+        Some(_) => return wrong("has no IPv6 address between its brackets"),
+        None if host.contains(':') => return wrong("has more than one colon"),
+        None => host,
+    };
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._:".contains(c);
+    if host.is_empty() {
+        return wrong("has no host");
+    }
+    if host.len() > HOST_BYTES_MAX || !host.chars().all(in_a_name) {
+        return wrong("has a host that is neither an address nor a name");
+    }
+    // `parse` alone would take "+5" too.
+    match port.parse::<u16>() {
+        Ok(number) if number != 0 && port.bytes().all(|c| c.is_ascii_digit()) => {
+            Ok(HostPort { host: host.to_owned(), port: number })
+        }
+        _ => wrong("has a port that is not 1 to 65535"),
+    }
+}
+
+/// An http or https URL of a consumer. The answer never holds any of it: its path, query and
+/// userinfo may be secrets.
+pub(super) fn url(text: &str) -> Result<Url, String> {
+    let allowed = "allowed: http://HOST[:PORT]/PATH or https://…";
+    let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("has a scheme that is not http or https, {allowed}"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("has a user name or password in it, use basic_auth instead".to_owned());
+    }
+    if url.port() == Some(0) {
+        return Err(format!("has port 0, {allowed}"));
+    }
+    if url.fragment().is_some() {
+        return Err(format!("has a fragment (#…), which is never sent, {allowed}"));
+    }
+    Ok(url)
+}
+
+/// The name of an output.
+pub(super) fn output_name(text: &str) -> Result<String, String> {
+    let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let in_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if !starts || text.len() > 63 || !text.chars().all(in_a_name) {
+        return Err("is not a name, allowed: 1 to 63 of a-z, 0-9 and -, not - first".to_owned());
+    }
+    if text == "queue" {
+        return Err("is what metrics call the queue itself, allowed: any other name".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// The path below which a listener takes events.
+pub(super) fn path_prefix(text: &str) -> Result<String, String> {
+    let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
+    if !text.starts_with('/') || !text.chars().all(in_a_path) {
+        return Err(
+            "is not a path, allowed: \"/\", then printable ASCII without space, ? and #".to_owned()
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// A name of RFC 5424: printable ASCII without space, of bounded length.
+pub(super) fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
+    if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(format!(
+            "is not allowed here, allowed: 1 to {bytes_max} printable ASCII characters without space"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// The name that a peer's certificate must have.
+pub(super) fn server_name(text: &str) -> Result<String, String> {
+    match ServerName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => {
+            Err("is not a server name, allowed: a DNS name or an IP address without brackets"
+                .to_owned())
+        }
+    }
+}
+
+/// The user name of Basic authentication (RFC 7617 §2: no colon, no control character).
+pub(super) fn user_name(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
+        return Err("is not a user name, allowed: at least one character, none of them a colon \
+                    or a control character"
+            .to_owned());
+    }
+    Ok(())
+}
+
+/// A request header's name, in lower case.
+pub(super) fn header_name(text: &str) -> Result<String, String> {
+    // Ours to set: they describe the body and the connection that we make.
+    const OURS: [&str; 6] = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "content-type",
+        "content-encoding",
+    ];
+    let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| {
+        "is not a header name, allowed: letters, digits and !#$%&'*+-.^_`|~".to_owned()
+    })?;
+    if OURS.contains(&name.as_str()) {
+        return Err("is set by the forwarder itself, allowed: other headers".to_owned());
+    }
+    Ok(name.as_str().to_owned())
+}
+
+/// A request header's value. The answer never holds any of it.
+pub(super) fn header_value(text: &str) -> Result<(), String> {
+    // Stricter than RFC 9110's obsolete 0x80 to 0xff, which peers read in different ways.
+    if !text.chars().all(|c| matches!(c, '\t' | ' '..='~')) {
+        return Err("is not a header value, allowed: printable ASCII, space and tab".to_owned());
+    }
+    Ok(())
+}
+
+/// PRI is facility × 8 + severity (RFC 5424 §6.2.1); the names are those of syslog.conf(5) and, for
+/// the facilities 12 to 15, rsyslog's.
+pub(super) const FACILITIES: [(&str, u8); 24] = [
+    ("kern", 0),
+    ("user", 1),
+    ("mail", 2),
+    ("daemon", 3),
+    ("auth", 4),
+    ("syslog", 5),
+    ("lpr", 6),
+    ("news", 7),
+    ("uucp", 8),
+    ("cron", 9),
+    ("authpriv", 10),
+    ("ftp", 11),
+    ("ntp", 12),
+    ("audit", 13),
+    ("alert", 14),
+    ("clock", 15),
+    ("local0", 16),
+    ("local1", 17),
+    ("local2", 18),
+    ("local3", 19),
+    ("local4", 20),
+    ("local5", 21),
+    ("local6", 22),
+    ("local7", 23),
+];
+
+/// See [`FACILITIES`].
+pub(super) const SEVERITIES: [(&str, u8); 8] = [
+    ("emerg", 0),
+    ("alert", 1),
+    ("crit", 2),
+    ("err", 3),
+    ("warning", 4),
+    ("notice", 5),
+    ("info", 6),
+    ("debug", 7),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_and_written() {
+        for (text, expected) in [
+            ("0", 0),
+            ("512", 512),
+            ("7B", 7),
+            ("4MB", 4_000_000),
+            ("3kB", 3000),
+            ("2GB", 2_000_000_000),
+            ("64KiB", 65_536),
+            ("64MiB", 67_108_864),
+            ("1GiB", 1_073_741_824),
+        ] {
+            assert_eq!(size(text), Ok(expected), "{text}");
+            assert_eq!(size(&show_size(expected)), Ok(expected), "{text}");
+        }
+        for text in [
+            "",
+            "MiB",
+            "1.5MiB",
+            "-1",
+            "+1",
+            "64 MiB",
+            "64mib",
+            "64M",
+            "99999999999999999999",
+            "9999999GiB",
+        ] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        for (text, expected) in [
+            ("0s", 0),
+            ("500ms", 500),
+            ("60s", 60_000),
+            ("60m", 3_600_000),
+            ("10s", 10_000),
+            ("90s", 90_000),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+        ] {
+            assert_eq!(time(text), Ok(Duration::from_millis(expected)), "{text}");
+            assert_eq!(show_time(Duration::from_millis(expected)), text);
+        }
+        for text in ["", "0", "10", "s", "1m30s", "1.5s", "-1s", "1d", "9999999999h"] {
+            assert!(time(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for (text, host, port) in [
+            ("10.0.0.5:5000", "10.0.0.5", 5000),
+            ("log_stash-0.logs.svc.cluster.local.:1", "log_stash-0.logs.svc.cluster.local.", 1),
+            ("[2001:db8::1]:65535", "2001:db8::1", 65535),
+        ] {
+            let address = host_port(text).unwrap();
+            assert_eq!((address.host.as_str(), address.port), (host, port));
+            assert_eq!(address.to_string(), text);
+        }
+        for text in [
+            "",
+            "host",
+            ":5000",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:http",
+            "::1:5000",
+            "[::1]",
+            "[host]:1",
+            "[]:1",
+            "[::1:5",
+            "a b:1",
+            "http://host:1",
+            "user@host:1",
+            "host:+5",
+        ] {
+            assert!(host_port(text).is_err(), "{text}");
+        }
+        for text in
+            ["", ":3000", "localhost:3000", "3000", "0.0.0.0", "[::]", "::1:3000", "1.2.3.4:70000"]
+        {
+            assert!(socket_address(text).is_err(), "{text}");
+        }
+        assert!(socket_address("[::]:0").is_ok());
+    }
+
+    #[test]
+    fn a_url_is_http_with_a_host_and_without_a_user() {
+        for text in ["http://a", "https://a:8443/b?c=d", "http://[::1]:80/", "HTTPS://A/"] {
+            assert!(url(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "a",
+            "/b",
+            "ftp://a/",
+            "http://",
+            "https:///b?",
+            "http://u@a/",
+            "http://u:p@a/",
+            "http://:p@a/",
+            "http://a:0/",
+            "http://a:99999/",
+            "http://a/#b",
+            "file:///etc",
+        ] {
+            let wrong = text != "https:///b?"; // WHATWG reads this one as the host `b`.
+            assert_eq!(url(text).is_err(), wrong, "{text}");
+        }
+    }
+}
