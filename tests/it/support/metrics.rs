@@ -90,7 +90,7 @@ fn parse_line(line: &str) -> Option<(Series, f64)> {
     Some(((key.to_owned(), labels), value.parse().ok()?))
 }
 
-/// The identity of CONTRACT 6 for each of these required outputs; panics where it does not hold.
+/// The conservation identity for each of these required outputs; panics where it does not hold.
 ///
 /// True whenever nothing is in motion: what was accepted has left, waits, or is counted.
 pub(crate) fn assert_conservation(metrics: &Metrics, outputs: &[&str]) {
