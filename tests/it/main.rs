@@ -1,0 +1,20 @@
+//! The integration tests: the real binary between raw clients and real or scripted consumers.
+//!
+//! One binary, one file per promise; what they share is in `support`. A test ends with
+//! `Relay::finish`, which checks the conservation of events (`event_total` against the sum of
+//! what left, what waits and what was counted as lost).
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "threads, real clocks and blocking sockets: the runtime is in the process under test"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic_in_result_fn,
+    clippy::print_stderr,
+    reason = "a test that cannot go on panics, and says what it saw"
+)]
+
+mod peers_work;
+mod support;

@@ -1,0 +1,79 @@
+//! What the tests share. Nothing here knows the relay's code: it sees the binary from outside.
+//!
+//! Every wait polls and is bounded, every port is on 127.0.0.1, every child is ended by its
+//! own process id. Fakes record first and answer after, so what a test reads has happened.
+
+#![allow(dead_code, reason = "a helper may come before the test that needs it")]
+
+pub(crate) mod certificates;
+pub(crate) mod corpus;
+pub(crate) mod http;
+pub(crate) mod http_sink;
+pub(crate) mod metrics;
+pub(crate) mod peers;
+pub(crate) mod relay;
+pub(crate) mod server;
+pub(crate) mod stream;
+pub(crate) mod tcp_sink;
+
+use std::hash::BuildHasher as _;
+use std::net::Ipv4Addr;
+use std::net::TcpListener;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+/// Longest wait for what should take milliseconds; a loaded machine may take seconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Polls `check` until it gives something. Panics with `what` after `limit`.
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, check: impl FnMut() -> Option<T>) -> T {
+    try_wait_for(limit, check).unwrap_or_else(|| panic!("waited {limit:?} for {what}"))
+}
+
+/// Polls `check` until it is true. Panics with `what` after `limit`.
+pub(crate) fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() -> bool) {
+    wait_for(what, limit, || check().then_some(()));
+}
+
+/// Polls `check` until it gives something; `None` after `limit`.
+pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(found) = check() {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A port of 127.0.0.1 that was free a moment ago, for a peer that is told its port.
+///
+/// Not the kernel's choice (port 0): that comes from the range for outgoing connections
+/// (32768 up). While a peer is stopped, another connection could get its port, and a client
+/// that keeps dialling it could even connect to itself. The caller retries on a clash.
+pub(crate) fn free_port() -> u16 {
+    for _ in 0..1000 {
+        // Each RandomState has other keys: enough to keep parallel tests apart.
+        let random = std::hash::RandomState::new().hash_one(std::process::id());
+        let port = 10_000 + u16::try_from(random % 20_000).expect("below 20,000");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port between 10000 and 30000");
+}
+
+/// The repository's root.
+pub(crate) fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The path as text, for config files.
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary paths are UTF-8")
+}

@@ -1,0 +1,192 @@
+//! A certificate authority for one test, and every right and wrong certificate from it.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rcgen::BasicConstraints;
+use rcgen::CertificateParams;
+use rcgen::DnType;
+use rcgen::ExtendedKeyUsagePurpose;
+use rcgen::IsCa;
+use rcgen::Issuer;
+use rcgen::KeyPair;
+use rcgen::KeyUsagePurpose;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use tempfile::TempDir;
+
+/// PEM files of a certificate and its key.
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+/// The files live as long as this.
+pub(crate) struct Certificates {
+    directory: TempDir,
+    issuer: Issuer<'static, KeyPair>,
+    /// The certificate that signed all but `wrong_server` and `wrong_client`.
+    pub(crate) ca: PathBuf,
+    /// One that signed nothing that a test presents as right.
+    pub(crate) wrong_ca: PathBuf,
+    /// For localhost and 127.0.0.1.
+    pub(crate) server: Pair,
+    /// For client authentication; its common name is `client`.
+    pub(crate) client: Pair,
+    /// As `server`, from 2020 to 2021.
+    pub(crate) expired_server: Pair,
+    /// As `client`, from 2020 to 2021.
+    pub(crate) expired_client: Pair,
+    /// As `server`, signed by `wrong_ca`.
+    pub(crate) wrong_server: Pair,
+    /// As `client`, signed by `wrong_ca`.
+    pub(crate) wrong_client: Pair,
+    /// As `server`, for elsewhere.example only.
+    pub(crate) elsewhere_server: Pair,
+}
+
+/// Names of a server on loopback.
+const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
+
+impl Certificates {
+    pub(crate) fn new() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let at = directory.path();
+        let (ca, issuer) = authority(at, "ca");
+        let (wrong_ca, wrong_issuer) = authority(at, "wrong-ca");
+        let mut expired_server = server(&HERE);
+        expire(&mut expired_server);
+        let mut expired_client = client("client");
+        expire(&mut expired_client);
+        Self {
+            server: issue(at, "server", server(&HERE), &issuer),
+            client: issue(at, "client", client("client"), &issuer),
+            expired_server: issue(at, "expired-server", expired_server, &issuer),
+            expired_client: issue(at, "expired-client", expired_client, &issuer),
+            wrong_server: issue(at, "wrong-server", server(&HERE), &wrong_issuer),
+            wrong_client: issue(at, "wrong-client", client("client"), &wrong_issuer),
+            elsewhere_server: issue(at, "elsewhere", server(&["elsewhere.example"]), &issuer),
+            ca,
+            wrong_ca,
+            issuer,
+            directory,
+        }
+    }
+
+    /// Another right server certificate, in files of this name: for what replaces its own.
+    pub(crate) fn another_server(&self, name: &str) -> Pair {
+        issue(self.directory.path(), name, server(&HERE), &self.issuer)
+    }
+
+    /// A server that presents `pair`; with `require_client`, only to clients of our `ca`.
+    pub(crate) fn server_config(
+        &self,
+        pair: &Pair,
+        require_client: bool,
+    ) -> Arc<rustls::ServerConfig> {
+        let builder = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them");
+        let builder = if require_client {
+            let roots = Arc::new(roots(&self.ca));
+            let verifier =
+                rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider());
+            builder.with_client_cert_verifier(verifier.build().expect("a root"))
+        } else {
+            builder.with_no_client_auth()
+        };
+        let config = builder.with_single_cert(chain(&pair.certificate), key(&pair.key));
+        Arc::new(config.expect("key and certificate fit"))
+    }
+
+    /// A client that trusts our `ca` and presents `pair` where it is asked for a certificate.
+    pub(crate) fn client_config(&self, pair: Option<&Pair>) -> Arc<rustls::ClientConfig> {
+        let builder = rustls::ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them")
+            .with_root_certificates(roots(&self.ca));
+        Arc::new(match pair {
+            Some(pair) => builder
+                .with_client_auth_cert(chain(&pair.certificate), key(&pair.key))
+                .expect("key and certificate fit"),
+            None => builder.with_no_client_auth(),
+        })
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn authority(at: &Path, name: &str) -> (PathBuf, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // OpenSSL refuses an authority that may not sign.
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().expect("randomness");
+    let certificate = params.self_signed(&key).expect("valid parameters");
+    let file = at.join(format!("{name}.pem"));
+    std::fs::write(&file, certificate.pem()).expect("a writable directory");
+    (file, Issuer::new(params, key))
+}
+
+fn server(names: &[&str]) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let common_name = names[0].clone();
+    let mut params = CertificateParams::new(names).expect("valid names");
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params
+}
+
+fn client(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn expire(params: &mut CertificateParams) {
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+}
+
+fn issue(
+    at: &Path,
+    name: &str,
+    mut params: CertificateParams,
+    issuer: &Issuer<'_, KeyPair>,
+) -> Pair {
+    let own_key = KeyPair::generate().expect("randomness");
+    params.use_authority_key_identifier_extension = true;
+    let certificate = params.signed_by(&own_key, issuer).expect("valid parameters");
+    let pair =
+        Pair { certificate: at.join(format!("{name}.crt")), key: at.join(format!("{name}.key")) };
+    std::fs::write(&pair.certificate, certificate.pem()).expect("a writable directory");
+    std::fs::write(&pair.key, own_key.serialize_pem()).expect("a writable directory");
+    pair
+}
+
+/// The certificates of a PEM file.
+pub(crate) fn chain(file: &Path) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+fn key(file: &Path) -> PrivateKeyDer<'static> {
+    PrivateKeyDer::from_pem_file(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+fn roots(file: &Path) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    for certificate in chain(file) {
+        roots.add(certificate).expect("an authority");
+    }
+    roots
+}

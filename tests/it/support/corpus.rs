@@ -1,0 +1,124 @@
+//! Batches: the recorded ones of `tests/corpus`, and generated ones of the same shape.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
+use super::repository;
+
+/// A recorded request body.
+pub(crate) struct Body {
+    /// Its file's name.
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Every recorded EventList, in the order of names.
+pub(crate) fn corpus() -> Vec<Body> {
+    let directory = repository().join("tests/corpus");
+    let mut bodies: Vec<Body> = std::fs::read_dir(&directory)
+        .expect("tests/corpus is part of the repository")
+        .map(|entry| entry.expect("a readable directory").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+        .map(|path| Body {
+            name: path.file_name().expect("a file").to_string_lossy().into_owned(),
+            bytes: std::fs::read(&path).expect("a readable file"),
+        })
+        .collect();
+    bodies.sort_by(|a, b| a.name.cmp(&b.name));
+    assert!(!bodies.is_empty(), "no bodies in {}", directory.display());
+    bodies
+}
+
+/// kube-apiserver's own log of its events: JSON lines whose events carry kind and apiVersion.
+pub(crate) fn audit_log() -> Vec<u8> {
+    std::fs::read(repository().join("tests/corpus/audit.log")).expect("part of the repository")
+}
+
+/// The events of an EventList as they must arrive: byte for byte, raw line breaks as spaces.
+///
+/// Splits by serde_json's spans, so that the relay's own splitter is not its own judge.
+pub(crate) fn events_of(body: &[u8]) -> Vec<Vec<u8>> {
+    let list: BTreeMap<String, &RawValue> = serde_json::from_slice(body).expect("an EventList");
+    let items: Vec<&RawValue> = serde_json::from_str(list["items"].get()).expect("an array");
+    // In valid JSON a raw line break stands between tokens only.
+    let one_line = |event: &&RawValue| {
+        event.get().bytes().map(|b| if b == b'\n' || b == b'\r' { b' ' } else { b }).collect()
+    };
+    items.iter().map(one_line).collect()
+}
+
+/// An EventList as kube-apiserver sends it, of `events` events of about `event_bytes` each.
+///
+/// The auditIDs are unique over all seeds and indexes; the same arguments give the same bytes.
+pub(crate) fn generated_batch(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(events * (event_bytes + 1) + 128);
+    body.extend_from_slice(
+        br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#,
+    );
+    for index in 0..events {
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(generated_event(seed, index, event_bytes).as_bytes());
+    }
+    body.extend_from_slice(b"]}\n");
+    body
+}
+
+/// The auditID that [`generated_batch`] gives its event `index`.
+pub(crate) fn generated_audit_id(seed: u64, index: usize) -> String {
+    format!("{:08x}-{:04x}-4000-8000-{index:012x}", seed >> 16, seed & 0xffff)
+}
+
+fn generated_event(seed: u64, index: usize, event_bytes: usize) -> String {
+    let audit_id = generated_audit_id(seed, index);
+    let level = ["Metadata", "Request", "RequestResponse"][index % 3];
+    let namespace = format!("team-{}", seed % 7);
+    let uri = format!("/api/v1/namespaces/{namespace}/configmaps/generated-{index}");
+    let head = format!(
+        r#"{{"level":"{level}","auditID":"{audit_id}","stage":"ResponseComplete","requestURI":"{uri}","verb":"update","user":{{"username":"system:serviceaccount:{namespace}:default","groups":["system:authenticated"]}},"sourceIPs":["10.0.0.1"],"userAgent":"generated/1.0","objectRef":{{"resource":"configmaps","namespace":"{namespace}","name":"generated-{index}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":""#
+    );
+    let tail = r#""}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow"}}"#;
+    // Words rather than one letter, so that a shifted or repeated piece shows; with what JSON
+    // escapes and what UTF-8 needs two bytes for.
+    let words = [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
+    let mut event = head;
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index as u64 + 1);
+    while event.len() + tail.len() < event_bytes {
+        // xorshift64: any generator that repeats itself for the same seed would do.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        event.push_str(words[usize::try_from(random % 6).expect("below 6")]);
+    }
+    event.push_str(tail);
+    event
+}
+
+#[test]
+fn the_corpus_holds_the_events_that_its_index_names() {
+    let index = std::fs::read_to_string(repository().join("tests/corpus/INDEX.md")).unwrap();
+    for body in corpus() {
+        let row = index.lines().find(|line| line.contains(&body.name)).expect("a row of INDEX.md");
+        let events: usize = row.split('|').nth(4).unwrap().trim().parse().unwrap();
+        assert_eq!(events_of(&body.bytes).len(), events, "{}", body.name);
+    }
+    assert_eq!(audit_log().iter().filter(|&&byte| byte == b'\n').count(), 495);
+}
+
+#[test]
+fn generated_batches_repeat_and_never_share_an_audit_id() {
+    let mut ids = std::collections::BTreeSet::new();
+    for seed in [0, 1, u64::from(u32::MAX)] {
+        let batch = generated_batch(seed, 50, 1600);
+        assert_eq!(batch, generated_batch(seed, 50, 1600));
+        for (index, event) in events_of(&batch).iter().enumerate() {
+            assert!((1600..1700).contains(&event.len()), "{} bytes", event.len());
+            let event: serde_json::Value = serde_json::from_slice(event).unwrap();
+            let id = event["auditID"].as_str().unwrap().to_owned();
+            assert_eq!(id, generated_audit_id(seed, index));
+            assert!(ids.insert(id));
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! An HTTP/1.1 consumer whose answers a test decides.
+
+use std::collections::VecDeque;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::http::Head;
+use super::http::Unannounced;
+use super::http::read_body;
+use super::http::read_head;
+use super::server::Connection;
+use super::server::Options;
+use super::server::Server;
+use super::stream::Stream;
+use super::wait_until;
+
+/// A request that has been read to its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// Counted from 0 over all connections, in the order in which requests became complete.
+    pub(crate) number: usize,
+    /// The connection that brought it, counted from 0.
+    pub(crate) connection: usize,
+    pub(crate) method: String,
+    /// Path and query, as sent.
+    pub(crate) target: String,
+    pub(crate) head: Head,
+    /// As sent, perhaps compressed.
+    pub(crate) body: Vec<u8>,
+    /// When its head was complete, and when its body was.
+    pub(crate) began: Instant,
+    pub(crate) read: Instant,
+    /// The status that was written, and when; `None` while it waits or where none was.
+    pub(crate) answered: Option<(u16, Instant)>,
+}
+
+impl Request {
+    /// The first header of this name, given in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.header(name)
+    }
+
+    /// The body without its Content-Encoding.
+    pub(crate) fn decoded(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        match self.header("content-encoding") {
+            None | Some("identity") => body.clone_from(&self.body),
+            Some("gzip") => {
+                let mut gzip = flate2::read::MultiGzDecoder::new(self.body.as_slice());
+                gzip.read_to_end(&mut body).expect("gzip");
+            }
+            Some("zstd") => body = zstd::decode_all(self.body.as_slice()).expect("zstd"),
+            Some(other) => panic!("a body in {other}"),
+        }
+        body
+    }
+
+    /// True where 2xx was written.
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.answered.is_some_and(|(status, _)| (200..300).contains(&status))
+    }
+}
+
+/// What the consumer does with a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    what: What,
+    delay: Duration,
+    close: bool,
+}
+
+#[derive(Debug, Clone)]
+enum What {
+    Response { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
+    Raw(Vec<u8>),
+    HangUp,
+    Reset,
+    Never,
+}
+
+impl Answer {
+    /// This status, without a body.
+    pub(crate) fn status(status: u16) -> Self {
+        Self::of(What::Response { status, headers: Vec::new(), body: Vec::new() })
+    }
+
+    /// These bytes instead of an answer; then the connection is kept unless `closing`.
+    pub(crate) fn raw(bytes: impl Into<Vec<u8>>) -> Self {
+        Self::of(What::Raw(bytes.into()))
+    }
+
+    /// No answer: the connection is closed after the request was read.
+    pub(crate) fn hang_up() -> Self {
+        Self::of(What::HangUp)
+    }
+
+    /// No answer: the connection is reset after the request was read.
+    pub(crate) fn reset() -> Self {
+        Self::of(What::Reset)
+    }
+
+    /// No answer as long as the connection lives.
+    pub(crate) fn never() -> Self {
+        Self::of(What::Never)
+    }
+
+    fn of(what: What) -> Self {
+        Self { what, delay: Duration::ZERO, close: false }
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        if let What::Response { headers, .. } = &mut self.what {
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
+    pub(crate) fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        if let What::Response { body, .. } = &mut self.what {
+            *body = bytes.into();
+        }
+        self
+    }
+
+    /// Only after this time.
+    pub(crate) fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Then the connection is closed, as an answer with a head says.
+    pub(crate) fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+}
+
+/// The consumer. `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen`, …
+pub(crate) struct HttpSink {
+    server: Server,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+impl HttpSink {
+    /// Plain HTTP; `answer` is asked once for each request that is complete, by many threads.
+    pub(crate) fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::with(Options::default(), answer)
+    }
+
+    /// Answers 200 to everything.
+    pub(crate) fn accepting() -> Self {
+        Self::start(|_| Answer::status(200))
+    }
+
+    /// One answer for each request in the order of their completion; one more panics.
+    pub(crate) fn script(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let answers = Mutex::new(answers.into_iter().collect::<VecDeque<_>>());
+        Self::start(move |request| {
+            let next = answers.lock().expect("not poisoned").pop_front();
+            next.unwrap_or_else(|| panic!("request {} is not in the script", request.number))
+        })
+    }
+
+    pub(crate) fn with(
+        options: Options,
+        answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let for_handler = Arc::clone(&requests);
+        let server = Server::start(options, move |stream, connection| {
+            serve(stream, connection, &for_handler, &answer);
+        });
+        Self { server, requests }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.requests.lock().expect("no panic while the requests are held")
+    }
+
+    /// Every request so far, in the order in which they became complete.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.lock().clone()
+    }
+
+    /// How many requests there were.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// The decoded bodies to which 2xx was written, in the order of arrival.
+    pub(crate) fn accepted(&self) -> Vec<Vec<u8>> {
+        self.lock().iter().filter(|request| request.is_accepted()).map(Request::decoded).collect()
+    }
+
+    /// Waits until at least `count` requests were read.
+    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
+        wait_until(&format!("{count} requests"), limit, || self.count() >= count);
+    }
+}
+
+impl Deref for HttpSink {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl DerefMut for HttpSink {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+/// Serves one connection until either side ends it.
+fn serve(
+    stream: Stream,
+    connection: &Connection,
+    requests: &Mutex<Vec<Request>>,
+    answer: &dyn Fn(&Request) -> Answer,
+) {
+    let mut reader = BufReader::with_capacity(64 * 1024, stream);
+    // A client that resets, or leaves in the middle of a request, has not been answered either.
+    while connection.may_go_on() {
+        let Ok(Some(head)) = read_head(&mut reader) else { return };
+        let began = Instant::now();
+        if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+            && reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n").is_err()
+        {
+            return;
+        }
+        let Ok(body) = read_body(&mut reader, &head, Unannounced::Empty) else { return };
+        if !connection.may_go_on() {
+            return;
+        }
+        let asked_to_close = head.header("connection").is_some_and(|value| value == "close");
+        let mut line = head.first_line.split(' ').map(str::to_owned);
+        let request = {
+            let mut requests = requests.lock().expect("not poisoned");
+            let number = requests.len();
+            requests.push(Request {
+                number,
+                connection: connection.number,
+                method: line.next().unwrap_or_default(),
+                target: line.next().unwrap_or_default(),
+                head,
+                body,
+                began,
+                read: Instant::now(),
+                answered: None,
+            });
+            requests[number].clone()
+        };
+        let answer = answer(&request);
+        let last = answer.close || asked_to_close;
+        if !connection.rest(answer.delay)
+            || write(reader.get_mut(), connection, &request, answer, requests).is_none()
+            || last
+        {
+            return;
+        }
+    }
+}
+
+/// Writes the answer; `None` where the connection is over.
+fn write(
+    stream: &mut Stream,
+    connection: &Connection,
+    request: &Request,
+    answer: Answer,
+    requests: &Mutex<Vec<Request>>,
+) -> Option<()> {
+    let (status, bytes) = match answer.what {
+        What::Response { status, headers, body } => {
+            let mut head = format!("HTTP/1.1 {status} As-Told\r\n");
+            for (name, value) in &headers {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+            if answer.close {
+                head.push_str("Connection: close\r\n");
+            }
+            if status != 204 && status != 304 {
+                head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+            }
+            head.push_str("\r\n");
+            (Some(status), [head.into_bytes(), body].concat())
+        }
+        What::Raw(bytes) => {
+            let status = bytes.get(9..12).and_then(|status| std::str::from_utf8(status).ok());
+            (status.and_then(|status| status.parse().ok()), bytes)
+        }
+        What::HangUp => return None,
+        What::Reset => {
+            let socket = socket2::SockRef::from(stream.socket());
+            socket.set_linger(Some(Duration::ZERO)).expect("a socket");
+            return None;
+        }
+        What::Never => {
+            while connection.rest(Duration::from_secs(3600)) {}
+            return None;
+        }
+    };
+    // Recorded first: who has read the answer may look at once.
+    let mut requests = requests.lock().expect("not poisoned");
+    requests[request.number].answered = status.map(|status| (status, Instant::now()));
+    drop(requests);
+    stream.write_all(&bytes).and_then(|()| stream.flush()).ok()
+}

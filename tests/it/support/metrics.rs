@@ -1,0 +1,167 @@
+//! `/metrics` as a map, and the identity that holds whenever nothing is in motion.
+
+use std::collections::BTreeMap;
+
+/// Before the names of the relay's own series.
+const PREFIX: &str = "kube_audit_forwarder_";
+
+/// One scrape.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    /// As scraped, for promtool.
+    pub(crate) text: String,
+    series: BTreeMap<Series, f64>,
+}
+
+/// A name with its labels in the order of their names.
+type Series = (String, Vec<(String, String)>);
+
+impl Metrics {
+    /// Reads the Prometheus text format. Panics on a line that is none, and on a series twice.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut series = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (key, value) =
+                parse_line(line).unwrap_or_else(|| panic!("not a line of metrics: {line}"));
+            assert!(series.insert(key, value).is_none(), "this series comes twice: {line}");
+        }
+        Self { text: text.to_owned(), series }
+    }
+
+    /// The series with exactly these labels; the name may leave the relay's prefix out.
+    pub(crate) fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let mut labels: Vec<_> =
+            labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        labels.sort();
+        let with_prefix = (format!("{PREFIX}{name}"), labels.clone());
+        let as_named = (name.to_owned(), labels);
+        self.series.get(&with_prefix).or_else(|| self.series.get(&as_named)).copied()
+    }
+
+    /// As [`Metrics::get`], where an absent series counts as 0.
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.get(name, labels).unwrap_or(0.0)
+    }
+
+    /// Every series of this name, with its labels.
+    pub(crate) fn all(&self, name: &str) -> Vec<(Vec<(String, String)>, f64)> {
+        let with_prefix = format!("{PREFIX}{name}");
+        let of_name = |series: &&Series| series.0 == with_prefix || series.0 == name;
+        self.series
+            .iter()
+            .filter(|(series, _)| of_name(series))
+            .map(|(series, &value)| (series.1.clone(), value))
+            .collect()
+    }
+
+    /// The sum over every series of this name, whatever its labels.
+    pub(crate) fn sum(&self, name: &str) -> f64 {
+        self.all(name).iter().map(|(_, value)| value).sum()
+    }
+}
+
+/// `name{label="value",…} value`, or without labels.
+fn parse_line(line: &str) -> Option<(Series, f64)> {
+    let (mut key, value) = line.rsplit_once(' ')?;
+    let mut labels = Vec::new();
+    if let Some((name, rest)) = key.split_once('{') {
+        key = name;
+        let mut rest = rest.strip_suffix('}')?;
+        while !rest.is_empty() {
+            let (label, after) = rest.split_once("=\"")?;
+            let mut value = String::new();
+            let mut characters = after.char_indices();
+            let end = loop {
+                match characters.next()? {
+                    (at, '"') => break at,
+                    (_, '\\') => match characters.next()?.1 {
+                        'n' => value.push('\n'),
+                        escaped => value.push(escaped),
+                    },
+                    (_, plain) => value.push(plain),
+                }
+            };
+            labels.push((label.to_owned(), value));
+            rest = after.get(end + 1..)?;
+            rest = rest.strip_prefix(',').unwrap_or(rest);
+        }
+    }
+    labels.sort();
+    Some(((key.to_owned(), labels), value.parse().ok()?))
+}
+
+/// The conservation identity for each of these required outputs; panics where it does not hold.
+///
+/// True whenever nothing is in motion: what was accepted has left, waits, or is counted.
+pub(crate) fn assert_conservation(metrics: &Metrics, outputs: &[&str]) {
+    if let Err(difference) = conservation(metrics, outputs) {
+        panic!("{difference}");
+    }
+}
+
+/// As [`assert_conservation`], for who wants to ask again.
+pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), String> {
+    for &output in outputs {
+        let of_output = |name: &str| metrics.value(name, &[("output", output)]);
+        let accepted = metrics.value("event_total", &[]);
+        let found_at_start = of_output("output_start_events");
+        let delivered = of_output("output_events_total");
+        let waiting = of_output("output_backlog_events");
+        let lost = metrics.value("error_total", &[("plugin", output)]);
+        let lost_by_queue = metrics.value("error_total", &[("plugin", "queue")]);
+        let filtered: f64 = ["dropped", "duplicate"]
+            .map(|action| {
+                metrics.value("filtered_events_total", &[("output", output), ("action", action)])
+            })
+            .iter()
+            .sum();
+        let difference =
+            accepted + found_at_start - (delivered + waiting + lost + lost_by_queue + filtered);
+        // Counts are integers; an f64 holds them exactly far beyond any test.
+        if difference != 0.0 {
+            return Err(format!(
+                "output {output}: {accepted} accepted + {found_at_start} found at start is not \
+                 {delivered} delivered + {waiting} waiting + {lost} lost + {lost_by_queue} lost \
+                 by the queue + {filtered} filtered; difference {difference}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn metrics_are_read_with_labels_escapes_and_exponents() {
+    let metrics = Metrics::parse(concat!(
+        "# HELP kube_audit_forwarder_event_total events\n",
+        "kube_audit_forwarder_event_total 12\n",
+        "kube_audit_forwarder_requests_total{listener=\"[::1]:0\",code=\"200\"} 3\n\n",
+        "kube_audit_forwarder_requests_total{code=\"400\",listener=\"a, \\\"b\\\"}\"} 4\n",
+        "process_resident_memory_bytes 1.5e7\n",
+    ));
+    assert_eq!(metrics.get("event_total", &[]), Some(12.0));
+    let labels = [("code", "200"), ("listener", "[::1]:0")];
+    assert_eq!(metrics.get("requests_total", &labels), Some(3.0));
+    let labels = [("listener", "a, \"b\"}"), ("code", "400")];
+    assert_eq!(metrics.get("requests_total", &labels), Some(4.0));
+    assert_eq!(metrics.get("requests_total", &[]), None);
+    assert_eq!(metrics.sum("requests_total"), 7.0);
+    assert_eq!(metrics.get("process_resident_memory_bytes", &[]), Some(1.5e7));
+}
+
+#[test]
+fn conservation_counts_every_way_out_and_absent_series_as_none() {
+    let scrape = |delivered: u32| {
+        Metrics::parse(&format!(
+            "kube_audit_forwarder_event_total 10\n\
+             kube_audit_forwarder_output_events_total{{output=\"a\"}} {delivered}\n\
+             kube_audit_forwarder_output_backlog_events{{output=\"a\"}} 2\n\
+             kube_audit_forwarder_error_total{{plugin=\"a\"}} 1\n\
+             kube_audit_forwarder_error_total{{plugin=\"queue\"}} 1\n\
+             kube_audit_forwarder_filtered_events_total{{output=\"a\",action=\"dropped\"}} 1\n\
+             kube_audit_forwarder_filtered_events_total{{output=\"a\",action=\"trimmed\"}} 9\n"
+        ))
+    };
+    assert_conservation(&scrape(5), &["a"]);
+    assert!(conservation(&scrape(4), &["a"]).is_err());
+    assert!(conservation(&scrape(5), &["b"]).is_err());
+}

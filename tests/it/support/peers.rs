@@ -1,0 +1,543 @@
+//! Real consumers and proxies as child processes: rsyslog, syslog-ng, nginx, HAProxy, and the
+//! tools promtool, curl. `./test` installs them; a missing one fails the test that needs it.
+//!
+//! Each listens on 127.0.0.1, keeps its port over a restart, writes into a directory of its
+//! own, and is ended by its own process id.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::PATIENCE;
+use super::certificates::Certificates;
+use super::free_port;
+use super::relay::signal_process;
+use super::repository;
+use super::text;
+use super::try_wait_for;
+use super::wait_until;
+
+/// The largest message that the syslog peers are told to take.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// TLS of a peer's listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Security {
+    Plain,
+    /// It presents [`Certificates::server`].
+    Tls,
+    /// And takes only clients whose certificate our CA has signed.
+    MutualTls,
+}
+
+/// A peer's process. `stop`, `kill` and `start` are what a test does to it.
+pub(crate) struct Process {
+    program: PathBuf,
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
+    port: u16,
+    /// Everything the peer writes to its standard output and error, over all its lives.
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Process {
+    fn new(program: PathBuf, arguments: &[&str], port: u16, directory: &Path) -> Self {
+        Self {
+            program,
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            variables: Vec::new(),
+            port,
+            log: directory.join("peer.log"),
+            child: None,
+        }
+    }
+
+    /// Starts it on its port and waits until it listens; panics with its log where it does not.
+    pub(crate) fn start(&mut self) {
+        if let Err(why) = self.try_start() {
+            panic!("{} on port {}: {why}", self.program.display(), self.port);
+        }
+    }
+
+    fn try_start(&mut self) -> Result<(), String> {
+        assert!(self.child.is_none(), "started twice");
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).envs(self.variables.iter().cloned()).stdin(Stdio::null());
+        command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+        let mut child = command.spawn().map_err(|error| format!("{error}; run ./test"))?;
+        let listening = try_wait_for(PATIENCE, || {
+            let exited = child.try_wait().expect("our child").is_some();
+            (exited || listens(child.id(), self.port)).then_some(!exited)
+        });
+        // From here on `drop` ends it.
+        self.child = Some(child);
+        if listening == Some(true) {
+            return Ok(());
+        }
+        self.kill();
+        Err(format!("does not listen; its log: {}", self.log()))
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has; kills what does not.
+    pub(crate) fn stop(&mut self) {
+        if let Some(child) = &mut self.child {
+            if child.try_wait().expect("our child").is_none() {
+                signal_process(child, libc::SIGTERM);
+            }
+            let ended = || child.try_wait().expect("our child").map(drop);
+            if try_wait_for(Duration::from_secs(10), ended).is_none() {
+                self.kill();
+            }
+        }
+        self.child = None;
+    }
+
+    /// Ends it at once (SIGKILL): what it has not read is lost.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have exited already.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
+    /// Stops its execution (SIGSTOP) until [`Process::thaw`]: the kernel still takes bytes.
+    pub(crate) fn freeze(&self) {
+        signal_process(self.child.as_ref().expect("running"), libc::SIGSTOP);
+    }
+
+    /// Goes on after [`Process::freeze`].
+    pub(crate) fn thaw(&self) {
+        signal_process(self.child.as_ref().expect("running"), libc::SIGCONT);
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// What it has said so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("the log of {}:\n{}", self.program.display(), self.log());
+        }
+    }
+}
+
+/// True where this very process listens on the port, so that neither a probe's connection
+/// shows in the peer nor somebody else's listener is taken for it.
+fn listens(pid: u32, port: u16) -> bool {
+    let Ok(table) = std::fs::read_to_string("/proc/net/tcp") else { return false };
+    // Columns: number, local address, remote address, state (0A: LISTEN), …, inode (9).
+    let local = format!("0100007F:{port:04X}");
+    let inode = table.lines().find_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let listening = columns.get(1) == Some(&local.as_str()) && columns.get(3) == Some(&"0A");
+        if listening { columns.get(9).map(|inode| format!("socket:[{inode}]")) } else { None }
+    });
+    let Ok(handles) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    inode.is_some_and(|inode| {
+        handles
+            .flatten()
+            .filter_map(|handle| std::fs::read_link(handle.path()).ok())
+            .any(|target| target.as_os_str() == inode.as_str())
+    })
+}
+
+/// Builds a process for a free port and starts it; with another port where that one was taken.
+fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
+    let mut failure = String::new();
+    for _ in 0..3 {
+        let mut process = build(free_port());
+        match process.try_start() {
+            Ok(()) => return process,
+            Err(why) => failure = why,
+        }
+    }
+    panic!("the peer does not start: {failure}");
+}
+
+/// A program of the system, also from the directories for administrators.
+fn program(name: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("{name} is missing; ./test installs it"))
+}
+
+fn write(directory: &TempDir, name: &str, content: &str) -> PathBuf {
+    let file = directory.path().join(name);
+    std::fs::write(&file, content).expect("a writable directory");
+    file
+}
+
+/// The complete lines of a file that a peer writes; none where it does not exist yet.
+fn lines_of(file: &Path) -> Vec<Vec<u8>> {
+    let bytes = std::fs::read(file).unwrap_or_default();
+    let mut lines: Vec<Vec<u8>> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+    // What follows the last line feed is being written, or empty.
+    lines.pop();
+    lines
+}
+
+/// rsyslog with `imtcp`, which takes octet counting and newlines on one port.
+///
+/// Its queue is "Direct": what it has read is in the file before it reads on.
+pub(crate) struct Rsyslog {
+    pub(crate) process: Process,
+    directory: TempDir,
+}
+
+impl Rsyslog {
+    pub(crate) fn start(security: Security, certificates: &Certificates) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let process = start_on_free_port(|port| {
+            let config = Self::config(port, security, certificates, directory.path());
+            let config = write(&directory, "rsyslog.conf", &config);
+            let pid_file = directory.path().join("rsyslog.pid");
+            let arguments = ["-n", "-f", text(&config), "-i", text(&pid_file)];
+            Process::new(program("rsyslogd"), &arguments, port, directory.path())
+        });
+        Self { process, directory }
+    }
+
+    fn config(port: u16, security: Security, files: &Certificates, directory: &Path) -> String {
+        let at = text(directory);
+        let (ca, certificate, key) =
+            (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
+        let (global, module) = match security {
+            Security::Plain => (String::new(), String::new()),
+            Security::Tls | Security::MutualTls => (
+                format!(
+                    r#"defaultNetstreamDriver="ossl" defaultNetstreamDriverCAFile="{ca}" defaultNetstreamDriverCertFile="{certificate}" defaultNetstreamDriverKeyFile="{key}""#
+                ),
+                format!(
+                    r#"streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="{}""#,
+                    if security == Security::Tls { "anon" } else { "x509/certvalid" }
+                ),
+            ),
+        };
+        // Two limits hold for a message: of the message, and of an octet-counted frame. Above
+        // the second (200,000 by default) imtcp takes the rest of the stream for lines.
+        format!(
+            r#"global(workDirectory="{at}" maxMessageSize="{MESSAGE_BYTES_MAX}" net.enableDNS="off" parser.escapeControlCharactersOnReceive="off" {global})
+module(load="imtcp" maxFrameSize="{MESSAGE_BYTES_MAX}" {module})
+main_queue(queue.type="Direct")
+template(name="msg" type="string" string="%msg%\n")
+template(name="raw" type="string" string="%rawmsg%\n")
+input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="peer")
+ruleset(name="peer") {{
+  action(type="omfile" file="{at}/messages" template="msg")
+  action(type="omfile" file="{at}/raw" template="raw")
+}}
+"#
+        )
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// The MSG part of each message, in the order of arrival.
+    pub(crate) fn messages(&self) -> Vec<Vec<u8>> {
+        lines_of(&self.directory.path().join("messages"))
+    }
+
+    /// Each message as it came, from its PRI on.
+    pub(crate) fn raw(&self) -> Vec<Vec<u8>> {
+        lines_of(&self.directory.path().join("raw"))
+    }
+
+    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
+        wait_until(&format!("{count} messages at rsyslog"), limit, || {
+            self.messages().len() >= count
+        });
+    }
+}
+
+/// syslog-ng with its `syslog()` source: octet counting (RFC 6587, RFC 5425) only.
+///
+/// Debian's package conflicts with rsyslog's, so `./test` unpacks it below `target/peers`.
+pub(crate) struct SyslogNg {
+    pub(crate) process: Process,
+    directory: TempDir,
+}
+
+impl SyslogNg {
+    pub(crate) fn start(security: Security, certificates: &Certificates) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let root = repository().join("target/peers/syslog-ng/usr");
+        let libraries = root.join("lib/syslog-ng");
+        let binary = root.join("sbin/syslog-ng");
+        assert!(binary.is_file(), "{} is missing; ./test unpacks it", binary.display());
+        let modules = std::fs::read_dir(&libraries)
+            .expect("unpacked with the binary")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.join("libafsocket.so").is_file())
+            .expect("a directory of modules, named by the version");
+        let process = start_on_free_port(|port| {
+            let version = modules.file_name().expect("a version").to_string_lossy();
+            let config = Self::config(&version, port, security, certificates, directory.path());
+            let config = write(&directory, "syslog-ng.conf", &config);
+            let own = |name: &str| text(&directory.path().join(name)).to_owned();
+            let arguments = [
+                "--foreground",
+                "--stderr",
+                "--no-caps",
+                &format!("--module-path={}", text(&modules)),
+                &format!("--cfgfile={}", text(&config)),
+                &format!("--persist-file={}", own("persist")),
+                &format!("--control={}", own("control")),
+                &format!("--pidfile={}", own("pid")),
+            ];
+            let mut process = Process::new(binary.clone(), &arguments, port, directory.path());
+            process.variables.push(("LD_LIBRARY_PATH", text(&libraries).to_owned()));
+            process
+        });
+        Self { process, directory }
+    }
+
+    fn config(
+        version: &str,
+        port: u16,
+        security: Security,
+        files: &Certificates,
+        directory: &Path,
+    ) -> String {
+        let at = text(directory);
+        let (ca, certificate, key) =
+            (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
+        let transport = match security {
+            Security::Plain => "transport(tcp)".to_owned(),
+            Security::Tls | Security::MutualTls => format!(
+                r#"transport(tls) tls(ca-file("{ca}") cert-file("{certificate}") key-file("{key}") peer-verify({}))"#,
+                if security == Security::Tls { "optional-untrusted" } else { "required-trusted" }
+            ),
+        };
+        // The window is divided by max-connections and must stay above its minimum of 100.
+        format!(
+            r#"@version: {version}
+options {{ log-msg-size({MESSAGE_BYTES_MAX}); use-dns(no); dns-cache(no); keep-hostname(yes); stats-freq(0); }};
+source peer {{ syslog(ip(127.0.0.1) port({port}) {transport} max-connections(100) log-iw-size(10000)); }};
+destination messages {{ file("{at}/messages" template("${{MSG}}\n")); }};
+destination headers {{ file("{at}/headers" template("${{PRI}} ${{R_ISODATE}} ${{S_ISODATE}} ${{HOST}} ${{PROGRAM}}\n") frac-digits(6)); }};
+log {{ source(peer); destination(messages); destination(headers); flags(flow-control); }};
+"#
+        )
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// The MSG part of each message, in the order of arrival.
+    pub(crate) fn messages(&self) -> Vec<Vec<u8>> {
+        lines_of(&self.directory.path().join("messages"))
+    }
+
+    /// Of each message: PRI, time of receipt, TIMESTAMP, HOSTNAME, APP-NAME, by spaces.
+    pub(crate) fn headers(&self) -> Vec<Vec<u8>> {
+        lines_of(&self.directory.path().join("headers"))
+    }
+
+    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
+        wait_until(&format!("{count} messages at syslog-ng"), limit, || {
+            self.messages().len() >= count
+        });
+    }
+}
+
+/// nginx in front of a consumer, plain or with TLS.
+pub(crate) struct Nginx {
+    pub(crate) process: Process,
+    directory: TempDir,
+}
+
+impl Nginx {
+    pub(crate) fn start(
+        security: Security,
+        certificates: &Certificates,
+        consumer: SocketAddr,
+    ) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let process = start_on_free_port(|port| {
+            let config = Self::config(port, security, certificates, consumer, directory.path());
+            let config = write(&directory, "nginx.conf", &config);
+            let arguments = ["-e", "stderr", "-p", text(directory.path()), "-c", text(&config)];
+            Process::new(program("nginx"), &arguments, port, directory.path())
+        });
+        Self { process, directory }
+    }
+
+    fn config(
+        port: u16,
+        security: Security,
+        files: &Certificates,
+        consumer: SocketAddr,
+        directory: &Path,
+    ) -> String {
+        let at = text(directory);
+        let (ca, certificate, key) =
+            (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
+        let tls = match security {
+            Security::Plain => String::new(),
+            Security::Tls | Security::MutualTls => format!(
+                "ssl_certificate {certificate};\n    ssl_certificate_key {key};\n    \
+                 ssl_client_certificate {ca};\n    ssl_verify_client {};",
+                if security == Security::Tls { "off" } else { "on" }
+            ),
+        };
+        let ssl = if security == Security::Plain { "" } else { " ssl" };
+        // One process: its id is the one to stop. `user` counts for root only: a worker as
+        // nobody could not write into the test's directory.
+        let user = if is_root() { "user root;" } else { "" };
+        format!(
+            "daemon off;
+master_process off;
+{user}
+pid {at}/nginx.pid;
+error_log stderr info;
+events {{ worker_connections 512; }}
+http {{
+  log_format peer '$request_method $request_uri $status $request_length $upstream_status';
+  access_log {at}/access peer;
+  client_max_body_size 0;
+  client_body_temp_path {at}/body;
+  proxy_temp_path {at}/proxy;
+  fastcgi_temp_path {at}/fastcgi;
+  uwsgi_temp_path {at}/uwsgi;
+  scgi_temp_path {at}/scgi;
+  server {{
+    listen 127.0.0.1:{port}{ssl};
+    server_name localhost;
+    {tls}
+    location / {{
+      proxy_pass http://{consumer};
+      proxy_http_version 1.1;
+      proxy_set_header Connection \"\";
+    }}
+  }}
+}}
+"
+        )
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// One line for each request: method, URI, status, bytes of the request, upstream's status.
+    pub(crate) fn access_log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("access")).unwrap_or_default()
+    }
+}
+
+#[allow(unsafe_code, reason = "geteuid(2) has no safe form without another crate")]
+fn is_root() -> bool {
+    // SAFETY: it takes nothing and always succeeds.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// HAProxy in front of a consumer, configured as the forwarder that the relay replaces.
+pub(crate) struct Haproxy {
+    pub(crate) process: Process,
+    // Holds the config and the log.
+    _directory: TempDir,
+}
+
+impl Haproxy {
+    pub(crate) fn start(consumer: SocketAddr) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let process = start_on_free_port(|port| {
+            let config = format!(
+                "global
+  log stdout format raw local0 info
+defaults
+  mode http
+  timeout client 10s
+  timeout connect 5s
+  timeout server 10s
+  timeout http-request 10s
+  log global
+frontend audit
+  bind 127.0.0.1:{port}
+  default_backend consumer
+backend consumer
+  server consumer {consumer}
+"
+            );
+            let config = write(&directory, "haproxy.cfg", &config);
+            // -db: one process in the foreground.
+            let arguments = ["-db", "-f", text(&config)];
+            Process::new(program("haproxy"), &arguments, port, directory.path())
+        });
+        Self { process, _directory: directory }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+}
+
+/// What `promtool check metrics` says against these metrics; nothing where they are right.
+pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
+    let mut child = Command::new(program("promtool"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool runs");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(metrics.as_bytes()).expect("promtool reads all of it");
+    drop(stdin);
+    let output = child.wait_with_output().expect("our child");
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr].concat();
+    Err(format!("{}: {}", output.status, String::from_utf8_lossy(&said)))
+}
+
+/// Runs curl, quiet, bounded to [`PATIENCE`], with a body on its standard input (`@-`).
+pub(crate) fn curl(arguments: &[&str], body: &[u8]) -> Output {
+    let mut child = Command::new(program("curl"))
+        .args(["--silent", "--show-error", "--max-time", &PATIENCE.as_secs().to_string()])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("curl runs");
+    let mut stdin = child.stdin.take().expect("piped");
+    let body = body.to_vec();
+    let writer = std::thread::spawn(move || {
+        // curl may answer and end without having read it.
+        drop(stdin.write_all(&body));
+    });
+    let output = child.wait_with_output().expect("our child");
+    writer.join().expect("writing does not panic");
+    output
+}

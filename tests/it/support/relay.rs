@@ -1,0 +1,418 @@
+//! The relay as a child process, seen through its ports, its log and `/proc`.
+
+use std::collections::BTreeMap;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Child;
+use std::process::ChildStdout;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::PATIENCE;
+use super::http;
+use super::metrics::Metrics;
+use super::metrics::assert_conservation;
+use super::metrics::conservation;
+use super::text;
+use super::try_wait_for;
+use super::wait_for;
+
+/// The beginning of most configs: one listener and the admin routes on ports of the kernel's
+/// choice, and the log that [`Relay`] reads.
+pub(crate) const BASE: &str = r#"
+log = { format = "json" }
+admin = { address = "127.0.0.1:0" }
+[[listener]]
+address = "127.0.0.1:0"
+"#;
+
+/// What becomes of the relay's standard output.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stdout {
+    /// Read at once; see [`Relay::stdout`].
+    Collected,
+    /// A pipe that nobody reads until [`Relay::take_stdout`].
+    Held,
+}
+
+/// How to start one.
+pub(crate) struct Builder {
+    config: String,
+    stdout: Stdout,
+    variables: Vec<(String, String)>,
+    listeners: Option<usize>,
+}
+
+impl Builder {
+    pub(crate) fn stdout(mut self, stdout: Stdout) -> Self {
+        self.stdout = stdout;
+        self
+    }
+
+    /// An environment variable, for `${env:…}`.
+    pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// How many listeners are waited for, where some open later (`optional = true`).
+    pub(crate) fn listeners(mut self, count: usize) -> Self {
+        self.listeners = Some(count);
+        self
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) fn start(self) -> Relay {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, &self.config).expect("a writable directory");
+        let shape = Shape::of(&self.config);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"));
+        command.args(["run", "--config", text(&file)]).envs(self.variables);
+        let mut relay = Relay::spawn(command, self.stdout, directory, shape.required_outputs);
+        relay.wait_until_listening(self.listeners.unwrap_or(shape.listeners));
+        relay
+    }
+}
+
+/// What the helper has to know of a config.
+struct Shape {
+    listeners: usize,
+    required_outputs: Vec<String>,
+}
+
+impl Shape {
+    fn of(config: &str) -> Self {
+        let table: toml::Table = config.parse().expect("the config is TOML");
+        let array = |key: &str| table.get(key).and_then(toml::Value::as_array).cloned();
+        let outputs = array("output").unwrap_or_default();
+        let required = |output: &&toml::Value| {
+            output.get("required").and_then(toml::Value::as_bool) != Some(false)
+        };
+        let name = |output: &toml::Value| output.get("name")?.as_str().map(str::to_owned);
+        Self {
+            listeners: array("listener").unwrap_or_default().len(),
+            required_outputs: outputs.iter().filter(required).filter_map(name).collect(),
+        }
+    }
+}
+
+/// A running relay. Killed when dropped; [`Relay::finish`] is the end of a test that went well.
+pub(crate) struct Relay {
+    child: Child,
+    directory: TempDir,
+    log: Arc<Mutex<Vec<String>>>,
+    collected: Arc<Mutex<Vec<u8>>>,
+    held: Option<ChildStdout>,
+    exited: Option<ExitStatus>,
+    required_outputs: Vec<String>,
+    /// As configured and as bound, in the order of the log.
+    listeners: Vec<(String, SocketAddr)>,
+    admin: Option<SocketAddr>,
+}
+
+/// What [`Relay::finish`] waits for before it counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backlog {
+    /// Every required output has got everything.
+    Empty,
+    /// Nothing moves any more: two scrapes in a row, half a second apart, hold the same.
+    Stable,
+}
+
+impl Relay {
+    /// Starts one with this config and waits until it listens.
+    pub(crate) fn start(config: &str) -> Self {
+        Self::with(config).start()
+    }
+
+    pub(crate) fn with(config: &str) -> Builder {
+        Builder {
+            config: config.to_owned(),
+            stdout: Stdout::Collected,
+            variables: Vec::new(),
+            listeners: None,
+        }
+    }
+
+    fn spawn(
+        mut command: Command,
+        stdout: Stdout,
+        directory: TempDir,
+        required_outputs: Vec<String>,
+    ) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary runs");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let for_thread = Arc::clone(&log);
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        // These threads end with the pipe's other end, the process.
+        std::thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                for_thread.lock().expect("not poisoned").push(line);
+            }
+        });
+        let collected = Arc::new(Mutex::new(Vec::new()));
+        let mut held = child.stdout.take();
+        if stdout == Stdout::Collected {
+            let for_thread = Arc::clone(&collected);
+            let mut pipe = held.take().expect("piped");
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(size @ 1..) = pipe.read(&mut buffer) {
+                    for_thread.lock().expect("not poisoned").extend_from_slice(&buffer[..size]);
+                }
+            });
+        }
+        Self {
+            child,
+            directory,
+            log,
+            collected,
+            held,
+            exited: None,
+            required_outputs,
+            listeners: Vec::new(),
+            admin: None,
+        }
+    }
+
+    fn wait_until_listening(&mut self, listeners: usize) {
+        let ready = try_wait_for(PATIENCE, || {
+            let fields = self.log_fields();
+            let of = |message: &'static str| {
+                fields.iter().filter(move |fields| fields["message"] == message)
+            };
+            let address = |fields: &serde_json::Value| -> SocketAddr {
+                fields["address"].as_str().and_then(|text| text.parse().ok()).expect("an address")
+            };
+            let configured = |fields: &serde_json::Value| {
+                fields["listener"].as_str().expect("the configured address").to_owned()
+            };
+            self.listeners =
+                of("listening").map(|fields| (configured(fields), address(fields))).collect();
+            self.admin = of("admin listening").next().map(address);
+            let listening = self.listeners.len() >= listeners && self.admin.is_some();
+            (listening || self.has_exited()).then_some(listening)
+        });
+        assert_eq!(ready, Some(true), "not listening; exit: {:?}", self.exited);
+    }
+
+    /// The address of its only listener.
+    pub(crate) fn address(&self) -> SocketAddr {
+        assert_eq!(self.listeners.len(), 1, "several listeners: ask for `listeners`");
+        self.listeners[0].1
+    }
+
+    /// Each listener as configured, with the address it is bound to, in the order of opening.
+    pub(crate) fn listeners(&self) -> &[(String, SocketAddr)] {
+        &self.listeners
+    }
+
+    /// Waits for a listener that opens later: this many in all.
+    pub(crate) fn wait_for_listeners(&mut self, count: usize) {
+        self.wait_until_listening(count);
+    }
+
+    /// The address of `/metrics` and the others.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin.expect("set when it listens")
+    }
+
+    /// POSTs an EventList as kube-apiserver does, on a connection of its own.
+    pub(crate) fn post(&self, body: &[u8]) -> http::Response {
+        http::post(self.address(), "/audit?timeout=30s", "application/json", body)
+            .expect("an answer")
+    }
+
+    /// A scrape of `/metrics`.
+    pub(crate) fn metrics(&self) -> Metrics {
+        let response = http::get(self.admin(), "/metrics").expect("an answer of /metrics");
+        assert_eq!(response.status, 200, "/metrics: {}", response.text());
+        Metrics::parse(&response.text())
+    }
+
+    /// Scrapes until `check` gives something; panics with `what` and the last scrape.
+    pub(crate) fn wait_for_metrics<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut check: impl FnMut(&Metrics) -> Option<T>,
+    ) -> T {
+        let found = try_wait_for(limit, || check(&self.metrics()));
+        found.unwrap_or_else(|| panic!("waited {limit:?} for {what}: {}", self.metrics().text))
+    }
+
+    /// Waits until no required output has a backlog.
+    pub(crate) fn wait_until_delivered(&self, limit: Duration) {
+        self.wait_for_metrics("an empty backlog", limit, |metrics| {
+            let backlog = |output: &String| {
+                metrics.value("output_backlog_events", &[("output", output.as_str())])
+            };
+            self.required_outputs.iter().all(|output| backlog(output) == 0.0).then_some(())
+        });
+    }
+
+    /// Lines of its log so far.
+    pub(crate) fn log_lines(&self) -> Vec<String> {
+        self.log.lock().expect("not poisoned").clone()
+    }
+
+    /// The `fields` of each line that is JSON.
+    pub(crate) fn log_fields(&self) -> Vec<serde_json::Value> {
+        let lines = self.log.lock().expect("not poisoned");
+        let fields = |line: &String| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line.get("fields").cloned()
+        };
+        lines.iter().filter_map(fields).collect()
+    }
+
+    /// Waits for a line with this message and gives its fields.
+    pub(crate) fn wait_for_log(&self, message: &str, limit: Duration) -> serde_json::Value {
+        wait_for(&format!("the log line '{message}'"), limit, || {
+            self.log_fields().into_iter().find(|fields| fields["message"] == message)
+        })
+    }
+
+    /// What it has written to its standard output so far.
+    pub(crate) fn stdout(&self) -> Vec<u8> {
+        self.collected.lock().expect("not poisoned").clone()
+    }
+
+    /// The pipe of [`Stdout::Held`]; dropping it closes it.
+    pub(crate) fn take_stdout(&mut self) -> ChildStdout {
+        self.held.take().expect("started with Stdout::Held, and not taken before")
+    }
+
+    /// The config file, for what is changed at run time.
+    pub(crate) fn config_file(&self) -> std::path::PathBuf {
+        self.directory.path().join("config.toml")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, `libc::SIGTERM` for example.
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        signal_process(&self.child, signal);
+    }
+
+    /// Resident memory (VmRSS).
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most it ever was (VmHWM).
+    pub(crate) fn rss_bytes_max(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("the process lives");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a memory line");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kibibytes * 1024
+    }
+
+    fn has_exited(&mut self) -> bool {
+        if self.exited.is_none() {
+            self.exited = self.child.try_wait().expect("our child");
+        }
+        self.exited.is_some()
+    }
+
+    /// Waits for its end, at most for [`PATIENCE`].
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.wait_at_most(PATIENCE)
+    }
+
+    /// Waits for its end; panics where it does not come in time.
+    pub(crate) fn wait_at_most(&mut self, limit: Duration) -> ExitStatus {
+        wait_for("the relay's exit", limit, || self.has_exited().then_some(()));
+        self.exited.expect("it has exited")
+    }
+
+    /// The end of a test: waits for the backlog, checks conservation, SIGTERM, exit status 0.
+    pub(crate) fn finish(mut self, backlog: Backlog) {
+        match backlog {
+            Backlog::Empty => self.wait_until_delivered(PATIENCE * 2),
+            Backlog::Stable => self.wait_until_stable(),
+        }
+        let outputs: Vec<&str> = self.required_outputs.iter().map(String::as_str).collect();
+        assert!(!outputs.is_empty(), "no required output to count for");
+        // One scrape is no snapshot: a delivery may end between two of its series.
+        let agrees = || conservation(&self.metrics(), &outputs).is_ok().then_some(());
+        if try_wait_for(Duration::from_secs(2), agrees).is_none() {
+            assert_conservation(&self.metrics(), &outputs);
+        }
+        self.signal(libc::SIGTERM);
+        let status = self.wait();
+        assert_eq!(status.code(), Some(0), "exit after SIGTERM: {status}");
+    }
+
+    fn wait_until_stable(&self) {
+        let counted = || -> BTreeMap<String, f64> {
+            let metrics = self.metrics();
+            let names =
+                ["event_total", "output_events_total", "output_backlog_events", "error_total"];
+            names.iter().map(|&name| (name.to_owned(), metrics.sum(name))).collect()
+        };
+        let mut last = counted();
+        wait_for("counts that stay", PATIENCE * 2, || {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = counted();
+            let stable = now == last;
+            last = now;
+            stable.then_some(())
+        });
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if !self.has_exited() {
+            // It may have exited just now; then there is nothing to kill.
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+        if std::thread::panicking() {
+            let lines = self.log_lines();
+            let last = lines.len().saturating_sub(60);
+            eprintln!("the relay's log, last {} lines:\n{}", lines.len() - last, {
+                lines[last..].join("\n")
+            });
+        }
+    }
+}
+
+/// Sends a signal to a child that has not been waited for, so that its id is still its own.
+#[allow(unsafe_code, reason = "kill(2) has no safe form without another crate")]
+pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(child.id()).expect("a process id");
+    // SAFETY: kill takes two integers and touches no memory of ours.
+    let result = unsafe { libc::kill(pid, signal) };
+    assert_eq!(result, 0, "kill({pid}, {signal}): {}", std::io::Error::last_os_error());
+}
+
+/// Runs the binary to its end, as `check` and `config` are: status, stdout, stderr.
+pub(crate) fn run_command(arguments: &[&str], directory: &Path) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
+}

@@ -1,0 +1,226 @@
+//! A consumer of JSON lines or RFC 6587 frames over TCP that can be told to misbehave.
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::server::Connection;
+use super::server::Options;
+use super::server::Server;
+use super::stream::Stream;
+use super::wait_until;
+
+/// How the stream is cut into messages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// Each ends with a line feed, which is not part of it.
+    Lines,
+    /// `LENGTH SP MESSAGE` (RFC 6587 §3.4.1).
+    OctetCounting,
+}
+
+/// A complete message.
+#[derive(Debug, Clone)]
+pub(crate) struct Message {
+    pub(crate) at: Instant,
+    /// The connection that brought it, counted from 0.
+    pub(crate) connection: usize,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The consumer. `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen`, …
+///
+/// A message is recorded once it is complete; what a connection ends in the middle of is not.
+pub(crate) struct TcpSink {
+    server: Server,
+    received: Arc<Received>,
+}
+
+struct Received {
+    framing: Framing,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    messages: Vec<Message>,
+    /// Of each connection.
+    bytes: Vec<u64>,
+    cut_after: Option<u64>,
+}
+
+impl Received {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while the state is held")
+    }
+}
+
+impl TcpSink {
+    /// Plain TCP, lines.
+    pub(crate) fn start() -> Self {
+        Self::with(Framing::Lines, Options::default())
+    }
+
+    pub(crate) fn with(framing: Framing, options: Options) -> Self {
+        let received = Arc::new(Received { framing, state: Mutex::default() });
+        let for_handler = Arc::clone(&received);
+        let server = Server::start(options, move |stream, connection| {
+            read(stream, connection, &for_handler)
+        });
+        Self { server, received }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// From now on each connection is closed once it has brought this many bytes; `None`: never.
+    /// Where more is on its way the close is an RST, and what the kernel had taken is lost.
+    pub(crate) fn cut_each_after(&self, bytes: Option<u64>) {
+        self.received.lock().cut_after = bytes;
+    }
+
+    /// Complete messages in the order of their completion, over all connections.
+    pub(crate) fn messages(&self) -> Vec<Message> {
+        self.received.lock().messages.clone()
+    }
+
+    /// The bytes of [`TcpSink::messages`].
+    pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
+        self.received.lock().messages.iter().map(|message| message.bytes.clone()).collect()
+    }
+
+    /// How many complete messages there are.
+    pub(crate) fn count(&self) -> usize {
+        self.received.lock().messages.len()
+    }
+
+    /// Bytes read so far over all connections, incomplete messages included.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.received.lock().bytes.iter().sum()
+    }
+
+    /// Bytes read so far of each connection.
+    pub(crate) fn bytes_of_connections(&self) -> Vec<u64> {
+        self.received.lock().bytes.clone()
+    }
+
+    /// Forgets messages and byte counts; the connections stay.
+    pub(crate) fn clear(&self) {
+        let mut state = self.received.lock();
+        state.messages.clear();
+        state.bytes.fill(0);
+    }
+
+    /// Waits until at least `count` complete messages are there.
+    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
+        wait_until(&format!("{count} messages"), limit, || self.count() >= count);
+    }
+}
+
+impl Deref for TcpSink {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl DerefMut for TcpSink {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+/// Reads one connection to its end.
+fn read(mut stream: Stream, connection: &Connection, received: &Received) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut pending = Vec::new();
+    let mut total = 0_u64;
+    while connection.may_go_on() {
+        let cut_after = received.lock().cut_after.unwrap_or(u64::MAX);
+        let left = usize::try_from(cut_after.saturating_sub(total)).unwrap_or(usize::MAX);
+        if left == 0 {
+            return;
+        }
+        let wanted = left.min(buffer.len());
+        // An RST, or TLS that ends without close_notify, ends the connection as a FIN does.
+        let Ok(size @ 1..) = stream.read(&mut buffer[..wanted]) else { return };
+        total += size as u64;
+        pending.extend_from_slice(&buffer[..size]);
+        let mut state = received.lock();
+        if state.bytes.len() <= connection.number {
+            state.bytes.resize(connection.number + 1, 0);
+        }
+        state.bytes[connection.number] += size as u64;
+        let at = Instant::now();
+        let connection = connection.number;
+        let complete = take_complete(&mut pending, size, received.framing);
+        state.messages.extend(complete.into_iter().map(|bytes| Message { at, connection, bytes }));
+    }
+}
+
+/// Takes the complete messages off the front of `pending`, of which the last `fresh` bytes are
+/// new: long lines are not searched again from their start.
+fn take_complete(pending: &mut Vec<u8>, fresh: usize, framing: Framing) -> Vec<Vec<u8>> {
+    let mut complete = Vec::new();
+    let mut start = 0;
+    match framing {
+        Framing::Lines => {
+            let searched = pending.len() - fresh;
+            for end in memchr::memchr_iter(b'\n', &pending[searched..]) {
+                complete.push(pending[start..searched + end].to_vec());
+                start = searched + end + 1;
+            }
+        }
+        Framing::OctetCounting => {
+            while let Some((length, digits)) = octet_count(&pending[start..]) {
+                let message = start + digits..start + digits + length;
+                let Some(bytes) = pending.get(message.clone()) else { break };
+                complete.push(bytes.to_vec());
+                start = message.end;
+            }
+        }
+    }
+    pending.drain(..start);
+    complete
+}
+
+/// The count at the start of a frame, and how many bytes it and its space take.
+fn octet_count(frame: &[u8]) -> Option<(usize, usize)> {
+    let space = frame.iter().take(11).position(|&byte| byte == b' ');
+    let digits = &frame[..space.unwrap_or(frame.len().min(11))];
+    let valid = digits.iter().all(u8::is_ascii_digit) && digits.first() != Some(&b'0');
+    assert!(valid && digits.len() < 11, "not a frame: {}", String::from_utf8_lossy(digits));
+    let length = std::str::from_utf8(&frame[..space?]).expect("digits").parse();
+    Some((length.expect("not a frame: no count"), space? + 1))
+}
+
+#[test]
+fn messages_are_found_wherever_the_stream_is_cut() {
+    let lines = b"one\n\n{\"three\":3}\nrest";
+    let frames = b"3 one12 with\na space2 ok4 re";
+    for step in 1..lines.len() {
+        let mut found = Vec::new();
+        let mut pending = Vec::new();
+        for piece in lines.chunks(step) {
+            pending.extend_from_slice(piece);
+            found.extend(take_complete(&mut pending, piece.len(), Framing::Lines));
+        }
+        assert_eq!(found, [&b"one"[..], b"", b"{\"three\":3}"]);
+        assert_eq!(pending, b"rest");
+        let (mut found, mut pending) = (Vec::new(), Vec::new());
+        for piece in frames.chunks(step) {
+            pending.extend_from_slice(piece);
+            found.extend(take_complete(&mut pending, piece.len(), Framing::OctetCounting));
+        }
+        assert_eq!(found, [&b"one"[..], b"with\na space", b"ok"]);
+        assert_eq!(pending, b"4 re");
+    }
+}
