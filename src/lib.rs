@@ -1,3 +1,44 @@
-//! A relay for the Kubernetes audit webhook.
+//! A relay for the Kubernetes audit webhook: it accepts kube-apiserver's batches of audit events, holds them in a bounded
+//! queue and forwards them, with retries and back-pressure, to Logstash, syslog and HTTP consumers.
+//!
+//! # The life of a batch
+//!
+//! In: [`listener`] accepts a connection and reads a POST within its bounds; [`audit`] checks the body and splits it in
+//! place into lines; [`queue`] takes the lines, or has no room; the answer says which.
+//!
+//! Out: each [`output`] has a cursor in the queue. Its delivery loop claims what comes next, sends it in the consumer's
+//! protocol, and finishes the claim when the consumer has it. What every cursor has finished leaves the queue.
+//!
+//! # Layers
+//!
+//! A row imports only from rows above it; listeners and outputs meet at the queue and nowhere else. `tests/it/layers.rs`
+//! holds this table against the sources.
+//!
+//! | row | modules | what they know |
+//! |---|---|---|
+//! | 1 | [`audit`] [`config`] | JSON and events · the config file |
+//! | 2 | [`telemetry`] [`tls`] [`net`] | every metric and the log · certificates · TCP |
+//! | 3 | [`queue`] | positions, lines and bounds; no JSON, no HTTP |
+//! | 4 | [`listener`] [`output`] | requests · deliveries |
+//! | 5 | [`admin`] | metrics, health, status |
+//! | 6 | [`relay`] | which parts there are; how they end |
+//! | 7 | [`cli`] | commands; the only one that prints |
+//!
+//! # Invariants
+//!
+//! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
+//!   counted as lost.
+//! - Nothing but the queue holds events; what an output holds on the wire is still in the queue.
+//! - Everything is bounded, and every wait hears the end.
 
+pub mod admin;
+pub mod audit;
+pub mod cli;
 pub mod config;
+pub mod listener;
+pub mod net;
+pub mod output;
+pub mod queue;
+pub mod relay;
+pub mod telemetry;
+pub mod tls;

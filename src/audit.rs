@@ -1,0 +1,776 @@
+//! A request body becomes a batch of JSON lines.
+//!
+//! [`decode`] accepts what kube-apiserver's audit webhook sends (an `EventList` of `audit.k8s.io/v1`), a single `Event`,
+//! and JSON lines of Events. It checks every event and splits in place: the separating commas become line breaks, head
+//! and tail are cut off, no event is copied or parsed into a tree, and every byte of an event stays as it was received
+//! (raw line breaks between its tokens aside, which become spaces).
+//!
+//! serde_json alone decides what is JSON; [`scan`] then walks what it found valid.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::DeserializeSeed;
+use serde::de::Deserializer;
+use serde::de::IgnoredAny;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
+use serde_json::value::RawValue;
+
+pub mod scan;
+
+/// The group and version of the events, and the only one (the beta versions ended with Kubernetes 1.24).
+pub const API_VERSION: &str = "audit.k8s.io/v1";
+
+/// Deepest nesting of an event, its own braces included. Consumers' parsers give up between 64 and a few thousand levels.
+pub const DEPTH_MAX: usize = 1000;
+
+/// The values of the label `level`, in the order of [`Batch::levels`]: upstream's four, and all else.
+pub const LEVELS: [&str; 5] = ["None", "Metadata", "Request", "RequestResponse", "other"];
+
+/// Number of events by level, in the order of [`LEVELS`].
+pub type LevelCounts = [u64; LEVELS.len()];
+
+/// A checked body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Each event followed by one `\n`; no other line break. Empty where the list is.
+    pub lines: Bytes,
+    /// Number of events.
+    pub events: u64,
+    /// The same by level.
+    pub levels: LevelCounts,
+}
+
+/// Why a body was not taken, for the sender: one sentence that names byte and item, and quotes nothing but a kind or version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid {
+    /// Offset in the (decompressed) body.
+    pub byte: usize,
+    /// Index in `items`, or of the line's event; absent where the envelope is at fault.
+    pub item: Option<usize>,
+    /// What is wrong.
+    pub what: Cow<'static, str>,
+}
+
+impl std::error::Error for Invalid {}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.item {
+            Some(item) => write!(f, "item {item} at byte {}: {}", self.byte, self.what),
+            None => write!(f, "at byte {}: {}", self.byte, self.what),
+        }
+    }
+}
+
+/// Checks a body and splits it. It is taken whole or not at all.
+///
+/// # Errors
+///
+/// [`Invalid`] where the body is not JSON, is none of the accepted forms, or one of its events is not an audit event.
+pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
+    let text = match std::str::from_utf8(&body) {
+        Ok(text) => text,
+        Err(error) => return Err(envelope(error.valid_up_to(), "not valid UTF-8")),
+    };
+    let (events, levels) = split(text)?;
+    let count = events.len() as u64;
+    let lines = join(&mut body, &events);
+    body.truncate(lines.end);
+    // A body that was decompressed or came in chunks has grown by doubling; what waits in the queue should not hold twice
+    // what the queue counts.
+    if body.capacity() - body.len() > body.len() / 8 + 1024 {
+        body.shrink_to_fit();
+    }
+    Ok(Batch { lines: Bytes::from(body).slice(lines), events: count, levels })
+}
+
+/// Makes each event one line, in place, and returns where the lines are.
+fn join(body: &mut Vec<u8>, events: &[Range<usize>]) -> Range<usize> {
+    let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
+    let (start, end) = (first.start, last.end);
+    // In valid JSON a raw line break is white space between tokens.
+    let mut from = start;
+    while let Some(found) = memchr::memchr2(b'\n', b'\r', &body[from..end]) {
+        body[from + found] = b' ';
+        from += found + 1;
+    }
+    if body.len() == end {
+        body.push(b'\n');
+    }
+    if events.windows(2).all(|pair| pair[0].end + 1 == pair[1].start) {
+        for event in events {
+            body[event.end] = b'\n';
+        }
+        return start..end + 1;
+    }
+    let mut write = start;
+    for event in events {
+        body.copy_within(event.clone(), write);
+        write += event.len();
+        body[write] = b'\n';
+        write += 1;
+    }
+    start..write
+}
+
+/// Finds and checks the events of a body.
+fn split(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
+    if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
+        return Err(envelope(0, "the body is empty"));
+    }
+    let items = Cell::new(None);
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let list = EnvelopeSeed { text, items: &items }.deserialize(&mut parser).map_err(|error| {
+        let what = if error.is_data() {
+            "not an audit event, an EventList or JSON lines of events".into()
+        } else {
+            syntax(&error)
+        };
+        Invalid { byte: byte_of(text, &error), item: items.get(), what }
+    })?;
+    match list.kind()?.as_deref() {
+        Some("EventList") => {}
+        Some("Event") => return split_lines(text),
+        None if list.items != Items::Absent => {
+            return Err(envelope(0, "kind is missing: a list of events has kind EventList"));
+        }
+        None => return split_lines(text),
+        Some(kind) => {
+            let what = format!("kind is {}, neither EventList nor Event", quoted(kind));
+            return Err(envelope(0, what));
+        }
+    }
+    match list.api_version()?.as_deref() {
+        Some(API_VERSION) => {}
+        other => return Err(envelope(0, wrong_version(other))),
+    }
+    parser
+        .end()
+        .map_err(|error| envelope(byte_of(text, &error), "more follows after the EventList"))?;
+    let items = match list.items {
+        Items::Array(items) => items,
+        Items::Absent => return Err(envelope(0, "items is missing")),
+        Items::NoArray => return Err(envelope(0, "items is no array")),
+        Items::Twice => return Err(envelope(0, "items is there twice")),
+    };
+    check_all(text, items)
+}
+
+/// One event, or one on each line.
+fn split_lines(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
+    let mut values = Vec::new();
+    let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    let mut before = 0;
+    for value in stream {
+        let value = value.map_err(|error| Invalid {
+            byte: byte_of(text, &error),
+            item: Some(values.len()),
+            what: syntax(&error),
+        })?;
+        let range = range_in(text, value.get());
+        let gap = text.as_bytes().get(before..range.start).unwrap_or_default();
+        if !values.is_empty() && memchr::memchr2(b'\n', b'\r', gap).is_none() {
+            return Err(Invalid {
+                byte: range.start,
+                item: Some(values.len()),
+                what: "two events on one line".into(),
+            });
+        }
+        before = range.end;
+        values.push(range);
+    }
+    check_all(text, values)
+}
+
+fn check_all(
+    text: &str,
+    events: Vec<Range<usize>>,
+) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
+    let mut levels = LevelCounts::default();
+    for (index, event) in events.iter().enumerate() {
+        // The ranges come from `range_in`, so they lie in the text and on its character borders.
+        let bytes = text.as_bytes().get(event.clone()).unwrap_or_default();
+        match check(bytes) {
+            Ok(level) => levels[level] += 1,
+            Err((at, what)) => {
+                return Err(Invalid { byte: event.start + at, item: Some(index), what });
+            }
+        }
+    }
+    Ok((events, levels))
+}
+
+/// Checks one event, which is valid JSON, and says its index in [`LEVELS`]. Of duplicate keys the first counts.
+fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
+    if event.first() != Some(&b'{') {
+        return Err((0, "not an object".into()));
+    }
+    let (mut audit_id, mut stage, mut level) = (None, None, None);
+    let (mut kind, mut api_version) = (None, None);
+    let mut members = scan::members(event);
+    for member in &mut members {
+        let slot = match &*scan::key(member.key) {
+            b"auditID" => &mut audit_id,
+            b"stage" => &mut stage,
+            b"level" => &mut level,
+            b"kind" => &mut kind,
+            b"apiVersion" => &mut api_version,
+            _ => continue,
+        };
+        slot.get_or_insert(member.value);
+    }
+    if members.depth() > DEPTH_MAX {
+        return Err((0, format!("nested more than {DEPTH_MAX} deep").into()));
+    }
+    let at = |value: &[u8]| value.as_ptr() as usize - event.as_ptr() as usize;
+    if kind.is_some() || api_version.is_some() {
+        if kind.and_then(scan::string).as_deref() != Some(b"Event") {
+            return Err((kind.map_or(0, at), "kind is not Event".into()));
+        }
+        if api_version.and_then(scan::string).as_deref() != Some(API_VERSION.as_bytes()) {
+            let version = api_version.and_then(scan::string);
+            let version = version.as_deref().and_then(|version| std::str::from_utf8(version).ok());
+            return Err((api_version.map_or(0, at), wrong_version(version).into()));
+        }
+    }
+    match audit_id {
+        None => return Err((0, "auditID is missing".into())),
+        Some(value) if value.first() != Some(&b'"') => {
+            return Err((at(value), "auditID is no string".into()));
+        }
+        Some(value) if value == b"\"\"" => return Err((at(value), "auditID is empty".into())),
+        Some(_) => {}
+    }
+    match stage.map(|value| (value, scan::string(value))) {
+        None => return Err((0, "stage is missing".into())),
+        Some((value, known)) => {
+            match known.as_deref() {
+                Some(b"RequestReceived" | b"ResponseStarted" | b"ResponseComplete" | b"Panic") => {}
+                _ => return Err((
+                    at(value),
+                    "stage is none of RequestReceived, ResponseStarted, ResponseComplete, Panic"
+                        .into(),
+                )),
+            }
+        }
+    }
+    let level = level.and_then(scan::string);
+    let known = LEVELS.iter().position(|name| level.as_deref() == Some(name.as_bytes()));
+    Ok(known.unwrap_or(LEVELS.len() - 1))
+}
+
+fn wrong_version(version: Option<&str>) -> String {
+    match version {
+        Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
+            format!(
+                "apiVersion is a beta one, which ended with Kubernetes 1.24: {API_VERSION} is accepted"
+            )
+        }
+        Some(version) => format!("apiVersion is {}: {API_VERSION} is accepted", quoted(version)),
+        None => format!("apiVersion is missing or no string: {API_VERSION} is accepted"),
+    }
+}
+
+/// A value of the sender's in a message that ends up in logs: short, and without control characters.
+fn quoted(value: &str) -> String {
+    let short: String = value.chars().take(64).collect();
+    format!("{short:?}")
+}
+
+fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
+    Invalid { byte, item: None, what: what.into() }
+}
+
+/// serde_json's words without its line and column: the byte is named apart.
+fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    format!("not JSON: {what}").into()
+}
+
+/// serde_json counts lines and, in each, bytes from 1.
+fn byte_of(text: &str, error: &serde_json::Error) -> usize {
+    let line = error.line().saturating_sub(1);
+    let start = match line {
+        0 => 0,
+        _ => memchr::memchr_iter(b'\n', text.as_bytes()).nth(line - 1).map_or(0, |at| at + 1),
+    };
+    (start + error.column().saturating_sub(1)).min(text.len())
+}
+
+/// Where a slice of a text lies in it.
+fn range_in(text: &str, slice: &str) -> Range<usize> {
+    let start = slice.as_ptr() as usize - text.as_ptr() as usize;
+    start..start + slice.len()
+}
+
+/// What is read of the outermost object. The events are found, not parsed.
+struct Envelope<'a> {
+    kind: Option<&'a RawValue>,
+    api_version: Option<&'a RawValue>,
+    items: Items,
+}
+
+#[derive(PartialEq)]
+enum Items {
+    Absent,
+    NoArray,
+    /// Taking the first would lose the second's events.
+    Twice,
+    Array(Vec<Range<usize>>),
+}
+
+impl Envelope<'_> {
+    fn kind(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
+        text_of(self.kind, "kind is no string")
+    }
+
+    fn api_version(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
+        text_of(self.api_version, "apiVersion is no string")
+    }
+}
+
+fn text_of<'a>(
+    raw: Option<&'a RawValue>,
+    otherwise: &'static str,
+) -> Result<Option<Cow<'a, str>>, Invalid> {
+    raw.map(|raw| {
+        serde_json::from_str(raw.get()).map(Cow::Owned).map_err(|_| envelope(0, otherwise))
+    })
+    .transpose()
+}
+
+/// `items` counts the elements seen, so that a syntax error can name the item it is in.
+struct EnvelopeSeed<'c> {
+    text: &'c str,
+    items: &'c Cell<Option<usize>>,
+}
+
+impl<'a> DeserializeSeed<'a> for EnvelopeSeed<'_> {
+    type Value = Envelope<'a>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Envelope<'a>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
+    type Value = Envelope<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Envelope<'a>, A::Error> {
+        let mut envelope = Envelope { kind: None, api_version: None, items: Items::Absent };
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Kind => {
+                    let value = map.next_value()?;
+                    envelope.kind.get_or_insert(value);
+                }
+                Key::ApiVersion => {
+                    let value = map.next_value()?;
+                    envelope.api_version.get_or_insert(value);
+                }
+                Key::Items => {
+                    let found =
+                        map.next_value_seed(ItemsSeed { text: self.text, items: self.items })?;
+                    envelope.items =
+                        if envelope.items == Items::Absent { found } else { Items::Twice };
+                }
+                Key::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(envelope)
+    }
+}
+
+enum Key {
+    Kind,
+    ApiVersion,
+    Items,
+    Other,
+}
+
+impl<'a> Deserialize<'a> for Key {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeyVisitor;
+        impl Visitor<'_> for KeyVisitor {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
+                Ok(match key {
+                    b"kind" => Key::Kind,
+                    b"apiVersion" => Key::ApiVersion,
+                    b"items" => Key::Items,
+                    _ => Key::Other,
+                })
+            }
+        }
+        // As bytes, because a lone surrogate is valid in JSON and no valid str.
+        deserializer.deserialize_bytes(KeyVisitor)
+    }
+}
+
+struct ItemsSeed<'c> {
+    text: &'c str,
+    items: &'c Cell<Option<usize>>,
+}
+
+impl<'a> DeserializeSeed<'a> for ItemsSeed<'_> {
+    type Value = Items;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Items, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for ItemsSeed<'_> {
+    type Value = Items;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Items, A::Error> {
+        let mut ranges = Vec::new();
+        self.items.set(Some(0));
+        while let Some(item) = seq.next_element::<&RawValue>()? {
+            ranges.push(range_in(self.text, item.get()));
+            self.items.set(Some(ranges.len()));
+        }
+        self.items.set(None);
+        Ok(Items::Array(ranges))
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Items, A::Error> {
+        while map.next_entry::<Key, IgnoredAny>()?.is_some() {}
+        Ok(Items::NoArray)
+    }
+
+    fn visit_unit<E>(self) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn corpus() -> Vec<(String, Vec<u8>)> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+        let mut bodies: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
+            .map(|path| (path.display().to_string(), std::fs::read(path).unwrap()))
+            .collect();
+        bodies.sort();
+        assert_eq!(bodies.len(), 19);
+        bodies
+    }
+
+    fn lines(body: &str) -> Vec<String> {
+        let batch =
+            decode(body.as_bytes().to_vec()).unwrap_or_else(|error| panic!("{error}: {body}"));
+        let text = std::str::from_utf8(&batch.lines).unwrap().to_owned();
+        assert!(text.is_empty() || text.ends_with('\n'));
+        assert_eq!(text.lines().count() as u64, batch.events);
+        assert_eq!(batch.levels.iter().sum::<u64>(), batch.events);
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn refusal(body: &str) -> String {
+        decode(body.as_bytes().to_vec()).expect_err(body).to_string()
+    }
+
+    const EVENT: &str = r#"{"level":"Metadata","auditID":"a","stage":"Panic"}"#;
+
+    fn list(items: &str) -> String {
+        format!(
+            r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{{}},"items":[{items}]}}"#
+        )
+    }
+
+    #[test]
+    fn what_comes_out_of_the_corpus_is_what_went_in() {
+        for (name, body) in corpus() {
+            let batch = decode(body.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            // kube-apiserver writes compact JSON: putting head, commas and tail back must give its very bytes.
+            let mut again =
+                br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#
+                    .to_vec();
+            let events: Vec<&[u8]> =
+                batch.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+            again.extend_from_slice(&events.join(&b','));
+            again.extend_from_slice(b"]}\n");
+            assert!(again == body, "{name}");
+            assert_eq!(events.len() as u64, batch.events);
+        }
+    }
+
+    #[test]
+    fn the_lines_of_an_audit_log_pass_unchanged() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/audit.log");
+        let log = std::fs::read(path).unwrap();
+        let batch = decode(log.clone()).unwrap();
+        assert_eq!(batch.lines, log);
+        assert_eq!(batch.events, 495);
+    }
+
+    #[test]
+    fn a_list_a_single_event_and_lines_are_split_into_lines() {
+        assert_eq!(lines(&list("")), Vec::<String>::new());
+        assert_eq!(lines(&list(EVENT)), [EVENT]);
+        assert_eq!(lines(&list(&format!("{EVENT},{EVENT}"))), [EVENT, EVENT]);
+        assert_eq!(lines(EVENT), [EVENT]);
+        assert_eq!(lines(&format!("\n{EVENT}\n\n{EVENT}\r\n")), [EVENT, EVENT]);
+        let with_kind =
+            EVENT.replacen('{', r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#, 1);
+        assert_eq!(lines(&with_kind), [with_kind.as_str()]);
+        assert_eq!(lines(&format!("{with_kind}\n{EVENT}")), [with_kind.as_str(), EVENT]);
+        // items before kind, white space around everything, other members.
+        let odd = format!(
+            r#" {{ "x":[{{}}], "items" : [ {EVENT} , {EVENT} ] , "apiVersion":"audit.k8s.io/v1","kind":"EventList" }} "#
+        );
+        assert_eq!(lines(&odd), [EVENT, EVENT]);
+    }
+
+    #[test]
+    fn raw_line_breaks_between_tokens_become_spaces_and_nothing_else_changes() {
+        let pretty = "{\n  \"auditID\": \"a\\n\",\r\n  \"stage\": \"Panic\"\n}";
+        let line = "{   \"auditID\": \"a\\n\",    \"stage\": \"Panic\" }";
+        assert_eq!(lines(pretty), [line]);
+        assert_eq!(lines(&list(&format!("\n{pretty}\n,\n{pretty}\n"))), [line, line]);
+    }
+
+    #[test]
+    fn numbers_escapes_and_duplicate_keys_pass_as_they_are() {
+        let event = r#"{"auditID":"\u00e4","stage":"Panic","requestObject":{"n":1e400,"m":123456789012345678901234567890,"s":"\ud800","k":1,"k":-0}}"#;
+        assert_eq!(lines(&list(event)), [event]);
+        // The first of duplicate keys counts, and a key may be written with escapes.
+        assert_eq!(lines(r#"{"auditID":"a","stage":"Panic","stage":"Nothing"}"#).len(), 1);
+        assert!(refusal(r#"{"auditID":"a","stage":"Nothing","stage":"Panic"}"#).contains("stage"));
+        assert_eq!(lines(r#"{"\u0061uditID":"a","st\u0061ge":"Panic"}"#).len(), 1);
+        assert!(
+            refusal(r#"{"\u0061uditID":"","auditID":"a","stage":"Panic"}"#)
+                .contains("auditID is empty")
+        );
+    }
+
+    #[test]
+    fn levels_are_counted_by_name_and_all_others_together() {
+        let of = |level: &str| EVENT.replace("Metadata", level);
+        let body = list(
+            &[
+                of("None"),
+                of("Request"),
+                of("Request"),
+                of("RequestResponse"),
+                of("Loud"),
+                EVENT.into(),
+            ]
+            .join(","),
+        );
+        assert_eq!(decode(body.into_bytes()).unwrap().levels, [1, 1, 2, 1, 1]);
+    }
+
+    #[test]
+    fn depth_is_limited_with_the_event_as_the_first_level() {
+        let deep = |levels: usize| {
+            let inner = levels - 1;
+            format!(
+                r#"{{"auditID":"a","stage":"Panic","x":{}{}}}"#,
+                "[".repeat(inner),
+                "]".repeat(inner)
+            )
+        };
+        assert_eq!(lines(&list(&deep(DEPTH_MAX))).len(), 1);
+        assert!(refusal(&list(&deep(DEPTH_MAX + 1))).contains("nested more than 1000 deep"));
+        assert!(refusal(&deep(3_000_000)).contains("nested more than 1000 deep"));
+    }
+
+    #[test]
+    fn refusals_name_the_byte_and_the_item() {
+        let cases = [
+            ("", "at byte 0: the body is empty"),
+            (" \r\n", "at byte 0: the body is empty"),
+            ("hello", "not JSON"),
+            ("[]", "not an audit event"),
+            ("null", "not an audit event"),
+            ("7", "not an audit event"),
+            ("{}", "item 0 at byte 0: auditID is missing"),
+            (r#"{"auditID":"a"}"#, "stage is missing"),
+            (r#"{"auditID":7,"stage":"Panic"}"#, "item 0 at byte 11: auditID is no string"),
+            (r#"{"auditID":"","stage":"Panic"}"#, "item 0 at byte 11: auditID is empty"),
+            (r#"{"auditID":"a","stage":"panic"}"#, "item 0 at byte 23: stage is none of"),
+            (r#"{"auditID":"a","stage":null}"#, "stage is none of"),
+            (r#"{"kind":"Pod","auditID":"a","stage":"Panic"}"#, r#"kind is "Pod""#),
+            (r#"{"auditID":"a","stage":"Panic","kind":"Event"}"#, "apiVersion is missing"),
+            (
+                r#"{"auditID":"a","stage":"Panic","apiVersion":"audit.k8s.io/v1"}"#,
+                "kind is not Event",
+            ),
+            (
+                r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1beta1","auditID":"a","stage":"Panic"}"#,
+                "ended with Kubernetes 1.24",
+            ),
+            (
+                r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1alpha1","items":[]}"#,
+                "ended with Kubernetes 1.24",
+            ),
+            (r#"{"kind":"EventList","items":[]}"#, "apiVersion is missing"),
+            (r#"{"apiVersion":"audit.k8s.io/v1","items":[]}"#, "kind is missing"),
+            (r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1"}"#, "items is missing"),
+            (
+                r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":null}"#,
+                "items is no array",
+            ),
+            (
+                r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":{"a":[1]}}"#,
+                "items is no array",
+            ),
+            (
+                r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[],"items":[]}"#,
+                "items is there twice",
+            ),
+            (r#"{"kind":7,"items":[]}"#, "kind is no string"),
+        ];
+        for (body, expected) in cases {
+            let refusal = refusal(body);
+            assert!(refusal.contains(expected), "{body} gives {refusal}");
+        }
+        let start = list("").len() - 2;
+        let second = start + EVENT.len() + 1;
+        let item = |items: &str| refusal(&list(items));
+        assert!(
+            item(&format!("{EVENT},7"))
+                .starts_with(&format!("item 1 at byte {second}: not an object"))
+        );
+        assert!(
+            item(&format!("{EVENT},{{}}"))
+                .starts_with(&format!("item 1 at byte {second}: auditID is missing"))
+        );
+        assert!(
+            item(&format!("{EVENT},{{x"))
+                .starts_with(&format!("item 1 at byte {}: not JSON", second + 1))
+        );
+        assert!(item(&format!("{EVENT} {EVENT}")).contains("item 1"));
+        assert!(item(&format!("{EVENT},")).contains("item 1"));
+        assert!(
+            refusal(&format!("{EVENT} {EVENT}"))
+                .starts_with("item 1 at byte 51: two events on one line")
+        );
+        assert!(
+            refusal(&format!("{EVENT}\n{}", list(EVENT)))
+                .contains("item 1 at byte 59: kind is not Event")
+        );
+        assert!(
+            refusal(&format!("{}\n{}", list(EVENT), list(EVENT)))
+                .contains("more follows after the EventList")
+        );
+        assert!(refusal(&format!("{EVENT}\n{{")).starts_with("item 1 at byte "));
+        let mut broken = EVENT.as_bytes().to_vec();
+        broken[12] = 0xff;
+        assert_eq!(decode(broken).unwrap_err().to_string(), "at byte 12: not valid UTF-8");
+    }
+
+    #[test]
+    fn every_truncation_of_a_body_is_refused_and_none_panics() {
+        let body = list(&format!("{EVENT},{EVENT}"));
+        for end in 0..body.len() {
+            assert!(decode(body.as_bytes()[..end].to_vec()).is_err(), "{end}");
+        }
+    }
+
+    #[test]
+    fn members_of_nonsense_end_without_a_panic() {
+        let valid = r#"{"a":"b\"","c":[{"d":"]"}],"e":1.5 , "f" : null}"#;
+        for end in 0..valid.len() {
+            let _count = scan::members(&valid.as_bytes()[..end]).count();
+        }
+        assert_eq!(scan::members(valid.as_bytes()).count(), 4);
+        assert_eq!(scan::member(valid.as_bytes(), "e"), Some(b"1.5".as_slice()));
+        assert_eq!(scan::member(valid.as_bytes(), "c"), Some(br#"[{"d":"]"}]"#.as_slice()));
+    }
+
+    fn json(depth: u32) -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<i64>().prop_map(|n| n.to_string()),
+            any::<String>().prop_map(|text| serde_json::to_string(&text).unwrap()),
+        ];
+        leaf.prop_recursive(depth, 32, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4)
+                    .prop_map(|items| format!("[{}]", items.join(" , "))),
+                prop::collection::vec((any::<String>(), inner), 0..4).prop_map(|members| {
+                    let members: Vec<_> = members
+                        .into_iter()
+                        .map(|(key, value)| {
+                            format!("{}:\n{value}", serde_json::to_string(&key).unwrap())
+                        })
+                        .collect();
+                    format!("{{{}}}", members.join(","))
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Against serde_json's tree: the same events, each still the same value.
+        #[test]
+        fn random_events_come_out_as_they_went_in(objects in prop::collection::vec(json(4), 1..6), gap in "[ \n\r\t]{0,3}") {
+            let events: Vec<String> = objects
+                .iter()
+                .map(|object| format!(r#"{{"auditID":"a","requestObject":{object},"stage":"Panic"}}"#))
+                .collect();
+            let body = list(&events.join(&format!("{gap},{gap}")));
+            let out = lines(&body);
+            prop_assert_eq!(out.len(), events.len());
+            for (line, event) in out.iter().zip(&events) {
+                prop_assert_eq!(line.clone(), event.replace(['\n', '\r'], " "));
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _refusal = decode(bytes);
+        }
+    }
+}

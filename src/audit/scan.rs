@@ -1,0 +1,143 @@
+//! Walks JSON that is already known to be valid.
+//!
+//! Handed anything else, the walk ends early or yields nonsense; it never panics and never reads outside its slice.
+
+use std::borrow::Cow;
+
+/// One member of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member<'a> {
+    /// Between the quotes, escapes as written.
+    pub key: &'a [u8],
+    /// As written, without white space around it.
+    pub value: &'a [u8],
+}
+
+/// The members of an object in their order, duplicates included.
+#[derive(Debug)]
+pub struct Members<'a> {
+    text: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+/// Starts at the `{` of an object.
+#[must_use]
+pub fn members(object: &[u8]) -> Members<'_> {
+    Members { text: object, at: 1, depth: 1 }
+}
+
+impl Members<'_> {
+    /// The deepest nesting met so far, the object itself included.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn skip_to_token(&mut self) -> Option<u8> {
+        loop {
+            match *self.text.get(self.at)? {
+                b' ' | b'\n' | b'\r' | b'\t' | b',' | b':' => self.at += 1,
+                byte => return Some(byte),
+            }
+        }
+    }
+
+    /// From an opening quote to behind the closing one.
+    fn skip_string(&mut self) {
+        self.at = string_end(self.text, self.at);
+    }
+
+    /// From an opening bracket to behind its closing one.
+    fn skip_nested(&mut self) {
+        let mut open = 0_usize;
+        while let Some(&byte) = self.text.get(self.at) {
+            match byte {
+                b'"' => {
+                    self.skip_string();
+                    continue;
+                }
+                b'{' | b'[' => {
+                    open += 1;
+                    self.depth = self.depth.max(open + 1);
+                }
+                b'}' | b']' => {
+                    open -= 1;
+                    if open == 0 {
+                        self.at += 1;
+                        return;
+                    }
+                }
+                _ => {}
+            }
+            self.at += 1;
+        }
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    type Item = Member<'a>;
+
+    fn next(&mut self) -> Option<Member<'a>> {
+        if self.skip_to_token()? != b'"' {
+            return None;
+        }
+        let key = self.at + 1;
+        self.skip_string();
+        let key = self.text.get(key..self.at - 1)?;
+        let first = self.skip_to_token()?;
+        let value = self.at;
+        match first {
+            b'"' => self.skip_string(),
+            b'{' | b'[' => self.skip_nested(),
+            _ => {
+                let end = |byte: &u8| matches!(byte, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t');
+                let rest = self.text.get(value..)?;
+                self.at = value + rest.iter().position(end).unwrap_or(rest.len());
+            }
+        }
+        Some(Member { key, value: self.text.get(value..self.at)? })
+    }
+}
+
+/// Behind the closing quote of the string that opens at `at`.
+fn string_end(text: &[u8], at: usize) -> usize {
+    let mut at = at + 1;
+    while let Some(rest) = text.get(at..) {
+        match memchr::memchr2(b'"', b'\\', rest) {
+            Some(found) if rest[found] == b'"' => return at + found + 1,
+            Some(found) => at += found + 2,
+            None => break,
+        }
+    }
+    text.len()
+}
+
+/// A member's key with its escapes resolved.
+#[must_use]
+pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b'\\', raw).is_none() {
+        return Cow::Borrowed(raw);
+    }
+    let quoted = [b"\"", raw, b"\""].concat();
+    match serde_json::from_slice::<String>(&quoted) {
+        Ok(text) => Cow::Owned(text.into_bytes()),
+        // A lone surrogate: no key that anyone looks for.
+        Err(_) => Cow::Borrowed(raw),
+    }
+}
+
+/// A value's text with its escapes resolved, where it is a string.
+#[must_use]
+pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    match value {
+        [b'"', inner @ .., b'"'] => Some(key(inner)),
+        _ => None,
+    }
+}
+
+/// The value of the first member with this key.
+#[must_use]
+pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    members(object).find(|member| *key(member.key) == *name.as_bytes()).map(|member| member.value)
+}

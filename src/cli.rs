@@ -1,0 +1,231 @@
+//! The commands, and the only file that prints: data to stdout, messages for people to stderr.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the file that prints")]
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use clap::Subcommand;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+use crate::config;
+use crate::config::Checked;
+use crate::config::Config;
+use crate::config::Severity;
+use crate::output;
+use crate::relay;
+use crate::telemetry;
+use crate::telemetry::Telemetry;
+
+/// Failed while running.
+const FAILED: u8 = 1;
+/// Wrong usage or config; clap uses the same.
+const WRONG: u8 = 2;
+
+/// More threads than this only pass batches between cores.
+const WORKERS_MAX: usize = 4;
+
+/// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP consumers.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The TOML file; without one, a default with a listener on 127.0.0.1:3000 and output to stdout
+    #[arg(long, global = true, env = "KUBE_AUDIT_FORWARDER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the relay (also what no command does)
+    Run,
+    /// Print every problem of a config
+    Check {
+        /// Also resolve, connect and TLS-handshake every output
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Print the config with every default filled in
+    Config {
+        /// Print all keys with kind, default and meaning instead
+        #[arg(long)]
+        reference: bool,
+    },
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let file = arguments.config.as_deref();
+    let result = match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => run(file),
+        Command::Check { connect } => check(file, connect),
+        Command::Config { reference: true } => {
+            print!("{}", config::reference());
+            Ok(())
+        }
+        Command::Config { reference: false } => show(file),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => ExitCode::from(code),
+    }
+}
+
+/// The text of the config, and what to call it.
+fn read(file: Option<&Path>) -> Result<(String, String), u8> {
+    let Some(file) = file else {
+        return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
+    };
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok((text, file.display().to_string())),
+        Err(error) => {
+            eprintln!("{}: cannot read the config: {error}", file.display());
+            Err(WRONG)
+        }
+    }
+}
+
+/// Prints every problem; an error where one of them is.
+fn report(checked: &Checked, name: &str) -> Result<(), u8> {
+    for problem in &checked.problems {
+        eprintln!("{}", problem.render(name));
+    }
+    let wrong = checked.problems.iter().any(|problem| problem.severity == Severity::Error);
+    if wrong { Err(WRONG) } else { Ok(()) }
+}
+
+fn show(file: Option<&Path>) -> Result<(), u8> {
+    let (text, name) = read(file)?;
+    let checked = config::read(&text);
+    report(&checked, &name)?;
+    print!("{}", checked.effective());
+    Ok(())
+}
+
+fn check(file: Option<&Path>, connect: bool) -> Result<(), u8> {
+    let Some(file) = file else {
+        eprintln!("check needs --config FILE");
+        return Err(WRONG);
+    };
+    let (text, name) = read(Some(file))?;
+    let checked = config::read(&text);
+    let checked = if connect { checked.strict() } else { checked };
+    report(&checked, &name)?;
+    match checked.config {
+        Some(config) if connect => runtime()?.block_on(probe(&config)),
+        _ => Ok(()),
+    }
+}
+
+/// Connects every output once.
+async fn probe(config: &Config) -> Result<(), u8> {
+    let telemetry = Arc::new(Telemetry::new());
+    let mut result = Ok(());
+    for output in &config.outputs {
+        let mut prepared = output::prepare(output, &telemetry);
+        if let Some(Err(error)) = prepared.files().map(|files| files.reload()) {
+            eprintln!("output {}: {error}", output.name);
+            result = Err(WRONG);
+            continue;
+        }
+        for (address, dialled) in prepared.probe().await {
+            match dialled {
+                Ok(()) => eprintln!("output {}: {address}: ok", output.name),
+                Err(error) => {
+                    eprintln!("output {}: {address}: {error}", output.name);
+                    result = Err(FAILED);
+                }
+            }
+        }
+    }
+    result
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, u8> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let built = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(WORKERS_MAX))
+        .enable_all()
+        .build();
+    built.map_err(|error| {
+        eprintln!("cannot start: {error}");
+        FAILED
+    })
+}
+
+fn run(file: Option<&Path>) -> Result<(), u8> {
+    let (text, name) = read(file)?;
+    let checked = config::read(&text).strict();
+    let Some(config) = &checked.config else {
+        report(&checked, &name)?;
+        return Err(WRONG);
+    };
+    telemetry::start_log(config.log);
+    for problem in &checked.problems {
+        tracing::warn!(
+            config = name,
+            line = problem.line,
+            key = problem.path,
+            "{}",
+            problem.message
+        );
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let signals = Signals::new()
+            .map_err(|error| relay::Error::Run(format!("cannot hear signals: {error}")))?;
+        relay::run(
+            config.clone(),
+            signals.first.cancelled_owned(),
+            signals.second.cancelled_owned(),
+        )
+        .await
+    });
+    // A thread that hangs in a file system or in a full pipe must not hold up the end.
+    runtime.shutdown_background();
+    result.map_err(|error| {
+        tracing::error!(%error, "failed");
+        match error {
+            relay::Error::Config(_) => WRONG,
+            relay::Error::Run(_) => FAILED,
+        }
+    })
+}
+
+/// SIGTERM and SIGINT, the first and the second of them; SIGHUP is heard and ignored.
+struct Signals {
+    first: tokio_util::sync::CancellationToken,
+    second: tokio_util::sync::CancellationToken,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hangup = signal(SignalKind::hangup())?;
+        let signals = Self { first: Default::default(), second: Default::default() };
+        let (first, second) = (signals.first.clone(), signals.second.clone());
+        // It lives as long as the process; there is nothing to join it for.
+        tokio_util::task::TaskTracker::new().spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                    _ = hangup.recv() => continue,
+                }
+                if first.is_cancelled() {
+                    second.cancel();
+                }
+                first.cancel();
+            }
+        });
+        Ok(signals)
+    }
+}

@@ -1,0 +1,419 @@
+//! Where batches come in: accept, TLS, HTTP/1.1 and h2, the limits of all that, and one service that answers.
+//!
+//! A listener owns its accept loop and its connections. Errors of accepting are logged and waited out, never fatal. It
+//! meets the outputs at the queue and nowhere else.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::Response;
+use hyper::Version;
+use hyper::body::Incoming;
+use hyper::header;
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Layer;
+use tower::Service;
+use tower::layer::util::Stack;
+
+use crate::config;
+use crate::net;
+use crate::queue::Queue;
+use crate::telemetry::ListenerMetrics;
+use crate::telemetry::Rejection;
+use crate::telemetry::Telemetry;
+use crate::tls::Server;
+
+mod answer;
+mod auth;
+mod connection;
+mod ingest;
+
+pub use auth::Token;
+
+use answer::Body;
+use auth::AuthLayer;
+use connection::Connection;
+use connection::Deadlines;
+use connection::Registered;
+use connection::Registry;
+use connection::Watched;
+use ingest::InFlight;
+use ingest::Ingest;
+use ingest::Shared;
+
+/// Largest head of a request, and the size of a connection's read buffer: hyper's default of 408 KiB, times 4,096 slow
+/// heads, is 1.6 GiB.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+const HEADERS_MAX: usize = 100;
+/// h2: kube-apiserver has been seen with 22 streams under way.
+const STREAMS_MAX: u32 = 100;
+const HEADER_LIST_MAX: u32 = 16 * 1024;
+/// h2: large enough that a batch of a MiB does not wait for window updates.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// After an error of accept that is not the connection's own, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What all listeners share. Owned by `relay`.
+pub struct Gate {
+    shared: Arc<Shared>,
+    registry: Arc<Registry>,
+    max_connection_age: Option<Duration>,
+    header_timeout: Duration,
+    tracker: TaskTracker,
+    aborted: CancellationToken,
+}
+
+impl Gate {
+    /// Bounds and deadlines of the config, in front of a queue.
+    #[must_use]
+    pub fn new(
+        limits: &config::Limits,
+        queue_config: &config::Queue,
+        queue: Queue,
+        telemetry: &Telemetry,
+    ) -> Self {
+        let deadlines = Deadlines { header: limits.header_timeout, idle: limits.idle_timeout };
+        let shared = Shared {
+            queue,
+            in_flight: InFlight::new(limits.max_in_flight, telemetry.in_flight()),
+            max_body: limits.max_body,
+            body_timeout: limits.body_timeout,
+            delivered_timeout: queue_config.delivered_timeout,
+            retry_after: queue_config.retry_after,
+            closing: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        };
+        let gate = Self {
+            shared: Arc::new(shared),
+            registry: Arc::new(Registry::new(limits.max_connections, deadlines)),
+            max_connection_age: limits.max_connection_age,
+            header_timeout: limits.header_timeout,
+            tracker: TaskTracker::new(),
+            aborted: CancellationToken::new(),
+        };
+        gate.tracker.spawn(enforce(Arc::clone(&gate.registry), gate.aborted.clone()));
+        gate
+    }
+
+    /// No new connections; kept ones end after their request.
+    pub fn close(&self) {
+        self.shared.closing.cancel();
+    }
+
+    /// Requests that are still under way are answered 503.
+    pub fn cut(&self) {
+        self.shared.cut.cancel();
+    }
+
+    /// Returns when every connection has ended; those left at the deadline are aborted.
+    pub async fn closed(&self, deadline: Instant) {
+        self.tracker.close();
+        let connections = async {
+            while self.tracker.len() > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout_at(deadline, connections).await.ok();
+        self.aborted.cancel();
+        self.tracker.wait().await;
+    }
+}
+
+async fn enforce(registry: Arc<Registry>, aborted: CancellationToken) {
+    let mut tick = tokio::time::interval(registry.tick());
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while aborted.run_until_cancelled(tick.tick()).await.is_some() {
+        registry.enforce();
+    }
+}
+
+/// One bound address.
+pub struct Listener {
+    socket: TcpListener,
+    label: String,
+    path_prefix: Arc<str>,
+    token: Option<Arc<Token>>,
+    tls: Option<Arc<Server>>,
+    metrics: ListenerMetrics,
+}
+
+impl Listener {
+    /// Binds. From now on the kernel completes connections.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn bind(
+        config: &config::Listener,
+        token: Option<Arc<Token>>,
+        tls: Option<Arc<Server>>,
+        metrics: ListenerMetrics,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            socket: net::bind(config.address)?,
+            label: config.label.clone(),
+            path_prefix: Arc::from(config.path_prefix.as_str()),
+            token,
+            tls,
+            metrics,
+        })
+    }
+
+    /// Where it listens: the port that the kernel chose where the config says 0.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Accepts until the gate closes. Each connection is a task of the gate's.
+    pub async fn serve(self, gate: Arc<Gate>) {
+        let mut failing = false;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = gate.shared.closing.cancelled() => return,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    failing = false;
+                    self.open(stream, &gate);
+                }
+                Err(error) if is_of_the_connection(&error) => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(listener = self.label, %error, "cannot accept connections, trying on");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
+        let Some(place) = gate.registry.open(self.metrics.clone()) else {
+            tracing::debug!(
+                listener = self.label,
+                "connection closed: limits.max_connections are in requests"
+            );
+            return;
+        };
+        // A socket without these options works all the same.
+        net::tune_accepted(&stream).ok();
+        let tls = self.tls.as_ref().and_then(|tls| tls.settings()).map(TlsAcceptor::from);
+        if self.tls.is_some() && tls.is_none() {
+            return;
+        }
+        let age = gate.max_connection_age.map(jittered);
+        let stack = Stack::new(
+            AuthLayer(self.token.clone()),
+            CountLayer {
+                connection: Arc::clone(&place.connection),
+                max_age: age,
+                closing: gate.shared.closing.clone(),
+            },
+        );
+        let service = stack.layer(Ingest {
+            shared: Arc::clone(&gate.shared),
+            connection: Arc::clone(&place.connection),
+            path_prefix: Arc::clone(&self.path_prefix),
+        });
+        let aborted = gate.aborted.clone();
+        let (closing, header_timeout) = (gate.shared.closing.clone(), gate.header_timeout);
+        let serve = async move {
+            match tls {
+                None => {
+                    place.connection.established(false);
+                    serve_connection(stream, place, service, closing, age).await;
+                }
+                Some(acceptor) => {
+                    let handshake = tokio::select! {
+                        handshake = tokio::time::timeout(header_timeout, acceptor.accept(stream)) => handshake,
+                        () = place.connection.judged() => return,
+                    };
+                    match handshake {
+                        Ok(Ok(stream)) => {
+                            let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                            place.connection.established(h2);
+                            serve_connection(stream, place, service, closing, age).await;
+                        }
+                        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                        Err(_) => tracing::debug!("TLS handshake too slow"),
+                    }
+                }
+            }
+        };
+        gate.tracker.spawn(async move {
+            aborted.run_until_cancelled(serve).await;
+        });
+    }
+}
+
+/// Such errors concern one connection that has gone again (accept(2)).
+fn is_of_the_connection(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    matches!(
+        error.kind(),
+        Kind::ConnectionAborted | Kind::ConnectionReset | Kind::ConnectionRefused
+    )
+}
+
+/// Ages are drawn between 90 % and 110 %, so that connections opened together do not all end together.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+async fn serve_connection<T, S>(
+    stream: T,
+    place: Registered,
+    service: S,
+    closing: CancellationToken,
+    max_age: Option<Duration>,
+) where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
+    builder
+        .http2()
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    let connection = Arc::clone(&place.connection);
+    let watched = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
+    let mut serving =
+        std::pin::pin!(builder.serve_connection(watched, TowerToHyperService::new(service)));
+    // Only h2 can say GOAWAY without racing with a request; on HTTP/1.1 the next answer says Connection: close.
+    let old = async {
+        match max_age {
+            Some(age) => tokio::time::sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut old = std::pin::pin!(old);
+    let (mut is_old, mut is_closing) = (false, false);
+    loop {
+        tokio::select! {
+            biased;
+            ended = serving.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::trace!(error = %error, "connection ended");
+                }
+                return;
+            }
+            () = closing.cancelled(), if !is_closing => {
+                is_closing = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = connection.retired() => serving.as_mut().graceful_shutdown(),
+            () = old.as_mut(), if !is_old => {
+                is_old = true;
+                if connection.is_multiplexed() {
+                    serving.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+/// Around everything: counts the request and its answer, and ends connections that have come of age.
+#[derive(Clone)]
+struct CountLayer {
+    connection: Arc<Connection>,
+    max_age: Option<Duration>,
+    closing: CancellationToken,
+}
+
+impl<S> Layer<S> for CountLayer {
+    type Service = Count<S>;
+
+    fn layer(&self, inner: S) -> Count<S> {
+        Count { settings: self.clone(), inner }
+    }
+}
+
+/// See [`CountLayer`].
+#[derive(Clone)]
+struct Count<S> {
+    settings: CountLayer,
+    inner: S,
+}
+
+impl<S> Service<Request<Incoming>> for Count<S>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let CountLayer { connection, max_age, closing } = self.settings.clone();
+        let started = Instant::now();
+        let multiplexed = request.version() == Version::HTTP_2;
+        connection.begin_request(multiplexed);
+        let under_way = UnderWay(connection);
+        let inner = self.inner.call(request);
+        Box::pin(async move {
+            let mut response = inner.await?;
+            let connection = &under_way.0;
+            let metrics = connection.metrics();
+            metrics.answered(response.status().as_u16());
+            if let Some(rejection) = response.extensions().get::<Rejection>() {
+                metrics.rejected(*rejection);
+            }
+            let old = max_age.is_some_and(|max| connection.age() >= max);
+            if !multiplexed && (old || closing.is_cancelled()) {
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            }
+            metrics.duration.record(started.elapsed().as_secs_f64());
+            drop(under_way);
+            Ok(response)
+        })
+    }
+}
+
+/// A request under way; over when dropped, also where its sender has gone.
+struct UnderWay(Arc<Connection>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.end_request();
+    }
+}

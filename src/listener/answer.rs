@@ -1,0 +1,133 @@
+//! What a sender is told: `{"accepted":N}`, or a Kubernetes `Status` object, which kube-apiserver writes into its log.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::header;
+use hyper::header::HeaderValue;
+
+use crate::telemetry::Rejection;
+
+/// The body of every answer.
+pub(super) type Body = Full<Bytes>;
+
+/// Why a request is not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) rejection: Rejection,
+    pub(super) message: String,
+}
+
+impl Refusal {
+    pub(super) fn new(
+        status: StatusCode,
+        rejection: Rejection,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { status, rejection, message: message.into() }
+    }
+
+    /// Whether the sender should find another replica, or can't use the connection any more.
+    pub(super) fn closes(&self) -> bool {
+        matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
+    }
+
+    /// The whole answer. `retry_after` is the middle of what 429 and 503 say.
+    pub(super) fn answer(&self, retry_after: Duration) -> Response<Body> {
+        let mut response = json(self.status, status_object(self.status, &self.message));
+        let headers = response.headers_mut();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(draw(retry_after)));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
+        }
+        response.extensions_mut().insert(self.rejection);
+        response
+    }
+}
+
+/// 200.
+pub(super) fn accepted(events: u64) -> Response<Body> {
+    json(StatusCode::OK, format!("{{\"accepted\":{events}}}"))
+}
+
+fn json(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Whole seconds, evenly from 0.6 to 1.6 times the middle: 5 s gives 3 to 8. Senders that were refused together do not
+/// come back together.
+fn draw(middle: Duration) -> u64 {
+    let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX).min(15_000);
+    let low = (millis * 6).div_ceil(10_000).max(1);
+    let high = (millis * 16 / 10_000).max(low);
+    fastrand::u64(low..=high)
+}
+
+/// `metav1.Status` (k8s.io/apimachinery/pkg/apis/meta/v1/types.go).
+fn status_object(status: StatusCode, message: &str) -> String {
+    let reason = match status.as_u16() {
+        400 | 431 => "BadRequest",
+        401 => "Unauthorized",
+        404 => "NotFound",
+        405 => "MethodNotAllowed",
+        408 => "Timeout",
+        413 => "RequestEntityTooLarge",
+        415 => "UnsupportedMediaType",
+        429 => "TooManyRequests",
+        503 => "ServiceUnavailable",
+        _ => "",
+    };
+    serde_json::json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": status.as_u16(),
+    })
+    .to_string()
+}
+
+/// A whole HTTP/1.1 answer for a connection on which no request was understood.
+pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+    let body = status_object(status, message);
+    format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len(),
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_drawn_from_0_6_to_1_6_times_the_middle() {
+        for (middle, range) in
+            [(1, 1..=1), (2, 2..=3), (3, 2..=4), (5, 3..=8), (10, 6..=16), (15, 9..=24)]
+        {
+            let drawn: std::collections::BTreeSet<_> =
+                (0..2000).map(|_| draw(Duration::from_secs(middle))).collect();
+            assert_eq!(drawn, range.collect(), "{middle}");
+        }
+    }
+}

@@ -1,0 +1,431 @@
+//! Who is connected, what each connection is waiting for, and the deadlines of that.
+//!
+//! hyper starts its head timeout when a kept connection falls idle, has no idle timeout, and answers unreadable heads
+//! with an empty body. So the socket is wrapped: [`Watched`] notes the phase that the bytes show, [`Registry`] closes
+//! whoever stays too long in one, and answers of hyper's own making become `Status` objects.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio::time::Sleep;
+
+use super::answer;
+use crate::telemetry::ListenerMetrics;
+use crate::telemetry::Rejection;
+
+/// After a refusal that was answered before the body was read: so much of it is still taken, for so long, that the
+/// sender finds our answer instead of a reset (RFC 9112 §9.6).
+const LINGER_BYTES: usize = 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+
+/// The three deadlines of a connection outside a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadlines {
+    pub(super) header: Duration,
+    pub(super) idle: Duration,
+}
+
+/// All connections of all listeners, bounded by `limits.max_connections`.
+pub(super) struct Registry {
+    max: usize,
+    deadlines: Deadlines,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    next: u64,
+    open: HashMap<u64, Arc<Connection>>,
+}
+
+/// What a connection is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The first byte of a request.
+    Idle,
+    /// The rest of a head, or of a TLS handshake.
+    Head,
+    /// Us: so many requests are under way.
+    Serving(usize),
+    /// The answer is written but not flushed.
+    Answered,
+}
+
+/// Why we end a connection that is in no request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Without a word: it idled too long, or its place is needed.
+    Close,
+    /// With 408: its head came too slowly.
+    Timeout,
+}
+
+struct State {
+    phase: Phase,
+    since: Instant,
+    /// When it was last without a complete head, or began to be.
+    headless: Instant,
+    verdict: Option<Verdict>,
+    /// HTTP/2: frames between requests are no beginning of a head.
+    multiplexed: bool,
+    /// The rest of the body is to be thrown away at the end.
+    linger: bool,
+}
+
+/// One connection, as its task, its socket and the registry see it.
+pub(super) struct Connection {
+    state: Mutex<State>,
+    waker: AtomicWaker,
+    opened: Instant,
+    metrics: ListenerMetrics,
+    retired: Notify,
+}
+
+impl Connection {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(state: &mut State, phase: Phase) {
+        state.phase = phase;
+        state.since = Instant::now();
+    }
+
+    pub(super) fn metrics(&self) -> &ListenerMetrics {
+        &self.metrics
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    /// The handshake is over: the first head may begin.
+    pub(super) fn established(&self, multiplexed: bool) {
+        let mut state = self.lock();
+        state.multiplexed = multiplexed;
+        Self::enter(&mut state, Phase::Idle);
+    }
+
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.lock().multiplexed
+    }
+
+    /// A head is complete.
+    pub(super) fn begin_request(&self, multiplexed: bool) {
+        let mut state = self.lock();
+        state.multiplexed = multiplexed;
+        let under_way = if let Phase::Serving(count) = state.phase { count } else { 0 };
+        Self::enter(&mut state, Phase::Serving(under_way + 1));
+    }
+
+    /// An answer was handed to the socket.
+    pub(super) fn end_request(&self) {
+        let mut state = self.lock();
+        let left =
+            if let Phase::Serving(count) = state.phase { count.saturating_sub(1) } else { 0 };
+        state.headless = Instant::now();
+        let phase = match left {
+            0 if state.multiplexed => Phase::Idle,
+            0 => Phase::Answered,
+            _ => Phase::Serving(left),
+        };
+        Self::enter(&mut state, phase);
+    }
+
+    /// No further request is taken: GOAWAY, or the end of keep-alive.
+    pub(super) fn retire(&self) {
+        self.retired.notify_one();
+    }
+
+    /// Waits for [`Connection::retire`].
+    pub(super) async fn retired(&self) {
+        self.retired.notified().await;
+    }
+
+    /// The connection ends after this answer, and the sender is still writing.
+    pub(super) fn linger(&self) {
+        self.lock().linger = true;
+    }
+
+    fn judge(&self, verdict: Verdict) {
+        self.lock().verdict = Some(verdict);
+        self.waker.wake();
+    }
+
+    /// Waits until the registry ends the connection; for phases in which nobody reads through [`Watched`].
+    pub(super) async fn judged(&self) {
+        std::future::poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            if self.lock().verdict.is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}
+
+impl Registry {
+    pub(super) fn new(max: usize, deadlines: Deadlines) -> Self {
+        Self { max, deadlines, entries: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a new connection. At the limit, the one that has been longest without a complete head makes room; where
+    /// every one is in a request, `None`, and the new one is to be closed.
+    pub(super) fn open(self: &Arc<Self>, metrics: ListenerMetrics) -> Option<Registered> {
+        let now = Instant::now();
+        let connection = Arc::new(Connection {
+            state: Mutex::new(State {
+                phase: Phase::Head,
+                since: now,
+                headless: now,
+                verdict: None,
+                multiplexed: false,
+                linger: false,
+            }),
+            waker: AtomicWaker::new(),
+            opened: now,
+            metrics,
+            retired: Notify::new(),
+        });
+        let mut entries = self.lock();
+        if entries.open.len() >= self.max {
+            let oldest = entries
+                .open
+                .iter()
+                .filter_map(|(id, connection)| {
+                    let state = connection.lock();
+                    let waits = matches!(state.phase, Phase::Idle | Phase::Head);
+                    (waits && state.verdict.is_none()).then_some((state.headless, *id))
+                })
+                .min();
+            // Its place is free at once: its task ends as soon as it is scheduled.
+            let (_, id) = oldest?;
+            let evicted = entries.open.remove(&id)?;
+            evicted.judge(Verdict::Close);
+        }
+        let id = entries.next;
+        entries.next += 1;
+        entries.open.insert(id, Arc::clone(&connection));
+        connection.metrics.connections.increment(1.0);
+        Some(Registered { registry: Arc::clone(self), id, connection })
+    }
+
+    /// Ends whoever is beyond a deadline. Called every [`Registry::tick`].
+    pub(super) fn enforce(&self) {
+        for connection in self.lock().open.values() {
+            let state = connection.lock();
+            let verdict = match state.phase {
+                _ if state.verdict.is_some() => continue,
+                Phase::Head if state.since.elapsed() >= self.deadlines.header => Verdict::Timeout,
+                Phase::Idle if state.since.elapsed() >= self.deadlines.idle => Verdict::Close,
+                Phase::Idle | Phase::Head | Phase::Serving(_) | Phase::Answered => continue,
+            };
+            drop(state);
+            connection.judge(verdict);
+        }
+    }
+
+    /// How often [`Registry::enforce`] is called: often enough for the shortest deadline, and never a load.
+    pub(super) fn tick(&self) -> Duration {
+        let shortest = self.deadlines.header.min(self.deadlines.idle);
+        (shortest / 10).clamp(Duration::from_millis(10), Duration::from_millis(250))
+    }
+}
+
+/// A place in the registry; given back when dropped.
+pub(super) struct Registered {
+    registry: Arc<Registry>,
+    id: u64,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.lock().open.remove(&self.id);
+        self.connection.metrics.connections.decrement(1.0);
+    }
+}
+
+/// A connection's socket, behind TLS where there is TLS.
+pub(super) struct Watched<T> {
+    inner: T,
+    connection: Arc<Connection>,
+    /// What is written in place of what hyper writes, and how much of it is out.
+    own_answer: Option<(Vec<u8>, usize)>,
+    first_read: bool,
+    linger: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
+    pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
+        Self { inner, connection, own_answer: None, first_read: true, linger: None }
+    }
+
+    /// Writes our own answer whole.
+    fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((bytes, written)) = &mut self.own_answer {
+            if *written == bytes.len() {
+                self.own_answer = None;
+                break;
+            }
+            let count =
+                std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes[*written..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *written += count;
+        }
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    /// Whether hyper now speaks for itself: it has found no request in what came.
+    fn is_unasked(&self) -> bool {
+        let state = self.connection.lock();
+        !state.multiplexed && matches!(state.phase, Phase::Idle | Phase::Head)
+    }
+
+    fn start_own_answer(&mut self, status: u16) {
+        let metrics = self.connection.metrics();
+        let (rejection, message) = match status {
+            408 => (Rejection::Timeout, "the head of the request came too slowly"),
+            431 => (
+                Rejection::Invalid,
+                "the head of the request is larger than 64 KiB or has more than 100 headers",
+            ),
+            _ => (Rejection::Invalid, "the head of the request is not HTTP"),
+        };
+        metrics.answered(status);
+        metrics.rejected(rejection);
+        self.own_answer = Some((answer::raw(status, message), 0));
+    }
+
+    /// Replaces hyper's answer to what was no request; pretends to have written its bytes.
+    fn poll_replace(
+        &mut self,
+        cx: &mut Context<'_>,
+        hypers: &[u8],
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        if self.own_answer.is_none() {
+            let status = std::str::from_utf8(hypers.get(9..12).unwrap_or_default()).ok();
+            self.start_own_answer(status.and_then(|digits| digits.parse().ok()).unwrap_or(400));
+        }
+        std::task::ready!(self.poll_own_answer(cx))?;
+        Poll::Ready(Ok(length))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.connection.waker.register(cx.waker());
+        let verdict = this.connection.lock().verdict;
+        match verdict {
+            Some(Verdict::Timeout) if !this.connection.is_multiplexed() => {
+                if this.own_answer.is_none() {
+                    this.start_own_answer(408);
+                }
+                std::task::ready!(this.poll_own_answer(cx))?;
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // The end of the stream: hyper closes in order.
+            Some(Verdict::Timeout | Verdict::Close) => return Poll::Ready(Ok(())),
+            None => {}
+        }
+        let before = buf.filled().len();
+        std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
+        let read = buf.filled().get(before..).unwrap_or_default();
+        if !read.is_empty() {
+            let mut state = this.connection.lock();
+            if std::mem::take(&mut this.first_read) && read.starts_with(b"PRI ") {
+                state.multiplexed = true;
+            }
+            if state.phase == Phase::Idle && !state.multiplexed {
+                Connection::enter(&mut state, Phase::Head);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_unasked() {
+            return self.poll_replace(cx, buf, buf.len());
+        }
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.is_unasked() {
+            let length = bufs.iter().map(|buf| buf.len()).sum();
+            let first = bufs.first().map_or(&[][..], |buf| buf);
+            return self.poll_replace(cx, first, length);
+        }
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        std::task::ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        let mut state = self.connection.lock();
+        if state.phase == Phase::Answered {
+            Connection::enter(&mut state, Phase::Idle);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Shuts the write side, and where a refused sender is still writing, reads on for a while.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.linger.is_none() {
+            std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+            if !this.connection.lock().linger {
+                return Poll::Ready(Ok(()));
+            }
+            this.linger = Some((Box::pin(tokio::time::sleep(LINGER_TIME)), 0));
+        }
+        let Some((deadline, taken)) = &mut this.linger else { return Poll::Ready(Ok(())) };
+        let mut waste = [std::mem::MaybeUninit::uninit(); 16 * 1024];
+        while deadline.as_mut().poll(cx).is_pending() && *taken < LINGER_BYTES {
+            let mut buf = ReadBuf::uninit(&mut waste);
+            std::task::ready!(Pin::new(&mut this.inner).poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                break;
+            }
+            *taken += buf.filled().len();
+        }
+        Poll::Ready(Ok(()))
+    }
+}

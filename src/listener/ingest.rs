@@ -1,0 +1,499 @@
+//! One POST becomes one status: the head is judged, the body read within its bounds, decoded and appended.
+//!
+//! A refusal is answered after the body was read and thrown away, because a Go client that is cut off while it writes
+//! sees a transport error instead of the answer. What is larger than allowed, or not yet sent (`Expect: 100-continue`),
+//! is refused at once.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::write::MultiGzDecoder;
+use http_body_util::BodyExt;
+use hyper::Method;
+use hyper::Request;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::Version;
+use hyper::body::Body as _;
+use hyper::body::Incoming;
+use hyper::header;
+use hyper::http::request::Parts;
+use metrics::Gauge;
+use tokio::time::Instant;
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+
+use super::answer;
+use super::answer::Body;
+use super::answer::Refusal;
+use super::connection::Connection;
+use crate::audit;
+use crate::queue::Append;
+use crate::queue::Full;
+use crate::queue::Queue;
+use crate::telemetry::Rejection;
+
+/// A body is given its announced size only once so much of it has come.
+const FIRST_BUFFER: usize = 1024 * 1024;
+
+/// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
+const GZIP_STEP: usize = 4 * 1024;
+
+/// Bodies larger than this are decoded off the runtime's threads: a millisecond each MiB or so.
+const INLINE_MAX: usize = 1024 * 1024;
+
+/// `limits.max_in_flight`: bytes of bodies that are not yet in the queue or wait for their acknowledgement, counted as
+/// they arrive.
+pub(super) struct InFlight {
+    max: u64,
+    used: AtomicU64,
+    gauge: Gauge,
+}
+
+impl InFlight {
+    pub(super) fn new(max: u64, gauge: Gauge) -> Self {
+        Self { max, used: AtomicU64::new(0), gauge }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+    fn add(&self, bytes: u64) -> bool {
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|sum| *sum <= self.max)
+        });
+        self.gauge.set(self.used.load(Ordering::Relaxed) as f64);
+        taken.is_ok()
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+    fn give_back(&self, bytes: u64) {
+        let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.gauge.set(before.saturating_sub(bytes) as f64);
+    }
+
+    fn is_full(&self) -> bool {
+        self.used.load(Ordering::Relaxed) >= self.max
+    }
+}
+
+/// One body's share of [`InFlight`]; given back when dropped.
+struct Reservation<'a> {
+    in_flight: &'a InFlight,
+    bytes: u64,
+}
+
+impl Reservation<'_> {
+    /// Takes more until the share is `total`.
+    fn grow(&mut self, total: usize) -> Result<(), Refusal> {
+        let more = (total as u64).saturating_sub(self.bytes);
+        if more > 0 && !self.in_flight.add(more) {
+            return Err(in_flight_full());
+        }
+        self.bytes += more;
+        Ok(())
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.in_flight.give_back(self.bytes);
+    }
+}
+
+/// What all requests of all listeners share.
+pub(super) struct Shared {
+    pub(super) queue: Queue,
+    pub(super) in_flight: InFlight,
+    /// The effective `limits.max_body`.
+    pub(super) max_body: u64,
+    pub(super) body_timeout: Duration,
+    pub(super) delivered_timeout: Duration,
+    pub(super) retry_after: Duration,
+    /// New requests are refused.
+    pub(super) closing: CancellationToken,
+    /// What is still under way is refused too.
+    pub(super) cut: CancellationToken,
+}
+
+/// The service of one connection.
+#[derive(Clone)]
+pub(super) struct Ingest {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
+    pub(super) path_prefix: Arc<str>,
+}
+
+impl Service<Request<Incoming>> for Ingest {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let ingest = self.clone();
+        Box::pin(async move { Ok(ingest.handle(request).await) })
+    }
+}
+
+impl Ingest {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
+        let (mut head, body) = request.into_parts();
+        let mut upload = Upload {
+            body,
+            deadline: Instant::now() + self.shared.body_timeout,
+            cut: &self.shared.cut,
+            connection: &self.connection,
+            sent: 0,
+            begun: false,
+            ended: false,
+        };
+        let judged = self.judge(&mut head, upload.body.size_hint().exact());
+        let outcome = match judged {
+            Ok(gzip) => self.take(gzip, &mut upload).await,
+            Err(refusal) => Err(refusal),
+        };
+        match outcome {
+            Ok(events) => {
+                tracing::debug!(events, bytes = upload.sent, "batch accepted");
+                answer::accepted(events)
+            }
+            Err(refusal) => self.refuse(refusal, &head, upload).await,
+        }
+    }
+
+    /// What the head alone tells. `Ok` says whether the body is gzip.
+    fn judge(&self, head: &mut Parts, length: Option<u64>) -> Result<bool, Refusal> {
+        if let Some(refusal) = head.extensions.remove::<Refusal>() {
+            return Err(refusal);
+        }
+        if head.version == Version::HTTP_11
+            && head.headers.get_all(header::HOST).iter().count() != 1
+        {
+            return Err(invalid("a request has exactly one Host header (RFC 9112 §3.2)"));
+        }
+        let path = head.uri.path();
+        let inside = path.strip_prefix(self.path_prefix.trim_end_matches('/'));
+        if !inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                Rejection::NotFound,
+                format!("audit events are taken below {}", self.path_prefix),
+            ));
+        }
+        if head.method != Method::POST {
+            return Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                Rejection::Method,
+                "audit events are taken by POST",
+            ));
+        }
+        let gzip = media(head)?;
+        if length.is_some_and(|length| length > self.shared.max_body) {
+            return Err(self.too_large());
+        }
+        if self.shared.closing.is_cancelled() {
+            return Err(shutting_down());
+        }
+        if self.shared.in_flight.is_full() {
+            return Err(in_flight_full());
+        }
+        if !self.shared.queue.has_room(if gzip { 0 } else { length.unwrap_or(0) }) {
+            return Err(queue_full());
+        }
+        Ok(gzip)
+    }
+
+    /// Reads, decodes and appends; says how many events were accepted.
+    async fn take(&self, gzip: bool, upload: &mut Upload<'_>) -> Result<u64, Refusal> {
+        let mut share = Reservation { in_flight: &self.shared.in_flight, bytes: 0 };
+        let body = if gzip {
+            self.inflate(upload, &mut share).await?
+        } else {
+            self.collect(upload, &mut share).await?
+        };
+        let batch = if body.len() <= INLINE_MAX {
+            audit::decode(body)
+        } else {
+            let decoding = tokio::task::spawn_blocking(move || audit::decode(body));
+            decoding.await.map_err(|_| shutting_down())?
+        };
+        let batch = batch.map_err(|error| invalid(error.to_string()))?;
+        let events = batch.events;
+        if events == 0 {
+            return Ok(0);
+        }
+        let append = Append { lines: batch.lines, events, levels: batch.levels };
+        let mut ticket = self.shared.queue.append(append).map_err(|Full| queue_full())?;
+        let deadline = Instant::now() + self.shared.delivered_timeout;
+        tokio::select! {
+            biased;
+            delivered = timeout_at(deadline, ticket.delivered()) => match delivered {
+                Ok(()) => Ok(events),
+                Err(_) => Err(Refusal::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    Rejection::DeliveryTimeout,
+                    "the consumers have not acknowledged the events in time",
+                )),
+            },
+            () = self.shared.cut.cancelled() => Err(shutting_down()),
+        }
+    }
+
+    async fn collect(
+        &self,
+        upload: &mut Upload<'_>,
+        share: &mut Reservation<'_>,
+    ) -> Result<Vec<u8>, Refusal> {
+        // One byte more than the body: decoding ends the last event with a line break.
+        let announced = upload
+            .body
+            .size_hint()
+            .exact()
+            .and_then(|length| usize::try_from(length).ok())
+            .map(|length| length + 1);
+        let mut body = Vec::with_capacity(announced.map_or(0, |length| length.min(FIRST_BUFFER)));
+        while let Some(piece) = upload.next().await? {
+            let total = body.len() + piece.len();
+            if total as u64 > self.shared.max_body {
+                return Err(self.too_large());
+            }
+            share.grow(total)?;
+            if total > body.capacity() {
+                let wanted = announced.unwrap_or(total * 2).max(total);
+                body.reserve_exact(wanted - body.len());
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+
+    async fn inflate(
+        &self,
+        upload: &mut Upload<'_>,
+        share: &mut Reservation<'_>,
+    ) -> Result<Vec<u8>, Refusal> {
+        let broken = |error: io::Error| {
+            if error.kind() == io::ErrorKind::FileTooLarge {
+                self.too_large()
+            } else {
+                invalid(format!("the body is broken gzip: {error}"))
+            }
+        };
+        let bounded = Bounded { bytes: Vec::new(), max: self.shared.max_body };
+        let mut decoder = MultiGzDecoder::new(bounded);
+        while let Some(piece) = upload.next().await? {
+            for step in piece.chunks(GZIP_STEP) {
+                decoder.write_all(step).map_err(broken)?;
+                share.grow(decoder.get_ref().bytes.len())?;
+                tokio::task::consume_budget().await;
+            }
+        }
+        if upload.sent == 0 {
+            return Err(invalid("the body is empty"));
+        }
+        decoder.try_finish().map_err(broken)?;
+        let bytes = std::mem::take(&mut decoder.get_mut().bytes);
+        share.grow(bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// Answers a refusal, after the body where that is still to come and small enough.
+    async fn refuse(
+        &self,
+        mut refusal: Refusal,
+        head: &Parts,
+        mut upload: Upload<'_>,
+    ) -> Response<Body> {
+        let expects = head
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let unsent = expects && !upload.begun;
+        let announced = upload.body.size_hint().lower() + upload.sent;
+        let discard = !unsent
+            && announced <= self.shared.max_body
+            && refusal.status != StatusCode::REQUEST_TIMEOUT;
+        if discard && let Err(slow) = upload.discard(self.shared.max_body).await {
+            refusal = slow;
+        }
+        let mut response = refusal.answer(self.shared.retry_after);
+        let unread = !upload.ended && !upload.body.is_end_stream();
+        if unread {
+            self.connection.linger();
+        }
+        if unread || refusal.closes() {
+            // On h2 the stream is reset with NO_ERROR where its body is unread; the connection ends only for those that
+            // should find another replica.
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            if refusal.closes() || !self.connection.is_multiplexed() {
+                self.connection.retire();
+            }
+        }
+        tracing::debug!(
+            status = refusal.status.as_u16(),
+            message = refusal.message,
+            "request refused"
+        );
+        response
+    }
+
+    fn too_large(&self) -> Refusal {
+        let message = format!("the body is larger than {} bytes", self.shared.max_body);
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
+    }
+}
+
+/// Content-Type and Content-Encoding; says whether the body is gzip.
+fn media(head: &Parts) -> Result<bool, Refusal> {
+    let refuse = |message: &str| {
+        Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Rejection::MediaType, message))
+    };
+    if let Some(value) = head.headers.get(header::CONTENT_TYPE) {
+        let essence =
+            value.as_bytes().split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let known = ["application/json", "application/x-ndjson", "text/plain", ""];
+        if !known.iter().any(|name| essence.eq_ignore_ascii_case(name.as_bytes())) {
+            return refuse(
+                "the Content-Type is none of application/json, application/x-ndjson, text/plain",
+            );
+        }
+    }
+    let mut encodings = head.headers.get_all(header::CONTENT_ENCODING).iter();
+    match (
+        encodings.next().map(|value| value.as_bytes().trim_ascii().to_ascii_lowercase()),
+        encodings.next(),
+    ) {
+        (None, _) => Ok(false),
+        (Some(encoding), None) if encoding == b"identity" => Ok(false),
+        (Some(encoding), None) if encoding == b"gzip" || encoding == b"x-gzip" => Ok(true),
+        _ => refuse("the Content-Encoding is neither gzip nor absent"),
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new(StatusCode::BAD_REQUEST, Rejection::Invalid, message)
+}
+
+fn queue_full() -> Refusal {
+    Refusal::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        Rejection::QueueFull,
+        "the queue is full, try again later",
+    )
+}
+
+fn in_flight_full() -> Refusal {
+    let message = "too many bytes of requests are under way, try again later";
+    Refusal::new(StatusCode::TOO_MANY_REQUESTS, Rejection::InFlightFull, message)
+}
+
+fn shutting_down() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Rejection::ShuttingDown, "shutting down")
+}
+
+/// A body on its way in.
+struct Upload<'a> {
+    body: Incoming,
+    deadline: Instant,
+    cut: &'a CancellationToken,
+    connection: &'a Connection,
+    /// Bytes that came, as sent.
+    sent: u64,
+    /// Whether it was asked for: hyper then answers `Expect: 100-continue`.
+    begun: bool,
+    /// Nothing more will come.
+    ended: bool,
+}
+
+impl Upload<'_> {
+    /// The next piece.
+    async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            self.begun = true;
+            let frame = tokio::select! {
+                biased;
+                frame = timeout_at(self.deadline, self.body.frame()) => frame,
+                () = self.cut.cancelled() => return Err(shutting_down()),
+            };
+            match frame {
+                Err(_) => {
+                    let message = "the body came too slowly";
+                    return Err(Refusal::new(
+                        StatusCode::REQUEST_TIMEOUT,
+                        Rejection::Timeout,
+                        message,
+                    ));
+                }
+                Ok(None) => self.ended = true,
+                Ok(Some(Err(error))) => {
+                    self.ended = true;
+                    tracing::debug!(%error, "body broke off");
+                    return Err(invalid(
+                        "the body is shorter than announced, or its chunks are broken",
+                    ));
+                }
+                // Trailers say nothing that matters here.
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.sent += piece.len() as u64;
+                        self.connection.metrics().received.increment(piece.len() as u64);
+                        return Ok(Some(piece));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Throws the rest away, unless it is more than `max` in all. An error only where the sender is too slow.
+    async fn discard(&mut self, max: u64) -> Result<(), Refusal> {
+        while self.sent <= max {
+            match self.next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(refusal) if refusal.status == StatusCode::REQUEST_TIMEOUT => {
+                    return Err(refusal);
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where decompressed bytes go.
+struct Bounded {
+    bytes: Vec<u8>,
+    max: u64,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if (self.bytes.len() + buf.len()) as u64 > self.max {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(buf);
+        Ok(buf.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,430 @@
+//! The loop that moves one cursor: take from the queue, send, wait for the consumer's word, finish.
+//!
+//! It is generic over what a connection is, and knows no protocol. Back-off, retries, order, and what "refused for good"
+//! takes are decided here. It never gives up: what it cannot deliver stays in the queue.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Failure;
+use super::health::Health;
+use super::retry::Retry;
+use crate::config::BatchLimits;
+use crate::config::Rejected;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Cursor;
+use crate::queue::Position;
+use crate::queue::Take;
+
+/// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, those held are
+/// tried in turn.
+const SUSPECTS_MAX: usize = 10_000;
+
+/// Makes connections.
+pub(super) trait Connect: Send {
+    /// What it makes.
+    type Link: Link;
+
+    /// Whether a connection is made at the start, before there is anything to send.
+    const EAGER: bool;
+
+    /// Tries every address once.
+    fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
+}
+
+/// A connection with a window: several batches may be on the wire.
+pub(super) trait Link: Send {
+    /// How much may be sent now; `None` while the window is full.
+    fn room(&self) -> Option<Take>;
+
+    /// Hands over a batch, which was taken within [`Link::room`].
+    fn send(&mut self, batch: Batch);
+
+    /// Does the work of the connection until there is something to say. Polled also while nothing is on the wire, so
+    /// that the peer's closing is seen.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped; it is called again.
+    fn event(&mut self) -> impl Future<Output = Event> + Send;
+
+    /// Ends the connection in order, within bounded time.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// What became of something.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// Final: the consumer has it, `lost` events apart that can't be put in its protocol.
+    Accepted { claim: Claim, lost: u64 },
+    /// The consumer objects to the events themselves.
+    Refused(Claim, Failure),
+    /// To be sent again; the link works on.
+    Failed(Claim, Failure),
+    /// The link is gone, and everything not yet accepted is to be sent again. `progress`: something was accepted on it.
+    Broken { failure: Failure, progress: bool },
+    /// The link has ended in order, with nothing on the wire.
+    Closed,
+    /// The process can't go on.
+    Fatal(String),
+}
+
+/// Something taken from the queue that is not final.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    claim: Claim,
+    events: u64,
+    attempts: u32,
+    /// Where the consumer has refused it, or what it was a part of: the number of acceptances before that.
+    refused_at: Option<u64>,
+    /// It was refused alone, and kept.
+    suspected: bool,
+}
+
+/// One output's delivery. Run by one task.
+pub(super) struct Delivery<C> {
+    connector: C,
+    cursor: Cursor,
+    retry: Retry,
+    health: Health,
+    limits: BatchLimits,
+    rejected: Rejected,
+    /// Whether events leave one request after the other.
+    ordered: bool,
+
+    /// On the wire, by first position.
+    wire: BTreeMap<Position, Work>,
+    /// To be sent again, in order, before anything new.
+    pending: VecDeque<Work>,
+    /// Refused alone, in order; final only when refused again after an acceptance.
+    suspects: VecDeque<Work>,
+    /// What the consumer said of the last of them.
+    last_refusal: Option<Failure>,
+    /// Accepted after a suspect that is before them; not final until it is, so that order can be kept.
+    held: Vec<Work>,
+    /// A refused batch is being taken apart: one request at a time.
+    isolating: bool,
+    /// In this round of suspects, the next of the queue was tried.
+    probed: bool,
+    /// There was nothing in the queue to try.
+    awaits_probe: bool,
+    /// Acceptances so far.
+    accepted: u64,
+    /// No new attempt before.
+    paused_until: Option<Instant>,
+    /// After a failure, one attempt at a time until one succeeds.
+    careful: bool,
+    /// Everything before it was on the wire once.
+    sent_until: Position,
+}
+
+enum Ended {
+    Stopped,
+    Closed,
+    Broken,
+    Fatal(String),
+}
+
+impl<C: Connect> Delivery<C> {
+    pub(super) fn new(
+        connector: C,
+        cursor: Cursor,
+        health: Health,
+        config: &crate::config::Output,
+        ordered: bool,
+    ) -> Self {
+        Self {
+            connector,
+            retry: Retry::new(&config.retry),
+            health,
+            limits: config.batch,
+            rejected: config.rejected,
+            ordered,
+            wire: BTreeMap::new(),
+            pending: VecDeque::new(),
+            suspects: VecDeque::new(),
+            last_refusal: None,
+            held: Vec::new(),
+            isolating: false,
+            probed: false,
+            awaits_probe: false,
+            accepted: 0,
+            paused_until: None,
+            careful: false,
+            sent_until: cursor.position(),
+            cursor,
+        }
+    }
+
+    /// Delivers until stopped.
+    ///
+    /// # Errors
+    ///
+    /// Where the process can't go on.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
+        let mut needed = C::EAGER;
+        loop {
+            if !needed {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = self.cursor.readable() => {}
+                }
+            }
+            needed = true;
+            if let Some(until) = self.paused_until.take() {
+                let paused = stop.run_until_cancelled(tokio::time::sleep_until(until));
+                if paused.await.is_none() {
+                    return Ok(());
+                }
+            }
+            let connecting = stop.run_until_cancelled(self.connector.connect());
+            let Some(connected) = connecting.await else { return Ok(()) };
+            match connected {
+                Err(failure) => {
+                    self.health.failed(&failure);
+                    self.pause(&failure);
+                }
+                Ok(link) => {
+                    if C::EAGER {
+                        self.careful = false;
+                        self.health.succeeded();
+                    }
+                    match self.drive(link, &stop).await {
+                        Ended::Stopped => return Ok(()),
+                        Ended::Fatal(message) => return Err(message),
+                        Ended::Broken => {}
+                        Ended::Closed => needed = false,
+                    }
+                }
+            }
+        }
+    }
+
+    async fn drive(&mut self, mut link: C::Link, stop: &CancellationToken) -> Ended {
+        loop {
+            self.fill(&mut link);
+            let paused = self.paused_until;
+            let wants = match paused {
+                None => link.room().is_some() && (self.wire.is_empty() || !self.is_serial()),
+                // A suspect waits for another event to be compared with.
+                Some(_) => self.awaits_probe,
+            };
+            let event = tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    link.close().await;
+                    return Ended::Stopped;
+                }
+                event = link.event() => event,
+                () = self.cursor.readable(), if wants => {
+                    self.awaits_probe = false;
+                    self.paused_until = None;
+                    continue;
+                }
+                () = tokio::time::sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {
+                    self.paused_until = None;
+                    continue;
+                }
+            };
+            match event {
+                Event::Accepted { claim, lost } => self.on_accepted(claim, lost),
+                Event::Refused(claim, failure) => self.on_refused(claim, &failure),
+                Event::Failed(claim, failure) => self.on_failed(claim, &failure),
+                Event::Broken { failure, progress } => {
+                    self.health.failed(&failure);
+                    self.start_over();
+                    if progress {
+                        self.retry.reset();
+                    } else {
+                        self.pause(&failure);
+                    }
+                    return Ended::Broken;
+                }
+                Event::Closed => {
+                    self.start_over();
+                    return Ended::Closed;
+                }
+                Event::Fatal(message) => return Ended::Fatal(message),
+            }
+        }
+    }
+
+    /// Only links that finish in order break or close as a whole.
+    fn start_over(&mut self) {
+        self.wire.clear();
+        self.cursor.rewind();
+    }
+
+    fn is_serial(&self) -> bool {
+        self.isolating || self.careful
+    }
+
+    /// Sends as long as the link has room.
+    fn fill(&mut self, link: &mut C::Link) {
+        while self.paused_until.is_none() && (self.wire.is_empty() || !self.is_serial()) {
+            let Some(room) = link.room() else { return };
+            let Some((batch, mut work)) = self.take(room) else { return };
+            let again = work.attempts > 0 || work.claim.start < self.sent_until;
+            if again {
+                self.health.metrics.retries.increment(1);
+            }
+            self.sent_until = self.sent_until.max(work.claim.end);
+            work.attempts += 1;
+            self.wire.insert(work.claim.start, work);
+            link.send(batch);
+        }
+    }
+
+    /// The next to send: what was sent before, then, while suspects wait, one event to compare them with, then new ones.
+    fn take(&mut self, room: Take) -> Option<(Batch, Work)> {
+        while let Some(mut work) = self.pending.pop_front() {
+            if let Some(batch) = self.cursor.retake(work.claim) {
+                work.events = batch.events;
+                return Some((batch, work));
+            }
+        }
+        let mut take = Take {
+            bytes: room.bytes.min(self.limits.max_bytes),
+            events: room.events.min(self.limits.max_events),
+        };
+        if !self.suspects.is_empty() {
+            take.events = 1;
+            if std::mem::replace(&mut self.probed, true) || self.suspects.len() >= SUSPECTS_MAX {
+                self.next_round();
+                return None;
+            }
+        } else {
+            self.settle();
+        }
+        let Some(batch) = self.cursor.next(take) else {
+            if !self.suspects.is_empty() {
+                self.awaits_probe = true;
+                self.next_round();
+            }
+            return None;
+        };
+        let work = Work {
+            claim: batch.claim,
+            events: batch.events,
+            attempts: 0,
+            refused_at: None,
+            suspected: false,
+        };
+        Some((batch, work))
+    }
+
+    /// Everything was refused, the last probe too: wait, then try the first suspect again.
+    fn next_round(&mut self) {
+        self.probed = false;
+        if let Some(first) = self.suspects.pop_front() {
+            self.pending.push_back(first);
+        }
+        if let Some(failure) = &self.last_refusal {
+            self.health.down(failure);
+        }
+        let wait = self.retry.pause(None);
+        self.health.next_attempt(wait);
+        self.paused_until = Some(Instant::now() + wait);
+    }
+
+    /// Nothing is refused, suspected or pending any more.
+    fn settle(&mut self) {
+        if !self.isolating || !self.wire.is_empty() {
+            return;
+        }
+        self.isolating = false;
+        for work in std::mem::take(&mut self.held) {
+            self.cursor.finish(work.claim, 0);
+        }
+    }
+
+    fn on_accepted(&mut self, claim: Claim, lost: u64) {
+        let Some(work) = self.wire.remove(&claim.start) else { return };
+        self.accepted += 1;
+        self.careful = false;
+        self.retry.reset();
+        self.health.succeeded();
+        let behind_suspect = self.suspects.front().is_some_and(|first| first.claim < claim);
+        if self.ordered && behind_suspect {
+            self.held.push(work);
+        } else {
+            self.cursor.finish(claim, lost);
+        }
+        if work.suspected {
+            // It was no event's fault after all. What went ahead of it goes again, behind it.
+            let (kept, ahead) =
+                std::mem::take(&mut self.held).into_iter().partition(|held| held.claim < claim);
+            self.held = kept;
+            for ahead in ahead {
+                self.cursor.release(ahead.claim);
+                self.pending.push_back(ahead);
+            }
+            self.pending.make_contiguous().sort_unstable_by_key(|work| work.claim);
+        }
+        self.probed = false;
+        self.awaits_probe = false;
+        while let Some(last) = self.suspects.pop_back() {
+            self.pending.push_front(last);
+        }
+    }
+
+    fn on_refused(&mut self, claim: Claim, failure: &Failure) {
+        let Some(mut work) = self.wire.remove(&claim.start) else { return };
+        self.health.refused(failure);
+        self.isolating = true;
+        let refused_at = *work.refused_at.get_or_insert(self.accepted);
+        self.cursor.release(claim);
+        if let Some((left, right)) = self.cursor.split(claim) {
+            self.pending.push_front(Work { claim: right, attempts: 1, ..work });
+            self.pending.push_front(Work { claim: left, attempts: 1, ..work });
+        } else if self.rejected == Rejected::Retry {
+            self.pending.push_front(work);
+            self.health.down(failure);
+            self.pause(failure);
+        } else if self.accepted > refused_at {
+            // Taken again only to be dropped: a released claim may have been dropped already.
+            if self.cursor.retake(claim).is_some() {
+                self.cursor.finish(claim, work.events);
+                self.health.lost(work.events, failure);
+            }
+        } else {
+            work.suspected = true;
+            let place = self.suspects.partition_point(|other| other.claim < claim);
+            self.suspects.insert(place, work);
+            self.last_refusal = Some(failure.clone());
+        }
+    }
+
+    fn on_failed(&mut self, claim: Claim, failure: &Failure) {
+        let Some(work) = self.wire.remove(&claim.start) else { return };
+        self.health.failed(failure);
+        self.cursor.release(claim);
+        let place = self.pending.partition_point(|other| other.claim < claim);
+        self.pending.insert(place, work);
+        if !failure.elsewhere {
+            self.pause(failure);
+        }
+    }
+
+    /// Failures of one moment are one reason to wait, however many requests were on the wire.
+    fn pause(&mut self, failure: &Failure) {
+        let asked = failure.retry_after.map(|wait| Instant::now() + wait);
+        let until = match self.paused_until {
+            Some(until) => until.max(asked.unwrap_or(until)),
+            None => Instant::now() + self.retry.pause(failure.retry_after),
+        };
+        self.careful = true;
+        self.paused_until = Some(until);
+        self.health.next_attempt(until.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// The longest that an orderly end of a connection may take.
+pub(super) const CLOSE_TIME: Duration = Duration::from_secs(2);

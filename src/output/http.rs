@@ -1,0 +1,716 @@
+//! `type = "http"`: one POST for each batch; 2xx is the acknowledgement.
+//!
+//! `concurrency` lanes each keep one HTTP/1.1 connection. 400, 413 and 422 concern the events and are told apart from all
+//! other answers, which are retried. Redirects are never followed. Nothing here logs or reports a path or query: they
+//! may hold a token.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http_body_util::BodyExt;
+use hyper::HeaderMap;
+use hyper::Method;
+use hyper::Request;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::body::Body;
+use hyper::body::Frame;
+use hyper::body::Incoming;
+use hyper::body::SizeHint;
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper::header::HeaderName;
+use hyper::header::HeaderValue;
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use super::Expiry;
+use super::Failure;
+use super::Files;
+use super::delivery::Connect;
+use super::delivery::Event;
+use super::delivery::Link;
+use super::endpoints::Endpoints;
+use super::stream::dial_failure;
+use super::stream::handshake;
+use super::stream::reload_tls;
+use super::tcp::audit_log;
+use super::tcp::lines;
+use crate::audit;
+use crate::config;
+use crate::config::Compression;
+use crate::config::HttpFormat;
+use crate::net;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Take;
+use crate::telemetry::AttemptError;
+use crate::telemetry::OutputMetrics;
+use crate::tls;
+
+/// A consumer's answer is read so far, to keep the connection; a longer one ends it.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes handed to the socket at once: the steps in which progress is noticed.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// TCP keepalive of kept connections.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What of the settings comes from `${…}` and files.
+struct Targets {
+    targets: Vec<Target>,
+    headers: HeaderMap,
+}
+
+struct Target {
+    https: bool,
+    host: String,
+    port: u16,
+    authority: HeaderValue,
+    path_and_query: String,
+}
+
+/// One output's requests. Shared by its lanes.
+pub(super) struct Client {
+    config: config::HttpOutput,
+    timeouts: config::Timeouts,
+    limits: config::BatchLimits,
+    endpoints: Endpoints,
+    tls: tls::Client,
+    targets: ArcSwapOption<Targets>,
+    metrics: OutputMetrics,
+    expiry: Expiry,
+    /// Owns the tasks that drive connections.
+    drivers: TaskTracker,
+}
+
+impl Client {
+    pub(super) fn new(
+        http: &config::HttpOutput,
+        output: &config::Output,
+        metrics: OutputMetrics,
+        expiry: Expiry,
+    ) -> Self {
+        Self {
+            config: http.clone(),
+            timeouts: output.timeouts.clone(),
+            limits: output.batch,
+            endpoints: Endpoints::new(http.urls.len(), http.strategy),
+            tls: tls::Client::new(http.tls.clone(), &[b"http/1.1"]),
+            targets: ArcSwapOption::empty(),
+            metrics,
+            expiry,
+            drivers: TaskTracker::new(),
+        }
+    }
+
+    pub(super) fn concurrency(&self) -> usize {
+        self.config.concurrency
+    }
+
+    /// Expands what the config has as templates. Errors name keys and files, never what they expand to.
+    fn expand(&self) -> Result<Targets, String> {
+        let mut targets = Vec::new();
+        for (index, template) in self.config.urls.iter().enumerate() {
+            let text = template.expand().map_err(|error| chain(&error))?;
+            targets.push(target(&text).map_err(|what| format!("urls[{index}] {what}"))?);
+        }
+        let mut headers = HeaderMap::new();
+        for (name, template) in &self.config.headers {
+            let text = template.expand().map_err(|error| chain(&error))?;
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| format!("headers.{name} is no header name"))?;
+            let mut value = HeaderValue::from_str(&text)
+                .map_err(|_| format!("headers.{name} is no header value"))?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        let secret = |file: &std::path::Path| {
+            config::read_secret(file)
+                .map_err(|error| format!("cannot read {}: {error}", file.display()))
+        };
+        let credentials = if let Some(file) = &self.config.bearer_token_file {
+            Some((format!("Bearer {}", secret(file)?), file))
+        } else if let Some(basic) = &self.config.basic_auth {
+            let user = basic.username.expand().map_err(|error| chain(&error))?;
+            let pair = format!("{user}:{}", secret(&basic.password_file)?);
+            Some((format!("Basic {}", base64(pair.as_bytes())), &basic.password_file))
+        } else {
+            None
+        };
+        if let Some((credentials, file)) = credentials {
+            let mut value = HeaderValue::from_str(&credentials)
+                .map_err(|_| format!("{} holds what no header can", file.display()))?;
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        Ok(Targets { targets, headers })
+    }
+
+    fn has_https(&self) -> bool {
+        self.targets
+            .load()
+            .as_ref()
+            .is_some_and(|targets| targets.targets.iter().any(|target| target.https))
+    }
+
+    pub(super) async fn probe(self: &Arc<Self>) -> Vec<(String, Result<(), String>)> {
+        let Some(targets) = self.targets.load_full() else { return Vec::new() };
+        let mut results = Vec::new();
+        for target in &targets.targets {
+            let dialled = self.dial(target).await;
+            results.push((
+                target.to_string(),
+                dialled.map(drop).map_err(|failure| failure.to_string()),
+            ));
+        }
+        results
+    }
+
+    async fn dial(&self, target: &Target) -> Result<http1::SendRequest<Pieces>, Failure> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        let stream = net::dial(&target.host, target.port, deadline)
+            .await
+            .map_err(|error| dial_failure(&error))?;
+        net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
+        let failure =
+            |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{target}: {error}"));
+        // The drivers end with their connections: when the lane drops its half, or the peer closes.
+        if target.https {
+            let stream =
+                handshake(&self.tls, &target.host, target.port, stream, deadline, &self.expiry)
+                    .await?;
+            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
+            self.drivers.spawn(driver);
+            Ok(sender)
+        } else {
+            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
+            self.drivers.spawn(driver);
+            Ok(sender)
+        }
+    }
+
+    /// Sends a batch on a lane's connection, or on a new one where it has none for the address whose turn it is.
+    async fn attempt(&self, lane: &mut Lane, batch: Batch) -> Outcome {
+        let Some(targets) = self.targets.load_full() else {
+            return Outcome::Failed(Failure::new(
+                AttemptError::Protocol,
+                "the URL's files have not been read",
+            ));
+        };
+        let index = self.endpoints.pick();
+        let Some(target) = targets.targets.get(index) else {
+            return Outcome::Failed(Failure::new(AttemptError::Protocol, "no such URL"));
+        };
+        let body = match self.encode(batch).await {
+            Ok(body) => body,
+            Err(failure) => return Outcome::Failed(failure),
+        };
+        let mut outcome = self.exchange(lane, index, &targets, target, body).await;
+        match &mut outcome {
+            Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
+            Outcome::Failed(failure) => failure.elsewhere = self.endpoints.failed(index),
+        }
+        outcome
+    }
+
+    async fn exchange(
+        &self,
+        lane: &mut Lane,
+        index: usize,
+        targets: &Targets,
+        target: &Target,
+        body: Vec<Bytes>,
+    ) -> Outcome {
+        let mut kept = lane.kept.take().filter(|kept| kept.index == index);
+        loop {
+            let reused = match &mut kept {
+                Some(kept) => kept.sender.ready().await.is_ok(),
+                None => false,
+            };
+            let mut sender = match kept.take() {
+                Some(kept) if reused => kept.sender,
+                _ => match self.dial(target).await {
+                    Ok(sender) => sender,
+                    Err(failure) => return Outcome::Failed(failure),
+                },
+            };
+            let sent = Arc::new(AtomicU64::new(0));
+            let pieces = Pieces::new(&body, Arc::clone(&sent), self.metrics.clone());
+            let request = match self.request(targets, target, pieces) {
+                Ok(request) => request,
+                Err(error) => {
+                    return Outcome::Failed(Failure::new(
+                        AttemptError::Protocol,
+                        format!("{target}: {error}"),
+                    ));
+                }
+            };
+            let answer = self.in_time(&sent, sender.send_request(request)).await;
+            let response = match answer {
+                // The peer closed a kept connection as we wrote to it: no word about this request.
+                Some(Err(_)) if reused => continue,
+                Some(Err(error)) => {
+                    return Outcome::Failed(Failure::new(
+                        AttemptError::Closed,
+                        format!("{target}: {}", chain(&error)),
+                    ));
+                }
+                None => return Outcome::Failed(self.too_slow(target)),
+                Some(Ok(response)) => response,
+            };
+            let (outcome, keep) = self.judge(target, response).await;
+            if keep {
+                lane.kept = Some(Kept { index, sender });
+            }
+            return outcome;
+        }
+    }
+
+    /// Waits as long as there is progress.
+    async fn in_time<T>(&self, sent: &AtomicU64, exchange: impl Future<Output = T>) -> Option<T> {
+        let mut exchange = std::pin::pin!(exchange);
+        let mut seen = u64::MAX;
+        loop {
+            match tokio::time::timeout(self.timeouts.request, exchange.as_mut()).await {
+                Ok(done) => return Some(done),
+                Err(_) => {
+                    let now = sent.load(Ordering::Relaxed);
+                    if seen == now || seen == u64::MAX && now == 0 {
+                        return None;
+                    }
+                    seen = now;
+                }
+            }
+        }
+    }
+
+    fn too_slow(&self, target: &Target) -> Failure {
+        let waited = self.timeouts.request.as_secs_f64();
+        Failure::new(
+            AttemptError::Timeout,
+            format!("{target}: no answer and no progress for {waited} s"),
+        )
+    }
+
+    fn request(
+        &self,
+        targets: &Targets,
+        target: &Target,
+        body: Pieces,
+    ) -> Result<Request<Pieces>, hyper::http::Error> {
+        let content_type = match self.config.format {
+            HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
+            HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
+        };
+        let encoding = match self.config.compression {
+            Compression::None => None,
+            Compression::Gzip => Some("gzip"),
+            Compression::Zstd => Some("zstd"),
+        };
+        let mut request =
+            Request::builder().method(Method::POST).uri(&target.path_and_query).body(body)?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, target.authority.clone());
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"))),
+        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(encoding) = encoding {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        }
+        for (name, value) in &targets.headers {
+            headers.insert(name, value.clone());
+        }
+        Ok(request)
+    }
+
+    /// What an answer means, and whether its connection can be kept. Its body is read and thrown away.
+    async fn judge(&self, target: &Target, response: Response<Incoming>) -> (Outcome, bool) {
+        let (head, mut body) = response.into_parts();
+        let mut read = 0;
+        let rest = async {
+            while let Some(frame) = body.frame().await {
+                read += frame.ok()?.data_ref().map_or(0, Bytes::len);
+                if read > ANSWER_BYTES_MAX {
+                    return None;
+                }
+            }
+            Some(())
+        };
+        let keep = matches!(tokio::time::timeout(self.timeouts.request, rest).await, Ok(Some(())));
+        let status = head.status;
+        let failure = |reason| Failure {
+            retry_after: retry_after(&head.headers, SystemTime::now()),
+            ..Failure::new(reason, format!("{target}: answered {status}"))
+        };
+        let outcome = match status {
+            status if status.is_success() => Outcome::Accepted,
+            StatusCode::BAD_REQUEST
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNPROCESSABLE_ENTITY => {
+                Outcome::Refused(failure(AttemptError::Status4xx))
+            }
+            StatusCode::TOO_MANY_REQUESTS => Outcome::Failed(failure(AttemptError::Status429)),
+            status if status.is_client_error() => Outcome::Failed(failure(AttemptError::Status4xx)),
+            status if status.is_server_error() => Outcome::Failed(failure(AttemptError::Status5xx)),
+            _ => Outcome::Failed(failure(AttemptError::Protocol)),
+        };
+        (outcome, keep)
+    }
+
+    /// The request's body.
+    async fn encode(&self, batch: Batch) -> Result<Vec<Bytes>, Failure> {
+        let body = match self.config.format {
+            HttpFormat::Ndjson => batch.pieces,
+            HttpFormat::AuditLog => vec![audit_log(&batch.pieces)],
+            HttpFormat::EventList => vec![list(&batch, LIST_HEAD, b"]}\n")],
+            HttpFormat::JsonArray => vec![list(&batch, b"[", b"]")],
+        };
+        let compress: fn(&[Bytes]) -> std::io::Result<Vec<u8>> = match self.config.compression {
+            Compression::None => return Ok(body),
+            Compression::Gzip => gzip,
+            Compression::Zstd => zstd,
+        };
+        let compressed = tokio::task::spawn_blocking(move || compress(&body)).await;
+        match compressed {
+            Ok(Ok(bytes)) => Ok(vec![Bytes::from(bytes)]),
+            Ok(Err(error)) => {
+                Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
+            }
+            Err(error) => {
+                Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
+            }
+        }
+    }
+}
+
+impl Files for Client {
+    fn reload(&self) -> Result<bool, String> {
+        let targets = self.expand()?;
+        let changed = self.targets.load().as_ref().is_none_or(|current| !current.is_same(&targets));
+        if changed {
+            self.targets.store(Some(Arc::new(targets)));
+        }
+        let tls = if self.has_https() { reload_tls(&self.tls, &self.expiry)? } else { false };
+        Ok(changed || tls)
+    }
+}
+
+impl Targets {
+    fn is_same(&self, other: &Self) -> bool {
+        let same = |(one, other): (&Target, &Target)| {
+            (one.https, &one.host, one.port, &one.path_and_query)
+                == (other.https, &other.host, other.port, &other.path_and_query)
+        };
+        self.headers == other.headers
+            && self.targets.len() == other.targets.len()
+            && self.targets.iter().zip(&other.targets).all(same)
+    }
+}
+
+/// Scheme, host and port: all that may be shown.
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        match self.host.contains(':') {
+            true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
+            false => write!(f, "{scheme}://{}:{}", self.host, self.port),
+        }
+    }
+}
+
+/// Takes a URL apart. Errors don't quote it.
+fn target(text: &str) -> Result<Target, String> {
+    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let https = match url.scheme() {
+        "https" => true,
+        "http" => false,
+        _ => return Err("is neither http nor https".to_owned()),
+    };
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+        return Err("has no host".to_owned());
+    };
+    let authority = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    let path_and_query = match url.query() {
+        Some(query) => format!("{}?{query}", url.path()),
+        None => url.path().to_owned(),
+    };
+    Ok(Target {
+        https,
+        host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
+        port,
+        authority: HeaderValue::from_str(&authority)
+            .map_err(|_| "has an unusable host".to_owned())?,
+        path_and_query,
+    })
+}
+
+const LIST_HEAD: &[u8] =
+    b"{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":{},\"items\":[";
+const _: () = assert!(audit::API_VERSION.len() == 15);
+
+/// Puts the commas back.
+fn list(batch: &Batch, head: &[u8], tail: &[u8]) -> Bytes {
+    let bytes = usize::try_from(batch.bytes).unwrap_or_default();
+    let mut out = BytesMut::with_capacity(bytes + head.len() + tail.len());
+    out.extend_from_slice(head);
+    for (index, line) in lines(&batch.pieces).enumerate() {
+        if index > 0 {
+            out.extend_from_slice(b",");
+        }
+        out.extend_from_slice(line);
+    }
+    out.extend_from_slice(tail);
+    out.freeze()
+}
+
+fn gzip(pieces: &[Bytes]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    pieces.iter().try_for_each(|piece| encoder.write_all(piece))?;
+    encoder.finish()
+}
+
+fn zstd(pieces: &[Bytes]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
+    pieces.iter().try_for_each(|piece| encoder.write_all(piece))?;
+    encoder.finish()
+}
+
+/// Retry-After: seconds or a date (RFC 9110 §10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
+}
+
+/// RFC 4648 §4, for Basic authentication.
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for chunk in bytes.chunks(3) {
+        let word = chunk
+            .iter()
+            .chain([&0; 2])
+            .take(3)
+            .fold(0_usize, |word, byte| word << 8 | usize::from(*byte));
+        for digit in 0..4 {
+            let index = word >> (18 - 6 * digit) & 63;
+            out.push(if digit <= chunk.len() { char::from(DIGITS[index]) } else { '=' });
+        }
+    }
+    out
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+enum Outcome {
+    Accepted,
+    Refused(Failure),
+    Failed(Failure),
+}
+
+/// A place for one request at a time, and the connection it keeps.
+#[derive(Default)]
+struct Lane {
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    index: usize,
+    sender: http1::SendRequest<Pieces>,
+}
+
+/// A request's body, whose length is known and whose progress can be seen.
+struct Pieces {
+    pieces: VecDeque<Bytes>,
+    left: u64,
+    sent: Arc<AtomicU64>,
+    metrics: OutputMetrics,
+}
+
+impl Pieces {
+    fn new(pieces: &[Bytes], sent: Arc<AtomicU64>, metrics: OutputMetrics) -> Self {
+        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Self { pieces: pieces.to_vec().into(), left, sent, metrics }
+    }
+}
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(front) = self.pieces.front_mut() else { return Poll::Ready(None) };
+        let piece = front.split_to(front.len().min(PIECE_BYTES));
+        if front.is_empty() {
+            self.pieces.pop_front();
+        }
+        let bytes = piece.len() as u64;
+        self.left -= bytes;
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.bytes.increment(bytes);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+/// Makes the link, which then makes connections as it needs them.
+pub(super) struct Connector(pub(super) Arc<Client>);
+
+impl Connect for Connector {
+    type Link = HttpLink;
+
+    const EAGER: bool = false;
+
+    async fn connect(&mut self) -> Result<HttpLink, Failure> {
+        let lanes = (0..self.0.config.concurrency).map(|_| Lane::default()).collect();
+        Ok(HttpLink { client: Arc::clone(&self.0), lanes, busy: FuturesUnordered::new() })
+    }
+}
+
+type Exchange = Pin<Box<dyn Future<Output = (Lane, Claim, Outcome)> + Send>>;
+
+/// The lanes.
+pub(super) struct HttpLink {
+    client: Arc<Client>,
+    lanes: Vec<Lane>,
+    busy: FuturesUnordered<Exchange>,
+}
+
+impl Link for HttpLink {
+    fn room(&self) -> Option<Take> {
+        let limits = self.client.limits;
+        (!self.lanes.is_empty())
+            .then_some(Take { bytes: limits.max_bytes, events: limits.max_events })
+    }
+
+    fn send(&mut self, batch: Batch) {
+        let mut lane = self.lanes.pop().unwrap_or_default();
+        let client = Arc::clone(&self.client);
+        self.busy.push(Box::pin(async move {
+            let claim = batch.claim;
+            let outcome = client.attempt(&mut lane, batch).await;
+            (lane, claim, outcome)
+        }));
+    }
+
+    async fn event(&mut self) -> Event {
+        match self.busy.next().await {
+            None => std::future::pending().await,
+            Some((lane, claim, outcome)) => {
+                self.lanes.push(lane);
+                match outcome {
+                    Outcome::Accepted => Event::Accepted { claim, lost: 0 },
+                    Outcome::Refused(failure) => Event::Refused(claim, failure),
+                    Outcome::Failed(failure) => Event::Failed(claim, failure),
+                }
+            }
+        }
+    }
+
+    /// Requests under way are cut off: what they carry is not final.
+    async fn close(self) {
+        drop((self.lanes, self.busy));
+        self.client.drivers.close();
+        tokio::time::timeout(super::delivery::CLOSE_TIME, self.client.drivers.wait()).await.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_shows_neither_path_nor_query() {
+        let target = target("https://logs.example:8443/v1/in?token=s3cr3t").unwrap();
+        assert_eq!(target.to_string(), "https://logs.example:8443");
+        assert_eq!(target.path_and_query, "/v1/in?token=s3cr3t");
+        assert_eq!(target.authority, "logs.example:8443");
+        let target = super::target("http://[::1]/x").unwrap();
+        assert_eq!((target.host.as_str(), target.port), ("::1", 80));
+        assert_eq!(
+            (target.to_string().as_str(), target.authority),
+            ("http://[::1]:80", HeaderValue::from_static("[::1]"))
+        );
+        assert!(super::target("ftp://x/").is_err());
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_str(value).unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("Sun, 09 Sep 2001 01:46:50 GMT"), Some(Duration::from_secs(10)));
+        assert_eq!(of("Sun, 09 Sep 2001 01:46:30 GMT"), None);
+        assert_eq!(of("soon"), None);
+    }
+
+    #[test]
+    fn base64_is_rfc4648() {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(plain.as_bytes()), coded);
+        }
+    }
+
+    #[test]
+    fn lists_get_their_commas_back() {
+        let batch = Batch {
+            claim: Claim { start: 0, end: 3 },
+            events: 3,
+            bytes: 12,
+            pieces: vec![Bytes::from_static(b"{1}\n{2}\n"), Bytes::from_static(b"{3}\n")],
+            accepted: Instant::now(),
+        };
+        assert_eq!(list(&batch, b"[", b"]"), "[{1},{2},{3}]");
+    }
+}

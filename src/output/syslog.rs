@@ -1,0 +1,176 @@
+//! `type = "syslog"`: RFC 5424 messages with octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3) or a line break each.
+
+use bytes::BytesMut;
+
+use super::stream::Encode;
+use super::stream::Encoded;
+use super::tcp::lines;
+use crate::audit::scan;
+use crate::config::Framing;
+use crate::config::Rejected;
+use crate::config::SyslogOutput;
+use crate::queue::Batch;
+
+/// How events become messages.
+pub(super) struct Messages {
+    framing: Framing,
+    /// `<PRI>1 `.
+    before_time: String,
+    /// From behind TIMESTAMP to MSG: PROCID, MSGID and STRUCTURED-DATA are nil, and no BOM follows.
+    after_time: String,
+    /// `None`: no limit.
+    bytes_max: Option<u64>,
+    rejected: Rejected,
+}
+
+impl Messages {
+    pub(super) fn new(config: &SyslogOutput, rejected: Rejected) -> Self {
+        Self {
+            framing: config.framing,
+            before_time: format!("<{}>1 ", config.priority),
+            after_time: format!(" {} {} - - - ", config.hostname, config.app_name),
+            bytes_max: Some(config.max_message_bytes).filter(|max| *max > 0),
+            rejected,
+        }
+    }
+}
+
+impl Encode for Messages {
+    fn encode(&self, batch: Batch) -> Result<Encoded, String> {
+        let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + 24;
+        let capacity = batch.bytes + batch.events * header as u64;
+        let mut out = BytesMut::with_capacity(usize::try_from(capacity).unwrap_or_default());
+        let mut refused = 0;
+        for line in lines(&batch.pieces) {
+            let time = timestamp(line);
+            let length = self.before_time.len() + time.len() + self.after_time.len() + line.len();
+            if self.bytes_max.is_some_and(|max| length as u64 > max) {
+                if self.rejected == Rejected::Retry {
+                    return Err(format!(
+                        "a message of {length} bytes is longer than max_message_bytes"
+                    ));
+                }
+                refused += 1;
+                continue;
+            }
+            if self.framing == Framing::OctetCounting {
+                out.extend_from_slice(length.to_string().as_bytes());
+                out.extend_from_slice(b" ");
+            }
+            out.extend_from_slice(self.before_time.as_bytes());
+            out.extend_from_slice(time);
+            out.extend_from_slice(self.after_time.as_bytes());
+            out.extend_from_slice(line);
+            if self.framing == Framing::Newline {
+                out.extend_from_slice(b"\n");
+            }
+        }
+        let pieces = if out.is_empty() { Vec::new() } else { vec![out.freeze()] };
+        Ok(Encoded { pieces, refused })
+    }
+}
+
+/// `2026-11-20T06:24:22.439323+00:00`.
+const TIMESTAMP_MAX: usize = 32;
+
+/// The event's stageTimestamp, which kube-apiserver writes as RFC 5424 §6.2.3 wants it; else the nil value.
+fn timestamp(event: &[u8]) -> &[u8] {
+    let value = scan::member(event, "stageTimestamp").unwrap_or_default();
+    match value {
+        [b'"', time @ .., b'"'] if is_rfc5424(time) => time,
+        _ => b"-",
+    }
+}
+
+/// Whether a text has the shape of RFC 5424's TIMESTAMP: what comes from outside must not add fields to the header.
+fn is_rfc5424(time: &[u8]) -> bool {
+    let matches = |text: &[u8], pattern: &[u8]| {
+        text.len() == pattern.len()
+            && text.iter().zip(pattern).all(|(byte, wanted)| match wanted {
+                b'0' => byte.is_ascii_digit(),
+                _ => byte == wanted,
+            })
+    };
+    let Some((date, mut rest)) = time.split_at_checked(19) else { return false };
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if !(1..=6).contains(&digits) {
+            return false;
+        }
+        rest = &fraction[digits..];
+    }
+    matches(date, b"0000-00-00T00:00:00")
+        && (rest == b"Z" || matches(rest, b"+00:00") || matches(rest, b"-00:00"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Claim;
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    fn batch(lines: &str) -> Batch {
+        Batch {
+            claim: Claim { start: 0, end: 1 },
+            events: lines.lines().count() as u64,
+            bytes: lines.len() as u64,
+            pieces: vec![Bytes::from(lines.to_owned())],
+            accepted: Instant::now(),
+        }
+    }
+
+    fn messages(framing: Framing, bytes_max: Option<u64>) -> Messages {
+        Messages {
+            framing,
+            before_time: "<134>1 ".into(),
+            after_time: " host kube-audit - - - ".into(),
+            bytes_max,
+            rejected: Rejected::Drop,
+        }
+    }
+
+    const EVENT: &str = r#"{"auditID":"ä","requestObject":{"stageTimestamp":"x"},"stageTimestamp":"2026-11-20T06:24:22.439323Z"}"#;
+
+    #[test]
+    fn a_message_is_header_and_event_and_its_length_counts_bytes() {
+        let encoded =
+            messages(Framing::OctetCounting, None).encode(batch(&format!("{EVENT}\n"))).unwrap();
+        let message = format!("<134>1 2026-11-20T06:24:22.439323Z host kube-audit - - - {EVENT}");
+        assert_eq!(encoded.pieces, [Bytes::from(format!("{} {message}", message.len()))]);
+        let encoded =
+            messages(Framing::Newline, None).encode(batch(&format!("{EVENT}\n"))).unwrap();
+        assert_eq!(encoded.pieces, [Bytes::from(format!("{message}\n"))]);
+    }
+
+    #[test]
+    fn a_message_too_long_is_refused_whole_and_its_neighbours_pass() {
+        let lines = format!("{EVENT}\n{{\"x\":\"{}\"}}\n{EVENT}\n", "y".repeat(1000));
+        let encoded = messages(Framing::Newline, Some(500)).encode(batch(&lines)).unwrap();
+        assert_eq!(encoded.refused, 1);
+        assert_eq!(encoded.pieces[0].iter().filter(|byte| **byte == b'\n').count(), 2);
+        let mut strict = messages(Framing::Newline, Some(500));
+        strict.rejected = Rejected::Retry;
+        assert!(strict.encode(batch(&lines)).is_err());
+    }
+
+    #[test]
+    fn only_rfc5424_timestamps_pass() {
+        for good in
+            ["2026-11-20T06:24:22Z", "2026-11-20T06:24:22.1Z", "2026-11-20T06:24:22.439323+01:00"]
+        {
+            assert!(is_rfc5424(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "",
+            "x",
+            "2026-11-20 06:24:22Z",
+            "2026-11-20T06:24:22.4393231Z",
+            "2026-11-20T06:24:22",
+            "2026-11-20T06:24:22.Z",
+            "2026-11-20T06:24:22Z ",
+        ] {
+            assert!(!is_rfc5424(bad.as_bytes()), "{bad}");
+        }
+    }
+}

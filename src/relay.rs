@@ -1,0 +1,366 @@
+//! Puts the parts together, keeps what they read from files fresh, and ends them in order. Decides nothing itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin;
+use crate::admin::Admin;
+use crate::config;
+use crate::config::Config;
+use crate::config::OutputKind;
+use crate::listener::Gate;
+use crate::listener::Listener;
+use crate::listener::Token;
+use crate::net;
+use crate::output;
+use crate::queue::Queue;
+use crate::telemetry::Telemetry;
+use crate::tls::Reload;
+use crate::tls::Server;
+
+/// How often files are read again. A handshake 3 s after a change has the new certificate. Polling also sees the
+/// symlink swaps of Kubernetes, and works on network file systems.
+const POLL: Duration = Duration::from_secs(1);
+
+/// How often histograms are folded.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What outputs get to end their connections, beyond the drain.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// Why the relay does not run, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The config names what can't be used: the operator mends it.
+    #[error("{0}")]
+    Config(String),
+    /// The machine or a peer refused.
+    #[error("{0}")]
+    Run(String),
+}
+
+/// The parts of a running relay.
+struct Parts {
+    gate: Arc<Gate>,
+    queue: Queue,
+    admin: Arc<Admin>,
+    /// Listeners, the watch, the admin routes.
+    tasks: TaskTracker,
+    outputs: JoinSet<Result<(), String>>,
+    /// Ends the outputs.
+    stop_outputs: CancellationToken,
+    /// Ends everything else.
+    stop: CancellationToken,
+}
+
+/// Runs until `stopped` returns, and drains; `aborted` ends the drain at once.
+///
+/// # Errors
+///
+/// [`Error::Config`] before anything is open; [`Error::Run`] where an address can't be bound, or an output can't go on.
+pub async fn run(
+    config: Config,
+    stopped: impl Future<Output = ()>,
+    aborted: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let mut parts = start(&config).await?;
+    let ended = tokio::select! {
+        () = stopped => None,
+        ended = parts.outputs.join_next() => ended,
+    };
+    let result = match ended {
+        None => Ok(()),
+        Some(Ok(Ok(()))) => Err(Error::Run("an output has ended".to_owned())),
+        Some(Ok(Err(message))) => Err(Error::Run(message)),
+        Some(Err(panic)) => Err(Error::Run(format!("an output's task has panicked: {panic}"))),
+    };
+    // With one output gone for good, waiting for the queue to become empty is of no use to it, but is to the others.
+    tokio::select! {
+        () = drain(parts, config.drain_timeout, result.is_ok()) => result,
+        () = aborted => Err(Error::Run("ended at once by a second signal".to_owned())),
+    }
+}
+
+async fn start(config: &Config) -> Result<Parts, Error> {
+    let telemetry = Arc::new(Telemetry::new());
+    let queue = Queue::new(&config.queue, telemetry.queue());
+    let outputs: Vec<_> =
+        config.outputs.iter().map(|output| output::prepare(output, &telemetry)).collect();
+    let admin_outputs =
+        config.outputs.iter().zip(&outputs).map(|(config, prepared)| admin::Output {
+            name: config.name.clone(),
+            kind: kind_name(&config.kind),
+            status: prepared.status(),
+        });
+    let admin =
+        Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone(), admin_outputs.collect()));
+    let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry));
+    let mut parts = Parts {
+        gate,
+        queue,
+        admin,
+        tasks: TaskTracker::new(),
+        outputs: JoinSet::new(),
+        stop_outputs: CancellationToken::new(),
+        stop: CancellationToken::new(),
+    };
+
+    let mut watched = Vec::new();
+    for output in &outputs {
+        if let Some(files) = output.files() {
+            watched.push(Watched::new(format!("output {}", output.name()), move || files.reload()));
+        }
+    }
+    let mut openings = Vec::new();
+    for listener in &config.listeners {
+        openings.push(Opening::new(listener, &telemetry, &mut watched));
+        parts.admin.listener(&listener.label, listener.tls.is_some());
+    }
+    let watched = blocking(move || {
+        let read = watched.iter_mut().try_for_each(Watched::start);
+        read.map(|()| watched)
+    })
+    .await?
+    .map_err(Error::Config)?;
+
+    let admin_socket = bind(config.admin, "admin.address")?;
+    let mut late = Vec::new();
+    for opening in openings {
+        match opening.try_open()? {
+            Ok(listener) => parts.serve(listener, &opening.config.label)?,
+            Err(()) => late.push(opening),
+        }
+    }
+    for opening in late {
+        let (gate, admin, stop) =
+            (Arc::clone(&parts.gate), Arc::clone(&parts.admin), parts.stop.clone());
+        parts.tasks.spawn(async move {
+            stop.run_until_cancelled(open_later(opening, gate, admin)).await;
+        });
+    }
+    for output in outputs {
+        let cursor = parts.queue.join(output.name(), output.metrics());
+        parts.outputs.spawn(output.run(cursor, parts.stop_outputs.clone()));
+    }
+    let address =
+        admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
+    tracing::info!(%address, "admin listening");
+    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, parts.stop.clone()));
+    parts.tasks.spawn(watch(watched, telemetry, parts.stop.clone()));
+    parts.admin.started();
+    Ok(parts)
+}
+
+impl Parts {
+    fn serve(&self, listener: Listener, label: &str) -> Result<(), Error> {
+        announce(&listener, label, &self.admin)
+            .map_err(|error| Error::Run(format!("listener {label}: {error}")))?;
+        self.tasks.spawn(listener.serve(Arc::clone(&self.gate)));
+        Ok(())
+    }
+}
+
+fn announce(listener: &Listener, label: &str, admin: &Admin) -> std::io::Result<()> {
+    let address = listener.address()?;
+    admin.listening(label, address);
+    tracing::info!(listener = label, %address, "listening");
+    Ok(())
+}
+
+fn bind(address: std::net::SocketAddr, key: &str) -> Result<TcpListener, Error> {
+    net::bind(address)
+        .map_err(|error| Error::Run(format!("cannot listen on {key} {address}: {error}")))
+}
+
+fn kind_name(kind: &OutputKind) -> &'static str {
+    match kind {
+        OutputKind::Http(_) => "http",
+        OutputKind::Tcp(_) => "tcp",
+        OutputKind::Syslog(_) => "syslog",
+        OutputKind::Stdout(_) => "stdout",
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|panic| Error::Run(format!("a file could not be read: {panic}")))
+}
+
+/// A listener before it is open.
+struct Opening {
+    config: config::Listener,
+    token: Option<Arc<Token>>,
+    tls: Option<Arc<Server>>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Opening {
+    fn new(
+        config: &config::Listener,
+        telemetry: &Arc<Telemetry>,
+        watched: &mut Vec<Watched>,
+    ) -> Self {
+        let name = format!("listener {}", config.label);
+        let token = config.bearer_token_file.clone().map(|file| Arc::new(Token::new(file)));
+        if let Some(token) = token.clone() {
+            watched.push(Watched::new(name.clone(), move || token.reload()));
+        }
+        let tls = config.tls.clone().map(|tls| Arc::new(Server::new(tls)));
+        if let (Some(server), Some(tls)) = (&tls, &config.tls) {
+            let (server, telemetry, label) =
+                (Arc::clone(server), Arc::clone(telemetry), config.label.clone());
+            let may_be_absent = tls.optional;
+            watched.push(Watched::new(name, move || {
+                let reload = match server.reload() {
+                    Err(error) if may_be_absent && error.is_missing() => return Ok(false),
+                    reload => reload.map_err(|error| error.to_string())?,
+                };
+                if let Some(not_after) = server.not_after() {
+                    telemetry.certificate_expiry("listener", &label, "server", not_after);
+                }
+                Ok(reload == Reload::Replaced)
+            }));
+        }
+        Self { config: config.clone(), token, tls, telemetry: Arc::clone(telemetry) }
+    }
+
+    /// `Ok(Err)`: its certificate is not there yet.
+    fn try_open(&self) -> Result<Result<Listener, ()>, Error> {
+        if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
+            return Ok(Err(()));
+        }
+        let metrics = self.telemetry.listener(&self.config.label);
+        let listener = Listener::bind(&self.config, self.token.clone(), self.tls.clone(), metrics);
+        let error =
+            |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
+        listener.map(Ok).map_err(error)
+    }
+}
+
+/// Opens a listener when its certificate appears.
+async fn open_later(opening: Opening, gate: Arc<Gate>, admin: Arc<Admin>) {
+    let label = opening.config.label.clone();
+    tracing::info!(listener = label, "waiting for its certificate");
+    let mut told = false;
+    loop {
+        tokio::time::sleep(POLL / 4).await;
+        match opening.try_open() {
+            Ok(Err(())) => {}
+            Ok(Ok(listener)) => {
+                if let Err(error) = announce(&listener, &label, &admin) {
+                    tracing::error!(listener = label, %error, "cannot tell its address");
+                }
+                return listener.serve(gate).await;
+            }
+            Err(error) if !std::mem::replace(&mut told, true) => {
+                tracing::error!(%error, "trying on")
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Something that is read from files again and again.
+struct Watched {
+    name: String,
+    reload: Box<dyn FnMut() -> Result<bool, String> + Send>,
+    /// What is wrong with the files now, so that it is told once.
+    failing: Option<String>,
+}
+
+impl Watched {
+    fn new(name: String, reload: impl FnMut() -> Result<bool, String> + Send + 'static) -> Self {
+        Self { name, reload: Box::new(reload), failing: None }
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        (self.reload)().map(drop).map_err(|error| format!("{}: {error}", self.name))
+    }
+
+    fn again(&mut self) {
+        match (self.reload)() {
+            Ok(replaced) => {
+                if replaced || self.failing.take().is_some() {
+                    tracing::info!(of = self.name, "files reloaded");
+                }
+                self.failing = None;
+            }
+            Err(error) => {
+                if self.failing.as_ref() != Some(&error) {
+                    tracing::warn!(
+                        of = self.name,
+                        error,
+                        "files can't be reloaded, going on with what is in use"
+                    );
+                    self.failing = Some(error);
+                }
+            }
+        }
+    }
+}
+
+/// Reads files again, off the runtime's threads, and keeps the histograms small.
+async fn watch(mut watched: Vec<Watched>, telemetry: Arc<Telemetry>, stop: CancellationToken) {
+    let mut upkeep = Instant::now();
+    loop {
+        if stop.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
+            return;
+        }
+        let reading = tokio::task::spawn_blocking(move || {
+            watched.iter_mut().for_each(Watched::again);
+            watched
+        });
+        // A file system that hangs must not hold up the end.
+        watched = match stop.run_until_cancelled(reading).await {
+            Some(Ok(watched)) => watched,
+            Some(Err(_)) | None => return,
+        };
+        if upkeep.elapsed() >= UPKEEP {
+            upkeep = Instant::now();
+            telemetry.upkeep();
+        }
+    }
+}
+
+/// Ends everything in order; see CONTRACT's `[shutdown]`.
+async fn drain(mut parts: Parts, timeout: Duration, deliver: bool) {
+    let deadline = Instant::now() + timeout;
+    tracing::info!(timeout = format!("{timeout:?}"), "draining");
+    parts.admin.stopping();
+    parts.gate.close();
+    let half = Instant::now() + timeout / 2;
+    let cut = async {
+        tokio::time::sleep_until(half).await;
+        parts.gate.cut();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = parts.gate.closed(deadline) => {}
+        () = cut => {}
+    }
+    if deliver {
+        tokio::time::timeout_at(deadline, parts.queue.drained()).await.ok();
+    }
+    parts.stop_outputs.cancel();
+    let outputs = async { while parts.outputs.join_next().await.is_some() {} };
+    tokio::time::timeout(CLOSING, outputs).await.ok();
+    let mut lost = 0;
+    for (output, events) in parts.queue.abandon() {
+        lost += events;
+        if events > 0 {
+            tracing::error!(output, events, "events not delivered in time, lost and counted");
+        }
+    }
+    parts.stop.cancel();
+    parts.tasks.close();
+    tokio::time::timeout(CLOSING, parts.tasks.wait()).await.ok();
+    tracing::info!(lost, "ended");
+}

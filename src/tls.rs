@@ -1,0 +1,402 @@
+//! TLS of listeners and outputs: settings from PEM files, and the same again when the files change.
+//!
+//! A [`Server`] or [`Client`] holds the settings that are in use and replaces them whole: what is half written, does not
+//! parse or does not fit together changes nothing. Reading files blocks; callers do it off the runtime's threads.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use arc_swap::ArcSwapOption;
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::SupportedProtocolVersion;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::ServerCertVerified;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::ServerName;
+use rustls_pki_types::UnixTime;
+use rustls_pki_types::pem::PemObject;
+
+use crate::config::ClientTls;
+use crate::config::ListenerTls;
+use crate::config::TlsVersion;
+
+/// Why settings could not be made of files.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file could not be read.
+    #[error("cannot read {}: {source}", file.display())]
+    Read {
+        /// Which.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file holds nothing usable.
+    #[error("{} holds {what}", file.display())]
+    Content {
+        /// Which.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The parts do not fit together, for example a key that is not the certificate's.
+    #[error("{} can't be used: {source}", file.display())]
+    Unusable {
+        /// The certificate or CA file.
+        file: PathBuf,
+        /// rustls' reason.
+        source: rustls::Error,
+    },
+}
+
+impl TlsError {
+    /// Whether a file is absent, as opposed to wrong.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// What a reload did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reload {
+    /// The files are what they were.
+    Unchanged,
+    /// New settings are in use.
+    Replaced,
+}
+
+/// The files' contents, in a fixed order.
+type Contents = Vec<Vec<u8>>;
+
+fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(file).map_err(|source| TlsError::Read { file: file.to_owned(), source })
+}
+
+/// Settings in use, with the contents that they were made of.
+struct Current<T> {
+    settings: ArcSwapOption<T>,
+    made_of: Mutex<Contents>,
+}
+
+impl<T> Current<T> {
+    fn new() -> Self {
+        Self { settings: ArcSwapOption::empty(), made_of: Mutex::default() }
+    }
+
+    fn replace(
+        &self,
+        contents: Contents,
+        make: impl FnOnce(&Contents) -> Result<T, TlsError>,
+    ) -> Result<Reload, TlsError> {
+        let mut made_of = self.made_of.lock().unwrap_or_else(PoisonError::into_inner);
+        if *made_of == contents && self.settings.load().is_some() {
+            return Ok(Reload::Unchanged);
+        }
+        let settings = make(&contents)?;
+        self.settings.store(Some(Arc::new(settings)));
+        *made_of = contents;
+        Ok(Reload::Replaced)
+    }
+}
+
+/// A listener's side. Shared by its accept loop, which takes the settings for each handshake, and the task that reloads.
+pub struct Server {
+    config: ListenerTls,
+    current: Current<ServerSettings>,
+}
+
+struct ServerSettings {
+    rustls: Arc<ServerConfig>,
+    not_after: Option<i64>,
+}
+
+impl Server {
+    /// Without settings until the first [`Server::reload`] that succeeds.
+    #[must_use]
+    pub fn new(config: ListenerTls) -> Self {
+        Self { config, current: Current::new() }
+    }
+
+    /// Reads the files and, where they have changed, replaces the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`]; the settings in use stay.
+    pub fn reload(&self) -> Result<Reload, TlsError> {
+        let mut contents = vec![read(&self.config.certificate)?, read(&self.config.private_key)?];
+        if let Some(ca) = &self.config.client_ca {
+            contents.push(read(ca)?);
+        }
+        self.current.replace(contents, |contents| self.make(contents))
+    }
+
+    fn make(&self, contents: &Contents) -> Result<ServerSettings, TlsError> {
+        let config = &self.config;
+        let chain = certificates(&config.certificate, &contents[0])?;
+        let key = private_key(&config.private_key, &contents[1])?;
+        let not_after = chain.first().and_then(not_after);
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions(config.min_version))
+            .map_err(|source| TlsError::Unusable { file: config.certificate.clone(), source })?;
+        let builder = match &config.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(file) => {
+                let roots = roots(file, &contents[2])?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+                        .build()
+                        .map_err(|error| TlsError::Content {
+                            file: file.clone(),
+                            what: error.to_string(),
+                        })?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut rustls = builder
+            .with_single_cert(chain, key)
+            .map_err(|source| TlsError::Unusable { file: config.certificate.clone(), source })?;
+        rustls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(ServerSettings { rustls: Arc::new(rustls), not_after })
+    }
+
+    /// The settings for the next handshake.
+    #[must_use]
+    pub fn settings(&self) -> Option<Arc<ServerConfig>> {
+        self.current.settings.load().as_ref().map(|settings| Arc::clone(&settings.rustls))
+    }
+
+    /// notAfter of the certificate in use, in seconds since 1970.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        self.current.settings.load().as_ref().and_then(|settings| settings.not_after)
+    }
+}
+
+/// An output's side. Shared by its connections, which take the settings at each dial, and the task that reloads.
+pub struct Client {
+    config: ClientTls,
+    alpn: &'static [&'static [u8]],
+    current: Current<ClientSettings>,
+}
+
+struct ClientSettings {
+    rustls: Arc<ClientConfig>,
+    not_after: Option<i64>,
+}
+
+impl Client {
+    /// Without settings until the first [`Client::reload`] that succeeds. `alpn` is what is offered.
+    #[must_use]
+    pub fn new(config: ClientTls, alpn: &'static [&'static [u8]]) -> Self {
+        Self { config, alpn, current: Current::new() }
+    }
+
+    /// Reads the files and, where they have changed, replaces the settings. Without a CA of its own, the system's roots
+    /// are read once.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`]; the settings in use stay.
+    pub fn reload(&self) -> Result<Reload, TlsError> {
+        let mut contents = Vec::new();
+        if let Some(ca) = &self.config.ca {
+            contents.push(read(ca)?);
+        }
+        if let Some((certificate, key)) = &self.config.identity {
+            contents.extend([read(certificate)?, read(key)?]);
+        }
+        self.current.replace(contents, |contents| self.make(contents))
+    }
+
+    fn make(&self, contents: &Contents) -> Result<ClientSettings, TlsError> {
+        let config = &self.config;
+        let here = || {
+            config
+                .ca
+                .clone()
+                .or_else(|| config.identity.as_ref().map(|(file, _)| file.clone()))
+                .unwrap_or_default()
+        };
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(versions(config.min_version))
+            .map_err(|source| TlsError::Unusable { file: here(), source })?;
+        let builder = if config.insecure_skip_verify {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider())))
+        } else {
+            let roots = match &config.ca {
+                Some(file) => roots(file, &contents[0])?,
+                None => system_roots(),
+            };
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+                .build()
+                .map_err(|error| TlsError::Content {
+                    file: here(),
+                    what: format!("no usable roots: {error}"),
+                })?;
+            builder.with_webpki_verifier(verifier)
+        };
+        let mut not_after_own = None;
+        let mut rustls = match &config.identity {
+            None => builder.with_no_client_auth(),
+            Some((file, key_file)) => {
+                let [.., chain, key] = contents.as_slice() else { return Err(no_identity(file)) };
+                let chain = certificates(file, chain)?;
+                not_after_own = chain.first().and_then(not_after);
+                builder
+                    .with_client_auth_cert(chain, private_key(key_file, key)?)
+                    .map_err(|source| TlsError::Unusable { file: file.clone(), source })?
+            }
+        };
+        rustls.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(ClientSettings { rustls: Arc::new(rustls), not_after: not_after_own })
+    }
+
+    /// The settings for the next handshake.
+    #[must_use]
+    pub fn settings(&self) -> Option<Arc<ClientConfig>> {
+        self.current.settings.load().as_ref().map(|settings| Arc::clone(&settings.rustls))
+    }
+
+    /// notAfter of the client certificate in use, in seconds since 1970.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        self.current.settings.load().as_ref().and_then(|settings| settings.not_after)
+    }
+
+    /// The name to verify: the configured one, else the host dialled.
+    ///
+    /// # Errors
+    ///
+    /// Neither a DNS name nor an IP address.
+    pub fn server_name(
+        &self,
+        host: &str,
+    ) -> Result<ServerName<'static>, rustls_pki_types::InvalidDnsNameError> {
+        ServerName::try_from(self.config.server_name.as_deref().unwrap_or(host).to_owned())
+    }
+}
+
+fn no_identity(file: &Path) -> TlsError {
+    TlsError::Content { file: file.to_owned(), what: "no client certificate".into() }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+static TLS13_ONLY: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+static TLS12_AND_13: [&SupportedProtocolVersion; 2] =
+    [&rustls::version::TLS13, &rustls::version::TLS12];
+
+fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
+    match min {
+        TlsVersion::V1_2 => &TLS12_AND_13,
+        TlsVersion::V1_3 => &TLS13_ONLY,
+    }
+}
+
+fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let content = |what: String| TlsError::Content { file: file.to_owned(), what };
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| content(format!("a broken PEM section: {error}")))?;
+    if chain.is_empty() { Err(content("no certificate in PEM".into())) } else { Ok(chain) }
+}
+
+fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| TlsError::Content {
+        file: file.to_owned(),
+        what: format!("no private key in PEM: {error}"),
+    })
+}
+
+fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file, pem)? {
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::Unusable { file: file.to_owned(), source })?;
+    }
+    Ok(roots)
+}
+
+/// What of the system's roots can be used; one bad file among them is no reason to refuse the others.
+fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
+}
+
+/// notAfter of a certificate, in seconds since 1970 (RFC 5280 §4.1.2.5).
+#[must_use]
+pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
+/// For `insecure_skip_verify`: any certificate will do, though the handshake must still be signed by it.
+struct AcceptAny(Arc<CryptoProvider>);
+
+impl fmt::Debug for AcceptAny {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AcceptAny")
+    }
+}
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
