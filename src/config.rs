@@ -24,6 +24,9 @@ pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
 
+/// What a batch counts in the queue beyond its bytes, for the bookkeeping of it.
+pub const BATCH_OVERHEAD: u64 = 256;
+
 /// What `run` uses where no file is named.
 pub const EMBEDDED: &str = r#"[[listener]]
 address = "127.0.0.1:3000"

@@ -19,9 +19,6 @@ pub use memory::Cursor;
 pub use memory::Queue;
 pub use memory::Ticket;
 
-/// What a batch counts beyond its bytes, for the bookkeeping of it.
-pub const BATCH_OVERHEAD: u64 = 256;
-
 /// The number of an event: how many were accepted before it.
 pub type Position = u64;
 

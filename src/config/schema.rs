@@ -8,6 +8,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::Acknowledge;
+use super::BATCH_OVERHEAD;
 use super::BasicAuth;
 use super::BatchLimits;
 use super::ClientTls;
@@ -50,11 +51,8 @@ use super::values;
 use super::values::KIB;
 use super::values::MIB;
 
-/// Every batch in the queue counts so much besides its bytes.
-const BATCH_OVERHEAD: u64 = 256;
-
-/// Below it a single ordinary batch would not fit.
-const ROOM_MIN: u64 = 64 * KIB;
+/// Below it not even a single event would fit.
+const ROOM_MIN: u64 = KIB;
 
 /// More sockets than a process is ever allowed; semaphores have a limit too.
 const CONNECTIONS_MAX: u64 = 1 << 20;
@@ -165,7 +163,7 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
         t.time(
             "drain_timeout",
             secs(20),
-            MOMENT..,
+            ..,
             "SIGTERM: time to answer what is under way and to empty the queue",
         )
     });
@@ -323,7 +321,7 @@ fn queue(t: &mut Table<'_, '_>) -> Queue {
     let delivered_timeout = t.time(
         "delivered_timeout",
         secs(25),
-        secs(1)..=secs(29),
+        MOMENT..,
         "with \"delivered\": 503 after it (kube-apiserver gives up at 30 s)",
     );
     let when_full = t.choice(
@@ -594,7 +592,7 @@ fn stream(t: &mut Table<'_, '_>) -> Option<Stream> {
     let replay_window = t.time(
         "replay_window",
         secs(1),
-        millis(10)..=secs(60),
+        ..=secs(300),
         "what was sent is final when no reset came for so long after the peer's kernel had it; \
          after a break everything younger is sent again",
     );
@@ -711,7 +709,7 @@ fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
         max_bytes: t.size(
             "max_bytes",
             4 * MIB,
-            KIB..,
+            1..,
             "of one request or one write; one larger event travels alone",
         ),
         max_events: t.count(

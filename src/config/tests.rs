@@ -316,20 +316,20 @@ fn what_is_required_is_missed_at_the_header() {
 #[test]
 fn values_out_of_range_say_the_range() {
     assert_problems(
-        "[limits]\nmax_body = 1023\nmax_in_flight = '63KiB'\nmax_connections = 0\nheader_timeout = '0s'\n\
+        "[limits]\nmax_body = 1023\nmax_in_flight = 1023\nmax_connections = 0\nheader_timeout = '0s'\n\
          body_timeout = '0ms'\nidle_timeout = '0h'\nmax_connection_age = '9000h'\n\
-         [queue]\nmax_bytes = 65535\ndelivered_timeout = '30s'\nretry_after = '16s'\n\
-         [shutdown]\ndrain_timeout = '0s'\n",
+         [queue]\nmax_bytes = 1023\ndelivered_timeout = '0s'\nretry_after = '16s'\n\
+         [shutdown]\ndrain_timeout = '9000h'\n",
         &[
             "2:12: limits.max_body: 1023 is out of range, allowed: at least 1KiB",
-            "3:17: limits.max_in_flight: \"63KiB\" is out of range, allowed: at least 64KiB",
+            "3:17: limits.max_in_flight: 1023 is out of range, allowed: at least 1KiB",
             "4:19: limits.max_connections: 0 is out of range, allowed: 1 to 1048576",
             "5:18: limits.header_timeout: \"0s\" is out of range, allowed: at least 1ms",
             "6:16: limits.body_timeout: ",
             "7:16: limits.idle_timeout: ",
             "8:22: limits.max_connection_age: \"9000h\" is too long, allowed: at most 8760h",
-            "10:13: queue.max_bytes: 65535 is out of range, allowed: at least 64KiB",
-            "11:21: queue.delivered_timeout: \"30s\" is out of range, allowed: 1s to 29s",
+            "10:13: queue.max_bytes: 1023 is out of range, allowed: at least 1KiB",
+            "11:21: queue.delivered_timeout: \"0s\" is out of range, allowed: at least 1ms",
             "12:15: queue.retry_after: \"16s\" is out of range, allowed: 1s to 15s",
             "14:17: shutdown.drain_timeout: ",
         ],
@@ -360,10 +360,10 @@ fn values_out_of_range_say_the_range() {
     );
     assert_in_output(
         "tcp",
-        "keepalive = '999ms'\nreplay_window = '9ms'\n",
+        "keepalive = '999ms'\nreplay_window = '301s'\n",
         &[
             "5:13: output[0].keepalive: \"999ms\" is out of range, allowed: 1s to 32767s",
-            "6:17: output[0].replay_window: \"9ms\" is out of range, allowed: 10ms to 60s",
+            "6:17: output[0].replay_window: \"301s\" is out of range, allowed: ",
         ],
     );
 }

@@ -15,7 +15,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Append;
-use super::BATCH_OVERHEAD;
 use super::Backlog;
 use super::Batch;
 use super::Claim;
@@ -24,6 +23,7 @@ use super::Position;
 use super::Take;
 use crate::audit::LevelCounts;
 use crate::config::Acknowledge;
+use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
