@@ -402,7 +402,7 @@ impl OutputMetrics {
     }
 }
 
-/// Sends the log to stderr. Dependencies speak from warn on, at trace with everything.
+/// Sends the log to stderr. Dependencies speak from warn on: h2 would show headers, and with them tokens, below.
 ///
 /// A second call in the same process changes nothing.
 pub fn start_log(log: Log) {
@@ -413,7 +413,7 @@ pub fn start_log(log: Log) {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Trace => Level::TRACE,
     };
-    let others = if log.level == LogLevel::Trace { Level::TRACE } else { level.min(Level::WARN) };
+    let others = level.min(Level::WARN);
     let targets = Targets::new()
         .with_default(LevelFilter::from_level(others))
         .with_target("kube_audit_forwarder", level);

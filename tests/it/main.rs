@@ -17,4 +17,5 @@
 )]
 
 mod peers_work;
+mod readme;
 mod support;
