@@ -65,6 +65,8 @@ pub(super) enum Event {
     Accepted { claim: Claim, lost: u64 },
     /// The consumer objects to the events themselves.
     Refused(Claim, Failure),
+    /// There is room again, without anything having become final.
+    Room,
     /// To be sent again; the link works on.
     Failed(Claim, Failure),
     /// The link is gone, and everything not yet accepted is to be sent again. `progress`: something was accepted on it.
@@ -235,6 +237,7 @@ impl<C: Connect> Delivery<C> {
             };
             match event {
                 Event::Accepted { claim, lost } => self.on_accepted(claim, lost),
+                Event::Room => {}
                 Event::Refused(claim, failure) => self.on_refused(claim, &failure),
                 Event::Failed(claim, failure) => self.on_failed(claim, &failure),
                 Event::Broken { failure, progress } => {
@@ -351,6 +354,7 @@ impl<C: Connect> Delivery<C> {
         self.careful = false;
         self.retry.reset();
         self.health.succeeded();
+        self.health.delivered(work.events, work.attempts);
         let behind_suspect = self.suspects.front().is_some_and(|first| first.claim < claim);
         if self.ordered && behind_suspect {
             self.held.push(work);

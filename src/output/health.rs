@@ -110,6 +110,11 @@ impl Health {
         self.failures = 0;
     }
 
+    /// The consumer has a batch.
+    pub(super) fn delivered(&self, events: u64, attempts: u32) {
+        tracing::debug!(output = self.name, events, attempts, "batch delivered");
+    }
+
     /// An attempt failed.
     pub(super) fn failed(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);

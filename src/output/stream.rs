@@ -554,6 +554,7 @@ impl<E: Encode> StreamLink<E> {
         let end = self.wire.counted().written;
         self.sent.push_back(Sent { claim, lost, end, bytes });
         self.writing = None;
+        self.ready.push_back(Event::Room);
         Ok(())
     }
 
