@@ -58,6 +58,7 @@ use crate::audit;
 use crate::config;
 use crate::config::Compression;
 use crate::config::HttpFormat;
+use crate::config::Strategy;
 use crate::net;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -223,14 +224,29 @@ impl Client {
     }
 
     /// Sends a batch on a lane's connection, or on a new one where it has none for the address whose turn it is.
-    async fn attempt(&self, lane: &mut Lane, batch: Batch) -> Outcome {
+    async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
+        let index = self.endpoints.pick();
+        let mut outcome = self.attempt_at(index, lane, batch).await;
+        let another_may = self.config.strategy == Strategy::RoundRobin;
+        match outcome {
+            // Where all are equals, one that refuses what others take is at fault. Passed over, it is tried again later.
+            Outcome::Refused(mut failure) if another_may && self.endpoints.failed(index) => {
+                failure.elsewhere = true;
+                outcome = Outcome::Failed(failure);
+            }
+            Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
+            Outcome::Failed(ref mut failure) => failure.elsewhere = self.endpoints.failed(index),
+        }
+        (index, outcome)
+    }
+
+    async fn attempt_at(&self, index: usize, lane: &mut Lane, batch: Batch) -> Outcome {
         let Some(targets) = self.targets.load_full() else {
             return Outcome::Failed(Failure::new(
                 AttemptError::Protocol,
                 "the URL's files have not been read",
             ));
         };
-        let index = self.endpoints.pick();
         let Some(target) = targets.targets.get(index) else {
             return Outcome::Failed(Failure::new(AttemptError::Protocol, "no such URL"));
         };
@@ -238,12 +254,7 @@ impl Client {
             Ok(body) => body,
             Err(failure) => return Outcome::Failed(failure),
         };
-        let mut outcome = self.exchange(lane, &targets.headers, target, body).await;
-        match &mut outcome {
-            Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
-            Outcome::Failed(failure) => failure.elsewhere = self.endpoints.failed(index),
-        }
-        outcome
+        self.exchange(lane, &targets.headers, target, body).await
     }
 
     async fn exchange(
@@ -638,17 +649,24 @@ impl Connect for Connector {
 
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
         let lanes = (0..self.0.config.concurrency).map(|_| Lane::default()).collect();
-        Ok(HttpLink { client: Arc::clone(&self.0), lanes, busy: FuturesUnordered::new() })
+        Ok(HttpLink {
+            client: Arc::clone(&self.0),
+            lanes,
+            busy: FuturesUnordered::new(),
+            consumer: 0,
+        })
     }
 }
 
-type Exchange = Pin<Box<dyn Future<Output = (Lane, Claim, Outcome)> + Send>>;
+type Exchange = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + Send>>;
 
 /// The lanes.
 pub(super) struct HttpLink {
     client: Arc<Client>,
     lanes: Vec<Lane>,
     busy: FuturesUnordered<Exchange>,
+    /// The URL that the last event came from.
+    consumer: usize,
 }
 
 impl Link for HttpLink {
@@ -671,8 +689,9 @@ impl Link for HttpLink {
     async fn event(&mut self) -> Event {
         match self.busy.next().await {
             None => std::future::pending().await,
-            Some((lane, claim, outcome)) => {
+            Some((lane, claim, (index, outcome))) => {
                 self.lanes.push(lane);
+                self.consumer = index;
                 match outcome {
                     Outcome::Accepted => Event::Accepted { claim, lost: 0 },
                     Outcome::Refused(failure) => Event::Refused(claim, failure),
@@ -680,6 +699,10 @@ impl Link for HttpLink {
                 }
             }
         }
+    }
+
+    fn consumer(&self) -> usize {
+        self.consumer
     }
 
     /// Requests under way are cut off: what they carry is not final.
