@@ -19,6 +19,7 @@
 mod http_endpoints;
 mod http_output;
 mod http_refused;
+mod http_tls;
 mod peers_work;
 mod readme;
 mod support;
