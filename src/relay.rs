@@ -129,6 +129,7 @@ async fn start(config: &Config) -> Result<Parts, Error> {
     .await?
     .map_err(Error::Config)?;
 
+    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
     let admin_socket = bind(config.admin, "admin.address")?;
     let mut late = Vec::new();
     for opening in openings {
