@@ -68,6 +68,9 @@ use crate::tls;
 /// A consumer's answer is read so far, to keep the connection; a longer one ends it.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// And for so long; its status has come by then, which is all that counts.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
 /// Bytes handed to the socket at once: the steps in which progress is noticed.
 const PIECE_BYTES: usize = 256 * 1024;
 
@@ -253,8 +256,8 @@ impl Client {
                     Err(failure) => return Outcome::Failed(failure),
                 },
             };
-            let sent = Arc::new(AtomicU64::new(0));
-            let pieces = Pieces::new(&body, Arc::clone(&sent), self.metrics.clone());
+            let progress = Arc::new(Progress::start());
+            let pieces = Pieces::new(&body, Arc::clone(&progress), self.metrics.clone());
             let request = match self.request(targets, target, pieces) {
                 Ok(request) => request,
                 Err(error) => {
@@ -264,7 +267,7 @@ impl Client {
                     ));
                 }
             };
-            let answer = self.in_time(&sent, sender.send_request(request)).await;
+            let answer = self.in_time(&progress, sender.send_request(request)).await;
             let response = match answer {
                 // The peer closed a kept connection as we wrote to it: no word about this request.
                 Some(Err(_)) if reused => continue,
@@ -286,19 +289,18 @@ impl Client {
     }
 
     /// Waits as long as there is progress.
-    async fn in_time<T>(&self, sent: &AtomicU64, exchange: impl Future<Output = T>) -> Option<T> {
+    async fn in_time<T>(
+        &self,
+        progress: &Progress,
+        exchange: impl Future<Output = T>,
+    ) -> Option<T> {
         let mut exchange = std::pin::pin!(exchange);
-        let mut seen = u64::MAX;
         loop {
-            match tokio::time::timeout(self.timeouts.request, exchange.as_mut()).await {
+            let due = progress.last() + self.timeouts.request;
+            match tokio::time::timeout_at(due, exchange.as_mut()).await {
                 Ok(done) => return Some(done),
-                Err(_) => {
-                    let now = sent.load(Ordering::Relaxed);
-                    if seen == now || seen == u64::MAX && now == 0 {
-                        return None;
-                    }
-                    seen = now;
-                }
+                Err(_) if progress.last() + self.timeouts.request > due => {}
+                Err(_) => return None,
             }
         }
     }
@@ -357,7 +359,7 @@ impl Client {
             }
             Some(())
         };
-        let keep = matches!(tokio::time::timeout(self.timeouts.request, rest).await, Ok(Some(())));
+        let keep = matches!(tokio::time::timeout(ANSWER_TIME, rest).await, Ok(Some(())));
         let status = head.status;
         let failure = |reason| Failure {
             retry_after: retry_after(&head.headers, SystemTime::now()),
@@ -554,18 +556,40 @@ struct Kept {
     sender: http1::SendRequest<Pieces>,
 }
 
+/// When a request's body last went on.
+struct Progress {
+    started: Instant,
+    /// Behind `started`.
+    millis: AtomicU64,
+}
+
+impl Progress {
+    fn start() -> Self {
+        Self { started: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
+    fn note(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    fn last(&self) -> Instant {
+        self.started + Duration::from_millis(self.millis.load(Ordering::Relaxed))
+    }
+}
+
 /// A request's body, whose length is known and whose progress can be seen.
 struct Pieces {
     pieces: VecDeque<Bytes>,
     left: u64,
-    sent: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     metrics: OutputMetrics,
 }
 
 impl Pieces {
-    fn new(pieces: &[Bytes], sent: Arc<AtomicU64>, metrics: OutputMetrics) -> Self {
+    fn new(pieces: &[Bytes], progress: Arc<Progress>, metrics: OutputMetrics) -> Self {
         let left = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces: pieces.to_vec().into(), left, sent, metrics }
+        Self { pieces: pieces.to_vec().into(), left, progress, metrics }
     }
 }
 
@@ -584,7 +608,7 @@ impl Body for Pieces {
         }
         let bytes = piece.len() as u64;
         self.left -= bytes;
-        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.note();
         self.metrics.bytes.increment(bytes);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
