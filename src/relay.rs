@@ -20,6 +20,7 @@ use crate::listener::Token;
 use crate::net;
 use crate::output;
 use crate::queue::Queue;
+use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Telemetry;
 use crate::tls::Reload;
 use crate::tls::Server;
@@ -200,7 +201,7 @@ struct Opening {
     config: config::Listener,
     token: Option<Arc<Token>>,
     tls: Option<Arc<Server>>,
-    telemetry: Arc<Telemetry>,
+    metrics: ListenerMetrics,
 }
 
 impl Opening {
@@ -230,7 +231,7 @@ impl Opening {
                 Ok(reload == Reload::Replaced)
             }));
         }
-        Self { config: config.clone(), token, tls, telemetry: Arc::clone(telemetry) }
+        Self { config: config.clone(), token, tls, metrics: telemetry.listener(&config.label) }
     }
 
     /// `Ok(Err)`: its certificate is not there yet.
@@ -238,8 +239,8 @@ impl Opening {
         if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
             return Ok(Err(()));
         }
-        let metrics = self.telemetry.listener(&self.config.label);
-        let listener = Listener::bind(&self.config, self.token.clone(), self.tls.clone(), metrics);
+        let (token, tls) = (self.token.clone(), self.tls.clone());
+        let listener = Listener::bind(&self.config, token, tls, self.metrics.clone());
         let error =
             |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
         listener.map(Ok).map_err(error)

@@ -246,7 +246,10 @@ impl Client {
         let mut kept = lane.kept.take().filter(|kept| kept.index == index);
         loop {
             let reused = match &mut kept {
-                Some(kept) => kept.sender.ready().await.is_ok(),
+                Some(kept) => {
+                    let ready = tokio::time::timeout(ANSWER_TIME, kept.sender.ready());
+                    matches!(ready.await, Ok(Ok(())))
+                }
                 None => false,
             };
             let mut sender = match kept.take() {
