@@ -79,7 +79,8 @@ pub struct Gate {
     registry: Arc<Registry>,
     max_connection_age: Option<Duration>,
     header_timeout: Duration,
-    tracker: TaskTracker,
+    /// Owns the connections' tasks.
+    connections: TaskTracker,
     aborted: CancellationToken,
 }
 
@@ -103,16 +104,23 @@ impl Gate {
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
         };
-        let gate = Self {
+        Self {
             shared: Arc::new(shared),
             registry: Arc::new(Registry::new(limits.max_connections, deadlines)),
             max_connection_age: limits.max_connection_age,
             header_timeout: limits.header_timeout,
-            tracker: TaskTracker::new(),
+            connections: TaskTracker::new(),
             aborted: CancellationToken::new(),
-        };
-        gate.tracker.spawn(enforce(Arc::clone(&gate.registry), gate.aborted.clone()));
-        gate
+        }
+    }
+
+    /// Ends connections that stay too long outside a request, until stopped.
+    pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
+        let mut tick = tokio::time::interval(self.registry.tick());
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+            self.registry.enforce();
+        }
     }
 
     /// No new connections; kept ones end after their request.
@@ -120,30 +128,18 @@ impl Gate {
         self.shared.closing.cancel();
     }
 
-    /// Requests that are still under way are answered 503.
+    /// Requests that are still under way are answered 503; who has sent no whole head is not waited for.
     pub fn cut(&self) {
         self.shared.cut.cancel();
+        self.registry.close_waiting();
     }
 
     /// Returns when every connection has ended; those left at the deadline are aborted.
     pub async fn closed(&self, deadline: Instant) {
-        self.tracker.close();
-        let connections = async {
-            while self.tracker.len() > 1 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout_at(deadline, connections).await.ok();
+        self.connections.close();
+        tokio::time::timeout_at(deadline, self.connections.wait()).await.ok();
         self.aborted.cancel();
-        self.tracker.wait().await;
-    }
-}
-
-async fn enforce(registry: Arc<Registry>, aborted: CancellationToken) {
-    let mut tick = tokio::time::interval(registry.tick());
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while aborted.run_until_cancelled(tick.tick()).await.is_some() {
-        registry.enforce();
+        self.connections.wait().await;
     }
 }
 
@@ -253,6 +249,7 @@ impl Listener {
                     let handshake = tokio::select! {
                         handshake = tokio::time::timeout(header_timeout, acceptor.accept(stream)) => handshake,
                         () = place.connection.judged() => return,
+                        () = closing.cancelled() => return,
                     };
                     match handshake {
                         Ok(Ok(stream)) => {
@@ -266,7 +263,7 @@ impl Listener {
                 }
             }
         };
-        gate.tracker.spawn(async move {
+        gate.connections.spawn(async move {
             aborted.run_until_cancelled(serve).await;
         });
     }

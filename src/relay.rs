@@ -20,6 +20,7 @@ use crate::listener::Token;
 use crate::net;
 use crate::output;
 use crate::queue::Queue;
+use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Telemetry;
 use crate::tls::Reload;
 use crate::tls::Server;
@@ -129,6 +130,7 @@ async fn start(config: &Config) -> Result<Parts, Error> {
     .await?
     .map_err(Error::Config)?;
 
+    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
     let admin_socket = bind(config.admin, "admin.address")?;
     let (mut open, mut late) = (Vec::new(), Vec::new());
     for opening in openings {
@@ -204,7 +206,7 @@ struct Opening {
     config: config::Listener,
     token: Option<Arc<Token>>,
     tls: Option<Arc<Server>>,
-    telemetry: Arc<Telemetry>,
+    metrics: ListenerMetrics,
 }
 
 impl Opening {
@@ -234,7 +236,7 @@ impl Opening {
                 Ok(reload == Reload::Replaced)
             }));
         }
-        Self { config: config.clone(), token, tls, telemetry: Arc::clone(telemetry) }
+        Self { config: config.clone(), token, tls, metrics: telemetry.listener(&config.label) }
     }
 
     /// `Ok(Err)`: its certificate is not there yet.
@@ -242,8 +244,8 @@ impl Opening {
         if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
             return Ok(Err(()));
         }
-        let metrics = self.telemetry.listener(&self.config.label);
-        let listener = Listener::bind(&self.config, self.token.clone(), self.tls.clone(), metrics);
+        let (token, tls) = (self.token.clone(), self.tls.clone());
+        let listener = Listener::bind(&self.config, token, tls, self.metrics.clone());
         let error =
             |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
         listener.map(Ok).map_err(error)

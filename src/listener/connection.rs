@@ -241,6 +241,16 @@ impl Registry {
         }
     }
 
+    /// Ends whoever is in no request.
+    pub(super) fn close_waiting(&self) {
+        for connection in self.lock().open.values() {
+            let waits = matches!(connection.lock().phase, Phase::Idle | Phase::Head);
+            if waits {
+                connection.judge(Verdict::Close);
+            }
+        }
+    }
+
     /// How often [`Registry::enforce`] is called: often enough for the shortest deadline, and never a load.
     pub(super) fn tick(&self) -> Duration {
         let shortest = self.deadlines.header.min(self.deadlines.idle);

@@ -73,6 +73,9 @@ use wire::Wire;
 /// A consumer's answer is read so far, to keep the connection; a longer one ends it.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// And for so long; its status has come by then, which is all that counts.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
 /// Bytes handed over at once: the steps in which `output_bytes_total` grows.
 const PIECE_BYTES: usize = 256 * 1024;
 
@@ -381,7 +384,7 @@ impl Client {
             }
             Some(())
         };
-        let keep = matches!(tokio::time::timeout(self.timeouts.request, rest).await, Ok(Some(())));
+        let keep = matches!(tokio::time::timeout(ANSWER_TIME, rest).await, Ok(Some(())));
         let status = head.status;
         let failure = |reason| Failure {
             retry_after: retry_after(&head.headers, SystemTime::now()),
