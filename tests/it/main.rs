@@ -16,10 +16,15 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod backpressure;
+mod commands;
+mod configs_http;
 mod http_endpoints;
 mod http_output;
 mod http_refused;
 mod http_tls;
 mod peers_work;
 mod readme;
+mod secrets;
+mod shutdown;
 mod support;

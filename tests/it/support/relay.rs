@@ -268,12 +268,12 @@ impl Relay {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    /// The `fields` of each line that is JSON.
+    /// The `fields` of each line, whatever the log's format.
     pub(crate) fn log_fields(&self) -> Vec<serde_json::Value> {
         let lines = self.log.lock().expect("not poisoned");
-        let fields = |line: &String| {
-            let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            line.get("fields").cloned()
+        let fields = |line: &String| match serde_json::from_str::<serde_json::Value>(line) {
+            Ok(line) => line.get("fields").cloned(),
+            Err(_) => text_fields(line),
         };
         lines.iter().filter_map(fields).collect()
     }
@@ -398,6 +398,21 @@ impl Drop for Relay {
     }
 }
 
+/// The fields of `TIMESTAMP LEVEL MESSAGE KEY=VALUE…`, as far as values hold no spaces.
+fn text_fields(line: &str) -> Option<serde_json::Value> {
+    let mut words = line.split_whitespace().skip(2).peekable();
+    let mut message = Vec::new();
+    while let Some(word) = words.next_if(|word| !word.contains('=')) {
+        message.push(word);
+    }
+    let mut fields = serde_json::Map::new();
+    fields.insert("message".to_owned(), message.join(" ").into());
+    for (key, value) in words.filter_map(|word| word.split_once('=')) {
+        fields.insert(key.to_owned(), value.trim_matches('"').into());
+    }
+    Some(fields.into())
+}
+
 /// Sends a signal to a child that has not been waited for, so that its id is still its own.
 #[allow(unsafe_code, reason = "kill(2) has no safe form without another crate")]
 pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
@@ -409,8 +424,18 @@ pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
 
 /// Runs the binary to its end, as `check` and `config` are: status, stdout, stderr.
 pub(crate) fn run_command(arguments: &[&str], directory: &Path) -> std::process::Output {
+    run_command_with(arguments, directory, &[])
+}
+
+/// As [`run_command`], with environment variables.
+pub(crate) fn run_command_with(
+    arguments: &[&str],
+    directory: &Path,
+    variables: &[(&str, &str)],
+) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
         .args(arguments)
+        .envs(variables.iter().copied())
         .current_dir(directory)
         .stdin(Stdio::null())
         .output()
