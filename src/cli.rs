@@ -1,6 +1,7 @@
 //! The commands, and the only file that prints: data to stdout, messages for people to stderr.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is the file that prints")]
+#![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
+use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,10 +66,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run(file),
         Command::Check { connect } => check(file, connect),
-        Command::Config { reference: true } => {
-            print!("{}", config::reference());
-            Ok(())
-        }
+        Command::Config { reference: true } => print(&config::reference()),
         Command::Config { reference: false } => show(file),
     };
     match result {
@@ -104,8 +102,19 @@ fn show(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
     let checked = config::read(&text);
     report(&checked, &name)?;
-    print!("{}", checked.effective());
-    Ok(())
+    print(&checked.effective())
+}
+
+/// To standard output; a reader who has seen enough, as `head`, is no failure.
+fn print(text: &str) -> Result<(), u8> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("cannot write to standard output: {error}");
+            Err(FAILED)
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn check(file: Option<&Path>, connect: bool) -> Result<(), u8> {
