@@ -70,9 +70,14 @@ pub async fn run(
     stopped: impl Future<Output = ()>,
     aborted: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let mut parts = start(&config).await?;
+    let mut stopped = std::pin::pin!(stopped);
+    let mut parts = tokio::select! {
+        started = start(&config) => started?,
+        // A file system that hangs must not keep it from ending.
+        () = &mut stopped => return Ok(()),
+    };
     let ended = tokio::select! {
-        () = stopped => None,
+        () = &mut stopped => None,
         ended = parts.outputs.join_next() => ended,
     };
     let result = match ended {
@@ -81,10 +86,14 @@ pub async fn run(
         Some(Ok(Err(message))) => Err(Error::Run(message)),
         Some(Err(panic)) => Err(Error::Run(format!("an output's task has panicked: {panic}"))),
     };
+    let queue = parts.queue.clone();
     // With one output gone for good, waiting for the queue to become empty is of no use to it, but is to the others.
     tokio::select! {
         () = drain(parts, config.drain_timeout, result.is_ok()) => result,
-        () = aborted => Err(Error::Run("ended at once by a second signal".to_owned())),
+        () = aborted => {
+            abandon(&queue);
+            Err(Error::Run("ended at once by a second signal".to_owned()))
+        }
     }
 }
 
@@ -359,15 +368,21 @@ async fn drain(mut parts: Parts, timeout: Duration, deliver: bool) {
     parts.stop_outputs.cancel();
     let outputs = async { while parts.outputs.join_next().await.is_some() {} };
     tokio::time::timeout(CLOSING, outputs).await.ok();
+    let lost = abandon(&parts.queue);
+    parts.stop.cancel();
+    parts.tasks.close();
+    tokio::time::timeout(CLOSING, parts.tasks.wait()).await.ok();
+    tracing::info!(lost, "ended");
+}
+
+/// Counts and tells what was not delivered, and returns how many events that is.
+fn abandon(queue: &Queue) -> u64 {
     let mut lost = 0;
-    for (output, events) in parts.queue.abandon() {
+    for (output, events) in queue.abandon() {
         lost += events;
         if events > 0 {
             tracing::error!(output, events, "events not delivered in time, lost and counted");
         }
     }
-    parts.stop.cancel();
-    parts.tasks.close();
-    tokio::time::timeout(CLOSING, parts.tasks.wait()).await.ok();
-    tracing::info!(lost, "ended");
+    lost
 }
