@@ -346,7 +346,7 @@ impl Ingest {
         }
         tracing::debug!(
             status = refusal.status.as_u16(),
-            message = refusal.message,
+            error = refusal.message,
             "request refused"
         );
         response
