@@ -345,7 +345,8 @@ impl<C: Connect> Delivery<C> {
         if let Some(failure) = &self.last_refusal {
             self.health.down(failure);
         }
-        let wait = self.retry.pause(None);
+        let asked = self.last_refusal.as_ref().and_then(|failure| failure.retry_after);
+        let wait = self.retry.pause(asked);
         self.health.next_attempt(wait);
         self.paused_until = Some(Instant::now() + wait);
     }
