@@ -1,1 +1,317 @@
+//! The commands besides `run`: what they print, where, and with which status they end.
 
+use std::path::Path;
+use std::process::Output;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::run_command;
+use crate::support::relay::run_command_with;
+use crate::support::relay::spawn_command;
+use crate::support::repository;
+use crate::support::server::Options;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+/// A directory with this config in `config.toml`.
+fn place(config: &str) -> TempDir {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("config.toml"), config).unwrap();
+    directory
+}
+
+fn run(arguments: &[&str], config: &str) -> (Option<i32>, String, String) {
+    split(&run_command(arguments, place(config).path()))
+}
+
+fn split(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+const CHECK: [&str; 3] = ["check", "--config", "config.toml"];
+const CONNECT: [&str; 4] = ["check", "--connect", "--config", "config.toml"];
+
+const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
+
+#[test]
+fn check_names_every_problem_with_its_place() {
+    let config = "[[listener]]\naddress = \"nowhere\"\nport = 3000\n\n[queue]\nmax_bytes = \"much\"\n\
+                  when_full = \"panic\"\n\n[[output]]\nname = \"Big Name\"\ntype = \"http\"\n\
+                  urls = [\"ftp://x/\"]\nconcurency = 2\n[output.retry]\nmultiplier = 0.5\n";
+    let (code, stdout, stderr) = run(&CHECK, config);
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
+    let places: Vec<&str> = stderr
+        .lines()
+        .map(|line| {
+            line.strip_prefix("config.toml:").expect("the file first").split(": ").next().unwrap()
+        })
+        .collect();
+    assert_eq!(
+        places,
+        ["2:11", "3:1", "6:13", "7:13", "10:8", "12:9", "13:1", "15:14"],
+        "{stderr}"
+    );
+    let line =
+        |place: &str| stderr.lines().find(|line| line.contains(&format!(":{place}: "))).unwrap();
+    assert!(line("3:1").contains("listener[0].port"), "{stderr}");
+    assert!(line("7:13").contains("drop_oldest"), "what is allowed: {stderr}");
+    assert!(line("13:1").contains("concurrency"), "the nearest key: {stderr}");
+}
+
+#[test]
+fn check_ends_with_0_where_there_is_nothing_but_warnings() {
+    let output = "[[output]]\nname = \"o\"\ntype = \"http\"\n";
+    let right = format!("{LISTENER}{output}urls = [\"http://127.0.0.1:1/\"]\n");
+    assert_eq!(run(&CHECK, &right), (Some(0), String::new(), String::new()));
+    let missing = format!(
+        "{LISTENER}{output}urls = [\"http://127.0.0.1:1/\"]\nbearer_token_file = \"/no/such/file\"\n"
+    );
+    let skips = format!(
+        "{LISTENER}{output}urls = [\"https://127.0.0.1:1/\"]\ntls = {{ insecure_skip_verify = true }}\n"
+    );
+    let small = format!("{right}[queue]\nmax_bytes = \"1MiB\"\n");
+    for (config, what) in
+        [(&missing, "bearer_token_file"), (&skips, "insecure_skip_verify"), (&small, "max_body")]
+    {
+        let (code, stdout, stderr) = run(&CHECK, config);
+        assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.starts_with("config.toml:") && stderr.contains(what), "{stderr}");
+        assert!(stderr.contains("warning"), "{stderr}");
+    }
+    // With --connect the missing file is an error.
+    let (code, _, stderr) = run(&CONNECT, &missing);
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(stderr.contains("/no/such/file") && !stderr.contains("warning"), "{stderr}");
+}
+
+#[test]
+fn check_takes_the_shipped_configs() {
+    for entry in std::fs::read_dir(repository().join("config")).unwrap() {
+        let file = entry.unwrap().path();
+        let output = run_command(&["check", "--config", text(&file)], Path::new("/"));
+        let (code, stdout, stderr) = split(&output);
+        assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+        for line in stderr.lines() {
+            assert!(line.contains("warning") && line.contains("missing"), "{line}");
+        }
+    }
+}
+
+#[test]
+fn check_connects_to_every_address_of_every_output() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let secure = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
+    let tls = Some(certificates.server_config(&certificates.wrong_server, false));
+    let wrong = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
+    let (plain, lines) = (HttpSink::accepting(), TcpSink::start());
+    let nobody = free_port();
+    let live = format!(
+        "{LISTENER}[[output]]\nname = \"web\"\ntype = \"http\"\nurls = [\"http://{}/a\", \"https://localhost:{}/b\"]\ntls = {{ ca = {:?} }}\n\
+         [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
+         [[output]]\nname = \"log\"\ntype = \"syslog\"\naddresses = [\"{}\"]\n\
+         [[output]]\nname = \"here\"\ntype = \"stdout\"\n",
+        plain.address(),
+        secure.address().port(),
+        certificates.ca,
+        lines.address(),
+        lines.address()
+    );
+    let (code, stdout, stderr) = run(&CONNECT, &live);
+    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+    assert_eq!(stderr.lines().count(), 5, "{stderr}");
+    assert!(stderr.lines().all(|line| line.ends_with(": ok")), "{stderr}");
+    wait_until("the connections", PATIENCE, || lines.history().len() == 2);
+    assert_eq!((plain.count(), secure.count(), lines.count()), (0, 0, 0), "nothing is sent");
+
+    for (output, what) in [
+        (format!("type = \"http\"\nurls = [\"http://127.0.0.1:{nobody}/\"]\n"), "refused"),
+        (format!("type = \"tcp\"\naddresses = [\"127.0.0.1:{nobody}\"]\n"), "refused"),
+        (
+            format!(
+                "type = \"http\"\nurls = [\"https://localhost:{}/\"]\ntls = {{ ca = {:?} }}\n",
+                wrong.address().port(),
+                certificates.ca
+            ),
+            "UnknownIssuer",
+        ),
+        (
+            format!(
+                "type = \"http\"\nurls = [\"https://{}/\"]\ntls = {{ ca = {:?} }}\n",
+                plain.address(),
+                certificates.ca
+            ),
+            "TLS",
+        ),
+        (format!("type = \"http\"\nurls = [\"http://{}.invalid/\"]\n", "x".repeat(64)), "resolve"),
+    ] {
+        let (code, stdout, stderr) =
+            run(&CONNECT, &format!("{live}[[output]]\nname = \"bad\"\n{output}"));
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+        assert_eq!(stderr.lines().filter(|line| line.ends_with(": ok")).count(), 5, "{stderr}");
+        let bad =
+            stderr.lines().find(|line| line.starts_with("output bad: ")).expect("a line of it");
+        assert!(bad.contains(what), "{what}: {bad}");
+    }
+}
+
+#[test]
+fn config_prints_every_default_and_reads_what_it_prints() {
+    let config = "# A comment.\n[[listener]]\naddress = \"127.0.0.1:3000\"\n[[output]]\nname = \"o\"\ntype = \"http\"\n\
+                  urls = [\"https://h/${env:HOME_OF_NOBODY:-x}?t=${file:/no/such/token}\"]\n\
+                  headers = { X-A = \"$${x\", \"X-B\" = \"\\\"\\\\'\\\\t\" }\n";
+    let (code, stdout, stderr) = run(&["config", "--config", "config.toml"], config);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.contains("warning") && stderr.contains("/no/such/token"), "{stderr}");
+    for line in [
+        "${env:HOME_OF_NOBODY:-x}?t=${file:/no/such/token}",
+        "$${x",
+        "max_body = \"64MiB\"",
+        "when_full = \"reject\"",
+        "drain_timeout = \"20s\"",
+        "concurrency = 4",
+    ] {
+        assert!(stdout.contains(line), "{line}\n{stdout}");
+    }
+    let (code, again, _) = run(&["config", "--config", "config.toml"], &stdout);
+    assert_eq!((code, again), (Some(0), stdout), "what it prints means something else");
+}
+
+#[test]
+fn config_of_a_wrong_file_prints_its_problems_and_nothing_to_standard_output() {
+    let (code, stdout, stderr) =
+        run(&["config", "--config", "config.toml"], "[queue]\nmax_bytes = 1\n");
+    assert_eq!((code, stdout.as_str()), (Some(2), ""));
+    assert!(stderr.contains("config.toml:2:13: queue.max_bytes"), "{stderr}");
+}
+
+#[test]
+fn config_reference_names_every_key_of_the_shipped_configs() {
+    let (code, reference, stderr) = run(&["config", "--reference"], "");
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let rows = reference.lines().skip(2);
+    rows.for_each(|row| assert_eq!(row.replace("\\|", "").matches(" | ").count(), 3, "{row}"));
+    // Every key that a complete config has, by its path.
+    fn keys(table: &toml::Table, path: &str, found: &mut Vec<String>) {
+        for (key, value) in table {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
+            if let Some(inner) = value.as_table().filter(|_| key != "headers") {
+                keys(inner, &path, found);
+            } else if items.iter().any(toml::Value::is_table) {
+                items
+                    .iter()
+                    .filter_map(toml::Value::as_table)
+                    .for_each(|item| keys(item, &path, found));
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    for entry in std::fs::read_dir(repository().join("config")).unwrap() {
+        let file = entry.unwrap().path();
+        let output = run_command(&["config", "--config", text(&file)], Path::new("/"));
+        let effective: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        let mut found = Vec::new();
+        keys(&effective, "", &mut found);
+        assert!(found.len() > 20);
+        for key in found {
+            assert!(reference.contains(&format!("| `{key}`")), "{key} is not in the reference");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_help_with_0() {
+    for arguments in [
+        &["fly"][..],
+        &["run", "--fast"],
+        &["check"],
+        &["check", "--config"],
+        &["config", "--references"],
+        &["check", "--config", "/no/such/file"],
+    ] {
+        let (code, stdout, stderr) = run(arguments, "");
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}: {stderr}");
+        assert!(!stderr.is_empty());
+    }
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["run", "--help"],
+        &["check", "--help"],
+        &["config", "--help"],
+    ] {
+        let (code, stdout, stderr) = run(arguments, "");
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{arguments:?}");
+        assert!(!stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_closed_standard_output_is_no_panic() {
+    let mut child = spawn_command(&["config", "--reference"], Path::new("/"), &[]);
+    drop(child.take_stdout());
+    let (status, stderr) = child.wait();
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(status.code().is_some_and(|code| code <= 1), "{status}");
+}
+
+#[test]
+fn the_variable_names_the_config_and_the_option_wins() {
+    let directory = place("[queue]\nmax_bytes = 1\n");
+    std::fs::write(directory.path().join("other.toml"), "[queue]\nretry_after = 1\n").unwrap();
+    let variable = [("KUBE_AUDIT_FORWARDER_CONFIG", "config.toml")];
+    for command in ["check", "config", "run"] {
+        let (code, _, stderr) = split(&run_command_with(&[command], directory.path(), &variable));
+        assert_eq!(code, Some(2));
+        assert!(stderr.contains("config.toml:2:13: queue.max_bytes"), "{command}: {stderr}");
+        let arguments = [command, "--config", "other.toml"];
+        let (code, _, stderr) = split(&run_command_with(&arguments, directory.path(), &variable));
+        assert_eq!(code, Some(2));
+        assert!(stderr.contains("other.toml:2:15: queue.retry_after"), "{command}: {stderr}");
+    }
+    // Without a command: run.
+    let (code, _, stderr) = split(&run_command_with(&[], directory.path(), &variable));
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("config.toml:2:13"), "{stderr}");
+}
+
+#[test]
+fn without_anything_it_runs_the_embedded_default() {
+    // Its ports are fixed, and may be somebody else's on this machine: then it must say so and end with 1.
+    let mut child = spawn_command(&[], Path::new("/"), &[("KUBE_AUDIT_FORWARDER_CONFIG", None)]);
+    let told = wait_for("a start or its failure", PATIENCE, || {
+        let told = child.stderr();
+        (told.contains("admin listening") || told.contains("cannot listen on")).then_some(told)
+    });
+    if told.contains("cannot listen on") {
+        let (status, stderr) = child.wait();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        return;
+    }
+    let address = "127.0.0.1:3000".parse().unwrap();
+    let batch = generated_batch(1, 5, 900);
+    let response = http::post(address, "/audit", "application/json", &batch).unwrap();
+    assert_eq!((response.status, response.body.as_slice()), (200, &b"{\"accepted\":5}"[..]));
+    let lines: Vec<u8> =
+        events_of(&batch).into_iter().flat_map(|event| [event, b"\n".to_vec()].concat()).collect();
+    wait_until("the events", PATIENCE, || child.stdout() == lines);
+    let metrics = http::get("127.0.0.1:9090".parse().unwrap(), "/metrics").unwrap().text();
+    assert!(metrics.contains("\nkube_audit_forwarder_event_total 5\n"), "{metrics}");
+    child.signal(libc::SIGTERM);
+    let (status, _) = child.wait();
+    assert_eq!(status.code(), Some(0));
+}

@@ -338,6 +338,21 @@ fn a_consumer_that_refuses_everything_is_complained_of_once_and_asked_ever_less(
 }
 
 #[test]
+fn a_consumer_that_refuses_everything_is_heeded_when_it_says_until_when() {
+    let sink = HttpSink::start(|_| Answer::status(413).header("Retry-After", "60"));
+    let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    assert_eq!(relay.post(&generated_batch(0, 4, 900)).status, 200);
+    relay.wait_for_log("output down, events are kept", PATIENCE);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let next = status["outputs"][0]["next_retry_seconds"].as_f64().unwrap();
+    assert!((50.0..=60.0).contains(&next), "{next}");
+    // The batch, its halves, its events, and no more.
+    assert_eq!(sink.count(), 7);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
 fn a_url_that_refuses_everything_loses_nothing_beside_one_that_works() {
     let wrong = HttpSink::start(|_| Answer::status(400));
     let right = HttpSink::accepting();

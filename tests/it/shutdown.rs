@@ -1,1 +1,437 @@
+//! The end, and the beginnings that fail: SIGTERM drains in order and within its time, nothing is lost in silence.
 
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::peers::curl;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::Stdout;
+use crate::support::relay::run_command;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::to_sink;
+use crate::support::text;
+use crate::support::wait_until;
+
+fn drain(timeout: &str) -> String {
+    format!("[shutdown]\ndrain_timeout = \"{timeout}\"\n")
+}
+
+/// The head of a POST with such a body.
+fn head(length: usize) -> Vec<u8> {
+    format!("POST /audit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
+        .into_bytes()
+}
+
+fn metrics_if_any(admin: SocketAddr) -> Option<Metrics> {
+    Some(Metrics::parse(&http::get(admin, "/metrics").ok()?.text()))
+}
+
+/// The events that the log names as lost, by output, and the sum of its last line.
+fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
+    let fields = relay.log_fields();
+    let of =
+        |message: &'static str| fields.iter().filter(move |fields| fields["message"] == message);
+    let lost = of("events not delivered in time, lost and counted")
+        .map(|fields| {
+            (fields["output"].as_str().unwrap().to_owned(), fields["events"].as_u64().unwrap())
+        })
+        .collect();
+    (lost, of("ended").next().and_then(|fields| fields["lost"].as_u64()))
+}
+
+#[test]
+fn both_signals_end_an_idle_relay_at_once_and_in_order() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let sink = HttpSink::accepting();
+        let mut relay = Relay::start(&to_sink(sink.address(), ""));
+        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        let begun = Instant::now();
+        relay.signal(signal);
+        assert_eq!(relay.wait().code(), Some(0));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!(told_lost(&relay), (vec![], Some(0)));
+    }
+}
+
+#[test]
+fn the_drain_refuses_new_senders_ends_kept_connections_and_delivers_what_is_left() {
+    let held = Arc::new(AtomicBool::new(true));
+    let holds = Arc::clone(&held);
+    let sink = HttpSink::start(move |_| {
+        wait_until("the test to let go", PATIENCE, || !holds.load(Ordering::SeqCst));
+        Answer::status(200)
+    });
+    let mut relay = Relay::start(&to_sink(sink.address(), ""));
+    let (first, second) = (generated_batch(1, 10, 900), generated_batch(2, 10, 900));
+    let mut idle = Client::connect(relay.address()).unwrap();
+    assert_eq!(idle.post("/", "application/json", &first).unwrap().status, 200);
+    let mut under_way = Client::connect(relay.address()).unwrap();
+    let half = second.len() / 2;
+    under_way.send(&[&head(second.len()), &second[..half]].concat()).unwrap();
+    sink.wait_for_count(1, PATIENCE);
+    assert_eq!(http::get(relay.admin(), "/readyz").unwrap().status, 200);
+
+    relay.signal(libc::SIGTERM);
+    wait_until("unreadiness", PATIENCE, || {
+        http::get(relay.admin(), "/readyz").unwrap().status == 503
+    });
+    assert_eq!(http::get(relay.admin(), "/readyz").unwrap().text(), "shutting down\n");
+    assert_eq!(
+        http::get(relay.admin(), "/livez").unwrap().status,
+        200,
+        "it lives until it has ended"
+    );
+    wait_until("closed doors", PATIENCE, || TcpStream::connect(relay.address()).is_err());
+    assert!(idle.is_closed_by_server(), "a connection that idles is closed");
+    // What was under way may finish, and is the last on its connection.
+    under_way.send(&second[half..]).unwrap();
+    let response = under_way.read_response().unwrap();
+    assert_eq!((response.status, response.header("connection")), (200, Some("close")));
+    assert!(under_way.is_closed_by_server());
+    // The admin routes go on until the end.
+    assert_eq!(relay.metrics().value("event_total", &[]), 20.0);
+    held.store(false, Ordering::SeqCst);
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_same_set(&accepted_events(&sink), &[events_of(&first), events_of(&second)].concat());
+    assert_eq!(told_lost(&relay), (vec![], Some(0)));
+}
+
+#[test]
+fn a_request_that_comes_during_the_drain_is_refused_with_503() {
+    let sink = HttpSink::accepting();
+    let mut relay = Relay::start(&to_sink(sink.address(), &drain("4s")));
+    let body = generated_batch(1, 10, 900);
+    // A head that has begun, so that the connection is not idle.
+    let mut late = Client::connect(relay.address()).unwrap();
+    let head = head(body.len());
+    late.send(&head[..20]).unwrap();
+    let mut stuck = Client::connect(relay.address()).unwrap();
+    stuck.send(&[&head[..], &body[..10]].concat()).unwrap();
+    wait_until("both connections", PATIENCE, || relay.metrics().sum("connections") == 2.0);
+    relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    // Either answer is fine by the contract: none, with the connection closed, or 503.
+    let answer =
+        late.send(&head[20..]).and_then(|()| late.send(&body)).and_then(|()| late.read_response());
+    if let Ok(answer) = answer {
+        assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+        assert!(answer.header("retry-after").is_some());
+    }
+    // The stuck one is told at half of the time.
+    let answer = stuck.read_response().unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(answer.json()["reason"], "ServiceUnavailable");
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(sink.count(), 0);
+}
+
+#[test]
+fn a_stuck_sender_gets_503_at_half_of_the_time_and_holds_up_nothing_longer() {
+    let sink = HttpSink::accepting();
+    let mut relay = Relay::start(&to_sink(sink.address(), &drain("6s")));
+    let body = generated_batch(1, 100, 900);
+    let mut stuck = Client::connect(relay.address()).unwrap();
+    stuck.send(&[&head(body.len()), &body[..100]].concat()).unwrap();
+    wait_until("its bytes", PATIENCE, || relay.metrics().sum("received_bytes_total") >= 100.0);
+    let begun = Instant::now();
+    relay.signal(libc::SIGTERM);
+    let answer = stuck.read_response().unwrap();
+    let (answered, admin) = (begun.elapsed(), relay.admin());
+    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+    assert!((2900..5500).contains(&answered.as_millis()), "{answered:?}");
+    if let Some(metrics) = metrics_if_any(admin) {
+        assert_eq!(metrics.value("requests_rejected_total", &[("reason", "shutting_down")]), 1.0);
+        assert_eq!(metrics.value("in_flight_bytes", &[]), 0.0);
+    }
+    assert_eq!(relay.wait().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn with_a_dead_consumer_the_drain_takes_its_time_and_no_longer_and_says_what_is_lost() {
+    let dead = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let hung = HttpSink::start(|_| Answer::never());
+    let live = HttpSink::accepting();
+    let config = format!(
+        "{}[[output]]\nname = \"hung\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
+         [[output]]\nname = \"live\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n",
+        to_sink(dead, &drain("3s")),
+        hung.address(),
+        live.address()
+    );
+    let mut relay = Relay::start(&config);
+    for seed in 0..3 {
+        assert_eq!(relay.post(&generated_batch(seed, 10, 900)).status, 200);
+    }
+    live.wait_for_count(1, PATIENCE);
+    let begun = Instant::now();
+    relay.signal(libc::SIGTERM);
+    // The last scrape: what is lost is counted before the process goes.
+    let mut last = None;
+    wait_until("the end", PATIENCE, || {
+        last = metrics_if_any(relay.admin()).or(last.take());
+        begun.elapsed() > Duration::from_millis(2500)
+    });
+    assert_eq!(last.unwrap().value("output_events_total", &[("output", "live")]), 30.0);
+    assert_eq!(relay.wait().code(), Some(0));
+    let took = begun.elapsed();
+    assert!((2900..8000).contains(&took.as_millis()), "{took:?}");
+    let expected = [("consumer", 30), ("hung", 30)].map(|(name, events)| (name.to_owned(), events));
+    assert_eq!(told_lost(&relay), (expected.to_vec(), Some(60)));
+}
+
+#[test]
+fn a_consumer_that_comes_back_during_the_drain_gets_everything() {
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    let mut relay = Relay::start(&to_sink(sink.address(), ""));
+    let batch = generated_batch(1, 100, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    sink.reopen();
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_same_set(&accepted_events(&sink), &events_of(&batch));
+    assert_eq!(told_lost(&relay), (vec![], Some(0)));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let hung = HttpSink::start(|_| Answer::never());
+    for (first, second) in [(libc::SIGTERM, libc::SIGTERM), (libc::SIGINT, libc::SIGTERM)] {
+        let mut relay = Relay::start(&to_sink(hung.address(), &drain("60s")));
+        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+        relay.signal(first);
+        relay.wait_for_log("draining", PATIENCE);
+        let begun = Instant::now();
+        relay.signal(second);
+        assert_eq!(relay.wait().code(), Some(1));
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        let (lost, _) = told_lost(&relay);
+        assert_eq!(lost, [("consumer".to_owned(), 10)], "what is lost is said, however it ends");
+    }
+}
+
+#[test]
+fn sighup_is_ignored() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), ""));
+    for seed in 0..3 {
+        relay.signal(libc::SIGHUP);
+        assert_eq!(relay.post(&generated_batch(seed, 10, 900)).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(http::get(relay.admin(), "/readyz").unwrap().status, 200);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_waiters_get_their_200_or_503_before_the_end() {
+    let slow = HttpSink::start(|request| match request.number {
+        0 => Answer::status(200).after(Duration::from_millis(800)),
+        _ => Answer::never(),
+    });
+    let more = format!(
+        "concurrency = 1\nbatch = {{ max_events = 10 }}\n[queue]\nacknowledge = \"delivered\"\n{}",
+        drain("4s")
+    );
+    let mut relay = Relay::start(&to_sink(slow.address(), &more));
+    let mut clients = Vec::new();
+    for seed in 0..3 {
+        let body = generated_batch(seed, 10, 900);
+        let mut client = Client::connect(relay.address()).unwrap();
+        client.send(&[head(body.len()), body].concat()).unwrap();
+        let waiting = f64::from(u32::try_from(seed).unwrap() + 1) * 10.0;
+        wait_until("the batch in the queue", PATIENCE, || {
+            relay.metrics().value("queue_events", &[]) == waiting
+        });
+        clients.push(client);
+    }
+    relay.signal(libc::SIGTERM);
+    let answers: Vec<_> =
+        clients.iter_mut().map(|client| client.read_response().unwrap()).collect();
+    let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [200, 503, 503]);
+    assert!(answers.iter().all(|answer| answer.header("connection") == Some("close")));
+    assert_eq!(relay.wait().code(), Some(0));
+    // The second was on the wire, so it counts; the third was taken out.
+    assert_eq!(told_lost(&relay), (vec![("consumer".to_owned(), 10)], Some(10)));
+}
+
+#[test]
+fn an_h2_request_that_is_under_way_is_finished() {
+    let certificates = Certificates::new();
+    let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_secs(2)));
+    let config = format!("{}[queue]\nacknowledge = \"delivered\"\n", to_sink(slow.address(), ""));
+    let tls = format!(
+        "address = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, private_key = {:?} }}\n",
+        certificates.server.certificate, certificates.server.key
+    );
+    let relay_config =
+        config.replacen("address = \"127.0.0.1:0\"\n[[output]]", &format!("{tls}[[output]]"), 1);
+    assert_ne!(relay_config, config);
+    let mut relay = Relay::start(&relay_config);
+    let url = format!("https://localhost:{}/", relay.address().port());
+    let ca = text(&certificates.ca).to_owned();
+    let sender = std::thread::spawn(move || {
+        let arguments = [
+            "--http2",
+            "--header",
+            "Content-Type: application/json",
+            "--verbose",
+            "--cacert",
+            &ca,
+            "--data-binary",
+            "@-",
+            "--write-out",
+            " %{http_code} %{http_version}",
+            &url,
+        ];
+        curl(&arguments, &generated_batch(1, 10, 900))
+    });
+    slow.wait_for_count(1, PATIENCE);
+    relay.signal(libc::SIGTERM);
+    let output = sender.join().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"accepted\":10} 200 2", "{said}");
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(told_lost(&relay), (vec![], Some(0)));
+}
+
+#[test]
+fn an_idle_h2_connection_is_told_goaway() {
+    let sink = HttpSink::accepting();
+    let mut relay = Relay::start(&to_sink(sink.address(), ""));
+    let mut client = Client::connect(relay.address()).unwrap();
+    // The preface, and SETTINGS without any (RFC 9113 §3.4, §6.5).
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = || {
+        let mut head = [0; 9];
+        client.stream().read_exact(&mut head).ok()?;
+        let mut payload = vec![0; usize::from(head[1]) * 256 + usize::from(head[2])];
+        client.stream().read_exact(&mut payload).unwrap();
+        // As a client does: acknowledges SETTINGS (4) and PING (6).
+        if matches!(head[3], 4 | 6) && head[4] & 1 == 0 {
+            let answer = if head[3] == 4 { Vec::new() } else { payload.clone() };
+            head[2] = u8::try_from(answer.len()).unwrap();
+            head[4] = 1;
+            client.stream().write_all(&[&head[..], &answer].concat()).unwrap();
+        }
+        Some((head[3], payload))
+    };
+    assert_eq!(frame().unwrap().0, 4, "SETTINGS first");
+    relay.signal(libc::SIGTERM);
+    let begun = Instant::now();
+    let frames: Vec<_> = std::iter::from_fn(frame).collect();
+    let goaway = &frames.iter().find(|(kind, _)| *kind == 7).expect("GOAWAY").1;
+    assert_eq!(goaway[4..8], [0; 4], "NO_ERROR");
+    assert_eq!(relay.wait().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_full_standard_output_does_not_hold_up_the_end() {
+    let config = format!("{BASE}[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n{}", drain("1s"));
+    let mut relay = Relay::with(&config).stdout(Stdout::Held).start();
+    assert_eq!(relay.post(&generated_batch(1, 400, 1600)).status, 200);
+    let begun = Instant::now();
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let (lost, sum) = told_lost(&relay);
+    assert_eq!(lost.len(), 1);
+    assert_eq!(sum, Some(lost[0].1));
+}
+
+/// The status and the standard error of `run` with this config, which does not start.
+fn fails_to_start(config: &str) -> (Option<i32>, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let output = run_command(&["run", "--config", text(&file)], directory.path());
+    assert!(output.stdout.is_empty(), "messages go to standard error");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn an_address_in_use_ends_the_start_with_1_and_names_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = "[[output]]\nname = \"o\"\ntype = \"stdout\"\n";
+    for config in [
+        format!(
+            "[[listener]]\naddress = \"{address}\"\n{output}[admin]\naddress = \"127.0.0.1:0\"\n"
+        ),
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n{output}[admin]\naddress = \"{address}\"\n"
+        ),
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[listener]]\naddress = \"{address}\"\n{output}[admin]\naddress = \"127.0.0.1:0\"\n"
+        ),
+    ] {
+        let (code, said) = fails_to_start(&config);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&address) && said.contains("in use"), "{said}");
+        assert!(!said.contains("output up"), "nothing else is begun before: {said}");
+    }
+}
+
+#[test]
+fn a_wrong_config_or_a_missing_file_ends_the_start_with_2() {
+    let base = format!("{BASE}[[output]]\nname = \"o\"\ntype = \"http\"\n");
+    for (config, what) in [
+        ("nonsense".to_owned(), "config.toml:1:"),
+        (format!("{base}urls = [\"http://127.0.0.1/\"]\ncolour = 1\n"), "colour"),
+        (base.clone(), "urls"),
+        (format!("{base}urls = [\"http://127.0.0.1/${{file:/no/such/file}}\"]\n"), "/no/such/file"),
+        (
+            format!(
+                "{base}urls = [\"http://127.0.0.1/\"]\nbearer_token_file = \"/no/such/file\"\n"
+            ),
+            "/no/such/file",
+        ),
+        (
+            format!("{base}urls = [\"https://127.0.0.1/\"]\ntls = {{ ca = \"/no/such/file\" }}\n"),
+            "/no/such/file",
+        ),
+        (
+            format!("{base}urls = [\"http://127.0.0.1/${{env:NO_SUCH_VARIABLE}}\"]\n"),
+            "NO_SUCH_VARIABLE",
+        ),
+        (
+            format!("{base}urls = [\"https://127.0.0.1/\"]\ntls = {{ ca = \"/dev/null\" }}\n"),
+            "/dev/null",
+        ),
+    ] {
+        let (code, said) = fails_to_start(&config);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(what), "{what}: {said}");
+    }
+    let output = run_command(&["run", "--config", "/no/such/config"], Path::new("/"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/config"));
+}

@@ -441,3 +441,80 @@ pub(crate) fn run_command_with(
         .output()
         .expect("the binary runs")
 }
+
+/// The binary with any arguments, while it runs. Killed when dropped.
+pub(crate) struct Running {
+    child: Child,
+    stdout: Option<ChildStdout>,
+    said: [Arc<Mutex<Vec<u8>>>; 2],
+}
+
+/// Starts the binary; a variable without a value is removed.
+pub(crate) fn spawn_command(
+    arguments: &[&str],
+    directory: &Path,
+    variables: &[(&str, Option<&str>)],
+) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"));
+    command.args(arguments).current_dir(directory).stdin(Stdio::null());
+    for (name, value) in variables {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let said = [Arc::default(), Arc::default()];
+    collect(child.stderr.take().expect("piped"), &said[1]);
+    Running { stdout: child.stdout.take(), child, said }
+}
+
+/// Reads to the end, in a thread that ends with the pipe.
+fn collect(mut pipe: impl std::io::Read + Send + 'static, into: &Arc<Mutex<Vec<u8>>>) {
+    let into = Arc::clone(into);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(size @ 1..) = pipe.read(&mut buffer) {
+            into.lock().expect("not poisoned").extend_from_slice(&buffer[..size]);
+        }
+    });
+}
+
+impl Running {
+    /// The unread standard output; dropping it closes the pipe.
+    pub(crate) fn take_stdout(&mut self) -> ChildStdout {
+        self.stdout.take().expect("not read yet")
+    }
+
+    /// What it has written to its standard output so far.
+    pub(crate) fn stdout(&mut self) -> Vec<u8> {
+        if let Some(pipe) = self.stdout.take() {
+            collect(pipe, &self.said[0]);
+        }
+        self.said[0].lock().expect("not poisoned").clone()
+    }
+
+    /// What it has written to its standard error so far.
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.said[1].lock().expect("not poisoned")).into_owned()
+    }
+
+    pub(crate) fn signal(&self, signal: libc::c_int) {
+        signal_process(&self.child, signal);
+    }
+
+    /// Waits for its end, at most for [`PATIENCE`]: its status, and its standard error.
+    pub(crate) fn wait(&mut self) -> (ExitStatus, String) {
+        let status = wait_for("the end", PATIENCE, || self.child.try_wait().expect("our child"));
+        (status, self.stderr())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have exited already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
