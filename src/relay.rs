@@ -132,12 +132,21 @@ async fn start(config: &Config) -> Result<Parts, Error> {
 
     parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
     let admin_socket = bind(config.admin, "admin.address")?;
-    let mut late = Vec::new();
+    let (mut open, mut late) = (Vec::new(), Vec::new());
     for opening in openings {
         match opening.try_open()? {
-            Ok(listener) => parts.serve(listener, &opening.config.label)?,
+            Ok(listener) => open.push((listener, opening.config.label)),
             Err(()) => late.push(opening),
         }
+    }
+    // Every address is ours, and every output has its cursor, before the first batch is accepted: what is taken without a
+    // cursor would be acknowledged and sent to nobody.
+    for output in outputs {
+        let cursor = parts.queue.join(output.name(), output.metrics());
+        parts.outputs.spawn(output.run(cursor, parts.stop_outputs.clone()));
+    }
+    for (listener, label) in open {
+        parts.serve(listener, &label)?;
     }
     for opening in late {
         let (gate, admin, stop) =
@@ -145,10 +154,6 @@ async fn start(config: &Config) -> Result<Parts, Error> {
         parts.tasks.spawn(async move {
             stop.run_until_cancelled(open_later(opening, gate, admin)).await;
         });
-    }
-    for output in outputs {
-        let cursor = parts.queue.join(output.name(), output.metrics());
-        parts.outputs.spawn(output.run(cursor, parts.stop_outputs.clone()));
     }
     let address =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;

@@ -54,6 +54,11 @@ pub(super) trait Link: Send {
     /// Nothing is lost when dropped; it is called again.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
 
+    /// Which of several consumers the last event came from.
+    fn consumer(&self) -> usize {
+        0
+    }
+
     /// Ends the connection in order, within bounded time.
     fn close(self) -> impl Future<Output = ()> + Send;
 }
@@ -83,7 +88,9 @@ struct Work {
     claim: Claim,
     events: u64,
     attempts: u32,
-    /// Where the consumer has refused it, or what it was a part of: the number of acceptances before that.
+    /// The number of refusals before it was sent.
+    sent_at: u64,
+    /// Where a consumer has refused it, or what it was a part of: the number of that refusal.
     refused_at: Option<u64>,
     /// It was refused alone, and kept.
     suspected: bool,
@@ -116,8 +123,11 @@ pub(super) struct Delivery<C> {
     probed: bool,
     /// There was nothing in the queue to try.
     awaits_probe: bool,
-    /// Acceptances so far.
-    accepted: u64,
+    /// Refusals so far.
+    refusals: u64,
+    /// By consumer: of what it accepted, the latest [`Work::sent_at`]. It has accepted something that was sent after so
+    /// many refusals, so that a later refusal of its is about the event.
+    vouched: BTreeMap<usize, u64>,
     /// No new attempt before.
     paused_until: Option<Instant>,
     /// After a failure, one attempt at a time until one succeeds.
@@ -156,7 +166,8 @@ impl<C: Connect> Delivery<C> {
             isolating: false,
             probed: false,
             awaits_probe: false,
-            accepted: 0,
+            refusals: 0,
+            vouched: BTreeMap::new(),
             paused_until: None,
             careful: false,
             sent_until: cursor.position(),
@@ -236,9 +247,9 @@ impl<C: Connect> Delivery<C> {
                 }
             };
             match event {
-                Event::Accepted { claim, lost } => self.on_accepted(claim, lost),
+                Event::Accepted { claim, lost } => self.on_accepted(claim, lost, link.consumer()),
                 Event::Room => {}
-                Event::Refused(claim, failure) => self.on_refused(claim, &failure),
+                Event::Refused(claim, failure) => self.on_refused(claim, &failure, link.consumer()),
                 Event::Failed(claim, failure) => self.on_failed(claim, &failure),
                 Event::Broken { failure, progress } => {
                     self.health.failed(&failure);
@@ -280,6 +291,7 @@ impl<C: Connect> Delivery<C> {
             }
             self.sent_until = self.sent_until.max(work.claim.end);
             work.attempts += 1;
+            work.sent_at = self.refusals;
             self.wire.insert(work.claim.start, work);
             link.send(batch);
         }
@@ -317,6 +329,7 @@ impl<C: Connect> Delivery<C> {
             claim: batch.claim,
             events: batch.events,
             attempts: 0,
+            sent_at: 0,
             refused_at: None,
             suspected: false,
         };
@@ -348,9 +361,10 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    fn on_accepted(&mut self, claim: Claim, lost: u64) {
+    fn on_accepted(&mut self, claim: Claim, lost: u64, consumer: usize) {
         let Some(work) = self.wire.remove(&claim.start) else { return };
-        self.accepted += 1;
+        let vouched = self.vouched.entry(consumer).or_default();
+        *vouched = work.sent_at.max(*vouched);
         self.careful = false;
         self.retry.reset();
         self.health.succeeded();
@@ -379,11 +393,15 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    fn on_refused(&mut self, claim: Claim, failure: &Failure) {
+    /// What was on the wire beside it when it was refused says nothing: the consumer may refuse everything since. Nor does
+    /// what another consumer accepts: this one's setting may be wrong.
+    fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         let Some(mut work) = self.wire.remove(&claim.start) else { return };
         self.health.refused(failure);
         self.isolating = true;
-        let refused_at = *work.refused_at.get_or_insert(self.accepted);
+        self.refusals += 1;
+        let refused_at = *work.refused_at.get_or_insert(self.refusals);
+        let vouched = self.vouched.get(&consumer).is_some_and(|sent_at| *sent_at >= refused_at);
         self.cursor.release(claim);
         if let Some((left, right)) = self.cursor.split(claim) {
             self.pending.push_front(Work { claim: right, attempts: 1, ..work });
@@ -392,7 +410,7 @@ impl<C: Connect> Delivery<C> {
             self.pending.push_front(work);
             self.health.down(failure);
             self.pause(failure);
-        } else if self.accepted > refused_at {
+        } else if vouched {
             // Taken again only to be dropped: a released claim may have been dropped already.
             if self.cursor.retake(claim).is_some() {
                 self.cursor.finish(claim, work.events);
@@ -408,11 +426,13 @@ impl<C: Connect> Delivery<C> {
 
     fn on_failed(&mut self, claim: Claim, failure: &Failure) {
         let Some(work) = self.wire.remove(&claim.start) else { return };
-        self.health.failed(failure);
         self.cursor.release(claim);
         let place = self.pending.partition_point(|other| other.claim < claim);
         self.pending.insert(place, work);
-        if !failure.elsewhere {
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+        } else {
+            self.health.failed(failure);
             self.pause(failure);
         }
     }

@@ -33,6 +33,7 @@ pub(super) struct Health {
     failures: u64,
     told_lost: Option<Instant>,
     lost: u64,
+    told_passed_over: Option<Instant>,
 }
 
 /// What `/status` shows. Shared with `admin`.
@@ -86,6 +87,7 @@ impl Health {
             failures: 0,
             told_lost: None,
             lost: 0,
+            told_passed_over: None,
         }
     }
 
@@ -158,6 +160,25 @@ impl Health {
             );
         }
         self.told = Some((now, failure.reason));
+    }
+
+    /// An attempt at one address failed, and another is tried at once: the output is not down, but somebody should know.
+    pub(super) fn passed_over(&mut self, failure: &Failure) {
+        self.metrics.failed(failure.reason);
+        self.status.lock().last_error = Some(failure.message.clone());
+        let (reason, error) = (failure.reason.name(), &failure.message);
+        let now = Instant::now();
+        if self.told_passed_over.is_some_and(|at| now.duration_since(at) < REMIND) {
+            tracing::debug!(output = self.name, reason, error, "address passed over");
+        } else {
+            self.told_passed_over = Some(now);
+            tracing::warn!(
+                output = self.name,
+                reason,
+                error,
+                "address passed over, trying another"
+            );
+        }
     }
 
     /// The consumer refused a batch for what is in it. Only where it goes on refusing is it down.

@@ -10,8 +10,6 @@ use std::future::Future;
 use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -41,6 +39,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+mod wire;
+
 use super::Expiry;
 use super::Failure;
 use super::Files;
@@ -48,6 +48,7 @@ use super::delivery::Connect;
 use super::delivery::Event;
 use super::delivery::Link;
 use super::endpoints::Endpoints;
+use super::retry::RETRY_AFTER_MAX;
 use super::stream::dial_failure;
 use super::stream::handshake;
 use super::stream::reload_tls;
@@ -57,6 +58,7 @@ use crate::audit;
 use crate::config;
 use crate::config::Compression;
 use crate::config::HttpFormat;
+use crate::config::Strategy;
 use crate::net;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -65,14 +67,20 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 use crate::tls;
 
+use wire::Progress;
+use wire::Wire;
+
 /// A consumer's answer is read so far, to keep the connection; a longer one ends it.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// And for so long; its status has come by then, which is all that counts.
+/// And for so long: the status has come by then, which is all that counts.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// Bytes handed to the socket at once: the steps in which progress is noticed.
+/// Bytes handed over at once: the steps in which `output_bytes_total` grows.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// How often in `timeouts.request` progress is looked for: so exact is the timeout.
+const LOOKS: u32 = 10;
 
 /// TCP keepalive of kept connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -83,12 +91,19 @@ struct Targets {
     headers: HeaderMap,
 }
 
+#[derive(PartialEq)]
 struct Target {
+    origin: Origin,
+    authority: HeaderValue,
+    path_and_query: String,
+}
+
+/// Where a connection leads: all of a URL that may be shown.
+#[derive(Clone, PartialEq)]
+struct Origin {
     https: bool,
     host: String,
     port: u16,
-    authority: HeaderValue,
-    path_and_query: String,
 }
 
 /// One output's requests. Shared by its lanes.
@@ -172,54 +187,69 @@ impl Client {
         self.targets
             .load()
             .as_ref()
-            .is_some_and(|targets| targets.targets.iter().any(|target| target.https))
+            .is_some_and(|targets| targets.targets.iter().any(|target| target.origin.https))
     }
 
     pub(super) async fn probe(self: &Arc<Self>) -> Vec<(String, Result<(), String>)> {
         let Some(targets) = self.targets.load_full() else { return Vec::new() };
         let mut results = Vec::new();
         for target in &targets.targets {
-            let dialled = self.dial(target).await;
+            let dialled = self.dial(&target.origin).await;
             results.push((
-                target.to_string(),
+                target.origin.to_string(),
                 dialled.map(drop).map_err(|failure| failure.to_string()),
             ));
         }
         results
     }
 
-    async fn dial(&self, target: &Target) -> Result<http1::SendRequest<Pieces>, Failure> {
+    async fn dial(&self, origin: &Origin) -> Result<Kept, Failure> {
         let deadline = Instant::now() + self.timeouts.connect;
-        let stream = net::dial(&target.host, target.port, deadline)
-            .await
-            .map_err(|error| dial_failure(&error))?;
+        let (host, port) = (&origin.host, origin.port);
+        let stream = net::dial(host, port, deadline).await.map_err(|error| dial_failure(&error))?;
         net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
         let failure =
-            |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{target}: {error}"));
+            |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{origin}: {error}"));
+        let wire = Wire::new(stream);
+        let progress = wire.progress();
         // The drivers end with their connections: when the lane drops its half, or the peer closes.
-        if target.https {
-            let stream =
-                handshake(&self.tls, &target.host, target.port, stream, deadline, &self.expiry)
-                    .await?;
+        let sender = if origin.https {
+            let stream = handshake(&self.tls, host, port, wire, deadline, &self.expiry).await?;
             let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
             self.drivers.spawn(driver);
-            Ok(sender)
+            sender
         } else {
-            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
+            let (sender, driver) = http1::handshake(TokioIo::new(wire)).await.map_err(failure)?;
             self.drivers.spawn(driver);
-            Ok(sender)
-        }
+            sender
+        };
+        Ok(Kept { origin: origin.clone(), sender, progress })
     }
 
     /// Sends a batch on a lane's connection, or on a new one where it has none for the address whose turn it is.
-    async fn attempt(&self, lane: &mut Lane, batch: Batch) -> Outcome {
+    async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
+        let index = self.endpoints.pick();
+        let mut outcome = self.attempt_at(index, lane, batch).await;
+        let another_may = self.config.strategy == Strategy::RoundRobin;
+        match outcome {
+            // Where all are equals, one that refuses what others take is at fault. Passed over, it is tried again later.
+            Outcome::Refused(mut failure) if another_may && self.endpoints.failed(index) => {
+                failure.elsewhere = true;
+                outcome = Outcome::Failed(failure);
+            }
+            Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
+            Outcome::Failed(ref mut failure) => failure.elsewhere = self.endpoints.failed(index),
+        }
+        (index, outcome)
+    }
+
+    async fn attempt_at(&self, index: usize, lane: &mut Lane, batch: Batch) -> Outcome {
         let Some(targets) = self.targets.load_full() else {
             return Outcome::Failed(Failure::new(
                 AttemptError::Protocol,
                 "the URL's files have not been read",
             ));
         };
-        let index = self.endpoints.pick();
         let Some(target) = targets.targets.get(index) else {
             return Outcome::Failed(Failure::new(AttemptError::Protocol, "no such URL"));
         };
@@ -227,66 +257,60 @@ impl Client {
             Ok(body) => body,
             Err(failure) => return Outcome::Failed(failure),
         };
-        let mut outcome = self.exchange(lane, index, &targets, target, body).await;
-        match &mut outcome {
-            Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
-            Outcome::Failed(failure) => failure.elsewhere = self.endpoints.failed(index),
-        }
-        outcome
+        self.exchange(lane, &targets.headers, target, body).await
     }
 
     async fn exchange(
         &self,
         lane: &mut Lane,
-        index: usize,
-        targets: &Targets,
+        headers: &HeaderMap,
         target: &Target,
         body: Vec<Bytes>,
     ) -> Outcome {
-        let mut kept = lane.kept.take().filter(|kept| kept.index == index);
+        let origin = &target.origin;
+        let failed = |reason, what: &str| Failure::new(reason, format!("{origin}: {what}"));
+        let mut kept = lane.kept.take().filter(|kept| kept.origin == *origin);
         loop {
+            // Not ready where the peer has closed it, or has answered a request that it has not read to its end.
             let reused = match &mut kept {
                 Some(kept) => {
-                    let ready = tokio::time::timeout(ANSWER_TIME, kept.sender.ready());
+                    let ready = tokio::time::timeout(self.timeouts.connect, kept.sender.ready());
                     matches!(ready.await, Ok(Ok(())))
                 }
                 None => false,
             };
-            let mut sender = match kept.take() {
-                Some(kept) if reused => kept.sender,
-                _ => match self.dial(target).await {
-                    Ok(sender) => sender,
+            let mut connection = match kept.take() {
+                Some(kept) if reused => kept,
+                _ => match self.dial(origin).await {
+                    Ok(connection) => connection,
                     Err(failure) => return Outcome::Failed(failure),
                 },
             };
-            let progress = Arc::new(Progress::start());
-            let pieces = Pieces::new(&body, Arc::clone(&progress), self.metrics.clone());
-            let request = match self.request(targets, target, pieces) {
+            let request = match self.request(headers, target, &body) {
                 Ok(request) => request,
                 Err(error) => {
-                    return Outcome::Failed(Failure::new(
-                        AttemptError::Protocol,
-                        format!("{target}: {error}"),
-                    ));
+                    return Outcome::Failed(failed(AttemptError::Protocol, &error.to_string()));
                 }
             };
-            let answer = self.in_time(&progress, sender.send_request(request)).await;
-            let response = match answer {
-                // The peer closed a kept connection as we wrote to it: no word about this request.
-                Some(Err(_)) if reused => continue,
-                Some(Err(error)) => {
-                    return Outcome::Failed(Failure::new(
-                        AttemptError::Closed,
-                        format!("{target}: {}", chain(&error)),
-                    ));
-                }
-                None => return Outcome::Failed(self.too_slow(target)),
+            let answer = connection.sender.send_request(request);
+            let response = match self.in_time(&connection.progress, answer).await {
                 Some(Ok(response)) => response,
+                Some(Err(error)) => {
+                    let reason = broken(&error);
+                    if reused && reason == AttemptError::Closed {
+                        // The peer closed a kept connection as we wrote to it: no word about this request.
+                        continue;
+                    }
+                    return Outcome::Failed(failed(reason, &chain(&error)));
+                }
+                None => {
+                    let waited = self.timeouts.request.as_secs_f64();
+                    let what = format!("no answer and no progress for {waited} s");
+                    return Outcome::Failed(failed(AttemptError::Timeout, &what));
+                }
             };
-            let (outcome, keep) = self.judge(target, response).await;
-            if keep {
-                lane.kept = Some(Kept { index, sender });
-            }
+            let (outcome, keep) = self.judge(origin, response).await;
+            lane.kept = keep.then_some(connection);
             return outcome;
         }
     }
@@ -298,30 +322,28 @@ impl Client {
         exchange: impl Future<Output = T>,
     ) -> Option<T> {
         let mut exchange = std::pin::pin!(exchange);
+        let (mut seen, mut since) = (progress.bytes(), Instant::now());
         loop {
-            let due = progress.last() + self.timeouts.request;
-            match tokio::time::timeout_at(due, exchange.as_mut()).await {
-                Ok(done) => return Some(done),
-                Err(_) if progress.last() + self.timeouts.request > due => {}
-                Err(_) => return None,
+            let look = self.timeouts.request / LOOKS;
+            if let Ok(done) = tokio::time::timeout(look, exchange.as_mut()).await {
+                return Some(done);
+            }
+            let now = progress.bytes();
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() >= self.timeouts.request {
+                return None;
             }
         }
     }
 
-    fn too_slow(&self, target: &Target) -> Failure {
-        let waited = self.timeouts.request.as_secs_f64();
-        Failure::new(
-            AttemptError::Timeout,
-            format!("{target}: no answer and no progress for {waited} s"),
-        )
-    }
-
     fn request(
         &self,
-        targets: &Targets,
+        extra: &HeaderMap,
         target: &Target,
-        body: Pieces,
+        body: &[Bytes],
     ) -> Result<Request<Pieces>, hyper::http::Error> {
+        let body = Pieces::new(body, self.metrics.clone());
         let content_type = match self.config.format {
             HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
             HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
@@ -343,14 +365,14 @@ impl Client {
         if let Some(encoding) = encoding {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
         }
-        for (name, value) in &targets.headers {
+        for (name, value) in extra {
             headers.insert(name, value.clone());
         }
         Ok(request)
     }
 
     /// What an answer means, and whether its connection can be kept. Its body is read and thrown away.
-    async fn judge(&self, target: &Target, response: Response<Incoming>) -> (Outcome, bool) {
+    async fn judge(&self, origin: &Origin, response: Response<Incoming>) -> (Outcome, bool) {
         let (head, mut body) = response.into_parts();
         let mut read = 0;
         let rest = async {
@@ -366,7 +388,7 @@ impl Client {
         let status = head.status;
         let failure = |reason| Failure {
             retry_after: retry_after(&head.headers, SystemTime::now()),
-            ..Failure::new(reason, format!("{target}: answered {status}"))
+            ..Failure::new(reason, format!("{origin}: answered {status}"))
         };
         let outcome = match status {
             status if status.is_success() => Outcome::Accepted,
@@ -423,18 +445,11 @@ impl Files for Client {
 
 impl Targets {
     fn is_same(&self, other: &Self) -> bool {
-        let same = |(one, other): (&Target, &Target)| {
-            (one.https, &one.host, one.port, &one.path_and_query)
-                == (other.https, &other.host, other.port, &other.path_and_query)
-        };
-        self.headers == other.headers
-            && self.targets.len() == other.targets.len()
-            && self.targets.iter().zip(&other.targets).all(same)
+        self.headers == other.headers && self.targets == other.targets
     }
 }
 
-/// Scheme, host and port: all that may be shown.
-impl std::fmt::Display for Target {
+impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.https { "https" } else { "http" };
         match self.host.contains(':') {
@@ -463,10 +478,9 @@ fn target(text: &str) -> Result<Target, String> {
         Some(query) => format!("{}?{query}", url.path()),
         None => url.path().to_owned(),
     };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     Ok(Target {
-        https,
-        host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-        port,
+        origin: Origin { https, host, port },
         authority: HeaderValue::from_str(&authority)
             .map_err(|_| "has an unusable host".to_owned())?,
         path_and_query,
@@ -504,13 +518,38 @@ fn zstd(pieces: &[Bytes]) -> std::io::Result<Vec<u8>> {
     encoder.finish()
 }
 
-/// Retry-After: seconds or a date (RFC 9110 §10.2.3).
+/// Retry-After: seconds or a date (RFC 9110 §10.2.3), as far as it is heeded.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = value.parse() {
-        return Some(Duration::from_secs(seconds));
+    let asked = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Digits that are no number are too many.
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(value).ok()?.duration_since(now).ok()?
+    };
+    Some(asked.min(RETRY_AFTER_MAX))
+}
+
+/// Why there is no answer on a connection that was made.
+fn broken(error: &hyper::Error) -> AttemptError {
+    if error.is_parse() {
+        return AttemptError::Protocol;
     }
-    httpdate::parse_http_date(value).ok()?.duration_since(now).ok()
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            // With TLS 1.3 a server refuses the client's certificate after the handshake.
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                return AttemptError::Tls;
+            }
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                return AttemptError::Timeout;
+            }
+            return AttemptError::Closed;
+        }
+        source = error.source();
+    }
+    AttemptError::Closed
 }
 
 /// RFC 4648 §4, for Basic authentication.
@@ -554,45 +593,24 @@ struct Lane {
     kept: Option<Kept>,
 }
 
+/// A connection.
 struct Kept {
-    index: usize,
+    origin: Origin,
     sender: http1::SendRequest<Pieces>,
+    progress: Progress,
 }
 
-/// When a request's body last went on.
-struct Progress {
-    started: Instant,
-    /// Behind `started`.
-    millis: AtomicU64,
-}
-
-impl Progress {
-    fn start() -> Self {
-        Self { started: Instant::now(), millis: AtomicU64::new(0) }
-    }
-
-    fn note(&self) {
-        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.millis.store(millis, Ordering::Relaxed);
-    }
-
-    fn last(&self) -> Instant {
-        self.started + Duration::from_millis(self.millis.load(Ordering::Relaxed))
-    }
-}
-
-/// A request's body, whose length is known and whose progress can be seen.
+/// A request's body, whose length is known.
 struct Pieces {
     pieces: VecDeque<Bytes>,
     left: u64,
-    progress: Arc<Progress>,
     metrics: OutputMetrics,
 }
 
 impl Pieces {
-    fn new(pieces: &[Bytes], progress: Arc<Progress>, metrics: OutputMetrics) -> Self {
+    fn new(pieces: &[Bytes], metrics: OutputMetrics) -> Self {
         let left = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces: pieces.to_vec().into(), left, progress, metrics }
+        Self { pieces: pieces.to_vec().into(), left, metrics }
     }
 }
 
@@ -611,7 +629,6 @@ impl Body for Pieces {
         }
         let bytes = piece.len() as u64;
         self.left -= bytes;
-        self.progress.note();
         self.metrics.bytes.increment(bytes);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
@@ -635,17 +652,24 @@ impl Connect for Connector {
 
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
         let lanes = (0..self.0.config.concurrency).map(|_| Lane::default()).collect();
-        Ok(HttpLink { client: Arc::clone(&self.0), lanes, busy: FuturesUnordered::new() })
+        Ok(HttpLink {
+            client: Arc::clone(&self.0),
+            lanes,
+            busy: FuturesUnordered::new(),
+            consumer: 0,
+        })
     }
 }
 
-type Exchange = Pin<Box<dyn Future<Output = (Lane, Claim, Outcome)> + Send>>;
+type Exchange = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + Send>>;
 
 /// The lanes.
 pub(super) struct HttpLink {
     client: Arc<Client>,
     lanes: Vec<Lane>,
     busy: FuturesUnordered<Exchange>,
+    /// The URL that the last event came from.
+    consumer: usize,
 }
 
 impl Link for HttpLink {
@@ -668,8 +692,9 @@ impl Link for HttpLink {
     async fn event(&mut self) -> Event {
         match self.busy.next().await {
             None => std::future::pending().await,
-            Some((lane, claim, outcome)) => {
+            Some((lane, claim, (index, outcome))) => {
                 self.lanes.push(lane);
+                self.consumer = index;
                 match outcome {
                     Outcome::Accepted => Event::Accepted { claim, lost: 0 },
                     Outcome::Refused(failure) => Event::Refused(claim, failure),
@@ -677,6 +702,10 @@ impl Link for HttpLink {
                 }
             }
         }
+    }
+
+    fn consumer(&self) -> usize {
+        self.consumer
     }
 
     /// Requests under way are cut off: what they carry is not final.
@@ -694,13 +723,13 @@ mod tests {
     #[test]
     fn a_target_shows_neither_path_nor_query() {
         let target = target("https://logs.example:8443/v1/in?token=s3cr3t").unwrap();
-        assert_eq!(target.to_string(), "https://logs.example:8443");
+        assert_eq!(target.origin.to_string(), "https://logs.example:8443");
         assert_eq!(target.path_and_query, "/v1/in?token=s3cr3t");
         assert_eq!(target.authority, "logs.example:8443");
         let target = super::target("http://[::1]/x").unwrap();
-        assert_eq!((target.host.as_str(), target.port), ("::1", 80));
+        assert_eq!((target.origin.host.as_str(), target.origin.port), ("::1", 80));
         assert_eq!(
-            (target.to_string().as_str(), target.authority),
+            (target.origin.to_string().as_str(), target.authority),
             ("http://[::1]:80", HeaderValue::from_static("[::1]"))
         );
         assert!(super::target("ftp://x/").is_err());
@@ -717,7 +746,9 @@ mod tests {
         assert_eq!(of("7"), Some(Duration::from_secs(7)));
         assert_eq!(of("Sun, 09 Sep 2001 01:46:50 GMT"), Some(Duration::from_secs(10)));
         assert_eq!(of("Sun, 09 Sep 2001 01:46:30 GMT"), None);
-        assert_eq!(of("soon"), None);
+        assert_eq!(of("99999999999999999999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(of("Fri, 31 Dec 9999 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+        assert_eq!((of("soon"), of("-1"), of("+1"), of("")), (None, None, None, None));
     }
 
     #[test]

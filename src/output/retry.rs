@@ -9,7 +9,7 @@ use backoff::backoff::Backoff;
 use crate::config;
 
 /// A consumer's Retry-After is heeded up to here; what asks for more has lost its clock.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Growing, jittered waits without an end. Owned by a delivery loop.
 pub(super) struct Retry {

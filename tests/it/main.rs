@@ -16,6 +16,10 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod http_endpoints;
+mod http_output;
+mod http_refused;
+mod http_tls;
 mod peers_work;
 mod readme;
 mod support;

@@ -103,6 +103,16 @@ impl Certificates {
         Arc::new(config.expect("key and certificate fit"))
     }
 
+    /// A server that presents `pair` and speaks nothing newer than TLS 1.2.
+    pub(crate) fn old_server_config(&self, pair: &Pair) -> Arc<rustls::ServerConfig> {
+        let config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .expect("the provider has it")
+            .with_no_client_auth()
+            .with_single_cert(chain(&pair.certificate), key(&pair.key));
+        Arc::new(config.expect("key and certificate fit"))
+    }
+
     /// A client that trusts our `ca` and presents `pair` where it is asked for a certificate.
     pub(crate) fn client_config(&self, pair: Option<&Pair>) -> Arc<rustls::ClientConfig> {
         let builder = rustls::ClientConfig::builder_with_provider(provider())

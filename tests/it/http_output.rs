@@ -1,0 +1,696 @@
+//! `type = "http"`: what a consumer gets, and that no answer of its can lose, change or block an event.
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::audit_log;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http;
+use crate::support::http::Unannounced;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::QUICK;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::events_in;
+use crate::support::requests::received_events;
+use crate::support::requests::to_sink;
+use crate::support::server::Options;
+use crate::support::server::Server;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_until;
+
+const FORMATS: [&str; 4] = ["event_list", "ndjson", "json_array", "audit_log"];
+const COMPRESSIONS: [&str; 3] = ["none", "gzip", "zstd"];
+
+/// Sums of `output_errors_total` by reason, without those that are 0.
+fn errors(relay: &Relay) -> BTreeMap<String, f64> {
+    let mut errors = BTreeMap::new();
+    for (labels, value) in relay.metrics().all("output_errors_total") {
+        let reason = &labels.iter().find(|(name, _)| name == "reason").expect("a reason").1;
+        *errors.entry(reason.clone()).or_insert(0.0) += value;
+    }
+    errors.retain(|_, value| *value > 0.0);
+    errors
+}
+
+/// The lines of its log that are no information.
+fn complaints(relay: &Relay) -> Vec<serde_json::Value> {
+    let lines = relay.log_lines();
+    let lines = lines.iter().filter_map(|line| serde_json::from_str(line).ok());
+    lines.filter(|line: &serde_json::Value| line["level"] != "INFO").collect()
+}
+
+/// An event as kube-apiserver's audit.log has it.
+fn as_logged(event: &[u8]) -> Vec<u8> {
+    let head: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
+    if event.starts_with(head) { event.to_vec() } else { [head, &event[1..]].concat() }
+}
+
+/// One relay with an output for each format and compression, and the whole corpus through all of them.
+fn every_format_carries_the_corpus(concurrency: usize) {
+    let sink = HttpSink::accepting();
+    let mut config = BASE.to_owned();
+    for (format, compression) in
+        FORMATS.iter().flat_map(|format| COMPRESSIONS.map(|compression| (format, compression)))
+    {
+        let name = format!("{}-{compression}", format.replace('_', "-"));
+        let url = format!("http://{}/{format}/{compression}", sink.address());
+        config.push_str(&format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n\
+             format = \"{format}\"\ncompression = \"{compression}\"\nconcurrency = {concurrency}\n\
+             batch = {{ max_bytes = \"200KiB\", max_events = 150 }}\n"
+        ));
+    }
+    let relay = Relay::start(&config);
+    let mut events = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        events.extend(events_of(&body.bytes));
+    }
+    let log = audit_log();
+    let answer = http::post(relay.address(), "/", "application/x-ndjson", &log).unwrap();
+    assert_eq!(answer.status, 200);
+    events.extend(log.split(|&byte| byte == b'\n').map(<[u8]>::to_vec));
+    assert!(events.pop().unwrap().is_empty());
+
+    relay.wait_until_delivered(PATIENCE * 2);
+    let logged: Vec<_> = events.iter().map(|event| as_logged(event)).collect();
+    let requests = sink.requests();
+    for format in FORMATS {
+        for compression in COMPRESSIONS {
+            let target = format!("/{format}/{compression}");
+            let of_this = requests.iter().filter(|request| request.target == target);
+            let mut received = Vec::new();
+            for request in of_this {
+                assert_eq!(request.header("content-encoding").unwrap_or("none"), compression);
+                let lines = matches!(format, "ndjson" | "audit_log");
+                let kind = if lines { "application/x-ndjson" } else { "application/json" };
+                assert_eq!(request.header("content-type"), Some(kind));
+                let events = events_in(request);
+                let bytes: usize = events.iter().map(|event| event.len() + 1).sum();
+                assert!(events.len() == 1 || events.len() <= 150 && bytes <= 200 * 1024 + 150 * 48);
+                received.extend(events);
+            }
+            let expected = if format == "audit_log" { &logged } else { &events };
+            if concurrency == 1 {
+                assert!(received == *expected, "{target}: other events, or another order");
+            } else {
+                assert_same_set(&received, expected);
+            }
+        }
+    }
+    assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn every_format_and_compression_carries_the_corpus_byte_for_byte_and_in_order() {
+    every_format_carries_the_corpus(1);
+}
+
+#[test]
+fn every_format_and_compression_carries_the_corpus_over_four_connections() {
+    every_format_carries_the_corpus(4);
+}
+
+#[test]
+fn an_event_list_looks_as_kube_apiservers_own() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), ""));
+    let body = generated_batch(1, 400, 1600);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.accepted() == [body], "the request is not what kube-apiserver sent");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let file = directory.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        file
+    };
+    let token = file("token", "first-token\n");
+    let password = file("password", "pass:wörd\r\n");
+    let tenant = file("tenant", "first-tenant");
+    let sink = HttpSink::accepting();
+    let more = format!(
+        "headers = {{ X-Tenant = \"t/${{file:{}}}\", X-Env = \"${{env:WHERE}}\" }}\n\
+         bearer_token_file = \"{}\"\n\
+         [[output]]\nname = \"basic\"\ntype = \"http\"\nurls = [\"http://{}/basic?x=1\"]\n\
+         basic_auth = {{ username = \"${{env:WHERE}}\", password_file = \"{}\" }}\n",
+        text(&tenant),
+        text(&token),
+        sink.address(),
+        text(&password),
+    );
+    let relay = Relay::with(&to_sink(sink.address(), &more)).variable("WHERE", "prod").start();
+    let post = |number: u64| {
+        let before = sink.count();
+        assert_eq!(relay.post(&generated_batch(number, 1, 900)).status, 200);
+        sink.wait_for_count(before + 2, PATIENCE);
+        let requests = sink.requests().split_off(before);
+        let of =
+            |path: &str| requests.iter().find(|request| request.target == path).unwrap().clone();
+        (of("/ingest"), of("/basic?x=1"))
+    };
+    let (bearer, basic) = post(1);
+    assert_eq!(bearer.method, "POST");
+    assert_eq!(bearer.header("authorization"), Some("Bearer first-token"));
+    assert_eq!(bearer.header("x-tenant"), Some("t/first-tenant"));
+    assert_eq!(bearer.header("x-env"), Some("prod"));
+    assert_eq!(bearer.header("host"), Some(sink.address().to_string().as_str()));
+    assert!(bearer.header("user-agent").unwrap().starts_with("kube-audit-forwarder/"));
+    assert_eq!(bearer.header("content-length"), Some(bearer.body.len().to_string().as_str()));
+    assert_eq!(bearer.header("transfer-encoding"), None);
+    // printf 'prod:pass:wörd' | base64
+    assert_eq!(basic.header("authorization"), Some("Basic cHJvZDpwYXNzOnfDtnJk"));
+    assert_eq!(basic.header("x-tenant"), None);
+
+    file("token", "second-token");
+    file("password", "other");
+    // As Kubernetes swaps a mounted Secret: another file under the same name.
+    std::fs::rename(file("tenant-new", "second-tenant\n"), &tenant).unwrap();
+    let changed = Instant::now();
+    let mut number = 2;
+    wait_until("the new secrets", PATIENCE, || {
+        number += 1;
+        let (bearer, basic) = post(number);
+        bearer.header("authorization") == Some("Bearer second-token")
+            && bearer.header("x-tenant") == Some("t/second-tenant")
+            && basic.header("authorization") == Some("Basic cHJvZDpvdGhlcg==")
+    });
+    assert!(changed.elapsed() < Duration::from_secs(6), "3 s, and as much for a loaded machine");
+    // A file that is gone, or that no header can hold, changes nothing.
+    std::fs::remove_file(&token).unwrap();
+    file("password", "two\nlines\n\n");
+    relay.wait_for_log("files can't be reloaded, going on with what is in use", PATIENCE);
+    let (bearer, _) = post(1_000_000);
+    assert_eq!(bearer.header("authorization"), Some("Bearer second-token"));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_changed_url_is_used_at_once_also_where_a_connection_to_the_old_one_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("url");
+    let (old, new) = (HttpSink::accepting(), HttpSink::accepting());
+    std::fs::write(&file, format!("http://{}/old?token=1", old.address())).unwrap();
+    let urls = [format!("${{file:{}}}", text(&file))];
+    let relay = Relay::start(&crate::support::requests::to_http(&urls, "concurrency = 1\n"));
+    assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    std::fs::write(&file, format!("http://{}/new?token=2", new.address())).unwrap();
+    relay.wait_for_log("files reloaded", PATIENCE);
+    for seed in 2..6 {
+        assert_eq!(relay.post(&generated_batch(seed, 1, 900)).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(old.count(), 1, "the new token went to the old consumer");
+    assert_eq!(accepted_events(&new).len(), 4);
+    assert_eq!(new.requests()[0].target, "/new?token=2");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_connection_is_kept_and_used_again() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    for seed in 0..20 {
+        assert_eq!(relay.post(&generated_batch(seed, 5, 900)).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(sink.history().len(), 1);
+    assert_eq!(accepted_events(&sink).len(), 100);
+
+    // Closed while idle: not an error, and not noticed by anybody.
+    sink.close_connections();
+    assert_eq!(relay.post(&generated_batch(100, 5, 900)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(sink.history().len(), 2);
+    sink.reset_connections();
+    assert_eq!(relay.post(&generated_batch(101, 5, 900)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(accepted_events(&sink).len(), 110);
+    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn no_more_connections_are_open_than_concurrency_says() {
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(30)));
+    let more = "concurrency = 3\nbatch = { max_events = 10 }\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    assert_eq!(relay.post(&generated_batch(0, 400, 900)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(sink.history().len(), 3);
+    assert_eq!(sink.count(), 40);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_complaint() {
+    // The second request of a connection gets no answer: as from a server that closes an idle
+    // connection while the request is on its way.
+    let seen = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let sink = HttpSink::start(move |request| {
+        let first = seen.lock().unwrap().insert(request.connection);
+        match (first, request.connection % 2) {
+            (true, _) => Answer::status(200),
+            (false, 0) => Answer::hang_up(),
+            (false, _) => Answer::reset(),
+        }
+    });
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    let mut events = Vec::new();
+    for seed in 0..8 {
+        let body = generated_batch(seed, 3, 900);
+        events.extend(events_of(&body));
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+    }
+    assert!(accepted_events(&sink) == events);
+    assert_eq!(sink.history().len(), 8);
+    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
+    relay.finish(Backlog::Empty);
+}
+
+/// A consumer that gives these bytes, one piece after the other, to each request; answers are taken in turn.
+fn in_pieces(answers: &'static [&'static [&'static [u8]]]) -> (Server, Arc<AtomicUsize>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    let requests = Arc::clone(&count);
+    let server = Server::start(Options::default(), move |stream, connection| {
+        let mut reader = BufReader::new(stream);
+        while let Ok(Some(head)) = http::read_head(&mut reader) {
+            if http::read_body(&mut reader, &head, Unannounced::Empty).is_err() {
+                return;
+            }
+            let number = requests.fetch_add(1, Ordering::SeqCst);
+            for piece in answers[number % answers.len()] {
+                let written =
+                    reader.get_mut().write_all(piece).and_then(|()| reader.get_mut().flush());
+                if written.is_err() || !connection.rest(Duration::from_millis(20)) {
+                    return;
+                }
+                if *piece == b"" {
+                    return;
+                }
+            }
+        }
+    });
+    (server, count)
+}
+
+/// An empty piece closes the connection.
+const STRANGE_ANSWERS: [&[&[u8]]; 14] = [
+    &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"2\r\nok\r\n", b"0\r\n\r\n"],
+    &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nTrailer: 1\r\n\r\n"],
+    &[b"H", b"TTP/1.1 20", b"0 OK\r\nContent-", b"Length: 5\r", b"\n\r\nhe", b"llo"],
+    &[b"HTTP/1.1 204 No Content\r\n\r\n"],
+    &[b"HTTP/1.1 202\r\nContent-Length: 0\r\n\r\n"],
+    &[b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"],
+    &[b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n", b"HTTP/1.1 201 Made\r\nContent-Length: 0\r\n\r\n"],
+    &[b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", b""],
+    &[b"HTTP/1.1 200 OK\r\nconnection: Close\r\n\r\n", b"until", b" the end", b""],
+    &[b"HTTP/1.0 200 OK\r\n\r\nold", b""],
+    &[b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n"],
+    // 2xx is the acknowledgement: what breaks after it is no failure.
+    &[b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", b""],
+    &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b""],
+    &[b"HTTP/1.1 299 Odd\r\nContent-Length: 0\r\n\r\nmore than announced", b""],
+];
+
+#[test]
+fn every_way_to_say_2xx_is_understood() {
+    let (server, count) = in_pieces(&STRANGE_ANSWERS);
+    let relay = Relay::start(&to_sink(server.address(), "concurrency = 1\n"));
+    for seed in 0..u64::try_from(STRANGE_ANSWERS.len()).unwrap() {
+        assert_eq!(relay.post(&generated_batch(seed, 2, 900)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+    }
+    assert_eq!(count.load(Ordering::SeqCst), STRANGE_ANSWERS.len(), "some were sent twice");
+    assert_eq!(errors(&relay), BTreeMap::new());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_answer_of_any_size_costs_a_connection_and_no_memory() {
+    let huge = vec![b'x'; 40 * 1024 * 1024];
+    let sink = HttpSink::start(move |_| Answer::status(200).body(huge.clone()));
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    for seed in 0..3 {
+        assert_eq!(relay.post(&generated_batch(seed, 2, 900)).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert!(relay.rss_bytes_max() < 40 * 1024 * 1024, "{}", relay.rss_bytes_max());
+    assert_eq!(errors(&relay), BTreeMap::new());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn redirects_are_never_followed_and_lose_nothing() {
+    let other = HttpSink::accepting();
+    let location = format!("http://{}/elsewhere", other.address());
+    let statuses = [301, 302, 303, 304, 307, 308, 300];
+    let answers = statuses.map(|status| Answer::status(status).header("Location", &location));
+    let sink = HttpSink::script(answers.into_iter().chain([Answer::status(200)]));
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    let body = generated_batch(1, 10, 900);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&sink) == events_of(&body));
+    assert_eq!(other.count(), 0);
+    assert_eq!(errors(&relay), BTreeMap::from([("protocol".to_owned(), 7.0)]));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn statuses_of_the_connection_or_the_setting_are_retried_for_ever_and_loudly() {
+    let statuses =
+        [429, 500, 502, 503, 504, 401, 403, 404, 405, 408, 409, 411, 415, 431, 451, 499, 599];
+    for &concurrency in &[1, 4] {
+        let answers = statuses.iter().flat_map(|&status| vec![Answer::status(status); 4]);
+        let answers: Vec<_> = answers.chain(vec![Answer::status(200); 50]).collect();
+        let sink = HttpSink::start(move |request| answers[request.number].clone());
+        let more = format!("concurrency = {concurrency}\nbatch = {{ max_events = 20 }}\n");
+        let relay = Relay::start(&to_sink(sink.address(), &more));
+        let body = generated_batch(1, 100, 900);
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE * 2);
+        assert_same_set(&accepted_events(&sink), &events_of(&body));
+        let expected = [("status_429", 4.0), ("status_4xx", 11.0 * 4.0), ("status_5xx", 5.0 * 4.0)];
+        let expected = expected.map(|(reason, count)| (reason.to_owned(), count));
+        assert_eq!(errors(&relay), BTreeMap::from(expected));
+        let metrics = relay.metrics();
+        assert_eq!(metrics.value("output_retries_total", &[("output", "consumer")]), 68.0);
+        assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 0.0);
+        assert_eq!(metrics.value("output_up", &[("output", "consumer")]), 1.0);
+        let complaints = complaints(&relay);
+        assert!((1..=4).contains(&complaints.len()), "{complaints:#?}");
+        assert_eq!(complaints[0]["fields"]["message"], "output down, events are kept");
+        relay.wait_for_log("output up again", PATIENCE);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn an_expired_token_is_told_once_a_minute_and_not_for_each_attempt() {
+    let sink = HttpSink::start(|_| Answer::status(401).body("no"));
+    let more = "retry = { initial_interval = \"2ms\", max_interval = \"5ms\" }\n";
+    let config = to_sink(sink.address(), more).replacen(QUICK, "", 1);
+    let relay = Relay::start(&format!("{config}[shutdown]\ndrain_timeout = \"200ms\"\n"));
+    assert_eq!(relay.post(&generated_batch(1, 100, 900)).status, 200);
+    sink.wait_for_count(300, PATIENCE);
+    let complaints = complaints(&relay);
+    assert_eq!(complaints.len(), 1, "{complaints:#?}");
+    let said = complaints[0]["fields"]["error"].as_str().unwrap();
+    assert!(said.contains("401") && said.contains(&sink.address().to_string()), "{said}");
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    assert_eq!(status["outputs"][0]["up"], false);
+    assert_eq!(status["outputs"][0]["last_error"], said);
+    assert_eq!(status["outputs"][0]["backlog_events"], 100);
+    let ready = http::get(relay.admin(), "/readyz?verbose").unwrap();
+    assert_eq!(ready.status, 200, "a dead output is not unready");
+    assert!(ready.text().contains(said), "{}", ready.text());
+    relay.finish(Backlog::Stable);
+}
+
+/// The wait between the first answer, which has this Retry-After, and the second request.
+fn wait_after(status: u16, retry_after: &str) -> Duration {
+    let first = Answer::status(status).header("Retry-After", retry_after);
+    let sink = HttpSink::script([first, Answer::status(200)]);
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let requests = sink.requests();
+    let waited = requests[1].began - requests[0].answered.unwrap().1;
+    relay.finish(Backlog::Empty);
+    waited
+}
+
+#[test]
+fn retry_after_in_seconds_is_heeded() {
+    for status in [429, 503, 401] {
+        let waited = wait_after(status, "1");
+        assert!(waited >= Duration::from_millis(990), "{status}: {waited:?}");
+    }
+}
+
+#[test]
+fn retry_after_as_a_date_is_heeded() {
+    let at = SystemTime::now() + Duration::from_secs(4);
+    // Whole seconds: 3 to 4 s from now, less what the start of the relay takes.
+    let waited = wait_after(503, &httpdate::fmt_http_date(at));
+    assert!(waited >= Duration::from_secs(1), "{waited:?}");
+}
+
+#[test]
+fn a_retry_after_that_means_nothing_is_ignored() {
+    for value in ["0", "soon", "-1", "Sun, 06 Nov 1994 08:49:37 GMT", "1.5", ""] {
+        let waited = wait_after(429, value);
+        assert!(waited < Duration::from_secs(5), "{value}: {waited:?}");
+    }
+}
+
+#[test]
+fn a_retry_after_beyond_all_clocks_stops_nothing_for_longer_than_five_minutes() {
+    for value in
+        ["18446744073709551615", "99999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"]
+    {
+        let sink = HttpSink::start(move |_| Answer::status(429).header("Retry-After", value));
+        let more = "concurrency = 4\nbatch = { max_events = 1 }\n";
+        let config = to_sink(sink.address(), more);
+        let relay = Relay::start(&format!("{config}[shutdown]\ndrain_timeout = \"200ms\"\n"));
+        assert_eq!(relay.post(&generated_batch(1, 20, 900)).status, 200);
+        // All four lanes: the second failure of a moment adds to the first one's wait.
+        sink.wait_for_count(4, PATIENCE);
+        relay.wait_for_metrics("the failures", PATIENCE, |metrics| {
+            (metrics.sum("output_errors_total") >= 4.0).then_some(())
+        });
+        let next = wait_for_next_retry(&relay);
+        assert!((290.0..=300.0).contains(&next), "{value}: {next} s");
+        relay.finish(Backlog::Stable);
+    }
+}
+
+fn wait_for_next_retry(relay: &Relay) -> f64 {
+    let next = || {
+        let status = http::get(relay.admin(), "/status").ok()?.json();
+        status["outputs"][0]["next_retry_seconds"].as_f64()
+    };
+    crate::support::wait_for("a wait", PATIENCE, next)
+}
+
+#[test]
+fn each_reason_of_failure_is_counted_under_its_name() {
+    let hangs_up = HttpSink::start(|_| Answer::hang_up());
+    let hangs = HttpSink::start(|_| Answer::never());
+    let garbage = HttpSink::start(|_| Answer::raw("SSH-2.0-OpenSSH_9.2p1 Debian\r\n").closing());
+    let huge_head = HttpSink::start(|_| {
+        let head = format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n\r\n", "x".repeat(2_000_000));
+        Answer::raw(head).closing()
+    });
+    let plain = TcpSink::start();
+    let nobody = free_port();
+    // getaddrinfo refuses a label of more than 63 characters without asking anybody.
+    let no_name = format!("{}.invalid", "x".repeat(64));
+    let outputs = [
+        ("resolve", format!("http://{no_name}/")),
+        ("connect", format!("http://127.0.0.1:{nobody}/")),
+        ("tls", format!("https://{}/", plain.address())),
+        ("timeout", format!("http://{}/", hangs.address())),
+        ("closed", format!("http://{}/", hangs_up.address())),
+        ("protocol", format!("http://{}/", garbage.address())),
+        ("protocol-head", format!("http://{}/", huge_head.address())),
+    ];
+    let mut config = BASE.to_owned();
+    for (name, url) in &outputs {
+        config.push_str(&format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n{QUICK}\
+             timeouts = {{ request = \"300ms\", connect = \"2s\" }}\n"
+        ));
+    }
+    config.push_str("[shutdown]\ndrain_timeout = \"200ms\"\n");
+    let relay = Relay::start(&config);
+    assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+    for (name, _) in &outputs {
+        let reason = name.strip_suffix("-head").unwrap_or(name);
+        relay.wait_for_metrics(&format!("three failures of {name}"), PATIENCE, |metrics| {
+            let labels = [("output", *name), ("reason", reason)];
+            (metrics.value("output_errors_total", &labels) >= 3.0).then_some(())
+        });
+    }
+    // Under no other name.
+    for (labels, value) in relay.metrics().all("output_errors_total") {
+        let of = |key: &str| labels.iter().find(|(name, _)| name == key).unwrap().1.clone();
+        let right = of("output").trim_end_matches("-head") == of("reason");
+        assert!(right == (value > 0.0), "{labels:?}: {value}");
+    }
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn a_consumer_that_takes_12_s_gets_each_batch_once() {
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_secs(12)));
+    let relay = Relay::start(&to_sink(sink.address(), "batch = { max_events = 100 }\n"));
+    let body = generated_batch(1, 400, 900);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(sink.count(), 4);
+    assert_same_set(&received_events(&sink), &events_of(&body));
+    assert_eq!(errors(&relay), BTreeMap::new());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_answer_within_the_timeout_is_waited_for_however_close() {
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(1400)));
+    let more = "concurrency = 1\ntimeouts = { request = \"3s\" }\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    let mut events = Vec::new();
+    for seed in 0..3 {
+        let body = generated_batch(seed, 400, 1600);
+        events.extend(events_of(&body));
+        assert_eq!(relay.post(&body).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert!(received_events(&sink) == events, "some were sent twice, or in another order");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_hung_consumer_is_left_after_the_timeout_and_not_later() {
+    let first = AtomicUsize::new(0);
+    let sink = HttpSink::start(move |_| match first.fetch_add(1, Ordering::SeqCst) {
+        0 => Answer::never(),
+        _ => Answer::status(200),
+    });
+    let more = "concurrency = 1\ntimeouts = { request = \"3s\" }\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    let body = generated_batch(1, 400, 1600);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&sink) == events_of(&body));
+    let requests = sink.requests();
+    let waited = requests[1].began - requests[0].read;
+    assert!(waited >= Duration::from_millis(2900), "{waited:?}");
+    assert!(waited < Duration::from_millis(5500), "{waited:?}");
+    assert_eq!(errors(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_hangs_in_the_middle_of_a_body_is_left_and_gets_it_again() {
+    let sink =
+        HttpSink::with(Options { receive_buffer: Some(16 * 1024), ..Options::default() }, |_| {
+            Answer::status(200)
+        });
+    let more = "concurrency = 2\ntimeouts = { request = \"500ms\" }\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    sink.pause(true);
+    let body = generated_batch(1, 400, 20_000);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_for_metrics("timeouts", PATIENCE, |metrics| {
+        (metrics.sum("output_errors_total") >= 3.0).then_some(())
+    });
+    sink.pause(false);
+    relay.wait_until_delivered(PATIENCE);
+    let mut accepted = accepted_events(&sink);
+    accepted.sort();
+    accepted.dedup();
+    assert_same_set(&accepted, &events_of(&body).into_iter().collect::<Vec<_>>());
+    assert_eq!(errors(&relay).keys().collect::<Vec<_>>(), ["timeout"]);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
+    // 6 MB at 128 KiB in 100 ms: about 5 s, and more than a second for what lies in buffers alone.
+    let options = Options { receive_buffer: Some(64 * 1024), ..Options::default() };
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&requests);
+    let server = Server::start(options, move |stream, connection| {
+        let mut reader = BufReader::with_capacity(4096, stream);
+        while let Ok(Some(head)) = http::read_head(&mut reader) {
+            count.fetch_add(1, Ordering::SeqCst);
+            let mut left: usize = head.header("content-length").unwrap().parse().unwrap();
+            let mut piece = vec![0; 128 * 1024];
+            while left > 0 {
+                let wanted = left.min(piece.len());
+                if reader.read_exact(&mut piece[..wanted]).is_err() {
+                    return;
+                }
+                left -= wanted;
+                if !connection.rest(Duration::from_millis(100)) {
+                    return;
+                }
+            }
+            // Its answer drips too.
+            for piece in [&b"HTTP/1.1 200 OK\r\n"[..], b"Content-Length: 0\r\n", b"\r\n"] {
+                if reader.get_mut().write_all(piece).is_err()
+                    || !connection.rest(Duration::from_millis(500))
+                {
+                    return;
+                }
+            }
+        }
+    });
+    let more = "batch = { max_bytes = \"8MiB\" }\ntimeouts = { request = \"900ms\" }\n";
+    let relay = Relay::start(&to_sink(server.address(), more));
+    assert_eq!(relay.post(&generated_batch(1, 300, 20_000)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(requests.load(Ordering::SeqCst), 1, "it was sent again");
+    assert_eq!(errors(&relay), BTreeMap::new());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_lone_event_does_not_wait_for_another() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), ""));
+    let posted = Instant::now();
+    assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
+    sink.wait_for_count(1, PATIENCE);
+    assert!(sink.requests()[0].read - posted < Duration::from_secs(2));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_is_sent_is_counted_as_acknowledged_once_and_as_bytes_each_time() {
+    let sink = HttpSink::script([Answer::hang_up(), Answer::status(500), Answer::status(200)]);
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    let body = generated_batch(1, 40, 900);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let metrics = relay.metrics();
+    let of = |name: &str| metrics.value(name, &[("output", "consumer")]);
+    assert_eq!(of("output_events_total"), 40.0);
+    #[allow(clippy::cast_precision_loss, reason = "a few kilobytes")]
+    let bytes = 3.0 * body.len() as f64;
+    assert_eq!(of("output_bytes_total"), bytes);
+    assert_eq!(of("output_retries_total"), 2.0);
+    assert_eq!(metrics.get("output_delivery_seconds_count", &[("output", "consumer")]), Some(1.0));
+    assert!(sink.accepted() == [body]);
+    relay.finish(Backlog::Empty);
+}

@@ -1,0 +1,87 @@
+//! What an http output sends, taken apart again: events out of request bodies, and configs with such an output.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::value::RawValue;
+
+use super::corpus::events_of;
+use super::http_sink::HttpSink;
+use super::http_sink::Request;
+use super::relay::BASE;
+
+/// Retries so quick that a test need not wait for them.
+pub(crate) const QUICK: &str =
+    "retry = { initial_interval = \"20ms\", max_interval = \"100ms\" }\n";
+
+/// A config with the usual listener and one http output of the name `consumer`.
+pub(crate) fn to_http(urls: &[String], more: &str) -> String {
+    format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"http\"\nurls = {urls:?}\n{QUICK}{more}"
+    )
+}
+
+/// As [`to_http`], with one plain URL.
+pub(crate) fn to_sink(address: SocketAddr, more: &str) -> String {
+    to_http(&[format!("http://{address}/ingest")], more)
+}
+
+/// The events of a request, whatever the output's format.
+pub(crate) fn events_in(request: &Request) -> Vec<Vec<u8>> {
+    let body = request.decoded();
+    if body.starts_with(b"[") {
+        let items: Vec<&RawValue> = serde_json::from_slice(&body).expect("an array");
+        return items.iter().map(|item| item.get().as_bytes().to_vec()).collect();
+    }
+    if body.starts_with(br#"{"kind":"EventList""#) {
+        return events_of(&body);
+    }
+    let mut lines: Vec<Vec<u8>> = body.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+    assert_eq!(lines.pop().as_deref(), Some(&b""[..]), "the last line has no end");
+    lines
+}
+
+/// The events that were answered 2xx, in the order of their requests.
+pub(crate) fn accepted_events(sink: &HttpSink) -> Vec<Vec<u8>> {
+    let requests = sink.requests();
+    requests.iter().filter(|request| request.is_accepted()).flat_map(events_in).collect()
+}
+
+/// Every event that came, answered or not.
+pub(crate) fn received_events(sink: &HttpSink) -> Vec<Vec<u8>> {
+    sink.requests().iter().flat_map(events_in).collect()
+}
+
+/// All of `expected` and nothing else, each once.
+pub(crate) fn assert_same_set(received: &[Vec<u8>], expected: &[Vec<u8>]) {
+    assert_eq!(received.len(), expected.len(), "another number of events");
+    assert_none_missing(received, expected);
+}
+
+/// All of `expected` and nothing else; some may have come more than once.
+pub(crate) fn assert_none_missing(received: &[Vec<u8>], expected: &[Vec<u8>]) {
+    let mut counts: BTreeMap<&[u8], i64> = BTreeMap::new();
+    expected.iter().for_each(|event| *counts.entry(event).or_default() -= 1);
+    for event in received {
+        *counts
+            .get_mut(event.as_slice())
+            .expect("an event that was never sent, or a changed one") += 1;
+    }
+    let missing = counts.values().filter(|&&count| count < 0).count();
+    assert_eq!(missing, 0, "of {} events", expected.len());
+}
+
+/// All of `expected` in its order: events may be repeated, but none comes before its predecessor has come.
+pub(crate) fn assert_in_order(received: &[Vec<u8>], expected: &[Vec<u8>]) {
+    let places: BTreeMap<&[u8], usize> =
+        expected.iter().enumerate().map(|(place, event)| (event.as_slice(), place)).collect();
+    assert_eq!(places.len(), expected.len(), "the events of such a test differ");
+    let mut next = 0;
+    for event in received {
+        let place =
+            *places.get(event.as_slice()).expect("an event that was never sent, or a changed one");
+        assert!(place <= next, "event {place} came before event {next}");
+        next = next.max(place + 1);
+    }
+    assert_eq!(next, expected.len(), "the last events are missing");
+}
