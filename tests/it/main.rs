@@ -17,4 +17,7 @@
 )]
 
 mod peers_work;
+mod stdout;
 mod support;
+mod syslog;
+mod tcp;

@@ -12,6 +12,7 @@ pub(crate) mod http_sink;
 pub(crate) mod metrics;
 pub(crate) mod peers;
 pub(crate) mod relay;
+pub(crate) mod sequence;
 pub(crate) mod server;
 pub(crate) mod stream;
 pub(crate) mod tcp_sink;
