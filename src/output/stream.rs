@@ -498,11 +498,13 @@ impl<E: Encode> StreamLink<E> {
         if let Some(refusal) = self.wire.refusal() {
             return self.broken(AttemptError::Tls, refusal);
         }
-        let reason = match error.kind() {
-            io::ErrorKind::TimedOut => AttemptError::Timeout,
+        let reason = if error.kind() == io::ErrorKind::TimedOut {
+            AttemptError::Timeout
+        } else if error.kind() == io::ErrorKind::InvalidData {
             // rustls's own errors, an alert of the peer's among them.
-            io::ErrorKind::InvalidData => AttemptError::Tls,
-            _ => AttemptError::Closed,
+            AttemptError::Tls
+        } else {
+            AttemptError::Closed
         };
         self.broken(reason, error)
     }

@@ -16,6 +16,7 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod configs;
 mod peers_work;
 mod stdout;
 mod support;

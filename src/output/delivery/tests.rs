@@ -130,7 +130,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         let mut seen = self.consumer.state.lock().unwrap();
         if let Answer::Break(read) = answer {
             assert!(EAGER, "only a stream breaks as a whole");
-            let read = self.wire.iter().take(read).flat_map(|batch| events_of(batch));
+            let read = self.wire.iter().take(read).flat_map(events_of);
             seen.events.extend(read);
             return Event::Broken {
                 failure: failure(AttemptError::Closed),

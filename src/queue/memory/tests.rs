@@ -27,6 +27,10 @@ fn batch(events: &[String]) -> Append {
     Append { lines: Bytes::from(lines), events: count, levels: LevelCounts::default() }
 }
 
+fn store(queue: &Queue, events: &[String], why: &str) {
+    drop(queue.append(batch(events)).expect(why));
+}
+
 fn names(names: &str) -> Vec<String> {
     names.split_whitespace().map(str::to_owned).collect()
 }
@@ -58,7 +62,7 @@ fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
     let events = [("x".repeat(21)), ("y".repeat(21))];
     for _ in 0..2 {
         assert!(queue.has_room(44));
-        let _ = queue.append(batch(&events)).expect("room");
+        store(&queue, &events, "room");
     }
     assert_eq!(queue.held(), (600, 4));
     assert!(!queue.has_room(0));
@@ -77,8 +81,8 @@ fn drop_newest_counts_what_no_output_can_get_once() {
     let (queue, telemetry) = queue(300, WhenFull::DropNewest, Acknowledge::Queued);
     let cursors = ["o", "p"].map(|name| queue.join(name, telemetry.output(name)));
     assert!(queue.has_room(u64::from(u32::MAX)), "every batch is answered with 200");
-    let _ = queue.append(batch(&names("a b"))).expect("room");
-    let _ = queue.append(batch(&names("c d e"))).expect("dropped, and that is told as stored");
+    store(&queue, &names("a b"), "room");
+    store(&queue, &names("c d e"), "dropped, and that is told as stored");
     for (cursor, name) in cursors.iter().zip(["o", "p"]) {
         let taken = cursor.next(ALL).expect("what was kept");
         assert_eq!(read(&taken), ["a", "b"]);
@@ -95,13 +99,13 @@ fn drop_oldest_counts_for_each_output_what_it_had_not_got() {
     let (queue, telemetry) = queue(3 * 260, WhenFull::DropOldest, Acknowledge::Queued);
     let [ahead, behind] = ["ahead", "behind"].map(|name| queue.join(name, telemetry.output(name)));
     for name in ["a b", "c d", "e f"] {
-        let _ = queue.append(batch(&names(name))).expect("room");
+        store(&queue, &names(name), "room");
     }
     // One has the first event of the first batch, and the second of it released.
     let first = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
     let second = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("b");
     ahead.finish(first.claim, 0);
-    let _ = queue.append(batch(&names("g h"))).expect("the second batch goes: b is on the wire");
+    store(&queue, &names("g h"), "the second batch goes: b is on the wire");
     assert_eq!(read(&behind.next(ALL).expect("the rest")), names("a b e f g h"));
     assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 2);
     assert_eq!(value(&telemetry, "error_total{plugin=\"behind\"}"), 2);
@@ -111,7 +115,7 @@ fn drop_oldest_counts_for_each_output_what_it_had_not_got() {
 
     behind.rewind();
     ahead.release(second.claim);
-    let _ = queue.append(batch(&names("i j"))).expect("now the first batch may go");
+    store(&queue, &names("i j"), "now the first batch may go");
     assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 3, "it had a already");
     assert_eq!(value(&telemetry, "error_total{plugin=\"behind\"}"), 4);
     assert!(ahead.retake(second.claim).is_none(), "it is gone");
@@ -125,13 +129,13 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
     let (queue, telemetry) = queue(3 * 258, WhenFull::DropOldest, Acknowledge::Queued);
     let cursor = queue.join("o", telemetry.output("o"));
     for name in ["a", "b", "c"] {
-        let _ = queue.append(batch(&names(name))).expect("room");
+        store(&queue, &names(name), "room");
     }
     let one = Take { bytes: u64::MAX, events: 1 };
     let claims: Vec<_> = (0..3).map(|_| cursor.next(one).expect("an event").claim).collect();
     cursor.release(claims[0]);
     cursor.finish(claims[1], 0);
-    let _ = queue.append(batch(&names("d"))).expect("a is dropped");
+    store(&queue, &names("d"), "a is dropped");
     cursor.finish(claims[2], 0);
     let rest = cursor.next(one).expect("d");
     cursor.finish(rest.claim, 0);
@@ -197,7 +201,7 @@ fn a_batch_is_cut_at_any_line_whatever_its_length() {
     let events: Vec<String> = (0..1000).map(|n| format!("{n}{}", "x".repeat(n % 97))).collect();
     for (bytes, count) in [(1, 1), (50, 7), (1000, 64), (1000, 63), (u64::MAX, 65), (100_000, 500)]
     {
-        let _ = queue.append(batch(&events)).expect("room");
+        store(&queue, &events, "room");
         let mut got = Vec::new();
         while got.len() < events.len() {
             let taken = cursor.next(Take { bytes, events: count }).expect("more of it");
@@ -214,7 +218,7 @@ fn a_batch_is_cut_at_any_line_whatever_its_length() {
 fn abandon_counts_what_each_output_has_not_got() {
     let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
     let cursors = ["o", "p"].map(|name| queue.join(name, telemetry.output(name)));
-    let _ = queue.append(batch(&names("a b c"))).expect("room");
+    store(&queue, &names("a b c"), "room");
     let taken = cursors[0].next(Take { bytes: u64::MAX, events: 2 }).expect("two");
     cursors[0].finish(taken.claim, 0);
     assert_eq!(queue.abandon(), [("o".to_owned(), 1), ("p".to_owned(), 3)]);
