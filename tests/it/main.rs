@@ -16,10 +16,14 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod configs;
 mod http_endpoints;
 mod http_output;
 mod http_refused;
 mod http_tls;
 mod peers_work;
 mod readme;
+mod stdout;
 mod support;
+mod syslog;
+mod tcp;
