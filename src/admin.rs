@@ -208,7 +208,7 @@ impl Admin {
         let is = |reason: &str| reasons.contains(&reason).then_some("failed");
         line("started", is("starting"));
         line("serving", is("shutting down"));
-        line("queue-room", (!self.queue.has_room(0)).then_some("the queue is full (not fatal)"));
+        line("queue-room", self.queue.is_full().then_some("the queue is full (not fatal)"));
         line("queue-writable", None);
         for output in &self.outputs {
             let snapshot = output.status.snapshot();

@@ -54,6 +54,12 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn tell_full(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.told_full, true) {
+            tracing::warn!(bytes = state.bytes, when_full = ?self.when_full, "queue full");
+        }
+    }
 }
 
 #[derive(Default)]
@@ -356,8 +362,21 @@ impl Queue {
     /// Whether a batch of so many bytes would find room now. A hint: [`Queue::append`] decides.
     #[must_use]
     pub fn has_room(&self, bytes: u64) -> bool {
-        self.shared.when_full != WhenFull::Reject
-            || self.shared.lock().bytes + bytes + BATCH_OVERHEAD <= self.shared.capacity
+        if self.shared.when_full != WhenFull::Reject {
+            return true;
+        }
+        let mut state = self.shared.lock();
+        let has_room = state.bytes + bytes + BATCH_OVERHEAD <= self.shared.capacity;
+        if !has_room {
+            self.shared.tell_full(&mut state);
+        }
+        has_room
+    }
+
+    /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().told_full
     }
 
     /// Takes a batch, whole or not at all.
@@ -371,9 +390,7 @@ impl Queue {
         let needed = batch.lines.len() as u64 + BATCH_OVERHEAD;
         let after = state.bytes + needed;
         if after > self.shared.capacity {
-            if !std::mem::replace(&mut state.told_full, true) {
-                tracing::warn!(bytes = state.bytes, when_full = ?self.shared.when_full, "queue full");
-            }
+            self.shared.tell_full(&mut state);
             match self.shared.when_full {
                 WhenFull::Reject => return Err(Full),
                 WhenFull::DropNewest => {

@@ -16,13 +16,18 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod backpressure;
+mod commands;
 mod configs;
+mod configs_http;
 mod http_endpoints;
 mod http_output;
 mod http_refused;
 mod http_tls;
 mod peers_work;
 mod readme;
+mod secrets;
+mod shutdown;
 mod stdout;
 mod support;
 mod syslog;

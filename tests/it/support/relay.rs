@@ -440,8 +440,18 @@ pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
 
 /// Runs the binary to its end, as `check` and `config` are: status, stdout, stderr.
 pub(crate) fn run_command(arguments: &[&str], directory: &Path) -> std::process::Output {
+    run_command_with(arguments, directory, &[])
+}
+
+/// As [`run_command`], with environment variables.
+pub(crate) fn run_command_with(
+    arguments: &[&str],
+    directory: &Path,
+    variables: &[(&str, &str)],
+) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
         .args(arguments)
+        .envs(variables.iter().copied())
         .current_dir(directory)
         .stdin(Stdio::null())
         .output()

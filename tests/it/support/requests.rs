@@ -9,6 +9,7 @@ use super::corpus::events_of;
 use super::http_sink::HttpSink;
 use super::http_sink::Request;
 use super::relay::BASE;
+use super::repository;
 
 /// Retries so quick that a test need not wait for them.
 pub(crate) const QUICK: &str =
@@ -24,6 +25,18 @@ pub(crate) fn to_http(urls: &[String], more: &str) -> String {
 /// As [`to_http`], with one plain URL.
 pub(crate) fn to_sink(address: SocketAddr, more: &str) -> String {
     to_http(&[format!("http://{address}/ingest")], more)
+}
+
+/// A config of the repository as shipped, on ports of the kernel's choice, with these texts replaced.
+pub(crate) fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
+    let file = repository().join("config").join(name);
+    let mut config = std::fs::read_to_string(file).expect("part of the repository");
+    let ports = [("0.0.0.0:3000", "127.0.0.1:0"), ("0.0.0.0:9090", "127.0.0.1:0")];
+    for (from, to) in ports.iter().chain(substitutions) {
+        assert!(config.contains(from), "{name} holds no {from}");
+        config = config.replace(from, to);
+    }
+    config
 }
 
 /// The events of a request, whatever the output's format.

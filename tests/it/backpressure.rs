@@ -1,0 +1,604 @@
+//! A full queue: what senders are told, that kube-apiserver's client gets everything through, and what is counted as lost
+//! where the operator has chosen losses. And the other way to answer: `acknowledge = "delivered"`.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::http::Response;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_in_order;
+use crate::support::requests::assert_none_missing;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::received_events;
+use crate::support::requests::to_sink;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+/// kube-apiserver's times, divided by this.
+const FASTER: u32 = 30;
+
+/// What a batch counts in the queue besides its bytes.
+const OVERHEAD: usize = 256;
+
+/// What became of a batch at kube-apiserver's webhook client.
+struct Sent {
+    accepted: bool,
+    refusals: Vec<Response>,
+}
+
+/// Sends as k8s.io/apiserver's webhook backend does: 5 attempts, 10 s × 1.5 with up to 20 % more between them; inside one
+/// attempt up to 10 tries within 30 s on 429 or 5xx with a whole number of seconds in Retry-After.
+fn send_as_kube_apiserver(address: SocketAddr, body: &[u8]) -> Sent {
+    let mut sent = Sent { accepted: false, refusals: Vec::new() };
+    let mut pause = Duration::from_secs(10) / FASTER;
+    for attempt in 0..5 {
+        if attempt > 0 {
+            std::thread::sleep(pause.mul_f64(1.0 + 0.2 * random()));
+            pause = pause.mul_f64(1.5);
+        }
+        let end = Instant::now() + Duration::from_secs(30) / FASTER;
+        for _ in 0..=10 {
+            let Ok(response) = http::post(address, "/audit?timeout=30s", "application/json", body)
+            else {
+                break;
+            };
+            if response.status == 200 {
+                sent.accepted = true;
+                return sent;
+            }
+            let again = response.status == 429 || response.status >= 500;
+            let wait: Option<u32> =
+                response.header("retry-after").and_then(|wait| wait.parse().ok());
+            sent.refusals.push(response);
+            let Some(wait) = wait.filter(|_| again) else { break };
+            let wait = Duration::from_secs(1) * wait / FASTER;
+            if Instant::now() + wait > end {
+                break;
+            }
+            std::thread::sleep(wait);
+        }
+    }
+    sent
+}
+
+/// 0 to 1, different in each thread.
+fn random() -> f64 {
+    use std::hash::BuildHasher as _;
+    #[allow(clippy::cast_precision_loss, reason = "a draw, not a count")]
+    let draw = std::hash::RandomState::new().hash_one(()) as f64;
+    draw / 2.0_f64.powi(64)
+}
+
+fn assert_refusal(response: &Response, status: u16, retry_after: std::ops::RangeInclusive<u32>) {
+    assert_eq!(response.status, status, "{}", response.text());
+    let wait: u32 = response.header("retry-after").expect("a Retry-After").parse().unwrap();
+    assert!(retry_after.contains(&wait), "{wait}");
+    let told = response.json();
+    assert_eq!(
+        (told["kind"].as_str(), told["code"].as_u64()),
+        (Some("Status"), Some(status.into()))
+    );
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+fn real(count: usize) -> f64 {
+    count as f64
+}
+
+fn lost(metrics: &Metrics, plugin: &str) -> f64 {
+    metrics.value("error_total", &[("plugin", plugin)])
+}
+
+#[test]
+fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    let more = "[queue]\nmax_bytes = \"1MiB\"\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    let address = relay.address();
+    // 200 batches of about 25 KB over 2 s, which stand for 60 s; about 40 of them fill the queue.
+    let senders: Vec<JoinHandle<(u64, Sent)>> = (0..200)
+        .map(|seed: u64| {
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(10) * u32::try_from(seed).unwrap());
+                let batch = generated_batch(seed, 20, 1250);
+                (seed, send_as_kube_apiserver(address, &batch))
+            })
+        })
+        .collect();
+    let down = Instant::now();
+    let full = wait_for("a full queue", PATIENCE, || {
+        let metrics = relay.metrics();
+        let refused = metrics.value("requests_rejected_total", &[("reason", "queue_full")]);
+        (refused >= 20.0).then_some(metrics)
+    });
+    assert!(full.value("queue_bytes", &[]) <= 1024.0 * 1024.0);
+    assert_eq!(
+        http::get(relay.admin(), "/readyz").unwrap().status,
+        200,
+        "a full queue is not unready"
+    );
+    assert!(http::get(relay.admin(), "/readyz?verbose").unwrap().text().contains("queue is full"));
+    while down.elapsed() < Duration::from_secs(60) / FASTER {
+        let ready = http::get(relay.admin(), "/livez").unwrap();
+        assert_eq!(ready.status, 200);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    sink.reopen();
+    let sent: Vec<_> = senders.into_iter().map(|sender| sender.join().unwrap()).collect();
+    relay.wait_until_delivered(PATIENCE);
+    let mut expected = Vec::new();
+    let mut refusals = 0;
+    for (seed, sent) in &sent {
+        assert!(sent.accepted, "batch {seed} was given up after {} refusals", sent.refusals.len());
+        sent.refusals.iter().for_each(|refusal| assert_refusal(refusal, 429, 3..=8));
+        refusals += sent.refusals.len();
+        expected.extend(events_of(&generated_batch(*seed, 20, 1250)));
+    }
+    assert_same_set(&accepted_events(&sink), &expected);
+    let metrics = relay.metrics();
+    let refused = metrics.value("requests_rejected_total", &[("reason", "queue_full")]);
+    assert_eq!(refused, real(refusals));
+    assert_eq!(metrics.value("event_total", &[]), 4000.0);
+    assert_eq!(metrics.sum("error_total"), 0.0);
+    let told = relay.log_fields();
+    let said = |message: &str| told.iter().filter(|fields| fields["message"] == message).count();
+    assert!((1..=3).contains(&said("queue full")), "{}", said("queue full"));
+    assert!((1..=3).contains(&said("queue below 80 %")), "{}", said("queue below 80 %"));
+    relay.finish(Backlog::Empty);
+}
+
+/// A queue of exactly five batches of this size.
+fn room_for_five(batch: &[u8]) -> usize {
+    let lines: usize = events_of(batch).iter().map(|event| event.len() + 1).sum();
+    // The body is larger than its lines; its length is what the head check goes by.
+    5 * (lines + OVERHEAD) + (batch.len() - lines)
+}
+
+/// Batches of the same size, told apart by their events.
+fn batches(count: u64) -> Vec<Vec<u8>> {
+    let batches: Vec<_> = (0..count).map(|seed| generated_batch(seed, 10, 1000)).collect();
+    let longest = batches.iter().map(Vec::len).max().unwrap();
+    // Padded with white space between tokens inside the first event, which belongs to the event.
+    let pad = |batch: Vec<u8>| {
+        let at = batch.iter().position(|&byte| byte == b'[').unwrap() + 2;
+        [&batch[..at], &b" ".repeat(longest - batch.len()), &batch[at..]].concat()
+    };
+    batches.into_iter().map(pad).collect()
+}
+
+fn dead_end(queue: &str) -> String {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    to_sink(address, &format!("{queue}[shutdown]\ndrain_timeout = \"200ms\"\n"))
+}
+
+#[test]
+fn reject_refuses_what_does_not_fit_and_loses_nothing() {
+    let batches = batches(8);
+    let room = room_for_five(&batches[0]);
+    let relay =
+        Relay::start(&dead_end(&format!("[queue]\nmax_bytes = {room}\nretry_after = \"10s\"\n")));
+    for batch in &batches[..5] {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    for batch in &batches[5..] {
+        assert_refusal(&relay.post(batch), 429, 6..=16);
+    }
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 50.0);
+    assert_eq!(metrics.value("queue_events", &[]), 50.0);
+    assert_eq!(metrics.value("output_backlog_events", &[("output", "consumer")]), 50.0);
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "queue_full")]), 3.0);
+    assert_eq!(metrics.value("queue_capacity_bytes", &[]), real(room));
+    assert!(metrics.value("queue_bytes", &[]) <= real(room));
+    assert_eq!(metrics.sum("error_total") + metrics.sum("queue_dropped_events_total"), 0.0);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn drop_newest_keeps_the_oldest_and_counts_the_rest() {
+    let batches = batches(8);
+    let room = room_for_five(&batches[0]);
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    let more =
+        format!("concurrency = 1\n[queue]\nmax_bytes = {room}\nwhen_full = \"drop_newest\"\n");
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    for batch in &batches {
+        let response = relay.post(batch);
+        assert_eq!((response.status, response.json()["accepted"].as_u64()), (200, Some(10)));
+    }
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 80.0);
+    assert_eq!(metrics.value("queue_dropped_events_total", &[("reason", "drop_newest")]), 30.0);
+    assert_eq!((lost(&metrics, "queue"), lost(&metrics, "consumer")), (30.0, 0.0));
+    assert_eq!(metrics.sum("level_total"), 80.0);
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    let kept: Vec<_> = batches[..5].iter().flat_map(|batch| events_of(batch)).collect();
+    assert!(accepted_events(&sink) == kept);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn drop_oldest_keeps_the_newest_and_counts_the_rest() {
+    let batches = batches(8);
+    let room = room_for_five(&batches[0]);
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    let more = format!(
+        "concurrency = 1\nbatch = {{ max_events = 10 }}\n[queue]\nmax_bytes = {room}\nwhen_full = \"drop_oldest\"\n"
+    );
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    for batch in &batches {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 80.0);
+    assert_eq!(metrics.value("queue_dropped_events_total", &[("reason", "drop_oldest")]), 30.0);
+    assert_eq!((lost(&metrics, "queue"), lost(&metrics, "consumer")), (0.0, 30.0));
+    assert_eq!(metrics.value("output_backlog_events", &[("output", "consumer")]), 50.0);
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    let received = accepted_events(&sink);
+    let places: Vec<_> = batches
+        .iter()
+        .enumerate()
+        .filter(|(_, batch)| received.contains(&events_of(batch)[0]))
+        .map(|(place, _)| place)
+        .collect();
+    // One may have been on the wire as its turn to be dropped came.
+    assert_eq!(places.len(), 5);
+    assert_eq!(places[1..], [4, 5, 6, 7]);
+    let kept: Vec<_> = places.iter().flat_map(|&place| events_of(&batches[place])).collect();
+    assert!(received == kept, "another order, or more than the batches that were kept");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn drop_oldest_costs_only_the_output_that_is_dead() {
+    let batches = batches(12);
+    let room = room_for_five(&batches[0]);
+    let live = HttpSink::accepting();
+    let config = format!(
+        "{}[[output]]\nname = \"live\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
+        dead_end(&format!("[queue]\nmax_bytes = {room}\nwhen_full = \"drop_oldest\"\n")),
+        live.address()
+    );
+    let relay = Relay::start(&config);
+    for batch in &batches {
+        assert_eq!(relay.post(batch).status, 200);
+        relay.wait_for_metrics("the live output", PATIENCE, |metrics| {
+            (metrics.value("output_backlog_events", &[("output", "live")]) == 0.0).then_some(())
+        });
+    }
+    let metrics = relay.metrics();
+    assert_eq!((lost(&metrics, "live"), lost(&metrics, "queue")), (0.0, 0.0));
+    assert_eq!(lost(&metrics, "consumer"), 70.0);
+    assert_eq!(metrics.value("queue_dropped_events_total", &[("reason", "drop_oldest")]), 70.0);
+    assert_eq!(metrics.value("output_events_total", &[("output", "live")]), 120.0);
+    let all: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
+    assert!(accepted_events(&live) == all);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn drop_oldest_drops_nothing_that_is_on_the_wire() {
+    let batches = batches(7);
+    let room = room_for_five(&batches[0]);
+    let held = Arc::new(AtomicBool::new(true));
+    let holds = Arc::clone(&held);
+    let sink = HttpSink::start(move |_| {
+        wait_until("the end of the test", PATIENCE, || !holds.load(Ordering::SeqCst));
+        Answer::status(200)
+    });
+    let more = format!(
+        "concurrency = 5\nbatch = {{ max_events = 10 }}\n[queue]\nmax_bytes = {room}\nwhen_full = \"drop_oldest\"\n"
+    );
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    for batch in &batches[..5] {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    sink.wait_for_count(5, PATIENCE);
+    for batch in &batches[5..] {
+        assert_refusal(&relay.post(batch), 429, 3..=8);
+    }
+    held.store(false, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    let kept: Vec<_> = batches[..5].iter().flat_map(|batch| events_of(batch)).collect();
+    assert_same_set(&received_events(&sink), &kept);
+    assert_eq!(relay.metrics().sum("error_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_dead_output_delays_no_other() {
+    let live = HttpSink::accepting();
+    let hung = HttpSink::start(|_| Answer::never());
+    let config = format!(
+        "{}[[output]]\nname = \"hung\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
+         [[output]]\nname = \"live\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
+        dead_end(""),
+        hung.address(),
+        live.address()
+    );
+    let relay = Relay::start(&config);
+    let mut events = Vec::new();
+    for seed in 0..50 {
+        let batch = generated_batch(seed, 20, 1600);
+        events.extend(events_of(&batch));
+        let posted = Instant::now();
+        assert_eq!(relay.post(&batch).status, 200);
+        let count = events.len();
+        wait_until("the batch at the live output", PATIENCE, || {
+            relay.metrics().value("output_events_total", &[("output", "live")]) == real(count)
+        });
+        assert!(posted.elapsed() < Duration::from_secs(2), "{:?}", posted.elapsed());
+    }
+    assert!(accepted_events(&live) == events);
+    for output in ["consumer", "hung"] {
+        let backlog = relay.metrics().value("output_backlog_events", &[("output", output)]);
+        assert_eq!(backlog, 1000.0, "{output}");
+    }
+    relay.finish(Backlog::Stable);
+}
+
+/// `acknowledge = "delivered"` with this time.
+fn delivered(timeout: &str) -> String {
+    format!(
+        "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"{timeout}\"\n[shutdown]\ndrain_timeout = \"300ms\"\n"
+    )
+}
+
+#[test]
+fn delivered_answers_once_every_output_has_the_batch() {
+    let quick = HttpSink::accepting();
+    let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(700)));
+    let config = format!(
+        "{}[[output]]\nname = \"slow\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
+        to_sink(quick.address(), &delivered("20s")),
+        slow.address()
+    );
+    let relay = Relay::start(&config);
+    for seed in 0..2 {
+        let batch = generated_batch(seed, 10, 1000);
+        let count = usize::try_from(seed).unwrap();
+        let mut client = Client::connect(relay.address()).unwrap();
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
+        client.send(&[head.as_bytes(), &batch].concat()).unwrap();
+        slow.wait_for_count(count + 1, PATIENCE);
+        // On the wire: accepted, and not yet acknowledged.
+        let metrics = relay.metrics();
+        assert_eq!(metrics.value("event_total", &[]), real(10 * (count + 1)));
+        assert!(metrics.value("in_flight_bytes", &[]) >= real(batch.len()));
+        let response = client.read_response().unwrap();
+        assert_eq!((response.status, response.json()["accepted"].as_u64()), (200, Some(10)));
+        assert_eq!(response.header("connection"), None, "the connection is kept");
+        for sink in [&quick, &slow] {
+            assert!(sink.requests()[count].is_accepted());
+        }
+        assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
+    }
+    // Several at once, each with its own answer.
+    let address = relay.address();
+    let senders: Vec<_> = (10..16)
+        .map(|seed| {
+            std::thread::spawn(move || {
+                http::post(address, "/", "application/json", &generated_batch(seed, 10, 1000))
+                    .unwrap()
+                    .status
+            })
+        })
+        .collect();
+    senders.into_iter().for_each(|sender| assert_eq!(sender.join().unwrap(), 200));
+    assert_eq!(relay.metrics().value("event_total", &[]), 80.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_answers_also_for_events_that_are_refused_for_good() {
+    let sink = HttpSink::start(|request| {
+        let bad = request.body.windows(9).any(|window| window == b"poisonous");
+        Answer::status(if bad { 422 } else { 200 })
+    });
+    let relay = Relay::start(&to_sink(sink.address(), &delivered("20s")));
+    let bad = r#"{"auditID":"poisonous","stage":"Panic","level":"Metadata"}"#;
+    let good = r#"{"auditID":"harmless","stage":"Panic","level":"Metadata"}"#;
+    let body = format!("{good}\n{bad}\n{good}\n");
+    let response =
+        http::post(relay.address(), "/", "application/x-ndjson", body.as_bytes()).unwrap();
+    assert_eq!(response.status, 200);
+    let metrics = relay.metrics();
+    assert_eq!((lost(&metrics, "consumer"), metrics.sum("output_events_total")), (1.0, 2.0));
+    relay.finish(Backlog::Empty);
+}
+
+/// A relay whose consumer is down and that has begun to send `first`, which was answered 503.
+fn waiting(timeout: &str) -> (HttpSink, Relay, Vec<u8>) {
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    let config = to_sink(sink.address(), &format!("concurrency = 1\n{}", delivered(timeout)));
+    let relay = Relay::start(&config);
+    let first = generated_batch(0, 10, 1000);
+    let response = relay.post(&first);
+    assert_refusal(&response, 503, 3..=8);
+    assert_eq!(response.header("connection"), Some("close"));
+    (sink, relay, first)
+}
+
+#[test]
+fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
+    let (mut sink, relay, first) = waiting("400ms");
+    assert_eq!(relay.metrics().value("event_total", &[]), 10.0, "begun, and so accepted");
+    let posted = Instant::now();
+    for seed in 1..4 {
+        let mut client = Client::connect(relay.address()).unwrap();
+        let response =
+            client.post("/", "application/json", &generated_batch(seed, 10, 1000)).unwrap();
+        assert_refusal(&response, 503, 3..=8);
+        assert!(client.is_closed_by_server(), "another replica may be better");
+    }
+    assert!(posted.elapsed() >= Duration::from_millis(1200));
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 10.0);
+    assert_eq!(metrics.value("queue_events", &[]), 10.0, "the others were taken out again");
+    assert_eq!(metrics.value("in_flight_bytes", &[]), 0.0);
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "delivery_timeout")]), 4.0);
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    // kube-apiserver tries again: now it is taken, and nothing of before comes.
+    let again = generated_batch(1, 10, 1000);
+    assert_eq!(relay.post(&again).status, 200);
+    let expected = [events_of(&first), events_of(&again)].concat();
+    assert!(accepted_events(&sink) == expected, "what was answered 503 was delivered after all");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_takes_a_batch_out_when_its_sender_goes() {
+    let (mut sink, relay, first) = waiting("500ms");
+    // Each of these waits behind the first; its timeout would be as good as the sender's end, so there are many.
+    for seed in 1..6 {
+        let batch = generated_batch(seed, 10, 1000);
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
+        let mut client = Client::connect(relay.address()).unwrap();
+        client.send(&[head.as_bytes(), &batch].concat()).unwrap();
+        wait_until("the batch in the queue", PATIENCE, || {
+            relay.metrics().value("queue_events", &[]) > 10.0
+        });
+        drop(client);
+        wait_until("the batch taken out", PATIENCE, || {
+            relay.metrics().value("queue_events", &[]) == 10.0
+        });
+    }
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 10.0);
+    assert_eq!(metrics.value("in_flight_bytes", &[]), 0.0);
+    let timeouts = metrics.value("requests_rejected_total", &[("reason", "delivery_timeout")]);
+    assert!(timeouts <= 3.0, "{timeouts}: it was the timeouts that took them out");
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&sink) == events_of(&first));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_keeps_what_is_on_the_wire_when_its_sender_goes() {
+    let held = Arc::new(AtomicBool::new(true));
+    let holds = Arc::clone(&held);
+    let sink = HttpSink::start(move |_| {
+        wait_until("the end of the test", PATIENCE, || !holds.load(Ordering::SeqCst));
+        Answer::status(200)
+    });
+    let relay = Relay::start(&to_sink(sink.address(), &delivered("20s")));
+    let batch = generated_batch(1, 10, 1000);
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
+    let mut client = Client::connect(relay.address()).unwrap();
+    client.send(&[head.as_bytes(), &batch].concat()).unwrap();
+    sink.wait_for_count(1, PATIENCE);
+    drop(client);
+    wait_until("the sender's end", PATIENCE, || relay.metrics().sum("connections") == 0.0);
+    assert_eq!(relay.metrics().value("event_total", &[]), 10.0);
+    held.store(false, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&sink) == events_of(&batch));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_counts_waiting_bodies_against_max_in_flight_and_the_queue() {
+    let hung = HttpSink::start(|_| Answer::never());
+    let batch = generated_batch(0, 10, 1000);
+    let limit = batch.len() * 2 + batch.len() / 2;
+    let more = format!("{}[limits]\nmax_in_flight = {limit}\n", delivered("20s"));
+    let relay = Relay::start(&to_sink(hung.address(), &more));
+    let mut waiting = Vec::new();
+    for seed in 0..2 {
+        let batch = generated_batch(seed, 10, 1000);
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
+        let mut client = Client::connect(relay.address()).unwrap();
+        client.send(&[head.as_bytes(), &batch].concat()).unwrap();
+        hung.wait_for_count(waiting.len() + 1, PATIENCE);
+        waiting.push(client);
+    }
+    assert_refusal(&relay.post(&batch), 429, 3..=8);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "in_flight_full")]), 1.0);
+    drop(waiting);
+    wait_until("the room given back", PATIENCE, || {
+        relay.metrics().value("in_flight_bytes", &[]) == 0.0
+    });
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    // 25 s, FASTER: as the client gives up at 30 s.
+    let more = "concurrency = 1\nbatch = { max_events = 20 }\n".to_owned() + &delivered("833ms");
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    let address = relay.address();
+    let senders: Vec<_> = (0..30)
+        .map(|seed: u64| {
+            std::thread::spawn(move || {
+                (seed, send_as_kube_apiserver(address, &generated_batch(seed, 20, 1250)))
+            })
+        })
+        .collect();
+    wait_until("refusals", PATIENCE, || {
+        let labels = [("reason", "delivery_timeout")];
+        relay.metrics().value("requests_rejected_total", &labels) >= 30.0
+    });
+    sink.reopen();
+    let mut expected = Vec::new();
+    for sender in senders {
+        let (seed, sent) = sender.join().unwrap();
+        assert!(sent.accepted, "batch {seed} was given up after {} refusals", sent.refusals.len());
+        sent.refusals.iter().for_each(|refusal| assert_refusal(refusal, 503, 3..=8));
+        expected.extend(events_of(&generated_batch(seed, 20, 1250)));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let received = accepted_events(&sink);
+    assert_none_missing(&received, &expected);
+    // Of what the output had begun to send when the sender was told 503, there may be a second copy.
+    let different: BTreeSet<_> = received.iter().collect();
+    assert_eq!(different.len(), 600);
+    assert!(received.len() <= 600 + 5 * 20, "{} events more than were sent", received.len() - 600);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn order_is_that_of_acceptance() {
+    let sink =
+        HttpSink::start(|request| Answer::status(if request.number % 7 == 3 { 500 } else { 200 }));
+    let config = to_sink(sink.address(), "concurrency = 1\nbatch = { max_events = 7 }\n");
+    let relay = Relay::start(&config);
+    let mut client = Client::connect(relay.address()).unwrap();
+    let mut events = Vec::new();
+    for seed in 0..40 {
+        let batch = generated_batch(seed, 5, 1000);
+        events.extend(events_of(&batch));
+        assert_eq!(client.post("/", "application/json", &batch).unwrap().status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_in_order(&received_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}

@@ -1,0 +1,167 @@
+//! The shipped configs of http outputs, with nothing but addresses and paths replaced, between real peers.
+
+use std::net::SocketAddr;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::peers::Haproxy;
+use crate::support::peers::Nginx;
+use crate::support::peers::Security;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::shipped;
+use crate::support::server::Options;
+use crate::support::text;
+
+/// POSTs the corpus to any paths of this address, and returns its events.
+fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {
+    let paths = ["/", "/audit?timeout=30s", "/any/path/at/all", "/%7Etilde/?a=b&c", "//x//"];
+    let mut events = Vec::new();
+    for (body, path) in corpus().iter().zip(paths.iter().cycle()) {
+        let response = http::post(address, path, "application/json", &body.bytes).unwrap();
+        let count = events_of(&body.bytes).len();
+        assert_eq!(response.status, 200, "{path}: {}", response.text());
+        assert_eq!(response.json()["accepted"], count);
+        events.extend(events_of(&body.bytes));
+    }
+    events
+}
+
+fn haproxy_replacement(consumer: SocketAddr) -> Relay {
+    let substitutions = [("logstash.example.com:8080", consumer.to_string())];
+    let substitutions = substitutions.each_ref().map(|(from, to)| (*from, to.as_str()));
+    Relay::start(&shipped("haproxy-replacement.toml", &substitutions))
+}
+
+#[test]
+fn haproxy_replacement_takes_any_path_and_sends_event_lists() {
+    let sink =
+        HttpSink::start(|_| Answer::status(200).header("Content-Type", "text/plain").body("ok"));
+    let relay = haproxy_replacement(sink.address());
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    for request in sink.requests() {
+        assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/"));
+        assert_eq!(request.header("content-type"), Some("application/json"));
+        assert_eq!(request.header("content-encoding"), None);
+        assert!(
+            request.body.starts_with(br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","#)
+        );
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn haproxy_replacement_works_in_front_of_the_haproxy_that_it_replaces() {
+    let sink = HttpSink::accepting();
+    let haproxy = Haproxy::start(sink.address());
+    let relay = haproxy_replacement(haproxy.address());
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn haproxy_replacement_works_behind_the_haproxy_that_it_replaces_and_nginx_after_it() {
+    let certificates = Certificates::new();
+    let sink = HttpSink::accepting();
+    let nginx = Nginx::start(Security::Plain, &certificates, sink.address());
+    let relay = haproxy_replacement(nginx.address());
+    let haproxy = Haproxy::start(relay.address());
+    let events = post_the_corpus(haproxy.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn haproxy_replacement_keeps_what_haproxy_would_have_lost() {
+    let mut sink = HttpSink::accepting();
+    let address = sink.address();
+    sink.close();
+    let relay = haproxy_replacement(address);
+    let events = post_the_corpus(relay.address());
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}
+
+fn https_mtls(certificates: &Certificates, port: u16) -> Relay {
+    let address = format!("localhost:{port}");
+    let config = shipped(
+        "https-mtls.toml",
+        &[
+            ("fluentd.example.com:9880", address.as_str()),
+            ("/certificates/ca.crt", text(&certificates.ca)),
+            ("/certificates/client.crt", text(&certificates.client.certificate)),
+            ("/certificates/client.key", text(&certificates.client.key)),
+        ],
+    );
+    Relay::start(&config)
+}
+
+#[test]
+fn https_mtls_presents_its_certificate_and_sends_arrays() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, true));
+    let options = Options { tls, ..Options::default() };
+    let sink = HttpSink::with(options, |_| Answer::status(200));
+    let relay = https_mtls(&certificates, sink.address().port());
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    for request in sink.requests() {
+        assert_eq!(request.target, "/kube.audit");
+        assert_eq!(request.header("content-type"), Some("application/json"));
+        assert!(request.body.starts_with(b"[{") && request.body.ends_with(b"}]"));
+    }
+    assert_eq!(sink.handshake_failures(), [] as [String; 0]);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn https_mtls_works_with_an_nginx_that_asks_for_certificates() {
+    let certificates = Certificates::new();
+    let sink = HttpSink::accepting();
+    let nginx = Nginx::start(Security::MutualTls, &certificates, sink.address());
+    let relay = https_mtls(&certificates, nginx.address().port());
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn saas_webhook_sends_compressed_lines_to_a_url_with_the_token() {
+    let certificates = Certificates::new();
+    let sink = HttpSink::accepting();
+    let nginx = Nginx::start(Security::Tls, &certificates, sink.address());
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
+    let host = format!("localhost:{}", nginx.address().port());
+    let substitutions = [("logs.example.com", host.as_str()), ("/secrets/token", text(&token))];
+    // The file names no CA: the system's roots, here only ours.
+    let relay = Relay::with(&shipped("saas-webhook.toml", &substitutions))
+        .variable("SSL_CERT_FILE", text(&certificates.ca))
+        .start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    for request in sink.requests() {
+        assert_eq!(request.target, "/v1/ingest?token=s3cr3t-t0ken");
+        assert_eq!(request.header("content-type"), Some("application/x-ndjson"));
+        assert_eq!(request.header("content-encoding"), Some("gzip"));
+    }
+    relay.finish(Backlog::Empty);
+}
