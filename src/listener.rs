@@ -111,7 +111,8 @@ impl Gate {
             tracker: TaskTracker::new(),
             aborted: CancellationToken::new(),
         };
-        gate.tracker.spawn(enforce(Arc::clone(&gate.registry), gate.aborted.clone()));
+        let closing = gate.shared.closing.clone();
+        gate.tracker.spawn(enforce(Arc::clone(&gate.registry), closing, gate.aborted.clone()));
         gate
     }
 
@@ -139,11 +140,15 @@ impl Gate {
     }
 }
 
-async fn enforce(registry: Arc<Registry>, aborted: CancellationToken) {
+async fn enforce(registry: Arc<Registry>, closing: CancellationToken, aborted: CancellationToken) {
+    let mut closing_since = None;
     let mut tick = tokio::time::interval(registry.tick());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while aborted.run_until_cancelled(tick.tick()).await.is_some() {
-        registry.enforce();
+        if closing.is_cancelled() {
+            closing_since.get_or_insert_with(Instant::now);
+        }
+        registry.enforce(closing_since.map(|since| since.elapsed()));
     }
 }
 
