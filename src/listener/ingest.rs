@@ -237,6 +237,11 @@ impl Ingest {
         }
         let append = Append { lines: batch.lines, events, levels: batch.levels };
         let mut ticket = self.shared.queue.append(append).map_err(|Full| queue_full())?;
+        // A last line without its line break is stored with one. At the bound, which may be the queue's, that byte is too
+        // much for ever, and 429 would say that it fits later.
+        if batch.lines.len() as u64 > self.shared.max_body {
+            return Err(self.too_large());
+        }
         let deadline = Instant::now() + self.shared.delivered_timeout;
         tokio::select! {
             biased;
