@@ -77,7 +77,14 @@ impl fmt::Display for Invalid {
 pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     let text = match std::str::from_utf8(&body) {
         Ok(text) => text,
-        Err(error) => return Err(envelope(error.valid_up_to(), "not valid UTF-8")),
+        Err(error) => {
+            let (byte, what) = (error.valid_up_to(), "not valid UTF-8".into());
+            return Err(Invalid {
+                byte,
+                item: item_at(body.get(..byte).unwrap_or_default()),
+                what,
+            });
+        }
     };
     let (events, levels) = split(text)?;
     let count = events.len() as u64;
@@ -95,6 +102,14 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
 fn join(body: &mut Vec<u8>, events: &[Range<usize>]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.start, last.end);
+/// The item in which a body that is valid so far breaks off.
+fn item_at(before: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(before).ok()?;
+    // What is wrong with it before its end is of no interest here.
+    let broken_off = split(text).err().filter(|error| error.byte + 1 >= before.len());
+    broken_off.and_then(|error| error.item)
+}
+
     // In valid JSON a raw line break is white space between tokens.
     let mut from = start;
     while let Some(found) = memchr::memchr2(b'\n', b'\r', &body[from..end]) {
