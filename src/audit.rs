@@ -88,20 +88,20 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     };
     let (events, levels) = split(text)?;
     let count = events.len() as u64;
-    let lines = join(&mut body, &events);
+    let mut lines = join(&mut body, &events);
+    // What waits in the queue must not hold much more than the queue counts: neither a long head before the items, nor
+    // what a body that was decompressed or came in chunks has too much because it has grown by doubling.
     body.truncate(lines.end);
-    // A body that was decompressed or came in chunks has grown by doubling; what waits in the queue should not hold twice
-    // what the queue counts.
+    if lines.start > lines.len() / 8 + 1024 {
+        body.drain(..lines.start);
+        lines = 0..body.len();
+    }
     if body.capacity() - body.len() > body.len() / 8 + 1024 {
         body.shrink_to_fit();
     }
     Ok(Batch { lines: Bytes::from(body).slice(lines), events: count, levels })
 }
 
-/// Makes each event one line, in place, and returns where the lines are.
-fn join(body: &mut Vec<u8>, events: &[Range<usize>]) -> Range<usize> {
-    let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
-    let (start, end) = (first.start, last.end);
 /// The item in which a body that is valid so far breaks off.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
@@ -110,6 +110,10 @@ fn item_at(before: &[u8]) -> Option<usize> {
     broken_off.and_then(|error| error.item)
 }
 
+/// Makes each event one line, in place, and returns where the lines are.
+fn join(body: &mut Vec<u8>, events: &[Range<usize>]) -> Range<usize> {
+    let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
+    let (start, end) = (first.start, last.end);
     // In valid JSON a raw line break is white space between tokens.
     let mut from = start;
     while let Some(found) = memchr::memchr2(b'\n', b'\r', &body[from..end]) {
