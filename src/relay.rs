@@ -69,6 +69,9 @@ pub async fn run(
     stopped: impl Future<Output = ()>,
     aborted: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    if let Err(error) = net::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
     let mut parts = start(&config).await?;
     let ended = tokio::select! {
         () = stopped => None,
