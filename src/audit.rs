@@ -77,18 +77,37 @@ impl fmt::Display for Invalid {
 pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     let text = match std::str::from_utf8(&body) {
         Ok(text) => text,
-        Err(error) => return Err(envelope(error.valid_up_to(), "not valid UTF-8")),
+        Err(error) => {
+            let (byte, what) = (error.valid_up_to(), "not valid UTF-8".into());
+            return Err(Invalid {
+                byte,
+                item: item_at(body.get(..byte).unwrap_or_default()),
+                what,
+            });
+        }
     };
     let (events, levels) = split(text)?;
     let count = events.len() as u64;
-    let lines = join(&mut body, &events);
+    let mut lines = join(&mut body, &events);
+    // What waits in the queue must not hold much more than the queue counts: neither a long head before the items, nor
+    // what a body that was decompressed or came in chunks has too much because it has grown by doubling.
     body.truncate(lines.end);
-    // A body that was decompressed or came in chunks has grown by doubling; what waits in the queue should not hold twice
-    // what the queue counts.
+    if lines.start > lines.len() / 8 + 1024 {
+        body.drain(..lines.start);
+        lines = 0..body.len();
+    }
     if body.capacity() - body.len() > body.len() / 8 + 1024 {
         body.shrink_to_fit();
     }
     Ok(Batch { lines: Bytes::from(body).slice(lines), events: count, levels })
+}
+
+/// The item in which a body that is valid so far breaks off.
+fn item_at(before: &[u8]) -> Option<usize> {
+    let text = std::str::from_utf8(before).ok()?;
+    // What is wrong with it before its end is of no interest here.
+    let broken_off = split(text).err().filter(|error| error.byte + 1 >= before.len());
+    broken_off.and_then(|error| error.item)
 }
 
 /// Makes each event one line, in place, and returns where the lines are.

@@ -41,6 +41,7 @@ use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 use crate::telemetry::Telemetry;
 use crate::tls::Server;
+use crate::tls::not_after;
 
 mod answer;
 mod auth;
@@ -118,8 +119,12 @@ impl Gate {
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
         let mut tick = tokio::time::interval(self.registry.tick());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut closing_since = None;
         while stop.run_until_cancelled(tick.tick()).await.is_some() {
-            self.registry.enforce();
+            if self.shared.closing.is_cancelled() {
+                closing_since.get_or_insert_with(Instant::now);
+            }
+            self.registry.enforce(closing_since.map(|since| since.elapsed()));
         }
     }
 
@@ -128,10 +133,9 @@ impl Gate {
         self.shared.closing.cancel();
     }
 
-    /// Requests that are still under way are answered 503; who has sent no whole head is not waited for.
+    /// Requests that are still under way are answered 503.
     pub fn cut(&self) {
         self.shared.cut.cancel();
-        self.registry.close_waiting();
     }
 
     /// Returns when every connection has ended; those left at the deadline are aborted.
@@ -151,6 +155,7 @@ pub struct Listener {
     token: Option<Arc<Token>>,
     tls: Option<Arc<Server>>,
     metrics: ListenerMetrics,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Listener {
@@ -163,7 +168,7 @@ impl Listener {
         config: &config::Listener,
         token: Option<Arc<Token>>,
         tls: Option<Arc<Server>>,
-        metrics: ListenerMetrics,
+        telemetry: Arc<Telemetry>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: net::bind(config.address)?,
@@ -171,7 +176,8 @@ impl Listener {
             path_prefix: Arc::from(config.path_prefix.as_str()),
             token,
             tls,
-            metrics,
+            metrics: telemetry.listener(&config.label),
+            telemetry,
         })
     }
 
@@ -238,6 +244,7 @@ impl Listener {
             path_prefix: Arc::clone(&self.path_prefix),
         });
         let aborted = gate.aborted.clone();
+        let (telemetry, label) = (Arc::clone(&self.telemetry), self.label.clone());
         let (closing, header_timeout) = (gate.shared.closing.clone(), gate.header_timeout);
         let serve = async move {
             match tls {
@@ -253,7 +260,13 @@ impl Listener {
                     };
                     match handshake {
                         Ok(Ok(stream)) => {
-                            let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                            let session = stream.get_ref().1;
+                            let leaf = session.peer_certificates().and_then(<[_]>::first);
+                            if let Some(not_after) = leaf.and_then(not_after) {
+                                telemetry
+                                    .certificate_expiry("listener", &label, "client", not_after);
+                            }
+                            let h2 = session.alpn_protocol() == Some(b"h2");
                             place.connection.established(h2);
                             serve_connection(stream, place, service, closing, age).await;
                         }

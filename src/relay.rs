@@ -20,7 +20,6 @@ use crate::listener::Token;
 use crate::net;
 use crate::output;
 use crate::queue::Queue;
-use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Telemetry;
 use crate::tls::Reload;
 use crate::tls::Server;
@@ -70,6 +69,9 @@ pub async fn run(
     stopped: impl Future<Output = ()>,
     aborted: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    if let Err(error) = net::raise_open_files() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
     let mut stopped = std::pin::pin!(stopped);
     let mut parts = tokio::select! {
         started = start(&config) => started?,
@@ -215,7 +217,7 @@ struct Opening {
     config: config::Listener,
     token: Option<Arc<Token>>,
     tls: Option<Arc<Server>>,
-    metrics: ListenerMetrics,
+    telemetry: Arc<Telemetry>,
 }
 
 impl Opening {
@@ -225,6 +227,8 @@ impl Opening {
         watched: &mut Vec<Watched>,
     ) -> Self {
         let name = format!("listener {}", config.label);
+        // Its series exist from the start, also where it opens later.
+        drop(telemetry.listener(&config.label));
         let token = config.bearer_token_file.clone().map(|file| Arc::new(Token::new(file)));
         if let Some(token) = token.clone() {
             watched.push(Watched::new(name.clone(), move || token.reload()));
@@ -245,7 +249,7 @@ impl Opening {
                 Ok(reload == Reload::Replaced)
             }));
         }
-        Self { config: config.clone(), token, tls, metrics: telemetry.listener(&config.label) }
+        Self { config: config.clone(), token, tls, telemetry: Arc::clone(telemetry) }
     }
 
     /// `Ok(Err)`: its certificate is not there yet.
@@ -253,8 +257,9 @@ impl Opening {
         if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
             return Ok(Err(()));
         }
-        let (token, tls) = (self.token.clone(), self.tls.clone());
-        let listener = Listener::bind(&self.config, token, tls, self.metrics.clone());
+        let telemetry = Arc::clone(&self.telemetry);
+        let listener =
+            Listener::bind(&self.config, self.token.clone(), self.tls.clone(), telemetry);
         let error =
             |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
         listener.map(Ok).map_err(error)

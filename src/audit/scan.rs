@@ -101,13 +101,33 @@ impl<'a> Iterator for Members<'a> {
 }
 
 /// Behind the closing quote of the string that opens at `at`.
+///
+/// Strings of audit events are 10 to 16 bytes long on average: eight bytes at a time beat a call of memchr.
 fn string_end(text: &[u8], at: usize) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    // The lowest byte that is 0 has its high bit set in the result; those above it may have it by mistake.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
     let mut at = at + 1;
-    while let Some(rest) = text.get(at..) {
-        match memchr::memchr2(b'"', b'\\', rest) {
-            Some(found) if rest[found] == b'"' => return at + found + 1,
-            Some(found) => at += found + 2,
-            None => break,
+    while let Some(chunk) = text.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        let word = u64::from_le_bytes(*chunk);
+        let found = zeros(word ^ ONES * u64::from(b'"')) | zeros(word ^ ONES * u64::from(b'\\'));
+        if found == 0 {
+            at += 8;
+            continue;
+        }
+        // At most 7.
+        at += (found.trailing_zeros() / 8) as usize;
+        if text[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
         }
     }
     text.len()

@@ -32,7 +32,13 @@ use crate::telemetry::Rejection;
 const LINGER_BYTES: usize = 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
-/// The three deadlines of a connection outside a request.
+/// What HTTP/2 begins with, as far as no HTTP/1 request begins so (RFC 9113 §3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+
+/// After GOAWAY an h2 client has so long to say that it has understood; who does not is closed (RFC 9113 §6.8).
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The deadlines of a connection outside a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
     pub(super) header: Duration,
@@ -82,6 +88,8 @@ struct State {
     verdict: Option<Verdict>,
     /// HTTP/2: frames between requests are no beginning of a head.
     multiplexed: bool,
+    /// h2 has been told that it idled too long.
+    dismissed: bool,
     /// The rest of the body is to be thrown away at the end.
     linger: bool,
 }
@@ -196,6 +204,7 @@ impl Registry {
                 headless: now,
                 verdict: None,
                 multiplexed: false,
+                dismissed: false,
                 linger: false,
             }),
             waker: AtomicWaker::new(),
@@ -226,28 +235,34 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Ends whoever is beyond a deadline. Called every [`Registry::tick`].
-    pub(super) fn enforce(&self) {
+    /// Ends whoever is beyond a deadline. Called every [`Registry::tick`]; `closing` is how long the drain has lasted.
+    pub(super) fn enforce(&self, closing: Option<Duration>) {
+        let is_over = closing.is_some_and(|lasted| lasted >= FAREWELL);
         for connection in self.lock().open.values() {
-            let state = connection.lock();
+            let mut state = connection.lock();
+            let Deadlines { header, idle } = self.deadlines;
+            let waited = state.since.elapsed();
             let verdict = match state.phase {
                 _ if state.verdict.is_some() => continue,
-                Phase::Head if state.since.elapsed() >= self.deadlines.header => Verdict::Timeout,
-                Phase::Idle if state.since.elapsed() >= self.deadlines.idle => Verdict::Close,
-                Phase::Idle | Phase::Head | Phase::Serving(_) | Phase::Answered => continue,
+                Phase::Serving(_) => continue,
+                Phase::Head if waited >= header => Verdict::Timeout,
+                // Its end is bounded already.
+                Phase::Answered if state.linger => continue,
+                // Who does not read our answers gets as long as who does not finish a head.
+                Phase::Answered if waited >= header => Verdict::Close,
+                Phase::Idle if waited >= idle && !state.multiplexed => Verdict::Close,
+                Phase::Idle if waited >= idle + FAREWELL => Verdict::Close,
+                Phase::Idle if waited >= idle && !state.dismissed => {
+                    state.dismissed = true;
+                    drop(state);
+                    connection.retire();
+                    continue;
+                }
+                Phase::Idle | Phase::Head | Phase::Answered if is_over => Verdict::Close,
+                Phase::Idle | Phase::Head | Phase::Answered => continue,
             };
             drop(state);
             connection.judge(verdict);
-        }
-    }
-
-    /// Ends whoever is in no request.
-    pub(super) fn close_waiting(&self) {
-        for connection in self.lock().open.values() {
-            let waits = matches!(connection.lock().phase, Phase::Idle | Phase::Head);
-            if waits {
-                connection.judge(Verdict::Close);
-            }
         }
     }
 
@@ -278,13 +293,23 @@ pub(super) struct Watched<T> {
     connection: Arc<Connection>,
     /// What is written in place of what hyper writes, and how much of it is out.
     own_answer: Option<(Vec<u8>, usize)>,
-    first_read: bool,
+    /// How much of [`H2_PREFACE`] has come; `None` once something else has.
+    preface: Option<usize>,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
-        Self { inner, connection, own_answer: None, first_read: true, linger: None }
+        Self { inner, connection, own_answer: None, preface: Some(0), linger: None }
+    }
+
+    /// An error once the registry has ended the connection; else it wakes whoever waits to write.
+    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+        self.connection.waker.register(cx.waker());
+        match self.connection.lock().verdict {
+            Some(Verdict::Close) => Err(io::ErrorKind::TimedOut.into()),
+            Some(Verdict::Timeout) | None => Ok(()),
+        }
     }
 
     /// Writes our own answer whole.
@@ -355,7 +380,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 if this.own_answer.is_none() {
                     this.start_own_answer(408);
                 }
-                std::task::ready!(this.poll_own_answer(cx))?;
+                // Where it does not go out at once, the client has not read what came before it, and won't read this.
+                drop(this.poll_own_answer(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             // The end of the stream: hyper closes in order.
@@ -367,11 +393,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let read = buf.filled().get(before..).unwrap_or_default();
         if !read.is_empty() {
             let mut state = this.connection.lock();
-            if std::mem::take(&mut this.first_read) && read.starts_with(b"PRI ") {
-                state.multiplexed = true;
-            }
             if state.phase == Phase::Idle && !state.multiplexed {
                 Connection::enter(&mut state, Phase::Head);
+            }
+            if let Some(matched) = this.preface {
+                // The preface may come in pieces, and hyper writes its settings as soon as it is complete.
+                let expected = H2_PREFACE.get(matched..).unwrap_or_default();
+                let length = expected.len().min(read.len());
+                let matches = read.get(..length) == expected.get(..length);
+                this.preface = (matches && length < expected.len()).then_some(matched + length);
+                if matches && length == expected.len() {
+                    state.multiplexed = true;
+                    Connection::enter(&mut state, Phase::Idle);
+                }
             }
         }
         Poll::Ready(Ok(()))
@@ -384,6 +418,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         if self.is_unasked() {
             return self.poll_replace(cx, buf, buf.len());
         }
@@ -395,6 +430,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         if self.is_unasked() {
             let length = bufs.iter().map(|buf| buf.len()).sum();
             let first = bufs.first().map_or(&[][..], |buf| buf);
@@ -408,6 +444,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         std::task::ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
         let mut state = self.connection.lock();
         if state.phase == Phase::Answered {
@@ -419,6 +456,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     /// Shuts the write side, and where a refused sender is still writing, reads on for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        this.check(cx)?;
         if this.linger.is_none() {
             std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             if !this.connection.lock().linger {

@@ -184,9 +184,11 @@ impl Ingest {
         {
             return Err(invalid("a request has exactly one Host header (RFC 9112 §3.2)"));
         }
-        let path = head.uri.path();
-        let inside = path.strip_prefix(self.path_prefix.trim_end_matches('/'));
-        if !inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        // "/" takes any path, and the `*` of OPTIONS, which is none.
+        let prefix = self.path_prefix.trim_end_matches('/');
+        let rest = head.uri.path().strip_prefix(prefix);
+        let inside = |rest: &str| prefix.is_empty() || rest.is_empty() || rest.starts_with('/');
+        if !rest.is_some_and(inside) {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Rejection::NotFound,
@@ -234,6 +236,11 @@ impl Ingest {
         let events = batch.events;
         if events == 0 {
             return Ok(0);
+        }
+        // A last line without its line break is stored with one. At the bound, which may be the queue's, that byte is too
+        // much for ever, and 429 would say that it fits later.
+        if batch.lines.len() as u64 > self.shared.max_body {
+            return Err(self.too_large());
         }
         let append = Append { lines: batch.lines, events, levels: batch.levels };
         let mut ticket = self.shared.queue.append(append).map_err(|Full| queue_full())?;

@@ -21,10 +21,15 @@ use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Position;
 use crate::queue::Take;
+use crate::telemetry::AttemptError;
 
-/// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, those held are
-/// tried in turn.
-const SUSPECTS_MAX: usize = 10_000;
+/// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, only those held
+/// are tried.
+const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
+
+/// A consumer that broke the last connection before it took anything counts as up only when it has kept the next one
+/// for so long: one that refuses our certificate, or everybody, does so at once.
+const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
 /// Makes connections.
 pub(super) trait Connect: Send {
@@ -76,7 +81,7 @@ pub(super) enum Event {
     Failed(Claim, Failure),
     /// The link is gone, and everything not yet accepted is to be sent again. `progress`: something was accepted on it.
     Broken { failure: Failure, progress: bool },
-    /// The link has ended in order, with nothing on the wire.
+    /// Time to end the link in order, with nothing on the wire.
     Closed,
     /// The process can't go on.
     Fatal(String),
@@ -123,6 +128,8 @@ pub(super) struct Delivery<C> {
     probed: bool,
     /// There was nothing in the queue to try.
     awaits_probe: bool,
+    /// Which suspect is tried beside the first.
+    turn: usize,
     /// Refusals so far.
     refusals: u64,
     /// By consumer: of what it accepted, the latest [`Work::sent_at`]. It has accepted something that was sent after so
@@ -132,6 +139,8 @@ pub(super) struct Delivery<C> {
     paused_until: Option<Instant>,
     /// After a failure, one attempt at a time until one succeeds.
     careful: bool,
+    /// The last connection broke before anything was accepted on it.
+    doubted: bool,
     /// Everything before it was on the wire once.
     sent_until: Position,
 }
@@ -166,10 +175,12 @@ impl<C: Connect> Delivery<C> {
             isolating: false,
             probed: false,
             awaits_probe: false,
+            turn: 0,
             refusals: 0,
             vouched: BTreeMap::new(),
             paused_until: None,
             careful: false,
+            doubted: false,
             sent_until: cursor.position(),
             cursor,
         }
@@ -207,7 +218,9 @@ impl<C: Connect> Delivery<C> {
                 Ok(link) => {
                     if C::EAGER {
                         self.careful = false;
-                        self.health.succeeded();
+                        if !self.doubted {
+                            self.health.succeeded();
+                        }
                     }
                     match self.drive(link, &stop).await {
                         Ended::Stopped => return Ok(()),
@@ -221,6 +234,7 @@ impl<C: Connect> Delivery<C> {
     }
 
     async fn drive(&mut self, mut link: C::Link, stop: &CancellationToken) -> Ended {
+        let proven = Instant::now() + PROVEN_AFTER;
         loop {
             self.fill(&mut link);
             let paused = self.paused_until;
@@ -241,8 +255,13 @@ impl<C: Connect> Delivery<C> {
                     self.paused_until = None;
                     continue;
                 }
-                () = tokio::time::sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {
+                () = tokio::time::sleep_until(paused.unwrap_or(proven)), if paused.is_some() => {
                     self.paused_until = None;
+                    continue;
+                }
+                () = tokio::time::sleep_until(proven), if C::EAGER && self.doubted => {
+                    self.doubted = false;
+                    self.health.succeeded();
                     continue;
                 }
             };
@@ -257,12 +276,14 @@ impl<C: Connect> Delivery<C> {
                     if progress {
                         self.retry.reset();
                     } else {
+                        self.doubted = true;
                         self.pause(&failure);
                     }
                     return Ended::Broken;
                 }
                 Event::Closed => {
                     self.start_over();
+                    link.close().await;
                     return Ended::Closed;
                 }
                 Event::Fatal(message) => return Ended::Fatal(message),
@@ -270,9 +291,11 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Only links that finish in order break or close as a whole.
+    /// Only links that finish in order break or close as a whole, and never suspect an event.
     fn start_over(&mut self) {
         self.wire.clear();
+        self.pending.clear();
+        self.isolating = false;
         self.cursor.rewind();
     }
 
@@ -336,11 +359,16 @@ impl<C: Connect> Delivery<C> {
         Some((batch, work))
     }
 
-    /// Everything was refused, the last probe too: wait, then try the first suspect again.
+    /// Everything was refused, the last probe too: wait, then try the first suspect again, and another in its turn: if
+    /// the first is refused for good, and nothing new comes, only another suspect can be accepted.
     fn next_round(&mut self) {
         self.probed = false;
         if let Some(first) = self.suspects.pop_front() {
             self.pending.push_back(first);
+        }
+        self.turn = (self.turn + 1) % self.suspects.len().max(1);
+        if let Some(another) = self.suspects.remove(self.turn) {
+            self.pending.push_back(another);
         }
         if let Some(failure) = &self.last_refusal {
             self.health.down(failure);
@@ -366,10 +394,14 @@ impl<C: Connect> Delivery<C> {
         let Some(work) = self.wire.remove(&claim.start) else { return };
         let vouched = self.vouched.entry(consumer).or_default();
         *vouched = work.sent_at.max(*vouched);
-        self.careful = false;
+        (self.careful, self.doubted) = (false, false);
         self.retry.reset();
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
+        if lost > 0 {
+            self.health
+                .lost(lost, &Failure::new(AttemptError::Protocol, "longer than max_message_bytes"));
+        }
         let behind_suspect = self.suspects.front().is_some_and(|first| first.claim < claim);
         if self.ordered && behind_suspect {
             self.held.push(work);
@@ -385,13 +417,11 @@ impl<C: Connect> Delivery<C> {
                 self.cursor.release(ahead.claim);
                 self.pending.push_back(ahead);
             }
-            self.pending.make_contiguous().sort_unstable_by_key(|work| work.claim);
         }
         self.probed = false;
         self.awaits_probe = false;
-        while let Some(last) = self.suspects.pop_back() {
-            self.pending.push_front(last);
-        }
+        self.pending.append(&mut self.suspects);
+        self.pending.make_contiguous().sort_unstable_by_key(|work| work.claim);
     }
 
     /// What was on the wire beside it when it was refused says nothing: the consumer may refuse everything since. Nor does
@@ -453,3 +483,6 @@ impl<C: Connect> Delivery<C> {
 
 /// The longest that an orderly end of a connection may take.
 pub(super) const CLOSE_TIME: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

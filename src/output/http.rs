@@ -73,7 +73,7 @@ use wire::Wire;
 /// A consumer's answer is read so far, to keep the connection; a longer one ends it.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// And for so long; its status has come by then, which is all that counts.
+/// And for so long: the status has come by then, which is all that counts.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Bytes handed over at once: the steps in which `output_bytes_total` grows.

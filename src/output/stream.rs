@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use bytes::Buf;
 use bytes::Bytes;
+use socket2::SockRef;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
@@ -270,6 +271,12 @@ impl Pace {
         }
     }
 
+    /// Whether something of so many bytes may be begun now. One event may be larger than what is left, and then waits
+    /// until everything before it is final: sent with it, it could cost them their place again and again.
+    fn may_begin(&self, bytes: u64) -> bool {
+        self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
+    }
+
     fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
         self.window += bytes;
@@ -375,6 +382,20 @@ impl Wire {
         }
     }
 
+    /// What the peer has said in TLS before it ended the connection. Asks the socket itself: a failed write is known
+    /// before the runtime has heard that there is something to read.
+    fn refusal(&mut self) -> Option<rustls::Error> {
+        let Self::Tls(stream) = self else { return None };
+        let (counted, session) = stream.get_mut();
+        let socket = SockRef::from(&counted.stream);
+        while session.read_tls(&mut &*socket).is_ok_and(|bytes| bytes > 0) {
+            if let Err(error) = session.process_new_packets() {
+                return Some(error);
+            }
+        }
+        None
+    }
+
     /// Bytes that the peer's kernel has acknowledged, or the error that the socket has met.
     fn acknowledged(&self) -> io::Result<u64> {
         let counted = self.counted();
@@ -397,6 +418,15 @@ struct Sent {
     bytes: u64,
 }
 
+/// A batch that is to be written.
+struct Writing {
+    claim: Claim,
+    lost: u64,
+    bytes: u64,
+    /// Some of it may be on the wire; not before [`Pace::may_begin`].
+    begun: bool,
+}
+
 /// One connection.
 pub(super) struct StreamLink<E> {
     wire: Wire,
@@ -405,7 +435,7 @@ pub(super) struct StreamLink<E> {
     encode: Arc<E>,
     pace: Arc<Mutex<Pace>>,
     /// The batch that is being written, and what is left of it.
-    writing: Option<(Claim, u64, u64)>,
+    writing: Option<Writing>,
     unwritten: VecDeque<Bytes>,
     sent: VecDeque<Sent>,
     /// What the peer's kernel had acknowledged, and when we saw that.
@@ -420,8 +450,6 @@ pub(super) struct StreamLink<E> {
     /// The last time a batch was handed over.
     used: Instant,
     accepted_any: bool,
-    /// An event that can't be sent.
-    stuck: Option<String>,
     /// Ready to be told.
     ready: VecDeque<Event>,
 }
@@ -447,7 +475,6 @@ impl<E: Encode> StreamLink<E> {
             finished: None,
             used: now,
             accepted_any: false,
-            stuck: None,
             ready: VecDeque::new(),
         }
     }
@@ -467,18 +494,29 @@ impl<E: Encode> StreamLink<E> {
     }
 
     fn failed(&mut self, error: &io::Error) -> Event {
-        let timed_out = error.kind() == io::ErrorKind::TimedOut;
-        let reason = if timed_out { AttemptError::Timeout } else { AttemptError::Closed };
+        // With TLS 1.3 a server refuses our certificate when we believe the handshake done.
+        if let Some(refusal) = self.wire.refusal() {
+            return self.broken(AttemptError::Tls, refusal);
+        }
+        let reason = if error.kind() == io::ErrorKind::TimedOut {
+            AttemptError::Timeout
+        } else if error.kind() == io::ErrorKind::InvalidData {
+            // rustls's own errors, an alert of the peer's among them.
+            AttemptError::Tls
+        } else {
+            AttemptError::Closed
+        };
         self.broken(reason, error)
+    }
+
+    fn has_begun(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.begun)
     }
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(event);
-            }
-            if let Some(what) = self.stuck.take() {
-                return Poll::Ready(self.broken(AttemptError::Protocol, what));
             }
             if let Err(error) = self.poll_read(cx) {
                 return Poll::Ready(self.failed(&error));
@@ -531,7 +569,14 @@ impl<E: Encode> StreamLink<E> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Some((claim, lost, bytes)) = self.writing else { return Ok(()) };
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        if !writing.begun {
+            if !lock(&self.pace).may_begin(writing.bytes) {
+                return Ok(());
+            }
+            writing.begun = true;
+            self.progress = Instant::now();
+        }
         while !self.unwritten.is_empty() {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             let count = self.unwritten.len().min(SLICES_MAX);
@@ -552,9 +597,10 @@ impl<E: Encode> StreamLink<E> {
             Poll::Ready(flushed) => flushed?,
         }
         let end = self.wire.counted().written;
-        self.sent.push_back(Sent { claim, lost, end, bytes });
-        self.writing = None;
-        self.ready.push_back(Event::Room);
+        if let Some(Writing { claim, lost, bytes, .. }) = self.writing.take() {
+            self.sent.push_back(Sent { claim, lost, end, bytes });
+            self.ready.push_back(Event::Room);
+        }
         Ok(())
     }
 
@@ -590,15 +636,15 @@ impl<E: Encode> StreamLink<E> {
             self.samples.pop_front();
         }
         let Some(safe) = safe else { return Ok(()) };
-        let mut bytes = 0;
+        let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
-            bytes += sent.bytes;
-            self.accepted_any = true;
+            (bytes, any) = (bytes + sent.bytes, true);
             self.ready.push_back(Event::Accepted { claim: sent.claim, lost: sent.lost });
         }
-        if bytes > 0 {
+        if any {
+            self.accepted_any = true;
             self.endpoint.endpoints.succeeded(self.index);
-            let all = self.sent.is_empty() && self.writing.is_none();
+            let all = self.sent.is_empty() && !self.has_begun();
             lock(&self.pace).finished(bytes, all);
         }
         if self.sent.is_empty() && self.writing.is_none() {
@@ -631,8 +677,8 @@ impl<E: Encode> StreamLink<E> {
             let idle = settings.idle_timeout.filter(|limit| waited(self.used) >= *limit);
             return idle.map(|_| Event::Closed);
         }
-        let unacknowledged = self.writing.is_some()
-            || self.sent.back().is_some_and(|last| last.end > self.acknowledged);
+        let unacknowledged =
+            self.has_begun() || self.sent.back().is_some_and(|last| last.end > self.acknowledged);
         if unacknowledged && waited(self.progress) >= self.endpoint.timeouts.request {
             return Some(self.broken(AttemptError::Timeout, "the peer takes nothing"));
         }
@@ -650,11 +696,7 @@ impl<E: Encode> StreamLink<E> {
 
 impl<E: Encode + Sync> Link for StreamLink<E> {
     fn room(&self) -> Option<Take> {
-        if self.writing.is_some()
-            || self.finished.is_some()
-            || self.sent.len() >= CLAIMS_MAX
-            || self.stuck.is_some()
-        {
+        if self.writing.is_some() || self.finished.is_some() || self.sent.len() >= CLAIMS_MAX {
             return None;
         }
         let bytes = lock(&self.pace).room()?;
@@ -669,7 +711,10 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         }
         self.used = now;
         match self.encode.encode(batch) {
-            Err(what) => self.stuck = Some(what),
+            Err(what) => {
+                let failure = Failure::new(AttemptError::Protocol, what);
+                self.ready.push_back(Event::Refused(claim, failure));
+            }
             // Nothing to wait for: every event of it was given up.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
                 self.ready.push_back(Event::Accepted { claim, lost: encoded.refused });
@@ -677,7 +722,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
             Ok(encoded) => {
                 let bytes = encoded.pieces.iter().map(|piece| piece.len() as u64).sum();
                 self.unwritten = encoded.pieces.into();
-                self.writing = Some((claim, encoded.refused, bytes));
+                self.writing = Some(Writing { claim, lost: encoded.refused, bytes, begun: false });
             }
         }
     }

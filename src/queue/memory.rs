@@ -284,12 +284,15 @@ impl State {
         }
         for index in chosen.into_iter().rev() {
             let Some(mut record) = self.remove(index) else { continue };
+            let mut missed = 0;
             for cursor in &mut self.cursors {
                 let amount = cursor.outstanding(&mut record);
                 cursor.pass(amount);
                 cursor.metrics.lost.increment(amount.events);
+                missed = amount.events.max(missed);
             }
-            metrics.dropped_oldest.increment(record.events);
+            // Not those that every output has: they waited only for what is before them.
+            metrics.dropped_oldest.increment(missed);
         }
         true
     }
@@ -669,6 +672,11 @@ impl Cursor {
         }
         cursor.forget_done();
         state.free();
+        drop(guard);
+        if batch.is_none() {
+            // What was finished behind it may have been the last.
+            self.shared.progress.notify_waiters();
+        }
         batch
     }
 
@@ -728,3 +736,6 @@ impl Cursor {
         self.shared.lock().cursors[self.index].read
     }
 }
+
+#[cfg(test)]
+mod tests;

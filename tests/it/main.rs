@@ -18,6 +18,7 @@
 
 mod backpressure;
 mod commands;
+mod configs;
 mod configs_http;
 mod http_endpoints;
 mod http_output;
@@ -27,4 +28,7 @@ mod peers_work;
 mod readme;
 mod secrets;
 mod shutdown;
+mod stdout;
 mod support;
+mod syslog;
+mod tcp;

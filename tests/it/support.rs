@@ -13,6 +13,7 @@ pub(crate) mod metrics;
 pub(crate) mod peers;
 pub(crate) mod relay;
 pub(crate) mod requests;
+pub(crate) mod sequence;
 pub(crate) mod server;
 pub(crate) mod stream;
 pub(crate) mod tcp_sink;

@@ -265,6 +265,20 @@ ruleset(name="peer") {{
         lines_of(&self.directory.path().join("messages"))
     }
 
+    /// After a kill: cuts off a message that was written in part, so that the next life's first
+    /// is not taken for its end. Returns how many complete ones there are.
+    pub(crate) fn cut_partial_line(&self) -> usize {
+        for name in ["messages", "raw"] {
+            let file = self.directory.path().join(name);
+            let bytes = std::fs::read(&file).unwrap_or_default();
+            let complete = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
+            if complete < bytes.len() {
+                std::fs::write(&file, &bytes[..complete]).expect("the dead peer's file");
+            }
+        }
+        self.messages().len()
+    }
+
     /// Each message as it came, from its PRI on.
     pub(crate) fn raw(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("raw"))

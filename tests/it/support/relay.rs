@@ -268,7 +268,7 @@ impl Relay {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    /// The `fields` of each line, whatever the log's format.
+    /// The message and the fields of each line, whichever the format.
     pub(crate) fn log_fields(&self) -> Vec<serde_json::Value> {
         let lines = self.log.lock().expect("not poisoned");
         let fields = |line: &String| match serde_json::from_str::<serde_json::Value>(line) {
@@ -398,19 +398,35 @@ impl Drop for Relay {
     }
 }
 
-/// The fields of `TIMESTAMP LEVEL MESSAGE KEY=VALUE…`, as far as values hold no spaces.
+/// The fields of a line of `log.format = "text"`: time, level, message, `name=value` each.
 fn text_fields(line: &str) -> Option<serde_json::Value> {
-    let mut words = line.split_whitespace().skip(2).peekable();
-    let mut message = Vec::new();
-    while let Some(word) = words.next_if(|word| !word.contains('=')) {
-        message.push(word);
-    }
+    let (_time, rest) = line.split_once(' ')?;
+    let (_level, rest) = rest.trim_start().split_once(' ')?;
+    let is_name = |word: &str| {
+        let name = word.split_once('=').map(|(name, _)| name);
+        name.is_some_and(|name| name.chars().all(|char| char.is_ascii_lowercase() || char == '_'))
+    };
+    let words: Vec<&str> = rest.split(' ').collect();
+    let end = words.iter().position(|word| is_name(word)).unwrap_or(words.len());
     let mut fields = serde_json::Map::new();
-    fields.insert("message".to_owned(), message.join(" ").into());
-    for (key, value) in words.filter_map(|word| word.split_once('=')) {
-        fields.insert(key.to_owned(), value.trim_matches('"').into());
+    fields.insert("message".to_owned(), words[..end].join(" ").into());
+    // Values with spaces are cut at the first: nobody needs them from here.
+    for (name, value) in words[end..].iter().filter_map(|word| word.split_once('=')) {
+        fields.insert(name.to_owned(), value.trim_matches('"').into());
     }
     Some(fields.into())
+}
+
+#[test]
+fn a_log_line_of_text_has_its_message_and_fields() {
+    let line =
+        r#"2026-01-02T03:04:05.678901Z  INFO admin listening listener="[::]:1" address=[::]:2"#;
+    let fields = text_fields(line).unwrap();
+    let wanted = serde_json::json!({
+        "message": "admin listening", "listener": "[::]:1", "address": "[::]:2",
+    });
+    assert_eq!(fields, wanted);
+    assert_eq!(text_fields("no line"), None);
 }
 
 /// Sends a signal to a child that has not been waited for, so that its id is still its own.

@@ -1,0 +1,139 @@
+//! The consumer: reads, counts, forgets. One thread for each connection, which ends with it.
+
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use crate::work;
+
+/// Read at once; larger reads make the sink no cheaper.
+const BUFFER: usize = 256 * 1024;
+
+/// What a proxy speaks to its consumer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// POSTs of EventLists.
+    Http,
+    /// Bytes without an answer.
+    Stream,
+}
+
+/// Listens on a port of the kernel's choice until dropped; the proxy must have ended by then.
+pub(crate) struct Sink {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Bytes of events: see [`work::lines_of_list`]; of streams, all bytes.
+    arrived: AtomicU64,
+    stopped: AtomicBool,
+}
+
+impl Sink {
+    pub(crate) fn start(wire: Wire) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let shared = Arc::<Shared>::default();
+        let for_thread = Arc::clone(&shared);
+        let accepting = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if for_thread.stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let stream = stream.expect("a connection");
+                let shared = Arc::clone(&for_thread);
+                std::thread::spawn(move || match wire {
+                    Wire::Http => answer(stream, &shared.arrived),
+                    Wire::Stream => discard(stream, &shared.arrived),
+                });
+            }
+        });
+        Self { address, shared, accepting: Some(accepting) }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn arrived(&self) -> u64 {
+        self.shared.arrived.load(Ordering::Relaxed)
+    }
+
+    /// Counts from 0 again.
+    pub(crate) fn restart(&self) {
+        self.shared.arrived.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        // Wakes the accept loop, which then ends.
+        drop(TcpStream::connect(self.address));
+        if let Some(accepting) = self.accepting.take() {
+            drop(accepting.join());
+        }
+    }
+}
+
+fn discard(mut stream: TcpStream, arrived: &AtomicU64) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        arrived.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// Answers each POST with 200 once its body is read.
+fn answer(mut stream: TcpStream, arrived: &AtomicU64) {
+    stream.set_nodelay(true).expect("a TCP socket");
+    let mut buffer = vec![0; BUFFER];
+    let mut filled = 0;
+    loop {
+        let (head, body) = loop {
+            if let Some(head) = memchr::memmem::find(&buffer[..filled], b"\r\n\r\n") {
+                break (head + 4, content_length(&buffer[..head]));
+            }
+            match stream.read(&mut buffer[filled..]) {
+                Ok(count @ 1..) => filled += count,
+                _ => return,
+            }
+        };
+        let mut left = body;
+        let taken = left.min(filled - head);
+        left -= taken;
+        // Only a proxy that pipelines sends more; neither does.
+        assert_eq!(head + taken, filled, "more than one request at once");
+        filled = 0;
+        while left > 0 {
+            match stream.read(&mut buffer) {
+                Ok(count @ 1..) => left = left.checked_sub(count).expect("no more than announced"),
+                _ => return,
+            }
+        }
+        arrived.fetch_add(work::lines_of_list(body as u64), Ordering::Relaxed);
+        if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").is_err() {
+            return;
+        }
+    }
+}
+
+/// The value of a head's Content-Length.
+pub(crate) fn content_length(head: &[u8]) -> usize {
+    let head = std::str::from_utf8(head).expect("a head is ASCII");
+    let value = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then_some(value)
+    });
+    value.expect("a body with its length").trim().parse().expect("a number")
+}

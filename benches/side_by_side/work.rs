@@ -1,0 +1,80 @@
+//! What is sent: EventLists as kube-apiserver writes them.
+
+use std::fmt::Write as _;
+
+/// Around the events of an EventList, as kube-apiserver and the relay's `event_list` write it.
+const HEAD: &str = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
+const TAIL: &str = "]}\n";
+
+/// One request, and how often it is sent in a run.
+pub(crate) struct Work {
+    pub(crate) name: &'static str,
+    pub(crate) body: Vec<u8>,
+    pub(crate) events: u64,
+    pub(crate) requests: u64,
+}
+
+impl Work {
+    fn new(name: &'static str, body: Vec<u8>, events: u64, requests: u64) -> Self {
+        assert!(body.starts_with(HEAD.as_bytes()) && body.ends_with(TAIL.as_bytes()), "{name}");
+        Self { name, body, events, requests }
+    }
+
+    /// So many times the body, to send so many bytes.
+    fn of_bytes(name: &'static str, body: Vec<u8>, events: u64, bytes: f64) -> Self {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an argument")]
+        let requests = (bytes / body.len() as f64).ceil() as u64;
+        Self::new(name, body, events, requests)
+    }
+
+    /// Bytes of the events of one request, each with the byte that ends it or divides it from the next.
+    pub(crate) fn lines(&self) -> u64 {
+        lines_of_list(self.body.len() as u64)
+    }
+}
+
+/// Bytes of the events of an EventList of so many bytes, each with the byte behind it. However a
+/// relay cuts and joins batches, the sum over all lists stays.
+pub(crate) fn lines_of_list(body: u64) -> u64 {
+    (body + 1).saturating_sub((HEAD.len() + TAIL.len()) as u64)
+}
+
+/// Everything that is measured.
+pub(crate) fn all(gigabytes: f64, singles: u64) -> Vec<Work> {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/01-batch400-metadata.json");
+    let metadata = std::fs::read(corpus).expect("tests/corpus is part of the repository");
+    let bytes = gigabytes * 1e9;
+    vec![
+        Work::of_bytes("metadata, 400 events of 0.8 KB", metadata, 400, bytes),
+        Work::of_bytes("generated, 400 events of 1.5 KB", generated(400, 1500), 400, bytes),
+        Work::new("single event of 2 KB", generated(1, 2000), 1, singles),
+    ]
+}
+
+/// Events of about so many bytes, a third of which is text with what JSON escapes and with what
+/// UTF-8 needs two bytes for.
+fn generated(events: usize, event_bytes: usize) -> Vec<u8> {
+    const WORDS: [&str; 6] =
+        [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
+    let mut body = String::from(HEAD);
+    for index in 0..events {
+        let start = body.len();
+        if index > 0 {
+            body.push(',');
+        }
+        write!(
+            body,
+            r#"{{"level":"Request","auditID":"00000000-0000-4000-8000-{index:012x}","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/team/configmaps/generated-{index}","verb":"update","user":{{"username":"system:serviceaccount:team:default","uid":"7c0f6f1c-6b1d-4f0e-9a39-6d1f5f3f2b11","groups":["system:serviceaccounts","system:authenticated"]}},"sourceIPs":["10.0.0.1"],"userAgent":"generated/1.0","objectRef":{{"resource":"configmaps","namespace":"team","name":"generated-{index}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":""#
+        )
+        .expect("a String takes everything");
+        let tail = r#""}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow"}}"#;
+        let mut word = index;
+        while body.len() - start + tail.len() < event_bytes {
+            body.push_str(WORDS[word % WORDS.len()]);
+            word += 1;
+        }
+        body.push_str(tail);
+    }
+    body.push_str(TAIL);
+    body.into_bytes()
+}

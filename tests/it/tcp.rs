@@ -1,0 +1,846 @@
+//! `type = "tcp"`: every event arrives, byte for byte and in order, whatever the consumer does to
+//! its connections.
+
+use std::io::Read as _;
+use std::net::Shutdown;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::sequence::assert_covers;
+use crate::support::server::Connection;
+use crate::support::server::Options;
+use crate::support::server::Server;
+use crate::support::stream::Stream;
+use crate::support::tcp_sink::Framing;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+/// One tcp output, with waits that suit a test. `more` holds further keys, tables inline.
+///
+/// The window is what a consumer has for its RST: long enough for a thread of a busy machine.
+fn output(name: &str, addresses: &[&str], more: &str) -> String {
+    let window = if more.contains("replay_window") { "" } else { "replay_window = \"500ms\"" };
+    format!(
+        r#"
+[[output]]
+name = "{name}"
+type = "tcp"
+addresses = {addresses:?}
+retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
+{window}
+{more}
+"#
+    )
+}
+
+fn config(address: SocketAddr, more: &str) -> String {
+    format!("{BASE}{}", output("logstash", &[&address.to_string()], more))
+}
+
+/// A relay in front of this consumer.
+fn relay(sink: &TcpSink, more: &str) -> Relay {
+    Relay::start(&config(sink.address(), more))
+}
+
+/// Posts EventLists one after the other, and gives the events that must arrive.
+fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    for body in bodies {
+        let response = relay.post(body);
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    events(bodies)
+}
+
+fn events(bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    bodies.iter().flat_map(|body| events_of(body)).collect()
+}
+
+fn corpus_bodies() -> Vec<Vec<u8>> {
+    corpus().into_iter().map(|body| body.bytes).collect()
+}
+
+/// Batches of 400 events of this size, as long as they are not more than `bytes` together.
+fn generated(bytes: usize, event_bytes: usize) -> Vec<Vec<u8>> {
+    let batches = bytes / (400 * event_bytes);
+    (0..batches as u64).map(|seed| generated_batch(seed, 400, event_bytes)).collect()
+}
+
+/// Size of events as lines.
+fn size(events: &[Vec<u8>]) -> u64 {
+    events.iter().map(|event| event.len() as u64 + 1).sum()
+}
+
+/// What each connection has brought.
+fn runs(sink: &TcpSink) -> Vec<Vec<Vec<u8>>> {
+    let mut runs = vec![Vec::new(); sink.history().len()];
+    for message in sink.messages() {
+        runs[message.connection].push(message.bytes);
+    }
+    runs
+}
+
+fn errors(relay: &Relay, reason: &str) -> f64 {
+    relay.metrics().value("output_errors_total", &[("output", "logstash"), ("reason", reason)])
+}
+
+fn wait_for_errors(relay: &Relay, reason: &str) {
+    relay.wait_for_metrics(&format!("an error '{reason}'"), PATIENCE, |metrics| {
+        let labels = [("output", "logstash"), ("reason", reason)];
+        (metrics.value("output_errors_total", &labels) > 0.0).then_some(())
+    });
+}
+
+fn of_output(relay: &Relay, name: &str) -> f64 {
+    relay.metrics().value(name, &[("output", "logstash")])
+}
+
+/// A consumer whose buffers are small, so that what it does not read soon stands still.
+fn small() -> Options {
+    Options { receive_buffer: Some(16 * 1024), ..Options::default() }
+}
+
+#[test]
+fn the_corpus_arrives_byte_for_byte_in_order_over_one_connection() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "");
+    let expected = post(&relay, &corpus_bodies());
+    sink.wait_for_count(expected.len(), PATIENCE);
+    assert!(sink.lines() == expected, "the relay changed an event, or their order");
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(sink.history().len(), 1);
+    let metrics = relay.metrics();
+    let labels = [("output", "logstash")];
+    assert_eq!(metrics.value("output_bytes_total", &labels), size(&expected) as f64);
+    assert_eq!(metrics.value("output_events_total", &labels), expected.len() as f64);
+    assert_eq!(metrics.value("output_retries_total", &labels), 0.0);
+    assert_eq!(metrics.sum("output_errors_total"), 0.0);
+    assert_eq!(metrics.value("output_up", &labels), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn audit_log_lines_are_those_of_kube_apiservers_own_log() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "format = \"audit_log\"");
+    let expected: Vec<Vec<u8>> = post(&relay, &corpus_bodies())
+        .iter()
+        .map(|event| {
+            let rest = event.strip_prefix(b"{").expect("an object");
+            [&br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#[..], rest].concat()
+        })
+        .collect();
+    sink.wait_for_count(expected.len(), PATIENCE);
+    assert!(sink.lines() == expected, "not the lines of audit.log");
+    // kube-apiserver's own lines pass as they are.
+    let log = crate::support::corpus::audit_log();
+    sink.clear();
+    let response = crate::support::http::post(relay.address(), "/", "application/x-ndjson", &log);
+    assert_eq!(response.unwrap().status, 200);
+    sink.wait_for_count(495, PATIENCE);
+    let lines: Vec<Vec<u8>> =
+        sink.lines().into_iter().flat_map(|line| [line, b"\n".to_vec()]).collect();
+    assert!(lines.concat() == log, "the relay changed a line of audit.log");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn everything_arrives_when_the_consumer_comes_back_after_it_was_stopped() {
+    let mut sink = TcpSink::start();
+    sink.close();
+    let relay = relay(&sink, "");
+    wait_for_errors(&relay, "connect");
+    assert_eq!(of_output(&relay, "output_up"), 0.0);
+    let expected = post(&relay, &corpus_bodies());
+    assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
+    assert_eq!(of_output(&relay, "output_backlog_bytes"), size(&expected) as f64);
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.lines() == expected, "something is missing, twice or changed");
+    assert_eq!(of_output(&relay, "output_up"), 1.0);
+    relay.wait_for_log("output up again", PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn everything_arrives_while_the_consumer_is_restarted_again_and_again() {
+    let mut sink = TcpSink::start();
+    let relay = relay(&sink, "");
+    let bodies = generated(12_000_000, 1500);
+    let mut expected = Vec::new();
+    for (round, bodies) in bodies.chunks(4).enumerate() {
+        let before = sink.bytes();
+        expected.extend(post(&relay, bodies));
+        wait_until("some of it", PATIENCE, || sink.bytes() > before);
+        match round % 2 {
+            0 => sink.close(),
+            _ => sink.kill(),
+        }
+        sink.reopen();
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_covers(&expected, &runs(&sink));
+    assert!(of_output(&relay, "output_retries_total") > 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn everything_arrives_though_the_consumer_closes_connections_in_the_middle() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "");
+    let bodies = generated(12_000_000, 1500);
+    let expected = std::thread::scope(|scope| {
+        let poster = scope.spawn(|| post(&relay, &bodies));
+        for _ in 0..5 {
+            let seen = sink.bytes();
+            wait_until("more of it", PATIENCE, || sink.bytes() > seen);
+            sink.close_connections();
+        }
+        poster.join().unwrap()
+    });
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.history().len() > 5, "it closed some");
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+/// The consumer's kernel has acknowledged what the consumer has not read when this is called.
+fn dies_with_unread_data(die: impl Fn(&mut TcpSink)) {
+    let mut sink = TcpSink::start();
+    // Longer than this test takes to kill: what was sent is not final before.
+    let relay = relay(&sink, "replay_window = \"3s\"");
+    wait_until("the connection", PATIENCE, || sink.open() == 1);
+    sink.pause(true);
+    // The blocked read still takes one buffer's worth.
+    post(&relay, &[generated_batch(1000, 1, 1000)]);
+    let first = events(&[generated_batch(1000, 1, 1000)]);
+    sink.wait_for_count(1, PATIENCE);
+    let bodies = generated(1_000_000, 1000);
+    let expected = [first, post(&relay, &bodies)].concat();
+    wait_until("what its kernel takes to be sent", PATIENCE, || {
+        of_output(&relay, "output_bytes_total") >= 100_000.0
+    });
+    assert_eq!(sink.count(), 1);
+    die(&mut sink);
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    assert_covers(&expected, &runs(&sink));
+    assert!(errors(&relay, "closed") > 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_killed_with_unread_data_loses_nothing() {
+    dies_with_unread_data(|sink| sink.kill());
+}
+
+#[test]
+fn a_consumer_that_closes_with_unread_data_loses_nothing() {
+    dies_with_unread_data(|sink| sink.close());
+}
+
+#[test]
+fn a_consumer_that_sends_fin_and_then_rst_loses_nothing() {
+    dies_with_unread_data(|sink| {
+        sink.finish_writing();
+        // The relay has seen the FIN when it has had time to; the RST comes within the window.
+        std::thread::sleep(Duration::from_millis(200));
+        sink.kill();
+    });
+}
+
+#[test]
+fn a_consumer_that_reads_nothing_is_given_up_after_the_request_timeout_and_tried_again() {
+    let sink = TcpSink::with(Framing::Lines, small());
+    sink.pause(true);
+    let relay = relay(&sink, "timeouts = { request = \"500ms\" }");
+    let expected = post(&relay, &generated(4_000_000, 1500));
+    wait_for_errors(&relay, "timeout");
+    assert_eq!(of_output(&relay, "output_events_total"), 0.0);
+    assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
+    sink.pause(false);
+    relay.wait_until_delivered(PATIENCE);
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_slow_consumer_that_reads_a_little_all_the_time_gets_nothing_twice() {
+    // 16 KB each 20 ms: the whole takes three times the request timeout.
+    let (server, seen) = recording(small(), |stream, connection, record| {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(size @ 1..) = stream.read(&mut buffer) {
+            record(&buffer[..size]);
+            if !connection.rest(Duration::from_millis(20)) {
+                return;
+            }
+        }
+    });
+    let relay = Relay::start(&config(server.address(), "timeouts = { request = \"1s\" }"));
+    let started = Instant::now();
+    let expected = post(&relay, &generated(2_400_000, 1500));
+    relay.wait_until_delivered(PATIENCE);
+    assert!(started.elapsed() > Duration::from_secs(2), "not slow: {:?}", started.elapsed());
+    assert!(lines(&seen) == [expected], "sent twice, or something is missing");
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "");
+    let first = post(&relay, &[generated_batch(1, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    // With nothing under way it is the orderly end of a connection, and no error.
+    sink.finish_writing();
+    wait_until("our FIN", PATIENCE, || sink.open() == 0);
+    assert_eq!(sink.history().len(), 1, "no connection without something to send");
+    let second = post(&relay, &[generated_batch(2, 10, 1000)]);
+    sink.wait_for_count(20, PATIENCE);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(runs(&sink) == [first, second]);
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_half_closes_and_reads_on_gets_everything() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "");
+    let bodies = generated(12_000_000, 1500);
+    let expected = std::thread::scope(|scope| {
+        let poster = scope.spawn(|| post(&relay, &bodies));
+        let mut seen = 0;
+        for _ in 0..3 {
+            wait_until("more of it", PATIENCE, || sink.bytes() > seen + 100_000);
+            seen = sink.bytes();
+            sink.finish_writing();
+        }
+        poster.join().unwrap()
+    });
+    relay.wait_until_delivered(PATIENCE);
+    assert_covers(&expected, &runs(&sink));
+    assert!(sink.history().len() > 1);
+    relay.finish(Backlog::Empty);
+}
+
+/// Bytes that a consumer of cut connections has been sent, at most so many times those of the
+/// events, by our count and by what it saw.
+fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64) {
+    let sent = of_output(relay, "output_bytes_total");
+    let all = size(expected);
+    eprintln!("{all} bytes of events, {sent} sent, {saw} seen");
+    assert!(sent <= (times * all) as f64, "{sent} bytes sent for {all}");
+    assert!(saw <= times * all, "{saw} bytes seen for {all}");
+}
+
+#[test]
+fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes() {
+    let sink = TcpSink::start();
+    sink.cut_each_after(Some(2_000_000));
+    let relay = relay(&sink, "");
+    let expected = post(&relay, &generated(16_000_000, 1500));
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert!(sink.history().len() >= 8, "it cut");
+    assert_covers(&expected, &runs(&sink));
+    assert_sent_at_most(&relay, sink.bytes(), &expected, 3);
+    relay.finish(Backlog::Empty);
+}
+
+/// What each connection brought.
+type Seen = Arc<Mutex<Vec<Vec<u8>>>>;
+
+/// A consumer with a way of its own to read; `serve` hands what it read to its last argument.
+fn recording(
+    options: Options,
+    serve: impl Fn(&mut Stream, &Connection, &dyn Fn(&[u8])) + Send + Sync + 'static,
+) -> (Server, Seen) {
+    let seen = Seen::default();
+    let for_handler = Arc::clone(&seen);
+    let server = Server::start(options, move |mut stream, connection| {
+        serve(&mut stream, connection, &|read| {
+            let mut seen = for_handler.lock().unwrap();
+            if seen.len() <= connection.number {
+                seen.resize(connection.number + 1, Vec::new());
+            }
+            seen[connection.number].extend_from_slice(read);
+        });
+    });
+    (server, seen)
+}
+
+/// The complete lines of each connection.
+fn lines(seen: &Seen) -> Vec<Vec<Vec<u8>>> {
+    let lines = |bytes: &Vec<u8>| {
+        let mut lines: Vec<_> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+        // Behind the last line feed: nothing, or what was cut.
+        lines.pop();
+        lines
+    };
+    seen.lock().unwrap().iter().map(lines).collect()
+}
+
+/// A consumer that ends each connection after so many bytes: FIN once it has read exactly these,
+/// and a little later the close, which is an RST where more has come.
+fn finishing(bytes: usize) -> (Server, Seen) {
+    recording(Options::default(), move |stream, connection, record| {
+        let (mut left, mut buffer) = (bytes, vec![0; 64 * 1024]);
+        while left > 0 && connection.may_go_on() {
+            let wanted = left.min(buffer.len());
+            let Ok(size @ 1..) = stream.read(&mut buffer[..wanted]) else { return };
+            record(&buffer[..size]);
+            left -= size;
+        }
+        // The relay may have ended it by now.
+        drop(stream.socket().shutdown(Shutdown::Write));
+        connection.rest(Duration::from_millis(20));
+    })
+}
+
+#[test]
+fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes()
+{
+    let (server, seen) = finishing(2_000_000);
+    let relay = Relay::start(&config(server.address(), ""));
+    let expected = post(&relay, &generated(16_000_000, 1500));
+    relay.wait_until_delivered(PATIENCE * 2);
+    let runs = lines(&seen);
+    assert!(runs.len() >= 8, "it finished some");
+    assert_covers(&expected, &runs);
+    let saw = seen.lock().unwrap().iter().map(|bytes| bytes.len() as u64).sum();
+    assert_sent_at_most(&relay, saw, &expected, 3);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_cuts_after_10_kb_gets_everything() {
+    let sink = TcpSink::start();
+    sink.cut_each_after(Some(10_000));
+    let relay = relay(&sink, "");
+    let expected = post(&relay, &[generated_batch(1, 100, 700)]);
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_cuts_one_byte_after_an_event_gets_everything() {
+    let sink = TcpSink::start();
+    let bodies = [generated_batch(1, 8, 1000)];
+    let longest = events(&bodies).iter().map(Vec::len).max().unwrap() as u64;
+    // The event, its line feed, and a byte.
+    sink.cut_each_after(Some(longest + 2));
+    let relay = relay(&sink, "");
+    let expected = post(&relay, &bodies);
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_cuts_between_a_small_and_a_large_event_gets_everything() {
+    let sink = TcpSink::start();
+    // One large event fits into what it takes of a connection; behind a small one it does not.
+    let bodies: Vec<_> = (0..8)
+        .map(|seed| generated_batch(seed, 1, if seed % 2 == 0 { 1000 } else { 3000 }))
+        .collect();
+    sink.cut_each_after(Some(3500));
+    let relay = relay(&sink, "");
+    let expected = post(&relay, &bodies);
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn nothing_is_final_before_its_replay_window_has_passed() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "replay_window = \"2s\"");
+    let before = Instant::now();
+    let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
+    sink.wait_for_count(10, PATIENCE);
+    let arrived = before.elapsed();
+    let metrics = relay.metrics();
+    if before.elapsed() < Duration::from_secs(2) {
+        let labels = [("output", "logstash")];
+        assert_eq!(metrics.value("output_events_total", &labels), 0.0);
+        assert_eq!(metrics.value("output_backlog_events", &labels), 10.0);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert!(before.elapsed() >= Duration::from_secs(2));
+    // And not much later: ten samples in a window, and a margin for a busy machine.
+    assert!(before.elapsed() < arrived + Duration::from_secs(5));
+    assert!(sink.lines() == expected, "once");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_delivered_answer_takes_at_least_the_replay_window() {
+    let sink = TcpSink::start();
+    let queue = "[queue]\nacknowledge = \"delivered\"\n";
+    let output = output("logstash", &[&sink.address().to_string()], "replay_window = \"1s\"");
+    let relay = Relay::start(&format!("{BASE}{queue}{output}"));
+    let started = Instant::now();
+    let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!(sink.lines() == expected);
+    assert_eq!(of_output(&relay, "output_events_total"), 10.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_lone_event_is_sent_at_once_whatever_waits_for_its_window() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "replay_window = \"5s\"");
+    for seed in 0..5 {
+        let before = Instant::now();
+        post(&relay, &[generated_batch(seed, 1, 1000)]);
+        sink.wait_for_count(usize::try_from(seed).unwrap() + 1, PATIENCE);
+        // Milliseconds; a busy machine may take longer, but not as long as a window.
+        assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_idle_connection_is_ended_and_made_again_when_there_is_something_to_send() {
+    let sink = TcpSink::start();
+    let relay = relay(&sink, "idle_timeout = \"300ms\"");
+    let mut expected = Vec::new();
+    for round in 1..=3 {
+        expected.extend(post(&relay, &[generated_batch(round, 10, 1000)]));
+        relay.wait_until_delivered(PATIENCE);
+        wait_until("the idle connection's end", PATIENCE, || sink.open() == 0);
+    }
+    let history = sink.history();
+    for times in &history {
+        assert!(times.closed.unwrap() - times.opened >= Duration::from_millis(300));
+    }
+    // The first may have been idle before there was anything to send.
+    assert!((3..=4).contains(&history.len()), "{}", history.len());
+    assert!(sink.lines() == expected, "once");
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn failover_keeps_to_the_first_address_goes_to_the_second_and_comes_back() {
+    let (mut first, mut second) = (TcpSink::start(), TcpSink::start());
+    let addresses = [first.address().to_string(), second.address().to_string()];
+    let relay =
+        Relay::start(&format!("{BASE}{}", output("logstash", &[&addresses[0], &addresses[1]], "")));
+    let one = post(&relay, &[generated_batch(1, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(first.lines() == one && second.history().is_empty());
+
+    first.close();
+    let two = post(&relay, &[generated_batch(2, 10, 1000)]);
+    second.wait_for_count(10, PATIENCE);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(second.lines() == two);
+    assert_eq!(of_output(&relay, "output_up"), 1.0);
+
+    first.reopen();
+    let three = post(&relay, &[generated_batch(3, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(second.lines() == [two, three].concat(), "a connection that works is kept");
+
+    second.close();
+    let four = post(&relay, &[generated_batch(4, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(first.lines() == [one, four].concat(), "back to the first");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_first_address_that_takes_nothing_does_not_keep_the_second_from_its_turn() {
+    let (first, second) = (TcpSink::with(Framing::Lines, small()), TcpSink::start());
+    first.pause(true);
+    let addresses = [first.address().to_string(), second.address().to_string()];
+    let more = "timeouts = { request = \"500ms\" }";
+    let output = output("logstash", &[&addresses[0], &addresses[1]], more);
+    let relay = Relay::start(&format!("{BASE}{output}"));
+    let expected = post(&relay, &generated(4_000_000, 1500));
+    relay.wait_until_delivered(PATIENCE);
+    // What the first has in its buffers is not final: the second got all of it.
+    assert_covers(&expected, &runs(&second));
+    assert!(errors(&relay, "timeout") > 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn round_robin_takes_the_next_address_at_each_connect() {
+    let sinks = [TcpSink::start(), TcpSink::start(), TcpSink::start()];
+    let addresses: Vec<String> = sinks.iter().map(|sink| sink.address().to_string()).collect();
+    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let output = output("logstash", &addresses, "strategy = \"round_robin\"");
+    let relay = Relay::start(&format!("{BASE}{output}"));
+    for round in 0..6 {
+        let expected = post(&relay, &[generated_batch(round, 10, 1000)]);
+        let sink = &sinks[usize::try_from(round).unwrap() % 3];
+        sink.wait_for_count(10, PATIENCE);
+        relay.wait_until_delivered(PATIENCE);
+        assert!(sink.lines() == expected, "round {round}");
+        sink.clear();
+        sink.close_connections();
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_name_is_resolved_at_each_connect() {
+    let mut sink = TcpSink::start();
+    let address = format!("localhost:{}", sink.address().port());
+    let relay = Relay::start(&format!("{BASE}{}", output("logstash", &[&address], "")));
+    let mut expected = post(&relay, &[generated_batch(1, 10, 1000)]);
+    sink.wait_for_count(10, PATIENCE);
+    sink.close();
+    expected.extend(post(&relay, &[generated_batch(2, 10, 1000)]));
+    wait_for_errors(&relay, "connect");
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_name_that_does_not_exist_is_an_error_of_its_own_and_the_next_address_is_tried() {
+    let sink = TcpSink::start();
+    // RFC 6761 §6.4: no resolver has it.
+    let addresses = ["does-not-exist.invalid:5000", &sink.address().to_string()];
+    let relay = Relay::start(&format!("{BASE}{}", output("logstash", &addresses, "")));
+    wait_for_errors(&relay, "resolve");
+    let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.lines() == expected);
+    relay.finish(Backlog::Empty);
+}
+
+fn tls_sink(certificates: &Certificates, require_client: bool) -> TcpSink {
+    let tls = Some(certificates.server_config(&certificates.server, require_client));
+    TcpSink::with(Framing::Lines, Options { tls, ..Options::default() })
+}
+
+fn tls(keys: &[(&str, &str)]) -> String {
+    let keys: Vec<_> = keys.iter().map(|(key, value)| format!("{key} = {value:?}")).collect();
+    format!("tls = {{ {} }}", keys.join(", "))
+}
+
+#[test]
+fn the_corpus_arrives_over_tls_with_ca_and_client_certificate() {
+    let certificates = Certificates::new();
+    let sink = tls_sink(&certificates, true);
+    let settings = tls(&[
+        ("ca", text(&certificates.ca)),
+        ("certificate", text(&certificates.client.certificate)),
+        ("private_key", text(&certificates.client.key)),
+    ]);
+    let relay = relay(&sink, &settings);
+    let expected = post(&relay, &corpus_bodies());
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.lines() == expected, "the relay changed an event, or their order");
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    for role in ["server", "client"] {
+        let labels = [("output", "logstash"), ("role", role)];
+        let expiry = relay.metrics().value("tls_certificate_expiry_timestamp_seconds", &labels);
+        assert!(expiry > 1.7e9, "{role}: {expiry}");
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_tls_consumer_killed_in_the_middle_loses_nothing() {
+    let certificates = Certificates::new();
+    let mut sink = tls_sink(&certificates, false);
+    let relay = relay(&sink, &tls(&[("ca", text(&certificates.ca))]));
+    let bodies = generated(12_000_000, 1500);
+    let expected = std::thread::scope(|scope| {
+        let poster = scope.spawn(|| post(&relay, &bodies));
+        for round in 0..4 {
+            let seen = sink.bytes();
+            wait_until("more of it", PATIENCE, || {
+                sink.bytes() > seen + 200_000 || poster.is_finished()
+            });
+            if round % 2 == 0 {
+                sink.kill()
+            } else {
+                sink.close()
+            }
+            sink.reopen();
+        }
+        poster.join().unwrap()
+    });
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert_covers(&expected, &runs(&sink));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_everything() {
+    let certificates = Certificates::new();
+    let sink = tls_sink(&certificates, false);
+    sink.cut_each_after(Some(2_000_000));
+    let relay = relay(&sink, &tls(&[("ca", text(&certificates.ca))]));
+    let expected = post(&relay, &generated(12_000_000, 1500));
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert_covers(&expected, &runs(&sink));
+    assert_sent_at_most(&relay, sink.bytes(), &expected, 3);
+    relay.finish(Backlog::Empty);
+}
+
+/// Settings that do not fit the consumer: errors `tls`, retried for ever, nothing lost.
+fn is_refused(consumer: &TcpSink, settings: &str) {
+    let output = output("logstash", &[&consumer.address().to_string()], settings);
+    let shutdown = "[shutdown]\ndrain_timeout = \"1s\"\n";
+    let relay = Relay::start(&format!("{BASE}{shutdown}{output}"));
+    let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
+    relay.wait_for_metrics("three errors 'tls'", PATIENCE, |metrics| {
+        let labels = [("output", "logstash"), ("reason", "tls")];
+        (metrics.value("output_errors_total", &labels) >= 3.0).then_some(())
+    });
+    let metrics = relay.metrics();
+    let labels = [("output", "logstash")];
+    assert_eq!(metrics.value("output_backlog_events", &labels), expected.len() as f64);
+    assert_eq!(metrics.sum("error_total"), 0.0);
+    assert_eq!(consumer.count(), 0);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn a_consumer_of_another_ca_is_refused_and_tried_for_ever() {
+    let certificates = Certificates::new();
+    let sink = tls_sink(&certificates, false);
+    is_refused(&sink, &tls(&[("ca", text(&certificates.wrong_ca))]));
+    assert!(!sink.handshake_failures().is_empty());
+}
+
+#[test]
+fn a_consumer_of_another_name_is_refused_unless_server_name_says_so() {
+    let certificates = Certificates::new();
+    let tls_of_elsewhere = certificates.server_config(&certificates.elsewhere_server, false);
+    let options = Options { tls: Some(tls_of_elsewhere), ..Options::default() };
+    let sink = TcpSink::with(Framing::Lines, options);
+    is_refused(&sink, &tls(&[("ca", text(&certificates.ca))]));
+
+    let named = [("ca", text(&certificates.ca)), ("server_name", "elsewhere.example")];
+    let relay = relay(&sink, &tls(&named));
+    let expected = post(&relay, &[generated_batch(2, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.lines() == expected);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_wants_a_client_certificate_refuses_who_has_none() {
+    let certificates = Certificates::new();
+    let sink = tls_sink(&certificates, true);
+    is_refused(&sink, &tls(&[("ca", text(&certificates.ca))]));
+    let wrong = tls(&[
+        ("ca", text(&certificates.ca)),
+        ("certificate", text(&certificates.wrong_client.certificate)),
+        ("private_key", text(&certificates.wrong_client.key)),
+    ]);
+    is_refused(&sink, &wrong);
+}
+
+#[test]
+fn insecure_skip_verify_takes_any_certificate_and_warns() {
+    let certificates = Certificates::new();
+    let expired = Some(certificates.server_config(&certificates.expired_server, false));
+    let sink = TcpSink::with(Framing::Lines, Options { tls: expired, ..Options::default() });
+    let relay = relay(&sink, "tls = { insecure_skip_verify = true }");
+    let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.lines() == expected);
+    wait_for("the warning", PATIENCE, || {
+        relay
+            .log_lines()
+            .into_iter()
+            .find(|line| line.contains("\"WARN\"") && line.contains("insecure_skip_verify"))
+    });
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_batch_is_cut_at_lines_and_one_event_larger_than_the_limit_travels_alone() {
+    let sink = TcpSink::start();
+    // Smaller than a large event, and than a few small ones.
+    let relay = relay(&sink, "batch = { max_bytes = \"4KiB\", max_events = 3 }");
+    let bodies = [
+        generated_batch(1, 400, 1000),
+        generated_batch(2, 2, 500_000),
+        generated_batch(3, 10, 1000),
+    ];
+    let expected = post(&relay, &bodies);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.lines() == expected);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_dead_consumer_delays_no_other() {
+    let (mut dead, alive) = (TcpSink::start(), TcpSink::start());
+    let hung = TcpSink::with(Framing::Lines, small());
+    dead.close();
+    hung.pause(true);
+    let outputs: Vec<String> = [("dead", &dead), ("hung", &hung), ("alive", &alive)]
+        .iter()
+        .map(|(name, sink)| output(name, &[&sink.address().to_string()], ""))
+        .collect();
+    let relay = Relay::start(&format!("{BASE}{}", outputs.concat()));
+    let mut expected = Vec::new();
+    for body in generated(6_000_000, 1500) {
+        expected.extend(post(&relay, &[body]));
+        let before = Instant::now();
+        alive.wait_for_count(expected.len(), PATIENCE);
+        assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    }
+    assert!(alive.lines() == expected);
+    assert_eq!((dead.count(), dead.history().len()), (0, 0));
+    dead.reopen();
+    hung.pause(false);
+    relay.wait_until_delivered(PATIENCE);
+    assert_covers(&expected, &runs(&dead));
+    assert_covers(&expected, &runs(&hung));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_beside_another_kind_gets_everything_too() {
+    let (lines, lists) = (TcpSink::start(), HttpSink::accepting());
+    let http = format!(
+        "[[output]]\nname = \"archive\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
+        lists.address()
+    );
+    let relay = Relay::start(&format!("{}{http}", config(lines.address(), "")));
+    let expected = post(&relay, &corpus_bodies());
+    relay.wait_until_delivered(PATIENCE);
+    assert!(lines.lines() == expected);
+    assert!(events(&lists.accepted()) == expected);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_end_waits_until_what_was_sent_is_final_and_counts_what_is_not() {
+    let sink = TcpSink::start();
+    let mut relay = relay(&sink, "replay_window = \"1s\"");
+    let expected = post(&relay, &generated(1_000_000, 1000));
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0));
+    assert!(sink.lines() == expected);
+    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0);
+}
