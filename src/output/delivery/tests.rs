@@ -800,7 +800,7 @@ fn run_paused(test: impl Future<Output = TestCaseResult>) -> TestCaseResult {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
     fn requests_to_any_consumer_are_delivered_or_counted(case in case()) {
