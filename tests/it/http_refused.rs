@@ -31,6 +31,7 @@ use crate::support::requests::to_http;
 use crate::support::requests::to_sink;
 use crate::support::server::Options;
 use crate::support::server::Server;
+use crate::support::wait_until;
 
 type Events = Vec<Vec<u8>>;
 
@@ -431,7 +432,7 @@ fn an_output_that_takes_a_batch_apart_delays_no_other() {
     for batch in &batches {
         assert_eq!(relay.post(batch).status, 200);
     }
-    right.wait_for_count(2, PATIENCE);
+    wait_until("all of it", PATIENCE, || accepted_events(&right).len() >= 40);
     assert_same_set(&accepted_events(&right), &parted(&batches, &[]).0);
     relay.finish(Backlog::Stable);
 }
