@@ -49,6 +49,12 @@ fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
     expected
 }
 
+/// Waits until everything is final, and until the consumer, whose kernel has it then, has read it.
+fn wait_until_arrived(relay: &Relay, sink: &TcpSink, expected: &[Vec<u8>]) {
+    relay.wait_until_delivered(PATIENCE * 2);
+    wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
+}
+
 /// `localhost:PORT`, the name in the certificate.
 fn by_name(address: std::net::SocketAddr) -> String {
     format!("localhost:{}", address.port())
@@ -70,7 +76,8 @@ fn logstash_tcp_sends_lines_plain_and_over_tls() {
     );
     let relay = Relay::start(&config);
     let expected = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &plain, &expected);
+    wait_until_arrived(&relay, &secure, &expected);
     assert!(plain.lines() == expected);
     assert!(secure.lines() == expected);
     relay.finish(Backlog::Empty);
@@ -136,7 +143,7 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
     );
     let relay = Relay::start(&config);
     let expected = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &first, &expected);
     assert!(first.lines() == expected && second.count() == 0);
     // Four requests at once: each holds its events in order, and together all of them.
     let as_audit_log = |event: &Vec<u8>| {
@@ -161,7 +168,7 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
 
     first.close();
     let again = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &second, &again);
     assert!(second.lines() == again);
     relay.finish(Backlog::Empty);
 }

@@ -19,6 +19,7 @@ use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::sequence::assert_covers;
+use crate::support::sequence::covered;
 use crate::support::server::Connection;
 use crate::support::server::Options;
 use crate::support::server::Server;
@@ -30,8 +31,6 @@ use crate::support::wait_for;
 use crate::support::wait_until;
 
 /// One tcp output, with waits that suit a test. `more` holds further keys, tables inline.
-///
-/// The window is what a consumer has for its RST: long enough for a thread of a busy machine.
 fn output(name: &str, addresses: &[&str], more: &str) -> String {
     let window = if more.contains("replay_window") { "" } else { "replay_window = \"500ms\"" };
     format!(
@@ -46,6 +45,10 @@ retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
 "#
     )
 }
+
+/// For consumers that end connections: what lies in a consumer's kernel for longer than the window
+/// counts as read, and a fake's thread may wait for a core of a busy machine.
+const PATIENT: &str = "replay_window = \"2s\"";
 
 fn config(address: SocketAddr, more: &str) -> String {
     format!("{BASE}{}", output("logstash", &[&address.to_string()], more))
@@ -71,6 +74,12 @@ fn events(bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
 
 fn corpus_bodies() -> Vec<Vec<u8>> {
     corpus().into_iter().map(|body| body.bytes).collect()
+}
+
+/// Waits until everything is final, and until the consumer, whose kernel has it then, has read it.
+fn wait_until_arrived(relay: &Relay, sink: &TcpSink, expected: &[Vec<u8>]) {
+    relay.wait_until_delivered(PATIENCE * 2);
+    wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
 }
 
 /// Batches of 400 events of this size, as long as they are not more than `bytes` together.
@@ -168,7 +177,7 @@ fn everything_arrives_when_the_consumer_comes_back_after_it_was_stopped() {
     assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
     assert_eq!(of_output(&relay, "output_backlog_bytes"), size(&expected) as f64);
     sink.reopen();
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.lines() == expected, "something is missing, twice or changed");
     assert_eq!(of_output(&relay, "output_up"), 1.0);
     relay.wait_for_log("output up again", PATIENCE);
@@ -178,10 +187,10 @@ fn everything_arrives_when_the_consumer_comes_back_after_it_was_stopped() {
 #[test]
 fn everything_arrives_while_the_consumer_is_restarted_again_and_again() {
     let mut sink = TcpSink::start();
-    let relay = relay(&sink, "");
-    let bodies = generated(12_000_000, 1500);
+    let relay = relay(&sink, PATIENT);
+    let bodies = generated(3_600_000, 1500);
     let mut expected = Vec::new();
-    for (round, bodies) in bodies.chunks(4).enumerate() {
+    for (round, bodies) in bodies.chunks(2).enumerate() {
         let before = sink.bytes();
         expected.extend(post(&relay, bodies));
         wait_until("some of it", PATIENCE, || sink.bytes() > before);
@@ -191,7 +200,7 @@ fn everything_arrives_while_the_consumer_is_restarted_again_and_again() {
         }
         sink.reopen();
     }
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     assert!(of_output(&relay, "output_retries_total") > 0.0);
     relay.finish(Backlog::Empty);
@@ -200,19 +209,19 @@ fn everything_arrives_while_the_consumer_is_restarted_again_and_again() {
 #[test]
 fn everything_arrives_though_the_consumer_closes_connections_in_the_middle() {
     let sink = TcpSink::start();
-    let relay = relay(&sink, "");
-    let bodies = generated(12_000_000, 1500);
+    let relay = relay(&sink, PATIENT);
+    let bodies = generated(4_000_000, 1500);
     let expected = std::thread::scope(|scope| {
         let poster = scope.spawn(|| post(&relay, &bodies));
-        for _ in 0..5 {
+        for _ in 0..3 {
             let seen = sink.bytes();
             wait_until("more of it", PATIENCE, || sink.bytes() > seen);
             sink.close_connections();
         }
         poster.join().unwrap()
     });
-    relay.wait_until_delivered(PATIENCE);
-    assert!(sink.history().len() > 5, "it closed some");
+    wait_until_arrived(&relay, &sink, &expected);
+    assert!(sink.history().len() > 3, "it closed some");
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -222,21 +231,20 @@ fn dies_with_unread_data(die: impl Fn(&mut TcpSink)) {
     let mut sink = TcpSink::start();
     // Longer than this test takes to kill: what was sent is not final before.
     let relay = relay(&sink, "replay_window = \"3s\"");
-    wait_until("the connection", PATIENCE, || sink.open() == 1);
-    sink.pause(true);
-    // The blocked read still takes one buffer's worth.
-    post(&relay, &[generated_batch(1000, 1, 1000)]);
-    let first = events(&[generated_batch(1000, 1, 1000)]);
+    let first = post(&relay, &[generated_batch(1000, 1, 1000)]);
     sink.wait_for_count(1, PATIENCE);
-    let bodies = generated(1_000_000, 1000);
+    // A read that has begun still takes one buffer's worth.
+    sink.pause(true);
+    // Small batches, so that whole ones are acknowledged.
+    let bodies: Vec<_> = (0..50).map(|seed| generated_batch(seed, 20, 1000)).collect();
     let expected = [first, post(&relay, &bodies)].concat();
     wait_until("what its kernel takes to be sent", PATIENCE, || {
-        of_output(&relay, "output_bytes_total") >= 100_000.0
+        of_output(&relay, "output_bytes_total") >= 300_000.0
     });
-    assert_eq!(sink.count(), 1);
+    assert!(sink.bytes() < 100_000, "it has read {} bytes", sink.bytes());
     die(&mut sink);
     sink.reopen();
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     assert!(errors(&relay, "closed") > 0.0);
     relay.finish(Backlog::Empty);
@@ -266,13 +274,13 @@ fn a_consumer_that_sends_fin_and_then_rst_loses_nothing() {
 fn a_consumer_that_reads_nothing_is_given_up_after_the_request_timeout_and_tried_again() {
     let sink = TcpSink::with(Framing::Lines, small());
     sink.pause(true);
-    let relay = relay(&sink, "timeouts = { request = \"500ms\" }");
+    let relay = relay(&sink, &format!("{PATIENT}\ntimeouts = {{ request = \"500ms\" }}"));
     let expected = post(&relay, &generated(4_000_000, 1500));
     wait_for_errors(&relay, "timeout");
     assert_eq!(of_output(&relay, "output_events_total"), 0.0);
     assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
     sink.pause(false);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -293,6 +301,7 @@ fn a_slow_consumer_that_reads_a_little_all_the_time_gets_nothing_twice() {
     let started = Instant::now();
     let expected = post(&relay, &generated(2_400_000, 1500));
     relay.wait_until_delivered(PATIENCE);
+    wait_until("the last event", PATIENCE, || lines(&seen)[0].len() >= expected.len());
     assert!(started.elapsed() > Duration::from_secs(2), "not slow: {:?}", started.elapsed());
     assert!(lines(&seen) == [expected], "sent twice, or something is missing");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
@@ -311,7 +320,7 @@ fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
     assert_eq!(sink.history().len(), 1, "no connection without something to send");
     let second = post(&relay, &[generated_batch(2, 10, 1000)]);
     sink.wait_for_count(20, PATIENCE);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &second);
     assert!(runs(&sink) == [first, second]);
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
     relay.finish(Backlog::Empty);
@@ -320,19 +329,19 @@ fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
 #[test]
 fn a_consumer_that_half_closes_and_reads_on_gets_everything() {
     let sink = TcpSink::start();
-    let relay = relay(&sink, "");
-    let bodies = generated(12_000_000, 1500);
+    let relay = relay(&sink, PATIENT);
+    let bodies = generated(4_000_000, 1500);
     let expected = std::thread::scope(|scope| {
         let poster = scope.spawn(|| post(&relay, &bodies));
         let mut seen = 0;
-        for _ in 0..3 {
+        for _ in 0..2 {
             wait_until("more of it", PATIENCE, || sink.bytes() > seen + 100_000);
             seen = sink.bytes();
             sink.finish_writing();
         }
         poster.join().unwrap()
     });
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     assert!(sink.history().len() > 1);
     relay.finish(Backlog::Empty);
@@ -352,10 +361,10 @@ fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64
 fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes() {
     let sink = TcpSink::start();
     sink.cut_each_after(Some(2_000_000));
-    let relay = relay(&sink, "");
-    let expected = post(&relay, &generated(16_000_000, 1500));
-    relay.wait_until_delivered(PATIENCE * 2);
-    assert!(sink.history().len() >= 8, "it cut");
+    let relay = relay(&sink, PATIENT);
+    let expected = post(&relay, &generated(8_000_000, 1500));
+    wait_until_arrived(&relay, &sink, &expected);
+    assert!(sink.history().len() >= 4, "it cut");
     assert_covers(&expected, &runs(&sink));
     assert_sent_at_most(&relay, sink.bytes(), &expected, 3);
     relay.finish(Backlog::Empty);
@@ -415,11 +424,14 @@ fn finishing(bytes: usize) -> (Server, Seen) {
 fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes()
 {
     let (server, seen) = finishing(2_000_000);
-    let relay = Relay::start(&config(server.address(), ""));
-    let expected = post(&relay, &generated(16_000_000, 1500));
+    let relay = Relay::start(&config(server.address(), PATIENT));
+    let expected = post(&relay, &generated(8_000_000, 1500));
     relay.wait_until_delivered(PATIENCE * 2);
+    wait_until("the last event", PATIENCE, || {
+        lines(&seen).iter().any(|run| run.last() == expected.last())
+    });
     let runs = lines(&seen);
-    assert!(runs.len() >= 8, "it finished some");
+    assert!(runs.len() >= 4, "it finished some");
     assert_covers(&expected, &runs);
     let saw = seen.lock().unwrap().iter().map(|bytes| bytes.len() as u64).sum();
     assert_sent_at_most(&relay, saw, &expected, 3);
@@ -430,9 +442,9 @@ fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_thre
 fn a_consumer_that_cuts_after_10_kb_gets_everything() {
     let sink = TcpSink::start();
     sink.cut_each_after(Some(10_000));
-    let relay = relay(&sink, "");
-    let expected = post(&relay, &[generated_batch(1, 100, 700)]);
-    relay.wait_until_delivered(PATIENCE * 2);
+    let relay = relay(&sink, PATIENT);
+    let expected = post(&relay, &[generated_batch(1, 30, 700)]);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -440,13 +452,13 @@ fn a_consumer_that_cuts_after_10_kb_gets_everything() {
 #[test]
 fn a_consumer_that_cuts_one_byte_after_an_event_gets_everything() {
     let sink = TcpSink::start();
-    let bodies = [generated_batch(1, 8, 1000)];
+    let bodies = [generated_batch(1, 4, 1000)];
     let longest = events(&bodies).iter().map(Vec::len).max().unwrap() as u64;
     // The event, its line feed, and a byte.
     sink.cut_each_after(Some(longest + 2));
-    let relay = relay(&sink, "");
+    let relay = relay(&sink, PATIENT);
     let expected = post(&relay, &bodies);
-    relay.wait_until_delivered(PATIENCE * 2);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -455,13 +467,13 @@ fn a_consumer_that_cuts_one_byte_after_an_event_gets_everything() {
 fn a_consumer_that_cuts_between_a_small_and_a_large_event_gets_everything() {
     let sink = TcpSink::start();
     // One large event fits into what it takes of a connection; behind a small one it does not.
-    let bodies: Vec<_> = (0..8)
+    let bodies: Vec<_> = (0..6)
         .map(|seed| generated_batch(seed, 1, if seed % 2 == 0 { 1000 } else { 3000 }))
         .collect();
     sink.cut_each_after(Some(3500));
-    let relay = relay(&sink, "");
+    let relay = relay(&sink, PATIENT);
     let expected = post(&relay, &bodies);
-    relay.wait_until_delivered(PATIENCE * 2);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -480,7 +492,7 @@ fn nothing_is_final_before_its_replay_window_has_passed() {
         assert_eq!(metrics.value("output_events_total", &labels), 0.0);
         assert_eq!(metrics.value("output_backlog_events", &labels), 10.0);
     }
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(before.elapsed() >= Duration::from_secs(2));
     // And not much later: ten samples in a window, and a margin for a busy machine.
     assert!(before.elapsed() < arrived + Duration::from_secs(5));
@@ -544,24 +556,24 @@ fn failover_keeps_to_the_first_address_goes_to_the_second_and_comes_back() {
     let relay =
         Relay::start(&format!("{BASE}{}", output("logstash", &[&addresses[0], &addresses[1]], "")));
     let one = post(&relay, &[generated_batch(1, 10, 1000)]);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &first, &one);
     assert!(first.lines() == one && second.history().is_empty());
 
     first.close();
     let two = post(&relay, &[generated_batch(2, 10, 1000)]);
     second.wait_for_count(10, PATIENCE);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &second, &two);
     assert!(second.lines() == two);
     assert_eq!(of_output(&relay, "output_up"), 1.0);
 
     first.reopen();
     let three = post(&relay, &[generated_batch(3, 10, 1000)]);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &second, &three);
     assert!(second.lines() == [two, three].concat(), "a connection that works is kept");
 
     second.close();
     let four = post(&relay, &[generated_batch(4, 10, 1000)]);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &first, &four);
     assert!(first.lines() == [one, four].concat(), "back to the first");
     relay.finish(Backlog::Empty);
 }
@@ -571,11 +583,11 @@ fn a_first_address_that_takes_nothing_does_not_keep_the_second_from_its_turn() {
     let (first, second) = (TcpSink::with(Framing::Lines, small()), TcpSink::start());
     first.pause(true);
     let addresses = [first.address().to_string(), second.address().to_string()];
-    let more = "timeouts = { request = \"500ms\" }";
-    let output = output("logstash", &[&addresses[0], &addresses[1]], more);
+    let more = format!("{PATIENT}\ntimeouts = {{ request = \"500ms\" }}");
+    let output = output("logstash", &[&addresses[0], &addresses[1]], &more);
     let relay = Relay::start(&format!("{BASE}{output}"));
     let expected = post(&relay, &generated(4_000_000, 1500));
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &second, &expected);
     // What the first has in its buffers is not final: the second got all of it.
     assert_covers(&expected, &runs(&second));
     assert!(errors(&relay, "timeout") > 0.0);
@@ -593,7 +605,7 @@ fn round_robin_takes_the_next_address_at_each_connect() {
         let expected = post(&relay, &[generated_batch(round, 10, 1000)]);
         let sink = &sinks[usize::try_from(round).unwrap() % 3];
         sink.wait_for_count(10, PATIENCE);
-        relay.wait_until_delivered(PATIENCE);
+        wait_until_arrived(&relay, &sink, &expected);
         assert!(sink.lines() == expected, "round {round}");
         sink.clear();
         sink.close_connections();
@@ -612,7 +624,7 @@ fn a_name_is_resolved_at_each_connect() {
     expected.extend(post(&relay, &[generated_batch(2, 10, 1000)]));
     wait_for_errors(&relay, "connect");
     sink.reopen();
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -625,7 +637,7 @@ fn a_name_that_does_not_exist_is_an_error_of_its_own_and_the_next_address_is_tri
     let relay = Relay::start(&format!("{BASE}{}", output("logstash", &addresses, "")));
     wait_for_errors(&relay, "resolve");
     let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.lines() == expected);
     relay.finish(Backlog::Empty);
 }
@@ -651,7 +663,7 @@ fn the_corpus_arrives_over_tls_with_ca_and_client_certificate() {
     ]);
     let relay = relay(&sink, &settings);
     let expected = post(&relay, &corpus_bodies());
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.lines() == expected, "the relay changed an event, or their order");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
     for role in ["server", "client"] {
@@ -666,11 +678,11 @@ fn the_corpus_arrives_over_tls_with_ca_and_client_certificate() {
 fn a_tls_consumer_killed_in_the_middle_loses_nothing() {
     let certificates = Certificates::new();
     let mut sink = tls_sink(&certificates, false);
-    let relay = relay(&sink, &tls(&[("ca", text(&certificates.ca))]));
-    let bodies = generated(12_000_000, 1500);
+    let relay = relay(&sink, &format!("{PATIENT}\n{}", tls(&[("ca", text(&certificates.ca))])));
+    let bodies = generated(4_000_000, 1500);
     let expected = std::thread::scope(|scope| {
         let poster = scope.spawn(|| post(&relay, &bodies));
-        for round in 0..4 {
+        for round in 0..2 {
             let seen = sink.bytes();
             wait_until("more of it", PATIENCE, || {
                 sink.bytes() > seen + 200_000 || poster.is_finished()
@@ -684,7 +696,7 @@ fn a_tls_consumer_killed_in_the_middle_loses_nothing() {
         }
         poster.join().unwrap()
     });
-    relay.wait_until_delivered(PATIENCE * 2);
+    wait_until_arrived(&relay, &sink, &expected);
     assert_covers(&expected, &runs(&sink));
     relay.finish(Backlog::Empty);
 }
@@ -694,10 +706,12 @@ fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_everything() {
     let certificates = Certificates::new();
     let sink = tls_sink(&certificates, false);
     sink.cut_each_after(Some(2_000_000));
-    let relay = relay(&sink, &tls(&[("ca", text(&certificates.ca))]));
-    let expected = post(&relay, &generated(12_000_000, 1500));
-    relay.wait_until_delivered(PATIENCE * 2);
-    assert_covers(&expected, &runs(&sink));
+    let relay = relay(&sink, &format!("{PATIENT}\n{}", tls(&[("ca", text(&certificates.ca))])));
+    let expected = post(&relay, &generated(5_000_000, 1500));
+    wait_until_arrived(&relay, &sink, &expected);
+    // What its TLS has taken from the kernel dies with it, and no sender can know: two records.
+    let may_skip = |from: usize, to: usize| size(&expected[from..to]) <= 2 * 16 * 1024;
+    assert_eq!(covered(&expected, &runs(&sink), may_skip), expected.len());
     assert_sent_at_most(&relay, sink.bytes(), &expected, 3);
     relay.finish(Backlog::Empty);
 }
@@ -739,7 +753,7 @@ fn a_consumer_of_another_name_is_refused_unless_server_name_says_so() {
     let named = [("ca", text(&certificates.ca)), ("server_name", "elsewhere.example")];
     let relay = relay(&sink, &tls(&named));
     let expected = post(&relay, &[generated_batch(2, 10, 1000)]);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.lines() == expected);
     relay.finish(Backlog::Empty);
 }
@@ -764,7 +778,7 @@ fn insecure_skip_verify_takes_any_certificate_and_warns() {
     let sink = TcpSink::with(Framing::Lines, Options { tls: expired, ..Options::default() });
     let relay = relay(&sink, "tls = { insecure_skip_verify = true }");
     let expected = post(&relay, &[generated_batch(1, 10, 1000)]);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.lines() == expected);
     wait_for("the warning", PATIENCE, || {
         relay
@@ -786,7 +800,7 @@ fn a_batch_is_cut_at_lines_and_one_event_larger_than_the_limit_travels_alone() {
         generated_batch(3, 10, 1000),
     ];
     let expected = post(&relay, &bodies);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &sink, &expected);
     assert!(sink.lines() == expected);
     relay.finish(Backlog::Empty);
 }
@@ -813,7 +827,7 @@ fn a_dead_consumer_delays_no_other() {
     assert_eq!((dead.count(), dead.history().len()), (0, 0));
     dead.reopen();
     hung.pause(false);
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &dead, &expected);
     assert_covers(&expected, &runs(&dead));
     assert_covers(&expected, &runs(&hung));
     relay.finish(Backlog::Empty);
@@ -828,7 +842,7 @@ fn a_consumer_beside_another_kind_gets_everything_too() {
     );
     let relay = Relay::start(&format!("{}{http}", config(lines.address(), "")));
     let expected = post(&relay, &corpus_bodies());
-    relay.wait_until_delivered(PATIENCE);
+    wait_until_arrived(&relay, &lines, &expected);
     assert!(lines.lines() == expected);
     assert!(events(&lists.accepted()) == expected);
     relay.finish(Backlog::Empty);

@@ -658,7 +658,7 @@ fn run(when_full: WhenFull, acknowledge: Acknowledge, steps: &[Step]) -> TestCas
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
     fn a_queue_that_rejects_is_as_its_model(steps in prop::collection::vec(step(), 1..80)) {

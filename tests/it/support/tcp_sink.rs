@@ -96,6 +96,11 @@ impl TcpSink {
         self.received.lock().messages.iter().map(|message| message.bytes.clone()).collect()
     }
 
+    /// Whether this message is complete; looks at the latest first.
+    pub(crate) fn has(&self, message: &[u8]) -> bool {
+        self.received.lock().messages.iter().rev().any(|complete| complete.bytes == message)
+    }
+
     /// How many complete messages there are.
     pub(crate) fn count(&self) -> usize {
         self.received.lock().messages.len()
