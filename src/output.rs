@@ -1,6 +1,6 @@
 //! Where batches go out: one delivery loop for each output, over the protocol that its config names.
 //!
-//! A new type is one file with a [`Connect`](delivery::Connect) and one arm in [`prepare`].
+//! A new type is one file with a `delivery::Connect` and one arm in [`prepare`].
 
 use std::fmt;
 use std::future::Future;

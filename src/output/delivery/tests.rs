@@ -444,7 +444,9 @@ async fn a_break_after_progress_is_retried_at_once_and_one_without_waits_longer_
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     bench.drained().await;
-    assert!(bench.started.elapsed() < Duration::from_secs(2), "{:?}", bench.started.elapsed());
+    // The shortest wait is longer than all of this.
+    assert!(bench.started.elapsed() < Duration::from_millis(250), "{:?}", bench.started.elapsed());
+    assert!(bench.connects().len() > 3);
     assert!(in_order(&bench.seen(), &bench.appended));
     bench.finish().await;
 
