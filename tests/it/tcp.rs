@@ -604,7 +604,7 @@ fn round_robin_takes_the_next_address_at_each_connect() {
         let expected = post(&relay, &[generated_batch(round, 10, 1000)]);
         let sink = &sinks[usize::try_from(round).unwrap() % 3];
         sink.wait_for_count(10, PATIENCE);
-        wait_until_arrived(&relay, &sink, &expected);
+        wait_until_arrived(&relay, sink, &expected);
         assert!(sink.lines() == expected, "round {round}");
         sink.clear();
         sink.close_connections();
