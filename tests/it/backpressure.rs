@@ -370,7 +370,7 @@ fn delivered(timeout: &str) -> String {
 #[test]
 fn delivered_answers_once_every_output_has_the_batch() {
     let quick = HttpSink::accepting();
-    let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(700)));
+    let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(1500)));
     let config = format!(
         "{}[[output]]\nname = \"slow\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
         to_sink(quick.address(), &delivered("20s")),
@@ -473,7 +473,7 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
 
 #[test]
 fn delivered_takes_a_batch_out_when_its_sender_goes() {
-    let (mut sink, relay, first) = waiting("500ms");
+    let (mut sink, relay, first) = waiting("2s");
     // Each of these waits behind the first; its timeout would be as good as the sender's end, so there are many.
     for seed in 1..6 {
         let batch = generated_batch(seed, 10, 1000);

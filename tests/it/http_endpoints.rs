@@ -146,8 +146,8 @@ fn a_consumer_that_dies_and_comes_back_all_the_time_gets_everything() {
         for seed in 0..6 {
             let batch = generated_batch(seed, 200, 1600);
             events.extend(events_of(&batch));
-            assert_eq!(relay.post(&batch).status, 200);
             let requests = sink.count();
+            assert_eq!(relay.post(&batch).status, 200);
             sink.wait_for_count(requests + 2, PATIENCE);
             match seed % 3 {
                 0 => sink.kill(),
@@ -188,9 +188,9 @@ fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     for (round, body) in corpus().iter().enumerate() {
         // Some events of the corpus are alike; those of these batches tell order and completeness.
         let batch = generated_batch(u64::try_from(round).unwrap(), 120, 1600);
+        let requests = sink.count();
         post(&body.bytes);
         post(&batch);
-        let requests = sink.count();
         match round % 6 {
             1 => {
                 sink.wait_for_count(requests + 1, PATIENCE);

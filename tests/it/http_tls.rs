@@ -222,8 +222,8 @@ fn a_consumer_that_resets_and_dies_under_tls_gets_everything() {
     for seed in 0..4 {
         let batch = generated_batch(seed, 200, 1600);
         events.extend(events_of(&batch));
-        assert_eq!(relay.post(&batch).status, 200);
         let requests = sink.count();
+        assert_eq!(relay.post(&batch).status, 200);
         sink.wait_for_count(requests + 2, PATIENCE);
         if seed % 2 == 0 {
             sink.kill();

@@ -251,13 +251,18 @@ fn sighup_is_ignored() {
 
 #[test]
 fn delivered_waiters_get_their_200_or_503_before_the_end() {
-    let slow = HttpSink::start(|request| match request.number {
-        0 => Answer::status(200).after(Duration::from_millis(800)),
-        _ => Answer::never(),
+    let held = Arc::new(AtomicBool::new(true));
+    let holds = Arc::clone(&held);
+    let slow = HttpSink::start(move |request| {
+        if request.number > 0 {
+            return Answer::never();
+        }
+        wait_until("the test to let go", PATIENCE, || !holds.load(Ordering::SeqCst));
+        Answer::status(200)
     });
     let more = format!(
         "concurrency = 1\nbatch = {{ max_events = 10 }}\n[queue]\nacknowledge = \"delivered\"\n{}",
-        drain("4s")
+        drain("6s")
     );
     let mut relay = Relay::start(&to_sink(slow.address(), &more));
     let mut clients = Vec::new();
@@ -272,6 +277,8 @@ fn delivered_waiters_get_their_200_or_503_before_the_end() {
         clients.push(client);
     }
     relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    held.store(false, Ordering::SeqCst);
     let answers: Vec<_> =
         clients.iter_mut().map(|client| client.read_response().unwrap()).collect();
     let statuses: Vec<_> = answers.iter().map(|answer| answer.status).collect();
