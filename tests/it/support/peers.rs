@@ -113,9 +113,21 @@ impl Process {
         }
     }
 
-    /// Stops its execution (SIGSTOP) until [`Process::thaw`]: the kernel still takes bytes.
+    /// Stops its execution (SIGSTOP) until [`Process::thaw`]: the kernel still takes bytes. Returns
+    /// when every thread of it stands still.
     pub(crate) fn freeze(&self) {
-        signal_process(self.child.as_ref().expect("running"), libc::SIGSTOP);
+        let child = self.child.as_ref().expect("running");
+        signal_process(child, libc::SIGSTOP);
+        let tasks = format!("/proc/{}/task", child.id());
+        // The state follows the name in parentheses; T is stopped.
+        let stands = |task: &Path| {
+            let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        };
+        wait_until("the peer to stop", PATIENCE, || {
+            let tasks = std::fs::read_dir(&tasks).expect("it lives").flatten();
+            tasks.map(|task| task.path()).all(|task| stands(&task))
+        });
     }
 
     /// Goes on after [`Process::freeze`].
