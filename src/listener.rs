@@ -41,6 +41,7 @@ use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 use crate::telemetry::Telemetry;
 use crate::tls::Server;
+use crate::tls::not_after;
 
 mod answer;
 mod auth;
@@ -165,6 +166,7 @@ pub struct Listener {
 impl Listener {
     /// Binds. From now on the kernel completes connections.
     ///
+    telemetry: Arc<Telemetry>,
     /// # Errors
     ///
     /// The kernel's.
@@ -172,7 +174,7 @@ impl Listener {
         config: &config::Listener,
         token: Option<Arc<Token>>,
         tls: Option<Arc<Server>>,
-        metrics: ListenerMetrics,
+        telemetry: Arc<Telemetry>,
     ) -> io::Result<Self> {
         Ok(Self {
             socket: net::bind(config.address)?,
@@ -180,7 +182,8 @@ impl Listener {
             path_prefix: Arc::from(config.path_prefix.as_str()),
             token,
             tls,
-            metrics,
+            metrics: telemetry.listener(&config.label),
+            telemetry,
         })
     }
 
@@ -252,6 +255,7 @@ impl Listener {
             match tls {
                 None => {
                     place.connection.established(false);
+        let (telemetry, label) = (Arc::clone(&self.telemetry), self.label.clone());
                     serve_connection(stream, place, service, closing, age).await;
                 }
                 Some(acceptor) => {
@@ -261,7 +265,13 @@ impl Listener {
                     };
                     match handshake {
                         Ok(Ok(stream)) => {
-                            let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                            let session = stream.get_ref().1;
+                            let leaf = session.peer_certificates().and_then(<[_]>::first);
+                            if let Some(not_after) = leaf.and_then(not_after) {
+                                telemetry
+                                    .certificate_expiry("listener", &label, "client", not_after);
+                            }
+                            let h2 = session.alpn_protocol() == Some(b"h2");
                             place.connection.established(h2);
                             serve_connection(stream, place, service, closing, age).await;
                         }

@@ -245,8 +245,9 @@ impl Opening {
         if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
             return Ok(Err(()));
         }
-        let metrics = self.telemetry.listener(&self.config.label);
-        let listener = Listener::bind(&self.config, self.token.clone(), self.tls.clone(), metrics);
+        let telemetry = Arc::clone(&self.telemetry);
+        let listener =
+            Listener::bind(&self.config, self.token.clone(), self.tls.clone(), telemetry);
         let error =
             |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
         listener.map(Ok).map_err(error)
