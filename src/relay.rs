@@ -217,6 +217,8 @@ impl Opening {
         watched: &mut Vec<Watched>,
     ) -> Self {
         let name = format!("listener {}", config.label);
+        // Its series exist from the start, also where it opens later.
+        drop(telemetry.listener(&config.label));
         let token = config.bearer_token_file.clone().map(|file| Arc::new(Token::new(file)));
         if let Some(token) = token.clone() {
             watched.push(Watched::new(name.clone(), move || token.reload()));
