@@ -16,5 +16,10 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod admin;
+mod ingest;
+mod layers;
+mod limits;
 mod peers_work;
 mod support;
+mod tls;
