@@ -16,6 +16,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeSeed;
 use serde::de::Deserializer;
+use serde::de::Error as _;
 use serde::de::IgnoredAny;
 use serde::de::MapAccess;
 use serde::de::SeqAccess;
@@ -69,13 +70,37 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// Checks a body and splits it. It is taken whole or not at all.
+/// What [`decode_in_place`] has made of a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    /// Where the lines are now: each event followed by one `\n`; no other line break. Empty where the list is.
+    pub lines: Range<usize>,
+    /// Number of events.
+    pub events: u64,
+    /// The same by level.
+    pub levels: LevelCounts,
+}
+
+/// [`decode_in_place`] for who has a vector.
+///
+/// # Errors
+///
+/// As [`decode_in_place`].
+pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
+    body.push(b'\n');
+    let Split { lines, events, levels } = decode_in_place(&mut body)?;
+    Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
+}
+
+/// Checks a body and splits it where it is; the last byte of the slice is not the body's, but room for the last line's
+/// end. It is taken whole or not at all.
 ///
 /// # Errors
 ///
 /// [`Invalid`] where the body is not JSON, is none of the accepted forms, or one of its events is not an audit event.
-pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
-    let text = match std::str::from_utf8(&body) {
+pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
+    let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
+    let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         Err(error) => {
             let (byte, what) = (error.valid_up_to(), "not valid UTF-8".into());
@@ -87,19 +112,8 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
         }
     };
     let (events, levels) = split(text)?;
-    let count = events.len() as u64;
-    let mut lines = join(&mut body, &events);
-    // What waits in the queue must not hold much more than the queue counts: neither a long head before the items, nor
-    // what a body that was decompressed or came in chunks has too much because it has grown by doubling.
-    body.truncate(lines.end);
-    if lines.start > lines.len() / 8 + 1024 {
-        body.drain(..lines.start);
-        lines = 0..body.len();
-    }
-    if body.capacity() - body.len() > body.len() / 8 + 1024 {
-        body.shrink_to_fit();
-    }
-    Ok(Batch { lines: Bytes::from(body).slice(lines), events: count, levels })
+    let lines = join(body_and_room, &events);
+    Ok(Split { lines, events: events.len() as u64, levels })
 }
 
 /// The item in which a body that is valid so far breaks off.
@@ -110,27 +124,55 @@ fn item_at(before: &[u8]) -> Option<usize> {
     broken_off.and_then(|error| error.item)
 }
 
+/// Where an event is. Half the size of a range: of the smallest events, a body holds one in 32 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Of a slice of this text; `None` beyond 4 GiB.
+    fn of(text: &str, slice: &str) -> Option<Self> {
+        let start = slice.as_ptr() as usize - text.as_ptr() as usize;
+        let end = u32::try_from(start + slice.len()).ok()?;
+        Some(Self { start: u32::try_from(start).ok()?, end })
+    }
+
+    fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// At the first event: room for as many of its size as the rest of the text may hold. What grows by doubling needs its
+/// size half again, and leaves as much behind.
+fn reserve(spans: &mut Vec<Span>, first: Span, text: &str) {
+    if spans.is_empty() {
+        let range = first.range();
+        spans.reserve_exact((text.len() - range.start) / (range.len() + 1) + 1);
+    }
+}
+
+const TOO_LONG: &str = "an event beyond 4 GiB";
+
 /// Makes each event one line, in place, and returns where the lines are.
-fn join(body: &mut Vec<u8>, events: &[Range<usize>]) -> Range<usize> {
+fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
-    let (start, end) = (first.start, last.end);
+    let (start, end) = (first.range().start, last.range().end);
     // In valid JSON a raw line break is white space between tokens.
     let mut from = start;
     while let Some(found) = memchr::memchr2(b'\n', b'\r', &body[from..end]) {
         body[from + found] = b' ';
         from += found + 1;
     }
-    if body.len() == end {
-        body.push(b'\n');
-    }
     if events.windows(2).all(|pair| pair[0].end + 1 == pair[1].start) {
         for event in events {
-            body[event.end] = b'\n';
+            body[event.range().end] = b'\n';
         }
         return start..end + 1;
     }
     let mut write = start;
-    for event in events {
+    for event in events.iter().map(|event| event.range()) {
         body.copy_within(event.clone(), write);
         write += event.len();
         body[write] = b'\n';
@@ -140,7 +182,7 @@ fn join(body: &mut Vec<u8>, events: &[Range<usize>]) -> Range<usize> {
 }
 
 /// Finds and checks the events of a body.
-fn split(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
+fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
     }
@@ -183,7 +225,7 @@ fn split(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
 }
 
 /// One event, or one on each line.
-fn split_lines(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
+fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut values = Vec::new();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     let mut before = 0;
@@ -193,7 +235,8 @@ fn split_lines(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> 
             item: Some(values.len()),
             what: syntax(&error),
         })?;
-        let range = range_in(text, value.get());
+        let span = Span::of(text, value.get()).ok_or_else(|| envelope(0, TOO_LONG))?;
+        let range = span.range();
         let gap = text.as_bytes().get(before..range.start).unwrap_or_default();
         if !values.is_empty() && memchr::memchr2(b'\n', b'\r', gap).is_none() {
             return Err(Invalid {
@@ -203,18 +246,16 @@ fn split_lines(text: &str) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> 
             });
         }
         before = range.end;
-        values.push(range);
+        reserve(&mut values, span, text);
+        values.push(span);
     }
     check_all(text, values)
 }
 
-fn check_all(
-    text: &str,
-    events: Vec<Range<usize>>,
-) -> Result<(Vec<Range<usize>>, LevelCounts), Invalid> {
+fn check_all(text: &str, events: Vec<Span>) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut levels = LevelCounts::default();
-    for (index, event) in events.iter().enumerate() {
-        // The ranges come from `range_in`, so they lie in the text and on its character borders.
+    for (index, event) in events.iter().map(|event| event.range()).enumerate() {
+        // The ranges are those of slices of the text, so they lie in the text and on its character borders.
         let bytes = text.as_bytes().get(event.clone()).unwrap_or_default();
         match check(bytes) {
             Ok(level) => levels[level] += 1,
@@ -324,12 +365,6 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     (start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// Where a slice of a text lies in it.
-fn range_in(text: &str, slice: &str) -> Range<usize> {
-    let start = slice.as_ptr() as usize - text.as_ptr() as usize;
-    start..start + slice.len()
-}
-
 /// What is read of the outermost object. The events are found, not parsed.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
@@ -343,7 +378,7 @@ enum Items {
     NoArray,
     /// Taking the first would lose the second's events.
     Twice,
-    Array(Vec<Range<usize>>),
+    Array(Vec<Span>),
 }
 
 impl Envelope<'_> {
@@ -466,14 +501,16 @@ impl<'a> Visitor<'a> for ItemsSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Items, A::Error> {
-        let mut ranges = Vec::new();
+        let mut spans = Vec::new();
         self.items.set(Some(0));
         while let Some(item) = seq.next_element::<&RawValue>()? {
-            ranges.push(range_in(self.text, item.get()));
-            self.items.set(Some(ranges.len()));
+            let span = Span::of(self.text, item.get()).ok_or_else(|| A::Error::custom(TOO_LONG))?;
+            reserve(&mut spans, span, self.text);
+            spans.push(span);
+            self.items.set(Some(spans.len()));
         }
         self.items.set(None);
-        Ok(Items::Array(ranges))
+        Ok(Items::Array(spans))
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Items, A::Error> {

@@ -17,7 +17,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`audit`] [`config`] | JSON and events · the config file |
-//! | 2 | [`telemetry`] [`tls`] [`net`] | every metric and the log · certificates · TCP |
+//! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] | every metric and the log · certificates · TCP · the kernel's limits |
 //! | 3 | [`queue`] | positions, lines and bounds; no JSON, no HTTP |
 //! | 4 | [`listener`] [`output`] | requests · deliveries |
 //! | 5 | [`admin`] | metrics, health, status |
@@ -38,6 +38,7 @@ pub mod config;
 pub mod listener;
 pub mod net;
 pub mod output;
+pub mod process;
 pub mod queue;
 pub mod relay;
 pub mod telemetry;

@@ -45,6 +45,7 @@ use crate::tls::not_after;
 
 mod answer;
 mod auth;
+mod buffer;
 mod connection;
 mod ingest;
 
@@ -52,6 +53,7 @@ pub use auth::Token;
 
 use answer::Body;
 use auth::AuthLayer;
+use buffer::Pool;
 use connection::Connection;
 use connection::Deadlines;
 use connection::Registered;
@@ -60,6 +62,7 @@ use connection::Watched;
 use ingest::InFlight;
 use ingest::Ingest;
 use ingest::Shared;
+use ingest::decoding;
 
 /// Largest head of a request, and the size of a connection's read buffer: hyper's default of 408 KiB, times 4,096 slow
 /// heads, is 1.6 GiB.
@@ -98,6 +101,8 @@ impl Gate {
         let shared = Shared {
             queue,
             in_flight: InFlight::new(limits.max_in_flight, telemetry.in_flight()),
+            pool: Arc::new(Pool::default()),
+            decoding: decoding(),
             max_body: limits.max_body,
             body_timeout: limits.body_timeout,
             delivered_timeout: queue_config.delivered_timeout,

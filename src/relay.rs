@@ -19,6 +19,7 @@ use crate::listener::Listener;
 use crate::listener::Token;
 use crate::net;
 use crate::output;
+use crate::process;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 use crate::tls::Reload;
@@ -69,8 +70,12 @@ pub async fn run(
     stopped: impl Future<Output = ()>,
     aborted: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    if let Err(error) = net::raise_open_files() {
+    if let Err(error) = process::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    // Some kernels and sandboxes have none.
+    if let Err(error) = process::refuse_huge_pages() {
+        tracing::debug!(%error, "cannot refuse transparent huge pages");
     }
     let mut stopped = std::pin::pin!(stopped);
     let mut parts = tokio::select! {

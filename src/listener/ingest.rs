@@ -29,6 +29,7 @@ use hyper::body::Incoming;
 use hyper::header;
 use hyper::http::request::Parts;
 use metrics::Gauge;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
@@ -37,21 +38,31 @@ use tower::Service;
 use super::answer;
 use super::answer::Body;
 use super::answer::Refusal;
+use super::buffer::Buffer;
+use super::buffer::Pool;
 use super::connection::Connection;
 use crate::audit;
+use crate::audit::Batch;
+use crate::audit::Split;
 use crate::queue::Append;
 use crate::queue::Full;
 use crate::queue::Queue;
 use crate::telemetry::Rejection;
-
-/// A body is given its announced size only once so much of it has come.
-const FIRST_BUFFER: usize = 1024 * 1024;
 
 /// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
 const GZIP_STEP: usize = 4 * 1024;
 
 /// Bodies larger than this are decoded off the runtime's threads: a millisecond each MiB or so.
 const INLINE_MAX: usize = 1024 * 1024;
+
+/// KiB of bodies that are decoded at once off the runtime's threads: besides a body, decoding needs memory for the places
+/// of its events, up to three eighths of it where the events are the smallest. A larger body is decoded alone.
+const DECODING_KIB: u32 = 16 * 1024;
+
+/// See [`DECODING_KIB`].
+pub(super) fn decoding() -> Semaphore {
+    Semaphore::new(DECODING_KIB as usize)
+}
 
 /// `limits.max_in_flight`: bytes of bodies that are not yet in the queue or wait for their acknowledgement, counted as
 /// they arrive.
@@ -114,6 +125,8 @@ impl Drop for Reservation<'_> {
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
+    pub(super) pool: Arc<Pool>,
+    pub(super) decoding: Semaphore,
     /// The effective `limits.max_body`.
     pub(super) max_body: u64,
     pub(super) body_timeout: Duration,
@@ -226,23 +239,24 @@ impl Ingest {
         } else {
             self.collect(upload, &mut share).await?
         };
-        let batch = if body.len() <= INLINE_MAX {
-            audit::decode(body)
+        let Batch { lines, events, levels } = if body.len() <= INLINE_MAX {
+            decode(body)?
         } else {
-            let decoding = tokio::task::spawn_blocking(move || audit::decode(body));
-            decoding.await.map_err(|_| shutting_down())?
+            let size = u32::try_from(body.len() / 1024).unwrap_or(u32::MAX);
+            let turn = self.shared.decoding.acquire_many(size.min(DECODING_KIB));
+            let _turn = turn.await.map_err(|_| shutting_down())?;
+            let decoding = tokio::task::spawn_blocking(move || decode(body));
+            decoding.await.map_err(|_| shutting_down())??
         };
-        let batch = batch.map_err(|error| invalid(error.to_string()))?;
-        let events = batch.events;
         if events == 0 {
             return Ok(0);
         }
         // A last line without its line break is stored with one. At the bound, which may be the queue's, that byte is too
         // much for ever, and 429 would say that it fits later.
-        if batch.lines.len() as u64 > self.shared.max_body {
+        if lines.len() as u64 > self.shared.max_body {
             return Err(self.too_large());
         }
-        let append = Append { lines: batch.lines, events, levels: batch.levels };
+        let append = Append { lines, events, levels };
         let mut ticket = self.shared.queue.append(append).map_err(|Full| queue_full())?;
         let deadline = Instant::now() + self.shared.delivered_timeout;
         tokio::select! {
@@ -263,26 +277,17 @@ impl Ingest {
         &self,
         upload: &mut Upload<'_>,
         share: &mut Reservation<'_>,
-    ) -> Result<Vec<u8>, Refusal> {
-        // One byte more than the body: decoding ends the last event with a line break.
-        let announced = upload
-            .body
-            .size_hint()
-            .exact()
-            .and_then(|length| usize::try_from(length).ok())
-            .map(|length| length + 1);
-        let mut body = Vec::with_capacity(announced.map_or(0, |length| length.min(FIRST_BUFFER)));
+    ) -> Result<Buffer, Refusal> {
+        let announced =
+            upload.body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
+        let mut body = Buffer::new(announced, &self.shared.pool);
         while let Some(piece) = upload.next().await? {
             let total = body.len() + piece.len();
             if total as u64 > self.shared.max_body {
                 return Err(self.too_large());
             }
             share.grow(total)?;
-            if total > body.capacity() {
-                let wanted = announced.unwrap_or(total * 2).max(total);
-                body.reserve_exact(wanted - body.len());
-            }
-            body.extend_from_slice(&piece);
+            body.extend(&piece);
         }
         Ok(body)
     }
@@ -291,7 +296,7 @@ impl Ingest {
         &self,
         upload: &mut Upload<'_>,
         share: &mut Reservation<'_>,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<Buffer, Refusal> {
         let broken = |error: io::Error| {
             if error.kind() == io::ErrorKind::FileTooLarge {
                 self.too_large()
@@ -299,22 +304,22 @@ impl Ingest {
                 invalid(format!("the body is broken gzip: {error}"))
             }
         };
-        let bounded = Bounded { bytes: Vec::new(), max: self.shared.max_body };
+        let body = Buffer::new(None, &self.shared.pool);
+        let bounded = Bounded { body, max: self.shared.max_body };
         let mut decoder = MultiGzDecoder::new(bounded);
         while let Some(piece) = upload.next().await? {
             for step in piece.chunks(GZIP_STEP) {
                 decoder.write_all(step).map_err(broken)?;
-                share.grow(decoder.get_ref().bytes.len())?;
+                share.grow(decoder.get_ref().body.len())?;
                 tokio::task::consume_budget().await;
             }
         }
         if upload.sent == 0 {
             return Err(invalid("the body is empty"));
         }
-        decoder.try_finish().map_err(broken)?;
-        let bytes = std::mem::take(&mut decoder.get_mut().bytes);
-        share.grow(bytes.len())?;
-        Ok(bytes)
+        let body = decoder.finish().map_err(broken)?.body;
+        share.grow(body.len())?;
+        Ok(body)
     }
 
     /// Answers a refusal, after the body where that is still to come and small enough.
@@ -363,6 +368,12 @@ impl Ingest {
         let message = format!("the body is larger than {} bytes", self.shared.max_body);
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
     }
+}
+
+fn decode(mut body: Buffer) -> Result<Batch, Refusal> {
+    let split = audit::decode_in_place(body.with_room());
+    let Split { lines, events, levels } = split.map_err(|error| invalid(error.to_string()))?;
+    Ok(Batch { lines: body.keep(lines), events, levels })
 }
 
 /// Content-Type and Content-Encoding; says whether the body is gzip.
@@ -487,16 +498,16 @@ impl Upload<'_> {
 
 /// Where decompressed bytes go.
 struct Bounded {
-    bytes: Vec<u8>,
+    body: Buffer,
     max: u64,
 }
 
 impl Write for Bounded {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if (self.bytes.len() + buf.len()) as u64 > self.max {
+        if (self.body.len() + buf.len()) as u64 > self.max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.bytes.extend_from_slice(buf);
+        self.body.extend(buf);
         Ok(buf.len())
     }
 

@@ -16,6 +16,7 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+mod admin;
 mod backpressure;
 mod commands;
 mod configs;
@@ -24,6 +25,9 @@ mod http_endpoints;
 mod http_output;
 mod http_refused;
 mod http_tls;
+mod ingest;
+mod layers;
+mod limits;
 mod peers_work;
 mod readme;
 mod secrets;
@@ -32,3 +36,4 @@ mod stdout;
 mod support;
 mod syslog;
 mod tcp;
+mod tls;

@@ -5,8 +5,10 @@
 
 #![allow(dead_code, reason = "a helper may come before the test that needs it")]
 
+pub(crate) mod answers;
 pub(crate) mod certificates;
 pub(crate) mod corpus;
+pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod http_sink;
 pub(crate) mod metrics;
@@ -15,6 +17,7 @@ pub(crate) mod relay;
 pub(crate) mod requests;
 pub(crate) mod sequence;
 pub(crate) mod server;
+pub(crate) mod setup;
 pub(crate) mod stream;
 pub(crate) mod tcp_sink;
 

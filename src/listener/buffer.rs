@@ -1,0 +1,268 @@
+//! Where the bytes of a body go while they arrive, and where its lines stay.
+//!
+//! The memory of the relay is bounded by what `limits.max_in_flight` and the queue count, so a buffer must not hold much
+//! more than that: not twice its bytes when it grows, not its bytes again when it is cut to size, and nothing once it is
+//! gone. An allocator does all three with large blocks (mimalloc keeps what is freed for a while, which at full speed
+//! came to more than what was in use). So bodies beyond [`HEAP_MAX`] are mappings of their own: untouched pages cost
+//! nothing, the kernel moves them instead of copying, and takes them back at once.
+//!
+//! Fresh pages are dear, though (twice the CPU of reading a body). A [`Pool`] keeps a few mappings for the next bodies.
+#![allow(unsafe_code, reason = "mremap; the proof is beside the call")]
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use memmap2::MmapMut;
+use memmap2::RemapOptions;
+
+/// Up to here a vector: the allocator keeps little of this size, and the kernel bounds the number of mappings (65,530).
+const HEAP_MAX: usize = 256 * 1024;
+
+/// A body is given its announced size only once so much of it has come.
+const FIRST_MAX: usize = 1024 * 1024;
+
+/// Bytes that a pool keeps: a few batches, and a quarter of what the contract leaves for all that is not counted.
+const POOL_MAX: usize = 8 * 1024 * 1024;
+
+/// Mappings for the next bodies. Shared by all requests.
+#[derive(Default)]
+pub(super) struct Pool {
+    free: Mutex<Vec<MmapMut>>,
+}
+
+impl Pool {
+    /// One of at least so many bytes where there is one, else the largest; else a new one of `first` bytes.
+    fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting =
+            (0..free.len()).filter(|&at| free[at].len() >= wanted).min_by_key(|&at| free[at].len());
+        let found = fitting.or_else(|| (0..free.len()).max_by_key(|&at| free[at].len()));
+        if let Some(at) = found {
+            return Ok(free.swap_remove(at));
+        }
+        drop(free);
+        MmapMut::map_anon(first)
+    }
+
+    fn give_back(&self, map: MmapMut) {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let held: usize = free.iter().map(|map| map.len()).sum();
+        if held + map.len() <= POOL_MAX {
+            free.push(map);
+        }
+    }
+}
+
+/// A mapping on loan.
+struct Mapped {
+    map: Option<MmapMut>,
+    pool: Arc<Pool>,
+}
+
+impl Mapped {
+    fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.map.as_deref_mut().unwrap_or_default()
+    }
+
+    fn resize(&mut self, size: usize) -> io::Result<()> {
+        let Some(map) = &mut self.map else { return Err(io::ErrorKind::NotFound.into()) };
+        // SAFETY: what the mapping may not be resized under is a file that is shorter, and it is anonymous; pages beyond
+        // its former size are zeros. It may move, and `&mut self` says that nobody holds a reference into it.
+        unsafe { map.remap(size, RemapOptions::new().may_move(true)) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if let Some(map) = self.map.take() {
+            self.pool.give_back(map);
+        }
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
+/// A body, as far as it has come.
+pub(super) struct Buffer {
+    store: Store,
+    /// Bytes of the body; of a mapping, the rest is room.
+    length: usize,
+    /// What its head has announced, with the byte of room that decoding needs.
+    announced: Option<usize>,
+    pool: Arc<Pool>,
+}
+
+enum Store {
+    Heap(Vec<u8>),
+    Mapped(Mapped),
+}
+
+impl Buffer {
+    /// Empty. `announced` is its Content-Length; it costs nothing before bytes have come.
+    pub(super) fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
+        let announced = announced.map(|length| length.saturating_add(1));
+        let first = announced.filter(|size| *size <= HEAP_MAX).unwrap_or_default();
+        Self {
+            store: Store::Heap(Vec::with_capacity(first)),
+            length: 0,
+            announced,
+            pool: Arc::clone(pool),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        let length = self.length + bytes.len();
+        self.make_room(length);
+        match &mut self.store {
+            Store::Heap(vector) => vector.extend_from_slice(bytes),
+            Store::Mapped(mapped) => mapped.bytes_mut()[self.length..length].copy_from_slice(bytes),
+        }
+        self.length = length;
+    }
+
+    /// Makes room for a body of so many bytes.
+    fn make_room(&mut self, length: usize) {
+        match &mut self.store {
+            Store::Heap(vector) => {
+                let size = self.announced.unwrap_or(length).max(length);
+                if size <= HEAP_MAX || length <= vector.capacity() {
+                    return;
+                }
+                let first = size.min(FIRST_MAX).max(length);
+                // Where the kernel has no more mappings, the allocator does what it can.
+                let Ok(map) = self.pool.take(size, first) else { return };
+                let mut mapped = Mapped { map: Some(map), pool: Arc::clone(&self.pool) };
+                if mapped.bytes().len() < first && mapped.resize(first).is_err() {
+                    return;
+                }
+                mapped.bytes_mut()[..self.length].copy_from_slice(vector);
+                self.store = Store::Mapped(mapped);
+            }
+            Store::Mapped(mapped) if length > mapped.bytes().len() => {
+                let size = self.announced.unwrap_or(length * 2).max(length);
+                if mapped.resize(size).is_err() {
+                    self.store = Store::Heap(mapped.bytes()[..self.length].to_vec());
+                }
+            }
+            Store::Mapped(_) => {}
+        }
+    }
+
+    /// The body and one byte of room behind it, for decoding in place.
+    pub(super) fn with_room(&mut self) -> &mut [u8] {
+        self.extend(b"\n");
+        self.length -= 1;
+        match &mut self.store {
+            Store::Heap(vector) => vector,
+            Store::Mapped(mapped) => &mut mapped.bytes_mut()[..=self.length],
+        }
+    }
+
+    /// Keeps this part, and hardly more memory than it needs.
+    pub(super) fn keep(self, part: Range<usize>) -> Bytes {
+        match self.store {
+            Store::Heap(mut vector) => {
+                vector.truncate(part.end);
+                let waste = part.start + vector.capacity() - vector.len();
+                if waste <= part.len() / 32 + 128 {
+                    return Bytes::from(vector).slice(part);
+                }
+                Bytes::copy_from_slice(&vector[part])
+            }
+            Store::Mapped(mapped) if part.len() <= HEAP_MAX / 2 => {
+                Bytes::copy_from_slice(&mapped.bytes()[part])
+            }
+            Store::Mapped(mut mapped) => {
+                let mut kept = part;
+                if kept.start > kept.len() / 32 {
+                    mapped.bytes_mut().copy_within(kept.clone(), 0);
+                    kept = 0..kept.len();
+                }
+                // Where it can't be cut to size, it is whole.
+                mapped.resize(kept.end).ok();
+                Bytes::from_owner(mapped).slice(kept)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_kept_is_what_came(
+            pieces in proptest::collection::vec((any::<u8>(), 0..400_000_usize), 0..8),
+            announced in proptest::option::of(0..2_000_000_usize),
+            from in 0..=100_usize,
+            to in 0..=100_usize,
+            pooled in proptest::collection::vec(1..3_000_000_usize, 0..3),
+        ) {
+            let pool = Arc::new(Pool::default());
+            for size in pooled {
+                let mut map = MmapMut::map_anon(size).unwrap();
+                map.fill(0xee);
+                pool.give_back(map);
+            }
+            let mut buffer = Buffer::new(announced, &pool);
+            let mut expected = Vec::new();
+            for (byte, count) in pieces {
+                let piece = vec![byte; count];
+                buffer.extend(&piece);
+                expected.extend_from_slice(&piece);
+            }
+            prop_assert_eq!(buffer.len(), expected.len());
+            let with_room = buffer.with_room();
+            prop_assert_eq!(with_room.len(), expected.len() + 1);
+            prop_assert!(with_room[..expected.len()] == expected);
+            let at = |percent: usize| expected.len() * percent / 100;
+            let part = at(from.min(to))..at(from.max(to));
+            let kept = buffer.keep(part.clone());
+            prop_assert!(kept == expected[part]);
+        }
+    }
+
+    #[test]
+    fn a_pool_keeps_a_bounded_number_of_bytes_and_gives_them_again() {
+        let pool = Arc::new(Pool::default());
+        let held = || pool.free.lock().unwrap().iter().map(|map| map.len()).sum::<usize>();
+        let body = vec![b'x'; 3 * 1024 * 1024];
+        let kept: Vec<Bytes> = (0..6)
+            .map(|_| {
+                let mut buffer = Buffer::new(Some(body.len()), &pool);
+                buffer.extend(&body);
+                buffer.keep(0..body.len())
+            })
+            .collect();
+        assert_eq!(held(), 0);
+        drop(kept);
+        assert_eq!(held(), 2 * body.len());
+        let mut buffer = Buffer::new(Some(body.len()), &pool);
+        buffer.extend(&body);
+        assert_eq!(held(), body.len());
+        drop(buffer);
+        // What is small after all leaves its mapping to the next.
+        let mut buffer = Buffer::new(Some(body.len()), &pool);
+        buffer.extend(&body);
+        assert_eq!(buffer.keep(10..20), [b'x'; 10].as_slice());
+        assert!(held() >= body.len());
+    }
+}

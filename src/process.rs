@@ -1,0 +1,37 @@
+//! What this process asks of the kernel for itself, once, before anything is open.
+#![allow(unsafe_code, reason = "getrlimit, setrlimit and prctl; the proofs are beside the calls")]
+
+use std::io;
+
+/// Raises the soft limit of open files to the hard one, as Go's runtime does for every Go program, and says what it is
+/// now. The soft one is often 1,024 for the sake of select(2), which nothing here uses; `limits.max_connections` is to
+/// bound connections, not accept(2) that fails.
+///
+/// # Errors
+///
+/// The kernel's; the limit stays what it was.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes one rlimit to the given address, which is a live local's.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: setrlimit reads one rlimit from the given address, which is a live local's.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit.rlim_cur)
+}
+
+/// No transparent huge pages: 2 MiB are resident then for each byte that is touched. mimalloc asks for them where the
+/// system leaves the choice (30 MiB resident for 2 MiB in use), and the bounds of the memory count what is used.
+///
+/// # Errors
+///
+/// The kernel's; the pages stay as the system has them.
+pub fn refuse_huge_pages() -> io::Result<()> {
+    // SAFETY: with this option prctl takes numbers only.
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

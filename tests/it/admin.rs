@@ -1,0 +1,284 @@
+//! The admin address: its routes, its limits, and metrics that are complete from the start and that no client can grow.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+
+use crate::support::PATIENCE;
+use crate::support::answers::NO_EVENTS;
+use crate::support::answers::assert_accepted;
+use crate::support::corpus::generated_batch;
+use crate::support::h2::H2;
+use crate::support::http::Client;
+use crate::support::http::Response;
+use crate::support::http::get;
+use crate::support::metrics::Metrics;
+use crate::support::peers;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::Stdout;
+use crate::support::setup::config;
+use crate::support::setup::start;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::wait_until;
+
+fn ask(relay: &Relay, path: &str) -> Response {
+    get(relay.admin(), path).unwrap()
+}
+
+#[test]
+fn every_route_answers_and_no_other() {
+    let (relay, mut sink) = start("", "");
+    for (path, body) in
+        [("/livez", "ok\n"), ("/healthz", "ok\n"), ("/readyz", "ok\n"), ("/readyz?x=y", "ok\n")]
+    {
+        let response = ask(&relay, path);
+        assert_eq!((response.status, response.text().as_str()), (200, body), "{path}");
+    }
+    assert_eq!(ask(&relay, "/").status, 200);
+    let metrics = ask(&relay, "/metrics");
+    assert_eq!(metrics.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    for path in ["/metric", "/metrics/", "/readyzz", "/audit", "/status/x", "//", "/debug/pprof"] {
+        assert_eq!(ask(&relay, path).status, 404, "{path}");
+    }
+    let verbose = ask(&relay, "/readyz?verbose").text();
+    for line in [
+        "[+]started ok",
+        "[+]serving ok",
+        "[+]queue-room ok",
+        "[+]queue-writable ok",
+        "readyz check passed",
+    ] {
+        assert!(verbose.lines().any(|found| found == line), "{line}: {verbose}");
+    }
+    assert!(verbose.contains("output out"), "{verbose}");
+
+    // A dead consumer and a full queue are told, and are not unready.
+    sink.close();
+    assert_accepted(&relay.post(&generated_batch(1, 10, 600)), 10);
+    wait_until("the output's failure", PATIENCE, || {
+        ask(&relay, "/readyz?verbose").text().contains("[-]output out")
+    });
+    assert_eq!(ask(&relay, "/readyz").status, 200);
+    let response = ask(&relay, "/status");
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    let status = response.json();
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert!(status["uptime_seconds"].is_u64(), "{status}");
+    let address = relay.address().to_string();
+    assert_eq!(status["listeners"][0]["listener"], "127.0.0.1:0");
+    assert_eq!(status["listeners"][0]["address"], address.as_str());
+    assert_eq!(status["queue"]["events"], 10);
+    let output = &status["outputs"][0];
+    assert_eq!((output["name"].as_str(), output["type"].as_str()), (Some("out"), Some("tcp")));
+    assert_eq!(
+        (output["up"].as_bool(), output["backlog_events"].as_u64()),
+        (Some(false), Some(10))
+    );
+    assert!(output["last_error"].is_string() && output["lag_seconds"].is_number(), "{status}");
+    wait_until("the next retry", PATIENCE, || {
+        ask(&relay, "/status").json()["outputs"][0]["next_retry_seconds"].is_number()
+    });
+    sink.reopen();
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn only_get_is_answered_and_nothing_is_ingested() {
+    let (relay, sink) = start("", "");
+    let mut client = Client::connect(relay.admin()).unwrap();
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "ODD"] {
+        let response = client.request(method, "/metrics", &[], NO_EVENTS.as_bytes()).unwrap();
+        assert_eq!(response.status, 405, "{method}");
+        assert!(response.header("allow").is_some_and(|allow| allow.contains("GET")), "{method}");
+    }
+    assert_eq!(client.request("GET", "/livez", &[], b"").unwrap().status, 200);
+    let metrics = relay.metrics();
+    assert_eq!((metrics.sum("requests_total"), metrics.value("event_total", &[])), (0.0, 0.0));
+    // And the listener serves no admin routes.
+    for path in ["/metrics", "/readyz", "/status", "/"] {
+        assert_eq!(get(relay.address(), path).unwrap().status, 405, "{path}");
+    }
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), 0);
+}
+
+#[test]
+fn the_65th_connection_is_closed_and_senders_notice_nothing() {
+    let (relay, _sink) = start("", "");
+    let admin = relay.admin();
+    let mut held: Vec<Client> = (0..64).map(|_| Client::connect(admin).unwrap()).collect();
+    // Each is served, so all of them have been accepted.
+    for client in &mut held {
+        assert_eq!(client.request("GET", "/livez", &[], b"").unwrap().status, 200);
+    }
+    for _ in 0..3 {
+        assert!(Client::connect(admin).unwrap().is_closed_by_server());
+    }
+    assert_accepted(&relay.post(NO_EVENTS.as_bytes()), 0);
+    drop(held.pop());
+    wait_until("the free place", PATIENCE, || {
+        get(admin, "/livez").is_ok_and(|response| response.status == 200)
+    });
+    assert_eq!(held[0].request("GET", "/readyz", &[], b"").unwrap().status, 200);
+    drop(held);
+    wait_until("all places", PATIENCE, || get(admin, "/metrics").is_ok());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn readyz_is_503_while_draining_and_livez_is_not() {
+    let (mut relay, sink) = start("", "[shutdown]\ndrain_timeout = \"4s\"\n");
+    let body = generated_batch(1, 1, 600);
+    let mut client = Client::connect(relay.address()).unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    client.send(&[head.as_bytes(), &body[..100]].concat()).unwrap();
+    relay.wait_for_metrics("the body", PATIENCE, |metrics| {
+        (metrics.value("in_flight_bytes", &[]) == 100.0).then_some(())
+    });
+    assert_eq!(ask(&relay, "/readyz").status, 200);
+    relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    wait_until("503", PATIENCE, || ask(&relay, "/readyz").status == 503);
+    assert_eq!(ask(&relay, "/readyz").text(), "shutting down\n");
+    let verbose = ask(&relay, "/readyz?verbose");
+    assert_eq!(verbose.status, 503);
+    assert!(
+        verbose.text().contains("[-]serving failed")
+            && verbose.text().contains("readyz check failed"),
+        "{}",
+        verbose.text()
+    );
+    assert_eq!(ask(&relay, "/livez").status, 200);
+    assert_eq!(ask(&relay, "/status").json()["stopping"], true);
+    client.send(&body[100..]).unwrap();
+    assert_accepted(&client.read_response().unwrap(), 1);
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(sink.count(), 1);
+}
+
+/// Every series: its name and its labels.
+fn series(metrics: &Metrics) -> BTreeSet<String> {
+    let line = |line: &str| line.rsplit_once(' ').expect("a series and its value").0.to_owned();
+    metrics
+        .text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(line)
+        .collect()
+}
+
+#[test]
+fn promtool_finds_nothing_wrong_with_the_metrics() {
+    let sink = TcpSink::start();
+    let stdout = "[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n";
+    let relay = Relay::with(&config(&sink, "", stdout)).stdout(Stdout::Collected).start();
+    assert_eq!(peers::promtool_check(&relay.metrics().text), Ok(()));
+    assert_accepted(&relay.post(&generated_batch(1, 10, 600)), 10);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(peers::promtool_check(&relay.metrics().text), Ok(()));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn every_series_exists_at_0_from_the_start() {
+    let sink = TcpSink::start();
+    let stdout = "[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n";
+    let relay = Relay::start(&config(&sink, "", stdout));
+    let metrics = relay.metrics();
+    let listener = ("listener", "127.0.0.1:0");
+    let mut expected: Vec<(&str, Vec<(&str, &str)>)> = vec![
+        ("event_total", vec![]),
+        ("last_event_timestamp_seconds", vec![]),
+        ("error_total", vec![("plugin", "queue")]),
+        ("request_duration_seconds_count", vec![listener]),
+        ("received_bytes_total", vec![listener]),
+        ("connections", vec![listener]),
+        ("in_flight_bytes", vec![]),
+        ("queue_bytes", vec![]),
+        ("queue_events", vec![]),
+        ("queue_dropped_events_total", vec![("reason", "drop_oldest")]),
+        ("queue_dropped_events_total", vec![("reason", "drop_newest")]),
+    ];
+    let reasons = "invalid too_large queue_full in_flight_full unauthorized timeout not_found method media_type \
+                   shutting_down disk delivery_timeout";
+    expected.extend(
+        reasons
+            .split_whitespace()
+            .map(|reason| ("requests_rejected_total", vec![("reason", reason)])),
+    );
+    let codes = "200 400 401 404 405 408 413 415 429 503 1xx 2xx 3xx 4xx 5xx";
+    expected.extend(
+        codes.split_whitespace().map(|code| ("requests_total", vec![listener, ("code", code)])),
+    );
+    let levels = "None Metadata Request RequestResponse other";
+    expected.extend(levels.split_whitespace().map(|level| ("level_total", vec![("level", level)])));
+    for output in ["out", "stdout"] {
+        expected.push(("error_total", vec![("plugin", output)]));
+        let names = "output_events_total output_bytes_total output_retries_total output_backlog_bytes \
+                     output_backlog_events output_lag_seconds output_start_events output_delivery_seconds_count";
+        expected.extend(names.split_whitespace().map(|name| (name, vec![("output", output)])));
+        let reasons =
+            "resolve connect tls timeout closed status_4xx status_429 status_5xx protocol";
+        let of = |reason| ("output_errors_total", vec![("output", output), ("reason", reason)]);
+        expected.extend(reasons.split_whitespace().map(of));
+    }
+    for (name, labels) in &expected {
+        assert_eq!(metrics.get(name, labels), Some(0.0), "{name} {labels:?}");
+    }
+    assert_eq!(metrics.get("queue_capacity_bytes", &[]), Some(256.0 * 1024.0 * 1024.0));
+    assert_eq!(metrics.get("queue_writable", &[]), Some(1.0));
+    assert!(metrics.get("output_up", &[("output", "out")]).is_some());
+    let build = metrics.all("build_info");
+    assert!(build.len() == 1 && build[0].1 == 1.0, "{build:?}");
+    assert!(metrics.get("process_resident_memory_bytes", &[]).is_some_and(|bytes| bytes > 0.0));
+    assert!(metrics.get("process_start_time_seconds", &[]).is_some());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn no_client_can_add_a_series_or_a_line_to_the_log() {
+    let (relay, _sink) = start("path_prefix = \"/audit\"", "");
+    assert_accepted(&relay.post(&generated_batch(1, 3, 600)), 3);
+    relay.wait_until_delivered(PATIENCE);
+    let before = series(&relay.metrics());
+    let lines = relay.log_lines().len();
+    let mut client = Client::connect(relay.address()).unwrap();
+    for index in 0..50 {
+        for method in [format!("ODD{index}"), "POST".to_owned()] {
+            let path = format!("/odd{index}\"{{}}?x={index}");
+            let headers = [
+                ("User-Agent", format!("odd-{index}")),
+                ("X-Request-Id", path.clone()),
+                ("Content-Type", format!("odd/{index}")),
+            ];
+            let headers: Vec<_> =
+                headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let response = client.request(&method, &path, &headers, b"odd").unwrap();
+            assert!(response.status == 400 || response.status == 404, "{}", response.status);
+            if response.status == 400 {
+                client = Client::connect(relay.address()).unwrap();
+            }
+        }
+        let event = format!(
+            r#"{{"level":"Odd{index}","auditID":"odd\n{index}","stage":"Panic","verb":"odd{index}","user":{{"username":"odd"}}}}"#
+        );
+        assert_accepted(&relay.post(event.as_bytes()), 1);
+        let kind = format!(r#"{{"kind":"Odd{index}","apiVersion":"odd/v{index}"}}"#);
+        assert_eq!(relay.post(kind.as_bytes()).status, 400);
+        let mut garbage = Client::connect(relay.address()).unwrap();
+        garbage.send(format!("\x1b[31mODD{index}\r\n\r\n").as_bytes()).unwrap();
+        assert_eq!(garbage.read_response().unwrap().status, 400);
+        drop(H2::connect(relay.address()).unwrap());
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let metrics = relay.metrics();
+    assert_eq!(series(&metrics), before);
+    assert_eq!(metrics.value("level_total", &[("level", "other")]), 50.0);
+    assert_eq!(relay.log_lines().len(), lines, "one line per request: {:?}", relay.log_lines());
+    // Garbage on the admin address neither.
+    let mut garbage = Client::connect(relay.admin()).unwrap();
+    garbage.stream().write_all(b"\x00\x01\r\n\r\n").unwrap();
+    drop(garbage.read_response());
+    assert_eq!(series(&relay.metrics()), before);
+    relay.finish(Backlog::Empty);
+}

@@ -1,0 +1,459 @@
+//! HTTPS listeners: who may come in, and certificates and tokens that are replaced while in use.
+
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustls::pki_types::CertificateDer;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::answers::NO_EVENTS;
+use crate::support::answers::assert_accepted;
+use crate::support::answers::assert_kept;
+use crate::support::answers::assert_refusal;
+use crate::support::certificates::Certificates;
+use crate::support::certificates::Pair;
+use crate::support::certificates::chain;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http::Client;
+use crate::support::peers;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::setup::config;
+use crate::support::setup::start;
+use crate::support::stream::Stream;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_until;
+
+const JSON: &str = "application/json";
+
+/// The listener's TLS keys.
+fn tls(pair: &Pair, more: &str) -> String {
+    format!(
+        "[listener.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n{more}\n",
+        text(&pair.certificate),
+        text(&pair.key)
+    )
+}
+
+fn connect(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> std::io::Result<Client> {
+    Client::connect_tls(relay.address(), Arc::clone(config))
+}
+
+/// The certificate that a new handshake is shown.
+fn presented(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> CertificateDer<'static> {
+    let mut client = connect(relay, config).unwrap();
+    let Stream::Client(tls) = client.stream() else { panic!("a TLS client") };
+    tls.conn.peer_certificates().expect("done")[0].clone().into_owned()
+}
+
+/// A client of one protocol version that trusts everything: only the handshake's success is asked for.
+fn connects_with(
+    relay: &Relay,
+    certificates: &Certificates,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> bool {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(chain(&certificates.ca)[0].clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    connect(relay, &Arc::new(config)).is_ok()
+}
+
+#[test]
+fn https_takes_batches_over_http_1_1_and_h2() {
+    let certificates = Certificates::new();
+    let (relay, sink) = start(&tls(&certificates.server, ""), "");
+    let client_config = certificates.client_config(None);
+    let batch = generated_batch(1, 400, 1600);
+    let mut client = connect(&relay, &client_config).unwrap();
+    assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
+    assert_refusal(&client.post("/audit", JSON, b"{}").unwrap(), 400);
+    assert_kept(&mut client);
+
+    let directory = TempDir::new().unwrap();
+    let body = directory.path().join("body");
+    std::fs::write(&body, &batch).unwrap();
+    let (data, ca) = (format!("@{}", text(&body)), text(&certificates.ca));
+    let url = format!("https://localhost:{}/audit", relay.address().port());
+    // ALPN: h2 where the client knows it, else HTTP/1.1.
+    for (wish, version) in [("--http2", "2"), ("--http1.1", "1.1"), ("--no-alpn", "1.1")] {
+        let told = "%{http_code} %{http_version}";
+        let arguments = [
+            wish,
+            "--cacert",
+            ca,
+            "-H",
+            "Content-Type: application/json",
+            "-w",
+            told,
+            "--data-binary",
+            &data,
+            &url,
+        ];
+        let output = peers::curl(&arguments, b"");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said, format!("{{\"accepted\":400}}200 {version}"), "{wish}: {output:?}");
+    }
+    // What speaks no TLS is closed, and does no harm.
+    let mut plain = Client::connect(relay.address()).unwrap();
+    let answer = plain.post("/audit", JSON, &batch);
+    assert!(answer.is_err(), "{answer:?}");
+    assert_kept(&mut client);
+    relay.finish(Backlog::Empty);
+    assert!(sink.lines() == vec![events_of(&batch); 4].concat());
+}
+
+#[test]
+fn min_version_is_kept() {
+    let certificates = Certificates::new();
+    for (key, takes_1_2) in
+        [("", true), ("min_version = \"1.2\"", true), ("min_version = \"1.3\"", false)]
+    {
+        let (relay, _sink) = start(&tls(&certificates.server, key), "");
+        assert_eq!(
+            connects_with(&relay, &certificates, &rustls::version::TLS12),
+            takes_1_2,
+            "{key}"
+        );
+        assert!(connects_with(&relay, &certificates, &rustls::version::TLS13), "{key}");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn a_client_ca_lets_nobody_in_without_its_certificate() {
+    let certificates = Certificates::new();
+    let ca = format!("client_ca = \"{}\"", text(&certificates.ca));
+    let (relay, sink) = start(&tls(&certificates.server, &ca), "");
+    let batch = generated_batch(1, 3, 600);
+    for wrong in [
+        None,
+        Some(&certificates.wrong_client),
+        Some(&certificates.expired_client),
+        Some(&certificates.server),
+    ] {
+        // With TLS 1.3 the refusal comes after the client's side of the handshake.
+        let answer = connect(&relay, &certificates.client_config(wrong))
+            .and_then(|mut client| client.post("/", JSON, &batch));
+        assert!(answer.is_err(), "{wrong:?}: {answer:?}");
+    }
+    assert_eq!(relay.metrics().sum("requests_total"), 0.0);
+    let mut client =
+        connect(&relay, &certificates.client_config(Some(&certificates.client))).unwrap();
+    assert_accepted(&client.post("/", JSON, &batch).unwrap(), 3);
+    // Whose certificate runs out is seen beforehand.
+    let labels = [("listener", "127.0.0.1:0"), ("role", "client")];
+    let expiry = relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);
+    assert!(expiry.is_some_and(|seconds| seconds > 1_800_000_000.0), "{expiry:?}");
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), 3);
+}
+
+#[test]
+fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
+    let certificates = Certificates::new();
+    let (relay, _sink) =
+        start(&tls(&certificates.server, ""), "[limits]\nheader_timeout = \"400ms\"\n");
+    let began = Instant::now();
+    let mut silent = Client::connect(relay.address()).unwrap();
+    let mut begun = Client::connect(relay.address()).unwrap();
+    // The beginning of a ClientHello.
+    begun.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
+    assert!(silent.is_closed_by_server());
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    assert!(begun.is_closed_by_server());
+    relay.wait_for_metrics("their ends", PATIENCE, |metrics| {
+        (metrics.sum("connections") == 0.0).then_some(())
+    });
+    // After the handshake a head has the time to itself, and its 408 comes over TLS.
+    let mut client = connect(&relay, &certificates.client_config(None)).unwrap();
+    client.send(b"POST / HT").unwrap();
+    assert_refusal(&client.read_response().unwrap(), 408);
+    assert!(client.is_closed_by_server());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn handshakes_make_room_at_max_connections() {
+    let certificates = Certificates::new();
+    let (relay, _sink) = start(&tls(&certificates.server, ""), "[limits]\nmax_connections = 2\n");
+    let client_config = certificates.client_config(None);
+    let mut kept = connect(&relay, &client_config).unwrap();
+    assert_kept(&mut kept);
+    let mut silent = Client::connect(relay.address()).unwrap();
+    relay.wait_for_metrics("both", PATIENCE, |metrics| {
+        (metrics.sum("connections") == 2.0).then_some(())
+    });
+    assert_kept(&mut kept);
+    let mut next = connect(&relay, &client_config).unwrap();
+    assert!(silent.is_closed_by_server());
+    assert_kept(&mut kept);
+    assert_kept(&mut next);
+    relay.finish(Backlog::Empty);
+}
+
+/// A certificate and key at fixed paths, whose contents change.
+struct Files {
+    directory: TempDir,
+    pair: Pair,
+}
+
+impl Files {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let pair = Pair { certificate: at("tls.crt"), key: at("tls.key") };
+        Self { directory, pair }
+    }
+
+    fn put(&self, pair: &Pair) {
+        std::fs::copy(&pair.certificate, &self.pair.certificate).unwrap();
+        std::fs::copy(&pair.key, &self.pair.key).unwrap();
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// Waits until a handshake is shown this certificate, at most for the contract's 3 s and what a busy machine adds.
+fn wait_for_certificate(relay: &Relay, client_config: &Arc<rustls::ClientConfig>, pair: &Pair) {
+    let wanted = chain(&pair.certificate)[0].clone();
+    let began = Instant::now();
+    wait_until("the new certificate", PATIENCE, || presented(relay, client_config) == wanted);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_handshake_3_s_after_the_files_change_has_the_new_certificate() {
+    let certificates = Certificates::new();
+    let files = Files::new();
+    files.put(&certificates.server);
+    let (relay, _sink) = start(&tls(&files.pair, ""), "");
+    let client_config = certificates.client_config(None);
+    let mut kept = connect(&relay, &client_config).unwrap();
+    assert_kept(&mut kept);
+    assert_eq!(presented(&relay, &client_config), chain(&certificates.server.certificate)[0]);
+    for name in ["second", "third"] {
+        let another = certificates.another_server(name);
+        files.put(&another);
+        wait_for_certificate(&relay, &client_config, &another);
+    }
+    // Who was connected stays so.
+    assert_kept(&mut kept);
+    relay.finish(Backlog::Empty);
+}
+
+/// As the kubelet writes a Secret: `tls.crt` → `..data/tls.crt`, `..data` → a directory of its own, swapped by rename.
+fn kubelet_writes(volume: &Path, version: &str, pair: Option<&Pair>) {
+    let directory = volume.join(format!("..{version}"));
+    std::fs::create_dir(&directory).unwrap();
+    if let Some(pair) = pair {
+        std::fs::copy(&pair.certificate, directory.join("tls.crt")).unwrap();
+        std::fs::copy(&pair.key, directory.join("tls.key")).unwrap();
+    }
+    let fresh = volume.join("..data_tmp");
+    symlink(format!("..{version}"), &fresh).unwrap();
+    let data = volume.join("..data");
+    let before = std::fs::read_link(&data).ok();
+    std::fs::rename(fresh, data).unwrap();
+    for name in ["tls.crt", "tls.key"] {
+        let link = volume.join(name);
+        if !link.is_symlink() {
+            symlink(format!("..data/{name}"), link).unwrap();
+        }
+    }
+    if let Some(before) = before {
+        std::fs::remove_dir_all(volume.join(before)).unwrap();
+    }
+}
+
+#[test]
+fn a_secret_that_kubernetes_swaps_is_followed() {
+    let certificates = Certificates::new();
+    let files = Files::new();
+    kubelet_writes(files.path(), "2026_01", Some(&certificates.server));
+    let (relay, _sink) = start(&tls(&files.pair, ""), "");
+    let client_config = certificates.client_config(None);
+    assert_eq!(presented(&relay, &client_config), chain(&certificates.server.certificate)[0]);
+    for version in ["2026_02", "2026_03"] {
+        let another = certificates.another_server(version);
+        kubelet_writes(files.path(), version, Some(&another));
+        wait_for_certificate(&relay, &client_config, &another);
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_broken_file_keeps_the_old_certificate_and_is_told_once() {
+    let certificates = Certificates::new();
+    let files = Files::new();
+    files.put(&certificates.server);
+    let (relay, _sink) = start(&tls(&files.pair, ""), "");
+    let client_config = certificates.client_config(None);
+    let old = chain(&certificates.server.certificate)[0].clone();
+    let told = |relay: &Relay| {
+        let failed = |fields: &&serde_json::Value| {
+            fields["message"]
+                .as_str()
+                .is_some_and(|message| message.starts_with("files can't be reloaded"))
+        };
+        relay.log_fields().iter().filter(failed).count()
+    };
+    let another = certificates.another_server("another");
+    let key = std::fs::read_to_string(&certificates.server.key).unwrap();
+    let breaks: [(&str, &dyn Fn()); 4] = [
+        ("no PEM", &|| std::fs::write(&files.pair.certificate, "no PEM").unwrap()),
+        ("half a certificate", &|| {
+            let whole = std::fs::read(&certificates.server.certificate).unwrap();
+            std::fs::write(&files.pair.certificate, &whole[..whole.len() / 2]).unwrap();
+        }),
+        ("another's key", &|| {
+            std::fs::copy(&another.certificate, &files.pair.certificate).unwrap();
+        }),
+        ("no file", &|| std::fs::remove_file(&files.pair.key).unwrap()),
+    ];
+    for (index, (what, break_it)) in breaks.into_iter().enumerate() {
+        break_it();
+        wait_until(what, PATIENCE, || told(&relay) == index + 1);
+        assert_eq!(presented(&relay, &client_config), old, "{what}");
+    }
+    // Polled again several times meanwhile, and told no more.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(told(&relay), 4);
+    let log = relay.log_lines().join("\n");
+    let secret = key.lines().nth(1).unwrap();
+    assert!(!log.contains(secret), "the key is in the log");
+    files.put(&another);
+    wait_for_certificate(&relay, &client_config, &another);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_optional_listener_opens_when_its_files_appear() {
+    let certificates = Certificates::new();
+    let files = Files::new();
+    let sink = TcpSink::start();
+    let https =
+        format!("[[listener]]\naddress = \"127.0.0.2:0\"\n{}", tls(&files.pair, "optional = true"));
+    let mut relay = Relay::with(&config(&sink, "", &https)).listeners(1).start();
+    let batch = generated_batch(1, 3, 600);
+    assert_accepted(&relay.post(&batch), 3);
+    let answered = [("listener", "127.0.0.2:0"), ("code", "200")];
+    assert_eq!(relay.metrics().get("requests_total", &answered), Some(0.0), "from the start");
+    // The certificate alone is not enough.
+    std::fs::copy(&certificates.server.certificate, &files.pair.certificate).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(relay.listeners().len(), 1);
+    let expiry = (
+        "tls_certificate_expiry_timestamp_seconds",
+        [("listener", "127.0.0.2:0"), ("role", "server")],
+    );
+    assert_eq!(relay.metrics().get(expiry.0, &expiry.1), None);
+    files.put(&certificates.server);
+    relay.wait_for_listeners(2);
+    let (label, address) = relay.listeners()[1].clone();
+    assert_eq!(label, "127.0.0.2:0");
+    let mut client = Client::connect_tls(address, certificates.client_config(None)).unwrap();
+    assert_accepted(&client.post("/", JSON, &batch).unwrap(), 3);
+    assert!(relay.metrics().get(expiry.0, &expiry.1).is_some());
+    // Gone again: what is in use stays.
+    std::fs::remove_file(&files.pair.certificate).unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    let mut again = Client::connect_tls(address, certificates.client_config(None)).unwrap();
+    assert_kept(&mut again);
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), 6);
+}
+
+#[test]
+fn a_listener_whose_files_are_missing_or_broken_is_an_error_of_the_start() {
+    let certificates = Certificates::new();
+    let broken = Files::new();
+    std::fs::write(&broken.pair.certificate, "no PEM").unwrap();
+    std::fs::write(&broken.pair.key, "no PEM").unwrap();
+    let missing = Pair {
+        certificate: PathBuf::from("/nowhere/tls.crt"),
+        key: PathBuf::from("/nowhere/tls.key"),
+    };
+    let mixed = Pair {
+        certificate: certificates.server.certificate.clone(),
+        key: certificates.client.key.clone(),
+    };
+    for (pair, more, says) in [
+        (&missing, "", "/nowhere/tls.crt"),
+        (&broken.pair, "", "tls.crt"),
+        // Optional is for files that are absent, not for those that are wrong.
+        (&broken.pair, "optional = true", "tls.crt"),
+        (&mixed, "", "server.crt"),
+    ] {
+        let sink = TcpSink::start();
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, config(&sink, &tls(pair, more), "")).unwrap();
+        let output =
+            crate::support::relay::run_command(&["run", "--config", text(&file)], directory.path());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{more}: {said}");
+        assert!(said.contains(says), "{says}: {said}");
+    }
+}
+
+#[test]
+fn a_bearer_token_that_changes_is_asked_for_anew() {
+    let certificates = Certificates::new();
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, "first\n").unwrap();
+    let keys =
+        format!("bearer_token_file = \"{}\"\n{}", text(&file), tls(&certificates.server, ""));
+    let (relay, _sink) = start(&keys, "");
+    let mut client = connect(&relay, &certificates.client_config(None)).unwrap();
+    let mut status = |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let response = client
+            .request("POST", "/", &[("Authorization", &bearer)], NO_EVENTS.as_bytes())
+            .unwrap();
+        response.status
+    };
+    assert_eq!((status("first"), status("second")), (200, 401));
+    std::fs::write(&file, "second").unwrap();
+    wait_until("the new token", Duration::from_secs(3), || status("second") == 200);
+    assert_eq!(status("first"), 401);
+    // An empty file opens nothing: the last token stays.
+    std::fs::write(&file, "\n").unwrap();
+    relay.wait_for_log("files can't be reloaded, going on with what is in use", PATIENCE);
+    assert_eq!((status("second"), status("")), (200, 401));
+    let log = relay.log_lines().join("\n");
+    assert!(!log.contains("second"), "the token is in the log");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_expiry_gauge_follows_the_certificate() {
+    let certificates = Certificates::new();
+    let files = Files::new();
+    files.put(&certificates.expired_server);
+    let (relay, _sink) = start(&tls(&files.pair, ""), "");
+    let labels = [("listener", "127.0.0.1:0"), ("role", "server")];
+    let expiry =
+        |relay: &Relay| relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);
+    // 2021-01-01T00:00:00Z
+    assert_eq!(expiry(&relay), Some(1_609_459_200.0));
+    files.put(&certificates.server);
+    wait_until("the new expiry", PATIENCE, || {
+        expiry(&relay).is_some_and(|seconds| seconds > 1_800_000_000.0)
+    });
+    relay.finish(Backlog::Empty);
+}
