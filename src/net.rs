@@ -1,5 +1,4 @@
-//! Binding and dialling TCP, with the socket options that both need, and how many sockets there may be. Nothing above
-//! TCP.
+//! Binding and dialling TCP, with the socket options that both need. Nothing above TCP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,10 +12,8 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 
-mod open_files;
 mod unacknowledged;
 
-pub use open_files::raise_open_files;
 pub use unacknowledged::unacknowledged;
 
 /// Connections that the kernel has completed and we have not accepted yet. kube-apiserver may come with dozens at once
