@@ -83,6 +83,7 @@ pub struct Gate {
     registry: Arc<Registry>,
     max_connection_age: Option<Duration>,
     header_timeout: Duration,
+    protocols: auto::Builder<TokioExecutor>,
     /// Owns the connections' tasks.
     connections: TaskTracker,
     aborted: CancellationToken,
@@ -115,6 +116,7 @@ impl Gate {
             registry: Arc::new(Registry::new(limits.max_connections, deadlines)),
             max_connection_age: limits.max_connection_age,
             header_timeout: limits.header_timeout,
+            protocols: protocols(queue_config.acknowledge == config::Acknowledge::Queued),
             connections: TaskTracker::new(),
             aborted: CancellationToken::new(),
         }
@@ -251,11 +253,12 @@ impl Listener {
         let aborted = gate.aborted.clone();
         let (telemetry, label) = (Arc::clone(&self.telemetry), self.label.clone());
         let (closing, header_timeout) = (gate.shared.closing.clone(), gate.header_timeout);
+        let protocols = gate.protocols.clone();
         let serve = async move {
             match tls {
                 None => {
                     place.connection.established(false);
-                    serve_connection(stream, place, service, closing, age).await;
+                    serve_connection(protocols, stream, place, service, closing, age).await;
                 }
                 Some(acceptor) => {
                     let handshake = tokio::select! {
@@ -273,7 +276,7 @@ impl Listener {
                             }
                             let h2 = session.alpn_protocol() == Some(b"h2");
                             place.connection.established(h2);
-                            serve_connection(stream, place, service, closing, age).await;
+                            serve_connection(protocols, stream, place, service, closing, age).await;
                         }
                         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                         Err(_) => tracing::debug!("TLS handshake too slow"),
@@ -301,7 +304,27 @@ fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
+/// The protocols' own bounds. `half_close`: a sender that has shut its write side still gets its answer; where it may wait
+/// for seconds, that can't be told from one that has gone.
+fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .header_read_timeout(None)
+        .half_close(half_close);
+    builder
+        .http2()
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    builder
+}
+
 async fn serve_connection<T, S>(
+    protocols: auto::Builder<TokioExecutor>,
     stream: T,
     place: Registered,
     service: S,
@@ -315,18 +338,10 @@ async fn serve_connection<T, S>(
         + 'static,
     S::Future: Send,
 {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX).header_read_timeout(None);
-    builder
-        .http2()
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_LIST_MAX)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
     let connection = Arc::clone(&place.connection);
     let watched = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
     let mut serving =
-        std::pin::pin!(builder.serve_connection(watched, TowerToHyperService::new(service)));
+        std::pin::pin!(protocols.serve_connection(watched, TowerToHyperService::new(service)));
     // Only h2 can say GOAWAY without racing with a request; on HTTP/1.1 the next answer says Connection: close.
     let old = async {
         match max_age {
