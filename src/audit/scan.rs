@@ -100,6 +100,18 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
+/// Where the value ends that a text begins with; `None` where it is no string, object or array.
+#[must_use]
+pub fn value_end(text: &[u8]) -> Option<usize> {
+    let mut members = Members { text, at: 0, depth: 1 };
+    match text.first()? {
+        b'"' => members.skip_string(),
+        b'{' | b'[' => members.skip_nested(),
+        _ => return None,
+    }
+    Some(members.at)
+}
+
 /// Behind the closing quote of the string that opens at `at`.
 ///
 /// Strings of audit events are 10 to 16 bytes long on average: eight bytes at a time beat a call of memchr.

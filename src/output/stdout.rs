@@ -8,6 +8,7 @@ use std::io;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc as async_mpsc;
@@ -70,16 +71,35 @@ impl Connect for Connector {
     }
 }
 
+/// A pipe that somebody else has made non-blocking is tried again so often while it is full.
+const FULL_PIPE: Duration = Duration::from_millis(10);
+
 /// The thread: ends when the link is gone, or at the first error. It is not joined: it may hang in a full pipe for ever,
 /// and owns nothing but its copy of the descriptor.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     for (claim, pieces) in queue {
-        let result = pieces.iter().try_for_each(|piece| out.write_all(piece));
+        let result = pieces.iter().try_for_each(|piece| write_piece(&mut out, piece));
         let failed = result.is_err();
         if report.blocking_send((claim, result)).is_err() || failed {
             return;
         }
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
+fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
+    while !piece.is_empty() {
+        match out.write(piece) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => piece = piece.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::park_timeout(FULL_PIPE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// The link to the writing thread.
@@ -123,4 +143,42 @@ impl Link for StdoutLink {
     }
 
     async fn close(self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes a few bytes, is full, is interrupted, and so on.
+    struct Reluctant {
+        taken: Vec<u8>,
+        turn: usize,
+    }
+
+    impl Write for Reluctant {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.turn += 1;
+            match self.turn % 3 {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                1 => Err(io::ErrorKind::Interrupted.into()),
+                _ => {
+                    let taken = bytes.len().min(7);
+                    self.taken.extend_from_slice(&bytes[..taken]);
+                    Ok(taken)
+                }
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_that_does_not_block_is_waited_for() {
+        let mut out = Reluctant { taken: Vec::new(), turn: 0 };
+        let line = b"{\"auditID\":\"a\",\"stage\":\"Panic\"}\n";
+        write_piece(&mut out, line).unwrap();
+        assert_eq!(out.taken, line);
+    }
 }

@@ -1,6 +1,9 @@
 //! `type = "syslog"`: RFC 5424 messages with octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3) or a line break each.
 
+use std::sync::LazyLock;
+
 use bytes::BytesMut;
+use memchr::memmem::FinderRev;
 
 use super::stream::Encode;
 use super::stream::Encoded;
@@ -75,11 +78,30 @@ const TIMESTAMP_MAX: usize = 32;
 
 /// The event's stageTimestamp, which kube-apiserver writes as RFC 5424 §6.2.3 wants it; else the nil value.
 fn timestamp(event: &[u8]) -> &[u8] {
-    let value = scan::member(event, "stageTimestamp").unwrap_or_default();
-    match value {
+    let written = timestamp_at_the_end(event);
+    match written.or_else(|| scan::member(event, "stageTimestamp")).unwrap_or_default() {
         [b'"', time @ .., b'"'] if is_rfc5424(time) => time,
         _ => b"-",
     }
+}
+
+/// The value of stageTimestamp where kube-apiserver writes it: as the last member, or the last before annotations. Saves
+/// the walk over all members, which is a fifth of what a syslog output costs.
+fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
+    static NAME: LazyLock<FinderRev<'static>> =
+        LazyLock::new(|| FinderRev::new("\"stageTimestamp\":"));
+    let from = NAME.rfind(event)? + NAME.needle().len();
+    let rest = event.get(from..)?;
+    let length = memchr::memchr(b'"', rest.get(1..)?)? + 2;
+    let (value, behind) = rest.split_at_checked(length)?;
+    // One brace left to close: it is a member of the event itself and not of an object within.
+    let is_last = match behind.strip_prefix(b",\"annotations\":") {
+        None => behind == b"}",
+        Some(annotations) => {
+            scan::value_end(annotations).and_then(|end| annotations.get(end..)) == Some(b"}")
+        }
+    };
+    is_last.then_some(value)
 }
 
 /// Whether a text has the shape of RFC 5424's TIMESTAMP: what comes from outside must not add fields to the header.
@@ -152,6 +174,32 @@ mod tests {
         let mut strict = messages(Framing::Newline, Some(500));
         strict.rejected = Rejected::Retry;
         assert!(strict.encode(batch(&lines)).is_err());
+    }
+
+    #[test]
+    fn the_timestamp_is_the_events_own_wherever_it_stands() {
+        let own = "2026-11-20T06:24:22.439323Z";
+        let inner = r#""stageTimestamp":"1999-01-01T00:00:00Z""#;
+        for event in [
+            format!(r#"{{"a":{{{inner}}},"stageTimestamp":"{own}"}}"#),
+            format!(r#"{{"stageTimestamp":"{own}","a":{{{inner}}}}}"#),
+            format!(r#"{{"stageTimestamp":"{own}","annotations":{{"a":"}}"}}}}"#),
+            format!(r#"{{"stageTimestamp":"{own}","annotations":{{{inner}}}}}"#),
+            format!(
+                r#"{{"stageTimestamp":"{own}","annotations":{{"b":{{{inner},"annotations":{{}}}}}}}}"#
+            ),
+            format!(r#"{{"stageTimestamp" : "{own}" }}"#),
+            format!(r#"{{"a":"\"stageTimestamp\":","stageTimestamp":"{own}","b":1}}"#),
+        ] {
+            assert_eq!(std::str::from_utf8(timestamp(event.as_bytes())), Ok(own), "{event}");
+        }
+        for none in [
+            format!(r#"{{"a":{{{inner}}}}}"#),
+            r#"{"stageTimestamp":"}"#.to_owned(),
+            r#"{"stageTimestamp":7}"#.to_owned(),
+        ] {
+            assert_eq!(timestamp(none.as_bytes()), b"-", "{none}");
+        }
     }
 
     #[test]
