@@ -150,9 +150,9 @@ impl Admin {
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
+        if request.method() != Method::GET {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             return response;
         }
         match request.uri().path() {
