@@ -144,16 +144,40 @@ impl Span {
     }
 }
 
-/// At the first event: room for as many of its size as the rest of the text may hold. What grows by doubling needs its
-/// size half again, and leaves as much behind.
-fn reserve(spans: &mut Vec<Span>, first: Span, text: &str) {
-    if spans.is_empty() {
-        let range = first.range();
-        spans.reserve_exact((text.len() - range.start) / (range.len() + 1) + 1);
-    }
+/// The shortest text that is an event: `{"auditID":"a","stage":"Panic"}`.
+const EVENT_BYTES_MIN: usize = 31;
+
+/// Where the events of a body are. Bounded by the body: what can't be an event takes no place, and nothing behind it does.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    events: Vec<Span>,
+    /// The first that can't be one.
+    bad: Option<Span>,
+    /// All that were seen.
+    count: usize,
 }
 
-const TOO_LONG: &str = "an event beyond 4 GiB";
+impl Found {
+    fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
+        let span = Span::of(text, item).ok_or("an event beyond 4 GiB")?;
+        self.count += 1;
+        if self.bad.is_some() {
+            return Ok(());
+        }
+        if item.len() < EVENT_BYTES_MIN || !item.starts_with('{') {
+            self.bad = Some(span);
+            return Ok(());
+        }
+        if self.events.is_empty() {
+            // Room for as many of its size as the rest of the text may hold: what grows by doubling needs its size half
+            // again, and leaves as much behind.
+            let left = text.len() - span.range().start;
+            self.events.reserve_exact(left / (item.len() + 1) + 1);
+        }
+        self.events.push(span);
+        Ok(())
+    }
+}
 
 /// Makes each event one line, in place, and returns where the lines are.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
@@ -226,35 +250,27 @@ fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
 
 /// One event, or one on each line.
 fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
-    let mut values = Vec::new();
+    let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     let mut before = 0;
     for value in stream {
-        let value = value.map_err(|error| Invalid {
-            byte: byte_of(text, &error),
-            item: Some(values.len()),
-            what: syntax(&error),
-        })?;
-        let span = Span::of(text, value.get()).ok_or_else(|| envelope(0, TOO_LONG))?;
-        let range = span.range();
-        let gap = text.as_bytes().get(before..range.start).unwrap_or_default();
-        if !values.is_empty() && memchr::memchr2(b'\n', b'\r', gap).is_none() {
-            return Err(Invalid {
-                byte: range.start,
-                item: Some(values.len()),
-                what: "two events on one line".into(),
-            });
+        let at = |byte, what| Invalid { byte, item: Some(found.count), what };
+        let value = value.map_err(|error| at(byte_of(text, &error), syntax(&error)))?.get();
+        let start = value.as_ptr() as usize - text.as_ptr() as usize;
+        let gap = text.as_bytes().get(before..start).unwrap_or_default();
+        if found.count > 0 && memchr::memchr2(b'\n', b'\r', gap).is_none() {
+            return Err(at(start, "two events on one line".into()));
         }
-        before = range.end;
-        reserve(&mut values, span, text);
-        values.push(span);
+        before = start + value.len();
+        found.add(text, value).map_err(|what| envelope(start, what))?;
     }
-    check_all(text, values)
+    check_all(text, found)
 }
 
-fn check_all(text: &str, events: Vec<Span>) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut levels = LevelCounts::default();
-    for (index, event) in events.iter().map(|event| event.range()).enumerate() {
+    for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
+        let event = span.range();
         // The ranges are those of slices of the text, so they lie in the text and on its character borders.
         let bytes = text.as_bytes().get(event.clone()).unwrap_or_default();
         match check(bytes) {
@@ -264,7 +280,13 @@ fn check_all(text: &str, events: Vec<Span>) -> Result<(Vec<Span>, LevelCounts), 
             }
         }
     }
-    Ok((events, levels))
+    match found.bad {
+        None => Ok((found.events, levels)),
+        Some(bad) => {
+            let what = "too short for an event".into();
+            Err(Invalid { byte: bad.range().start, item: Some(found.events.len()), what })
+        }
+    }
 }
 
 /// Checks one event, which is valid JSON, and says its index in [`LEVELS`]. Of duplicate keys the first counts.
@@ -378,7 +400,7 @@ enum Items {
     NoArray,
     /// Taking the first would lose the second's events.
     Twice,
-    Array(Vec<Span>),
+    Array(Found),
 }
 
 impl Envelope<'_> {
@@ -501,16 +523,14 @@ impl<'a> Visitor<'a> for ItemsSeed<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Items, A::Error> {
-        let mut spans = Vec::new();
+        let mut found = Found::default();
         self.items.set(Some(0));
         while let Some(item) = seq.next_element::<&RawValue>()? {
-            let span = Span::of(self.text, item.get()).ok_or_else(|| A::Error::custom(TOO_LONG))?;
-            reserve(&mut spans, span, self.text);
-            spans.push(span);
-            self.items.set(Some(spans.len()));
+            found.add(self.text, item.get()).map_err(A::Error::custom)?;
+            self.items.set(Some(found.count));
         }
         self.items.set(None);
-        Ok(Items::Array(spans))
+        Ok(Items::Array(found))
     }
 
     fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Items, A::Error> {

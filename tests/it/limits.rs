@@ -664,3 +664,19 @@ fn memory_stays_bounded_with_many_heads_that_never_end() {
     drop(idle);
     relay.finish(Backlog::Stable);
 }
+
+#[test]
+fn memory_stays_bounded_with_millions_of_items_that_are_no_events() {
+    let (relay, _sink) = start_with_dead_consumer("", BOUNDS);
+    let list = format!(
+        r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[{}1]}}"#,
+        "1,".repeat(15 * MIB)
+    );
+    let lines = format!("{EVENT}\n{}", "1\n".repeat(15 * MIB));
+    for body in [list, lines] {
+        let (accepted, _) = hammer(&relay, 4, 2, &zipped(body.as_bytes()));
+        assert_eq!(accepted, 0);
+        assert_within_bounds(&relay, 4);
+    }
+    relay.finish(Backlog::Stable);
+}
