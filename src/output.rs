@@ -30,6 +30,7 @@ mod tcp;
 pub use health::Snapshot;
 pub use health::Status;
 
+use delivery::Connect;
 use delivery::Delivery;
 use health::Health;
 
@@ -145,30 +146,36 @@ impl Prepared {
         }
     }
 
-    /// The delivery, until `stop`. An error is one that ends the process.
+    /// The delivery, until `stop`; from `draining` on with short pauses. An error is one that ends the process.
     pub fn run(
         self,
         cursor: Cursor,
+        draining: CancellationToken,
         stop: CancellationToken,
     ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+        fn deliver<C: Connect + 'static>(
+            delivery: Delivery<C>,
+            draining: CancellationToken,
+            stop: CancellationToken,
+        ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
+            Box::pin(delivery.draining(draining).run(stop))
+        }
         let health = Health::new(&self.config.name, self.metrics, self.status);
         let config = &self.config;
         match self.kind {
             Kind::Http(client) => {
                 let ordered = client.concurrency() == 1;
-                Box::pin(
-                    Delivery::new(http::Connector(client), cursor, health, config, ordered)
-                        .run(stop),
-                )
+                let connector = http::Connector(client);
+                deliver(Delivery::new(connector, cursor, health, config, ordered), draining, stop)
             }
             Kind::Tcp(connector) => {
-                Box::pin(Delivery::new(connector, cursor, health, config, true).run(stop))
+                deliver(Delivery::new(connector, cursor, health, config, true), draining, stop)
             }
             Kind::Syslog(connector) => {
-                Box::pin(Delivery::new(connector, cursor, health, config, true).run(stop))
+                deliver(Delivery::new(connector, cursor, health, config, true), draining, stop)
             }
             Kind::Stdout(connector) => {
-                Box::pin(Delivery::new(*connector, cursor, health, config, true).run(stop))
+                deliver(Delivery::new(*connector, cursor, health, config, true), draining, stop)
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Puts the parts together, keeps what they read from files fresh, and ends them in order. Decides nothing itself.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +55,10 @@ struct Parts {
     /// Listeners, the watch, the admin routes.
     tasks: TaskTracker,
     outputs: JoinSet<Result<(), String>>,
+    /// Whose task is whose.
+    names: HashMap<tokio::task::Id, String>,
+    /// The drain has begun: outputs do not wait long between attempts.
+    draining: CancellationToken,
     /// Ends the outputs.
     stop_outputs: CancellationToken,
     /// Ends everything else.
@@ -83,20 +88,14 @@ pub async fn run(
         // A file system that hangs must not keep it from ending.
         () = &mut stopped => return Ok(()),
     };
-    let ended = tokio::select! {
-        () = &mut stopped => None,
-        ended = parts.outputs.join_next() => ended,
-    };
-    let result = match ended {
-        None => Ok(()),
-        Some(Ok(Ok(()))) => Err(Error::Run("an output has ended".to_owned())),
-        Some(Ok(Err(message))) => Err(Error::Run(message)),
-        Some(Err(panic)) => Err(Error::Run(format!("an output's task has panicked: {panic}"))),
+    // One that has ended for good ends the process; the others are drained as at a signal.
+    let result = tokio::select! {
+        () = &mut stopped => Ok(()),
+        error = parts.output_ended() => Err(error),
     };
     let queue = parts.queue.clone();
-    // With one output gone for good, waiting for the queue to become empty is of no use to it, but is to the others.
     tokio::select! {
-        () = drain(parts, config.drain_timeout, result.is_ok()) => result,
+        drained = drain(parts, config.drain_timeout) => result.and(drained),
         () = aborted => {
             abandon(&queue);
             Err(Error::Run("ended at once by a second signal".to_owned()))
@@ -124,6 +123,8 @@ async fn start(config: &Config) -> Result<Parts, Error> {
         admin,
         tasks: TaskTracker::new(),
         outputs: JoinSet::new(),
+        names: HashMap::new(),
+        draining: CancellationToken::new(),
         stop_outputs: CancellationToken::new(),
         stop: CancellationToken::new(),
     };
@@ -148,6 +149,10 @@ async fn start(config: &Config) -> Result<Parts, Error> {
 
     parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
     let admin_socket = bind(config.admin, "admin.address")?;
+    let address =
+        admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
+    tracing::info!(%address, "admin listening");
+    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, parts.stop.clone()));
     let (mut open, mut late) = (Vec::new(), Vec::new());
     for opening in openings {
         match opening.try_open()? {
@@ -158,8 +163,10 @@ async fn start(config: &Config) -> Result<Parts, Error> {
     // Every address is ours, and every output has its cursor, before the first batch is accepted: what is taken without a
     // cursor would be acknowledged and sent to nobody.
     for output in outputs {
-        let cursor = parts.queue.join(output.name(), output.metrics());
-        parts.outputs.spawn(output.run(cursor, parts.stop_outputs.clone()));
+        let name = output.name().to_owned();
+        let cursor = parts.queue.join(&name, output.metrics());
+        let delivery = output.run(cursor, parts.draining.clone(), parts.stop_outputs.clone());
+        parts.names.insert(parts.outputs.spawn(delivery).id(), name);
     }
     for (listener, label) in open {
         parts.serve(listener, &label)?;
@@ -171,16 +178,28 @@ async fn start(config: &Config) -> Result<Parts, Error> {
             stop.run_until_cancelled(open_later(opening, gate, admin)).await;
         });
     }
-    let address =
-        admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
-    tracing::info!(%address, "admin listening");
-    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, parts.stop.clone()));
-    parts.tasks.spawn(watch(watched, telemetry, parts.stop.clone()));
+    parts.tasks.spawn(watch(watched, parts.stop.clone()));
+    parts.tasks.spawn(upkeep(telemetry, parts.stop.clone()));
     parts.admin.started();
     Ok(parts)
 }
 
 impl Parts {
+    /// Waits until an output ends that was not told to, and takes it out of the queue. For ever where none is left.
+    async fn output_ended(&mut self) -> Error {
+        let Some(ended) = self.outputs.join_next_with_id().await else {
+            return std::future::pending().await;
+        };
+        let (id, message) = match ended {
+            Ok((id, Ok(()))) => (id, "has ended".to_owned()),
+            Ok((id, Err(message))) => (id, message),
+            Err(panic) => (panic.id(), format!("its task has panicked: {panic}")),
+        };
+        let name = self.names.remove(&id).unwrap_or_default();
+        self.queue.give_up(&name);
+        Error::Run(format!("output {name}: {message}"))
+    }
+
     fn serve(&self, listener: Listener, label: &str) -> Result<(), Error> {
         announce(&listener, label, &self.admin)
             .map_err(|error| Error::Run(format!("listener {label}: {error}")))?;
@@ -333,9 +352,15 @@ impl Watched {
     }
 }
 
-/// Reads files again, off the runtime's threads, and keeps the histograms small.
-async fn watch(mut watched: Vec<Watched>, telemetry: Arc<Telemetry>, stop: CancellationToken) {
-    let mut upkeep = Instant::now();
+/// Keeps the histograms small.
+async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
+        telemetry.upkeep();
+    }
+}
+
+/// Reads files again, off the runtime's threads.
+async fn watch(mut watched: Vec<Watched>, stop: CancellationToken) {
     loop {
         if stop.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
             return;
@@ -347,21 +372,26 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Arc<Telemetry>, stop: Cance
         // A file system that hangs must not hold up the end.
         watched = match stop.run_until_cancelled(reading).await {
             Some(Ok(watched)) => watched,
-            Some(Err(_)) | None => return,
+            Some(Err(panic)) => {
+                tracing::error!(%panic, "files are not read again any more, restart the relay");
+                return;
+            }
+            None => return,
         };
-        if upkeep.elapsed() >= UPKEEP {
-            upkeep = Instant::now();
-            telemetry.upkeep();
-        }
     }
 }
 
 /// Ends everything in order; see CONTRACT's `[shutdown]`.
-async fn drain(mut parts: Parts, timeout: Duration, deliver: bool) {
+///
+/// # Errors
+///
+/// An output that ends for good meanwhile; the others go on.
+async fn drain(mut parts: Parts, timeout: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
     tracing::info!(timeout = format!("{timeout:?}"), "draining");
     parts.admin.stopping();
     parts.gate.close();
+    parts.draining.cancel();
     let half = Instant::now() + timeout / 2;
     let cut = async {
         tokio::time::sleep_until(half).await;
@@ -372,8 +402,15 @@ async fn drain(mut parts: Parts, timeout: Duration, deliver: bool) {
         () = parts.gate.closed(deadline) => {}
         () = cut => {}
     }
-    if deliver {
-        tokio::time::timeout_at(deadline, parts.queue.drained()).await.ok();
+    let mut result = Ok(());
+    let queue = parts.queue.clone();
+    let empty = tokio::time::timeout_at(deadline, queue.drained());
+    let mut empty = std::pin::pin!(empty);
+    loop {
+        tokio::select! {
+            _ = &mut empty => break,
+            error = parts.output_ended() => result = Err(error),
+        }
     }
     parts.stop_outputs.cancel();
     let outputs = async { while parts.outputs.join_next().await.is_some() {} };
@@ -383,6 +420,7 @@ async fn drain(mut parts: Parts, timeout: Duration, deliver: bool) {
     parts.tasks.close();
     tokio::time::timeout(CLOSING, parts.tasks.wait()).await.ok();
     tracing::info!(lost, "ended");
+    result
 }
 
 /// Counts and tells what was not delivered, and returns how many events that is.

@@ -31,6 +31,9 @@ const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 /// for so long: one that refuses our certificate, or everybody, does so at once.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
+/// The longest pause while the relay drains.
+const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// Makes connections.
 pub(super) trait Connect: Send {
     /// What it makes.
@@ -143,6 +146,9 @@ pub(super) struct Delivery<C> {
     doubted: bool,
     /// Everything before it was on the wire once.
     sent_until: Position,
+    draining: CancellationToken,
+    /// The drain has ended a pause.
+    hurried: bool,
 }
 
 enum Ended {
@@ -182,8 +188,16 @@ impl<C: Connect> Delivery<C> {
             careful: false,
             doubted: false,
             sent_until: cursor.position(),
+            draining: CancellationToken::new(),
+            hurried: false,
             cursor,
         }
+    }
+
+    /// When the drain begins, a pause under way ends and others are short: a consumer that is back must not be missed.
+    pub(super) fn draining(mut self, draining: CancellationToken) -> Self {
+        self.draining = draining;
+        self
     }
 
     /// Delivers until stopped.
@@ -203,9 +217,11 @@ impl<C: Connect> Delivery<C> {
             }
             needed = true;
             if let Some(until) = self.paused_until.take() {
-                let paused = stop.run_until_cancelled(tokio::time::sleep_until(until));
-                if paused.await.is_none() {
-                    return Ok(());
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Ok(()),
+                    () = self.draining.cancelled(), if !self.hurried => self.hurried = true,
+                    () = tokio::time::sleep_until(until) => {}
                 }
             }
             let connecting = stop.run_until_cancelled(self.connector.connect());
@@ -250,6 +266,11 @@ impl<C: Connect> Delivery<C> {
                     return Ended::Stopped;
                 }
                 event = link.event() => event,
+                () = self.draining.cancelled(), if paused.is_some() && !self.hurried => {
+                    self.hurried = true;
+                    self.paused_until = None;
+                    continue;
+                }
                 () = self.cursor.readable(), if wants => {
                     self.awaits_probe = false;
                     self.paused_until = None;
@@ -273,7 +294,8 @@ impl<C: Connect> Delivery<C> {
                 Event::Broken { failure, progress } => {
                     self.health.failed(&failure);
                     self.start_over();
-                    if progress {
+                    // One that has lasted is no refusal, whether or not there was something to send.
+                    if progress || Instant::now() >= proven {
                         self.retry.reset();
                     } else {
                         self.doubted = true;
@@ -374,9 +396,15 @@ impl<C: Connect> Delivery<C> {
             self.health.down(failure);
         }
         let asked = self.last_refusal.as_ref().and_then(|failure| failure.retry_after);
-        let wait = self.retry.pause(asked);
+        let wait = self.wait(asked);
         self.health.next_attempt(wait);
         self.paused_until = Some(Instant::now() + wait);
+    }
+
+    /// The next pause; short where the drain is what ends it.
+    fn wait(&mut self, asked: Option<Duration>) -> Duration {
+        let wait = self.retry.pause(asked);
+        if self.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }
 
     /// Nothing is refused, suspected or pending any more.
@@ -473,9 +501,11 @@ impl<C: Connect> Delivery<C> {
         let asked = failure.retry_after.map(|wait| Instant::now() + wait);
         let until = match self.paused_until {
             Some(until) => until.max(asked.unwrap_or(until)),
-            None => Instant::now() + self.retry.pause(failure.retry_after),
+            None => Instant::now() + self.wait(failure.retry_after),
         };
         self.careful = true;
+        // Whatever a suspect waits for, the consumer has asked for a pause, or can't be reached.
+        self.awaits_probe = false;
         self.paused_until = Some(until);
         self.health.next_attempt(until.saturating_duration_since(Instant::now()));
     }

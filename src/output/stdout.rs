@@ -137,7 +137,14 @@ impl Link for StdoutLink {
                 self.under_way -= 1;
                 Event::Accepted { claim, lost: 0 }
             }
-            Some((_, Err(error))) => Event::Fatal(format!("cannot write to stdout: {error}")),
+            Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Event::Fatal(format!("cannot write to stdout: {error}"))
+            }
+            // A full disk behind it, for one, may have room again.
+            Some((_, Err(error))) => Event::Broken {
+                failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")),
+                progress: false,
+            },
             None => Event::Fatal("cannot write to stdout: its thread has ended".to_owned()),
         }
     }

@@ -55,6 +55,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Not as soon as there is room, or a queue at its edge would fill the log.
+    fn tell_room(&self, state: &mut State) {
+        if state.told_full && state.bytes < self.capacity / 10 * 8 {
+            state.told_full = false;
+            tracing::info!(bytes = state.bytes, "queue below 80 %");
+        }
+    }
+
     fn tell_full(&self, state: &mut State) {
         if !std::mem::replace(&mut state.told_full, true) {
             tracing::warn!(bytes = state.bytes, when_full = ?self.when_full, "queue full");
@@ -74,6 +82,8 @@ struct State {
     counted: Amount,
     /// Whether the log has it as full.
     told_full: bool,
+    /// What is left was counted as lost: what came now would not be.
+    closed: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -169,6 +179,8 @@ struct CursorState {
     claims: VecDeque<(Claim, Stage)>,
     /// Of what is counted: finished, lost or dropped here.
     passed: Amount,
+    /// Its output has ended for good.
+    gone: bool,
     readable: Arc<Notify>,
 }
 
@@ -257,7 +269,8 @@ impl State {
 
     /// Lets go of what every cursor has finished.
     fn free(&mut self) {
-        let watermark = self.cursors.iter().map(CursorState::watermark).min().unwrap_or(self.next);
+        let waiting = self.cursors.iter().filter(|cursor| !cursor.gone);
+        let watermark = waiting.map(CursorState::watermark).min().unwrap_or(self.next);
         while self.records.front().is_some_and(|record| record.end() <= watermark) {
             if let Some(waiting) = self.remove(0).and_then(|record| record.waiting) {
                 // The sender may have gone: then nobody needs the answer.
@@ -354,6 +367,7 @@ impl Queue {
             read,
             claims: VecDeque::new(),
             passed,
+            gone: false,
             readable: Arc::clone(&readable),
         });
         Cursor { shared: Arc::clone(&self.shared), index: state.cursors.len() - 1, readable }
@@ -386,6 +400,9 @@ impl Queue {
     /// [`Full`]; nothing is stored then.
     pub fn append(&self, batch: Append) -> Result<Ticket, Full> {
         let mut state = self.shared.lock();
+        if state.closed {
+            return Err(Full);
+        }
         let metrics = &self.shared.metrics;
         let needed = batch.lines.len() as u64 + BATCH_OVERHEAD;
         let after = state.bytes + needed;
@@ -491,10 +508,23 @@ impl Queue {
         }
     }
 
-    /// Gives up what is left, counts it as lost, and says how many events each output did not get.
+    /// An output has ended for good: nothing waits for it any more. What it did not get is counted by
+    /// [`Queue::abandon`].
+    pub fn give_up(&self, name: &str) {
+        let mut state = self.shared.lock();
+        for cursor in state.cursors.iter_mut().filter(|cursor| cursor.name == name) {
+            cursor.gone = true;
+        }
+        state.free();
+        drop(state);
+        self.shared.progress.notify_waiters();
+    }
+
+    /// Takes nothing more, gives up what is left, counts it as lost, and says how many events each output did not get.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
+        state.closed = true;
         let counted = state.counted;
         state
             .cursors
@@ -552,6 +582,7 @@ impl Drop for Ticket {
         let index = state.index_at(first);
         if state.records.get(index).is_some_and(|record| record.first == first && !record.counted) {
             drop(state.remove(index));
+            shared.tell_room(&mut state);
             drop(state);
             shared.progress.notify_waiters();
         }
@@ -643,11 +674,7 @@ impl Cursor {
         cursor.pass(amount);
         cursor.forget_done();
         state.free();
-        // Not at once, or a queue at its edge would fill the log.
-        if state.told_full && state.bytes < self.shared.capacity / 10 * 8 {
-            state.told_full = false;
-            tracing::info!(bytes = state.bytes, "queue below 80 %");
-        }
+        self.shared.tell_room(state);
         drop(guard);
         self.shared.progress.notify_waiters();
     }
@@ -672,6 +699,7 @@ impl Cursor {
         }
         cursor.forget_done();
         state.free();
+        self.shared.tell_room(state);
         drop(guard);
         if batch.is_none() {
             // What was finished behind it may have been the last.

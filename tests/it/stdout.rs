@@ -9,6 +9,8 @@ use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
 use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
 use crate::support::metrics::assert_conservation;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
@@ -146,4 +148,40 @@ fn a_closed_pipe_ends_the_process_with_1() {
     let log = relay.log_lines().join("\n");
     assert!(log.contains("cannot write to stdout"), "{log}");
     assert!(log.contains("lost and counted"), "what was accepted is not forgotten: {log}");
+}
+
+/// The stdout output, and an HTTP consumer.
+fn with_consumer(consumer: std::net::SocketAddr) -> String {
+    format!(
+        "{BASE}{OUTPUT}[[output]]\nname = \"web\"\ntype = \"http\"\nurls = [\"http://{consumer}/\"]\n\
+         concurrency = 1\n"
+    )
+}
+
+#[test]
+fn a_closed_pipe_costs_the_other_outputs_nothing() {
+    let web = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(200)));
+    let mut relay = Relay::with(&with_consumer(web.address())).stdout(Stdout::Held).start();
+    let batch = generated_batch(1, 300, 1000);
+    drop(relay.take_stdout());
+    assert_eq!(relay.post(&batch).status, 200);
+    assert_eq!(relay.wait().code(), Some(1));
+    let sent: usize = web.accepted().iter().map(|body| events_of(body).len()).sum();
+    assert_eq!(sent, 300);
+}
+
+#[test]
+fn a_pipe_that_closes_while_the_relay_drains_ends_it_with_1_and_at_once() {
+    let web = HttpSink::accepting();
+    let mut relay = Relay::with(&with_consumer(web.address())).stdout(Stdout::Held).start();
+    // More than the pipe holds, so that the drain waits for its reader.
+    assert_eq!(relay.post(&generated_batch(1, 300, 1000)).status, 200);
+    relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    let began = Instant::now();
+    drop(relay.take_stdout());
+    assert_eq!(relay.wait().code(), Some(1));
+    assert!(began.elapsed() < Duration::from_secs(10), "not for the whole of drain_timeout");
+    let sent: usize = web.accepted().iter().map(|body| events_of(body).len()).sum();
+    assert_eq!(sent, 300);
 }
