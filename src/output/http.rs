@@ -54,7 +54,6 @@ use super::stream::handshake;
 use super::stream::reload_tls;
 use super::tcp::audit_log;
 use super::tcp::lines;
-use crate::audit;
 use crate::config;
 use crate::config::Compression;
 use crate::config::HttpFormat;
@@ -233,12 +232,16 @@ impl Client {
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
             // Where all are equals, one that refuses what others take is at fault. Passed over, it is tried again later.
-            Outcome::Refused(mut failure) if another_may && self.endpoints.failed(index) => {
+            Outcome::Refused(mut failure)
+                if another_may && self.endpoints.failed(index, failure.retry_after) =>
+            {
                 failure.elsewhere = true;
                 outcome = Outcome::Failed(failure);
             }
             Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
-            Outcome::Failed(ref mut failure) => failure.elsewhere = self.endpoints.failed(index),
+            Outcome::Failed(ref mut failure) => {
+                failure.elsewhere = self.endpoints.failed(index, failure.retry_after)
+            }
         }
         (index, outcome)
     }
@@ -269,7 +272,7 @@ impl Client {
     ) -> Outcome {
         let origin = &target.origin;
         let failed = |reason, what: &str| Failure::new(reason, format!("{origin}: {what}"));
-        let mut kept = lane.kept.take().filter(|kept| kept.origin == *origin);
+        let mut kept = lane.take(origin);
         loop {
             // Not ready where the peer has closed it, or has answered a request that it has not read to its end.
             let reused = match &mut kept {
@@ -310,7 +313,9 @@ impl Client {
                 }
             };
             let (outcome, keep) = self.judge(origin, response).await;
-            lane.kept = keep.then_some(connection);
+            if keep {
+                lane.keep(connection, self.config.urls.len());
+            }
             return outcome;
         }
     }
@@ -489,7 +494,6 @@ fn target(text: &str) -> Result<Target, String> {
 
 const LIST_HEAD: &[u8] =
     b"{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":{},\"items\":[";
-const _: () = assert!(audit::API_VERSION.len() == 15);
 
 /// Puts the commas back.
 fn list(batch: &Batch, head: &[u8], tail: &[u8]) -> Bytes {
@@ -587,10 +591,25 @@ enum Outcome {
     Failed(Failure),
 }
 
-/// A place for one request at a time, and the connection it keeps.
+/// A place for one request at a time, and the connections it keeps: one for each URL whose turn it was.
 #[derive(Default)]
 struct Lane {
-    kept: Option<Kept>,
+    kept: Vec<Kept>,
+}
+
+impl Lane {
+    fn take(&mut self, origin: &Origin) -> Option<Kept> {
+        let index = self.kept.iter().position(|kept| kept.origin == *origin)?;
+        Some(self.kept.remove(index))
+    }
+
+    /// The one unused for longest goes where there are more than URLs: a URL's file has changed.
+    fn keep(&mut self, connection: Kept, max: usize) {
+        self.kept.push(connection);
+        if self.kept.len() > max {
+            self.kept.remove(0);
+        }
+    }
 }
 
 /// A connection.
@@ -719,6 +738,7 @@ impl Link for HttpLink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit;
 
     #[test]
     fn a_target_shows_neither_path_nor_query() {
@@ -758,6 +778,14 @@ mod tests {
         {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
+    }
+
+    #[test]
+    fn the_head_of_a_list_has_the_version_of_its_events() {
+        let list = [LIST_HEAD, b"]}"].concat();
+        let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+        assert_eq!(list["apiVersion"], audit::API_VERSION);
+        assert_eq!(list["kind"], "EventList");
     }
 
     #[test]

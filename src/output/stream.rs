@@ -222,7 +222,7 @@ impl<E: Encode + Sync> Connect for Connector<E> {
                     lock(&self.pace).connected();
                     return Ok(StreamLink::new(wire, index, self));
                 }
-                Err(failure) if endpoint.endpoints.failed(index) => {
+                Err(failure) if endpoint.endpoints.failed(index, None) => {
                     // Another address is left; only the last failure of a round is the output's.
                     endpoint.metrics.failed(failure.reason);
                     tracing::debug!(error = failure.message, "address failed, trying the next");
@@ -486,7 +486,7 @@ impl<E: Encode> StreamLink<E> {
     fn broken(&mut self, reason: AttemptError, what: impl std::fmt::Display) -> Event {
         lock(&self.pace).broke();
         if !self.accepted_any {
-            self.endpoint.endpoints.failed(self.index);
+            self.endpoint.endpoints.failed(self.index, None);
         }
         let HostPort { host, port } = &self.endpoint.addresses[self.index];
         let failure = Failure::new(reason, format!("connection to {host}:{port}: {what}"));
