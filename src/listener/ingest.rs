@@ -82,14 +82,16 @@ impl InFlight {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|sum| *sum <= self.max)
         });
-        self.gauge.set(self.used.load(Ordering::Relaxed) as f64);
+        if taken.is_ok() {
+            self.gauge.increment(bytes as f64);
+        }
         taken.is_ok()
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
     fn give_back(&self, bytes: u64) {
-        let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.gauge.set(before.saturating_sub(bytes) as f64);
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.gauge.decrement(bytes as f64);
     }
 
     fn is_full(&self) -> bool {
@@ -174,6 +176,12 @@ impl Ingest {
             ended: false,
         };
         let judged = self.judge(&mut head, upload.body.size_hint().exact());
+        let expects = head
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        // 16 KiB for each stream of an h2 connection, if its sender likes.
+        drop(head);
         let outcome = match judged {
             Ok(gzip) => self.take(gzip, &mut upload).await,
             Err(refusal) => Err(refusal),
@@ -183,7 +191,7 @@ impl Ingest {
                 tracing::debug!(events, bytes = upload.sent, "batch accepted");
                 answer::accepted(events)
             }
-            Err(refusal) => self.refuse(refusal, &head, upload).await,
+            Err(refusal) => self.refuse(refusal, expects, upload).await,
         }
     }
 
@@ -326,13 +334,9 @@ impl Ingest {
     async fn refuse(
         &self,
         mut refusal: Refusal,
-        head: &Parts,
+        expects: bool,
         mut upload: Upload<'_>,
     ) -> Response<Body> {
-        let expects = head
-            .headers
-            .get(header::EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let unsent = expects && !upload.begun;
         let announced = upload.body.size_hint().lower() + upload.sent;
         let discard = !unsent
