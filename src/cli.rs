@@ -6,11 +6,13 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::Subcommand;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::time::Instant;
 
 use crate::config;
 use crate::config::Checked;
@@ -208,6 +210,9 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     })
 }
 
+/// What comes so soon after the first signal is the same one: timeout(1), for one, sends it to its child and to the group.
+const TWICE: Duration = Duration::from_millis(10);
+
 /// SIGTERM and SIGINT, the first and the second of them; SIGHUP is heard and ignored.
 struct Signals {
     first: tokio_util::sync::CancellationToken,
@@ -223,14 +228,17 @@ impl Signals {
         let (first, second) = (signals.first.clone(), signals.second.clone());
         // It lives as long as the process; there is nothing to join it for.
         tokio_util::task::TaskTracker::new().spawn(async move {
+            let mut heard: Option<Instant> = None;
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                     _ = hangup.recv() => continue,
                 }
-                if first.is_cancelled() {
-                    second.cancel();
+                match heard {
+                    None => heard = Some(Instant::now()),
+                    Some(at) if at.elapsed() >= TWICE => second.cancel(),
+                    Some(_) => {}
                 }
                 first.cancel();
             }
