@@ -651,7 +651,9 @@ fn memory_stays_bounded_with_many_heads_that_never_end() {
     let (relay, _sink) = start_with_dead_consumer("", BOUNDS);
     let mut idle: Vec<Client> = (0..1000).map(|_| connect(&relay)).collect();
     let mut beginning = b"POST /audit HTTP/1.1\r\nX: ".to_vec();
-    beginning.resize(63 * 1024, b'x');
+    // Ten times a real one. Twice as much is allowed, but hyper's buffer grows by copying, and what it leaves behind then
+    // comes to as much again for a moment.
+    beginning.resize(31 * 1024, b'x');
     for client in &mut idle {
         // One that is refused in between is no failure here.
         drop(client.send(&beginning));
