@@ -210,3 +210,16 @@ impl Health {
         self.status.lock().next_attempt = Some(Instant::now() + wait);
     }
 }
+
+/// The log must not end with less than was lost.
+impl Drop for Health {
+    fn drop(&mut self) {
+        if self.lost > 0 {
+            tracing::error!(
+                output = self.name,
+                events = self.lost,
+                "more events refused for good since the last line, dropped and counted"
+            );
+        }
+    }
+}
