@@ -9,7 +9,6 @@
 //! [`Cursor::retake`]. What is on the wire is never dropped.
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use crate::audit::LevelCounts;
 
@@ -67,8 +66,6 @@ pub struct Batch {
     pub bytes: u64,
     /// Whole lines, in order, each ended by `\n`. Not empty.
     pub pieces: Vec<Bytes>,
-    /// When the oldest of them was accepted.
-    pub accepted: Instant,
 }
 
 /// What a cursor has not finished.

@@ -156,8 +156,8 @@ async fn start(config: &Config) -> Result<Parts, Error> {
     let (mut open, mut late) = (Vec::new(), Vec::new());
     for opening in openings {
         match opening.try_open()? {
-            Ok(listener) => open.push((listener, opening.config.label)),
-            Err(()) => late.push(opening),
+            Some(listener) => open.push((listener, opening.config.label)),
+            None => late.push(opening),
         }
     }
     // Every address is ours, and every output has its cursor, before the first batch is accepted: what is taken without a
@@ -276,17 +276,17 @@ impl Opening {
         Self { config: config.clone(), token, tls, telemetry: Arc::clone(telemetry) }
     }
 
-    /// `Ok(Err)`: its certificate is not there yet.
-    fn try_open(&self) -> Result<Result<Listener, ()>, Error> {
+    /// `None`: its certificate is not there yet.
+    fn try_open(&self) -> Result<Option<Listener>, Error> {
         if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
-            return Ok(Err(()));
+            return Ok(None);
         }
         let telemetry = Arc::clone(&self.telemetry);
         let listener =
             Listener::bind(&self.config, self.token.clone(), self.tls.clone(), telemetry);
         let error =
             |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
-        listener.map(Ok).map_err(error)
+        listener.map(Some).map_err(error)
     }
 }
 
@@ -298,8 +298,8 @@ async fn open_later(opening: Opening, gate: Arc<Gate>, admin: Arc<Admin>) {
     loop {
         tokio::time::sleep(POLL / 4).await;
         match opening.try_open() {
-            Ok(Err(())) => {}
-            Ok(Ok(listener)) => {
+            Ok(None) => {}
+            Ok(Some(listener)) => {
                 if let Err(error) = announce(&listener, &label, &admin) {
                     tracing::error!(listener = label, %error, "cannot tell its address");
                 }

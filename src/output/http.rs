@@ -795,7 +795,6 @@ mod tests {
             events: 3,
             bytes: 12,
             pieces: vec![Bytes::from_static(b"{1}\n{2}\n"), Bytes::from_static(b"{3}\n")],
-            accepted: Instant::now(),
         };
         assert_eq!(list(&batch, b"[", b"]"), "[{1},{2},{3}]");
     }

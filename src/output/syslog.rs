@@ -130,7 +130,6 @@ mod tests {
     use super::*;
     use crate::queue::Claim;
     use bytes::Bytes;
-    use tokio::time::Instant;
 
     fn batch(lines: &str) -> Batch {
         Batch {
@@ -138,7 +137,6 @@ mod tests {
             events: lines.lines().count() as u64,
             bytes: lines.len() as u64,
             pieces: vec![Bytes::from(lines.to_owned())],
-            accepted: Instant::now(),
         }
     }
 

@@ -325,7 +325,6 @@ impl State {
                 events: 0,
                 bytes: 0,
                 pieces: Vec::new(),
-                accepted: record.accepted,
             });
             batch.events += end - start;
             batch.bytes += piece.len() as u64;
