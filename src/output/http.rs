@@ -16,6 +16,8 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
+use base64::prelude::BASE64_STANDARD;
+use base64::prelude::Engine as _;
 use bytes::Bytes;
 use bytes::BytesMut;
 use futures_util::StreamExt;
@@ -169,7 +171,7 @@ impl Client {
         } else if let Some(basic) = &self.config.basic_auth {
             let user = basic.username.expand().map_err(|error| chain(&error))?;
             let pair = format!("{user}:{}", secret(&basic.password_file)?);
-            Some((format!("Basic {}", base64(pair.as_bytes())), &basic.password_file))
+            Some((format!("Basic {}", BASE64_STANDARD.encode(pair)), &basic.password_file))
         } else {
             None
         };
@@ -556,24 +558,6 @@ fn broken(error: &hyper::Error) -> AttemptError {
     AttemptError::Closed
 }
 
-/// RFC 4648 §4, for Basic authentication.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for chunk in bytes.chunks(3) {
-        let word = chunk
-            .iter()
-            .chain([&0; 2])
-            .take(3)
-            .fold(0_usize, |word, byte| word << 8 | usize::from(*byte));
-        for digit in 0..4 {
-            let index = word >> (18 - 6 * digit) & 63;
-            out.push(if digit <= chunk.len() { char::from(DIGITS[index]) } else { '=' });
-        }
-    }
-    out
-}
-
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -776,7 +760,7 @@ mod tests {
         for (plain, coded) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
         {
-            assert_eq!(base64(plain.as_bytes()), coded);
+            assert_eq!(BASE64_STANDARD.encode(plain), coded);
         }
     }
 
