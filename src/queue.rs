@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::audit::LevelCounts;
 
+mod claims;
 mod memory;
 
 pub use memory::Cursor;

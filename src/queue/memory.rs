@@ -4,6 +4,7 @@
 //! output takes at once, a search for line ends. Nothing is held across an await.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -21,6 +22,8 @@ use super::Claim;
 use super::Full;
 use super::Position;
 use super::Take;
+use super::claims::Claims;
+use super::claims::Stage;
 use crate::audit::LevelCounts;
 use crate::config::Acknowledge;
 use crate::config::BATCH_OVERHEAD;
@@ -116,6 +119,10 @@ impl Record {
         self.lines.len() as u64 + BATCH_OVERHEAD
     }
 
+    fn positions(&self) -> Range<Position> {
+        self.first..self.end()
+    }
+
     fn overlaps(&self, claim: Claim) -> bool {
         self.first < claim.end && claim.start < self.end()
     }
@@ -173,10 +180,7 @@ impl Record {
 struct CursorState {
     name: String,
     metrics: OutputMetrics,
-    /// The first position that was never claimed.
-    read: Position,
-    /// In order, from the first that is not done.
-    claims: VecDeque<(Claim, Stage)>,
+    claims: Claims<()>,
     /// Of what is counted: finished, lost or dropped here.
     passed: Amount,
     /// Its output has ended for good.
@@ -184,57 +188,22 @@ struct CursorState {
     readable: Arc<Notify>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    OnWire,
-    Released,
-    Done,
-}
-
 impl CursorState {
-    /// Everything before it is finished.
-    fn watermark(&self) -> Position {
-        self.claims.front().map_or(self.read, |(claim, _)| claim.start)
-    }
-
-    fn find(&mut self, claim: Claim) -> Option<&mut (Claim, Stage)> {
-        let index = self.claims.binary_search_by_key(&claim.start, |(held, _)| held.start).ok()?;
-        self.claims.get_mut(index).filter(|(held, _)| *held == claim)
-    }
-
-    fn forget_done(&mut self) {
-        while self.claims.front().is_some_and(|(_, stage)| *stage == Stage::Done) {
-            self.claims.pop_front();
-        }
-    }
-
-    fn overlapping(&self, record: &Record) -> impl Iterator<Item = &(Claim, Stage)> {
-        let start = self.claims.partition_point(|(claim, _)| claim.end <= record.first);
-        self.claims.range(start..).take_while(|(claim, _)| claim.start < record.end())
-    }
-
-    fn has_on_wire(&self, record: &Record) -> bool {
-        self.overlapping(record).any(|(_, stage)| *stage == Stage::OnWire)
-    }
-
     /// What of a record this cursor has not finished.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
-        let mut from = record.first.max(self.watermark().min(record.end()));
-        let done: Vec<Claim> = self
-            .overlapping(record)
-            .filter(|(_, stage)| *stage == Stage::Done)
-            .map(|(claim, _)| *claim)
-            .collect();
+        let mut from = record.first.max(self.claims.watermark().min(record.end()));
         let mut add = |record: &mut Record, from: Position, to: Position| {
             if from < to {
                 left.events += to - from;
                 left.bytes += record.slice(from, to).len() as u64;
             }
         };
-        for claim in done {
-            add(record, from, claim.start.min(record.end()));
-            from = from.max(claim.end);
+        for entry in self.claims.overlapping(record.positions()) {
+            if entry.stage == Stage::Done {
+                add(record, from, entry.claim.start.min(record.end()));
+                from = from.max(entry.claim.end);
+            }
         }
         add(record, from, record.end());
         left
@@ -270,7 +239,7 @@ impl State {
     /// Lets go of what every cursor has finished.
     fn free(&mut self) {
         let waiting = self.cursors.iter().filter(|cursor| !cursor.gone);
-        let watermark = waiting.map(CursorState::watermark).min().unwrap_or(self.next);
+        let watermark = waiting.map(|cursor| cursor.claims.watermark()).min().unwrap_or(self.next);
         while self.records.front().is_some_and(|record| record.end() <= watermark) {
             if let Some(waiting) = self.remove(0).and_then(|record| record.waiting) {
                 // The sender may have gone: then nobody needs the answer.
@@ -287,7 +256,7 @@ impl State {
             if gained >= needed {
                 break;
             }
-            if !self.cursors.iter().any(|cursor| cursor.has_on_wire(record)) {
+            if !self.cursors.iter().any(|cursor| cursor.claims.has_on_wire(record.positions())) {
                 gained += record.weight();
                 chosen.push(index);
             }
@@ -363,8 +332,7 @@ impl Queue {
         state.cursors.push(CursorState {
             name: name.to_owned(),
             metrics,
-            read,
-            claims: VecDeque::new(),
+            claims: Claims::at(read),
             passed,
             gone: false,
             readable: Arc::clone(&readable),
@@ -541,8 +509,10 @@ impl Queue {
 impl State {
     fn backlog(&self, cursor: &CursorState) -> Backlog {
         let events = self.counted.events.saturating_sub(cursor.passed.events);
-        let oldest =
-            self.records.get(self.index_at(cursor.watermark())).filter(|record| record.counted);
+        let oldest = self
+            .records
+            .get(self.index_at(cursor.claims.watermark()))
+            .filter(|record| record.counted);
         let lag = match oldest {
             Some(record) if events > 0 => record.accepted.elapsed().as_secs_f64(),
             _ => 0.0,
@@ -605,7 +575,7 @@ impl Cursor {
         loop {
             {
                 let state = self.shared.lock();
-                if state.index_at(state.cursors[self.index].read) < state.records.len() {
+                if state.index_at(state.cursors[self.index].claims.read) < state.records.len() {
                     return;
                 }
             }
@@ -618,7 +588,7 @@ impl Cursor {
     pub fn next(&self, take: Take) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        let read = state.cursors[self.index].read;
+        let read = state.cursors[self.index].claims.read;
         let first = state.index_at(read);
         let mut claim: Option<Claim> = None;
         let mut left = take;
@@ -643,9 +613,7 @@ impl Cursor {
             left = Take { bytes: left.bytes - bytes, events: left.events - events };
         }
         let claim = claim?;
-        let cursor = &mut state.cursors[self.index];
-        cursor.read = claim.end;
-        cursor.claims.push_back((claim, Stage::OnWire));
+        state.cursors[self.index].claims.push(claim, ());
         state.read(claim)
     }
 
@@ -655,8 +623,8 @@ impl Cursor {
         let state = &mut *guard;
         let from = state.index_at(claim.start);
         let cursor = &mut state.cursors[self.index];
-        let Some((_, stage)) = cursor.find(claim) else { return };
-        *stage = Stage::Done;
+        let Some(entry) = cursor.claims.find(claim) else { return };
+        entry.stage = Stage::Done;
         let mut amount = Amount { events: 0, bytes: 0 };
         for record in state.records.range_mut(from..) {
             if !record.overlaps(claim) {
@@ -671,7 +639,7 @@ impl Cursor {
         cursor.metrics.events.increment(amount.events - lost);
         cursor.metrics.lost.increment(lost);
         cursor.pass(amount);
-        cursor.forget_done();
+        cursor.claims.forget_done();
         state.free();
         self.shared.tell_room(state);
         drop(guard);
@@ -681,8 +649,8 @@ impl Cursor {
     /// The claim is not on the wire any more; it will be sent again.
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
-        if let Some((_, stage)) = state.cursors[self.index].find(claim) {
-            *stage = Stage::Released;
+        if let Some(entry) = state.cursors[self.index].claims.find(claim) {
+            entry.stage = Stage::Released;
         }
     }
 
@@ -693,10 +661,10 @@ impl Cursor {
         let state = &mut *guard;
         let batch = state.read(claim);
         let cursor = &mut state.cursors[self.index];
-        if let Some((_, stage)) = cursor.find(claim) {
-            *stage = if batch.is_some() { Stage::OnWire } else { Stage::Done };
+        if let Some(entry) = cursor.claims.find(claim) {
+            entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Done };
         }
-        cursor.forget_done();
+        cursor.claims.forget_done();
         state.free();
         self.shared.tell_room(state);
         drop(guard);
@@ -736,31 +704,20 @@ impl Cursor {
             }
             half -= length;
         }
-        let cursor = &mut state.cursors[self.index];
-        let index =
-            cursor.claims.binary_search_by_key(&claim.start, |(held, _)| held.start).ok()?;
-        let (held, stage) = *cursor.claims.get(index)?;
-        let (left, right) = (Claim { end: middle, ..held }, Claim { start: middle, ..held });
-        cursor.claims[index] = (left, stage);
-        cursor.claims.insert(index + 1, (right, stage));
-        Some((left, right))
+        state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
     /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
     ///
     /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
     pub fn rewind(&self) {
-        let mut state = self.shared.lock();
-        let cursor = &mut state.cursors[self.index];
-        debug_assert!(cursor.claims.iter().all(|(_, stage)| *stage != Stage::Done));
-        cursor.read = cursor.watermark();
-        cursor.claims.clear();
+        self.shared.lock().cursors[self.index].claims.rewind();
     }
 
     /// The first position that was never claimed.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.shared.lock().cursors[self.index].read
+        self.shared.lock().cursors[self.index].claims.read
     }
 }
 
