@@ -13,7 +13,10 @@ use bytes::Bytes;
 use crate::audit::LevelCounts;
 
 mod claims;
+mod cursors;
+mod disk;
 mod memory;
+mod segment;
 
 pub use memory::Cursor;
 pub use memory::Queue;

@@ -45,6 +45,11 @@ impl<T: Copy> Claims<T> {
         self.entries.front().map_or(self.read, |entry| entry.claim.start)
     }
 
+    /// In order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry<T>> {
+        self.entries.iter()
+    }
+
     /// Claims what comes next.
     pub(super) fn push(&mut self, claim: Claim, note: T) {
         self.read = claim.end;
@@ -77,6 +82,15 @@ impl<T: Copy> Claims<T> {
     ) -> impl Iterator<Item = &Entry<T>> {
         let start = self.entries.partition_point(|entry| entry.claim.end <= positions.start);
         self.entries.range(start..).take_while(move |entry| entry.claim.start < positions.end)
+    }
+
+    /// Likewise, to change them.
+    pub(super) fn overlapping_mut(
+        &mut self,
+        positions: Range<Position>,
+    ) -> impl Iterator<Item = &mut Entry<T>> {
+        let start = self.entries.partition_point(|entry| entry.claim.end <= positions.start);
+        self.entries.range_mut(start..).take_while(move |entry| entry.claim.start < positions.end)
     }
 
     /// Whether one of these positions is on the wire.

@@ -1,0 +1,301 @@
+//! The file that says how far each output has got. ARCHITECTURE.md has its format.
+//!
+//! Two slots are written in turn, so that one is whole whatever happens to the other. Only the writer thread writes it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use super::Position;
+use super::disk::Access;
+use super::disk::Disk;
+use super::disk::File;
+
+/// Name of the file.
+pub(super) const FILE: &str = "cursors";
+
+/// A new one before it takes the place of the old.
+const NEW_FILE: &str = "cursors.new";
+
+const SLOT: usize = 16 << 10;
+
+/// Bytes of the file.
+pub(super) const BYTES: u64 = 2 * SLOT as u64;
+
+const MAGIC: [u8; 8] = *b"\xFFKAFCUR\0";
+
+const VERSION: u32 = 1;
+
+const CRC: usize = 4;
+
+/// A place in the log: events and bytes of lines before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) position: Position,
+    pub(super) byte: u64,
+}
+
+/// Segments that were dropped, and counted, before every output had got them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hole {
+    pub(super) start: Position,
+    pub(super) end: Position,
+    /// Bytes of its lines.
+    pub(super) bytes: u64,
+}
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Contents {
+    /// The end of the log, as known then.
+    pub(super) end: Place,
+    /// By name.
+    pub(super) outputs: BTreeMap<String, Place>,
+    /// In order.
+    pub(super) holes: Vec<Hole>,
+}
+
+/// What was found of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// There is none.
+    Nothing,
+    /// No slot checks.
+    Damaged,
+    /// One slot checks; the other may have been newer.
+    Half(Contents),
+    /// Both slots check.
+    Whole(Contents),
+    /// A newer version has written it.
+    Newer(u32),
+}
+
+/// More outputs than a slot holds, whatever their names.
+pub(super) const OUTPUTS_MAX: usize = 200;
+
+impl Contents {
+    fn encode(&self, generation: u64) -> Vec<u8> {
+        let mut slot = Vec::with_capacity(SLOT);
+        slot.extend(MAGIC);
+        slot.extend(VERSION.to_le_bytes());
+        slot.extend([0; 4]);
+        slot.extend(generation.to_le_bytes());
+        slot.extend(self.end.position.to_le_bytes());
+        slot.extend(self.end.byte.to_le_bytes());
+        slot.extend([0; 8]);
+        for (name, place) in &self.outputs {
+            // Names have at most 63 bytes.
+            slot.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+            slot.extend(name.bytes().take(u8::MAX.into()));
+            slot.extend(place.position.to_le_bytes());
+            slot.extend(place.byte.to_le_bytes());
+        }
+        // Those that find no room are counted twice after a crash: the oldest matter first, and a slot has room for more
+        // than there ever are segments with a usual size.
+        let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
+        let holes = &self.holes[..room.min(self.holes.len())];
+        for hole in holes {
+            for number in [hole.start, hole.end, hole.bytes] {
+                slot.extend(number.to_le_bytes());
+            }
+        }
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
+        let length = count(slot.len() + CRC);
+        slot[12..16].copy_from_slice(&length);
+        slot[40..44].copy_from_slice(&count(self.outputs.len()));
+        slot[44..48].copy_from_slice(&count(holes.len()));
+        let crc = crc32c::crc32c(&slot);
+        slot.extend(crc.to_le_bytes());
+        slot
+    }
+}
+
+/// A slot's generation and contents; `Err` with the version where that is newer, else `None`.
+fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
+    if !slot.starts_with(&MAGIC) {
+        return Ok(None);
+    }
+    let mut reader = Reader(&slot[MAGIC.len()..]);
+    let (Some(version), Some(length)) = (reader.u32(), reader.u32()) else { return Ok(None) };
+    let checked = usize::try_from(length).ok().and_then(|length| {
+        let (body, crc) = slot.get(..length)?.split_at_checked(length.checked_sub(CRC)?)?;
+        (crc32c::crc32c(body).to_le_bytes() == crc).then_some(body)
+    });
+    let Some(body) = checked else { return Ok(None) };
+    if version != VERSION {
+        return Err(version);
+    }
+    let mut reader = Reader(body.get(16..).unwrap_or_default());
+    Ok(reader.contents())
+}
+
+/// Takes numbers off the front.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn place(&mut self) -> Option<Place> {
+        Some(Place { position: self.u64()?, byte: self.u64()? })
+    }
+
+    fn contents(&mut self) -> Option<(u64, Contents)> {
+        let generation = self.u64()?;
+        let mut contents = Contents { end: self.place()?, ..Contents::default() };
+        let (outputs, holes) = (self.u32()?, self.u32()?);
+        for _ in 0..outputs {
+            let [length] = self.take()?;
+            let (name, rest) = self.0.split_at_checked(length.into())?;
+            self.0 = rest;
+            let name = std::str::from_utf8(name).ok()?.to_owned();
+            contents.outputs.insert(name, self.place()?);
+        }
+        for _ in 0..holes {
+            contents.holes.push(Hole { start: self.u64()?, end: self.u64()?, bytes: self.u64()? });
+        }
+        Some((generation, contents))
+    }
+}
+
+/// Reads the file; the number is the highest generation seen.
+pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
+    let file = match disk.open(FILE, Access::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Found::Nothing, 0)),
+        Err(error) => return Err(error),
+    };
+    let mut slots = Vec::new();
+    for slot in 0..2_u64 {
+        let mut bytes = vec![0; SLOT];
+        // What can't be read is damaged.
+        let size = file.read_at(&mut bytes, slot * SLOT as u64).unwrap_or(0);
+        match decode(&bytes[..size]) {
+            Ok(decoded) => slots.extend(decoded),
+            Err(version) => return Ok((Found::Newer(version), 0)),
+        }
+    }
+    slots.sort_unstable_by_key(|(generation, _)| *generation);
+    let generations: Vec<u64> = slots.iter().map(|(generation, _)| *generation).collect();
+    let newest = slots.pop().map(|(_, contents)| contents);
+    let found = match (newest, generations.as_slice()) {
+        (None, _) => Found::Damaged,
+        (Some(newest), [older, newer]) if older + 1 == *newer => Found::Whole(newest),
+        (Some(newest), _) => Found::Half(newest),
+    };
+    Ok((found, generations.last().copied().unwrap_or(0)))
+}
+
+/// Writes the file.
+#[derive(Debug)]
+pub(super) struct Cursors {
+    /// `None`: to be made anew, because there was none, or because a write or sync of it has failed.
+    file: Option<Arc<dyn File>>,
+    /// The highest written so far.
+    generation: u64,
+}
+
+impl Cursors {
+    /// Goes on with the file as it was found, of which this is the highest generation. One without a whole slot is made
+    /// anew: others are not, because a full disk has no room for that.
+    pub(super) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
+        let file = match found {
+            Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),
+            Found::Nothing | Found::Damaged | Found::Newer(_) => None,
+        };
+        Ok(Self { file, generation })
+    }
+
+    /// Writes and syncs. After an error the file is not trusted, and made anew by the next call; until that has its place,
+    /// the old one is as it was, or has one whole slot.
+    pub(super) fn write(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<()> {
+        let Some(file) = self.file.take() else {
+            self.file = Some(self.make(disk, contents)?);
+            return Ok(());
+        };
+        self.generation += 1;
+        write_slot(&*file, contents, self.generation)?;
+        file.sync()?;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn make(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<Arc<dyn File>> {
+        match disk.remove(NEW_FILE) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let file = disk.create(NEW_FILE, BYTES)?;
+        for _ in 0..2 {
+            self.generation += 1;
+            write_slot(&*file, contents, self.generation)?;
+        }
+        file.sync()?;
+        disk.rename(NEW_FILE, FILE)?;
+        disk.sync_directory("")?;
+        Ok(file)
+    }
+}
+
+fn write_slot(file: &dyn File, contents: &Contents, generation: u64) -> io::Result<()> {
+    file.write_at(&[&contents.encode(generation)], generation % 2 * SLOT as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents() -> Contents {
+        let place = |position, byte| Place { position, byte };
+        Contents {
+            end: place(900, 80_000),
+            outputs: [("logstash".to_owned(), place(7, 600)), ("x".repeat(63), place(900, 80_000))]
+                .into(),
+            holes: vec![Hole { start: 20, end: 40, bytes: 2_000 }],
+        }
+    }
+
+    #[test]
+    fn a_slot_reads_back_and_any_changed_byte_is_seen() {
+        let slot = contents().encode(12);
+        assert_eq!(decode(&slot), Ok(Some((12, contents()))));
+        for at in 0..slot.len() {
+            for mask in [1, 0x80, 0xFF] {
+                let mut changed = slot.clone();
+                changed[at] ^= mask;
+                assert_eq!(decode(&changed), Ok(None), "byte {at}, mask {mask}");
+            }
+        }
+    }
+
+    #[test]
+    fn as_many_outputs_as_are_allowed_find_room() {
+        let outputs = (0..OUTPUTS_MAX).map(|n| (format!("{n:063}"), Place::default())).collect();
+        let holes = vec![Hole { start: 1, end: 2, bytes: 3 }; 1000];
+        let slot = Contents { outputs, holes, ..Contents::default() }.encode(1);
+        assert!(slot.len() <= SLOT);
+        let (_, read) = decode(&slot).expect("this version").expect("it checks");
+        assert_eq!(read.outputs.len(), OUTPUTS_MAX);
+    }
+
+    #[test]
+    fn a_newer_version_is_told() {
+        let mut slot = contents().encode(1);
+        slot[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        let body = slot.len() - CRC;
+        let crc = crc32c::crc32c(&slot[..body]);
+        slot[body..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode(&slot), Err(2));
+    }
+}

@@ -1,0 +1,294 @@
+//! The few file operations of the durable queue: the real ones, and in tests a disk that forgets, tears and refuses.
+//!
+//! Names are relative to the queue's directory. Nothing here retries, and nothing knows what the files hold.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::io::IoSlice;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+#[cfg(test)]
+pub(super) mod simulated;
+
+/// Where the segments are.
+pub(super) const SEGMENTS: &str = "segments";
+
+/// Where copies of what was damaged are.
+pub(super) const QUARANTINE: &str = "quarantine";
+
+/// Whoever holds its flock owns the directory.
+const LOCK: &str = "spool.lock";
+
+/// More pieces in one call are refused (UIO_MAXIOV).
+const PIECES_MAX: usize = 1024;
+
+/// A directory of files.
+pub(super) trait Disk: Send + Sync + fmt::Debug {
+    /// Names of the files in a directory, in no order.
+    fn list(&self, directory: &str) -> io::Result<Vec<String>>;
+
+    /// Opens a file, for writing too or only to read it.
+    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>>;
+
+    /// Makes a file that is not there, with so many bytes of zeros whose room is reserved.
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
+
+    /// Takes a file away.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Puts a file in the place of another.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Makes what was created, removed and renamed in a directory (`""`: the queue's own) survive a power loss.
+    fn sync_directory(&self, directory: &str) -> io::Result<()>;
+}
+
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Reading.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+/// An open file.
+pub(super) trait File: Send + Sync + fmt::Debug {
+    /// Fills the buffer from an offset on, as far as the file goes; says how far.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all pieces, one behind the other.
+    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
+
+    /// Makes what was written survive a power loss (fdatasync). After an error nothing is known of what was written.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Cuts it off.
+    fn truncate(&self, bytes: u64) -> io::Result<()>;
+
+    /// How long it is.
+    fn bytes(&self) -> io::Result<u64>;
+}
+
+/// A directory of the operating system.
+#[derive(Debug)]
+pub(super) struct RealDisk {
+    root: PathBuf,
+    /// Held as long as the directory is ours.
+    _lock: Option<fs::File>,
+    /// It was said that the file system reserves nothing.
+    grows: AtomicBool,
+}
+
+impl RealDisk {
+    /// Takes a directory for writing; makes it, and what belongs in it, where it is missing.
+    pub(super) fn own(root: &Path) -> Result<Self, OpenError> {
+        let failed = |what: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |error: io::Error| OpenError::new(what, path, error)
+        };
+        make_directory(root).map_err(failed("make", root))?;
+        let lock = root.join(LOCK);
+        let file =
+            options(Access::Write).create(true).open(&lock).map_err(failed("open", &lock))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Err(OpenError::Held(root.to_owned())),
+            Err(fs::TryLockError::Error(error)) => return Err(failed("lock", &lock)(error)),
+        }
+        for name in [SEGMENTS, QUARANTINE] {
+            let path = root.join(name);
+            make_directory(&path).map_err(failed("make", &path))?;
+            // One that leads elsewhere would put the log where nobody looks for it, or where others may write.
+            let is_directory = path.symlink_metadata().map(|metadata| metadata.is_dir());
+            if !is_directory.map_err(failed("look at", &path))? {
+                let error = io::Error::from(io::ErrorKind::NotADirectory);
+                return Err(OpenError::new("use", path, error));
+            }
+        }
+        Ok(Self { root: root.to_owned(), _lock: Some(file), grows: AtomicBool::new(false) })
+    }
+
+    /// Looks at a directory, beside whoever owns it. Changes nothing as long as it is only read from.
+    pub(super) fn look(root: &Path) -> Self {
+        Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
+    }
+
+    fn reserve(&self, file: &fs::File, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::OPNOTSUPP) => {
+                if !self.grows.swap(true, Ordering::Relaxed) {
+                    let directory = self.root.display();
+                    tracing::info!(%directory, "the file system reserves no room: a full one shows only when written to");
+                }
+                file.set_len(bytes)
+            }
+            reserved => Ok(reserved?),
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn options(access: Access) -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    options.read(true).write(access == Access::Write).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+impl Disk for RealDisk {
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.root.join(directory))? {
+            // What is no UTF-8 was not named here.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(RealFile(options(access).open(self.root.join(name))?)))
+    }
+
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        let path = self.root.join(name);
+        let file = options(Access::Write).create_new(true).open(&path)?;
+        if let Err(error) = self.reserve(&file, bytes) {
+            drop(file);
+            // What is left of it, if that fails too, is an empty segment, which is none.
+            fs::remove_file(&path).ok();
+            return Err(error);
+        }
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.root.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.root.join(from), self.root.join(to))
+    }
+
+    fn sync_directory(&self, directory: &str) -> io::Result<()> {
+        fs::File::open(self.root.join(directory))?.sync_all()
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(fs::File);
+
+impl File for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(size) => filled += size,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn write_at(&self, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+        for some in pieces.chunks(PIECES_MAX) {
+            let mut slices: Vec<IoSlice<'_>> =
+                some.iter().map(|piece| IoSlice::new(piece)).collect();
+            let mut left = slices.as_mut_slice();
+            IoSlice::advance_slices(&mut left, 0);
+            while !left.is_empty() {
+                match rustix::io::pwritev(&self.0, left, offset) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => {
+                        offset += written as u64;
+                        IoSlice::advance_slices(&mut left, written);
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+/// Why a directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "{} is in use by another process: stop that one, or give each relay a directory of its own",
+        .0.display()
+    )]
+    Held(PathBuf),
+    /// A newer relay has written it.
+    #[error(
+        "{} has format version {version}, this program reads 1: run the version that wrote it until its backlog is \
+         delivered, or name another directory",
+        .path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        version: u32,
+    },
+    /// The operating system refuses.
+    #[error("cannot {what} {}: {error}{remedy}", .path.display())]
+    Io {
+        /// To make, open, …
+        what: &'static str,
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+}
+
+impl OpenError {
+    /// With the remedy that fits.
+    pub(super) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                "; it must be writable by the user that runs the relay (in Kubernetes: securityContext.fsGroup)"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                "; mount a volume there that can be written, or name another directory"
+            }
+            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+                "; name a directory, not a file or a link"
+            }
+            _ => "",
+        };
+        Self::Io { what, path, error, remedy }
+    }
+}

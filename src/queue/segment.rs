@@ -1,0 +1,496 @@
+//! One file of the durable log: what is in it, byte for byte, and how it is read whatever has happened to it.
+//!
+//! ARCHITECTURE.md has the format. A [`Scan`] goes through a segment from one whole record to the next; it never fails on
+//! what it finds, only tells it. It writes nothing.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::Position;
+use super::disk::File;
+use super::disk::SEGMENTS;
+
+/// Groups start at its multiples.
+pub(super) const BLOCK: u64 = 4096;
+
+/// The least that a disk writes or loses.
+const SECTOR: u64 = 512;
+
+/// Where the first group starts.
+pub(super) const FIRST_RECORD: u64 = BLOCK;
+
+/// Bytes before a record's lines.
+pub(super) const RECORD_HEADER: u64 = 56;
+
+const RECORD_HEADER_LENGTH: usize = 56;
+
+/// Of a segment's header; zeros follow.
+pub(super) const SEGMENT_HEADER: usize = 48;
+
+const VERSION: u32 = 1;
+
+// 0xFF is in no UTF-8, and 0 in no JSON: no event can look like one.
+const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
+const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
+
+/// What is read ahead for those who have no other wish.
+pub(super) const WINDOW: u64 = 1 << 20;
+
+/// Beyond it, bytes are only looked at, and not kept.
+const STEP: usize = 256 << 10;
+
+/// Shorter runs of zeros at the end of a record may be a changed byte as well as a sector that was not written.
+const ZEROS_MIN: u64 = 8;
+
+/// How often what can't be read is read again.
+const READS: u32 = 3;
+
+/// `segments/%020u.seg`.
+pub(super) fn file_name(first: Position) -> String {
+    format!("{SEGMENTS}/{first:020}.seg")
+}
+
+/// The first position that a file in `segments/` is named by; `None` for what is no segment.
+pub(super) fn position_of(name: &str) -> Option<Position> {
+    let digits = name.strip_suffix(".seg")?;
+    let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
+    all.then(|| digits.parse().ok()).flatten()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
+    field.map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let field = bytes.get(at..at + 8).and_then(|field| field.try_into().ok());
+    field.map_or(0, u64::from_le_bytes)
+}
+
+/// The first bytes of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    /// The position of its first event.
+    pub(super) first: Position,
+    /// Bytes of all lines before it.
+    pub(super) first_byte: u64,
+    /// When it was made, in ms since 1970.
+    pub(super) made: u64,
+}
+
+/// What is wrong with a segment's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadHeader {
+    /// It does not check.
+    Damaged,
+    /// It checks, and a newer version has written it.
+    Newer(u32),
+}
+
+impl SegmentHeader {
+    pub(super) fn encode(self) -> [u8; SEGMENT_HEADER] {
+        let mut bytes = [0; SEGMENT_HEADER];
+        bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.first_byte.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.made.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..44]);
+        bytes[44..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
+        let checks = bytes.len() >= SEGMENT_HEADER
+            && bytes.starts_with(&SEGMENT_MAGIC)
+            && u32_at(bytes, 44) == crc32c::crc32c(&bytes[..44]);
+        match (checks, u32_at(bytes, 8)) {
+            (false, _) | (true, 0) => Err(BadHeader::Damaged),
+            (true, VERSION) => Ok(Self {
+                first: u64_at(bytes, 16),
+                first_byte: u64_at(bytes, 24),
+                made: u64_at(bytes, 32),
+            }),
+            (true, newer) => Err(BadHeader::Newer(newer)),
+        }
+    }
+}
+
+/// What is before a record's lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RecordHeader {
+    /// The position of its first event.
+    pub(super) first: Position,
+    /// Bytes of all lines before it.
+    pub(super) first_byte: u64,
+    /// When it was received, in ms since 1970.
+    pub(super) received: u64,
+    /// Bytes of its lines.
+    pub(super) length: u64,
+    /// Number of its events, at least 1.
+    pub(super) events: u64,
+    /// CRC-32C of its lines.
+    pub(super) crc: u32,
+}
+
+impl RecordHeader {
+    /// Behind its last event.
+    pub(super) fn end(&self) -> Position {
+        self.first + self.events
+    }
+
+    /// Bytes of all lines up to its end.
+    pub(super) fn end_byte(&self) -> u64 {
+        self.first_byte + self.length
+    }
+
+    /// Bytes in the file.
+    pub(super) fn size(&self) -> u64 {
+        RECORD_HEADER + self.length
+    }
+
+    pub(super) fn encode(&self) -> [u8; RECORD_HEADER_LENGTH] {
+        let mut bytes = [0; RECORD_HEADER_LENGTH];
+        bytes[..8].copy_from_slice(&RECORD_MAGIC);
+        let fields = [self.first, self.first_byte, self.received, self.length, self.events];
+        for (field, value) in bytes[8..48].chunks_exact_mut(8).zip(fields) {
+            field.copy_from_slice(&value.to_le_bytes());
+        }
+        bytes[48..52].copy_from_slice(&self.crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..52]);
+        bytes[52..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..RECORD_HEADER_LENGTH)?;
+        if !bytes.starts_with(&RECORD_MAGIC) || u32_at(bytes, 52) != crc32c::crc32c(&bytes[..52]) {
+            return None;
+        }
+        let header = Self {
+            first: u64_at(bytes, 8),
+            first_byte: u64_at(bytes, 16),
+            received: u64_at(bytes, 24),
+            length: u64_at(bytes, 32),
+            events: u64_at(bytes, 40),
+            crc: u32_at(bytes, 48),
+        };
+        // So that sums of a record that was forged with a right checksum do not overflow either.
+        let sane = header.events > 0
+            && header.length >= header.events
+            && [header.first, header.first_byte].iter().all(|number| *number < 1 << 62)
+            && header.length < 1 << 62;
+        sane.then_some(header)
+    }
+}
+
+/// Whether a scan reads lines, or goes from header to header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// Headers only.
+    Headers,
+    /// Lines too.
+    Lines,
+}
+
+/// What a scan comes across.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A whole record.
+    Record(Record),
+    /// Something else.
+    Damage(Damage),
+}
+
+/// A record that checks.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Where its header is.
+    pub(super) offset: u64,
+    pub(super) header: RecordHeader,
+    /// `None` where they were not asked for, or are longer than the scan's window; [`Scan::read_lines`] reads those in
+    /// parts.
+    pub(super) lines: Option<Bytes>,
+}
+
+/// Bytes of a segment that don't check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// Where.
+    pub(super) bytes: Range<u64>,
+    /// How many events were there, as far as can be told from them alone.
+    pub(super) events: u64,
+    /// Bytes of their lines, likewise.
+    pub(super) lines: u64,
+    /// It looks as what was written and never synced does: sectors of zeros, or cut off.
+    pub(super) torn: bool,
+}
+
+/// A walk through a segment.
+pub(super) struct Scan<'a> {
+    file: &'a dyn File,
+    window: Bytes,
+    window_at: u64,
+    /// How much is read at once, and kept; longer lines are read in parts.
+    ahead: u64,
+    /// The next byte.
+    at: u64,
+    /// Nothing from here on.
+    end: u64,
+    /// Records at or beyond it are another segment's.
+    limit: Position,
+    /// The expected position.
+    next: Position,
+    check: Check,
+    /// What could not be read was taken for zeros.
+    unreadable: bool,
+}
+
+impl<'a> Scan<'a> {
+    /// From a file's offset, where this position is expected, to its end or the end given. `limit`: the first position of
+    /// the next segment.
+    pub(super) fn new(
+        file: &'a dyn File,
+        (at, next): (u64, Position),
+        end: u64,
+        limit: Position,
+        check: Check,
+    ) -> Self {
+        // Without a length all of it is unreadable, which the reads will tell.
+        let end = file.bytes().map_or(end, |bytes| bytes.min(end));
+        Self {
+            file,
+            window: Bytes::new(),
+            window_at: 0,
+            ahead: WINDOW,
+            at,
+            end,
+            limit,
+            next,
+            check,
+            unreadable: false,
+        }
+    }
+
+    /// The offset behind what was found.
+    pub(super) fn offset(&self) -> u64 {
+        self.at
+    }
+
+    /// The position behind the last record that was found whole.
+    pub(super) fn position(&self) -> Position {
+        self.next
+    }
+
+    /// Reads so much at once.
+    pub(super) fn ahead(mut self, bytes: u64) -> Self {
+        self.ahead = bytes;
+        self
+    }
+
+    /// From here on, lines are read, or are not.
+    pub(super) fn check(&mut self, check: Check) {
+        self.check = check;
+    }
+
+    /// The next record, or what is in its place.
+    pub(super) fn next(&mut self) -> Option<Found> {
+        loop {
+            if self.at >= self.end {
+                return None;
+            }
+            let offset = self.at;
+            let Some(header) = RecordHeader::decode(self.peek(offset, RECORD_HEADER)) else {
+                // Rests of a block are padding; what is behind them decides where the next record is.
+                let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
+                if offset % BLOCK != 0 && self.is_zero(offset..block) {
+                    self.at = block;
+                    continue;
+                }
+                match self.find(offset + 1) {
+                    Some(found) => self.at = found,
+                    None => self.at = self.end,
+                }
+                let bytes = self.trim(offset..self.at);
+                if bytes.is_empty() {
+                    continue;
+                }
+                return Some(Found::Damage(self.damage(bytes, None)));
+            };
+            if header.first >= self.limit {
+                self.at = self.end;
+                return None;
+            }
+            let end = offset + header.size();
+            let whole = end <= self.end && header.first >= self.next;
+            let lines = match (whole, self.check) {
+                (false, _) => None,
+                (true, Check::Headers) => Some(None),
+                (true, Check::Lines) => self.lines(offset + RECORD_HEADER, &header),
+            };
+            self.at = end.min(self.end);
+            let Some(lines) = lines else {
+                return Some(Found::Damage(self.damage(offset..end, Some(header))));
+            };
+            self.next = header.end();
+            return Some(Found::Record(Record { offset, header, lines }));
+        }
+    }
+
+    /// Lines of a record from an offset in the file on: about so many bytes, whole lines, at least one.
+    pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
+        let mut size = about.min(end - from);
+        loop {
+            let read = self.read(from, size);
+            if from + size == end {
+                return read;
+            }
+            if let Some(last) = memchr::memrchr(b'\n', &read) {
+                return read.slice(..=last);
+            }
+            size = (size * 2).min(end - from);
+        }
+    }
+
+    /// Where the n-th line of what is in `bytes` starts, from 0; its end where there are not so many.
+    pub(super) fn nth_line(&mut self, bytes: Range<u64>, n: u64) -> u64 {
+        let (mut at, mut left) = (bytes.start, n);
+        while left > 0 && at < bytes.end {
+            let read = self.read(at, (STEP as u64).min(bytes.end - at));
+            for end in memchr::memchr_iter(b'\n', &read) {
+                left -= 1;
+                if left == 0 {
+                    return at + end as u64 + 1;
+                }
+            }
+            at += read.len() as u64;
+        }
+        at
+    }
+
+    /// `Some` if the lines check, with them if they are short.
+    fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
+        if header.length <= self.ahead {
+            let lines = self.read(at, header.length);
+            return (crc32c::crc32c(&lines) == header.crc).then_some(Some(lines));
+        }
+        let (mut crc, mut done) = (0, 0);
+        while done < header.length {
+            let read = self.read(at + done, (STEP as u64).min(header.length - done));
+            crc = crc32c::crc32c_append(crc, &read);
+            done += read.len() as u64;
+        }
+        (crc == header.crc).then_some(None)
+    }
+
+    /// The next offset with a header of a record that may come next.
+    fn find(&mut self, from: u64) -> Option<u64> {
+        let finder = memchr::memmem::Finder::new(&RECORD_MAGIC);
+        let mut at = from;
+        while at < self.end {
+            let read = self.read(at, (STEP as u64).min(self.end - at));
+            for found in finder.find_iter(&read) {
+                let found = at + found as u64;
+                let header = RecordHeader::decode(&self.read(found, RECORD_HEADER));
+                if header.is_some_and(|header| header.first >= self.next) {
+                    return Some(found);
+                }
+            }
+            // One may begin in the last bytes.
+            let overlap =
+                if at + (read.len() as u64) < self.end { RECORD_MAGIC.len() - 1 } else { 0 };
+            at += (read.len() - overlap) as u64;
+        }
+        None
+    }
+
+    /// What is known of bytes that don't check.
+    fn damage(&mut self, bytes: Range<u64>, header: Option<RecordHeader>) -> Damage {
+        let (mut torn, mut newlines) = (bytes.end > self.end, 0);
+        let mut at = bytes.start;
+        let end = bytes.end.min(self.end);
+        while at < end {
+            let step = (at + STEP as u64).next_multiple_of(SECTOR).min(end) - at;
+            let read = self.read(at, step);
+            newlines += memchr::memchr_iter(b'\n', &read).count() as u64;
+            let mut sector = 0;
+            while sector < read.len() {
+                let length = SECTOR - (at + sector as u64) % SECTOR;
+                let length = usize::try_from(length).unwrap_or(usize::MAX).min(read.len() - sector);
+                let zeros = read[sector..sector + length].iter().all(|byte| *byte == 0);
+                torn |= zeros && length as u64 >= ZEROS_MIN;
+                sector += length;
+            }
+            at += step;
+        }
+        let (events, lines) = match header {
+            Some(header) => (header.events, header.length),
+            None => (newlines, (end - bytes.start).saturating_sub(RECORD_HEADER)),
+        };
+        Damage { bytes: bytes.start..end, events, lines, torn: torn && !self.unreadable }
+    }
+
+    fn is_zero(&mut self, bytes: Range<u64>) -> bool {
+        self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
+    }
+
+    /// Without zeros at the end.
+    fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
+        let mut end = bytes.end;
+        while end > bytes.start {
+            let from = end.saturating_sub(STEP as u64).max(bytes.start);
+            let read = self.read(from, end - from);
+            if let Some(last) = read.iter().rposition(|byte| *byte != 0) {
+                return bytes.start..from + last as u64 + 1;
+            }
+            end = from;
+        }
+        bytes.start..bytes.start
+    }
+
+    /// Up to so many bytes; fewer at the end.
+    fn peek(&mut self, at: u64, size: u64) -> &[u8] {
+        let size = size.min(self.end - at);
+        let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
+        if !inside {
+            self.load(at, size);
+        }
+        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
+        let to = from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
+        self.window.get(from..to).unwrap_or_default()
+    }
+
+    /// Bytes that are shared, not copied, as far as they lie in the window.
+    fn read(&mut self, at: u64, size: u64) -> Bytes {
+        self.peek(at, size);
+        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
+        let to =
+            from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(self.window.len());
+        if from > to { Bytes::new() } else { self.window.slice(from..to) }
+    }
+
+    /// Puts the window there. What can't be read is taken for zeros.
+    fn load(&mut self, at: u64, size: u64) {
+        let ahead = match self.check {
+            Check::Headers => BLOCK,
+            Check::Lines => self.ahead + BLOCK,
+        };
+        let size = size.max(ahead.min(self.end - at));
+        let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+        let read = (0..READS).find_map(|_| self.file.read_at(&mut buffer, at).ok());
+        if read.is_none() {
+            self.unreadable = true;
+            for (block, part) in buffer.chunks_mut(BLOCK as usize).enumerate() {
+                if self.file.read_at(part, at + block as u64 * BLOCK).is_err() {
+                    part.fill(0);
+                }
+            }
+        }
+        self.window = Bytes::from(buffer);
+        self.window_at = at;
+    }
+}
+
+#[cfg(test)]
+mod tests;

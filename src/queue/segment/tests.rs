@@ -1,0 +1,1 @@
+//! The format against changed, torn and missing bytes.
