@@ -75,6 +75,12 @@ fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
 
+/// A size as TOML, in its shortest form.
+fn size_literal(size: u64) -> String {
+    let shown = values::show_size(size);
+    if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
+}
+
 /// The known word that was probably meant.
 fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
@@ -200,12 +206,13 @@ impl<'c, 'a> Table<'c, 'a> {
         meaning: &'static str,
     ) -> u64 {
         let kind = kind("size", values::allowed(&range, values::show_size));
-        let shown = values::show_size(default);
-        let literal = if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) };
-        self.take(defaulted(name, kind, literal, meaning), |cx, found| {
-            read_size(cx, &found.value, &range)
-        })
-        .unwrap_or(default)
+        let key = defaulted(name, kind, size_literal(default), meaning);
+        self.size_of(key, range).unwrap_or(default)
+    }
+
+    /// A size whose default is not a constant.
+    pub(super) fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
+        self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
     /// A time.
