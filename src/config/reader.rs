@@ -303,6 +303,18 @@ impl<'a> Context<'a> {
         }
         Ok(path)
     }
+
+    /// Names a directory, which need not exist. It is none of the files that the config names.
+    pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
+        let path = self.path(&found.value, "a directory")?;
+        match std::fs::metadata(&path) {
+            Ok(metadata) if !metadata.is_dir() => {
+                let shown = shown(&found.value);
+                Err(Wrong::Is(format!("{shown} is a file, allowed: a directory, or a new path")))
+            }
+            Ok(_) | Err(_) => Ok(path),
+        }
+    }
 }
 
 /// The complaint about a `${file:…}`.

@@ -1,6 +1,8 @@
-//! Every class of problem, with its position. What a config without problems gives is in `good.rs`.
+//! Every class of problem, with its position. Those of `[queue]` are in `queue.rs`; what a config without
+//! problems gives is in `good.rs`.
 
 mod good;
+mod queue;
 
 use super::*;
 
@@ -71,11 +73,12 @@ idle_timeout = "2h"
 max_connection_age = "0s"
 [queue]
 max_bytes = 100_000_000
-acknowledge = "delivered"
+directory = "DIR/${env:HOST}"
+acknowledge = "synced"
 delivered_timeout = "29s"
-when_full = "reject"
+when_full = "drop_oldest"
 retry_after = "1s"
-segment_bytes = 25_000_000
+segment_bytes = "16KiB"
 [[output]]
 name = "es-1"
 type = "http"
@@ -540,17 +543,13 @@ fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
 #[test]
 fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
     assert_problems(
-        "[queue]\ndirectory = '/x'\nacknowledge = 'synced'\nsegment_bytes = '32MiB'\n\
-         [dead_letter]\ndirectory = ''\nmax_bytes = '1MiB'\nx = 1\n[filter]\n[[source]]\n",
+        "[dead_letter]\ndirectory = ''\nmax_bytes = '1MiB'\nx = 1\n[filter]\n[[source]]\n",
         &[
-            "2:13: queue.directory: is not in this version",
-            "3:15: queue.acknowledge: \"synced\" is not in this version, allowed: \"queued\", \"delivered\"",
-            "4:17: queue.segment_bytes: is not in this version, allowed: its default",
-            "6:13: dead_letter.directory: is not in this version",
-            "7:13: dead_letter.max_bytes: is not in this version, allowed: \"64MiB\"",
-            "8:1: dead_letter.x: unknown key",
-            "9:1: filter: is not in this version",
-            "10:1: source: is not in this version",
+            "2:13: dead_letter.directory: is not in this version",
+            "3:13: dead_letter.max_bytes: is not in this version, allowed: \"64MiB\"",
+            "4:1: dead_letter.x: unknown key",
+            "5:1: filter: is not in this version",
+            "6:1: source: is not in this version",
         ],
     );
     assert_in_output(
@@ -573,8 +572,7 @@ fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
             "6:31: output[0].timeouts.max_connection_age: \"never\" is not a time",
         ],
     );
-    config("[queue]\nsegment_bytes = '64MiB'\n[dead_letter]\nmax_bytes = 67108864\n");
-    config("[limits]\nmax_body = '64KiB'\n[queue]\nmax_bytes = '1MiB'\nsegment_bytes = '256KiB'\n");
+    config("[dead_letter]\nmax_bytes = 67108864\n");
 }
 
 #[test]
