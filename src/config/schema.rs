@@ -266,7 +266,7 @@ fn limits(t: &mut Table<'_, '_>) -> Limits {
             64 * MIB,
             KIB..,
             "decompressed; larger: 413. What takes effect is the smallest of it, max_in_flight and \
-             queue.max_bytes - 256",
+             queue.max_bytes - 256 (with queue.directory: queue.max_bytes / 2)",
         ),
         max_in_flight: t.size(
             "max_in_flight",
@@ -809,10 +809,15 @@ fn log(t: &mut Table<'_, '_>) -> Option<Log> {
 
 /// The smallest of the three bounds, with a warning where it is not the one configured.
 fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
+    let (room, room_shown) = if is_durable(cx) {
+        (queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
+    } else {
+        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
+    };
     let bounds = [
         (limits.max_body, "limits.max_body", "max_body"),
         (limits.max_in_flight, "limits.max_in_flight", "limits.max_in_flight"),
-        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes", "queue.max_bytes - 256"),
+        (room, "queue.max_bytes", room_shown),
     ];
     // The first of equals: max_body itself, if it is among them.
     let [configured, ..] = bounds;

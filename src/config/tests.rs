@@ -663,17 +663,30 @@ fn contradictions_are_found() {
 
 #[test]
 fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
-    for (text, position, effective) in [
-        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", (1 << 20) - 256),
-        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", 1 << 20),
-        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", 1 << 20),
+    let memory = "queue.max_bytes - 256 is smaller";
+    let disk = "queue.max_bytes / 2 (with queue.directory) is smaller";
+    let in_flight = "limits.max_in_flight is smaller";
+    let directory = "[queue]\ndirectory = '/no'\n";
+    for (text, position, what, effective) in [
+        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", memory, (1 << 20) - 256),
+        (&format!("{directory}max_bytes = '1MiB'\n"), "3:13", disk, 1 << 19),
+        (&format!("{directory}[limits]\nmax_body = '200MiB'\n"), "4:12", disk, 128 << 20),
+        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", in_flight, 1 << 20),
+        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", in_flight, 1 << 20),
+        (&format!("{directory}[limits]\nmax_in_flight = '1MiB'\n"), "4:17", in_flight, 1 << 20),
     ] {
-        assert_problems(text, &[&format!("{position}: limits.max_body: warning: ")]);
+        assert_problems(text, &[&format!("{position}: limits.max_body: warning: {what}")]);
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
-    let exact =
-        "[limits]\nmax_body = 1048320\nmax_in_flight = 1048320\n[queue]\nmax_bytes = '1MiB'\n";
-    assert_eq!(config(exact).limits.max_body, 1_048_320);
+    for (exact, directory) in [(1_048_320, ""), (524_288, "directory = '/no'\n")] {
+        let text = format!(
+            "[limits]\nmax_body = {exact}\nmax_in_flight = {exact}\n[queue]\nmax_bytes = '1MiB'\n{directory}"
+        );
+        assert_eq!(config(&text).limits.max_body, exact);
+    }
+    // A directory with a mistake in it is one all the same.
+    let broken = "[limits]\nmax_body = '600KiB'\n[queue]\nmax_bytes = '1MiB'\ndirectory = ''\n";
+    assert_problems(broken, &[&format!("2:12: limits.max_body: warning: {disk}"), "5:13: queue."]);
 }
 
 #[test]
