@@ -116,7 +116,7 @@ impl Gate {
             registry: Arc::new(Registry::new(limits.max_connections, deadlines)),
             max_connection_age: limits.max_connection_age,
             header_timeout: limits.header_timeout,
-            protocols: protocols(queue_config.acknowledge == config::Acknowledge::Queued),
+            protocols: protocols(queue_config.acknowledge != config::Acknowledge::Delivered),
             connections: TaskTracker::new(),
             aborted: CancellationToken::new(),
         }

@@ -104,6 +104,10 @@ pub async fn run(
 }
 
 async fn start(config: &Config) -> Result<Parts, Error> {
+    if config.queue.directory.is_some() {
+        let message = "queue.directory: the queue on disk is not built in yet, leave it out";
+        return Err(Error::Config(message.to_owned()));
+    }
     let telemetry = Arc::new(Telemetry::new());
     let queue = Queue::new(&config.queue, telemetry.queue());
     let outputs: Vec<_> =

@@ -403,7 +403,8 @@ impl Queue {
             marks: Vec::new(),
         };
         let ticket = match self.shared.acknowledge {
-            Acknowledge::Queued => {
+            // `Synced` is for a queue on disk.
+            Acknowledge::Queued | Acknowledge::Synced => {
                 State::count(&mut state.counted, &mut record, metrics);
                 Ticket::stored()
             }
