@@ -106,6 +106,7 @@ impl Gate {
             decoding: decoding(),
             max_body: limits.max_body,
             body_timeout: limits.body_timeout,
+            acknowledge: queue_config.acknowledge,
             delivered_timeout: queue_config.delivered_timeout,
             retry_after: queue_config.retry_after,
             closing: CancellationToken::new(),

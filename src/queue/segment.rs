@@ -12,7 +12,9 @@ use super::disk::File;
 use super::disk::SEGMENTS;
 
 /// Groups start at its multiples.
-pub(super) const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = BLOCK_LENGTH as u64;
+
+const BLOCK_LENGTH: usize = 4096;
 
 /// The least that a disk writes or loses.
 const SECTOR: u64 = 512;
@@ -289,9 +291,15 @@ impl<'a> Scan<'a> {
         self
     }
 
-    /// From here on, lines are read, or are not.
-    pub(super) fn check(&mut self, check: Check) {
-        self.check = check;
+    /// Whether the next record was read already.
+    pub(super) fn is_ahead(&self) -> bool {
+        let end = self.window_at + self.window.len() as u64;
+        let inside = |at: u64| {
+            let from = usize::try_from(at.checked_sub(self.window_at)?).ok()?;
+            let header = RecordHeader::decode(self.window.get(from..)?)?;
+            Some(at + header.size() <= end)
+        };
+        inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
     }
 
     /// The next record, or what is in its place.
@@ -304,7 +312,7 @@ impl<'a> Scan<'a> {
             let Some(header) = RecordHeader::decode(self.peek(offset, RECORD_HEADER)) else {
                 // Rests of a block are padding; what is behind them decides where the next record is.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
-                if offset % BLOCK != 0 && self.is_zero(offset..block) {
+                if !offset.is_multiple_of(BLOCK) && self.is_zero(offset..block) {
                     self.at = block;
                     continue;
                 }
@@ -481,7 +489,7 @@ impl<'a> Scan<'a> {
         let read = (0..READS).find_map(|_| self.file.read_at(&mut buffer, at).ok());
         if read.is_none() {
             self.unreadable = true;
-            for (block, part) in buffer.chunks_mut(BLOCK as usize).enumerate() {
+            for (block, part) in buffer.chunks_mut(BLOCK_LENGTH).enumerate() {
                 if self.file.read_at(part, at + block as u64 * BLOCK).is_err() {
                     part.fill(0);
                 }
