@@ -18,9 +18,6 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-#[cfg(test)]
-pub(super) mod simulated;
-
 /// Where the segments are.
 pub(super) const SEGMENTS: &str = "segments";
 
@@ -294,3 +291,6 @@ impl OpenError {
         Self::Io { what, path, error, remedy }
     }
 }
+
+#[cfg(test)]
+pub(super) mod simulated;

@@ -1,1 +1,900 @@
 //! A disk that forgets, tears and refuses.
+//!
+//! It does what Linux does on a journalling file system, at its worst. Programs see the page cache; what is on the medium
+//! shows after [`SimulatedDisk::crash`]. Until they are synced, each sector that was written, each change of a directory
+//! and the length of each file reaches the medium or does not, whatever the others do. The only things that are kept
+//! together are the bytes of a sector, the two halves of a rename, and the order of a file's lengths.
+//!
+//! The same seed and the same operations in the same order give the same disk.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+
+use rustix::io::Errno;
+
+use super::Access;
+use super::Disk;
+use super::File;
+use super::QUARANTINE;
+use super::SEGMENTS;
+
+/// What is written whole, or not.
+const SECTOR: usize = 512;
+
+/// What is read whole, or not.
+const PAGE: u64 = 4096;
+
+/// What can be done to a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::queue) enum Operation {
+    List,
+    Open,
+    Create,
+    Remove,
+    Rename,
+    SyncDirectory,
+    Read,
+    Write,
+    Sync,
+    Truncate,
+    Bytes,
+}
+
+impl Operation {
+    /// Those that change something.
+    pub(in crate::queue) const CHANGES: [Self; 7] = [
+        Self::Create,
+        Self::Remove,
+        Self::Rename,
+        Self::SyncDirectory,
+        Self::Write,
+        Self::Sync,
+        Self::Truncate,
+    ];
+}
+
+/// The error of everything that is asked of a machine that has crashed.
+#[derive(Debug, thiserror::Error)]
+#[error("the machine has crashed")]
+struct Crashed;
+
+/// Whether it is the error of a machine that has crashed.
+pub(in crate::queue) fn is_crash(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Crashed>())
+}
+
+/// A disk as one process sees it; clones share it.
+#[derive(Clone)]
+pub(in crate::queue) struct SimulatedDisk {
+    shared: Arc<Mutex<State>>,
+    /// Which start of the machine the process belongs to.
+    boot: u64,
+}
+
+impl SimulatedDisk {
+    /// An empty one. The seed decides about faults; [`Self::crash`] has a generator of its own.
+    pub(in crate::queue) fn new(seed: u64) -> Self {
+        let state = State {
+            rng: fastrand::Rng::with_seed(seed),
+            files: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            changes: Vec::new(),
+            boot: 0,
+            crash_at: u64::MAX,
+            counts: BTreeMap::new(),
+            plan: BTreeMap::new(),
+            probability: 0.0,
+            read_only: false,
+            capacity: u64::MAX,
+        };
+        Self { shared: Arc::new(Mutex::new(state)), boot: 0 }
+    }
+
+    /// How many operations of a kind were begun.
+    pub(in crate::queue) fn count(&self, operation: Operation) -> u64 {
+        self.state().counts.get(&operation).copied().unwrap_or(0)
+    }
+
+    /// How many operations that change something were begun.
+    pub(in crate::queue) fn changes(&self) -> u64 {
+        self.state().changes_begun()
+    }
+
+    /// Of the operations of this kind that come from now on, the one behind so many others fails.
+    ///
+    /// A write that fails has written a part. A sync that fails marks all as clean that it should have written: it is
+    /// read still, some of it may be on the medium, and no later sync writes the rest. A create that fails may leave an
+    /// empty file. Whatever else fails does nothing.
+    pub(in crate::queue) fn fail(&self, operation: Operation, after: u64, error: Errno) {
+        let at = self.count(operation) + after;
+        self.state().plan.insert((operation, at), error);
+    }
+
+    /// Every change fails with this probability from now on, with an error that fits it.
+    pub(in crate::queue) fn faults(&self, probability: f64) {
+        self.state().probability = probability;
+    }
+
+    /// Whether every change fails with EROFS from now on.
+    pub(in crate::queue) fn read_only(&self, read_only: bool) {
+        self.state().read_only = read_only;
+    }
+
+    /// All files together have room for so much. A removed one takes its room until nobody has it open.
+    pub(in crate::queue) fn capacity(&self, bytes: u64) {
+        self.state().capacity = bytes;
+    }
+
+    /// No read of the page that holds this byte succeeds from now on.
+    pub(in crate::queue) fn unreadable(&self, name: &str, offset: u64) {
+        self.state().named(name).unreadable.insert(offset / PAGE);
+    }
+
+    /// Changes a byte, as if it had been so since it was synced.
+    pub(in crate::queue) fn flip(&self, name: &str, offset: u64, mask: u8) {
+        let mut state = self.state();
+        let file = state.named(name);
+        file.seen[index(offset)] ^= mask;
+        if let Some(byte) = file.medium.get_mut(index(offset)) {
+            *byte ^= mask;
+        }
+    }
+
+    /// All files, with their directories, in order.
+    pub(in crate::queue) fn names(&self) -> Vec<String> {
+        self.state().seen.keys().cloned().collect()
+    }
+
+    /// What a file holds.
+    pub(in crate::queue) fn contents(&self, name: &str) -> Vec<u8> {
+        self.state().named(name).seen.clone()
+    }
+
+    /// So many changes are still begun; then the machine is dead, and everything fails until [`Self::crash`].
+    pub(in crate::queue) fn crash_after(&self, changes: u64) {
+        let mut state = self.state();
+        state.crash_at = state.changes_begun() + changes;
+    }
+
+    /// Whether it has come to what [`Self::crash_after`] has set.
+    pub(in crate::queue) fn is_dead(&self) -> bool {
+        self.state().is_dead(self.boot)
+    }
+
+    /// The disk as the next process finds it: the power was off. To this one, and to its files, the machine is dead for
+    /// ever. Faults stay as they were set.
+    #[must_use = "it takes the place of the old one"]
+    pub(in crate::queue) fn crash(&self, rng: &mut fastrand::Rng) -> Self {
+        let mut state = self.state();
+        let State { files, seen, kept, changes, .. } = &mut *state;
+        let chance = chance(rng);
+        for change in changes.drain(..) {
+            if rng.f64() < chance {
+                change.apply(kept);
+            }
+        }
+        seen.clone_from(kept);
+        files.retain(|number, _| kept.values().any(|kept| kept == number));
+        for file in files.values_mut() {
+            file.settle(rng);
+            file.seen.clone_from(&file.medium);
+            file.handles = Arc::new(());
+        }
+        state.boot += 1;
+        state.crash_at = u64::MAX;
+        Self { shared: Arc::clone(&self.shared), boot: state.boot }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.lock().expect("nobody panics with it")
+    }
+
+    fn handle(&self, state: &State, number: u64, access: Access) -> Arc<dyn File> {
+        let open = Arc::clone(&state.files[&number].handles);
+        Arc::new(SimulatedFile { disk: self.clone(), number, access, _open: open })
+    }
+}
+
+impl fmt::Debug for SimulatedDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedDisk").field("boot", &self.boot).finish_non_exhaustive()
+    }
+}
+
+impl Disk for SimulatedDisk {
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let mut state = self.state();
+        state.begin_whole(self.boot, Operation::List)?;
+        exists(directory)?;
+        let inside = state.seen.keys().filter(|name| split(name).0 == directory);
+        let mut names: Vec<String> = inside.map(|name| split(name).1.to_owned()).collect();
+        state.rng.shuffle(&mut names);
+        Ok(names)
+    }
+
+    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
+        let mut state = self.state();
+        state.begin_whole(self.boot, Operation::Open)?;
+        let number = state.number(name)?;
+        if access == Access::Write && state.read_only {
+            return Err(Errno::ROFS.into());
+        }
+        Ok(self.handle(&state, number, access))
+    }
+
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        let mut state = self.state();
+        let fault = state.begin(self.boot, Operation::Create)?;
+        exists(split(name).0)?;
+        if state.seen.contains_key(name) {
+            return Err(Errno::EXIST.into());
+        }
+        if fault.is_none() && bytes > state.room() {
+            return Err(Errno::NOSPC.into());
+        }
+        let leaves = fault.is_none() || state.rng.u8(..4) == 0;
+        let number = state.files.keys().next_back().map_or(0, |last| last + 1);
+        if leaves {
+            let mut file = Inode::default();
+            if fault.is_none() {
+                file.resize(index(bytes));
+            }
+            state.files.insert(number, file);
+            state.change(Change::Create { name: name.to_owned(), file: number });
+        }
+        failed(fault)?;
+        Ok(self.handle(&state, number, Access::Write))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin_whole(self.boot, Operation::Remove)?;
+        let file = state.number(name)?;
+        state.change(Change::Remove { name: name.to_owned(), file });
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin_whole(self.boot, Operation::Rename)?;
+        // Nobody moves a file between directories, which could end up in both or in none.
+        failed((split(from).0 != split(to).0).then_some(Errno::XDEV))?;
+        let file = state.number(from)?;
+        state.change(Change::Rename { from: from.to_owned(), to: to.to_owned(), file });
+        Ok(())
+    }
+
+    fn sync_directory(&self, directory: &str) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin_whole(self.boot, Operation::SyncDirectory)?;
+        exists(directory)?;
+        let State { kept, changes, .. } = &mut *state;
+        changes.retain(|change| {
+            let elsewhere = change.directory() != directory;
+            if !elsewhere {
+                change.apply(kept);
+            }
+            elsewhere
+        });
+        Ok(())
+    }
+}
+
+struct SimulatedFile {
+    disk: SimulatedDisk,
+    number: u64,
+    access: Access,
+    /// Counted by [`Inode::handles`].
+    _open: Arc<()>,
+}
+
+impl SimulatedFile {
+    fn may_write(&self) -> io::Result<()> {
+        failed((self.access == Access::Read).then_some(Errno::BADF))
+    }
+}
+
+impl fmt::Debug for SimulatedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedFile").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl File for SimulatedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut state = self.disk.state();
+        state.begin_whole(self.disk.boot, Operation::Read)?;
+        let file = state.file(self.number);
+        let from = index(offset).min(file.seen.len());
+        let size = buffer.len().min(file.seen.len() - from);
+        let pages = offset / PAGE..(offset + size as u64).div_ceil(PAGE);
+        if size > 0 && file.unreadable.range(pages).next().is_some() {
+            return Err(Errno::IO.into());
+        }
+        buffer[..size].copy_from_slice(&file.seen[from..from + size]);
+        Ok(size)
+    }
+
+    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        self.may_write()?;
+        let mut state = self.disk.state();
+        let mut fault = state.begin(self.disk.boot, Operation::Write)?;
+        let mut bytes = pieces.concat();
+        if fault.is_some() {
+            let part = state.rng.usize(..=bytes.len());
+            bytes.truncate(part);
+        }
+        let room = state.room();
+        let file = state.file(self.number);
+        let fits = (file.seen.len() as u64).saturating_add(room).saturating_sub(offset);
+        if bytes.len() as u64 > fits {
+            bytes.truncate(index(fits));
+            fault = fault.or(Some(Errno::NOSPC));
+        }
+        file.write(&bytes, index(offset));
+        failed(fault)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.may_write()?;
+        let mut state = self.disk.state();
+        let fault = state.begin(self.disk.boot, Operation::Sync)?;
+        let State { files, rng, .. } = &mut *state;
+        let file = files.get_mut(&self.number).expect("it is open");
+        match fault {
+            None => file.sync(),
+            Some(_) => file.settle(rng),
+        }
+        failed(fault)
+    }
+
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.may_write()?;
+        let mut state = self.disk.state();
+        state.begin_whole(self.disk.boot, Operation::Truncate)?;
+        let room = state.room();
+        let file = state.file(self.number);
+        if bytes.saturating_sub(file.seen.len() as u64) > room {
+            return Err(Errno::NOSPC.into());
+        }
+        file.resize(index(bytes));
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        let mut state = self.disk.state();
+        state.begin_whole(self.disk.boot, Operation::Bytes)?;
+        Ok(state.file(self.number).seen.len() as u64)
+    }
+}
+
+struct State {
+    /// Decides about faults, and the order of lists.
+    rng: fastrand::Rng,
+    files: BTreeMap<u64, Inode>,
+    /// The file of each name, as programs see it.
+    seen: BTreeMap<String, u64>,
+    /// The same on the medium.
+    kept: BTreeMap<String, u64>,
+    /// What was done to names and not synced, in order.
+    changes: Vec<Change>,
+    boot: u64,
+    /// How many changes are begun before the machine is dead.
+    crash_at: u64,
+    counts: BTreeMap<Operation, u64>,
+    /// By kind, and how many were begun before.
+    plan: BTreeMap<(Operation, u64), Errno>,
+    probability: f64,
+    read_only: bool,
+    capacity: u64,
+}
+
+impl State {
+    /// Counts an operation, and says whether a fault is to befall it. After an error it does nothing at all.
+    fn begin(&mut self, boot: u64, operation: Operation) -> io::Result<Option<Errno>> {
+        if self.is_dead(boot) {
+            return Err(io::Error::other(Crashed));
+        }
+        let count = self.counts.entry(operation).or_default();
+        let planned = self.plan.remove(&(operation, *count));
+        *count += 1;
+        let changes = Operation::CHANGES.contains(&operation);
+        if changes && self.read_only {
+            return Err(Errno::ROFS.into());
+        }
+        if planned.is_some() || !changes || self.rng.f64() >= self.probability {
+            return Ok(planned);
+        }
+        let mut errors = vec![Errno::IO];
+        if matches!(operation, Operation::Create | Operation::Write) {
+            errors.extend([Errno::NOSPC, Errno::DQUOT]);
+        }
+        Ok(self.rng.choice(errors))
+    }
+
+    /// For an operation that happens whole or not at all.
+    fn begin_whole(&mut self, boot: u64, operation: Operation) -> io::Result<()> {
+        failed(self.begin(boot, operation)?)
+    }
+
+    fn is_dead(&self, boot: u64) -> bool {
+        boot != self.boot || self.changes_begun() >= self.crash_at
+    }
+
+    fn changes_begun(&self) -> u64 {
+        Operation::CHANGES.iter().filter_map(|operation| self.counts.get(operation)).sum()
+    }
+
+    fn number(&self, name: &str) -> io::Result<u64> {
+        self.seen.get(name).copied().ok_or_else(|| Errno::NOENT.into())
+    }
+
+    fn file(&mut self, number: u64) -> &mut Inode {
+        self.files.get_mut(&number).expect("files go only with those who have them open")
+    }
+
+    fn named(&mut self, name: &str) -> &mut Inode {
+        let number = self.number(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        self.file(number)
+    }
+
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.seen);
+        self.changes.push(change);
+    }
+
+    fn room(&self) -> u64 {
+        let linked: BTreeSet<u64> = self.seen.values().copied().collect();
+        let held = self.files.iter().filter(|(number, file)| {
+            linked.contains(number) || Arc::strong_count(&file.handles) > 1
+        });
+        let used = held.map(|(_, file)| file.seen.len() as u64).sum();
+        self.capacity.saturating_sub(used)
+    }
+}
+
+/// Of a directory. It names the file, so that it does nothing to another that has come by the name in between.
+enum Change {
+    Create { name: String, file: u64 },
+    Remove { name: String, file: u64 },
+    Rename { from: String, to: String, file: u64 },
+}
+
+impl Change {
+    fn apply(&self, names: &mut BTreeMap<String, u64>) {
+        let (gone, there) = match self {
+            Self::Create { name, file } => (None, Some((name, file))),
+            Self::Remove { name, file } => (Some((name, file)), None),
+            Self::Rename { from, to, file } => (Some((from, file)), Some((to, file))),
+        };
+        if let Some((name, file)) = gone
+            && names.get(name) == Some(file)
+        {
+            names.remove(name);
+        }
+        names.extend(there.map(|(name, file)| (name.clone(), *file)));
+    }
+
+    fn directory(&self) -> &str {
+        let (Self::Create { name, .. } | Self::Remove { name, .. } | Self::Rename { to: name, .. }) =
+            self;
+        split(name).0
+    }
+}
+
+#[derive(Default)]
+struct Inode {
+    /// The page cache.
+    seen: Vec<u8>,
+    medium: Vec<u8>,
+    /// Sectors that were written and not synced, with all that they have held since: any of it may have got there.
+    dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    /// The lengths since the last sync. They reach the medium in order.
+    lengths: Vec<usize>,
+    unreadable: BTreeSet<u64>,
+    /// One more than there are open handles.
+    handles: Arc<()>,
+}
+
+impl Inode {
+    fn write(&mut self, bytes: &[u8], offset: usize) {
+        if bytes.is_empty() {
+            return;
+        }
+        let end = offset + bytes.len();
+        if end > self.seen.len() {
+            self.resize(end);
+        }
+        self.seen[offset..end].copy_from_slice(bytes);
+        for sector in offset / SECTOR..end.div_ceil(SECTOR) {
+            self.touch(sector);
+        }
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.seen.resize(length, 0);
+        self.lengths.push(length);
+        // What was cut off does not come back where the file grows again.
+        drop(self.dirty.split_off(&length.div_ceil(SECTOR)));
+        if self.dirty.contains_key(&(length / SECTOR)) {
+            self.touch(length / SECTOR);
+        }
+    }
+
+    fn touch(&mut self, sector: usize) {
+        let from = sector * SECTOR;
+        let held = &self.seen[from..self.seen.len().min(from + SECTOR)];
+        let mut bytes = [0; SECTOR];
+        bytes[..held.len()].copy_from_slice(held);
+        self.dirty.entry(sector).or_default().push(bytes);
+    }
+
+    fn sync(&mut self) {
+        for length in mem::take(&mut self.lengths) {
+            self.medium.resize(length, 0);
+        }
+        for (sector, held) in mem::take(&mut self.dirty) {
+            self.put(sector, held.last().expect("it was written"));
+        }
+    }
+
+    /// Chance decides what of it has got to the medium; nothing of it will any more.
+    fn settle(&mut self, rng: &mut fastrand::Rng) {
+        let lengths = rng.usize(..=self.lengths.len());
+        for length in mem::take(&mut self.lengths).into_iter().take(lengths) {
+            self.medium.resize(length, 0);
+        }
+        let chance = chance(rng);
+        for (sector, held) in mem::take(&mut self.dirty) {
+            if rng.f64() < chance {
+                self.put(sector, rng.choice(&held).expect("it was written"));
+            }
+        }
+    }
+
+    fn put(&mut self, sector: usize, bytes: &[u8; SECTOR]) {
+        let from = sector * SECTOR;
+        if from < self.medium.len() {
+            let to = self.medium.len().min(from + SECTOR);
+            self.medium[from..to].copy_from_slice(&bytes[..to - from]);
+        }
+    }
+}
+
+/// None, all, or some.
+fn chance(rng: &mut fastrand::Rng) -> f64 {
+    match rng.u8(..4) {
+        0 => 0.0,
+        1 => 1.0,
+        _ => rng.f64(),
+    }
+}
+
+/// The directory of a file, and its name there.
+fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('/').unwrap_or(("", name))
+}
+
+fn exists(directory: &str) -> io::Result<()> {
+    let there = ["", SEGMENTS, QUARANTINE].contains(&directory);
+    failed((!there).then_some(Errno::NOENT))
+}
+
+fn failed(error: Option<Errno>) -> io::Result<()> {
+    error.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Into the bytes of a file, which are in memory.
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("a small file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "segments/a";
+
+    const SEEDS: u64 = 300;
+
+    /// So many sectors, each full of one number.
+    fn sectors(count: usize, number: u8) -> Vec<u8> {
+        vec![number; count * SECTOR]
+    }
+
+    /// A file of ones that is there whatever happens.
+    fn synced(seed: u64, count: usize) -> (SimulatedDisk, Arc<dyn File>) {
+        let disk = SimulatedDisk::new(seed);
+        let file = disk.create(NAME, (count * SECTOR) as u64).expect("it is new");
+        file.write_at(&[&sectors(count, 1)], 0).expect("no fault is set");
+        file.sync().expect("no fault is set");
+        disk.sync_directory(SEGMENTS).expect("no fault is set");
+        (disk, file)
+    }
+
+    fn crash(disk: &SimulatedDisk, seed: u64) -> SimulatedDisk {
+        disk.crash(&mut fastrand::Rng::with_seed(seed))
+    }
+
+    /// The error of what failed.
+    fn errno<T>(result: io::Result<T>) -> Option<Errno> {
+        result.err().as_ref().and_then(Errno::from_io_error)
+    }
+
+    fn read(disk: &SimulatedDisk, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = sectors(count, 0);
+        let size = disk.open(NAME, Access::Read)?.read_at(&mut bytes, 0)?;
+        bytes.truncate(size);
+        Ok(bytes)
+    }
+
+    #[test]
+    fn of_what_was_not_synced_any_sectors_survive() {
+        let mut outcomes = BTreeSet::new();
+        for seed in 0..SEEDS {
+            let (disk, file) = synced(seed, 4);
+            for number in [2, 3] {
+                file.write_at(&[&sectors(1, number), &sectors(2, number)], 512).expect("no fault");
+            }
+            let before = read(&disk, 4).expect("it is there");
+            assert_eq!(before, [sectors(1, 1), sectors(3, 3)].concat(), "the page cache has all");
+            let disk = crash(&disk, seed);
+            let after = disk.contents(NAME);
+            assert_eq!(after.len(), before.len(), "seed {seed}");
+            assert!(
+                after.chunks(SECTOR).all(|sector| sector.iter().all(|byte| *byte == sector[0]))
+            );
+            let numbers: Vec<u8> = after.iter().step_by(SECTOR).copied().collect();
+            assert_eq!(numbers[0], 1, "it was not written again, seed {seed}");
+            assert_eq!(crash(&disk, seed + 1).contents(NAME), after, "seed {seed}");
+            outcomes.insert(numbers);
+        }
+        for expected in [[1, 1, 1, 1], [1, 3, 3, 3], [1, 1, 1, 3], [1, 1, 2, 1]] {
+            assert!(outcomes.contains(expected.as_slice()), "never {expected:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_synced_survives_and_its_name_only_with_the_directory() {
+        let (mut there, mut missing) = (0, 0);
+        for seed in 0..SEEDS {
+            let (disk, _) = synced(seed, 2);
+            let other = disk.create("cursors", 512).expect("it is new");
+            other.write_at(&[b"x"], 0).expect("no fault");
+            other.sync().expect("no fault");
+            let disk = crash(&disk, seed);
+            assert_eq!(disk.contents(NAME), sectors(2, 1), "seed {seed}");
+            match disk.names().as_slice() {
+                [_] => missing += 1,
+                _ => {
+                    assert_eq!(disk.contents("cursors")[..2], *b"x\0", "seed {seed}");
+                    there += 1;
+                }
+            }
+        }
+        assert!(there > 50 && missing > 50, "{there} {missing}");
+    }
+
+    #[test]
+    fn reserved_room_may_be_lost_until_it_is_synced() {
+        let mut lengths = BTreeSet::new();
+        for seed in 0..SEEDS {
+            let disk = SimulatedDisk::new(seed);
+            let file = disk.create(NAME, 1024).expect("it is new");
+            disk.sync_directory(SEGMENTS).expect("no fault");
+            file.write_at(&[&sectors(1, 1)], 1536).expect("it grows");
+            lengths.insert(crash(&disk, seed).contents(NAME).len());
+        }
+        assert_eq!(lengths, [0, 1024, 2048].into());
+    }
+
+    #[test]
+    fn what_was_cut_off_does_not_come_back_as_the_file_grows() {
+        for seed in 0..SEEDS {
+            let (disk, file) = synced(seed, 4);
+            file.write_at(&[&sectors(4, 2)], 0).expect("no fault");
+            file.truncate(600).expect("no fault");
+            file.truncate(2048).expect("no fault");
+            let wanted = [vec![2; 600], vec![0; 1448]].concat();
+            assert_eq!(disk.contents(NAME), wanted);
+            if seed % 2 == 0 {
+                file.sync().expect("no fault");
+                assert_eq!(crash(&disk, seed).contents(NAME), wanted, "seed {seed}");
+            } else {
+                let length = crash(&disk, seed).contents(NAME).len();
+                assert!([600, 2048].contains(&length), "{length}, seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_rename_leaves_the_old_file_or_the_new_one() {
+        let mut outcomes = BTreeSet::new();
+        for seed in 0..SEEDS {
+            let (disk, _) = synced(seed, 1);
+            let new = disk.create("segments/new", 512).expect("it is new");
+            new.write_at(&[&sectors(1, 2)], 0).expect("no fault");
+            new.sync().expect("no fault");
+            disk.rename("segments/new", NAME).expect("no fault");
+            assert_eq!(disk.names(), [NAME]);
+            let disk = crash(&disk, seed);
+            let number = disk.contents(NAME)[0];
+            outcomes.insert((number, disk.names().len()));
+        }
+        assert_eq!(outcomes, [(1, 1), (1, 2), (2, 1)].into());
+    }
+
+    #[test]
+    fn a_removed_file_may_come_back_and_another_of_its_name_stays() {
+        let mut outcomes = BTreeSet::new();
+        for seed in 0..SEEDS {
+            let (disk, _) = synced(seed, 1);
+            disk.remove(NAME).expect("it is there");
+            assert_eq!(errno(disk.open(NAME, Access::Read)), Some(Errno::NOENT));
+            let new = disk.create(NAME, 1024).expect("there is none of this name");
+            new.sync().expect("no fault");
+            let disk = crash(&disk, seed);
+            outcomes.insert(disk.names().first().map(|name| disk.contents(name).len()));
+        }
+        assert_eq!(outcomes, [None, Some(512), Some(1024)].into());
+    }
+
+    #[test]
+    fn a_failed_sync_forgets_and_the_next_one_says_nothing() {
+        let mut lost = 0;
+        for seed in 0..SEEDS {
+            let (disk, file) = synced(seed, 4);
+            file.write_at(&[&sectors(4, 2)], 0).expect("no fault");
+            disk.fail(Operation::Sync, 0, Errno::IO);
+            assert_eq!(errno(file.sync()), Some(Errno::IO));
+            file.write_at(&[&sectors(1, 3)], 512).expect("no fault");
+            file.sync().expect("as if nothing were wrong");
+            let read = read(&disk, 4).expect("it is there");
+            assert_eq!(read, [sectors(1, 2), sectors(1, 3), sectors(2, 2)].concat());
+            let after = crash(&disk, seed).contents(NAME);
+            assert_eq!(after[512..1024], sectors(1, 3), "it was written again, seed {seed}");
+            lost += u32::from(after != read);
+        }
+        assert!(lost > 100, "{lost}");
+    }
+
+    #[test]
+    fn faults_hit_what_they_were_set_for() {
+        let (disk, file) = synced(1, 4);
+        disk.fail(Operation::Write, 1, Errno::DQUOT);
+        disk.fail(Operation::Remove, 0, Errno::IO);
+        disk.fail(Operation::Create, 0, Errno::NOSPC);
+        file.write_at(&[&sectors(1, 2)], 0).expect("the next one");
+        assert_eq!(errno(file.write_at(&[&sectors(4, 3)], 0)), Some(Errno::DQUOT));
+        let written = disk.contents(NAME).iter().filter(|byte| **byte == 3).count();
+        assert!((1..4 * SECTOR).contains(&written), "{written}");
+        assert_eq!(errno(disk.remove(NAME)), Some(Errno::IO));
+        assert_eq!(errno(disk.create("cursors", 1)), Some(Errno::NOSPC));
+        disk.remove(NAME).expect("only the first one fails");
+
+        disk.read_only(true);
+        let changes: [io::Result<()>; 6] = [
+            file.write_at(&[b"x"], 0),
+            file.sync(),
+            file.truncate(0),
+            disk.create("x", 1).map(drop),
+            disk.sync_directory(""),
+            disk.remove("x"),
+        ];
+        assert!(changes.into_iter().all(|change| errno(change) == Some(Errno::ROFS)));
+        disk.read_only(false);
+        disk.faults(1.0);
+        let errors: BTreeSet<i32> = (0..100)
+            .filter_map(|_| errno(file.write_at(&[b"x"], 0)))
+            .map(Errno::raw_os_error)
+            .collect();
+        let wanted = [Errno::IO, Errno::NOSPC, Errno::DQUOT].map(Errno::raw_os_error);
+        assert_eq!(errors, wanted.into());
+        assert_eq!(file.bytes().expect("it changes nothing"), 2048);
+    }
+
+    #[test]
+    fn a_create_that_fails_may_leave_an_empty_file() {
+        let left: BTreeSet<Vec<usize>> = (0..SEEDS)
+            .map(|seed| {
+                let disk = SimulatedDisk::new(seed);
+                disk.fail(Operation::Create, 0, Errno::NOSPC);
+                assert!(disk.create(NAME, 1).is_err());
+                disk.names().iter().map(|name| disk.contents(name).len()).collect()
+            })
+            .collect();
+        assert_eq!(left, [vec![], vec![0]].into());
+    }
+
+    #[test]
+    fn room_is_taken_by_what_is_named_or_open() {
+        let (disk, file) = synced(1, 4);
+        disk.capacity(3072);
+        assert_eq!(errno(disk.create("cursors", 2048)), Some(Errno::NOSPC));
+        assert_eq!(disk.names(), [NAME]);
+        assert_eq!(errno(file.write_at(&[&sectors(3, 2)], 2048)), Some(Errno::NOSPC));
+        assert_eq!(file.bytes().expect("a length"), 3072, "what has room is written");
+        file.write_at(&[&sectors(6, 2)], 0).expect("its room is its own");
+        disk.remove(NAME).expect("it is there");
+        assert_eq!(errno(disk.create("cursors", 1)), Some(Errno::NOSPC), "it is still open");
+        drop(file);
+        disk.create("cursors", 3072).expect("there is room");
+    }
+
+    #[test]
+    fn a_dead_machine_changes_nothing_and_is_known_by_its_error() {
+        let (disk, file) = synced(1, 1);
+        let changes = disk.changes();
+        disk.crash_after(1);
+        file.write_at(&[&sectors(1, 2)], 0).expect("the last change");
+        assert!(disk.is_dead());
+        let mut byte = [0];
+        for dead in [
+            file.sync().err(),
+            file.read_at(&mut byte, 0).err(),
+            disk.remove(NAME).err(),
+            disk.list(SEGMENTS).err(),
+            disk.open(NAME, Access::Read).err(),
+        ] {
+            assert!(dead.as_ref().is_some_and(is_crash), "{dead:?}");
+        }
+        assert_eq!(disk.changes(), changes + 1);
+        let next = crash(&disk, 1);
+        assert!(!next.is_dead() && disk.is_dead());
+        assert!(read(&next, 1).is_ok());
+        assert!(file.read_at(&mut byte, 0).as_ref().is_err_and(is_crash));
+        assert!(read(&disk, 1).as_ref().is_err_and(is_crash), "of the process that was before");
+    }
+
+    #[test]
+    fn the_medium_goes_bad_byte_by_byte_and_page_by_page() {
+        let (disk, file) = synced(1, 24);
+        disk.flip(NAME, 700, 0x80);
+        disk.unreadable(NAME, 5000);
+        let disk = crash(&disk, 1);
+        let mut bytes = sectors(8, 0);
+        assert!(file.read_at(&mut bytes, 0).is_err());
+        let file = disk.open(NAME, Access::Read).expect("it is there");
+        assert_eq!(file.read_at(&mut bytes, 0).expect("a good page"), 4096);
+        assert_eq!((bytes[699], bytes[700]), (1, 0x81));
+        for offset in [1, 4096, 8191] {
+            assert_eq!(errno(file.read_at(&mut bytes, offset)), Some(Errno::IO), "{offset}");
+        }
+        assert_eq!(file.read_at(&mut bytes, 8192).expect("a good page"), 4096);
+        assert_eq!(file.read_at(&mut bytes, 12_200).expect("cut off"), 88);
+        assert_eq!(file.read_at(&mut bytes, 99_999).expect("nothing there"), 0);
+        assert_eq!(errno(file.write_at(&[b"x"], 0)), Some(Errno::BADF), "only to be read");
+    }
+
+    #[test]
+    fn a_seed_decides_all() {
+        let outcome = |seed| {
+            let (disk, file) = synced(seed, 8);
+            disk.faults(0.3);
+            for n in 0..40 {
+                let name = format!("quarantine/{}", n % 7);
+                // Which of them fail is what the seed decides.
+                drop(disk.create(&name, 700));
+                drop(file.write_at(&[&sectors(2, n)], u64::from(n) * 100));
+                drop(file.sync());
+                drop(disk.remove(&name));
+                drop(disk.sync_directory(QUARANTINE));
+            }
+            let disk = crash(&disk, seed);
+            let names = disk.names();
+            let contents: Vec<_> = names.iter().map(|name| disk.contents(name)).collect();
+            (names, contents)
+        };
+        for seed in 0..20 {
+            assert_eq!(outcome(seed), outcome(seed), "seed {seed}");
+        }
+        assert!(outcome(1) != outcome(2));
+    }
+}
