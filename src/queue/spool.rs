@@ -40,6 +40,7 @@ use super::disk::RealDisk;
 use super::segment::BLOCK;
 use super::segment::FIRST_RECORD;
 use super::segment::RECORD_HEADER;
+use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
@@ -212,6 +213,11 @@ impl TailRecord {
     fn end(&self) -> Position {
         self.first.position + self.events
     }
+
+    /// What it takes of memory.
+    fn weight(&self) -> u64 {
+        self.lines.len() as u64 + BATCH_OVERHEAD
+    }
 }
 
 /// A batch on its way to the disk.
@@ -327,11 +333,11 @@ impl State {
 
     /// Keeps a record in memory, and lets go of the oldest ones there.
     fn remember(&mut self, record: TailRecord, chunk: u64) {
-        self.tail_bytes += record.lines.len() as u64;
+        self.tail_bytes += record.weight();
         self.tail.push_back(record);
         while self.tail_bytes > TAIL_BYTES {
             let Some(oldest) = self.tail.pop_front() else { return };
-            self.tail_bytes -= oldest.lines.len() as u64;
+            self.tail_bytes -= oldest.weight();
             if oldest.lines.len() as u64 > chunk {
                 // Cursors that have it would hold more than their share for as long as their consumers are away.
                 for cursor in &mut self.cursors {

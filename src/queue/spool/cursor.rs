@@ -25,6 +25,7 @@ use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
 use crate::queue::cursors::Place;
 use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::OutputMetrics;
 
 /// The cursors are written when so much has become final, or after a second.
@@ -54,7 +55,7 @@ pub(super) struct CursorState {
     pub(super) read_byte: u64,
     /// What comes next, as far as it is in memory.
     pieces: VecDeque<Piece>,
-    /// Where reading goes on behind the pieces; `None`: to be found by position.
+    /// Where reading goes on behind the pieces, unless that is the end of a segment; `None`: to be found by position.
     pub(super) spot: Option<Spot>,
     /// What is loaded for an earlier one is of no use.
     epoch: u64,
@@ -229,8 +230,15 @@ impl State {
             return false;
         };
         let piece = load::piece_of(record, ahead.position..record.end());
+        let behind = Spot {
+            segment: record.segment,
+            offset: record.offset + RECORD_HEADER + record.lines.len() as u64,
+            line: 0,
+            position: record.end(),
+            checked: false,
+        };
         let cursor = &mut self.cursors[index];
-        cursor.spot = None;
+        cursor.spot = Some(behind);
         cursor.pieces.push_back(piece);
         true
     }
@@ -352,12 +360,12 @@ impl State {
         if self.tail_at(ahead).is_some() {
             return Wish::Ready;
         }
-        let spot = cursor.spot.unwrap_or_else(|| {
-            let segment = self.segments.get(self.segment_at(ahead));
-            // Behind the last segment nothing is there to be read, up to the end.
-            let first = segment.map_or(self.end.position, |segment| segment.first.position);
-            Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first, checked: false }
-        });
+        let segment = self.segments.get(self.segment_at(ahead));
+        // Behind the last segment nothing is there to be read, up to the end.
+        let first = segment.map_or(self.end.position, |segment| segment.first.position);
+        let begin =
+            Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first, checked: false };
+        let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
         self.job(cursor.epoch, spot, ahead, None, chunk)
     }
 

@@ -158,7 +158,7 @@ pub(super) struct Loaded {
     pub(super) to: Option<Position>,
     /// In order, each beginning where the one before ends.
     pub(super) pieces: Vec<Piece>,
-    /// Where to go on; `None`: in the next segment.
+    /// Where to go on in this segment; `None`: in the next.
     pub(super) next: Option<Spot>,
     /// What was come across.
     pub(super) damages: Vec<Damage>,

@@ -513,6 +513,18 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    /// Without a writer nothing can be stored: senders must not wait for it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.shared.lock();
+            state.fault = Some("its thread has panicked, restart the relay".to_owned());
+            state.waiting.clear();
+            self.shared.metrics.writable.set(0.0);
+        }
+    }
+}
+
 /// No room on the disk, or none that this user may take.
 fn is_full(error: &io::Error) -> bool {
     matches!(
