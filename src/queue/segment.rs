@@ -301,7 +301,7 @@ impl<'a> Scan<'a> {
                 return None;
             }
             let offset = self.at;
-            let Some(header) = RecordHeader::decode(self.peek(offset, RECORD_HEADER)) else {
+            let Some(header) = self.header(offset) else {
                 // Rests of a block are padding; what is behind them decides where the next record is.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
                 if offset % BLOCK != 0 && self.is_zero(offset..block) {
@@ -340,7 +340,7 @@ impl<'a> Scan<'a> {
 
     /// Lines of a record from an offset in the file on: about so many bytes, whole lines, at least one.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
-        let mut size = about.min(end - from);
+        let mut size = about.max(1).min(end - from);
         loop {
             let read = self.read(from, size);
             if from + size == end {
@@ -392,8 +392,7 @@ impl<'a> Scan<'a> {
             let read = self.read(at, (STEP as u64).min(self.end - at));
             for found in finder.find_iter(&read) {
                 let found = at + found as u64;
-                let header = RecordHeader::decode(&self.read(found, RECORD_HEADER));
-                if header.is_some_and(|header| header.first >= self.next) {
+                if self.header(found).is_some_and(|header| header.first >= self.next) {
                     return Some(found);
                 }
             }
@@ -403,6 +402,11 @@ impl<'a> Scan<'a> {
             at += (read.len() - overlap) as u64;
         }
         None
+    }
+
+    fn header(&mut self, at: u64) -> Option<RecordHeader> {
+        let size = RECORD_HEADER.min(self.end - at);
+        RecordHeader::decode(self.peek(at, size))
     }
 
     /// What is known of bytes that don't check.
@@ -449,25 +453,26 @@ impl<'a> Scan<'a> {
         bytes.start..bytes.start
     }
 
-    /// Up to so many bytes; fewer at the end.
+    /// So many bytes; behind the end of the file they are zeros.
     fn peek(&mut self, at: u64, size: u64) -> &[u8] {
-        let size = size.min(self.end - at);
-        let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
-        if !inside {
-            self.load(at, size);
-        }
-        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
-        let to = from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
-        self.window.get(from..to).unwrap_or_default()
+        let range = self.reach(at, size);
+        &self.window[range]
     }
 
     /// Bytes that are shared, not copied, as far as they lie in the window.
     fn read(&mut self, at: u64, size: u64) -> Bytes {
-        self.peek(at, size);
-        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
-        let to =
-            from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(self.window.len());
-        if from > to { Bytes::new() } else { self.window.slice(from..to) }
+        let range = self.reach(at, size);
+        self.window.slice(range)
+    }
+
+    /// Where in the window they are.
+    fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
+        let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
+        if !inside {
+            self.load(at, size);
+        }
+        let index = |at: u64| usize::try_from(at - self.window_at).expect("it is in memory");
+        index(at)..index(at + size)
     }
 
     /// Puts the window there. What can't be read is taken for zeros.
@@ -476,7 +481,7 @@ impl<'a> Scan<'a> {
             Check::Headers => BLOCK,
             Check::Lines => self.ahead + BLOCK,
         };
-        let size = size.max(ahead.min(self.end - at));
+        let size = size.max(ahead.min(self.end.saturating_sub(at)));
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
         let read = (0..READS).find_map(|_| self.file.read_at(&mut buffer, at).ok());
         if read.is_none() {
