@@ -43,7 +43,7 @@ const STEP: usize = 256 << 10;
 /// Shorter runs of zeros at the end of a record may be a changed byte as well as a sector that was not written.
 const ZEROS_MIN: u64 = 8;
 
-/// How often what can't be read is read again.
+/// How often a block is read before it is taken for unreadable.
 const READS: u32 = 3;
 
 /// `segments/%020u.seg`.
@@ -483,13 +483,18 @@ impl<'a> Scan<'a> {
         };
         let size = size.max(ahead.min(self.end.saturating_sub(at)));
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-        let read = (0..READS).find_map(|_| self.file.read_at(&mut buffer, at).ok());
-        if read.is_none() {
-            self.unreadable = true;
-            for (block, part) in buffer.chunks_mut(BLOCK as usize).enumerate() {
-                if self.file.read_at(part, at + block as u64 * BLOCK).is_err() {
+        if self.file.read_at(&mut buffer, at).is_err() {
+            // Only blocks as the page cache has them cost no others.
+            let (mut from, mut rest) = (at, buffer.as_mut_slice());
+            while !rest.is_empty() {
+                let length = usize::try_from(BLOCK - from % BLOCK).unwrap_or(usize::MAX);
+                let (part, others) = rest.split_at_mut(length.min(rest.len()));
+                if !(0..READS).any(|_| self.file.read_at(part, from).is_ok()) {
                     part.fill(0);
+                    self.unreadable = true;
                 }
+                from += part.len() as u64;
+                rest = others;
             }
         }
         self.window = Bytes::from(buffer);
