@@ -297,7 +297,8 @@ impl<'a> Scan<'a> {
     /// The next record, or what is in its place.
     pub(super) fn next(&mut self) -> Option<Found> {
         loop {
-            if self.at >= self.end {
+            if self.at >= self.end || self.next >= self.limit {
+                self.at = self.end;
                 return None;
             }
             let offset = self.at;
