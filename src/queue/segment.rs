@@ -418,7 +418,10 @@ impl<'a> Scan<'a> {
         while at < end {
             let step = (at + STEP as u64).next_multiple_of(SECTOR).min(end) - at;
             let read = self.read(at, step);
-            newlines += memchr::memchr_iter(b'\n', &read).count() as u64;
+            // A line break in what should be a header ends no line.
+            let head = (bytes.start + RECORD_HEADER).saturating_sub(at);
+            let lines = usize::try_from(head).ok().and_then(|head| read.get(head..));
+            newlines += memchr::memchr_iter(b'\n', lines.unwrap_or_default()).count() as u64;
             let mut sector = 0;
             while sector < read.len() {
                 let length = SECTOR - (at + sector as u64) % SECTOR;
