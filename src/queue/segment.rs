@@ -40,8 +40,8 @@ pub(super) const WINDOW: u64 = 1 << 20;
 /// Beyond it, bytes are only looked at, and not kept.
 const STEP: usize = 256 << 10;
 
-/// Shorter runs of zeros at the end of a record may be a changed byte as well as a sector that was not written.
-const ZEROS_MIN: u64 = 8;
+/// A zero alone at the end of a record may be a changed byte as well as a sector that was not written.
+const ZEROS_MIN: u64 = 2;
 
 /// How often a block is read before it is taken for unreadable.
 const READS: u32 = 3;
@@ -434,7 +434,12 @@ impl<'a> Scan<'a> {
         }
         let (events, lines) = match header {
             Some(header) => (header.events, header.length),
-            None => (newlines, (end - bytes.start).saturating_sub(RECORD_HEADER)),
+            None => {
+                let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
+                // No record is so short: what follows was not written.
+                torn |= lines == 0;
+                (newlines, lines)
+            }
         };
         Damage { bytes: bytes.start..end, events, lines, torn: torn && !self.unreadable }
     }
