@@ -195,7 +195,7 @@ pub(super) enum Check {
 }
 
 /// What a scan comes across.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// A whole record.
     Record(Record),
@@ -204,7 +204,7 @@ pub(super) enum Found {
 }
 
 /// A record that checks.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// Where its header is.
     pub(super) offset: u64,
