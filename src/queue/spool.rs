@@ -55,7 +55,7 @@ pub(super) use cursor::Cursor;
 use cursor::CursorState;
 
 /// Bytes of the newest records that are kept in memory.
-const TAIL_BYTES: u64 = 16 << 20;
+const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
 /// What all cursors together may have read ahead. Each may hold four times what it reads at once.
 const AHEAD_BYTES: u64 = 16 << 20;
@@ -604,3 +604,6 @@ impl Drop for Ticket {
         shared.lock().withdraw(number);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -127,6 +127,13 @@ impl SimulatedDisk {
         self.state().read_only = read_only;
     }
 
+    /// No operation fails any more that was set to.
+    pub(in crate::queue) fn calm(&self) {
+        let mut state = self.state();
+        state.plan.clear();
+        (state.probability, state.read_only, state.capacity) = (0.0, false, u64::MAX);
+    }
+
     /// All files together have room for so much. A removed one takes its room until nobody has it open.
     pub(in crate::queue) fn capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
@@ -150,6 +157,13 @@ impl SimulatedDisk {
     /// All files, with their directories, in order.
     pub(in crate::queue) fn names(&self) -> Vec<String> {
         self.state().seen.keys().cloned().collect()
+    }
+
+    /// How long all files of a directory are together.
+    pub(in crate::queue) fn bytes_in(&self, directory: &str) -> u64 {
+        let state = self.state();
+        let inside = state.seen.iter().filter(|(name, _)| split(name).0 == directory);
+        inside.map(|(_, number)| state.files[number].seen.len() as u64).sum()
     }
 
     /// What a file holds.

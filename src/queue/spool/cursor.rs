@@ -669,6 +669,28 @@ impl Cursor {
     }
 }
 
+/// What tests do in the place of [`Cursor::readable`], its waiting and its threads.
+#[cfg(test)]
+impl Cursor {
+    /// Whether it would return.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.wish(), Wish::Ready)
+    }
+
+    /// What it would read, or what [`Cursor::next`] reads ahead.
+    pub(super) fn job(&self, ahead: bool) -> Option<Job> {
+        let wish = match ahead {
+            true => self.shared.lock().read_on(self.index, self.shared.chunk),
+            false => self.wish(),
+        };
+        if let Wish::Load(job) = wish { Some(job) } else { None }
+    }
+
+    pub(super) fn take_in(&self, epoch: u64, loaded: Loaded) {
+        self.shared.apply(self.index, epoch, loaded);
+    }
+}
+
 impl Drop for Cursor {
     fn drop(&mut self) {
         if let Some((_, loading)) = self.loading.take() {

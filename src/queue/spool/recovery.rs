@@ -49,7 +49,7 @@ use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
 /// What a cursor reads at once, whatever the number of outputs: at least, and at most.
-const CHUNK: (u64, u64) = (256 << 10, 4 << 20);
+const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (256 << 10, 4 << 20) };
 
 /// Opens the queue on a disk. The writer that it gives is to be run.
 pub(super) fn open(

@@ -1,0 +1,88 @@
+//! The queue in files: a simulation against a model, damage of every kind, and many threads on a real disk.
+
+use metrics::Counter;
+use metrics::Gauge;
+use metrics::atomics::AtomicU64 as Cell;
+
+use super::*;
+use crate::config;
+
+mod simulation;
+
+/// So many seeds for each test; more by environment variable.
+fn seeds(usual: u64) -> Vec<u64> {
+    let number = |name: &str| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse().unwrap_or_else(|_| panic!("{name}: not a number: {text}")))
+    };
+    match number("KUBE_AUDIT_FORWARDER_SEED") {
+        Some(seed) => vec![seed],
+        None => (0..number("KUBE_AUDIT_FORWARDER_SEEDS").unwrap_or(usual)).collect(),
+    }
+}
+
+/// Whether one seed was asked for: then each step is told.
+fn is_alone() -> bool {
+    std::env::var_os("KUBE_AUDIT_FORWARDER_SEED").is_some()
+}
+
+/// Says how to run a seed that fails alone.
+struct Failing(u64);
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let test = std::thread::current().name().unwrap_or_default().to_owned();
+            println!(
+                "\nseed {seed} fails; alone: KUBE_AUDIT_FORWARDER_SEED={seed} cargo nextest run --lib {test}",
+                seed = self.0
+            );
+        }
+    }
+}
+
+/// The counters of an output that the queue moves, where they can be read at any time.
+#[derive(Default)]
+struct Counts {
+    delivered: Arc<Cell>,
+    lost: Arc<Cell>,
+    start: Arc<Cell>,
+}
+
+impl Counts {
+    fn metrics(&self, telemetry: &Telemetry, name: &str) -> OutputMetrics {
+        let mut metrics = telemetry.output(name);
+        metrics.events = Counter::from_arc(Arc::clone(&self.delivered));
+        metrics.lost = Counter::from_arc(Arc::clone(&self.lost));
+        metrics.start = Gauge::from_arc(Arc::clone(&self.start));
+        metrics
+    }
+
+    fn delivered(&self) -> u64 {
+        self.delivered.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn lost(&self) -> u64 {
+        self.lost.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Events found at the start.
+    fn start(&self) -> f64 {
+        f64::from_bits(self.start.load(std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::Queue {
+    let config = config::read(config::EMBEDDED).config.expect("it is right");
+    config::Queue { max_bytes, segment_bytes, when_full, ..config.queue }
+}
+
+/// Values of some series.
+fn values<const N: usize>(telemetry: &Telemetry, series: [&str; N]) -> [u64; N] {
+    let text = telemetry.render();
+    series.map(|series| {
+        let prefix = format!("kube_audit_forwarder_{series} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        line.unwrap_or_else(|| panic!("no {series}")).parse().expect("a count")
+    })
+}

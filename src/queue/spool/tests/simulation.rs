@@ -1,0 +1,1145 @@
+//! The queue against a model that is too simple to be wrong, on a disk that forgets, tears and refuses.
+//!
+//! All happens on one thread. The test itself performs the writer's steps and the cursors' reads, each when chance says so,
+//! in any order in which the threads might. The model is the log, event by event, with what each output has done about it;
+//! only where the queue is free to choose (what is dropped, how far a saved cursor is behind), it is asked, and the answer
+//! checked.
+//!
+//! An event is known by its number, which its line begins with. One that nobody was told of may be there after a crash:
+//! the model learns which it is as the first output gets it.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use rustix::io::Errno;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::super::cursor::Cursor;
+use super::super::load::Job;
+use super::super::load::Loaded;
+use super::super::writer::Step;
+use super::super::writer::Writer;
+use super::*;
+use crate::audit::LevelCounts;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Retaken;
+use crate::queue::Take;
+use crate::queue::claims::Stage;
+use crate::queue::disk::QUARANTINE;
+use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::simulated::Operation;
+use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::segment;
+
+const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
+
+/// What a test makes likely.
+#[derive(Debug, Clone)]
+struct Profile {
+    /// Crashes, in a thousand steps.
+    crashes: u32,
+    /// Ends of the process, in order or not, in a thousand steps.
+    restarts: u32,
+    /// Changes of what the disk refuses, in a thousand steps.
+    faults: u32,
+    when_full: &'static [WhenFull],
+    /// `queue.max_bytes` in segments.
+    segments: std::ops::RangeInclusive<u64>,
+}
+
+/// What was appended.
+struct Sent {
+    /// The number of its first event.
+    first: u64,
+    /// Bytes of each line.
+    lengths: Vec<usize>,
+    told: Told,
+}
+
+/// What is known of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// It waits to be written.
+    Waiting,
+    /// It was not written, and is never to be seen.
+    Never,
+    /// It was written, and nobody was told: it may be there after a crash.
+    Perhaps,
+    /// It is in the log.
+    Stored,
+}
+
+/// What an output has done about an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Waiting,
+    Finished,
+    Lost,
+}
+
+/// A read for a cursor, on a thread of its own.
+enum Loading {
+    Asked(Job),
+    Done(u64, Loaded),
+}
+
+/// One output of this run.
+struct Output {
+    name: String,
+    /// It finishes in order, and rewinds; others release.
+    ordered: bool,
+    counts: Counts,
+    /// By position.
+    fates: Vec<Fate>,
+    read: Position,
+    /// By start: end, and on the wire or released.
+    claims: BTreeMap<Position, (Position, Stage)>,
+    /// Were dropped while they were released, and the output does not know.
+    dropped: Vec<Claim>,
+    start: u64,
+    finished: u64,
+    lost: u64,
+    /// The cursors file has it at least here.
+    saved: Position,
+    /// Its bytes were guessed when a claim was split.
+    guessed: bool,
+    /// They were once.
+    has_guessed: bool,
+    loading: Option<Loading>,
+}
+
+impl Output {
+    /// The first position that is not finished, and where it is if what was dropped is passed.
+    fn watermark(&self) -> (Position, Position) {
+        let Some((start, _)) = self.claims.first_key_value() else {
+            return (self.read, self.next().unwrap_or(self.fates.len() as u64));
+        };
+        (*start, *start)
+    }
+
+    /// What comes next.
+    fn next(&self) -> Option<Position> {
+        let unread = self.fates.get(index(self.read)..)?;
+        let next = unread.iter().position(|fate| *fate == Fate::Waiting)?;
+        Some(self.read + next as u64)
+    }
+
+    fn waiting(&self) -> u64 {
+        self.fates.iter().filter(|fate| **fate == Fate::Waiting).count() as u64
+    }
+
+    fn pick(&self, rng: &mut Rng, stages: &[Stage]) -> Option<Claim> {
+        let of_stage = self.claims.iter().filter(|(_, (_, stage))| stages.contains(stage));
+        let claims = of_stage.map(|(start, (end, _))| Claim { start: *start, end: *end });
+        rng.choice(claims.collect::<Vec<_>>())
+    }
+
+    /// Says how many were waiting.
+    fn settle(&mut self, positions: std::ops::Range<Position>, fate: Fate) -> u64 {
+        let mut count = 0;
+        for old in &mut self.fates[index(positions.start)..index(positions.end)] {
+            if *old == Fate::Waiting {
+                *old = fate;
+                count += 1;
+            }
+        }
+        *(if fate == Fate::Lost { &mut self.lost } else { &mut self.finished }) += count;
+        count
+    }
+
+    /// A dropped segment. Says how many it had not got.
+    fn drop_segment(&mut self, positions: &std::ops::Range<Position>) -> u64 {
+        let inside: Vec<Claim> = self
+            .claims
+            .range(..positions.end)
+            .map(|(start, (end, _))| Claim { start: *start, end: *end })
+            .filter(|claim| claim.end > positions.start)
+            .collect();
+        for claim in inside {
+            let (_, stage) = self.claims.remove(&claim.start).expect("it is there");
+            assert_eq!(stage, Stage::Released, "{}: {claim:?} is dropped", self.name);
+            assert!(positions.start <= claim.start && claim.end <= positions.end);
+            self.dropped.push(claim);
+        }
+        if positions.contains(&self.read) {
+            self.read = positions.end;
+        }
+        self.settle(positions.clone(), Fate::Lost)
+    }
+}
+
+/// Where an output may go on after a start.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    from: Position,
+    to: Position,
+    guessed: bool,
+}
+
+/// What runs.
+struct Process {
+    telemetry: Telemetry,
+    queue: Queue,
+    /// `None`: it has ended.
+    writer: Option<Writer>,
+    cursors: Vec<Cursor>,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    events: u64,
+    delivered: u64,
+    starts: u64,
+    crashes: u64,
+    /// Crashes at an operation, not between two.
+    inside: u64,
+    /// Batches that nobody was told of, and that are there.
+    untold: u64,
+    dropped: u64,
+    faults: u64,
+    full: u64,
+    loads: u64,
+}
+
+struct Simulation {
+    talks: bool,
+    profile: Profile,
+    rng: Rng,
+    disk: SimulatedDisk,
+    config: config::Queue,
+    /// How likely an append is.
+    pressure: u32,
+    sent: Vec<Sent>,
+    /// The number of each position's event; `None`: it was found at a start, and nobody has got it yet.
+    log: Vec<Option<u64>>,
+    /// By position: it was dropped once.
+    dropped: BTreeSet<Position>,
+    known: BTreeMap<String, Known>,
+    /// The machine will crash by itself.
+    armed: bool,
+    /// Something was set to fail since the machine started.
+    faulty: bool,
+    /// What one process could not sync the next one has found: a crash may take that away.
+    shaky: bool,
+
+    process: Option<Process>,
+    outputs: Vec<Output>,
+    waiting: VecDeque<(usize, Ticket)>,
+    accepted: u64,
+    dropped_newest: u64,
+    dropped_oldest: u64,
+    tally: Tally,
+}
+
+fn index(position: Position) -> usize {
+    usize::try_from(position).expect("a small log")
+}
+
+fn write_line(number: u64, length: usize, lines: &mut Vec<u8>) {
+    let begin = lines.len();
+    lines.extend(number.to_string().bytes());
+    lines.push(b' ');
+    let filler = b'a' + u8::try_from(number % 26).expect("a letter");
+    lines.resize((begin + length - 1).max(lines.len()), filler);
+    lines.push(b'\n');
+}
+
+/// Says each step, where one seed was asked for.
+macro_rules! say {
+    ($simulation:expr, $($what:tt)+) => {
+        if $simulation.talks {
+            println!($($what)+);
+        }
+    };
+}
+
+impl Simulation {
+    fn new(seed: u64, profile: Profile, tally: Tally) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let segment_bytes = rng.choice([16 << 10, 20 << 10, 32 << 10, 64 << 10]).expect("one");
+        let max_bytes = (segment_bytes * rng.u64(profile.segments.clone())).max(256 << 10);
+        let when_full = *rng.choice(profile.when_full).expect("one");
+        let disk = SimulatedDisk::new(seed);
+        let mut simulation = Self {
+            talks: is_alone(),
+            profile,
+            pressure: rng.u32(5..60),
+            rng,
+            disk,
+            config: settings(max_bytes, segment_bytes, when_full),
+            sent: Vec::new(),
+            log: Vec::new(),
+            dropped: BTreeSet::new(),
+            known: BTreeMap::new(),
+            armed: false,
+            faulty: false,
+            shaky: false,
+            process: None,
+            outputs: Vec::new(),
+            waiting: VecDeque::new(),
+            accepted: 0,
+            dropped_newest: 0,
+            dropped_oldest: 0,
+            tally,
+        };
+        say!(simulation, "{segment_bytes} of {max_bytes}, {when_full:?}");
+        simulation.start();
+        simulation
+    }
+
+    fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it runs")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.process.as_ref().expect("it runs").queue.shared.lock()
+    }
+
+    // The log.
+
+    /// The number of a batch's sent that holds an event, and which of its events that is.
+    fn find(&self, number: u64) -> (usize, usize) {
+        let sent = self.sent.partition_point(|sent| sent.first <= number) - 1;
+        (sent, index(number - self.sent[sent].first))
+    }
+
+    fn length(&self, position: Position) -> Option<u64> {
+        let (sent, event) = self.find(self.log[index(position)]?);
+        Some(self.sent[sent].lengths[event] as u64)
+    }
+
+    /// An output has got an event that nobody was told of.
+    fn learn(&mut self, position: Position, lines: &[u8]) {
+        let end = lines.iter().position(|byte| *byte == b' ').expect("a number, and a space");
+        let number = std::str::from_utf8(&lines[..end]).expect("a number").parse();
+        let (sent, event) = self.find(number.expect("a number"));
+        let batch = &mut self.sent[sent];
+        assert_eq!(batch.told, Told::Perhaps, "position {position}, event {event} of batch {sent}");
+        assert_eq!(event, 0, "the front of batch {sent} is missing");
+        batch.told = Told::Stored;
+        for (event, position) in (batch.first..).zip(position..).take(batch.lengths.len()) {
+            let slot = self.log.get_mut(index(position));
+            assert_eq!(slot, Some(&mut None), "batch {sent} is not there as a whole");
+            self.log[index(position)] = Some(event);
+        }
+        self.tally.untold += 1;
+    }
+
+    /// Compares with the log.
+    fn compare(&mut self, batch: &Batch) {
+        assert_eq!(batch.events, batch.claim.end - batch.claim.start);
+        assert!(batch.pieces.iter().all(|piece| piece.ends_with(b"\n")), "whole lines");
+        let got = batch.pieces.concat();
+        assert_eq!(batch.bytes, got.len() as u64);
+        let mut wanted = Vec::with_capacity(got.len());
+        for position in batch.claim.start..batch.claim.end {
+            if self.log[index(position)].is_none() {
+                self.learn(position, &got[wanted.len().min(got.len())..]);
+            }
+            let number = self.log[index(position)].expect("it was learned");
+            let (sent, event) = self.find(number);
+            write_line(number, self.sent[sent].lengths[event], &mut wanted);
+        }
+        assert!(got == wanted, "{:?} is not as it was sent", batch.claim);
+    }
+
+    // What is done.
+
+    fn batch(&mut self) -> (u64, Vec<usize>) {
+        let first = self.sent.last().map_or(0, |last| last.first + last.lengths.len() as u64);
+        let segment = self.config.segment_bytes;
+        let bytes = match self.rng.u8(..20) {
+            0..6 => self.rng.u64(1..200),
+            6..11 => self.rng.u64(1..3000),
+            11..18 => self.rng.u64(1..16_000),
+            18 => self.rng.u64(1..segment * 5 / 4),
+            _ => self.rng.u64(1..self.config.max_bytes / 2),
+        };
+        // About one in a block ends where the block does.
+        let bytes = match self.rng.u8(..10) {
+            0 => (bytes.next_multiple_of(BLOCK) - RECORD_HEADER)
+                .saturating_add_signed(self.rng.i64(-9..9)),
+            _ => bytes,
+        };
+        let most = if self.rng.bool() { 3 } else { 60 };
+        let events = self.rng.u64(1..=most).min(bytes.div_ceil(12));
+        let mut lengths: Vec<usize> = Vec::new();
+        let mut left = bytes.max(events * 12);
+        for rest in (0..events).rev() {
+            let length = match rest {
+                0 => left,
+                _ => self.rng.u64(12..=(left - rest * 12).min(left / (rest + 1) * 2).max(12)),
+            };
+            lengths.push(index(length));
+            left -= length;
+        }
+        (first, lengths)
+    }
+
+    fn append(&mut self) {
+        let (first, lengths) = self.batch();
+        self.send(first, lengths);
+    }
+
+    /// Whether it was taken.
+    fn send(&mut self, first: u64, lengths: Vec<usize>) -> bool {
+        let mut lines = Vec::new();
+        for (number, length) in (first..).zip(&lengths) {
+            write_line(number, *length, &mut lines);
+        }
+        let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
+        let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
+        let (fault, holes) = {
+            let state = self.state();
+            (state.fault.is_some(), state.holes.clone())
+        };
+        let queue = self.process().queue.clone();
+        let admitted = queue.admits(bytes);
+        let taken = queue.append(append);
+        let (new, opens) = {
+            let state = self.state();
+            let new = state.holes.iter().filter(|hole| !holes.contains(hole));
+            let new: Vec<_> = new.map(|hole| hole.start..hole.end).collect();
+            (new, state.waiting.back().and_then(|waiting| waiting.opens))
+        };
+        let outcome = taken.as_ref().map(|_| ()).map_err(|refused| *refused);
+        say!(
+            self,
+            "append {} events of {bytes} bytes from {first}: {outcome:?}, opens {opens:?}, drops {new:?}",
+            lengths.len()
+        );
+        assert_eq!(outcome == Err(Refused::Disk), fault, "{outcome:?}");
+        assert!(new.is_empty() || outcome.is_ok(), "all or nothing");
+        let when_full = self.config.when_full;
+        match when_full {
+            WhenFull::Reject => assert_eq!(admitted, outcome),
+            WhenFull::DropOldest => assert_eq!(admitted.is_err(), fault),
+            WhenFull::DropNewest => assert!(outcome != Err(Refused::Full) && admitted == outcome),
+        }
+        assert!(new.is_empty() || when_full == WhenFull::DropOldest);
+        for range in new {
+            let most = self.outputs.iter_mut().map(|output| output.drop_segment(&range)).max();
+            self.dropped_oldest += most.unwrap_or_default();
+            self.tally.dropped += most.unwrap_or_default();
+            self.dropped.extend(range);
+        }
+        self.tally.full += u64::from(outcome == Err(Refused::Full));
+        let Ok(ticket) = taken else { return false };
+        if ticket.done.is_none() {
+            assert_eq!(when_full, WhenFull::DropNewest);
+            self.dropped_newest += events;
+            return false;
+        }
+        self.waiting.push_back((self.sent.len(), ticket));
+        self.sent.push(Sent { first, lengths, told: Told::Waiting });
+        true
+    }
+
+    /// A sender goes.
+    fn leave(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let chosen = self.rng.usize(..self.waiting.len());
+        let (sent, ticket) = self.waiting.remove(chosen).expect("it is there");
+        say!(self, "the sender of batch {sent} goes");
+        drop(ticket);
+        self.sent[sent].told = Told::Never;
+    }
+
+    fn due(&self) -> Vec<Step> {
+        let state = self.state();
+        let well = state.fault.is_none();
+        let mut due = Vec::new();
+        due.extend((!well).then_some(Step::Probe));
+        due.extend(state.stale.then_some(Step::Save));
+        due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
+        let behind = !state.doomed.is_empty() || state.finished().next().is_some();
+        due.extend((well && behind).then_some(Step::Reclaim));
+        due
+    }
+
+    /// Whether the writer had something to do.
+    fn work(&mut self) -> bool {
+        let due = self.due();
+        let Some(step) = self.rng.choice(due) else { return false };
+        let group = {
+            let state = self.state();
+            let later = state.waiting.iter().skip(1).position(|waiting| waiting.opens.is_some());
+            later.map_or(state.waiting.len(), |later| later + 1)
+        };
+        self.process().writer.as_mut().expect("it works").perform(step);
+        self.hear(if step == Step::Commit { group } else { 0 });
+        say!(self, "{step:?}: {}", self.shown());
+        true
+    }
+
+    /// Reads the answers of those who wait. So many may have been written.
+    fn hear(&mut self, written: usize) {
+        let end = self.state().end.position;
+        let mut new = end - self.log.len() as u64;
+        let mut waiting = VecDeque::new();
+        for (number, (sent, mut ticket)) in
+            std::mem::take(&mut self.waiting).into_iter().enumerate()
+        {
+            let done = ticket.done.as_mut().expect("it was not answered");
+            let answer = done.try_recv();
+            let batch = &mut self.sent[sent];
+            let events = batch.lengths.len() as u64;
+            if new > 0 {
+                assert_eq!(answer, Ok(Ok(())), "batch {sent} is stored");
+                assert!(new >= events, "a batch is stored whole, and in order");
+                batch.told = Told::Stored;
+                self.log.extend((batch.first..batch.first + events).map(Some));
+                self.accepted += events;
+                self.tally.events += events;
+                new -= events;
+                continue;
+            }
+            match answer {
+                Err(TryRecvError::Empty) => waiting.push_back((sent, ticket)),
+                Ok(Err(Refused::Disk)) => {
+                    batch.told = if number < written { Told::Perhaps } else { Told::Never };
+                }
+                other => panic!("batch {sent} is not stored, and told: {other:?}"),
+            }
+        }
+        assert_eq!(new, 0, "nobody has sent the last events");
+        self.waiting = waiting;
+        for output in &mut self.outputs {
+            output.fates.resize(self.log.len(), Fate::Waiting);
+        }
+    }
+
+    fn shown(&self) -> String {
+        let state = self.state();
+        let segments = state.segments.iter().map(|segment| {
+            let (first, end) = (segment.first.position, segment.end.position);
+            let active = if segment.active { "*" } else { "" };
+            format!("{first}..{end}({}){active}", segment.size)
+        });
+        format!(
+            "end {}, segments {:?}, doomed {:?}, fault {:?}, {} wait, free {}, opening {}",
+            state.end.position,
+            segments.collect::<Vec<_>>(),
+            state.doomed,
+            state.fault,
+            state.waiting.len(),
+            state.free,
+            state.opening
+        )
+    }
+
+    /// Whether something was there.
+    fn next(&mut self, chosen: usize, take: Take) -> bool {
+        let got = self.process().cursors[chosen].next(take);
+        let cursor = &self.process().cursors[chosen];
+        let (ready, job) = (cursor.is_ready(), cursor.job(false));
+        let output = &self.outputs[chosen];
+        let next = output.next();
+        say!(self, "{} takes {take:?}: {:?}", output.name, got.as_ref().map(|got| got.claim));
+        let Some(got) = got else {
+            assert!(!ready, "{} says that there is something, and gives nothing", output.name);
+            assert!(next.is_none() || job.is_some(), "{} stands at {next:?}", output.name);
+            return false;
+        };
+        assert_eq!(Some(got.claim.start), next, "{} skips, or goes back", output.name);
+        let fits = got.bytes <= take.bytes && got.events <= take.events;
+        assert!(fits || got.events == 1, "within its bounds, or one event");
+        self.compare(&got);
+        let output = &mut self.outputs[chosen];
+        let Claim { start, end } = got.claim;
+        let fates = &output.fates[index(start)..index(end)];
+        assert!(fates.iter().all(|fate| *fate == Fate::Waiting), "it had some of {start}..{end}");
+        output.guessed &= !output.claims.is_empty();
+        output.claims.insert(start, (end, Stage::OnWire));
+        output.read = end;
+        if self.rng.bool() {
+            self.ask(chosen, true);
+        }
+        true
+    }
+
+    fn finish(&mut self, chosen: usize, lose: bool) {
+        let output = &mut self.outputs[chosen];
+        let claim = match output.ordered {
+            true => output
+                .claims
+                .first_key_value()
+                .map(|(start, (end, _))| Claim { start: *start, end: *end }),
+            false => output.pick(&mut self.rng, &[Stage::OnWire]),
+        };
+        let Some(claim) = claim else { return };
+        let lost = if lose { self.rng.u64(0..=claim.end - claim.start) } else { 0 };
+        say!(self, "{} finishes {claim:?}, {lost} lost", self.outputs[chosen].name);
+        let output = &mut self.outputs[chosen];
+        output.claims.remove(&claim.start);
+        output.settle(claim.start..claim.end - lost, Fate::Finished);
+        output.settle(claim.end - lost..claim.end, Fate::Lost);
+        self.tally.delivered += claim.end - claim.start - lost;
+        self.process().cursors[chosen].finish(claim, lost);
+    }
+
+    fn release(&mut self, chosen: usize) {
+        let output = &mut self.outputs[chosen];
+        let Some(claim) = output.pick(&mut self.rng, &[Stage::OnWire]) else { return };
+        if output.ordered {
+            return;
+        }
+        output.claims.insert(claim.start, (claim.end, Stage::Released));
+        say!(self, "{} releases {claim:?}", self.outputs[chosen].name);
+        self.process().cursors[chosen].release(claim);
+    }
+
+    fn split(&mut self, chosen: usize) {
+        let output = &mut self.outputs[chosen];
+        let stages = [Stage::OnWire, Stage::Released];
+        let Some(claim) = output.pick(&mut self.rng, &stages) else { return };
+        if output.ordered {
+            return;
+        }
+        let split = self.process().cursors[chosen].split(claim);
+        say!(self, "{} splits {claim:?}: {split:?}", self.outputs[chosen].name);
+        let events = claim.end - claim.start;
+        assert_eq!(split.is_some(), events >= 2);
+        let Some((left, right)) = split else { return };
+        assert_eq!((left.start, left.end, right.end), (claim.start, right.start, claim.end));
+        assert_eq!(left.end - left.start, events / 2);
+        let output = &mut self.outputs[chosen];
+        let (_, stage) = output.claims[&claim.start];
+        output.claims.insert(left.start, (left.end, stage));
+        output.claims.insert(right.start, (right.end, stage));
+        (output.guessed, output.has_guessed) = (true, true);
+    }
+
+    fn rewind(&mut self, chosen: usize) {
+        let output = &mut self.outputs[chosen];
+        if !output.ordered {
+            return;
+        }
+        output.read = output.watermark().0;
+        output.claims.clear();
+        say!(self, "{} rewinds to {}", self.outputs[chosen].name, self.outputs[chosen].read);
+        self.process().cursors[chosen].rewind();
+    }
+
+    /// A released claim is taken to be sent again, or only to be finished. Whether it could be.
+    fn retake(&mut self, chosen: usize, only: bool) -> bool {
+        let Self { outputs, rng, .. } = self;
+        let output = &mut outputs[chosen];
+        if !output.dropped.is_empty() {
+            let claim = output.dropped.swap_remove(rng.usize(..output.dropped.len()));
+            say!(self, "{} asks for {claim:?}, which was dropped", self.outputs[chosen].name);
+            let cursor = &mut self.process().cursors[chosen];
+            assert!(!cursor.reclaim(claim), "it was dropped");
+            assert!(matches!(cursor.retake(claim), Retaken::Gone), "it was dropped");
+            return true;
+        }
+        let Some(claim) = output.pick(rng, &[Stage::Released]) else { return false };
+        if only {
+            assert!(self.process().cursors[chosen].reclaim(claim), "it was not dropped");
+        } else {
+            let retaken = self.process().cursors[chosen].retake(claim);
+            say!(self, "{} takes {claim:?} again: {retaken:?}", self.outputs[chosen].name);
+            match retaken {
+                Retaken::Batch(batch) => {
+                    assert_eq!(batch.claim, claim);
+                    self.compare(&batch);
+                }
+                Retaken::Gone => panic!("{claim:?} was not dropped"),
+                Retaken::NotYet => {
+                    let stands = self.process().cursors[chosen].job(false).is_none();
+                    assert!(!stands, "nothing will ever bring {claim:?}");
+                    return false;
+                }
+            }
+        }
+        self.outputs[chosen].claims.insert(claim.start, (claim.end, Stage::OnWire));
+        true
+    }
+
+    /// Begins a read, if none is under way.
+    fn ask(&mut self, chosen: usize, ahead: bool) {
+        if self.outputs[chosen].loading.is_none() {
+            let job = self.process().cursors[chosen].job(ahead);
+            self.outputs[chosen].loading = job.map(Loading::Asked);
+        }
+    }
+
+    /// The next part of a read.
+    fn load(&mut self, chosen: usize) {
+        self.ask(chosen, false);
+        let Some(loading) = self.outputs[chosen].loading.take() else { return };
+        let process = self.process.as_mut().expect("it runs");
+        let loading = match loading {
+            Loading::Asked(job) => {
+                self.tally.loads += 1;
+                match process.queue.shared.read(&job) {
+                    Ok(loaded) => Some(Loading::Done(job.epoch, loaded)),
+                    Err(_) => {
+                        assert!(self.faulty || self.disk.is_dead(), "it can be opened");
+                        None
+                    }
+                }
+            }
+            Loading::Done(epoch, loaded) => {
+                process.cursors[chosen].take_in(epoch, loaded);
+                None
+            }
+        };
+        self.outputs[chosen].loading = loading;
+    }
+
+    /// Takes everything, and finishes it.
+    fn drain(&mut self, chosen: usize) {
+        let mut patience = 0;
+        loop {
+            let progress = loop {
+                let output = &self.outputs[chosen];
+                if output.claims.values().any(|(_, stage)| *stage == Stage::OnWire) {
+                    self.finish(chosen, false);
+                    break true;
+                }
+                if !output.claims.is_empty() || !output.dropped.is_empty() {
+                    break self.retake(chosen, false);
+                }
+                break self.next(chosen, ALL);
+            };
+            if progress {
+                patience = 0;
+                continue;
+            }
+            let output = &self.outputs[chosen];
+            if output.next().is_none() && output.claims.is_empty() {
+                return;
+            }
+            // One that was under way may be of no use; each brings a claim, or what one segment has, or what is missing.
+            patience += 1;
+            let most = 10 + 3 * self.state().segments.len();
+            assert!(patience < most, "{} has read {patience} times for nothing", output.name);
+            self.load(chosen);
+            if self.disk.is_dead() {
+                return;
+            }
+        }
+    }
+}
+
+/// The machine.
+impl Simulation {
+    /// The queue is opened, on a disk where the machine may crash meanwhile.
+    fn start(&mut self) {
+        let all = ["a", "b", "c", "d"];
+        let mut names: Vec<&str> = self
+            .outputs
+            .iter()
+            .map(|it| all.into_iter().find(|name| *name == it.name).expect("one"))
+            .collect();
+        if names.is_empty() {
+            names = self.rng.choose_multiple(all, 0);
+            names.push("a");
+            if self.rng.bool() {
+                names.push("b");
+            }
+        } else if self.rng.u8(..5) == 0 {
+            let amount = self.rng.usize(1..=3);
+            names = self.rng.choose_multiple(all, amount);
+        }
+        if !self.shaky && self.rng.u8(..3) == 0 {
+            self.arm(12);
+        }
+        loop {
+            self.tally.starts += 1;
+            let telemetry = Telemetry::new();
+            let counts: Vec<Counts> = names.iter().map(|_| Counts::default()).collect();
+            let outputs: Vec<_> = names
+                .iter()
+                .zip(&counts)
+                .map(|(name, counts)| ((*name).to_owned(), counts.metrics(&telemetry, name)))
+                .collect();
+            let disk = Arc::new(self.disk.clone());
+            let opened =
+                recovery::open(disk, Path::new("spool"), &self.config, &telemetry, &outputs);
+            if self.disk.is_dead() {
+                say!(self, "crash at the start");
+                self.power_off();
+                continue;
+            }
+            match opened {
+                Ok((queue, cursors, writer)) => {
+                    self.process =
+                        Some(Process { telemetry, queue, writer: Some(writer), cursors });
+                    self.find_again(&names, counts);
+                    return;
+                }
+                Err(error) => {
+                    assert!(self.faulty, "{error}");
+                    say!(self, "not opened: {error}");
+                    self.disk.calm();
+                }
+            }
+        }
+    }
+
+    /// What was there at the start is as it should be.
+    fn find_again(&mut self, names: &[&str], counts: Vec<Counts>) {
+        let (end, holes, oldest, places, safe) = {
+            let state = self.state();
+            let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
+            let places: Vec<_> = state.cursors.iter().map(|cursor| cursor.claims.read).collect();
+            (state.end.position, state.holes.clone(), oldest.position, places, !state.stale)
+        };
+        say!(self, "start with {names:?} at {places:?}: {}", self.shown());
+        assert!(end >= self.log.len() as u64, "the end is {end}, it was {}", self.log.len());
+        self.log.resize(index(end), None);
+        (self.accepted, self.dropped_newest, self.dropped_oldest) = (0, 0, 0);
+        let mut holed = vec![false; self.log.len()];
+        for position in holes.iter().flat_map(|hole| hole.start..hole.end) {
+            assert!(self.dropped.contains(&position), "{position} was never dropped");
+            holed[index(position)] = true;
+        }
+        let mut outputs = Vec::new();
+        for ((name, counts), at) in names.iter().zip(counts).zip(places) {
+            let guessed = match self.known.get(*name) {
+                Some(known) => {
+                    assert!(
+                        (known.from..=known.to).contains(&at),
+                        "{name} is at {at}, not in {known:?}"
+                    );
+                    known.guessed
+                }
+                None => {
+                    assert!(at == end || at == oldest, "{name} is new, and at {at}");
+                    false
+                }
+            };
+            let fate = |(position, holed): (Position, &bool)| match holed {
+                _ if position < at => Fate::Finished,
+                true => Fate::Lost,
+                false => Fate::Waiting,
+            };
+            let mut output = Output {
+                name: (*name).to_owned(),
+                ordered: self.rng.bool(),
+                counts,
+                fates: (0..).zip(&holed).map(fate).collect(),
+                read: at,
+                claims: BTreeMap::new(),
+                dropped: Vec::new(),
+                start: 0,
+                finished: 0,
+                lost: 0,
+                saved: if safe { at } else { self.known.get(*name).map_or(0, |known| known.from) },
+                guessed,
+                has_guessed: guessed,
+                loading: None,
+            };
+            output.start = output.waiting();
+            #[allow(clippy::cast_precision_loss, reason = "a small log")]
+            let start = output.start as f64;
+            assert_eq!(output.counts.start(), start, "{name}");
+            outputs.push(output);
+        }
+        // Outputs that are not there any more may be in the file as long as it was not written.
+        self.known.retain(|_, _| !safe);
+        self.outputs = outputs;
+        self.check();
+        self.check_counters();
+    }
+
+    /// The process is gone; says what the next one may find.
+    fn stop(&mut self) {
+        for (sent, _) in self.waiting.drain(..) {
+            self.sent[sent].told = Told::Never;
+        }
+        for output in &self.outputs {
+            let Output { saved: from, has_guessed: guessed, .. } = *output;
+            let known = Known { from, to: output.watermark().1, guessed };
+            self.known.insert(output.name.clone(), known);
+        }
+        self.process = None;
+    }
+
+    fn power_off(&mut self) {
+        self.tally.crashes += 1;
+        self.tally.inside += u64::from(self.disk.is_dead());
+        self.disk = self.disk.crash(&mut self.rng);
+        (self.armed, self.faulty) = (false, false);
+    }
+
+    fn arm(&mut self, most: u64) {
+        self.disk.crash_after(self.rng.u64(..most));
+        self.armed = true;
+    }
+
+    fn crash(&mut self) {
+        self.stop();
+        self.power_off();
+        if self.rng.bool() {
+            self.disk.calm();
+        } else {
+            self.faulty = true;
+        }
+        self.start();
+    }
+
+    /// The process ends, in order or not, and the machine does not.
+    fn restart(&mut self, in_order: bool) {
+        say!(self, "restart, in order: {in_order}");
+        if in_order {
+            self.end();
+            if self.disk.is_dead() {
+                return self.crash();
+            }
+        }
+        if self.faulty && (self.armed || self.rng.bool()) {
+            return self.crash();
+        }
+        self.shaky |= self.faulty;
+        self.stop();
+        self.start();
+    }
+
+    fn end(&mut self) {
+        self.state().closed = true;
+        self.process().writer.take().expect("it works").end();
+        self.hear(usize::MAX);
+        assert!(self.waiting.is_empty(), "{} were never answered", self.waiting.len());
+        self.note_saved();
+    }
+
+    /// Where the cursors file is not outdated, it has all.
+    fn note_saved(&mut self) {
+        let safe = !self.state().stale;
+        for output in self.outputs.iter_mut().filter(|_| safe) {
+            output.saved = output.watermark().0;
+        }
+    }
+
+    fn fail_something(&mut self) {
+        self.faulty = true;
+        self.tally.faults += 1;
+        match self.rng.u8(..8) {
+            0 | 1 => self.disk.calm(),
+            2 => self.disk.faults(self.rng.choice([0.02, 0.1, 0.5, 1.0]).expect("one")),
+            3 => self.disk.read_only(true),
+            4 => {
+                let held = self.disk.bytes_in("") + self.disk.bytes_in(SEGMENTS);
+                self.disk.capacity(held + self.rng.u64(..self.config.segment_bytes));
+            }
+            _ => {
+                let others = [Operation::Open, Operation::Read, Operation::List, Operation::Bytes];
+                let operation = self
+                    .rng
+                    .choice(Operation::CHANGES.into_iter().chain(others).collect::<Vec<_>>())
+                    .expect("one");
+                let full = matches!(operation, Operation::Create | Operation::Write);
+                let errors: &[Errno] =
+                    if full { &[Errno::IO, Errno::NOSPC, Errno::DQUOT] } else { &[Errno::IO] };
+                let error = *self.rng.choice(errors).expect("one");
+                self.disk.fail(operation, self.rng.u64(..4), error);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let dice = self.rng.u32(..1000);
+        let Profile { crashes, restarts, faults, .. } = self.profile;
+        if dice < crashes {
+            if self.shaky {
+                // Nothing.
+            } else if self.rng.u8(..4) == 0 {
+                say!(self, "crash between two operations");
+                self.crash();
+            } else {
+                self.arm(20);
+            }
+        } else if dice < crashes + restarts {
+            let in_order = self.rng.bool();
+            self.restart(in_order);
+        } else if dice < crashes + restarts + faults {
+            self.fail_something();
+        } else if self.rng.u32(..100) < self.pressure {
+            self.append();
+        } else {
+            self.act();
+        }
+        if self.disk.is_dead() {
+            say!(self, "crash at an operation");
+            return self.crash();
+        }
+        self.check();
+    }
+
+    fn act(&mut self) {
+        let chosen = self.rng.usize(..self.outputs.len());
+        match self.rng.u8(..100) {
+            0..30 => drop(self.work()),
+            30..45 => {
+                let take = Take { bytes: self.rng.u64(1..20_000), events: self.rng.u64(1..100) };
+                self.next(chosen, take);
+            }
+            45..57 => {
+                let lose = self.rng.u8(..10) == 0;
+                self.finish(chosen, lose);
+            }
+            57..61 => self.release(chosen),
+            61..66 => drop(self.retake(chosen, false)),
+            66..68 => drop(self.retake(chosen, true)),
+            68..71 => self.split(chosen),
+            71..73 => self.rewind(chosen),
+            73..92 => self.load(chosen),
+            92..95 => self.leave(),
+            95..97 => drop(self.settle()),
+            _ => self.drain(chosen),
+        }
+    }
+
+    /// The writer does all there is to do. Whether it comes to an end.
+    fn settle(&mut self) -> bool {
+        (0..200).any(|_| !self.work() || self.disk.is_dead())
+    }
+
+    // What must hold.
+
+    fn check(&mut self) {
+        self.note_saved();
+        let state = self.process.as_ref().expect("it runs").queue.shared.lock();
+        assert_eq!(state.end.position, self.log.len() as u64);
+        assert_eq!(state.waiting.len(), self.waiting.len());
+        for (output, cursor) in self.outputs.iter().zip(&state.cursors) {
+            let (name, backlog) = (&output.name, state.backlog(cursor));
+            let waiting = output.waiting();
+            assert_eq!(backlog.events, waiting, "backlog of {name}");
+            assert_eq!(output.counts.delivered(), output.finished, "delivered to {name}");
+            assert_eq!(output.counts.lost(), output.lost, "lost for {name}");
+            assert_eq!(
+                self.accepted + output.start,
+                output.finished + backlog.events + output.lost,
+                "conservation, {name}"
+            );
+            if !output.guessed {
+                let fates = (0..).zip(&output.fates);
+                let waiting = fates.filter(|(_, fate)| **fate == Fate::Waiting);
+                let bytes: Option<u64> = waiting.map(|(position, _)| self.length(position)).sum();
+                assert!(
+                    bytes.is_none_or(|bytes| bytes == backlog.bytes),
+                    "backlog of {name}: {}, the model has {bytes:?}",
+                    backlog.bytes
+                );
+            }
+            // What it still needs is there.
+            let mut waiting = (0..).zip(&output.fates).filter(|(_, fate)| **fate == Fate::Waiting);
+            if let Some((oldest, _)) = waiting.next() {
+                let holds = |segment: &Segment| segment.positions().contains(&oldest);
+                assert!(state.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
+            }
+        }
+        let names = self.disk.names();
+        for segment in &state.segments {
+            let name = segment::file_name(segment.first.position);
+            assert!(names.contains(&name), "{name} is gone");
+        }
+        drop(state);
+        let [segments, quarantine, others] =
+            [SEGMENTS, QUARANTINE, ""].map(|directory| self.disk.bytes_in(directory));
+        assert_eq!(quarantine, 0, "nothing is damaged");
+        let held = self.process().queue.held().0;
+        assert_eq!(held, segments + cursors::BYTES);
+        let most = self.config.max_bytes;
+        assert!(segments + others <= most, "{segments} and {others} of {most}");
+        assert!(held <= most);
+    }
+
+    fn check_counters(&mut self) {
+        let process = self.process.as_ref().expect("it runs");
+        let series = [
+            "event_total",
+            "error_total{plugin=\"queue\"}",
+            "queue_dropped_events_total{reason=\"drop_newest\"}",
+            "queue_dropped_events_total{reason=\"drop_oldest\"}",
+            "spool_corrupt_records_total",
+        ];
+        let newest = self.dropped_newest;
+        let wanted = [self.accepted + newest, newest, newest, self.dropped_oldest, 0];
+        assert_eq!(values(&process.telemetry, series), wanted, "{series:?}");
+    }
+
+    /// Without faults all comes to its end.
+    fn finish_all(&mut self) {
+        say!(self, "the end");
+        self.disk.calm();
+        self.disk.crash_after(u64::MAX / 2);
+        assert!(self.settle(), "the writer never rests: {}", self.shown());
+        assert_eq!(self.process().queue.fault(), None, "the disk is well");
+        self.drain_all();
+        // All that a body may be.
+        let (first, bytes) = (
+            self.sent.last().map_or(0, |last| last.first + last.lengths.len() as u64),
+            self.config.max_bytes / 2,
+        );
+        if !self.send(first, vec![index(bytes)]) {
+            assert!(self.settle());
+            let taken = self.send(first, vec![index(bytes)]);
+            assert!(
+                taken || self.config.when_full == WhenFull::DropNewest,
+                "it is empty, and full: {}",
+                self.shown()
+            );
+        }
+        assert!(self.settle());
+        self.check();
+        self.drain_all();
+        self.check_counters();
+        self.restart(true);
+        assert!(self.outputs.iter().all(|output| output.start == 0), "all was delivered");
+    }
+
+    fn drain_all(&mut self) {
+        for chosen in 0..self.outputs.len() {
+            self.drain(chosen);
+        }
+        self.check();
+        assert!(self.settle());
+        self.check();
+        let state = self.state();
+        let left = state.segments.iter().filter(|segment| !segment.active).count();
+        assert!(left == 0 && state.doomed.is_empty(), "{left} segments are left");
+    }
+}
+
+fn run(seed: u64, profile: &Profile, tally: Tally) -> Tally {
+    let _failing = Failing(seed);
+    let mut simulation = Simulation::new(seed, profile.clone(), tally);
+    let steps = simulation.rng.u32(20..250);
+    for step in 0..steps {
+        simulation.step();
+        if step % 32 == 31 {
+            simulation.check_counters();
+        }
+    }
+    simulation.finish_all();
+    simulation.tally
+}
+
+fn run_all(usual: u64, profile: &Profile) {
+    let seeds = seeds(usual);
+    let tally = seeds.iter().fold(Tally::default(), |tally, seed| run(*seed, profile, tally));
+    println!("{} seeds: {tally:?}", seeds.len());
+}
+
+#[test]
+fn nothing_is_lost_whenever_the_machine_crashes() {
+    let profile = Profile {
+        crashes: 40,
+        restarts: 10,
+        faults: 0,
+        when_full: &[WhenFull::Reject],
+        segments: 4..=20,
+    };
+    run_all(800, &profile);
+}
