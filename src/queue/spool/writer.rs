@@ -352,6 +352,10 @@ impl Writer {
             let state = self.shared.lock();
             self.shared.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
         };
+        if size < FIRST_RECORD + BLOCK {
+            // The queue is full: that is said otherwise, and the cursors can prove the disk.
+            return self.save();
+        }
         let made = self.open_segment(size, FIRST_RECORD + BLOCK)?;
         self.shared.lock().free = made - FIRST_RECORD;
         Ok(())
