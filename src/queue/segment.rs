@@ -12,9 +12,7 @@ use super::disk::File;
 use super::disk::SEGMENTS;
 
 /// Groups start at its multiples.
-pub(super) const BLOCK: u64 = BLOCK_LENGTH as u64;
-
-const BLOCK_LENGTH: usize = 4096;
+pub(super) const BLOCK: u64 = 4096;
 
 /// The least that a disk writes or loses.
 const SECTOR: u64 = 512;
@@ -42,10 +40,10 @@ pub(super) const WINDOW: u64 = 1 << 20;
 /// Beyond it, bytes are only looked at, and not kept.
 const STEP: usize = 256 << 10;
 
-/// Shorter runs of zeros at the end of a record may be a changed byte as well as a sector that was not written.
-const ZEROS_MIN: u64 = 8;
+/// A zero alone at the end of a record may be a changed byte as well as a sector that was not written.
+const ZEROS_MIN: u64 = 2;
 
-/// How often what can't be read is read again.
+/// How often a block is read before it is taken for unreadable.
 const READS: u32 = 3;
 
 /// `segments/%020u.seg`.
@@ -197,7 +195,7 @@ pub(super) enum Check {
 }
 
 /// What a scan comes across.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// A whole record.
     Record(Record),
@@ -206,7 +204,7 @@ pub(super) enum Found {
 }
 
 /// A record that checks.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// Where its header is.
     pub(super) offset: u64,
@@ -305,11 +303,12 @@ impl<'a> Scan<'a> {
     /// The next record, or what is in its place.
     pub(super) fn next(&mut self) -> Option<Found> {
         loop {
-            if self.at >= self.end {
+            if self.at >= self.end || self.next >= self.limit {
+                self.at = self.end;
                 return None;
             }
             let offset = self.at;
-            let Some(header) = RecordHeader::decode(self.peek(offset, RECORD_HEADER)) else {
+            let Some(header) = self.header(offset) else {
                 // Rests of a block are padding; what is behind them decides where the next record is.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
                 if !offset.is_multiple_of(BLOCK) && self.is_zero(offset..block) {
@@ -348,7 +347,7 @@ impl<'a> Scan<'a> {
 
     /// Lines of a record from an offset in the file on: about so many bytes, whole lines, at least one.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
-        let mut size = about.min(end - from);
+        let mut size = about.max(1).min(end - from);
         loop {
             let read = self.read(from, size);
             if from + size == end {
@@ -400,8 +399,7 @@ impl<'a> Scan<'a> {
             let read = self.read(at, (STEP as u64).min(self.end - at));
             for found in finder.find_iter(&read) {
                 let found = at + found as u64;
-                let header = RecordHeader::decode(&self.read(found, RECORD_HEADER));
-                if header.is_some_and(|header| header.first >= self.next) {
+                if self.header(found).is_some_and(|header| header.first >= self.next) {
                     return Some(found);
                 }
             }
@@ -413,6 +411,11 @@ impl<'a> Scan<'a> {
         None
     }
 
+    fn header(&mut self, at: u64) -> Option<RecordHeader> {
+        let size = RECORD_HEADER.min(self.end - at);
+        RecordHeader::decode(self.peek(at, size))
+    }
+
     /// What is known of bytes that don't check.
     fn damage(&mut self, bytes: Range<u64>, header: Option<RecordHeader>) -> Damage {
         let (mut torn, mut newlines) = (bytes.end > self.end, 0);
@@ -421,7 +424,10 @@ impl<'a> Scan<'a> {
         while at < end {
             let step = (at + STEP as u64).next_multiple_of(SECTOR).min(end) - at;
             let read = self.read(at, step);
-            newlines += memchr::memchr_iter(b'\n', &read).count() as u64;
+            // A line break in what should be a header ends no line.
+            let head = (bytes.start + RECORD_HEADER).saturating_sub(at);
+            let lines = usize::try_from(head).ok().and_then(|head| read.get(head..));
+            newlines += memchr::memchr_iter(b'\n', lines.unwrap_or_default()).count() as u64;
             let mut sector = 0;
             while sector < read.len() {
                 let length = SECTOR - (at + sector as u64) % SECTOR;
@@ -434,7 +440,12 @@ impl<'a> Scan<'a> {
         }
         let (events, lines) = match header {
             Some(header) => (header.events, header.length),
-            None => (newlines, (end - bytes.start).saturating_sub(RECORD_HEADER)),
+            None => {
+                let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
+                // No record is so short: what follows was not written.
+                torn |= lines == 0;
+                (newlines, lines)
+            }
         };
         Damage { bytes: bytes.start..end, events, lines, torn: torn && !self.unreadable }
     }
@@ -457,25 +468,26 @@ impl<'a> Scan<'a> {
         bytes.start..bytes.start
     }
 
-    /// Up to so many bytes; fewer at the end.
+    /// So many bytes; behind the end of the file they are zeros.
     fn peek(&mut self, at: u64, size: u64) -> &[u8] {
-        let size = size.min(self.end - at);
-        let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
-        if !inside {
-            self.load(at, size);
-        }
-        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
-        let to = from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
-        self.window.get(from..to).unwrap_or_default()
+        let range = self.reach(at, size);
+        &self.window[range]
     }
 
     /// Bytes that are shared, not copied, as far as they lie in the window.
     fn read(&mut self, at: u64, size: u64) -> Bytes {
-        self.peek(at, size);
-        let from = usize::try_from(at - self.window_at).unwrap_or(usize::MAX);
-        let to =
-            from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(self.window.len());
-        if from > to { Bytes::new() } else { self.window.slice(from..to) }
+        let range = self.reach(at, size);
+        self.window.slice(range)
+    }
+
+    /// Where in the window they are.
+    fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
+        let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
+        if !inside {
+            self.load(at, size);
+        }
+        let index = |at: u64| usize::try_from(at - self.window_at).expect("it is in memory");
+        index(at)..index(at + size)
     }
 
     /// Puts the window there. What can't be read is taken for zeros.
@@ -484,15 +496,20 @@ impl<'a> Scan<'a> {
             Check::Headers => BLOCK,
             Check::Lines => self.ahead + BLOCK,
         };
-        let size = size.max(ahead.min(self.end - at));
+        let size = size.max(ahead.min(self.end.saturating_sub(at)));
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-        let read = (0..READS).find_map(|_| self.file.read_at(&mut buffer, at).ok());
-        if read.is_none() {
-            self.unreadable = true;
-            for (block, part) in buffer.chunks_mut(BLOCK_LENGTH).enumerate() {
-                if self.file.read_at(part, at + block as u64 * BLOCK).is_err() {
+        if self.file.read_at(&mut buffer, at).is_err() {
+            // Only blocks as the page cache has them cost no others.
+            let (mut from, mut rest) = (at, buffer.as_mut_slice());
+            while !rest.is_empty() {
+                let length = usize::try_from(BLOCK - from % BLOCK).unwrap_or(usize::MAX);
+                let (part, others) = rest.split_at_mut(length.min(rest.len()));
+                if !(0..READS).any(|_| self.file.read_at(part, from).is_ok()) {
                     part.fill(0);
+                    self.unreadable = true;
                 }
+                from += part.len() as u64;
+                rest = others;
             }
         }
         self.window = Bytes::from(buffer);

@@ -1,1 +1,737 @@
 //! The format against changed, torn and missing bytes.
+
+use std::iter;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+use rustix::io::Errno;
+
+use super::*;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::simulated::Operation;
+use crate::queue::disk::simulated::SimulatedDisk;
+
+/// Where the log of these tests starts.
+const FIRST: Position = 1_000;
+const FIRST_BYTE: u64 = 70_000;
+
+const CHECKS: [Check; 2] = [Check::Headers, Check::Lines];
+
+struct Written {
+    offset: u64,
+    header: RecordHeader,
+    lines: Vec<u8>,
+}
+
+impl Written {
+    fn bytes(&self) -> Range<u64> {
+        self.offset..self.offset + self.header.size()
+    }
+
+    fn damage(&self) -> Found {
+        let RecordHeader { events, length, .. } = self.header;
+        Found::Damage(Damage { bytes: self.bytes(), events, lines: length, torn: false })
+    }
+}
+
+/// A segment as its writer makes it.
+struct Segment {
+    bytes: Vec<u8>,
+    records: Vec<Written>,
+    /// Offsets of the groups.
+    groups: Vec<u64>,
+}
+
+impl Segment {
+    fn new() -> Self {
+        let header = SegmentHeader { first: FIRST, first_byte: FIRST_BYTE, made: 1 };
+        let mut bytes = header.encode().to_vec();
+        bytes.resize(FIRST_RECORD as usize, 0);
+        Self { bytes, records: Vec::new(), groups: Vec::new() }
+    }
+
+    /// Lines of a record each.
+    fn group(&mut self, records: impl IntoIterator<Item = Vec<u8>>) -> &mut Self {
+        self.groups.push(self.bytes.len() as u64);
+        for lines in records {
+            let last = self.records.last().map(|last| last.header);
+            let header = RecordHeader {
+                first: last.map_or(FIRST, |last| last.end()),
+                first_byte: last.map_or(FIRST_BYTE, |last| last.end_byte()),
+                received: 1_700_000_000_000,
+                length: lines.len() as u64,
+                events: memchr::memchr_iter(b'\n', &lines).count() as u64,
+                crc: crc32c::crc32c(&lines),
+            };
+            self.records.push(Written { offset: self.bytes.len() as u64, header, lines });
+            self.bytes.extend(header.encode());
+            self.bytes.extend(&self.records.last().expect("just now").lines);
+        }
+        self.reserve(0)
+    }
+
+    /// Up to the next block, and so many bytes.
+    fn reserve(&mut self, bytes: u64) -> &mut Self {
+        let size = (self.bytes.len() as u64).next_multiple_of(BLOCK) + bytes;
+        self.bytes.resize(usize::try_from(size).unwrap(), 0);
+        self
+    }
+
+    fn name() -> String {
+        file_name(FIRST)
+    }
+
+    /// On a disk, all synced.
+    fn put(&self) -> (SimulatedDisk, Arc<dyn File>) {
+        let disk = SimulatedDisk::new(0);
+        let file = disk.create(&Self::name(), self.bytes.len() as u64).unwrap();
+        file.write_at(&[&self.bytes], 0).unwrap();
+        file.sync().unwrap();
+        disk.sync_directory(SEGMENTS).unwrap();
+        (disk, file)
+    }
+
+    /// The record with this byte.
+    fn at(&self, offset: u64) -> Option<&Written> {
+        self.records.iter().find(|record| record.bytes().contains(&offset))
+    }
+
+    /// What a scan finds where the bytes of some records have changed, by whether they did and how it is reported then.
+    fn expect(&self, check: Check, damage: impl Fn(&Written) -> Option<Found>) -> Vec<Found> {
+        let found = |written: &Written| match damage(written) {
+            Some(damage) => damage,
+            None => Found::Record(Record {
+                offset: written.offset,
+                header: written.header,
+                lines: (check == Check::Lines).then(|| Bytes::from(written.lines.clone())),
+            }),
+        };
+        self.records.iter().map(found).collect()
+    }
+}
+
+fn scan(file: &dyn File, check: Check) -> Scan<'_> {
+    Scan::new(file, (FIRST_RECORD, FIRST), u64::MAX, Position::MAX, check)
+}
+
+/// Everything that is left; lines that were too long are read in parts.
+fn all(mut scan: Scan<'_>) -> Vec<Found> {
+    let mut found: Vec<Found> = iter::from_fn(|| scan.next()).collect();
+    for found in &mut found {
+        if let (Found::Record(record), Check::Lines) = (found, scan.check) {
+            let (from, end) = (record.offset + RECORD_HEADER, record.offset + record.header.size());
+            let lines = || Bytes::from(parts(&mut scan, from, end, 1000).concat());
+            record.lines.get_or_insert_with(lines);
+        }
+    }
+    found
+}
+
+fn parts(scan: &mut Scan<'_>, from: u64, end: u64, about: u64) -> Vec<Bytes> {
+    let mut at = from;
+    iter::from_fn(|| {
+        let part = (at < end).then(|| scan.read_lines(at, end, about))?;
+        at += part.len() as u64;
+        Some(part)
+    })
+    .collect()
+}
+
+fn records(found: &[Found]) -> Vec<u64> {
+    let records = found.iter().filter_map(|found| match found {
+        Found::Record(record) => Some(record.offset),
+        Found::Damage(_) => None,
+    });
+    records.collect()
+}
+
+fn damages(found: &[Found]) -> Vec<&Damage> {
+    let damages = found.iter().filter_map(|found| match found {
+        Found::Record(_) => None,
+        Found::Damage(damage) => Some(damage),
+    });
+    damages.collect()
+}
+
+#[track_caller]
+fn assert_same(found: &[Found], expected: &[Found], why: impl Fn() -> String) {
+    assert!(found == expected, "{}: {found:#?}\nexpected {expected:#?}", why());
+}
+
+/// Lines with about so many bytes, of anything that JSON may hold, and of what looks nearly like a magic.
+fn lines(rng: &mut fastrand::Rng, events: usize, bytes: usize) -> Vec<u8> {
+    let pieces = ["{\"a\":1}", "x", "KAFREC", "\u{FF}KAFREC", "ü", "\u{10FFFF}", "\\u0000"];
+    let mut lines = Vec::new();
+    for event in 1..=events {
+        while lines.len() < bytes * event / events {
+            lines.extend(rng.choice(pieces).expect("there are some").bytes());
+        }
+        lines.push(b'\n');
+    }
+    lines
+}
+
+/// Three groups: small records, one of more than a block, a few of one line; and room behind them.
+fn segment() -> Segment {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut segment = Segment::new();
+    segment
+        .group([lines(&mut rng, 3, 500), lines(&mut rng, 1, 4), lines(&mut rng, 20, 700)])
+        .group([lines(&mut rng, 7, 4500)])
+        .group([lines(&mut rng, 1, 300), lines(&mut rng, 10, 390), lines(&mut rng, 2, 50)])
+        .reserve(3 * BLOCK);
+    segment
+}
+
+#[test]
+fn the_bytes_are_those_of_the_tables() {
+    let segment = SegmentHeader { first: 7, first_byte: 600, made: 1_700_000_000_000 };
+    let wanted = [
+        b"\xFFKAFSEG\0\x01\0\0\0\0\0\0\0".as_slice(),
+        b"\x07\0\0\0\0\0\0\0\x58\x02\0\0\0\0\0\0\0\x68\xE5\xCF\x8B\x01\0\0\0\0\0\0",
+        &0xA1C0_B562_u32.to_le_bytes(),
+    ];
+    assert_eq!(segment.encode().as_slice(), wanted.concat());
+    let header = RecordHeader {
+        first: 7,
+        first_byte: 600,
+        received: 1_700_000_000_001,
+        length: 11,
+        events: 2,
+        crc: crc32c::crc32c(b"{\"a\":1}\n{}\n"),
+    };
+    let wanted = [
+        b"\xFFKAFREC\0\x07\0\0\0\0\0\0\0\x58\x02\0\0\0\0\0\0\x01\x68\xE5\xCF\x8B\x01\0\0"
+            .as_slice(),
+        b"\x0B\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x59\x7F\x89\0",
+        &0xA509_12F1_u32.to_le_bytes(),
+    ];
+    assert_eq!(header.encode().as_slice(), wanted.concat());
+}
+
+#[test]
+fn headers_read_back_and_any_changed_byte_is_seen() {
+    let segment = SegmentHeader { first: 7, first_byte: 600, made: 1_700_000_000_000 };
+    assert_eq!(
+        SegmentHeader::decode(&[&segment.encode(), [9; 20].as_slice()].concat()),
+        Ok(segment)
+    );
+    assert_eq!(SegmentHeader::decode(&segment.encode()[..47]), Err(BadHeader::Damaged));
+    let record = RecordHeader {
+        first: (1 << 62) - 1,
+        first_byte: (1 << 62) - 1,
+        received: u64::MAX,
+        length: (1 << 62) - 1,
+        events: 3,
+        crc: 5,
+    };
+    assert_eq!(RecordHeader::decode(&record.encode()), Some(record));
+    assert_eq!(RecordHeader::decode(&record.encode()[..55]), None);
+    assert_eq!((record.end(), record.end_byte()), ((1 << 62) + 2, (1 << 63) - 2));
+    for mask in 1..=u8::MAX {
+        for at in 0..SEGMENT_HEADER {
+            let mut bytes = segment.encode();
+            bytes[at] ^= mask;
+            let decoded = SegmentHeader::decode(&bytes);
+            assert_eq!(decoded, Err(BadHeader::Damaged), "byte {at}, mask {mask}");
+        }
+        for at in 0..RECORD_HEADER_LENGTH {
+            let mut bytes = record.encode();
+            bytes[at] ^= mask;
+            assert_eq!(RecordHeader::decode(&bytes), None, "byte {at}, mask {mask}");
+        }
+    }
+}
+
+#[test]
+fn a_newer_version_is_believed_only_with_the_right_checksum() {
+    let segment = SegmentHeader { first: 7, first_byte: 600, made: 1 };
+    let decode = |version: u32, checks: bool| {
+        let mut bytes = segment.encode();
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..44]) ^ u32::from(!checks);
+        bytes[44..].copy_from_slice(&crc.to_le_bytes());
+        SegmentHeader::decode(&bytes)
+    };
+    assert_eq!(decode(1, true), Ok(segment));
+    for newer in [2, 256, u32::MAX] {
+        assert_eq!(decode(newer, true), Err(BadHeader::Newer(newer)));
+        assert_eq!(decode(newer, false), Err(BadHeader::Damaged));
+    }
+    assert_eq!(decode(0, true), Err(BadHeader::Damaged), "there was none");
+}
+
+#[test]
+fn a_record_header_with_numbers_that_cannot_be_is_none() {
+    let good = RecordHeader { first: 1, first_byte: 1, received: 1, length: 10, events: 2, crc: 0 };
+    for bad in [
+        RecordHeader { events: 0, ..good },
+        RecordHeader { events: 11, ..good },
+        RecordHeader { length: 1 << 62, ..good },
+        RecordHeader { first: 1 << 62, ..good },
+        RecordHeader { first_byte: u64::MAX, ..good },
+    ] {
+        assert_eq!(RecordHeader::decode(&bad.encode()), None, "{bad:?}");
+    }
+}
+
+#[test]
+fn files_are_named_by_their_first_position() {
+    for first in [0, 42, u64::MAX] {
+        let name = file_name(first);
+        let name = name.strip_prefix("segments/").expect("it is in the directory");
+        assert_eq!(position_of(name), Some(first));
+    }
+    assert_eq!(file_name(42), "segments/00000000000000000042.seg");
+    for name in [
+        "42.seg",
+        "000000000000000000042.seg",
+        "+0000000000000000042.seg",
+        "0000000000000000004x.seg",
+        "99999999999999999999.seg",
+        "00000000000000000042",
+        "00000000000000000042.seg.gz",
+        "00000000000000000042-4096.bad",
+        "",
+    ] {
+        assert_eq!(position_of(name), None, "{name}");
+    }
+}
+
+#[test]
+fn any_changed_byte_costs_its_record_and_nothing_else() {
+    let segment = segment();
+    let (disk, file) = segment.put();
+    let (mut changes, mut of_records) = (0, 0);
+    for offset in FIRST_RECORD..segment.bytes.len() as u64 {
+        let hit = segment.at(offset);
+        // Most of what is between records is far from them.
+        if hit.is_none() && offset % 41 > 0 && segment.at(offset - 1).is_none() {
+            continue;
+        }
+        let byte = segment.bytes[usize::try_from(offset).unwrap()];
+        for mask in [0x01, 0x80, 0xFF, byte, byte ^ b'\n', byte ^ 0xFF] {
+            if mask == 0 {
+                continue;
+            }
+            disk.flip(&Segment::name(), offset, mask);
+            for check in CHECKS {
+                let seen = |written: &Written| {
+                    let header = offset - written.offset < RECORD_HEADER;
+                    check == Check::Lines || header
+                };
+                let mut found = all(scan(&*file, check).ahead(2000));
+                if hit.is_none() {
+                    let between = |damage: &&Damage| {
+                        damage.bytes.contains(&offset)
+                            && segment.records.iter().all(|record| {
+                                record.bytes().end <= damage.bytes.start
+                                    || damage.bytes.end <= record.offset
+                            })
+                    };
+                    let damages = damages(&found);
+                    assert!(damages.iter().all(between), "{damages:?} for byte {offset}");
+                    found.retain(|found| matches!(found, Found::Record(_)));
+                }
+                let expected = segment.expect(check, |written| {
+                    let changed = written.bytes().contains(&offset) && seen(written);
+                    changed.then(|| written.damage())
+                });
+                let why = || format!("byte {offset}, mask {mask:#X}, {check:?}");
+                assert_same(&found, &expected, why);
+            }
+            disk.flip(&Segment::name(), offset, mask);
+            changes += 1;
+            of_records += u32::from(hit.is_some());
+        }
+    }
+    assert!(changes > 30_000 && of_records > 25_000, "{changes} {of_records}");
+}
+
+#[test]
+fn missing_events_are_the_difference_of_positions() {
+    let segment = segment();
+    let (disk, file) = segment.put();
+    // A header, lines, and a header of the last record of a group.
+    for (record, byte) in [(0, 9), (1, RECORD_HEADER + 1), (2, 30), (5, 40)] {
+        disk.flip(&Segment::name(), segment.records[record].offset + byte, 1);
+    }
+    for check in CHECKS {
+        let mut scan = scan(&*file, check);
+        let (mut missing, mut told) = (Vec::new(), 0);
+        loop {
+            let expected = scan.position();
+            match scan.next() {
+                None => break,
+                Some(Found::Damage(damage)) => told += damage.events,
+                Some(Found::Record(record)) => {
+                    assert_eq!(scan.position(), record.header.end());
+                    assert_eq!(scan.offset(), record.offset + record.header.size());
+                    missing.extend((expected..record.header.first).map(|it| it - FIRST));
+                }
+            }
+        }
+        // Events of the records: 3, 1, 20, 7, 1, 10, 2.
+        let lines = (check == Check::Lines).then_some(3);
+        let wanted: Vec<u64> = (0..3).chain(lines).chain(4..24).chain(32..42).collect();
+        assert_eq!(missing, wanted, "{check:?}");
+        assert_eq!(told, wanted.len() as u64, "{check:?}");
+    }
+}
+
+#[test]
+fn a_file_cut_short_anywhere_is_torn_there() {
+    let segment = segment();
+    let (start, last) = (segment.groups[2], segment.records.last().expect("the last").bytes().end);
+    let (_, file) = segment.put();
+    for cut in (start..last).rev() {
+        file.truncate(cut).unwrap();
+        let found = all(scan(&*file, Check::Lines));
+        let whole = segment.records.iter().filter(|record| record.bytes().end <= cut);
+        let whole: Vec<u64> = whole.map(|record| record.offset).collect();
+        assert_eq!(records(&found), whole, "cut at {cut}");
+        match damages(&found).as_slice() {
+            [] => assert!(segment.records.iter().any(|record| record.offset == cut), "{cut}"),
+            [damage] => assert!(damage.torn, "{damage:?}, cut at {cut}"),
+            more => panic!("{more:?}, cut at {cut}"),
+        }
+    }
+}
+
+/// Whether a record ends so near to a sector's edge that nothing tells a sector that was not written from padding, or
+/// from a changed byte.
+fn ends_at_an_edge(record: &Written) -> bool {
+    record.bytes().end % SECTOR < 2
+}
+
+#[test]
+fn of_a_group_that_was_never_synced_what_is_broken_is_torn() {
+    let (mut torn, mut nothing, mut whole) = (0, 0, 0);
+    for seed in 0..3000 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let random = iter::repeat_with(|| {
+            let mut segment = Segment::new();
+            segment.group([lines(&mut rng, 3, 900)]);
+            let shapes: Vec<_> =
+                (0..rng.usize(1..8)).map(|_| (rng.usize(1..9), rng.usize(1..3000))).collect();
+            segment.group(shapes.iter().map(|(events, bytes)| lines(&mut rng, *events, *bytes)));
+            segment.reserve(2 * BLOCK);
+            segment
+        });
+        let told = |segment: &Segment| !segment.records.iter().any(ends_at_an_edge);
+        let segment = random.take(100).find(told).expect("most are");
+        let disk = SimulatedDisk::new(seed);
+        let file = disk.create(&Segment::name(), segment.bytes.len() as u64).unwrap();
+        let (synced, group) = segment.bytes.split_at(usize::try_from(segment.groups[1]).unwrap());
+        file.write_at(&[synced], 0).unwrap();
+        file.sync().unwrap();
+        disk.sync_directory(SEGMENTS).unwrap();
+        file.write_at(&[group], segment.groups[1]).unwrap();
+
+        let disk = disk.crash(&mut rng);
+        let bytes = disk.contents(&Segment::name());
+        let file = disk.open(&Segment::name(), Access::Read).unwrap();
+        let found = all(scan(&*file, Check::Lines));
+        let range = |record: &Written| {
+            let Range { start, end } = record.bytes();
+            usize::try_from(start).unwrap()..usize::try_from(end).unwrap()
+        };
+        let survivors: Vec<&Written> = segment
+            .records
+            .iter()
+            .filter(|record| bytes[range(record)] == segment.bytes[range(record)])
+            .collect();
+        let expected: Vec<u64> = survivors.iter().map(|record| record.offset).collect();
+        assert_eq!(records(&found), expected, "seed {seed}");
+        let last = survivors.last().expect("the first group was synced").bytes().end;
+        let behind = damages(&found).into_iter().find(|damage| damage.bytes.start >= last);
+        match behind {
+            Some(damage) => {
+                assert!(damage.torn, "{damage:?}, seed {seed}");
+                torn += 1;
+            }
+            None if expected.len() == segment.records.len() => whole += 1,
+            None => {
+                let rest = &bytes[usize::try_from(last).unwrap()..];
+                assert!(rest.iter().all(|byte| *byte == 0), "seed {seed}");
+                nothing += 1;
+            }
+        }
+    }
+    assert!(torn > 500 && nothing > 100 && whole > 100, "{torn} {nothing} {whole}");
+}
+
+#[test]
+fn a_page_that_cannot_be_read_costs_the_records_it_holds_and_is_not_torn() {
+    let segment = segment();
+    for page in 1..segment.bytes.len() as u64 / BLOCK {
+        let bad = page * BLOCK..(page + 1) * BLOCK;
+        for (check, ahead) in CHECKS.into_iter().flat_map(|check| [(check, 100), (check, WINDOW)]) {
+            let (disk, file) = segment.put();
+            disk.unreadable(&Segment::name(), bad.start + 77);
+            let found = all(scan(&*file, check).ahead(ahead));
+            let readable = |record: &&Written| {
+                let Range { start, mut end } = record.bytes();
+                if check == Check::Headers {
+                    end = start + RECORD_HEADER;
+                }
+                end <= bad.start || bad.end <= start
+            };
+            let expected: Vec<&Written> = segment.records.iter().filter(readable).collect();
+            let offsets: Vec<u64> = expected.iter().map(|record| record.offset).collect();
+            assert_eq!(records(&found), offsets, "page {page}, {check:?}, {ahead}");
+            let damages = damages(&found);
+            assert!(damages.iter().all(|damage| !damage.torn), "page {page}: {damages:?}");
+        }
+    }
+}
+
+#[test]
+fn a_read_that_fails_at_times_costs_nothing() {
+    let segment = segment();
+    // The window, and then its first block.
+    for failures in 1..=u64::from(READS) {
+        let (disk, file) = segment.put();
+        (0..failures).for_each(|read| disk.fail(Operation::Read, read, Errno::IO));
+        // One that is torn, to see that it still is.
+        let last = segment.records.last().expect("the last");
+        file.truncate(last.bytes().end - 1).unwrap();
+        let found = all(scan(&*file, Check::Lines));
+        let count = segment.records.len() - 1;
+        assert_eq!(records(&found).len(), count, "{failures} failures");
+        assert!(damages(&found)[0].torn, "{failures} failures");
+    }
+}
+
+#[test]
+fn what_is_at_or_beyond_the_limit_is_another_segments() {
+    let segment = segment();
+    let (disk, file) = segment.put();
+    let limited =
+        |limit, check| all(Scan::new(&*file, (FIRST_RECORD, FIRST), u64::MAX, limit, check));
+    for check in CHECKS {
+        for (count, record) in segment.records.iter().enumerate() {
+            let found = limited(record.header.first, check);
+            assert_same(&found, &segment.expect(check, |_| None)[..count], || format!("{count}"));
+        }
+        // What a write that failed has left there does not count, whatever it is.
+        let [.., before, last] = segment.records.as_slice() else { panic!("several") };
+        disk.flip(&Segment::name(), last.offset + 8, 1);
+        let found = limited(last.header.first, check);
+        assert_eq!(records(&found).len(), segment.records.len() - 1);
+        assert!(damages(&found).is_empty(), "{found:?}");
+        // What is missing before it does.
+        disk.flip(&Segment::name(), before.offset + 8, 1);
+        let found = limited(last.header.first, check);
+        assert_eq!(records(&found).len(), segment.records.len() - 2);
+        assert_eq!(damages(&found).len(), 1, "{found:?}");
+        disk.flip(&Segment::name(), before.offset + 8, 1);
+        disk.flip(&Segment::name(), last.offset + 8, 1);
+    }
+}
+
+#[test]
+fn nothing_is_read_at_or_behind_the_end() {
+    let segment = segment();
+    let (_, file) = segment.put();
+    for check in CHECKS {
+        for (count, record) in segment.records.iter().enumerate() {
+            let begin = (FIRST_RECORD, FIRST);
+            let found = all(Scan::new(&*file, begin, record.offset, Position::MAX, check));
+            assert_same(&found, &segment.expect(check, |_| None)[..count], || format!("{count}"));
+        }
+    }
+}
+
+#[test]
+fn a_scan_may_begin_at_any_record() {
+    let segment = segment();
+    let (_, file) = segment.put();
+    for (count, record) in segment.records.iter().enumerate() {
+        let begin = (record.offset, record.header.first);
+        let found = all(Scan::new(&*file, begin, u64::MAX, Position::MAX, Check::Lines));
+        assert_same(&found, &segment.expect(Check::Lines, |_| None)[count..], || {
+            format!("{count}")
+        });
+    }
+}
+
+#[test]
+fn records_of_the_past_are_not_found_again() {
+    // What is behind a damaged header holds right headers: of a record before it, and of a wrong length.
+    let mut segment = Segment::new();
+    segment.group([b"{}\n".to_vec()]);
+    let old = segment.bytes[FIRST_RECORD as usize..].to_vec();
+    let decoy = RecordHeader { events: 0, ..segment.records[0].header }.encode();
+    let magics = [b"\xFFKAFREC\0".as_slice(), b"\xFF\xFFKAFREC\0KAFREC\0", b"\xFFKAFREC"].concat();
+    segment.group([[old.as_slice(), &decoy, &magics, b"\n"].concat(), b"{}\n".to_vec()]);
+    let (disk, file) = segment.put();
+    for check in CHECKS {
+        let expected = segment.expect(check, |_| None);
+        assert_same(&all(scan(&*file, check)), &expected, || "as written".to_owned());
+    }
+    disk.flip(&Segment::name(), segment.groups[1], 1);
+    let found = all(scan(&*file, Check::Lines));
+    assert_eq!(records(&found), [segment.records[0].offset, segment.records[2].offset]);
+    assert_eq!(damages(&found)[0].bytes, segment.records[1].bytes());
+}
+
+#[test]
+fn the_next_record_is_found_wherever_the_steps_of_the_search_end() {
+    for before in 0..=RECORD_MAGIC.len() {
+        let mut rng = fastrand::Rng::with_seed(before as u64);
+        let mut segment = Segment::new();
+        // The search starts at the second byte of the header.
+        let mut long = lines(&mut rng, 1000, STEP);
+        long.truncate(STEP + 1 - before - RECORD_HEADER_LENGTH);
+        *long.last_mut().expect("it is long") = b'\n';
+        segment.group([long, lines(&mut rng, 2, 90)]).reserve(3 * STEP as u64);
+        let (disk, file) = segment.put();
+        disk.flip(&Segment::name(), FIRST_RECORD + 3, 0x10);
+        for check in CHECKS {
+            let lost =
+                |written: &Written| (written.offset == FIRST_RECORD).then(|| written.damage());
+            let expected = segment.expect(check, lost);
+            assert_same(&all(scan(&*file, check)), &expected, || format!("{before} bytes before"));
+        }
+    }
+}
+
+#[test]
+fn long_records_are_read_in_parts() {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut segment = Segment::new();
+    let long = [
+        lines(&mut rng, 500, 100_000),
+        vec![b'x'; 70_000],
+        b"\n".repeat(50),
+        lines(&mut rng, 5000, 600_000),
+    ];
+    let long = long.concat();
+    segment.group([lines(&mut rng, 2, 80), long.clone(), lines(&mut rng, 2, 80)]);
+    let (disk, file) = segment.put();
+    let starts: Vec<usize> =
+        iter::once(0).chain(memchr::memchr_iter(b'\n', &long).map(|end| end + 1)).collect();
+    for ahead in [0, 1000, 300_000, WINDOW] {
+        let mut scan = scan(&*file, Check::Lines).ahead(ahead);
+        scan.next();
+        let Some(Found::Record(record)) = scan.next() else { panic!("a record") };
+        assert_eq!(record.lines.is_some(), ahead == WINDOW, "{ahead}");
+        let (from, end) = (record.offset + RECORD_HEADER, record.offset + record.header.size());
+        for about in [0, 1, 150, 10_000, 300_000, u64::MAX] {
+            let parts = parts(&mut scan, from, end, about);
+            assert_eq!(parts.concat(), long, "{ahead} {about}");
+            for part in &parts {
+                let first = memchr::memchr(b'\n', part).expect("a line") as u64 + 1;
+                let length = part.len() as u64;
+                assert!(
+                    part.ends_with(b"\n") && (length <= about || length < 2 * first),
+                    "{about}"
+                );
+            }
+        }
+        for (n, start) in starts.iter().enumerate().step_by(97) {
+            assert_eq!(scan.nth_line(from..end, n as u64), from + *start as u64, "{ahead}, {n}");
+        }
+        for beyond in [starts.len() as u64 - 1, starts.len() as u64, u64::MAX] {
+            assert_eq!(scan.nth_line(from..end, beyond), end);
+        }
+        assert!(matches!(scan.next(), Some(Found::Record(last)) if last.offset == end));
+    }
+    // Each byte of it is checked, though it is never in memory as a whole.
+    let last = segment.records[1].bytes().end - 2;
+    disk.flip(&Segment::name(), last, 1);
+    let found = all(scan(&*file, Check::Lines).ahead(1000));
+    let lost = |written: &Written| written.bytes().contains(&last).then(|| written.damage());
+    assert_same(&found, &segment.expect(Check::Lines, lost), || "byte by byte".to_owned());
+}
+
+#[test]
+fn lines_that_are_gone_meanwhile_read_as_zeros() {
+    let segment = segment();
+    let (_, file) = segment.put();
+    let long = &segment.records[3];
+    let (from, end) = (long.offset + RECORD_HEADER, long.bytes().end);
+    let early = scan(&*file, Check::Headers);
+    file.truncate(from - 10).unwrap();
+    let late = scan(&*file, Check::Headers);
+    for mut scan in [early, late] {
+        let read = parts(&mut scan, from, end, 100).concat();
+        assert_eq!(read, vec![0; long.lines.len()]);
+        assert_eq!(scan.nth_line(from..end, 2), end);
+    }
+}
+
+/// What each record of each group has: events, bytes of its lines.
+fn shapes() -> impl Strategy<Value = Vec<Vec<(usize, usize)>>> {
+    let bytes = prop_oneof![6 => 0_usize..300, 3 => 300_usize..6000, 1 => 6000_usize..40_000];
+    prop::collection::vec(prop::collection::vec((1_usize..40, bytes), 1..8), 1..6)
+}
+
+fn shaped(shapes: &[Vec<(usize, usize)>], seed: u64) -> Segment {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut segment = Segment::new();
+    for group in shapes {
+        segment.group(group.iter().map(|(events, bytes)| lines(&mut rng, *events, *bytes)));
+    }
+    segment.reserve(rng.u64(0..4) * BLOCK);
+    segment
+}
+
+fn whatever_is_changed_costs_only_what_it_touches(
+    segment: &Segment,
+    changes: &[(prop::sample::Index, usize, bool)],
+    seed: u64,
+) -> TestCaseResult {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut bytes = segment.bytes.clone();
+    for (at, length, zeros) in changes {
+        let at = at.index(bytes.len());
+        let part = at..bytes.len().min(at + length);
+        match zeros {
+            true => bytes[part].fill(0),
+            false => rng.fill(&mut bytes[part]),
+        }
+    }
+    let (_, file) = segment.put();
+    file.write_at(&[&bytes], 0).unwrap();
+    let found = all(scan(&*file, Check::Lines).ahead(5000));
+    let untouched = |record: &&Written| {
+        let (from, to) = (record.offset, record.bytes().end);
+        let range = usize::try_from(from).unwrap()..usize::try_from(to).unwrap();
+        bytes[range.clone()] == segment.bytes[range]
+    };
+    let found = found.into_iter().filter(|found| matches!(found, Found::Record(_)));
+    let found: Vec<Found> = found.collect();
+    let expected: Vec<u64> =
+        segment.records.iter().filter(untouched).map(|record| record.offset).collect();
+    prop_assert_eq!(records(&found), expected);
+    let all = segment.expect(Check::Lines, |_| None);
+    prop_assert!(found.iter().all(|found| all.contains(found)));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_scan_finds_all_that_was_written(shapes in shapes(), seed: u64, ahead in 0_u64..50_000) {
+        let segment = shaped(&shapes, seed);
+        let (_, file) = segment.put();
+        for check in CHECKS {
+            let found = all(scan(&*file, check).ahead(ahead));
+            prop_assert!(found == segment.expect(check, |_| None));
+        }
+    }
+
+    #[test]
+    fn any_damage_costs_what_it_touches(
+        shapes in shapes(),
+        seed: u64,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 1_usize..5000, any::<bool>()), 1..6),
+    ) {
+        whatever_is_changed_costs_only_what_it_touches(&shaped(&shapes, seed), &changes, seed)?;
+    }
+}
