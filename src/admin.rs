@@ -209,7 +209,8 @@ impl Admin {
         line("started", is("starting"));
         line("serving", is("shutting down"));
         line("queue-room", self.queue.is_full().then_some("the queue is full (not fatal)"));
-        line("queue-writable", None);
+        let fault = self.queue.fault().map(|fault| format!("{fault} (not fatal)"));
+        line("queue-writable", fault.as_deref());
         for output in &self.outputs {
             let snapshot = output.status.snapshot();
             let error = snapshot.last_error.unwrap_or_else(|| "not connected yet".to_owned());
@@ -267,6 +268,7 @@ impl Admin {
                 "bytes": bytes,
                 "capacity_bytes": self.queue.capacity(),
                 "events": events,
+                "fault": self.queue.fault(),
             },
             "outputs": outputs,
         });

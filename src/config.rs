@@ -206,7 +206,8 @@ pub enum TlsVersion {
 /// `[limits]`. Sizes are bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Effective: the smallest of the configured `max_body`, `max_in_flight` and `queue.max_bytes` - 256.
+    /// Effective: the smallest of the configured `max_body`, `max_in_flight` and `queue.max_bytes` - 256 (with a
+    /// directory: half of it).
     pub max_body: u64,
     /// Bytes of bodies that are not yet in the queue or wait for their acknowledgement.
     pub max_in_flight: u64,
@@ -225,11 +226,15 @@ pub struct Limits {
 /// `[queue]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// A batch counts its bytes plus 256.
+    /// In memory a batch counts its bytes plus 256; on disk whole files count, with what is reserved in them.
     pub max_bytes: u64,
-    /// What 200 means.
+    /// Where the durable queue lives; `None`: memory only.
+    pub directory: Option<PathBuf>,
+    /// Size of one spool file; means something only with a directory.
+    pub segment_bytes: u64,
+    /// What 200 means: with a directory `Synced`, else one of the others.
     pub acknowledge: Acknowledge,
-    /// 503 after it, where `acknowledge` is `Delivered`.
+    /// 503 after it, where `acknowledge` is `Delivered` or `Synced`.
     pub delivered_timeout: Duration,
     /// What an append to a full queue does.
     pub when_full: WhenFull,
@@ -244,6 +249,8 @@ pub enum Acknowledge {
     Queued,
     /// 200 once every required output has acknowledged or counted it.
     Delivered,
+    /// 200 after fdatasync.
+    Synced,
 }
 
 /// `queue.when_full`.

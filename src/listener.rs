@@ -106,6 +106,7 @@ impl Gate {
             decoding: decoding(),
             max_body: limits.max_body,
             body_timeout: limits.body_timeout,
+            acknowledge: queue_config.acknowledge,
             delivered_timeout: queue_config.delivered_timeout,
             retry_after: queue_config.retry_after,
             closing: CancellationToken::new(),
@@ -116,7 +117,7 @@ impl Gate {
             registry: Arc::new(Registry::new(limits.max_connections, deadlines)),
             max_connection_age: limits.max_connection_age,
             header_timeout: limits.header_timeout,
-            protocols: protocols(queue_config.acknowledge == config::Acknowledge::Queued),
+            protocols: protocols(queue_config.acknowledge != config::Acknowledge::Delivered),
             connections: TaskTracker::new(),
             aborted: CancellationToken::new(),
         }

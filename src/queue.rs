@@ -7,20 +7,24 @@
 //! An output *claims* what it takes ([`Cursor::next`]), and for each claim says what became of it:
 //! [`Cursor::finish`] (final), [`Cursor::release`] (not on the wire any more, to be sent again) and then
 //! [`Cursor::retake`]. What is on the wire is never dropped.
+//!
+//! There are two: in [`memory`], and in files ([`spool`]).
 
 use bytes::Bytes;
 
 use crate::audit::LevelCounts;
+use crate::config;
+use crate::telemetry::OutputMetrics;
+use crate::telemetry::Telemetry;
 
 mod claims;
 mod cursors;
 mod disk;
 mod memory;
 mod segment;
+mod spool;
 
-pub use memory::Cursor;
-pub use memory::Queue;
-pub use memory::Ticket;
+pub use disk::OpenError;
 
 /// The number of an event: how many were accepted before it.
 pub type Position = u64;
@@ -36,10 +40,27 @@ pub struct Append {
     pub levels: LevelCounts,
 }
 
-/// There is no room: the sender keeps the batch.
+/// Why a batch was not taken: the sender keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the queue is full")]
-pub struct Full;
+pub enum Refused {
+    /// There is no room.
+    #[error("the queue is full")]
+    Full,
+    /// The disk does not store it.
+    #[error("the queue's disk refuses")]
+    Disk,
+}
+
+/// What [`Cursor::retake`] gives.
+#[derive(Debug)]
+pub enum Retaken {
+    /// The claim is on the wire again.
+    Batch(Batch),
+    /// All of it was dropped meanwhile, and the claim is gone.
+    Gone,
+    /// Its lines have to be read first: [`Cursor::readable`] does, and it is to be asked for again.
+    NotYet,
+}
 
 /// Upper bounds of what [`Cursor::next`] takes. One event is taken whatever its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,4 +102,300 @@ pub struct Backlog {
     pub bytes: u64,
     /// Seconds since the oldest of them was accepted; 0 where there are none.
     pub lag: f64,
+}
+
+impl Backlog {
+    #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
+    fn show(&self, metrics: &OutputMetrics) {
+        metrics.backlog_events.set(self.events as f64);
+        metrics.backlog_bytes.set(self.bytes as f64);
+        metrics.lag.set(self.lag);
+    }
+}
+
+/// The log. Cheap to clone; all clones are the same queue.
+#[derive(Clone)]
+pub enum Queue {
+    /// In memory.
+    Memory(memory::Queue),
+    /// In files.
+    Spool(spool::Queue),
+}
+
+impl Queue {
+    /// The queue that the config asks for, with a cursor for each output, in their order: what is appended before an
+    /// output has one would be acknowledged and sent to nobody.
+    ///
+    /// With a directory it blocks on the disk; not for threads of the runtime.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory can't be used.
+    pub fn open(
+        config: &config::Queue,
+        telemetry: &Telemetry,
+        outputs: &[(String, OutputMetrics)],
+    ) -> Result<(Self, Vec<Cursor>), OpenError> {
+        if let Some(directory) = &config.directory {
+            let (queue, cursors) = spool::Queue::open(directory, config, telemetry, outputs)?;
+            return Ok((Self::Spool(queue), cursors.into_iter().map(Cursor::Spool).collect()));
+        }
+        let queue = memory::Queue::new(config, telemetry.queue());
+        let join = |(name, metrics): &(String, OutputMetrics)| queue.join(name, metrics.clone());
+        let cursors = outputs.iter().map(join).map(Cursor::Memory).collect();
+        Ok((Self::Memory(queue), cursors))
+    }
+
+    /// Whether a batch of so many bytes would be taken now. A hint: [`Queue::append`] decides.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::append`].
+    pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
+        match self {
+            Self::Memory(queue) => queue.admits(bytes),
+            Self::Spool(queue) => queue.admits(bytes),
+        }
+    }
+
+    /// Takes a batch, whole or not at all. Its sender is answered when [`Ticket::acknowledged`] says so.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is stored then.
+    pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
+        match self {
+            Self::Memory(queue) => queue.append(batch).map(Ticket::Memory),
+            Self::Spool(queue) => queue.append(batch).map(Ticket::Spool),
+        }
+    }
+
+    /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Memory(queue) => queue.is_full(),
+            Self::Spool(queue) => queue.is_full(),
+        }
+    }
+
+    /// Why nothing can be stored whatever the room, while that is so.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Spool(queue) => queue.fault(),
+        }
+    }
+
+    /// `queue.max_bytes`.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        match self {
+            Self::Memory(queue) => queue.capacity(),
+            Self::Spool(queue) => queue.capacity(),
+        }
+    }
+
+    /// Bytes held, as `queue.max_bytes` counts, and events held.
+    #[must_use]
+    pub fn held(&self) -> (u64, u64) {
+        match self {
+            Self::Memory(queue) => queue.held(),
+            Self::Spool(queue) => queue.held(),
+        }
+    }
+
+    /// Each output's name and what it has not finished, in the order of joining.
+    #[must_use]
+    pub fn backlogs(&self) -> Vec<(String, Backlog)> {
+        match self {
+            Self::Memory(queue) => queue.backlogs(),
+            Self::Spool(queue) => queue.backlogs(),
+        }
+    }
+
+    /// Sets every gauge that is read on demand.
+    pub fn observe(&self) {
+        match self {
+            Self::Memory(queue) => queue.observe(),
+            Self::Spool(queue) => queue.observe(),
+        }
+    }
+
+    /// The drain: returns once there is nothing that the end of the process would lose. In memory that is when every cursor
+    /// has finished everything; with files nothing more is handed out, and it is when nothing is on the wire.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn drained(&self) {
+        match self {
+            Self::Memory(queue) => queue.drained().await,
+            Self::Spool(queue) => queue.drained().await,
+        }
+    }
+
+    /// An output has ended for good: the drain does not wait for it.
+    pub fn give_up(&self, name: &str) {
+        match self {
+            Self::Memory(queue) => queue.give_up(name),
+            Self::Spool(queue) => queue.give_up(name),
+        }
+    }
+
+    /// Takes nothing more, and leaves files in order; after the outputs have ended.
+    pub async fn close(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Spool(queue) => queue.close().await,
+        }
+    }
+
+    /// The end: says what is left for each output and what becomes of it. In memory it is counted as lost, and nothing more
+    /// is taken; files keep it.
+    #[must_use]
+    pub fn abandon(&self) -> Vec<(String, Left)> {
+        match self {
+            Self::Memory(queue) => {
+                let lost = queue.abandon().into_iter();
+                lost.map(|(name, events)| (name, Left::Lost(events))).collect()
+            }
+            Self::Spool(queue) => {
+                let kept = queue.backlogs().into_iter();
+                kept.map(|(name, backlog)| (name, Left::Kept(backlog.events))).collect()
+            }
+        }
+    }
+}
+
+/// What becomes of events that an output did not get before the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Lost, and counted.
+    Lost(u64),
+    /// In the queue's directory, for the next start.
+    Kept(u64),
+}
+
+/// What [`Queue::append`] gives for a batch it took. Dropped before it has said that the batch is acknowledged, what no
+/// output has begun, and no disk, is taken out again.
+#[must_use]
+pub enum Ticket {
+    /// Of a queue in memory.
+    Memory(memory::Ticket),
+    /// Of one in files.
+    Spool(spool::Ticket),
+}
+
+impl Ticket {
+    /// Returns when the sender may be told: at once, with `delivered` once every output has acknowledged or counted the
+    /// batch, with a directory once it is synced.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub async fn acknowledged(&mut self) -> Result<(), Refused> {
+        match self {
+            Self::Memory(ticket) => {
+                ticket.delivered().await;
+                Ok(())
+            }
+            Self::Spool(ticket) => ticket.acknowledged().await,
+        }
+    }
+}
+
+/// One output's place in the log. Owned by its delivery loop.
+pub enum Cursor {
+    /// In memory.
+    Memory(memory::Cursor),
+    /// In files.
+    Spool(spool::Cursor),
+}
+
+impl Cursor {
+    /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn readable(&mut self) {
+        match self {
+            Self::Memory(cursor) => cursor.readable().await,
+            Self::Spool(cursor) => cursor.readable().await,
+        }
+    }
+
+    /// Claims what comes next: whole batches as far as they fit, or a part of one that does not fit alone. `None` where
+    /// there is nothing, or it has to be read first: [`Cursor::readable`] does.
+    #[must_use]
+    pub fn next(&mut self, take: Take) -> Option<Batch> {
+        match self {
+            Self::Memory(cursor) => cursor.next(take),
+            Self::Spool(cursor) => cursor.next(take),
+        }
+    }
+
+    /// The claim is final: acknowledged by the consumer, `lost` of its events apart, which it has refused for good.
+    pub fn finish(&self, claim: Claim, lost: u64) {
+        match self {
+            Self::Memory(cursor) => cursor.finish(claim, lost),
+            Self::Spool(cursor) => cursor.finish(claim, lost),
+        }
+    }
+
+    /// The claim is not on the wire any more; it will be sent again.
+    pub fn release(&self, claim: Claim) {
+        match self {
+            Self::Memory(cursor) => cursor.release(claim),
+            Self::Spool(cursor) => cursor.release(claim),
+        }
+    }
+
+    /// Takes a released claim again, to send it.
+    #[must_use]
+    pub fn retake(&mut self, claim: Claim) -> Retaken {
+        match self {
+            Self::Memory(cursor) => cursor.retake(claim).map_or(Retaken::Gone, Retaken::Batch),
+            Self::Spool(cursor) => cursor.retake(claim),
+        }
+    }
+
+    /// Takes a released claim again only to finish it; `false` where it was dropped meanwhile.
+    #[must_use]
+    pub fn reclaim(&self, claim: Claim) -> bool {
+        match self {
+            Self::Memory(cursor) => cursor.retake(claim).is_some(),
+            Self::Spool(cursor) => cursor.reclaim(claim),
+        }
+    }
+
+    /// Cuts a claim of at least two events into two claims in the same stage.
+    #[must_use]
+    pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
+        match self {
+            Self::Memory(cursor) => cursor.split(claim),
+            Self::Spool(cursor) => cursor.split(claim),
+        }
+    }
+
+    /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
+    ///
+    /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
+    pub fn rewind(&mut self) {
+        match self {
+            Self::Memory(cursor) => cursor.rewind(),
+            Self::Spool(cursor) => cursor.rewind(),
+        }
+    }
+
+    /// The first position that was never claimed.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        match self {
+            Self::Memory(cursor) => cursor.position(),
+            Self::Spool(cursor) => cursor.position(),
+        }
+    }
 }

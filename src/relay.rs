@@ -20,7 +20,10 @@ use crate::listener::Listener;
 use crate::listener::Token;
 use crate::net;
 use crate::output;
+use crate::output::Prepared;
 use crate::process;
+use crate::queue::Cursor;
+use crate::queue::Left;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 use crate::tls::Reload;
@@ -105,41 +108,19 @@ pub async fn run(
 
 async fn start(config: &Config) -> Result<Parts, Error> {
     let telemetry = Arc::new(Telemetry::new());
-    let queue = Queue::new(&config.queue, telemetry.queue());
     let outputs: Vec<_> =
         config.outputs.iter().map(|output| output::prepare(output, &telemetry)).collect();
-    let admin_outputs =
-        config.outputs.iter().zip(&outputs).map(|(config, prepared)| admin::Output {
-            name: config.name.clone(),
-            kind: kind_name(&config.kind),
-            status: prepared.status(),
-        });
-    let admin =
-        Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone(), admin_outputs.collect()));
-    let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry));
-    let mut parts = Parts {
-        gate,
-        queue,
-        admin,
-        tasks: TaskTracker::new(),
-        outputs: JoinSet::new(),
-        names: HashMap::new(),
-        draining: CancellationToken::new(),
-        stop_outputs: CancellationToken::new(),
-        stop: CancellationToken::new(),
-    };
-
     let mut watched = Vec::new();
     for output in &outputs {
         if let Some(files) = output.files() {
             watched.push(Watched::new(format!("output {}", output.name()), move || files.reload()));
         }
     }
-    let mut openings = Vec::new();
-    for listener in &config.listeners {
-        openings.push(Opening::new(listener, &telemetry, &mut watched));
-        parts.admin.listener(&listener.label, listener.tls.is_some());
-    }
+    let openings: Vec<Opening> = config
+        .listeners
+        .iter()
+        .map(|listener| Opening::new(listener, &telemetry, &mut watched))
+        .collect();
     let watched = blocking(move || {
         let read = watched.iter_mut().try_for_each(Watched::start);
         read.map(|()| watched)
@@ -147,12 +128,9 @@ async fn start(config: &Config) -> Result<Parts, Error> {
     .await?
     .map_err(Error::Config)?;
 
-    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
     let admin_socket = bind(config.admin, "admin.address")?;
     let address =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
-    tracing::info!(%address, "admin listening");
-    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, parts.stop.clone()));
     let (mut open, mut late) = (Vec::new(), Vec::new());
     for opening in openings {
         match opening.try_open()? {
@@ -160,11 +138,15 @@ async fn start(config: &Config) -> Result<Parts, Error> {
             None => late.push(opening),
         }
     }
-    // Every address is ours, and every output has its cursor, before the first batch is accepted: what is taken without a
-    // cursor would be acknowledged and sent to nobody.
-    for output in outputs {
+    // Every address is ours before a directory is touched, and every output has its cursor before the first batch is
+    // accepted.
+    let (queue, cursors) = open_queue(config, &telemetry, &outputs).await?;
+    let mut parts = Parts::new(config, &telemetry, queue, &outputs);
+    tracing::info!(%address, "admin listening");
+    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
+    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, parts.stop.clone()));
+    for (output, cursor) in outputs.into_iter().zip(cursors) {
         let name = output.name().to_owned();
-        let cursor = parts.queue.join(&name, output.metrics());
         let delivery = output.run(cursor, parts.draining.clone(), parts.stop_outputs.clone());
         parts.names.insert(parts.outputs.spawn(delivery).id(), name);
     }
@@ -184,7 +166,47 @@ async fn start(config: &Config) -> Result<Parts, Error> {
     Ok(parts)
 }
 
+async fn open_queue(
+    config: &Config,
+    telemetry: &Arc<Telemetry>,
+    outputs: &[Prepared],
+) -> Result<(Queue, Vec<Cursor>), Error> {
+    let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
+    let outputs: Vec<_> =
+        outputs.iter().map(|output| (output.name().to_owned(), output.metrics())).collect();
+    let opened = blocking(move || Queue::open(&config, &telemetry, &outputs)).await?;
+    opened.map_err(|error| Error::Run(format!("queue.directory: {error}")))
+}
+
 impl Parts {
+    fn new(
+        config: &Config,
+        telemetry: &Arc<Telemetry>,
+        queue: Queue,
+        outputs: &[Prepared],
+    ) -> Self {
+        let outputs = config.outputs.iter().zip(outputs).map(|(config, prepared)| admin::Output {
+            name: config.name.clone(),
+            kind: kind_name(&config.kind),
+            status: prepared.status(),
+        });
+        let admin = Arc::new(Admin::new(Arc::clone(telemetry), queue.clone(), outputs.collect()));
+        for listener in &config.listeners {
+            admin.listener(&listener.label, listener.tls.is_some());
+        }
+        Self {
+            gate: Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), telemetry)),
+            queue,
+            admin,
+            tasks: TaskTracker::new(),
+            outputs: JoinSet::new(),
+            names: HashMap::new(),
+            draining: CancellationToken::new(),
+            stop_outputs: CancellationToken::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
     /// Waits until an output ends that was not told to, and takes it out of the queue. For ever where none is left.
     async fn output_ended(&mut self) -> Error {
         let Some(ended) = self.outputs.join_next_with_id().await else {
@@ -415,6 +437,7 @@ async fn drain(mut parts: Parts, timeout: Duration) -> Result<(), Error> {
     parts.stop_outputs.cancel();
     let outputs = async { while parts.outputs.join_next().await.is_some() {} };
     tokio::time::timeout(CLOSING, outputs).await.ok();
+    parts.queue.close().await;
     let lost = abandon(&parts.queue);
     parts.stop.cancel();
     parts.tasks.close();
@@ -423,13 +446,19 @@ async fn drain(mut parts: Parts, timeout: Duration) -> Result<(), Error> {
     result
 }
 
-/// Counts and tells what was not delivered, and returns how many events that is.
+/// Counts and tells what was not delivered, and returns how many events are lost.
 fn abandon(queue: &Queue) -> u64 {
     let mut lost = 0;
-    for (output, events) in queue.abandon() {
-        lost += events;
-        if events > 0 {
-            tracing::error!(output, events, "events not delivered in time, lost and counted");
+    for (output, left) in queue.abandon() {
+        match left {
+            Left::Lost(0) | Left::Kept(0) => {}
+            Left::Lost(events) => {
+                lost += events;
+                tracing::error!(output, events, "events not delivered in time, lost and counted");
+            }
+            Left::Kept(events) => {
+                tracing::info!(output, events, "events not delivered yet, kept for the next start");
+            }
         }
     }
     lost

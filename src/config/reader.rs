@@ -275,12 +275,16 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
+    fn path(&self, value: &DeValue<'_>, of: &str) -> Read<PathBuf> {
+        self.word(value, "a path", |path| match path {
+            "" => Err(format!("is empty, allowed: the path of {of}")),
+            path => Ok(PathBuf::from(path)),
+        })
+    }
+
     /// Names a file; `must_exist` says so where it does not.
     pub(super) fn file(&self, found: &Found<'_>, must_exist: bool) -> Read<PathBuf> {
-        let path = self.word(&found.value, "a path", |path| match path {
-            "" => Err("is empty, allowed: the path of a file".to_owned()),
-            path => Ok(PathBuf::from(path)),
-        })?;
+        let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
@@ -298,6 +302,18 @@ impl<'a> Context<'a> {
             }
         }
         Ok(path)
+    }
+
+    /// Names a directory, which need not exist. It is none of the files that the config names.
+    pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
+        let path = self.path(&found.value, "a directory")?;
+        match std::fs::metadata(&path) {
+            Ok(metadata) if !metadata.is_dir() => {
+                let shown = shown(&found.value);
+                Err(Wrong::Is(format!("{shown} is a file, allowed: a directory, or a new path")))
+            }
+            Ok(_) | Err(_) => Ok(path),
+        }
     }
 }
 

@@ -45,6 +45,7 @@ use super::reader::read_size;
 use super::reader::read_time;
 use super::table::TABLE;
 use super::table::Table;
+use super::table::derived;
 use super::table::optional;
 use super::table::required;
 use super::values;
@@ -53,6 +54,12 @@ use super::values::MIB;
 
 /// Below it not even a single event would fit.
 const ROOM_MIN: u64 = KIB;
+
+/// The same on disk, where whole files count, and half of it bounds a body.
+const DISK_MIN: u64 = 256 * KIB;
+
+/// With smaller spool files the queue would mostly be making and syncing files.
+const SEGMENT_MIN: u64 = 16 * KIB;
 
 /// More sockets than a process is ever allowed; semaphores have a limit too.
 const CONNECTIONS_MAX: u64 = 1 << 20;
@@ -259,7 +266,7 @@ fn limits(t: &mut Table<'_, '_>) -> Limits {
             64 * MIB,
             KIB..,
             "decompressed; larger: 413. What takes effect is the smallest of it, max_in_flight and \
-             queue.max_bytes - 256",
+             queue.max_bytes - 256 (with queue.directory: queue.max_bytes / 2)",
         ),
         max_in_flight: t.size(
             "max_in_flight",
@@ -302,27 +309,53 @@ fn limits(t: &mut Table<'_, '_>) -> Limits {
     }
 }
 
+/// Whether the queue is on disk, however wrong the name of its directory may be.
+fn is_durable(cx: &Context<'_>) -> bool {
+    cx.is_set("queue.directory")
+}
+
 fn queue(t: &mut Table<'_, '_>) -> Queue {
+    let cx = t.cx;
     let max_bytes = t.size(
         "max_bytes",
         256 * MIB,
         ROOM_MIN..,
-        "memory that waiting events may take; a batch counts its bytes plus 256",
+        "memory that waiting events may take (a batch counts its bytes plus 256), or disk when \
+         directory is set: whole files, reserved space included, at least 256KiB",
     );
-    t.later("directory");
+    let directory = t.directory(optional(
+        "directory",
+        "path",
+        "memory only",
+        "where the queue lives on disk; made 0700 if missing",
+    ));
+    if is_durable(cx) && max_bytes < DISK_MIN {
+        let path = t.path_of("max_bytes");
+        let least = values::show_size(DISK_MIN);
+        cx.error(&path, format!("is too small with queue.directory, allowed: at least {least}"));
+        // Other limits follow from it: they would only repeat this.
+        cx.unknown.borrow_mut().insert(path);
+    }
+    let default = if is_durable(cx) { Acknowledge::Synced } else { Acknowledge::Queued };
     let acknowledge = t.choice(
         "acknowledge",
-        &[("queued", Acknowledge::Queued), ("delivered", Acknowledge::Delivered)],
-        &["synced"],
-        Some(Acknowledge::Queued),
-        "when the sender gets its 200: once the batch is in the queue, or once every output has \
-         acknowledged it",
+        &[
+            ("queued", Acknowledge::Queued),
+            ("delivered", Acknowledge::Delivered),
+            ("synced", Acknowledge::Synced),
+        ],
+        &[],
+        Some(default),
+        "when the sender gets its 200: once the batch is in the queue, once every output has \
+         acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
+         and is the default and the only choice with one",
     );
     let delivered_timeout = t.time(
         "delivered_timeout",
         secs(25),
         MOMENT..,
-        "with \"delivered\": 503 after it (kube-apiserver gives up at 30 s)",
+        "with \"delivered\": 503 after it (kube-apiserver gives up at 30 s); with a directory: \
+         503 after a batch has waited so long for its fdatasync",
     );
     let when_full = t.choice(
         "when_full",
@@ -341,16 +374,45 @@ fn queue(t: &mut Table<'_, '_>) -> Queue {
         secs(1)..=secs(15),
         "Retry-After of 429 and 503, drawn evenly from 0.6 to 1.6 times it",
     );
-    let segment_bytes = (64 * MIB).min(max_bytes / 4);
-    let default = Some((segment_bytes, "its default, the smaller of \"64MiB\" and max_bytes / 4"));
-    t.later_unless("segment_bytes", default, |cx, value| read_size(cx, value, &..));
+    let segment_bytes = segment_bytes(t, max_bytes);
     Queue {
         max_bytes,
-        acknowledge: acknowledge.unwrap_or(Acknowledge::Queued),
+        directory,
+        segment_bytes,
+        acknowledge: acknowledge.unwrap_or(default),
         delivered_timeout,
         when_full: when_full.unwrap_or(WhenFull::Reject),
         retry_after,
     }
+}
+
+fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
+    let (cx, path) = (t.cx, t.path_of("segment_bytes"));
+    let durable = is_durable(cx);
+    let limit_known = cx.are_known(&["queue.max_bytes"]);
+    let limit = max_bytes / 4;
+    let default = limit.min(64 * MIB);
+    let key = derived(
+        "segment_bytes",
+        "size, 16KiB to max_bytes / 4",
+        ((durable && limit_known).then_some(default), "the smaller of 64MiB and max_bytes / 4"),
+        "of one file of the queue; needs a directory",
+    );
+    let least = if durable { SEGMENT_MIN } else { 0 };
+    let segment_bytes = t.size_of(key, least..).unwrap_or(default);
+    if !limit_known {
+        return segment_bytes;
+    }
+    if durable && segment_bytes > limit {
+        let most = values::show_size(limit);
+        cx.error(&path, format!("is larger than queue.max_bytes / 4, allowed: at most {most}"));
+    }
+    if !durable && segment_bytes != default {
+        let only = values::show_size(default);
+        let message = format!("needs queue.directory, allowed without it: {only}, or leave it out");
+        cx.error(&path, message);
+    }
+    segment_bytes
 }
 
 fn output(t: &mut Table<'_, '_>) -> Draft {
@@ -747,10 +809,15 @@ fn log(t: &mut Table<'_, '_>) -> Option<Log> {
 
 /// The smallest of the three bounds, with a warning where it is not the one configured.
 fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
+    let (room, room_shown) = if is_durable(cx) {
+        (queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
+    } else {
+        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
+    };
     let bounds = [
         (limits.max_body, "limits.max_body", "max_body"),
         (limits.max_in_flight, "limits.max_in_flight", "limits.max_in_flight"),
-        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes", "queue.max_bytes - 256"),
+        (room, "queue.max_bytes", room_shown),
     ];
     // The first of equals: max_body itself, if it is among them.
     let [configured, ..] = bounds;
@@ -766,9 +833,19 @@ fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
 }
 
 fn contradictions_of_queue(cx: &Context<'_>, queue: &Queue, outputs: &[Draft]) {
-    if queue.acknowledge != Acknowledge::Delivered {
-        return;
+    match (is_durable(cx), queue.acknowledge) {
+        (false, Acknowledge::Queued) | (true, Acknowledge::Synced) => {}
+        (false, Acknowledge::Delivered) => contradictions_of_delivered(cx, queue, outputs),
+        (false, Acknowledge::Synced) => cx.error(
+            "queue.acknowledge",
+            "needs queue.directory, allowed without it: \"queued\", \"delivered\"",
+        ),
+        (true, Acknowledge::Queued | Acknowledge::Delivered) => cx
+            .error("queue.acknowledge", "contradicts queue.directory, allowed with it: \"synced\""),
     }
+}
+
+fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";
         cx.error("queue.when_full", message);

@@ -71,8 +71,29 @@ fn defaulted(name: &'static str, kind: String, default: String, meaning: &'stati
     Key { name, kind, absent: Absent::Default(default.clone(), default), meaning }
 }
 
+/// A size whose default follows from other keys: what it is here, if anything, and how the reference
+/// says it.
+pub(super) fn derived(
+    name: &'static str,
+    kind: &str,
+    (default, reference): (Option<u64>, &'static str),
+    meaning: &'static str,
+) -> Key {
+    let absent = match default {
+        Some(size) => Absent::Default(size_literal(size), reference.to_owned()),
+        None => Absent::Optional(reference),
+    };
+    Key { name, kind: kind.to_owned(), absent, meaning }
+}
+
 fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
+}
+
+/// A size as TOML, in its shortest form.
+fn size_literal(size: u64) -> String {
+    let shown = values::show_size(size);
+    if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
 }
 
 /// The known word that was probably meant.
@@ -200,12 +221,13 @@ impl<'c, 'a> Table<'c, 'a> {
         meaning: &'static str,
     ) -> u64 {
         let kind = kind("size", values::allowed(&range, values::show_size));
-        let shown = values::show_size(default);
-        let literal = if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) };
-        self.take(defaulted(name, kind, literal, meaning), |cx, found| {
-            read_size(cx, &found.value, &range)
-        })
-        .unwrap_or(default)
+        let key = defaulted(name, kind, size_literal(default), meaning);
+        self.size_of(key, range).unwrap_or(default)
+    }
+
+    /// A size by its key; see [`derived`].
+    pub(super) fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
+        self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
     /// A time.
@@ -348,6 +370,11 @@ impl<'c, 'a> Table<'c, 'a> {
     /// A file.
     pub(super) fn file(&mut self, key: Key, must_exist: bool) -> Option<PathBuf> {
         self.take(key, |cx, found| cx.file(found, must_exist))
+    }
+
+    /// A directory.
+    pub(super) fn directory(&mut self, key: Key) -> Option<PathBuf> {
+        self.take(key, Context::directory)
     }
 
     /// A string that may be a secret.

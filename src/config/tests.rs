@@ -1,6 +1,8 @@
-//! Every class of problem, with its position. What a config without problems gives is in `good.rs`.
+//! Every class of problem, with its position. Those of `[queue]` are in `queue.rs`; what a config without
+//! problems gives is in `good.rs`.
 
 mod good;
+mod queue;
 
 use super::*;
 
@@ -71,11 +73,12 @@ idle_timeout = "2h"
 max_connection_age = "0s"
 [queue]
 max_bytes = 100_000_000
-acknowledge = "delivered"
+directory = "DIR/${env:HOST}"
+acknowledge = "synced"
 delivered_timeout = "29s"
-when_full = "reject"
+when_full = "drop_oldest"
 retry_after = "1s"
-segment_bytes = 25_000_000
+segment_bytes = "16KiB"
 [[output]]
 name = "es-1"
 type = "http"
@@ -540,17 +543,13 @@ fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
 #[test]
 fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
     assert_problems(
-        "[queue]\ndirectory = '/x'\nacknowledge = 'synced'\nsegment_bytes = '32MiB'\n\
-         [dead_letter]\ndirectory = ''\nmax_bytes = '1MiB'\nx = 1\n[filter]\n[[source]]\n",
+        "[dead_letter]\ndirectory = ''\nmax_bytes = '1MiB'\nx = 1\n[filter]\n[[source]]\n",
         &[
-            "2:13: queue.directory: is not in this version",
-            "3:15: queue.acknowledge: \"synced\" is not in this version, allowed: \"queued\", \"delivered\"",
-            "4:17: queue.segment_bytes: is not in this version, allowed: its default",
-            "6:13: dead_letter.directory: is not in this version",
-            "7:13: dead_letter.max_bytes: is not in this version, allowed: \"64MiB\"",
-            "8:1: dead_letter.x: unknown key",
-            "9:1: filter: is not in this version",
-            "10:1: source: is not in this version",
+            "2:13: dead_letter.directory: is not in this version",
+            "3:13: dead_letter.max_bytes: is not in this version, allowed: \"64MiB\"",
+            "4:1: dead_letter.x: unknown key",
+            "5:1: filter: is not in this version",
+            "6:1: source: is not in this version",
         ],
     );
     assert_in_output(
@@ -573,8 +572,7 @@ fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
             "6:31: output[0].timeouts.max_connection_age: \"never\" is not a time",
         ],
     );
-    config("[queue]\nsegment_bytes = '64MiB'\n[dead_letter]\nmax_bytes = 67108864\n");
-    config("[limits]\nmax_body = '64KiB'\n[queue]\nmax_bytes = '1MiB'\nsegment_bytes = '256KiB'\n");
+    config("[dead_letter]\nmax_bytes = 67108864\n");
 }
 
 #[test]
@@ -665,17 +663,30 @@ fn contradictions_are_found() {
 
 #[test]
 fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
-    for (text, position, effective) in [
-        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", (1 << 20) - 256),
-        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", 1 << 20),
-        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", 1 << 20),
+    let memory = "queue.max_bytes - 256 is smaller";
+    let disk = "queue.max_bytes / 2 (with queue.directory) is smaller";
+    let in_flight = "limits.max_in_flight is smaller";
+    let directory = "[queue]\ndirectory = '/no'\n";
+    for (text, position, what, effective) in [
+        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", memory, (1 << 20) - 256),
+        (&format!("{directory}max_bytes = '1MiB'\n"), "3:13", disk, 1 << 19),
+        (&format!("{directory}[limits]\nmax_body = '200MiB'\n"), "4:12", disk, 128 << 20),
+        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", in_flight, 1 << 20),
+        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", in_flight, 1 << 20),
+        (&format!("{directory}[limits]\nmax_in_flight = '1MiB'\n"), "4:17", in_flight, 1 << 20),
     ] {
-        assert_problems(text, &[&format!("{position}: limits.max_body: warning: ")]);
+        assert_problems(text, &[&format!("{position}: limits.max_body: warning: {what}")]);
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
-    let exact =
-        "[limits]\nmax_body = 1048320\nmax_in_flight = 1048320\n[queue]\nmax_bytes = '1MiB'\n";
-    assert_eq!(config(exact).limits.max_body, 1_048_320);
+    for (exact, directory) in [(1_048_320, ""), (524_288, "directory = '/no'\n")] {
+        let text = format!(
+            "[limits]\nmax_body = {exact}\nmax_in_flight = {exact}\n[queue]\nmax_bytes = '1MiB'\n{directory}"
+        );
+        assert_eq!(config(&text).limits.max_body, exact);
+    }
+    // A directory with a mistake in it is one all the same.
+    let broken = "[limits]\nmax_body = '600KiB'\n[queue]\nmax_bytes = '1MiB'\ndirectory = ''\n";
+    assert_problems(broken, &[&format!("2:12: limits.max_body: warning: {disk}"), "5:13: queue."]);
 }
 
 #[test]

@@ -44,9 +44,10 @@ use super::connection::Connection;
 use crate::audit;
 use crate::audit::Batch;
 use crate::audit::Split;
+use crate::config::Acknowledge;
 use crate::queue::Append;
-use crate::queue::Full;
 use crate::queue::Queue;
+use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
 /// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
@@ -132,6 +133,7 @@ pub(super) struct Shared {
     /// The effective `limits.max_body`.
     pub(super) max_body: u64,
     pub(super) body_timeout: Duration,
+    pub(super) acknowledge: Acknowledge,
     pub(super) delivered_timeout: Duration,
     pub(super) retry_after: Duration,
     /// New requests are refused.
@@ -233,9 +235,8 @@ impl Ingest {
         if self.shared.in_flight.is_full() {
             return Err(in_flight_full());
         }
-        if !self.shared.queue.has_room(if gzip { 0 } else { length.unwrap_or(0) }) {
-            return Err(queue_full());
-        }
+        let length = if gzip { 0 } else { length.unwrap_or(0) };
+        self.shared.queue.admits(length).map_err(refused)?;
         Ok(gzip)
     }
 
@@ -265,17 +266,13 @@ impl Ingest {
             return Err(self.too_large());
         }
         let append = Append { lines, events, levels };
-        let mut ticket = self.shared.queue.append(append).map_err(|Full| queue_full())?;
+        let mut ticket = self.shared.queue.append(append).map_err(refused)?;
         let deadline = Instant::now() + self.shared.delivered_timeout;
         tokio::select! {
             biased;
-            delivered = timeout_at(deadline, ticket.delivered()) => match delivered {
-                Ok(()) => Ok(events),
-                Err(_) => Err(Refusal::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    Rejection::DeliveryTimeout,
-                    "the consumers have not acknowledged the events in time",
-                )),
+            acknowledged = timeout_at(deadline, ticket.acknowledged()) => match acknowledged {
+                Ok(acknowledged) => acknowledged.map(|()| events).map_err(refused),
+                Err(_) => Err(self.too_late()),
             },
             () = self.shared.cut.cancelled() => Err(shutting_down()),
         }
@@ -368,6 +365,18 @@ impl Ingest {
         response
     }
 
+    /// Neither a consumer nor a disk may hold a request for ever.
+    fn too_late(&self) -> Refusal {
+        let (reason, message) = match self.shared.acknowledge {
+            Acknowledge::Queued | Acknowledge::Delivered => (
+                Rejection::DeliveryTimeout,
+                "the consumers have not acknowledged the events in time",
+            ),
+            Acknowledge::Synced => (Rejection::Disk, "the disk has not stored the events in time"),
+        };
+        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, message)
+    }
+
     fn too_large(&self) -> Refusal {
         let message = format!("the body is larger than {} bytes", self.shared.max_body);
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
@@ -411,12 +420,20 @@ fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(StatusCode::BAD_REQUEST, Rejection::Invalid, message)
 }
 
-fn queue_full() -> Refusal {
-    Refusal::new(
-        StatusCode::TOO_MANY_REQUESTS,
-        Rejection::QueueFull,
-        "the queue is full, try again later",
-    )
+fn refused(refused: Refused) -> Refusal {
+    let (status, reason, message) = match refused {
+        Refused::Full => (
+            StatusCode::TOO_MANY_REQUESTS,
+            Rejection::QueueFull,
+            "the queue is full, try again later",
+        ),
+        Refused::Disk => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Rejection::Disk,
+            "the disk does not store events now, try again later",
+        ),
+    };
+    Refusal::new(status, reason, message)
 }
 
 fn in_flight_full() -> Refusal {

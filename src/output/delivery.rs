@@ -20,6 +20,7 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Position;
+use crate::queue::Retaken;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
@@ -345,9 +346,16 @@ impl<C: Connect> Delivery<C> {
     /// The next to send: what was sent before, then, while suspects wait, one event to compare them with, then new ones.
     fn take(&mut self, room: Take) -> Option<(Batch, Work)> {
         while let Some(mut work) = self.pending.pop_front() {
-            if let Some(batch) = self.cursor.retake(work.claim) {
-                work.events = batch.events;
-                return Some((batch, work));
+            match self.cursor.retake(work.claim) {
+                Retaken::Batch(batch) => {
+                    work.events = batch.events;
+                    return Some((batch, work));
+                }
+                Retaken::Gone => {}
+                Retaken::NotYet => {
+                    self.pending.push_front(work);
+                    return None;
+                }
             }
         }
         let mut take = Take {
@@ -470,8 +478,8 @@ impl<C: Connect> Delivery<C> {
             self.health.down(failure);
             self.pause(failure);
         } else if vouched {
-            // Taken again only to be dropped: a released claim may have been dropped already.
-            if self.cursor.retake(claim).is_some() {
+            // A released claim may have been dropped already.
+            if self.cursor.reclaim(claim) {
                 self.cursor.finish(claim, work.events);
                 self.health.lost(work.events, failure);
             }

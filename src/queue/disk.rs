@@ -274,18 +274,20 @@ pub enum OpenError {
 impl OpenError {
     /// With the remedy that fits.
     pub(super) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
-        let remedy = match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                "; it must be writable by the user that runs the relay (in Kubernetes: securityContext.fsGroup)"
-            }
-            io::ErrorKind::ReadOnlyFilesystem => {
-                "; mount a volume there that can be written, or name another directory"
-            }
-            io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-                "; name a directory, not a file or a link"
-            }
-            _ => "",
-        };
+        let remedies = [
+            (
+                io::ErrorKind::PermissionDenied,
+                "; it must be writable by the user that runs the relay (in Kubernetes: securityContext.fsGroup)",
+            ),
+            (
+                io::ErrorKind::ReadOnlyFilesystem,
+                "; mount a volume there that can be written, or name another directory",
+            ),
+            (io::ErrorKind::NotADirectory, "; name a directory, not a file or a link"),
+            (io::ErrorKind::AlreadyExists, "; name a directory, not a file or a link"),
+        ];
+        let remedy = remedies.iter().find(|(kind, _)| *kind == error.kind());
+        let remedy = remedy.map_or("", |(_, remedy)| remedy);
         Self::Io { what, path, error, remedy }
     }
 }

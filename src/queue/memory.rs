@@ -19,8 +19,8 @@ use super::Append;
 use super::Backlog;
 use super::Batch;
 use super::Claim;
-use super::Full;
 use super::Position;
+use super::Refused;
 use super::Take;
 use super::claims::Claims;
 use super::claims::Stage;
@@ -341,17 +341,20 @@ impl Queue {
     }
 
     /// Whether a batch of so many bytes would find room now. A hint: [`Queue::append`] decides.
-    #[must_use]
-    pub fn has_room(&self, bytes: u64) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::append`].
+    pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         if self.shared.when_full != WhenFull::Reject {
-            return true;
+            return Ok(());
         }
         let mut state = self.shared.lock();
-        let has_room = state.bytes + bytes + BATCH_OVERHEAD <= self.shared.capacity;
-        if !has_room {
+        if state.bytes + bytes + BATCH_OVERHEAD > self.shared.capacity {
             self.shared.tell_full(&mut state);
+            return Err(Refused::Full);
         }
-        has_room
+        Ok(())
     }
 
     /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
@@ -364,11 +367,11 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// [`Full`]; nothing is stored then.
-    pub fn append(&self, batch: Append) -> Result<Ticket, Full> {
+    /// There is no room; nothing is stored then.
+    pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
         let mut state = self.shared.lock();
         if state.closed {
-            return Err(Full);
+            return Err(Refused::Full);
         }
         let metrics = &self.shared.metrics;
         let needed = batch.lines.len() as u64 + BATCH_OVERHEAD;
@@ -376,17 +379,17 @@ impl Queue {
         if after > self.shared.capacity {
             self.shared.tell_full(&mut state);
             match self.shared.when_full {
-                WhenFull::Reject => return Err(Full),
+                WhenFull::Reject => return Err(Refused::Full),
                 WhenFull::DropNewest => {
                     metrics.accepted(batch.events, &batch.levels);
                     metrics.errors.increment(batch.events);
                     metrics.dropped_newest.increment(batch.events);
                     return Ok(Ticket::stored());
                 }
-                WhenFull::DropOldest if needed > self.shared.capacity => return Err(Full),
+                WhenFull::DropOldest if needed > self.shared.capacity => return Err(Refused::Full),
                 WhenFull::DropOldest => {
                     if !state.drop_oldest(after - self.shared.capacity, metrics) {
-                        return Err(Full);
+                        return Err(Refused::Full);
                     }
                 }
             }
@@ -403,7 +406,8 @@ impl Queue {
             marks: Vec::new(),
         };
         let ticket = match self.shared.acknowledge {
-            Acknowledge::Queued => {
+            // `Synced` is for a queue on disk.
+            Acknowledge::Queued | Acknowledge::Synced => {
                 State::count(&mut state.counted, &mut record, metrics);
                 Ticket::stored()
             }
@@ -453,10 +457,7 @@ impl Queue {
         metrics.bytes.set(state.bytes as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
         for cursor in &state.cursors {
-            let backlog = state.backlog(cursor);
-            cursor.metrics.backlog_events.set(backlog.events as f64);
-            cursor.metrics.backlog_bytes.set(backlog.bytes as f64);
-            cursor.metrics.lag.set(backlog.lag);
+            state.backlog(cursor).show(&cursor.metrics);
         }
     }
 

@@ -289,9 +289,15 @@ impl<'a> Scan<'a> {
         self
     }
 
-    /// From here on, lines are read, or are not.
-    pub(super) fn check(&mut self, check: Check) {
-        self.check = check;
+    /// Whether the next record was read already.
+    pub(super) fn is_ahead(&self) -> bool {
+        let end = self.window_at + self.window.len() as u64;
+        let inside = |at: u64| {
+            let from = usize::try_from(at.checked_sub(self.window_at)?).ok()?;
+            let header = RecordHeader::decode(self.window.get(from..)?)?;
+            Some(at + header.size() <= end)
+        };
+        inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
     }
 
     /// The next record, or what is in its place.
@@ -305,7 +311,7 @@ impl<'a> Scan<'a> {
             let Some(header) = self.header(offset) else {
                 // Rests of a block are padding; what is behind them decides where the next record is.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
-                if offset % BLOCK != 0 && self.is_zero(offset..block) {
+                if !offset.is_multiple_of(BLOCK) && self.is_zero(offset..block) {
                     self.at = block;
                     continue;
                 }

@@ -163,7 +163,10 @@ fn every_key_is_read() {
     assert_eq!(config.limits.max_connections, 16);
     assert_eq!(config.limits.header_timeout, Duration::from_secs(7));
     assert_eq!(config.limits.max_connection_age, None);
-    assert_eq!(config.queue.acknowledge, Acknowledge::Delivered);
+    assert_eq!(config.queue.directory, Some(dir.path().join("logs.example")));
+    assert_eq!(config.queue.acknowledge, Acknowledge::Synced);
+    assert_eq!(config.queue.when_full, WhenFull::DropOldest);
+    assert_eq!(config.queue.segment_bytes, 16 << 10);
     let [http, tcp, syslog, stdout] = config.outputs.as_slice() else { panic!("four") };
     let OutputKind::Http(http_kind) = &http.kind else { panic!("http") };
     assert_eq!(http_kind.urls[0].expand().unwrap(), "https://a/x?y=s3cr3t");
@@ -224,12 +227,15 @@ fn the_reference_lists_each_key_once_for_each_meaning() {
         "| `output.format` (tcp, stdout) | \"ndjson\" · \"audit_log\" | `\"ndjson\"` |",
         "| `output.hostname` (syslog) | name | the machine's |",
         "| `queue.retry_after` | time, 1s to 15s | `\"5s\"` |",
+        "| `queue.directory` | path | memory only |",
+        "| `queue.acknowledge` | \"queued\" · \"delivered\" · \"synced\" | `\"queued\"` |",
+        "| `queue.segment_bytes` | size, 16KiB to max_bytes / 4 | the smaller of 64MiB and max_bytes / 4 |",
         "| `listener.tls` | table | plain HTTP |",
     ] {
         assert_eq!(reference.matches(row).count(), 1, "{row} in {reference}");
     }
     assert!(reference.lines().all(|line| line.matches('|').count() == 5), "{reference}");
-    assert!(!reference.contains("directory"), "not in this version");
+    assert!(!reference.contains("`dead_letter."), "not in this version");
 }
 
 #[derive(Debug, Clone)]

@@ -14,8 +14,8 @@ use crate::config;
 use crate::config::WhenFull;
 use crate::output::health::Status;
 use crate::queue::Append;
-use crate::queue::Full;
 use crate::queue::Queue;
+use crate::queue::Refused;
 use crate::telemetry::Telemetry;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -208,7 +208,6 @@ impl Bench {
             (config.queue.max_bytes, config.queue.when_full) = (bytes, WhenFull::DropOldest);
         }
         let telemetry = Arc::new(Telemetry::new());
-        let queue = Queue::new(&config.queue, telemetry.queue());
         let started = Instant::now();
         let consumer = Arc::new(Consumer {
             script: Mutex::new(Box::new(script)),
@@ -219,7 +218,10 @@ impl Bench {
             state: Mutex::default(),
         });
         let metrics = telemetry.output("o");
-        let cursor = queue.join("o", metrics.clone());
+        let output = [("o".to_owned(), metrics.clone())];
+        let opened = Queue::open(&config.queue, &telemetry, &output);
+        let (queue, mut cursors) = opened.expect("in memory");
+        let cursor = cursors.pop().expect("the output's");
         let status = Arc::<Status>::default();
         let health = Health::new("o", metrics, Arc::clone(&status));
         let fake = Fake::<EAGER>(Arc::clone(&consumer));
@@ -245,7 +247,7 @@ impl Bench {
         self.try_append(names).expect("room");
     }
 
-    fn try_append<T: ToString>(&mut self, names: &[T]) -> Result<(), Full> {
+    fn try_append<T: ToString>(&mut self, names: &[T]) -> Result<(), Refused> {
         let names: Vec<String> = names.iter().map(T::to_string).collect();
         let lines: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
         let events = names.len() as u64;

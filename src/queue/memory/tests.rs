@@ -61,11 +61,11 @@ fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
     // 44 bytes and 256: twice is exactly all.
     let events = [("x".repeat(21)), ("y".repeat(21))];
     for _ in 0..2 {
-        assert!(queue.has_room(44));
+        assert!(queue.admits(44).is_ok());
         store(&queue, &events, "room");
     }
     assert_eq!(queue.held(), (600, 4));
-    assert!(!queue.has_room(0));
+    assert!(queue.admits(0).is_err());
     assert!(queue.append(batch(&names("z"))).is_err());
     assert_eq!(value(&telemetry, "event_total"), 4);
     let taken = cursor.next(ALL).expect("four events");
@@ -73,14 +73,14 @@ fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
     assert!(queue.append(batch(&names("z"))).is_err(), "taken is not finished");
     cursor.finish(taken.claim, 0);
     assert_eq!(queue.held(), (0, 0));
-    assert!(queue.has_room(344) && !queue.has_room(345));
+    assert!(queue.admits(344).is_ok() && queue.admits(345).is_err());
 }
 
 #[test]
 fn drop_newest_counts_what_no_output_can_get_once() {
     let (queue, telemetry) = queue(300, WhenFull::DropNewest, Acknowledge::Queued);
     let cursors = ["o", "p"].map(|name| queue.join(name, telemetry.output(name)));
-    assert!(queue.has_room(u64::from(u32::MAX)), "every batch is answered with 200");
+    assert!(queue.admits(u64::from(u32::MAX)).is_ok(), "every batch is answered with 200");
     store(&queue, &names("a b"), "room");
     store(&queue, &names("c d e"), "dropped, and that is told as stored");
     for (cursor, name) in cursors.iter().zip(["o", "p"]) {

@@ -1,0 +1,151 @@
+//! A queue on disk and one in memory: what goes with a directory, and what only without.
+
+use super::super::*;
+use super::assert_problems;
+use super::checked;
+use super::config;
+use super::files;
+
+#[test]
+fn what_200_means_follows_from_where_the_queue_is() {
+    const MEMORY: &str = "needs queue.directory, allowed without it: \"queued\", \"delivered\"";
+    const DISK: &str = "contradicts queue.directory, allowed with it: \"synced\"";
+    for (directory, word, expected) in [
+        ("", "queued", Ok(Acknowledge::Queued)),
+        ("", "delivered", Ok(Acknowledge::Delivered)),
+        ("", "synced", Err(MEMORY)),
+        ("directory = '/no'\n", "queued", Err(DISK)),
+        ("directory = '/no'\n", "delivered", Err(DISK)),
+        ("directory = '/no'\n", "synced", Ok(Acknowledge::Synced)),
+    ] {
+        let text = format!("[queue]\nacknowledge = '{word}'\n{directory}");
+        match expected {
+            Ok(acknowledge) => assert_eq!(config(&text).queue.acknowledge, acknowledge),
+            Err(why) => assert_problems(&text, &[&format!("2:15: queue.acknowledge: {why}")]),
+        }
+    }
+    // With "synced" there would be nothing wrong with the rest.
+    assert_problems(
+        "[queue]\ndirectory = '/no'\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n\
+         delivered_timeout = '1s'\n[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n",
+        &["3:15: queue.acknowledge: contradicts queue.directory"],
+    );
+    assert_problems(
+        "[queue]\ndirectory = '/no'\nacknowledge = 'synched'\n",
+        &["3:15: queue.acknowledge: \"synched\" is unknown, did you mean \"synced\"?"],
+    );
+}
+
+#[test]
+fn a_directory_that_is_none_is_one_problem() {
+    let dir = files();
+    let dir = dir.path().display();
+    for (directory, expected) in [
+        ("''", "\"\" is empty, allowed: the path of a directory".to_owned()),
+        ("'${env:NO:-}'", "\"${env:NO:-}\" is empty".to_owned()),
+        ("'${env:NO}'", "the variable NO is not set".to_owned()),
+        ("1", "is an integer, allowed: a path".to_owned()),
+        (&format!("'{dir}/crt'"), format!("\"{dir}/crt\" is a file, allowed: a directory")),
+        ("'${file:/no}'", "warning: the file \"/no\" is missing".to_owned()),
+    ] {
+        let text = format!(
+            "[queue]\nmax_bytes = '1GiB'\ndirectory = {directory}\nacknowledge = 'synced'\nsegment_bytes = '16KiB'\n"
+        );
+        assert_problems(&text, &[&format!("3:13: queue.directory: {expected}")]);
+    }
+    // What is not TOML may have been the directory.
+    assert_problems(
+        "[queue]\ndirectory = /no\nacknowledge = 'synced'\nsegment_bytes = '16KiB'\n",
+        &["2:13: not TOML: "],
+    );
+    for directory in [&dir.to_string(), "relative/to.here", "/no"] {
+        let config = config(&format!("[queue]\ndirectory = '{directory}'\n"));
+        assert_eq!(config.queue.directory, Some(PathBuf::from(directory)));
+        assert_eq!(config.files(), [] as [PathBuf; 0]);
+    }
+}
+
+#[test]
+fn a_queue_on_disk_has_room_for_a_few_files() {
+    let disk = "[queue]\ndirectory = '/no'\n";
+    assert_problems(
+        &format!("[limits]\nmax_body = '1KiB'\n{disk}max_bytes = 262143\n"),
+        &["5:13: queue.max_bytes: is too small with queue.directory, allowed: at least 256KiB"],
+    );
+    // One problem, not the limits that follow from it too.
+    assert_problems(
+        &format!("{disk}max_bytes = '2KiB'\nsegment_bytes = '1MiB'\n"),
+        &["3:13: queue.max_bytes: is too small with queue.directory"],
+    );
+    assert_problems(
+        &format!("{disk}max_bytes = 'lots'\nsegment_bytes = '1GiB'\n"),
+        &["3:13: queue.max_bytes: \"lots\" is not a size"],
+    );
+    assert_problems(
+        &format!("{disk}segment_bytes = 67108865\n"),
+        &["3:17: queue.segment_bytes: is larger than queue.max_bytes / 4, allowed: at most 64MiB"],
+    );
+    assert_problems(
+        &format!("{disk}segment_bytes = 16383\n"),
+        &["3:17: queue.segment_bytes: 16383 is out of range, allowed: at least 16KiB"],
+    );
+    let body = "[limits]\nmax_body = '1KiB'\n";
+    for (max_bytes, segment_bytes) in
+        [("'256KiB'", 64 << 10), ("'256MiB'", 64 << 20), ("'1GiB'", 64 << 20), ("300001", 75_000)]
+    {
+        let default = config(&format!("{body}{disk}max_bytes = {max_bytes}\n"));
+        assert_eq!(default.queue.segment_bytes, segment_bytes, "{max_bytes}");
+    }
+    let largest = config(&format!("{disk}max_bytes = '1GiB'\nsegment_bytes = '256MiB'\n"));
+    assert_eq!(largest.queue.segment_bytes, 256 << 20);
+}
+
+#[test]
+fn without_a_directory_the_size_of_its_files_is_none() {
+    assert_problems(
+        "[queue]\nsegment_bytes = '16KiB'\n",
+        &[
+            "2:17: queue.segment_bytes: needs queue.directory, allowed without it: 64MiB, or leave it out",
+        ],
+    );
+    assert_problems(
+        "[queue]\nsegment_bytes = true\n",
+        &["2:17: queue.segment_bytes: is a boolean, allowed: a size"],
+    );
+    assert_problems(
+        "[queue]\nmax_bytes = true\nsegment_bytes = '16KiB'\n",
+        &["2:13: queue.max_bytes: is a boolean"],
+    );
+    config("[queue]\nsegment_bytes = '64MiB'\n");
+    config("[limits]\nmax_body = '1KiB'\n[queue]\nmax_bytes = '2KiB'\nsegment_bytes = 512\n");
+}
+
+#[test]
+fn a_queue_on_disk_has_defaults_of_its_own() {
+    for (max_bytes, segment_bytes) in [
+        ("\"256MiB\"", "\"64MiB\""),
+        ("\"128MiB\"", "\"32MiB\""),
+        ("150000001", "37500000"),
+        ("\"1GiB\"", "\"64MiB\""),
+    ] {
+        let directory = "directory = \"/no/${env:HOST}\"\n";
+        let first = checked(&format!("[queue]\nmax_bytes = {max_bytes}\n{directory}"));
+        let second = checked(&first.effective());
+        assert_eq!(first.problems, [], "{max_bytes}");
+        assert!(first.config.is_some());
+        assert_eq!(first.config, second.config);
+        assert_eq!(first.effective(), second.effective());
+        let expected = format!(
+            r#"[queue]
+max_bytes = {max_bytes}
+{directory}acknowledge = "synced"
+delivered_timeout = "25s"
+when_full = "reject"
+retry_after = "5s"
+segment_bytes = {segment_bytes}
+
+"#
+        );
+        assert!(first.effective().contains(&expected), "{expected}{}", first.effective());
+    }
+}

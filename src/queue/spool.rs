@@ -1,0 +1,608 @@
+//! The queue in files: acknowledged means synced.
+//!
+//! One mutex guards the state; no disk is touched under it. The writer thread ([`writer`]) alone writes segments and
+//! cursors: it takes what waits, writes and syncs it as one group, then makes it visible. Cursors read the newest records
+//! from memory (the tail) and older ones from the files ([`load`]), never what is not synced. Files are found and judged at
+//! the start ([`recovery`]).
+//!
+//! Memory: 16 MiB for the tail and about as much for what cursors have read ahead, whatever the backlog. One event that
+//! is larger than its cursor's share is held alone.
+
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
+
+use super::Append;
+use super::Backlog;
+use super::Position;
+use super::Refused;
+use super::cursors;
+use super::cursors::Contents;
+use super::cursors::Hole;
+use super::cursors::Place;
+use super::disk::Disk;
+use super::disk::OpenError;
+use super::disk::RealDisk;
+use super::segment::BLOCK;
+use super::segment::FIRST_RECORD;
+use super::segment::RECORD_HEADER;
+use crate::config::BATCH_OVERHEAD;
+use crate::config::WhenFull;
+use crate::telemetry::OutputMetrics;
+use crate::telemetry::QueueMetrics;
+use crate::telemetry::Telemetry;
+
+mod cursor;
+mod load;
+mod recovery;
+mod writer;
+
+pub(super) use cursor::Cursor;
+use cursor::CursorState;
+
+/// Bytes of the newest records that are kept in memory.
+const TAIL_BYTES: u64 = 16 << 20;
+
+/// What all cursors together may have read ahead. Each may hold four times what it reads at once.
+const AHEAD_BYTES: u64 = 16 << 20;
+
+/// A part of `queue.max_bytes` that copies of damaged records may take.
+const QUARANTINE_PART: u64 = 16;
+
+/// How long the end may take, where the disk does not answer.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// The log. Cheap to clone; all clones are the same queue.
+#[derive(Clone)]
+pub struct Queue {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    disk: Arc<dyn Disk>,
+    state: Mutex<State>,
+    /// Tells the writer thread that there is something to do.
+    work: Condvar,
+    capacity: u64,
+    segment_bytes: u64,
+    /// What a cursor reads from a file at once.
+    chunk: u64,
+    when_full: WhenFull,
+    metrics: QueueMetrics,
+    /// Told when something has become final, or has failed: the drain waits on it.
+    progress: Notify,
+    /// Bytes in `quarantine/`.
+    quarantined: AtomicU64,
+    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Shared {
+    /// A panic while the lock was held is a bug that the panicking thread has reported; the counts it left are the best
+    /// there are.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Not as soon as there is room, or a queue at its edge would fill the log.
+    fn tell_room(&self, state: &mut State) {
+        if state.told_full && self.held_bytes(state) < self.capacity / 10 * 8 {
+            state.told_full = false;
+            tracing::info!(bytes = self.held_bytes(state), "queue below 80 %");
+        }
+    }
+
+    fn tell_full(&self, state: &mut State) {
+        if !std::mem::replace(&mut state.told_full, true) {
+            let bytes = self.held_bytes(state);
+            tracing::warn!(bytes, when_full = ?self.when_full, "queue full");
+        }
+    }
+
+    /// As `queue.max_bytes` counts: everything in the directory.
+    fn held_bytes(&self, state: &State) -> u64 {
+        state.files + cursors::BYTES + self.quarantined.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// What new segments may take, once the writer has deleted what nobody needs.
+    fn room(&self, state: &State) -> u64 {
+        let free = self.capacity.saturating_sub(self.held_bytes(state)) + state.reclaimable();
+        free.saturating_sub(state.opening) / BLOCK * BLOCK
+    }
+
+    /// Where a batch of so many bytes finds room: in the segment that is written to, or in a new one of this size.
+    fn place(&self, state: &State, needed: u64) -> Option<Room> {
+        if needed <= state.free {
+            return Some(Room::Here);
+        }
+        let (least, room) = (FIRST_RECORD + needed, self.room(state));
+        let size = self.segment_bytes.next_multiple_of(BLOCK).max(least).min(room);
+        (least <= room).then_some(Room::Opens(size))
+    }
+}
+
+enum Room {
+    Here,
+    Opens(u64),
+}
+
+/// What a batch may take of a segment: it may be the first of its group.
+fn needed(lines: u64) -> u64 {
+    (RECORD_HEADER + lines).next_multiple_of(BLOCK)
+}
+
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+struct State {
+    /// The log, oldest first, without those that are doomed.
+    segments: VecDeque<Segment>,
+    /// Not in the log any more: to be removed once the cursors file says so too. First position and size.
+    doomed: Vec<(Position, u64)>,
+    /// Bytes of all segments' files, the doomed ones included.
+    files: u64,
+    /// The end of what is synced.
+    end: Place,
+    /// The newest synced records.
+    tail: VecDeque<TailRecord>,
+    tail_bytes: u64,
+    /// Not written yet.
+    waiting: VecDeque<Waiting>,
+    /// The number of the next that waits.
+    arrivals: u64,
+    /// What is left of the segment that is written to, when all that waits is in its place.
+    free: u64,
+    /// Bytes of segments that are made for what waits.
+    opening: u64,
+    cursors: Vec<CursorState>,
+    holes: Vec<Hole>,
+    /// Why nothing can be stored.
+    fault: Option<String>,
+    /// Bytes that became final since the cursors were written.
+    unsaved: u64,
+    /// What the cursors file says is not so any more.
+    stale: bool,
+    told_full: bool,
+    /// Nothing more is handed out.
+    draining: bool,
+    /// Nothing more is taken; the writer ends.
+    closed: bool,
+}
+
+/// One file of the log.
+struct Segment {
+    first: Place,
+    /// Behind its last record: what the next segment begins with.
+    end: Place,
+    /// The file's offset there.
+    offset: u64,
+    /// Bytes of the file.
+    size: u64,
+    /// Where it is damaged, as far as is known: each is counted once, whoever reads it.
+    damaged: BTreeSet<u64>,
+    /// It is written to.
+    active: bool,
+}
+
+/// A synced record in memory.
+struct TailRecord {
+    first: Place,
+    events: u64,
+    lines: Bytes,
+    received: u64,
+    segment: Position,
+    offset: u64,
+}
+
+impl TailRecord {
+    fn end(&self) -> Position {
+        self.first.position + self.events
+    }
+
+    /// What it takes of memory.
+    fn weight(&self) -> u64 {
+        self.lines.len() as u64 + BATCH_OVERHEAD
+    }
+}
+
+/// A batch on its way to the disk.
+struct Waiting {
+    number: u64,
+    append: Append,
+    received: u64,
+    /// It begins a new segment of this size.
+    opens: Option<u64>,
+    done: oneshot::Sender<Result<(), Refused>>,
+}
+
+impl Waiting {
+    fn needed(&self) -> u64 {
+        needed(self.append.lines.len() as u64)
+    }
+}
+
+impl State {
+    /// What every output has got.
+    fn watermark(&self) -> Position {
+        let watermarks = self.cursors.iter().map(|cursor| cursor.claims.watermark());
+        watermarks.min().unwrap_or(self.end.position)
+    }
+
+    /// Segments in front that no output needs.
+    fn finished(&self) -> impl Iterator<Item = &Segment> {
+        let watermark = self.watermark();
+        self.segments
+            .iter()
+            .take_while(move |segment| !segment.active && segment.end.position <= watermark)
+    }
+
+    fn reclaimable(&self) -> u64 {
+        let doomed: u64 = self.doomed.iter().map(|(_, size)| size).sum();
+        doomed + self.finished().map(|segment| segment.size).sum::<u64>()
+    }
+
+    /// Index of the first segment that ends behind a position.
+    fn segment_at(&self, position: Position) -> usize {
+        self.segments.partition_point(|segment| segment.end.position <= position)
+    }
+
+    /// Index of the tail's record that holds a position.
+    fn tail_at(&self, position: Position) -> Option<usize> {
+        let index = self.tail.partition_point(|record| record.end() <= position);
+        self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
+    }
+
+    /// Events and bytes of holes from a position on.
+    fn dropped_from(&self, position: Position) -> (u64, u64) {
+        let behind = self.holes.iter().filter(|hole| hole.end > position);
+        behind.fold((0, 0), |(events, bytes), hole| {
+            (events + hole.end - hole.start.max(position), bytes + hole.bytes)
+        })
+    }
+
+    fn backlog(&self, cursor: &CursorState) -> Backlog {
+        let (mut events, mut bytes) = cursor.open();
+        let (dropped_events, dropped_bytes) = self.dropped_from(cursor.claims.read);
+        let (counted_events, counted_bytes) = cursor.counted_from(cursor.claims.read);
+        events += (self.end.position - cursor.claims.read)
+            .saturating_sub(dropped_events + counted_events);
+        bytes += self
+            .end
+            .byte
+            .saturating_sub(cursor.read_byte)
+            .saturating_sub(dropped_bytes + counted_bytes);
+        let received = cursor.oldest().or_else(|| {
+            let index = self.tail_at(cursor.claims.read)?;
+            self.tail.get(index).map(|record| record.received)
+        });
+        let age = Duration::from_millis(now().saturating_sub(received.unwrap_or(cursor.received)));
+        Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
+    }
+
+    /// Drops the oldest segments that no output has on the wire until `room` bytes more are free; all or nothing.
+    fn drop_oldest(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
+        let watermark = self.watermark();
+        let (mut chosen, mut gained) = (Vec::new(), 0);
+        for (index, segment) in self.segments.iter().enumerate() {
+            if gained >= needed {
+                break;
+            }
+            let on_wire =
+                self.cursors.iter().any(|cursor| cursor.claims.has_on_wire(segment.positions()));
+            if !segment.active && segment.end.position > watermark && !on_wire {
+                gained += segment.size;
+                chosen.push(index);
+            }
+        }
+        if gained < needed {
+            return false;
+        }
+        for index in chosen.into_iter().rev() {
+            let Some(segment) = self.segments.remove(index) else { continue };
+            let mut missed = 0;
+            for cursor in &mut self.cursors {
+                missed = cursor.drop_segment(&segment).max(missed);
+            }
+            metrics.dropped_oldest.increment(missed);
+            self.tail.retain(|record| record.segment != segment.first.position);
+            self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
+            self.doomed.push((segment.first.position, segment.size));
+            self.holes.push(Hole {
+                start: segment.first.position,
+                end: segment.end.position,
+                bytes: segment.end.byte - segment.first.byte,
+            });
+            self.stale = true;
+        }
+        self.holes.sort_unstable_by_key(|hole| hole.start);
+        true
+    }
+
+    /// Keeps a record in memory, and lets go of the oldest ones there.
+    fn remember(&mut self, record: TailRecord, chunk: u64) {
+        self.tail_bytes += record.weight();
+        self.tail.push_back(record);
+        while self.tail_bytes > TAIL_BYTES {
+            let Some(oldest) = self.tail.pop_front() else { return };
+            self.tail_bytes -= oldest.weight();
+            if oldest.lines.len() as u64 > chunk {
+                // Cursors that have it would hold more than their share for as long as their consumers are away.
+                for cursor in &mut self.cursors {
+                    cursor.forget_pieces_of(oldest.first.position..oldest.end());
+                }
+            }
+        }
+    }
+
+    fn contents(&self) -> Contents {
+        let outputs = self.cursors.iter().map(|cursor| (cursor.name.clone(), cursor.saved()));
+        Contents { end: self.end, outputs: outputs.collect(), holes: self.holes.clone() }
+    }
+
+    /// Takes back what was planned for a batch that will not be written.
+    fn withdraw(&mut self, number: u64) {
+        let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
+            return;
+        };
+        let Some(withdrawn) = self.waiting.remove(index) else { return };
+        // The next takes over the segment that it was to begin.
+        let next = self.waiting.get_mut(index).filter(|next| next.opens.is_none());
+        let behind = index + usize::from(withdrawn.opens.is_some());
+        match (withdrawn.opens, next) {
+            (Some(size), Some(next)) => next.opens = Some(size),
+            (Some(size), None) => {
+                self.opening -= size;
+                if self.waiting.len() == index {
+                    self.free = 0;
+                }
+                return;
+            }
+            (None, _) => {}
+        }
+        if self.waiting.range(behind..).all(|waiting| waiting.opens.is_none()) {
+            self.free += withdrawn.needed();
+        }
+    }
+}
+
+impl Segment {
+    fn positions(&self) -> Range<Position> {
+        self.first.position..self.end.position
+    }
+}
+
+impl Queue {
+    /// Opens the queue of a directory, and gives each output its cursor, in order.
+    ///
+    /// Blocks on the disk; not for threads of the runtime.
+    ///
+    /// # Errors
+    ///
+    /// Where the directory can't be used. Damage in it is no error.
+    pub fn open(
+        directory: &Path,
+        config: &crate::config::Queue,
+        telemetry: &Telemetry,
+        outputs: &[(String, OutputMetrics)],
+    ) -> Result<(Self, Vec<Cursor>), OpenError> {
+        let disk = Arc::new(RealDisk::own(directory)?);
+        let (queue, cursors, writer) = recovery::open(disk, directory, config, telemetry, outputs)?;
+        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(|| writer.run());
+        let thread = thread.map_err(|error| {
+            OpenError::new("start the thread that writes", directory.to_owned(), error)
+        })?;
+        *queue.shared.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok((queue, cursors))
+    }
+
+    /// Whether a batch of so many bytes would be taken now. A hint: [`Queue::append`] decides.
+    ///
+    /// # Errors
+    ///
+    /// As [`Queue::append`].
+    pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
+        let mut state = self.shared.lock();
+        if state.fault.is_some() {
+            return Err(Refused::Disk);
+        }
+        let has_room = self.shared.when_full != WhenFull::Reject
+            || self.shared.place(&state, needed(bytes)).is_some();
+        if !has_room {
+            self.shared.tell_full(&mut state);
+            return Err(Refused::Full);
+        }
+        Ok(())
+    }
+
+    /// Takes a batch, whole or not at all. It is safe once [`Ticket::acknowledged`] says so.
+    ///
+    /// # Errors
+    ///
+    /// There is no room, or the disk refuses; nothing is stored then.
+    pub fn append(&self, append: Append) -> Result<Ticket, Refused> {
+        let shared = &self.shared;
+        let mut state = shared.lock();
+        if state.closed {
+            return Err(Refused::Full);
+        }
+        if state.fault.is_some() {
+            return Err(Refused::Disk);
+        }
+        let needed = needed(append.lines.len() as u64);
+        let mut place = shared.place(&state, needed);
+        if place.is_none() {
+            shared.tell_full(&mut state);
+            match shared.when_full {
+                WhenFull::Reject => return Err(Refused::Full),
+                WhenFull::DropNewest => {
+                    shared.metrics.accepted(append.events, &append.levels);
+                    shared.metrics.errors.increment(append.events);
+                    shared.metrics.dropped_newest.increment(append.events);
+                    return Ok(Ticket { done: None, place: None });
+                }
+                WhenFull::DropOldest => {
+                    let missing = (FIRST_RECORD + needed).saturating_sub(shared.room(&state));
+                    if !state.drop_oldest(missing, &shared.metrics) {
+                        return Err(Refused::Full);
+                    }
+                    place = shared.place(&state, needed);
+                }
+            }
+        }
+        let opens = match place {
+            None => return Err(Refused::Full),
+            Some(Room::Here) => {
+                state.free -= needed;
+                None
+            }
+            Some(Room::Opens(size)) => {
+                state.free = size - FIRST_RECORD - needed;
+                state.opening += size;
+                Some(size)
+            }
+        };
+        let (done, acknowledged) = oneshot::channel();
+        let number = state.arrivals;
+        state.arrivals += 1;
+        state.waiting.push_back(Waiting { number, append, received: now(), opens, done });
+        drop(state);
+        shared.work.notify_one();
+        Ok(Ticket { done: Some(acknowledged), place: Some((Arc::clone(shared), number)) })
+    }
+
+    /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().told_full
+    }
+
+    /// Why nothing can be stored, while that is so.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        self.shared.lock().fault.clone()
+    }
+
+    /// `queue.max_bytes`.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity
+    }
+
+    /// Bytes held, as `queue.max_bytes` counts, and events that not every output has got.
+    #[must_use]
+    pub fn held(&self) -> (u64, u64) {
+        let state = self.shared.lock();
+        let watermark = state.watermark();
+        let events =
+            (state.end.position - watermark).saturating_sub(state.dropped_from(watermark).0);
+        (self.shared.held_bytes(&state), events)
+    }
+
+    /// Each output's name and what it has not finished, in the order of joining.
+    #[must_use]
+    pub fn backlogs(&self) -> Vec<(String, Backlog)> {
+        let state = self.shared.lock();
+        state.cursors.iter().map(|cursor| (cursor.name.clone(), state.backlog(cursor))).collect()
+    }
+
+    /// Sets every gauge that is read on demand.
+    #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
+    pub fn observe(&self) {
+        let (bytes, events) = self.held();
+        let state = self.shared.lock();
+        let metrics = &self.shared.metrics;
+        metrics.bytes.set(bytes as f64);
+        metrics.held.set(events as f64);
+        metrics.segments.set((state.segments.len() + state.doomed.len()) as f64);
+        for cursor in &state.cursors {
+            state.backlog(cursor).show(&cursor.metrics);
+        }
+    }
+
+    /// Hands out nothing more, and returns once nothing is on the wire.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn drained(&self) {
+        self.shared.lock().draining = true;
+        loop {
+            let progress = self.shared.progress.notified();
+            if self.shared.lock().cursors.iter().all(CursorState::is_idle) {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    /// An output has ended for good: the drain does not wait for it. What it did not get stays for the next start.
+    pub fn give_up(&self, name: &str) {
+        let mut state = self.shared.lock();
+        for cursor in state.cursors.iter_mut().filter(|cursor| cursor.name == name) {
+            cursor.gone = true;
+        }
+        drop(state);
+        self.shared.progress.notify_waiters();
+    }
+
+    /// Takes nothing more, writes and syncs the cursors, and ends the writer thread.
+    pub async fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_one();
+        let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(writer) = writer else { return };
+        let ended = tokio::task::spawn_blocking(|| writer.join());
+        match tokio::time::timeout(CLOSING, ended).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(_) => tracing::error!("the thread that writes the queue has panicked"),
+            Err(_) => tracing::error!(
+                "the disk does not answer: the cursors are not written, outputs may get some events again"
+            ),
+        }
+    }
+}
+
+/// What [`Queue::append`] gives for a batch it took. Dropped before it is begun to be written, the batch is taken out.
+#[must_use]
+pub struct Ticket {
+    done: Option<oneshot::Receiver<Result<(), Refused>>>,
+    place: Option<(Arc<Shared>, u64)>,
+}
+
+impl Ticket {
+    /// Returns once the batch is on disk, or is not.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Disk`].
+    pub async fn acknowledged(&mut self) -> Result<(), Refused> {
+        let Some(done) = &mut self.done else { return Ok(()) };
+        // An error means that the writer thread is gone.
+        let answer = done.await.unwrap_or(Err(Refused::Disk));
+        self.done = None;
+        self.place = None;
+        answer
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let Some((shared, number)) = self.place.take() else { return };
+        shared.lock().withdraw(number);
+    }
+}

@@ -1,0 +1,678 @@
+//! One output's place in the durable log: what it has claimed, and what was read ahead for it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::Shared;
+use super::State;
+use super::load;
+use super::load::Job;
+use super::load::Loaded;
+use super::load::Piece;
+use super::load::Spot;
+use super::now;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Position;
+use crate::queue::Retaken;
+use crate::queue::Take;
+use crate::queue::claims::Claims;
+use crate::queue::claims::Stage;
+use crate::queue::cursors::Place;
+use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::RECORD_HEADER;
+use crate::telemetry::OutputMetrics;
+
+/// The cursors are written when so much has become final, or after a second.
+pub(super) const UNSAVED_MAX: u64 = 64 << 20;
+
+/// What is read at once for a claim, however small.
+const FETCH_MIN: u64 = 64 << 10;
+
+/// Between two attempts to open a file that is there and can't be read.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What is noted with a claim.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Note {
+    /// Bytes of its lines.
+    bytes: u64,
+    first_byte: u64,
+    /// When its first event was received.
+    received: u64,
+    /// Where it can be read again.
+    spot: Spot,
+}
+
+pub(super) struct CursorState {
+    pub(super) name: String,
+    pub(super) metrics: OutputMetrics,
+    /// No claim reaches into a second segment, and none has a gap.
+    pub(super) claims: Claims<Note>,
+    /// The byte number where what was not claimed begins.
+    pub(super) read_byte: u64,
+    /// What comes next, as far as it is in memory.
+    pieces: VecDeque<Piece>,
+    /// Where reading goes on behind the pieces, unless that is the end of a segment; `None`: to be found by position.
+    pub(super) spot: Option<Spot>,
+    /// What is loaded for an earlier one is of no use.
+    epoch: u64,
+    /// A released claim that is to be read again.
+    wanted: Option<Claim>,
+    fetched: Option<Batch>,
+    /// Missing events that were counted as lost, from the watermark on.
+    counted: Vec<Gap>,
+    /// Its output has ended for good.
+    pub(super) gone: bool,
+    pub(super) readable: Arc<Notify>,
+    /// When the event at `read` was received, or one before it.
+    pub(super) received: u64,
+}
+
+/// A gap: positions, and bytes of the lines that were there.
+#[derive(Debug, Clone, Copy)]
+struct Gap {
+    start: Position,
+    end: Position,
+    bytes: u64,
+}
+
+impl CursorState {
+    pub(super) fn new(name: String, metrics: OutputMetrics, at: Place) -> Self {
+        Self {
+            name,
+            metrics,
+            claims: Claims::at(at.position),
+            read_byte: at.byte,
+            pieces: VecDeque::new(),
+            spot: None,
+            epoch: 0,
+            wanted: None,
+            fetched: None,
+            counted: Vec::new(),
+            gone: false,
+            readable: Arc::new(Notify::new()),
+            received: now(),
+        }
+    }
+
+    /// What is claimed and not finished.
+    pub(super) fn open(&self) -> (u64, u64) {
+        let open = self.claims.iter().filter(|entry| entry.stage != Stage::Done);
+        open.fold((0, 0), |(events, bytes), entry| {
+            (events + entry.claim.end - entry.claim.start, bytes + entry.note.bytes)
+        })
+    }
+
+    /// Events and bytes from a position on that are missing and counted: after a rewind there may be some.
+    pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
+        let behind = self.counted.iter().filter(|gap| gap.end > position);
+        behind.fold((0, 0), |(events, bytes), gap| {
+            (events + gap.end - gap.start.max(position), bytes + gap.bytes)
+        })
+    }
+
+    /// When the oldest event that is not finished was received, if that is known.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        let claimed = self.claims.iter().next().map(|entry| entry.note.received);
+        claimed.or_else(|| self.pieces.front().map(|piece| piece.received))
+    }
+
+    /// What the cursors file is to say.
+    pub(super) fn saved(&self) -> Place {
+        let byte = self.claims.iter().next().map_or(self.read_byte, |entry| entry.note.first_byte);
+        Place { position: self.claims.watermark(), byte }
+    }
+
+    /// Nothing is on the wire, or nobody will say what became of it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
+    }
+
+    /// Counts what of a dropped segment this output had not got.
+    pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
+        let dropped = segment.positions();
+        self.forget_pieces_of(dropped.clone());
+        let read = self.claims.read;
+        let mut missed = dropped.end.saturating_sub(dropped.start.max(read));
+        missed =
+            missed.saturating_sub(self.overlap_with_counted(dropped.start.max(read)..dropped.end));
+        for entry in self.claims.overlapping_mut(dropped.clone()) {
+            if entry.stage == Stage::Released {
+                entry.stage = Stage::Done;
+                missed += entry.claim.end - entry.claim.start;
+            }
+        }
+        self.claims.forget_done();
+        if dropped.contains(&read) {
+            self.claims.read = dropped.end;
+            self.read_byte = segment.end.byte;
+            self.pieces.clear();
+            self.spot = None;
+            self.epoch += 1;
+        }
+        self.metrics.lost.increment(missed);
+        missed
+    }
+
+    fn overlap_with_counted(&self, positions: Range<Position>) -> u64 {
+        let overlap =
+            |gap: &Gap| gap.end.min(positions.end).saturating_sub(gap.start.max(positions.start));
+        self.counted.iter().map(overlap).sum()
+    }
+
+    /// Lets go of what was read ahead of these positions, and of all behind it.
+    pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
+        let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
+        if let Some(index) = self.pieces.iter().position(holds) {
+            self.spot = self.pieces.get(index).map(|piece| piece.spot);
+            self.pieces.truncate(index);
+            self.epoch += 1;
+        }
+    }
+
+    /// Where the pieces end.
+    fn ahead(&self) -> Place {
+        let read = Place { position: self.claims.read, byte: self.read_byte };
+        self.pieces.back().map_or(read, |piece| Place {
+            position: piece.end(),
+            byte: piece.first_byte + piece.bytes(),
+        })
+    }
+
+    fn ahead_bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
+    }
+
+    /// Passes missing events: they are lost for this output, unless that was counted before.
+    fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
+        let positions = gap.first..gap.end();
+        let known = dropped + self.overlap_with_counted(positions.clone());
+        let lost = gap.events.saturating_sub(known);
+        if lost > 0 {
+            self.metrics.lost.increment(lost);
+            let output = &self.name;
+            tracing::error!(
+                output,
+                events = lost,
+                position = gap.first,
+                "events are missing in the queue, lost and counted"
+            );
+            self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
+        }
+        self.claims.read = positions.end;
+        self.read_byte = gap.first_byte + gap.bytes();
+        self.forget_counted();
+    }
+
+    fn forget_counted(&mut self) {
+        let watermark = self.claims.watermark();
+        self.counted.retain(|gap| gap.end > watermark);
+    }
+
+    fn rewind(&mut self) {
+        let Some(note) = self.claims.rewind() else { return };
+        self.read_byte = note.first_byte;
+        self.received = note.received;
+        self.spot = Some(note.spot);
+        self.pieces.clear();
+        self.epoch += 1;
+    }
+}
+
+impl State {
+    /// Brings what comes next from the tail, if it is there.
+    fn refill(&mut self, index: usize) -> bool {
+        let ahead = self.cursors[index].ahead();
+        let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
+            return false;
+        };
+        let piece = load::piece_of(record, ahead.position..record.end());
+        let behind = Spot {
+            segment: record.segment,
+            offset: record.offset + RECORD_HEADER + record.lines.len() as u64,
+            line: 0,
+            position: record.end(),
+            checked: false,
+        };
+        let cursor = &mut self.cursors[index];
+        cursor.spot = Some(behind);
+        cursor.pieces.push_back(piece);
+        true
+    }
+
+    /// Claims what comes next, as far as it is in memory.
+    fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
+        let mut taken: Option<(Claim, Note)> = None;
+        let (mut pieces, mut left) = (Vec::new(), take);
+        loop {
+            let cursor = &mut self.cursors[index];
+            let Some(piece) = cursor.pieces.front_mut() else {
+                if self.refill(index) {
+                    continue;
+                }
+                break;
+            };
+            if piece.is_gap() {
+                if taken.is_some() {
+                    break;
+                }
+                let Some(gap) = cursor.pieces.pop_front() else { break };
+                let dropped = self.dropped_in(gap.first..gap.end());
+                self.cursors[index].pass_gap(&gap, dropped);
+                self.stale = true;
+                continue;
+            }
+            let elsewhere = taken.is_some_and(|(_, note)| note.spot.segment != piece.spot.segment);
+            let whole = piece.bytes() <= left.bytes && piece.events <= left.events;
+            if elsewhere || (!whole && taken.is_some()) {
+                break;
+            }
+            let part = if whole { cursor.pieces.pop_front() } else { Some(piece.cut(take)) };
+            let Some(part) = part else { break };
+            left = Take {
+                bytes: left.bytes.saturating_sub(part.bytes()),
+                events: left.events.saturating_sub(part.events),
+            };
+            let (claim, note) = taken.get_or_insert((
+                Claim { start: part.first, end: part.first },
+                Note {
+                    bytes: 0,
+                    first_byte: part.first_byte,
+                    received: part.received,
+                    spot: part.spot,
+                },
+            ));
+            claim.end = part.end();
+            note.bytes += part.bytes();
+            cursor.received = part.received;
+            cursor.claims.read = claim.end;
+            cursor.read_byte = note.first_byte + note.bytes;
+            pieces.push(part.lines);
+            if !whole {
+                break;
+            }
+        }
+        let (claim, note) = taken?;
+        self.cursors[index].claims.push(claim, note);
+        Some(Batch { claim, events: claim.end - claim.start, bytes: note.bytes, pieces })
+    }
+
+    /// How many of these positions were dropped, and counted for every output.
+    fn dropped_in(&self, positions: Range<Position>) -> u64 {
+        let overlap = |hole: &crate::queue::cursors::Hole| {
+            hole.end.min(positions.end).saturating_sub(hole.start.max(positions.start))
+        };
+        self.holes.iter().map(overlap).sum()
+    }
+
+    /// A claim's lines, if all of them are in memory.
+    fn in_tail(&self, claim: Claim) -> Option<Batch> {
+        let first = self.tail_at(claim.start)?;
+        let mut batch =
+            Batch { claim, events: claim.end - claim.start, bytes: 0, pieces: Vec::new() };
+        for record in self.tail.range(first..) {
+            if record.first.position >= claim.end {
+                break;
+            }
+            let piece = load::piece_of(record, claim.start.max(record.first.position)..claim.end);
+            batch.bytes += piece.bytes();
+            batch.pieces.push(piece.lines);
+        }
+        Some(batch)
+    }
+
+    /// What has to be read from a file for a cursor to go on.
+    fn wish(&self, index: usize, chunk: u64) -> Wish {
+        if self.draining {
+            return Wish::Nothing;
+        }
+        let cursor = &self.cursors[index];
+        if let Some(claim) = cursor.wanted {
+            let entry = cursor.claims.overlapping(claim.start..claim.end).next();
+            let fetched = cursor.fetched.as_ref().is_some_and(|batch| batch.claim == claim);
+            return match entry {
+                Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
+                    let chunk = chunk.min(entry.note.bytes.max(FETCH_MIN));
+                    self.job(cursor.epoch, entry.note.spot, claim.start, Some(claim.end), chunk)
+                }
+                Some(_) | None => Wish::Ready,
+            };
+        }
+        if !cursor.pieces.is_empty() {
+            return Wish::Ready;
+        }
+        self.read_on(index, chunk)
+    }
+
+    /// What has to be read from a file behind what a cursor has in memory.
+    fn read_on(&self, index: usize, chunk: u64) -> Wish {
+        let cursor = &self.cursors[index];
+        let ahead = cursor.ahead().position;
+        if ahead >= self.end.position {
+            return Wish::Nothing;
+        }
+        if self.tail_at(ahead).is_some() {
+            return Wish::Ready;
+        }
+        let segment = self.segments.get(self.segment_at(ahead));
+        // Behind the last segment nothing is there to be read, up to the end.
+        let first = segment.map_or(self.end.position, |segment| segment.first.position);
+        let begin =
+            Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first, checked: false };
+        let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
+        self.job(cursor.epoch, spot, ahead, None, chunk)
+    }
+
+    fn job(
+        &self,
+        epoch: u64,
+        spot: Spot,
+        from: Position,
+        to: Option<Position>,
+        chunk: u64,
+    ) -> Wish {
+        let index = self.segments.partition_point(|segment| segment.first.position < spot.segment);
+        let segment =
+            self.segments.get(index).filter(|segment| segment.first.position == spot.segment);
+        Wish::Load(match segment {
+            Some(segment) => Job {
+                epoch,
+                spot,
+                from,
+                to,
+                chunk,
+                first: segment.first,
+                end: segment.end,
+                offset: segment.offset,
+                known: segment.damaged.clone(),
+            },
+            // It is gone: all up to the next one is missing.
+            None => {
+                let next = self.segments.get(self.segment_at(from));
+                let end = next.map_or(self.end, |segment| segment.first);
+                let known = Default::default();
+                Job { epoch, spot, from, to, chunk, first: end, end, offset: 0, known }
+            }
+        })
+    }
+}
+
+/// What a cursor needs to go on.
+enum Wish {
+    /// It can.
+    Ready,
+    /// There is nothing yet.
+    Nothing,
+    /// A file has to be read.
+    Load(Job),
+}
+
+impl Shared {
+    /// Takes in what was read.
+    fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
+        let mut state = self.lock();
+        for damage in &loaded.damages {
+            let at = state.segments.partition_point(|it| it.first.position < loaded.segment);
+            let segment =
+                state.segments.get_mut(at).filter(|it| it.first.position == loaded.segment);
+            if segment.is_some_and(|segment| segment.damaged.insert(damage.bytes.start)) {
+                self.metrics.corrupt.increment(1);
+            }
+        }
+        let cursor = &mut state.cursors[index];
+        if cursor.epoch != epoch {
+            return;
+        }
+        match loaded.to {
+            Some(end) => {
+                if let Some(claim) = cursor.wanted.filter(|claim| claim.end == end) {
+                    cursor.fetched = loaded.batch(claim);
+                    if cursor.fetched.is_none() {
+                        // Lines of it can't be read any more.
+                        self.lose(&mut state, index, claim);
+                    }
+                }
+            }
+            None => {
+                let fits = loaded
+                    .pieces
+                    .first()
+                    .is_some_and(|piece| piece.first == cursor.ahead().position);
+                if fits {
+                    cursor.spot = loaded.next;
+                    cursor.pieces.extend(loaded.pieces);
+                }
+            }
+        }
+    }
+
+    /// A claim that was released, and can't be read any more.
+    fn lose(&self, state: &mut State, index: usize, claim: Claim) {
+        let cursor = &mut state.cursors[index];
+        cursor.wanted = None;
+        let Some(entry) = cursor.claims.find(claim) else { return };
+        entry.stage = Stage::Done;
+        let events = claim.end - claim.start;
+        cursor.metrics.lost.increment(events);
+        let output = &cursor.name;
+        tracing::error!(
+            output,
+            events,
+            "events can't be read from the queue any more, lost and counted"
+        );
+        self.settled(state, index);
+    }
+
+    /// After something of a cursor is done.
+    fn settled(&self, state: &mut State, index: usize) {
+        let cursor = &mut state.cursors[index];
+        cursor.claims.forget_done();
+        cursor.forget_counted();
+        state.stale = true;
+        if state.unsaved >= UNSAVED_MAX || state.finished().next().is_some() {
+            self.work.notify_one();
+        }
+        self.tell_room(state);
+        self.progress.notify_waiters();
+    }
+}
+
+/// One output's place in the log. Owned by its delivery loop.
+pub struct Cursor {
+    shared: Arc<Shared>,
+    index: usize,
+    readable: Arc<Notify>,
+    /// What is being read for it. A thread that hangs in a dead disk is left behind at the end.
+    loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
+}
+
+impl Cursor {
+    pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
+        let readable = Arc::clone(&shared.lock().cursors[index].readable);
+        Self { shared, index, readable, loading: None }
+    }
+
+    /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn readable(&mut self) {
+        loop {
+            match self.wish() {
+                Wish::Ready => return,
+                Wish::Nothing => self.readable.notified().await,
+                Wish::Load(job) => {
+                    self.load(job);
+                    self.loaded().await;
+                }
+            }
+        }
+    }
+
+    fn wish(&self) -> Wish {
+        self.shared.lock().wish(self.index, self.shared.chunk)
+    }
+
+    fn load(&mut self, job: Job) {
+        if self.loading.is_none() {
+            let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
+            let loading = tokio::task::spawn_blocking(move || shared.read(&job));
+            self.loading = Some((epoch, loading));
+        }
+    }
+
+    async fn loaded(&mut self) {
+        let Some((epoch, loading)) = &mut self.loading else { return };
+        let (epoch, loaded) = (*epoch, loading.await);
+        self.loading = None;
+        match loaded {
+            Ok(Ok(loaded)) => self.shared.apply(self.index, epoch, loaded),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a file of the queue can't be opened, trying on");
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(panic) => {
+                tracing::error!(%panic, "a file of the queue could not be read, trying on");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Claims what comes next, as far as it is in memory: whole batches as far as they fit, or a part of one that does not
+    /// fit alone. `None` also where it has to be read first: [`Cursor::readable`] does.
+    #[must_use]
+    pub fn next(&mut self, take: Take) -> Option<Batch> {
+        let (batch, ahead) = {
+            let mut state = self.shared.lock();
+            if state.draining {
+                return None;
+            }
+            let cursor = &mut state.cursors[self.index];
+            (cursor.wanted, cursor.fetched) = (None, None);
+            let batch = state.next(self.index, take);
+            let low = state.cursors[self.index].ahead_bytes() < self.shared.chunk / 2;
+            let ahead = low.then(|| state.read_on(self.index, self.shared.chunk));
+            (batch, ahead)
+        };
+        if let Some(Wish::Load(job)) = ahead
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            self.load(job);
+        }
+        batch
+    }
+
+    /// The claim is final: acknowledged by the consumer, `lost` of its events apart, which it has refused for good.
+    pub fn finish(&self, claim: Claim, lost: u64) {
+        let mut state = self.shared.lock();
+        let cursor = &mut state.cursors[self.index];
+        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage != Stage::Done)
+        else {
+            return;
+        };
+        entry.stage = Stage::Done;
+        let (note, events) = (entry.note, claim.end - claim.start);
+        let lost = lost.min(events);
+        cursor.metrics.events.increment(events - lost);
+        cursor.metrics.lost.increment(lost);
+        let took = Duration::from_millis(now().saturating_sub(note.received));
+        cursor.metrics.delivery.record(took.as_secs_f64());
+        state.unsaved += note.bytes;
+        self.shared.settled(&mut state, self.index);
+    }
+
+    /// The claim is not on the wire any more; it will be sent again.
+    pub fn release(&self, claim: Claim) {
+        let mut state = self.shared.lock();
+        if let Some(entry) = state.cursors[self.index].claims.find(claim) {
+            if entry.stage == Stage::OnWire {
+                entry.stage = Stage::Released;
+            }
+            self.shared.progress.notify_waiters();
+        }
+    }
+
+    /// Takes a released claim again, to send it.
+    #[must_use]
+    pub fn retake(&mut self, claim: Claim) -> Retaken {
+        let mut state = self.shared.lock();
+        if state.draining {
+            return Retaken::NotYet;
+        }
+        let from_tail = state.in_tail(claim);
+        let cursor = &mut state.cursors[self.index];
+        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage != Stage::Done)
+        else {
+            return Retaken::Gone;
+        };
+        let fetched = cursor.fetched.take().filter(|batch| batch.claim == claim);
+        let Some(batch) = from_tail.or(fetched) else {
+            cursor.wanted = Some(claim);
+            return Retaken::NotYet;
+        };
+        entry.stage = Stage::OnWire;
+        cursor.wanted = None;
+        Retaken::Batch(batch)
+    }
+
+    /// Takes a released claim again without its lines; `false` where it was dropped meanwhile.
+    #[must_use]
+    pub fn reclaim(&self, claim: Claim) -> bool {
+        let mut state = self.shared.lock();
+        let claims = &mut state.cursors[self.index].claims;
+        let Some(entry) = claims.find(claim).filter(|entry| entry.stage != Stage::Done) else {
+            return false;
+        };
+        entry.stage = Stage::OnWire;
+        true
+    }
+
+    /// Cuts a claim of at least two events into two claims in the same stage.
+    #[must_use]
+    pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
+        let mut state = self.shared.lock();
+        let events = claim.end - claim.start;
+        let middle = claim.start + events / 2;
+        if middle == claim.start {
+            return None;
+        }
+        state.cursors[self.index].claims.split(claim, middle, |note| {
+            // Where in its bytes the middle is, is only known when it is read: the sum is right.
+            let bytes = note.bytes / 2;
+            let right =
+                Note { bytes: note.bytes - bytes, first_byte: note.first_byte + bytes, ..note };
+            (Note { bytes, ..note }, right)
+        })
+    }
+
+    /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
+    ///
+    /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
+    pub fn rewind(&mut self) {
+        let mut state = self.shared.lock();
+        state.cursors[self.index].rewind();
+        drop(state);
+        self.shared.progress.notify_waiters();
+    }
+
+    /// The first position that was never claimed.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.shared.lock().cursors[self.index].claims.read
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        if let Some((_, loading)) = self.loading.take() {
+            loading.abort();
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! Reading from the files for one cursor: a few megabytes at a time, whole lines, with what is missing marked as such.
+//!
+//! It runs on threads that may block, and touches the state only through what it returns. What is damaged is copied aside
+//! and told here, by whoever comes across it first.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::QUARANTINE_PART;
+use super::Shared;
+use super::TailRecord;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Position;
+use crate::queue::Take;
+use crate::queue::cursors::Place;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::File;
+use crate::queue::disk::QUARANTINE;
+use crate::queue::segment;
+use crate::queue::segment::Check;
+use crate::queue::segment::Damage;
+use crate::queue::segment::Found;
+use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::Scan;
+
+/// Where an event is in the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// First position of the segment.
+    pub(super) segment: Position,
+    /// Offset of the record's header.
+    pub(super) offset: u64,
+    /// Offset of the event's line; 0 for the record's first.
+    pub(super) line: u64,
+    /// Position of that line.
+    pub(super) position: Position,
+    /// All lines of the record were read from the file and checked.
+    pub(super) checked: bool,
+}
+
+/// Lines of one record, or a gap.
+#[derive(Debug, Clone)]
+pub(super) struct Piece {
+    pub(super) first: Position,
+    /// At least 1.
+    pub(super) events: u64,
+    pub(super) first_byte: u64,
+    /// Empty for a gap.
+    pub(super) lines: Bytes,
+    /// Bytes of the lines that are missing.
+    missing: u64,
+    pub(super) received: u64,
+    pub(super) spot: Spot,
+}
+
+impl Piece {
+    pub(super) fn end(&self) -> Position {
+        self.first + self.events
+    }
+
+    pub(super) fn is_gap(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.lines.len() as u64 + self.missing
+    }
+
+    /// Cuts off the front: at most `take`, but at least one event.
+    pub(super) fn cut(&mut self, take: Take) -> Self {
+        let (mut bytes, mut events) = (0, 0);
+        for end in memchr::memchr_iter(b'\n', &self.lines) {
+            let fits = (end as u64) < take.bytes && events < take.events;
+            if !fits && events > 0 {
+                break;
+            }
+            (bytes, events) = (end + 1, events + 1);
+            if !fits {
+                break;
+            }
+        }
+        let front = Self { events, lines: self.lines.split_to(bytes), ..self.clone() };
+        let line =
+            if self.spot.line == 0 { self.spot.offset + RECORD_HEADER } else { self.spot.line };
+        self.first += events;
+        self.events -= events;
+        self.first_byte += bytes as u64;
+        self.spot = Spot { line: line + bytes as u64, position: self.first, ..self.spot };
+        front
+    }
+}
+
+/// Some of the events of a record that is in memory.
+pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
+    let (start, end) =
+        (positions.start.max(record.first.position), positions.end.min(record.end()));
+    let offset = |position: Position| {
+        let line = usize::try_from(position - record.first.position).unwrap_or(usize::MAX);
+        match line {
+            0 => 0,
+            _ if position == record.end() => record.lines.len(),
+            line => memchr::memchr_iter(b'\n', &record.lines)
+                .nth(line - 1)
+                .map_or(record.lines.len(), |end| end + 1),
+        }
+    };
+    let (from, to) = (offset(start), offset(end));
+    let line = if from == 0 { 0 } else { record.offset + RECORD_HEADER + from as u64 };
+    Piece {
+        first: start,
+        events: end - start,
+        first_byte: record.first.byte + from as u64,
+        lines: record.lines.slice(from..to),
+        missing: 0,
+        received: record.received,
+        spot: Spot {
+            segment: record.segment,
+            offset: record.offset,
+            line,
+            position: start,
+            checked: false,
+        },
+    }
+}
+
+/// What to read: of one segment.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) epoch: u64,
+    /// Where to begin: at the event asked for, or before it.
+    pub(super) spot: Spot,
+    /// The first event asked for.
+    pub(super) from: Position,
+    /// Behind the last; `None`: as much as comes, about a chunk.
+    pub(super) to: Option<Position>,
+    pub(super) chunk: u64,
+    /// Of the segment.
+    pub(super) first: Place,
+    pub(super) end: Place,
+    /// Where it ends in the file; 0: it is not there.
+    pub(super) offset: u64,
+    /// Where it is known to be damaged.
+    pub(super) known: BTreeSet<u64>,
+}
+
+/// What was read.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) segment: Position,
+    /// Of the job.
+    pub(super) to: Option<Position>,
+    /// In order, each beginning where the one before ends.
+    pub(super) pieces: Vec<Piece>,
+    /// Where to go on in this segment; `None`: in the next.
+    pub(super) next: Option<Spot>,
+    /// What was come across.
+    pub(super) damages: Vec<Damage>,
+}
+
+impl Loaded {
+    /// All of a claim; `None` where some of it is missing.
+    pub(super) fn batch(self, claim: Claim) -> Option<Batch> {
+        let mut batch = Batch { claim, events: 0, bytes: 0, pieces: Vec::new() };
+        for piece in self.pieces.into_iter().filter(|piece| !piece.is_gap()) {
+            batch.events += piece.events;
+            batch.bytes += piece.bytes();
+            batch.pieces.push(piece.lines);
+        }
+        (batch.events == claim.end - claim.start).then_some(batch)
+    }
+}
+
+impl Shared {
+    /// Does a job. An error only where the file is there and can't be opened: that may pass.
+    pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
+        let file = match job.offset {
+            0 => None,
+            _ => match self.disk.open(&segment::file_name(job.first.position), Access::Read) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                opened => Some(opened?),
+            },
+        };
+        let mut reader = Reader::new(job);
+        let Some(file) = file else {
+            reader.end();
+            return Ok(reader.loaded);
+        };
+        reader.read(&*file);
+        let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
+        for damage in reader.loaded.damages.iter().filter(new) {
+            let room = self.capacity / QUARANTINE_PART;
+            set_aside(&*self.disk, &*file, job.first.position, damage, room, &self.quarantined);
+        }
+        Ok(reader.loaded)
+    }
+}
+
+/// Copies damaged bytes to the quarantine, as far as there is room, and tells of them.
+pub(super) fn set_aside(
+    disk: &dyn Disk,
+    file: &dyn File,
+    segment: Position,
+    damage: &Damage,
+    capacity: u64,
+    quarantined: &AtomicU64,
+) {
+    let offset = damage.bytes.start;
+    let length = damage.bytes.end - offset;
+    let room = capacity.saturating_sub(quarantined.load(Ordering::Relaxed));
+    let copied = copy_aside(disk, file, segment, offset..offset + length.min(room));
+    if let Ok(copied) = copied {
+        quarantined.fetch_add(copied, Ordering::Relaxed);
+    }
+    let quarantine = match &copied {
+        Ok(copied) if *copied == length => "all of it is in quarantine/".to_owned(),
+        Ok(copied) => format!("{copied} bytes of it are in quarantine/, which is full"),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            "it is in quarantine/".to_owned()
+        }
+        Err(error) => format!("it can't be copied to quarantine/: {error}"),
+    };
+    let file = segment::file_name(segment);
+    tracing::error!(
+        segment = file,
+        offset,
+        bytes = length,
+        events = damage.events,
+        quarantine,
+        "the queue is damaged here, going on behind it"
+    );
+}
+
+fn copy_aside(
+    disk: &dyn Disk,
+    file: &dyn File,
+    segment: Position,
+    bytes: Range<u64>,
+) -> io::Result<u64> {
+    const STEP: u64 = 1 << 20;
+    let length = bytes.end - bytes.start;
+    if length == 0 {
+        return Ok(0);
+    }
+    let copy = disk.create(&format!("{QUARANTINE}/{segment:020}-{}.bad", bytes.start), length)?;
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let mut buffer = vec![0; usize::try_from(STEP.min(bytes.end - at)).unwrap_or_default()];
+        // What can't be read stays zeros.
+        file.read_at(&mut buffer, at).ok();
+        copy.write_at(&[&buffer], at - bytes.start)?;
+        at += buffer.len() as u64;
+    }
+    copy.sync()?;
+    Ok(length)
+}
+
+struct Reader<'a> {
+    job: &'a Job,
+    /// What comes next, as far as pieces were read.
+    at: Place,
+    bytes: u64,
+    loaded: Loaded,
+}
+
+impl<'a> Reader<'a> {
+    fn new(job: &'a Job) -> Self {
+        Self {
+            job,
+            at: Place { position: job.from, byte: job.first.byte },
+            bytes: 0,
+            loaded: Loaded {
+                segment: job.first.position,
+                to: job.to,
+                pieces: Vec::new(),
+                next: None,
+                damages: Vec::new(),
+            },
+        }
+    }
+
+    fn wants(&self) -> bool {
+        match self.job.to {
+            Some(to) => self.at.position < to,
+            None => self.bytes < self.job.chunk,
+        }
+    }
+
+    fn read(&mut self, file: &dyn File) {
+        let job = self.job;
+        let expected = if job.spot.line == 0 { job.spot.position } else { job.first.position };
+        // Up to the record with the event asked for, headers are enough.
+        let mut position = expected;
+        let mut within = None;
+        let mut scan = self.scan(file, job.spot.offset, position, Check::Headers);
+        while let Some(found) = scan.next() {
+            match found {
+                Found::Damage(damage) => self.loaded.damages.push(damage),
+                Found::Record(record) if record.header.end() > job.from => {
+                    within = Some(record);
+                    break;
+                }
+                Found::Record(_) => {}
+            }
+            position = scan.position();
+        }
+        let Some(first) = within else { return self.end() };
+        let mut offset = first.offset;
+        // A long record is not checked again for each part of it.
+        if job.spot.checked && job.spot.line > 0 && first.offset == job.spot.offset {
+            let line = (job.spot.line, job.spot.position);
+            let mut scan = self.scan(file, offset, position, Check::Headers);
+            if !self.take_long(&mut scan, &first, line) {
+                return;
+            }
+            (offset, position) = (first.offset + first.header.size(), first.header.end());
+        }
+        let mut scan = self.scan(file, offset, position, Check::Lines);
+        while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
+        {
+            match scan.next() {
+                None => return self.end(),
+                Some(Found::Damage(damage)) => self.loaded.damages.push(damage),
+                Some(Found::Record(record)) => match &record.lines {
+                    Some(lines) => self.take(&record, lines),
+                    None => {
+                        let line = (record.offset + RECORD_HEADER, record.header.first);
+                        if !self.take_long(&mut scan, &record, line) {
+                            return;
+                        }
+                    }
+                },
+            }
+        }
+        if self.loaded.next.is_none() {
+            let (offset, position) = (scan.offset(), scan.position());
+            let segment = job.first.position;
+            self.loaded.next = Some(Spot { segment, offset, line: 0, position, checked: false });
+        }
+    }
+
+    fn scan<'f>(
+        &self,
+        file: &'f dyn File,
+        offset: u64,
+        position: Position,
+        check: Check,
+    ) -> Scan<'f> {
+        let (end, limit) = (self.job.offset, self.job.end.position);
+        Scan::new(file, (offset, position), end, limit, check).ahead(self.job.chunk)
+    }
+
+    /// Marks what is missing before a place.
+    fn miss(&mut self, until: Place, spot: Spot) {
+        let first = self.at.position;
+        if until.position > first {
+            let missing = match self.loaded.pieces.last() {
+                Some(_) => until.byte.saturating_sub(self.at.byte),
+                // Where the first begins in bytes was not read.
+                None => 0,
+            };
+            self.push(Piece {
+                first,
+                events: until.position - first,
+                first_byte: until.byte - missing,
+                lines: Bytes::new(),
+                missing,
+                received: 0,
+                spot: Spot { line: 0, position: first, ..spot },
+            });
+        }
+    }
+
+    fn push(&mut self, piece: Piece) {
+        self.at = Place { position: piece.end(), byte: piece.first_byte + piece.bytes() };
+        self.bytes += piece.lines.len() as u64;
+        self.loaded.pieces.push(piece);
+    }
+
+    /// Nothing more is in this segment.
+    fn end(&mut self) {
+        let end = self.job.to.unwrap_or(self.job.end.position);
+        let spot = Spot { offset: self.job.offset, ..self.job.spot };
+        self.miss(Place { position: end, byte: self.job.end.byte }, spot);
+        self.loaded.next = None;
+    }
+
+    /// A record whose lines are here.
+    fn take(&mut self, record: &segment::Record, lines: &Bytes) {
+        let header = record.header;
+        let whole = TailRecord {
+            first: Place { position: header.first, byte: header.first_byte },
+            events: header.events,
+            lines: lines.clone(),
+            received: header.received,
+            segment: self.job.first.position,
+            offset: record.offset,
+        };
+        let piece = piece_of(&whole, self.at.position..self.job.to.unwrap_or(header.end()));
+        let begins = Place { position: piece.first, byte: piece.first_byte };
+        self.miss(begins, piece.spot);
+        self.push(piece);
+    }
+
+    /// Lines of a long record, from a line on, a part at a time. `false`: that is enough.
+    fn take_long(
+        &mut self,
+        scan: &mut Scan<'_>,
+        record: &segment::Record,
+        (mut line, mut position): (u64, Position),
+    ) -> bool {
+        let header = record.header;
+        let (begin, end) = (record.offset + RECORD_HEADER, record.offset + header.size());
+        if self.at.position > position {
+            line = scan.nth_line(line..end, self.at.position - position);
+            position = self.at.position;
+        }
+        while line < end && self.wants() {
+            let mut lines = scan.read_lines(line, end, self.job.chunk);
+            let mut events = memchr::memchr_iter(b'\n', &lines).count() as u64;
+            if let Some(to) = self.job.to
+                && position + events > to
+            {
+                events = to - position;
+                let last = usize::try_from(events).unwrap_or(usize::MAX).saturating_sub(1);
+                let cut = memchr::memchr_iter(b'\n', &lines).nth(last).map_or(0, |end| end + 1);
+                lines.truncate(cut);
+            }
+            // The lines have changed since they were checked, or can't be read again: the rest is missing.
+            if events == 0 || position + events > header.end() {
+                break;
+            }
+            let spot = Spot {
+                segment: self.job.first.position,
+                offset: record.offset,
+                line: if line == begin { 0 } else { line },
+                position,
+                checked: true,
+            };
+            let first_byte = header.first_byte + (line - begin);
+            self.miss(Place { position, byte: first_byte }, spot);
+            line += lines.len() as u64;
+            let received = header.received;
+            self.push(Piece {
+                first: position,
+                events,
+                first_byte,
+                lines,
+                missing: 0,
+                received,
+                spot,
+            });
+            position += events;
+        }
+        if self.wants() {
+            return true;
+        }
+        if line < end {
+            let (segment, offset) = (self.job.first.position, record.offset);
+            self.loaded.next = Some(Spot { segment, offset, line, position, checked: true });
+            return false;
+        }
+        true
+    }
+}

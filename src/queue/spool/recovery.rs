@@ -1,0 +1,403 @@
+//! The start: what is in the directory, where each output goes on, and where new records go.
+//!
+//! Nothing is deleted here. Only the last segment is read in full; of others the header, and of those in which a cursor
+//! stands the headers of records before it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use tokio::sync::Notify;
+
+use super::AHEAD_BYTES;
+use super::Cursor;
+use super::CursorState;
+use super::QUARANTINE_PART;
+use super::Queue;
+use super::Segment;
+use super::Shared;
+use super::State;
+use super::load;
+use super::load::Spot;
+use super::writer::Writer;
+use crate::queue::Backlog;
+use crate::queue::Position;
+use crate::queue::cursors;
+use crate::queue::cursors::Contents;
+use crate::queue::cursors::Cursors;
+use crate::queue::cursors::Place;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::File;
+use crate::queue::disk::OpenError;
+use crate::queue::disk::QUARANTINE;
+use crate::queue::disk::SEGMENTS;
+use crate::queue::segment;
+use crate::queue::segment::BadHeader;
+use crate::queue::segment::Check;
+use crate::queue::segment::Damage;
+use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::Found;
+use crate::queue::segment::SEGMENT_HEADER;
+use crate::queue::segment::Scan;
+use crate::queue::segment::SegmentHeader;
+use crate::telemetry::OutputMetrics;
+use crate::telemetry::Telemetry;
+
+/// What a cursor reads at once, whatever the number of outputs: at least, and at most.
+const CHUNK: (u64, u64) = (256 << 10, 4 << 20);
+
+/// Opens the queue on a disk. The writer that it gives is to be run.
+pub(super) fn open(
+    disk: Arc<dyn Disk>,
+    directory: &Path,
+    config: &crate::config::Queue,
+    telemetry: &Telemetry,
+    outputs: &[(String, OutputMetrics)],
+) -> Result<(Queue, Vec<Cursor>, Writer), OpenError> {
+    let metrics = telemetry.queue();
+    let failed = |what: &'static str, name: &str| {
+        let path = directory.join(name);
+        move |error: io::Error| OpenError::new(what, path, error)
+    };
+    if outputs.len() > cursors::OUTPUTS_MAX {
+        let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
+        return Err(failed("use", cursors::FILE)(error));
+    }
+    let (found, generation) = cursors::read(&*disk).map_err(failed("read", cursors::FILE))?;
+    if let cursors::Found::Newer(version) = found {
+        return Err(OpenError::Newer { path: directory.join(cursors::FILE), version });
+    }
+    let writing =
+        Cursors::open(&*disk, &found, generation).map_err(failed("open", cursors::FILE))?;
+    let contents = match found {
+        cursors::Found::Whole(contents) => Some((contents, Trust::Names)),
+        cursors::Found::Half(contents) => Some((contents, Trust::Places)),
+        cursors::Found::Nothing | cursors::Found::Damaged | cursors::Found::Newer(_) => None,
+    };
+    let mut log = Log::read(&*disk, directory)?;
+    if contents.is_none() && !log.segments.is_empty() {
+        tracing::warn!(
+            "the cursors file is missing or damaged: every output starts at the oldest event"
+        );
+    }
+    let quarantined = AtomicU64::new(in_quarantine(&*disk));
+    let room = config.max_bytes / QUARANTINE_PART;
+    log.judge(&*disk, contents.as_ref().map(|(contents, _)| contents), &mut |file, at, damage| {
+        metrics.corrupt.increment(1);
+        load::set_aside(&*disk, file, at, damage, room, &quarantined);
+    });
+
+    let files = log.segments.iter().map(|segment| segment.size).sum::<u64>()
+        + log.empty.iter().map(|(_, size)| size).sum::<u64>();
+    let share = AHEAD_BYTES / 4 / outputs.len().max(1) as u64;
+    let mut state = State {
+        segments: log.segments,
+        doomed: log.empty,
+        files,
+        end: log.end,
+        tail: VecDeque::new(),
+        tail_bytes: 0,
+        waiting: VecDeque::new(),
+        arrivals: 0,
+        free: 0,
+        opening: 0,
+        cursors: Vec::new(),
+        holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
+        fault: None,
+        unsaved: 0,
+        stale: true,
+        told_full: false,
+        draining: false,
+        closed: false,
+    };
+    if let Some((contents, _)) = &contents {
+        count_removed(&state, contents, telemetry, outputs);
+    }
+    for (name, metrics) in outputs {
+        let cursor = join(&state, &*disk, contents.as_ref(), name, metrics);
+        show_start(&cursor, state.backlog(&cursor));
+        state.cursors.push(cursor);
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
+    metrics.capacity.set(config.max_bytes as f64);
+    metrics.writable.set(1.0);
+    let count = state.cursors.len();
+    let shared = Arc::new(Shared {
+        disk,
+        state: Mutex::new(state),
+        work: Condvar::new(),
+        capacity: config.max_bytes,
+        segment_bytes: config.segment_bytes,
+        chunk: share.clamp(CHUNK.0, CHUNK.1),
+        when_full: config.when_full,
+        metrics,
+        progress: Notify::new(),
+        quarantined,
+        writer: Mutex::new(None),
+    });
+    let mut writer = Writer::new(Arc::clone(&shared), writing);
+    writer.begin().map_err(failed("write", cursors::FILE))?;
+    let cursors = (0..count).map(|index| Cursor::new(Arc::clone(&shared), index)).collect();
+    Ok((Queue { shared }, cursors, writer))
+}
+
+/// How far a cursors file can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// An output that it does not name is new.
+    Names,
+    /// It may be older than the one that was lost, which may have named more.
+    Places,
+}
+
+fn in_quarantine(disk: &dyn Disk) -> u64 {
+    let names = disk.list(QUARANTINE).unwrap_or_default();
+    let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
+    names.iter().filter_map(|name| bytes(name).ok()).sum()
+}
+
+/// Counts the backlog of outputs that are not in the config any more as lost.
+fn count_removed(
+    state: &State,
+    contents: &Contents,
+    telemetry: &Telemetry,
+    outputs: &[(String, OutputMetrics)],
+) {
+    let removed =
+        contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|(kept, _)| kept != *name));
+    for (name, place) in removed {
+        let dropped = state.dropped_from(place.position).0;
+        let events = (state.end.position - place.position).saturating_sub(dropped);
+        telemetry.lost(name).increment(events);
+        tracing::warn!(
+            output = name,
+            events,
+            "the config does not name this output any more: its backlog is lost and counted"
+        );
+    }
+}
+
+fn show_start(cursor: &CursorState, backlog: Backlog) {
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
+    cursor.metrics.start.set(backlog.events as f64);
+    if backlog.events > 0 {
+        let (output, events, position) = (&cursor.name, backlog.events, cursor.claims.read);
+        tracing::info!(output, events, position, "goes on with its backlog");
+    }
+}
+
+/// Where an output goes on.
+fn join(
+    state: &State,
+    disk: &dyn Disk,
+    contents: Option<&(Contents, Trust)>,
+    name: &str,
+    metrics: &OutputMetrics,
+) -> CursorState {
+    let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
+    let at = match contents {
+        None => oldest,
+        Some((contents, trust)) => match (contents.outputs.get(name), trust) {
+            (Some(place), _) => *place,
+            (None, Trust::Names) => {
+                tracing::info!(
+                    output = name,
+                    position = state.end.position,
+                    "new: begins with the next event"
+                );
+                state.end
+            }
+            (None, Trust::Places) => {
+                tracing::warn!(
+                    output = name,
+                    "half of the cursors file is damaged, and may have named this output: it starts at the oldest event"
+                );
+                oldest
+            }
+        },
+    };
+    let mut cursor = CursorState::new(name.to_owned(), metrics.clone(), at);
+    if let Some((spot, received)) = locate(state, disk, at.position) {
+        cursor.spot = Some(spot);
+        cursor.received = received;
+    }
+    cursor
+}
+
+/// The record that holds a position, and when it was received. `None` where it has to be looked for later: there is none
+/// yet, or it is damaged.
+fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
+    let segment = state.segments.get(state.segment_at(position))?;
+    let first = segment.first.position;
+    let file = disk.open(&segment::file_name(first), Access::Read).ok()?;
+    let begin = (FIRST_RECORD, first);
+    let mut scan = Scan::new(&*file, begin, segment.offset, segment.end.position, Check::Headers);
+    let mut expected = first;
+    while let Some(found) = scan.next() {
+        if let Found::Record(record) = found {
+            if record.header.end() > position {
+                let offset = record.offset;
+                let spot =
+                    Spot { segment: first, offset, line: 0, position: expected, checked: false };
+                return Some((spot, record.header.received));
+            }
+            expected = record.header.end();
+        }
+    }
+    None
+}
+
+/// The segments of a directory.
+struct Log {
+    segments: VecDeque<Segment>,
+    /// The last one, if no record was begun in it: first position and size.
+    empty: Vec<(Position, u64)>,
+    end: Place,
+}
+
+/// Told of damage: the file, the segment's first position, and what.
+type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
+
+impl Log {
+    /// From their headers.
+    fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, OpenError> {
+        let failed = |what: &'static str, name: &str| {
+            let path = directory.join(name);
+            move |error: io::Error| OpenError::new(what, path, error)
+        };
+        let names = disk.list(SEGMENTS).map_err(failed("read", SEGMENTS))?;
+        let mut positions: Vec<Position> =
+            names.iter().filter_map(|name| segment::position_of(name)).collect();
+        positions.sort_unstable();
+        let mut segments: VecDeque<Segment> = VecDeque::with_capacity(positions.len());
+        for position in positions {
+            let name = segment::file_name(position);
+            let file = disk.open(&name, Access::Read).map_err(failed("open", &name))?;
+            let size = file.bytes().map_err(failed("look at", &name))?;
+            let mut bytes = [0; SEGMENT_HEADER];
+            // One that can't be read is damaged.
+            file.read_at(&mut bytes, 0).ok();
+            let (byte, damaged) = match SegmentHeader::decode(&bytes) {
+                Ok(header) if header.first == position => (header.first_byte, None),
+                Err(BadHeader::Newer(version)) => {
+                    return Err(OpenError::Newer { path: directory.join(name), version });
+                }
+                Ok(_) | Err(BadHeader::Damaged) => {
+                    (first_byte(&*file, size, position, segments.back()), Some(0))
+                }
+            };
+            let first = Place { position, byte };
+            if let Some(before) = segments.back_mut() {
+                before.end = first;
+            }
+            let damaged = damaged.into_iter().collect();
+            segments.push_back(Segment {
+                first,
+                end: first,
+                offset: size,
+                size,
+                damaged,
+                active: false,
+            });
+        }
+        let end = segments.back().map(|last| last.first).unwrap_or_default();
+        Ok(Self { segments, empty: Vec::new(), end })
+    }
+
+    /// Reads the last segment, cuts off what is torn, and finds where the log ends. Damaged headers are told too.
+    fn judge(&mut self, disk: &dyn Disk, contents: Option<&Contents>, report: Report<'_>) {
+        for segment in self.segments.iter().filter(|segment| !segment.damaged.is_empty()) {
+            let first = segment.first.position;
+            if let Ok(file) = disk.open(&segment::file_name(first), Access::Read) {
+                let bytes = 0..SEGMENT_HEADER as u64;
+                let damage = Damage { bytes, events: 0, lines: 0, torn: false };
+                report(&*file, first, &damage);
+            }
+        }
+        // Numbers are never given twice: an output that was further would take new events for ones that it has.
+        let known = contents
+            .into_iter()
+            .flat_map(|contents| contents.outputs.values().copied().chain([contents.end]));
+        let known = known.max().unwrap_or_default();
+        if let Some(last) = self.segments.back_mut() {
+            self.end = judge_last(last, disk, known, report);
+        }
+        self.end = self.end.max(known);
+        if let Some(last) = self.segments.back_mut() {
+            last.end = self.end;
+            if last.end == last.first {
+                self.empty.extend(self.segments.pop_back().map(|it| (it.first.position, it.size)));
+            }
+        }
+    }
+}
+
+/// Where the log ends. `known`: it goes at least so far.
+fn judge_last(last: &mut Segment, disk: &dyn Disk, known: Place, report: Report<'_>) -> Place {
+    let first = last.first.position;
+    // It was opened a moment ago; what can't be read now is missing, and is counted by those who come to it.
+    let Ok(file) = disk.open(&segment::file_name(first), Access::Write) else { return last.first };
+    let mut scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, Position::MAX, Check::Lines);
+    let (mut end, mut kept) = (last.first, FIRST_RECORD);
+    let mut damages: Vec<Damage> = Vec::new();
+    while let Some(found) = scan.next() {
+        match found {
+            Found::Damage(damage) => damages.push(damage),
+            Found::Record(record) => {
+                for damage in damages.drain(..) {
+                    last.damaged.insert(damage.bytes.start);
+                    report(&*file, first, &damage);
+                }
+                end = Place { position: record.header.end(), byte: record.header.end_byte() };
+                kept = scan.offset();
+            }
+        }
+    }
+    // Nothing whole follows them: from the first torn one on they were never acknowledged, unless the cursors file knows
+    // of more.
+    for damage in damages {
+        if damage.torn && known.position <= end.position {
+            let (segment, offset) = (segment::file_name(first), damage.bytes.start);
+            tracing::info!(
+                segment,
+                offset,
+                "the last write was not finished, and not acknowledged: cut off"
+            );
+            break;
+        }
+        last.damaged.insert(damage.bytes.start);
+        report(&*file, first, &damage);
+        end.position += damage.events;
+        end.byte += damage.lines;
+        kept = damage.bytes.end;
+    }
+    // Also what was reserved and not used. The sync is for what was written, and found whole, but not synced before a
+    // kill: outputs may get it now.
+    match file.truncate(kept).and_then(|()| file.sync()) {
+        Ok(()) => last.size = kept,
+        Err(error) => {
+            let segment = segment::file_name(first);
+            tracing::warn!(segment, %error, "the last segment can't be cut to its length");
+        }
+    }
+    last.offset = kept;
+    end
+}
+
+/// The byte number where a segment with a damaged header begins: its first record knows, or about where the one before it
+/// ends.
+fn first_byte(file: &dyn File, size: u64, position: Position, before: Option<&Segment>) -> u64 {
+    let mut scan = Scan::new(file, (FIRST_RECORD, position), size, Position::MAX, Check::Headers);
+    while let Some(found) = scan.next() {
+        if let Found::Record(record) = found {
+            return record.header.first_byte;
+        }
+    }
+    before.map_or(0, |before| before.first.byte + before.size)
+}

@@ -1,0 +1,538 @@
+//! The thread that writes: groups of batches, the cursors file, new segments, and deletes.
+//!
+//! It alone changes segments and cursors. It holds the state's lock only to take work and to tell the outcome.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Segment;
+use super::Shared;
+use super::State;
+use super::TailRecord;
+use super::Waiting;
+use super::cursor::UNSAVED_MAX;
+use super::now;
+use crate::queue::Position;
+use crate::queue::Refused;
+use crate::queue::cursors::Cursors;
+use crate::queue::cursors::Place;
+use crate::queue::disk::File;
+use crate::queue::disk::SEGMENTS;
+use crate::queue::segment;
+use crate::queue::segment::BLOCK;
+use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::RecordHeader;
+use crate::queue::segment::SegmentHeader;
+
+/// The cursors file is at most so old.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// Between two attempts to store again after an error: from, and to.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    cursors: Cursors,
+    /// The segment that is written to.
+    active: Option<Active>,
+    /// What the cursors file says of the log's end.
+    saved_end: Position,
+    save_at: Instant,
+    /// Nothing is stored before the cursors file names every output.
+    unnamed: bool,
+    /// After an error.
+    retry_at: Instant,
+    pause: Duration,
+}
+
+struct Active {
+    file: Arc<dyn File>,
+    first: Position,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Write what waits.
+    Commit,
+    /// Write the cursors.
+    Save,
+    /// Remove what no output needs.
+    Reclaim,
+    /// Look whether the disk is well again.
+    Probe,
+}
+
+enum Turn {
+    Do(Step),
+    Wait(Option<Instant>),
+    End,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, cursors: Cursors) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            cursors,
+            active: None,
+            saved_end: 0,
+            save_at: now,
+            unnamed: true,
+            retry_at: now,
+            pause: RETRY.0,
+        }
+    }
+
+    /// Writes the cursors file, with every output in it. A disk that has no room, or is at fault, is tried again; one that
+    /// can't be written at all is an error.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        let Err(error) = self.save() else { return Ok(()) };
+        let never = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        if never.contains(&error.kind()) {
+            return Err(error);
+        }
+        self.shared.metrics.write_errors.increment(1);
+        let shared = Arc::clone(&self.shared);
+        self.fault(&mut shared.lock(), format!("the cursors can't be written: {error}"));
+        Ok(())
+    }
+
+    /// Works until the queue is closed, and ends in order.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let mut state = shared.lock();
+            let step = loop {
+                match self.turn(&state) {
+                    Turn::Do(step) => break step,
+                    Turn::End => {
+                        drop(state);
+                        return self.end();
+                    }
+                    Turn::Wait(until) => {
+                        let wait = until.map_or(Duration::MAX, |until| {
+                            until.saturating_duration_since(Instant::now())
+                        });
+                        // Some clocks add an hour to whatever they are given.
+                        let wait = wait.min(Duration::from_secs(3600));
+                        let waited = shared.work.wait_timeout(state, wait);
+                        state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+                    }
+                }
+            };
+            drop(state);
+            self.perform(step);
+        }
+    }
+
+    fn turn(&self, state: &State) -> Turn {
+        let now = Instant::now();
+        let save = state.stale && now >= self.save_at;
+        if state.closed {
+            Turn::End
+        } else if state.fault.is_some() && now >= self.retry_at {
+            Turn::Do(Step::Probe)
+        } else if save || (state.unsaved >= UNSAVED_MAX && self.pause == RETRY.0) {
+            Turn::Do(Step::Save)
+        } else if !state.waiting.is_empty() && state.fault.is_none() {
+            Turn::Do(Step::Commit)
+        } else if (!state.doomed.is_empty() || state.finished().next().is_some())
+            && now >= self.retry_at
+        {
+            Turn::Do(Step::Reclaim)
+        } else {
+            let retry =
+                (state.fault.is_some() || !state.doomed.is_empty()).then_some(self.retry_at);
+            let save = state.stale.then_some(self.save_at);
+            Turn::Wait(retry.into_iter().chain(save).min())
+        }
+    }
+
+    pub(super) fn perform(&mut self, step: Step) {
+        match step {
+            Step::Commit => self.commit(),
+            Step::Save => self.save_or_tell(),
+            Step::Reclaim => {
+                if let Err(error) = self.reclaim() {
+                    self.shared.metrics.write_errors.increment(1);
+                    tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
+                    self.wait();
+                }
+            }
+            Step::Probe => self.probe(),
+        }
+    }
+
+    /// Takes what waits up to the next new segment, writes it, syncs it, and answers.
+    fn commit(&mut self) {
+        let group: Vec<Waiting> = {
+            let mut state = self.shared.lock();
+            let begins = |waiting: &Waiting| waiting.opens.is_some();
+            let later = state.waiting.iter().skip(1).position(begins);
+            let count = later.map_or(state.waiting.len(), |index| index + 1);
+            state.waiting.drain(..count).collect()
+        };
+        let Some(first) = group.first() else { return };
+        if let Some(size) = first.opens {
+            let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
+            let opened = self.open_segment(size, needed.min(size));
+            self.shared.lock().opening -= size;
+            match opened {
+                Ok(made) if made < size => self.turn_away(made - needed),
+                Ok(_) => {}
+                Err(error) => {
+                    return self.refuse(group, "no room for a new segment", &error, false);
+                }
+            }
+        }
+        match self.write(&group) {
+            Ok(records) => self.publish(group, records),
+            Err(error) => self.refuse(group, "a batch can't be written and synced", &error, true),
+        }
+    }
+
+    /// The disk had room for less than was planned: what waits for more does so at its senders.
+    fn turn_away(&self, free: u64) {
+        let behind: Vec<Waiting> = {
+            let mut state = self.shared.lock();
+            (state.opening, state.free) = (0, free);
+            state.waiting.drain(..).collect()
+        };
+        for waiting in behind {
+            waiting.done.send(Err(Refused::Disk)).ok();
+        }
+    }
+
+    /// Writes and syncs a group behind the last one.
+    fn write(&self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
+        let Some(active) = &self.active else {
+            return Err(io::Error::other("no segment is open"));
+        };
+        let (mut at, mut place) = {
+            let state = self.shared.lock();
+            let offset = state.segments.back().map_or(FIRST_RECORD, |segment| segment.offset);
+            (offset.next_multiple_of(BLOCK), state.end)
+        };
+        let start = at;
+        let mut records = Vec::with_capacity(group.len());
+        for waiting in group {
+            let lines = &waiting.append.lines;
+            let header = RecordHeader {
+                first: place.position,
+                first_byte: place.byte,
+                received: waiting.received,
+                length: lines.len() as u64,
+                events: waiting.append.events,
+                crc: crc32c::crc32c(lines),
+            };
+            records.push((at, header));
+            at += header.size();
+            place = Place { position: header.end(), byte: header.end_byte() };
+        }
+        let headers: Vec<_> = records.iter().map(|(_, header)| header.encode()).collect();
+        let pieces: Vec<&[u8]> = headers
+            .iter()
+            .zip(group)
+            .flat_map(|(header, waiting)| [header.as_slice(), &waiting.append.lines])
+            .collect();
+        let started = Instant::now();
+        active.file.write_at(&pieces, start)?;
+        active.file.sync()?;
+        self.shared.metrics.sync.record(started.elapsed().as_secs_f64());
+        Ok(records)
+    }
+
+    fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
+        self.pause = RETRY.0;
+        let metrics = &self.shared.metrics;
+        let planned: u64 = group.iter().map(Waiting::needed).sum();
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let Some(segment) = state.segments.back_mut() else { return };
+        let before = segment.offset.next_multiple_of(BLOCK);
+        if let Some((offset, last)) = records.last() {
+            segment.offset = offset + last.size();
+            segment.end = Place { position: last.end(), byte: last.end_byte() };
+            state.end = segment.end;
+        }
+        let used = segment.offset.next_multiple_of(BLOCK) - before;
+        let first = segment.first.position;
+        if state.waiting.iter().all(|waiting| waiting.opens.is_none()) {
+            state.free += planned.saturating_sub(used);
+        }
+        for (waiting, (offset, header)) in group.into_iter().zip(records) {
+            metrics.accepted(waiting.append.events, &waiting.append.levels);
+            let record = TailRecord {
+                first: Place { position: header.first, byte: header.first_byte },
+                events: header.events,
+                lines: waiting.append.lines,
+                received: header.received,
+                segment: first,
+                offset,
+            };
+            state.remember(record, self.shared.chunk);
+            // The sender may have gone: then nobody needs the answer.
+            waiting.done.send(Ok(())).ok();
+        }
+        state.stale = true;
+        for cursor in &state.cursors {
+            cursor.readable.notify_one();
+        }
+    }
+
+    /// Answers a group that is not safe, and all that waits behind it. `closes`: nothing is known any more of what is
+    /// behind the segment's last record, so it is never touched again.
+    fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
+        self.shared.metrics.write_errors.increment(1);
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        if closes {
+            self.active = None;
+            if let Some(segment) = state.segments.back_mut() {
+                segment.active = false;
+                if segment.first == segment.end {
+                    let doomed = (segment.first.position, segment.size);
+                    state.doomed.push(doomed);
+                    state.segments.pop_back();
+                }
+            }
+        }
+        let behind: Vec<Waiting> = state.waiting.drain(..).collect();
+        (state.opening, state.free) = (0, 0);
+        self.fault(&mut state, format!("{what}: {error}"));
+        drop(state);
+        for waiting in group.into_iter().chain(behind) {
+            waiting.done.send(Err(Refused::Disk)).ok();
+        }
+    }
+
+    fn fault(&mut self, state: &mut State, fault: String) {
+        if state.fault.as_ref() != Some(&fault) {
+            tracing::error!(
+                error = fault,
+                "the queue's disk refuses: senders get 503 until it does not"
+            );
+        }
+        state.fault = Some(fault);
+        self.shared.metrics.writable.set(0.0);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        self.retry_at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY.1);
+    }
+
+    /// After an error: a new segment that can be made and synced is the proof that the disk is well.
+    fn probe(&mut self) {
+        match self.try_probe() {
+            Ok(()) => {
+                self.shared.metrics.writable.set(1.0);
+                self.shared.lock().fault = None;
+                tracing::info!("the queue's disk is well again");
+            }
+            Err(error) => {
+                self.shared.metrics.write_errors.increment(1);
+                let shared = Arc::clone(&self.shared);
+                self.fault(&mut shared.lock(), format!("a new segment can't be made: {error}"));
+            }
+        }
+    }
+
+    fn try_probe(&mut self) -> io::Result<()> {
+        if self.unnamed {
+            self.save()?;
+        }
+        self.reclaim()?;
+        let size = {
+            let state = self.shared.lock();
+            self.shared.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
+        };
+        if size < FIRST_RECORD + BLOCK {
+            // The queue is full: that is said otherwise, and the cursors can prove the disk.
+            return self.save();
+        }
+        let made = self.open_segment(size, FIRST_RECORD + BLOCK)?;
+        self.shared.lock().free = made - FIRST_RECORD;
+        Ok(())
+    }
+
+    /// Makes a segment at the end of the log and makes it the one that is written to. Where the disk has no room for its
+    /// size, a smaller one, of at least `least`, will do. Says which it is.
+    fn open_segment(&mut self, mut size: u64, least: u64) -> io::Result<u64> {
+        let (end, reclaim) = {
+            let mut state = self.shared.lock();
+            // One without a record is in the way of its successor, which has the same name.
+            if let Some(empty) = state.segments.pop_back_if(|last| last.first == last.end) {
+                self.active = None;
+                state.doomed.push((empty.first.position, empty.size));
+            }
+            let end = state.end;
+            let over = self.shared.held_bytes(&state) + size > self.shared.capacity;
+            (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
+        };
+        let name = segment::file_name(end.position);
+        if reclaim {
+            self.reclaim()?;
+        }
+        {
+            let state = self.shared.lock();
+            if self.shared.held_bytes(&state) + size > self.shared.capacity || size < least {
+                return Err(io::Error::other("queue.max_bytes leaves no room for it"));
+            }
+        }
+        let file = loop {
+            match self.shared.disk.create(&name, size) {
+                Err(error) if is_full(&error) && size > least => {
+                    size = (size / 2).next_multiple_of(BLOCK).max(least);
+                }
+                made => break made?,
+            }
+        };
+        let header = SegmentHeader { first: end.position, first_byte: end.byte, made: now() };
+        let safe = file
+            .write_at(&[&header.encode()], 0)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.shared.disk.sync_directory(SEGMENTS));
+        if let Err(error) = safe {
+            let mut state = self.shared.lock();
+            state.doomed.push((end.position, size));
+            state.files += size;
+            return Err(error);
+        }
+        self.seal();
+        let mut state = self.shared.lock();
+        state.files += size;
+        state.segments.push_back(Segment {
+            first: end,
+            end,
+            offset: FIRST_RECORD,
+            size,
+            damaged: Default::default(),
+            active: true,
+        });
+        self.active = Some(Active { file, first: end.position });
+        Ok(size)
+    }
+
+    /// Gives back what the segment that was written to does not need.
+    fn seal(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let offset = {
+            let mut state = self.shared.lock();
+            let found =
+                state.segments.iter_mut().rev().find(|it| it.first.position == active.first);
+            let Some(segment) = found else { return };
+            segment.active = false;
+            segment.offset
+        };
+        match active.file.truncate(offset) {
+            Ok(()) => {
+                let mut state = self.shared.lock();
+                let found =
+                    state.segments.iter_mut().rev().find(|it| it.first.position == active.first);
+                let Some(segment) = found else { return };
+                let given = segment.size.saturating_sub(offset);
+                segment.size -= given;
+                state.files -= given;
+            }
+            // It counts with all its room until it is deleted.
+            Err(error) => tracing::debug!(%error, "a segment can't be cut to its length"),
+        }
+    }
+
+    fn save_or_tell(&mut self) {
+        if let Err(error) = self.save() {
+            self.shared.metrics.write_errors.increment(1);
+            tracing::warn!(%error, "the cursors can't be written, trying on");
+        }
+    }
+
+    /// Writes and syncs the cursors.
+    pub(super) fn save(&mut self) -> io::Result<()> {
+        let (contents, watermark) = {
+            let mut state = self.shared.lock();
+            (state.stale, state.unsaved) = (false, 0);
+            (state.contents(), state.watermark())
+        };
+        self.save_at = Instant::now() + SAVE_EVERY;
+        if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
+            self.shared.lock().stale = true;
+            return Err(error);
+        }
+        self.unnamed = false;
+        self.saved_end = contents.end.position;
+        let mut state = self.shared.lock();
+        state.holes.retain(|hole| hole.end > watermark);
+        Ok(())
+    }
+
+    /// Removes the files of segments that every output has passed, or that were dropped; first the cursors say so.
+    fn reclaim(&mut self) -> io::Result<()> {
+        let doomed = {
+            let mut state = self.shared.lock();
+            let finished = state.finished().count();
+            let finished: Vec<Segment> = state.segments.drain(..finished).collect();
+            state.doomed.extend(finished.iter().map(|it| (it.first.position, it.size)));
+            state.doomed.clone()
+        };
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        self.save()?;
+        for (first, size) in doomed {
+            match self.shared.disk.remove(&segment::file_name(first)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+            let mut state = self.shared.lock();
+            state.doomed.retain(|(other, _)| *other != first);
+            state.files -= size;
+            self.shared.tell_room(&mut state);
+        }
+        self.shared.disk.sync_directory(SEGMENTS)
+    }
+
+    /// The clean end: what waits is written, the cursors are exact, the last segment keeps only what it needs.
+    pub(super) fn end(mut self) {
+        while !self.shared.lock().waiting.is_empty() {
+            self.commit();
+        }
+        self.seal();
+        let outdated = {
+            let state = self.shared.lock();
+            state.stale || state.end.position != self.saved_end
+        };
+        let left = match outdated {
+            true => self.save().and_then(|()| self.reclaim()),
+            false => self.reclaim(),
+        };
+        if let Err(error) = left {
+            tracing::error!(%error, "the cursors can't be written, outputs may get some events again");
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// Without a writer nothing can be stored: senders must not wait for it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.shared.lock();
+            state.fault = Some("its thread has panicked, restart the relay".to_owned());
+            state.waiting.clear();
+            self.shared.metrics.writable.set(0.0);
+        }
+    }
+}
+
+/// No room on the disk, or none that this user may take.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
