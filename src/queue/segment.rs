@@ -412,8 +412,7 @@ impl<'a> Scan<'a> {
     }
 
     fn header(&mut self, at: u64) -> Option<RecordHeader> {
-        let size = RECORD_HEADER.min(self.end - at);
-        RecordHeader::decode(self.peek(at, size))
+        RecordHeader::decode(self.peek(at, RECORD_HEADER))
     }
 
     /// What is known of bytes that don't check.
