@@ -68,6 +68,7 @@ impl Segment {
                 received: 1_700_000_000_000,
                 length: lines.len() as u64,
                 events: memchr::memchr_iter(b'\n', &lines).count() as u64,
+                group: FIRST,
                 crc: crc32c::crc32c(&lines),
             };
             self.records.push(Written { offset: self.bytes.len() as u64, header, lines });
@@ -209,13 +210,14 @@ fn the_bytes_are_those_of_the_tables() {
         received: 1_700_000_000_001,
         length: 11,
         events: 2,
+        group: 5,
         crc: crc32c::crc32c(b"{\"a\":1}\n{}\n"),
     };
     let wanted = [
         b"\xFFKAFREC\0\x07\0\0\0\0\0\0\0\x58\x02\0\0\0\0\0\0\x01\x68\xE5\xCF\x8B\x01\0\0"
             .as_slice(),
-        b"\x0B\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x59\x7F\x89\0",
-        &0xA509_12F1_u32.to_le_bytes(),
+        b"\x0B\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x59\x7F\x89\0",
+        &0x183A_FCBF_u32.to_le_bytes(),
     ];
     assert_eq!(header.encode().as_slice(), wanted.concat());
 }
@@ -234,10 +236,11 @@ fn headers_read_back_and_any_changed_byte_is_seen() {
         received: u64::MAX,
         length: (1 << 62) - 1,
         events: 3,
+        group: 9,
         crc: 5,
     };
     assert_eq!(RecordHeader::decode(&record.encode()), Some(record));
-    assert_eq!(RecordHeader::decode(&record.encode()[..55]), None);
+    assert_eq!(RecordHeader::decode(&record.encode()[..RECORD_HEADER_LENGTH - 1]), None);
     assert_eq!((record.end(), record.end_byte()), ((1 << 62) + 2, (1 << 63) - 2));
     for mask in 1..=u8::MAX {
         for at in 0..SEGMENT_HEADER {
@@ -274,13 +277,22 @@ fn a_newer_version_is_believed_only_with_the_right_checksum() {
 
 #[test]
 fn a_record_header_with_numbers_that_cannot_be_is_none() {
-    let good = RecordHeader { first: 1, first_byte: 1, received: 1, length: 10, events: 2, crc: 0 };
+    let good = RecordHeader {
+        first: 1,
+        first_byte: 1,
+        received: 1,
+        length: 10,
+        events: 2,
+        group: 1,
+        crc: 0,
+    };
     for bad in [
         RecordHeader { events: 0, ..good },
         RecordHeader { events: 11, ..good },
         RecordHeader { length: 1 << 62, ..good },
         RecordHeader { first: 1 << 62, ..good },
         RecordHeader { first_byte: u64::MAX, ..good },
+        RecordHeader { group: 2, ..good },
     ] {
         assert_eq!(RecordHeader::decode(&bad.encode()), None, "{bad:?}");
     }
