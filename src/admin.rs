@@ -268,6 +268,7 @@ impl Admin {
                 "bytes": bytes,
                 "capacity_bytes": self.queue.capacity(),
                 "events": events,
+                "fault": self.queue.fault(),
             },
             "outputs": outputs,
         });

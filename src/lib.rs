@@ -4,7 +4,7 @@
 //! # The life of a batch
 //!
 //! In: [`listener`] accepts a connection and reads a POST within its bounds; [`audit`] checks the body and splits it in
-//! place into lines; [`queue`] takes the lines, or has no room; the answer says which.
+//! place into lines; [`queue`] takes the lines, in memory or synced to disk, or refuses them; the answer says which.
 //!
 //! Out: each [`output`] has a cursor in the queue. Its delivery loop claims what comes next, sends it in the consumer's
 //! protocol, and finishes the claim when the consumer has it. What every cursor has finished leaves the queue.
@@ -28,6 +28,7 @@
 //!
 //! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
 //!   counted as lost.
+//! - With a directory, nothing is acknowledged, or handed to an output, that is not synced.
 //! - Nothing but the queue holds events; what an output holds on the wire is still in the queue.
 //! - Everything is bounded, and every wait hears the end.
 

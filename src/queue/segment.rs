@@ -21,9 +21,9 @@ const SECTOR: u64 = 512;
 pub(super) const FIRST_RECORD: u64 = BLOCK;
 
 /// Bytes before a record's lines.
-pub(super) const RECORD_HEADER: u64 = 56;
+pub(super) const RECORD_HEADER: u64 = 64;
 
-const RECORD_HEADER_LENGTH: usize = 56;
+const RECORD_HEADER_LENGTH: usize = 64;
 
 /// Of a segment's header; zeros follow.
 pub(super) const SEGMENT_HEADER: usize = 48;
@@ -130,6 +130,8 @@ pub(super) struct RecordHeader {
     pub(super) length: u64,
     /// Number of its events, at least 1.
     pub(super) events: u64,
+    /// The position of the first event that was written and synced together with it.
+    pub(super) group: Position,
     /// CRC-32C of its lines.
     pub(super) crc: u32,
 }
@@ -153,19 +155,20 @@ impl RecordHeader {
     pub(super) fn encode(&self) -> [u8; RECORD_HEADER_LENGTH] {
         let mut bytes = [0; RECORD_HEADER_LENGTH];
         bytes[..8].copy_from_slice(&RECORD_MAGIC);
-        let fields = [self.first, self.first_byte, self.received, self.length, self.events];
-        for (field, value) in bytes[8..48].chunks_exact_mut(8).zip(fields) {
+        let fields =
+            [self.first, self.first_byte, self.received, self.length, self.events, self.group];
+        for (field, value) in bytes[8..56].chunks_exact_mut(8).zip(fields) {
             field.copy_from_slice(&value.to_le_bytes());
         }
-        bytes[48..52].copy_from_slice(&self.crc.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..52]);
-        bytes[52..].copy_from_slice(&crc.to_le_bytes());
+        bytes[56..60].copy_from_slice(&self.crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.get(..RECORD_HEADER_LENGTH)?;
-        if !bytes.starts_with(&RECORD_MAGIC) || u32_at(bytes, 52) != crc32c::crc32c(&bytes[..52]) {
+        if !bytes.starts_with(&RECORD_MAGIC) || u32_at(bytes, 60) != crc32c::crc32c(&bytes[..60]) {
             return None;
         }
         let header = Self {
@@ -174,11 +177,13 @@ impl RecordHeader {
             received: u64_at(bytes, 24),
             length: u64_at(bytes, 32),
             events: u64_at(bytes, 40),
-            crc: u32_at(bytes, 48),
+            group: u64_at(bytes, 48),
+            crc: u32_at(bytes, 56),
         };
         // So that sums of a record that was forged with a right checksum do not overflow either.
         let sane = header.events > 0
             && header.length >= header.events
+            && header.group <= header.first
             && [header.first, header.first_byte].iter().all(|number| *number < 1 << 62)
             && header.length < 1 << 62;
         sane.then_some(header)
@@ -412,8 +417,7 @@ impl<'a> Scan<'a> {
     }
 
     fn header(&mut self, at: u64) -> Option<RecordHeader> {
-        let size = RECORD_HEADER.min(self.end - at);
-        RecordHeader::decode(self.peek(at, size))
+        RecordHeader::decode(self.peek(at, RECORD_HEADER))
     }
 
     /// What is known of bytes that don't check.

@@ -319,6 +319,8 @@ impl State {
                 missed = cursor.drop_segment(&segment).max(missed);
             }
             metrics.dropped_oldest.increment(missed);
+            self.tail.retain(|record| record.segment != segment.first.position);
+            self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
             self.doomed.push((segment.first.position, segment.size));
             self.holes.push(Hole {
                 start: segment.first.position,

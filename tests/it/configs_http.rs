@@ -165,3 +165,31 @@ fn saas_webhook_sends_compressed_lines_to_a_url_with_the_token() {
     }
     relay.finish(Backlog::Empty);
 }
+
+#[test]
+fn durable_keeps_what_was_accepted_through_a_kill() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let mut sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
+    let consumer = format!("localhost:{}", sink.address().port());
+    let volume = tempfile::tempdir().expect("a temporary directory");
+    let directory = volume.path().join("spool");
+    let config = shipped(
+        "durable.toml",
+        &[
+            ("logstash.example.com:8443", consumer.as_str()),
+            ("/certificates/ca.crt", text(&certificates.ca)),
+            ("/var/lib/kube-audit-forwarder", text(&directory)),
+        ],
+    );
+    sink.close();
+    let relay = Relay::start(&config);
+    let events = post_the_corpus(relay.address());
+    // Dropped is killed.
+    drop(relay);
+    sink.reopen();
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}

@@ -31,6 +31,9 @@ use crate::telemetry::OutputMetrics;
 /// The cursors are written when so much has become final, or after a second.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
+/// What is read at once for a claim, however small.
+const FETCH_MIN: u64 = 64 << 10;
+
 /// Between two attempts to open a file that is there and can't be read.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -331,17 +334,14 @@ impl State {
         }
         let cursor = &self.cursors[index];
         if let Some(claim) = cursor.wanted {
-            let spot = cursor
-                .claims
-                .overlapping(claim.start..claim.end)
-                .next()
-                .map(|entry| entry.note.spot);
+            let entry = cursor.claims.overlapping(claim.start..claim.end).next();
             let fetched = cursor.fetched.as_ref().is_some_and(|batch| batch.claim == claim);
-            return match spot {
-                Some(spot) if !fetched && self.in_tail(claim).is_none() => {
-                    self.job(cursor.epoch, spot, claim.start, Some(claim.end), chunk)
+            return match entry {
+                Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
+                    let chunk = chunk.min(entry.note.bytes.max(FETCH_MIN));
+                    self.job(cursor.epoch, entry.note.spot, claim.start, Some(claim.end), chunk)
                 }
-                _ => Wish::Ready,
+                Some(_) | None => Wish::Ready,
             };
         }
         if !cursor.pieces.is_empty() {

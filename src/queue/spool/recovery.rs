@@ -345,37 +345,47 @@ fn judge_last(last: &mut Segment, disk: &dyn Disk, known: Place, report: Report<
     let Ok(file) = disk.open(&segment::file_name(first), Access::Write) else { return last.first };
     let mut scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, Position::MAX, Check::Lines);
     let (mut end, mut kept) = (last.first, FIRST_RECORD);
-    let mut damages: Vec<Damage> = Vec::new();
+    // Damage of the last group, each with the log's end before it. A record of a later group would prove that this one was
+    // synced.
+    let mut unsure: Vec<(Damage, Place)> = Vec::new();
+    let mut real: Vec<Damage> = Vec::new();
     while let Some(found) = scan.next() {
         match found {
-            Found::Damage(damage) => damages.push(damage),
+            Found::Damage(damage) => unsure.push((damage, end)),
             Found::Record(record) => {
-                for damage in damages.drain(..) {
-                    last.damaged.insert(damage.bytes.start);
-                    report(&*file, first, &damage);
+                if unsure.first().is_some_and(|(_, before)| before.position < record.header.group) {
+                    real.extend(unsure.drain(..).map(|(damage, _)| damage));
                 }
                 end = Place { position: record.header.end(), byte: record.header.end_byte() };
                 kept = scan.offset();
             }
         }
     }
-    // Nothing whole follows them: from the first torn one on they were never acknowledged, unless the cursors file knows
-    // of more.
-    for damage in damages {
-        if damage.torn && known.position <= end.position {
+    let whole = kept;
+    for (damage, before) in unsure {
+        // Unless the cursors file knows of more, nothing of a group that is not whole was acknowledged.
+        if damage.torn && known.position <= before.position {
             let (segment, offset) = (segment::file_name(first), damage.bytes.start);
             tracing::info!(
                 segment,
                 offset,
                 "the last write was not finished, and not acknowledged: cut off"
             );
+            if offset < whole {
+                (end, kept) = (before, offset);
+            }
             break;
         }
+        if damage.bytes.end > kept {
+            end.position += damage.events;
+            end.byte += damage.lines;
+            kept = damage.bytes.end;
+        }
+        real.push(damage);
+    }
+    for damage in real {
         last.damaged.insert(damage.bytes.start);
         report(&*file, first, &damage);
-        end.position += damage.events;
-        end.byte += damage.lines;
-        kept = damage.bytes.end;
     }
     // Also what was reserved and not used. The sync is for what was written, and found whole, but not synced before a
     // kill: outputs may get it now.

@@ -217,7 +217,7 @@ impl Writer {
             let offset = state.segments.back().map_or(FIRST_RECORD, |segment| segment.offset);
             (offset.next_multiple_of(BLOCK), state.end)
         };
-        let start = at;
+        let (start, first) = (at, place.position);
         let mut records = Vec::with_capacity(group.len());
         for waiting in group {
             let lines = &waiting.append.lines;
@@ -227,6 +227,7 @@ impl Writer {
                 received: waiting.received,
                 length: lines.len() as u64,
                 events: waiting.append.events,
+                group: first,
                 crc: crc32c::crc32c(lines),
             };
             records.push((at, header));
@@ -352,6 +353,10 @@ impl Writer {
             let state = self.shared.lock();
             self.shared.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
         };
+        if size < FIRST_RECORD + BLOCK {
+            // The queue is full: that is said otherwise, and the cursors can prove the disk.
+            return self.save();
+        }
         let made = self.open_segment(size, FIRST_RECORD + BLOCK)?;
         self.shared.lock().free = made - FIRST_RECORD;
         Ok(())
@@ -385,6 +390,10 @@ impl Writer {
             match self.shared.disk.create(&name, size) {
                 Err(error) if is_full(&error) && size > least => {
                     size = (size / 2).next_multiple_of(BLOCK).max(least);
+                }
+                // What is left of one that could not be made: nothing of it was acknowledged.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.shared.disk.remove(&name)?;
                 }
                 made => break made?,
             }
