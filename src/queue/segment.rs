@@ -35,7 +35,7 @@ const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
 /// What is read ahead for those who have no other wish.
-pub(super) const WINDOW: u64 = if cfg!(test) { 16 << 10 } else { 1 << 20 };
+pub(super) const WINDOW: u64 = 1 << 20;
 
 /// Beyond it, bytes are only looked at, and not kept.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
