@@ -87,10 +87,12 @@ pub(super) fn open(
     }
     let quarantined = AtomicU64::new(in_quarantine(&*disk));
     let room = config.max_bytes / QUARANTINE_PART;
-    log.judge(&*disk, contents.as_ref().map(|(contents, _)| contents), &mut |file, at, damage| {
+    let known = contents.as_ref().map(|(contents, _)| contents);
+    let judged = log.judge(&*disk, known, &mut |file, at, damage| {
         metrics.corrupt.increment(1);
         load::set_aside(&*disk, file, at, damage, room, &quarantined);
     });
+    judged.map_err(failed("open a file of", SEGMENTS))?;
 
     let files = log.segments.iter().map(|segment| segment.size).sum::<u64>()
         + log.empty.iter().map(|(_, size)| size).sum::<u64>();
@@ -311,39 +313,60 @@ impl Log {
     }
 
     /// Reads the last segment, cuts off what is torn, and finds where the log ends. Damaged headers are told too.
-    fn judge(&mut self, disk: &dyn Disk, contents: Option<&Contents>, report: Report<'_>) {
-        for segment in self.segments.iter().filter(|segment| !segment.damaged.is_empty()) {
-            let first = segment.first.position;
-            if let Ok(file) = disk.open(&segment::file_name(first), Access::Read) {
-                let bytes = 0..SEGMENT_HEADER as u64;
-                let damage = Damage { bytes, events: 0, lines: 0, torn: false };
-                report(&*file, first, &damage);
-            }
-        }
+    fn judge(
+        &mut self,
+        disk: &dyn Disk,
+        contents: Option<&Contents>,
+        report: Report<'_>,
+    ) -> io::Result<()> {
         // Numbers are never given twice: an output that was further would take new events for ones that it has.
         let known = contents
             .into_iter()
             .flat_map(|contents| contents.outputs.values().copied().chain([contents.end]));
-        let known = known.max().unwrap_or_default();
-        if let Some(last) = self.segments.back_mut() {
-            self.end = judge_last(last, disk, known, report);
-        }
-        self.end = self.end.max(known);
-        if let Some(last) = self.segments.back_mut() {
-            last.end = self.end;
-            if last.end == last.first {
-                self.empty.extend(self.segments.pop_back().map(|it| (it.first.position, it.size)));
+        let mut known = known.max().unwrap_or_default();
+        let mut limit = Position::MAX;
+        self.end = known;
+        while let Some(mut last) = self.segments.pop_back() {
+            let first = last.first.position;
+            self.end = judge_last(&mut last, limit, disk, known, report)?;
+            if self.end.position < known.position {
+                self.end = Place { byte: known.byte.max(self.end.byte), ..known };
             }
+            if self.end.position > first {
+                last.end = self.end;
+                self.segments.push_back(last);
+                break;
+            }
+            self.empty.push((first, last.size));
+            if !last.damaged.contains(&0) {
+                break;
+            }
+            // Its header was not written before a crash. The log ends here, and how many bytes it has is known by the
+            // segment before it, or by the cursors.
+            (limit, known.position) = (first, first);
+            self.end = known;
         }
+        for segment in self.segments.iter().filter(|segment| segment.damaged.contains(&0)) {
+            let first = segment.first.position;
+            let file = disk.open(&segment::file_name(first), Access::Read)?;
+            let bytes = 0..SEGMENT_HEADER as u64;
+            report(&*file, first, &Damage { bytes, events: 0, lines: 0, torn: false });
+        }
+        Ok(())
     }
 }
 
-/// Where the log ends. `known`: it goes at least so far.
-fn judge_last(last: &mut Segment, disk: &dyn Disk, known: Place, report: Report<'_>) -> Place {
+/// Where the log ends: before `limit`. `known`: it goes at least so far.
+fn judge_last(
+    last: &mut Segment,
+    limit: Position,
+    disk: &dyn Disk,
+    known: Place,
+    report: Report<'_>,
+) -> io::Result<Place> {
     let first = last.first.position;
-    // It was opened a moment ago; what can't be read now is missing, and is counted by those who come to it.
-    let Ok(file) = disk.open(&segment::file_name(first), Access::Write) else { return last.first };
-    let mut scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, Position::MAX, Check::Lines);
+    let file = disk.open(&segment::file_name(first), Access::Write)?;
+    let mut scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
     let (mut end, mut kept) = (last.first, FIRST_RECORD);
     // Damage of the last group, each with the log's end before it. A record of a later group would prove that this one was
     // synced.
@@ -389,6 +412,7 @@ fn judge_last(last: &mut Segment, disk: &dyn Disk, known: Place, report: Report<
     }
     // Also what was reserved and not used. The sync is for what was written, and found whole, but not synced before a
     // kill: outputs may get it now.
+    let kept = kept.min(last.size);
     match file.truncate(kept).and_then(|()| file.sync()) {
         Ok(()) => last.size = kept,
         Err(error) => {
@@ -397,7 +421,7 @@ fn judge_last(last: &mut Segment, disk: &dyn Disk, known: Place, report: Report<
         }
     }
     last.offset = kept;
-    end
+    Ok(end)
 }
 
 /// The byte number where a segment with a damaged header begins: its first record knows, or about where the one before it
