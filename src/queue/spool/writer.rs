@@ -435,7 +435,8 @@ impl Writer {
             segment.active = false;
             segment.offset
         };
-        match active.file.truncate(offset) {
+        // Unless it is synced, a power loss brings the room back, which others have by then.
+        match active.file.truncate(offset).and_then(|()| active.file.sync()) {
             Ok(()) => {
                 let mut state = self.shared.lock();
                 let found =
