@@ -30,6 +30,9 @@ use crate::queue::segment::SegmentHeader;
 /// The cursors file is at most so old.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
+/// Deletes are at least so far apart, unless room is needed.
+const RECLAIM_EVERY: Duration = Duration::from_millis(250);
+
 /// Between two attempts to store again after an error: from, and to.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -43,6 +46,8 @@ pub(super) struct Writer {
     save_at: Instant,
     /// Nothing is stored before the cursors file names every output.
     unnamed: bool,
+    /// Small segments are deleted several at once.
+    reclaim_at: Instant,
     /// After an error.
     retry_at: Instant,
     pause: Duration,
@@ -82,6 +87,7 @@ impl Writer {
             saved_end: 0,
             save_at: now,
             unnamed: true,
+            reclaim_at: now,
             retry_at: now,
             pause: RETRY.0,
         }
@@ -132,23 +138,22 @@ impl Writer {
     fn turn(&self, state: &State) -> Turn {
         let now = Instant::now();
         let save = state.stale && now >= self.save_at;
+        let can_reclaim = !state.doomed.is_empty() || state.finished().next().is_some();
         if state.closed {
             Turn::End
         } else if state.fault.is_some() && now >= self.retry_at {
             Turn::Do(Step::Probe)
-        } else if save || (state.unsaved >= UNSAVED_MAX && self.pause == RETRY.0) {
+        } else if save || state.unsaved >= UNSAVED_MAX {
             Turn::Do(Step::Save)
+        } else if can_reclaim && now >= self.reclaim_at {
+            Turn::Do(Step::Reclaim)
         } else if !state.waiting.is_empty() && state.fault.is_none() {
             Turn::Do(Step::Commit)
-        } else if (!state.doomed.is_empty() || state.finished().next().is_some())
-            && now >= self.retry_at
-        {
-            Turn::Do(Step::Reclaim)
         } else {
-            let retry =
-                (state.fault.is_some() || !state.doomed.is_empty()).then_some(self.retry_at);
             let save = state.stale.then_some(self.save_at);
-            Turn::Wait(retry.into_iter().chain(save).min())
+            let retry = state.fault.is_some().then_some(self.retry_at);
+            let reclaim = can_reclaim.then_some(self.reclaim_at);
+            Turn::Wait(save.into_iter().chain(retry).chain(reclaim).min())
         }
     }
 
@@ -160,7 +165,7 @@ impl Writer {
                 if let Err(error) = self.reclaim() {
                     self.shared.metrics.write_errors.increment(1);
                     tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
-                    self.wait();
+                    self.reclaim_at = Instant::now() + RETRY.1;
                 }
             }
             Step::Probe => self.probe(),
@@ -479,6 +484,7 @@ impl Writer {
 
     /// Removes the files of segments that every output has passed, or that were dropped; first the cursors say so.
     fn reclaim(&mut self) -> io::Result<()> {
+        self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let doomed = {
             let mut state = self.shared.lock();
             let finished = state.finished().count();
