@@ -106,6 +106,8 @@ impl Shared {
     }
 
     fn tell_full(&self, state: &mut State) {
+        // The writer may make room.
+        self.work.notify_one();
         if !std::mem::replace(&mut state.told_full, true) {
             let bytes = self.held_bytes(state);
             tracing::warn!(bytes, when_full = ?self.when_full, "queue full");
@@ -249,6 +251,20 @@ impl State {
         self.segments
             .iter()
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
+    }
+
+    /// Every output has all there is: where there was no room, the segment that is written to may make some.
+    fn is_spent(&self) -> bool {
+        let is_spent = |last: &Segment| last.active && last.first != last.end;
+        self.told_full
+            && self.waiting.is_empty()
+            && self.watermark() == self.end.position
+            && self.segments.back().is_some_and(is_spent)
+    }
+
+    /// Whether there are files that no output needs.
+    fn can_reclaim(&self) -> bool {
+        !self.doomed.is_empty() || self.finished().next().is_some() || self.is_spent()
     }
 
     fn reclaimable(&self) -> u64 {

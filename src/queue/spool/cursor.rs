@@ -475,7 +475,7 @@ impl Shared {
         cursor.claims.forget_done();
         cursor.forget_counted();
         state.stale = true;
-        if state.unsaved >= UNSAVED_MAX || state.finished().next().is_some() {
+        if state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
             self.work.notify_one();
         }
         self.tell_room(state);
