@@ -81,6 +81,13 @@ enum Fate {
     Lost,
 }
 
+/// Of the claims that were released.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    First,
+    Any,
+}
+
 /// A read for a cursor, on a thread of its own.
 enum Loading {
     Asked(Job),
@@ -132,6 +139,10 @@ impl Output {
         self.fates.iter().filter(|fate| **fate == Fate::Waiting).count() as u64
     }
 
+    fn first(&self) -> Option<Claim> {
+        self.claims.first_key_value().map(|(start, (end, _))| Claim { start: *start, end: *end })
+    }
+
     fn pick(&self, rng: &mut Rng, stages: &[Stage]) -> Option<Claim> {
         let of_stage = self.claims.iter().filter(|(_, (_, stage))| stages.contains(stage));
         let claims = of_stage.map(|(start, (end, _))| Claim { start: *start, end: *end });
@@ -139,7 +150,7 @@ impl Output {
     }
 
     /// Says how many were waiting.
-    fn settle(&mut self, positions: std::ops::Range<Position>, fate: Fate) -> u64 {
+    fn settle(&mut self, positions: Range<Position>, fate: Fate) -> u64 {
         let mut count = 0;
         for old in &mut self.fates[index(positions.start)..index(positions.end)] {
             if *old == Fate::Waiting {
@@ -152,7 +163,7 @@ impl Output {
     }
 
     /// A dropped segment. Says how many it had not got.
-    fn drop_segment(&mut self, positions: &std::ops::Range<Position>) -> u64 {
+    fn drop_segment(&mut self, positions: &Range<Position>) -> u64 {
         let inside: Vec<Claim> = self
             .claims
             .range(..positions.end)
@@ -458,8 +469,7 @@ impl Simulation {
         due.extend((!well).then_some(Step::Probe));
         due.extend(state.stale.then_some(Step::Save));
         due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
-        let behind = !state.doomed.is_empty() || state.finished().next().is_some();
-        due.extend((well && behind).then_some(Step::Reclaim));
+        due.extend(state.can_reclaim().then_some(Step::Reclaim));
         due
     }
 
@@ -567,10 +577,7 @@ impl Simulation {
     fn finish(&mut self, chosen: usize, lose: bool) {
         let output = &mut self.outputs[chosen];
         let claim = match output.ordered {
-            true => output
-                .claims
-                .first_key_value()
-                .map(|(start, (end, _))| Claim { start: *start, end: *end }),
+            true => output.first(),
             false => output.pick(&mut self.rng, &[Stage::OnWire]),
         };
         let Some(claim) = claim else { return };
@@ -628,7 +635,7 @@ impl Simulation {
     }
 
     /// A released claim is taken to be sent again, or only to be finished. Whether it could be.
-    fn retake(&mut self, chosen: usize, only: bool) -> bool {
+    fn retake(&mut self, chosen: usize, which: Which, only: bool) -> bool {
         let Self { outputs, rng, .. } = self;
         let output = &mut outputs[chosen];
         if !output.dropped.is_empty() {
@@ -639,7 +646,11 @@ impl Simulation {
             assert!(matches!(cursor.retake(claim), Retaken::Gone), "it was dropped");
             return true;
         }
-        let Some(claim) = output.pick(rng, &[Stage::Released]) else { return false };
+        let picked = match which {
+            Which::First => output.first(),
+            Which::Any => output.pick(rng, &[Stage::Released]),
+        };
+        let Some(claim) = picked else { return false };
         if only {
             assert!(self.process().cursors[chosen].reclaim(claim), "it was not dropped");
         } else {
@@ -705,7 +716,7 @@ impl Simulation {
                     break true;
                 }
                 if !output.claims.is_empty() || !output.dropped.is_empty() {
-                    break self.retake(chosen, false);
+                    break self.retake(chosen, Which::First, false);
                 }
                 break self.next(chosen, ALL);
             };
@@ -988,8 +999,8 @@ impl Simulation {
                 self.finish(chosen, lose);
             }
             57..61 => self.release(chosen),
-            61..66 => drop(self.retake(chosen, false)),
-            66..68 => drop(self.retake(chosen, true)),
+            61..66 => drop(self.retake(chosen, Which::Any, false)),
+            66..68 => drop(self.retake(chosen, Which::Any, true)),
             68..71 => self.split(chosen),
             71..73 => self.rewind(chosen),
             73..92 => self.load(chosen),
