@@ -138,6 +138,8 @@ impl CursorState {
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         self.forget_pieces_of(dropped.clone());
+        // What is being read may be of it.
+        self.epoch += 1;
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_sub(dropped.start.max(read));
         missed =
@@ -154,7 +156,6 @@ impl CursorState {
             self.read_byte = segment.end.byte;
             self.pieces.clear();
             self.spot = None;
-            self.epoch += 1;
         }
         self.metrics.lost.increment(missed);
         missed
