@@ -119,9 +119,14 @@ impl Shared {
         state.files + cursors::BYTES + self.quarantined.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Of `queue.max_bytes`: a new cursors file must find room beside the old one.
+    fn usable(&self) -> u64 {
+        self.capacity.saturating_sub(cursors::BYTES)
+    }
+
     /// What new segments may take, once the writer has deleted what nobody needs.
     fn room(&self, state: &State) -> u64 {
-        let free = self.capacity.saturating_sub(self.held_bytes(state)) + state.reclaimable();
+        let free = self.usable().saturating_sub(self.held_bytes(state)) + state.reclaimable();
         free.saturating_sub(state.opening) / BLOCK * BLOCK
     }
 
@@ -255,11 +260,10 @@ impl State {
 
     /// Every output has all there is: where there was no room, the segment that is written to may make some.
     fn is_spent(&self) -> bool {
-        let is_spent = |last: &Segment| last.active && last.first != last.end;
         self.told_full
             && self.waiting.is_empty()
             && self.watermark() == self.end.position
-            && self.segments.back().is_some_and(is_spent)
+            && self.segments.back().is_some_and(|last| last.active)
     }
 
     /// Whether there are files that no output needs.

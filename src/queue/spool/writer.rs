@@ -378,7 +378,7 @@ impl Writer {
                 state.doomed.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            let over = self.shared.held_bytes(&state) + size > self.shared.capacity;
+            let over = self.shared.held_bytes(&state) + size > self.shared.usable();
             (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
         };
         let name = segment::file_name(end.position);
@@ -387,7 +387,7 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            if self.shared.held_bytes(&state) + size > self.shared.capacity || size < least {
+            if self.shared.held_bytes(&state) + size > self.shared.usable() || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
