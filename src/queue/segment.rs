@@ -44,7 +44,7 @@ const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 const ZEROS_MIN: u64 = 2;
 
 /// How often a block is read before it is taken for unreadable.
-const READS: u32 = 3;
+pub(super) const READS: u32 = 3;
 
 /// `segments/%020u.seg`.
 pub(super) fn file_name(first: Position) -> String {
@@ -99,6 +99,13 @@ impl SegmentHeader {
         let crc = crc32c::crc32c(&bytes[..44]);
         bytes[44..].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// Of a file. What can't be read is damaged.
+    pub(super) fn read(file: &dyn File) -> Result<Self, BadHeader> {
+        let mut bytes = [0; SEGMENT_HEADER];
+        (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
+        Self::decode(&bytes)
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
@@ -443,7 +450,12 @@ impl<'a> Scan<'a> {
             at += step;
         }
         let (events, lines) = match header {
-            Some(header) => (header.events, header.length),
+            Some(header) => {
+                // A write that failed has written its front.
+                let rest = self.read(end.saturating_sub(ZEROS_MIN), ZEROS_MIN);
+                torn |= rest.iter().all(|byte| *byte == 0);
+                (header.events, header.length)
+            }
             None => {
                 let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
                 // No record is so short: what follows was not written.
