@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has the format. A [`Scan`] goes through a segment from one whole record to the next; it never fails on
 //! what it finds, only tells it. It writes nothing.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -255,8 +256,8 @@ pub(super) struct Scan<'a> {
     /// The expected position.
     next: Position,
     check: Check,
-    /// What could not be read was taken for zeros.
-    unreadable: bool,
+    /// Blocks that could not be read, and were taken for zeros.
+    unreadable: BTreeSet<u64>,
 }
 
 impl<'a> Scan<'a> {
@@ -281,8 +282,13 @@ impl<'a> Scan<'a> {
             limit,
             next,
             check,
-            unreadable: false,
+            unreadable: BTreeSet::new(),
         }
+    }
+
+    /// Whether all could be read so far.
+    pub(super) fn has_read_all(&self) -> bool {
+        self.unreadable.is_empty()
     }
 
     /// The offset behind what was found.
@@ -463,25 +469,33 @@ impl<'a> Scan<'a> {
                 (newlines, lines)
             }
         };
-        Damage { bytes: bytes.start..end, events, lines, torn: torn && !self.unreadable }
+        let bytes = bytes.start..end;
+        let torn = torn && self.unreadable_end(&bytes).is_none();
+        Damage { bytes, events, lines, torn }
     }
 
     fn is_zero(&mut self, bytes: Range<u64>) -> bool {
         self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
     }
 
-    /// Without zeros at the end.
+    /// Where the last of what could not be read ends.
+    fn unreadable_end(&self, bytes: &Range<u64>) -> Option<u64> {
+        let last = self.unreadable.range(..bytes.end).next_back()?;
+        Some((last + BLOCK).min(bytes.end)).filter(|end| *end > bytes.start)
+    }
+
+    /// Without zeros at the end, unless they only stand for what can't be read.
     fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
-        let mut end = bytes.end;
-        while end > bytes.start {
+        let (mut end, mut last) = (bytes.end, bytes.start);
+        while end > bytes.start && last == bytes.start {
             let from = end.saturating_sub(STEP as u64).max(bytes.start);
             let read = self.read(from, end - from);
-            if let Some(last) = read.iter().rposition(|byte| *byte != 0) {
-                return bytes.start..from + last as u64 + 1;
+            if let Some(found) = read.iter().rposition(|byte| *byte != 0) {
+                last = from + found as u64 + 1;
             }
             end = from;
         }
-        bytes.start..bytes.start
+        bytes.start..last.max(self.unreadable_end(&bytes).unwrap_or(last))
     }
 
     /// So many bytes; behind the end of the file they are zeros.
@@ -522,7 +536,7 @@ impl<'a> Scan<'a> {
                 let (part, others) = rest.split_at_mut(length.min(rest.len()));
                 if !(0..READS).any(|_| self.file.read_at(part, from).is_ok()) {
                     part.fill(0);
-                    self.unreadable = true;
+                    self.unreadable.insert(from / BLOCK * BLOCK);
                 }
                 from += part.len() as u64;
                 rest = others;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::State;
@@ -34,8 +35,11 @@ pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 /// What is read at once for a claim, however small.
 const FETCH_MIN: u64 = 64 << 10;
 
-/// Between two attempts to open a file that is there and can't be read.
+/// Between two attempts to read from a file that is there and can't be read.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// What can't be read for so long is lost. A disk that is away for a moment costs no events.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is noted with a claim.
 #[derive(Debug, Clone, Copy)]
@@ -392,13 +396,15 @@ impl State {
                 end: segment.end,
                 offset: segment.offset,
                 known: segment.damaged.clone(),
+                patient: true,
             },
             // It is gone: all up to the next one is missing.
             None => {
                 let next = self.segments.get(self.segment_at(from));
                 let end = next.map_or(self.end, |segment| segment.first);
                 let known = Default::default();
-                Job { epoch, spot, from, to, chunk, first: end, end, offset: 0, known }
+                let first = end;
+                Job { epoch, spot, from, to, chunk, first, end, offset: 0, known, patient: true }
             }
         })
     }
@@ -491,12 +497,14 @@ pub struct Cursor {
     readable: Arc<Notify>,
     /// What is being read for it. A thread that hangs in a dead disk is left behind at the end.
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
+    /// Since when that has failed.
+    failing: Option<Instant>,
 }
 
 impl Cursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let readable = Arc::clone(&shared.lock().cursors[index].readable);
-        Self { shared, index, readable, loading: None }
+        Self { shared, index, readable, loading: None, failing: None }
     }
 
     /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
@@ -521,8 +529,9 @@ impl Cursor {
         self.shared.lock().wish(self.index, self.shared.chunk)
     }
 
-    fn load(&mut self, job: Job) {
+    fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
+            job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
             let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
             let loading = tokio::task::spawn_blocking(move || shared.read(&job));
             self.loading = Some((epoch, loading));
@@ -534,9 +543,13 @@ impl Cursor {
         let (epoch, loaded) = (*epoch, loading.await);
         self.loading = None;
         match loaded {
-            Ok(Ok(loaded)) => self.shared.apply(self.index, epoch, loaded),
+            Ok(Ok(loaded)) => {
+                self.failing = None;
+                self.shared.apply(self.index, epoch, loaded);
+            }
             Ok(Err(error)) => {
-                tracing::error!(%error, "a file of the queue can't be opened, trying on");
+                self.failing.get_or_insert_with(Instant::now);
+                tracing::error!(%error, "a file of the queue can't be read, trying on");
                 tokio::time::sleep(PAUSE).await;
             }
             Err(panic) => {
