@@ -916,7 +916,7 @@ impl Simulation {
                 return self.crash();
             }
         }
-        if self.faulty && (self.armed || self.rng.bool()) {
+        if self.faulty && !self.shaky && (self.armed || self.rng.bool()) {
             return self.crash();
         }
         self.shaky |= self.faulty;
