@@ -23,6 +23,7 @@ mod disk;
 mod memory;
 mod segment;
 mod spool;
+mod tail;
 
 pub use disk::OpenError;
 

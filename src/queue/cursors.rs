@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Position;
@@ -56,6 +57,21 @@ pub(super) struct Contents {
     pub(super) holes: Vec<Hole>,
 }
 
+/// Events and bytes that were dropped from a position on.
+pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
+    let behind = holes.iter().filter(|hole| hole.end > position);
+    behind.fold((0, 0), |(events, bytes), hole| {
+        (events + hole.end - hole.start.max(position), bytes + hole.bytes)
+    })
+}
+
+/// How many of these positions were dropped.
+pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
+    let overlap =
+        |hole: &Hole| hole.end.min(positions.end).saturating_sub(hole.start.max(positions.start));
+    holes.iter().map(overlap).sum()
+}
+
 /// What was found of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
@@ -75,6 +91,11 @@ pub(super) enum Found {
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
+    /// How far the log goes at least.
+    pub(super) fn known(&self) -> Place {
+        self.outputs.values().copied().fold(self.end, Place::max)
+    }
+
     fn encode(&self, generation: u64) -> Vec<u8> {
         let mut slot = Vec::with_capacity(SLOT);
         slot.extend(MAGIC);

@@ -78,6 +78,14 @@ pub(super) trait File: Send + Sync + fmt::Debug {
     fn bytes(&self) -> io::Result<u64>;
 }
 
+/// How many files are in the quarantine, and their bytes.
+pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
+    let names = disk.list(QUARANTINE).unwrap_or_default();
+    let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
+    let sizes = names.iter().filter_map(|name| bytes(name).ok());
+    sizes.fold((0, 0), |(files, sum), size| (files + 1, sum + size))
+}
+
 /// A directory of the operating system.
 #[derive(Debug)]
 pub(super) struct RealDisk {

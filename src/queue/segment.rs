@@ -4,11 +4,13 @@
 //! what it finds, only tells it. It writes nothing.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::Position;
+use super::disk::Disk;
 use super::disk::File;
 use super::disk::SEGMENTS;
 
@@ -29,7 +31,8 @@ const RECORD_HEADER_LENGTH: usize = 64;
 /// Of a segment's header; zeros follow.
 pub(super) const SEGMENT_HEADER: usize = 48;
 
-const VERSION: u32 = 1;
+/// Of the format.
+pub(super) const VERSION: u32 = 1;
 
 // 0xFF is in no UTF-8, and 0 in no JSON: no event can look like one.
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
@@ -57,6 +60,14 @@ pub(super) fn position_of(name: &str) -> Option<Position> {
     let digits = name.strip_suffix(".seg")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     all.then(|| digits.parse().ok()).flatten()
+}
+
+/// The first positions of all segments, in order.
+pub(super) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
+    let names = disk.list(SEGMENTS)?;
+    let mut positions: Vec<Position> = names.iter().filter_map(|name| position_of(name)).collect();
+    positions.sort_unstable();
+    Ok(positions)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -102,13 +113,6 @@ impl SegmentHeader {
         bytes
     }
 
-    /// Of a file. What can't be read is damaged.
-    pub(super) fn read(file: &dyn File) -> Result<Self, BadHeader> {
-        let mut bytes = [0; SEGMENT_HEADER];
-        (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
-        Self::decode(&bytes)
-    }
-
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, BadHeader> {
         let checks = bytes.len() >= SEGMENT_HEADER
             && bytes.starts_with(&SEGMENT_MAGIC)
@@ -122,6 +126,14 @@ impl SegmentHeader {
             }),
             (true, newer) => Err(BadHeader::Newer(newer)),
         }
+    }
+
+    /// Of the segment that is named by this position. One that can't be read is damaged.
+    pub(super) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
+        let mut bytes = [0; SEGMENT_HEADER];
+        (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
+        let header = Self::decode(&bytes)?;
+        if header.first == first { Ok(header) } else { Err(BadHeader::Damaged) }
     }
 }
 
@@ -363,6 +375,24 @@ impl<'a> Scan<'a> {
         }
     }
 
+    /// Goes on behind the last record that ends at or before a position.
+    pub(super) fn skip_to(&mut self, position: Position) {
+        loop {
+            let before = (self.at, self.next);
+            let passed = loop {
+                match self.next() {
+                    Some(Found::Record(record)) => break record.header.end() <= position,
+                    Some(Found::Damage(_)) => {}
+                    None => break false,
+                }
+            };
+            if !passed {
+                (self.at, self.next) = before;
+                return;
+            }
+        }
+    }
+
     /// Lines of a record from an offset in the file on: about so many bytes, whole lines, at least one.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
         let mut size = about.max(1).min(end - from);
@@ -505,7 +535,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Bytes that are shared, not copied, as far as they lie in the window.
-    fn read(&mut self, at: u64, size: u64) -> Bytes {
+    pub(super) fn read(&mut self, at: u64, size: u64) -> Bytes {
         let range = self.reach(at, size);
         self.window.slice(range)
     }

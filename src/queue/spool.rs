@@ -151,7 +151,8 @@ fn needed(lines: u64) -> u64 {
     (RECORD_HEADER + lines).next_multiple_of(BLOCK)
 }
 
-fn now() -> u64 {
+/// In ms since 1970.
+pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
@@ -289,10 +290,7 @@ impl State {
 
     /// Events and bytes of holes from a position on.
     fn dropped_from(&self, position: Position) -> (u64, u64) {
-        let behind = self.holes.iter().filter(|hole| hole.end > position);
-        behind.fold((0, 0), |(events, bytes), hole| {
-            (events + hole.end - hole.start.max(position), bytes + hole.bytes)
-        })
+        cursors::dropped_from(&self.holes, position)
     }
 
     fn backlog(&self, cursor: &CursorState) -> Backlog {

@@ -24,6 +24,7 @@ use crate::queue::Retaken;
 use crate::queue::Take;
 use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
+use crate::queue::cursors;
 use crate::queue::cursors::Place;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
@@ -310,10 +311,7 @@ impl State {
 
     /// How many of these positions were dropped, and counted for every output.
     fn dropped_in(&self, positions: Range<Position>) -> u64 {
-        let overlap = |hole: &crate::queue::cursors::Hole| {
-            hole.end.min(positions.end).saturating_sub(hole.start.max(positions.start))
-        };
-        self.holes.iter().map(overlap).sum()
+        cursors::dropped_in(&self.holes, &positions)
     }
 
     /// A claim's lines, if all of them are in memory.

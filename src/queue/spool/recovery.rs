@@ -31,11 +31,11 @@ use crate::queue::cursors::Contents;
 use crate::queue::cursors::Cursors;
 use crate::queue::cursors::Hole;
 use crate::queue::cursors::Place;
+use crate::queue::disk;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::OpenError;
-use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::segment;
 use crate::queue::segment::BadHeader;
@@ -46,6 +46,7 @@ use crate::queue::segment::Found;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
+use crate::queue::tail::Tail;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
@@ -86,7 +87,7 @@ pub(super) fn open(
             "the cursors file is missing or damaged: every output starts at the oldest event"
         );
     }
-    let quarantined = AtomicU64::new(in_quarantine(&*disk));
+    let quarantined = AtomicU64::new(disk::quarantined(&*disk).1);
     let room = config.max_bytes / QUARANTINE_PART;
     let known = contents.as_ref().map(|(contents, _)| contents);
     let judged = log.judge(&*disk, known, &mut |file, at, damage| {
@@ -157,12 +158,6 @@ enum Trust {
     Names,
     /// It may be older than the one that was lost, which may have named more.
     Places,
-}
-
-fn in_quarantine(disk: &dyn Disk) -> u64 {
-    let names = disk.list(QUARANTINE).unwrap_or_default();
-    let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
-    names.iter().filter_map(|name| bytes(name).ok()).sum()
 }
 
 /// Counts the backlog of outputs that are not in the config any more as lost.
@@ -241,16 +236,13 @@ fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u
     let file = disk.open(&segment::file_name(first), Access::Read).ok()?;
     let begin = (FIRST_RECORD, first);
     let mut scan = Scan::new(&*file, begin, segment.offset, segment.end.position, Check::Headers);
-    let mut expected = first;
+    scan.skip_to(position);
+    let expected = scan.position();
     while let Some(found) = scan.next() {
         if let Found::Record(record) = found {
-            if record.header.end() > position {
-                let offset = record.offset;
-                let spot =
-                    Spot { segment: first, offset, line: 0, position: expected, checked: false };
-                return Some((spot, record.header.received));
-            }
-            expected = record.header.end();
+            let offset = record.offset;
+            let spot = Spot { segment: first, offset, line: 0, position: expected, checked: false };
+            return Some((spot, record.header.received));
         }
     }
     None
@@ -274,21 +266,18 @@ impl Log {
             let path = directory.join(name);
             move |error: io::Error| OpenError::new(what, path, error)
         };
-        let names = disk.list(SEGMENTS).map_err(failed("read", SEGMENTS))?;
-        let mut positions: Vec<Position> =
-            names.iter().filter_map(|name| segment::position_of(name)).collect();
-        positions.sort_unstable();
+        let positions = segment::list(disk).map_err(failed("read", SEGMENTS))?;
         let mut segments: VecDeque<Segment> = VecDeque::with_capacity(positions.len());
         for position in positions {
             let name = segment::file_name(position);
             let file = disk.open(&name, Access::Read).map_err(failed("open", &name))?;
             let size = file.bytes().map_err(failed("look at", &name))?;
-            let (byte, damaged) = match SegmentHeader::read(&*file) {
-                Ok(header) if header.first == position => (header.first_byte, None),
+            let (byte, damaged) = match SegmentHeader::read(&*file, position) {
+                Ok(header) => (header.first_byte, None),
                 Err(BadHeader::Newer(version)) => {
                     return Err(OpenError::Newer { path: directory.join(name), version });
                 }
-                Ok(_) | Err(BadHeader::Damaged) => {
+                Err(BadHeader::Damaged) => {
                     (first_byte(&*file, size, position, segments.back()), Some(0))
                 }
             };
@@ -318,10 +307,7 @@ impl Log {
         report: Report<'_>,
     ) -> io::Result<()> {
         // Numbers are never given twice: an output that was further would take new events for ones that it has.
-        let known = contents
-            .into_iter()
-            .flat_map(|contents| contents.outputs.values().copied().chain([contents.end]));
-        let mut known = known.max().unwrap_or_default();
+        let mut known = contents.map(Contents::known).unwrap_or_default();
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
         // Dropped, and not deleted yet.
         let is_dropped =
@@ -383,49 +369,19 @@ fn judge_last(
 ) -> io::Result<Place> {
     let first = last.first.position;
     let file = disk.open(&segment::file_name(first), Access::Write)?;
-    let mut scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
-    let (mut end, mut kept) = (last.first, FIRST_RECORD);
-    // Damage of the last group, each with the log's end before it. A record of a later group would prove that this one was
-    // synced.
-    let mut unsure: Vec<(Damage, Place)> = Vec::new();
-    let mut real: Vec<Damage> = Vec::new();
-    while let Some(found) = scan.next() {
-        match found {
-            Found::Damage(damage) => unsure.push((damage, end)),
-            Found::Record(record) => {
-                if unsure.first().is_some_and(|(_, before)| before.position < record.header.group) {
-                    real.extend(unsure.drain(..).map(|(damage, _)| damage));
-                }
-                end = Place { position: record.header.end(), byte: record.header.end_byte() };
-                kept = scan.offset();
-            }
-        }
-    }
-    let whole = kept;
-    for (damage, before) in unsure {
-        // Unless the cursors file knows of more, nothing of a group that is not whole was acknowledged.
-        if damage.torn && known.position <= before.position {
-            let (segment, offset) = (segment::file_name(first), damage.bytes.start);
-            tracing::info!(
-                segment,
-                offset,
-                "the last write was not finished, and not acknowledged: cut off"
-            );
-            if offset < whole {
-                (end, kept) = (before, offset);
-            }
-            break;
-        }
-        if damage.bytes.end > kept {
-            end.position += damage.events;
-            end.byte += damage.lines;
-            kept = damage.bytes.end;
-        }
-        real.push(damage);
-    }
-    for damage in real {
+    let scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
+    let Tail { end, kept, damages, unfinished } = Tail::read(scan, last.first, known.position);
+    for damage in damages {
         last.damaged.insert(damage.bytes.start);
         report(&*file, first, &damage);
+    }
+    if let Some(offset) = unfinished {
+        let segment = segment::file_name(first);
+        tracing::info!(
+            segment,
+            offset,
+            "the last write was not finished, and not acknowledged: cut off"
+        );
     }
     // Also what was reserved and not used. The sync is for what was written, and found whole, but not synced before a
     // kill: outputs may get it now.
