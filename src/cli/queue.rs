@@ -216,16 +216,16 @@ fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
 }
 
 fn summary_of(verdict: &Verdict) -> String {
-    let Verdict { segments, events, bytes, findings, missing, torn } = verdict;
+    let Verdict { segments, events, bytes, findings, missing, unfinished } = verdict;
     let state = match findings {
         0 => "whole".to_owned(),
         _ => format!("damaged in {}, {missing} events missing", count(*findings, "place")),
     };
     let (segments, events) = (count(*segments, "segment"), count(*events, "event"));
     let mut text = format!("{segments}, {events}, {bytes} bytes: {state}");
-    if let Some((file, offset)) = torn {
+    if let Some((file, offset)) = unfinished {
         text.push_str(&format!(
-            "; the write at {file} offset {offset} is not finished, which nobody was told of: no damage"
+            "; the write at {file} offset {offset} is not finished, and was not acknowledged: no damage"
         ));
     }
     text
