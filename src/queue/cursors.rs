@@ -11,6 +11,7 @@ use super::Position;
 use super::disk::Access;
 use super::disk::Disk;
 use super::disk::File;
+use super::segment::READS;
 
 /// Name of the file.
 pub(super) const FILE: &str = "cursors";
@@ -211,7 +212,8 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     for slot in 0..2_u64 {
         let mut bytes = vec![0; SLOT];
         // What can't be read is damaged.
-        let size = file.read_at(&mut bytes, slot * SLOT as u64).unwrap_or(0);
+        let size = (0..READS).find_map(|_| file.read_at(&mut bytes, slot * SLOT as u64).ok());
+        let size = size.unwrap_or(0);
         match decode(&bytes[..size]) {
             Ok(decoded) => slots.extend(decoded),
             Err(version) => return Ok((Found::Newer(version), 0)),

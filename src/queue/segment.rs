@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has the format. A [`Scan`] goes through a segment from one whole record to the next; it never fails on
 //! what it finds, only tells it. It writes nothing.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
@@ -47,7 +48,7 @@ const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 const ZEROS_MIN: u64 = 2;
 
 /// How often a block is read before it is taken for unreadable.
-const READS: u32 = 3;
+pub(super) const READS: u32 = 3;
 
 /// `segments/%020u.seg`.
 pub(super) fn file_name(first: Position) -> String {
@@ -130,8 +131,8 @@ impl SegmentHeader {
     /// Of the segment that is named by this position. One that can't be read is damaged.
     pub(super) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
-        let size = file.read_at(&mut bytes, 0).unwrap_or(0);
-        let header = Self::decode(&bytes[..size])?;
+        (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
+        let header = Self::decode(&bytes)?;
         if header.first == first { Ok(header) } else { Err(BadHeader::Damaged) }
     }
 }
@@ -267,8 +268,8 @@ pub(super) struct Scan<'a> {
     /// The expected position.
     next: Position,
     check: Check,
-    /// What could not be read was taken for zeros.
-    unreadable: bool,
+    /// Blocks that could not be read, and were taken for zeros.
+    unreadable: BTreeSet<u64>,
 }
 
 impl<'a> Scan<'a> {
@@ -293,8 +294,13 @@ impl<'a> Scan<'a> {
             limit,
             next,
             check,
-            unreadable: false,
+            unreadable: BTreeSet::new(),
         }
+    }
+
+    /// Whether all could be read so far.
+    pub(super) fn has_read_all(&self) -> bool {
+        self.unreadable.is_empty()
     }
 
     /// The offset behind what was found.
@@ -480,7 +486,12 @@ impl<'a> Scan<'a> {
             at += step;
         }
         let (events, lines) = match header {
-            Some(header) => (header.events, header.length),
+            Some(header) => {
+                // A write that failed has written its front.
+                let rest = self.read(end.saturating_sub(ZEROS_MIN), ZEROS_MIN);
+                torn |= rest.iter().all(|byte| *byte == 0);
+                (header.events, header.length)
+            }
             None => {
                 let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
                 // No record is so short: what follows was not written.
@@ -488,25 +499,33 @@ impl<'a> Scan<'a> {
                 (newlines, lines)
             }
         };
-        Damage { bytes: bytes.start..end, events, lines, torn: torn && !self.unreadable }
+        let bytes = bytes.start..end;
+        let torn = torn && self.unreadable_end(&bytes).is_none();
+        Damage { bytes, events, lines, torn }
     }
 
     fn is_zero(&mut self, bytes: Range<u64>) -> bool {
         self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
     }
 
-    /// Without zeros at the end.
+    /// Where the last of what could not be read ends.
+    fn unreadable_end(&self, bytes: &Range<u64>) -> Option<u64> {
+        let last = self.unreadable.range(..bytes.end).next_back()?;
+        Some((last + BLOCK).min(bytes.end)).filter(|end| *end > bytes.start)
+    }
+
+    /// Without zeros at the end, unless they only stand for what can't be read.
     fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
-        let mut end = bytes.end;
-        while end > bytes.start {
+        let (mut end, mut last) = (bytes.end, bytes.start);
+        while end > bytes.start && last == bytes.start {
             let from = end.saturating_sub(STEP as u64).max(bytes.start);
             let read = self.read(from, end - from);
-            if let Some(last) = read.iter().rposition(|byte| *byte != 0) {
-                return bytes.start..from + last as u64 + 1;
+            if let Some(found) = read.iter().rposition(|byte| *byte != 0) {
+                last = from + found as u64 + 1;
             }
             end = from;
         }
-        bytes.start..bytes.start
+        bytes.start..last.max(self.unreadable_end(&bytes).unwrap_or(last))
     }
 
     /// So many bytes; behind the end of the file they are zeros.
@@ -547,7 +566,7 @@ impl<'a> Scan<'a> {
                 let (part, others) = rest.split_at_mut(length.min(rest.len()));
                 if !(0..READS).any(|_| self.file.read_at(part, from).is_ok()) {
                     part.fill(0);
-                    self.unreadable = true;
+                    self.unreadable.insert(from / BLOCK * BLOCK);
                 }
                 from += part.len() as u64;
                 rest = others;

@@ -106,6 +106,8 @@ impl Shared {
     }
 
     fn tell_full(&self, state: &mut State) {
+        // The writer may make room.
+        self.work.notify_one();
         if !std::mem::replace(&mut state.told_full, true) {
             let bytes = self.held_bytes(state);
             tracing::warn!(bytes, when_full = ?self.when_full, "queue full");
@@ -117,9 +119,14 @@ impl Shared {
         state.files + cursors::BYTES + self.quarantined.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Of `queue.max_bytes`: a new cursors file must find room beside the old one.
+    fn usable(&self) -> u64 {
+        self.capacity.saturating_sub(cursors::BYTES)
+    }
+
     /// What new segments may take, once the writer has deleted what nobody needs.
     fn room(&self, state: &State) -> u64 {
-        let free = self.capacity.saturating_sub(self.held_bytes(state)) + state.reclaimable();
+        let free = self.usable().saturating_sub(self.held_bytes(state)) + state.reclaimable();
         free.saturating_sub(state.opening) / BLOCK * BLOCK
     }
 
@@ -250,6 +257,19 @@ impl State {
         self.segments
             .iter()
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
+    }
+
+    /// Every output has all there is: where there was no room, the segment that is written to may make some.
+    fn is_spent(&self) -> bool {
+        self.told_full
+            && self.waiting.is_empty()
+            && self.watermark() == self.end.position
+            && self.segments.back().is_some_and(|last| last.active)
+    }
+
+    /// Whether there are files that no output needs.
+    fn can_reclaim(&self) -> bool {
+        !self.doomed.is_empty() || self.finished().next().is_some() || self.is_spent()
     }
 
     fn reclaimable(&self) -> u64 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::State;
@@ -35,8 +36,11 @@ pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 /// What is read at once for a claim, however small.
 const FETCH_MIN: u64 = 64 << 10;
 
-/// Between two attempts to open a file that is there and can't be read.
+/// Between two attempts to read from a file that is there and can't be read.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// What can't be read for so long is lost. A disk that is away for a moment costs no events.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is noted with a claim.
 #[derive(Debug, Clone, Copy)]
@@ -139,6 +143,8 @@ impl CursorState {
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         self.forget_pieces_of(dropped.clone());
+        // What is being read may be of it.
+        self.epoch += 1;
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_sub(dropped.start.max(read));
         missed =
@@ -155,7 +161,6 @@ impl CursorState {
             self.read_byte = segment.end.byte;
             self.pieces.clear();
             self.spot = None;
-            self.epoch += 1;
         }
         self.metrics.lost.increment(missed);
         missed
@@ -389,13 +394,15 @@ impl State {
                 end: segment.end,
                 offset: segment.offset,
                 known: segment.damaged.clone(),
+                patient: true,
             },
             // It is gone: all up to the next one is missing.
             None => {
                 let next = self.segments.get(self.segment_at(from));
                 let end = next.map_or(self.end, |segment| segment.first);
                 let known = Default::default();
-                Job { epoch, spot, from, to, chunk, first: end, end, offset: 0, known }
+                let first = end;
+                Job { epoch, spot, from, to, chunk, first, end, offset: 0, known, patient: true }
             }
         })
     }
@@ -473,7 +480,7 @@ impl Shared {
         cursor.claims.forget_done();
         cursor.forget_counted();
         state.stale = true;
-        if state.unsaved >= UNSAVED_MAX || state.finished().next().is_some() {
+        if state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
             self.work.notify_one();
         }
         self.tell_room(state);
@@ -488,12 +495,14 @@ pub struct Cursor {
     readable: Arc<Notify>,
     /// What is being read for it. A thread that hangs in a dead disk is left behind at the end.
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
+    /// Since when that has failed.
+    failing: Option<Instant>,
 }
 
 impl Cursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let readable = Arc::clone(&shared.lock().cursors[index].readable);
-        Self { shared, index, readable, loading: None }
+        Self { shared, index, readable, loading: None, failing: None }
     }
 
     /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
@@ -518,8 +527,9 @@ impl Cursor {
         self.shared.lock().wish(self.index, self.shared.chunk)
     }
 
-    fn load(&mut self, job: Job) {
+    fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
+            job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
             let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
             let loading = tokio::task::spawn_blocking(move || shared.read(&job));
             self.loading = Some((epoch, loading));
@@ -531,9 +541,13 @@ impl Cursor {
         let (epoch, loaded) = (*epoch, loading.await);
         self.loading = None;
         match loaded {
-            Ok(Ok(loaded)) => self.shared.apply(self.index, epoch, loaded),
+            Ok(Ok(loaded)) => {
+                self.failing = None;
+                self.shared.apply(self.index, epoch, loaded);
+            }
             Ok(Err(error)) => {
-                tracing::error!(%error, "a file of the queue can't be opened, trying on");
+                self.failing.get_or_insert_with(Instant::now);
+                tracing::error!(%error, "a file of the queue can't be read, trying on");
                 tokio::time::sleep(PAUSE).await;
             }
             Err(panic) => {

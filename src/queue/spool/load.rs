@@ -148,6 +148,8 @@ pub(super) struct Job {
     pub(super) offset: u64,
     /// Where it is known to be damaged.
     pub(super) known: BTreeSet<u64>,
+    /// What can't be read may be read later; else it is damaged.
+    pub(super) patient: bool,
 }
 
 /// What was read.
@@ -178,7 +180,7 @@ impl Loaded {
 }
 
 impl Shared {
-    /// Does a job. An error only where the file is there and can't be opened: that may pass.
+    /// Does a job. An error where the file is there, and it or a part of it can't be read: that may pass.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let file = match job.offset {
             0 => None,
@@ -193,6 +195,9 @@ impl Shared {
             return Ok(reader.loaded);
         };
         reader.read(&*file);
+        if job.patient && !reader.has_read_all {
+            return Err(io::Error::other("a part of it can't be read"));
+        }
         let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
         for damage in reader.loaded.damages.iter().filter(new) {
             let room = self.capacity / QUARANTINE_PART;
@@ -266,6 +271,7 @@ struct Reader<'a> {
     /// What comes next, as far as pieces were read.
     at: Place,
     bytes: u64,
+    has_read_all: bool,
     loaded: Loaded,
 }
 
@@ -275,6 +281,7 @@ impl<'a> Reader<'a> {
             job,
             at: Place { position: job.from, byte: job.first.byte },
             bytes: 0,
+            has_read_all: true,
             loaded: Loaded {
                 segment: job.first.position,
                 to: job.to,
@@ -310,18 +317,28 @@ impl<'a> Reader<'a> {
             }
             position = scan.position();
         }
+        self.has_read_all &= scan.has_read_all();
         let Some(first) = within else { return self.end() };
         let mut offset = first.offset;
         // A long record is not checked again for each part of it.
         if job.spot.checked && job.spot.line > 0 && first.offset == job.spot.offset {
             let line = (job.spot.line, job.spot.position);
             let mut scan = self.scan(file, offset, position, Check::Headers);
-            if !self.take_long(&mut scan, &first, line) {
+            let goes_on = self.take_long(&mut scan, &first, line);
+            self.has_read_all &= scan.has_read_all();
+            if !goes_on {
                 return;
             }
             (offset, position) = (first.offset + first.header.size(), first.header.end());
         }
         let mut scan = self.scan(file, offset, position, Check::Lines);
+        self.read_on(&mut scan);
+        self.has_read_all &= scan.has_read_all();
+    }
+
+    /// Whole records, as far as the job wants, and beyond it as far as they are in memory already.
+    fn read_on(&mut self, scan: &mut Scan<'_>) {
+        let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
         {
             match scan.next() {
@@ -331,7 +348,7 @@ impl<'a> Reader<'a> {
                     Some(lines) => self.take(&record, lines),
                     None => {
                         let line = (record.offset + RECORD_HEADER, record.header.first);
-                        if !self.take_long(&mut scan, &record, line) {
+                        if !self.take_long(scan, &record, line) {
                             return;
                         }
                     }

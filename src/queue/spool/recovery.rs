@@ -29,6 +29,7 @@ use crate::queue::Position;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Cursors;
+use crate::queue::cursors::Hole;
 use crate::queue::cursors::Place;
 use crate::queue::disk;
 use crate::queue::disk::Access;
@@ -96,11 +97,11 @@ pub(super) fn open(
     judged.map_err(failed("open a file of", SEGMENTS))?;
 
     let files = log.segments.iter().map(|segment| segment.size).sum::<u64>()
-        + log.empty.iter().map(|(_, size)| size).sum::<u64>();
+        + log.doomed.iter().map(|(_, size)| size).sum::<u64>();
     let share = AHEAD_BYTES / 4 / outputs.len().max(1) as u64;
     let mut state = State {
         segments: log.segments,
-        doomed: log.empty,
+        doomed: log.doomed,
         files,
         end: log.end,
         tail: VecDeque::new(),
@@ -250,8 +251,8 @@ fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u
 /// The segments of a directory.
 struct Log {
     segments: VecDeque<Segment>,
-    /// The last one, if no record was begun in it: first position and size.
-    empty: Vec<(Position, u64)>,
+    /// What is not in the log: first position and size.
+    doomed: Vec<(Position, u64)>,
     end: Place,
 }
 
@@ -295,7 +296,7 @@ impl Log {
             });
         }
         let end = segments.back().map(|last| last.first).unwrap_or_default();
-        Ok(Self { segments, empty: Vec::new(), end })
+        Ok(Self { segments, doomed: Vec::new(), end })
     }
 
     /// Reads the last segment, cuts off what is torn, and finds where the log ends. Damaged headers are told too.
@@ -307,11 +308,20 @@ impl Log {
     ) -> io::Result<()> {
         // Numbers are never given twice: an output that was further would take new events for ones that it has.
         let mut known = contents.map(Contents::known).unwrap_or_default();
+        let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
+        // Dropped, and not deleted yet.
+        let is_dropped =
+            |segment: &Segment| holes.iter().any(|hole| hole.start == segment.first.position);
+        let dropped = self.segments.iter().filter(|segment| is_dropped(segment));
+        self.doomed.extend(dropped.map(|segment| (segment.first.position, segment.size)));
+        self.segments.retain(|segment| !is_dropped(segment));
         let mut limit = Position::MAX;
         self.end = known;
         while let Some(mut last) = self.segments.pop_back() {
             let first = last.first.position;
-            self.end = judge_last(&mut last, limit, disk, known, report)?;
+            let behind = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
+            let limit_here = behind.chain([limit]).min().unwrap_or(limit);
+            self.end = judge_last(&mut last, limit_here, disk, known, report)?;
             if self.end.position < known.position {
                 self.end = Place { byte: known.byte.max(self.end.byte), ..known };
             }
@@ -320,7 +330,7 @@ impl Log {
                 self.segments.push_back(last);
                 break;
             }
-            self.empty.push((first, last.size));
+            self.doomed.push((first, last.size));
             if !last.damaged.contains(&0) {
                 break;
             }
@@ -328,6 +338,16 @@ impl Log {
             // segment before it, or by the cursors.
             (limit, known.position) = (first, first);
             self.end = known;
+        }
+        for segment in &mut self.segments {
+            // What was dropped behind it began where it ends.
+            let is_behind = |hole: &&Hole, segment: &Segment| {
+                hole.end == segment.end.position && hole.start > segment.first.position
+            };
+            while let Some(hole) = holes.iter().find(|hole| is_behind(hole, segment)) {
+                let byte = segment.end.byte.saturating_sub(hole.bytes);
+                segment.end = Place { position: hole.start, byte };
+            }
         }
         for segment in self.segments.iter().filter(|segment| segment.damaged.contains(&0)) {
             let first = segment.first.position;

@@ -138,7 +138,7 @@ impl Writer {
     fn turn(&self, state: &State) -> Turn {
         let now = Instant::now();
         let save = state.stale && now >= self.save_at;
-        let can_reclaim = !state.doomed.is_empty() || state.finished().next().is_some();
+        let can_reclaim = state.can_reclaim();
         if state.closed {
             Turn::End
         } else if state.fault.is_some() && now >= self.retry_at {
@@ -378,7 +378,7 @@ impl Writer {
                 state.doomed.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            let over = self.shared.held_bytes(&state) + size > self.shared.capacity;
+            let over = self.shared.held_bytes(&state) + size > self.shared.usable();
             (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
         };
         let name = segment::file_name(end.position);
@@ -387,7 +387,7 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            if self.shared.held_bytes(&state) + size > self.shared.capacity || size < least {
+            if self.shared.held_bytes(&state) + size > self.shared.usable() || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
@@ -487,6 +487,11 @@ impl Writer {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let doomed = {
             let mut state = self.shared.lock();
+            if state.is_spent() {
+                self.active = None;
+                state.free = 0;
+                state.segments.back_mut().into_iter().for_each(|last| last.active = false);
+            }
             let finished = state.finished().count();
             let finished: Vec<Segment> = state.segments.drain(..finished).collect();
             state.doomed.extend(finished.iter().map(|it| (it.first.position, it.size)));
