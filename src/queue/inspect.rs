@@ -428,9 +428,9 @@ impl Directory {
         }
     }
 
-    /// Where the log ends; `None` where its last segment has gone meanwhile. `known`: it goes at least so far.
-    fn end(&self, segments: &[Position], mut known: Place) -> Result<Option<Place>, Error> {
-        let mut limit = Position::MAX;
+    /// Where the log ends; `None` where its last segment has gone meanwhile.
+    fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<Place>, Error> {
+        let (mut known, mut next) = (contents.known(), None);
         for &first in segments.iter().rev() {
             let file = match self.segment(first) {
                 Ok(Some(file)) => file,
@@ -438,14 +438,15 @@ impl Directory {
                 // That is told elsewhere.
                 Err(_) => break,
             };
-            let header = self.header(&*file, first, limit == Position::MAX)?;
+            let header = self.header(&*file, first, next.is_none())?;
+            let limit = walk::limit(first, next, &contents.holes);
             let begin = Place { position: first, byte: header.map_or(0, |it| it.first_byte) };
             let end = walk::tail(&*file, begin, limit, known.position).end.max(known);
             if header.is_some() || end.position > first {
                 return Ok(Some(end));
             }
             // Not even its header was written: the log ends here, with the bytes that the segment before it knows.
-            (limit, known.position) = (first, first);
+            (next, known.position) = (Some(first), first);
         }
         Ok(Some(known))
     }
@@ -453,10 +454,10 @@ impl Directory {
     /// The summary, and whether nothing has gone while it was made.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
-        let known = found.contents().map(Contents::known).unwrap_or_default();
+        let contents = found.contents().cloned().unwrap_or_default();
         let segments = self.segments()?;
-        let end = self.end(&segments, known)?;
-        let (mut settled, end) = (end.is_some(), end.unwrap_or(known));
+        let end = self.end(&segments, &contents)?;
+        let (mut settled, end) = (end.is_some(), end.unwrap_or(contents.known()));
         let mut summary = Summary {
             format: segment::VERSION,
             outputs: Vec::new(),
@@ -486,7 +487,6 @@ impl Directory {
                 }
             }
         }
-        let contents = found.contents().cloned().unwrap_or_default();
         for (name, place) in contents.outputs {
             let dropped = cursors::dropped_from(&contents.holes, place.position);
             let events = (end.position - place.position).saturating_sub(dropped.0);

@@ -153,15 +153,10 @@ impl<'a, 't> Walk<'a, 't> {
         };
         self.verdict.segments += 1;
         let header = self.directory.header(&*file, first, next.is_none())?;
-        let mut segment = Segment {
-            file: &*file,
-            first,
-            size: u64::MAX,
-            limit: self.limit(first, next),
-            end: self.limit(first, next),
-        };
+        let limit = limit(first, next, &self.holes);
+        let mut segment = Segment { file: &*file, first, size: u64::MAX, limit, end: limit };
         if next.is_none() {
-            let tail = tail(&*file, Place { position: first, byte: 0 }, segment.limit, known);
+            let tail = tail(&*file, Place { position: first, byte: 0 }, limit, known);
             (segment.size, segment.end) = (tail.kept, tail.end.position);
             let unfinished = tail.unfinished.map(|offset| (name.clone(), offset));
             if header.is_none() && tail.damages.is_empty() && tail.end.position.max(known) <= first
@@ -181,13 +176,6 @@ impl<'a, 't> Walk<'a, 't> {
         self.position = begin.1;
         self.position = segment.read(begin, &mut |step| self.step(&name, step))?;
         Ok(())
-    }
-
-    /// Records of a segment are before it: what follows was never acknowledged, and is another's, or was one's that
-    /// `drop_oldest` has dropped.
-    fn limit(&self, first: Position, next: Option<Position>) -> Position {
-        let dropped = self.holes.iter().map(|hole| hole.start).filter(|start| *start > first);
-        dropped.chain(next).min().unwrap_or(Position::MAX)
     }
 
     fn step(&mut self, name: &str, step: Step<'_, '_>) -> Result<(), Error> {
@@ -235,6 +223,13 @@ impl<'a, 't> Walk<'a, 't> {
         }
         Ok(crc == header.crc)
     }
+}
+
+/// The records of a segment are before it. What follows was never acknowledged, and its positions are another's, or were
+/// one's that `drop_oldest` has dropped.
+pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
+    let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
+    dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
 /// The last segment behind what is known to be synced, read again as long as something in it does not check: a relay may be
