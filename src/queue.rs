@@ -20,6 +20,7 @@ use crate::telemetry::Telemetry;
 mod claims;
 mod cursors;
 mod disk;
+pub mod inspect;
 mod memory;
 mod segment;
 mod spool;

@@ -19,6 +19,7 @@
 mod admin;
 mod backpressure;
 mod commands;
+mod commands_queue;
 mod configs;
 mod configs_http;
 mod http_endpoints;
