@@ -27,6 +27,7 @@ mod http_output;
 mod http_refused;
 mod http_tls;
 mod ingest;
+mod kills;
 mod layers;
 mod limits;
 mod peers_work;
