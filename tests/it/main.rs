@@ -34,6 +34,7 @@ mod peers_work;
 mod readme;
 mod secrets;
 mod shutdown;
+mod spool_start;
 mod stdout;
 mod support;
 mod syslog;
