@@ -21,6 +21,7 @@ mod backpressure;
 mod commands;
 mod configs;
 mod configs_http;
+mod disk_faults;
 mod durability;
 mod http_endpoints;
 mod http_output;
