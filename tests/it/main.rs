@@ -18,6 +18,7 @@
 
 mod admin;
 mod backpressure;
+mod bit_flips;
 mod commands;
 mod configs;
 mod configs_http;
