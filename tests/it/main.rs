@@ -22,6 +22,7 @@ mod bit_flips;
 mod commands;
 mod configs;
 mod configs_http;
+mod disk_bounds;
 mod disk_faults;
 mod durability;
 mod http_endpoints;
