@@ -28,21 +28,21 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-#[path = "../shared/figures.rs"]
+#[path = "../common/figures.rs"]
 mod figures;
-#[path = "../shared/interrupt.rs"]
+#[path = "../common/interrupt.rs"]
 mod interrupt;
-#[path = "../shared/load.rs"]
+#[path = "../common/load.rs"]
 mod load;
-#[path = "../shared/process.rs"]
+#[path = "../common/process.rs"]
 mod process;
 mod proxy;
-#[path = "../shared/relay.rs"]
+#[path = "../common/relay.rs"]
 mod relay;
 mod report;
-#[path = "../shared/sink.rs"]
+#[path = "../common/sink.rs"]
 mod sink;
-#[path = "../shared/work.rs"]
+#[path = "../common/work.rs"]
 mod work;
 
 use load::Load;

@@ -27,20 +27,20 @@ use clap::Parser;
 
 mod backlog;
 mod disk;
-#[path = "../shared/figures.rs"]
+#[path = "../common/figures.rs"]
 mod figures;
-#[path = "../shared/interrupt.rs"]
+#[path = "../common/interrupt.rs"]
 mod interrupt;
-#[path = "../shared/load.rs"]
+#[path = "../common/load.rs"]
 mod load;
-#[path = "../shared/process.rs"]
+#[path = "../common/process.rs"]
 mod process;
-#[path = "../shared/relay.rs"]
+#[path = "../common/relay.rs"]
 mod relay;
-#[path = "../shared/sink.rs"]
+#[path = "../common/sink.rs"]
 mod sink;
 mod throughput;
-#[path = "../shared/work.rs"]
+#[path = "../common/work.rs"]
 mod work;
 
 use disk::Disk;

@@ -18,6 +18,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -61,8 +62,16 @@ const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 /// What all cursors together may have read ahead. Each may hold four times what it reads at once.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// A part of `queue.max_bytes` that copies of damaged records may take.
+/// What copies of damaged records may take at most.
+const QUARANTINE_BYTES: u64 = 64 << 20;
+
+/// Of a small `queue.max_bytes`, that part of it.
 const QUARANTINE_PART: u64 = 16;
+
+/// What copies of damaged records may take.
+fn quarantine_bytes(capacity: u64) -> u64 {
+    (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
+}
 
 /// A disk that does not answer for so long is at fault: requests are not held for it.
 const HANGS: Duration = Duration::from_secs(5);
@@ -120,17 +129,20 @@ impl Shared {
 
     /// As `queue.max_bytes` counts: everything in the directory.
     fn held_bytes(&self, state: &State) -> u64 {
-        state.files + cursors::BYTES + self.quarantined.load(std::sync::atomic::Ordering::Relaxed)
+        state.files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Of `queue.max_bytes`: a new cursors file must find room beside the old one.
+    /// Of `queue.max_bytes`, what files of segments may take: a new cursors file must find room beside the old one, and so
+    /// must copies of what is damaged.
     fn usable(&self) -> u64 {
-        self.capacity.saturating_sub(cursors::BYTES)
+        let quarantined = self.quarantined.load(Ordering::Relaxed);
+        let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity));
+        self.capacity.saturating_sub(others)
     }
 
     /// What new segments may take, once the writer has deleted what nobody needs.
     fn room(&self, state: &State) -> u64 {
-        let taken = self.held_bytes(state) + state.opening;
+        let taken = state.files + state.opening;
         (self.usable() + state.reclaimable()).saturating_sub(taken) / BLOCK * BLOCK
     }
 

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::QUARANTINE_PART;
 use super::Shared;
 use super::TailRecord;
+use super::quarantine_bytes;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Position;
@@ -194,7 +194,7 @@ impl Shared {
         }
         let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
         for damage in reader.loaded.damages.iter().filter(new) {
-            let room = self.capacity / QUARANTINE_PART;
+            let room = quarantine_bytes(self.capacity);
             set_aside(&*self.disk, &*file, job.first.position, damage, room, &self.quarantined);
         }
         Ok(reader.loaded)

@@ -16,13 +16,13 @@ use tokio::sync::Notify;
 use super::AHEAD_BYTES;
 use super::Cursor;
 use super::CursorState;
-use super::QUARANTINE_PART;
 use super::Queue;
 use super::Segment;
 use super::Shared;
 use super::State;
 use super::load;
 use super::load::Spot;
+use super::quarantine_bytes;
 use super::writer::Writer;
 use crate::queue::Backlog;
 use crate::queue::Position;
@@ -88,7 +88,7 @@ pub(super) fn open(
         );
     }
     let quarantined = AtomicU64::new(disk::quarantined(&*disk).1);
-    let room = config.max_bytes / QUARANTINE_PART;
+    let room = quarantine_bytes(config.max_bytes);
     let known = contents.as_ref().map(|(contents, _)| contents);
     let judged = log.judge(&*disk, known, &mut |file, at, damage| {
         metrics.corrupt.increment(1);

@@ -398,7 +398,7 @@ impl Writer {
                 state.doomed.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            let over = self.shared.held_bytes(&state) + size > self.shared.usable();
+            let over = state.files + size > self.shared.usable();
             (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
         };
         let name = segment::file_name(end.position);
@@ -407,7 +407,7 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            if self.shared.held_bytes(&state) + size > self.shared.usable() || size < least {
+            if state.files + size > self.shared.usable() || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
