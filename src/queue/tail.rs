@@ -6,6 +6,7 @@ use super::Position;
 use super::cursors::Place;
 use super::segment::Damage;
 use super::segment::Found;
+use super::segment::RecordHeader;
 use super::segment::Scan;
 
 /// The last segment, from some record on.
@@ -26,15 +27,16 @@ impl Tail {
     pub(super) fn read(mut scan: Scan<'_>, begin: Place, known: Position) -> Self {
         let (mut end, mut kept) = (begin, scan.offset());
         // Damage of the last group, each with the log's end before it. A record of a later group would prove that this one
-        // was synced.
+        // was synced, and what is before a group's first record is not of it.
         let mut unsure: Vec<(Damage, Place)> = Vec::new();
         let mut damages: Vec<Damage> = Vec::new();
         while let Some(found) = scan.next() {
             match found {
                 Found::Damage(damage) => unsure.push((damage, end)),
                 Found::Record(record) => {
-                    let group = record.header.group;
-                    if unsure.first().is_some_and(|(_, before)| before.position < group) {
+                    let RecordHeader { first, group, .. } = record.header;
+                    let is_earlier = |(_, before): &(Damage, Place)| before.position < group;
+                    if first == group || unsure.first().is_some_and(is_earlier) {
                         damages.extend(unsure.drain(..).map(|(damage, _)| damage));
                     }
                     end = Place { position: record.header.end(), byte: record.header.end_byte() };

@@ -43,6 +43,7 @@ use crate::queue::segment::Check;
 use crate::queue::segment::Damage;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::Found;
+use crate::queue::segment::Record;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
@@ -203,9 +204,9 @@ fn join(
     let at = match contents {
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
-            (Some(place), Trust::Names) => *place,
-            // It may be an older one: what was deleted since was delivered before.
-            (Some(place), Trust::Places) => oldest.max(*place),
+            // What is not there any more was delivered, or counted, before the slot that was lost was written.
+            (Some(place), Trust::Places) if place.position < oldest.position => oldest,
+            (Some(place), _) => *place,
             (None, Trust::Names) => {
                 tracing::info!(
                     output = name,
@@ -240,15 +241,12 @@ fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u
     let begin = (FIRST_RECORD, first);
     let mut scan = Scan::new(&*file, begin, segment.offset, segment.end.position, Check::Headers);
     scan.skip_to(position);
-    let expected = scan.position();
-    while let Some(found) = scan.next() {
-        if let Found::Record(record) = found {
-            let offset = record.offset;
-            let spot = Spot { segment: first, offset, line: 0, position: expected };
-            return Some((spot, record.header.received));
-        }
-    }
-    None
+    let Some(Found::Record(record)) = scan.next() else { return None };
+    let Record { offset, header, .. } = record;
+    // Else it is damaged, which is told by who reads it.
+    let holds = (header.first..header.end()).contains(&position);
+    let spot = Spot { segment: first, offset, line: 0, position: header.first };
+    holds.then_some((spot, header.received))
 }
 
 /// The segments of a directory.
