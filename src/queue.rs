@@ -392,6 +392,15 @@ impl Cursor {
         }
     }
 
+    /// Nothing is handed out any more: files keep it for the next start.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Spool(cursor) => cursor.is_closed(),
+        }
+    }
+
     /// The first position that was never claimed.
     #[must_use]
     pub fn position(&self) -> Position {

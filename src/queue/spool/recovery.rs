@@ -51,7 +51,7 @@ use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
 /// What a cursor reads at once, whatever the number of outputs: at least, and at most.
-const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (256 << 10, 4 << 20) };
+const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (16 << 10, 4 << 20) };
 
 /// Opens the queue on a disk. The writer that it gives is to be run.
 pub(super) fn open(
@@ -113,6 +113,7 @@ pub(super) fn open(
         cursors: Vec::new(),
         holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
         fault: None,
+        busy: None,
         unsaved: 0,
         stale: true,
         told_full: false,
@@ -202,7 +203,9 @@ fn join(
     let at = match contents {
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
-            (Some(place), _) => *place,
+            (Some(place), Trust::Names) => *place,
+            // It may be an older one: what was deleted since was delivered before.
+            (Some(place), Trust::Places) => oldest.max(*place),
             (None, Trust::Names) => {
                 tracing::info!(
                     output = name,
@@ -241,7 +244,7 @@ fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u
     while let Some(found) = scan.next() {
         if let Found::Record(record) = found {
             let offset = record.offset;
-            let spot = Spot { segment: first, offset, line: 0, position: expected, checked: false };
+            let spot = Spot { segment: first, offset, line: 0, position: expected };
             return Some((spot, record.header.received));
         }
     }
@@ -390,7 +393,7 @@ fn judge_last(
         Ok(()) => last.size = kept,
         Err(error) => {
             let segment = segment::file_name(first);
-            tracing::warn!(segment, %error, "the last segment can't be cut to its length");
+            tracing::warn!(segment, %error, "the last segment can't be cut to its length and synced");
         }
     }
     last.offset = kept;
