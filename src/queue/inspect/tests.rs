@@ -779,8 +779,8 @@ fn a_record_that_is_being_written_is_read_again() {
         let zeros = vec![0; usize::try_from(hidden.end - hidden.start).unwrap()];
         log.put(&name, 0, &whole);
         log.put(&name, offset + hidden.start, &zeros);
-        // It is found damaged twice before it is whole.
-        let directory = busy_at(&log.disk, "read last", 2, {
+        // It is found damaged several times before it is whole.
+        let directory = busy_at(&log.disk, "read last", 6, {
             let (name, whole) = (name.clone(), whole.clone());
             move |disk| disk.open(&name, Access::Write).unwrap().write_at(&[&whole], 0).unwrap()
         });
