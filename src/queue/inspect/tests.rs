@@ -450,14 +450,16 @@ fn missing_events_are_told_as_far_as_an_output_needs_them() {
     assert_eq!(log.directory().summary().unwrap().outputs[1].oldest, None);
     log.cursors(&[("slow", 182)], &[], 182);
     assert_eq!(log.verify().1, Vec::<String>::new());
-    // A record without a trace, and the end of a file.
+    // A record without a trace, which has a place, and the end of a file.
     let log = Log::usual();
     let (name, offset, _) = log.records[2].clone();
     log.put(&name, offset, &vec![0; usize::try_from(RECORD_HEADER + 60 * LINE).unwrap()]);
-    assert_eq!(log.verify().1, gap(40, 64));
+    let bytes = log.records[3].1 - offset;
+    let zeros = format!("{name} offset {offset}: {bytes} bytes damaged, 60 events missing");
+    assert_eq!(log.verify().1, std::slice::from_ref(&zeros));
     let (name, offset, _) = log.records[6].clone();
     log.disk.open(&name, Access::Write).unwrap().truncate(offset).unwrap();
-    assert_eq!(log.verify().1, [gap(40, 64), gap(125, 130)].concat());
+    assert_eq!(log.verify().1, [vec![zeros], gap(125, 130)].concat());
 }
 
 #[test]
