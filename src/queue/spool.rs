@@ -366,6 +366,14 @@ impl State {
             self.stale = true;
         }
         self.holes.sort_unstable_by_key(|hole| hole.start);
+        // However long a consumer hangs, there are no more of them than segments that are kept.
+        self.holes.dedup_by(|next, hole| {
+            let adjoins = hole.end == next.start;
+            if adjoins {
+                (hole.end, hole.bytes) = (next.end, hole.bytes + next.bytes);
+            }
+            adjoins
+        });
         true
     }
 
