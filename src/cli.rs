@@ -23,6 +23,8 @@ use crate::relay;
 use crate::telemetry;
 use crate::telemetry::Telemetry;
 
+mod queue;
+
 /// Failed while running.
 const FAILED: u8 = 1;
 /// Wrong usage or config; clap uses the same.
@@ -58,6 +60,9 @@ enum Command {
         #[arg(long)]
         reference: bool,
     },
+    /// Look into the directory of a durable queue; changes nothing, also beside a running relay
+    #[command(subcommand)]
+    Queue(queue::Command),
 }
 
 /// Does what the command line says.
@@ -70,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Check { connect } => check(file, connect),
         Command::Config { reference: true } => print(&config::reference()),
         Command::Config { reference: false } => show(file),
+        Command::Queue(command) => queue::run(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,6 +20,7 @@ use crate::telemetry::Telemetry;
 mod claims;
 mod cursors;
 mod disk;
+pub mod inspect;
 mod memory;
 mod segment;
 mod spool;
@@ -388,6 +389,15 @@ impl Cursor {
         match self {
             Self::Memory(cursor) => cursor.rewind(),
             Self::Spool(cursor) => cursor.rewind(),
+        }
+    }
+
+    /// Nothing is handed out any more: files keep it for the next start.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Spool(cursor) => cursor.is_closed(),
         }
     }
 

@@ -7,7 +7,7 @@
 //! and most; the ratio to HAProxy is the median of the ratios within each round.
 //!
 //! It saturates: a fixed number of senders, each with one request under way on a kept connection.
-//! The relay answers before it has delivered, so the senders stay at most [`load::AHEAD_MAX`] ahead
+//! The relay answers before it has delivered, so the senders stay at most [`AHEAD_MAX`] ahead
 //! of the sink, and a run ends when everything has arrived and nothing is left in the relay's queue.
 //!
 //! CPU seconds hold on a machine that others use too, throughput and times do not.
@@ -28,15 +28,31 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
+#[path = "../common/figures.rs"]
+mod figures;
+#[path = "../common/interrupt.rs"]
+mod interrupt;
+#[path = "../common/load.rs"]
 mod load;
+#[path = "../common/process.rs"]
+mod process;
 mod proxy;
+#[path = "../common/relay.rs"]
+mod relay;
 mod report;
+#[path = "../common/sink.rs"]
 mod sink;
+#[path = "../common/work.rs"]
 mod work;
 
+use load::Load;
+use load::Until;
 use proxy::Through;
 use report::Sample;
 use work::Work;
+
+/// See [`Load::ahead_max`].
+const AHEAD_MAX: u64 = 32 * 1024 * 1024;
 
 /// Compares the relay with HAProxy on the same work
 #[derive(Parser)]
@@ -76,6 +92,7 @@ fn main() {
         eprintln!("nothing measured: run it by `cargo bench --bench side_by_side`");
         return;
     }
+    interrupt::watch();
     let throughs: Vec<Through> = Through::ALL
         .into_iter()
         .filter(|it| match (&arguments.output, it.output()) {
@@ -93,8 +110,13 @@ fn main() {
         arguments.replay_window,
         proxy::QUEUE,
     );
-    println!("- load average before: {}", report::load_average());
-    for work in work::all(arguments.gigabytes, arguments.singles) {
+    println!("- load average before: {}", figures::load_average());
+    let bytes = arguments.gigabytes * 1e9;
+    let batches = [Work::metadata(), Work::generated()].map(|work| {
+        let requests = work.requests_of(bytes);
+        (work, requests)
+    });
+    for (work, requests) in batches.into_iter().chain([(Work::single(), arguments.singles)]) {
         if !work.name.contains(&arguments.work) {
             continue;
         }
@@ -102,42 +124,48 @@ fn main() {
         for round in 1..=arguments.pairs {
             let mut samples = Vec::new();
             for through in &throughs {
-                let sample = measure(*through, &work, &arguments);
+                let sample = measure(*through, &work, requests, &arguments);
                 eprintln!("{} {round}/{} {}", work.name, arguments.pairs, sample.line(*through));
                 samples.push(sample);
             }
             rounds.push(samples);
         }
-        print!("{}", report::table(&work, &throughs, &rounds));
+        print!("{}", report::table(&work, requests, &throughs, &rounds));
     }
-    println!("\n- load average after: {}", report::load_average());
+    println!("\n- load average after: {}", figures::load_average());
 }
 
 /// One run: a new sink, a new proxy, a little to warm up, the work.
-fn measure(through: Through, work: &Work, arguments: &Arguments) -> Sample {
+fn measure(through: Through, work: &Work, requests: u64, arguments: &Arguments) -> Sample {
     let sink = sink::Sink::start(through.wire());
     let proxy =
         proxy::Proxy::start(through, &arguments.relay, &arguments.replay_window, sink.address());
     std::thread::sleep(std::time::Duration::from_millis(300));
-    let rss_idle = proxy.memory("VmRSS:");
+    let rss_idle = proxy.process().memory("VmRSS:");
 
-    let warm_up = load::run(work, 8 * arguments.senders as u64, arguments.senders, &proxy, &sink);
+    let senders = arguments.senders;
+    let load = Load { work, address: proxy.address(), senders, sink: &sink, ahead_max: AHEAD_MAX };
+    let warm_up = load.run(Until::Requests(8 * senders as u64));
+    sink.wait();
     proxy.wait_until_empty(warm_up.requests * work.events);
     sink.restart();
 
-    let (cpu_before, own_before) = (proxy.cpu(), proxy::own_cpu());
-    let load = load::run(work, work.requests, arguments.senders, &proxy, &sink);
+    let (cpu_before, own_before) = (proxy.process().cpu(), process::own_cpu());
+    let begun = std::time::Instant::now();
+    let load = load.run(Until::Requests(requests));
+    sink.wait();
+    let until_arrived = begun.elapsed();
     proxy.wait_until_empty((warm_up.requests + load.requests) * work.events);
-    let (cpu, own) = (proxy.cpu() - cpu_before, proxy::own_cpu() - own_before);
+    let (cpu, own) = (proxy.process().cpu() - cpu_before, process::own_cpu() - own_before);
     Sample {
         cpu,
         load_cpu: load.cpu,
         sink_cpu: (own.total() - load.cpu).max(0.0),
-        seconds: load.until_arrived.as_secs_f64(),
+        seconds: until_arrived.as_secs_f64(),
         p50: load.percentile(50),
         p99: load.percentile(99),
         refused: load.refused,
         rss_idle,
-        rss_peak: proxy.memory("VmHWM:"),
+        rss_peak: proxy.process().memory("VmHWM:"),
     }
 }

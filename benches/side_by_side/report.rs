@@ -4,8 +4,10 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::figures;
+use crate::figures::spread;
+use crate::process::Cpu;
 use crate::proxy;
-use crate::proxy::Cpu;
 use crate::proxy::Through;
 use crate::work::Work;
 
@@ -40,17 +42,21 @@ impl Sample {
 }
 
 /// The table of one work: a row for each proxy.
-pub(crate) fn table(work: &Work, throughs: &[Through], rounds: &[Vec<Sample>]) -> String {
-    let gigabytes = (work.body.len() as u64 * work.requests) as f64 / 1e9;
-    let millions = (work.events * work.requests) as f64 / 1e6;
+pub(crate) fn table(
+    work: &Work,
+    requests: u64,
+    throughs: &[Through],
+    rounds: &[Vec<Sample>],
+) -> String {
+    let gigabytes = (work.body.len() as u64 * requests) as f64 / 1e9;
+    let millions = (work.events * requests) as f64 / 1e6;
     let mut text = format!(
-        "\n### {} ({} bytes), {} requests, {gigabytes:.2} GB\n\n\
+        "\n### {} ({} bytes), {requests} requests, {gigabytes:.2} GB\n\n\
          | through | CPU s/GB | of it user | ÷ HAProxy | CPU s/M events | MB/s | p50 ms | p99 ms \
          | RSS idle MiB | RSS peak MiB | load s/GB | sink s/GB | refused |\n\
          |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         work.name,
         work.body.len(),
-        work.requests
     );
     for (column, through) in throughs.iter().enumerate() {
         let over = |value: &dyn Fn(&Sample) -> f64| {
@@ -79,55 +85,8 @@ pub(crate) fn table(work: &Work, throughs: &[Through], rounds: &[Vec<Sample>]) -
     text
 }
 
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn show(&self, digits: usize) -> String {
-        let Self { median, least, most } = self;
-        format!("{median:.digits$} ({least:.digits$}–{most:.digits$})")
-    }
-}
-
-fn spread(mut values: Vec<f64>) -> Spread {
-    values.sort_unstable_by(f64::total_cmp);
-    let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
-    Spread {
-        median: f64::midpoint(values[low], values[high]),
-        least: values[0],
-        most: values[values.len() - 1],
-    }
-}
-
 /// Where, with what and when.
 pub(crate) fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let haproxy = first_line(Command::new(proxy::haproxy()).arg("-v"));
-    let commit =
-        first_line(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]));
-    format!(
-        "- {cores} cores, {}, Linux {}\n- {haproxy}\n- kube-audit-forwarder {}, commit {commit}\n- {}\n",
-        model.trim_start_matches([' ', '\t', ':']),
-        kernel.trim(),
-        env!("CARGO_PKG_VERSION"),
-        httpdate::fmt_http_date(std::time::SystemTime::now()),
-    )
-}
-
-fn first_line(command: &mut Command) -> String {
-    let output = command.output().map(|output| output.stdout).unwrap_or_default();
-    String::from_utf8_lossy(&output).lines().next().unwrap_or("?").to_owned()
-}
-
-/// Of 1, 5 and 15 minutes: what else the machine does.
-pub(crate) fn load_average() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+    let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
+    format!("{}- {haproxy}\n", figures::machine())
 }

@@ -254,6 +254,12 @@ impl<C: Connect> Delivery<C> {
         let proven = Instant::now() + PROVEN_AFTER;
         loop {
             self.fill(&mut link);
+            if self.wire.is_empty() && !self.held.is_empty() && self.cursor.is_closed() {
+                // Nobody will know more of the suspects before the next start, which begins with them.
+                for work in std::mem::take(&mut self.held) {
+                    self.cursor.finish(work.claim, 0);
+                }
+            }
             let paused = self.paused_until;
             let wants = match paused {
                 None => link.room().is_some() && (self.wire.is_empty() || !self.is_serial()),

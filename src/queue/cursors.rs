@@ -87,6 +87,16 @@ pub(super) enum Found {
     Newer(u32),
 }
 
+impl Found {
+    /// What the newest slot says that checks.
+    pub(super) fn contents(&self) -> Option<&Contents> {
+        match self {
+            Self::Half(contents) | Self::Whole(contents) => Some(contents),
+            Self::Nothing | Self::Damaged | Self::Newer(_) => None,
+        }
+    }
+}
+
 /// More outputs than a slot holds, whatever their names.
 pub(super) const OUTPUTS_MAX: usize = 200;
 

@@ -345,11 +345,14 @@ impl<'a> Scan<'a> {
                     self.at = block;
                     continue;
                 }
-                match self.find(offset + 1) {
-                    Some(found) => self.at = found,
-                    None => self.at = self.end,
+                let found = self.find(offset + 1);
+                self.at = found.unwrap_or(self.end);
+                let mut bytes = self.trim(offset..self.at);
+                let next = found.and_then(|found| self.header(found));
+                if bytes.is_empty() && next.is_some_and(|next| next.first > self.next) {
+                    // Zeros in the place of records.
+                    bytes = offset..self.at;
                 }
-                let bytes = self.trim(offset..self.at);
                 if bytes.is_empty() {
                     continue;
                 }

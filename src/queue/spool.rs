@@ -18,6 +18,7 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -25,6 +26,7 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Append;
 use super::Backlog;
@@ -60,8 +62,19 @@ const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 /// What all cursors together may have read ahead. Each may hold four times what it reads at once.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// A part of `queue.max_bytes` that copies of damaged records may take.
+/// What copies of damaged records may take at most.
+const QUARANTINE_BYTES: u64 = 64 << 20;
+
+/// Of a small `queue.max_bytes`, that part of it.
 const QUARANTINE_PART: u64 = 16;
+
+/// What copies of damaged records may take.
+fn quarantine_bytes(capacity: u64) -> u64 {
+    (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
+}
+
+/// A disk that does not answer for so long is at fault: requests are not held for it.
+const HANGS: Duration = Duration::from_secs(5);
 
 /// How long the end may take, where the disk does not answer.
 const CLOSING: Duration = Duration::from_secs(3);
@@ -116,18 +129,21 @@ impl Shared {
 
     /// As `queue.max_bytes` counts: everything in the directory.
     fn held_bytes(&self, state: &State) -> u64 {
-        state.files + cursors::BYTES + self.quarantined.load(std::sync::atomic::Ordering::Relaxed)
+        state.files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Of `queue.max_bytes`: a new cursors file must find room beside the old one.
+    /// Of `queue.max_bytes`, what files of segments may take: a new cursors file must find room beside the old one, and so
+    /// must copies of what is damaged.
     fn usable(&self) -> u64 {
-        self.capacity.saturating_sub(cursors::BYTES)
+        let quarantined = self.quarantined.load(Ordering::Relaxed);
+        let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity));
+        self.capacity.saturating_sub(others)
     }
 
     /// What new segments may take, once the writer has deleted what nobody needs.
     fn room(&self, state: &State) -> u64 {
-        let free = self.usable().saturating_sub(self.held_bytes(state)) + state.reclaimable();
-        free.saturating_sub(state.opening) / BLOCK * BLOCK
+        let taken = state.files + state.opening;
+        (self.usable() + state.reclaimable()).saturating_sub(taken) / BLOCK * BLOCK
     }
 
     /// Where a batch of so many bytes finds room: in the segment that is written to, or in a new one of this size.
@@ -179,8 +195,10 @@ struct State {
     opening: u64,
     cursors: Vec<CursorState>,
     holes: Vec<Hole>,
-    /// Why nothing can be stored.
+    /// Why nothing can be stored, since the last error.
     fault: Option<String>,
+    /// Since when the writer has been at work on the disk.
+    busy: Option<Instant>,
     /// Bytes that became final since the cursors were written.
     unsaved: u64,
     /// What the cursors file says is not so any more.
@@ -351,8 +369,9 @@ impl State {
         true
     }
 
-    /// Keeps a record in memory, and lets go of the oldest ones there.
-    fn remember(&mut self, record: TailRecord, chunk: u64) {
+    /// Keeps a record in memory. The oldest ones there make room: to be let go of without the lock, which takes a while for
+    /// large ones.
+    fn remember(&mut self, record: TailRecord, chunk: u64, evicted: &mut Vec<TailRecord>) {
         self.tail_bytes += record.weight();
         self.tail.push_back(record);
         while self.tail_bytes > TAIL_BYTES {
@@ -364,7 +383,15 @@ impl State {
                     cursor.forget_pieces_of(oldest.first.position..oldest.end());
                 }
             }
+            evicted.push(oldest);
         }
+    }
+
+    /// Why nothing can be stored, while that is so.
+    fn fault(&self) -> Option<String> {
+        let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
+        let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
+        self.fault.clone().or(hangs)
     }
 
     fn contents(&self) -> Contents {
@@ -435,7 +462,7 @@ impl Queue {
     /// As [`Queue::append`].
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
-        if state.fault.is_some() {
+        if state.fault().is_some() {
             return Err(Refused::Disk);
         }
         let has_room = self.shared.when_full != WhenFull::Reject
@@ -458,7 +485,7 @@ impl Queue {
         if state.closed {
             return Err(Refused::Full);
         }
-        if state.fault.is_some() {
+        if state.fault().is_some() {
             return Err(Refused::Disk);
         }
         let needed = needed(append.lines.len() as u64);
@@ -512,7 +539,7 @@ impl Queue {
     /// Why nothing can be stored, while that is so.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        self.shared.lock().fault.clone()
+        self.shared.lock().fault()
     }
 
     /// `queue.max_bytes`.
@@ -546,6 +573,7 @@ impl Queue {
         let metrics = &self.shared.metrics;
         metrics.bytes.set(bytes as f64);
         metrics.held.set(events as f64);
+        metrics.writable.set(if state.fault().is_none() { 1.0 } else { 0.0 });
         metrics.segments.set((state.segments.len() + state.doomed.len()) as f64);
         for cursor in &state.cursors {
             state.backlog(cursor).show(&cursor.metrics);

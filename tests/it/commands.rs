@@ -253,6 +253,8 @@ fn wrong_usage_ends_with_2_and_help_with_0() {
         &["run", "--help"],
         &["check", "--help"],
         &["config", "--help"],
+        &["queue", "--help"],
+        &["queue", "export", "--help"],
     ] {
         let (code, stdout, stderr) = run(arguments, "");
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{arguments:?}");

@@ -18,20 +18,27 @@
 
 mod admin;
 mod backpressure;
+mod bit_flips;
 mod commands;
+mod commands_queue;
 mod configs;
 mod configs_http;
+mod disk_bounds;
+mod disk_faults;
+mod durability;
 mod http_endpoints;
 mod http_output;
 mod http_refused;
 mod http_tls;
 mod ingest;
+mod kills;
 mod layers;
 mod limits;
 mod peers_work;
 mod readme;
 mod secrets;
 mod shutdown;
+mod spool_start;
 mod stdout;
 mod support;
 mod syslog;

@@ -7,23 +7,32 @@
 
 pub(crate) mod answers;
 pub(crate) mod certificates;
+pub(crate) mod chance;
 pub(crate) mod corpus;
+pub(crate) mod filesystem;
 pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod http_sink;
 pub(crate) mod metrics;
+pub(crate) mod numbered;
 pub(crate) mod peers;
 pub(crate) mod relay;
 pub(crate) mod requests;
+pub(crate) mod senders;
 pub(crate) mod sequence;
 pub(crate) mod server;
 pub(crate) mod setup;
+pub(crate) mod spool;
 pub(crate) mod stream;
+pub(crate) mod tally;
 pub(crate) mod tcp_sink;
 
 use std::hash::BuildHasher as _;
 use std::net::Ipv4Addr;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::SocketAddr as UnixAddress;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,7 +65,8 @@ pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option
     }
 }
 
-/// A port of 127.0.0.1 that was free a moment ago, for a peer that is told its port.
+/// A port of 127.0.0.1 that was free a moment ago, for a peer that is told its port. No other test gets it before this one's
+/// process has ended: a relay goes on dialling a consumer that is down, and must not find another test's consumer there.
 ///
 /// Not the kernel's choice (port 0): that comes from the range for outgoing connections
 /// (32768 up). While a peer is stopped, another connection could get its port, and a client
@@ -66,11 +76,19 @@ pub(crate) fn free_port() -> u16 {
         // Each RandomState has other keys: enough to keep parallel tests apart.
         let random = std::hash::RandomState::new().hash_one(std::process::id());
         let port = 10_000 + u16::try_from(random % 20_000).expect("below 20,000");
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        if reserve(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
         }
     }
     panic!("no free port between 10000 and 30000");
+}
+
+/// Takes a port's name, an abstract socket's, which the kernel gives to one process and takes back at its end.
+fn reserve(port: u16) -> bool {
+    let name = format!("kube-audit-forwarder-test-port-{port}");
+    let address = UnixAddress::from_abstract_name(name).expect("a short name");
+    let reserved = UnixListener::bind_addr(&address).ok();
+    reserved.map(std::mem::forget).is_some()
 }
 
 /// The repository's root.

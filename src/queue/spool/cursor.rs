@@ -110,7 +110,7 @@ impl CursorState {
     pub(super) fn open(&self) -> (u64, u64) {
         let open = self.claims.iter().filter(|entry| entry.stage != Stage::Done);
         open.fold((0, 0), |(events, bytes), entry| {
-            (events + entry.claim.end - entry.claim.start, bytes + entry.note.bytes)
+            (events + left(entry.claim, &self.counted), bytes + entry.note.bytes)
         })
     }
 
@@ -148,11 +148,11 @@ impl CursorState {
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_sub(dropped.start.max(read));
         missed =
-            missed.saturating_sub(self.overlap_with_counted(dropped.start.max(read)..dropped.end));
+            missed.saturating_sub(overlap(&self.counted, dropped.start.max(read)..dropped.end));
         for entry in self.claims.overlapping_mut(dropped.clone()) {
             if entry.stage == Stage::Released {
                 entry.stage = Stage::Done;
-                missed += entry.claim.end - entry.claim.start;
+                missed += left(entry.claim, &self.counted);
             }
         }
         self.claims.forget_done();
@@ -164,12 +164,6 @@ impl CursorState {
         }
         self.metrics.lost.increment(missed);
         missed
-    }
-
-    fn overlap_with_counted(&self, positions: Range<Position>) -> u64 {
-        let overlap =
-            |gap: &Gap| gap.end.min(positions.end).saturating_sub(gap.start.max(positions.start));
-        self.counted.iter().map(overlap).sum()
     }
 
     /// Lets go of what was read ahead of these positions, and of all behind it.
@@ -197,23 +191,28 @@ impl CursorState {
 
     /// Passes missing events: they are lost for this output, unless that was counted before.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
-        let positions = gap.first..gap.end();
-        let known = dropped + self.overlap_with_counted(positions.clone());
-        let lost = gap.events.saturating_sub(known);
-        if lost > 0 {
-            self.metrics.lost.increment(lost);
-            let output = &self.name;
-            tracing::error!(
-                output,
-                events = lost,
-                position = gap.first,
-                "events are missing in the queue, lost and counted"
-            );
-            self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
-        }
-        self.claims.read = positions.end;
+        self.count_missing(gap, dropped);
+        self.claims.read = gap.end();
         self.read_byte = gap.first_byte + gap.bytes();
         self.forget_counted();
+    }
+
+    /// Missing events are lost for this output, unless that was counted before, or all outputs were told of `dropped`.
+    fn count_missing(&mut self, gap: &Piece, dropped: u64) {
+        let known = dropped + overlap(&self.counted, gap.first..gap.end());
+        let lost = gap.events.saturating_sub(known);
+        if lost == 0 {
+            return;
+        }
+        self.metrics.lost.increment(lost);
+        let (output, position) = (&self.name, gap.first);
+        tracing::error!(
+            output,
+            events = lost,
+            position,
+            "events are missing in the queue, lost and counted"
+        );
+        self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
     }
 
     fn forget_counted(&mut self) {
@@ -231,6 +230,18 @@ impl CursorState {
     }
 }
 
+/// How many of these positions are in gaps.
+fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
+    let overlap =
+        |gap: &Gap| gap.end.min(positions.end).saturating_sub(gap.start.max(positions.start));
+    gaps.iter().map(overlap).sum()
+}
+
+/// The events of a claim without those that were found missing when it was read again.
+fn left(claim: Claim, gaps: &[Gap]) -> u64 {
+    claim.end - claim.start - overlap(gaps, claim.start..claim.end)
+}
+
 impl State {
     /// Brings what comes next from the tail, if it is there.
     fn refill(&mut self, index: usize) -> bool {
@@ -244,7 +255,6 @@ impl State {
             offset: record.offset + RECORD_HEADER + record.lines.len() as u64,
             line: 0,
             position: record.end(),
-            checked: false,
         };
         let cursor = &mut self.cursors[index];
         cursor.spot = Some(behind);
@@ -338,6 +348,7 @@ impl State {
         let cursor = &self.cursors[index];
         if let Some(claim) = cursor.wanted {
             let entry = cursor.claims.overlapping(claim.start..claim.end).next();
+            let entry = entry.filter(|entry| entry.stage != Stage::Done);
             let fetched = cursor.fetched.as_ref().is_some_and(|batch| batch.claim == claim);
             return match entry {
                 Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
@@ -366,8 +377,7 @@ impl State {
         let segment = self.segments.get(self.segment_at(ahead));
         // Behind the last segment nothing is there to be read, up to the end.
         let first = segment.map_or(self.end.position, |segment| segment.first.position);
-        let begin =
-            Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first, checked: false };
+        let begin = Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first };
         let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
         self.job(cursor.epoch, spot, ahead, None, chunk)
     }
@@ -437,11 +447,7 @@ impl Shared {
         match loaded.to {
             Some(end) => {
                 if let Some(claim) = cursor.wanted.filter(|claim| claim.end == end) {
-                    cursor.fetched = loaded.batch(claim);
-                    if cursor.fetched.is_none() {
-                        // Lines of it can't be read any more.
-                        self.lose(&mut state, index, claim);
-                    }
+                    self.fetched(&mut state, index, claim, &loaded);
                 }
             }
             None => {
@@ -457,21 +463,23 @@ impl Shared {
         }
     }
 
-    /// A claim that was released, and can't be read any more.
-    fn lose(&self, state: &mut State, index: usize, claim: Claim) {
+    /// A released claim was read again. What is missing of it by now is lost, all else is sent.
+    fn fetched(&self, state: &mut State, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.cursors[index];
-        cursor.wanted = None;
-        let Some(entry) = cursor.claims.find(claim) else { return };
-        entry.stage = Stage::Done;
-        let events = claim.end - claim.start;
-        cursor.metrics.lost.increment(events);
-        let output = &cursor.name;
-        tracing::error!(
-            output,
-            events,
-            "events can't be read from the queue any more, lost and counted"
-        );
-        self.settled(state, index);
+        cursor.fetched = loaded.batch(claim);
+        if !cursor.claims.find(claim).is_some_and(|entry| entry.stage != Stage::Done) {
+            return;
+        }
+        for gap in loaded.pieces.iter().filter(|piece| piece.is_gap()) {
+            cursor.count_missing(gap, 0);
+        }
+        if cursor.fetched.is_none() {
+            cursor.wanted = None;
+            if let Some(entry) = cursor.claims.find(claim) {
+                entry.stage = Stage::Done;
+            }
+            self.settled(state, index);
+        }
     }
 
     /// After something of a cursor is done.
@@ -479,8 +487,8 @@ impl Shared {
         let cursor = &mut state.cursors[index];
         cursor.claims.forget_done();
         cursor.forget_counted();
-        state.stale = true;
-        if state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+        let was_stale = std::mem::replace(&mut state.stale, true);
+        if !was_stale || state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
             self.work.notify_one();
         }
         self.tell_room(state);
@@ -546,8 +554,11 @@ impl Cursor {
                 self.shared.apply(self.index, epoch, loaded);
             }
             Ok(Err(error)) => {
+                if self.failing.is_none() {
+                    let output = self.shared.lock().cursors[self.index].name.clone();
+                    tracing::error!(output, %error, "the queue can't be read here, trying on for half a minute");
+                }
                 self.failing.get_or_insert_with(Instant::now);
-                tracing::error!(%error, "a file of the queue can't be read, trying on");
                 tokio::time::sleep(PAUSE).await;
             }
             Err(panic) => {
@@ -568,7 +579,11 @@ impl Cursor {
             }
             let cursor = &mut state.cursors[self.index];
             (cursor.wanted, cursor.fetched) = (None, None);
+            let was_stale = state.stale;
             let batch = state.next(self.index, take);
+            if state.stale && !was_stale {
+                self.shared.work.notify_one();
+            }
             let low = state.cursors[self.index].ahead_bytes() < self.shared.chunk / 2;
             let ahead = low.then(|| state.read_on(self.index, self.shared.chunk));
             (batch, ahead)
@@ -590,7 +605,7 @@ impl Cursor {
             return;
         };
         entry.stage = Stage::Done;
-        let (note, events) = (entry.note, claim.end - claim.start);
+        let (note, events) = (entry.note, left(claim, &cursor.counted));
         let lost = lost.min(events);
         cursor.metrics.events.increment(events - lost);
         cursor.metrics.lost.increment(lost);
@@ -672,6 +687,12 @@ impl Cursor {
         state.cursors[self.index].rewind();
         drop(state);
         self.shared.progress.notify_waiters();
+    }
+
+    /// Nothing is handed out any more, until the next start.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().draining
     }
 
     /// The first position that was never claimed.

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::QUARANTINE_PART;
 use super::Shared;
 use super::TailRecord;
+use super::quarantine_bytes;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Position;
@@ -41,8 +41,6 @@ pub(super) struct Spot {
     pub(super) line: u64,
     /// Position of that line.
     pub(super) position: Position,
-    /// All lines of the record were read from the file and checked.
-    pub(super) checked: bool,
 }
 
 /// Lines of one record, or a gap.
@@ -120,13 +118,7 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
         lines: record.lines.slice(from..to),
         missing: 0,
         received: record.received,
-        spot: Spot {
-            segment: record.segment,
-            offset: record.offset,
-            line,
-            position: start,
-            checked: false,
-        },
+        spot: Spot { segment: record.segment, offset: record.offset, line, position: start },
     }
 }
 
@@ -167,26 +159,28 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
-    /// All of a claim; `None` where some of it is missing.
-    pub(super) fn batch(self, claim: Claim) -> Option<Batch> {
+    /// What is there of a claim; `None` where nothing is.
+    pub(super) fn batch(&self, claim: Claim) -> Option<Batch> {
         let mut batch = Batch { claim, events: 0, bytes: 0, pieces: Vec::new() };
-        for piece in self.pieces.into_iter().filter(|piece| !piece.is_gap()) {
+        for piece in self.pieces.iter().filter(|piece| !piece.is_gap()) {
             batch.events += piece.events;
             batch.bytes += piece.bytes();
-            batch.pieces.push(piece.lines);
+            batch.pieces.push(piece.lines.clone());
         }
-        (batch.events == claim.end - claim.start).then_some(batch)
+        (batch.events > 0).then_some(batch)
     }
 }
 
 impl Shared {
     /// Does a job. An error where the file is there, and it or a part of it can't be read: that may pass.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
+        let name = segment::file_name(job.first.position);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
         let file = match job.offset {
             0 => None,
-            _ => match self.disk.open(&segment::file_name(job.first.position), Access::Read) {
+            _ => match self.disk.open(&name, Access::Read) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                opened => Some(opened?),
+                opened => Some(opened.map_err(named)?),
             },
         };
         let mut reader = Reader::new(job);
@@ -196,11 +190,11 @@ impl Shared {
         };
         reader.read(&*file);
         if job.patient && !reader.has_read_all {
-            return Err(io::Error::other("a part of it can't be read"));
+            return Err(named(io::Error::other("a part of it can't be read")));
         }
         let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
         for damage in reader.loaded.damages.iter().filter(new) {
-            let room = self.capacity / QUARANTINE_PART;
+            let room = quarantine_bytes(self.capacity);
             set_aside(&*self.disk, &*file, job.first.position, damage, room, &self.quarantined);
         }
         Ok(reader.loaded)
@@ -319,19 +313,7 @@ impl<'a> Reader<'a> {
         }
         self.has_read_all &= scan.has_read_all();
         let Some(first) = within.filter(|first| !self.is_beyond(first)) else { return self.end() };
-        let mut offset = first.offset;
-        // A long record is not checked again for each part of it.
-        if job.spot.checked && job.spot.line > 0 && first.offset == job.spot.offset {
-            let line = (job.spot.line, job.spot.position);
-            let mut scan = self.scan(file, offset, position, Check::Headers);
-            let goes_on = self.take_long(&mut scan, &first, line);
-            self.has_read_all &= scan.has_read_all();
-            if !goes_on {
-                return;
-            }
-            (offset, position) = (first.offset + first.header.size(), first.header.end());
-        }
-        let mut scan = self.scan(file, offset, position, Check::Lines);
+        let mut scan = self.scan(file, first.offset, position, Check::Lines);
         self.read_on(&mut scan);
         self.has_read_all &= scan.has_read_all();
     }
@@ -348,7 +330,13 @@ impl<'a> Reader<'a> {
                 Some(Found::Record(record)) => match &record.lines {
                     Some(lines) => self.take(&record, lines),
                     None => {
-                        let line = (record.offset + RECORD_HEADER, record.header.first);
+                        // Its lines were all read and checked just now, whichever part is wanted.
+                        let line = match job.spot {
+                            spot if spot.line > 0 && spot.offset == record.offset => {
+                                (spot.line, spot.position)
+                            }
+                            _ => (record.offset + RECORD_HEADER, record.header.first),
+                        };
                         if !self.take_long(scan, &record, line) {
                             return;
                         }
@@ -359,7 +347,7 @@ impl<'a> Reader<'a> {
         if self.loaded.next.is_none() {
             let (offset, position) = (scan.offset(), scan.position());
             let segment = job.first.position;
-            self.loaded.next = Some(Spot { segment, offset, line: 0, position, checked: false });
+            self.loaded.next = Some(Spot { segment, offset, line: 0, position });
         }
     }
 
@@ -456,7 +444,7 @@ impl<'a> Reader<'a> {
                 lines.truncate(cut);
             }
             // The lines have changed since they were checked, or can't be read again: the rest is missing.
-            if events == 0 || position + events > header.end() {
+            if events == 0 || position + events > header.end() || !scan.has_read_all() {
                 break;
             }
             let spot = Spot {
@@ -464,7 +452,6 @@ impl<'a> Reader<'a> {
                 offset: record.offset,
                 line: if line == begin { 0 } else { line },
                 position,
-                checked: true,
             };
             let first_byte = header.first_byte + (line - begin);
             self.miss(Place { position, byte: first_byte }, spot);
@@ -486,7 +473,7 @@ impl<'a> Reader<'a> {
         }
         if line < end {
             let (segment, offset) = (self.job.first.position, record.offset);
-            self.loaded.next = Some(Spot { segment, offset, line, position, checked: true });
+            self.loaded.next = Some(Spot { segment, offset, line, position });
             return false;
         }
         true

@@ -16,13 +16,13 @@ use tokio::sync::Notify;
 use super::AHEAD_BYTES;
 use super::Cursor;
 use super::CursorState;
-use super::QUARANTINE_PART;
 use super::Queue;
 use super::Segment;
 use super::Shared;
 use super::State;
 use super::load;
 use super::load::Spot;
+use super::quarantine_bytes;
 use super::writer::Writer;
 use crate::queue::Backlog;
 use crate::queue::Position;
@@ -52,7 +52,7 @@ use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
 /// What a cursor reads at once, whatever the number of outputs: at least, and at most.
-const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (256 << 10, 4 << 20) };
+const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (16 << 10, 4 << 20) };
 
 /// Opens the queue on a disk. The writer that it gives is to be run.
 pub(super) fn open(
@@ -89,7 +89,7 @@ pub(super) fn open(
         );
     }
     let quarantined = AtomicU64::new(disk::quarantined(&*disk).1);
-    let room = config.max_bytes / QUARANTINE_PART;
+    let room = quarantine_bytes(config.max_bytes);
     let known = contents.as_ref().map(|(contents, _)| contents);
     let judged = log.judge(&*disk, known, &mut |file, at, damage| {
         metrics.corrupt.increment(1);
@@ -114,6 +114,7 @@ pub(super) fn open(
         cursors: Vec::new(),
         holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
         fault: None,
+        busy: None,
         unsaved: 0,
         stale: true,
         told_full: false,
@@ -244,7 +245,7 @@ fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u
     let Record { offset, header, .. } = record;
     // Else it is damaged, which is told by who reads it.
     let holds = (header.first..header.end()).contains(&position);
-    let spot = Spot { segment: first, offset, line: 0, position: header.first, checked: false };
+    let spot = Spot { segment: first, offset, line: 0, position: header.first };
     holds.then_some((spot, header.received))
 }
 
@@ -390,7 +391,7 @@ fn judge_last(
         Ok(()) => last.size = kept,
         Err(error) => {
             let segment = segment::file_name(first);
-            tracing::warn!(segment, %error, "the last segment can't be cut to its length");
+            tracing::warn!(segment, %error, "the last segment can't be cut to its length and synced");
         }
     }
     last.offset = kept;

@@ -60,16 +60,16 @@ impl Counts {
     }
 
     fn delivered(&self) -> u64 {
-        self.delivered.load(std::sync::atomic::Ordering::Relaxed)
+        self.delivered.load(Ordering::Relaxed)
     }
 
     fn lost(&self) -> u64 {
-        self.lost.load(std::sync::atomic::Ordering::Relaxed)
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Events found at the start.
     fn start(&self) -> f64 {
-        f64::from_bits(self.start.load(std::sync::atomic::Ordering::Relaxed))
+        f64::from_bits(self.start.load(Ordering::Relaxed))
     }
 }
 

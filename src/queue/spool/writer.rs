@@ -48,6 +48,10 @@ pub(super) struct Writer {
     unnamed: bool,
     /// Small segments are deleted several at once.
     reclaim_at: Instant,
+    /// The log has it that the cursors can't be written.
+    told_unsaved: bool,
+    /// The segment that the largest batch needs which the disk had no room for.
+    wanted: u64,
     /// After an error.
     retry_at: Instant,
     pause: Duration,
@@ -88,6 +92,8 @@ impl Writer {
             save_at: now,
             unnamed: true,
             reclaim_at: now,
+            wanted: 0,
+            told_unsaved: false,
             retry_at: now,
             pause: RETRY.0,
         }
@@ -112,6 +118,7 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         loop {
             let mut state = shared.lock();
+            state.busy = None;
             let step = loop {
                 match self.turn(&state) {
                     Turn::Do(step) => break step,
@@ -130,6 +137,7 @@ impl Writer {
                     }
                 }
             };
+            state.busy = Some(Instant::now());
             drop(state);
             self.perform(step);
         }
@@ -256,8 +264,8 @@ impl Writer {
         self.pause = RETRY.0;
         let metrics = &self.shared.metrics;
         let planned: u64 = group.iter().map(Waiting::needed).sum();
-        let mut state = self.shared.lock();
-        let state = &mut *state;
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
         let Some(segment) = state.segments.back_mut() else { return };
         let before = segment.offset.next_multiple_of(BLOCK);
         if let Some((offset, last)) = records.last() {
@@ -270,6 +278,7 @@ impl Writer {
         if state.waiting.iter().all(|waiting| waiting.opens.is_none()) {
             state.free += planned.saturating_sub(used);
         }
+        let mut evicted = Vec::new();
         for (waiting, (offset, header)) in group.into_iter().zip(records) {
             metrics.accepted(waiting.append.events, &waiting.append.levels);
             let record = TailRecord {
@@ -280,7 +289,7 @@ impl Writer {
                 segment: first,
                 offset,
             };
-            state.remember(record, self.shared.chunk);
+            state.remember(record, self.shared.chunk, &mut evicted);
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
         }
@@ -288,12 +297,16 @@ impl Writer {
         for cursor in &state.cursors {
             cursor.readable.notify_one();
         }
+        drop(guard);
+        drop(evicted);
     }
 
     /// Answers a group that is not safe, and all that waits behind it. `closes`: nothing is known any more of what is
     /// behind the segment's last record, so it is never touched again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.write_errors.increment(1);
+        let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
+        self.wanted = FIRST_RECORD + largest;
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         if closes {
@@ -324,7 +337,6 @@ impl Writer {
             );
         }
         state.fault = Some(fault);
-        self.shared.metrics.writable.set(0.0);
         self.wait();
     }
 
@@ -337,7 +349,6 @@ impl Writer {
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
-                self.shared.metrics.writable.set(1.0);
                 self.shared.lock().fault = None;
                 tracing::info!("the queue's disk is well again");
             }
@@ -358,11 +369,20 @@ impl Writer {
             let state = self.shared.lock();
             self.shared.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
         };
-        if size < FIRST_RECORD + BLOCK {
+        let least = FIRST_RECORD + BLOCK;
+        if size < least {
             // The queue is full: that is said otherwise, and the cursors can prove the disk.
             return self.save();
         }
-        let made = self.open_segment(size, FIRST_RECORD + BLOCK)?;
+        // Else a nearly full disk would be well for the small batches and at fault for the large ones, in turn. One that is
+        // too small for a batch whatever is delivered must not wait for it.
+        let empty = {
+            let state = self.shared.lock();
+            state.watermark() == state.end.position
+        };
+        let wanted = if empty { least } else { self.wanted.clamp(least, size) };
+        let made = self.open_segment(size, wanted)?;
+        self.wanted = 0;
         self.shared.lock().free = made - FIRST_RECORD;
         Ok(())
     }
@@ -378,7 +398,7 @@ impl Writer {
                 state.doomed.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            let over = self.shared.held_bytes(&state) + size > self.shared.usable();
+            let over = state.files + size > self.shared.usable();
             (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
         };
         let name = segment::file_name(end.position);
@@ -387,7 +407,7 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            if self.shared.held_bytes(&state) + size > self.shared.usable() || size < least {
+            if state.files + size > self.shared.usable() || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
@@ -457,10 +477,13 @@ impl Writer {
     }
 
     fn save_or_tell(&mut self) {
-        if let Err(error) = self.save() {
+        let failed = self.save().inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
-            tracing::warn!(%error, "the cursors can't be written, trying on");
-        }
+            if !self.told_unsaved {
+                tracing::warn!(%error, "the cursors can't be written, trying on");
+            }
+        });
+        self.told_unsaved = failed.is_err();
     }
 
     /// Writes and syncs the cursors.
@@ -503,7 +526,10 @@ impl Writer {
         self.save()?;
         for (first, size) in doomed {
             match self.shared.disk.remove(&segment::file_name(first)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    let name = segment::file_name(first);
+                    return Err(io::Error::new(error.kind(), format!("{name}: {error}")));
+                }
                 Ok(()) | Err(_) => {}
             }
             let mut state = self.shared.lock();
@@ -541,7 +567,6 @@ impl Drop for Writer {
             let mut state = self.shared.lock();
             state.fault = Some("its thread has panicked, restart the relay".to_owned());
             state.waiting.clear();
-            self.shared.metrics.writable.set(0.0);
         }
     }
 }

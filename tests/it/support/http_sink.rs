@@ -174,10 +174,23 @@ impl HttpSink {
         options: Options,
         answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        Self::that(Bodies::Kept, options, answer)
+    }
+
+    /// Keeps no bodies, for more of them than memory should hold: `answer` has to look at them.
+    pub(crate) fn forgetful(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        Self::that(Bodies::Forgotten, Options::default(), answer)
+    }
+
+    fn that(
+        bodies: Bodies,
+        options: Options,
+        answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let for_handler = Arc::clone(&requests);
         let server = Server::start(options, move |stream, connection| {
-            serve(stream, connection, &for_handler, &answer);
+            serve(stream, connection, &for_handler, bodies, &answer);
         });
         Self { server, requests }
     }
@@ -225,11 +238,19 @@ impl DerefMut for HttpSink {
     }
 }
 
+/// What becomes of a body once it was answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bodies {
+    Kept,
+    Forgotten,
+}
+
 /// Serves one connection until either side ends it.
 fn serve(
     stream: Stream,
     connection: &Connection,
     requests: &Mutex<Vec<Request>>,
+    bodies: Bodies,
     answer: &dyn Fn(&Request) -> Answer,
 ) {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
@@ -248,10 +269,10 @@ fn serve(
         }
         let asked_to_close = head.header("connection").is_some_and(|value| value == "close");
         let mut line = head.first_line.split(' ').map(str::to_owned);
-        let request = {
+        let mut request = {
             let mut requests = requests.lock().expect("not poisoned");
             let number = requests.len();
-            requests.push(Request {
+            let mut request = Request {
                 number,
                 connection: connection.number,
                 method: line.next().unwrap_or_default(),
@@ -261,10 +282,15 @@ fn serve(
                 began,
                 read: Instant::now(),
                 answered: None,
-            });
-            requests[number].clone()
+            };
+            let forgotten =
+                (bodies == Bodies::Forgotten).then(|| std::mem::take(&mut request.body));
+            requests.push(request.clone());
+            request.body = forgotten.unwrap_or(request.body);
+            request
         };
         let answer = answer(&request);
+        request.body = Vec::new();
         let last = answer.close || asked_to_close;
         if !connection.rest(answer.delay)
             || write(reader.get_mut(), connection, &request, answer, requests).is_none()

@@ -13,7 +13,9 @@ use std::process::ExitStatus;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::Instant;
 
 use tempfile::TempDir;
 
@@ -50,9 +52,16 @@ pub(crate) struct Builder {
     stdout: Stdout,
     variables: Vec<(String, String)>,
     listeners: Option<usize>,
+    launcher: Vec<String>,
 }
 
 impl Builder {
+    /// A program and its first arguments that becomes the relay, as `setpriv` and `strace -D` do.
+    pub(crate) fn launcher(mut self, words: &[&str]) -> Self {
+        self.launcher = words.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     pub(crate) fn stdout(mut self, stdout: Stdout) -> Self {
         self.stdout = stdout;
         self
@@ -72,16 +81,30 @@ impl Builder {
 
     /// Starts it and waits until it listens.
     pub(crate) fn start(self) -> Relay {
+        let listeners = self.listeners.unwrap_or_else(|| Shape::of(&self.config).listeners);
+        let mut relay = self.launch();
+        relay.wait_until_listening(listeners);
+        relay
+    }
+
+    /// Starts it and waits for nothing.
+    pub(crate) fn launch(self) -> Relay {
         let directory = TempDir::new().expect("a temporary directory");
         let file = directory.path().join("config.toml");
         std::fs::write(&file, &self.config).expect("a writable directory");
-        let shape = Shape::of(&self.config);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"));
+        let mut command = launched(&self.launcher);
         command.args(["run", "--config", text(&file)]).envs(self.variables);
-        let mut relay = Relay::spawn(command, self.stdout, directory, shape.required_outputs);
-        relay.wait_until_listening(self.listeners.unwrap_or(shape.listeners));
-        relay
+        Relay::spawn(command, self.stdout, directory, Shape::of(&self.config).required_outputs)
     }
+}
+
+/// The binary, run by these words if there are any.
+fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
+    let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
+    let Some((program, arguments)) = launcher.split_first() else { return Command::new(binary) };
+    let mut command = Command::new(program);
+    command.args(arguments).arg(binary);
+    command
 }
 
 /// What the helper has to know of a config.
@@ -141,6 +164,7 @@ impl Relay {
             stdout: Stdout::Collected,
             variables: Vec::new(),
             listeners: None,
+            launcher: Vec::new(),
         }
     }
 
@@ -188,6 +212,12 @@ impl Relay {
     }
 
     fn wait_until_listening(&mut self, listeners: usize) {
+        let listening = self.listens_or_exits(listeners);
+        assert!(listening, "not listening; exit: {:?}; log:\n{}", self.exited, self.log_text());
+    }
+
+    /// Waits for so many listeners, or its end; true where it listens.
+    pub(crate) fn listens_or_exits(&mut self, listeners: usize) -> bool {
         let ready = try_wait_for(PATIENCE, || {
             let fields = self.log_fields();
             let of = |message: &'static str| {
@@ -205,7 +235,7 @@ impl Relay {
             let listening = self.listeners.len() >= listeners && self.admin.is_some();
             (listening || self.has_exited()).then_some(listening)
         });
-        assert_eq!(ready, Some(true), "not listening; exit: {:?}", self.exited);
+        ready == Some(true)
     }
 
     /// The address of its only listener.
@@ -268,6 +298,11 @@ impl Relay {
         self.log.lock().expect("not poisoned").clone()
     }
 
+    /// Its log so far, for what is said when a test fails.
+    pub(crate) fn log_text(&self) -> String {
+        self.log_lines().join("\n")
+    }
+
     /// The message and the fields of each line, whichever the format.
     pub(crate) fn log_fields(&self) -> Vec<serde_json::Value> {
         let lines = self.log.lock().expect("not poisoned");
@@ -320,11 +355,24 @@ impl Relay {
     }
 
     fn memory(&self, key: &str) -> u64 {
+        let kibibytes: u64 =
+            self.proc_status(key).trim_end_matches(" kB").parse().expect("a number");
+        kibibytes * 1024
+    }
+
+    fn proc_status(&self, key: &str) -> String {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()));
         let status = status.expect("the process lives");
-        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a memory line");
-        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kibibytes * 1024
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.expect("a line with this key").trim().to_owned()
+    }
+
+    /// Ends the strace that it runs under, at once.
+    pub(crate) fn kill_tracer(&self) {
+        let tracer = self.proc_status("TracerPid:");
+        assert_ne!(tracer, "0", "nobody traces it");
+        let status = Command::new("kill").args(["-KILL", &tracer]).status();
+        assert!(status.expect("kill runs").success());
     }
 
     fn has_exited(&mut self) -> bool {
@@ -345,8 +393,29 @@ impl Relay {
         self.exited.expect("it has exited")
     }
 
+    /// Ends it as a crash does (SIGKILL), and waits until it has ended.
+    pub(crate) fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.wait();
+    }
+
+    /// Ends it in order: SIGTERM, exit status 0. Says how long that took.
+    pub(crate) fn stop(&mut self) -> Duration {
+        let begun = Instant::now();
+        self.signal(libc::SIGTERM);
+        let status = self.wait_at_most(PATIENCE * 2);
+        assert_eq!(status.code(), Some(0), "exit after SIGTERM: {status}\n{}", self.log_text());
+        begun.elapsed()
+    }
+
     /// The end of a test: waits for the backlog, checks conservation, SIGTERM, exit status 0.
     pub(crate) fn finish(mut self, backlog: Backlog) {
+        self.settle(backlog);
+        self.stop();
+    }
+
+    /// Waits for the backlog, and checks conservation.
+    pub(crate) fn settle(&self, backlog: Backlog) {
         match backlog {
             Backlog::Empty => self.wait_until_delivered(PATIENCE * 2),
             Backlog::Stable => self.wait_until_stable(),
@@ -358,9 +427,6 @@ impl Relay {
         if try_wait_for(Duration::from_secs(2), agrees).is_none() {
             assert_conservation(&self.metrics(), &outputs);
         }
-        self.signal(libc::SIGTERM);
-        let status = self.wait();
-        assert_eq!(status.code(), Some(0), "exit after SIGTERM: {status}");
     }
 
     fn wait_until_stable(&self) {
@@ -463,6 +529,8 @@ pub(crate) struct Running {
     child: Child,
     stdout: Option<ChildStdout>,
     said: [Arc<Mutex<Vec<u8>>>; 2],
+    /// Reads the standard error.
+    reader: Option<JoinHandle<()>>,
 }
 
 /// Starts the binary; a variable without a value is removed.
@@ -472,29 +540,44 @@ pub(crate) fn spawn_command(
     variables: &[(&str, Option<&str>)],
 ) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"));
-    command.args(arguments).current_dir(directory).stdin(Stdio::null());
+    command.args(arguments);
     for (name, value) in variables {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
         };
     }
+    running(command, directory)
+}
+
+/// Starts `run` with this config file, by a launcher as [`Builder::launcher`]'s if there is one.
+pub(crate) fn spawn_run(launcher: &[&str], config: &Path, directory: &Path) -> Running {
+    let mut command = launched(launcher);
+    command.args(["run", "--config", text(config)]);
+    running(command, directory)
+}
+
+fn running(mut command: Command, directory: &Path) -> Running {
+    command.current_dir(directory).stdin(Stdio::null());
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let said = [Arc::default(), Arc::default()];
-    collect(child.stderr.take().expect("piped"), &said[1]);
-    Running { stdout: child.stdout.take(), child, said }
+    let reader = Some(collect(child.stderr.take().expect("piped"), &said[1]));
+    Running { stdout: child.stdout.take(), child, said, reader }
 }
 
 /// Reads to the end, in a thread that ends with the pipe.
-fn collect(mut pipe: impl std::io::Read + Send + 'static, into: &Arc<Mutex<Vec<u8>>>) {
+fn collect(
+    mut pipe: impl std::io::Read + Send + 'static,
+    into: &Arc<Mutex<Vec<u8>>>,
+) -> JoinHandle<()> {
     let into = Arc::clone(into);
     std::thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(size @ 1..) = pipe.read(&mut buffer) {
             into.lock().expect("not poisoned").extend_from_slice(&buffer[..size]);
         }
-    });
+    })
 }
 
 impl Running {
@@ -523,6 +606,10 @@ impl Running {
     /// Waits for its end, at most for [`PATIENCE`]: its status, and its standard error.
     pub(crate) fn wait(&mut self) -> (ExitStatus, String) {
         let status = wait_for("the end", PATIENCE, || self.child.try_wait().expect("our child"));
+        // The last of it may still be in the pipe.
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("reading does not panic");
+        }
         (status, self.stderr())
     }
 }

@@ -197,6 +197,11 @@ impl Server {
         self.acceptor = Some(accept(listener, &self.options, &self.shared));
     }
 
+    /// Whether connections are taken.
+    pub(crate) fn is_listening(&self) -> bool {
+        self.acceptor.is_some()
+    }
+
     /// Connections so far, in the order of accept.
     pub(crate) fn history(&self) -> Vec<Times> {
         self.shared.lock().history.clone()

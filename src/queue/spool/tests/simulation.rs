@@ -706,16 +706,14 @@ impl Simulation {
     fn drain(&mut self, chosen: usize) {
         let mut patience = 0;
         loop {
-            let progress = loop {
-                let output = &self.outputs[chosen];
-                if output.claims.values().any(|(_, stage)| *stage == Stage::OnWire) {
-                    self.finish(chosen, false);
-                    break true;
-                }
-                if !output.claims.is_empty() || !output.dropped.is_empty() {
-                    break self.retake(chosen, Which::First, false);
-                }
-                break self.next(chosen, ALL);
+            let output = &self.outputs[chosen];
+            let progress = if output.claims.values().any(|(_, stage)| *stage == Stage::OnWire) {
+                self.finish(chosen, false);
+                true
+            } else if !output.claims.is_empty() || !output.dropped.is_empty() {
+                self.retake(chosen, Which::First, false)
+            } else {
+                self.next(chosen, ALL)
             };
             if progress {
                 patience = 0;

@@ -1,5 +1,7 @@
 //! The consumer: reads, counts, forgets. One thread for each connection, which ends with it.
 
+#![allow(dead_code, reason = "no bench needs everything")]
+
 use std::io::Read as _;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -7,15 +9,23 @@ use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::Condvar;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
 
+use crate::interrupt;
 use crate::work;
 
 /// Read at once; larger reads make the sink no cheaper.
 const BUFFER: usize = 256 * 1024;
+
+/// Longest wait for what is missing.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a proxy speaks to its consumer.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,7 +47,14 @@ pub(crate) struct Sink {
 struct Shared {
     /// Bytes of events: see [`work::lines_of_list`]; of streams, all bytes.
     arrived: AtomicU64,
+    /// Bytes of events whose sender has its 200.
+    expected: AtomicU64,
+    /// See [`Sink::hold_back`].
+    held_back: AtomicU64,
     stopped: AtomicBool,
+    /// Taken after each change that somebody may wait for, who holds it while he looks.
+    turn: Mutex<()>,
+    turns: Condvar,
 }
 
 impl Sink {
@@ -54,7 +71,7 @@ impl Sink {
                 let stream = stream.expect("a connection");
                 let shared = Arc::clone(&for_thread);
                 std::thread::spawn(move || match wire {
-                    Wire::Http => answer(stream, &shared.arrived),
+                    Wire::Http => answer(stream, &shared),
                     Wire::Stream => discard(stream, &shared.arrived),
                 });
             }
@@ -70,15 +87,49 @@ impl Sink {
         self.shared.arrived.load(Ordering::Relaxed)
     }
 
+    /// Counts what its sender was answered for.
+    pub(crate) fn expect(&self, bytes: u64) {
+        self.shared.expected.fetch_add(bytes, Ordering::Relaxed);
+        if self.shared.held_back.load(Ordering::Relaxed) > 0 {
+            self.shared.take_turns();
+        }
+    }
+
+    /// From now on answers POSTs only as far as so many bytes that their senders were answered for are still missing:
+    /// [`u64::MAX`] takes nothing. 0, as at the start, answers all at once.
+    pub(crate) fn hold_back(&self, bytes: u64) {
+        self.shared.held_back.store(bytes, Ordering::Relaxed);
+        self.shared.take_turns();
+    }
+
+    /// Bytes that its senders were answered for and that are not here, but for what is held back.
+    pub(crate) fn missing(&self) -> u64 {
+        let expected = self.shared.expected.load(Ordering::Relaxed);
+        let held_back = self.shared.held_back.load(Ordering::Relaxed);
+        expected.saturating_sub(held_back).saturating_sub(self.arrived())
+    }
+
+    /// Waits until nothing is missing.
+    pub(crate) fn wait(&self) {
+        let end = Instant::now() + PATIENCE;
+        while self.missing() > 0 {
+            interrupt::check();
+            assert!(Instant::now() < end, "{} bytes are missing", self.missing());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Counts from 0 again.
     pub(crate) fn restart(&self) {
         self.shared.arrived.store(0, Ordering::Relaxed);
+        self.shared.expected.store(0, Ordering::Relaxed);
     }
 }
 
 impl Drop for Sink {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
+        self.shared.take_turns();
         // Wakes the accept loop, which then ends.
         drop(TcpStream::connect(self.address));
         if let Some(accepting) = self.accepting.take() {
@@ -94,8 +145,28 @@ fn discard(mut stream: TcpStream, arrived: &AtomicU64) {
     }
 }
 
-/// Answers each POST with 200 once its body is read.
-fn answer(mut stream: TcpStream, arrived: &AtomicU64) {
+impl Shared {
+    fn take_turns(&self) {
+        drop(self.turn.lock());
+        self.turns.notify_all();
+    }
+
+    /// Waits until a POST may be answered whose last byte is the one before `end`; `false`: it never may.
+    fn may_take(&self, end: u64) -> bool {
+        let waits = |(): &mut ()| {
+            let held_back = self.held_back.load(Ordering::Relaxed);
+            let expected = self.expected.load(Ordering::Relaxed);
+            let early = held_back > 0 && end.saturating_add(held_back) > expected;
+            early && !self.stopped.load(Ordering::Relaxed)
+        };
+        let turn = self.turn.lock().expect("no panic");
+        drop(self.turns.wait_while(turn, waits));
+        !self.stopped.load(Ordering::Relaxed)
+    }
+}
+
+/// Answers each POST with 200 once its body is read and its turn has come.
+fn answer(mut stream: TcpStream, shared: &Shared) {
     stream.set_nodelay(true).expect("a TCP socket");
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
@@ -121,7 +192,11 @@ fn answer(mut stream: TcpStream, arrived: &AtomicU64) {
                 _ => return,
             }
         }
-        arrived.fetch_add(work::lines_of_list(body as u64), Ordering::Relaxed);
+        let lines = work::lines_of_list(body as u64);
+        let end = shared.arrived.fetch_add(lines, Ordering::Relaxed) + lines;
+        if shared.held_back.load(Ordering::Relaxed) > 0 && !shared.may_take(end) {
+            return;
+        }
         if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").is_err() {
             return;
         }

@@ -1,30 +1,46 @@
 //! What is sent: EventLists as kube-apiserver writes them.
 
+#![allow(dead_code, reason = "no bench needs everything")]
+
 use std::fmt::Write as _;
 
 /// Around the events of an EventList, as kube-apiserver and the relay's `event_list` write it.
 const HEAD: &str = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 const TAIL: &str = "]}\n";
 
-/// One request, and how often it is sent in a run.
+/// One request, to be sent again and again.
 pub(crate) struct Work {
     pub(crate) name: &'static str,
     pub(crate) body: Vec<u8>,
     pub(crate) events: u64,
-    pub(crate) requests: u64,
 }
 
 impl Work {
-    fn new(name: &'static str, body: Vec<u8>, events: u64, requests: u64) -> Self {
+    fn new(name: &'static str, body: Vec<u8>, events: u64) -> Self {
         assert!(body.starts_with(HEAD.as_bytes()) && body.ends_with(TAIL.as_bytes()), "{name}");
-        Self { name, body, events, requests }
+        Self { name, body, events }
     }
 
-    /// So many times the body, to send so many bytes.
-    fn of_bytes(name: &'static str, body: Vec<u8>, events: u64, bytes: f64) -> Self {
+    /// Recorded.
+    pub(crate) fn metadata() -> Self {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/01-batch400-metadata.json");
+        let body = std::fs::read(corpus).expect("tests/corpus is part of the repository");
+        Self::new("metadata, 400 events of 0.8 KB", body, 400)
+    }
+
+    pub(crate) fn generated() -> Self {
+        Self::new("generated, 400 events of 1.5 KB", generated(400, 1500), 400)
+    }
+
+    pub(crate) fn single() -> Self {
+        Self::new("single event of 2 KB", generated(1, 2000), 1)
+    }
+
+    /// How many requests have about so many bytes.
+    pub(crate) fn requests_of(&self, bytes: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an argument")]
-        let requests = (bytes / body.len() as f64).ceil() as u64;
-        Self::new(name, body, events, requests)
+        let requests = (bytes / self.body.len() as f64).ceil() as u64;
+        requests
     }
 
     /// Bytes of the events of one request, each with the byte that ends it or divides it from the next.
@@ -37,18 +53,6 @@ impl Work {
 /// relay cuts and joins batches, the sum over all lists stays.
 pub(crate) fn lines_of_list(body: u64) -> u64 {
     (body + 1).saturating_sub((HEAD.len() + TAIL.len()) as u64)
-}
-
-/// Everything that is measured.
-pub(crate) fn all(gigabytes: f64, singles: u64) -> Vec<Work> {
-    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/01-batch400-metadata.json");
-    let metadata = std::fs::read(corpus).expect("tests/corpus is part of the repository");
-    let bytes = gigabytes * 1e9;
-    vec![
-        Work::of_bytes("metadata, 400 events of 0.8 KB", metadata, 400, bytes),
-        Work::of_bytes("generated, 400 events of 1.5 KB", generated(400, 1500), 400, bytes),
-        Work::new("single event of 2 KB", generated(1, 2000), 1, singles),
-    ]
 }
 
 /// Events of about so many bytes, a third of which is text with what JSON escapes and with what

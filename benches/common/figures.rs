@@ -1,0 +1,58 @@
+//! Medians with their spread, and where they were measured.
+
+#![allow(dead_code, reason = "no bench needs everything")]
+
+use std::process::Command;
+
+/// Of some rounds.
+pub(crate) struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    pub(crate) fn show(&self, digits: usize) -> String {
+        let Self { median, least, most } = self;
+        format!("{median:.digits$} ({least:.digits$}–{most:.digits$})")
+    }
+}
+
+pub(crate) fn spread(mut values: Vec<f64>) -> Spread {
+    values.sort_unstable_by(f64::total_cmp);
+    let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
+    Spread {
+        median: f64::midpoint(values[low], values[high]),
+        least: values[0],
+        most: values[values.len() - 1],
+    }
+}
+
+/// Where, with what and when.
+pub(crate) fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
+    let kernel = read("/proc/sys/kernel/osrelease");
+    let commit =
+        first_line(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]));
+    format!(
+        "- {cores} cores, {}, Linux {}\n- kube-audit-forwarder {}, commit {commit}\n- {}\n",
+        model.trim_start_matches([' ', '\t', ':']),
+        kernel.trim(),
+        env!("CARGO_PKG_VERSION"),
+        httpdate::fmt_http_date(std::time::SystemTime::now()),
+    )
+}
+
+pub(crate) fn first_line(command: &mut Command) -> String {
+    let output = command.output().map(|output| output.stdout).unwrap_or_default();
+    String::from_utf8_lossy(&output).lines().next().unwrap_or("?").to_owned()
+}
+
+/// Of 1, 5 and 15 minutes: what else the machine does.
+pub(crate) fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}

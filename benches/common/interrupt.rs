@@ -1,0 +1,34 @@
+//! SIGINT and SIGTERM end a bench as a panic does: what it started is ended, what it wrote is removed.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`check`] knows of them. A second one ends the process at once.
+pub(crate) fn watch() {
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+        runtime.expect("a runtime").block_on(async {
+            let mut interrupt = signal(SignalKind::interrupt()).expect("a signal of every Unix");
+            let mut terminate = signal(SignalKind::terminate()).expect("a signal of every Unix");
+            for _ in 0..2 {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                    std::process::exit(1);
+                }
+            }
+        });
+    });
+}
+
+/// Panics where one has come. Called by everything that takes long.
+pub(crate) fn check() {
+    assert!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
+}

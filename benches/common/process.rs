@@ -1,0 +1,110 @@
+//! A program that is measured, and what `/proc` says of it. It is ended by its own id when dropped.
+
+#![allow(dead_code, reason = "no bench needs everything")]
+
+use std::ops::Sub;
+use std::process::Child;
+use std::process::Command;
+
+/// Unit of CPU time in `/proc/PID/stat` (USER_HZ): 100 on every Linux with glibc.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A child of ours.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let program = command.get_program().to_owned();
+        Self(command.spawn().unwrap_or_else(|error| panic!("{program:?} does not run: {error}")))
+    }
+
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+
+    /// CPU time of the process, of its threads that have ended, and of children waited for.
+    pub(crate) fn cpu(&self) -> Cpu {
+        cpu_of(&self.0.id().to_string())
+    }
+
+    /// CPU time of its thread of this name; none where there is no such thread.
+    pub(crate) fn cpu_of_thread(&self, name: &str) -> Cpu {
+        let tasks = format!("/proc/{}/task", self.0.id());
+        for task in std::fs::read_dir(tasks).expect("the process lives") {
+            let task = task.expect("a thread").path();
+            // Others may end meanwhile.
+            let comm = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
+            if comm.trim_end() == name {
+                let task = task.strip_prefix("/proc").expect("what was listed");
+                return cpu_of(&task.display().to_string());
+            }
+        }
+        Cpu { user: 0.0, system: 0.0 }
+    }
+
+    /// A line of `/proc/PID/status`, in MiB.
+    pub(crate) fn memory(&self, key: &str) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()));
+        let status = status.expect("the process lives");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a memory line");
+        let kibibytes: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kibibytes / 1024.0
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// User and system seconds.
+#[derive(Clone, Copy)]
+pub(crate) struct Cpu {
+    pub(crate) user: f64,
+    pub(crate) system: f64,
+}
+
+impl Cpu {
+    pub(crate) fn total(self) -> f64 {
+        self.user + self.system
+    }
+}
+
+impl Sub for Cpu {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self { user: self.user - before.user, system: self.system - before.system }
+    }
+}
+
+/// CPU time of this process: load and sink.
+pub(crate) fn own_cpu() -> Cpu {
+    cpu_of("self")
+}
+
+fn cpu_of(task: &str) -> Cpu {
+    let stat = std::fs::read_to_string(format!("/proc/{task}/stat"));
+    let stat = stat.expect("the process lives");
+    // Behind the name, which may hold anything: field 3 and on (proc(5)).
+    let (_, rest) = stat.rsplit_once(')').expect("a name in brackets");
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let seconds = |field: usize| {
+        let ticks: f64 = fields[field - 3].parse().expect("a number");
+        ticks / TICKS_PER_SECOND
+    };
+    // utime and stime, cutime and cstime: those of a thread are its process's.
+    let children = if task.contains("task") { 0.0 } else { 1.0 };
+    Cpu { user: seconds(14) + children * seconds(16), system: seconds(15) + children * seconds(17) }
+}
+
+/// CPU seconds of the calling thread.
+pub(crate) fn thread_cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    let nanoseconds: f64 =
+        text.split(' ').next().and_then(|text| text.parse().ok()).expect("a number");
+    nanoseconds / 1e9
+}

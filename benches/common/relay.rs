@@ -1,0 +1,130 @@
+//! The relay's own binary, with a listener and an admin address on ports of the kernel's choice.
+
+#![allow(dead_code, reason = "no bench needs everything")]
+
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::ChildStderr;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::process::Process;
+
+/// Longest wait for an empty queue.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running relay with one output.
+pub(crate) struct Relay {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+    admin: SocketAddr,
+    /// From the start of the process until it listens.
+    pub(crate) until_listening: Duration,
+    _config: TempDir,
+}
+
+impl Relay {
+    /// `queue`: keys with values of the config; `output`: the keys of its table, all but the name.
+    pub(crate) fn start(binary: &Path, queue: &str, output: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("relay.toml");
+        let config = format!(
+            "log = {{ format = 'json' }}\nadmin = {{ address = '127.0.0.1:0' }}\n{queue}\n\
+             [[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'sink'\n{output}\n"
+        );
+        std::fs::write(&file, config).expect("a writable directory");
+        let mut command = Command::new(binary);
+        command.arg("--config").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
+        let begun = Instant::now();
+        let mut process = Process::start(command.stderr(Stdio::piped()));
+        let log = process.child().stderr.take().expect("piped");
+        let (address, admin) = addresses(log);
+        Self { process, address, admin, until_listening: begun.elapsed(), _config: directory }
+    }
+
+    /// What `/metrics` says now.
+    pub(crate) fn metrics(&self) -> Metrics {
+        Metrics(get(self.admin, "/metrics"))
+    }
+
+    /// Waits until the consumer has acknowledged so many events, and the relay holds no more.
+    pub(crate) fn wait_until_empty(&self, events: u64) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let metrics = self.metrics();
+            let delivered = metrics.of_output("output_events_total");
+            assert!(delivered <= events, "each event is counted once");
+            // One scrape is no snapshot: both have to say it.
+            if delivered == events && metrics.of_output("output_backlog_events") == 0 {
+                assert_eq!(metrics.of_output("output_retries_total"), 0);
+                return;
+            }
+            assert!(Instant::now() < end, "{delivered} of {events} events delivered");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Reads from the relay's log where it listens, and goes on reading in a thread that ends with it.
+fn addresses(log: ChildStderr) -> (SocketAddr, SocketAddr) {
+    let mut lines = BufReader::new(log).lines();
+    let (mut listener, mut admin) = (None, None);
+    for line in lines.by_ref().map_while(Result::ok) {
+        let parsed: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        let fields = &parsed["fields"];
+        let address = fields["address"].as_str().and_then(|text| text.parse().ok());
+        match fields["message"].as_str() {
+            Some("listening") => listener = address,
+            Some("admin listening") => admin = address,
+            _ => show_trouble(&line),
+        }
+        if let (Some(listener), Some(admin)) = (listener, admin) {
+            std::thread::spawn(move || {
+                lines.map_while(Result::ok).for_each(|line| show_trouble(&line));
+            });
+            return (listener, admin);
+        }
+    }
+    panic!("the relay does not start");
+}
+
+fn show_trouble(line: &str) {
+    if !line.contains("\"INFO\"") {
+        eprintln!("{line}");
+    }
+}
+
+/// Prometheus' text.
+pub(crate) struct Metrics(String);
+
+impl Metrics {
+    /// A metric without its prefix, of the one output.
+    pub(crate) fn of_output(&self, name: &str) -> u64 {
+        self.series(&format!("{name}{{output=\"sink\"}}"))
+    }
+
+    /// A series without its prefix.
+    pub(crate) fn series(&self, series: &str) -> u64 {
+        let series = format!("kube_audit_forwarder_{series} ");
+        let value = self.0.lines().find_map(|line| line.strip_prefix(&series));
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {series}"))
+    }
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the relay listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .expect("the relay reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}

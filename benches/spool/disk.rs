@@ -1,0 +1,136 @@
+//! The directory that everything is written to, and what the disk below it can do by itself.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::fs::Advice;
+use rustix::fs::FallocateFlags;
+use tempfile::TempDir;
+
+use crate::interrupt;
+use crate::load::percentile;
+use crate::process::thread_cpu;
+
+/// Before a record's lines in a segment; groups start at multiples of a block (ARCHITECTURE.md).
+const RECORD_HEADER: usize = 56;
+const BLOCK: u64 = 4096;
+
+/// The raw writes end where this file ends, if not before.
+const RAW_FILE_MAX: u64 = 4 << 30;
+
+/// More in one call is slower: in one of 20 MiB, the kernel took 0.7 CPU s/GB and not 0.15 where it was measured (a
+/// virtual machine whose large free pages belong to the host).
+const PIECE: usize = 1 << 20;
+
+/// `f_type` of tmpfs (statfs(2)).
+const TMPFS: i64 = 0x0102_1994;
+
+/// A directory of our own below the one given, removed when dropped.
+pub(crate) struct Disk {
+    directory: TempDir,
+}
+
+impl Disk {
+    pub(crate) fn new(below: &Path) -> Self {
+        std::fs::create_dir_all(below).expect("a directory that can be made");
+        let system = rustix::fs::statfs(below).expect("a file system");
+        assert!(system.f_type != TMPFS, "{} is on tmpfs, which syncs nothing", below.display());
+        let directory = tempfile::Builder::new().prefix("spool-bench-").tempdir_in(below);
+        Self { directory: directory.expect("a writable directory") }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Bytes that are free for us.
+    pub(crate) fn free(&self) -> u64 {
+        let system = rustix::fs::statvfs(self.path()).expect("a file system");
+        system.f_bavail * system.f_frsize
+    }
+
+    /// Device and file system, as the kernel names them.
+    pub(crate) fn describe(&self) -> String {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let path = self.path().canonicalize().expect("it is there");
+        let mounts = mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ');
+            Some((fields.next()?, fields.next()?, fields.next()?, fields.next()?))
+        });
+        let deepest =
+            mounts.filter(|(_, at, ..)| path.starts_with(at)).max_by_key(|(_, at, ..)| at.len());
+        deepest.map_or_else(String::new, |(device, _, kind, options)| {
+            format!("{kind} on {device} ({options}), {} GiB free", self.free() >> 30)
+        })
+    }
+
+    /// What others have left to be written would otherwise be synced with our first bytes.
+    pub(crate) fn settle(&self) {
+        interrupt::check();
+        let directory = File::open(self.path()).expect("it is there");
+        rustix::fs::syncfs(directory).expect("a disk that syncs");
+    }
+
+    /// Writes groups of `batches` records of so many bytes of lines and syncs each by one `fdatasync`, by this one thread,
+    /// into a file whose room is reserved: all that a queue in files could do here.
+    pub(crate) fn raw(&self, batches: usize, lines: u64, limit: Duration) -> Raw {
+        self.settle();
+        let path = self.path().join("raw");
+        let file = File::create_new(&path).expect("a new file");
+        let size = RAW_FILE_MAX.min(self.free() / 4);
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size).expect("room");
+        file.sync_all().expect("a disk that syncs");
+        let record = RECORD_HEADER + usize::try_from(lines).expect("a batch");
+        let group: Vec<u8> = (b'a'..=b'z').cycle().take(batches * record).collect();
+        let step = (group.len() as u64).next_multiple_of(BLOCK);
+        let mut took = Vec::new();
+        let (begun, cpu_before, mut at) = (Instant::now(), thread_cpu(), 0);
+        while at + step <= size && begun.elapsed() < limit {
+            let begun = Instant::now();
+            for (piece, bytes) in group.chunks(PIECE).enumerate() {
+                file.write_all_at(bytes, at + (piece * PIECE) as u64).expect("a disk that writes");
+            }
+            file.sync_data().expect("a disk that syncs");
+            took.push(begun.elapsed());
+            at += step;
+        }
+        let (elapsed, cpu) = (begun.elapsed(), thread_cpu() - cpu_before);
+        std::fs::remove_file(&path).expect("our own file");
+        self.settle();
+        took.sort_unstable();
+        Raw { writes: took.len() as u64, elapsed, cpu, took }
+    }
+}
+
+/// What raw writes took.
+pub(crate) struct Raw {
+    pub(crate) writes: u64,
+    pub(crate) elapsed: Duration,
+    /// CPU seconds.
+    pub(crate) cpu: f64,
+    took: Vec<Duration>,
+}
+
+impl Raw {
+    pub(crate) fn percentile(&self, percent: usize) -> Duration {
+        percentile(&self.took, percent)
+    }
+}
+
+/// Makes the kernel forget what it holds of a queue's segments, so that they are read from the disk. All of it is synced.
+pub(crate) fn drop_cached(queue: &Path) {
+    for segment in segments(queue) {
+        // The relay may be deleting it.
+        let Ok(file) = File::open(segment) else { continue };
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).expect("advice that Linux knows");
+    }
+}
+
+fn segments(queue: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(queue.join("segments")).expect("a queue's directory");
+    entries.map(|entry| entry.expect("a file").path()).collect()
+}

@@ -1,0 +1,262 @@
+//! `queue inspect`, `queue export`, `queue verify`: the directory of a durable queue, for people and for scripts.
+
+use std::fmt;
+use std::io;
+use std::io::BufWriter;
+use std::io::IsTerminal;
+use std::io::Write;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::FAILED;
+use super::WRONG;
+use super::print;
+use crate::queue::inspect::Directory;
+use crate::queue::inspect::Error;
+use crate::queue::inspect::Seen;
+use crate::queue::inspect::Summary;
+use crate::queue::inspect::Verdict;
+use crate::queue::inspect::printable;
+
+/// What is written to standard output at once.
+const BUFFER: usize = 256 << 10;
+
+/// Progress is shown so often.
+const EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Print each output's backlog, and what the directory holds
+    Inspect {
+        /// What queue.directory is in the config
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the events as JSON lines, oldest first
+    Export {
+        /// What queue.directory is in the config
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Only those that this output has not finished
+        #[arg(long, value_name = "NAME")]
+        output: Option<String>,
+    },
+    /// Check every checksum; exit status 1 if anything is damaged or missing
+    Verify {
+        /// What queue.directory is in the config
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+}
+
+pub(super) fn run(command: &Command) -> Result<(), u8> {
+    match command {
+        Command::Inspect { directory, json } => inspect(directory, *json),
+        Command::Export { directory, output } => export(directory, output.as_deref()),
+        Command::Verify { directory } => verify(directory),
+    }
+}
+
+/// Says why it does not work.
+fn failed(error: Error) -> u8 {
+    eprintln!("{error}");
+    if matches!(error, Error::NoOutput { .. }) { WRONG } else { FAILED }
+}
+
+fn open(directory: &Path) -> Result<Directory, u8> {
+    Directory::open(directory).map_err(failed)
+}
+
+fn inspect(directory: &Path, json: bool) -> Result<(), u8> {
+    let summary = open(directory)?.summary().map_err(failed)?;
+    for finding in &summary.unreadable {
+        eprintln!("{finding}");
+    }
+    print(&if json { as_json(&summary) } else { as_table(&summary) })?;
+    if summary.unreadable.is_empty() { Ok(()) } else { Err(FAILED) }
+}
+
+fn as_table(summary: &Summary) -> String {
+    let mut rows = vec![["OUTPUT", "EVENTS", "BYTES", "AGE_SECONDS"].map(str::to_owned)];
+    for output in &summary.outputs {
+        let age = output.oldest.map_or("-".to_owned(), |age| age.as_secs().to_string());
+        let (events, bytes) = (output.events.to_string(), output.bytes.to_string());
+        rows.push([printable(&output.name), events, bytes, age]);
+    }
+    let mut text = columns(&rows);
+    text.push('\n');
+    let (files, bytes) = summary.quarantine;
+    text + &columns(&[
+        line("format_version", summary.format),
+        line("cursors", summary.cursors),
+        line("segments", summary.segments),
+        line("segment_bytes", summary.segment_bytes),
+        line("first_position", summary.first),
+        line("end_position", summary.end),
+        line("damaged_headers", summary.damaged_headers),
+        line("unreadable_segments", summary.unreadable.len()),
+        line("quarantine_files", files),
+        line("quarantine_bytes", bytes),
+    ])
+}
+
+fn line(name: &str, value: impl fmt::Display) -> [String; 2] {
+    [name.to_owned(), value.to_string()]
+}
+
+/// Each as wide as its widest cell, the last one as it is.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            match column + 1 == N {
+                true => text.push_str(cell),
+                false => text.push_str(&format!("{cell:width$}  ")),
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn as_json(summary: &Summary) -> String {
+    let outputs: Vec<_> = summary
+        .outputs
+        .iter()
+        .map(|output| {
+            json!({
+                "name": output.name,
+                "backlog_events": output.events,
+                "backlog_bytes": output.bytes,
+                "oldest_age_seconds": output.oldest.map(|age| age.as_secs_f64()),
+            })
+        })
+        .collect();
+    let (files, bytes) = summary.quarantine;
+    let all = json!({
+        "outputs": outputs,
+        "format_version": summary.format,
+        "cursors": summary.cursors.to_string(),
+        "segments": summary.segments,
+        "segment_bytes": summary.segment_bytes,
+        "first_position": summary.first,
+        "end_position": summary.end,
+        "damaged_headers": summary.damaged_headers,
+        "unreadable_segments": summary.unreadable.len(),
+        "quarantine_files": files,
+        "quarantine_bytes": bytes,
+    });
+    format!("{all:#}\n")
+}
+
+fn export(directory: &Path, output: Option<&str>) -> Result<(), u8> {
+    let directory = open(directory)?;
+    let mut stdout = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    let mut found = false;
+    let exported = directory.export(output, &mut |seen| match seen {
+        Seen::Lines(lines) => stdout.write_all(lines),
+        Seen::Finding(finding) => {
+            found = true;
+            eprintln!("{finding}");
+            Ok(())
+        }
+        Seen::Progress(..) => Ok(()),
+    });
+    let flushed = exported.and_then(|_| stdout.flush().map_err(Error::Told));
+    // What could not be written is not tried again.
+    drop(stdout.into_parts());
+    ended(flushed, found)
+}
+
+fn verify(directory: &Path) -> Result<(), u8> {
+    let directory = open(directory)?;
+    let (mut progress, mut found) = (Progress::new(), false);
+    let verified = directory.verify(&mut |seen| match seen {
+        Seen::Lines(_) => Ok(()),
+        Seen::Finding(finding) => {
+            found = true;
+            progress.clear();
+            writeln!(io::stdout().lock(), "{finding}")
+        }
+        Seen::Progress(done, of) => {
+            progress.show(done, of);
+            Ok(())
+        }
+    });
+    progress.clear();
+    let told = verified.and_then(|verdict| {
+        let (mut stdout, summary) = (io::stdout().lock(), summary_of(&verdict));
+        writeln!(stdout, "{summary}").and_then(|()| stdout.flush()).map_err(Error::Told)
+    });
+    ended(told, found)
+}
+
+/// The end of a command that may have `found` something. A reader who has seen enough, as `head`, is no failure.
+fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
+    match result {
+        Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        Err(Error::Told(error)) => {
+            eprintln!("cannot write to standard output: {error}");
+            return Err(FAILED);
+        }
+        Err(error) => return Err(failed(error)),
+        Ok(()) => {}
+    }
+    if found { Err(FAILED) } else { Ok(()) }
+}
+
+fn summary_of(verdict: &Verdict) -> String {
+    let Verdict { segments, events, bytes, findings, missing, unfinished } = verdict;
+    let state = match findings {
+        0 => "whole".to_owned(),
+        _ => format!("damaged in {}, {missing} events missing", count(*findings, "place")),
+    };
+    let (segments, events) = (count(*segments, "segment"), count(*events, "event"));
+    let mut text = format!("{segments}, {events}, {bytes} bytes: {state}");
+    if let Some((file, offset)) = unfinished {
+        text.push_str(&format!(
+            "; the write at {file} offset {offset} is not finished, and was not acknowledged: no damage"
+        ));
+    }
+    text
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// How far it is, for someone who waits at a terminal.
+struct Progress {
+    is_terminal: bool,
+    shown: bool,
+    at: Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { is_terminal: io::stderr().is_terminal(), shown: false, at: Instant::now() }
+    }
+
+    fn show(&mut self, done: usize, of: usize) {
+        if self.is_terminal && self.at.elapsed() >= EVERY {
+            eprint!("\r{done} of {of} segments");
+            (self.shown, self.at) = (true, Instant::now());
+        }
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            eprint!("\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,553 @@
+//! A queue's directory seen from outside: beside a running relay, after a crash, on a read-only copy.
+//!
+//! It reads what it may, changes nothing, takes no lock and prints nothing. A relay may be at work meanwhile: it deletes and
+//! makes segments, writes to the last one, and rewrites the cursors file. So that none of this looks like damage,
+//!
+//! - the cursors are read before the list of segments: the log goes at least as far as they say;
+//! - what is missing counts only if the cursors, read again, still need it: they are written before a segment is deleted;
+//! - what does not check in the last segment is read again until it stays as it is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Position;
+use super::cursors;
+use super::cursors::Contents;
+use super::cursors::Found;
+use super::cursors::Place;
+use super::disk;
+use super::disk::Access;
+use super::disk::Disk;
+use super::disk::File;
+use super::disk::RealDisk;
+use super::disk::SEGMENTS;
+use super::segment;
+use super::segment::BadHeader;
+use super::segment::Check;
+use super::segment::FIRST_RECORD;
+use super::segment::Scan;
+use super::segment::SegmentHeader;
+use super::spool;
+
+mod walk;
+
+use walk::Walk;
+use walk::Want;
+
+/// How often something is read again that a relay may be changing, and the pause before it: together as long as a thread may
+/// be kept from the processor in the middle of a write.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 });
+
+/// Why a directory can't be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is none.
+    #[error("{}: there is no such directory; name the one that is queue.directory in the config", .0.display())]
+    Absent(PathBuf),
+    /// It holds no queue.
+    #[error(
+        "{} holds no queue: it has no directory segments; name the one that is queue.directory in the config",
+        .0.display()
+    )]
+    NoQueue(PathBuf),
+    /// A newer relay has written it.
+    #[error(
+        "{} has format version {version}, this program reads {}: use the version that wrote it",
+        .path.display(),
+        segment::VERSION
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        version: u32,
+    },
+    /// The cursors file has no output of this name.
+    #[error("there is no output {} in the cursors file, which has: {names}", printable(.name))]
+    NoOutput {
+        /// The name.
+        name: String,
+        /// Those that are there.
+        names: String,
+    },
+    /// The operating system refuses.
+    #[error("cannot read {}: {error}{}", .path.display(), remedy(.error))]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Whoever is told refuses.
+    #[error(transparent)]
+    Told(io::Error),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "; run this as the user that runs the relay, or as root"
+    } else {
+        ""
+    }
+}
+
+/// A name from a file, in which a damaged or foreign file may have put anything: safe for a terminal, one word, not empty.
+#[must_use]
+pub fn printable(name: &str) -> String {
+    let escape = |char: char| match char.is_whitespace() {
+        true => char.escape_unicode().to_string(),
+        false => char.escape_debug().to_string(),
+    };
+    if name.is_empty() { "\"\"".to_owned() } else { name.chars().map(escape).collect() }
+}
+
+/// A queue's directory.
+#[derive(Debug)]
+pub struct Directory {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+}
+
+/// What a directory holds.
+#[derive(Debug)]
+pub struct Summary {
+    /// Version of the format.
+    pub format: u32,
+    /// In the order of names.
+    pub outputs: Vec<Output>,
+    /// What there is of the file that names them.
+    pub cursors: CursorsFile,
+    /// How many segments.
+    pub segments: u64,
+    /// Bytes of their files.
+    pub segment_bytes: u64,
+    /// The first event in them.
+    pub first: Position,
+    /// Behind the last.
+    pub end: Position,
+    /// Segments whose header does not check.
+    pub damaged_headers: u64,
+    /// Copies of what was damaged, and their bytes.
+    pub quarantine: (u64, u64),
+    /// Segments that could not be opened.
+    pub unreadable: Vec<Finding>,
+}
+
+/// An output's backlog.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Output {
+    /// As in the file.
+    pub name: String,
+    /// Events that it has not finished.
+    pub events: u64,
+    /// Bytes of their lines.
+    pub bytes: u64,
+    /// How long ago the first of them was received; `None` where that can't be read.
+    pub oldest: Option<Duration>,
+}
+
+/// The state of the cursors file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CursorsFile {
+    /// Both slots check.
+    Whole,
+    /// One slot checks.
+    Half,
+    /// None does.
+    Damaged,
+    /// There is none.
+    Missing,
+}
+
+impl From<&Found> for CursorsFile {
+    fn from(found: &Found) -> Self {
+        match found {
+            Found::Whole(_) => Self::Whole,
+            Found::Half(_) => Self::Half,
+            Found::Damaged | Found::Newer(_) => Self::Damaged,
+            Found::Nothing => Self::Missing,
+        }
+    }
+}
+
+impl fmt::Display for CursorsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whole => "whole",
+            Self::Half => "half",
+            Self::Damaged => "damaged",
+            Self::Missing => "missing",
+        })
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Debug)]
+pub enum Finding {
+    /// Bytes that don't check.
+    Damaged {
+        /// Below the directory.
+        file: String,
+        /// Where in it.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+        /// Events that were in them.
+        events: u64,
+    },
+    /// Events that an output needs, and no segment has.
+    Missing {
+        /// From the first to behind the last.
+        positions: Range<Position>,
+        /// How many of them are needed.
+        events: u64,
+    },
+    /// A file that can't be opened.
+    Unreadable {
+        /// Below the directory.
+        file: String,
+        /// Why not.
+        error: io::Error,
+        /// Events that should be in it, if that is known.
+        events: u64,
+    },
+    /// The cursors file does not check, or is missing.
+    Cursors(CursorsFile),
+}
+
+impl Finding {
+    fn missing(&self) -> u64 {
+        match self {
+            Self::Damaged { events, .. }
+            | Self::Missing { events, .. }
+            | Self::Unreadable { events, .. } => *events,
+            Self::Cursors(_) => 0,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Damaged { file, offset, bytes, events } => {
+                write!(f, "{file} offset {offset}: {bytes} bytes damaged, {events} events missing")
+            }
+            Self::Missing { positions: Range { start, end }, events } => {
+                let last = end.saturating_sub(1);
+                write!(
+                    f,
+                    "positions {start} to {last}: {events} events missing, no segment has them"
+                )
+            }
+            Self::Unreadable { file, error, events } => {
+                write!(
+                    f,
+                    "{file}: cannot be read, {events} events missing: {error}{}",
+                    remedy(error)
+                )
+            }
+            Self::Cursors(CursorsFile::Half) => write!(
+                f,
+                "{}: one of two slots damaged; a relay goes on from the other one",
+                cursors::FILE
+            ),
+            Self::Cursors(state) => write!(
+                f,
+                "{}: {state}; with a relay every output starts at the oldest event",
+                cursors::FILE
+            ),
+        }
+    }
+}
+
+/// What is told while a directory is read.
+#[derive(Debug)]
+pub enum Seen<'a> {
+    /// The next events, or a part of a long one: each as stored, ended by `\n`.
+    Lines(&'a [u8]),
+    /// Something is wrong.
+    Finding(&'a Finding),
+    /// So many segments of all are done.
+    Progress(usize, usize),
+}
+
+/// Who is told.
+pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
+
+/// What was read, all in all.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// Segments.
+    pub segments: u64,
+    /// Events that check.
+    pub events: u64,
+    /// Bytes of their lines.
+    pub bytes: u64,
+    /// How often something was found.
+    pub findings: u64,
+    /// Events that are missing there.
+    pub missing: u64,
+    /// File and offset where the last write is not finished: it was never acknowledged.
+    pub unfinished: Option<(String, u64)>,
+}
+
+impl Directory {
+    /// One that is there, and holds a queue.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        let directory = Self { disk: Arc::new(RealDisk::look(root)), root: root.to_owned() };
+        match fs::metadata(root) {
+            Ok(_) => {}
+            Err(error) if is_absent(&error) => return Err(Error::Absent(root.to_owned())),
+            Err(error) => return Err(Error::Read { path: root.to_owned(), error }),
+        }
+        directory.segments()?;
+        Ok(directory)
+    }
+
+    /// What it holds. Reads the headers of all segments, those of the records before each output's place, and of the last
+    /// segment what was written since the cursors file.
+    ///
+    /// # Errors
+    ///
+    /// Not where something is damaged, or a segment can't be opened.
+    pub fn summary(&self) -> Result<Summary, Error> {
+        let mut attempts = ATTEMPTS;
+        loop {
+            let (summary, settled) = self.look()?;
+            attempts -= 1;
+            if settled || attempts == 0 {
+                return Ok(summary);
+            }
+        }
+    }
+
+    /// Tells all events that are whole, oldest first, or those that an output has not finished.
+    ///
+    /// # Errors
+    ///
+    /// Not where something is damaged: that is told.
+    pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
+        let found = self.cursors()?;
+        let mut from = 0;
+        if let Some(name) = output {
+            let outputs = found.contents().map(|contents| &contents.outputs);
+            let place = outputs.and_then(|outputs| outputs.get(name));
+            from = place.ok_or_else(|| no_output(name, outputs))?.position;
+        }
+        Walk::new(self, Want { lines: true, output, from }, tell).run(&found)
+    }
+
+    /// Reads everything and tells what does not check, and what is missing.
+    ///
+    /// # Errors
+    ///
+    /// Not where something is damaged: that is told.
+    pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
+        let found = self.cursors()?;
+        Walk::new(self, Want { lines: false, output: None, from: 0 }, tell).run(&found)
+    }
+
+    fn failed(&self, file: &str, error: io::Error) -> Error {
+        Error::Read { path: self.root.join(file), error }
+    }
+
+    /// The cursors file, read again where a slot does not check: a relay may be writing to it.
+    fn cursors(&self) -> Result<Found, Error> {
+        let read = || cursors::read(&*self.disk).map_err(|error| self.failed(cursors::FILE, error));
+        let mut found = read()?.0;
+        for _ in 1..ATTEMPTS {
+            if matches!(found, Found::Whole(_) | Found::Nothing | Found::Newer(_)) {
+                break;
+            }
+            pause();
+            found = read()?.0;
+        }
+        match found {
+            Found::Newer(version) => {
+                Err(Error::Newer { path: self.root.join(cursors::FILE), version })
+            }
+            Found::Whole(_) | Found::Half(_) | Found::Damaged | Found::Nothing => Ok(found),
+        }
+    }
+
+    /// The first positions of all segments, in order.
+    fn segments(&self) -> Result<Vec<Position>, Error> {
+        let list = || {
+            segment::list(&*self.disk).map_err(|error| match is_absent(&error) {
+                true => Error::NoQueue(self.root.clone()),
+                false => self.failed(SEGMENTS, error),
+            })
+        };
+        // A list that is made while files come and go may have one and lack an older one. The next list does not: the
+        // older one was there before it began.
+        let newest = list()?.last().copied();
+        let mut segments = list()?;
+        segments.retain(|first| Some(*first) <= newest);
+        Ok(segments)
+    }
+
+    /// `Ok(None)`: it has been deleted.
+    fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
+        match self.disk.open(&segment::file_name(first), Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    /// `None`: it is damaged, or was not written yet.
+    fn header(
+        &self,
+        file: &dyn File,
+        first: Position,
+        is_last: bool,
+    ) -> Result<Option<SegmentHeader>, Error> {
+        let mut attempts = if is_last { ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
+            match SegmentHeader::read(file, first) {
+                Ok(header) => return Ok(Some(header)),
+                Err(BadHeader::Newer(version)) => {
+                    let path = self.root.join(segment::file_name(first));
+                    return Err(Error::Newer { path, version });
+                }
+                Err(BadHeader::Damaged) if attempts == 0 => return Ok(None),
+                Err(BadHeader::Damaged) => pause(),
+            }
+        }
+    }
+
+    /// Where the log ends; `None` where its last segment has gone meanwhile.
+    fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<Place>, Error> {
+        let (mut known, mut next) = (contents.known(), None);
+        for &first in segments.iter().rev() {
+            let file = match self.segment(first) {
+                Ok(Some(file)) => file,
+                Ok(None) => return Ok(None),
+                // That is told elsewhere.
+                Err(_) => break,
+            };
+            let header = self.header(&*file, first, next.is_none())?;
+            let limit = walk::limit(first, next, &contents.holes);
+            let begin = Place { position: first, byte: header.map_or(0, |it| it.first_byte) };
+            let end = walk::tail(&*file, begin, limit, known.position).end.max(known);
+            if header.is_some() || end.position > first {
+                return Ok(Some(end));
+            }
+            // Not even its header was written: the log ends here, with the bytes that the segment before it knows.
+            (next, known.position) = (Some(first), first);
+        }
+        Ok(Some(known))
+    }
+
+    /// The summary, and whether nothing has gone while it was made.
+    fn look(&self) -> Result<(Summary, bool), Error> {
+        let found = self.cursors()?;
+        let contents = found.contents().cloned().unwrap_or_default();
+        let segments = self.segments()?;
+        let end = self.end(&segments, &contents)?;
+        let (mut settled, end) = (end.is_some(), end.unwrap_or(contents.known()));
+        let mut summary = Summary {
+            format: segment::VERSION,
+            outputs: Vec::new(),
+            cursors: CursorsFile::from(&found),
+            segments: 0,
+            segment_bytes: 0,
+            first: segments.first().copied().unwrap_or(end.position),
+            end: end.position,
+            damaged_headers: 0,
+            quarantine: disk::quarantined(&*self.disk),
+            unreadable: Vec::new(),
+        };
+        for (first, next) in with_next(&segments) {
+            match self.segment(first) {
+                Ok(Some(file)) => {
+                    summary.segments += 1;
+                    summary.segment_bytes += file.bytes().unwrap_or(0);
+                    let header = self.header(&*file, first, false)?;
+                    // One at the end of the log has no record, and perhaps no header yet.
+                    summary.damaged_headers += u64::from(header.is_none() && first < end.position);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let events = next.map_or(0, |next| next - first);
+                    let file = segment::file_name(first);
+                    summary.unreadable.push(Finding::Unreadable { file, error, events });
+                }
+            }
+        }
+        for (name, place) in contents.outputs {
+            let dropped = cursors::dropped_from(&contents.holes, place.position);
+            let events = (end.position - place.position).saturating_sub(dropped.0);
+            let bytes = end.byte.saturating_sub(place.byte).saturating_sub(dropped.1);
+            let (oldest, found) = match events {
+                0 => (Some(Duration::ZERO), true),
+                _ => self.age(&segments, place.position),
+            };
+            settled &= found;
+            summary.outputs.push(Output { name, events, bytes, oldest });
+        }
+        Ok((summary, settled))
+    }
+
+    /// How long ago the event at a position, or the next there is, was received; and whether no file had gone.
+    fn age(&self, segments: &[Position], position: Position) -> (Option<Duration>, bool) {
+        let index = segments.partition_point(|first| *first <= position).saturating_sub(1);
+        for (first, next) in with_next(segments).skip(index) {
+            // One that can't be read is told of elsewhere.
+            let Ok(file) = self.segment(first) else { continue };
+            let Some(file) = file else { return (None, false) };
+            let limit = next.unwrap_or(Position::MAX);
+            let mut scan =
+                Scan::new(&*file, (FIRST_RECORD, first), u64::MAX, limit, Check::Headers);
+            scan.skip_to(position);
+            while let Some(found) = scan.next() {
+                if let segment::Found::Record(record) = found {
+                    let age = spool::now().saturating_sub(record.header.received);
+                    return (Some(Duration::from_millis(age)), true);
+                }
+            }
+        }
+        (None, true)
+    }
+}
+
+/// Each segment with the next one's first position.
+fn with_next(segments: &[Position]) -> impl Iterator<Item = (Position, Option<Position>)> {
+    let next = segments.iter().skip(1).copied().map(Some).chain([None]);
+    segments.iter().copied().zip(next)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn no_output(name: &str, outputs: Option<&BTreeMap<String, Place>>) -> Error {
+    let names: Vec<String> =
+        outputs.into_iter().flatten().map(|(name, _)| printable(name)).collect();
+    let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+    Error::NoOutput { name: name.to_owned(), names }
+}
+
+/// For what a relay writes at this moment.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "commands have no runtime whose threads it could block"
+)]
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,908 @@
+//! Whole, torn, damaged and missing; and a relay that works on the directory at the worst moments.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::queue::cursors::Cursors;
+use crate::queue::cursors::Hole;
+use crate::queue::disk::QUARANTINE;
+use crate::queue::disk::simulated::Operation;
+use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::segment::BLOCK;
+use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::RecordHeader;
+use crate::queue::segment::SEGMENT_HEADER;
+use crate::queue::segment::WINDOW;
+
+/// Bytes of each event's line.
+const LINE: u64 = 100;
+
+/// When the event of a position was received, before now.
+fn received(position: Position) -> u64 {
+    spool::now() - 1_000_000 + position
+}
+
+fn line(position: Position) -> Vec<u8> {
+    let mut line = format!("{{\"n\":{position},\"x\":\"").into_bytes();
+    line.resize(usize::try_from(LINE).unwrap() - 3, b'x');
+    line.extend(b"\"}\n");
+    line
+}
+
+fn lines(positions: Range<Position>) -> Vec<u8> {
+    positions.flat_map(line).collect()
+}
+
+fn place(position: Position) -> Place {
+    Place { position, byte: position * LINE }
+}
+
+/// A log as its writer makes it.
+struct Log {
+    disk: SimulatedDisk,
+    end: Position,
+    /// The segment that is written to, and the offset behind its last record.
+    active: Option<(Arc<dyn File>, u64)>,
+    /// Segment, offset and positions of each record.
+    records: Vec<(String, u64, Range<Position>)>,
+}
+
+/// Of a segment while it is written to.
+const RESERVED: u64 = 16 * BLOCK;
+
+impl Log {
+    fn new(end: Position) -> Self {
+        Self { disk: SimulatedDisk::new(1), end, active: None, records: Vec::new() }
+    }
+
+    /// Two segments and the one that is written to, and two outputs.
+    fn usual() -> Self {
+        let mut log = Self::new(0);
+        log.segment().group(&[3, 1]).group(&[60]).group(&[1]);
+        log.segment().group(&[50, 10]).group(&[5]);
+        log.segment().group(&[2]).group(&[20, 30]);
+        log.cursors(&[("fast", 182), ("slow", 40)], &[], 182);
+        log
+    }
+
+    fn seal(&mut self) {
+        if let Some((file, offset)) = self.active.take() {
+            file.truncate(offset).unwrap();
+        }
+    }
+
+    fn segment(&mut self) -> &mut Self {
+        self.seal();
+        let file = self.disk.create(&segment::file_name(self.end), RESERVED).unwrap();
+        let first = place(self.end);
+        let header = SegmentHeader { first: first.position, first_byte: first.byte, made: 1 };
+        file.write_at(&[&header.encode()], 0).unwrap();
+        self.active = Some((file, FIRST_RECORD));
+        self
+    }
+
+    /// Records of so many events each.
+    fn group(&mut self, records: &[u64]) -> &mut Self {
+        let (file, mut offset) = self.active.take().expect("a segment");
+        let name = self.names().pop().expect("a segment");
+        offset = offset.next_multiple_of(BLOCK);
+        let group = self.end;
+        for &events in records {
+            let positions = self.end..self.end + events;
+            let lines = lines(positions.clone());
+            let header = header(&positions, group, &lines).encode();
+            file.write_at(&[&header, &lines], offset).unwrap();
+            self.records.push((name.clone(), offset, positions));
+            offset += RECORD_HEADER + lines.len() as u64;
+            self.end += events;
+        }
+        self.active = Some((file, offset));
+        self
+    }
+
+    /// The cursors file, with the log's end as it was known then.
+    fn cursors(&self, outputs: &[(&str, Position)], holes: &[Range<Position>], end: Position) {
+        let outputs = outputs.iter().map(|(name, at)| ((*name).to_owned(), place(*at))).collect();
+        let hole = |hole: &Range<Position>| Hole {
+            start: hole.start,
+            end: hole.end,
+            bytes: (hole.end - hole.start) * LINE,
+        };
+        let contents =
+            Contents { end: place(end), outputs, holes: holes.iter().map(hole).collect() };
+        let (found, generation) = cursors::read(&self.disk).unwrap();
+        Cursors::open(&self.disk, &found, generation)
+            .unwrap()
+            .write(&self.disk, &contents)
+            .unwrap();
+    }
+
+    fn names(&self) -> Vec<String> {
+        let segments = segment::list(&self.disk).unwrap();
+        segments.into_iter().map(segment::file_name).collect()
+    }
+
+    fn directory(&self) -> Directory {
+        on(Arc::new(self.disk.clone()))
+    }
+
+    /// Writes over a file.
+    fn put(&self, name: &str, offset: u64, bytes: &[u8]) {
+        self.disk.open(name, Access::Write).unwrap().write_at(&[bytes], offset).unwrap();
+    }
+
+    fn verify(&self) -> (Verdict, Vec<String>) {
+        verify(&self.directory())
+    }
+
+    fn export(&self, output: Option<&str>) -> (Vec<u8>, Vec<String>) {
+        export(&self.directory(), output)
+    }
+}
+
+fn header(positions: &Range<Position>, group: Position, lines: &[u8]) -> RecordHeader {
+    RecordHeader {
+        first: positions.start,
+        first_byte: positions.start * LINE,
+        received: received(positions.start),
+        length: lines.len() as u64,
+        events: positions.end - positions.start,
+        group,
+        crc: crc32c::crc32c(lines),
+    }
+}
+
+fn on(disk: Arc<dyn Disk>) -> Directory {
+    Directory { disk, root: PathBuf::from("/spool") }
+}
+
+fn verify(directory: &Directory) -> (Verdict, Vec<String>) {
+    let mut told = Vec::new();
+    let verdict = directory.verify(&mut |seen| {
+        match seen {
+            Seen::Lines(_) => panic!("nobody has asked for them"),
+            Seen::Finding(finding) => told.push(finding.to_string()),
+            Seen::Progress(done, of) => assert!((1..=of).contains(&done)),
+        }
+        Ok(())
+    });
+    let verdict = verdict.unwrap();
+    assert_eq!(verdict.findings, told.len() as u64);
+    (verdict, told)
+}
+
+fn export(directory: &Directory, output: Option<&str>) -> (Vec<u8>, Vec<String>) {
+    let (mut lines, mut told) = (Vec::new(), Vec::new());
+    let exported = directory.export(output, &mut |seen| {
+        match seen {
+            Seen::Lines(some) => {
+                assert!(!some.is_empty() && some.len() as u64 <= WINDOW);
+                lines.extend(some);
+            }
+            Seen::Finding(finding) => told.push(finding.to_string()),
+            Seen::Progress(..) => {}
+        }
+        Ok(())
+    });
+    exported.unwrap();
+    (lines, told)
+}
+
+/// All that can be seen, for comparisons.
+fn seen(directory: &Directory) -> (Vec<String>, Vec<u8>, u64) {
+    let ((lines, told), summary) = (export(directory, None), directory.summary().unwrap());
+    (told, lines, summary.end)
+}
+
+#[test]
+fn a_whole_log_is_shown_exported_and_verified_and_nothing_is_changed() {
+    let log = Log::usual();
+    let copy = log.disk.create(&format!("{QUARANTINE}/x.bad"), 77).unwrap();
+    drop(copy);
+    let changes = log.disk.changes();
+
+    let summary = log.directory().summary().unwrap();
+    let size = |name: &String| log.disk.contents(name).len() as u64;
+    assert_eq!(summary.segments, 3);
+    assert_eq!(summary.segment_bytes, log.names().iter().map(size).sum::<u64>());
+    assert_eq!((summary.first, summary.end), (0, 182));
+    assert_eq!((summary.format, summary.cursors), (1, CursorsFile::Whole));
+    assert_eq!((summary.damaged_headers, summary.quarantine), (0, (1, 77)));
+    let [fast, slow] = summary.outputs.as_slice() else { panic!("{summary:?}") };
+    assert_eq!((fast.name.as_str(), fast.events, fast.bytes), ("fast", 0, 0));
+    assert_eq!(fast.oldest, Some(Duration::ZERO));
+    assert_eq!((slow.name.as_str(), slow.events, slow.bytes), ("slow", 142, 142 * LINE));
+    // Its record holds positions 4 to 63.
+    let age = slow.oldest.expect("it can be read").as_millis();
+    assert!((999_996..1_060_000).contains(&age), "{age}");
+
+    let (verdict, told) = log.verify();
+    assert_eq!((verdict.segments, verdict.events, verdict.bytes), (3, 182, 182 * LINE));
+    assert_eq!((told, verdict.missing, verdict.unfinished), (vec![], 0, None));
+
+    assert_eq!(log.export(None), (lines(0..182), vec![]));
+    assert_eq!(log.export(Some("slow")), (lines(40..182), vec![]));
+    assert_eq!(log.export(Some("fast")), (vec![], vec![]));
+    assert_eq!(log.disk.changes(), changes);
+}
+
+#[test]
+fn an_output_is_exported_from_any_place() {
+    let log = Log::usual();
+    for at in 0..=182 {
+        log.cursors(&[("slow", at)], &[], 182);
+        assert_eq!(log.export(Some("slow")), (lines(at..182), vec![]), "from {at}");
+        let summary = log.directory().summary().unwrap();
+        assert_eq!((summary.outputs[0].events, summary.end), (182 - at, 182));
+    }
+}
+
+#[test]
+fn an_unknown_output_is_told_with_the_names_that_there_are() {
+    let log = Log::usual();
+    let error = log.directory().export(Some("a\tb"), &mut |_| Ok(())).unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains(r"output a\u{9}b ") && told.ends_with("fast, slow"), "{told}");
+    let log = Log::new(0);
+    let error = log.directory().export(Some("x"), &mut |_| Ok(())).unwrap_err();
+    assert!(error.to_string().ends_with("none"), "{error}");
+}
+
+#[test]
+fn names_are_one_printable_word() {
+    for (name, shown) in [
+        ("logstash-2", "logstash-2"),
+        ("", "\"\""),
+        ("a b", r"a\u{20}b"),
+        ("\x1b[2J\n", r"\u{1b}[2J\u{a}"),
+        ("\u{202e}x", r"\u{202e}x"),
+    ] {
+        assert_eq!(printable(name), shown);
+    }
+}
+
+#[test]
+fn a_changed_byte_costs_its_record_and_is_told_with_its_place() {
+    for (name, offset, positions) in Log::usual().records {
+        let size = RECORD_HEADER + (positions.end - positions.start) * LINE;
+        for at in [0, 9, 63, 64, size / 2, size - 1] {
+            let log = Log::usual();
+            log.disk.flip(&name, offset + at, 0x20);
+            let events = positions.end - positions.start;
+            let told =
+                format!("{name} offset {offset}: {size} bytes damaged, {events} events missing");
+            let (verdict, found) = log.verify();
+            assert_eq!(found, [told.as_str()], "byte {at}");
+            assert_eq!((verdict.events, verdict.missing), (182 - events, events));
+            let whole = [lines(0..positions.start), lines(positions.end..182)].concat();
+            assert_eq!(log.export(None), (whole, vec![told]));
+        }
+    }
+}
+
+#[test]
+fn a_changed_byte_in_a_segments_header_costs_nothing_and_is_told() {
+    for name in Log::usual().names() {
+        let log = Log::usual();
+        log.disk.flip(&name, 20, 1);
+        let (verdict, told) = log.verify();
+        assert_eq!(told, [format!("{name} offset 0: 48 bytes damaged, 0 events missing")]);
+        assert_eq!(verdict.events, 182);
+        let summary = log.directory().summary().unwrap();
+        assert_eq!((summary.damaged_headers, summary.end), (1, 182));
+        assert_eq!(summary.outputs[1].bytes, 142 * LINE);
+    }
+}
+
+#[test]
+fn records_damaged_one_after_another_are_one_place() {
+    let log = Log::usual();
+    let (name, offset, _) = log.records[4].clone();
+    log.disk.flip(&name, offset, 1);
+    log.disk.flip(&name, log.records[5].1 + 80, 1);
+    let (_, told) = log.verify();
+    let bytes = 60 * LINE + 2 * RECORD_HEADER;
+    assert_eq!(told, [format!("{name} offset {offset}: {bytes} bytes damaged, 60 events missing")]);
+}
+
+#[test]
+fn the_part_that_an_output_had_of_a_damaged_record_is_not_missing() {
+    let log = Log::usual();
+    let (name, offset, _) = log.records[2].clone();
+    log.disk.flip(&name, offset + 60, 1);
+    let (exported, told) = log.export(Some("slow"));
+    assert_eq!(exported, lines(64..182));
+    assert!(told[0].ends_with("bytes damaged, 24 events missing"), "{told:?}");
+}
+
+#[test]
+fn a_write_that_was_cut_off_is_no_damage() {
+    let log = Log::usual();
+    log.cursors(&[("fast", 132), ("slow", 40)], &[], 132);
+    for (name, offset, positions) in log.records.iter().skip(8).cloned() {
+        let end = offset + RECORD_HEADER + (positions.end - positions.start) * LINE;
+        let whole = log.disk.contents(&name);
+        // From any sector on nothing was written, or any one sector was not. What its group has behind it does not count.
+        for sector in offset / 512 + 1..end / 512 {
+            for upto in [end, (sector + 1) * 512] {
+                log.put(&name, 0, &whole);
+                let zeros = vec![0; usize::try_from(upto - sector * 512).unwrap()];
+                log.put(&name, sector * 512, &zeros);
+                let (verdict, told) = log.verify();
+                assert_eq!(told, Vec::<String>::new());
+                assert_eq!(verdict.unfinished, Some((name.clone(), offset)), "sector {sector}");
+                let kept = positions.start;
+                assert_eq!(seen(&log.directory()), (vec![], lines(0..kept), kept));
+            }
+        }
+        // What the cursors file knows of was acknowledged.
+        log.cursors(&[("fast", 182), ("slow", 40)], &[], 182);
+        let (verdict, told) = log.verify();
+        let events = positions.end - positions.start;
+        assert_eq!((verdict.unfinished, verdict.missing, told.len()), (None, events, 1));
+        assert_eq!(log.directory().summary().unwrap().end, 182);
+        log.put(&name, 0, &whole);
+        log.cursors(&[("fast", 132), ("slow", 40)], &[], 132);
+    }
+    // What a later group follows was synced.
+    let (name, offset, _) = log.records[5].clone();
+    log.put(&name, offset + 500, &[0; 600]);
+    assert_eq!(log.verify().1.len(), 1);
+}
+
+#[test]
+fn a_segment_that_was_about_to_be_made_is_no_damage() {
+    for bytes in [0, RESERVED] {
+        let mut log = Log::usual();
+        log.seal();
+        log.disk.create(&segment::file_name(log.end), bytes).unwrap();
+        let (verdict, told) = log.verify();
+        assert_eq!(told, Vec::<String>::new());
+        assert_eq!(verdict.unfinished, Some((segment::file_name(182), 0)));
+        assert_eq!(seen(&log.directory()), (vec![], lines(0..182), 182));
+        assert_eq!(log.directory().summary().unwrap().damaged_headers, 0);
+    }
+    let mut log = Log::usual();
+    log.seal();
+    let file = log.disk.create(&segment::file_name(log.end), RESERVED).unwrap();
+    file.write_at(&[b"not a header"], 0).unwrap();
+    assert_eq!(log.verify().1, Vec::<String>::new());
+    // What the cursors file knows of was in it.
+    log.cursors(&[("slow", 182)], &[], 190);
+    assert_eq!(log.verify().1.len(), 2);
+    assert_eq!(log.directory().summary().unwrap().end, 190);
+    // With records in it, its header was there.
+    let log = Log::usual();
+    let name = log.names().pop().unwrap();
+    log.put(&name, 0, &[0; SEGMENT_HEADER]);
+    let (verdict, told) = log.verify();
+    assert_eq!(told, [format!("{name} offset 0: 48 bytes damaged, 0 events missing")]);
+    assert_eq!((verdict.events, verdict.unfinished), (182, None));
+}
+
+#[test]
+fn what_a_failed_write_left_behind_is_no_damage() {
+    let mut log = Log::usual();
+    let name = log.names().pop().unwrap();
+    // Never acknowledged, and its positions were given again.
+    let lost = lines(182..200);
+    let offset = log.active.as_ref().unwrap().1.next_multiple_of(BLOCK);
+    for (head, torn) in [(true, false), (true, true), (false, true)] {
+        let mut bytes = header(&(182..200), 182, &lost).encode().to_vec();
+        bytes.extend(&lost);
+        if !head {
+            bytes[..512].fill(b'x');
+        }
+        if torn {
+            bytes[600..].fill(0);
+        }
+        log.put(&name, offset, &bytes);
+        log.active = None;
+        if log.names().len() == 3 {
+            log.segment().group(&[4]);
+        }
+        assert_eq!(log.verify().1, Vec::<String>::new());
+        assert_eq!(seen(&log.directory()), (vec![], lines(0..186), 186));
+    }
+}
+
+#[test]
+fn missing_events_are_told_as_far_as_an_output_needs_them() {
+    let gap = |start: Position, end: Position| {
+        let events = end - start;
+        vec![format!(
+            "positions {start} to {}: {events} events missing, no segment has them",
+            end - 1
+        )]
+    };
+    let remove = |log: &Log, index: usize| log.disk.remove(&log.names()[index]).unwrap();
+    // A file in the middle.
+    let log = Log::usual();
+    remove(&log, 1);
+    assert_eq!(log.verify().1, gap(65, 130));
+    assert_eq!(log.export(None), ([lines(0..65), lines(130..182)].concat(), gap(65, 130)));
+    assert_eq!(log.export(Some("slow")).1, gap(65, 130));
+    assert_eq!(log.export(Some("fast")).1, Vec::<String>::new());
+    log.cursors(&[("fast", 182), ("slow", 100)], &[], 182);
+    assert_eq!(log.verify().1, gap(100, 130));
+    log.cursors(&[("fast", 182), ("slow", 40)], std::slice::from_ref(&(65..130)), 182);
+    assert_eq!(log.verify().1, Vec::<String>::new());
+    assert_eq!(log.directory().summary().unwrap().outputs[1].events, 142 - 65);
+    // The oldest one.
+    let log = Log::usual();
+    remove(&log, 0);
+    assert_eq!(log.verify().1, gap(40, 65));
+    log.cursors(&[("slow", 65)], &[], 182);
+    assert_eq!(log.verify().1, Vec::<String>::new());
+    // The newest one, as far as it is known.
+    let log = Log::usual();
+    remove(&log, 2);
+    assert_eq!(log.verify().1, gap(130, 182));
+    // All of them.
+    remove(&log, 0);
+    remove(&log, 0);
+    assert_eq!(log.verify().1, gap(40, 182));
+    assert_eq!(log.directory().summary().unwrap().outputs[1].oldest, None);
+    log.cursors(&[("slow", 182)], &[], 182);
+    assert_eq!(log.verify().1, Vec::<String>::new());
+    // A record without a trace, which has a place, and the end of a file.
+    let log = Log::usual();
+    let (name, offset, _) = log.records[2].clone();
+    log.put(&name, offset, &vec![0; usize::try_from(RECORD_HEADER + 60 * LINE).unwrap()]);
+    let bytes = log.records[3].1 - offset;
+    let zeros = format!("{name} offset {offset}: {bytes} bytes damaged, 60 events missing");
+    assert_eq!(log.verify().1, std::slice::from_ref(&zeros));
+    let (name, offset, _) = log.records[6].clone();
+    log.disk.open(&name, Access::Write).unwrap().truncate(offset).unwrap();
+    assert_eq!(log.verify().1, [vec![zeros], gap(125, 130)].concat());
+}
+
+#[test]
+fn without_the_cursors_file_everything_is_needed() {
+    let log = Log::usual();
+    log.disk.flip(cursors::FILE, 30, 1);
+    let (verdict, told) = log.verify();
+    assert_eq!((verdict.events, told.len()), (182, 1));
+    assert!(told[0].contains("one of two slots"), "{told:?}");
+    assert_eq!(log.export(None), (lines(0..182), vec![]));
+    log.disk.flip(cursors::FILE, cursors::BYTES / 2 + 30, 1);
+    assert!(log.verify().1[0].contains("cursors: damaged"));
+    let summary = log.directory().summary().unwrap();
+    assert_eq!(
+        (summary.cursors, summary.outputs, summary.end),
+        (CursorsFile::Damaged, vec![], 182)
+    );
+    log.disk.remove(cursors::FILE).unwrap();
+    assert!(log.verify().1[0].contains("cursors: missing"));
+    log.disk.remove(&log.names()[1]).unwrap();
+    assert_eq!(log.verify().1.len(), 2);
+    assert_eq!(log.export(None).0, [lines(0..65), lines(130..182)].concat());
+    // One that was never used.
+    let log = Log::new(0);
+    assert_eq!(log.verify().1, Vec::<String>::new());
+    assert_eq!(seen(&log.directory()), (vec![], vec![], 0));
+}
+
+#[test]
+fn a_newer_version_is_refused() {
+    let log = Log::usual();
+    let name = log.names()[1].clone();
+    let mut header = log.disk.contents(&name)[..SEGMENT_HEADER].to_vec();
+    header[8] = 2;
+    let crc = crc32c::crc32c(&header[..44]);
+    header[44..].copy_from_slice(&crc.to_le_bytes());
+    log.put(&name, 0, &header);
+    let directory = log.directory();
+    let refusals = [
+        directory.summary().map(drop),
+        directory.export(None, &mut |_| Ok(())).map(drop),
+        directory.verify(&mut |_| Ok(())).map(drop),
+    ];
+    for refused in refusals {
+        let told = refused.unwrap_err().to_string();
+        assert!(told.contains(&name) && told.contains("format version 2"), "{told}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_is_told_and_passed() {
+    let log = Log::usual();
+    let closed = |nth: u64| {
+        let (at, log) = (AtomicU64::new(0), log.disk.clone());
+        busy(&log, move |disk, what| {
+            let is_second = what.starts_with("open segments/00000000000000000065");
+            if is_second && at.fetch_add(1, Ordering::Relaxed) == nth {
+                disk.fail(Operation::Open, 0, Errno::ACCESS);
+            }
+        })
+    };
+    let (verdict, told) = verify(&closed(0));
+    assert_eq!((verdict.events, verdict.missing, told.len()), (117, 65, 1));
+    assert!(told[0].contains("00065.seg: cannot be read, 65 events"), "{told:?}");
+    assert!(told[0].ends_with("; run this as the user that runs the relay, or as root"));
+    let summary = closed(0).summary().unwrap();
+    assert_eq!((summary.segments, summary.unreadable.len(), summary.end), (2, 1, 182));
+    log.disk.fail(Operation::Open, 0, Errno::ACCESS);
+    let error = log.directory().summary().unwrap_err().to_string();
+    assert!(error.starts_with("cannot read /spool/cursors: "), "{error}");
+}
+
+#[test]
+fn a_page_that_cannot_be_read_is_damage() {
+    let log = Log::usual();
+    let (name, offset, _) = log.records[4].clone();
+    log.disk.unreadable(&name, offset + 4096);
+    let (verdict, told) = log.verify();
+    assert!(told[0].starts_with(&format!("{name} offset {offset}: ")), "{told:?}");
+    assert_eq!(told.len(), 1);
+    assert!(verdict.missing >= 50 && verdict.unfinished.is_none());
+}
+
+#[test]
+fn long_records_are_told_in_parts() {
+    let mut log = Log::new(0);
+    let events = 2 * WINDOW / LINE + 1000;
+    log.segment().group(&[7, events, 3]);
+    log.cursors(&[("o", 7 + events / 2)], &[], log.end);
+    assert!(log.export(None) == (lines(0..log.end), vec![]));
+    assert!(log.export(Some("o")) == (lines(7 + events / 2..log.end), vec![]));
+    assert_eq!(log.verify().0.events, log.end);
+}
+
+#[test]
+fn a_summary_reads_headers_and_what_is_newer_than_the_cursors() {
+    let mut log = Log::new(0);
+    let events = 2 * WINDOW / LINE;
+    for _ in 0..4 {
+        log.segment().group(&[events]).group(&[events]);
+    }
+    log.cursors(&[("a", 10), ("b", 3 * events + 1), ("c", 8 * events)], &[], 8 * events);
+    let read = Arc::new(AtomicU64::new(0));
+    let directory = busy(&log.disk, {
+        let read = Arc::clone(&read);
+        move |_, what| {
+            if let Some(size) = what.strip_prefix("read segments bytes ") {
+                read.fetch_add(size.parse().unwrap(), Ordering::Relaxed);
+            }
+        }
+    });
+    let summary = directory.summary().unwrap();
+    assert_eq!(summary.end, 8 * events);
+    let read = read.load(Ordering::Relaxed);
+    assert!(read < 20 * BLOCK, "{read} bytes");
+}
+
+/// A disk on which a relay works: it may do something before each operation.
+#[derive(Clone)]
+struct Busy {
+    disk: SimulatedDisk,
+    act: Arc<Act>,
+}
+
+type Act = dyn Fn(&SimulatedDisk, &str) + Send + Sync;
+
+fn busy(
+    disk: &SimulatedDisk,
+    act: impl Fn(&SimulatedDisk, &str) + Send + Sync + 'static,
+) -> Directory {
+    on(Arc::new(Busy { disk: disk.clone(), act: Arc::new(act) }))
+}
+
+/// It does something at the n-th operation of this name, from 0.
+fn busy_at(
+    disk: &SimulatedDisk,
+    what: &'static str,
+    n: u64,
+    act: impl FnOnce(&SimulatedDisk) + Send + 'static,
+) -> Directory {
+    let (count, act) = (AtomicU64::new(0), Mutex::new(Some(act)));
+    busy(disk, move |disk, now| {
+        if now == what && count.fetch_add(1, Ordering::Relaxed) == n {
+            act.lock().unwrap().take().expect("only once")(disk);
+        }
+    })
+}
+
+impl Busy {
+    fn begin(&self, what: &str) {
+        (self.act)(&self.disk, what);
+    }
+}
+
+impl fmt::Debug for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Busy")
+    }
+}
+
+/// Of [`Busy`].
+#[derive(Debug)]
+struct BusyFile {
+    disk: Busy,
+    file: Arc<dyn File>,
+    name: String,
+}
+
+impl Disk for Busy {
+    fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        self.begin(&format!("list {directory}"));
+        self.disk.list(directory)
+    }
+
+    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
+        self.begin(&format!("open {name}"));
+        let file = self.disk.open(name, access)?;
+        Ok(Arc::new(BusyFile { disk: self.clone(), file, name: name.to_owned() }))
+    }
+
+    fn create(&self, _: &str, _: u64) -> io::Result<Arc<dyn File>> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn sync_directory(&self, _: &str) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+}
+
+impl File for BusyFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let directory = self.name.split('/').next().unwrap();
+        self.disk.begin(&format!("read {directory} bytes {}", buffer.len()));
+        if self.name == "segments/00000000000000000130.seg" && offset >= FIRST_RECORD {
+            self.disk.begin("read last");
+        }
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, _: &[&[u8]], _: u64) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn truncate(&self, _: u64) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        self.file.bytes()
+    }
+}
+
+/// Outputs go on to a place, and what none needs is deleted.
+fn deliver(log: &Arc<Mutex<Log>>, to: Position) {
+    let log = log.lock().unwrap();
+    log.cursors(&[("fast", log.end.max(to)), ("slow", to)], &[], log.end);
+    let segments = segment::list(&log.disk).unwrap();
+    for (first, next) in with_next(&segments) {
+        if next.is_some_and(|next| next <= to) {
+            log.disk.remove(&segment::file_name(first)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn segments_that_are_delivered_and_deleted_meanwhile_are_not_missing() {
+    for (to, left) in [(65, 65..182), (100, 65..182), (182, 130..182)] {
+        let at = [
+            ("open cursors", 0),
+            ("list segments", 0),
+            ("list segments", 1),
+            ("open segments/00000000000000000000.seg", 0),
+            ("open segments/00000000000000000065.seg", 0),
+            ("open segments/00000000000000000130.seg", 0),
+        ];
+        for (what, n) in at {
+            let begin = || {
+                let log = Arc::new(Mutex::new(Log::usual()));
+                let disk = log.lock().unwrap().disk.clone();
+                let directory = busy_at(&disk, what, n, {
+                    let log = Arc::clone(&log);
+                    move |_| deliver(&log, to)
+                });
+                (directory, log)
+            };
+            let (verdict, told) = verify(&begin().0);
+            assert_eq!(told, Vec::<String>::new(), "{what} {n}");
+            assert!(verdict.unfinished.is_none() && verdict.events >= left.end - left.start);
+            let (exported, told) = export(&begin().0, None);
+            assert_eq!(told, Vec::<String>::new(), "{what} {n}");
+            assert!(exported.ends_with(&lines(left.clone())), "{what} {n}");
+            let (exported, told) = export(&begin().0, Some("slow"));
+            assert_eq!(told, Vec::<String>::new(), "{what} {n}");
+            assert!(exported.ends_with(&lines(left.start.max(to)..left.end)), "{what} {n}");
+            let summary = begin().0.summary().unwrap();
+            assert_eq!((summary.end, summary.unreadable.len()), (182, 0), "{what} {n}");
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_is_deleted_and_was_needed_is_missing() {
+    let log = Log::usual();
+    let directory = busy_at(&log.disk, "open segments/00000000000000000065.seg", 0, |disk| {
+        disk.remove("segments/00000000000000000065.seg").unwrap();
+    });
+    let (_, told) = verify(&directory);
+    assert_eq!(told, ["positions 65 to 129: 65 events missing, no segment has them"]);
+}
+
+#[test]
+fn a_list_that_lacks_an_older_segment_is_made_again() {
+    // The first list begins before both are made, and has only the younger one.
+    let mut log = Log::usual();
+    log.segment().group(&[8]);
+    let hidden = log.names()[2].clone();
+    let bytes = log.disk.contents(&hidden);
+    log.disk.remove(&hidden).unwrap();
+    let directory = busy_at(&log.disk, "list segments", 1, move |disk| {
+        let file = disk.create(&hidden, bytes.len() as u64).unwrap();
+        file.write_at(&[&bytes], 0).unwrap();
+    });
+    assert_eq!(verify(&directory).1, Vec::<String>::new());
+    // What is made after the first list is not waited for.
+    let log = Arc::new(Mutex::new(Log::usual()));
+    let disk = log.lock().unwrap().disk.clone();
+    let directory = busy_at(&disk, "list segments", 1, move |_| {
+        log.lock().unwrap().segment().group(&[8]);
+    });
+    assert_eq!(export(&directory, None), (lines(0..182), vec![]));
+}
+
+#[test]
+fn a_record_that_is_being_written_is_read_again() {
+    // Parts of the last group become visible while it is read: of a record before another, and of the last one.
+    let log = Log::usual();
+    log.cursors(&[("fast", 150), ("slow", 40)], &[], 150);
+    let whole = log.disk.contents("segments/00000000000000000130.seg");
+    let cases = [
+        (8, [0..1, 10..60, 56..58, 700..1400, 0..2056, 0..2100]),
+        (9, [0..1, 10..60, 56..58, 600..602, 1000..1009, 3050..3055]),
+    ];
+    for (record, hidden) in
+        cases.iter().flat_map(|(record, hidden)| hidden.iter().map(|it| (*record, it)))
+    {
+        let (name, offset, _) = log.records[record].clone();
+        let zeros = vec![0; usize::try_from(hidden.end - hidden.start).unwrap()];
+        log.put(&name, 0, &whole);
+        log.put(&name, offset + hidden.start, &zeros);
+        // It is found damaged several times before it is whole.
+        let directory = busy_at(&log.disk, "read last", 6, {
+            let (name, whole) = (name.clone(), whole.clone());
+            move |disk| disk.open(&name, Access::Write).unwrap().write_at(&[&whole], 0).unwrap()
+        });
+        let (verdict, told) = verify(&directory);
+        assert_eq!((told, verdict.events), (vec![], 182), "{record} {hidden:?}");
+    }
+}
+
+#[test]
+fn a_header_and_cursors_that_are_being_written_are_read_again() {
+    let log = Log::usual();
+    let name = log.names().pop().unwrap();
+    let header = log.disk.contents(&name)[..SEGMENT_HEADER].to_vec();
+    log.put(&name, 0, &[0; SEGMENT_HEADER - 8]);
+    let reads = AtomicU64::new(0);
+    let directory = busy(&log.disk, move |disk, what| {
+        if what == "read segments bytes 48" && reads.fetch_add(1, Ordering::Relaxed) == 4 {
+            disk.open(&name, Access::Write).unwrap().write_at(&[&header], 0).unwrap();
+        }
+    });
+    assert_eq!(verify(&directory).1, Vec::<String>::new());
+
+    let log = Log::usual();
+    log.disk.flip(cursors::FILE, 20, 1);
+    log.disk.flip(cursors::FILE, cursors::BYTES / 2 + 20, 1);
+    let directory = busy_at(&log.disk, "open cursors", 2, |disk| {
+        disk.flip(cursors::FILE, 20, 1);
+        disk.flip(cursors::FILE, cursors::BYTES / 2 + 20, 1);
+    });
+    assert_eq!(verify(&directory).1, Vec::<String>::new());
+}
+
+#[test]
+fn a_summary_is_made_again_where_the_last_segment_has_gone() {
+    let log = Arc::new(Mutex::new(Log::usual()));
+    let disk = log.lock().unwrap().disk.clone();
+    let done = AtomicBool::new(false);
+    let directory = busy(&disk, move |_, what| {
+        let last = what == "open segments/00000000000000000130.seg";
+        if last && !done.swap(true, Ordering::Relaxed) {
+            log.lock().unwrap().segment().group(&[18]);
+            deliver(&log, 200);
+        }
+    });
+    let summary = directory.summary().unwrap();
+    assert_eq!((summary.first, summary.end, summary.segments), (182, 200, 1));
+    assert_eq!(summary.outputs[1].events, 0);
+}
+
+#[test]
+fn who_is_told_can_stop() {
+    let log = Log::usual();
+    let mut parts = 0;
+    let stopped = log.directory().export(None, &mut |seen| {
+        parts += u32::from(matches!(seen, Seen::Lines(_)));
+        if parts == 2 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+    });
+    assert!(
+        matches!(stopped, Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe)
+    );
+    assert_eq!(parts, 2);
+}
+
+#[test]
+fn what_holds_no_queue_is_told_apart() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let root = directory.path();
+    let absent = root.join("absent");
+    assert!(matches!(Directory::open(&absent), Err(Error::Absent(path)) if path == absent));
+    assert!(matches!(Directory::open(root), Err(Error::NoQueue(_))));
+    fs::write(root.join("file"), "").unwrap();
+    assert!(matches!(Directory::open(&root.join("file")), Err(Error::NoQueue(_))));
+    fs::write(root.join(SEGMENTS), "").unwrap();
+    assert!(matches!(Directory::open(root), Err(Error::NoQueue(_))));
+    fs::remove_file(root.join(SEGMENTS)).unwrap();
+    fs::create_dir(root.join(SEGMENTS)).unwrap();
+    let opened = Directory::open(root).unwrap();
+    assert_eq!(verify(&opened).1, Vec::<String>::new());
+    assert_eq!(fs::read_dir(root).unwrap().count(), 2, "nothing is made");
+}
+
+#[test]
+fn eight_gibibytes_are_summed_up_at_once() {
+    const SIZE: u64 = 64 << 20;
+    let directory = tempfile::TempDir::new().unwrap();
+    let root = directory.path();
+    fs::create_dir(root.join(SEGMENTS)).unwrap();
+    let disk = RealDisk::look(root);
+    // One long record in each, whose lines nobody has written.
+    let length = SIZE - FIRST_RECORD - RECORD_HEADER;
+    for first in 0..128 {
+        let path = root.join(segment::file_name(first));
+        fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let file = disk.open(&segment::file_name(first), Access::Write).unwrap();
+        let segment = SegmentHeader { first, first_byte: first * length, made: 1 };
+        let record = RecordHeader {
+            first,
+            first_byte: first * length,
+            received: received(first),
+            length,
+            events: 1,
+            group: first,
+            crc: 0,
+        };
+        file.write_at(&[&segment.encode()], 0).unwrap();
+        file.write_at(&[&record.encode()], FIRST_RECORD).unwrap();
+    }
+    let outputs =
+        (0..128).map(|at| (format!("o{at:03}"), Place { position: at, byte: at * length }));
+    let end = Place { position: 128, byte: 128 * length };
+    let contents = Contents { end, outputs: outputs.collect(), holes: Vec::new() };
+    Cursors::open(&disk, &Found::Nothing, 0).unwrap().write(&disk, &contents).unwrap();
+    let begun = tokio::time::Instant::now();
+    let summary = Directory::open(root).unwrap().summary().unwrap();
+    let took = begun.elapsed();
+    assert_eq!((summary.segments, summary.segment_bytes, summary.end), (128, 8 << 30, 128));
+    for (output, at) in summary.outputs.iter().zip(0..) {
+        assert_eq!((output.events, output.bytes), (128 - at, (128 - at) * length));
+        assert!(output.oldest.is_some());
+    }
+    // Its lines would take ten times as long.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}

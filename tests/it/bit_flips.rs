@@ -1,0 +1,386 @@
+//! Any byte of any file of the durable queue changed, and worse: the relay starts, delivers every other record, counts what
+//! is missing, and keeps a copy of what was damaged.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::support::PATIENCE;
+use crate::support::chance::number_from;
+use crate::support::chance::rng;
+use crate::support::metrics::Metrics;
+use crate::support::numbered::events;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::spool::BLOCK;
+use crate::support::spool::RECORD_HEADER;
+use crate::support::spool::Record;
+use crate::support::spool::SEGMENT_HEADER;
+use crate::support::spool::Spool;
+use crate::support::spool::group_behind;
+use crate::support::spool::slots;
+use crate::support::tally::Tallying;
+use crate::support::wait_until;
+
+const EVENTS: u64 = 1500;
+
+/// What one output had before: a backlog that does not start at the first record.
+const DELIVERED: u64 = 600;
+
+const QUEUE: &str = "segment_bytes = \"128KiB\"\n";
+
+fn config(spool: &Spool, ahead: &Tallying, behind: &Tallying) -> String {
+    let outputs = [ahead.output("ahead", ""), behind.output("behind", "")].concat();
+    format!("{BASE}{outputs}{}", spool.queue(QUEUE))
+}
+
+/// How the relay ended that made a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stopped,
+    Killed,
+}
+
+/// A spool of [`EVENTS`], event n at position n, all of which are waited for by `behind`, and those from [`DELIVERED`] on
+/// by `ahead`.
+fn template(end: End) -> Spool {
+    let spool = Spool::new();
+    let (mut ahead, behind) = (Tallying::tcp(), Tallying::http().closed());
+    let mut relay = Relay::start(&config(&spool, &ahead, &behind));
+    let post = |relay: &Relay, numbers: Range<u64>| {
+        let mut start = numbers.start;
+        while start < numbers.end {
+            // Records of many sizes, single events among them.
+            let events = (start % 7 * 5 + 1).min(numbers.end - start);
+            assert_eq!(relay.post(&list(0, start..start + events)).status, 200);
+            start += events;
+        }
+    };
+    post(&relay, 0..DELIVERED);
+    relay.wait_for_metrics("the first deliveries", PATIENCE, |metrics| {
+        (metrics.value("output_backlog_events", &[("output", "ahead")]) == 0.0).then_some(())
+    });
+    ahead.close();
+    post(&relay, DELIVERED..EVENTS);
+    match end {
+        End::Stopped => drop(relay.stop()),
+        End::Killed => relay.kill(),
+    }
+    assert!(spool.segments().len() >= 4, "{:?}", spool.segments());
+    let records = spool.records();
+    assert_eq!(records.first().unwrap().positions.start, 0);
+    assert!(records.windows(2).all(|two| two[0].positions.end == two[1].positions.start));
+    assert_eq!(records.last().unwrap().positions.end, EVENTS);
+    spool
+}
+
+/// What came of a damaged spool.
+struct Outcome {
+    /// Events that `behind` did not get.
+    missing: BTreeSet<u64>,
+    metrics: Metrics,
+    log: String,
+}
+
+/// Starts the relay on a damaged spool and lets it deliver everything. `what` was done to it is said when it fails; the
+/// events in `damaged` may be missing.
+fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
+    let (ahead, behind) = (Tallying::tcp(), Tallying::http());
+    let config = config(spool, &ahead, &behind);
+    let mut relay = Relay::with(&config).launch();
+    assert!(relay.listens_or_exits(1), "{what}: it does not start:\n{}", relay.log_text());
+    relay.settle(Backlog::Empty);
+    let (metrics, log) = (relay.metrics(), relay.log_text());
+    relay.stop();
+    wait_until("what was sent to be read", PATIENCE, || ahead.open() == 0);
+    let numbers = |consumer: &Tallying| -> BTreeSet<u64> {
+        consumer.tally.ids().iter().map(|id| id.number).collect()
+    };
+    let missing: BTreeSet<u64> = &(0..EVENTS).collect() - &numbers(&behind);
+    assert!(
+        missing.is_subset(damaged),
+        "{what}: undamaged events are missing: {:?}\n{log}",
+        missing.difference(damaged).collect::<Vec<_>>()
+    );
+    let missing_ahead: BTreeSet<u64> = &(DELIVERED..EVENTS).collect() - &numbers(&ahead);
+    assert!(missing_ahead.is_subset(&missing), "{what}: the outputs read different logs\n{log}");
+    let lost = |output: &str| metrics.value("error_total", &[("plugin", output)]);
+    // Of a log whose end is beyond recognition nobody knows how much it was: then it is counted from what looks like it.
+    let counted = lost("behind");
+    let exact = counted == real(missing.len());
+    let is_end = missing.contains(&(EVENTS - 1)) && what.ends_with(GARBAGE);
+    assert!(
+        exact || is_end && counted > real(missing.len()),
+        "{what}: {counted}, {missing:?}\n{log}"
+    );
+    // It may have started earlier than where it was: what it passes is counted.
+    assert!(lost("ahead") >= real(missing_ahead.len()), "{what}: {}\n{log}", lost("ahead"));
+    assert!(lost("ahead") <= lost("behind"), "{what}: {}\n{log}", lost("ahead"));
+    assert_eq!(lost("queue"), 0.0, "{what}");
+    // Where nothing is left of a file, no record of it is corrupt.
+    if !missing.is_empty() && !what.ends_with(GONE) && !what.ends_with(EMPTY) {
+        let corrupt = metrics.value("spool_corrupt_records_total", &[]);
+        assert!(corrupt > 0.0, "{what}: {missing:?} missing, and no damage counted\n{log}");
+    }
+    Outcome { missing, metrics, log }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+fn real(count: usize) -> f64 {
+    count as f64
+}
+
+/// Bytes that are always changed: of headers and lines where the log begins and ends and where an output goes on, of the
+/// headers of segments, and of both slots of the cursors.
+fn edges(spool: &Spool, records: &[Record]) -> Vec<(PathBuf, usize)> {
+    let goes_on = records.iter().find(|record| record.positions.contains(&DELIVERED));
+    let mut places = Vec::new();
+    for record in [records.first(), goes_on, records.last()].into_iter().flatten() {
+        let start = record.bytes.start;
+        for at in [start, start + 33, start + RECORD_HEADER, record.bytes.end - 1] {
+            places.push((record.segment.clone(), at));
+        }
+    }
+    let segments = spool.segments();
+    places.extend(segments.first().map(|segment| (segment.clone(), 16)));
+    places.extend(segments.last().map(|segment| (segment.clone(), 44)));
+    let cursors = PathBuf::from("cursors");
+    let bytes = std::fs::read(spool.path().join(&cursors)).expect("cursors");
+    places.extend(slots(&bytes).into_iter().map(|(slot, _)| (cursors.clone(), slot.start + 50)));
+    places
+}
+
+/// A byte of a file, by a draw that prefers what matters.
+fn place(spool: &Spool, records: &[Record], rng: &mut fastrand::Rng) -> (PathBuf, usize) {
+    // Where the log ends, where outputs go on, and anywhere.
+    let record = match rng.u32(..6) {
+        0 => records.last(),
+        1 => records.first(),
+        2 => records.iter().find(|record| record.positions.contains(&DELIVERED)),
+        _ => records.get(rng.usize(..records.len())),
+    };
+    let record = record.expect("a record");
+    let segments = spool.segments();
+    let segment = segments[rng.usize(..segments.len())].clone();
+    match rng.u32(..6) {
+        0 => (record.segment.clone(), rng.usize(record.bytes.clone())),
+        1 => (record.segment.clone(), record.bytes.start + rng.usize(..RECORD_HEADER)),
+        2 => (segment, rng.usize(..SEGMENT_HEADER)),
+        3 => {
+            let cursors = PathBuf::from("cursors");
+            let bytes = std::fs::read(spool.path().join(&cursors)).expect("cursors");
+            let (slot, _) = slots(&bytes)[rng.usize(..2)].clone();
+            (cursors, rng.usize(slot))
+        }
+        _ => {
+            let files = spool.files();
+            let mut files = files.into_iter().filter(|(_, file)| !file.bytes.is_empty());
+            let nth = rng.usize(..files.by_ref().count().max(1));
+            let (path, file) = spool
+                .files()
+                .into_iter()
+                .filter(|(_, file)| !file.bytes.is_empty())
+                .nth(nth)
+                .expect("as counted");
+            (path, rng.usize(..file.bytes.len()))
+        }
+    }
+}
+
+fn flips(end: End) {
+    let mut rng = rng();
+    let template = template(end);
+    let records = template.records();
+    let count = number_from("KUBE_AUDIT_FORWARDER_FLIPS", 50) / 2;
+    let count = usize::try_from(count).expect("a count");
+    let mut with_losses = 0;
+    let mut places = edges(&template, &records);
+    while places.len() < count {
+        places.push(place(&template, &records, &mut rng));
+    }
+    for (round, (file, at)) in places.into_iter().enumerate() {
+        let mask = rng.u8(1..);
+        let spool = template.copy();
+        spool.edit(&file, |bytes| bytes[at] ^= mask);
+        let hit = |record: &&Record| record.segment == file && record.bytes.contains(&at);
+        let record = records.iter().find(hit);
+        let damaged =
+            record.map_or_else(BTreeSet::new, |record| record.positions.clone().collect());
+        let what = format!("{end:?}, {} byte {at} ^ {mask:#04x}, in {record:?}", file.display());
+        let outcome = deliver(&spool, &what, &damaged);
+        // Nothing but its own bytes can tell that a record was damaged.
+        assert_eq!(outcome.missing, damaged, "{what}: delivered all the same\n{}", outcome.log);
+        if let Some(record) = record {
+            with_losses += 1;
+            let damaged = std::fs::read(template.path().join(&file)).unwrap();
+            let around =
+                at.saturating_sub(20).max(record.bytes.start)..(at + 20).min(record.bytes.end);
+            let mut around_it = damaged[around.clone()].to_vec();
+            around_it[at - around.start] ^= mask;
+            let kept = |file: &Vec<u8>| memchr::memmem::find(file, &around_it).is_some();
+            let copies = spool.quarantined();
+            assert!(copies.iter().any(kept), "{what}: not among {} copies", copies.len());
+            let name = file.file_stem().unwrap().to_str().unwrap();
+            let told = name.trim_start_matches('0');
+            assert!(outcome.log.contains(told), "{what}: the log names the segment");
+        }
+        if round % 6 == 0 {
+            assert_counted_once(&spool, &what);
+        }
+    }
+    eprintln!("{count} flips of a spool that was {end:?}: {with_losses} records lost and counted");
+}
+
+/// The next start finds nothing left to deliver, and counts no damage again for it.
+fn assert_counted_once(spool: &Spool, what: &str) {
+    let (ahead, behind) = (Tallying::tcp(), Tallying::http());
+    let relay = Relay::start(&config(spool, &ahead, &behind));
+    let metrics = relay.metrics();
+    assert_eq!(metrics.sum("output_start_events"), 0.0, "{what}: {}", relay.log_text());
+    assert_eq!(metrics.sum("error_total"), 0.0, "{what}: {}", relay.log_text());
+    assert_eq!(relay.post(&list(0, EVENTS..EVENTS + 10)).status, 200);
+    relay.finish(Backlog::Empty);
+    wait_until("what was sent to be read", PATIENCE, || ahead.open() == 0);
+    assert_eq!((ahead.tally.count(), behind.tally.count()), (10, 10), "{what}");
+}
+
+#[test]
+fn a_changed_byte_after_a_clean_stop_costs_its_record_at_most() {
+    flips(End::Stopped);
+}
+
+#[test]
+fn a_changed_byte_after_a_kill_costs_its_record_at_most() {
+    flips(End::Killed);
+}
+
+/// What was done to a segment: it was removed.
+const GONE: &str = "gone";
+
+/// Or overwritten with random bytes.
+const GARBAGE: &str = "garbage";
+
+/// Or cut to nothing.
+const EMPTY: &str = "empty";
+
+/// The positions that this segment holds.
+fn positions(records: &[Record], segment: &Path) -> BTreeSet<u64> {
+    let of_segment = records.iter().filter(|record| record.segment == segment);
+    of_segment.flat_map(|record| record.positions.clone()).collect()
+}
+
+#[test]
+fn a_segment_that_is_gone_or_beyond_recognition_costs_its_events_at_most() {
+    let template = template(End::Stopped);
+    let records = template.records();
+    let segments = template.segments();
+    let mut rng = rng();
+    for segment in [&segments[0], &segments[1], segments.last().unwrap()] {
+        let damaged = positions(&records, segment);
+        let whole = |what: &str| format!("{}: {what}", segment.display());
+
+        let spool = template.copy();
+        std::fs::remove_file(spool.path().join(segment)).unwrap();
+        let missing = deliver(&spool, &whole(GONE), &damaged).missing;
+        assert_eq!(missing, damaged, "{}", whole(GONE));
+        assert_counted_once(&spool, &whole(GONE));
+
+        let of_segment: Vec<&Record> =
+            records.iter().filter(|record| record.segment == *segment).collect();
+        let record = of_segment[of_segment.len() / 2];
+        // Within its lines: the record shows that something is missing.
+        let half = record.bytes.end - 10;
+        for (what, length) in [(EMPTY, 0), ("a piece of its header", 17), ("half", half)] {
+            let spool = template.copy();
+            spool.edit(segment, |bytes| bytes.truncate(length));
+            deliver(&spool, &whole(what), &damaged);
+            assert_counted_once(&spool, &whole(what));
+        }
+
+        let spool = template.copy();
+        spool.edit(segment, |bytes| bytes.fill_with_random(&mut rng));
+        let missing = deliver(&spool, &whole(GARBAGE), &damaged).missing;
+        assert_eq!(missing, damaged, "{}", whole(GARBAGE));
+        assert_counted_once(&spool, &whole(GARBAGE));
+
+        let spool = template.copy();
+        spool.edit(segment, |bytes| bytes.fill(0));
+        let missing = deliver(&spool, &whole("zeros"), &damaged).missing;
+        assert_eq!(missing, damaged, "{}", whole("zeros"));
+        assert_counted_once(&spool, &whole("zeros"));
+    }
+}
+
+trait FillWithRandom {
+    fn fill_with_random(&mut self, rng: &mut fastrand::Rng);
+}
+
+impl FillWithRandom for Vec<u8> {
+    fn fill_with_random(&mut self, rng: &mut fastrand::Rng) {
+        rng.fill(self);
+    }
+}
+
+#[test]
+fn what_is_not_of_the_queue_is_left_alone() {
+    let spool = template(End::Stopped);
+    let strange = ["segments/lost+found/file", "segments/readme.txt", "segments/7.seg", "note"];
+    for path in strange {
+        let path = spool.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "somebody's").unwrap();
+    }
+    let outcome = deliver(&spool, "strange files", &BTreeSet::new());
+    assert_eq!(outcome.metrics.value("spool_corrupt_records_total", &[]), 0.0, "{}", outcome.log);
+    for path in strange {
+        assert_eq!(std::fs::read(spool.path().join(path)).unwrap(), b"somebody's", "{path}");
+    }
+}
+
+#[test]
+fn a_write_that_was_not_finished_costs_nothing() {
+    let template = template(End::Killed);
+    let records = template.records();
+    let last = records.last().unwrap();
+    let lines = |numbers: Range<u64>| {
+        let line = |event: Vec<u8>| [&event[..], b"\n"].concat();
+        events(0, numbers).into_iter().flat_map(line).collect::<Vec<u8>>()
+    };
+    let (first, second) = (lines(EVENTS..EVENTS + 100), lines(EVENTS + 100..EVENTS + 150));
+    let at = last.bytes.end.next_multiple_of(BLOCK);
+    let write = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let spool = template.copy();
+        spool.edit(&last.segment, |bytes| {
+            let mut group = group_behind(&bytes[last.bytes.start..], &[&first, &second]);
+            let length = group.len();
+            change(&mut group);
+            // Where it has become shorter, the file ends there; else what was reserved follows.
+            bytes.resize(bytes.len().max(at + length), 0);
+            bytes[at..at + group.len()].copy_from_slice(&group);
+            if group.len() < length {
+                bytes.truncate(at + group.len());
+            }
+        });
+        let outcome = deliver(&spool, what, &BTreeSet::new());
+        let corrupt = outcome.metrics.value("spool_corrupt_records_total", &[]);
+        assert_eq!(corrupt, 0.0, "{what}: nobody was told of it\n{}", outcome.log);
+        assert!(spool.quarantined().is_empty(), "{what}: it was never in the queue");
+        assert_counted_once(&spool, what);
+    };
+    write("all of it, but not synced", &|_| {});
+    write("cut in its header", &|group| group.truncate(20));
+    write("cut behind its header", &|group| group.truncate(RECORD_HEADER));
+    write("cut in its lines", &|group| group.truncate(first.len() / 2));
+    write("cut in its second record", &|group| group.truncate(group.len() - 100));
+    for sectors in [0..1, 1..2, 0..4, 9..20] {
+        let zeros = sectors.start * 512..sectors.end * 512;
+        write(&format!("without its sectors {sectors:?}"), &|group| group[zeros.clone()].fill(0));
+    }
+    write("without its second half", &|group| {
+        let half = group.len() / 2 / 512 * 512;
+        group[half..].fill(0);
+    });
+}

@@ -1,0 +1,544 @@
+//! `queue inspect`, `queue export` and `queue verify`: what they say of a directory, beside a running relay, after its end and
+//! after its death; and that they change nothing.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::spawn_command;
+use crate::support::requests::QUICK;
+use crate::support::requests::accepted_events;
+use crate::support::requests::received_events;
+use crate::support::wait_until;
+
+/// A queue's directory, in one that goes with it.
+struct Spool {
+    parent: TempDir,
+}
+
+/// What can be seen of a file.
+type Seen = (Vec<u8>, u32, (i64, i64), u64);
+
+impl Spool {
+    fn new() -> Self {
+        Self { parent: TempDir::new().unwrap() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.parent.path().join("spool")
+    }
+
+    /// A config with it, small segments, and these outputs, by name and where they send to.
+    fn config(&self, more: &str, outputs: &[(&str, &str)]) -> String {
+        let directory = self.path();
+        let mut config = format!(
+            "{BASE}[queue]\ndirectory = {directory:?}\nsegment_bytes = \"64KiB\"\n{more}\n"
+        );
+        for (name, to) in outputs {
+            let output = format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\n");
+            config
+                .push_str(&format!("{output}urls = [\"http://{to}/\"]\nconcurrency = 1\n{QUICK}"));
+            config.push_str("batch = { max_events = 20 }\n");
+        }
+        config
+    }
+
+    fn files(&self) -> BTreeMap<PathBuf, Seen> {
+        let (mut files, mut folders) = (BTreeMap::new(), vec![self.path()]);
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                let metadata = path.symlink_metadata().unwrap();
+                if metadata.is_dir() {
+                    folders.push(path.clone());
+                }
+                let bytes = std::fs::read(&path).unwrap_or_default();
+                let times = (metadata.mtime(), metadata.mtime_nsec());
+                files.insert(path, (bytes, metadata.mode(), times, metadata.len()));
+            }
+        }
+        files
+    }
+
+    /// Paths of the segments, oldest first.
+    fn segments(&self) -> Vec<PathBuf> {
+        let segments = std::fs::read_dir(self.path().join("segments")).unwrap();
+        let mut segments: Vec<PathBuf> = segments.map(|entry| entry.unwrap().path()).collect();
+        segments.sort();
+        segments
+    }
+
+    /// `queue` with these words behind it: status, stdout and stderr.
+    fn queue(&self, words: &[&str]) -> (Option<i32>, Vec<u8>, String) {
+        split(run_command(&[&["queue"], words].concat(), self.parent.path()))
+    }
+
+    fn inspect(&self) -> serde_json::Value {
+        let (code, stdout, stderr) = self.queue(&["inspect", "--json", "spool"]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        serde_json::from_slice(&stdout).unwrap()
+    }
+
+    /// Where nothing is damaged: what is said.
+    fn verify(&self) -> String {
+        let (code, stdout, stderr) = self.queue(&["verify", "spool"]);
+        let stdout = String::from_utf8(stdout).unwrap();
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+        assert!(stdout.lines().count() == 1 && stdout.contains(" bytes: whole"), "{stdout}");
+        stdout
+    }
+
+    /// Where nothing is damaged: the events.
+    fn export(&self, more: &[&str]) -> Vec<Vec<u8>> {
+        let (code, stdout, stderr) = self.queue(&[&["export", "spool"], more].concat());
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        lines_of(&stdout)
+    }
+}
+
+fn split(output: Output) -> (Option<i32>, Vec<u8>, String) {
+    (output.status.code(), output.stdout, String::from_utf8(output.stderr).unwrap())
+}
+
+fn lines_of(stdout: &[u8]) -> Vec<Vec<u8>> {
+    let mut lines: Vec<Vec<u8>> = stdout.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+    assert_eq!(lines.pop().as_deref(), Some(&b""[..]), "the last line has no end");
+    lines
+}
+
+/// Ends it in order.
+fn stop(mut relay: Relay) {
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0));
+}
+
+/// POSTs so many batches: their events.
+fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
+    let mut events = Vec::new();
+    for seed in seeds {
+        let batch = generated_batch(seed, 25, 900);
+        assert_eq!(relay.post(&batch).status, 200);
+        events.extend(events_of(&batch));
+    }
+    events
+}
+
+/// Nobody is there.
+const DEAD: &str = "127.0.0.1:1";
+
+/// A queue that was stopped with a backlog, and its events.
+fn stopped(batches: u64) -> (Spool, Vec<Vec<u8>>) {
+    let spool = Spool::new();
+    let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
+    let events = post(&relay, 0..batches);
+    stop(relay);
+    (spool, events)
+}
+
+/// Senders that post as long as they live, and the events that were answered 200.
+struct Load {
+    accepted: Arc<Mutex<Vec<Vec<u8>>>>,
+    over: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn on(relay: &Relay) -> Self {
+        let (accepted, over) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<AtomicBool>::default());
+        let address = relay.address();
+        let send = |sender: u64| {
+            let (accepted, over) = (Arc::clone(&accepted), Arc::clone(&over));
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address).unwrap();
+                for seed in 0.. {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let events = [1, 40, 7, 90][usize::try_from(seed % 4).unwrap()];
+                    let batch = generated_batch(sender << 32 | seed, events, 700);
+                    match client.post("/audit", "application/json", &batch).map(|it| it.status) {
+                        Ok(200) => accepted.lock().unwrap().extend(events_of(&batch)),
+                        Ok(429) => {}
+                        // The relay was killed.
+                        Err(_) => return,
+                        Ok(status) => panic!("answered {status}"),
+                    }
+                    std::thread::sleep(Duration::from_millis(15));
+                }
+            })
+        };
+        let threads = (0..2).map(send).collect();
+        Self { accepted, over, threads }
+    }
+
+    fn accepted(&self) -> Vec<Vec<u8>> {
+        self.accepted.lock().unwrap().clone()
+    }
+
+    fn end(self) -> Vec<Vec<u8>> {
+        self.over.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        self.accepted.lock().unwrap().clone()
+    }
+}
+
+fn assert_holds(exported: &[Vec<u8>], expected: &[Vec<u8>], delivered: &[Vec<u8>]) {
+    let there: BTreeSet<&[u8]> = exported.iter().chain(delivered).map(Vec::as_slice).collect();
+    let missing = expected.iter().filter(|event| !there.contains(event.as_slice())).count();
+    assert_eq!(missing, 0, "of {} events", expected.len());
+}
+
+/// How long the commands run beside a relay, at least; and so often.
+const BESIDE: (Duration, u32) = (Duration::from_secs(4), 6);
+
+#[test]
+fn beside_a_relay_that_writes_and_deletes_nothing_is_damaged_or_missing() {
+    let spool = Spool::new();
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(3)));
+    let address = sink.address().to_string();
+    let relay = Relay::start(&spool.config("max_bytes = \"16MiB\"", &[("consumer", &address)]));
+    let load = Load::on(&relay);
+    wait_until("a deleted segment", PATIENCE, || spool.inspect()["first_position"] != 0);
+    let (begun, mut rounds, mut firsts) = (Instant::now(), 0, BTreeSet::new());
+    while begun.elapsed() < BESIDE.0 || rounds < BESIDE.1 {
+        rounds += 1;
+        let before = load.accepted();
+        let exported = spool.export(&[]);
+        assert_holds(&exported, &before, &received_events(&sink));
+        let before = load.accepted();
+        let exported = spool.export(&["--output", "consumer"]);
+        assert_holds(&exported, &before, &accepted_events(&sink));
+        spool.verify();
+        let before = load.accepted().len() as u64;
+        let told = spool.inspect();
+        assert!(told["end_position"].as_u64().unwrap() >= before, "{before}: {told}");
+        assert_eq!((&told["damaged_headers"], &told["cursors"]), (&0.into(), &"whole".into()));
+        firsts.insert(told["first_position"].as_u64().unwrap());
+    }
+    assert!(firsts.len() > 2, "no segment was deleted: {firsts:?}");
+    load.end();
+    relay.wait_until_delivered(PATIENCE * 2);
+    stop(relay);
+    let told = spool.inspect();
+    assert_eq!(told["outputs"][0]["backlog_events"], 0);
+    spool.verify();
+}
+
+#[test]
+fn beside_a_relay_that_drops_the_oldest_nothing_is_missing() {
+    let spool = Spool::new();
+    let more = "max_bytes = \"512KiB\"\nwhen_full = \"drop_oldest\"";
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(100)));
+    let address = sink.address().to_string();
+    let relay = Relay::start(&spool.config(more, &[("dead", DEAD), ("slow", &address)]));
+    let load = Load::on(&relay);
+    wait_until("a dropped segment", PATIENCE, || spool.inspect()["first_position"] != 0);
+    let (begun, mut rounds) = (Instant::now(), 0);
+    while begun.elapsed() < BESIDE.0 || rounds < BESIDE.1 {
+        rounds += 1;
+        spool.verify();
+        spool.export(&[]);
+        spool.export(&["--output", "dead"]);
+        spool.inspect();
+    }
+    load.end();
+    stop(relay);
+    spool.verify();
+    assert!(relay_lost_some(&spool), "nothing was dropped");
+}
+
+/// Whether positions are gone that the slowest output had not got.
+fn relay_lost_some(spool: &Spool) -> bool {
+    spool.inspect()["first_position"].as_u64().unwrap() > 0
+}
+
+#[test]
+fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
+    let spool = Spool::new();
+    let sink = HttpSink::accepting();
+    let address = sink.address().to_string();
+    let relay = Relay::start(&spool.config("", &[("consumer", &address), ("dead", DEAD)]));
+    let events = post(&relay, 0..12);
+    wait_until("the events", PATIENCE, || accepted_events(&sink).len() == events.len());
+    let begun = Instant::now();
+    stop(relay);
+
+    let before = spool.files();
+    let told = spool.inspect();
+    let bytes: usize = events.iter().map(|event| event.len() + 1).sum();
+    assert_eq!(told["format_version"], 1);
+    assert_eq!((&told["first_position"], &told["end_position"]), (&0.into(), &300.into()));
+    assert_eq!(told["segments"], spool.segments().len());
+    let size = |path: &PathBuf| path.metadata().unwrap().len();
+    assert_eq!(told["segment_bytes"], spool.segments().iter().map(size).sum::<u64>());
+    let [consumer, dead] = told["outputs"].as_array().unwrap().as_slice() else { panic!("{told}") };
+    assert_eq!((&consumer["name"], &consumer["backlog_events"]), (&"consumer".into(), &0.into()));
+    assert_eq!((&dead["name"], &dead["backlog_events"]), (&"dead".into(), &300.into()));
+    assert_eq!(dead["backlog_bytes"], bytes);
+    let age = dead["oldest_age_seconds"].as_f64().unwrap();
+    assert!(age >= begun.elapsed().as_secs_f64() - 0.01 && age < 600.0, "{age}");
+
+    // The table: one line for an output, to be cut by a script.
+    let (code, table, stderr) = spool.queue(&["inspect", "spool"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let table = String::from_utf8(table).unwrap();
+    let words: Vec<Vec<&str>> =
+        table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(words[0], ["OUTPUT", "EVENTS", "BYTES", "AGE_SECONDS"]);
+    assert_eq!(words[1], ["consumer", "0", "0", "0"]);
+    assert_eq!(words[2][..3], ["dead", "300", &bytes.to_string()]);
+    assert!(words[3].is_empty() && words.contains(&vec!["end_position", "300"]), "{table}");
+
+    assert!(spool.export(&[]) == events);
+    assert!(spool.export(&["--output", "dead"]) == events);
+    assert!(spool.export(&["--output", "consumer"]).is_empty());
+    assert_eq!(
+        spool.verify().split(" bytes").next().unwrap().split(", ").nth(1),
+        Some("300 events")
+    );
+    assert!(spool.files() == before, "a file was changed");
+}
+
+#[test]
+fn after_a_kill_in_the_middle_of_writes_nothing_is_damaged() {
+    for round in 0..3 {
+        let spool = Spool::new();
+        let mut relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
+        let load = Load::on(&relay);
+        wait_until("some events", PATIENCE, || load.accepted().len() > 100 * (round + 1));
+        relay.signal(libc::SIGKILL);
+        relay.wait();
+        let accepted = load.end();
+        let before = spool.files();
+        let exported = spool.export(&[]);
+        assert_holds(&exported, &accepted, &[]);
+        spool.verify();
+        let told = spool.inspect();
+        assert_eq!(told["end_position"], exported.len());
+        assert_eq!(told["outputs"][0]["backlog_events"], exported.len());
+        assert!(spool.files() == before, "a file was changed");
+        // The next start sees the same.
+        let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
+        let again = spool.export(&[]);
+        assert!(again == exported);
+        stop(relay);
+    }
+}
+
+#[test]
+fn changed_bytes_are_told_with_their_place_and_cost_nothing_else() {
+    let (spool, events) = stopped(12);
+    let segment = spool.segments()[1].clone();
+    let whole = std::fs::read(&segment).unwrap();
+    let name = format!("segments/{}", segment.file_name().unwrap().to_str().unwrap());
+    let first: usize = segment.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    // In its first record, of 25 events, which is at 4096.
+    for at in [4096, 4130, 4200, 20_000] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&segment, bytes).unwrap();
+        let before = spool.files();
+        let (code, stdout, stderr) = spool.queue(&["verify", "spool"]);
+        let stdout = String::from_utf8(stdout).unwrap();
+        assert_eq!((code, stderr.as_str()), (Some(1), ""));
+        let place = stdout.lines().next().unwrap();
+        assert!(place.starts_with(&format!("{name} offset 4096: ")), "{stdout}");
+        assert!(place.ends_with(" bytes damaged, 25 events missing"), "{stdout}");
+        let summary = stdout.lines().nth(1).unwrap();
+        assert!(summary.contains(", 275 events, ") && stdout.lines().count() == 2, "{stdout}");
+
+        let (code, exported, stderr) = spool.queue(&["export", "spool"]);
+        assert_eq!((code, stderr.trim_end()), (Some(1), place));
+        assert!(lines_of(&exported) == [&events[..first], &events[first + 25..]].concat());
+        spool.inspect();
+        assert!(spool.files() == before, "a file was changed");
+    }
+    std::fs::remove_file(&segment).unwrap();
+    let (code, stdout, _) = spool.queue(&["verify", "spool"]);
+    let stdout = String::from_utf8(stdout).unwrap();
+    assert!(stdout.starts_with(&format!("positions {first} to ")), "{stdout}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn a_read_only_mount_is_enough() {
+    let (spool, events) = stopped(6);
+    let before = spool.files();
+    for (words, wanted) in [("inspect", "dead    150 "), ("verify", ": whole"), ("export", "")] {
+        let script = "mount --bind spool spool && mount -o remount,bind,ro spool && ! touch spool/x && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        if !is_root(&spool.path()) {
+            command.arg("--map-root-user");
+        }
+        command.args([
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_kube-audit-forwarder"),
+        ]);
+        command.args(["queue", words, "spool"]).current_dir(spool.parent.path());
+        let (code, stdout, stderr) = split(command.output().unwrap());
+        assert_eq!(code, Some(0), "{words}: {stderr}");
+        assert!(String::from_utf8_lossy(&stdout).contains(wanted), "{words}");
+        assert!(words != "export" || lines_of(&stdout) == events);
+    }
+    assert!(spool.files() == before, "a file was changed");
+}
+
+/// By the owner of what this process has made.
+fn is_root(made: &Path) -> bool {
+    made.metadata().unwrap().uid() == 0
+}
+
+/// Runs without what lets root read everything.
+fn as_anybody(words: &[&str], directory: &Path) -> (Option<i32>, Vec<u8>, String) {
+    let capabilities = "-dac_override,-dac_read_search";
+    let mut command = Command::new("setpriv");
+    if is_root(directory) {
+        command.args(["--inh-caps", capabilities, "--bounding-set", capabilities]);
+    }
+    command.arg(env!("CARGO_BIN_EXE_kube-audit-forwarder")).args(words).current_dir(directory);
+    split(command.output().unwrap())
+}
+
+#[test]
+fn what_may_not_be_read_is_told_with_the_remedy_and_the_rest_is_read() {
+    let (spool, events) = stopped(6);
+    let segments = spool.segments();
+    let lacks =
+        |path: &Path| std::fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
+    lacks(&segments[0]);
+    let second: usize = segments[1].file_stem().unwrap().to_str().unwrap().parse().unwrap();
+    for command in ["inspect", "verify", "export"] {
+        let (code, stdout, stderr) = as_anybody(&["queue", command, "spool"], spool.parent.path());
+        let stdout = String::from_utf8(stdout).unwrap();
+        assert_eq!(code, Some(1), "{command}: {stdout}{stderr}");
+        let told = if command == "verify" { &stdout } else { &stderr };
+        assert!(told.contains("00000.seg: cannot be read") && told.contains("as root"), "{told}");
+        match command {
+            "inspect" => assert!(stdout.contains("dead    150 "), "{stdout}"),
+            "verify" => {
+                assert!(stdout.contains(&format!(", {} events, ", 150 - second)), "{stdout}")
+            }
+            _ => assert!(lines_of(stdout.as_bytes()) == events[second..]),
+        }
+    }
+    for closed in ["cursors", "segments", ""] {
+        lacks(&spool.path().join(closed));
+        for command in ["inspect", "verify", "export"] {
+            let (code, stdout, stderr) =
+                as_anybody(&["queue", command, "spool"], spool.parent.path());
+            assert_eq!(
+                (code, stdout.as_slice()),
+                (Some(1), &b""[..]),
+                "{command} {closed}: {stderr}"
+            );
+            assert!(stderr.contains("cannot read spool") && stderr.contains("as root"), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        }
+    }
+    std::fs::set_permissions(spool.path(), Permissions::from_mode(0o700)).unwrap();
+    std::fs::set_permissions(spool.path().join("segments"), Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn what_is_no_queue_or_a_newer_one_is_told_in_one_line() {
+    let (spool, _) = stopped(1);
+    std::fs::create_dir(spool.parent.path().join("empty")).unwrap();
+    std::fs::write(spool.parent.path().join("file"), "x").unwrap();
+    let newer = spool.segments()[0].clone();
+    let mut bytes = std::fs::read(&newer).unwrap();
+    bytes[8] = 2;
+    let crc = crc32c::crc32c(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&newer, bytes).unwrap();
+    for command in ["inspect", "verify", "export"] {
+        for (directory, told) in [
+            ("absent", "there is no such directory"),
+            ("empty", "holds no queue"),
+            ("file", "holds no queue"),
+            ("spool", "has format version 2, this program reads 1"),
+        ] {
+            let (code, stdout, stderr) = spool.queue(&[command, directory]);
+            assert_eq!((code, stdout.as_slice()), (Some(1), &b""[..]), "{command} {directory}");
+            assert!(stderr.contains(directory) && stderr.contains(told), "{stderr}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(spool.parent.path().join("empty")).unwrap().collect();
+    assert!(left.is_empty(), "something was made");
+}
+
+#[test]
+fn wrong_usage_of_queue_ends_with_2() {
+    let (spool, _) = stopped(1);
+    for words in [&[][..], &["inspect"], &["look", "spool"], &["export", "spool", "--output"]] {
+        let (code, stdout, stderr) = spool.queue(words);
+        assert_eq!((code, stdout.as_slice()), (Some(2), &b""[..]), "{words:?}");
+        assert!(!stderr.is_empty());
+    }
+    let (code, stdout, stderr) = spool.queue(&["export", "spool", "--output", "nobody"]);
+    assert_eq!((code, stdout.as_slice()), (Some(2), &b""[..]));
+    assert!(stderr.contains("no output nobody") && stderr.contains("which has: dead"), "{stderr}");
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let (spool, events) = stopped(40);
+    let mut child = spawn_command(&["queue", "export", "spool"], spool.parent.path(), &[]);
+    let mut stdout = child.take_stdout();
+    let mut first = vec![0; events[0].len() + 1];
+    stdout.read_exact(&mut first).unwrap();
+    drop(stdout);
+    let (status, stderr) = child.wait();
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+    assert!(first.strip_suffix(b"\n") == Some(&events[0]));
+}
+
+#[test]
+fn a_relay_starts_while_its_directory_is_read() {
+    let (spool, events) = stopped(40);
+    // It fills the pipe, and waits for its reader.
+    let mut child = spawn_command(&["queue", "export", "spool"], spool.parent.path(), &[]);
+    let mut stdout = child.take_stdout();
+    let mut exported = vec![0; 1];
+    stdout.read_exact(&mut exported).unwrap();
+    let sink = HttpSink::accepting();
+    let address = sink.address().to_string();
+    let relay = Relay::start(&spool.config("", &[("dead", &address)]));
+    relay.wait_until_delivered(PATIENCE);
+    post(&relay, 100..101);
+    wait_until("deletes", PATIENCE, || spool.segments().len() == 1);
+    stdout.read_to_end(&mut exported).unwrap();
+    let (status, stderr) = child.wait();
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+    // What was delivered meanwhile may be left out.
+    assert_holds(&lines_of(&exported), &events, &accepted_events(&sink));
+    stop(relay);
+}

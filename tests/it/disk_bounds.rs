@@ -1,0 +1,389 @@
+//! `queue.max_bytes` on disk, and the fixed cache in memory, whatever the backlog.
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::answers::assert_refusal;
+use crate::support::chance::rng;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::to_sink;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::server::Options;
+use crate::support::server::Server;
+use crate::support::spool::Spool;
+use crate::support::spool::Usage;
+use crate::support::tally::Tallying;
+use crate::support::tally::accepted_ids;
+use crate::support::text;
+use crate::support::wait_until;
+
+const MIB: u64 = 1024 * 1024;
+
+/// A thread that looks at what a directory takes up all the time.
+struct Watch {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Usage>,
+}
+
+impl Watch {
+    fn over(spool: &Spool) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let (told, spool) = (Arc::clone(&over), Spool::at(spool.path().to_owned()));
+        let thread = std::thread::spawn(move || {
+            let mut most = Usage { lengths: 0, allocated: 0 };
+            while !told.load(Ordering::SeqCst) {
+                let now = spool.usage();
+                most.lengths = most.lengths.max(now.lengths);
+                most.allocated = most.allocated.max(now.allocated);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            most
+        });
+        Self { over, thread }
+    }
+
+    /// The most it was.
+    fn most(self) -> Usage {
+        self.over.store(true, Ordering::SeqCst);
+        self.thread.join().expect("looking does not panic")
+    }
+}
+
+fn assert_within(usage: Usage, bytes: u64) {
+    assert!(usage.lengths <= bytes, "{usage:?}, allowed are {bytes}");
+    assert!(usage.allocated <= bytes, "{usage:?}, allowed are {bytes}");
+    assert!(usage.lengths > bytes / 2, "{usage:?}: far from full, nothing was tested");
+}
+
+const MAX: u64 = 8 * MIB;
+
+/// A queue of [`MAX`] bytes.
+fn queue(spool: &Spool, more: &str) -> String {
+    spool.queue(&format!("max_bytes = {MAX}\nsegment_bytes = \"1MiB\"\n{more}"))
+}
+
+/// What senders were answered who posted 400 events of sender `n` each, all at once.
+struct Posted {
+    /// By sender, the numbers of the batches.
+    accepted: Vec<(u32, u64)>,
+    refused: u32,
+}
+
+impl Posted {
+    fn events(&self) -> u64 {
+        self.accepted.len() as u64 * 400
+    }
+}
+
+/// Four senders post this many batches of about 200 KB each.
+fn overload(address: SocketAddr, first: u32, batches: u64) -> Posted {
+    let senders: Vec<_> = (first..first + 4)
+        .map(|sender| {
+            std::thread::spawn(move || {
+                let mut client = Client::connect(address).unwrap();
+                let mut posted = Posted { accepted: Vec::new(), refused: 0 };
+                for batch in 0..batches {
+                    let body = list(sender, batch * 400..(batch + 1) * 400);
+                    let answer = client.post("/audit", "application/json", &body).unwrap();
+                    match answer.status {
+                        200 => posted.accepted.push((sender, batch)),
+                        _ => {
+                            assert_refusal(&answer, 429);
+                            posted.refused += 1;
+                        }
+                    }
+                }
+                posted
+            })
+        })
+        .collect();
+    let mut posted = Posted { accepted: Vec::new(), refused: 0 };
+    for sender in senders {
+        let of_sender = sender.join().unwrap();
+        posted.accepted.extend(of_sender.accepted);
+        posted.refused += of_sender.refused;
+    }
+    posted
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+fn real(count: u64) -> f64 {
+    count as f64
+}
+
+/// The batches of which something arrived; panics where one arrived in part.
+fn arrived(consumer: &Tallying) -> Vec<(u32, u64)> {
+    let ids: Vec<_> = consumer.tally.ids().into_iter().collect();
+    let mut batches: Vec<(u32, u64)> = Vec::new();
+    for batch in ids.chunk_by(|a, b| (a.sender, a.number / 400) == (b.sender, b.number / 400)) {
+        assert_eq!(batch.len(), 400, "a batch arrived in part, at {:?}", batch[0]);
+        batches.push((batch[0].sender, batch[0].number / 400));
+    }
+    batches
+}
+
+#[test]
+fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
+    let spool = Spool::new();
+    let mut consumer = Tallying::tcp().closed();
+    let config = format!("{BASE}{}{}", consumer.output("out", ""), queue(&spool, ""));
+    let relay = Relay::start(&config);
+    let watch = Watch::over(&spool);
+    let mut posted = overload(relay.address(), 0, 20);
+    assert!(posted.refused > 10, "{} refused", posted.refused);
+    let metrics = relay.metrics();
+    let refused = metrics.value("requests_rejected_total", &[("reason", "queue_full")]);
+    assert_eq!(refused, f64::from(posted.refused));
+    assert!(metrics.value("queue_bytes", &[]) <= real(MAX));
+    assert_eq!(metrics.get("queue_writable", &[]), Some(1.0), "full is not broken");
+    // Full again and again, while it is emptied and after a kill.
+    for first in [10, 20, 30] {
+        consumer.set_open(true);
+        let more = overload(relay.address(), first, 10);
+        posted.accepted.extend(more.accepted);
+        consumer.set_open(false);
+        let more = overload(relay.address(), first + 4, 10);
+        posted.accepted.extend(more.accepted);
+    }
+    let mut relay = relay;
+    relay.kill();
+    let relay = Relay::start(&config);
+    let more = overload(relay.address(), 100, 10);
+    assert!(more.refused > 0);
+    posted.accepted.extend(more.accepted);
+    consumer.set_open(true);
+    relay.finish(Backlog::Empty);
+    assert_within(watch.most(), MAX);
+    wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
+    posted.accepted.sort_unstable();
+    assert_eq!(arrived(&consumer), posted.accepted);
+}
+
+#[test]
+fn copies_of_damaged_records_are_within_the_bounds_too() {
+    let spool = Spool::new();
+    let consumer = Tallying::tcp().closed();
+    let config = format!("{BASE}{}{}", consumer.output("out", ""), queue(&spool, ""));
+    let mut relay = Relay::start(&config);
+    overload(relay.address(), 0, 20);
+    relay.stop();
+    for record in spool.records().iter().step_by(2) {
+        spool.edit(&record.segment, |bytes| bytes[record.bytes.start + 100] ^= 1);
+    }
+    let mut consumer = consumer;
+    consumer.set_open(true);
+    let watch = Watch::over(&spool);
+    let relay = Relay::start(&config);
+    relay.finish(Backlog::Empty);
+    assert_within(watch.most(), MAX);
+}
+
+#[test]
+fn drop_oldest_drops_whole_segments_and_counts_them_once() {
+    let spool = Spool::new();
+    let mut consumers = [Tallying::tcp().closed(), Tallying::http().closed()];
+    let outputs = [consumers[0].output("lines", ""), consumers[1].output("requests", "")].concat();
+    let config = format!("{BASE}{outputs}{}", queue(&spool, "when_full = \"drop_oldest\"\n"));
+    let mut relay = Relay::start(&config);
+    let watch = Watch::over(&spool);
+    let posted = overload(relay.address(), 0, 30);
+    assert_eq!(posted.refused, 0, "drop_oldest takes everything");
+    relay.settle(Backlog::Stable);
+    let metrics = relay.metrics();
+    let dropped = metrics.sum("queue_dropped_events_total");
+    assert!(dropped > 0.0);
+    let held = real(posted.events()) - dropped;
+    let of =
+        |metrics: &Metrics, name: &str, output: &str| metrics.value(name, &[("output", output)]);
+    for output in ["lines", "requests"] {
+        assert_eq!(metrics.value("error_total", &[("plugin", output)]), dropped);
+        assert_eq!(of(&metrics, "output_backlog_events", output), held);
+    }
+    // What was dropped and counted stays so.
+    relay.kill();
+    let relay = Relay::start(&config);
+    let metrics = relay.metrics();
+    for output in ["lines", "requests"] {
+        assert_eq!(of(&metrics, "output_start_events", output), held, "{}", relay.log_text());
+        assert_eq!(metrics.value("error_total", &[("plugin", output)]), 0.0);
+    }
+    let watched = watch.most();
+    consumers.iter_mut().for_each(|consumer| consumer.set_open(true));
+    relay.finish(Backlog::Empty);
+    assert_within(watched, MAX);
+    for consumer in &consumers {
+        wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
+        assert_eq!(real(consumer.tally.ids().len() as u64), held);
+        arrived(consumer);
+    }
+}
+
+#[test]
+fn what_drop_oldest_loses_is_counted_whatever_the_consumers_and_the_relay_do() {
+    let mut rng = rng();
+    let spool = Spool::new();
+    let mut consumers = [("lines", Tallying::tcp()), ("requests", Tallying::http())];
+    let outputs = consumers.each_ref().map(|(name, consumer)| consumer.output(name, "")).concat();
+    let queue = "max_bytes = \"2MiB\"\nsegment_bytes = \"128KiB\"\nwhen_full = \"drop_oldest\"\n";
+    let config = format!("{BASE}{outputs}{}", spool.queue(queue));
+    let senders = Senders::start(4, Bodies::Mixed, &mut rng);
+    let mut counted = [0.0; 2];
+    for round in 0..8 {
+        consumers[round % 2].1.set_open(false);
+        let mut relay = Relay::start(&config);
+        senders.go_to(relay.address());
+        std::thread::sleep(Duration::from_millis(rng.u64(100..400)));
+        for _ in 0..4 {
+            let (_, consumer) = &mut consumers[rng.usize(..2)];
+            consumer.set_open(rng.bool());
+            std::thread::sleep(Duration::from_millis(rng.u64(..300)));
+        }
+        senders.pause();
+        relay.settle(Backlog::Stable);
+        let metrics = relay.metrics();
+        for ((name, _), counted) in consumers.iter().zip(&mut counted) {
+            *counted += metrics.value("error_total", &[("plugin", *name)]);
+        }
+        relay.stop();
+    }
+    let sent = senders.finish();
+    consumers.iter_mut().for_each(|(_, consumer)| consumer.set_open(true));
+    Relay::start(&config).finish(Backlog::Empty);
+    let accepted = accepted_ids(&sent);
+    let mut all_missing = 0;
+    for ((name, consumer), counted) in consumers.iter().zip(counted) {
+        wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
+        let missing = accepted.difference(&consumer.tally.ids()).count() as u64;
+        eprintln!("{name}: {} accepted, {missing} missing, {counted} counted", accepted.len());
+        // What had arrived and was not final when it was dropped is counted too.
+        assert!(real(missing) <= counted, "{name}: {missing} missing, {counted} counted");
+        all_missing += missing;
+    }
+    assert!(all_missing > 0, "nothing was dropped");
+}
+
+#[test]
+fn drop_oldest_beside_a_slow_consumer_counts_each_event_once() {
+    let spool = Spool::new();
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(20)));
+    let queue = "max_bytes = \"2MiB\"\nsegment_bytes = \"128KiB\"\nwhen_full = \"drop_oldest\"\n";
+    let more = "concurrency = 1\nbatch = { max_events = 50 }\n";
+    let relay = Relay::start(&to_sink(sink.address(), &format!("{more}{}", spool.queue(queue))));
+    for first in [0, 10, 20] {
+        overload(relay.address(), first, 40);
+    }
+    assert!(relay.metrics().sum("queue_dropped_events_total") > 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn drop_newest_takes_what_it_can_and_counts_the_rest() {
+    let spool = Spool::new();
+    let mut consumer = Tallying::tcp().closed();
+    let output = consumer.output("out", "");
+    let config = format!("{BASE}{output}{}", queue(&spool, "when_full = \"drop_newest\"\n"));
+    let relay = Relay::start(&config);
+    let watch = Watch::over(&spool);
+    let posted = overload(relay.address(), 0, 20);
+    assert_eq!(posted.refused, 0, "drop_newest answers 200 to everything");
+    let metrics = relay.metrics();
+    let dropped = metrics.sum("queue_dropped_events_total");
+    assert!(dropped > 0.0);
+    assert_eq!(metrics.value("error_total", &[("plugin", "queue")]), dropped);
+    assert_eq!(metrics.value("event_total", &[]), real(posted.events()));
+    consumer.set_open(true);
+    relay.finish(Backlog::Empty);
+    assert_within(watch.most(), MAX);
+    wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
+    assert_eq!(real(consumer.tally.ids().len() as u64), real(posted.events()) - dropped);
+    arrived(&consumer);
+}
+
+/// Counts lines, and keeps nothing.
+fn counting_lines() -> (Server, Arc<AtomicU64>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    let server = Server::start(Options::default(), move |mut stream, connection| {
+        let mut buffer = vec![0; 256 * 1024];
+        while connection.may_go_on() {
+            let Ok(size @ 1..) = stream.read(&mut buffer) else { return };
+            let lines = memchr::memchr_iter(b'\n', &buffer[..size]).count();
+            counted.fetch_add(lines as u64, Ordering::SeqCst);
+        }
+    });
+    (server, count)
+}
+
+fn counting_requests() -> (HttpSink, Arc<AtomicU64>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    let sink = HttpSink::forgetful(move |request| {
+        let lines = memchr::memchr_iter(b'\n', &request.body).count();
+        counted.fetch_add(lines as u64, Ordering::SeqCst);
+        Answer::status(200)
+    });
+    (sink, count)
+}
+
+#[test]
+fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
+    const BACKLOG: u64 = 400 * MIB;
+    let spool = Spool::new();
+    let ((mut lines, lines_count), (mut requests, requests_count)) =
+        (counting_lines(), counting_requests());
+    lines.close();
+    requests.close();
+    let retry = "retry = { initial_interval = \"20ms\", max_interval = \"100ms\" }\n";
+    let config = format!(
+        "{BASE}[limits]\nmax_in_flight = \"8MiB\"\n{}\
+         [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n{retry}\
+         [[output]]\nname = \"requests\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
+         format = \"ndjson\"\nconcurrency = 1\n{retry}",
+        spool.queue("max_bytes = \"1GiB\"\n"),
+        lines.address(),
+        requests.address(),
+    );
+    let relay = Relay::start(&config);
+    // Few bodies, so that the test itself needs little of the cores.
+    let bodies: Vec<Vec<u8>> = (0..4).map(|seed| generated_batch(seed, 400, 1600)).collect();
+    let bytes: usize = events_of(&bodies[0]).iter().map(|event| event.len() + 1).sum();
+    let mut client = Client::connect(relay.address()).unwrap();
+    let mut events = 0;
+    while events / 400 * (bytes as u64) < BACKLOG {
+        let body = &bodies[usize::try_from(events / 400 % 4).unwrap()];
+        let answer = client.post("/audit", "application/json", body).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        events += 400;
+    }
+    let filled = relay.rss_bytes_max() / MIB;
+    assert!(filled < 90, "{filled} MiB with a backlog of {} MiB", BACKLOG / MIB);
+    // Both from the oldest on, from the files, and at once.
+    lines.reopen();
+    requests.reopen();
+    wait_until("both to catch up", PATIENCE * 3, || {
+        [&lines_count, &requests_count].iter().all(|count| count.load(Ordering::SeqCst) >= events)
+    });
+    relay.wait_until_delivered(PATIENCE);
+    let most = relay.rss_bytes_max() / MIB;
+    eprintln!("RSS: {filled} MiB with {} MiB of backlog, {most} MiB at most", BACKLOG / MIB);
+    assert!(most < 95, "{most} MiB while {} MiB were delivered", BACKLOG / MIB);
+    relay.finish(Backlog::Empty);
+    assert!(spool.usage().lengths < 2 * 64 * MIB + MIB, "{}", text(spool.path()));
+}

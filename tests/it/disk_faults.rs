@@ -1,0 +1,546 @@
+//! Disks that are full or fail: no 200 for what is not safe, deliveries that go on, and service that resumes by itself.
+//!
+//! Full ones are real: a small tmpfs, and ext4 on a loop device. The other errors come from strace, in the place of the
+//! kernel's answer to the relay's own system calls.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::answers::assert_refusal;
+use crate::support::chance::number_from;
+use crate::support::chance::rng;
+use crate::support::filesystem::Kind;
+use crate::support::filesystem::Mounted;
+use crate::support::http;
+use crate::support::metrics::Metrics;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::spool::Spool;
+use crate::support::tally::Sent;
+use crate::support::tally::Tallying;
+use crate::support::tally::accepted;
+use crate::support::tally::accepted_ids;
+use crate::support::tally::check;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+const MIB: u64 = 1024 * 1024;
+
+/// A spool between one sender, a consumer that is there and one that is not.
+struct Scene {
+    spool: Spool,
+    queue: &'static str,
+    live: Tallying,
+    late: Tallying,
+    sent: Vec<Sent>,
+    refused: u32,
+}
+
+impl Scene {
+    fn new(spool: Spool, queue: &'static str) -> Self {
+        let (live, late) = (Tallying::http(), Tallying::tcp().closed());
+        Self { spool, queue, live, late, sent: Vec::new(), refused: 0 }
+    }
+
+    fn config(&self) -> String {
+        let outputs = [self.live.output("live", ""), self.late.output("late", "")].concat();
+        format!("{BASE}{outputs}{}", self.spool.queue(self.queue))
+    }
+
+    fn start(&self) -> Relay {
+        Relay::start(&self.config())
+    }
+
+    /// Posts the next so many events; true where they were accepted, else they were refused because of the disk.
+    fn post(&mut self, relay: &Relay, events: u64) -> bool {
+        let numbers = self.next(events);
+        let answer = relay.post(&list(0, numbers.clone()));
+        let accepted = answer.status == 200;
+        if !accepted {
+            assert_refusal(&answer, 503);
+            assert_eq!(answer.header("connection"), Some("close"), "another replica may be better");
+            self.refused += 1;
+        }
+        self.sent.push(Sent { sender: 0, numbers, accepted });
+        accepted
+    }
+
+    fn next(&self, events: u64) -> Range<u64> {
+        let number = self.sent.last().map_or(0, |sent| sent.numbers.end);
+        number..number + events
+    }
+
+    /// Posts until one is accepted.
+    fn post_until_accepted(&mut self, relay: &Relay) {
+        wait_until("an accepted batch", PATIENCE, || self.post(relay, 20));
+    }
+
+    fn accepted(&self) -> u64 {
+        accepted(&self.sent)
+    }
+
+    /// Everything accepted has arrived at the consumer that is there.
+    fn wait_for_live(&self) {
+        let expected = accepted_ids(&self.sent);
+        wait_until("the live consumer's events", PATIENCE, || {
+            self.live.tally.ids().is_superset(&expected)
+        });
+    }
+
+    /// The other consumer comes; everything accepted must arrive at both.
+    fn finish(mut self, relay: Relay) {
+        self.late.set_open(true);
+        relay.finish(Backlog::Empty);
+        wait_until("what was sent to be read", PATIENCE, || self.late.open() == 0);
+        check("live", &self.sent, &self.live.tally.arrivals());
+        check("late", &self.sent, &self.late.tally.arrivals());
+    }
+}
+
+fn rejected(metrics: &Metrics) -> f64 {
+    metrics.value("requests_rejected_total", &[("reason", "disk")])
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+fn real(count: u64) -> f64 {
+    count as f64
+}
+
+/// A queue that is larger than the disk below it.
+const LARGER_THAN_THE_DISK: &str = "max_bytes = \"1GiB\"\nsegment_bytes = \"1MiB\"\n";
+
+/// A disk of 40 MiB that has been filled, partly by somebody else, until the relay refused; what was told then is checked.
+fn filled(kind: Kind) -> (Mounted, PathBuf, Scene, Relay) {
+    let disk = Mounted::new(kind, 40 * MIB);
+    let ballast = disk.path().join("ballast");
+    let mut scene = Scene::new(Spool::at(disk.path().join("spool")), LARGER_THAN_THE_DISK);
+    let relay = scene.start();
+    assert!(scene.post(&relay, 100));
+    disk.fill_up_to(10 * MIB, &ballast);
+    let mut posts = 0;
+    while scene.post(&relay, 400) {
+        posts += 1;
+        assert!(posts < 400, "60 MB are in 10 MiB");
+    }
+    assert!(scene.accepted() > 4000, "{} events fill 10 MiB?", scene.accepted());
+    for _ in 0..3 {
+        scene.post(&relay, 400);
+    }
+    let metrics = relay.metrics();
+    assert_eq!(metrics.get("queue_writable", &[]), Some(0.0));
+    assert_eq!(rejected(&metrics), f64::from(scene.refused));
+    assert_eq!(metrics.value("event_total", &[]), real(scene.accepted()));
+    assert_eq!(metrics.sum("error_total"), 0.0);
+    let ready = http::get(relay.admin(), "/readyz").unwrap();
+    assert_eq!(ready.status, 200, "a failing disk is not unready: {}", ready.text());
+    let verbose = http::get(relay.admin(), "/readyz?verbose").unwrap();
+    let said = verbose.text();
+    assert_eq!(verbose.status, 200);
+    assert!(said.contains("disk") || said.contains("space"), "it is to be told: {said}");
+    // What is accepted goes on to flow out.
+    scene.wait_for_live();
+    (disk, ballast, scene, relay)
+}
+
+fn assert_recovered(scene: &mut Scene, relay: &Relay) {
+    scene.post_until_accepted(relay);
+    assert_eq!(relay.metrics().get("queue_writable", &[]), Some(1.0));
+    for _ in 0..20 {
+        assert!(scene.post(relay, 20), "it had resumed");
+    }
+}
+
+fn a_full_disk_is_served_again_once_somebody_makes_room(kind: Kind) {
+    let (_disk, ballast, mut scene, relay) = filled(kind);
+    std::fs::remove_file(&ballast).unwrap();
+    assert_recovered(&mut scene, &relay);
+    scene.finish(relay);
+}
+
+#[test]
+fn a_full_tmpfs_is_served_again_once_somebody_makes_room() {
+    a_full_disk_is_served_again_once_somebody_makes_room(Kind::Tmpfs);
+}
+
+#[test]
+fn a_full_ext4_is_served_again_once_somebody_makes_room() {
+    a_full_disk_is_served_again_once_somebody_makes_room(Kind::Ext4);
+}
+
+fn a_full_disk_is_served_again_once_the_backlog_is_delivered(kind: Kind) {
+    let (_disk, _ballast, mut scene, relay) = filled(kind);
+    scene.late.set_open(true);
+    assert_recovered(&mut scene, &relay);
+    scene.finish(relay);
+}
+
+#[test]
+fn a_full_tmpfs_is_served_again_once_the_backlog_is_delivered() {
+    a_full_disk_is_served_again_once_the_backlog_is_delivered(Kind::Tmpfs);
+}
+
+#[test]
+fn a_full_ext4_is_served_again_once_the_backlog_is_delivered() {
+    a_full_disk_is_served_again_once_the_backlog_is_delivered(Kind::Ext4);
+}
+
+fn a_restart_on_a_full_disk_delivers_the_backlog_and_resumes(kind: Kind) {
+    let (_disk, ballast, mut scene, mut relay) = filled(kind);
+    relay.kill();
+    let mut relay = scene.start();
+    let start = relay.metrics().value("output_start_events", &[("output", "late")]);
+    assert!(start >= real(scene.accepted()), "{start} of {}", scene.accepted());
+    // What was in the way is still there: the answer may be either, but it must be true.
+    scene.post(&relay, 400);
+    relay.stop();
+    let relay = scene.start();
+    scene.late.set_open(true);
+    let expected = accepted_ids(&scene.sent);
+    wait_until("the backlog's delivery", PATIENCE, || {
+        scene.late.tally.ids().is_superset(&expected)
+    });
+    std::fs::remove_file(&ballast).unwrap();
+    assert_recovered(&mut scene, &relay);
+    scene.finish(relay);
+}
+
+#[test]
+fn a_restart_on_a_full_tmpfs_delivers_the_backlog_and_resumes() {
+    a_restart_on_a_full_disk_delivers_the_backlog_and_resumes(Kind::Tmpfs);
+}
+
+#[test]
+fn a_restart_on_a_full_ext4_delivers_the_backlog_and_resumes() {
+    a_restart_on_a_full_disk_delivers_the_backlog_and_resumes(Kind::Ext4);
+}
+
+/// A relay some of whose system calls fail, by strace's fault injection: the call and what is done to it. With `paths`, only
+/// calls on these files count. With `-D` the relay stays our child, and strace is its own.
+fn start_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
+    let mut relay = launch_with(config, injection, paths);
+    assert!(relay.listens_or_exits(1), "{injection}: it does not start:\n{}", relay.log_text());
+    relay
+}
+
+/// As [`start_with`], without waiting for it.
+fn launch_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
+    let call = injection.split(':').next().expect("a system call");
+    let (trace, inject) = (format!("trace={call}"), format!("inject={injection}"));
+    let mut words = vec!["strace", "-D", "-f", "-qqq", "-o", "/dev/null"];
+    words.extend(["-e", &trace, "-e", &inject]);
+    words.extend(paths.iter().flat_map(|path| ["-P", text(path)]));
+    Relay::with(config).launcher(&words).launch()
+}
+
+/// Segments of a few batches.
+const SMALL_SEGMENTS: &str = "segment_bytes = \"64KiB\"\n";
+
+/// What a fault has led to.
+#[derive(Debug, Default)]
+struct Met {
+    /// The start failed.
+    unstarted: u32,
+    /// Some batches were refused.
+    refused: u32,
+}
+
+/// Runs the relay with this fault under a load of small batches, until batches are accepted again after it; then kills it,
+/// and starts it on a disk without faults. Whatever was accepted must arrive.
+fn with_fault(injection: &str, met: &mut Met) {
+    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
+    let mut relay = launch_with(&scene.config(), injection, &[]);
+    if relay.listens_or_exits(1) {
+        // Where it fails again and again, it must work in between.
+        let enough = if injection.contains('+') { 3 } else { 20 };
+        let mut in_a_row = 0;
+        let begun = Instant::now();
+        // About 9 KB each: 60 are nine segments.
+        while scene.sent.len() < 60 || in_a_row < enough {
+            assert!(begun.elapsed() < PATIENCE, "{injection}: no way back\n{}", relay.log_text());
+            if scene.post(&relay, 20) {
+                in_a_row += 1;
+            } else {
+                in_a_row = 0;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let metrics = relay.metrics();
+        let errors = metrics.value("spool_write_errors_total", &[]);
+        assert_eq!(rejected(&metrics), f64::from(scene.refused), "{injection}");
+        assert_eq!(metrics.value("event_total", &[]), real(scene.accepted()), "{injection}");
+        assert_eq!(metrics.get("queue_writable", &[]), Some(1.0), "{injection}");
+        assert_eq!(metrics.sum("error_total"), 0.0, "{injection}");
+        if scene.refused > 0 {
+            met.refused += 1;
+            assert!(errors > 0.0, "{injection}: {} refused, no error counted", scene.refused);
+            assert!(relay.log_text().contains("os error"), "{injection}: {}", relay.log_text());
+        }
+        scene.wait_for_live();
+        relay.kill();
+    } else {
+        met.unstarted += 1;
+        let said = relay.log_text();
+        assert_eq!(relay.wait().code(), Some(1), "{injection}: {said}");
+        assert!(said.contains("os error"), "{injection}: it says why: {said}");
+    }
+    let relay = scene.start();
+    assert_recovered(&mut scene, &relay);
+    scene.finish(relay);
+}
+
+fn with_faults(injections: &[&str]) {
+    let mut met = Met::default();
+    for injection in injections {
+        with_fault(injection, &mut met);
+    }
+    eprintln!("{} faults: {met:?}", injections.len());
+    let hit = usize::try_from(met.refused).unwrap();
+    assert!(2 * hit >= injections.len(), "few of them had any effect: {met:?}");
+}
+
+#[test]
+fn a_failed_sync_refuses_its_batches_and_no_others() {
+    with_faults(&[
+        "fdatasync:error=EIO:when=4",
+        "fdatasync:error=EIO:when=7",
+        "fdatasync:error=EIO:when=20",
+        "fdatasync:error=EIO:when=10..12",
+        "fdatasync:error=EIO:when=5+9",
+        "fdatasync:error=ENOSPC:when=8",
+        "fdatasync:error=EDQUOT:when=9",
+    ]);
+}
+
+#[test]
+fn a_failed_write_refuses_its_batches_and_no_others() {
+    with_faults(&[
+        "pwritev:error=EIO:when=5",
+        "pwritev:error=EIO:when=6..7",
+        "pwritev:error=ENOSPC:when=7",
+        "pwritev:error=EDQUOT:when=12..13",
+        "pwritev:error=EROFS:when=10..12",
+        "pwritev:error=EIO:when=4+7",
+    ]);
+}
+
+#[test]
+fn a_new_segment_that_finds_no_room_refuses_until_there_is_some() {
+    with_faults(&[
+        "fallocate:error=ENOSPC:when=3..4",
+        "fallocate:error=EDQUOT:when=4..5",
+        "fallocate:error=EIO:when=5",
+        "fallocate:error=EROFS:when=3..4",
+    ]);
+}
+
+#[test]
+fn a_directory_that_is_not_synced_holds_nothing_acknowledged() {
+    with_faults(&["fsync:error=EIO:when=3", "fsync:error=EIO:when=4..6", "fsync:error=EIO:when=5"]);
+}
+
+/// What a disk may do to the calls of a relay, in the middle of its life: `N` stands for the first call that it hits.
+const FAULTS: [&str; 9] = [
+    "fdatasync:error=EIO:when=N",
+    "fdatasync:error=EIO:when=N+5",
+    "fdatasync:delay_enter=30000:when=N+1",
+    "pwritev:error=EIO:when=N",
+    "pwritev:error=ENOSPC:when=N+3",
+    "pwritev:delay_exit=20000:when=N+2",
+    "fallocate:error=ENOSPC:when=N+2",
+    "fsync:error=EIO:when=N",
+    "ftruncate:error=EIO:when=N+1",
+];
+
+#[test]
+fn what_was_answered_200_survives_kills_of_a_relay_whose_disk_fails() {
+    let rounds = number_from("KUBE_AUDIT_FORWARDER_FAULTS", 20);
+    let mut rng = rng();
+    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
+    let senders = Senders::start(3, Bodies::Mixed, &mut rng);
+    for _ in 0..rounds {
+        let fault = FAULTS[rng.usize(..FAULTS.len())];
+        let fault = fault.replace("=N", &format!("={}", rng.u32(2..40)));
+        scene.late.set_open(rng.bool());
+        let mut relay = launch_with(&scene.config(), &fault, &[]);
+        if relay.listens_or_exits(1) {
+            senders.go_to(relay.address());
+            std::thread::sleep(Duration::from_millis(rng.u64(..800)));
+            relay.kill();
+            senders.wait();
+        } else {
+            let said = relay.log_text();
+            assert_eq!(relay.wait().code(), Some(1), "{fault}: {said}");
+            assert!(said.contains("os error"), "{fault}: it says why: {said}");
+        }
+        wait_until("the ends of its connections", PATIENCE, || {
+            scene.live.open() == 0 && scene.late.open() == 0
+        });
+    }
+    let relay = scene.start();
+    senders.go_to(relay.address());
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("spool_corrupt_records_total", &[]), 0.0, "{}", relay.log_text());
+    scene.sent = senders.finish();
+    scene.late.set_open(true);
+    relay.settle(Backlog::Empty);
+    assert_eq!(relay.metrics().sum("error_total"), 0.0, "{}", relay.log_text());
+    eprintln!("{rounds} kills, {} events accepted", scene.accepted());
+    assert!(scene.accepted() > rounds * 50, "too few to mean anything: {}", scene.accepted());
+    scene.finish(relay);
+}
+
+#[test]
+fn where_the_file_system_reserves_nothing_the_files_grow() {
+    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
+    let mut relay = start_with(&scene.config(), "fallocate:error=EOPNOTSUPP", &[]);
+    for _ in 0..60 {
+        assert!(scene.post(&relay, 20));
+    }
+    relay.kill();
+    let relay = scene.start();
+    scene.finish(relay);
+}
+
+#[test]
+fn a_segment_that_can_not_be_deleted_is_no_reason_to_refuse_or_to_repeat() {
+    let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
+    scene.late.set_open(true);
+    for call in ["unlink", "unlinkat"] {
+        let injection = format!("{call}:error=EIO:when=2..5");
+        let mut relay = start_with(&scene.config(), &injection, &[]);
+        for _ in 0..100 {
+            assert!(scene.post(&relay, 20));
+        }
+        relay.settle(Backlog::Empty);
+        relay.stop();
+    }
+    let relay = scene.start();
+    assert!(scene.post(&relay, 20));
+    relay.settle(Backlog::Empty);
+    let repeats = check("live", &scene.sent, &scene.live.tally.arrivals());
+    assert_eq!(repeats.len(), 0);
+    // 200 batches are 1.8 MB; what is delivered goes in the end.
+    wait_until("old segments to be deleted", PATIENCE, || scene.spool.segments().len() <= 3);
+    scene.finish(relay);
+}
+
+#[test]
+fn a_read_that_fails_once_loses_nothing() {
+    for when in ["when=2", "when=3", "when=6", "when=9", "when=15"] {
+        let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
+        let mut relay = scene.start();
+        for _ in 0..60 {
+            assert!(scene.post(&relay, 20));
+        }
+        relay.kill();
+        scene.late.set_open(true);
+        let segments: Vec<PathBuf> =
+            scene.spool.segments().iter().map(|segment| scene.spool.path().join(segment)).collect();
+        let injection = format!("pread64:error=EIO:{when}");
+        let relay = start_with(&scene.config(), &injection, &segments);
+        relay.settle(Backlog::Empty);
+        assert_eq!(relay.metrics().sum("error_total"), 0.0, "{when}: {}", relay.log_text());
+        scene.finish(relay);
+    }
+}
+
+#[test]
+fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
+    const SYNC: Duration = Duration::from_millis(300);
+    let scene = Scene::new(Spool::new(), "");
+    let injection = format!("fdatasync:delay_enter={}", SYNC.as_micros());
+    let relay = start_with(&scene.config(), &injection, &[]);
+    let address = relay.address();
+    let begun = Instant::now();
+    let senders: Vec<_> = (0..16)
+        .map(|sender| {
+            std::thread::spawn(move || {
+                let mut client = http::Client::connect(address).unwrap();
+                for number in 0..4 {
+                    let asked = Instant::now();
+                    let body = list(sender, number..number + 1);
+                    let answer = client.post("/audit", "application/json", &body).unwrap();
+                    assert_eq!(answer.status, 200);
+                    assert!(asked.elapsed() >= SYNC, "answered before a sync could end");
+                }
+            })
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    while senders.iter().any(|sender| !sender.is_finished()) {
+        let asked = Instant::now();
+        assert_eq!(http::get(relay.admin(), "/readyz").unwrap().status, 200);
+        slowest = slowest.max(asked.elapsed());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    senders.into_iter().for_each(|sender| sender.join().unwrap());
+    // One after the other they would take 64 syncs, 19 s.
+    let took = begun.elapsed();
+    assert!(took < SYNC * 20, "{took:?}");
+    assert!(slowest < SYNC, "/readyz waited {slowest:?}");
+    let arrived = wait_for("the live consumer", PATIENCE, || {
+        (scene.live.tally.count() >= 64).then(|| scene.live.tally.count())
+    });
+    assert_eq!(arrived, 64);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
+    let mut scene = Scene::new(Spool::new(), "[shutdown]\ndrain_timeout = \"3s\"\n");
+    // The first syncs are those of the start.
+    let injection = "fdatasync:delay_enter=60000000:when=8+";
+    let mut relay = start_with(&scene.config(), injection, &[]);
+    let address = relay.address();
+    let stuck = wait_for("a sync that hangs", PATIENCE, || {
+        let numbers = scene.next(1);
+        let body = list(0, numbers.clone());
+        let mut client = http::Client::connect(address).unwrap();
+        client.read_timeout(Duration::from_secs(2));
+        let accepted = client.post("/audit", "application/json", &body).is_ok();
+        scene.sent.push(Sent { sender: 0, numbers, accepted });
+        (!accepted).then_some(client)
+    });
+    scene.wait_for_live();
+    assert_eq!(http::get(relay.admin(), "/readyz?verbose").unwrap().status, 200);
+    relay.signal(libc::SIGTERM);
+    let ended = relay.wait_for_log("ended", Duration::from_secs(12));
+    assert_eq!(ended["lost"], 0, "{}", relay.log_text());
+    // As long as it delays the call, strace keeps the process from its end.
+    relay.kill_tracer();
+    relay.kill();
+    drop(stuck);
+    let relay = scene.start();
+    scene.finish(relay);
+}
+
+#[test]
+fn a_disk_without_any_room_at_the_first_start_is_named_or_waited_for() {
+    for kind in [Kind::Tmpfs, Kind::Ext4] {
+        let disk = Mounted::new(kind, 16 * MIB);
+        let ballast = disk.path().join("ballast");
+        let mut scene = Scene::new(Spool::at(disk.path().join("spool")), LARGER_THAN_THE_DISK);
+        disk.fill_up_to(0, &ballast);
+        let mut relay = Relay::with(&scene.config()).launch();
+        if relay.listens_or_exits(1) {
+            assert!(!scene.post(&relay, 1), "{kind:?}: stored where there is no room");
+            std::fs::remove_file(&ballast).unwrap();
+        } else {
+            let said = relay.log_text();
+            assert_eq!(relay.wait().code(), Some(1), "{kind:?}: {said}");
+            assert!(said.contains("No space left"), "{kind:?}: {said}");
+            std::fs::remove_file(&ballast).unwrap();
+            relay = scene.start();
+        }
+        assert_recovered(&mut scene, &relay);
+        scene.finish(relay);
+    }
+}

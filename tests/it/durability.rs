@@ -1,0 +1,532 @@
+//! `queue.directory` from one run to the next: a backlog that is waited for by nobody, outputs that come and go, cursors that
+//! are lost or damaged, and when the 200 goes out.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::numbered::Id;
+use crate::support::numbered::event;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::to_sink;
+use crate::support::spool::SLOT;
+use crate::support::spool::Spool;
+use crate::support::spool::slots;
+use crate::support::tally::Tallying;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+/// A config with these outputs and this spool.
+fn config(outputs: &[String], spool: &Spool) -> String {
+    format!("{BASE}{}{}", outputs.concat(), spool.queue("segment_bytes = \"256KiB\"\n"))
+}
+
+/// Posts events `numbers` of sender 0 in batches of 50.
+fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
+    let mut client = Client::connect(relay.address()).unwrap();
+    for start in numbers.clone().step_by(50) {
+        let body = list(0, start..numbers.end.min(start + 50));
+        let answer = client.post("/audit", "application/json", &body).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+}
+
+/// The numbers of sender 0 that this consumer has, in the order of arrival.
+fn numbers(consumer: &Tallying) -> Vec<u64> {
+    consumer.tally.arrivals().iter().map(|arrival| arrival.id.number).collect()
+}
+
+fn all(numbers: std::ops::Range<u64>) -> Vec<u64> {
+    numbers.collect()
+}
+
+fn of_output(metrics: &Metrics, name: &str, output: &str) -> f64 {
+    metrics.get(name, &[("output", output)]).unwrap_or_else(|| panic!("{name} of {output}"))
+}
+
+fn lost(metrics: &Metrics, output: &str) -> f64 {
+    metrics.value("error_total", &[("plugin", output)])
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a few thousand")]
+fn real(count: u64) -> f64 {
+    count as f64
+}
+
+#[test]
+fn a_stop_with_a_backlog_waits_for_nobody_and_the_next_start_delivers_it_once() {
+    let spool = Spool::new();
+    let (lines, requests) = (Tallying::tcp().closed(), Tallying::http().closed());
+    let mut consumers = [lines, requests];
+    let outputs = [consumers[0].output("lines", ""), consumers[1].output("requests", "")];
+    let config = config(&outputs, &spool);
+    let mut relay = Relay::start(&config);
+    post(&relay, 0..2000);
+    relay.settle(Backlog::Stable);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 2000.0);
+    assert_eq!(metrics.sum("error_total"), 0.0);
+    for output in ["lines", "requests"] {
+        assert_eq!(of_output(&metrics, "output_start_events", output), 0.0);
+        assert_eq!(of_output(&metrics, "output_backlog_events", output), 2000.0);
+    }
+    // drain_timeout is 20 s.
+    let took = relay.stop();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let told = relay.log_text();
+    assert!(!told.contains("lost and counted"), "nothing is lost: {told}");
+    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0, "{told}");
+
+    let relay = Relay::start(&config);
+    let metrics = relay.metrics();
+    for output in ["lines", "requests"] {
+        assert_eq!(of_output(&metrics, "output_start_events", output), 2000.0);
+        assert_eq!(of_output(&metrics, "output_backlog_events", output), 2000.0);
+        assert!(of_output(&metrics, "output_lag_seconds", output) > 0.0);
+    }
+    consumers.iter_mut().for_each(|consumer| consumer.reopen());
+    post(&relay, 2000..2100);
+    relay.finish(Backlog::Empty);
+    for consumer in &consumers {
+        consumer.tally.wait_for_count(2100, PATIENCE);
+        assert_eq!(numbers(consumer), all(0..2100));
+    }
+}
+
+#[test]
+fn a_stop_with_a_consumer_that_hangs_gives_up_in_time_and_loses_nothing() {
+    let spool = Spool::new();
+    let hung = HttpSink::start(|request| match request.number {
+        0 => Answer::never(),
+        _ => Answer::status(200),
+    });
+    let more = format!("{}[shutdown]\ndrain_timeout = \"2s\"\n", spool.queue(""));
+    let config = to_sink(hung.address(), &format!("concurrency = 1\n{more}"));
+    let mut relay = Relay::start(&config);
+    post(&relay, 0..100);
+    hung.wait_for_count(1, PATIENCE);
+    // Somebody may still answer what is on the wire, so this one takes its time.
+    let took = relay.stop();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0, "{}", relay.log_text());
+    let relay = Relay::start(&config);
+    relay.finish(Backlog::Empty);
+    let expected: Vec<Vec<u8>> = (0..100).map(|number| event(Id { sender: 0, number })).collect();
+    assert!(accepted_events(&hung) == expected);
+}
+
+#[test]
+fn the_recorded_batches_come_out_as_they_went_in_after_a_kill() {
+    let spool = Spool::new();
+    let mut sink = TcpSink::start();
+    sink.close();
+    let output = format!(
+        "[[output]]\nname = \"out\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
+         retry = {{ initial_interval = \"50ms\", max_interval = \"200ms\" }}\n",
+        sink.address()
+    );
+    let config = config(&[output], &spool);
+    let mut relay = Relay::start(&config);
+    let mut expected = Vec::new();
+    // Some larger than a segment, the last as large as eighty of them.
+    let large = [list(0, 0..5000), list(0, 5000..60_000)];
+    for body in corpus().into_iter().map(|body| body.bytes).chain(large) {
+        assert_eq!(relay.post(&body).status, 200);
+        expected.extend(events_of(&body));
+    }
+    relay.kill();
+    sink.reopen();
+    let relay = Relay::start(&config);
+    relay.finish(Backlog::Empty);
+    sink.wait_for_count(expected.len(), PATIENCE);
+    assert!(sink.lines() == expected, "{} of {} events", sink.count(), expected.len());
+}
+
+#[test]
+fn an_output_that_is_new_joins_at_the_end() {
+    let spool = Spool::new();
+    let (old, new) = (Tallying::tcp().closed(), Tallying::http());
+    let mut old = old;
+    let (old_output, new_output) = (old.output("old", ""), new.output("new", ""));
+    let mut relay = Relay::start(&config(std::slice::from_ref(&old_output), &spool));
+    post(&relay, 0..500);
+    relay.stop();
+    let relay = Relay::start(&config(&[old_output, new_output], &spool));
+    let metrics = relay.metrics();
+    assert_eq!(of_output(&metrics, "output_start_events", "old"), 500.0);
+    assert_eq!(of_output(&metrics, "output_start_events", "new"), 0.0);
+    let told = relay.log_fields();
+    let told = told.iter().find(|fields| fields["message"] == "new: begins with the next event");
+    assert_eq!(told.expect("it is said")["output"], "new");
+    post(&relay, 500..700);
+    old.reopen();
+    relay.finish(Backlog::Empty);
+    old.tally.wait_for_count(700, PATIENCE);
+    assert_eq!(numbers(&old), all(0..700));
+    assert_eq!(numbers(&new), all(500..700));
+}
+
+#[test]
+fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
+    let spool = Spool::new();
+    let (kept, gone) = (Tallying::tcp(), Tallying::http().closed());
+    let mut gone = gone;
+    let (kept_output, gone_output) = (kept.output("kept", ""), gone.output("gone", ""));
+    let both = config(&[kept_output.clone(), gone_output], &spool);
+    let one = config(&[kept_output], &spool);
+    let mut relay = Relay::start(&both);
+    post(&relay, 0..600);
+    kept.tally.wait_for_count(600, PATIENCE);
+    relay.wait_for_metrics("the delivery to be final", PATIENCE, |metrics| {
+        (of_output(metrics, "output_backlog_events", "kept") == 0.0).then_some(())
+    });
+    relay.stop();
+
+    let mut relay = Relay::start(&one);
+    assert_eq!(lost(&relay.metrics(), "gone"), 600.0, "{}", relay.log_text());
+    assert_eq!(lost(&relay.metrics(), "kept"), 0.0);
+    assert!(relay.log_text().contains("gone"), "a loss is said: {}", relay.log_text());
+    post(&relay, 600..700);
+    relay.settle(Backlog::Empty);
+    // Counted once: neither by the next start, nor after a kill.
+    relay.kill();
+    let mut relay = Relay::start(&one);
+    assert_eq!(lost(&relay.metrics(), "gone"), 0.0);
+    relay.stop();
+
+    // Under its old name it is a new output.
+    gone.reopen();
+    let relay = Relay::start(&both);
+    assert_eq!(of_output(&relay.metrics(), "output_start_events", "gone"), 0.0);
+    post(&relay, 700..750);
+    relay.finish(Backlog::Empty);
+    assert_eq!(numbers(&gone), all(700..750));
+    let arrived: BTreeSet<u64> = numbers(&kept).into_iter().collect();
+    assert_eq!(arrived, (0..750).collect());
+}
+
+/// A spool that was stopped: `ahead` had all of 1,000 events, `behind` the first 400. Nothing of it was deleted.
+struct Halfway {
+    spool: Spool,
+    ahead: Tallying,
+    behind: Tallying,
+    config: String,
+}
+
+fn halfway() -> Halfway {
+    let spool = Spool::new();
+    let (ahead, mut behind) = (Tallying::tcp(), Tallying::http());
+    let outputs = [ahead.output("ahead", ""), behind.output("behind", "")];
+    let config = format!("{BASE}{}{}", outputs.concat(), spool.queue(""));
+    let mut relay = Relay::start(&config);
+    post(&relay, 0..400);
+    relay.settle(Backlog::Empty);
+    behind.close();
+    post(&relay, 400..1000);
+    relay.wait_for_metrics("one output to be ahead", PATIENCE, |metrics| {
+        (of_output(metrics, "output_backlog_events", "ahead") == 0.0).then_some(())
+    });
+    relay.stop();
+    assert_eq!(spool.segments().len(), 1, "one segment is larger than all of it");
+    behind.reopen();
+    Halfway { spool, ahead, behind, config }
+}
+
+/// Starts it again: `starts` are the backlogs of `ahead` and `behind`, and everything arrives from there on.
+fn assert_resumes_with(halfway: &Halfway, starts: [u64; 2]) {
+    let before = [numbers(&halfway.ahead).len(), numbers(&halfway.behind).len()];
+    let relay = Relay::start(&halfway.config);
+    let metrics = relay.metrics();
+    let found = ["ahead", "behind"].map(|name| of_output(&metrics, "output_start_events", name));
+    assert_eq!(found, starts.map(real), "{}", relay.log_text());
+    post(&relay, 1000..1010);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(relay.metrics().sum("error_total"), 0.0, "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+    for ((consumer, start), before) in
+        [&halfway.ahead, &halfway.behind].into_iter().zip(starts).zip(before)
+    {
+        let wanted = all(1000 - start..1010);
+        consumer.tally.wait_for_count(before + wanted.len(), PATIENCE);
+        assert_eq!(numbers(consumer)[before..], wanted);
+    }
+}
+
+#[test]
+fn a_clean_stop_leaves_exact_cursors() {
+    assert_resumes_with(&halfway(), [0, 600]);
+}
+
+#[test]
+fn without_cursors_every_output_starts_at_the_oldest_record() {
+    let halfway = halfway();
+    std::fs::remove_file(halfway.spool.path().join("cursors")).unwrap();
+    assert_resumes_with(&halfway, [1000, 1000]);
+}
+
+/// Changes a byte of what this slot holds: 0 is the newest.
+fn damage_slot(spool: &Spool, which: usize) {
+    spool.edit(Path::new("cursors"), |bytes| {
+        assert_eq!(bytes.len(), 2 * SLOT);
+        let (slot, _) = slots(bytes)[which].clone();
+        bytes[slot.start + 30] ^= 0x10;
+    });
+}
+
+#[test]
+fn with_both_slots_damaged_every_output_starts_at_the_oldest_record() {
+    let halfway = halfway();
+    damage_slot(&halfway.spool, 0);
+    damage_slot(&halfway.spool, 1);
+    assert_resumes_with(&halfway, [1000, 1000]);
+    // The next stop has written good ones.
+    let relay = Relay::start(&halfway.config);
+    assert_eq!(relay.metrics().sum("output_start_events"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_older_slot_damaged_changes_nothing() {
+    let halfway = halfway();
+    damage_slot(&halfway.spool, 1);
+    assert_resumes_with(&halfway, [0, 600]);
+}
+
+#[test]
+fn the_newer_slot_damaged_falls_back_to_the_older() {
+    let halfway = halfway();
+    damage_slot(&halfway.spool, 0);
+    let before = [numbers(&halfway.ahead).len(), numbers(&halfway.behind).len()];
+    let relay = Relay::start(&halfway.config);
+    let starts = relay.metrics();
+    let start = |output| of_output(&starts, "output_start_events", output);
+    assert!(start("behind") >= 600.0 && start("ahead") >= 0.0);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(relay.metrics().sum("error_total"), 0.0);
+    relay.finish(Backlog::Empty);
+    for (consumer, before, start) in
+        [(&halfway.ahead, before[0], start("ahead")), (&halfway.behind, before[1], start("behind"))]
+    {
+        let came = || real(numbers(consumer)[before..].len() as u64);
+        wait_until("what was found at the start", PATIENCE, || came() >= start);
+        let came = numbers(consumer)[before..].to_vec();
+        assert_eq!(came, all(1000 - came.len() as u64..1000));
+    }
+}
+
+#[test]
+fn an_output_that_the_damaged_slot_may_have_named_starts_at_the_oldest_record() {
+    let halfway = halfway();
+    damage_slot(&halfway.spool, 0);
+    let new = Tallying::http();
+    let config = format!("{}{}", halfway.config, new.output("new", ""));
+    let relay = Relay::start(&config);
+    assert_eq!(of_output(&relay.metrics(), "output_start_events", "new"), 1000.0);
+    relay.finish(Backlog::Empty);
+    assert_eq!(numbers(&new), all(0..1000));
+}
+
+#[test]
+fn a_smaller_queue_or_other_segments_lose_nothing_at_the_next_start() {
+    let spool = Spool::new();
+    let mut consumer = Tallying::tcp().closed();
+    let output = consumer.output("out", "");
+    let with = |queue: &str| format!("{BASE}{output}{}", spool.queue(queue));
+    let mut relay = Relay::start(&with("max_bytes = \"16MiB\"\nsegment_bytes = \"1MiB\"\n"));
+    post(&relay, 0..10_000);
+    relay.stop();
+    let files = spool.usage().lengths;
+    assert!(files > 2 << 20, "{files}");
+    // Fuller than full: nothing more is taken, and nothing is thrown away.
+    let relay = Relay::start(&with("max_bytes = \"2MiB\"\nsegment_bytes = \"64KiB\"\n"));
+    assert_eq!(of_output(&relay.metrics(), "output_start_events", "out"), 10_000.0);
+    assert_eq!(relay.post(&list(0, 10_000..10_001)).status, 429);
+    consumer.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    wait_until("room", PATIENCE, || relay.post(&list(0, 10_000..10_001)).status == 200);
+    relay.finish(Backlog::Empty);
+    consumer.tally.wait_for_count(10_001, PATIENCE);
+    assert_eq!(numbers(&consumer), all(0..10_001));
+}
+
+#[test]
+fn a_lone_batch_is_answered_without_waiting_for_others() {
+    let spool = Spool::new();
+    let consumer = Tallying::http();
+    let relay = Relay::start(&config(&[consumer.output("out", "")], &spool));
+    let mut client = Client::connect(relay.address()).unwrap();
+    let begun = Instant::now();
+    for number in 0..50 {
+        let body = list(0, number..number + 1);
+        let answer = client.post("/audit", "application/json", &body).unwrap();
+        assert_eq!(answer.status, 200);
+    }
+    // A group commit that waits 100 ms for company would take 5 s.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(2500), "{took:?}");
+    let metrics = relay.metrics();
+    let syncs = metrics.value("spool_sync_duration_seconds_count", &[]);
+    assert!(syncs >= 50.0, "{syncs} syncs for 50 answers that waited for each other");
+    relay.finish(Backlog::Empty);
+}
+
+/// A traced call: what it was called with, and the lines of the trace in which it began and ended.
+struct Call {
+    name: String,
+    text: String,
+    began: usize,
+    ended: usize,
+}
+
+/// The calls of a trace that strace wrote with `-f`, those of several threads side by side.
+fn calls(trace: &str) -> Vec<Call> {
+    let mut calls = Vec::new();
+    let mut unfinished: std::collections::BTreeMap<&str, Call> = std::collections::BTreeMap::new();
+    for (line, text) in trace.lines().enumerate() {
+        let Some((thread, text)) = text.split_once(' ') else { continue };
+        let text = text.trim_start();
+        if text.starts_with("<... ") {
+            // Of one that is older than the trace nothing is known.
+            if let Some(mut call) = unfinished.remove(thread) {
+                call.text.push_str(text);
+                call.ended = line;
+                calls.push(call);
+            }
+            continue;
+        }
+        let Some((name, _)) = text.split_once('(') else { continue };
+        let call = Call { name: name.into(), text: text.into(), began: line, ended: line };
+        if text.ends_with("<unfinished ...>") {
+            unfinished.insert(thread, call);
+        } else {
+            calls.push(call);
+        }
+    }
+    calls.sort_by_key(|call| call.began);
+    calls
+}
+
+#[test]
+fn the_200_goes_out_after_the_sync_of_what_it_is_for() {
+    let spool = Spool::new();
+    let consumer = Tallying::http().closed();
+    let traces = tempfile::tempdir().unwrap();
+    let trace = traces.path().join("trace");
+    let launcher = [
+        "strace",
+        "-D",
+        "-f",
+        "-y",
+        "-s",
+        "4096",
+        "-e",
+        "trace=fdatasync,fsync,pwritev,pwrite64,sendto,write,writev,sendmsg",
+        "-o",
+        text(&trace),
+    ];
+    let config = config(&[consumer.output("out", "")], &spool);
+    let mut relay = Relay::with(&config).launcher(&launcher).start();
+    let body = list(0, 77..78);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.stop();
+    // strace ends after what it traces.
+    let whole = wait_for("the end of the trace", PATIENCE, || {
+        let trace = String::from_utf8_lossy(&std::fs::read(&trace).ok()?).into_owned();
+        trace.lines().any(|line| line.contains("+++ exited with 0")).then_some(trace)
+    });
+    let calls = calls(&whole);
+    let first = |what: &str, check: &dyn Fn(&Call) -> bool| {
+        let found = calls.iter().find(|call| check(call));
+        found.unwrap_or_else(|| panic!("no {what} in the trace:\n{whole}"))
+    };
+    let written = first("write of the event", &|call| {
+        call.name.starts_with("pwrite") && call.text.contains("4000-8000-00000000004d")
+    });
+    let file = written.text.split_once("</").map(|(_, rest)| rest.split('>').next().unwrap());
+    let file = file.expect("-y names the file");
+    assert!(file.ends_with(".seg"), "{file}");
+    let synced = first("sync of it", &|call| {
+        call.name == "fdatasync" && call.text.contains(file) && call.began > written.ended
+    });
+    assert!(synced.text.trim_end().ends_with("= 0"), "{}", synced.text);
+    let answered = first("answer", &|call| {
+        !call.name.starts_with("pwrite") && call.text.contains("HTTP/1.1 200 OK")
+    });
+    assert!(
+        answered.began > synced.ended,
+        "answered in line {}, synced in line {}:\n{whole}",
+        answered.began,
+        synced.ended
+    );
+}
+
+#[test]
+fn files_and_directories_are_for_the_relay_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let spool = Spool::new();
+    let consumer = Tallying::http().closed();
+    let relay = Relay::start(&config(&[consumer.output("out", "")], &spool));
+    post(&relay, 0..100);
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(spool.path()), 0o700);
+    for entry in std::fs::read_dir(spool.path()).unwrap().flatten() {
+        let expected = if entry.path().is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(&entry.path()), expected, "{}", entry.path().display());
+    }
+    for (path, file) in spool.files() {
+        assert_eq!(file.mode, 0o600, "{}", path.display());
+    }
+    relay.finish(Backlog::Stable);
+
+    // One that was made for it (Kubernetes: root's, with the fsGroup) is left as it is.
+    let made = Spool::new();
+    std::fs::create_dir(made.path()).unwrap();
+    let open = std::fs::Permissions::from_mode(0o2770);
+    std::fs::set_permissions(made.path(), open).unwrap();
+    let relay = Relay::start(&config(&[consumer.output("out", "")], &made));
+    post(&relay, 0..10);
+    relay.finish(Backlog::Stable);
+    assert_eq!(mode(made.path()), 0o2770);
+}
+
+#[test]
+fn readiness_and_status_know_the_durable_queue() {
+    let spool = Spool::new();
+    let consumer = Tallying::http().closed();
+    let relay = Relay::start(&config(&[consumer.output("out", "")], &spool));
+    post(&relay, 0..100);
+    assert_eq!(http::get(relay.admin(), "/readyz").unwrap().status, 200);
+    assert_eq!(http::get(relay.admin(), "/readyz?verbose").unwrap().status, 200);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    assert_eq!(status["outputs"][0]["backlog_events"], 100, "{status}");
+    let metrics = relay.metrics();
+    assert_eq!(metrics.get("queue_writable", &[]), Some(1.0));
+    assert_eq!(metrics.get("spool_segments", &[]), Some(real(spool.segments().len() as u64)));
+    assert_eq!(metrics.get("spool_corrupt_records_total", &[]), Some(0.0));
+    assert_eq!(metrics.get("spool_write_errors_total", &[]), Some(0.0));
+    assert_eq!(metrics.get("queue_events", &[]), Some(100.0));
+    assert_eq!(metrics.get("queue_capacity_bytes", &[]), Some(256.0 * 1024.0 * 1024.0));
+    // Whole files, reserved space included.
+    let segments: u64 = spool
+        .segments()
+        .iter()
+        .map(|segment| spool.path().join(segment).metadata().unwrap().len())
+        .sum();
+    assert!(metrics.value("queue_bytes", &[]) >= real(segments));
+    relay.finish(Backlog::Stable);
+}

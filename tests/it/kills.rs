@@ -1,0 +1,244 @@
+//! `queue.directory` through kill -9: what was answered 200 arrives, whenever the process ends, and what arrives twice is
+//! what the last second before brought.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::chance::number_from;
+use crate::support::chance::rng;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::spool::Spool;
+use crate::support::tally::Repeat;
+use crate::support::tally::Tallying;
+use crate::support::tally::accepted;
+use crate::support::tally::check;
+use crate::support::tally::check_unordered;
+use crate::support::wait_until;
+
+/// A cursor in the file is at most a second behind what it was in memory, and a tcp output calls delivered what it sent
+/// 100 ms ago. The rest is for the cursor's own write and sync on a busy machine.
+const REPEATED_MAX: Duration = Duration::from_millis(1000 + 100 + 1400);
+
+/// Restarts of one spool; more rounds take more spools, so that what is kept of each stays small.
+const ROUNDS_OF_ONE_SPOOL: u64 = 60;
+
+/// A relay between start and end.
+struct Life {
+    started: Instant,
+    ended: Instant,
+    how: End,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// SIGKILL.
+    Kill,
+    /// SIGTERM.
+    Stop,
+}
+
+/// The output of four requests at once, which come in any order.
+const PARALLEL: &str = "parallel";
+
+/// Segments so small that they roll and are deleted all the time.
+const QUEUE: &str = "max_bytes = \"64MiB\"\nsegment_bytes = \"256KiB\"\n";
+
+/// One spool and all who have to do with it.
+struct Campaign {
+    spool: Spool,
+    consumers: Vec<(&'static str, Tallying)>,
+    senders: Senders,
+    lives: Vec<Life>,
+}
+
+impl Campaign {
+    fn new(bodies: Bodies, rng: &mut fastrand::Rng) -> Self {
+        Self {
+            spool: Spool::new(),
+            consumers: vec![
+                ("lines", Tallying::tcp()),
+                ("requests", Tallying::http()),
+                (PARALLEL, Tallying::http()),
+            ],
+            senders: Senders::start(4, bodies, rng),
+            lives: Vec::new(),
+        }
+    }
+
+    fn launch(&self) -> Relay {
+        let output = |(name, consumer): &(&str, Tallying)| match *name {
+            // Its cursor stands in the middle of a record most of the time.
+            PARALLEL => consumer.output(name, "concurrency = 4\nbatch = { max_events = 97 }\n"),
+            _ => consumer.output(name, ""),
+        };
+        let outputs: Vec<String> = self.consumers.iter().map(output).collect();
+        let config = format!("{BASE}{}{}", outputs.concat(), self.spool.queue(QUEUE));
+        Relay::with(&config).launch()
+    }
+
+    /// Starts one and sends the load there.
+    fn start(&self) -> Relay {
+        let mut relay = self.launch();
+        assert!(relay.listens_or_exits(1), "it does not start:\n{}", relay.log_text());
+        self.senders.go_to(relay.address());
+        relay
+    }
+
+    fn end(&mut self, mut relay: Relay, started: Instant, how: End) {
+        match how {
+            End::Kill => relay.kill(),
+            End::Stop => drop(relay.stop()),
+        }
+        self.lives.push(Life { started, ended: Instant::now(), how });
+        self.senders.wait();
+        // What a dead relay has sent belongs to its life.
+        wait_for_ends(&self.consumers);
+    }
+
+    fn round(&mut self, rng: &mut fastrand::Rng) {
+        let how = if rng.u32(..5) == 0 { End::Stop } else { End::Kill };
+        for (_, consumer) in &mut self.consumers {
+            consumer.set_open(rng.u32(..6) > 0);
+        }
+        let started = Instant::now();
+        if how == End::Kill && rng.u32(..4) == 0 {
+            let relay = self.launch();
+            // While it recovers, or has just begun to listen.
+            std::thread::sleep(Duration::from_micros(rng.u64(..80_000)));
+            return self.end(relay, started, how);
+        }
+        let relay = self.start();
+        std::thread::sleep(Duration::from_millis(rng.u64(..250)));
+        for (_, consumer) in &mut self.consumers {
+            let open = consumer.is_listening() || rng.bool();
+            consumer.set_open(open);
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(..250)));
+        self.end(relay, started, how);
+    }
+
+    /// The last relay delivers everything; then it is counted.
+    fn finish(mut self) -> Counts {
+        for (_, consumer) in &mut self.consumers {
+            consumer.set_open(true);
+        }
+        let relay = self.start();
+        let sent = self.senders.finish();
+        relay.finish(Backlog::Empty);
+        wait_for_ends(&self.consumers);
+        let mut counts = Counts { accepted: accepted(&sent), ..Counts::default() };
+        for (name, consumer) in &self.consumers {
+            let arrivals = consumer.tally.arrivals();
+            let checked = if *name == PARALLEL { check_unordered } else { check };
+            let repeats = checked(name, &sent, &arrivals);
+            counts.delivered += arrivals.len();
+            counts.repeats += repeats.len();
+            for repeat in &repeats {
+                assert_bounded(name, repeat, &self.lives);
+            }
+        }
+        let left = self.spool.segments();
+        assert!(left.len() <= 1, "what every output has got is deleted: {left:?}");
+        counts
+    }
+}
+
+/// Waits until what the ended relay has sent is read.
+fn wait_for_ends(consumers: &[(&str, Tallying)]) {
+    for (name, consumer) in consumers {
+        wait_until(&format!("the end of {name}"), PATIENCE, || consumer.open() == 0);
+    }
+}
+
+/// An event that comes again came just before a kill the last time; after a SIGTERM nothing comes again.
+fn assert_bounded(consumer: &str, repeat: &Repeat, lives: &[Life]) {
+    let life = lives.iter().rfind(|life| life.started <= repeat.before);
+    let life = life.expect("nothing comes before the first life");
+    assert_eq!(life.how, End::Kill, "{consumer}: {:?} again after a clean stop", repeat.id);
+    let age = life.ended.saturating_duration_since(repeat.before);
+    assert!(age <= REPEATED_MAX, "{consumer}: {:?} again, {age:?} before the kill", repeat.id);
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    accepted: u64,
+    /// Over all consumers.
+    delivered: usize,
+    repeats: usize,
+}
+
+#[test]
+fn what_was_answered_200_arrives_whenever_the_process_is_killed() {
+    let kills = number_from("KUBE_AUDIT_FORWARDER_KILLS", 55);
+    let mut rng = rng();
+    let mut left = kills;
+    while left > 0 {
+        let mut campaign = Campaign::new(Bodies::Mixed, &mut rng);
+        let mut killed = 0;
+        while killed < ROUNDS_OF_ONE_SPOOL.min(left) {
+            campaign.round(&mut rng);
+            let last = campaign.lives.last().expect("a round is a life");
+            killed += u64::from(last.how == End::Kill);
+        }
+        left -= killed;
+        let stops = campaign.lives.len() as u64 - killed;
+        let counts = campaign.finish();
+        eprintln!(
+            "{killed} kills and {stops} clean stops: {} events accepted, each for 3 consumers, \
+             {} arrivals, {} of them repeats",
+            counts.accepted, counts.delivered, counts.repeats
+        );
+        assert!(counts.accepted > 100 * killed, "too few to mean anything: {counts:?}");
+    }
+}
+
+#[test]
+fn a_kill_after_a_while_repeats_at_most_about_the_last_second() {
+    let mut rng = rng();
+    let mut campaign = Campaign::new(Bodies::Mixed, &mut rng);
+    for _ in 0..2 {
+        let started = Instant::now();
+        let relay = campaign.start();
+        // Long enough that most of it must not come again.
+        std::thread::sleep(REPEATED_MAX * 2);
+        campaign.end(relay, started, End::Kill);
+    }
+    let counts = campaign.finish();
+    eprintln!("2 kills after 5 s: {counts:?}");
+    assert!(counts.accepted > 5000, "too few to mean anything: {counts:?}");
+}
+
+#[test]
+fn a_clean_stop_under_load_repeats_nothing() {
+    let mut rng = rng();
+    let mut campaign = Campaign::new(Bodies::Mixed, &mut rng);
+    for _ in 0..8 {
+        let started = Instant::now();
+        let relay = campaign.start();
+        std::thread::sleep(Duration::from_millis(rng.u64(50..600)));
+        campaign.end(relay, started, End::Stop);
+    }
+    let counts = campaign.finish();
+    assert_eq!(counts.repeats, 0);
+    assert!(counts.accepted > 1000, "too few to mean anything: {counts:?}");
+}
+
+#[test]
+fn batches_of_megabytes_survive_kills_too() {
+    let mut rng = rng();
+    let mut campaign = Campaign::new(Bodies::Large, &mut rng);
+    for _ in 0..10 {
+        let started = Instant::now();
+        let relay = campaign.start();
+        std::thread::sleep(Duration::from_millis(rng.u64(100..300)));
+        campaign.end(relay, started, End::Kill);
+    }
+    let counts = campaign.finish();
+    eprintln!("10 kills: {counts:?}");
+    assert!(counts.accepted > 10_000, "too few to mean anything: {counts:?}");
+}

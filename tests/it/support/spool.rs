@@ -1,0 +1,249 @@
+//! A directory of the durable queue, as another program sees it: the files of ARCHITECTURE.md, "The durable queue's files".
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::text;
+
+const SEGMENT_MAGIC: &[u8] = b"\xFFKAFSEG\0";
+const RECORD_MAGIC: &[u8] = b"\xFFKAFREC\0";
+
+/// Groups of records start at its multiples.
+pub(crate) const BLOCK: usize = 4096;
+
+/// Bytes before a record's lines.
+pub(crate) const RECORD_HEADER: usize = 64;
+
+/// Bytes of a segment's header.
+pub(crate) const SEGMENT_HEADER: usize = 48;
+
+/// Bytes of a slot of `cursors`.
+pub(crate) const SLOT: usize = 16 * 1024;
+
+/// The directory. It is removed with it, unless it is somebody else's.
+pub(crate) struct Spool {
+    path: PathBuf,
+    _own: Option<TempDir>,
+}
+
+/// A record as it lies in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// Path below the directory.
+    pub(crate) segment: PathBuf,
+    pub(crate) bytes: Range<usize>,
+    pub(crate) positions: Range<u64>,
+}
+
+/// What a directory takes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// The lengths of all files.
+    pub(crate) lengths: u64,
+    /// What the file system has allocated for them.
+    pub(crate) allocated: u64,
+}
+
+impl Spool {
+    /// One that is not there yet.
+    pub(crate) fn new() -> Self {
+        let own = TempDir::new().expect("a temporary directory");
+        Self { path: own.path().join("spool"), _own: Some(own) }
+    }
+
+    /// At this path.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path, _own: None }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The table `[queue]` with it. `more` holds further keys.
+    pub(crate) fn queue(&self, more: &str) -> String {
+        format!("[queue]\ndirectory = {:?}\n{more}\n", text(&self.path))
+    }
+
+    /// A copy of its files.
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        for (path, file) in self.files() {
+            let to = copy.path.join(path);
+            std::fs::create_dir_all(to.parent().expect("below the directory")).unwrap();
+            std::fs::write(to, file.bytes).unwrap();
+        }
+        copy
+    }
+
+    /// Everything in it, by the path below it.
+    pub(crate) fn files(&self) -> BTreeMap<PathBuf, Entry> {
+        let mut files = BTreeMap::new();
+        let mut folders = vec![self.path.clone()];
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+            for path in entries.map(|entry| entry.expect("a readable directory").path()) {
+                // One that is being deleted is not there any more.
+                let Ok(metadata) = path.symlink_metadata() else { continue };
+                if metadata.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                let Ok(bytes) = std::fs::read(&path) else { continue };
+                let below = path.strip_prefix(&self.path).expect("below it").to_owned();
+                files.insert(below, Entry { bytes, mode: metadata.permissions().mode() & 0o7777 });
+            }
+        }
+        files
+    }
+
+    /// What it takes up now, seen from outside while it is in use.
+    pub(crate) fn usage(&self) -> Usage {
+        let mut usage = Usage { lengths: 0, allocated: 0 };
+        let mut folders = vec![self.path.clone()];
+        while let Some(folder) = folders.pop() {
+            let Ok(entries) = std::fs::read_dir(&folder) else { continue };
+            for path in entries.flatten().map(|entry| entry.path()) {
+                let Ok(metadata) = path.symlink_metadata() else { continue };
+                if metadata.is_dir() {
+                    folders.push(path);
+                } else {
+                    usage.lengths += metadata.len();
+                    usage.allocated += metadata.blocks() * 512;
+                }
+            }
+        }
+        usage
+    }
+
+    /// Paths of the segments below the directory, oldest first.
+    pub(crate) fn segments(&self) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(self.path.join("segments")) else { return Vec::new() };
+        let name = |entry: std::fs::DirEntry| PathBuf::from("segments").join(entry.file_name());
+        let mut segments: Vec<PathBuf> = entries.flatten().map(name).collect();
+        segments.sort();
+        segments
+    }
+
+    /// What was copied aside, whole files.
+    pub(crate) fn quarantined(&self) -> Vec<Vec<u8>> {
+        let Ok(entries) = std::fs::read_dir(self.path.join("quarantine")) else {
+            return Vec::new();
+        };
+        entries.map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
+    }
+
+    /// Changes a file in place.
+    pub(crate) fn edit(&self, file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = self.path.join(file);
+        let mut bytes = std::fs::read(&path).expect("a file of the spool");
+        change(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    /// Every whole record, in order.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let records = |segment: PathBuf| {
+            let bytes = std::fs::read(self.path.join(&segment)).expect("a segment");
+            assert!(bytes.starts_with(SEGMENT_MAGIC), "{}", segment.display());
+            records_of(&segment, &bytes)
+        };
+        self.segments().into_iter().flat_map(records).collect()
+    }
+}
+
+/// A file.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) mode: u32,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, mode {:o}, ", self.bytes.len(), self.mode)?;
+        write!(f, "CRC {:08x}", crc32c::crc32c(&self.bytes))
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+fn records_of(segment: &Path, bytes: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut at = BLOCK;
+    while at + RECORD_HEADER <= bytes.len() {
+        let header = &bytes[at..at + RECORD_HEADER];
+        let checks = header.starts_with(RECORD_MAGIC)
+            && crc32c::crc32c(&header[..60]).to_le_bytes() == header[60..];
+        if !checks {
+            at = (at + 1).next_multiple_of(BLOCK);
+            continue;
+        }
+        let length = usize::try_from(number(header, 32)).expect("a length");
+        let (first, events) = (number(header, 8), number(header, 40));
+        let end = at + RECORD_HEADER + length;
+        let lines = &bytes[at + RECORD_HEADER..end];
+        assert_eq!(crc32c::crc32c(lines).to_le_bytes(), header[56..60], "at {at}");
+        let bytes = at..end;
+        let positions = first..first + events;
+        records.push(Record { segment: segment.to_owned(), bytes, positions });
+        at = end;
+    }
+    records
+}
+
+/// A group of records, each of these lines, that would follow the record which starts with these bytes.
+pub(crate) fn group_behind(last: &[u8], records: &[&[u8]]) -> Vec<u8> {
+    let (mut first, mut first_byte) =
+        (number(last, 8) + number(last, 40), number(last, 16) + number(last, 32));
+    let group = first;
+    let mut bytes = Vec::new();
+    for lines in records {
+        let events = memchr::memchr_iter(b'\n', lines).count() as u64;
+        let mut header = RECORD_MAGIC.to_vec();
+        for field in [first, first_byte, number(last, 24), lines.len() as u64, events, group] {
+            header.extend(field.to_le_bytes());
+        }
+        header.extend(crc32c::crc32c(lines).to_le_bytes());
+        header.extend(crc32c::crc32c(&header).to_le_bytes());
+        bytes.extend([&header, *lines].concat());
+        first += events;
+        first_byte += lines.len() as u64;
+    }
+    bytes
+}
+
+/// Sets the format version of a segment's header, which checks again.
+pub(crate) fn set_segment_version(bytes: &mut [u8], version: u32) {
+    bytes[8..12].copy_from_slice(&version.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The slots of `cursors`, each with its length and generation where it has any, newest first.
+pub(crate) fn slots(bytes: &[u8]) -> Vec<(Range<usize>, u64)> {
+    let slot = |at: usize| {
+        let length = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().expect("4 bytes"));
+        let length = usize::try_from(length).expect("a length");
+        (at..at + length, number(bytes, at + 16))
+    };
+    let mut slots = vec![slot(0), slot(SLOT)];
+    slots.sort_by_key(|(_, generation)| std::cmp::Reverse(*generation));
+    slots
+}
+
+/// Sets the format version of a slot, which checks again.
+pub(crate) fn set_slot_version(bytes: &mut [u8], slot: &Range<usize>, version: u32) {
+    bytes[slot.start + 8..slot.start + 12].copy_from_slice(&version.to_le_bytes());
+    let crc_at = slot.end - 4;
+    let crc = crc32c::crc32c(&bytes[slot.start..crc_at]);
+    bytes[crc_at..slot.end].copy_from_slice(&crc.to_le_bytes());
+}
