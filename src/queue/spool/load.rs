@@ -312,7 +312,7 @@ impl<'a> Reader<'a> {
             position = scan.position();
         }
         self.has_read_all &= scan.has_read_all();
-        let Some(first) = within else { return self.end() };
+        let Some(first) = within.filter(|first| !self.is_beyond(first)) else { return self.end() };
         let mut scan = self.scan(file, first.offset, position, Check::Lines);
         self.read_on(&mut scan);
         self.has_read_all &= scan.has_read_all();
@@ -326,6 +326,7 @@ impl<'a> Reader<'a> {
             match scan.next() {
                 None => return self.end(),
                 Some(Found::Damage(damage)) => self.loaded.damages.push(damage),
+                Some(Found::Record(record)) if self.is_beyond(&record) => return self.end(),
                 Some(Found::Record(record)) => match &record.lines {
                     Some(lines) => self.take(&record, lines),
                     None => {
@@ -348,6 +349,11 @@ impl<'a> Reader<'a> {
             let segment = job.first.position;
             self.loaded.next = Some(Spot { segment, offset, line: 0, position });
         }
+    }
+
+    /// Nothing of it is asked for: what is, is missing.
+    fn is_beyond(&self, record: &segment::Record) -> bool {
+        self.job.to.is_some_and(|to| record.header.first >= to)
     }
 
     fn scan<'f>(

@@ -7,6 +7,7 @@ use metrics::atomics::AtomicU64 as Cell;
 use super::*;
 use crate::config;
 
+mod damage;
 mod simulation;
 
 /// So many seeds for each test; more by environment variable.
@@ -85,4 +86,14 @@ fn values<const N: usize>(telemetry: &Telemetry, series: [&str; N]) -> [u64; N] 
         let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
         line.unwrap_or_else(|| panic!("no {series}")).parse().expect("a count")
     })
+}
+
+/// An event's line: its number, and some more.
+fn write_line(number: u64, length: usize, lines: &mut Vec<u8>) {
+    let begin = lines.len();
+    lines.extend(number.to_string().bytes());
+    lines.push(b' ');
+    let filler = b'a' + u8::try_from(number % 26).expect("a letter");
+    lines.resize((begin + length - 1).max(lines.len()), filler);
+    lines.push(b'\n');
 }

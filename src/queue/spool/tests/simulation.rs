@@ -255,15 +255,6 @@ fn index(position: Position) -> usize {
     usize::try_from(position).expect("a small log")
 }
 
-fn write_line(number: u64, length: usize, lines: &mut Vec<u8>) {
-    let begin = lines.len();
-    lines.extend(number.to_string().bytes());
-    lines.push(b' ');
-    let filler = b'a' + u8::try_from(number % 26).expect("a letter");
-    lines.resize((begin + length - 1).max(lines.len()), filler);
-    lines.push(b'\n');
-}
-
 /// Says each step, where one seed was asked for.
 macro_rules! say {
     ($simulation:expr, $($what:tt)+) => {
