@@ -78,6 +78,11 @@ pub(super) trait File: Send + Sync + fmt::Debug {
     fn bytes(&self) -> io::Result<u64>;
 }
 
+/// An error that says of which file it is.
+pub(super) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
+}
+
 /// How many files are in the quarantine, and their bytes.
 pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     let names = disk.list(QUARANTINE).unwrap_or_default();

@@ -23,6 +23,7 @@ use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::QUARANTINE;
+use crate::queue::disk::named;
 use crate::queue::segment;
 use crate::queue::segment::Check;
 use crate::queue::segment::Damage;
@@ -175,12 +176,12 @@ impl Shared {
     /// Does a job. An error where the file is there, and it or a part of it can't be read: that may pass.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.first.position);
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
+        let named = named(&name);
         let file = match job.offset {
             0 => None,
             _ => match self.disk.open(&name, Access::Read) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                opened => Some(opened.map_err(named)?),
+                opened => Some(opened.map_err(&named)?),
             },
         };
         let mut reader = Reader::new(job);

@@ -37,6 +37,7 @@ use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::OpenError;
 use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::named;
 use crate::queue::segment;
 use crate::queue::segment::BadHeader;
 use crate::queue::segment::Check;
@@ -352,7 +353,8 @@ impl Log {
         }
         for segment in self.segments.iter().filter(|segment| segment.damaged.contains(&0)) {
             let first = segment.first.position;
-            let file = disk.open(&segment::file_name(first), Access::Read)?;
+            let name = segment::file_name(first);
+            let file = disk.open(&name, Access::Read).map_err(named(&name))?;
             let bytes = 0..SEGMENT_HEADER as u64;
             report(&*file, first, &Damage { bytes, events: 0, lines: 0, torn: false });
         }
@@ -369,7 +371,8 @@ fn judge_last(
     report: Report<'_>,
 ) -> io::Result<Place> {
     let first = last.first.position;
-    let file = disk.open(&segment::file_name(first), Access::Write)?;
+    let name = segment::file_name(first);
+    let file = disk.open(&name, Access::Write).map_err(named(&name))?;
     let scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
     let Tail { end, kept, damages, unfinished } = Tail::read(scan, last.first, known.position);
     for damage in damages {

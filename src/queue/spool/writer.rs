@@ -21,6 +21,7 @@ use crate::queue::cursors::Cursors;
 use crate::queue::cursors::Place;
 use crate::queue::disk::File;
 use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::named;
 use crate::queue::segment;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
@@ -525,10 +526,10 @@ impl Writer {
         }
         self.save()?;
         for (first, size) in doomed {
-            match self.shared.disk.remove(&segment::file_name(first)) {
+            let name = segment::file_name(first);
+            match self.shared.disk.remove(&name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    let name = segment::file_name(first);
-                    return Err(io::Error::new(error.kind(), format!("{name}: {error}")));
+                    return Err(named(&name)(error));
                 }
                 Ok(()) | Err(_) => {}
             }
