@@ -8,7 +8,7 @@
 //! [`Cursor::finish`] (final), [`Cursor::release`] (not on the wire any more, to be sent again) and then
 //! [`Cursor::retake`]. What is on the wire is never dropped.
 //!
-//! There are two: in [`memory`], and in files ([`spool`]).
+//! There are two: in memory (`memory`), and in files (`spool`).
 
 use bytes::Bytes;
 

@@ -410,10 +410,10 @@ async fn watch(mut watched: Vec<Watched>, stop: CancellationToken) {
 /// An output that ends for good meanwhile; the others go on.
 async fn drain(mut parts: Parts, timeout: Duration) -> Result<(), Error> {
     let deadline = Instant::now() + timeout;
-    tracing::info!(timeout = format!("{timeout:?}"), "draining");
     parts.admin.stopping();
     parts.gate.close();
     parts.draining.cancel();
+    tracing::info!(timeout = format!("{timeout:?}"), "draining");
     let half = Instant::now() + timeout / 2;
     let cut = async {
         tokio::time::sleep_until(half).await;

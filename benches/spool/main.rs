@@ -52,7 +52,7 @@ struct Arguments {
     #[arg(long, env = "SPOOL_BENCH_DIRECTORY", default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
     /// Rounds; in each, everything that is compared takes its turn
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds of one run of the first table
     #[arg(long, default_value_t = 1.5)]

@@ -122,8 +122,8 @@ impl Contents {
             slot.extend(place.position.to_le_bytes());
             slot.extend(place.byte.to_le_bytes());
         }
-        // Those that find no room are counted twice after a crash: the oldest matter first, and a slot has room for more
-        // than there ever are segments with a usual size.
+        // The oldest matter first; those that find no room are counted twice after a start. There are no more of them than
+        // segments, and a slot has room for more than there are with a usual size.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
         for hole in holes {

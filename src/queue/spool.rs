@@ -62,6 +62,9 @@ const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 /// What all cursors together may have read ahead. Each may hold four times what it reads at once.
 const AHEAD_BYTES: u64 = 16 << 20;
 
+/// Beyond it, neighbouring holes are joined: a slot of the cursors file has no room for many more.
+const HOLES_MAX: usize = 256;
+
 /// What copies of damaged records may take at most.
 const QUARANTINE_BYTES: u64 = 64 << 20;
 
@@ -366,6 +369,16 @@ impl State {
             self.stale = true;
         }
         self.holes.sort_unstable_by_key(|hole| hole.start);
+        if self.holes.len() > HOLES_MAX {
+            // However long a consumer hangs. Bytes of the backlog are too low for a cursor that stands within a joined one.
+            self.holes.dedup_by(|next, hole| {
+                let adjoins = hole.end == next.start;
+                if adjoins {
+                    (hole.end, hole.bytes) = (next.end, hole.bytes + next.bytes);
+                }
+                adjoins
+            });
+        }
         true
     }
 

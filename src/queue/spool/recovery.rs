@@ -312,10 +312,10 @@ impl Log {
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
         // Dropped, and not deleted yet.
         let is_dropped =
-            |segment: &Segment| holes.iter().any(|hole| hole.start == segment.first.position);
-        let dropped = self.segments.iter().filter(|segment| is_dropped(segment));
+            |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
+        let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
         self.doomed.extend(dropped.map(|segment| (segment.first.position, segment.size)));
-        self.segments.retain(|segment| !is_dropped(segment));
+        self.segments.retain(|segment| !is_dropped(segment.first.position));
         let mut limit = Position::MAX;
         self.end = known;
         while let Some(mut last) = self.segments.pop_back() {

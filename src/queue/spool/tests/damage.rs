@@ -214,7 +214,11 @@ impl Spool {
             cursors::Found::Whole(contents) | cursors::Found::Half(contents) => {
                 contents.end.position
             }
-            other => panic!("{other:?}"),
+            other @ (cursors::Found::Nothing
+            | cursors::Found::Damaged
+            | cursors::Found::Newer(_)) => {
+                panic!("{other:?}")
+            }
         };
 
         let sound = copy(&disk);
