@@ -303,6 +303,11 @@ impl<'a> Scan<'a> {
         self.unreadable.is_empty()
     }
 
+    /// Whether these bytes could be read, as far as they were.
+    pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
+        self.unreadable_end(bytes).is_none()
+    }
+
     /// The offset behind what was found.
     pub(super) fn offset(&self) -> u64 {
         self.at
@@ -341,7 +346,8 @@ impl<'a> Scan<'a> {
             let Some(header) = self.header(offset) else {
                 // Rests of a block are padding; what is behind them decides where the next record is.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
-                if !offset.is_multiple_of(BLOCK) && self.is_zero(offset..block) {
+                let inside = !offset.is_multiple_of(BLOCK);
+                if inside && self.is_zero(offset..block) && self.has_read(&(offset..block)) {
                     self.at = block;
                     continue;
                 }

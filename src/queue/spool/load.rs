@@ -445,7 +445,8 @@ impl<'a> Reader<'a> {
                 lines.truncate(cut);
             }
             // The lines have changed since they were checked, or can't be read again: the rest is missing.
-            if events == 0 || position + events > header.end() || !scan.has_read_all() {
+            let has_read = scan.has_read(&(line..line + lines.len() as u64));
+            if events == 0 || position + events > header.end() || !has_read {
                 break;
             }
             let spot = Spot {

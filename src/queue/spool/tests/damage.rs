@@ -167,7 +167,7 @@ impl Spool {
         let disk = SimulatedDisk::new(rng.u64(..));
         let segment_bytes = rng.choice([16 << 10, 32 << 10]).expect("one");
         let config = settings(1 << 20, segment_bytes, WhenFull::Reject);
-        let names: &[&str] = if rng.bool() { &["a"] } else { &["a", "b"] };
+        let mut names: &[&str] = if rng.bool() { &["a"] } else { &["a", "b"] };
         let mut running = Running::open(&disk, &config, names);
         let mut number = 0;
         for _ in 0..rng.u32(3..25) {
@@ -187,6 +187,10 @@ impl Spool {
                 1 => running.work(&[Step::Reclaim]),
                 2 => {
                     running.stop();
+                    // Another may join.
+                    if rng.bool() {
+                        names = &["a", "b"];
+                    }
                     running = Running::open(&disk, &config, names);
                 }
                 3 | 4 => {
@@ -393,7 +397,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     let first = running.end();
     // Acknowledged, and nothing is left that knows of it: neither the cursors nor a record behind it.
     let unknown = spool.end.saturating_sub(first);
-    let can_be = first >= spool.known && !matches!(damage, Damage::Flip { .. });
+    let can_be = (first >= spool.known || of_cursors) && !matches!(damage, Damage::Flip { .. });
     assert!(unknown == 0 || can_be, "the end is {first}, it was {}", spool.end);
     let new: Vec<usize> = (0..rng.usize(..5)).map(|_| rng.usize(12..300)).collect();
     let end = first + new.len() as u64;

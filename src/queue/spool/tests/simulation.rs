@@ -114,6 +114,8 @@ struct Output {
     saved: Position,
     /// It has it at all.
     named: bool,
+    /// Where the log ended as it joined.
+    joined: Position,
     /// Its bytes were guessed when a claim was split.
     guessed: bool,
     /// They were once.
@@ -191,6 +193,7 @@ struct Known {
     from: Position,
     to: Position,
     named: bool,
+    joined: Position,
     guessed: bool,
 }
 
@@ -800,7 +803,8 @@ impl Simulation {
             (state.end.position, state.holes.clone(), oldest.position, places, !state.stale)
         };
         say!(self, "start with {names:?} at {places:?}: {}", self.shown());
-        assert!(end >= self.log.len() as u64, "the end is {end}, it was {}", self.log.len());
+        let before = self.log.len() as u64;
+        assert!(end >= before, "the end is {end}, it was {before}");
         self.log.resize(index(end), None);
         (self.accepted, self.dropped_newest, self.dropped_oldest) = (0, 0, 0);
         let mut holed = vec![false; self.log.len()];
@@ -815,13 +819,15 @@ impl Simulation {
                     // It may stand before what was dropped, or behind.
                     let behind = (at..end).find(|position| !holed[index(*position)]);
                     let goes_on = known.from <= behind.unwrap_or(end) && at <= known.to;
-                    let joins = !known.named && (at == end || at == oldest);
+                    // Nothing was stored for it.
+                    let joins =
+                        !known.named && (at == end || at == oldest) && known.joined == before;
                     assert!(goes_on || joins, "{name} is at {at}, not in {known:?}");
                     *known
                 }
                 None => {
                     assert!(at == end || at == oldest, "{name} is new, and at {at}");
-                    Known { from: 0, to: end, named: false, guessed: false }
+                    Known { from: 0, to: end, named: false, joined: end, guessed: false }
                 }
             };
             let fate = |(position, holed): (Position, &bool)| match holed {
@@ -842,6 +848,7 @@ impl Simulation {
                 lost: 0,
                 saved: if safe { at } else { known.from },
                 named: safe || known.named,
+                joined: known.joined,
                 guessed: known.guessed,
                 has_guessed: known.guessed,
                 loading: None,
@@ -863,8 +870,8 @@ impl Simulation {
             self.sent[sent].told = Told::Never;
         }
         for output in &self.outputs {
-            let Output { saved: from, named, has_guessed: guessed, .. } = *output;
-            let known = Known { from, to: output.watermark().1, named, guessed };
+            let Output { saved: from, named, joined, has_guessed: guessed, .. } = *output;
+            let known = Known { from, to: output.watermark().1, named, joined, guessed };
             self.known.insert(output.name.clone(), known);
         }
         self.process = None;
