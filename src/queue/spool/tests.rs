@@ -9,6 +9,7 @@ use crate::config;
 
 mod damage;
 mod simulation;
+mod threads;
 
 /// So many seeds for each test; more by environment variable.
 fn seeds(usual: u64) -> Vec<u64> {
