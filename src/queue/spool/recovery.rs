@@ -317,6 +317,10 @@ impl Log {
         let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
         self.doomed.extend(dropped.map(|segment| (segment.first.position, segment.size)));
         self.segments.retain(|segment| !is_dropped(segment.first.position));
+        let behind: Vec<Place> = self.segments.iter().skip(1).map(|next| next.first).collect();
+        for (segment, end) in self.segments.iter_mut().zip(behind) {
+            segment.end = end;
+        }
         let mut limit = Position::MAX;
         self.end = known;
         while let Some(mut last) = self.segments.pop_back() {

@@ -166,6 +166,12 @@ impl Writer {
         }
     }
 
+    /// Whether it would wait until somebody wakes it.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
+    }
+
     pub(super) fn perform(&mut self, step: Step) {
         match step {
             Step::Commit => self.commit(),

@@ -404,19 +404,21 @@ impl Simulation {
         }
         let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
         let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
-        let (fault, holes) = {
+        let segments = |state: &State| -> Vec<Range<Position>> {
+            state.segments.iter().map(Segment::positions).collect()
+        };
+        let (fault, before) = {
             let state = self.state();
-            (state.fault.is_some(), state.holes.clone())
+            (state.fault.is_some(), segments(&state))
         };
         let queue = self.process().queue.clone();
         let admitted = queue.admits(bytes);
         let taken = queue.append(append);
-        let (new, opens) = {
+        let (after, opens) = {
             let state = self.state();
-            let new = state.holes.iter().filter(|hole| !holes.contains(hole));
-            let new: Vec<_> = new.map(|hole| hole.start..hole.end).collect();
-            (new, state.waiting.back().and_then(|waiting| waiting.opens))
+            (segments(&state), state.waiting.back().and_then(|waiting| waiting.opens))
         };
+        let new: Vec<_> = before.into_iter().filter(|segment| !after.contains(segment)).collect();
         let outcome = taken.as_ref().map(|_| ()).map_err(|refused| *refused);
         say!(
             self,
@@ -463,6 +465,8 @@ impl Simulation {
     }
 
     fn due(&self) -> Vec<Step> {
+        let writer = self.process.as_ref().and_then(|process| process.writer.as_ref());
+        let is_idle = writer.is_none_or(Writer::is_idle);
         let state = self.state();
         let well = state.fault.is_none();
         let mut due = Vec::new();
@@ -470,6 +474,7 @@ impl Simulation {
         due.extend(state.stale.then_some(Step::Save));
         due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
         due.extend(state.can_reclaim().then_some(Step::Reclaim));
+        assert!(due.is_empty() || !is_idle, "the writer sleeps, and {due:?} are due");
         due
     }
 
@@ -976,13 +981,20 @@ impl Simulation {
                 say!(self, "crash between two operations");
                 self.crash();
             } else {
-                self.arm(20);
+                // It is worst while a group is written.
+                if self.rng.bool() {
+                    (0..self.rng.u8(1..5)).for_each(|_| self.append());
+                }
+                let most = if self.rng.bool() { 4 } else { 20 };
+                self.arm(most);
             }
         } else if dice < crashes + restarts {
             let in_order = self.rng.bool();
             self.restart(in_order);
         } else if dice < crashes + restarts + faults {
             self.fail_something();
+        } else if self.armed && self.rng.bool() {
+            self.work();
         } else if self.rng.u32(..100) < self.pressure {
             self.append();
         } else {
@@ -1000,7 +1012,7 @@ impl Simulation {
         match self.rng.u8(..100) {
             0..30 => drop(self.work()),
             30..45 => {
-                let take = Take { bytes: self.rng.u64(1..20_000), events: self.rng.u64(1..100) };
+                let take = Take { bytes: self.rng.u64(..20_000), events: self.rng.u64(..100) };
                 self.next(chosen, take);
             }
             45..57 => {
@@ -1060,6 +1072,13 @@ impl Simulation {
                 assert!(state.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
             }
         }
+        // What was dropped may be passed, or not.
+        let [from, to] = [0, 1].map(|which| {
+            let watermarks = self.outputs.iter().map(Output::watermark);
+            watermarks.map(|(from, to)| if which == 0 { from } else { to }).min()
+        });
+        let held = state.watermark();
+        assert!(from <= Some(held) && Some(held) <= to, "{held} is held, not {from:?} to {to:?}");
         let names = self.disk.names();
         for segment in &state.segments {
             let name = segment::file_name(segment.first.position);
