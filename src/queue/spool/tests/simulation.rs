@@ -1073,12 +1073,11 @@ impl Simulation {
             }
         }
         // What was dropped may be passed, or not.
-        let [from, to] = [0, 1].map(|which| {
-            let watermarks = self.outputs.iter().map(Output::watermark);
-            watermarks.map(|(from, to)| if which == 0 { from } else { to }).min()
-        });
+        let to = self.outputs.iter().map(|output| output.watermark().1).min().unwrap_or(0);
+        let from = self.outputs.iter().map(|output| output.watermark().0).min().unwrap_or(0);
         let held = state.watermark();
-        assert!(from <= Some(held) && Some(held) <= to, "{held} is held, not {from:?} to {to:?}");
+        let before = (held..from).all(|position| self.dropped.contains(&position));
+        assert!(before && held <= to, "{held} is held, not {from} to {to}");
         let names = self.disk.names();
         for segment in &state.segments {
             let name = segment::file_name(segment.first.position);
