@@ -81,12 +81,15 @@ fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::
 
 /// Values of some series.
 fn values<const N: usize>(telemetry: &Telemetry, series: [&str; N]) -> [u64; N] {
+    series.map(|series| value(telemetry, series).unwrap_or_else(|| panic!("no {series}")))
+}
+
+/// What one shows, if it is there.
+fn value(telemetry: &Telemetry, series: &str) -> Option<u64> {
+    let prefix = format!("kube_audit_forwarder_{series} ");
     let text = telemetry.render();
-    series.map(|series| {
-        let prefix = format!("kube_audit_forwarder_{series} ");
-        let line = text.lines().find_map(|line| line.strip_prefix(&prefix));
-        line.unwrap_or_else(|| panic!("no {series}")).parse().expect("a count")
-    })
+    let line = text.lines().find_map(|line| line.strip_prefix(&prefix))?;
+    Some(line.parse().expect("a count"))
 }
 
 /// An event's line: its number, and some more.

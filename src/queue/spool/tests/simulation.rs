@@ -875,11 +875,10 @@ impl Simulation {
 
     /// What outputs had not got that are not there any more is lost, and counted as long as the file names them.
     fn check_removed(&self, names: &[&str]) {
-        let text = self.process.as_ref().expect("it runs").telemetry.render();
+        let telemetry = &self.process.as_ref().expect("it runs").telemetry;
         for (name, known) in self.known.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
-            let series = format!("kube_audit_forwarder_error_total{{plugin=\"{name}\"}} ");
-            let counted = text.lines().find_map(|line| line.strip_prefix(&series));
-            let counted: u64 = counted.map_or(0, |count| count.parse().expect("a count"));
+            let series = format!("error_total{{plugin=\"{name}\"}}");
+            let counted = value(telemetry, &series).unwrap_or(0);
             // What was dropped, and is there again, may be counted again.
             let end = self.log.len() as u64;
             let least = (known.to..end).filter(|at| !self.dropped.contains(at)).count() as u64;
