@@ -115,24 +115,13 @@ struct Plan {
 
 impl Plan {
     fn all() -> [Self; 4] {
-        let in_memory_and_http = |route, mode| mode == Mode::Memory || route == Route::Http;
+        let (all, none) = (|_, _| true, |_, _| false);
+        let most = |route, mode| mode == Mode::Memory || route == Route::Http;
         [
-            Self { work: Work::metadata(), saturated: |_, _| true, paced: in_memory_and_http },
-            Self {
-                work: Work::responses(),
-                saturated: |route, mode| {
-                    mode == Mode::Memory && matches!(route, Route::Http | Route::Tcp)
-                },
-                paced: |_, _| false,
-            },
-            Self {
-                work: Work::generated(),
-                saturated: |route, mode| {
-                    mode == Mode::Memory || (mode == Mode::Disk && route == Route::Http)
-                },
-                paced: |_, _| false,
-            },
-            Self { work: Work::single(), saturated: in_memory_and_http, paced: in_memory_and_http },
+            Self { work: Work::metadata(), saturated: all, paced: most },
+            Self { work: Work::responses(), saturated: most, paced: none },
+            Self { work: Work::generated(), saturated: most, paced: none },
+            Self { work: Work::single(), saturated: most, paced: most },
         ]
     }
 }
