@@ -308,7 +308,7 @@ impl Pass<'_> {
         // Where one more item might begin behind a comma is behind the array's end, which is the body's.
         self.stack == OUTSIDE
             && self.next_item == self.body.len()
-            && (!self.has_high || std::str::from_utf8(self.body).is_ok())
+            && (!self.has_high || simdutf8::basic::from_utf8(self.body).is_ok())
     }
 }
 
@@ -321,12 +321,15 @@ fn first_bit(mask: &mut u64) -> u16 {
 }
 
 /// Whether a text may stand behind a backslash.
+#[inline(always)]
 fn is_escape(text: &[u8]) -> bool {
     match text {
-        [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,
-        [b'u', digits @ ..] => {
-            digits.first_chunk::<4>().is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+        [b'u', a, b, c, d, ..] => {
+            let is_hex = |byte: &u8| byte.is_ascii_hexdigit();
+            // Not one by one: they nearly always are.
+            is_hex(a) & is_hex(b) & is_hex(c) & is_hex(d)
         }
+        [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,
         _ => false,
     }
 }
