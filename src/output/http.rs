@@ -84,6 +84,11 @@ const LIST_PIECE_BYTES: usize = 64 * 1024;
 /// How often in `timeouts.request` progress is looked for: so exact is the timeout.
 const LOOKS: u32 = 10;
 
+/// While a request of less than [`SMALL_BYTES`] is under way that is younger than this, the next one waits: for its answer,
+/// or so long. Single events then become fewer requests, where answers are quick; where they are not, hardly later ones.
+const COALESCE: Duration = Duration::from_millis(5);
+const SMALL_BYTES: u64 = 64 * 1024;
+
 /// TCP keepalive of kept connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -330,7 +335,7 @@ impl Client {
         exchange: impl Future<Output = T>,
     ) -> Option<T> {
         let mut exchange = std::pin::pin!(exchange);
-        let (mut seen, mut since) = (progress.bytes(), Instant::now());
+        let (mut seen, mut since) = (progress.at_rest(), Instant::now());
         loop {
             let look = self.timeouts.request / LOOKS;
             if let Ok(done) = tokio::time::timeout(look, exchange.as_mut()).await {
@@ -686,6 +691,7 @@ impl Connect for Connector {
             client: Arc::clone(&self.0),
             lanes,
             busy: FuturesUnordered::new(),
+            waits_until: None,
             consumer: 0,
         })
     }
@@ -698,6 +704,8 @@ pub(super) struct HttpLink {
     client: Arc<Client>,
     lanes: Vec<Lane>,
     busy: FuturesUnordered<Exchange>,
+    /// No other request goes out beside the one under way. See [`COALESCE`].
+    waits_until: Option<Instant>,
     /// The URL that the last event came from.
     consumer: usize,
 }
@@ -705,13 +713,15 @@ pub(super) struct HttpLink {
 impl Link for HttpLink {
     fn room(&self) -> Option<Take> {
         let limits = self.client.limits;
-        (!self.lanes.is_empty())
+        (!self.lanes.is_empty() && self.waits_until.is_none())
             .then_some(Take { bytes: limits.max_bytes, events: limits.max_events })
     }
 
     fn send(&mut self, batch: Batch) {
         let mut lane = self.lanes.pop().unwrap_or_default();
         let client = Arc::clone(&self.client);
+        let is_small = batch.bytes < SMALL_BYTES;
+        self.waits_until = is_small.then(|| Instant::now() + COALESCE);
         self.busy.push(Box::pin(async move {
             let claim = batch.claim;
             let outcome = client.attempt(&mut lane, batch).await;
@@ -720,17 +730,21 @@ impl Link for HttpLink {
     }
 
     async fn event(&mut self) -> Event {
-        match self.busy.next().await {
-            None => std::future::pending().await,
-            Some((lane, claim, (index, outcome))) => {
-                self.lanes.push(lane);
-                self.consumer = index;
-                match outcome {
-                    Outcome::Accepted => Event::Accepted { claim, lost: 0 },
-                    Outcome::Refused(failure) => Event::Refused(claim, failure),
-                    Outcome::Failed(failure) => Event::Failed(claim, failure),
-                }
-            }
+        let exchanged = tokio::select! {
+            biased;
+            exchanged = self.busy.next(), if !self.busy.is_empty() => exchanged,
+            () = tokio::time::sleep_until(self.waits_until.unwrap_or_else(Instant::now)),
+                if self.waits_until.is_some() => None,
+            else => return std::future::pending().await,
+        };
+        self.waits_until = None;
+        let Some((lane, claim, (index, outcome))) = exchanged else { return Event::Room };
+        self.lanes.push(lane);
+        self.consumer = index;
+        match outcome {
+            Outcome::Accepted => Event::Accepted { claim, lost: 0 },
+            Outcome::Refused(failure) => Event::Refused(claim, failure),
+            Outcome::Failed(failure) => Event::Failed(claim, failure),
         }
     }
 

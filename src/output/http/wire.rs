@@ -4,6 +4,7 @@
 //! is what the peer's kernel has acknowledged, and what has come from there.
 
 use std::io;
+use std::io::Read as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Weak;
@@ -16,6 +17,7 @@ use std::task::ready;
 use socket2::SockRef;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::io::Interest;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
@@ -70,6 +72,11 @@ impl Wire {
 }
 
 impl Progress {
+    /// As [`Progress::bytes`] on a connection where nothing is under way.
+    pub(super) fn at_rest(&self) -> u64 {
+        self.shared.upgrade().map_or(0, |shared| shared.moved.load(Ordering::Relaxed))
+    }
+
     /// Bytes that the peer's kernel has, and bytes that it has sent. Changes while anything moves.
     pub(super) fn bytes(&self) -> u64 {
         // A connection that is gone makes no progress; its error is on its way.
@@ -87,12 +94,22 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.shared.stream.poll_read_ready(cx))?;
-            match self.shared.stream.try_read(buf.initialize_unfilled()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(bytes) => {
-                    buf.advance(bytes);
-                    self.moved(bytes);
+            let mut read = 0;
+            let unfilled = buf.initialize_unfilled();
+            let tried = self.shared.stream.try_io(Interest::READABLE, || {
+                let room = unfilled.len();
+                read = (&*SockRef::from(&self.shared.stream)).read(unfilled)?;
+                // All that there was. Said so, the runtime does not ask the socket again before it is told of more.
+                if 0 < read && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match tried {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && read == 0 => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    return Poll::Ready(Err(error));
+                }
+                _ => {
+                    buf.advance(read);
+                    self.moved(read);
                     return Poll::Ready(Ok(()));
                 }
             }
