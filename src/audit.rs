@@ -5,25 +5,21 @@
 //! and tail are cut off, no event is copied or parsed into a tree, and every byte of an event stays as it was received
 //! (raw line breaks between its tokens aside, which become spaces).
 //!
-//! serde_json alone decides what is JSON; [`scan`] then walks what it found valid.
+//! What is written as kube-apiserver writes it is found valid by [`fast`], where the CPU has the instructions. For all
+//! else serde_json alone decides what is JSON ([`strict`]); [`event`] then says whether it is an audit event.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::de::DeserializeSeed;
-use serde::de::Deserializer;
-use serde::de::Error as _;
-use serde::de::IgnoredAny;
-use serde::de::MapAccess;
-use serde::de::SeqAccess;
-use serde::de::Visitor;
-use serde_json::value::RawValue;
 
+mod event;
+mod fast;
 pub mod scan;
+mod strict;
+
+use fast::Isa;
 
 /// The group and version of the events, and the only one (the beta versions ended with Kubernetes 1.24).
 pub const API_VERSION: &str = "audit.k8s.io/v1";
@@ -100,6 +96,11 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
 /// [`Invalid`] where the body is not JSON, is none of the accepted forms, or one of its events is not an audit event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
+    let known = Isa::best().and_then(|isa| fast::split(isa, body));
+    if let Some((events, levels)) = known {
+        let lines = end_lines(body_and_room, &events);
+        return Ok(Split { lines, events: events.len() as u64, levels });
+    }
     let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         Err(error) => {
@@ -111,7 +112,7 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
             });
         }
     };
-    let (events, levels) = split(text)?;
+    let (events, levels) = strict::split(text)?;
     let lines = join(body_and_room, &events);
     Ok(Split { lines, events: events.len() as u64, levels })
 }
@@ -120,7 +121,7 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // What is wrong with it before its end is of no interest here.
-    let broken_off = split(text).err().filter(|error| error.byte + 1 >= before.len());
+    let broken_off = strict::split(text).err().filter(|error| error.byte + 1 >= before.len());
     broken_off.and_then(|error| error.item)
 }
 
@@ -132,52 +133,32 @@ struct Span {
 }
 
 impl Span {
-    /// Of a slice of this text; `None` beyond 4 GiB.
-    fn of(text: &str, slice: &str) -> Option<Self> {
-        let start = slice.as_ptr() as usize - text.as_ptr() as usize;
-        let end = u32::try_from(start + slice.len()).ok()?;
-        Some(Self { start: u32::try_from(start).ok()?, end })
+    /// `None` beyond 4 GiB.
+    fn new(start: usize, end: usize) -> Option<Self> {
+        Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
     }
 
     fn range(self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
+
+    fn len(self) -> usize {
+        self.range().len()
+    }
+
+    /// Appends it to the events of a text of so many bytes.
+    fn push_to(self, events: &mut Vec<Self>, text: usize) {
+        if events.is_empty() {
+            // Room for as many of its size as the rest of the text may hold: what grows by doubling needs its size half
+            // again, and leaves as much behind.
+            events.reserve_exact((text - self.range().start) / (self.len() + 1) + 1);
+        }
+        events.push(self);
+    }
 }
 
 /// The shortest text that is an event: `{"auditID":"a","stage":"Panic"}`.
 const EVENT_BYTES_MIN: usize = 31;
-
-/// Where the events of a body are. Bounded by the body: what can't be an event takes no place, and nothing behind it does.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Found {
-    events: Vec<Span>,
-    /// The first that can't be one.
-    bad: Option<Span>,
-    /// All that were seen.
-    count: usize,
-}
-
-impl Found {
-    fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
-        let span = Span::of(text, item).ok_or("an event beyond 4 GiB")?;
-        self.count += 1;
-        if self.bad.is_some() {
-            return Ok(());
-        }
-        if item.len() < EVENT_BYTES_MIN || !item.starts_with('{') {
-            self.bad = Some(span);
-            return Ok(());
-        }
-        if self.events.is_empty() {
-            // Room for as many of its size as the rest of the text may hold: what grows by doubling needs its size half
-            // again, and leaves as much behind.
-            let left = text.len() - span.range().start;
-            self.events.reserve_exact(left / (item.len() + 1) + 1);
-        }
-        self.events.push(span);
-        Ok(())
-    }
-}
 
 /// Makes each event one line, in place, and returns where the lines are.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
@@ -190,10 +171,7 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
         from += found + 1;
     }
     if events.windows(2).all(|pair| pair[0].end + 1 == pair[1].start) {
-        for event in events {
-            body[event.range().end] = b'\n';
-        }
-        return start..end + 1;
+        return end_lines(body, events);
     }
     let mut write = start;
     for event in events.iter().map(|event| event.range()) {
@@ -205,362 +183,13 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// Finds and checks the events of a body.
-fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
-    if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
-        return Err(envelope(0, "the body is empty"));
+/// [`join`] for events that one byte divides.
+fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
+    for event in events {
+        body[event.range().end] = b'\n';
     }
-    let items = Cell::new(None);
-    let mut parser = serde_json::Deserializer::from_str(text);
-    let list = EnvelopeSeed { text, items: &items }.deserialize(&mut parser).map_err(|error| {
-        let what = if error.is_data() {
-            "not an audit event, an EventList or JSON lines of events".into()
-        } else {
-            syntax(&error)
-        };
-        Invalid { byte: byte_of(text, &error), item: items.get(), what }
-    })?;
-    match list.kind()?.as_deref() {
-        Some("EventList") => {}
-        Some("Event") => return split_lines(text),
-        None if list.items != Items::Absent => {
-            return Err(envelope(0, "kind is missing: a list of events has kind EventList"));
-        }
-        None => return split_lines(text),
-        Some(kind) => {
-            let what = format!("kind is {}, neither EventList nor Event", quoted(kind));
-            return Err(envelope(0, what));
-        }
-    }
-    match list.api_version()?.as_deref() {
-        Some(API_VERSION) => {}
-        other => return Err(envelope(0, wrong_version(other))),
-    }
-    parser
-        .end()
-        .map_err(|error| envelope(byte_of(text, &error), "more follows after the EventList"))?;
-    let items = match list.items {
-        Items::Array(items) => items,
-        Items::Absent => return Err(envelope(0, "items is missing")),
-        Items::NoArray => return Err(envelope(0, "items is no array")),
-        Items::Twice => return Err(envelope(0, "items is there twice")),
-    };
-    check_all(text, items)
-}
-
-/// One event, or one on each line.
-fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
-    let mut found = Found::default();
-    let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
-    let mut before = 0;
-    for value in stream {
-        let at = |byte, what| Invalid { byte, item: Some(found.count), what };
-        let value = value.map_err(|error| at(byte_of(text, &error), syntax(&error)))?.get();
-        let start = value.as_ptr() as usize - text.as_ptr() as usize;
-        let gap = text.as_bytes().get(before..start).unwrap_or_default();
-        if found.count > 0 && memchr::memchr2(b'\n', b'\r', gap).is_none() {
-            return Err(at(start, "two events on one line".into()));
-        }
-        before = start + value.len();
-        found.add(text, value).map_err(|what| envelope(start, what))?;
-    }
-    check_all(text, found)
-}
-
-fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
-    let mut levels = LevelCounts::default();
-    for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
-        let event = span.range();
-        // The ranges are those of slices of the text, so they lie in the text and on its character borders.
-        let bytes = text.as_bytes().get(event.clone()).unwrap_or_default();
-        match check(bytes) {
-            Ok(level) => levels[level] += 1,
-            Err((at, what)) => {
-                return Err(Invalid { byte: event.start + at, item: Some(index), what });
-            }
-        }
-    }
-    match found.bad {
-        None => Ok((found.events, levels)),
-        Some(bad) => {
-            let what = "too short for an event".into();
-            Err(Invalid { byte: bad.range().start, item: Some(found.events.len()), what })
-        }
-    }
-}
-
-/// Checks one event, which is valid JSON, and says its index in [`LEVELS`]. Of duplicate keys the first counts.
-fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
-    if event.first() != Some(&b'{') {
-        return Err((0, "not an object".into()));
-    }
-    let (mut audit_id, mut stage, mut level) = (None, None, None);
-    let (mut kind, mut api_version) = (None, None);
-    let mut members = scan::members(event);
-    for member in &mut members {
-        let slot = match &*scan::key(member.key) {
-            b"auditID" => &mut audit_id,
-            b"stage" => &mut stage,
-            b"level" => &mut level,
-            b"kind" => &mut kind,
-            b"apiVersion" => &mut api_version,
-            _ => continue,
-        };
-        slot.get_or_insert(member.value);
-    }
-    if members.depth() > DEPTH_MAX {
-        return Err((0, format!("nested more than {DEPTH_MAX} deep").into()));
-    }
-    let at = |value: &[u8]| value.as_ptr() as usize - event.as_ptr() as usize;
-    if kind.is_some() || api_version.is_some() {
-        if kind.and_then(scan::string).as_deref() != Some(b"Event") {
-            return Err((kind.map_or(0, at), "kind is not Event".into()));
-        }
-        if api_version.and_then(scan::string).as_deref() != Some(API_VERSION.as_bytes()) {
-            let version = api_version.and_then(scan::string);
-            let version = version.as_deref().and_then(|version| std::str::from_utf8(version).ok());
-            return Err((api_version.map_or(0, at), wrong_version(version).into()));
-        }
-    }
-    match audit_id {
-        None => return Err((0, "auditID is missing".into())),
-        Some(value) if value.first() != Some(&b'"') => {
-            return Err((at(value), "auditID is no string".into()));
-        }
-        Some(value) if value == b"\"\"" => return Err((at(value), "auditID is empty".into())),
-        Some(_) => {}
-    }
-    match stage.map(|value| (value, scan::string(value))) {
-        None => return Err((0, "stage is missing".into())),
-        Some((value, known)) => {
-            match known.as_deref() {
-                Some(b"RequestReceived" | b"ResponseStarted" | b"ResponseComplete" | b"Panic") => {}
-                _ => return Err((
-                    at(value),
-                    "stage is none of RequestReceived, ResponseStarted, ResponseComplete, Panic"
-                        .into(),
-                )),
-            }
-        }
-    }
-    let level = level.and_then(scan::string);
-    let known = LEVELS.iter().position(|name| level.as_deref() == Some(name.as_bytes()));
-    Ok(known.unwrap_or(LEVELS.len() - 1))
-}
-
-fn wrong_version(version: Option<&str>) -> String {
-    match version {
-        Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
-            format!(
-                "apiVersion is a beta one, which ended with Kubernetes 1.24: {API_VERSION} is accepted"
-            )
-        }
-        Some(version) => format!("apiVersion is {}: {API_VERSION} is accepted", quoted(version)),
-        None => format!("apiVersion is missing or no string: {API_VERSION} is accepted"),
-    }
-}
-
-/// A value of the sender's in a message that ends up in logs: short, and without control characters.
-fn quoted(value: &str) -> String {
-    let short: String = value.chars().take(64).collect();
-    format!("{short:?}")
-}
-
-fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
-    Invalid { byte, item: None, what: what.into() }
-}
-
-/// serde_json's words without its line and column: the byte is named apart.
-fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
-    let text = error.to_string();
-    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-    format!("not JSON: {what}").into()
-}
-
-/// serde_json counts lines and, in each, bytes from 1.
-fn byte_of(text: &str, error: &serde_json::Error) -> usize {
-    let line = error.line().saturating_sub(1);
-    let start = match line {
-        0 => 0,
-        _ => memchr::memchr_iter(b'\n', text.as_bytes()).nth(line - 1).map_or(0, |at| at + 1),
-    };
-    (start + error.column().saturating_sub(1)).min(text.len())
-}
-
-/// What is read of the outermost object. The events are found, not parsed.
-struct Envelope<'a> {
-    kind: Option<&'a RawValue>,
-    api_version: Option<&'a RawValue>,
-    items: Items,
-}
-
-#[derive(PartialEq)]
-enum Items {
-    Absent,
-    NoArray,
-    /// Taking the first would lose the second's events.
-    Twice,
-    Array(Found),
-}
-
-impl Envelope<'_> {
-    fn kind(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
-        text_of(self.kind, "kind is no string")
-    }
-
-    fn api_version(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
-        text_of(self.api_version, "apiVersion is no string")
-    }
-}
-
-fn text_of<'a>(
-    raw: Option<&'a RawValue>,
-    otherwise: &'static str,
-) -> Result<Option<Cow<'a, str>>, Invalid> {
-    raw.map(|raw| {
-        serde_json::from_str(raw.get()).map(Cow::Owned).map_err(|_| envelope(0, otherwise))
-    })
-    .transpose()
-}
-
-/// `items` counts the elements seen, so that a syntax error can name the item it is in.
-struct EnvelopeSeed<'c> {
-    text: &'c str,
-    items: &'c Cell<Option<usize>>,
-}
-
-impl<'a> DeserializeSeed<'a> for EnvelopeSeed<'_> {
-    type Value = Envelope<'a>;
-
-    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Envelope<'a>, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
-    type Value = Envelope<'a>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Envelope<'a>, A::Error> {
-        let mut envelope = Envelope { kind: None, api_version: None, items: Items::Absent };
-        while let Some(key) = map.next_key::<Key>()? {
-            match key {
-                Key::Kind => {
-                    let value = map.next_value()?;
-                    envelope.kind.get_or_insert(value);
-                }
-                Key::ApiVersion => {
-                    let value = map.next_value()?;
-                    envelope.api_version.get_or_insert(value);
-                }
-                Key::Items => {
-                    let found =
-                        map.next_value_seed(ItemsSeed { text: self.text, items: self.items })?;
-                    envelope.items =
-                        if envelope.items == Items::Absent { found } else { Items::Twice };
-                }
-                Key::Other => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(envelope)
-    }
-}
-
-enum Key {
-    Kind,
-    ApiVersion,
-    Items,
-    Other,
-}
-
-impl<'a> Deserialize<'a> for Key {
-    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl Visitor<'_> for KeyVisitor {
-            type Value = Key;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-
-            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
-                Ok(match key {
-                    b"kind" => Key::Kind,
-                    b"apiVersion" => Key::ApiVersion,
-                    b"items" => Key::Items,
-                    _ => Key::Other,
-                })
-            }
-        }
-        // As bytes, because a lone surrogate is valid in JSON and no valid str.
-        deserializer.deserialize_bytes(KeyVisitor)
-    }
-}
-
-struct ItemsSeed<'c> {
-    text: &'c str,
-    items: &'c Cell<Option<usize>>,
-}
-
-impl<'a> DeserializeSeed<'a> for ItemsSeed<'_> {
-    type Value = Items;
-
-    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Items, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'a> Visitor<'a> for ItemsSeed<'_> {
-    type Value = Items;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array")
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Items, A::Error> {
-        let mut found = Found::default();
-        self.items.set(Some(0));
-        while let Some(item) = seq.next_element::<&RawValue>()? {
-            found.add(self.text, item.get()).map_err(A::Error::custom)?;
-            self.items.set(Some(found.count));
-        }
-        self.items.set(None);
-        Ok(Items::Array(found))
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Items, A::Error> {
-        while map.next_entry::<Key, IgnoredAny>()?.is_some() {}
-        Ok(Items::NoArray)
-    }
-
-    fn visit_unit<E>(self) -> Result<Items, E> {
-        Ok(Items::NoArray)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Items, E> {
-        Ok(Items::NoArray)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Items, E> {
-        Ok(Items::NoArray)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Items, E> {
-        Ok(Items::NoArray)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Items, E> {
-        Ok(Items::NoArray)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Items, E> {
-        Ok(Items::NoArray)
-    }
+    let start = events.first().map_or(0, |event| event.range().start);
+    start..events.last().map_or(0, |event| event.range().end + 1)
 }
 
 #[cfg(test)]

@@ -6,9 +6,9 @@ use std::process::Command;
 
 /// Of some rounds.
 pub(crate) struct Spread {
-    median: f64,
+    pub(crate) median: f64,
     least: f64,
-    most: f64,
+    pub(crate) most: f64,
 }
 
 impl Spread {

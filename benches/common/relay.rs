@@ -35,11 +35,17 @@ pub(crate) struct Relay {
 impl Relay {
     /// `queue`: keys with values of the config; `output`: the keys of its table, all but the name.
     pub(crate) fn start(binary: &Path, queue: &str, output: &str) -> Self {
+        Self::start_with(binary, queue, "", output)
+    }
+
+    /// The same with more keys of the listener's table than its address.
+    pub(crate) fn start_with(binary: &Path, queue: &str, listener: &str, output: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let file = directory.path().join("relay.toml");
         let config = format!(
             "log = {{ format = 'json' }}\nadmin = {{ address = '127.0.0.1:0' }}\n{queue}\n\
-             [[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'sink'\n{output}\n"
+             [[listener]]\naddress = '127.0.0.1:0'\n{listener}\n\
+             [[output]]\nname = 'sink'\n{output}\n"
         );
         std::fs::write(&file, config).expect("a writable directory");
         let mut command = Command::new(binary);

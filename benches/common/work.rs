@@ -1,39 +1,82 @@
-//! What is sent: EventLists as kube-apiserver writes them.
+//! What is sent: EventLists as kube-apiserver writes them, many different ones: of one that comes again and again, a
+//! CPU's branch predictor learns every quote.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+
+use serde_json::value::RawValue;
 
 /// Around the events of an EventList, as kube-apiserver and the relay's `event_list` write it.
 const HEAD: &str = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 const TAIL: &str = "]}\n";
 
-/// One request, to be sent again and again.
+/// Different bodies of a work with batches: more than the caches of a core hold.
+const BATCHES: u64 = 40;
+
+/// Different bodies of a work with single events.
+const SINGLES: u64 = 4000;
+
+/// Requests of one kind.
 pub(crate) struct Work {
     pub(crate) name: &'static str,
+    /// Of one of them; all bodies have as many bytes and events.
     pub(crate) body: Vec<u8>,
+    /// With their heads, to be sent in turn.
+    pub(crate) requests: Vec<Vec<u8>>,
+    /// Of each body.
     pub(crate) events: u64,
 }
 
 impl Work {
-    fn new(name: &'static str, body: Vec<u8>, events: u64) -> Self {
-        assert!(body.starts_with(HEAD.as_bytes()) && body.ends_with(TAIL.as_bytes()), "{name}");
-        Self { name, body, events }
+    fn new(name: &'static str, events: u64, bodies: impl Iterator<Item = Vec<u8>>) -> Self {
+        let bodies: Vec<Vec<u8>> = bodies.collect();
+        let (head, tail, bytes) = (HEAD.as_bytes(), TAIL.as_bytes(), bodies[0].len());
+        for body in &bodies {
+            let list = body.starts_with(head) && body.ends_with(tail);
+            assert!(list && body.len() == bytes, "{name}");
+        }
+        let requests = bodies.iter().map(|body| request(body)).collect();
+        let body = bodies.into_iter().next().expect("at least one");
+        Self { name, body, requests, events }
     }
 
-    /// Recorded.
+    /// Recorded; the events of each body in another order.
     pub(crate) fn metadata() -> Self {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/01-batch400-metadata.json");
-        let body = std::fs::read(corpus).expect("tests/corpus is part of the repository");
-        Self::new("metadata, 400 events of 0.8 KB", body, 400)
+        Self::recorded("metadata, 400 events of 0.8 KB", "01-batch400-metadata.json", 400)
     }
 
+    /// Recorded with what was asked and answered; the events of each body in another order.
+    pub(crate) fn responses() -> Self {
+        let file = "02-batch-requestresponse-allstages.json";
+        Self::recorded("requests and responses, 400 events of 1.0 KB", file, 400)
+    }
+
+    fn recorded(name: &'static str, file: &str, events: u64) -> Self {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus/");
+        let body = std::fs::read_to_string(format!("{corpus}{file}"));
+        let body = body.expect("tests/corpus is part of the repository");
+        let list: BTreeMap<&str, &RawValue> = serde_json::from_str(&body).expect("an EventList");
+        let items: Vec<&RawValue> = serde_json::from_str(list["items"].get()).expect("an array");
+        assert_eq!(items.len() as u64, events, "{file}");
+        let bodies = (0..BATCHES).map(|seed| {
+            let mut items: Vec<&str> = items.iter().map(|item| item.get()).collect();
+            fastrand::Rng::with_seed(seed).shuffle(&mut items);
+            format!("{HEAD}{}{TAIL}", items.join(",")).into_bytes()
+        });
+        Self::new(name, events, bodies)
+    }
+
+    /// Of 1.0 to 2.0 KB each.
     pub(crate) fn generated() -> Self {
-        Self::new("generated, 400 events of 1.5 KB", generated(400, 1500), 400)
+        let bodies = (0..BATCHES).map(|seed| generated(seed, 400, 1500));
+        Self::new("generated, 400 events of 1.5 KB", 400, bodies)
     }
 
     pub(crate) fn single() -> Self {
-        Self::new("single event of 2 KB", generated(1, 2000), 1)
+        let bodies = (0..SINGLES).map(|seed| generated(seed, 1, 2000));
+        Self::new("single event of 2 KB", 1, bodies)
     }
 
     /// How many requests have about so many bytes.
@@ -49,38 +92,74 @@ impl Work {
     }
 }
 
+/// As kube-apiserver writes it.
+fn request(body: &[u8]) -> Vec<u8> {
+    let head = format!(
+        "POST /?timeout=30s HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: Go-http-client/1.1\r\n\
+         Content-Length: {}\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), body].concat()
+}
+
 /// Bytes of the events of an EventList of so many bytes, each with the byte behind it. However a
 /// relay cuts and joins batches, the sum over all lists stays.
 pub(crate) fn lines_of_list(body: u64) -> u64 {
     (body + 1).saturating_sub((HEAD.len() + TAIL.len()) as u64)
 }
 
-/// Events of about so many bytes, a third of which is text with what JSON escapes and with what
-/// UTF-8 needs two bytes for.
-fn generated(events: usize, event_bytes: usize) -> Vec<u8> {
-    const WORDS: [&str; 6] =
-        [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
+/// An EventList whose events have so many bytes on average, half of which are text with what JSON escapes and with what
+/// UTF-8 needs two bytes for. Each seed gives another one of the same length.
+fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
     let mut body = String::from(HEAD);
+    let mut differs = 0;
     for index in 0..events {
-        let start = body.len();
         if index > 0 {
             body.push(',');
         }
-        write!(
-            body,
-            r#"{{"level":"Request","auditID":"00000000-0000-4000-8000-{index:012x}","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/team/configmaps/generated-{index}","verb":"update","user":{{"username":"system:serviceaccount:team:default","uid":"7c0f6f1c-6b1d-4f0e-9a39-6d1f5f3f2b11","groups":["system:serviceaccounts","system:authenticated"]}},"sourceIPs":["10.0.0.1"],"userAgent":"generated/1.0","objectRef":{{"resource":"configmaps","namespace":"team","name":"generated-{index}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":""#
-        )
-        .expect("a String takes everything");
-        let tail = r#""}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow"}}"#;
-        let mut word = index;
-        while body.len() - start + tail.len() < event_bytes {
-            body.push_str(WORDS[word % WORDS.len()]);
-            word += 1;
-        }
-        body.push_str(tail);
+        // Of two events, one is so much longer as the other one is shorter.
+        let bytes = if index % 2 == 1 {
+            event_bytes - differs
+        } else if index + 1 < events {
+            differs = random.usize(..event_bytes / 3);
+            event_bytes + differs
+        } else {
+            event_bytes
+        };
+        event(&mut random, bytes, &mut body);
     }
     body.push_str(TAIL);
     body.into_bytes()
+}
+
+/// Appends an event of exactly so many bytes.
+fn event(random: &mut fastrand::Rng, bytes: usize, to: &mut String) {
+    const WORDS: [&str; 6] =
+        [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
+    const TAIL: &str = r#""}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow"}}"#;
+    let start = to.len();
+    let id = random.u64(..1 << 48);
+    let verb = random.choice(["create", "update", "patch"]).expect("three");
+    let namespace = random.choice(["team", "kube-system", "a-longer-name"]).expect("three");
+    let name = random.u32(..100_000);
+    write!(
+        to,
+        r#"{{"level":"Request","auditID":"00000000-0000-4000-8000-{id:012x}","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/{namespace}/configmaps/generated-{name}","verb":"{verb}","user":{{"username":"system:serviceaccount:{namespace}:default","uid":"7c0f6f1c-6b1d-4f0e-9a39-6d1f5f3f2b11","groups":["system:serviceaccounts","system:authenticated"]}},"sourceIPs":["10.0.0.1"],"userAgent":"generated/1.0","objectRef":{{"resource":"configmaps","namespace":"{namespace}","name":"generated-{name}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":""#
+    )
+    .expect("a String takes everything");
+    let end = start + bytes - TAIL.len();
+    loop {
+        let word = random.choice(WORDS).expect("six");
+        if to.len() + word.len() > end {
+            break;
+        }
+        to.push_str(word);
+    }
+    while to.len() < end {
+        to.push('.');
+    }
+    to.push_str(TAIL);
 }
 
 /// An EventList whose events are all different in length, names, numbers and in what the object holds, while their parts

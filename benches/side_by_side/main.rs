@@ -1,14 +1,21 @@
 //! The relay beside the HAProxy that it replaces: the same work through each in turn, in one run.
 //!
 //! `cargo bench --bench side_by_side` starts both anew for each run, on 127.0.0.1, between a load
-//! and a sink that live in this process, and prints Markdown: CPU seconds of the proxy's process
-//! for each GB (10⁹ bytes) of request bodies and for each million events, throughput, the time to
-//! the answer, memory, and what load and sink took themselves. Medians over the rounds, with least
-//! and most; the ratio to HAProxy is the median of the ratios within each round.
+//! and a sink that live in this process, and prints Markdown, for each work at most two tables:
 //!
-//! It saturates: a fixed number of senders, each with one request under way on a kept connection.
-//! The relay answers before it has delivered, so the senders stay at most [`AHEAD_MAX`] ahead
-//! of the sink, and a run ends when everything has arrived and nothing is left in the relay's queue.
+//! - **At saturation**: a fixed number of senders, each with one request under way on a kept
+//!   connection, for a fixed time. CPU seconds of the proxy's process for each GB (10⁹ bytes) of
+//!   request bodies and for each million events, throughput, memory, and what load and sink took
+//!   themselves. The relay answers before it has delivered, so the senders stay at most 32 MiB (with
+//!   the queue on disk: 8 MiB) ahead of the sink, and a run ends when everything has arrived and
+//!   nothing is left in the relay's queue.
+//! - **Answers at half load**: requests come at a fixed rate, due at fixed times, and an answer takes
+//!   from when its request was due, not from when a sender came to it. Each proxy gets half of what it
+//!   took at saturation, and of a relay and its HAProxy each also half of what the slower one took.
+//!
+//! All that is compared takes its turn in each round. The tables hold medians over the rounds, with
+//! least and most; a ratio to HAProxy is the median of the ratios within each round. A relay that
+//! speaks TLS is compared with a HAProxy that does, on both sides.
 //!
 //! CPU seconds hold on a machine that others use too, throughput and times do not.
 
@@ -25,8 +32,10 @@
 )]
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::Parser;
+use clap::ValueEnum as _;
 
 #[path = "../common/figures.rs"]
 mod figures;
@@ -40,50 +49,103 @@ mod proxy;
 #[path = "../common/relay.rs"]
 mod relay;
 mod report;
+mod run;
 #[path = "../common/sink.rs"]
 mod sink;
+mod tls;
 #[path = "../common/work.rs"]
 mod work;
 
-use load::Load;
-use load::Until;
+use proxy::Mode;
+use proxy::Route;
 use proxy::Through;
-use report::Sample;
+use report::Answers;
+use report::Throughput;
+use tls::Tls;
 use work::Work;
-
-/// See [`Load::ahead_max`].
-const AHEAD_MAX: u64 = 32 * 1024 * 1024;
 
 /// Compares the relay with HAProxy on the same work
 #[derive(Parser)]
 struct Arguments {
-    /// Rounds; in each, every batch goes through HAProxy and through each variant of the relay
+    /// Rounds; in each, all that is compared takes its turn
     #[arg(long, default_value_t = 5)]
     pairs: usize,
-    /// Request bodies of one run with batches, in 10⁹ bytes
-    #[arg(long, default_value_t = 2.0)]
-    gigabytes: f64,
-    /// Requests of one run with one event each
-    #[arg(long, default_value_t = 200_000)]
-    singles: u64,
+    /// Seconds of one run
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Only the work whose name contains it: metadata, responses, generated, single
+    #[arg(long, default_value = "")]
+    work: String,
+    /// Only these routes through the relay
+    #[arg(long, value_delimiter = ',')]
+    output: Vec<Route>,
+    /// Only these modes of the relay
+    #[arg(long, value_delimiter = ',')]
+    mode: Vec<Mode>,
+    /// Everything with every work, and answers at half load too: 25 minutes, unless other options choose from it
+    #[arg(long)]
+    full: bool,
     /// Parallel connections of the load
     #[arg(long, default_value_t = 8)]
     senders: usize,
-    /// replay_window of the tcp and syslog outputs
-    #[arg(long, default_value = "100ms")]
-    replay_window: String,
-    /// Only the work whose name contains it: metadata, generated, single
-    #[arg(long, default_value = "")]
-    work: String,
-    /// Only this output of the relay: http, tcp, syslog
-    #[arg(long)]
-    output: Option<String>,
+    /// The same where an answer takes the replay window: tcp, syslog and tls lines, `delivered`
+    #[arg(long, default_value_t = 384)]
+    waiting_senders: usize,
+    /// replay_window of the tcp and syslog outputs, in milliseconds
+    #[arg(long, default_value_t = 100)]
+    replay_window: u32,
+    /// Where the queue on disk lies; not on tmpfs
+    #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
+    directory: PathBuf,
     /// Another binary of the relay than the one built for this bench
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
     relay: PathBuf,
     /// Given by `cargo bench`, and by nobody else
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// What goes through what. Without `--full` it leaves out what ten minutes have no room for.
+struct Plan {
+    work: Work,
+    saturated: fn(Route, Mode) -> bool,
+    /// At half load; of what is saturated.
+    paced: fn(Route, Mode) -> bool,
+}
+
+impl Plan {
+    fn all() -> [Self; 4] {
+        let (all, none) = (|_, _| true, |_, _| false);
+        let most = |route, mode| mode == Mode::Memory || route == Route::Http;
+        [
+            Self { work: Work::metadata(), saturated: all, paced: most },
+            Self { work: Work::responses(), saturated: most, paced: none },
+            Self { work: Work::generated(), saturated: most, paced: none },
+            Self { work: Work::single(), saturated: most, paced: most },
+        ]
+    }
+}
+
+impl Arguments {
+    /// What is chosen, each HAProxy before the first relay that is compared with it.
+    fn choose(&self, planned: fn(Route, Mode) -> bool) -> Vec<Through> {
+        let mut chosen = Vec::new();
+        for mode in Mode::value_variants() {
+            for route in Route::value_variants() {
+                let wanted = (self.output.is_empty() || self.output.contains(route))
+                    && (self.mode.is_empty() || self.mode.contains(mode));
+                if !wanted || !(self.full || planned(*route, *mode)) {
+                    continue;
+                }
+                let relay = Through::Relay(*route, *mode);
+                if !chosen.contains(&relay.haproxy()) {
+                    chosen.push(relay.haproxy());
+                }
+                chosen.push(relay);
+            }
+        }
+        chosen
+    }
 }
 
 fn main() {
@@ -93,79 +155,58 @@ fn main() {
         return;
     }
     interrupt::watch();
-    let throughs: Vec<Through> = Through::ALL
-        .into_iter()
-        .filter(|it| match (&arguments.output, it.output()) {
-            (Some(only), Some(output)) => only == output,
-            _ => true,
-        })
-        .collect();
-    print!("{}", report::machine());
-    println!(
-        "- {} rounds, {} senders, {} GB of batches, {} singles; replay_window {}, {}",
-        arguments.pairs,
-        arguments.senders,
-        arguments.gigabytes,
-        arguments.singles,
-        arguments.replay_window,
-        proxy::QUEUE,
-    );
+    let begun = Instant::now();
+    print!("{}", report::conditions(&arguments));
     println!("- load average before: {}", figures::load_average());
-    let bytes = arguments.gigabytes * 1e9;
-    let batches = [Work::metadata(), Work::generated()].map(|work| {
-        let requests = work.requests_of(bytes);
-        (work, requests)
-    });
-    for (work, requests) in batches.into_iter().chain([(Work::single(), arguments.singles)]) {
-        if !work.name.contains(&arguments.work) {
+    let tls = Tls::new();
+    let mut measured = Vec::new();
+    for plan in Plan::all() {
+        if !plan.work.name.contains(&arguments.work) {
             continue;
         }
-        let mut rounds: Vec<Vec<Sample>> = Vec::new();
-        for round in 1..=arguments.pairs {
-            let mut samples = Vec::new();
-            for through in &throughs {
-                let sample = measure(*through, &work, requests, &arguments);
-                eprintln!("{} {round}/{} {}", work.name, arguments.pairs, sample.line(*through));
-                samples.push(sample);
-            }
-            rounds.push(samples);
-        }
-        print!("{}", report::table(&work, requests, &throughs, &rounds));
+        let throughput = saturate(plan.work, &arguments.choose(plan.saturated), &tls, &arguments);
+        print!("{}", throughput.table(&arguments));
+        let answers = pace(&throughput, &arguments.choose(plan.paced), &tls, &arguments);
+        print!("{}", answers.table(throughput.work.name));
+        measured.push((throughput, answers));
     }
+    print!("{}", report::in_short(&measured));
     println!("\n- load average after: {}", figures::load_average());
+    println!("- {} s in all", begun.elapsed().as_secs());
 }
 
-/// One run: a new sink, a new proxy, a little to warm up, the work.
-fn measure(through: Through, work: &Work, requests: u64, arguments: &Arguments) -> Sample {
-    let sink = sink::Sink::start(through.wire());
-    let proxy =
-        proxy::Proxy::start(through, &arguments.relay, &arguments.replay_window, sink.address());
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let rss_idle = proxy.process().memory("VmRSS:");
-
-    let senders = arguments.senders;
-    let load = Load { work, address: proxy.address(), senders, sink: &sink, ahead_max: AHEAD_MAX };
-    let warm_up = load.run(Until::Requests(8 * senders as u64));
-    sink.wait();
-    proxy.wait_until_empty(warm_up.requests * work.events);
-    sink.restart();
-
-    let (cpu_before, own_before) = (proxy.process().cpu(), process::own_cpu());
-    let begun = std::time::Instant::now();
-    let load = load.run(Until::Requests(requests));
-    sink.wait();
-    let until_arrived = begun.elapsed();
-    proxy.wait_until_empty((warm_up.requests + load.requests) * work.events);
-    let (cpu, own) = (proxy.process().cpu() - cpu_before, process::own_cpu() - own_before);
-    Sample {
-        cpu,
-        load_cpu: load.cpu,
-        sink_cpu: (own.total() - load.cpu).max(0.0),
-        seconds: until_arrived.as_secs_f64(),
-        p50: load.percentile(50),
-        p99: load.percentile(99),
-        refused: load.refused,
-        rss_idle,
-        rss_peak: proxy.process().memory("VmHWM:"),
+fn saturate(work: Work, throughs: &[Through], tls: &Tls, arguments: &Arguments) -> Throughput {
+    let mut throughput = Throughput::new(work, throughs);
+    let work = &throughput.work;
+    for round in 1..=arguments.pairs {
+        for row in &mut throughput.rows {
+            eprintln!("{}, {round}/{}, {}", work.name, arguments.pairs, row.through.name());
+            row.samples.push(run::saturate(work, row.through, tls, arguments));
+        }
     }
+    throughput
+}
+
+fn pace(
+    throughput: &Throughput,
+    throughs: &[Through],
+    tls: &Tls,
+    arguments: &Arguments,
+) -> Answers {
+    let (work, mut answers) = (&throughput.work, Answers::new(throughput, throughs));
+    for round in 1..=arguments.pairs {
+        for rows in answers.rows.chunk_by_mut(|one, other| one.through == other.through) {
+            let through = rows[0].through;
+            let rates: Vec<f64> = rows.iter().map(|row| row.rate).collect();
+            eprintln!(
+                "{}, {round}/{}, {}, {rates:.0?}/s",
+                work.name,
+                arguments.pairs,
+                through.name()
+            );
+            let samples = run::pace(work, through, &rates, tls, arguments);
+            rows.iter_mut().zip(samples).for_each(|(row, sample)| row.samples.push(sample));
+        }
+    }
+    answers
 }

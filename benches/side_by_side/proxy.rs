@@ -11,111 +11,204 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use tempfile::TempDir;
 
+use crate::Arguments;
 use crate::process::Process;
 use crate::relay::Relay;
 use crate::sink::Wire;
+use crate::tls::Tls;
 
-/// The relay's queue in every variant: holds what the senders are ahead and more than twice the
-/// replay window.
-pub(crate) const QUEUE: &str = "queue.max_bytes 2GiB";
+/// `queue.max_bytes` of the relay: more than twice what the replay window holds, which the report shows.
+pub(crate) const QUEUE_MIB: u32 = 4096;
 
 /// Longest wait for a start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the relay speaks.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Route {
+    /// HTTP to HTTP, event_list
+    Http,
+    /// HTTP to JSON lines over TCP
+    Tcp,
+    /// HTTP to syslog over TCP, octet counting
+    Syslog,
+    /// HTTPS to JSON lines over TLS
+    Tls,
+}
+
+/// When the relay acknowledges.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Once in the queue in memory (`queued`)
+    Memory,
+    /// Once synced to `queue.directory` (`synced`)
+    Disk,
+    /// Once the consumer has acknowledged (`delivered`), the queue in memory
+    Delivered,
+}
+
 /// What stands between load and sink.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Through {
-    Haproxy,
-    RelayHttp,
-    RelayTcp,
-    RelaySyslog,
+    Haproxy { tls: bool },
+    Relay(Route, Mode),
 }
 
 impl Through {
-    /// In the order of a round.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Haproxy, Self::RelayHttp, Self::RelayTcp, Self::RelaySyslog];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Haproxy => "HAProxy",
-            Self::RelayHttp => "relay http → http event_list",
-            Self::RelayTcp => "relay http → tcp lines",
-            Self::RelaySyslog => "relay http → syslog octet counting",
-        }
+    pub(crate) fn name(self) -> String {
+        let (route, mode) = match self {
+            Self::Haproxy { tls: false } => return "HAProxy http → http".to_owned(),
+            Self::Haproxy { tls: true } => return "HAProxy https → https".to_owned(),
+            Self::Relay(route, mode) => (route, mode),
+        };
+        let route = match route {
+            Route::Http => "http → http",
+            Route::Tcp => "http → tcp lines",
+            Route::Syslog => "http → syslog",
+            Route::Tls => "https → tls lines",
+        };
+        let mode = match mode {
+            Mode::Memory => "memory",
+            Mode::Disk => "disk",
+            Mode::Delivered => "delivered",
+        };
+        format!("relay {route}, {mode}")
     }
 
-    /// The `type` of the relay's output.
-    pub(crate) fn output(self) -> Option<&'static str> {
-        match self {
-            Self::Haproxy => None,
-            Self::RelayHttp => Some("http"),
-            Self::RelayTcp => Some("tcp"),
-            Self::RelaySyslog => Some("syslog"),
-        }
+    pub(crate) fn tls(self) -> bool {
+        matches!(self, Self::Haproxy { tls: true } | Self::Relay(Route::Tls, _))
+    }
+
+    /// What it is compared with: the HAProxy that speaks TLS where it does.
+    pub(crate) fn haproxy(self) -> Self {
+        Self::Haproxy { tls: self.tls() }
     }
 
     pub(crate) fn wire(self) -> Wire {
         match self {
-            Self::Haproxy | Self::RelayHttp => Wire::Http,
-            Self::RelayTcp | Self::RelaySyslog => Wire::Stream,
+            Self::Haproxy { .. } | Self::Relay(Route::Http, _) => Wire::Http,
+            Self::Relay(Route::Tcp | Route::Syslog | Route::Tls, _) => Wire::Stream,
         }
+    }
+
+    /// Whether what it counts as its queue is memory.
+    pub(crate) fn counts_memory(self) -> bool {
+        matches!(self, Self::Relay(_, Mode::Memory | Mode::Delivered))
+    }
+
+    pub(crate) fn on_disk(self) -> bool {
+        matches!(self, Self::Relay(_, Mode::Disk))
+    }
+
+    /// Whether an answer takes the replay window.
+    pub(crate) fn answers_late(self) -> bool {
+        self.wire() == Wire::Stream && matches!(self, Self::Relay(_, Mode::Delivered))
     }
 }
 
 /// A running proxy.
 pub(crate) enum Proxy {
     Haproxy { process: Process, address: SocketAddr, _directory: TempDir },
-    Relay(Relay),
+    Relay { relay: Relay, delivered: bool, _queue: Option<TempDir> },
 }
 
 impl Proxy {
     pub(crate) fn start(
         through: Through,
-        relay: &Path,
-        replay_window: &str,
         consumer: SocketAddr,
+        tls: &Tls,
+        arguments: &Arguments,
     ) -> Self {
-        let Some(kind) = through.output() else { return start_haproxy(consumer) };
-        let keys = match through.wire() {
-            Wire::Http => format!("urls = ['http://{consumer}/']"),
-            Wire::Stream => {
-                format!("addresses = ['{consumer}']\nreplay_window = '{replay_window}'")
-            }
-        };
-        let (key, value) = QUEUE.split_once(' ').expect("a key and its value");
-        let queue = format!("{key} = '{value}'");
-        Self::Relay(Relay::start(relay, &queue, &format!("type = '{kind}'\n{keys}")))
+        match through {
+            Through::Haproxy { .. } => start_haproxy(consumer, through.tls().then_some(tls)),
+            Through::Relay(route, mode) => start_relay(route, mode, consumer, tls, arguments),
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         match self {
             Self::Haproxy { address, .. } => *address,
-            Self::Relay(relay) => relay.address,
+            Self::Relay { relay, .. } => relay.address,
         }
     }
 
     pub(crate) fn process(&self) -> &Process {
         match self {
             Self::Haproxy { process, .. } => process,
-            Self::Relay(relay) => &relay.process,
+            Self::Relay { relay, .. } => &relay.process,
         }
     }
 
     /// Waits until the relay's consumer has acknowledged so many events, and it holds no more.
     /// HAProxy holds nothing.
     pub(crate) fn wait_until_empty(&self, events: u64) {
-        if let Self::Relay(relay) = self {
+        if let Self::Relay { relay, .. } = self {
             relay.wait_until_empty(events);
         }
     }
+
+    /// MiB of memory beyond what is in the relay's queue and in requests under way. HAProxy does not say.
+    pub(crate) fn rss_beyond(&self) -> f64 {
+        let Self::Relay { relay, delivered, .. } = self else { return 0.0 };
+        let metrics = relay.metrics();
+        let rss = relay.process.memory("VmRSS:");
+        let (queue, in_flight) = (metrics.series("queue_bytes"), metrics.series("in_flight_bytes"));
+        // What waits to be delivered is in both.
+        let held = if *delivered { queue.max(in_flight) } else { queue + in_flight };
+        rss - held as f64 / f64::from(1 << 20)
+    }
+}
+
+fn start_relay(
+    route: Route,
+    mode: Mode,
+    consumer: SocketAddr,
+    tls: &Tls,
+    arguments: &Arguments,
+) -> Proxy {
+    let directory = (mode == Mode::Disk).then(|| {
+        let below = &arguments.directory;
+        std::fs::create_dir_all(below).expect("a directory that can be made");
+        TempDir::new_in(below).expect("a writable directory")
+    });
+    let mut queue = format!("queue.max_bytes = '{QUEUE_MIB}MiB'");
+    match (mode, &directory) {
+        (Mode::Delivered, _) => queue += "\nqueue.acknowledge = 'delivered'",
+        (_, Some(directory)) => {
+            queue += &format!("\nqueue.directory = '{}'", directory.path().display());
+        }
+        (_, None) => {}
+    }
+    let stream =
+        format!("addresses = ['{consumer}']\nreplay_window = '{}ms'", arguments.replay_window);
+    let output = match route {
+        Route::Http => format!("type = 'http'\nurls = ['http://{consumer}/']"),
+        Route::Tcp => format!("type = 'tcp'\n{stream}"),
+        Route::Syslog => format!("type = 'syslog'\n{stream}"),
+        Route::Tls => format!("type = 'tcp'\n{stream}\ntls.ca = '{}'", tls.chain().display()),
+    };
+    let listener = match route {
+        Route::Http | Route::Tcp | Route::Syslog => String::new(),
+        Route::Tls => format!(
+            "tls = {{ certificate = '{}', private_key = '{}' }}",
+            tls.chain().display(),
+            tls.key().display()
+        ),
+    };
+    let relay = Relay::start_with(&arguments.relay, &queue, &listener, &output);
+    Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory }
 }
 
 /// HAProxy with the config of the forwarder that the relay replaces, on every core as is its
-/// default. Its log goes to /dev/null. `./test` installs it.
-fn start_haproxy(consumer: SocketAddr) -> Proxy {
+/// default; with TLS on both sides if given. Its log goes to /dev/null. `./test` installs it.
+fn start_haproxy(consumer: SocketAddr, tls: Option<&Tls>) -> Proxy {
+    let (bind, server) = match tls {
+        None => (String::new(), ""),
+        Some(tls) => (format!("ssl crt {}", tls.both().display()), "ssl verify none"),
+    };
     for _ in 0..5 {
         let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = probe.local_addr().expect("bound");
@@ -133,15 +226,15 @@ defaults
   timeout http-request 10s
   log global
 frontend audit
-  bind {address}
+  bind {address} {bind}
   default_backend consumer
 backend consumer
-  server consumer {consumer}
+  server consumer {consumer} {server}
 "
         );
         std::fs::write(&file, config).expect("a writable directory");
         let mut command = Command::new(haproxy());
-        // -db: one process in the foreground.
+        // -db: one process in the foreground, without children.
         command.args(["-db", "-f"]).arg(&file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::start(&mut command);

@@ -1,92 +1,298 @@
 //! Medians, spreads and ratios as Markdown.
 
-use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::Arguments;
 use crate::figures;
+use crate::figures::Spread;
 use crate::figures::spread;
-use crate::process::Cpu;
 use crate::proxy;
+use crate::proxy::Mode;
+use crate::proxy::Route;
 use crate::proxy::Through;
+use crate::run::Paced;
+use crate::run::Saturation;
+use crate::sink::Wire;
 use crate::work::Work;
 
-/// One run.
-pub(crate) struct Sample {
-    /// Of the proxy's process.
-    pub(crate) cpu: Cpu,
-    pub(crate) load_cpu: f64,
-    pub(crate) sink_cpu: f64,
-    /// From the first byte sent to the last at the sink.
-    pub(crate) seconds: f64,
-    pub(crate) p50: Duration,
-    pub(crate) p99: Duration,
-    pub(crate) refused: u64,
-    /// MiB.
-    pub(crate) rss_idle: f64,
-    pub(crate) rss_peak: f64,
+/// Where, with what, how and when.
+pub(crate) fn conditions(arguments: &Arguments) -> String {
+    let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
+    format!(
+        "{}- {haproxy}\n\
+         - {} rounds, {} s each run, {} senders, {} where an answer takes the replay window\n\
+         - queue.max_bytes {} MiB, replay_window {} ms\n",
+        figures::machine(),
+        arguments.pairs,
+        arguments.seconds,
+        arguments.senders,
+        arguments.waiting_senders,
+        proxy::QUEUE_MIB,
+        arguments.replay_window,
+    )
 }
 
-impl Sample {
-    /// For whoever watches the bench run.
-    pub(crate) fn line(&self, through: Through) -> String {
+/// A figure of a run.
+type Value = fn(&Saturation) -> f64;
+
+fn over<T>(samples: &[T], value: impl Fn(&T) -> f64) -> Spread {
+    spread(samples.iter().map(value).collect())
+}
+
+/// Of each round.
+fn ratio<T>(samples: &[T], others: &[T], value: impl Fn(&T) -> f64) -> Spread {
+    let pairs = samples.iter().zip(others);
+    spread(pairs.map(|(sample, other)| value(sample) / value(other)).collect())
+}
+
+fn line(cells: &[String]) -> String {
+    format!("| {} |\n", cells.join(" | "))
+}
+
+fn none() -> String {
+    "–".to_owned()
+}
+
+/// One work at saturation.
+pub(crate) struct Throughput {
+    pub(crate) work: Work,
+    pub(crate) rows: Vec<Saturated>,
+}
+
+/// One proxy's part.
+pub(crate) struct Saturated {
+    pub(crate) through: Through,
+    /// One of each round.
+    pub(crate) samples: Vec<Saturation>,
+}
+
+impl Throughput {
+    pub(crate) fn new(work: Work, throughs: &[Through]) -> Self {
+        let row = |&through| Saturated { through, samples: Vec::new() };
+        Self { work, rows: throughs.iter().map(row).collect() }
+    }
+
+    fn of(&self, through: Through) -> Option<&Saturated> {
+        self.rows.iter().find(|row| row.through == through)
+    }
+
+    /// The CPU of the same work as a multiple of HAProxy's.
+    fn ratio(&self, row: &Saturated) -> Spread {
+        let haproxy = self.of(row.through.haproxy()).expect("each relay has its HAProxy");
+        ratio(&row.samples, &haproxy.samples, |it| it.cpu.total() / it.gigabytes)
+    }
+
+    pub(crate) fn table(&self, arguments: &Arguments) -> String {
+        let mut text = format!(
+            "\n### {} ({} bytes): at saturation\n\n\
+             | through | CPU s/GB | of it user | ÷ HAProxy | CPU s/M events | MB/s | 1000 events/s \
+             | RSS idle MiB | RSS peak MiB | RSS beyond queue and in flight MiB \
+             | load s/GB | sink s/GB | refused |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+            self.work.name,
+            self.work.body.len(),
+        );
+        for row in &self.rows {
+            let over = |value: Value, digits| over(&row.samples, value).show(digits);
+            let counts = row.through.counts_memory();
+            text += &line(&[
+                row.through.name(),
+                over(|it| it.cpu.total() / it.gigabytes, 3),
+                over(|it| it.cpu.user / it.gigabytes, 3),
+                self.ratio(row).show(2),
+                over(|it| it.cpu.total() * 1e6 / it.events as f64, 2),
+                over(|it| it.gigabytes * 1e3 / it.seconds, 0),
+                over(|it| it.events as f64 / 1e3 / it.seconds, 0),
+                over(|it| it.rss_idle, 1),
+                over(|it| it.rss_peak, 1),
+                if counts { over(|it| it.rss_beyond, 1) } else { none() },
+                over(|it| it.load_cpu / it.gigabytes, 3),
+                over(|it| it.sink_cpu / it.gigabytes, 3),
+                row.samples.iter().map(|it| it.refused).sum::<u64>().to_string(),
+            ]);
+        }
+        text + &self.replay_window(arguments.replay_window)
+    }
+
+    /// How much of the queue it takes.
+    fn replay_window(&self, milliseconds: u32) -> String {
+        let streams = self.rows.iter().filter(|row| row.through.wire() == Wire::Stream);
+        let speeds =
+            streams.map(|row| over(&row.samples, |it| it.gigabytes * 1e9 / it.seconds).most);
+        let Some(fastest) = speeds.max_by(f64::total_cmp) else { return String::new() };
+        let mebibytes = fastest * f64::from(milliseconds) / 1e3 / f64::from(1 << 20);
         format!(
-            "{}: {:.2} s user, {:.2} s system, {:.2} s; {} refused",
-            through.name(),
-            self.cpu.user,
-            self.cpu.system,
-            self.seconds,
-            self.refused
+            "\nWhat a stream sent stays in the queue for the replay window: in {milliseconds} ms at most \
+             {mebibytes:.0} MiB. The queue holds {:.0} times that.\n",
+            f64::from(proxy::QUEUE_MIB) / mebibytes,
         )
     }
 }
 
-/// The table of one work: a row for each proxy.
-pub(crate) fn table(
-    work: &Work,
-    requests: u64,
-    throughs: &[Through],
-    rounds: &[Vec<Sample>],
-) -> String {
-    let gigabytes = (work.body.len() as u64 * requests) as f64 / 1e9;
-    let millions = (work.events * requests) as f64 / 1e6;
-    let mut text = format!(
-        "\n### {} ({} bytes), {requests} requests, {gigabytes:.2} GB\n\n\
-         | through | CPU s/GB | of it user | ÷ HAProxy | CPU s/M events | MB/s | p50 ms | p99 ms \
-         | RSS idle MiB | RSS peak MiB | load s/GB | sink s/GB | refused |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
-        work.name,
-        work.body.len(),
-    );
-    for (column, through) in throughs.iter().enumerate() {
-        let over = |value: &dyn Fn(&Sample) -> f64| {
-            spread(rounds.iter().map(|round| value(&round[column])).collect())
-        };
-        let ratio = spread(
-            rounds.iter().map(|round| round[column].cpu.total() / round[0].cpu.total()).collect(),
-        );
-        let row = [
-            through.name().to_owned(),
-            over(&|it| it.cpu.total() / gigabytes).show(3),
-            over(&|it| it.cpu.user / gigabytes).show(3),
-            ratio.show(2),
-            over(&|it| it.cpu.total() / millions).show(2),
-            over(&|it| gigabytes * 1e3 / it.seconds).show(0),
-            over(&|it| it.p50.as_secs_f64() * 1e3).show(2),
-            over(&|it| it.p99.as_secs_f64() * 1e3).show(2),
-            over(&|it| it.rss_idle).show(1),
-            over(&|it| it.rss_peak).show(1),
-            over(&|it| it.load_cpu / gigabytes).show(3),
-            over(&|it| it.sink_cpu / gigabytes).show(3),
-            rounds.iter().map(|round| round[column].refused).sum::<u64>().to_string(),
-        ];
-        writeln!(text, "| {} |", row.join(" | ")).expect("a String takes everything");
+impl Saturated {
+    /// Requests a second.
+    fn rate(&self) -> f64 {
+        over(&self.samples, |it| it.requests as f64 / it.seconds).median
     }
-    text
 }
 
-/// Where, with what and when.
-pub(crate) fn machine() -> String {
-    let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
-    format!("{}- {haproxy}\n", figures::machine())
+/// One work at half load.
+pub(crate) struct Answers {
+    pub(crate) rows: Vec<Pace>,
+}
+
+/// One proxy at one rate.
+pub(crate) struct Pace {
+    pub(crate) through: Through,
+    /// Requests a second: half of what this one took at saturation.
+    pub(crate) rate: f64,
+    half_of: Through,
+    /// One of each round.
+    pub(crate) samples: Vec<Paced>,
+}
+
+/// Of a relay with its HAProxy.
+#[derive(Clone, Copy)]
+enum Comparison {
+    /// Each has half of what it took itself.
+    EachAtHalf,
+    /// Both have half of what the slower one took.
+    SameRate,
+}
+
+impl Answers {
+    /// The rates follow from what was measured at saturation. Rows of the same proxy follow each other.
+    pub(crate) fn new(throughput: &Throughput, throughs: &[Through]) -> Self {
+        let mut rows = Vec::new();
+        let half = |through| Some(throughput.of(through)?.rate() / 2.0);
+        for &through in throughs {
+            let Some(own) = half(through) else { continue };
+            // The slower ones among those that it is compared with.
+            let others = throughs
+                .iter()
+                .filter(|other| through.haproxy() == **other || through == other.haproxy());
+            let slower = others.filter_map(|other| Some((*other, half(*other)?)));
+            let slower = slower.filter(|(_, rate)| *rate < own);
+            rows.extend([(through, own)].into_iter().chain(slower).map(|(half_of, rate)| Pace {
+                through,
+                rate,
+                half_of,
+                samples: Vec::new(),
+            }));
+        }
+        Self { rows }
+    }
+
+    /// The row of HAProxy that a relay's is compared with.
+    fn haproxy(&self, row: &Pace, comparison: Comparison) -> Option<&Pace> {
+        let haproxy = row.through.haproxy();
+        let half_of = match comparison {
+            Comparison::EachAtHalf if row.half_of == row.through => haproxy,
+            Comparison::EachAtHalf => return None,
+            Comparison::SameRate => row.half_of,
+        };
+        let mut rows = self.rows.iter().filter(|_| row.through != haproxy);
+        rows.find(|it| it.through == haproxy && it.half_of == half_of)
+    }
+
+    pub(crate) fn table(&self, name: &str) -> String {
+        if self.rows.is_empty() {
+            return String::new();
+        }
+        let mut text = format!(
+            "\n### {name}: answers at half load\n\n\
+             | through | requests/s | half of what … took | p50 ms | p99 ms | p99.9 ms \
+             | p50 · p99 · p99.9 ÷ HAProxy at its half | the same ÷ HAProxy at the same rate \
+             | sent late, p99 ms | refused |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n"
+        );
+        for row in &self.rows {
+            let over = |value: fn(&Paced) -> f64, digits| over(&row.samples, value).show(digits);
+            let ratios = |haproxy: Option<&Pace>| {
+                let Some(haproxy) = haproxy else { return none() };
+                let quantiles: [fn(&Paced) -> Duration; 3] =
+                    [|it| it.p50, |it| it.p99, |it| it.p999];
+                let medians = quantiles.map(|quantile| {
+                    let value = |it: &Paced| quantile(it).as_secs_f64();
+                    format!("{:.2}", ratio(&row.samples, &haproxy.samples, value).median)
+                });
+                medians.join(" · ")
+            };
+            text += &line(&[
+                row.through.name(),
+                format!("{:.0}", row.rate),
+                if row.half_of == row.through { "itself".to_owned() } else { row.half_of.name() },
+                over(|it| it.p50.as_secs_f64() * 1e3, 2),
+                over(|it| it.p99.as_secs_f64() * 1e3, 2),
+                over(|it| it.p999.as_secs_f64() * 1e3, 2),
+                ratios(self.haproxy(row, Comparison::EachAtHalf)),
+                ratios(self.haproxy(row, Comparison::SameRate)),
+                over(|it| it.late_p99.as_secs_f64() * 1e3, 2),
+                row.samples.iter().map(|it| it.refused).sum::<u64>().to_string(),
+            ]);
+        }
+        text
+    }
+
+    /// A relay's p99 as a multiple of HAProxy's.
+    fn p99(&self, through: Through, comparison: Comparison) -> Option<Spread> {
+        let mut rows = self.rows.iter().filter(|row| row.through == through);
+        rows.find_map(|row| {
+            let haproxy = self.haproxy(row, comparison)?;
+            Some(ratio(&row.samples, &haproxy.samples, |it| it.p99.as_secs_f64()))
+        })
+    }
+}
+
+/// What it aims at, and what came of it: medians, with least and most.
+pub(crate) fn in_short(measured: &[(Throughput, Answers)]) -> String {
+    const HTTP: Through = Through::Relay(Route::Http, Mode::Memory);
+    const BATCHES: [(Through, f64); 4] = [
+        (HTTP, 1.5),
+        (Through::Relay(Route::Tcp, Mode::Memory), 1.3),
+        (Through::Relay(Route::Http, Mode::Disk), 2.0),
+        (Through::Relay(Route::Tcp, Mode::Disk), 2.0),
+    ];
+    const SINGLES: [(Through, f64); 2] =
+        [(HTTP, 0.8), (Through::Relay(Route::Tcp, Mode::Memory), 0.8)];
+    let mut text = String::from(
+        "\n### In short\n\n| what | work | aim | measured | reached |\n|---|---|---|---|---|\n",
+    );
+    let mut add = |what: String, work: &str, aim: f64, measured: Option<Spread>, digits| {
+        let Some(measured) = measured else { return };
+        let reached = if measured.median <= aim { "yes" } else { "no" };
+        let aim = format!("≤ {aim:.digits$}");
+        text += &line(&[what, work.to_owned(), aim, measured.show(digits), reached.to_owned()]);
+    };
+    for (throughput, answers) in measured {
+        let work = throughput.work.name;
+        let aims: &[(Through, f64)] = if throughput.work.events > 1 { &BATCHES } else { &SINGLES };
+        for (through, aim) in aims {
+            let ratio = throughput.of(*through).map(|row| throughput.ratio(row));
+            add(format!("CPU ÷ HAProxy, {}", through.name()), work, *aim, ratio, 2);
+        }
+        let each = answers.p99(HTTP, Comparison::EachAtHalf);
+        add(format!("p99 ÷ HAProxy, {}, each at its half load", HTTP.name()), work, 1.0, each, 2);
+        let same = answers.p99(HTTP, Comparison::SameRate);
+        add(format!("p99 ÷ HAProxy, {}, at the same rate", HTTP.name()), work, 1.0, same, 2);
+    }
+    let rows = measured
+        .iter()
+        .flat_map(|(throughput, _)| throughput.rows.iter().map(|row| (throughput.work.name, row)));
+    let memory = |row: &Saturated| matches!(row.through, Through::Relay(_, Mode::Memory));
+    let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| memory(row)).collect();
+    let rss: [(&str, f64, Value); 2] = [
+        ("RSS at idle", 12.0, |it| it.rss_idle),
+        ("RSS beyond queue and in flight", 32.0, |it| it.rss_beyond),
+    ];
+    for (what, aim, value) in rss {
+        let figures = rows.iter().map(|(work, row)| (work, row, over(&row.samples, value)));
+        let most = figures.max_by(|one, other| one.2.median.total_cmp(&other.2.median));
+        if let Some((work, row, figure)) = most {
+            let what = format!("{what}, MiB, at most: {}", row.through.name());
+            add(what, work, aim, Some(figure), 1);
+        }
+    }
+    text
 }

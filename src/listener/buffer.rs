@@ -28,6 +28,9 @@ const FIRST_MAX: usize = 1024 * 1024;
 /// Bytes that a pool keeps: a few batches, and a quarter of what the contract leaves for all that is not counted.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
+/// Sizes of mappings are multiples of this, as the kernel's are of the smallest page: what differs by less is the same.
+const PAGE: usize = 4096;
+
 /// Mappings for the next bodies. Shared by all requests.
 #[derive(Default)]
 pub(super) struct Pool {
@@ -45,7 +48,7 @@ impl Pool {
             return Ok(free.swap_remove(at));
         }
         drop(free);
-        MmapMut::map_anon(first)
+        MmapMut::map_anon(first.next_multiple_of(PAGE))
     }
 
     fn give_back(&self, map: MmapMut) {
@@ -72,8 +75,13 @@ impl Mapped {
         self.map.as_deref_mut().unwrap_or_default()
     }
 
+    /// Makes it so large, or up to a page larger.
     fn resize(&mut self, size: usize) -> io::Result<()> {
         let Some(map) = &mut self.map else { return Err(io::ErrorKind::NotFound.into()) };
+        let size = size.next_multiple_of(PAGE);
+        if size == map.len() {
+            return Ok(());
+        }
         // SAFETY: what the mapping may not be resized under is a file that is shorter, and it is anonymous; pages beyond
         // its former size are zeros. It may move, and `&mut self` says that nobody holds a reference into it.
         unsafe { map.remap(size, RemapOptions::new().may_move(true)) }

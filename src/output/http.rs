@@ -19,7 +19,6 @@ use arc_swap::ArcSwapOption;
 use base64::prelude::BASE64_STANDARD;
 use base64::prelude::Engine as _;
 use bytes::Bytes;
-use bytes::BytesMut;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http_body_util::BodyExt;
@@ -55,7 +54,6 @@ use super::stream::dial_failure;
 use super::stream::handshake;
 use super::stream::reload_tls;
 use super::tcp::audit_log;
-use super::tcp::lines;
 use crate::config;
 use crate::config::Compression;
 use crate::config::HttpFormat;
@@ -79,6 +77,9 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Bytes handed over at once: the steps in which `output_bytes_total` grows.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// The same where they are copied for it, so that the copies stay in the CPU's cache.
+const LIST_PIECE_BYTES: usize = 64 * 1024;
 
 /// How often in `timeouts.request` progress is looked for: so exact is the timeout.
 const LOOKS: u32 = 10;
@@ -270,7 +271,7 @@ impl Client {
         lane: &mut Lane,
         headers: &HeaderMap,
         target: &Target,
-        body: Vec<Bytes>,
+        body: Pieces,
     ) -> Outcome {
         let origin = &target.origin;
         let failed = |reason, what: &str| Failure::new(reason, format!("{origin}: {what}"));
@@ -348,9 +349,9 @@ impl Client {
         &self,
         extra: &HeaderMap,
         target: &Target,
-        body: &[Bytes],
-    ) -> Result<Request<Pieces>, hyper::http::Error> {
-        let body = Pieces::new(body, self.metrics.clone());
+        body: &Pieces,
+    ) -> Result<Request<Upload>, hyper::http::Error> {
+        let body = Upload { pieces: body.clone(), metrics: self.metrics.clone() };
         let content_type = match self.config.format {
             HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
             HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
@@ -413,21 +414,21 @@ impl Client {
     }
 
     /// The request's body.
-    async fn encode(&self, batch: Batch) -> Result<Vec<Bytes>, Failure> {
+    async fn encode(&self, batch: Batch) -> Result<Pieces, Failure> {
         let body = match self.config.format {
-            HttpFormat::Ndjson => batch.pieces,
-            HttpFormat::AuditLog => vec![audit_log(&batch.pieces)],
-            HttpFormat::EventList => vec![list(&batch, LIST_HEAD, b"]}\n")],
-            HttpFormat::JsonArray => vec![list(&batch, b"[", b"]")],
+            HttpFormat::Ndjson => Pieces::of(batch.pieces),
+            HttpFormat::AuditLog => Pieces::of(vec![audit_log(&batch.pieces)]),
+            HttpFormat::EventList => Pieces::list(LIST_HEAD, batch.pieces, b"]}\n"),
+            HttpFormat::JsonArray => Pieces::list(b"[", batch.pieces, b"]"),
         };
-        let compress: fn(&[Bytes]) -> std::io::Result<Vec<u8>> = match self.config.compression {
+        let compress: fn(Pieces) -> std::io::Result<Vec<u8>> = match self.config.compression {
             Compression::None => return Ok(body),
             Compression::Gzip => gzip,
             Compression::Zstd => zstd,
         };
-        let compressed = tokio::task::spawn_blocking(move || compress(&body)).await;
+        let compressed = tokio::task::spawn_blocking(move || compress(body)).await;
         match compressed {
-            Ok(Ok(bytes)) => Ok(vec![Bytes::from(bytes)]),
+            Ok(Ok(bytes)) => Ok(Pieces::of(vec![Bytes::from(bytes)])),
             Ok(Err(error)) => {
                 Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
             }
@@ -497,30 +498,15 @@ fn target(text: &str) -> Result<Target, String> {
 const LIST_HEAD: &[u8] =
     b"{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":{},\"items\":[";
 
-/// Puts the commas back.
-fn list(batch: &Batch, head: &[u8], tail: &[u8]) -> Bytes {
-    let bytes = usize::try_from(batch.bytes).unwrap_or_default();
-    let mut out = BytesMut::with_capacity(bytes + head.len() + tail.len());
-    out.extend_from_slice(head);
-    for (index, line) in lines(&batch.pieces).enumerate() {
-        if index > 0 {
-            out.extend_from_slice(b",");
-        }
-        out.extend_from_slice(line);
-    }
-    out.extend_from_slice(tail);
-    out.freeze()
-}
-
-fn gzip(pieces: &[Bytes]) -> std::io::Result<Vec<u8>> {
+fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    pieces.iter().try_for_each(|piece| encoder.write_all(piece))?;
+    pieces.try_for_each(|piece| encoder.write_all(&piece))?;
     encoder.finish()
 }
 
-fn zstd(pieces: &[Bytes]) -> std::io::Result<Vec<u8>> {
+fn zstd(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
-    pieces.iter().try_for_each(|piece| encoder.write_all(piece))?;
+    pieces.try_for_each(|piece| encoder.write_all(&piece))?;
     encoder.finish()
 }
 
@@ -599,25 +585,72 @@ impl Lane {
 /// A connection.
 struct Kept {
     origin: Origin,
-    sender: http1::SendRequest<Pieces>,
+    sender: http1::SendRequest<Upload>,
     progress: Progress,
 }
 
-/// A request's body, whose length is known.
+/// What a batch is sent as, in pieces that are made when their turn has come: a list is never in memory twice as a whole,
+/// and what is copied is still in the CPU's cache when it is written.
+#[derive(Clone)]
 struct Pieces {
-    pieces: VecDeque<Bytes>,
-    left: u64,
-    metrics: OutputMetrics,
+    head: &'static [u8],
+    lines: VecDeque<Bytes>,
+    tail: &'static [u8],
+    /// The lines are a list's: commas stand for line breaks.
+    is_list: bool,
 }
 
 impl Pieces {
-    fn new(pieces: &[Bytes], metrics: OutputMetrics) -> Self {
-        let left = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Self { pieces: pieces.to_vec().into(), left, metrics }
+    fn of(pieces: Vec<Bytes>) -> Self {
+        Self { head: b"", lines: pieces.into(), tail: b"", is_list: false }
+    }
+
+    /// Of lines that each end with a line break.
+    fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
+        if let Some(last) = lines.last_mut() {
+            last.truncate(last.len().saturating_sub(1));
+        }
+        Self { head, lines: lines.into(), tail, is_list: true }
+    }
+
+    /// Bytes that are left.
+    fn len(&self) -> u64 {
+        let lines: usize = self.lines.iter().map(Bytes::len).sum();
+        (self.head.len() + lines + self.tail.len()) as u64
     }
 }
 
-impl Body for Pieces {
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if !self.head.is_empty() {
+            return Some(Bytes::from_static(std::mem::take(&mut self.head)));
+        }
+        let Some(front) = self.lines.front_mut() else {
+            let tail = std::mem::take(&mut self.tail);
+            return (!tail.is_empty()).then(|| Bytes::from_static(tail));
+        };
+        let size = if self.is_list { LIST_PIECE_BYTES } else { PIECE_BYTES };
+        let piece = front.split_to(front.len().min(size));
+        if front.is_empty() {
+            self.lines.pop_front();
+        }
+        if !self.is_list {
+            return Some(piece);
+        }
+        let commas = piece.iter().map(|&byte| if byte == b'\n' { b',' } else { byte });
+        Some(Bytes::from(commas.collect::<Vec<u8>>()))
+    }
+}
+
+/// A request's body, whose length is known.
+struct Upload {
+    pieces: Pieces,
+    metrics: OutputMetrics,
+}
+
+impl Body for Upload {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -625,23 +658,17 @@ impl Body for Pieces {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(front) = self.pieces.front_mut() else { return Poll::Ready(None) };
-        let piece = front.split_to(front.len().min(PIECE_BYTES));
-        if front.is_empty() {
-            self.pieces.pop_front();
-        }
-        let bytes = piece.len() as u64;
-        self.left -= bytes;
-        self.metrics.bytes.increment(bytes);
+        let Some(piece) = self.pieces.next() else { return Poll::Ready(None) };
+        self.metrics.bytes.increment(piece.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.len() == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        SizeHint::with_exact(self.pieces.len())
     }
 }
 
@@ -774,12 +801,17 @@ mod tests {
 
     #[test]
     fn lists_get_their_commas_back() {
-        let batch = Batch {
-            claim: Claim { start: 0, end: 3 },
-            events: 3,
-            bytes: 12,
-            pieces: vec![Bytes::from_static(b"{1}\n{2}\n"), Bytes::from_static(b"{3}\n")],
+        let text = |pieces: Pieces| {
+            let length = pieces.len();
+            let text = pieces.collect::<Vec<_>>().concat();
+            assert_eq!(text.len() as u64, length);
+            String::from_utf8(text).unwrap()
         };
-        assert_eq!(list(&batch, b"[", b"]"), "[{1},{2},{3}]");
+        let lines = vec![Bytes::from_static(b"{1}\n{2}\n"), Bytes::from_static(b"{3}\n")];
+        assert_eq!(text(Pieces::list(b"[", lines.clone(), b"]")), "[{1},{2},{3}]");
+        assert_eq!(text(Pieces::of(lines)), "{1}\n{2}\n{3}\n");
+        let long = "x".repeat(LIST_PIECE_BYTES);
+        let lines = vec![Bytes::from(format!("{long}\n{long}\n")), Bytes::from_static(b"{3}\n")];
+        assert_eq!(text(Pieces::list(b"[", lines, b"]")), format!("[{long},{long},{{3}}]"));
     }
 }

@@ -58,8 +58,15 @@ use crate::telemetry::OutputMetrics;
 use crate::tls;
 use crate::tls::Reload;
 
-/// The kernel is asked so often within one replay window what it has acknowledged.
+/// The kernel is asked so often within one replay window what it has acknowledged, at least.
 const SAMPLES_PER_WINDOW: u32 = 10;
+
+/// More often where more than this is under way for each: what becomes final at once is free at once, and memory that
+/// comes back in small portions is used again while it is mapped.
+const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
+
+/// A bound of what is kept of the answers.
+const SAMPLES_MAX: u32 = 1000;
 
 /// And never more often than this.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
@@ -621,7 +628,11 @@ impl<E: Encode> StreamLink<E> {
     /// Asks the kernel, and makes final what was acknowledged a replay window ago.
     fn sample(&mut self, now: Instant) -> io::Result<()> {
         let window = self.endpoint.settings.replay_window;
-        self.next_sample = now + (window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN);
+        let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
+        let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
+        let samples = u32::try_from(under_way / BYTES_PER_SAMPLE).unwrap_or(SAMPLES_MAX);
+        let interval = window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX);
+        self.next_sample = now + interval.max(SAMPLE_MIN);
         let acknowledged = self.wire.acknowledged()?;
         if acknowledged > self.acknowledged {
             self.acknowledged = acknowledged;

@@ -156,6 +156,8 @@ impl CursorState {
             }
         }
         self.claims.forget_done();
+        // What was missing here is of the hole now. No gap is in two segments.
+        self.counted.retain(|gap| overlap(&[*gap], dropped.clone()) == 0);
         if dropped.contains(&read) {
             self.claims.read = dropped.end;
             self.read_byte = segment.end.byte;

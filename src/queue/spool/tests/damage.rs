@@ -500,3 +500,41 @@ fn any_damage_costs_what_it_hits_and_that_is_counted() {
     }
     println!("{tries} places, {harmless} without a loss, {missing} events lost in the others");
 }
+
+#[test]
+fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
+    let disk = SimulatedDisk::new(0);
+    let config = settings(256 << 10, 16 << 10, WhenFull::DropOldest);
+    let mut running = Running::open(&disk, &config, &["a", "b"]);
+    let append = |running: &mut Running, number: u64| {
+        // It fills a segment.
+        running.append([(number, 6000), (number + 1, 6000)].into_iter());
+        running.work(&[Step::Commit, Step::Reclaim]);
+    };
+    (0..8).step_by(2).for_each(|number| append(&mut running, number));
+    disk.flip(&segment::file_name(2), FIRST_RECORD + RECORD_HEADER, 1);
+    let first = Claim { start: 0, end: 2 };
+    assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(first));
+    assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(Claim { start: 4, end: 6 }));
+    assert_eq!(running.counts[0].lost(), 2);
+    running.cursors[0].rewind();
+    // What is on the wire stays, what is behind it is dropped.
+    assert_eq!(running.next(1, ALL).map(|batch| batch.claim), Some(first));
+    (8..40).step_by(2).for_each(|number| append(&mut running, number));
+    assert!(disk.names().contains(&segment::file_name(0)));
+    assert!(!disk.names().contains(&segment::file_name(2)));
+
+    let conserved = |running: &Running| {
+        for (counts, (name, backlog)) in running.counts.iter().zip(running.queue.backlogs()) {
+            let all = counts.delivered() + counts.lost() + backlog.events;
+            assert_eq!(all, running.end(), "{name} has {backlog:?}");
+        }
+    };
+    conserved(&running);
+    while let Some(batch) = running.next(0, ALL) {
+        running.cursors[0].finish(batch.claim, 0);
+        conserved(&running);
+    }
+    assert_eq!(running.counts[0].lost(), running.counts[1].lost());
+    assert_eq!(running.queue.backlogs()[0].1.events, 0);
+}

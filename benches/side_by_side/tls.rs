@@ -1,0 +1,96 @@
+//! Certificate and TLS settings of load, sink and proxies. Load and sink speak TLS 1.3 with AES-256-GCM and nothing else,
+//! so a proxy does on both sides.
+
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::ClientConnection;
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::ServerConnection;
+use rustls::StreamOwned;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::ring;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::ServerName;
+use tempfile::TempDir;
+
+/// What load and sink read and write; plain or TLS.
+pub(crate) trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
+/// For everybody here: one certificate, of 127.0.0.1, that signs itself (ECDSA, P-256).
+pub(crate) struct Tls {
+    directory: TempDir,
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Tls {
+    pub(crate) fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]);
+        let rcgen::CertifiedKey { cert, signing_key } = made.expect("a valid name");
+        let directory = TempDir::new().expect("a temporary directory");
+        let (chain, key) = (cert.pem(), signing_key.serialize_pem());
+        // HAProxy wants both in one file.
+        for (name, text) in [("chain", &chain), ("key", &key), ("both", &(chain.clone() + &key))] {
+            std::fs::write(directory.path().join(name), text).expect("a writable directory");
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).expect("a certificate");
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
+        let provider = Arc::new(CryptoProvider {
+            cipher_suites: vec![ring::cipher_suite::TLS13_AES_256_GCM_SHA384],
+            ..ring::default_provider()
+        });
+        let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("a suite of TLS 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("a suite of TLS 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .expect("a certificate and its key");
+        Self { directory, client: Arc::new(client), server: Arc::new(server) }
+    }
+
+    /// PEM of the certificate.
+    pub(crate) fn chain(&self) -> PathBuf {
+        self.directory.path().join("chain")
+    }
+
+    /// PEM of its key.
+    pub(crate) fn key(&self) -> PathBuf {
+        self.directory.path().join("key")
+    }
+
+    /// PEM of both.
+    pub(crate) fn both(&self) -> PathBuf {
+        self.directory.path().join("both")
+    }
+
+    /// The load's end of a connection; the handshake comes with the first write.
+    pub(crate) fn connect(&self, stream: TcpStream) -> impl Stream + use<> {
+        let name = ServerName::try_from("127.0.0.1").expect("an address");
+        let client = ClientConnection::new(Arc::clone(&self.client), name);
+        StreamOwned::new(client.expect("valid settings"), stream)
+    }
+
+    /// The sink's settings, for [`accept`].
+    pub(crate) fn server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server)
+    }
+}
+
+/// The sink's end of a connection.
+pub(crate) fn accept(server: Arc<ServerConfig>, stream: TcpStream) -> impl Stream {
+    StreamOwned::new(ServerConnection::new(server).expect("valid settings"), stream)
+}

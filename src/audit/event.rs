@@ -1,0 +1,98 @@
+//! What makes an object of valid JSON an audit event.
+
+use std::borrow::Cow;
+
+use super::API_VERSION;
+use super::DEPTH_MAX;
+use super::LEVELS;
+use super::scan;
+
+/// Checks one event, which is valid JSON, and says its index in [`LEVELS`]. Of duplicate keys the first counts.
+pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
+    if event.first() != Some(&b'{') {
+        return Err((0, "not an object".into()));
+    }
+    let (mut audit_id, mut stage, mut level) = (None, None, None);
+    let (mut kind, mut api_version) = (None, None);
+    let mut members = scan::members(event);
+    for member in &mut members {
+        let slot = match &*scan::key(member.key) {
+            b"auditID" => &mut audit_id,
+            b"stage" => &mut stage,
+            b"level" => &mut level,
+            b"kind" => &mut kind,
+            b"apiVersion" => &mut api_version,
+            _ => continue,
+        };
+        slot.get_or_insert(member.value);
+    }
+    if members.depth() > DEPTH_MAX {
+        return Err((0, format!("nested more than {DEPTH_MAX} deep").into()));
+    }
+    let at = |value: &[u8]| value.as_ptr() as usize - event.as_ptr() as usize;
+    if kind.is_some() || api_version.is_some() {
+        if kind.and_then(scan::string).as_deref() != Some(b"Event") {
+            return Err((kind.map_or(0, at), "kind is not Event".into()));
+        }
+        if api_version.and_then(scan::string).as_deref() != Some(API_VERSION.as_bytes()) {
+            let version = api_version.and_then(scan::string);
+            let version = version.as_deref().and_then(|version| std::str::from_utf8(version).ok());
+            return Err((api_version.map_or(0, at), wrong_version(version).into()));
+        }
+    }
+    match audit_id {
+        None => return Err((0, "auditID is missing".into())),
+        Some(value) if value.first() != Some(&b'"') => {
+            return Err((at(value), "auditID is no string".into()));
+        }
+        Some(value) if value == b"\"\"" => return Err((at(value), "auditID is empty".into())),
+        Some(_) => {}
+    }
+    match stage.map(|value| (value, scan::string(value))) {
+        None => return Err((0, "stage is missing".into())),
+        Some((value, known)) => {
+            match known.as_deref() {
+                Some(b"RequestReceived" | b"ResponseStarted" | b"ResponseComplete" | b"Panic") => {}
+                _ => return Err((
+                    at(value),
+                    "stage is none of RequestReceived, ResponseStarted, ResponseComplete, Panic"
+                        .into(),
+                )),
+            }
+        }
+    }
+    let level = level.and_then(scan::string);
+    let known = LEVELS.iter().position(|name| level.as_deref() == Some(name.as_bytes()));
+    Ok(known.unwrap_or(LEVELS.len() - 1))
+}
+
+/// [`check`] for an event that begins as kube-apiserver's do and names neither kind nor version; `None` says nothing.
+pub(super) fn check_usual(event: &[u8]) -> Option<usize> {
+    let rest = event.strip_prefix(br#"{"level":""#)?;
+    let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
+        Some((index, rest.strip_prefix(name.as_bytes())?.strip_prefix(br#"","auditID":"#)?))
+    })?;
+    let [b'"', first, ..] = rest else { return None };
+    let rest = rest.get(scan::string_end(rest, 0)..)?.strip_prefix(br#","stage":""#)?;
+    let stages = ["ResponseComplete\"", "RequestReceived\"", "ResponseStarted\"", "Panic\""];
+    let is_known = stages.iter().any(|stage| rest.starts_with(stage.as_bytes()));
+    (*first != b'"' && is_known).then_some(level)
+}
+
+pub(super) fn wrong_version(version: Option<&str>) -> String {
+    match version {
+        Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
+            format!(
+                "apiVersion is a beta one, which ended with Kubernetes 1.24: {API_VERSION} is accepted"
+            )
+        }
+        Some(version) => format!("apiVersion is {}: {API_VERSION} is accepted", quoted(version)),
+        None => format!("apiVersion is missing or no string: {API_VERSION} is accepted"),
+    }
+}
+
+/// A value of the sender's in a message that ends up in logs: short, and without control characters.
+pub(super) fn quoted(value: &str) -> String {
+    let short: String = value.chars().take(64).collect();
+    format!("{short:?}")
+}

@@ -1,0 +1,152 @@
+//! [`super::rules`] on 512 bits: eight masks at a time.
+
+use std::arch::x86_64 as simd;
+
+use super::BLOCK;
+use super::BLOCKS;
+use super::Blocks;
+use super::CHUNK;
+use super::Pass;
+use super::Seen;
+use super::Space;
+use super::padding;
+
+/// Masks in a register.
+type Lanes = simd::__m512i;
+
+const LANES: usize = 8;
+
+super::rules::rules!("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt");
+
+#[target_feature(enable = "avx512f")]
+fn load(masks: &[u64; BLOCKS], first: usize) -> Lanes {
+    let masks = masks[first..].first_chunk::<LANES>().unwrap_or(&[0; LANES]);
+    let [a, b, c, d, e, f, g, h] = masks.map(u64::cast_signed);
+    simd::_mm512_set_epi64(h, g, f, e, d, c, b, a)
+}
+
+#[target_feature(enable = "avx512f,avx2")]
+fn store(lanes: Lanes, masks: &mut [u64; BLOCKS], first: usize) {
+    let low = simd::_mm512_castsi512_si256(lanes);
+    let high = simd::_mm512_extracti64x4_epi64::<1>(lanes);
+    let stored = [
+        simd::_mm256_extract_epi64::<0>(low),
+        simd::_mm256_extract_epi64::<1>(low),
+        simd::_mm256_extract_epi64::<2>(low),
+        simd::_mm256_extract_epi64::<3>(low),
+        simd::_mm256_extract_epi64::<0>(high),
+        simd::_mm256_extract_epi64::<1>(high),
+        simd::_mm256_extract_epi64::<2>(high),
+        simd::_mm256_extract_epi64::<3>(high),
+    ];
+    if let Some(masks) = masks[first..].first_chunk_mut::<LANES>() {
+        *masks = stored.map(i64::cast_unsigned);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn splat(mask: u64) -> Lanes {
+    simd::_mm512_set1_epi64(mask.cast_signed())
+}
+
+#[target_feature(enable = "avx512f")]
+fn and(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm512_and_si512(a, b)
+}
+
+#[target_feature(enable = "avx512f")]
+fn not(a: Lanes) -> Lanes {
+    xor(a, splat(u64::MAX))
+}
+
+/// `a & !b`
+#[target_feature(enable = "avx512f")]
+fn and_not(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm512_andnot_si512(b, a)
+}
+
+#[target_feature(enable = "avx512f")]
+fn or(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm512_or_si512(a, b)
+}
+
+#[target_feature(enable = "avx512f")]
+fn xor(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm512_xor_si512(a, b)
+}
+
+#[target_feature(enable = "avx512f")]
+fn is_zero(lanes: Lanes) -> bool {
+    simd::_mm512_test_epi64_mask(lanes, lanes) == 0
+}
+
+/// Each bit `BYTES` bytes later, out of the block before too; `UNSEEN` is 64 less that.
+#[target_feature(enable = "avx512f")]
+fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> Lanes {
+    let from = simd::_mm512_alignr_epi64::<7>(lanes, before);
+    or(simd::_mm512_slli_epi64::<BYTES>(lanes), simd::_mm512_srli_epi64::<UNSEEN>(from))
+}
+
+/// One long addition.
+#[target_feature(enable = "avx512f")]
+fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
+    let sum = simd::_mm512_add_epi64(a, b);
+    let overflows = u32::from(simd::_mm512_cmplt_epu64_mask(sum, a));
+    let full = u32::from(simd::_mm512_cmpeq_epi64_mask(sum, splat(u64::MAX)));
+    let carried = ((overflows << 1 | *carry) + full) ^ full;
+    *carry = carried >> LANES;
+    simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
+}
+
+/// Of each bit whether an odd number of bits is set up to there.
+#[target_feature(enable = "avx512f,avx512dq")]
+fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
+    let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));
+    all = xor(all, simd::_mm512_slli_epi64::<2>(all));
+    all = xor(all, simd::_mm512_slli_epi64::<4>(all));
+    all = xor(all, simd::_mm512_slli_epi64::<8>(all));
+    all = xor(all, simd::_mm512_slli_epi64::<16>(all));
+    all = xor(all, simd::_mm512_slli_epi64::<32>(all));
+    let mut odd = u32::from(simd::_mm512_movepi64_mask(all)) << 1 | *carry;
+    odd ^= odd << 1;
+    odd ^= odd << 2;
+    odd ^= odd << 4;
+    odd ^= odd << 8;
+    *carry = odd >> LANES & 1;
+    simd::_mm512_mask_xor_epi64(all, odd.to_le_bytes()[0], all, splat(u64::MAX))
+}
+
+/// The bytes of a block in a register.
+#[target_feature(enable = "avx512f")]
+fn text(bytes: &[u8; BLOCK]) -> Lanes {
+    let (words, _) = bytes.as_chunks::<8>();
+    let word = |at: usize| i64::from_le_bytes(words[at]);
+    simd::_mm512_set_epi64(word(7), word(6), word(5), word(4), word(3), word(2), word(1), word(0))
+}
+
+/// Fills masks, from the block `first` on.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
+    let splat = |byte: u8| simd::_mm512_set1_epi8(byte.cast_signed());
+    let (quote, backslash, comma, colon) = (splat(b'"'), splat(b'\\'), splat(b','), splat(b':'));
+    let (case, open, n) = (splat(0x20), splat(b'{'), splat(b'n'));
+    let close = splat(b'}');
+    let mut least = splat(0xff);
+    let mut all = splat(0);
+    for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
+        let text = text(bytes);
+        least = simd::_mm512_min_epu8(least, text);
+        all = simd::_mm512_or_si512(all, text);
+        blocks.quote[block] = simd::_mm512_cmpeq_epi8_mask(text, quote);
+        blocks.backslash[block] = simd::_mm512_cmpeq_epi8_mask(text, backslash);
+        blocks.comma[block] = simd::_mm512_cmpeq_epi8_mask(text, comma);
+        blocks.colon[block] = simd::_mm512_cmpeq_epi8_mask(text, colon);
+        blocks.n[block] = simd::_mm512_cmpeq_epi8_mask(text, n);
+        let folded = simd::_mm512_or_si512(text, case);
+        blocks.open[block] = simd::_mm512_cmpeq_epi8_mask(folded, open);
+        blocks.close[block] = simd::_mm512_cmpeq_epi8_mask(folded, close);
+        blocks.curly[block] = simd::_mm512_test_epi8_mask(text, case);
+    }
+    let control = simd::_mm512_cmplt_epu8_mask(least, splat(0x20));
+    Seen { control: control != 0, high: simd::_mm512_movepi8_mask(all) != 0 }
+}

@@ -1,0 +1,155 @@
+//! The rules that need no stack, on masks; written once for all instruction sets.
+//!
+//! A macro, because what is not inlined into a function with a target feature does not have it, and a function that is
+//! generic over the instruction set can't have it. The module that uses it brings `Lanes` (some masks in a register),
+//! how many they are, and the operations.
+
+macro_rules! rules {
+    ($features:literal) => {
+        /// The whole pass.
+        #[target_feature(enable = $features)]
+        pub(super) fn run(pass: &mut Pass<'_>) -> bool {
+            let body = pass.body;
+            let mut rules = Rules::new();
+            let mut at = pass.start;
+            while at < body.len() {
+                let text = &body[at..body.len().min(at + CHUNK)];
+                let (whole, rest) = text.as_chunks::<BLOCK>();
+                let mut padded = [[b' '; BLOCK]; LANES];
+                padded.as_flattened_mut()[..rest.len()].copy_from_slice(rest);
+                let blocks = text.len().div_ceil(BLOCK).next_multiple_of(LANES);
+                let padded = &padded[..blocks - whole.len()];
+
+                let seen = compare(whole, &mut pass.space.blocks, 0);
+                let seen_last = compare(padded, &mut pass.space.blocks, whole.len());
+                pass.has_high |= seen.high | seen_last.high;
+                if seen.control | seen_last.control {
+                    return false;
+                }
+                pass.escaped_quotes(blocks);
+                if !rules.hold(pass.space, blocks, text.len()) || !pass.one_by_one(at, blocks) {
+                    return false;
+                }
+                at += text.len();
+            }
+            rules.in_string == 0 && pass.is_whole()
+        }
+
+        /// What blocks hand to their successors: the carries of additions, and of masks that are looked at shifted the
+        /// last ones.
+        struct Rules {
+            in_string: u32,
+            value: u32,
+            bad_in_object: u32,
+            bad_in_array: u32,
+            named: u32,
+            before_token: Lanes,
+            open: Lanes,
+            colon: Lanes,
+            scalar: Lanes,
+            string_start: Lanes,
+            n: Lanes,
+            key_end: Lanes,
+        }
+
+        impl Rules {
+            /// In front of the array, as behind a colon.
+            #[target_feature(enable = $features)]
+            fn new() -> Self {
+                let (none, last_byte) = (splat(0), splat(1 << 63));
+                Self {
+                    in_string: 0,
+                    value: 0,
+                    bad_in_object: 0,
+                    bad_in_array: 0,
+                    named: 0,
+                    before_token: last_byte,
+                    open: none,
+                    colon: last_byte,
+                    scalar: none,
+                    string_start: none,
+                    n: none,
+                    key_end: none,
+                }
+            }
+
+            /// Whether all do in these blocks, which hold so many bytes; leaves what the loops over brackets and scalars
+            /// need.
+            #[target_feature(enable = $features)]
+            fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
+                let Space { blocks: of, bracket: brackets, .. } = space;
+                let mut doubts = splat(0);
+                for first in (0..blocks).step_by(LANES) {
+                    let quote = load(&of.quote, first);
+                    let mut in_string = parity(quote, &mut self.in_string);
+                    if length < (first + LANES) * BLOCK {
+                        // What pads the last blocks is inside of a string that has not begun: nothing else.
+                        in_string = or(in_string, load(padding(length, &mut space.padding), first));
+                    }
+                    let comma = and_not(load(&of.comma, first), in_string);
+                    let colon = and_not(load(&of.colon, first), in_string);
+                    let open = and_not(load(&of.open, first), in_string);
+                    let close = and_not(load(&of.close, first), in_string);
+                    let string_start = and(quote, in_string);
+                    let string_end = and_not(quote, in_string);
+                    let bracket = or(open, close);
+                    let before_token = or(or(comma, colon), open);
+                    let scalar = not(or(or(in_string, quote), or(before_token, close)));
+                    let scalar_start = and_not(scalar, later::<1, 63>(scalar, self.scalar));
+
+                    let token = or(or(string_start, scalar_start), open);
+                    let closed_at_once = and(close, later::<1, 63>(open, self.open));
+                    let after = later::<1, 63>(before_token, self.before_token);
+                    doubts = or(doubts, xor(after, or(token, closed_at_once)));
+
+                    // A string behind a colon is a value: the addition turns its bits, and arrives at its end. In an
+                    // object each other string is a key, and all else a value.
+                    let after_colon = later::<1, 63>(colon, self.colon);
+                    let sum = add(in_string, and(string_start, after_colon), &mut self.value);
+                    let in_key = and(in_string, sum);
+                    let key_end = and_not(string_end, sum);
+                    let after_key = later::<1, 63>(key_end, self.key_end);
+                    let no_member = and_not(or(open, scalar_start), after_colon);
+                    let bad_in_object = or(xor(after_key, colon), no_member);
+
+                    // Like "kind" and "apiVersion": of that length, and with an n there. Or with an escape, which may
+                    // hide them.
+                    let n = load(&of.n, first);
+                    let (four, ten) = (
+                        later::<5, 59>(string_start, self.string_start),
+                        later::<11, 53>(string_start, self.string_start),
+                    );
+                    let (third, last) = (later::<2, 62>(n, self.n), later::<1, 63>(n, self.n));
+                    let name_like = and(key_end, or(and(four, third), and(ten, last)));
+                    let named = or(name_like, and(in_key, load(&of.backslash, first)));
+
+                    // The stretch before each bracket: its bits arrive there by addition. What it needs is an object
+                    // where an opening bracket stands behind a colon; a closing bracket says it itself.
+                    let between = not(bracket);
+                    let arrived =
+                        add(between, and(bad_in_object, between), &mut self.bad_in_object);
+                    let bad_in_object = or(bad_in_object, arrived);
+                    let bad_in_array = add(between, colon, &mut self.bad_in_array);
+                    let named = add(between, named, &mut self.named);
+                    let is_object = or(and(close, load(&of.curly, first)), and(open, after_colon));
+                    let bad = or(and(bad_in_object, is_object), and_not(bad_in_array, is_object));
+                    doubts = or(doubts, and(bad, bracket));
+
+                    store(bracket, brackets, first);
+                    store(is_object, &mut space.is_object, first);
+                    store(named, &mut space.named, first);
+                    store(scalar_start, &mut space.scalar_start, first);
+                    self.before_token = before_token;
+                    self.open = open;
+                    self.colon = colon;
+                    self.scalar = scalar;
+                    self.string_start = string_start;
+                    self.n = n;
+                    self.key_end = key_end;
+                }
+                is_zero(doubts)
+            }
+        }
+    };
+}
+pub(super) use rules;

@@ -1,0 +1,332 @@
+//! Takes a body apart with serde_json: any order and spacing, every accepted form, and an error for all else.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::DeserializeSeed;
+use serde::de::Deserializer;
+use serde::de::Error as _;
+use serde::de::IgnoredAny;
+use serde::de::MapAccess;
+use serde::de::SeqAccess;
+use serde::de::Visitor;
+use serde_json::value::RawValue;
+
+use super::API_VERSION;
+use super::EVENT_BYTES_MIN;
+use super::Invalid;
+use super::LevelCounts;
+use super::Span;
+use super::event;
+use super::event::quoted;
+use super::event::wrong_version;
+
+/// Where the events of a body are. Bounded by the body: what can't be an event takes no place, and nothing behind it does.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    events: Vec<Span>,
+    /// The first that can't be one.
+    bad: Option<Span>,
+    /// All that were seen.
+    count: usize,
+}
+
+impl Found {
+    fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
+        let start = item.as_ptr() as usize - text.as_ptr() as usize;
+        let span = Span::new(start, start + item.len()).ok_or("an event beyond 4 GiB")?;
+        self.count += 1;
+        if self.bad.is_some() {
+            return Ok(());
+        }
+        if item.len() < EVENT_BYTES_MIN || !item.starts_with('{') {
+            self.bad = Some(span);
+            return Ok(());
+        }
+        span.push_to(&mut self.events, text.len());
+        Ok(())
+    }
+}
+
+/// Finds and checks the events of a body.
+pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+    if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
+        return Err(envelope(0, "the body is empty"));
+    }
+    let items = Cell::new(None);
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let list = EnvelopeSeed { text, items: &items }.deserialize(&mut parser).map_err(|error| {
+        let what = if error.is_data() {
+            "not an audit event, an EventList or JSON lines of events".into()
+        } else {
+            syntax(&error)
+        };
+        Invalid { byte: byte_of(text, &error), item: items.get(), what }
+    })?;
+    match list.kind()?.as_deref() {
+        Some("EventList") => {}
+        Some("Event") => return split_lines(text),
+        None if list.items != Items::Absent => {
+            return Err(envelope(0, "kind is missing: a list of events has kind EventList"));
+        }
+        None => return split_lines(text),
+        Some(kind) => {
+            let what = format!("kind is {}, neither EventList nor Event", quoted(kind));
+            return Err(envelope(0, what));
+        }
+    }
+    match list.api_version()?.as_deref() {
+        Some(API_VERSION) => {}
+        other => return Err(envelope(0, wrong_version(other))),
+    }
+    parser
+        .end()
+        .map_err(|error| envelope(byte_of(text, &error), "more follows after the EventList"))?;
+    let items = match list.items {
+        Items::Array(items) => items,
+        Items::Absent => return Err(envelope(0, "items is missing")),
+        Items::NoArray => return Err(envelope(0, "items is no array")),
+        Items::Twice => return Err(envelope(0, "items is there twice")),
+    };
+    check_all(text, items)
+}
+
+/// One event, or one on each line.
+fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+    let mut found = Found::default();
+    let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    let mut before = 0;
+    for value in stream {
+        let at = |byte, what| Invalid { byte, item: Some(found.count), what };
+        let value = value.map_err(|error| at(byte_of(text, &error), syntax(&error)))?.get();
+        let start = value.as_ptr() as usize - text.as_ptr() as usize;
+        let gap = text.as_bytes().get(before..start).unwrap_or_default();
+        if found.count > 0 && memchr::memchr2(b'\n', b'\r', gap).is_none() {
+            return Err(at(start, "two events on one line".into()));
+        }
+        before = start + value.len();
+        found.add(text, value).map_err(|what| envelope(start, what))?;
+    }
+    check_all(text, found)
+}
+
+fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+    let mut levels = LevelCounts::default();
+    for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
+        let range = span.range();
+        // The ranges are those of slices of the text, so they lie in the text and on its character borders.
+        let bytes = text.as_bytes().get(range.clone()).unwrap_or_default();
+        match event::check(bytes) {
+            Ok(level) => levels[level] += 1,
+            Err((at, what)) => {
+                return Err(Invalid { byte: range.start + at, item: Some(index), what });
+            }
+        }
+    }
+    match found.bad {
+        None => Ok((found.events, levels)),
+        Some(bad) => {
+            let what = "too short for an event".into();
+            Err(Invalid { byte: bad.range().start, item: Some(found.events.len()), what })
+        }
+    }
+}
+
+fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
+    Invalid { byte, item: None, what: what.into() }
+}
+
+/// serde_json's words without its line and column: the byte is named apart.
+fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    format!("not JSON: {what}").into()
+}
+
+/// serde_json counts lines and, in each, bytes from 1.
+fn byte_of(text: &str, error: &serde_json::Error) -> usize {
+    let line = error.line().saturating_sub(1);
+    let start = match line {
+        0 => 0,
+        _ => memchr::memchr_iter(b'\n', text.as_bytes()).nth(line - 1).map_or(0, |at| at + 1),
+    };
+    (start + error.column().saturating_sub(1)).min(text.len())
+}
+
+/// What is read of the outermost object. The events are found, not parsed.
+struct Envelope<'a> {
+    kind: Option<&'a RawValue>,
+    api_version: Option<&'a RawValue>,
+    items: Items,
+}
+
+#[derive(PartialEq)]
+enum Items {
+    Absent,
+    NoArray,
+    /// Taking the first would lose the second's events.
+    Twice,
+    Array(Found),
+}
+
+impl Envelope<'_> {
+    fn kind(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
+        text_of(self.kind, "kind is no string")
+    }
+
+    fn api_version(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
+        text_of(self.api_version, "apiVersion is no string")
+    }
+}
+
+fn text_of<'a>(
+    raw: Option<&'a RawValue>,
+    otherwise: &'static str,
+) -> Result<Option<Cow<'a, str>>, Invalid> {
+    raw.map(|raw| {
+        serde_json::from_str(raw.get()).map(Cow::Owned).map_err(|_| envelope(0, otherwise))
+    })
+    .transpose()
+}
+
+/// `items` counts the elements seen, so that a syntax error can name the item it is in.
+struct EnvelopeSeed<'c> {
+    text: &'c str,
+    items: &'c Cell<Option<usize>>,
+}
+
+impl<'a> DeserializeSeed<'a> for EnvelopeSeed<'_> {
+    type Value = Envelope<'a>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Envelope<'a>, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
+    type Value = Envelope<'a>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Envelope<'a>, A::Error> {
+        let mut envelope = Envelope { kind: None, api_version: None, items: Items::Absent };
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Kind => {
+                    let value = map.next_value()?;
+                    envelope.kind.get_or_insert(value);
+                }
+                Key::ApiVersion => {
+                    let value = map.next_value()?;
+                    envelope.api_version.get_or_insert(value);
+                }
+                Key::Items => {
+                    let found =
+                        map.next_value_seed(ItemsSeed { text: self.text, items: self.items })?;
+                    envelope.items =
+                        if envelope.items == Items::Absent { found } else { Items::Twice };
+                }
+                Key::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(envelope)
+    }
+}
+
+enum Key {
+    Kind,
+    ApiVersion,
+    Items,
+    Other,
+}
+
+impl<'a> Deserialize<'a> for Key {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeyVisitor;
+        impl Visitor<'_> for KeyVisitor {
+            type Value = Key;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+
+            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
+                Ok(match key {
+                    b"kind" => Key::Kind,
+                    b"apiVersion" => Key::ApiVersion,
+                    b"items" => Key::Items,
+                    _ => Key::Other,
+                })
+            }
+        }
+        // As bytes, because a lone surrogate is valid in JSON and no valid str.
+        deserializer.deserialize_bytes(KeyVisitor)
+    }
+}
+
+struct ItemsSeed<'c> {
+    text: &'c str,
+    items: &'c Cell<Option<usize>>,
+}
+
+impl<'a> DeserializeSeed<'a> for ItemsSeed<'_> {
+    type Value = Items;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Items, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for ItemsSeed<'_> {
+    type Value = Items;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut seq: A) -> Result<Items, A::Error> {
+        let mut found = Found::default();
+        self.items.set(Some(0));
+        while let Some(item) = seq.next_element::<&RawValue>()? {
+            found.add(self.text, item.get()).map_err(A::Error::custom)?;
+            self.items.set(Some(found.count));
+        }
+        self.items.set(None);
+        Ok(Items::Array(found))
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Items, A::Error> {
+        while map.next_entry::<Key, IgnoredAny>()?.is_some() {}
+        Ok(Items::NoArray)
+    }
+
+    fn visit_unit<E>(self) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Items, E> {
+        Ok(Items::NoArray)
+    }
+}
