@@ -24,11 +24,13 @@ mod http;
 mod retry;
 mod stdout;
 mod stream;
-mod syslog;
+pub mod syslog;
 mod tcp;
 
 pub use health::Snapshot;
 pub use health::Status;
+pub use stream::Encode;
+pub use stream::Encoded;
 
 use delivery::Connect;
 use delivery::Delivery;

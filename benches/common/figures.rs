@@ -12,6 +12,10 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
+    pub(crate) fn median(&self) -> f64 {
+        self.median
+    }
+
     pub(crate) fn show(&self, digits: usize) -> String {
         let Self { median, least, most } = self;
         format!("{median:.digits$} ({least:.digits$}–{most:.digits$})")

@@ -161,3 +161,56 @@ fn event(random: &mut fastrand::Rng, bytes: usize, to: &mut String) {
     }
     to.push_str(TAIL);
 }
+
+/// An EventList whose events are all different in length, names, numbers and in what the object holds, while their parts
+/// follow each other as in kube-apiserver's: what was learned from one helps with the next as far as it does with real ones.
+/// The same seed gives the same bytes.
+pub(crate) fn varied(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut body = String::from(HEAD);
+    for index in 0..events {
+        if index > 0 {
+            body.push(',');
+        }
+        let (start, tail) = (
+            body.len(),
+            r#"}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow","authorization.k8s.io/reason":""}}"#,
+        );
+        fill(&mut random, BEGINNING, &mut body);
+        while body.len() - start + tail.len() < event_bytes {
+            let part = random.choice(PARTS).expect("there are some");
+            fill(&mut random, part, &mut body);
+        }
+        body.push_str(tail);
+    }
+    body.push_str(TAIL);
+    body.into_bytes()
+}
+
+/// `~` stands for a word, `^` for a number, `%` for one of eight digits.
+const BEGINNING: &str = r#"{"level":"RequestResponse","auditID":"00000000-%%%%-4000-8000-%%%%%%%%%%%%","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/~/~/~-^","verb":"~","user":{"username":"system:serviceaccount:~:~","uid":"00000000-%%%%-4000-8000-%%%%%%%%%%%%","groups":["system:serviceaccounts","system:serviceaccounts:~","system:authenticated"]},"sourceIPs":["10.0.0.%"],"userAgent":"~/v1.36.2 (linux/amd64)","objectRef":{"resource":"~","namespace":"~","name":"~-^","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":20%},"requestObject":{"kind":"~","apiVersion":"v1","spec":{"replicas":%"#;
+
+/// Of objects, each behind another member.
+const PARTS: &[&str] = &[
+    r#","labels":{"app":"~","app.kubernetes.io/name":"~","pod-template-hash":"^"}"#,
+    r#","annotations":{"kubernetes.io/restartedAt":"2026-01-02T0%:0%:0%Z","example/revision":"%"}"#,
+    r#","containers":[{"name":"~","image":"registry.example/~/~:1.%","ports":[{"containerPort":^,"protocol":"TCP"}]}]"#,
+    r#","env":[{"name":"~","value":"~"},{"name":"~","value":"http://~.~.svc:^/~"}]"#,
+    r#","tolerations":[{"key":"node.kubernetes.io/~","operator":"Exists","effect":"NoExecute","tolerationSeconds":300}]"#,
+    r#","status":"~","reason":"~","message":"~ has been set by ~-^","observedGeneration":^"#,
+    r#","ownerReferences":[{"apiVersion":"apps/v1","kind":"~","name":"~-^","controller":true}]"#,
+    r#","data":{"~":"~=\"~\"\n~=\u003c~\u003e\n","~":"^"}"#,
+];
+
+fn fill(random: &mut fastrand::Rng, pattern: &str, body: &mut String) {
+    const WORDS: [&str; 8] =
+        ["web", "kube-system", "a", "ingress-controller", "default", "pv", "coredns", "team-alpha"];
+    for char in pattern.chars() {
+        match char {
+            '~' => body.push_str(random.choice(WORDS).expect("there are some")),
+            '^' => write!(body, "{}", random.u16(1..)).expect("a String takes everything"),
+            '%' => body.push(char::from(random.u8(b'0'..b'8'))),
+            char => body.push(char),
+        }
+    }
+}

@@ -78,7 +78,7 @@ const CLAIMS_MAX: usize = 65_536;
 const SLICES_MAX: usize = 64;
 
 /// How a batch becomes bytes.
-pub(super) trait Encode: Send + 'static {
+pub trait Encode: Send + 'static {
     /// The bytes of a batch.
     ///
     /// # Errors
@@ -88,11 +88,11 @@ pub(super) trait Encode: Send + 'static {
 }
 
 /// A batch as bytes.
-pub(super) struct Encoded {
+pub struct Encoded {
     /// What is written; empty where every event was refused.
-    pub(super) pieces: Vec<Bytes>,
+    pub pieces: Vec<Bytes>,
     /// Events that can't be sent and are given up.
-    pub(super) refused: u64,
+    pub refused: u64,
 }
 
 /// Where an output connects to, and with which settings.

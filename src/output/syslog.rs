@@ -15,7 +15,7 @@ use crate::config::SyslogOutput;
 use crate::queue::Batch;
 
 /// How events become messages.
-pub(super) struct Messages {
+pub struct Messages {
     framing: Framing,
     /// `<PRI>1 `.
     before_time: String,
@@ -27,7 +27,9 @@ pub(super) struct Messages {
 }
 
 impl Messages {
-    pub(super) fn new(config: &SyslogOutput, rejected: Rejected) -> Self {
+    /// As the config says.
+    #[must_use]
+    pub fn new(config: &SyslogOutput, rejected: Rejected) -> Self {
         Self {
             framing: config.framing,
             before_time: format!("<{}>1 ", config.priority),

@@ -31,6 +31,7 @@ mod http_output;
 mod http_refused;
 mod http_tls;
 mod ingest;
+mod instructions;
 mod kills;
 mod layers;
 mod limits;

@@ -1,0 +1,322 @@
+//! What single parts cost: the queue in memory, the encoding for syslog, the queue on disk and its start.
+//!
+//! `cargo bench --bench micro`, or with a part of a name behind `--`. Time is CPU time of this process, of all its threads and
+//! of the kernel's work for them: what others do on the machine, and how fast its disk is, stays outside. For whom it
+//! matters how long a batch waits for the disk there is `cargo bench --bench spool`; decode has a bench of its own.
+//!
+//! Files go where those of the spool's bench go.
+
+#![allow(clippy::unwrap_used, reason = "a bench panics where it cannot go on")]
+
+use std::hint::black_box;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use criterion::BatchSize;
+use criterion::BenchmarkGroup;
+use criterion::Criterion;
+use criterion::Throughput;
+use criterion::measurement::Measurement;
+use criterion::measurement::ValueFormatter;
+use criterion::measurement::WallTime;
+use kube_audit_forwarder::audit;
+use kube_audit_forwarder::config;
+use kube_audit_forwarder::config::Config;
+use kube_audit_forwarder::config::OutputKind;
+use kube_audit_forwarder::output::Encode as _;
+use kube_audit_forwarder::output::syslog::Messages;
+use kube_audit_forwarder::queue::Append;
+use kube_audit_forwarder::queue::Batch;
+use kube_audit_forwarder::queue::Cursor;
+use kube_audit_forwarder::queue::Queue;
+use kube_audit_forwarder::queue::Take;
+use kube_audit_forwarder::telemetry::OutputMetrics;
+use kube_audit_forwarder::telemetry::Telemetry;
+use rustix::time::ClockId;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+#[path = "common/work.rs"]
+mod work;
+
+use work::Work;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The default of `output.batch`.
+const TAKE: Take = Take { bytes: 4 << 20, events: 5000 };
+
+const MIB: u64 = 1 << 20;
+
+/// CPU time of the process.
+struct CpuTime;
+
+impl CpuTime {
+    fn now() -> Duration {
+        let now = rustix::time::clock_gettime(ClockId::ProcessCPUTime);
+        Duration::try_from(now).expect("it runs forwards from 0")
+    }
+}
+
+impl Measurement for CpuTime {
+    type Intermediate = Duration;
+    type Value = Duration;
+
+    fn start(&self) -> Duration {
+        Self::now()
+    }
+
+    fn end(&self, start: Duration) -> Duration {
+        Self::now() - start
+    }
+
+    fn add(&self, one: &Duration, other: &Duration) -> Duration {
+        *one + *other
+    }
+
+    fn zero(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn to_f64(&self, value: &Duration) -> f64 {
+        WallTime.to_f64(value)
+    }
+
+    fn formatter(&self) -> &dyn ValueFormatter {
+        WallTime.formatter()
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default()
+        .with_measurement(CpuTime)
+        .sample_size(50)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
+    memory(&mut criterion);
+    syslog(&mut criterion);
+    spool(&mut criterion);
+    recovery(&mut criterion);
+    criterion.final_summary();
+}
+
+/// What is appended: checked and split.
+fn batch_of(work: &Work) -> Append {
+    let batch = audit::decode(work.body.clone()).expect("an EventList");
+    Append { lines: batch.lines, events: batch.events, levels: batch.levels }
+}
+
+/// As a request of one event brings it.
+fn single() -> Append {
+    batch_of(&Work::single())
+}
+
+/// As a request of 400 events brings it.
+fn batch() -> Append {
+    batch_of(&Work::metadata())
+}
+
+fn config(queue: &str, output: &str) -> Config {
+    let text = format!(
+        "{queue}\n[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'output'\n{output}\n"
+    );
+    config::read(&text).config.unwrap_or_else(|| panic!("a valid config, not {text}"))
+}
+
+/// Its clock is measured when it is made, which takes as long as it likes.
+static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
+
+/// All that a queue is opened with.
+struct Closed {
+    config: config::Queue,
+    outputs: Vec<(String, OutputMetrics)>,
+    runtime: Runtime,
+}
+
+impl Closed {
+    fn new(queue: &str, outputs: usize) -> Self {
+        let names = (0..outputs).map(|index| format!("output-{index}"));
+        Self {
+            config: config(queue, "type = 'stdout'").queue,
+            outputs: names.map(|name| (name.clone(), TELEMETRY.output(&name))).collect(),
+            runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
+        }
+    }
+
+    fn open(self) -> Open {
+        let (queue, cursors) = Queue::open(&self.config, &TELEMETRY, &self.outputs).unwrap();
+        Open { queue, cursors, runtime: self.runtime }
+    }
+}
+
+/// A queue with its outputs' cursors.
+struct Open {
+    queue: Queue,
+    cursors: Vec<Cursor>,
+    runtime: Runtime,
+}
+
+impl Open {
+    /// Appends a batch so many times, as their senders do who all wait.
+    fn append(&self, batch: &Append, times: usize) {
+        let append = |_| self.queue.append(batch.clone()).expect("room");
+        let mut tickets: Vec<_> = (0..times).map(append).collect();
+        self.runtime.block_on(async {
+            for ticket in &mut tickets {
+                ticket.acknowledged().await.unwrap();
+            }
+        });
+    }
+
+    /// Every output claims so many events, and its consumer takes them.
+    fn read(&mut self, events: u64) {
+        for cursor in &mut self.cursors {
+            let mut left = events;
+            while left > 0 {
+                match cursor.next(Take { events: left, ..TAKE }) {
+                    None => self.runtime.block_on(cursor.readable()),
+                    Some(claimed) => {
+                        cursor.finish(claimed.claim, 0);
+                        left -= black_box(claimed).events;
+                    }
+                }
+            }
+        }
+    }
+
+    /// In and out.
+    fn pass(&mut self, batch: &Append, times: usize) {
+        self.append(batch, times);
+        self.read(batch.events * times as u64);
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.runtime.block_on(self.queue.close());
+    }
+}
+
+fn memory(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("queue in memory, append and read");
+    for (name, batch, times, outputs) in [
+        ("batch of 400 events", batch(), 1, 1),
+        ("batch of 400 events, 8 outputs", batch(), 1, 8),
+        ("400 single events, read at once", single(), 400, 1),
+    ] {
+        let mut open = Closed::new("", outputs).open();
+        pass(&mut group, name, &mut open, &batch, times);
+    }
+}
+
+fn pass(
+    group: &mut BenchmarkGroup<'_, CpuTime>,
+    name: &str,
+    open: &mut Open,
+    batch: &Append,
+    times: usize,
+) {
+    group.throughput(Throughput::Elements(batch.events * times as u64));
+    group.bench_function(name, |bencher| bencher.iter(|| open.pass(batch, times)));
+}
+
+fn syslog(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("syslog, encode");
+    for framing in ["octet_counting", "newline"] {
+        let output = format!(
+            "type = 'syslog'\naddresses = ['127.0.0.1:1']\nhostname = 'host'\nframing = '{framing}'"
+        );
+        let mut outputs = config("", &output).outputs;
+        let output = outputs.remove(0);
+        let OutputKind::Syslog(syslog) = output.kind else { panic!("it is syslog's") };
+        let messages = Messages::new(&syslog, output.rejected);
+        for (name, append) in [("batch of 400 events", batch()), ("single event", single())] {
+            let mut open = Closed::new("", 1).open();
+            open.append(&append, 1);
+            let batch: Batch = open.cursors[0].next(TAKE).expect("it was appended");
+            group.throughput(Throughput::Bytes(batch.bytes));
+            group.bench_function(format!("{name}, {framing}"), |bencher| {
+                bencher.iter(|| messages.encode(batch.clone()).unwrap().pieces);
+            });
+        }
+    }
+}
+
+/// Where files go.
+fn disk() -> TempDir {
+    let named = std::env::var_os("SPOOL_BENCH_DIRECTORY");
+    let below = named.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    std::fs::create_dir_all(&below).unwrap();
+    tempfile::Builder::new().prefix("micro-bench-").tempdir_in(below).unwrap()
+}
+
+/// The keys of a queue in this directory.
+fn durable(directory: &Path) -> String {
+    format!("queue.max_bytes = '2GiB'\nqueue.directory = '{}'", directory.display())
+}
+
+fn spool(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("queue on disk, append and read");
+    for (name, batch, times, backlog) in [
+        ("batch of 400 events", batch(), 1, 0),
+        ("8 batches of 400 events at once", batch(), 8, 0),
+        ("single event", single(), 1, 0),
+        ("64 single events at once", single(), 64, 0),
+        // Behind what is kept in memory.
+        ("batch of 400 events, read from files", batch(), 1, 256),
+    ] {
+        let directory = disk();
+        let mut open = Closed::new(&durable(directory.path()), 1).open();
+        (0..backlog).for_each(|_| open.append(&batch, 1));
+        pass(&mut group, name, &mut open, &batch, times);
+    }
+}
+
+/// A start after the process was killed: nothing was closed.
+fn recovery(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("queue on disk, start");
+    group.sample_size(20);
+    for (name, segment, mebibytes) in [
+        ("1 MiB in one segment", "64MiB", 1),
+        ("32 MiB in one segment", "64MiB", 32),
+        ("32 MiB in 8 segments", "4MiB", 32),
+        ("32 MiB in 32 segments", "1MiB", 32),
+    ] {
+        let directory = disk();
+        let queue =
+            |directory: &Path| format!("{}\nqueue.segment_bytes = '{segment}'", durable(directory));
+        let (open, batch) = (Closed::new(&queue(directory.path()), 1).open(), batch());
+        let batches = mebibytes * MIB / batch.lines.len() as u64;
+        (0..batches).for_each(|_| open.append(&batch, 1));
+        let killed = || {
+            let copy = disk();
+            copy_files(directory.path(), copy.path());
+            (Closed::new(&queue(copy.path()), 1), copy)
+        };
+        group.bench_function(name, |bencher| {
+            bencher.iter_batched(
+                killed,
+                |(closed, copy)| (closed.open(), copy),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (entry, to) = (entry.path(), to.join(entry.file_name()));
+        if entry.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_files(&entry, &to);
+        } else {
+            std::fs::copy(&entry, &to).unwrap();
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The path of a batch from its body to an output's claim, for `tests/it/instructions.rs`, which counts its instructions.
+//!
+//! `hot_path PHASE PASSES` prepares a phase's work, goes through it once, and then so many times in a thread of its own,
+//! whose instructions a profiler can tell from those of the start. Bodies are read from their files again for each pass:
+//! as from a socket, it is the kernel that copies them, and its instructions are not counted.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a program for a test: it prints, and panics where it cannot go on"
+)]
+
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt as _;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use kube_audit_forwarder::audit;
+use kube_audit_forwarder::config;
+use kube_audit_forwarder::queue::Append;
+use kube_audit_forwarder::queue::Queue;
+use kube_audit_forwarder::queue::Take;
+use kube_audit_forwarder::telemetry::Telemetry;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// More than the longest body.
+const BUFFER: usize = 1 << 20;
+
+/// The default of `output.batch`.
+const TAKE: Take = Take { bytes: 4 << 20, events: 5000 };
+
+/// All else by default.
+const CONFIG: &str =
+    "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'output'\ntype = 'stdout'\n";
+
+/// One pass; says how many bytes and events were in it.
+type Pass = Box<dyn FnMut() -> (usize, u64) + Send>;
+
+fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let phase = arguments.next().expect("a phase");
+    let passes: u64 = arguments.next().expect("a number of passes").parse().unwrap();
+    let mut pass = match phase.as_str() {
+        "decode batches" => decode([1, 2, 17, 18, 19].map(recorded)),
+        // Escapes, text beyond ASCII, few events.
+        "decode mixed" => decode([4, 5, 9, 10, 11, 12, 13, 14, 15, 16].map(recorded)),
+        "decode large events" => decode([recorded(3)]),
+        "decode singles" => decode([6, 7, 8].map(recorded)),
+        "decode lines" => decode([File::open(path("audit.log")).unwrap()]),
+        "queue batches" => queue(&recorded(1), 1, TAKE),
+        // One claim takes all that has come meanwhile.
+        "queue singles" => queue(&recorded(7), 400, TAKE),
+        "queue cut batches" => queue(&recorded(1), 1, Take { events: 10, ..TAKE }),
+        _ => panic!("no phase {phase}"),
+    };
+    let (bytes, events) = pass();
+    let counted = std::thread::spawn(move || {
+        for _ in 0..passes {
+            black_box(pass());
+        }
+    });
+    counted.join().unwrap();
+    println!("{} {bytes} {events}", instruction_set());
+}
+
+/// What the hot path may choose from. Valgrind's CPU has no AVX-512.
+fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("popcnt")
+    {
+        return "x86_64 with AVX2";
+    }
+    std::env::consts::ARCH
+}
+
+fn path(name: &str) -> String {
+    format!("{}/tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The body of this number.
+fn recorded(number: usize) -> File {
+    let mut entries = std::fs::read_dir(path("")).unwrap().map(|entry| entry.unwrap().path());
+    let prefix = path(&format!("{number:02}-"));
+    let body = entries.find(|path| path.to_str().unwrap().starts_with(&prefix));
+    File::open(body.expect("a recorded body")).unwrap()
+}
+
+/// Reads a file to the front of a buffer; says how long it is.
+fn read(file: &File, buffer: &mut [u8]) -> usize {
+    let bytes = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    file.read_exact_at(&mut buffer[..bytes], 0).unwrap();
+    bytes
+}
+
+/// Checks and splits each body.
+fn decode<const N: usize>(bodies: [File; N]) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    Box::new(move || {
+        let (mut bytes, mut events) = (0, 0);
+        for body in &bodies {
+            let length = read(body, &mut buffer);
+            let split = audit::decode_in_place(&mut buffer[..=length]).expect("a recorded body");
+            bytes += length;
+            events += split.events;
+        }
+        (bytes, events)
+    })
+}
+
+/// Appends a batch so many times to a queue in memory that holds some already; an output claims as much, piece by piece,
+/// and its consumer takes it.
+fn queue(body: &File, batches: u64, take: Take) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(body, &mut buffer);
+    buffer.truncate(bytes);
+    let batch = audit::decode(buffer).expect("a recorded body");
+
+    let config = config::read(CONFIG).config.expect("a valid config").queue;
+    let telemetry = Telemetry::new();
+    let outputs = [("output".to_owned(), telemetry.output("output"))];
+    let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();
+    let mut cursor = cursors.remove(0);
+    let events = batch.events * batches;
+    let append = move || {
+        let lines = Bytes::clone(&batch.lines);
+        let append = Append { lines, events: batch.events, levels: batch.levels };
+        let mut ticket = queue.append(append).expect("room");
+        ticket.acknowledged().now_or_never().expect("it is queued").unwrap();
+    };
+    (0..100).for_each(|_| append());
+    Box::new(move || {
+        (0..batches).for_each(|_| append());
+        let mut left = events;
+        while left > 0 {
+            let claimed = cursor.next(Take { events: take.events.min(left), ..take });
+            let claimed = black_box(claimed).expect("it is queued");
+            cursor.finish(claimed.claim, 0);
+            left -= claimed.events;
+        }
+        (bytes * usize::try_from(batches).unwrap(), events)
+    })
+}
