@@ -21,7 +21,7 @@ use crate::tls::Tls;
 use crate::work::Work;
 
 /// See [`Load::ahead_max`].
-const AHEAD_MAX: u64 = 32 << 20;
+const AHEAD_MAX: u64 = 8 << 20;
 
 /// The same with the queue on disk: within what it keeps in memory (16 MiB), as for a consumer that keeps up.
 const AHEAD_MAX_ON_DISK: u64 = 8 << 20;

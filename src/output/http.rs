@@ -720,7 +720,10 @@ impl Link for HttpLink {
     fn send(&mut self, batch: Batch) {
         let mut lane = self.lanes.pop().unwrap_or_default();
         let client = Arc::clone(&self.client);
-        let is_small = batch.bytes < SMALL_BYTES;
+        // To wait for more is of no use where a batch may not hold much more.
+        let limits = self.client.limits;
+        let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
+            && batch.events < limits.max_events / 2;
         self.waits_until = is_small.then(|| Instant::now() + COALESCE);
         self.busy.push(Box::pin(async move {
             let claim = batch.claim;
