@@ -44,3 +44,6 @@ pub mod queue;
 pub mod relay;
 pub mod telemetry;
 pub mod tls;
+
+#[cfg(test)]
+mod tests;

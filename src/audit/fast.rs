@@ -153,6 +153,11 @@ thread_local! {
 
 /// Finds and checks the events of a body, one or more, if it is known to be right.
 pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
+    split_by::<CHUNK>(isa, body)
+}
+
+/// [`split`], with so many bytes between two rounds of the loop over brackets; tests want many such borders.
+fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let body = body.strip_suffix(b"\n").unwrap_or(body).strip_suffix(b"}")?;
     if !body.starts_with(HEAD) {
         return None;
@@ -160,7 +165,7 @@ pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let start = HEAD.len() - 1;
     let mut events = Vec::new();
     let is_right = SPACE.with_borrow_mut(|space| {
-        isa.run(&mut Pass {
+        isa.run::<BYTES>(&mut Pass {
             body,
             start,
             space,
@@ -389,3 +394,8 @@ fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     *carry = u64::from(overflow);
     (EVEN ^ (sum << 1)) & follows
 }
+
+// Elsewhere it says nothing to any body.
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod tests;

@@ -46,23 +46,23 @@ impl Isa {
         false
     }
 
-    /// The whole pass; `false` also where the CPU lacks the instructions.
+    /// The whole pass, in chunks of so many bytes; `false` also where the CPU lacks the instructions.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn run(self, pass: &mut Pass<'_>) -> bool {
+    pub(super) fn run<const BYTES: usize>(self, pass: &mut Pass<'_>) -> bool {
         if !self.is_there() {
             return false;
         }
         // SAFETY: what the functions need beyond safe code is the instructions, and those are there.
         unsafe {
             match self {
-                Self::Avx2 => super::avx2::run(pass),
-                Self::Avx512 => super::avx512::run(pass),
+                Self::Avx2 => super::avx2::run::<BYTES>(pass),
+                Self::Avx512 => super::avx512::run::<BYTES>(pass),
             }
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
-    pub(super) fn run(self, _: &mut Pass<'_>) -> bool {
+    pub(super) fn run<const BYTES: usize>(self, _: &mut Pass<'_>) -> bool {
         false
     }
 }

@@ -6,14 +6,15 @@
 
 macro_rules! rules {
     ($features:literal) => {
-        /// The whole pass.
+        /// The whole pass, in chunks of so many bytes.
         #[target_feature(enable = $features)]
-        pub(super) fn run(pass: &mut Pass<'_>) -> bool {
+        pub(super) fn run<const BYTES: usize>(pass: &mut Pass<'_>) -> bool {
+            const { assert!(BYTES <= CHUNK && BYTES.is_multiple_of(LANES * BLOCK)) }
             let body = pass.body;
             let mut rules = Rules::new();
             let mut at = pass.start;
             while at < body.len() {
-                let text = &body[at..body.len().min(at + CHUNK)];
+                let text = &body[at..body.len().min(at + BYTES)];
                 let (whole, rest) = text.as_chunks::<BLOCK>();
                 let mut padded = [[b' '; BLOCK]; LANES];
                 padded.as_flattened_mut()[..rest.len()].copy_from_slice(rest);

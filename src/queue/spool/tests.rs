@@ -6,42 +6,13 @@ use metrics::atomics::AtomicU64 as Cell;
 
 use super::*;
 use crate::config;
+use crate::tests::Failing;
+use crate::tests::is_alone;
+use crate::tests::seeds;
 
 mod damage;
 mod simulation;
 mod threads;
-
-/// So many seeds for each test; more by environment variable.
-fn seeds(usual: u64) -> Vec<u64> {
-    let number = |name: &str| {
-        let text = std::env::var(name).ok()?;
-        Some(text.parse().unwrap_or_else(|_| panic!("{name}: not a number: {text}")))
-    };
-    match number("KUBE_AUDIT_FORWARDER_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("KUBE_AUDIT_FORWARDER_SEEDS").unwrap_or(usual)).collect(),
-    }
-}
-
-/// Whether one seed was asked for: then each step is told.
-fn is_alone() -> bool {
-    std::env::var_os("KUBE_AUDIT_FORWARDER_SEED").is_some()
-}
-
-/// Says how to run a seed that fails alone.
-struct Failing(u64);
-
-impl Drop for Failing {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let test = std::thread::current().name().unwrap_or_default().to_owned();
-            println!(
-                "\nseed {seed} fails; alone: KUBE_AUDIT_FORWARDER_SEED={seed} cargo nextest run --lib {test}",
-                seed = self.0
-            );
-        }
-    }
-}
 
 /// The counters of an output that the queue moves, where they can be read at any time.
 #[derive(Default)]

@@ -1,0 +1,175 @@
+//! The scanner against serde_json, which alone decides: whatever the bytes are, the scanner says what [`strict`] says
+//! where the body is as kube-apiserver writes it ([`is_usual`]), and nothing where it is not. Both ways: what is taken
+//! wrongly fails a test, and so does what is left to serde_json without need.
+//!
+//! Each body is scanned with every instruction set that this CPU has, and in chunks of two sizes: much is carried from
+//! one chunk to the next.
+
+use super::super::strict;
+use super::*;
+use crate::audit::scan;
+use crate::tests::Failing;
+use crate::tests::seeds;
+
+mod forms;
+mod generated;
+mod mutations;
+mod sequences;
+
+type Split = (Vec<Span>, LevelCounts);
+
+/// A way to scan a body.
+type Scan = fn(&[u8]) -> Option<Split>;
+
+/// The smallest chunks that are whole registers of AVX-512.
+const SMALL: usize = 512;
+
+const SCANS: [(Isa, &str, Scan); 4] = [
+    (Isa::Avx2, "AVX2", |body| split(Isa::Avx2, body)),
+    (Isa::Avx2, "AVX2, small chunks", |body| split_by::<SMALL>(Isa::Avx2, body)),
+    (Isa::Avx512, "AVX-512", |body| split(Isa::Avx512, body)),
+    (Isa::Avx512, "AVX-512, small chunks", |body| split_by::<SMALL>(Isa::Avx512, body)),
+];
+
+/// What becomes of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// [`strict`] refuses it.
+    Refused,
+    /// [`strict`] takes it, the scanner says nothing.
+    Unusual,
+    /// The scanner takes it.
+    Usual,
+}
+
+/// How many bodies ended how.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counts {
+    refused: u64,
+    unusual: u64,
+    usual: u64,
+}
+
+impl Counts {
+    fn check(&mut self, body: &[u8]) {
+        match check(body) {
+            Outcome::Refused => self.refused += 1,
+            Outcome::Unusual => self.unusual += 1,
+            Outcome::Usual => self.usual += 1,
+        }
+    }
+}
+
+/// Scans a body in all ways, compares with [`strict`], and says what becomes of it.
+fn check(body: &[u8]) -> Outcome {
+    let known = std::str::from_utf8(body).ok().and_then(|text| strict::split(text).ok());
+    let outcome = match &known {
+        None => Outcome::Refused,
+        Some((events, _)) if is_usual(body, events) => Outcome::Usual,
+        Some(_) => Outcome::Unusual,
+    };
+    let expected = known.filter(|_| outcome == Outcome::Usual);
+    for (_, name, scan) in SCANS.iter().filter(|(isa, ..)| isa.is_there()) {
+        let found = scan(body);
+        assert!(
+            found == expected,
+            "{name}: {found:?} instead of {expected:?} for {} bytes: {}",
+            body.len(),
+            body.escape_ascii(),
+        );
+    }
+    outcome
+}
+
+/// Whether a valid body is one that serde_json is not needed for.
+fn is_usual(body: &[u8], events: &[Span]) -> bool {
+    let Some((first, last)) = events.first().zip(events.last()) else { return false };
+    if !body.starts_with(HEAD) {
+        return false;
+    }
+    let (strings, has_space) = strings(&body[HEAD.len()..]);
+    let is_string = |at: usize| strings.binary_search(&at.wrapping_sub(HEAD.len())).is_ok();
+    // Ends like "kind" or "apiVersion", as far as that is looked at; or has an escape, which may hide one of them.
+    let is_named = |key: &[u8]| {
+        let end = key.as_ptr() as usize + key.len() - body.as_ptr() as usize;
+        body[end - 2] == b'n' && is_string(end - 5)
+            || body[end - 1] == b'n' && is_string(end - 11)
+            || key.contains(&b'\\')
+    };
+    let is_usual_event = |event: &Span| {
+        let mut members = scan::members(&body[event.range()]);
+        !members.by_ref().any(|member| is_named(member.key)) && members.depth() <= DEPTH
+    };
+    first.range().start == HEAD.len()
+        && events.windows(2).all(|pair| pair[0].range().end + 1 == pair[1].range().start)
+        && matches!(&body[last.range().end..], b"]}" | b"]}\n")
+        && !has_space
+        && events.iter().all(is_usual_event)
+}
+
+/// Deepest nesting of an event that has room in the stack of bits.
+const DEPTH: usize = 61;
+
+/// Where strings begin in valid JSON, and whether there is white space between tokens, but for a line break at its end.
+fn strings(json: &[u8]) -> (Vec<usize>, bool) {
+    let (mut starts, mut in_string, mut has_space) = (Vec::new(), false, false);
+    let mut bytes = json.iter().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => {
+                in_string = !in_string;
+                starts.extend(in_string.then_some(at));
+            }
+            // Behind it may be a quote that ends nothing.
+            b'\\' => {
+                bytes.next();
+            }
+            b' ' | b'\t' | b'\r' | b'\n' => has_space |= !in_string && at + 1 < json.len(),
+            _ => {}
+        }
+    }
+    (starts, has_space)
+}
+
+/// A body of these items, as kube-apiserver writes it.
+fn list(items: impl AsRef<[u8]>) -> Vec<u8> {
+    [HEAD, items.as_ref(), b"]}\n"].concat()
+}
+
+/// An event with such a value in it.
+fn event(value: &str) -> String {
+    format!(r#"{{"level":"Metadata","auditID":"a","stage":"Panic","requestObject":{value}}}"#)
+}
+
+/// The recorded bodies, by name.
+fn corpus() -> Vec<(String, Vec<u8>)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let mut bodies: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
+        .map(|path| (path.display().to_string(), std::fs::read(path).unwrap()))
+        .collect();
+    bodies.sort();
+    assert_eq!(bodies.len(), 19);
+    bodies
+}
+
+/// Its output is always shown (`.config/nextest.toml`): all tests here are as good as the CPU that they run on.
+#[test]
+fn the_instruction_sets_that_are_tested() {
+    for isa in [Isa::Avx2, Isa::Avx512] {
+        let is_tested = if isa.is_there() { "tested" } else { "NOT TESTED, this CPU lacks it" };
+        println!("{isa:?}: {is_tested}");
+    }
+    assert!(Isa::Avx2.is_there(), "this CPU has no AVX2: the scanner is not tested at all");
+}
+
+#[test]
+fn recorded_bodies_need_no_serde_json() {
+    for (name, body) in corpus() {
+        assert_eq!(check(&body), Outcome::Usual, "{name}");
+        // The line break at its end is optional.
+        assert_eq!(check(body.trim_ascii_end()), Outcome::Usual, "{name}");
+    }
+}
