@@ -6,9 +6,8 @@
 //! - **At saturation**: a fixed number of senders, each with one request under way on a kept
 //!   connection, for a fixed time. CPU seconds of the proxy's process for each GB (10⁹ bytes) of
 //!   request bodies and for each million events, throughput, memory, and what load and sink took
-//!   themselves. The relay answers before it has delivered, so the senders stay at most 32 MiB (with
-//!   the queue on disk: 8 MiB) ahead of the sink, and a run ends when everything has arrived and
-//!   nothing is left in the relay's queue.
+//!   themselves. The relay answers before it has delivered, so the senders stay at most 8 MiB ahead of
+//!   the sink, and a run ends when everything has arrived and nothing is left in the relay's queue.
 //! - **Answers at half load**: requests come at a fixed rate, due at fixed times, and an answer takes
 //!   from when its request was due, not from when a sender came to it. Each proxy gets half of what it
 //!   took at saturation, and of a relay and its HAProxy each also half of what the slower one took.

@@ -15,16 +15,15 @@ use crate::process::Cpu;
 use crate::proxy::Proxy;
 use crate::proxy::Through;
 use crate::sink::Sink;
+use crate::sink::Wire;
 use crate::tls;
 use crate::tls::Stream;
 use crate::tls::Tls;
 use crate::work::Work;
 
-/// See [`Load::ahead_max`].
+/// See [`Load::ahead_max`]. As for a consumer that keeps up: a few batches, and with the queue on disk within what it keeps
+/// in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
-
-/// The same with the queue on disk: within what it keeps in memory (16 MiB), as for a consumer that keeps up.
-const AHEAD_MAX_ON_DISK: u64 = 8 << 20;
 
 /// After its start a proxy is idle for so long before we look at its memory.
 const IDLE: Duration = Duration::from_millis(200);
@@ -163,7 +162,7 @@ impl<'a> Run<'a> {
                 arguments.senders
             },
             sink: &self.sink,
-            ahead_max: if self.through.on_disk() { AHEAD_MAX_ON_DISK } else { AHEAD_MAX },
+            ahead_max: AHEAD_MAX,
         }
     }
 
@@ -176,6 +175,11 @@ impl<'a> Run<'a> {
         self.connections = self.load().connect(wrap);
         let requests = 8 * self.connections.len() as u64;
         self.send(Until::Requests(requests));
+        if through.wire() == Wire::Stream {
+            // What holds a replay window's worth has its memory then.
+            let window = Duration::from_millis(self.arguments.replay_window.into());
+            self.send(Until::Over(2 * window));
+        }
         self.proxy.wait_until_empty(self.events);
         self.sink.learn_framing();
         self.sink.restart();
