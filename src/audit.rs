@@ -15,11 +15,10 @@ use std::ops::Range;
 use bytes::Bytes;
 
 mod event;
+#[cfg(target_arch = "x86_64")]
 mod fast;
 pub mod scan;
 mod strict;
-
-use fast::Isa;
 
 /// The group and version of the events, and the only one (the beta versions ended with Kubernetes 1.24).
 pub const API_VERSION: &str = "audit.k8s.io/v1";
@@ -96,8 +95,8 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
 /// [`Invalid`] where the body is not JSON, is none of the accepted forms, or one of its events is not an audit event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
-    let known = Isa::best().and_then(|isa| fast::split(isa, body));
-    if let Some((events, levels)) = known {
+    #[cfg(target_arch = "x86_64")]
+    if let Some((events, levels)) = fast::Isa::best().and_then(|isa| fast::split(isa, body)) {
         let lines = end_lines(body_and_room, &events);
         return Ok(Split { lines, events: events.len() as u64, levels });
     }

@@ -1,7 +1,7 @@
 //! Validates and splits what kube-apiserver sends, 64 bytes at a time.
 //!
 //! It says "these are the events" or "I don't know"; it never refuses. What is odd (white space between tokens, another
-//! envelope, nesting beyond 60 levels, an event that names its kind) is unknown here and left to serde_json, which alone
+//! envelope, nesting beyond 61 levels, an event that names its kind) is unknown here and left to serde_json, which alone
 //! refuses. So nothing may be taken here that serde_json refuses, and nothing else needs to agree.
 //!
 //! Audit events are dense: nine tokens in 64 bytes, of which 1.5 are brackets. So tokens are checked 64 at a time, as bit
@@ -25,12 +25,9 @@ use super::LevelCounts;
 use super::Span;
 use super::event;
 
-#[cfg(target_arch = "x86_64")]
 mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod isa;
-#[cfg(target_arch = "x86_64")]
 mod rules;
 
 pub(super) use isa::Isa;

@@ -156,7 +156,9 @@ impl Buffer {
                 // Where the kernel has no more mappings, the allocator does what it can.
                 let Ok(map) = self.pool.take(size, first) else { return };
                 let mut mapped = Mapped { map: Some(map), pool: Arc::clone(&self.pool) };
-                if mapped.bytes().len() < first && mapped.resize(first).is_err() {
+                // What is much larger is resident, and counted by nobody: a slow upload must not keep it.
+                let is_fitting = (first..=2 * first).contains(&mapped.bytes().len());
+                if !is_fitting && mapped.resize(first).is_err() {
                     return;
                 }
                 mapped.bytes_mut()[..self.length].copy_from_slice(vector);

@@ -79,12 +79,15 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 const PIECE_BYTES: usize = 256 * 1024;
 
 /// The same where they are copied for it, so that the copies stay in the CPU's cache.
-const LIST_PIECE_BYTES: usize = 64 * 1024;
+const COPIED_BYTES: usize = 64 * 1024;
+
+/// What is smaller is copied together with others: hyper writes after 16 pieces, whatever their sizes.
+const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// How often in `timeouts.request` progress is looked for: so exact is the timeout.
 const LOOKS: u32 = 10;
 
-/// While a request of less than [`SMALL_BYTES`] is under way that is younger than this, the next one waits: for its answer,
+/// While a request of less than [`SMALL_BYTES`] is under way that is younger than this, the next one waits: for an answer,
 /// or so long. Single events then become fewer requests, where answers are quick; where they are not, hardly later ones.
 const COALESCE: Duration = Duration::from_millis(5);
 const SMALL_BYTES: u64 = 64 * 1024;
@@ -603,11 +606,13 @@ struct Pieces {
     tail: &'static [u8],
     /// The lines are a list's: commas stand for line breaks.
     is_list: bool,
+    /// Bytes that are left.
+    left: u64,
 }
 
 impl Pieces {
     fn of(pieces: Vec<Bytes>) -> Self {
-        Self { head: b"", lines: pieces.into(), tail: b"", is_list: false }
+        Self::new(b"", pieces, b"", false)
     }
 
     /// Of lines that each end with a line break.
@@ -615,13 +620,52 @@ impl Pieces {
         if let Some(last) = lines.last_mut() {
             last.truncate(last.len().saturating_sub(1));
         }
-        Self { head, lines: lines.into(), tail, is_list: true }
+        Self::new(head, lines, tail, true)
     }
 
-    /// Bytes that are left.
-    fn len(&self) -> u64 {
-        let lines: usize = self.lines.iter().map(Bytes::len).sum();
-        (self.head.len() + lines + self.tail.len()) as u64
+    fn new(head: &'static [u8], lines: Vec<Bytes>, tail: &'static [u8], is_list: bool) -> Self {
+        let bytes: usize = lines.iter().map(Bytes::len).sum();
+        let left = (head.len() + bytes + tail.len()) as u64;
+        Self { head, lines: lines.into(), tail, is_list, left }
+    }
+
+    /// The next lines where they need no copy: as stored, and enough of them for a write of their own.
+    fn pass_on(&mut self) -> Option<Bytes> {
+        let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
+        if self.is_list {
+            return None;
+        }
+        let piece = front.split_to(front.len().min(PIECE_BYTES));
+        if front.is_empty() {
+            self.lines.pop_front();
+        }
+        Some(piece)
+    }
+
+    /// As many lines, of as many batches, as a copy may hold.
+    fn copy(&mut self) -> Vec<u8> {
+        let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
+        copy.extend_from_slice(std::mem::take(&mut self.head));
+        while copy.len() < COPIED_BYTES {
+            let Some(front) = self.lines.front_mut() else {
+                copy.extend_from_slice(std::mem::take(&mut self.tail));
+                break;
+            };
+            if !self.is_list && front.len() >= PASSED_ON_MIN {
+                break;
+            }
+            let piece = front.split_to(front.len().min(COPIED_BYTES - copy.len()));
+            if front.is_empty() {
+                self.lines.pop_front();
+            }
+            if self.is_list {
+                copy.extend(piece.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }));
+            } else {
+                copy.extend_from_slice(&piece);
+            }
+        }
+        copy
     }
 }
 
@@ -629,23 +673,12 @@ impl Iterator for Pieces {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        if !self.head.is_empty() {
-            return Some(Bytes::from_static(std::mem::take(&mut self.head)));
+        if self.left == 0 {
+            return None;
         }
-        let Some(front) = self.lines.front_mut() else {
-            let tail = std::mem::take(&mut self.tail);
-            return (!tail.is_empty()).then(|| Bytes::from_static(tail));
-        };
-        let size = if self.is_list { LIST_PIECE_BYTES } else { PIECE_BYTES };
-        let piece = front.split_to(front.len().min(size));
-        if front.is_empty() {
-            self.lines.pop_front();
-        }
-        if !self.is_list {
-            return Some(piece);
-        }
-        let commas = piece.iter().map(|&byte| if byte == b'\n' { b',' } else { byte });
-        Some(Bytes::from(commas.collect::<Vec<u8>>()))
+        let piece = self.pass_on().unwrap_or_else(|| Bytes::from(self.copy()));
+        self.left -= piece.len() as u64;
+        Some(piece)
     }
 }
 
@@ -669,11 +702,11 @@ impl Body for Upload {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pieces.len() == 0
+        self.pieces.left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.pieces.len())
+        SizeHint::with_exact(self.pieces.left)
     }
 }
 
@@ -817,18 +850,101 @@ mod tests {
     }
 
     #[test]
-    fn lists_get_their_commas_back() {
+    fn a_batch_is_sent_whole_in_few_pieces() {
         let text = |pieces: Pieces| {
-            let length = pieces.len();
-            let text = pieces.collect::<Vec<_>>().concat();
+            let length = pieces.left;
+            let pieces: Vec<Bytes> = pieces.collect();
+            let text = pieces.concat();
             assert_eq!(text.len() as u64, length);
+            assert!(pieces.iter().all(|piece| !piece.is_empty()), "{pieces:?}");
+            // Half full at the least, but for the last.
+            assert!(pieces.len() <= text.len() * 2 / COPIED_BYTES + 1, "{}", pieces.len());
             String::from_utf8(text).unwrap()
         };
-        let lines = vec![Bytes::from_static(b"{1}\n{2}\n"), Bytes::from_static(b"{3}\n")];
-        assert_eq!(text(Pieces::list(b"[", lines.clone(), b"]")), "[{1},{2},{3}]");
-        assert_eq!(text(Pieces::of(lines)), "{1}\n{2}\n{3}\n");
-        let long = "x".repeat(LIST_PIECE_BYTES);
-        let lines = vec![Bytes::from(format!("{long}\n{long}\n")), Bytes::from_static(b"{3}\n")];
-        assert_eq!(text(Pieces::list(b"[", lines, b"]")), format!("[{long},{long},{{3}}]"));
+        let line = |length: usize| "x".repeat(length - 1) + "\n";
+        let sizes = [
+            vec![4, 4],
+            vec![COPIED_BYTES],
+            vec![COPIED_BYTES - 1, 2, COPIED_BYTES + 1],
+            vec![PASSED_ON_MIN, 3, PASSED_ON_MIN - 1, 5 * PIECE_BYTES, 1],
+            vec![800; 5000],
+        ];
+        for sizes in sizes {
+            let lines: Vec<String> = sizes.iter().map(|length| line(*length)).collect();
+            let stored: Vec<Bytes> = lines.iter().cloned().map(Bytes::from).collect();
+            let joined = lines.concat();
+            assert!(text(Pieces::of(stored.clone())) == joined, "{sizes:?}");
+            let joined = joined.strip_suffix('\n').unwrap();
+            let list = format!("[{}]", joined.replace('\n', ","));
+            assert!(text(Pieces::list(b"[", stored, b"]")) == list, "{sizes:?}");
+        }
+        assert_eq!(
+            text(Pieces::list(b"[", vec![Bytes::from_static(b"{1}\n{2}\n")], b"]")),
+            "[{1},{2}]"
+        );
+        assert_eq!(text(Pieces::list(b"[", Vec::new(), b"]")), "[]");
+        assert_eq!(text(Pieces::of(Vec::new())), "");
+    }
+
+    /// A link to a consumer that takes connections and never answers.
+    async fn silent_link(limits: &str) -> (HttpLink, std::net::TcpListener) {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let text = format!(
+            "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'http'\n\
+             urls = ['http://{address}/']\nconcurrency = 3\nbatch = {{ {limits} }}\n"
+        );
+        let read = config::read(&text);
+        let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
+        let config::OutputKind::Http(http) = &output.kind else { panic!("{text}") };
+        let telemetry = Arc::new(crate::telemetry::Telemetry::new());
+        let expiry = Expiry { telemetry: Arc::clone(&telemetry), output: "o".to_owned() };
+        let client = Client::new(http, &output, telemetry.output("o"), expiry);
+        client.reload().unwrap();
+        (Connector(Arc::new(client)).connect().await.unwrap(), listener)
+    }
+
+    fn batch(events: u64, bytes: usize) -> Batch {
+        let lines = Bytes::from("x".repeat(bytes - 1) + "\n");
+        Batch {
+            claim: Claim { start: 0, end: events },
+            events,
+            bytes: bytes as u64,
+            pieces: vec![lines],
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_request_waits_for_the_one_under_way_and_not_for_long() {
+        let (mut link, _consumer) = silent_link("max_events = 100").await;
+        link.send(batch(1, 800));
+        assert_eq!(link.room(), None);
+        let begun = Instant::now();
+        let event = link.event().await;
+        assert!(matches!(event, Event::Room), "{event:?}");
+        assert!((COALESCE..COALESCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert!(link.room().is_some());
+        // Each for itself, and not beyond the lanes.
+        link.send(batch(1, 800));
+        assert_eq!(link.room(), None);
+        assert!(matches!(link.event().await, Event::Room));
+        link.send(batch(1, 800));
+        assert!(matches!(link.event().await, Event::Room));
+        assert_eq!(link.room(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_waits_beside_a_request_that_is_large_or_holds_what_it_may() {
+        let (mut link, _consumer) = silent_link("max_events = 100").await;
+        link.send(batch(10, 64 * 1024));
+        assert!(link.room().is_some());
+        link.send(batch(50, 800));
+        assert!(link.room().is_some());
+        let (mut link, _consumer) = silent_link("max_events = 1").await;
+        link.send(batch(1, 800));
+        assert!(link.room().is_some());
+        let (mut link, _consumer) = silent_link("max_bytes = '16KiB'").await;
+        link.send(batch(1, 8 * 1024));
+        assert!(link.room().is_some());
     }
 }

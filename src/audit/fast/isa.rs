@@ -1,7 +1,6 @@
 //! Which instructions there are, and the call of what is compiled for them.
 #![allow(unsafe_code, reason = "a call for each instruction set; the proof is beside it")]
 
-#[cfg(target_arch = "x86_64")]
 use std::arch::is_x86_feature_detected;
 
 use super::Pass;
@@ -22,7 +21,6 @@ impl Isa {
         [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_there())
     }
 
-    #[cfg(target_arch = "x86_64")]
     pub(in super::super) fn is_there(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("bmi1")
@@ -37,17 +35,14 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vbmi2")
+                    // The compiler takes them to come with AVX-512.
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
             }
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(in super::super) fn is_there(self) -> bool {
-        false
-    }
-
     /// The whole pass, in chunks of so many bytes; `false` also where the CPU lacks the instructions.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn run<const BYTES: usize>(self, pass: &mut Pass<'_>) -> bool {
         if !self.is_there() {
             return false;
@@ -59,10 +54,5 @@ impl Isa {
                 Self::Avx512 => super::avx512::run::<BYTES>(pass),
             }
         }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(super) fn run<const BYTES: usize>(self, _: &mut Pass<'_>) -> bool {
-        false
     }
 }
