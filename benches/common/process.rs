@@ -42,6 +42,20 @@ impl Process {
         Cpu { user: 0.0, system: 0.0 }
     }
 
+    /// How often its threads have begun to wait; of those that live.
+    pub(crate) fn waits(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id()));
+        let waits = tasks.expect("the process lives").map(|task| {
+            // A thread may end meanwhile.
+            let status = std::fs::read_to_string(task.expect("a thread").path().join("status"));
+            let status = status.unwrap_or_default();
+            let waits =
+                status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            waits.map_or(0, |waits| waits.trim().parse().expect("a number"))
+        });
+        waits.sum()
+    }
+
     /// A line of `/proc/PID/status`, in MiB.
     pub(crate) fn memory(&self, key: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()));

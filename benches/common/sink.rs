@@ -53,6 +53,8 @@ struct Shared {
     framing: AtomicU64,
     /// See [`Sink::hold_back`].
     held_back: AtomicU64,
+    /// See [`Sink::expect_more`].
+    more: AtomicU64,
     stopped: AtomicBool,
     /// Taken after each change that somebody may wait for, who holds it while he looks.
     turn: Mutex<()>,
@@ -100,10 +102,16 @@ impl Sink {
 
     /// Counts what its sender was answered for.
     pub(crate) fn expect(&self, bytes: u64) {
-        self.shared.expected.fetch_add(bytes, Ordering::Relaxed);
+        let times = 1 + self.shared.more.load(Ordering::Relaxed);
+        self.shared.expected.fetch_add(times * bytes, Ordering::Relaxed);
         if self.shared.held_back.load(Ordering::Relaxed) > 0 {
             self.shared.take_turns();
         }
+    }
+
+    /// From now on each event comes so many times besides the first: from further outputs.
+    pub(crate) fn expect_more(&self, times: u64) {
+        self.shared.more.store(times, Ordering::Relaxed);
     }
 
     /// From now on answers POSTs only as far as so many bytes that their senders were answered for are still missing:

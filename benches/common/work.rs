@@ -79,6 +79,14 @@ impl Work {
         Self::new("single event of 2 KB", 1, bodies)
     }
 
+    /// Generated, with so many events of 1.5 KB in each body.
+    pub(crate) fn batches_of(events: u64) -> Self {
+        let count = (BATCHES * 400 / events).clamp(8, SINGLES);
+        let length = usize::try_from(events).expect("a batch");
+        let bodies = (0..count).map(|seed| generated(seed, length, 1500));
+        Self::new("generated, events of 1.5 KB", events, bodies)
+    }
+
     /// How many requests have about so many bytes.
     pub(crate) fn requests_of(&self, bytes: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an argument")]

@@ -1,8 +1,8 @@
-//! The durable queue: what is acknowledged once it is synced, beside the raw disk and beside the queue in memory; and
-//! what a batch costs with backlogs of different sizes.
+//! The durable queue: what is acknowledged once it is synced, beside the raw disk and beside the queue in memory. What a
+//! batch costs with backlogs of different sizes is in `cargo bench --bench scale`.
 //!
 //! `cargo bench --bench spool` drives the relay's own binary, on 127.0.0.1, between a load and a sink that live in this
-//! process, and prints Markdown. All that is compared takes its turn in each round; the tables hold medians over the
+//! process, and prints Markdown. All that is compared takes its turn in each round; the table holds medians over the
 //! rounds, with least and most. CPU seconds are those of the relay's process for each GB (10⁹ bytes) of request bodies,
 //! in and out.
 //!
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-mod backlog;
+#[path = "../common/disk.rs"]
 mod disk;
 #[path = "../common/figures.rs"]
 mod figures;
@@ -54,27 +54,15 @@ struct Arguments {
     /// Rounds; in each, everything that is compared takes its turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of one run of the first table
+    /// Seconds of one run
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// Parallel connections of the load, for the first table
+    /// Parallel connections of the load
     #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
     senders: Vec<usize>,
-    /// Only the work whose name contains it, for the first table: metadata, single
+    /// Only the work whose name contains it: metadata, single
     #[arg(long, default_value = "")]
     work: String,
-    /// Backlogs of the second table, in MiB, smallest first. What does not fit twice on the disk is left out
-    #[arg(long, value_delimiter = ',', default_value = "1,1024,8192")]
-    backlogs: Vec<u64>,
-    /// Request bodies of one run of the second table, in 10⁹ bytes
-    #[arg(long, default_value_t = 0.5)]
-    gigabytes: f64,
-    /// Starts with each backlog
-    #[arg(long, default_value_t = 5)]
-    starts: usize,
-    /// Only this table: throughput, backlog
-    #[arg(long)]
-    only: Option<String>,
     /// Another binary of the relay than the one built for this bench
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
     relay: PathBuf,
@@ -94,14 +82,7 @@ fn main() {
     print!("{}", figures::machine());
     println!("- {}", disk.describe());
     println!("- load average before: {}", figures::load_average());
-    let wanted = |table| arguments.only.as_deref().is_none_or(|only| only == table);
-    if wanted("throughput") {
-        println!("- {} rounds of {} s", arguments.rounds, arguments.seconds);
-        print!("{}", throughput::table(&disk, &arguments));
-    }
-    if wanted("backlog") {
-        println!("\n- {} rounds of {} GB", arguments.rounds, arguments.gigabytes);
-        print!("{}", backlog::table(&disk, &arguments));
-    }
+    println!("- {} rounds of {} s", arguments.rounds, arguments.seconds);
+    print!("{}", throughput::table(&disk, &arguments));
     println!("\n- load average after: {}", figures::load_average());
 }

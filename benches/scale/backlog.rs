@@ -3,7 +3,6 @@
 //! One relay for each size, all running; in each round every one takes its turn. The consumer takes exactly as much as
 //! is sent, so what it gets was sent that many bytes before.
 
-use std::path::Path;
 use std::path::PathBuf;
 
 use crate::Arguments;
@@ -33,7 +32,8 @@ const BETWEEN_STARTS: u64 = 100;
 struct Backlog<'a> {
     work: &'a Work,
     mebibytes: u64,
-    directory: PathBuf,
+    /// Of a queue on disk.
+    directory: Option<PathBuf>,
     filled: Outcome,
     rounds: Vec<Round>,
     /// MiB, now and at most.
@@ -52,12 +52,21 @@ struct Round {
     load: Outcome,
 }
 
-/// The table: a row for each size.
-pub(crate) fn table(disk: &Disk, arguments: &Arguments) -> String {
+/// The table of queues on disk: a row for each size.
+pub(crate) fn on_disk(disk: &Disk, arguments: &Arguments) -> String {
+    let (sizes, text) = fitting(disk, &arguments.backlogs);
+    text + &table(Some(disk), &sizes, arguments)
+}
+
+/// The same of queues in memory.
+pub(crate) fn in_memory(arguments: &Arguments) -> String {
+    table(None, &arguments.memory_backlogs, arguments)
+}
+
+fn table(disk: Option<&Disk>, sizes: &[u64], arguments: &Arguments) -> String {
     let work = Work::metadata();
-    let (sizes, mut text) = fitting(disk, &arguments.backlogs);
     let mut backlogs: Vec<Backlog<'_>> = Vec::new();
-    for mebibytes in sizes {
+    for &mebibytes in sizes {
         eprintln!("filling a backlog of {mebibytes} MiB");
         backlogs.push(Backlog::fill(&work, mebibytes, disk, arguments));
     }
@@ -75,9 +84,11 @@ pub(crate) fn table(disk: &Disk, arguments: &Arguments) -> String {
             backlog.start_again(arguments);
         }
     }
-    text += "\n| backlog | in rounds MiB | CPU s/GB | ÷ first | of it the writer | CPU ms/batch | MB/s | p50 ms \
-             | p99 ms | max ms | RSS MiB | RSS peak MiB | start ms | filling MB/s | filling p99 ms |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
+    let mut text = String::from(
+        "\n| backlog | in rounds MiB | CPU s/GB | ÷ first | of it the writer | CPU ms/batch | MB/s | p50 ms | p99 ms \
+         | max ms | RSS MiB | RSS peak MiB | start ms | filling MB/s | filling p99 ms |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
     for backlog in &backlogs {
         text += &backlog.row(&backlogs[0]);
     }
@@ -101,12 +112,14 @@ fn fitting(disk: &Disk, sizes: &[u64]) -> (Vec<u64>, String) {
 }
 
 impl<'a> Backlog<'a> {
-    fn fill(work: &'a Work, mebibytes: u64, disk: &Disk, arguments: &Arguments) -> Self {
-        disk.settle();
-        let directory = disk.path().join(format!("backlog-{mebibytes}"));
+    fn fill(work: &'a Work, mebibytes: u64, disk: Option<&Disk>, arguments: &Arguments) -> Self {
+        if let Some(disk) = disk {
+            disk.settle();
+        }
+        let directory = disk.map(|disk| disk.path().join(format!("backlog-{mebibytes}")));
         let sink = Sink::start(Wire::Http);
         sink.hold_back(u64::MAX);
-        let relay = start(arguments, mebibytes, &directory, &sink);
+        let relay = start(arguments, mebibytes, directory.as_ref(), &sink);
         let load = Load {
             work,
             address: relay.address,
@@ -142,7 +155,9 @@ impl<'a> Backlog<'a> {
             sink,
             ahead_max: AHEAD_MAX,
         };
-        drop_cached(&self.directory);
+        if let Some(directory) = &self.directory {
+            drop_cached(directory);
+        }
         sink.hold_back(self.mebibytes << 20);
         load.run(Until::Requests(WARM_UP));
         sink.wait();
@@ -164,6 +179,7 @@ impl<'a> Backlog<'a> {
 
     /// Killed under load, and started while nothing of its files is in memory.
     fn start_again(&mut self, arguments: &Arguments) {
+        let Some(directory) = self.directory.clone() else { return };
         self.sink.hold_back(u64::MAX);
         let relay = self.relay();
         let load = Load {
@@ -175,8 +191,8 @@ impl<'a> Backlog<'a> {
         };
         load.run(Until::Requests(BETWEEN_STARTS));
         self.relay = None;
-        drop_cached(&self.directory);
-        let relay = start(arguments, self.mebibytes, &self.directory, &self.sink);
+        drop_cached(&directory);
+        let relay = start(arguments, self.mebibytes, Some(&directory), &self.sink);
         self.starts.push(relay.until_listening.as_secs_f64() * 1e3);
         self.relay = Some(relay);
     }
@@ -189,13 +205,16 @@ impl<'a> Backlog<'a> {
             |percent| over(&|round| round.load.percentile(percent).as_secs_f64() * 1e3, 2);
         let bytes = |load: &Outcome| (load.requests * self.work.body.len() as u64) as f64;
         let ratios = self.rounds.iter().zip(&first.rounds).map(|(it, other)| it.cpu / other.cpu);
+        let on_disk = |value: &dyn Fn() -> String| {
+            self.directory.as_ref().map_or_else(|| "–".to_owned(), |_| value())
+        };
         let filled = &self.filled;
         let cells = [
             format!("{} MiB", self.mebibytes),
             over(&|round| round.backlog, 0),
             over(&|round| round.cpu * 1e9 / bytes(&round.load), 2),
             spread(ratios.collect()).show(2),
-            over(&|round| round.writer_cpu * 1e9 / bytes(&round.load), 2),
+            on_disk(&|| over(&|round| round.writer_cpu * 1e9 / bytes(&round.load), 2)),
             over(&|round| round.cpu * 1e3 / round.load.requests as f64, 2),
             over(&|round| bytes(&round.load) / 1e6 / round.load.took.as_secs_f64(), 0),
             milliseconds(50),
@@ -203,7 +222,7 @@ impl<'a> Backlog<'a> {
             milliseconds(100),
             format!("{:.1}", self.memory.0),
             format!("{:.1}", self.memory.1),
-            spread(self.starts.clone()).show(0),
+            on_disk(&|| spread(self.starts.clone()).show(0)),
             format!("{:.0}", bytes(filled) / 1e6 / filled.took.as_secs_f64()),
             format!("{:.2}", filled.percentile(99).as_secs_f64() * 1e3),
         ];
@@ -211,13 +230,12 @@ impl<'a> Backlog<'a> {
     }
 }
 
-fn start(arguments: &Arguments, mebibytes: u64, directory: &Path, sink: &Sink) -> Relay {
+fn start(arguments: &Arguments, mebibytes: u64, directory: Option<&PathBuf>, sink: &Sink) -> Relay {
     // Never full; and a consumer that holds back is no dead one.
-    let queue = format!(
-        "queue.max_bytes = '{}MiB'\nqueue.directory = '{}'",
-        2 * mebibytes + 1024,
-        directory.display()
-    );
+    let mut queue = format!("queue.max_bytes = '{}MiB'", 2 * mebibytes + 1024);
+    if let Some(directory) = directory {
+        queue += &format!("\nqueue.directory = '{}'", directory.display());
+    }
     let output = format!(
         "type = 'http'\nurls = ['http://{}/']\ntimeouts = {{ request = '1h' }}",
         sink.address()

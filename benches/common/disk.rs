@@ -1,5 +1,7 @@
 //! The directory that everything is written to, and what the disk below it can do by itself.
 
+#![allow(dead_code, reason = "no bench needs everything")]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;

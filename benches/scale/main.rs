@@ -1,0 +1,196 @@
+//! What a batch costs with more of everything: backlog, outputs, connections, events in a batch.
+//!
+//! `cargo bench --bench scale` drives the relay's own binary, on 127.0.0.1, between a load and a sink that live in this
+//! process, and prints a Markdown table for each. All relays of a table run at once; in each round every one takes its
+//! turn while the others are idle. The tables hold medians over the rounds, with least and most; "÷ first" is the median
+//! of the ratios within each round. CPU is that of the relay's process, in and out.
+//!
+//! Files go below a directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, target/ if none does. They are removed
+//! at the end, also after a panic and after Ctrl-C.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "threads, real clocks and blocking sockets: the runtime is in the process measured"
+)]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a bench prints, and panics where it cannot go on"
+)]
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use clap::ValueEnum;
+
+mod backlog;
+#[path = "../common/disk.rs"]
+mod disk;
+#[path = "../common/figures.rs"]
+mod figures;
+#[path = "../common/interrupt.rs"]
+mod interrupt;
+#[path = "../common/load.rs"]
+mod load;
+#[path = "../common/process.rs"]
+mod process;
+#[path = "../common/relay.rs"]
+mod relay;
+#[path = "../common/sink.rs"]
+mod sink;
+mod variant;
+#[path = "../common/work.rs"]
+mod work;
+
+use disk::Disk;
+use variant::Setting;
+use work::Work;
+
+/// Under way at once, where there are as many connections.
+const SENDERS: usize = 8;
+
+/// Measures what a batch costs with more of everything
+#[derive(Parser)]
+struct Arguments {
+    /// Only these tables
+    #[arg(long, value_delimiter = ',', default_value = "backlog,outputs,connections,batches")]
+    only: Vec<Table>,
+    /// Rounds; in each, everything that is compared takes its turn
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of one run, but for backlogs
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Outputs (http)
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
+    outputs: Vec<usize>,
+    /// Kept connections, used in turn
+    #[arg(long, value_delimiter = ',', default_value = "1,8,64,500,2000")]
+    connections: Vec<usize>,
+    /// Events in a batch
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16,64,256,1000,4000")]
+    batches: Vec<u64>,
+    /// Backlogs in MiB, smallest first. What does not fit twice on the disk is left out
+    #[arg(long, value_delimiter = ',', default_value = "1,64,1024,8192")]
+    backlogs: Vec<u64>,
+    /// Backlogs of queues in memory, in MiB, smallest first
+    #[arg(long, value_delimiter = ',', default_value = "1,64,1024")]
+    memory_backlogs: Vec<u64>,
+    /// Request bodies of one run with a backlog, in 10⁹ bytes
+    #[arg(long, default_value_t = 0.5)]
+    gigabytes: f64,
+    /// Starts with each backlog
+    #[arg(long, default_value_t = 3)]
+    starts: usize,
+    /// Where to write; not on tmpfs
+    #[arg(long, env = "SPOOL_BENCH_DIRECTORY", default_value = env!("CARGO_TARGET_TMPDIR"))]
+    directory: PathBuf,
+    /// Another binary of the relay than the one built for this bench
+    #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
+    relay: PathBuf,
+    /// Given by `cargo bench`, and by nobody else
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Table {
+    Backlog,
+    Outputs,
+    Connections,
+    Batches,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    if !arguments.bench {
+        eprintln!("nothing measured: run it by `cargo bench --bench scale`");
+        return;
+    }
+    interrupt::watch();
+    // As the relay does: there are two sockets for each connection.
+    kube_audit_forwarder::process::raise_open_files().expect("a limit that can be raised");
+    let disk = Disk::new(&arguments.directory);
+    print!("{}", figures::machine());
+    println!("- {}", disk.describe());
+    println!("- load average before: {}", figures::load_average());
+    println!("- {} rounds of {} s", arguments.rounds, arguments.seconds);
+    for table in &arguments.only {
+        match table {
+            Table::Backlog => backlog(&disk, &arguments),
+            Table::Outputs => outputs(&disk, &arguments),
+            Table::Connections => connections(&arguments),
+            Table::Batches => batches(&disk, &arguments),
+        }
+    }
+    println!("\n- load average after: {}", figures::load_average());
+}
+
+/// What comes is sent at once, and what is read was sent so many bytes before.
+fn backlog(disk: &Disk, arguments: &Arguments) {
+    println!("\n## Backlog\n\n{}, rounds of {} GB.", Work::metadata().name, arguments.gigabytes);
+    print!("\n### queue on disk\n{}", backlog::on_disk(disk, arguments));
+    print!("\n### queue in memory\n{}", backlog::in_memory(arguments));
+}
+
+/// Each output gets every byte, so that each one more costs as much; what an output costs must not rise.
+fn outputs(disk: &Disk, arguments: &Arguments) {
+    println!("\n## Outputs");
+    for (work, on_disk) in
+        [(Work::metadata(), false), (Work::single(), false), (Work::metadata(), true)]
+    {
+        let settings = arguments.outputs.iter().map(|&outputs| Setting {
+            number: outputs,
+            work: &work,
+            outputs,
+            connections: SENDERS,
+            senders: SENDERS,
+            on_disk: on_disk.then_some(disk),
+        });
+        let title = format!("{}, queue {}", work.name, place(on_disk));
+        variant::table(&title, "outputs", settings.collect(), arguments);
+    }
+}
+
+/// A fixed number of requests under way, each time on another connection, so that all of them are kept and none is idle
+/// for long.
+fn connections(arguments: &Arguments) {
+    println!("\n## Connections");
+    for work in [Work::metadata(), Work::single()] {
+        let settings = arguments.connections.iter().map(|&connections| Setting {
+            number: connections,
+            work: &work,
+            outputs: 1,
+            connections,
+            senders: SENDERS.min(connections),
+            on_disk: None,
+        });
+        let title = format!("{}, queue in memory", work.name);
+        variant::table(&title, "connections", settings.collect(), arguments);
+    }
+}
+
+/// A batch costs something by itself and something for each byte; neither may rise.
+fn batches(disk: &Disk, arguments: &Arguments) {
+    println!("\n## Events in a batch");
+    let works: Vec<Work> =
+        arguments.batches.iter().map(|&events| Work::batches_of(events)).collect();
+    for on_disk in [false, true] {
+        let settings = works.iter().map(|work| Setting {
+            number: usize::try_from(work.events).expect("an argument"),
+            work,
+            outputs: 1,
+            connections: SENDERS,
+            senders: SENDERS,
+            on_disk: on_disk.then_some(disk),
+        });
+        let title = format!("{}, queue {}", works[0].name, place(on_disk));
+        variant::table(&title, "events", settings.collect(), arguments);
+    }
+}
+
+fn place(on_disk: bool) -> &'static str {
+    if on_disk { "on disk" } else { "in memory" }
+}

@@ -1,0 +1,218 @@
+//! Relays that differ in one number, and a table of what that changes.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::Arguments;
+use crate::disk::Disk;
+use crate::figures::spread;
+use crate::interrupt;
+use crate::load::Load;
+use crate::load::Outcome;
+use crate::load::Until;
+use crate::process::Cpu;
+use crate::relay::Relay;
+use crate::sink::Sink;
+use crate::sink::Wire;
+use crate::work::Work;
+
+/// So far ahead of the sink the senders are at most: within what a queue on disk keeps in memory (16 MiB).
+const AHEAD_MAX: u64 = 8 << 20;
+
+/// Requests on each connection before the first round.
+const WARM_UP: usize = 4;
+
+/// Longest wait until a relay says that it holds nothing any more.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is different between the relays of a table.
+pub(crate) struct Setting<'a> {
+    /// That by which they are compared.
+    pub(crate) number: usize,
+    pub(crate) work: &'a Work,
+    pub(crate) outputs: usize,
+    pub(crate) connections: usize,
+    /// Requests under way at once.
+    pub(crate) senders: usize,
+    /// Where the queue is; `None`: in memory.
+    pub(crate) on_disk: Option<&'a Disk>,
+}
+
+/// A relay, and what its rounds have shown.
+struct Variant<'a> {
+    setting: Setting<'a>,
+    rounds: Vec<Round>,
+    // In this order: the relay's threads and the sink's end when their connections do.
+    senders: Vec<Turns>,
+    relay: Relay,
+    sink: Sink,
+}
+
+struct Round {
+    cpu: Cpu,
+    /// Of the relay's threads.
+    waits: u64,
+    load: Outcome,
+}
+
+/// A sender's connections, one after the other.
+struct Turns {
+    streams: Vec<TcpStream>,
+    current: usize,
+    /// What is written next is another request.
+    answered: bool,
+}
+
+/// Runs all of them and prints the table.
+pub(crate) fn table(title: &str, what: &str, settings: Vec<Setting<'_>>, arguments: &Arguments) {
+    let mut variants: Vec<Variant<'_>> =
+        settings.into_iter().map(|setting| Variant::start(setting, arguments)).collect();
+    let over = Until::Over(Duration::from_secs_f64(arguments.seconds));
+    for round in 1..=arguments.rounds {
+        for variant in &mut variants {
+            eprintln!("{title}: {} {what}, {round}/{}", variant.setting.number, arguments.rounds);
+            let round = variant.run(over);
+            variant.rounds.push(round);
+        }
+    }
+    println!("\n### {title}\n");
+    println!(
+        "| {what} | CPU µs/batch | ÷ first | of it user | for each more µs | CPU s/GB | waits/batch | batches/s | p50 ms \
+         | p99 ms | RSS MiB | refused |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+    );
+    for variant in &variants {
+        println!("{}", variant.row(&variants[0]));
+    }
+}
+
+impl<'a> Variant<'a> {
+    /// Its connections are made and used.
+    fn start(setting: Setting<'a>, arguments: &Arguments) -> Self {
+        let sink = Sink::start(Wire::Http);
+        sink.expect_more(setting.outputs as u64 - 1);
+        let directory = setting.on_disk.map_or_else(String::new, |disk| {
+            let name = format!("queue-{}", sink.address().port());
+            format!("\nqueue.directory = '{}'", disk.path().join(name).display())
+        });
+        let output = format!("type = 'http'\nurls = ['http://{}/']", sink.address());
+        let outputs = names(setting.outputs).skip(1);
+        let outputs = outputs.map(|name| format!("\n[[output]]\nname = '{name}'\n{output}"));
+        let outputs = output.clone() + &outputs.collect::<String>();
+        let queue = format!("queue.max_bytes = '2GiB'{directory}");
+        let relay = Relay::start(&arguments.relay, &queue, &outputs);
+        let connect = |_| {
+            let stream = TcpStream::connect(relay.address).expect("the relay listens");
+            stream.set_nodelay(true).expect("a TCP socket");
+            stream
+        };
+        let mut senders: Vec<Turns> = (0..setting.senders).map(|_| Turns::new()).collect();
+        for index in 0..setting.connections {
+            senders[index % setting.senders].streams.push(connect(index));
+        }
+        let mut variant = Self { setting, rounds: Vec::new(), senders, relay, sink };
+        variant.run(Until::Requests((WARM_UP * variant.setting.connections) as u64));
+        variant
+    }
+
+    fn run(&mut self, until: Until) -> Round {
+        let load = Load {
+            work: self.setting.work,
+            address: self.relay.address,
+            senders: self.setting.senders,
+            sink: &self.sink,
+            ahead_max: AHEAD_MAX * self.setting.outputs as u64,
+        };
+        let process = &self.relay.process;
+        let (cpu, waits) = (process.cpu(), process.waits());
+        let load = load.run_on(&mut self.senders, until);
+        self.sink.wait();
+        self.wait_until_empty();
+        let process = &self.relay.process;
+        Round { cpu: process.cpu() - cpu, waits: process.waits().saturating_sub(waits), load }
+    }
+
+    /// What the sink has may not be acknowledged yet.
+    fn wait_until_empty(&self) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            interrupt::check();
+            let metrics = self.relay.metrics();
+            let backlog = names(self.setting.outputs)
+                .map(|name| metrics.series(&format!("output_backlog_events{{output=\"{name}\"}}")));
+            match backlog.sum() {
+                0_u64 => return,
+                events => assert!(Instant::now() < end, "{events} events are left"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn row(&self, first: &Self) -> String {
+        let over = |value: &dyn Fn(&Round) -> f64, digits| {
+            spread(self.rounds.iter().map(value).collect()).show(digits)
+        };
+        let bytes = self.setting.work.body.len() as f64;
+        let cost = |round: &Round| round.cpu.total() * 1e6 / round.load.requests as f64;
+        let against_first = |value: &dyn Fn(f64, f64) -> f64, digits| {
+            let pairs = self.rounds.iter().zip(&first.rounds);
+            let values = pairs.map(|(it, first)| value(cost(it), cost(first)));
+            spread(values.collect()).show(digits)
+        };
+        let more = (self.setting.number - first.setting.number) as f64;
+        let milliseconds = |percent| over(&|it| it.load.percentile(percent).as_secs_f64() * 1e3, 2);
+        let cells = [
+            self.setting.number.to_string(),
+            over(&cost, 1),
+            against_first(&|cost, first| cost / first, 2),
+            over(&|it| it.cpu.user * 1e6 / it.load.requests as f64, 1),
+            if more > 0.0 {
+                against_first(&|cost, first| (cost - first) / more, 3)
+            } else {
+                "–".to_owned()
+            },
+            over(&|it| cost(it) * 1e3 / bytes, 2),
+            over(&|it| it.waits as f64 / it.load.requests as f64, 2),
+            over(&|it| it.load.requests as f64 / it.load.took.as_secs_f64(), 0),
+            milliseconds(50),
+            milliseconds(99),
+            format!("{:.1}", self.relay.process.memory("VmRSS:")),
+            self.rounds.iter().map(|it| it.load.refused).sum::<u64>().to_string(),
+        ];
+        format!("| {} |", cells.join(" | "))
+    }
+}
+
+/// Of a relay's outputs.
+fn names(outputs: usize) -> impl Iterator<Item = String> {
+    (0..outputs).map(|index| if index == 0 { "sink".to_owned() } else { format!("sink-{index}") })
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { streams: Vec::new(), current: 0, answered: false }
+    }
+}
+
+impl Write for Turns {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if std::mem::take(&mut self.answered) {
+            self.current = (self.current + 1) % self.streams.len();
+        }
+        self.streams[self.current].write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.streams[self.current].flush()
+    }
+}
+
+impl Read for Turns {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.answered = true;
+        self.streams[self.current].read(buffer)
+    }
+}
