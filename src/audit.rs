@@ -5,8 +5,8 @@
 //! and tail are cut off, no event is copied or parsed into a tree, and every byte of an event stays as it was received
 //! (raw line breaks between its tokens aside, which become spaces).
 //!
-//! What is written as kube-apiserver writes it is found valid by [`fast`], where the CPU has the instructions. For all
-//! else serde_json alone decides what is JSON ([`strict`]); [`event`] then says whether it is an audit event.
+//! What is written as kube-apiserver writes it is found valid by `fast`, where the CPU has the instructions. For all
+//! else serde_json alone decides what is JSON (`strict`); `event` then says whether it is an audit event.
 
 use std::borrow::Cow;
 use std::fmt;
