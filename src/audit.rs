@@ -147,10 +147,11 @@ impl Span {
 
     /// Appends it to the events of a text of so many bytes.
     fn push_to(self, events: &mut Vec<Self>, text: usize) {
-        if events.is_empty() {
-            // Room for as many of its size as the rest of the text may hold: what grows by doubling needs its size half
-            // again, and leaves as much behind.
-            events.reserve_exact((text - self.range().start) / (self.len() + 1) + 1);
+        if events.len() == events.capacity() {
+            // Room for as many of its size as the rest of the text may hold, and if that was too few, of the smallest: what
+            // grows by doubling needs its size half again each time, and leaves as much behind.
+            let size = if events.is_empty() { self.len() } else { EVENT_BYTES_MIN };
+            events.reserve_exact((text - self.range().start) / (size + 1) + 1);
         }
         events.push(self);
     }
@@ -295,6 +296,23 @@ mod tests {
             refusal(r#"{"\u0061uditID":"","auditID":"a","stage":"Panic"}"#)
                 .contains("auditID is empty")
         );
+    }
+
+    #[test]
+    fn the_places_of_events_need_at_most_half_of_the_text() {
+        let text = 100_000;
+        for first in EVENT_BYTES_MIN..text / 2 {
+            let (mut places, mut at, mut size, mut most) = (Vec::<Span>::new(), 0, first, 0);
+            while at + size < text {
+                let before = places.capacity();
+                Span::new(at, at + size).unwrap().push_to(&mut places, text);
+                // While it grows, both are there.
+                let both = if before == places.capacity() { 0 } else { before };
+                most = most.max((both + places.capacity()) * size_of::<Span>());
+                (at, size) = (at + size + 1, EVENT_BYTES_MIN);
+            }
+            assert!(most <= text / 2, "{most} where the first has {first} bytes");
+        }
     }
 
     #[test]

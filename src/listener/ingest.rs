@@ -57,7 +57,7 @@ const GZIP_STEP: usize = 4 * 1024;
 const INLINE_MAX: usize = 1024 * 1024;
 
 /// KiB of bodies that are decoded at once off the runtime's threads: besides a body, decoding needs memory for the places
-/// of its events, up to three eighths of it where the events are the smallest. A larger body is decoded alone.
+/// of its events, up to half of it where all but the first are the smallest. A larger body is decoded alone.
 const DECODING_KIB: u32 = 16 * 1024;
 
 /// See [`DECODING_KIB`].

@@ -1,0 +1,24 @@
+//! Bodies as they are, against the same behind a space, which the scanner leaves to serde_json: they give the same events.
+//!
+//! `cargo +nightly fuzz run decode`
+
+#![no_main]
+
+use kube_audit_forwarder::audit;
+
+const HEAD: &[u8] =
+    br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
+
+const EVENT: &[u8] = br#"{"level":"Metadata","auditID":"a","stage":"Panic","x":"#;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    compare(bytes);
+    compare(&[HEAD, bytes, b"]}\n"].concat());
+    compare(&[HEAD, EVENT, bytes, b"}]}\n"].concat());
+});
+
+fn compare(body: &[u8]) {
+    let usual = audit::decode(body.to_vec()).ok();
+    let spaced = audit::decode([b" ", body].concat()).ok();
+    assert_eq!(usual, spaced);
+}
