@@ -278,10 +278,20 @@ fn recorded_bodies_cut_at_every_byte() {
     }
 }
 
+/// At all offsets too: behind the last block that is full, there is nothing that would show what is wrong.
 #[test]
 fn envelopes() {
-    let event = event("{}");
-    let body = String::from_utf8(list(&event)).unwrap();
+    for offset in 0..SMALL {
+        envelope(&event(&format!("\"{}\"", "x".repeat(offset))));
+    }
+    for body in ["", "\n", "}", "]}", "{}", "[]", "]}\n"] {
+        assert_eq!(check(body.as_bytes()), Outcome::Refused, "{body}");
+    }
+}
+
+/// All that may be around an event.
+fn envelope(event: &str) {
+    let body = String::from_utf8(list(event)).unwrap();
     let body = body.trim_end();
     for (around, expected) in [
         ("_", Outcome::Usual),
@@ -307,6 +317,10 @@ fn envelopes() {
         ("]", Outcome::Refused),
         ("}", Outcome::Refused),
         ("}}", Outcome::Refused),
+        (",}", Outcome::Refused),
+        (":}", Outcome::Refused),
+        ("\"}", Outcome::Refused),
+        ("1}", Outcome::Refused),
         ("]]}", Outcome::Refused),
         ("]}}", Outcome::Refused),
         ("},{}", Outcome::Refused),
@@ -345,7 +359,7 @@ fn envelopes() {
         (r#"_,{"auditID":"","stage":"Panic"}"#, Outcome::Refused),
         (r#"_,{"auditID":"a","stage":"Panic"}"#, Outcome::Usual),
     ] {
-        assert_eq!(check(&list(items.replace('_', &event))), expected, "{items}");
+        assert_eq!(check(&list(items.replace('_', event))), expected, "{items}");
     }
     for (from, to, expected) in [
         ("EventList", "List", Outcome::Refused),
@@ -358,10 +372,31 @@ fn envelopes() {
     ] {
         assert_eq!(check(body.replacen(from, to, 1).as_bytes()), expected, "{to}");
     }
-    for body in ["", "\n", "}", "]}", "{}", "[]", "]}\n"] {
-        assert_eq!(check(body.as_bytes()), Outcome::Refused, "{body}");
-    }
     assert_eq!(check(event.as_bytes()), Outcome::Unusual);
+}
+
+/// A body of the smallest objects would need several times its size.
+#[test]
+fn what_is_too_short_for_an_event_takes_no_place() {
+    let body = list(["{}"; 1000].join(","));
+    let body = body.strip_suffix(b"}\n").unwrap();
+    for isa in [Isa::Avx2, Isa::Avx512] {
+        let mut events = Vec::new();
+        let is_right = SPACE.with_borrow_mut(|space| {
+            let start = HEAD.len() - 1;
+            isa.run::<CHUNK>(&mut Pass {
+                body,
+                start,
+                space,
+                events: &mut events,
+                escaped: 0,
+                stack: OUTSIDE,
+                next_item: start + 1,
+                has_high: false,
+            })
+        });
+        assert!(!is_right && events.capacity() == 0, "{isa:?}");
+    }
 }
 
 /// Events made of all sequences of up to four members, right and wrong, whose names count.
