@@ -23,6 +23,10 @@ mod strict;
 /// The group and version of the events, and the only one (the beta versions ended with Kubernetes 1.24).
 pub const API_VERSION: &str = "audit.k8s.io/v1";
 
+/// What kube-apiserver, and whoever writes as it does, puts in front of the events of a list.
+pub(crate) const LIST_HEAD: &[u8] =
+    br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
+
 /// Deepest nesting of an event, its own braces included. Consumers' parsers give up between 64 and a few thousand levels.
 pub const DEPTH_MAX: usize = 1000;
 
@@ -195,20 +199,8 @@ fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::corpus;
     use proptest::prelude::*;
-
-    fn corpus() -> Vec<(String, Vec<u8>)> {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-        let mut bodies: Vec<_> = std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
-            .map(|path| (path.display().to_string(), std::fs::read(path).unwrap()))
-            .collect();
-        bodies.sort();
-        assert_eq!(bodies.len(), 19);
-        bodies
-    }
 
     fn lines(body: &str) -> Vec<String> {
         let batch =

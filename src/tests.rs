@@ -1,4 +1,4 @@
-//! What random unit tests share.
+//! What unit tests of several modules share.
 
 /// So many seeds for a test; more, or one, by environment variable.
 pub(crate) fn seeds(usual: u64) -> Vec<u64> {
@@ -30,4 +30,18 @@ impl Drop for Failing {
             );
         }
     }
+}
+
+/// The recorded bodies, by name.
+pub(crate) fn corpus() -> Vec<(String, Vec<u8>)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let mut bodies: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
+        .map(|path| (path.display().to_string(), std::fs::read(path).unwrap()))
+        .collect();
+    bodies.sort();
+    assert_eq!(bodies.len(), 19);
+    bodies
 }

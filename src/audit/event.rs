@@ -66,19 +66,6 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     Ok(known.unwrap_or(LEVELS.len() - 1))
 }
 
-/// [`check`] for an event that begins as kube-apiserver's do and names neither kind nor version; `None` says nothing.
-pub(super) fn check_usual(event: &[u8]) -> Option<usize> {
-    let rest = event.strip_prefix(br#"{"level":""#)?;
-    let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
-        Some((index, rest.strip_prefix(name.as_bytes())?.strip_prefix(br#"","auditID":"#)?))
-    })?;
-    let [b'"', first, ..] = rest else { return None };
-    let rest = rest.get(scan::string_end(rest, 0)..)?.strip_prefix(br#","stage":""#)?;
-    let stages = ["ResponseComplete\"", "RequestReceived\"", "ResponseStarted\"", "Panic\""];
-    let is_known = stages.iter().any(|stage| rest.starts_with(stage.as_bytes()));
-    (*first != b'"' && is_known).then_some(level)
-}
-
 pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {

@@ -21,9 +21,12 @@
 use std::cell::RefCell;
 
 use super::EVENT_BYTES_MIN;
+use super::LEVELS;
+use super::LIST_HEAD;
 use super::LevelCounts;
 use super::Span;
 use super::event;
+use super::scan;
 
 mod avx2;
 mod avx512;
@@ -140,10 +143,6 @@ struct Pass<'a> {
     has_high: bool,
 }
 
-/// What kube-apiserver writes in front of the events.
-const HEAD: &[u8] =
-    br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
-
 thread_local! {
     static SPACE: RefCell<Space> = const { RefCell::new(Space::new()) };
 }
@@ -156,32 +155,49 @@ pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
 /// [`split`], with so many bytes between two rounds of the loop over brackets; tests want many such borders.
 fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let body = body.strip_suffix(b"\n").unwrap_or(body).strip_suffix(b"}")?;
-    if !body.starts_with(HEAD) {
+    if !body.starts_with(LIST_HEAD) {
         return None;
     }
-    let start = HEAD.len() - 1;
     let mut events = Vec::new();
-    let is_right = SPACE.with_borrow_mut(|space| {
-        isa.run::<BYTES>(&mut Pass {
-            body,
-            start,
-            space,
-            events: &mut events,
-            escaped: 0,
-            stack: OUTSIDE,
-            next_item: start + 1,
-            has_high: false,
-        })
-    });
-    if !is_right {
+    if !array::<BYTES>(isa, body, &mut events) {
         return None;
     }
     let mut levels = LevelCounts::default();
     for event in &events {
         let event = body.get(event.range())?;
-        levels[event::check_usual(event).or_else(|| event::check(event).ok())?] += 1;
+        levels[check_usual(event).or_else(|| event::check(event).ok())?] += 1;
     }
     Some((events, levels))
+}
+
+/// Whether a body is known to be an array of events behind its head, and nothing more; only then `events` has them all.
+fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> bool {
+    let start = LIST_HEAD.len() - 1;
+    SPACE.with_borrow_mut(|space| {
+        isa.run::<BYTES>(&mut Pass {
+            body,
+            start,
+            space,
+            events,
+            escaped: 0,
+            stack: OUTSIDE,
+            next_item: start + 1,
+            has_high: false,
+        })
+    })
+}
+
+/// [`event::check`] for an event that begins as kube-apiserver's do and names neither kind nor version; `None` says nothing.
+fn check_usual(event: &[u8]) -> Option<usize> {
+    let rest = event.strip_prefix(br#"{"level":""#)?;
+    let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
+        Some((index, rest.strip_prefix(name.as_bytes())?.strip_prefix(br#"","auditID":"#)?))
+    })?;
+    let [b'"', first, ..] = rest else { return None };
+    let rest = rest.get(scan::string_end(rest, 0)..)?.strip_prefix(br#","stage":""#)?;
+    let stages = ["ResponseComplete\"", "RequestReceived\"", "ResponseStarted\"", "Panic\""];
+    let is_known = stages.iter().any(|stage| rest.starts_with(stage.as_bytes()));
+    (*first != b'"' && is_known).then_some(level)
 }
 
 // What needs no wide registers. Inlined, so that it is compiled for each instruction set too.

@@ -54,6 +54,7 @@ use super::stream::dial_failure;
 use super::stream::handshake;
 use super::stream::reload_tls;
 use super::tcp::audit_log;
+use crate::audit::LIST_HEAD;
 use crate::config;
 use crate::config::Compression;
 use crate::config::HttpFormat;
@@ -502,9 +503,6 @@ fn target(text: &str) -> Result<Target, String> {
         path_and_query,
     })
 }
-
-const LIST_HEAD: &[u8] =
-    b"{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"metadata\":{},\"items\":[";
 
 fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());

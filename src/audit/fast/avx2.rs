@@ -48,11 +48,6 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm256_and_si256(a, b)
 }
 
-#[target_feature(enable = "avx2")]
-fn not(a: Lanes) -> Lanes {
-    xor(a, splat(u64::MAX))
-}
-
 /// `a & !b`
 #[target_feature(enable = "avx2")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {

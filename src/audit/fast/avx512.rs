@@ -54,11 +54,6 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm512_and_si512(a, b)
 }
 
-#[target_feature(enable = "avx512f")]
-fn not(a: Lanes) -> Lanes {
-    xor(a, splat(u64::MAX))
-}
-
 /// `a & !b`
 #[target_feature(enable = "avx512f")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {

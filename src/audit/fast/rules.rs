@@ -36,6 +36,11 @@ macro_rules! rules {
             rules.in_string == 0 && pass.is_whole()
         }
 
+        #[target_feature(enable = $features)]
+        fn not(a: Lanes) -> Lanes {
+            xor(a, splat(u64::MAX))
+        }
+
         /// What blocks hand to their successors: the carries of additions, and of masks that are looked at shifted the
         /// last ones.
         struct Rules {

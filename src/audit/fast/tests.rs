@@ -9,6 +9,7 @@ use super::super::strict;
 use super::*;
 use crate::audit::scan;
 use crate::tests::Failing;
+use crate::tests::corpus;
 use crate::tests::seeds;
 
 mod forms;
@@ -84,11 +85,11 @@ fn check(body: &[u8]) -> Outcome {
 /// Whether a valid body is one that serde_json is not needed for.
 fn is_usual(body: &[u8], events: &[Span]) -> bool {
     let Some((first, last)) = events.first().zip(events.last()) else { return false };
-    if !body.starts_with(HEAD) {
+    if !body.starts_with(LIST_HEAD) {
         return false;
     }
-    let (strings, has_space) = strings(&body[HEAD.len()..]);
-    let is_string = |at: usize| strings.binary_search(&at.wrapping_sub(HEAD.len())).is_ok();
+    let (strings, has_space) = strings(&body[LIST_HEAD.len()..]);
+    let is_string = |at: usize| strings.binary_search(&at.wrapping_sub(LIST_HEAD.len())).is_ok();
     // Ends like "kind" or "apiVersion", as far as that is looked at; or has an escape, which may hide one of them.
     let is_named = |key: &[u8]| {
         let end = key.as_ptr() as usize + key.len() - body.as_ptr() as usize;
@@ -100,7 +101,7 @@ fn is_usual(body: &[u8], events: &[Span]) -> bool {
         let mut members = scan::members(&body[event.range()]);
         !members.by_ref().any(|member| is_named(member.key)) && members.depth() <= DEPTH
     };
-    first.range().start == HEAD.len()
+    first.range().start == LIST_HEAD.len()
         && events.windows(2).all(|pair| pair[0].range().end + 1 == pair[1].range().start)
         && matches!(&body[last.range().end..], b"]}" | b"]}\n")
         && !has_space
@@ -133,26 +134,12 @@ fn strings(json: &[u8]) -> (Vec<usize>, bool) {
 
 /// A body of these items, as kube-apiserver writes it.
 fn list(items: impl AsRef<[u8]>) -> Vec<u8> {
-    [HEAD, items.as_ref(), b"]}\n"].concat()
+    [LIST_HEAD, items.as_ref(), b"]}\n"].concat()
 }
 
 /// An event with such a value in it.
 fn event(value: &str) -> String {
     format!(r#"{{"level":"Metadata","auditID":"a","stage":"Panic","requestObject":{value}}}"#)
-}
-
-/// The recorded bodies, by name.
-fn corpus() -> Vec<(String, Vec<u8>)> {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut bodies: Vec<_> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
-        .map(|path| (path.display().to_string(), std::fs::read(path).unwrap()))
-        .collect();
-    bodies.sort();
-    assert_eq!(bodies.len(), 19);
-    bodies
 }
 
 /// Its output is always shown (`.config/nextest.toml`): all tests here are as good as the CPU that they run on.

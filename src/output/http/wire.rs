@@ -103,10 +103,8 @@ impl AsyncRead for Wire {
                 if 0 < read && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match tried {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && read == 0 => {}
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                    return Poll::Ready(Err(error));
-                }
+                Err(error) if read == 0 && error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if read == 0 => return Poll::Ready(Err(error)),
                 _ => {
                     buf.advance(read);
                     self.moved(read);

@@ -45,6 +45,16 @@ impl Counts {
     }
 }
 
+/// The outputs of these names, and what can be read of each.
+fn outputs(telemetry: &Telemetry, names: &[&str]) -> (Vec<Counts>, Vec<(String, OutputMetrics)>) {
+    let output = |name: &&str| {
+        let counts = Counts::default();
+        let metrics = counts.metrics(telemetry, name);
+        (counts, ((*name).to_owned(), metrics))
+    };
+    names.iter().map(output).unzip()
+}
+
 fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::Queue {
     let config = config::read(config::EMBEDDED).config.expect("it is right");
     config::Queue { max_bytes, segment_bytes, when_full, ..config.queue }

@@ -382,19 +382,7 @@ fn what_is_too_short_for_an_event_takes_no_place() {
     let body = body.strip_suffix(b"}\n").unwrap();
     for isa in [Isa::Avx2, Isa::Avx512] {
         let mut events = Vec::new();
-        let is_right = SPACE.with_borrow_mut(|space| {
-            let start = HEAD.len() - 1;
-            isa.run::<CHUNK>(&mut Pass {
-                body,
-                start,
-                space,
-                events: &mut events,
-                escaped: 0,
-                stack: OUTSIDE,
-                next_item: start + 1,
-                has_high: false,
-            })
-        });
+        let is_right = array::<CHUNK>(isa, body, &mut events);
         assert!(!is_right && events.capacity() == 0, "{isa:?}");
     }
 }
@@ -424,7 +412,7 @@ fn members_that_count() {
             counts.check(&list(&event));
             // The first look at an event is no other than the full one, where it says anything.
             if counts.usual > usual
-                && let Some(level) = event::check_usual(event.as_bytes())
+                && let Some(level) = check_usual(event.as_bytes())
             {
                 assert_eq!(event::check(event.as_bytes()), Ok(level), "{event}");
                 at_first_look += 1;

@@ -86,7 +86,7 @@ fn place(rng: &mut Rng, body: &[u8]) -> usize {
         1 => body.len() - 1 - any % body.len().min(8),
         // Around the border of a block; they are counted from the array's first byte.
         2 => {
-            let border = any.next_multiple_of(BLOCK) + HEAD.len() - 1;
+            let border = any.next_multiple_of(BLOCK) + LIST_HEAD.len() - 1;
             (border + rng.usize(..5)).saturating_sub(2).min(body.len() - 1)
         }
         3 => next(b"\""),

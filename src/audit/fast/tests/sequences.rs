@@ -27,7 +27,8 @@ const END: Place<'_> = (r#""x":[{"a":1"#, "");
 fn body(sequence: &str, (before, behind): Place<'_>, offset: usize) -> Vec<u8> {
     let padding = "x".repeat(offset);
     let event = format!(r#"{{"level":"Request","auditID":"a{padding}","stage":"Panic","#);
-    [HEAD, event.as_bytes(), before.as_bytes(), sequence.as_bytes(), behind.as_bytes()].concat()
+    [LIST_HEAD, event.as_bytes(), before.as_bytes(), sequence.as_bytes(), behind.as_bytes()]
+        .concat()
 }
 
 /// Calls for each sequence of up to so many words.

@@ -55,12 +55,7 @@ struct Running {
 impl Running {
     fn open(disk: &SimulatedDisk, config: &config::Queue, names: &[&str]) -> Self {
         let telemetry = Telemetry::new();
-        let counts: Vec<Counts> = names.iter().map(|_| Counts::default()).collect();
-        let outputs: Vec<_> = names
-            .iter()
-            .zip(&counts)
-            .map(|(name, counts)| ((*name).to_owned(), counts.metrics(&telemetry, name)))
-            .collect();
+        let (counts, outputs) = outputs(&telemetry, names);
         let disk = Arc::new(disk.clone());
         let opened = recovery::open(disk, Path::new("spool"), config, &telemetry, &outputs);
         let (queue, cursors, writer) = opened.expect("damage is no reason not to start");

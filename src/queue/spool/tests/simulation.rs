@@ -778,12 +778,7 @@ impl Simulation {
         loop {
             self.tally.starts += 1;
             let telemetry = Telemetry::new();
-            let counts: Vec<Counts> = names.iter().map(|_| Counts::default()).collect();
-            let outputs: Vec<_> = names
-                .iter()
-                .zip(&counts)
-                .map(|(name, counts)| ((*name).to_owned(), counts.metrics(&telemetry, name)))
-                .collect();
+            let (counts, outputs) = outputs(&telemetry, &names);
             let disk = Arc::new(self.disk.clone());
             let opened =
                 recovery::open(disk, Path::new("spool"), &self.config, &telemetry, &outputs);
