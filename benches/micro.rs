@@ -30,9 +30,9 @@ use kube_audit_forwarder::output::syslog::Messages;
 use kube_audit_forwarder::queue::Append;
 use kube_audit_forwarder::queue::Batch;
 use kube_audit_forwarder::queue::Cursor;
+use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
-use kube_audit_forwarder::telemetry::OutputMetrics;
 use kube_audit_forwarder::telemetry::Telemetry;
 use rustix::time::ClockId;
 use tempfile::TempDir;
@@ -131,10 +131,15 @@ fn config(queue: &str, output: &str) -> Config {
 /// Its clock is measured when it is made, which takes as long as it likes.
 static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
 
+fn output(name: String) -> Output {
+    let metrics = TELEMETRY.output(&name);
+    Output { name, required: true, metrics }
+}
+
 /// All that a queue is opened with.
 struct Closed {
     config: config::Queue,
-    outputs: Vec<(String, OutputMetrics)>,
+    outputs: Vec<Output>,
     runtime: Runtime,
 }
 
@@ -143,7 +148,7 @@ impl Closed {
         let names = (0..outputs).map(|index| format!("output-{index}"));
         Self {
             config: config(queue, "type = 'stdout'").queue,
-            outputs: names.map(|name| (name.clone(), TELEMETRY.output(&name))).collect(),
+            outputs: names.map(output).collect(),
             runtime: tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap(),
         }
     }

@@ -19,6 +19,7 @@ use futures_util::FutureExt as _;
 use kube_audit_forwarder::audit;
 use kube_audit_forwarder::config;
 use kube_audit_forwarder::queue::Append;
+use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
 use kube_audit_forwarder::telemetry::Telemetry;
@@ -125,7 +126,8 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
 
     let config = config::read(CONFIG).config.expect("a valid config").queue;
     let telemetry = Telemetry::new();
-    let outputs = [("output".to_owned(), telemetry.output("output"))];
+    let outputs =
+        [Output { name: "output".to_owned(), required: true, metrics: telemetry.output("output") }];
     let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();
     let mut cursor = cursors.remove(0);
     let events = batch.events * batches;

@@ -1,10 +1,11 @@
-//! Metrics, health and status, on an address of their own and never on the ingest port.
+//! Metrics, health, status and the status page, on an address of their own and never on the ingest port.
 
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -23,6 +24,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
+use serde_json::Value;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -30,9 +32,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::output::AddressState;
 use crate::output::Status;
 use crate::queue::Queue;
+use crate::source;
+use crate::telemetry;
+use crate::telemetry::Certificate;
+use crate::telemetry::LastRejected;
+use crate::telemetry::Reading;
 use crate::telemetry::Telemetry;
+
+mod page;
 
 /// A scraper, probes and a person or two; more is a mistake, and must not cost the relay anything.
 const CONNECTIONS_MAX: usize = 64;
@@ -47,11 +57,14 @@ const CONNECTION_TIME: Duration = Duration::from_secs(300);
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
-    outputs: Vec<Output>,
-    listeners: Mutex<Vec<ListenerState>>,
+    outputs: Mutex<Vec<Output>>,
+    listeners: Mutex<Vec<Listener>>,
+    sources: Mutex<Vec<source::Shown>>,
     started: AtomicBool,
     stopping: AtomicBool,
     since: Instant,
+    /// The machine's name: in Kubernetes the pod's.
+    host: String,
 }
 
 /// One output as `/status` shows it.
@@ -60,44 +73,49 @@ pub struct Output {
     pub name: String,
     /// `http`, `tcp`, ….
     pub kind: &'static str,
+    /// Whether the queue keeps its events until it has them.
+    pub required: bool,
     /// What its delivery reports.
     pub status: Arc<Status>,
 }
 
-struct ListenerState {
-    label: String,
-    tls: bool,
-    address: Option<SocketAddr>,
+/// One listener as `/status` shows it.
+pub struct Listener {
+    /// Its address as configured.
+    pub label: String,
+    /// Whether it is HTTPS.
+    pub tls: bool,
+    /// Where it listens; `None`: it does not yet.
+    pub address: Option<SocketAddr>,
 }
 
 impl Admin {
     /// Neither started nor stopping.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>, queue: Queue, outputs: Vec<Output>) -> Self {
+    pub fn new(telemetry: Arc<Telemetry>, queue: Queue) -> Self {
         Self {
             telemetry,
             queue,
-            outputs,
+            outputs: Mutex::default(),
             listeners: Mutex::default(),
+            sources: Mutex::default(),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             since: Instant::now(),
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         }
     }
 
-    /// A listener is configured.
-    pub fn listener(&self, label: &str, tls: bool) {
-        let state = ListenerState { label: label.to_owned(), tls, address: None };
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(state);
-    }
-
-    /// A listener is open.
-    pub fn listening(&self, label: &str, address: SocketAddr) {
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        let unopened = |state: &&mut ListenerState| state.label == label && state.address.is_none();
-        if let Some(state) = listeners.iter_mut().find(unopened) {
-            state.address = Some(address);
-        }
+    /// Which there are from now on.
+    pub fn show(
+        &self,
+        outputs: Vec<Output>,
+        listeners: Vec<Listener>,
+        sources: Vec<source::Shown>,
+    ) {
+        *lock(&self.outputs) = outputs;
+        *lock(&self.listeners) = listeners;
+        *lock(&self.sources) = sources;
     }
 
     /// Everything is open: `/readyz` is 200 from now on.
@@ -132,7 +150,7 @@ impl Admin {
             let (admin, stop) = (Arc::clone(&self), stop.clone());
             tracker.spawn(async move {
                 let service = service_fn(|request| {
-                    std::future::ready(Ok::<_, Infallible>(admin.answer(&request)))
+                    std::future::ready(Ok::<_, Infallible>(for_now(admin.answer(&request))))
                 });
                 let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -158,7 +176,8 @@ impl Admin {
         match request.uri().path() {
             "/metrics" => {
                 self.queue.observe();
-                let mut response = text(StatusCode::OK, self.telemetry.render());
+                let metrics = self.telemetry.render_states_of(|place, name| self.has(place, name));
+                let mut response = text(StatusCode::OK, metrics);
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
                 response
@@ -173,11 +192,25 @@ impl Admin {
                     .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 response
             }
-            "/" => text(
-                StatusCode::OK,
-                "/metrics /livez /healthz /readyz /readyz?verbose /status\n".to_owned(),
+            "/" => page::response(),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status\n"
+                    .to_owned(),
             ),
-            _ => text(StatusCode::NOT_FOUND, "no such page; / lists them\n".to_owned()),
+        }
+    }
+
+    /// Whether there is such an output, or such a listener with TLS. Before the start is over, anything may come.
+    fn has(&self, place: &str, name: &str) -> bool {
+        if !self.started.load(Ordering::Relaxed) {
+            return true;
+        }
+        match place {
+            "output" => lock(&self.outputs).iter().any(|output| output.name == name),
+            _ => {
+                lock(&self.listeners).iter().any(|listener| listener.tls && listener.label == name)
+            }
         }
     }
 
@@ -211,7 +244,7 @@ impl Admin {
         line("queue-room", self.queue.is_full().then_some("the queue is full (not fatal)"));
         let fault = self.queue.fault().map(|fault| format!("{fault} (not fatal)"));
         line("queue-writable", fault.as_deref());
-        for output in &self.outputs {
+        for output in lock(&self.outputs).iter() {
             let snapshot = output.status.snapshot();
             let error = snapshot.last_error.unwrap_or_else(|| "not connected yet".to_owned());
             let why = format!("{error} (not fatal)");
@@ -222,62 +255,176 @@ impl Admin {
         text(status, body)
     }
 
+    /// A field means the same as the metric of its name; the README has them all.
     fn status(&self) -> String {
         let (bytes, events) = self.queue.held();
-        let backlogs = self.queue.backlogs();
-        let outputs: Vec<_> = self
-            .outputs
-            .iter()
-            .map(|output| {
-                let snapshot = output.status.snapshot();
-                let backlog = backlogs
-                    .iter()
-                    .find(|(name, _)| *name == output.name)
-                    .map(|(_, backlog)| *backlog);
-                let backlog = backlog.unwrap_or_default();
-                json!({
-                    "name": output.name,
-                    "type": output.kind,
-                    "up": snapshot.up,
-                    "backlog_events": backlog.events,
-                    "backlog_bytes": backlog.bytes,
-                    "lag_seconds": backlog.lag,
-                    "last_error": snapshot.last_error,
-                    "next_retry_seconds": snapshot.next_retry.map(|wait| wait.as_secs_f64()),
-                })
-            })
-            .collect();
-        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
-        let listeners: Vec<_> = listeners
-            .iter()
-            .map(|state| {
-                json!({
-                    "listener": state.label,
-                    "tls": state.tls,
-                    "address": state.address.map(|address| address.to_string()),
-                })
-            })
-            .collect();
+        let reading = self.telemetry.read();
+        let now = telemetry::now();
+        let ago = |time: f64| (now - time).max(0.0);
         let status = json!({
             "version": env!("CARGO_PKG_VERSION"),
+            "host": self.host,
+            "time_seconds": now,
+            "start_time_seconds": reading.started(),
             "uptime_seconds": self.since.elapsed().as_secs(),
+            "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+            "memory_bytes": reading.memory_bytes(),
             "started": self.started.load(Ordering::Relaxed),
             "stopping": self.stopping.load(Ordering::Relaxed),
-            "listeners": listeners,
+            "lost_events": reading.all_lost_events(),
+            "accepted_events": reading.accepted_events(),
+            "last_event_seconds_ago": reading.last_event().map(ago),
+            "in_flight_bytes": reading.in_flight_bytes(),
+            "listeners": self.listeners(&reading),
+            "sources": self.sources(&reading),
+            "rejected_requests": rejected(&reading),
+            "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
             "queue": {
+                "kind": match &self.queue {
+                    Queue::Memory(_) => "memory",
+                    Queue::Spool(_) => "disk",
+                },
                 "bytes": bytes,
                 "capacity_bytes": self.queue.capacity(),
                 "events": events,
+                "full": self.queue.is_full(),
                 "fault": self.queue.fault(),
+                "lost_events": reading.lost_events("queue"),
             },
-            "outputs": outputs,
+            "outputs": self.outputs(&reading),
+            "certificates": self.certificates(&reading),
+            "reloads": reloads(&reading, ago),
         });
         format!("{status:#}\n")
     }
+
+    fn listeners(&self, reading: &Reading) -> Value {
+        let listener = |state: &Listener| {
+            json!({
+                "listener": state.label,
+                "tls": state.tls,
+                "address": state.address.map(|address| address.to_string()),
+                "connections": reading.connections(&state.label),
+                "received_bytes": reading.received_bytes(&state.label),
+            })
+        };
+        lock(&self.listeners).iter().map(listener).collect()
+    }
+
+    fn sources(&self, reading: &Reading) -> Value {
+        lock(&self.sources).iter().map(|it| source(it, reading)).collect()
+    }
+
+    /// Those of what there is now: a series stays when its listener or output has gone.
+    fn certificates(&self, reading: &Reading) -> Value {
+        let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
+        reading.certificates().iter().filter(is_here).map(certificate).collect()
+    }
+
+    fn outputs(&self, reading: &Reading) -> Value {
+        let backlogs = self.queue.backlogs();
+        let output = |output: &Output| {
+            let snapshot = output.status.snapshot();
+            let backlog = backlogs.iter().find(|(name, _)| *name == output.name);
+            let backlog = backlog.map(|(_, backlog)| *backlog).unwrap_or_default();
+            let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+            json!({
+                "name": output.name,
+                "type": output.kind,
+                "required": output.required,
+                "up": snapshot.up,
+                "down_seconds": seconds(snapshot.down),
+                "backlog_events": backlog.events,
+                "backlog_bytes": backlog.bytes,
+                "lag_seconds": backlog.lag,
+                "delivered_events": reading.delivered_events(&output.name),
+                "sent_bytes": reading.sent_bytes(&output.name),
+                "retries": reading.retries(&output.name),
+                "lost_events": reading.lost_events(&output.name),
+                "dead_letter_events": reading.dead_letter_events(&output.name),
+                "last_error": snapshot.last_error,
+                "last_error_seconds_ago": seconds(snapshot.last_error_age),
+                "next_retry_seconds": seconds(snapshot.next_retry),
+                "addresses": snapshot.addresses.iter().map(address).collect::<Value>(),
+            })
+        };
+        lock(&self.outputs).iter().map(output).collect()
+    }
+}
+
+fn rejected(reading: &Reading) -> Value {
+    reading
+        .rejected_requests()
+        .into_iter()
+        .map(|(reason, count)| (reason.to_owned(), json!(count)))
+        .collect()
+}
+
+fn last_rejected(last: &LastRejected) -> Value {
+    json!({
+        "listener": *last.listener,
+        "reason": last.reason.name(),
+        "code": last.code,
+        "message": last.message,
+        "seconds_ago": last.at.elapsed().as_secs_f64(),
+    })
+}
+
+fn certificate(certificate: &Certificate) -> Value {
+    json!({
+        "place": certificate.place,
+        "name": certificate.name,
+        "role": certificate.role,
+        "not_after_seconds": certificate.not_after,
+    })
+}
+
+fn reloads(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
+    let of = |result| {
+        let (count, last) = reading.reloads(result);
+        json!({ "count": count, "last_seconds_ago": last.map(&ago) })
+    };
+    json!({ "success": of("success"), "error": of("error") })
+}
+
+fn address(state: &AddressState) -> Value {
+    json!({ "address": state.address, "state": state.state, "used": state.used })
+}
+
+fn source(source: &source::Shown, reading: &Reading) -> Value {
+    let [kind, topic, group] = source.config.origin();
+    let snapshot = source.status.snapshot();
+    let state = match (snapshot.partitions.is_empty(), snapshot.paused) {
+        (true, _) => "waiting",
+        (false, true) => "paused",
+        (false, false) => "reading",
+    };
+    json!({
+        "name": source.config.name,
+        "type": kind,
+        "topic": topic,
+        "group": group,
+        "state": state,
+        "partitions": snapshot.partitions,
+        "received_bytes": reading.received_bytes(&source.config.name),
+        "last_error": snapshot.last_error,
+    })
+}
+
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_verbose(parameter: &str) -> bool {
     parameter == "verbose" || parameter.starts_with("verbose=")
+}
+
+/// What holds for every answer: it is of this moment, and is what it says it is.
+fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

@@ -8,22 +8,35 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
+use clap_complete::Shell;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::config::Checked;
 use crate::config::Config;
 use crate::config::Severity;
 use crate::output;
+use crate::output::DeadLetters;
 use crate::relay;
+use crate::source::Sources;
 use crate::telemetry;
 use crate::telemetry::Telemetry;
 
+mod demo;
+mod documents;
+mod drain;
+mod healthcheck;
+mod migrate;
 mod queue;
+mod replay;
 
 /// Failed while running.
 const FAILED: u8 = 1;
@@ -32,6 +45,10 @@ const WRONG: u8 = 2;
 
 /// More threads than this only pass batches between cores.
 const WORKERS_MAX: usize = 4;
+
+/// A thread for blocking work goes after so long without any. With tokio's ten seconds, a look at files each second keeps
+/// all that were ever needed at once.
+const IDLE_THREAD: Duration = Duration::from_millis(500);
 
 /// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP consumers.
 #[derive(Parser)]
@@ -60,9 +77,40 @@ enum Command {
         #[arg(long)]
         reference: bool,
     },
+    /// See it work: sends events to a relay of its own, whose consumer goes away for a while, and counts what arrives
+    Demo(demo::Arguments),
+    /// Send the events of audit logs to a relay, as kube-apiserver's webhook would have
+    Replay(replay::Arguments),
+    /// Turn the config of another forwarder into one of ours
+    #[command(subcommand)]
+    Migrate(migrate::Command),
     /// Look into the directory of a durable queue; changes nothing, also beside a running relay
     #[command(subcommand)]
     Queue(queue::Command),
+    /// Print the completions for a shell
+    Completions {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Print the man page
+    Man {
+        /// Write a page for each command into this directory instead
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// Ask a running relay whether it is ready: exit status 0 if it is, 1 and the reasons if not
+    Healthcheck {
+        /// http://HOST:PORT of its admin address; without one, what the config says of it
+        url: Option<String>,
+    },
+    /// Wait until a running relay has delivered what it holds: exit status 0 when it has, 1 when it has not in time
+    Drain {
+        /// http://HOST:PORT of its admin address; without one, what the config says of it
+        url: Option<String>,
+        /// Wait so long at most
+        #[arg(long, default_value_t = 60, value_name = "N")]
+        seconds: u64,
+    },
 }
 
 /// Does what the command line says.
@@ -75,7 +123,14 @@ pub fn main() -> ExitCode {
         Command::Check { connect } => check(file, connect),
         Command::Config { reference: true } => print(&config::reference()),
         Command::Config { reference: false } => show(file),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Replay(arguments) => replay::run(&arguments),
+        Command::Migrate(command) => migrate::run(&command),
         Command::Queue(command) => queue::run(&command),
+        Command::Completions { shell } => documents::completions(shell, Arguments::command()),
+        Command::Man { directory } => documents::man(directory.as_deref(), Arguments::command()),
+        Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
+        Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -143,13 +198,18 @@ fn check(file: Option<&Path>, connect: bool) -> Result<(), u8> {
 /// Connects every output once.
 async fn probe(config: &Config) -> Result<(), u8> {
     let telemetry = Arc::new(Telemetry::new());
+    let dead_letters = DeadLetters::new(&telemetry);
     let mut result = Ok(());
     for output in &config.outputs {
-        let mut prepared = output::prepare(output, &telemetry);
-        if let Some(Err(error)) = prepared.files().map(|files| files.reload()) {
-            eprintln!("output {}: {error}", output.name);
-            result = Err(WRONG);
-            continue;
+        let mut prepared = output::prepare(output, &telemetry, &dead_letters);
+        match prepared.files().map(|files| files.stage()) {
+            Some(Err(error)) => {
+                eprintln!("output {}: {error}", output.name);
+                result = Err(WRONG);
+                continue;
+            }
+            Some(Ok(staged)) => staged(),
+            None => {}
         }
         for (address, dialled) in prepared.probe().await {
             match dialled {
@@ -161,6 +221,27 @@ async fn probe(config: &Config) -> Result<(), u8> {
             }
         }
     }
+    let sources = Sources::default().plan(&config.sources, config.limits.max_body, &telemetry);
+    for source in sources {
+        let staged = tokio::task::block_in_place(|| source.stage());
+        match staged {
+            Err(error) => {
+                eprintln!("{error}");
+                result = Err(WRONG);
+                continue;
+            }
+            Ok(staged) => staged(),
+        }
+        let (place, found) = tokio::task::block_in_place(|| source.probe());
+        let name = source.name();
+        match found {
+            Ok(()) => eprintln!("source {name}: {place}: ok"),
+            Err(error) => {
+                eprintln!("source {name}: {place}: {error}");
+                result = Err(FAILED);
+            }
+        }
+    }
     result
 }
 
@@ -168,6 +249,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, u8> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let built = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.min(WORKERS_MAX))
+        .thread_keep_alive(IDLE_THREAD)
         .enable_all()
         .build();
     built.map_err(|error| {
@@ -196,14 +278,12 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
     let runtime = runtime()?;
     let result = runtime.block_on(async {
-        let signals = Signals::new()
+        let signals = Heard::new()
             .map_err(|error| relay::Error::Run(format!("cannot hear signals: {error}")))?;
-        relay::run(
-            config.clone(),
-            signals.first.cancelled_owned(),
-            signals.second.cancelled_owned(),
-        )
-        .await
+        let Heard { first, second, reload } = signals;
+        let (stopped, aborted) = (first.cancelled_owned(), second.cancelled_owned());
+        let signals = relay::Signals { stopped, aborted, reload, opened: None };
+        relay::run(file.map(Path::to_path_buf), config.clone(), signals).await
     });
     // A thread that hangs in a file system or in a full pipe must not hold up the end.
     runtime.shutdown_background();
@@ -219,27 +299,35 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
 /// What comes so soon after the first signal is the same one: timeout(1), for one, sends it to its child and to the group.
 const TWICE: Duration = Duration::from_millis(10);
 
-/// SIGTERM and SIGINT, the first and the second of them; SIGHUP is heard and ignored.
-struct Signals {
-    first: tokio_util::sync::CancellationToken,
-    second: tokio_util::sync::CancellationToken,
+/// Reloads that may wait for the one under way; what comes beyond is one with the last of them.
+const RELOADS: usize = 16;
+
+/// SIGTERM and SIGINT, the first and the second of them; SIGHUP.
+struct Heard {
+    first: CancellationToken,
+    second: CancellationToken,
+    reload: mpsc::Receiver<()>,
 }
 
-impl Signals {
+impl Heard {
     fn new() -> std::io::Result<Self> {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hangup = signal(SignalKind::hangup())?;
-        let signals = Self { first: Default::default(), second: Default::default() };
-        let (first, second) = (signals.first.clone(), signals.second.clone());
+        let (asked, reload) = mpsc::channel(RELOADS);
+        let heard = Self { first: Default::default(), second: Default::default(), reload };
+        let (first, second) = (heard.first.clone(), heard.second.clone());
         // It lives as long as the process; there is nothing to join it for.
-        tokio_util::task::TaskTracker::new().spawn(async move {
+        TaskTracker::new().spawn(async move {
             let mut heard: Option<Instant> = None;
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
-                    _ = hangup.recv() => continue,
+                    _ = hangup.recv() => {
+                        asked.try_send(()).ok();
+                        continue;
+                    }
                 }
                 match heard {
                     None => heard = Some(Instant::now()),
@@ -249,6 +337,6 @@ impl Signals {
                 first.cancel();
             }
         });
-        Ok(signals)
+        Ok(heard)
     }
 }

@@ -23,6 +23,11 @@ mod tests;
 pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
+pub use values::header_name;
+pub use values::header_value;
+pub use values::server_name;
+pub use values::size;
+pub use values::time;
 
 /// What a batch counts in the queue beyond its bytes, for the bookkeeping of it.
 pub const BATCH_OVERHEAD: u64 = 256;
@@ -87,6 +92,8 @@ pub struct Checked {
     pub config: Option<Config>,
     /// By position.
     pub problems: Vec<Problem>,
+    /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`. Also of one that can't be used.
+    pub files: Vec<PathBuf>,
     effective: String,
 }
 
@@ -125,10 +132,25 @@ pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
     let failed = found.problems.iter().any(|problem| problem.severity == Severity::Error);
     let config = config.filter(|_| !failed && found.complete);
     Checked {
-        config: config.map(|config| Config { files: found.files, ..config }),
+        config,
         problems: found.problems,
+        files: found.files,
         effective: print::effective(&found.items),
     }
+}
+
+/// `admin.address` alone, also of a config that can't be used.
+///
+/// # Errors
+///
+/// What is wrong with it, and with the file as far as it is no TOML.
+pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let env = |name: &str| std::env::var(name).ok();
+    let (cx, table) = reader::Context::new(text, &env);
+    let address = schema::admin(&mut table::Table::root(&cx, table));
+    let as_error = |problem| Problem { severity: Severity::Error, ..problem };
+    address.ok_or_else(|| cx.finish().problems.into_iter().map(as_error).collect())
 }
 
 /// All keys with kind, default and meaning, as a Markdown table.
@@ -139,28 +161,32 @@ pub fn reference() -> String {
 /// A whole, valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `[[listener]]`, at least one.
+    /// `[[listener]]`; at least one of them or of the sources.
     pub listeners: Vec<Listener>,
+    /// `[[source]]`.
+    pub sources: Vec<Source>,
     /// `[limits]`.
     pub limits: Limits,
     /// `[queue]`.
     pub queue: Queue,
     /// `[[output]]`, at least one.
     pub outputs: Vec<Output>,
+    /// `[dead_letter]`.
+    pub dead_letter: DeadLetter,
     /// `[admin]`.
     pub admin: SocketAddr,
     /// `[log]`.
     pub log: Log,
     /// `shutdown.drain_timeout`.
     pub drain_timeout: Duration,
-    /// See [`Config::files`].
-    files: Vec<PathBuf>,
 }
 
 impl Config {
-    /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`.
-    pub fn files(&self) -> Vec<PathBuf> {
-        self.files.clone()
+    /// Where dead letters go: as configured, or below the queue's directory; `None` without either.
+    #[must_use]
+    pub fn dead_letter_directory(&self) -> Option<PathBuf> {
+        let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
+        self.dead_letter.directory.clone().or_else(below)
     }
 }
 
@@ -258,7 +284,7 @@ pub enum Acknowledge {
 pub enum WhenFull {
     /// 429 with Retry-After.
     Reject,
-    /// The oldest batches that no output has on the wire are lost and counted.
+    /// The oldest batches that no required output has on the wire are lost and counted.
     DropOldest,
     /// The new batch is lost and counted.
     DropNewest,
@@ -269,6 +295,8 @@ pub enum WhenFull {
 pub struct Output {
     /// Unique; label in metrics.
     pub name: String,
+    /// The queue keeps events until it has them; at least one output is.
+    pub required: bool,
     /// What it speaks, with that protocol's own keys.
     pub kind: OutputKind,
     /// `[output.retry]`.
@@ -292,6 +320,126 @@ pub enum OutputKind {
     Syslog(SyslogOutput),
     /// `type = "stdout"`.
     Stdout(LineFormat),
+    /// `type = "lumberjack"`.
+    Lumberjack(LumberjackOutput),
+    /// `type = "relp"`.
+    Relp(RelpOutput),
+    /// `type = "kafka"`.
+    #[cfg(feature = "kafka")]
+    Kafka(KafkaOutput),
+}
+
+impl OutputKind {
+    /// The value of `type`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Http(_) => "http",
+            Self::Tcp(_) => "tcp",
+            Self::Syslog(_) => "syslog",
+            Self::Stdout(_) => "stdout",
+            Self::Lumberjack(_) => "lumberjack",
+            Self::Relp(_) => "relp",
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => "kafka",
+        }
+    }
+}
+
+/// One `[[source]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// Unique; the label `listener` in metrics.
+    pub name: String,
+    /// What it reads from, with that protocol's own keys.
+    pub kind: SourceKind,
+}
+
+/// The protocol of a source. In a binary without Kafka there is none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceKind {
+    /// `type = "kafka"`.
+    #[cfg(feature = "kafka")]
+    Kafka(KafkaSource),
+}
+
+impl Source {
+    /// The values of `type`, `topic` and `group`.
+    #[must_use]
+    pub fn origin(&self) -> [&str; 3] {
+        match self.kind {
+            #[cfg(feature = "kafka")]
+            SourceKind::Kafka(ref kafka) => ["kafka", &kafka.cluster.topic, &kafka.group],
+        }
+    }
+}
+
+/// `[[source]]` of `type = "kafka"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KafkaSource {
+    /// Where the topic is.
+    pub cluster: Kafka,
+    /// Relays of one group share the topic's partitions.
+    pub group: String,
+    /// Bytes of messages that are taken and not acknowledged by every output yet; a larger message is taken alone.
+    pub max_in_flight: u64,
+    /// A member of the group that is not heard of for so long is replaced.
+    pub session_timeout: Duration,
+}
+
+/// `[[output]]` of `type = "kafka"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KafkaOutput {
+    /// Where the topic is.
+    pub cluster: Kafka,
+    /// What decides about a message's partition.
+    pub key: MessageKey,
+    /// Of the messages that are sent together.
+    pub compression: Compression,
+}
+
+/// A topic, and how to get at it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kafka {
+    /// Not empty; the others of the cluster are found through them.
+    pub brokers: Vec<HostPort>,
+    /// 1 to 249 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
+    pub topic: String,
+    /// Its presence means TLS. Without `server_name`, and with the lowest version that OpenSSL takes.
+    pub tls: Option<ClientTls>,
+    /// How it authenticates, besides a client certificate.
+    pub sasl: Option<Sasl>,
+}
+
+/// `sasl = { mechanism, username, password_file }`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sasl {
+    /// How.
+    pub mechanism: SaslMechanism,
+    /// User name.
+    pub username: Template,
+    /// File with the password.
+    pub password_file: PathBuf,
+}
+
+/// `mechanism` of `sasl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// RFC 4616.
+    Plain,
+    /// RFC 7677.
+    ScramSha256,
+    /// RFC 7677, with the longer hash.
+    ScramSha512,
+}
+
+/// `key` of a Kafka output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageKey {
+    /// The event's `auditID`: its stages are in one partition, in order.
+    AuditId,
+    /// None: spread evenly.
+    None,
 }
 
 /// `type = "http"`.
@@ -315,6 +463,8 @@ pub struct HttpOutput {
     pub basic_auth: Option<BasicAuth>,
     /// Requests at once, at least 1.
     pub concurrency: usize,
+    /// Expands to `http://[USER:PASSWORD@]HOST[:PORT]`: connections are asked of it, by CONNECT.
+    pub proxy: Option<Template>,
 }
 
 /// `basic_auth = { username, password_file }`.
@@ -333,6 +483,8 @@ pub struct TcpOutput {
     pub format: LineFormat,
     /// The connection.
     pub stream: Stream,
+    /// Sent bytes are final when no reset came for so long after the peer's kernel acknowledged them.
+    pub replay_window: Duration,
 }
 
 /// `type = "syslog"`.
@@ -340,6 +492,39 @@ pub struct TcpOutput {
 pub struct SyslogOutput {
     /// How messages are told apart.
     pub framing: Framing,
+    /// What is in them.
+    pub messages: Messages,
+    /// The connection.
+    pub stream: Stream,
+    /// Sent bytes are final when no reset came for so long after the peer's kernel acknowledged them.
+    pub replay_window: Duration,
+}
+
+/// `type = "lumberjack"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LumberjackOutput {
+    /// Of zlib, 0 to 9; 0: events are not compressed.
+    pub compression_level: u32,
+    /// Events that may be unacknowledged, at least 1.
+    pub window: u64,
+    /// The connection.
+    pub stream: Stream,
+}
+
+/// `type = "relp"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RelpOutput {
+    /// What is in the messages.
+    pub messages: Messages,
+    /// Messages that may be unacknowledged, at least 1.
+    pub window: u64,
+    /// The connection.
+    pub stream: Stream,
+}
+
+/// The messages of `syslog` and `relp`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Messages {
     /// PRI: facility × 8 + severity.
     pub priority: u8,
     /// HOSTNAME: 1 to 255 printable ASCII characters. Default: the machine's.
@@ -348,11 +533,9 @@ pub struct SyslogOutput {
     pub app_name: String,
     /// Longer messages are rejected; 0: no limit.
     pub max_message_bytes: u64,
-    /// The connection.
-    pub stream: Stream,
 }
 
-/// What `tcp` and `syslog` have in common.
+/// What `tcp`, `syslog`, `lumberjack` and `relp` have in common.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stream {
     /// Not empty.
@@ -365,8 +548,6 @@ pub struct Stream {
     pub keepalive: Duration,
     /// Reconnect after so long without events; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// Sent bytes are final when no reset came for so long after the peer's kernel acknowledged them.
-    pub replay_window: Duration,
 }
 
 /// `host:port`, IPv6 in brackets.
@@ -476,15 +657,19 @@ pub struct Retry {
     pub multiplier: f64,
     /// 0 to 1: each wait is drawn from `1 ± factor` times the interval.
     pub randomization_factor: f64,
+    /// What could not be delivered for so long since its first attempt is given up; `None`: never.
+    pub max_elapsed: Option<Duration>,
 }
 
 /// `[output.timeouts]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
-    /// Resolve, connect and TLS handshake together.
+    /// Of a lookup; and of connect, CONNECT and TLS handshake together, for each address.
     pub connect: Duration,
     /// Without any progress towards an acknowledgement.
     pub request: Duration,
+    /// `None`: never.
+    pub max_connection_age: Option<Duration>,
 }
 
 /// `[output.batch]`.
@@ -499,12 +684,21 @@ pub struct BatchLimits {
 /// `[output.rejected]` `action`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
-    /// Dead letters; without a directory for them as `Drop`.
+    /// Into the dead-letter files; without a directory for them as `Drop`.
     DeadLetter,
     /// Counted and gone.
     Drop,
     /// Sent again for ever.
     Retry,
+}
+
+/// `[dead_letter]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Where the files are; `None`: see [`Config::dead_letter_directory`].
+    pub directory: Option<PathBuf>,
+    /// Of all files together.
+    pub max_bytes: u64,
 }
 
 /// `[log]`.

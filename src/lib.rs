@@ -4,44 +4,53 @@
 //! # The life of a batch
 //!
 //! In: [`listener`] accepts a connection and reads a POST within its bounds; [`audit`] checks the body and splits it in
-//! place into lines; [`queue`] takes the lines, in memory or synced to disk, or refuses them; the answer says which.
+//! place into lines; [`queue`] takes the lines, in memory or synced to disk, or refuses them; the answer says which. A
+//! [`source`] does the same with messages of a topic.
 //!
 //! Out: each [`output`] has a cursor in the queue. Its delivery loop claims what comes next, sends it in the consumer's
 //! protocol, and finishes the claim when the consumer has it. What every cursor has finished leaves the queue.
 //!
 //! # Layers
 //!
-//! A row imports only from rows above it; listeners and outputs meet at the queue and nowhere else. `tests/it/layers.rs`
+//! A row imports only from rows above it; listeners, sources and outputs meet at the queue and nowhere else. `tests/it/layers.rs`
 //! holds this table against the sources.
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`audit`] [`config`] | JSON and events · the config file |
-//! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] | every metric and the log · certificates · TCP · the kernel's limits |
-//! | 3 | [`queue`] | positions, lines and bounds; no JSON, no HTTP |
-//! | 4 | [`listener`] [`output`] | requests · deliveries |
+//! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
+//! | 3 | [`queue`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) |
+//! | 4 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
 //! | 5 | [`admin`] | metrics, health, status |
-//! | 6 | [`relay`] | which parts there are; how they end |
-//! | 7 | [`cli`] | commands; the only one that prints |
+//! | 6 | [`relay`] | which parts there are; how they change and end |
+//! | 7 | [`demo`] | the relay between a sender and a consumer of its own |
+//! | 8 | [`cli`] | commands; the only one that prints |
 //!
 //! # Invariants
 //!
 //! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
 //!   counted as lost.
 //! - With a directory, nothing is acknowledged, or handed to an output, that is not synced.
-//! - Nothing but the queue holds events; what an output holds on the wire is still in the queue.
+//! - Nothing but the queue holds events; what an output holds on the wire is still in the queue, unless that output is
+//!   optional and the room was needed.
 //! - Everything is bounded, and every wait hears the end.
 
 pub mod admin;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod demo;
+pub mod haproxy;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod listener;
 pub mod net;
 pub mod output;
 pub mod process;
 pub mod queue;
 pub mod relay;
+pub mod replay;
+pub mod source;
 pub mod telemetry;
 pub mod tls;
 

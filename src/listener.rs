@@ -13,6 +13,7 @@ use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::Request;
 use hyper::Response;
 use hyper::Version;
@@ -38,7 +39,6 @@ use crate::config;
 use crate::net;
 use crate::queue::Queue;
 use crate::telemetry::ListenerMetrics;
-use crate::telemetry::Rejection;
 use crate::telemetry::Telemetry;
 use crate::tls::Server;
 use crate::tls::not_after;
@@ -49,16 +49,17 @@ mod buffer;
 mod connection;
 mod ingest;
 
-pub use auth::Token;
-
 use answer::Body;
+use answer::Refusal;
 use auth::AuthLayer;
+use auth::Token;
 use buffer::Pool;
 use connection::Connection;
 use connection::Deadlines;
 use connection::Registered;
 use connection::Registry;
 use connection::Watched;
+use ingest::Bounds;
 use ingest::InFlight;
 use ingest::Ingest;
 use ingest::Shared;
@@ -81,12 +82,38 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
-    max_connection_age: Option<Duration>,
-    header_timeout: Duration,
-    protocols: auto::Builder<TokioExecutor>,
+    rules: ArcSwap<Rules>,
     /// Owns the connections' tasks.
     connections: TaskTracker,
     aborted: CancellationToken,
+}
+
+/// What the config says of connections. A connection keeps those that it began with, but for the deadlines.
+struct Rules {
+    max_connections: usize,
+    max_connection_age: Option<Duration>,
+    deadlines: Deadlines,
+    protocols: auto::Builder<TokioExecutor>,
+}
+
+fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
+    Bounds {
+        max_body: limits.max_body,
+        max_in_flight: limits.max_in_flight,
+        body_timeout: limits.body_timeout,
+        acknowledge: queue.acknowledge,
+        delivered_timeout: queue.delivered_timeout,
+        retry_after: queue.retry_after,
+    }
+}
+
+fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
+    Rules {
+        max_connections: limits.max_connections,
+        max_connection_age: limits.max_connection_age,
+        deadlines: Deadlines { header: limits.header_timeout, idle: limits.idle_timeout },
+        protocols: protocols(queue.acknowledge != config::Acknowledge::Delivered),
+    }
 }
 
 impl Gate {
@@ -98,41 +125,43 @@ impl Gate {
         queue: Queue,
         telemetry: &Telemetry,
     ) -> Self {
-        let deadlines = Deadlines { header: limits.header_timeout, idle: limits.idle_timeout };
         let shared = Shared {
             queue,
-            in_flight: InFlight::new(limits.max_in_flight, telemetry.in_flight()),
+            in_flight: InFlight::new(telemetry.in_flight()),
             pool: Arc::new(Pool::default()),
             decoding: decoding(),
-            max_body: limits.max_body,
-            body_timeout: limits.body_timeout,
-            acknowledge: queue_config.acknowledge,
-            delivered_timeout: queue_config.delivered_timeout,
-            retry_after: queue_config.retry_after,
+            bounds: ArcSwap::from_pointee(bounds(limits, queue_config)),
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),
         };
         Self {
             shared: Arc::new(shared),
-            registry: Arc::new(Registry::new(limits.max_connections, deadlines)),
-            max_connection_age: limits.max_connection_age,
-            header_timeout: limits.header_timeout,
-            protocols: protocols(queue_config.acknowledge != config::Acknowledge::Delivered),
+            registry: Arc::default(),
+            rules: ArcSwap::from_pointee(rules(limits, queue_config)),
             connections: TaskTracker::new(),
             aborted: CancellationToken::new(),
         }
     }
 
+    /// Other bounds and deadlines, from the next request and the next connection on.
+    pub fn apply(&self, limits: &config::Limits, queue: &config::Queue) {
+        self.shared.bounds.store(Arc::new(bounds(limits, queue)));
+        self.rules.store(Arc::new(rules(limits, queue)));
+    }
+
     /// Ends connections that stay too long outside a request, until stopped.
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(self.registry.tick());
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut closing_since = None;
-        while stop.run_until_cancelled(tick.tick()).await.is_some() {
+        loop {
+            let deadlines = self.rules.load().deadlines;
+            let tick = tokio::time::sleep(deadlines.tick());
+            if stop.run_until_cancelled(tick).await.is_none() {
+                return;
+            }
             if self.shared.closing.is_cancelled() {
                 closing_since.get_or_insert_with(Instant::now);
             }
-            self.registry.enforce(closing_since.map(|since| since.elapsed()));
+            self.registry.enforce(deadlines, closing_since.map(|since| since.elapsed()));
         }
     }
 
@@ -155,38 +184,78 @@ impl Gate {
     }
 }
 
-/// One bound address.
-pub struct Listener {
-    socket: TcpListener,
-    label: String,
-    path_prefix: Arc<str>,
-    token: Option<Arc<Token>>,
+/// What one listener asks of requests: from the config and the files that it names. Replaced whole.
+pub struct Settings {
+    path_prefix: String,
+    token: Option<Token>,
     tls: Option<Arc<Server>>,
-    metrics: ListenerMetrics,
-    telemetry: Arc<Telemetry>,
 }
 
-impl Listener {
-    /// Binds. From now on the kernel completes connections.
+impl Settings {
+    /// Reads the files. What has not changed since `current` is kept, so that TLS sessions can be resumed. `None`: the
+    /// certificate is not there yet, and may be absent (`tls.optional`). Blocks.
     ///
     /// # Errors
     ///
-    /// The kernel's.
-    pub fn bind(
+    /// What is wrong with which file.
+    pub fn read(config: &config::Listener, current: Option<&Self>) -> Result<Option<Self>, String> {
+        let token = config.bearer_token_file.as_deref().map(Token::read).transpose()?;
+        let tls = match &config.tls {
+            None => None,
+            Some(tls) => match Server::read(tls, current.and_then(|it| it.tls.as_ref())) {
+                Ok(server) => Some(server),
+                Err(error) if tls.optional && error.is_missing() => return Ok(None),
+                Err(error) => return Err(error.to_string()),
+            },
+        };
+        Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
+    }
+
+    /// Whether connections that were made under the others may stay: the same is asked of their handshake.
+    #[must_use]
+    pub fn is_compatible(&self, others: &Self) -> bool {
+        let verifies = |it: &Self| it.tls.as_ref().map(|tls| tls.verifies_clients());
+        verifies(self) == verifies(others)
+    }
+}
+
+/// One bound address. All clones are the same listener.
+#[derive(Clone)]
+pub struct Listener {
+    socket: Arc<TcpListener>,
+    label: String,
+    settings: Arc<ArcSwap<Settings>>,
+    metrics: ListenerMetrics,
+    telemetry: Arc<Telemetry>,
+    closing: CancellationToken,
+}
+
+impl Listener {
+    /// On a socket that is bound already: the kernel completes connections, and [`Listener::serve`] takes them.
+    #[must_use]
+    pub fn new(
+        socket: TcpListener,
         config: &config::Listener,
-        token: Option<Arc<Token>>,
-        tls: Option<Arc<Server>>,
+        settings: Settings,
+        gate: &Gate,
         telemetry: Arc<Telemetry>,
-    ) -> io::Result<Self> {
-        Ok(Self {
-            socket: net::bind(config.address)?,
+    ) -> Self {
+        let listener = Self {
+            socket: Arc::new(socket),
             label: config.label.clone(),
-            path_prefix: Arc::from(config.path_prefix.as_str()),
-            token,
-            tls,
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
             metrics: telemetry.listener(&config.label),
             telemetry,
-        })
+            closing: gate.shared.closing.child_token(),
+        };
+        listener.show_expiry();
+        listener
+    }
+
+    fn show_expiry(&self) {
+        if let Some(not_after) = self.settings.load().tls.as_ref().and_then(|tls| tls.not_after()) {
+            self.telemetry.certificate_expiry("listener", &self.label, "server", not_after);
+        }
     }
 
     /// Where it listens: the port that the kernel chose where the config says 0.
@@ -198,13 +267,42 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// Accepts until the gate closes. Each connection is a task of the gate's.
+    /// What it asks of requests now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// Other settings, from the next handshake and the next request on. Connections stay.
+    pub fn apply(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+        self.show_expiry();
+    }
+
+    /// A listener on the same socket, for settings under which the connections of this one may not stay.
+    #[must_use]
+    pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
+        let successor = Self {
+            settings: Arc::new(ArcSwap::from_pointee(settings)),
+            closing: gate.shared.closing.child_token(),
+            ..self.clone()
+        };
+        successor.show_expiry();
+        successor
+    }
+
+    /// Takes no new connections; those there are end after their request.
+    pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// Accepts until it is closed, or the gate is. Each connection is a task of the gate's.
     pub async fn serve(self, gate: Arc<Gate>) {
         let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = gate.shared.closing.cancelled() => return,
+                () = self.closing.cancelled() => return,
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
@@ -224,7 +322,8 @@ impl Listener {
     }
 
     fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
-        let Some(place) = gate.registry.open(self.metrics.clone()) else {
+        let rules = gate.rules.load_full();
+        let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
             tracing::debug!(
                 listener = self.label,
                 "connection closed: limits.max_connections are in requests"
@@ -233,28 +332,25 @@ impl Listener {
         };
         // A socket without these options works all the same.
         net::tune_accepted(&stream).ok();
-        let tls = self.tls.as_ref().and_then(|tls| tls.settings()).map(TlsAcceptor::from);
-        if self.tls.is_some() && tls.is_none() {
-            return;
-        }
-        let age = gate.max_connection_age.map(jittered);
+        let tls = self.settings.load().tls.as_ref().map(|tls| TlsAcceptor::from(tls.settings()));
+        let age = rules.max_connection_age.map(net::jittered);
         let stack = Stack::new(
-            AuthLayer(self.token.clone()),
+            AuthLayer(Arc::clone(&self.settings)),
             CountLayer {
                 connection: Arc::clone(&place.connection),
                 max_age: age,
-                closing: gate.shared.closing.clone(),
+                closing: self.closing.clone(),
             },
         );
         let service = stack.layer(Ingest {
             shared: Arc::clone(&gate.shared),
             connection: Arc::clone(&place.connection),
-            path_prefix: Arc::clone(&self.path_prefix),
+            settings: Arc::clone(&self.settings),
         });
         let aborted = gate.aborted.clone();
         let (telemetry, label) = (Arc::clone(&self.telemetry), self.label.clone());
-        let (closing, header_timeout) = (gate.shared.closing.clone(), gate.header_timeout);
-        let protocols = gate.protocols.clone();
+        let (closing, header_timeout) = (self.closing.clone(), rules.deadlines.header);
+        let protocols = rules.protocols.clone();
         let serve = async move {
             match tls {
                 None => {
@@ -298,11 +394,6 @@ fn is_of_the_connection(error: &io::Error) -> bool {
         error.kind(),
         Kind::ConnectionAborted | Kind::ConnectionReset | Kind::ConnectionRefused
     )
-}
-
-/// Ages are drawn between 90 % and 110 %, so that connections opened together do not all end together.
-fn jittered(age: Duration) -> Duration {
-    age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
 /// The protocols' own bounds. `half_close`: a sender that has shut its write side still gets its answer; where it may wait
@@ -424,8 +515,8 @@ where
             let connection = &under_way.0;
             let metrics = connection.metrics();
             metrics.answered(response.status().as_u16());
-            if let Some(rejection) = response.extensions().get::<Rejection>() {
-                metrics.rejected(*rejection);
+            if let Some(Refusal { rejection, status, message }) = response.extensions().get() {
+                metrics.rejected(*rejection, status.as_u16(), message);
             }
             let old = max_age.is_some_and(|max| connection.age() >= max);
             if !multiplexed && (old || closing.is_cancelled()) {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -44,12 +45,10 @@ pub enum DialError {
         source: io::Error,
     },
     /// The deadline passed first.
-    #[error("no connection to {host}:{port} within the connect timeout")]
+    #[error("no connection to {to} within the connect timeout")]
     Timeout {
-        /// Name that was dialled.
-        host: String,
-        /// Its port.
-        port: u16,
+        /// Address, or name and port, that was dialled.
+        to: String,
     },
 }
 
@@ -65,6 +64,38 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// All addresses that a host has now, in the order of the resolver (getaddrinfo(3): the hosts file, the DNS, and what else
+/// the system asks). The resolver may take its time, also where nobody waits for it any more: `held` is dropped when it
+/// has answered, so that callers can bound how many threads it keeps.
+///
+/// # Errors
+///
+/// The resolver's.
+pub async fn resolve(
+    host: String,
+    port: u16,
+    held: impl Send + 'static,
+) -> io::Result<Vec<SocketAddr>> {
+    let looking_up = tokio::task::spawn_blocking(move || {
+        let addresses = (host, port).to_socket_addrs();
+        drop(held);
+        addresses
+    });
+    Ok(looking_up.await.map_err(io::Error::other)??.collect())
+}
+
+/// Connects to one address before the deadline.
+///
+/// # Errors
+///
+/// [`DialError`].
+pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
+    match timeout_at(deadline, TcpStream::connect(address)).await {
+        Ok(connected) => connected.map_err(|source| DialError::Connect { address, source }),
+        Err(_) => Err(DialError::Timeout { to: address.to_string() }),
+    }
+}
+
 /// Resolves `host` anew and connects to the first of its addresses that answers before the deadline.
 ///
 /// # Errors
@@ -72,9 +103,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// [`DialError`].
 pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, DialError> {
     let attempt = async {
-        let resolve = |source| DialError::Resolve { host: host.to_owned(), source };
-        let addresses: Vec<_> =
-            tokio::net::lookup_host((host, port)).await.map_err(resolve)?.collect();
+        let unresolved = |source| DialError::Resolve { host: host.to_owned(), source };
+        let addresses = resolve(host.to_owned(), port, ()).await.map_err(unresolved)?;
         let mut last = None;
         for (index, address) in addresses.iter().enumerate() {
             // A silent address may take its share of the time, and leaves the rest to the others.
@@ -91,11 +121,12 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
                 }
             }
         }
-        Err(last.unwrap_or_else(|| resolve(io::Error::new(io::ErrorKind::NotFound, "no address"))))
+        let none = || unresolved(io::Error::new(io::ErrorKind::NotFound, "no address"));
+        Err(last.unwrap_or_else(none))
     };
     match timeout_at(deadline, attempt).await {
         Ok(result) => result,
-        Err(_) => Err(DialError::Timeout { host: host.to_owned(), port }),
+        Err(_) => Err(DialError::Timeout { to: format!("{host}:{port}") }),
     }
 }
 
@@ -121,4 +152,10 @@ pub fn tune_dialled(stream: &TcpStream, keepalive: Duration, silence: Duration) 
     socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive))?;
     socket.set_tcp_user_timeout(Some(silence))?;
     socket.set_tcp_notsent_lowat(NOT_SENT_MAX)
+}
+
+/// Ages of connections are drawn between 90 % and 110 %, so that those made together do not all end together.
+#[must_use]
+pub fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -8,25 +8,34 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::config;
 use crate::config::OutputKind;
-use crate::queue::Cursor;
+use crate::queue;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
+mod acknowledged;
+mod connection;
+mod dead_letter;
 mod delivery;
 mod endpoints;
 mod health;
 mod http;
+#[cfg(feature = "kafka")]
+mod kafka;
+mod lumberjack;
+mod relp;
 mod retry;
 mod stdout;
 mod stream;
 pub mod syslog;
 mod tcp;
 
+pub use dead_letter::DeadLetters;
+pub use delivery::HandOver;
+pub use delivery::Orders;
+pub use endpoints::AddressState;
 pub use health::Snapshot;
 pub use health::Status;
 pub use stream::Encode;
@@ -34,6 +43,8 @@ pub use stream::Encoded;
 
 use delivery::Connect;
 use delivery::Delivery;
+use delivery::Probed;
+use endpoints::Endpoints;
 use health::Health;
 
 /// Why an attempt failed. The message is for the log and `/status`: it names scheme, host and port, never a path or query.
@@ -61,51 +72,120 @@ impl fmt::Display for Failure {
 
 /// What of an output is read from files, and read again when they change.
 pub trait Files: Send + Sync {
-    /// Reads them; says whether something in use was replaced. Blocks.
+    /// Reads and checks them, and changes nothing yet. Blocks.
     ///
     /// # Errors
     ///
-    /// What is wrong, for the operator; what is in use stays.
-    fn reload(&self) -> Result<bool, String>;
+    /// What is wrong, for the operator.
+    fn stage(self: Arc<Self>) -> Result<Staged, String>;
 }
+
+/// Puts what was read in use. Dropped instead, it has changed nothing.
+pub type Staged = Box<dyn FnOnce() + Send>;
 
 /// An output that can be started.
 pub struct Prepared {
-    kind: Kind,
+    connector: Box<dyn Connector>,
     config: config::Output,
     metrics: OutputMetrics,
     status: Arc<Status>,
+    dead_letters: DeadLetters,
 }
 
-enum Kind {
-    Http(Arc<http::Client>),
-    Tcp(stream::Connector<tcp::Lines>),
-    Syslog(stream::Connector<syslog::Messages>),
-    Stdout(Box<stdout::Connector>),
+/// A [`Connect`] of any type.
+trait Connector: Send {
+    fn files(&self) -> Option<Arc<dyn Files>>;
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>>;
+
+    fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
+
+    fn deliver(
+        self: Box<Self>,
+        begin: HandOver,
+        health: Health,
+        config: &config::Output,
+        dead_letters: DeadLetters,
+        orders: Orders,
+    ) -> Running;
 }
 
-/// Makes an output of its config. Nothing is connected, and no file read, yet.
+impl<C: Connect + 'static> Connector for C {
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        Connect::files(self)
+    }
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        Connect::endpoints(self)
+    }
+
+    fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>> {
+        Box::pin(Connect::probe(self))
+    }
+
+    fn deliver(
+        self: Box<Self>,
+        begin: HandOver,
+        health: Health,
+        config: &config::Output,
+        dead_letters: DeadLetters,
+        orders: Orders,
+    ) -> Running {
+        let HandOver { cursor, claims } = begin;
+        let delivery = Delivery::new(*self, cursor, health, config);
+        Box::pin(delivery.inherit(claims).dead_letters(dead_letters).run(orders))
+    }
+}
+
+/// Makes an output of its config. Nothing is connected, and no file read, yet. What its consumer will not get goes to the
+/// dead letters, if it says so.
 #[must_use]
-pub fn prepare(config: &config::Output, telemetry: &Arc<Telemetry>) -> Prepared {
+pub fn prepare(
+    config: &config::Output,
+    telemetry: &Arc<Telemetry>,
+    dead_letters: &DeadLetters,
+) -> Prepared {
     let metrics = telemetry.output(&config.name);
     let expiry = Expiry { telemetry: Arc::clone(telemetry), output: config.name.clone() };
-    let stream = |stream| stream::Endpoint::new(stream, config, metrics.clone(), expiry.clone());
-    let kind = match &config.kind {
+    let endpoint =
+        |stream| connection::Endpoint::new(stream, config, metrics.clone(), expiry.clone());
+    let connector: Box<dyn Connector> = match &config.kind {
         OutputKind::Http(http) => {
-            Kind::Http(Arc::new(http::Client::new(http, config, metrics.clone(), expiry.clone())))
+            Box::new(http::Connector::new(http, config, metrics.clone(), expiry.clone()))
         }
         OutputKind::Tcp(tcp) => {
-            Kind::Tcp(stream(&tcp.stream).connector(tcp::Lines::new(tcp.format)))
+            let lines = tcp::Lines::new(tcp.format);
+            Box::new(stream::Connector::new(endpoint(&tcp.stream), lines, tcp.replay_window))
         }
-        OutputKind::Syslog(syslog) => Kind::Syslog(
-            stream(&syslog.stream).connector(syslog::Messages::new(syslog, config.rejected)),
-        ),
+        OutputKind::Syslog(syslog) => {
+            let messages = syslog::Messages::new(syslog, config.rejected);
+            let endpoint = endpoint(&syslog.stream);
+            Box::new(stream::Connector::new(endpoint, messages, syslog.replay_window))
+        }
         OutputKind::Stdout(format) => {
             let lines = tcp::Lines::new(*format);
-            Kind::Stdout(Box::new(stdout::Connector::new(lines, config, metrics.clone())))
+            Box::new(stdout::Connector::new(lines, config, metrics.clone()))
+        }
+        OutputKind::Lumberjack(output) => {
+            let level = output.compression_level;
+            let make = move || lumberjack::Lumberjack::new(level);
+            let endpoint = endpoint(&output.stream);
+            Box::new(acknowledged::Connector::new(endpoint, output.window, make))
+        }
+        OutputKind::Relp(output) => {
+            let messages = syslog::Rfc5424::new(&output.messages, config.rejected);
+            let make = move || relp::Relp::new(messages.clone());
+            let endpoint = endpoint(&output.stream);
+            Box::new(acknowledged::Connector::new(endpoint, output.window, make))
+        }
+        #[cfg(feature = "kafka")]
+        OutputKind::Kafka(kafka) => {
+            Box::new(kafka::Connector::new(kafka, config, metrics.clone(), expiry))
         }
     };
-    Prepared { kind, config: config.clone(), metrics, status: Arc::default() }
+    let status = Arc::new(Status::new(connector.endpoints()));
+    let dead_letters = dead_letters.clone();
+    Prepared { connector, config: config.clone(), metrics, status, dead_letters }
 }
 
 impl Prepared {
@@ -115,10 +195,15 @@ impl Prepared {
         &self.config.name
     }
 
-    /// For the queue's cursor.
+    /// For the queue.
     #[must_use]
-    pub fn metrics(&self) -> OutputMetrics {
-        self.metrics.clone()
+    pub fn in_queue(&self) -> queue::Output {
+        let Self { config, metrics, .. } = self;
+        queue::Output {
+            name: config.name.clone(),
+            required: config.required,
+            metrics: metrics.clone(),
+        }
     }
 
     /// For `/status`.
@@ -130,58 +215,25 @@ impl Prepared {
     /// What it reads from files.
     #[must_use]
     pub fn files(&self) -> Option<Arc<dyn Files>> {
-        match &self.kind {
-            Kind::Http(client) => Some(Arc::clone(client) as Arc<dyn Files>),
-            Kind::Tcp(connector) => connector.files(),
-            Kind::Syslog(connector) => connector.files(),
-            Kind::Stdout(_) => None,
-        }
+        self.connector.files()
     }
 
     /// Connects to each address once, with the TLS handshake where there is one, and says how it went.
     pub async fn probe(&mut self) -> Vec<(String, Result<(), String>)> {
-        match &mut self.kind {
-            Kind::Http(client) => client.probe().await,
-            Kind::Tcp(connector) => connector.probe().await,
-            Kind::Syslog(connector) => connector.probe().await,
-            Kind::Stdout(_) => vec![("stdout".to_owned(), Ok(()))],
-        }
+        self.connector.probe().await
     }
 
-    /// The delivery, until `stop`; from `draining` on with short pauses. An error is one that ends the process.
-    pub fn run(
-        self,
-        cursor: Cursor,
-        draining: CancellationToken,
-        stop: CancellationToken,
-    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
-        fn deliver<C: Connect + 'static>(
-            delivery: Delivery<C>,
-            draining: CancellationToken,
-            stop: CancellationToken,
-        ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> {
-            Box::pin(delivery.draining(draining).run(stop))
-        }
-        let health = Health::new(&self.config.name, self.metrics, self.status);
-        let config = &self.config;
-        match self.kind {
-            Kind::Http(client) => {
-                let ordered = client.concurrency() == 1;
-                let connector = http::Connector(client);
-                deliver(Delivery::new(connector, cursor, health, config, ordered), draining, stop)
-            }
-            Kind::Tcp(connector) => {
-                deliver(Delivery::new(connector, cursor, health, config, true), draining, stop)
-            }
-            Kind::Syslog(connector) => {
-                deliver(Delivery::new(connector, cursor, health, config, true), draining, stop)
-            }
-            Kind::Stdout(connector) => {
-                deliver(Delivery::new(*connector, cursor, health, config, true), draining, stop)
-            }
-        }
+    /// The delivery, until it is stopped, or, with what it leaves, until another takes its place. It begins with what the
+    /// one before it has left. An error is one that ends the process.
+    pub fn run(self, begin: HandOver, orders: Orders) -> Running {
+        let Self { connector, config, metrics, status, dead_letters } = self;
+        let health = Health::new(&config.name, metrics, status);
+        connector.deliver(begin, health, &config, dead_letters, orders)
     }
 }
+
+/// See [`Prepared::run`].
+pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, String>> + Send>>;
 
 /// Where an output reports the certificates it sees.
 #[derive(Clone)]

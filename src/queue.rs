@@ -1,14 +1,18 @@
 //! The log between listeners and outputs: one ordered, bounded sequence of batches, and a cursor for each output.
 //!
 //! It knows no JSON, HTTP or audit: lines and counts in, lines out. Positions number the events; a batch may be cut at
-//! any line. A batch is held until every cursor has finished it. [`Queue::append`] alone decides whether there is room,
-//! and never waits for it.
+//! any line. A batch is held until every cursor has finished it; for outputs that are not required only as long as
+//! nothing else needs its room. [`Queue::append`] alone decides whether there is room, and never waits for it.
 //!
 //! An output *claims* what it takes ([`Cursor::next`]), and for each claim says what became of it:
 //! [`Cursor::finish`] (final), [`Cursor::release`] (not on the wire any more, to be sent again) and then
-//! [`Cursor::retake`]. What is on the wire is never dropped.
+//! [`Cursor::retake`]. What is on the wire of a required output is never dropped.
+//!
+//! Outputs come ([`Queue::join`]) and go ([`Cursor::leave`]) while events flow.
 //!
 //! There are two: in memory (`memory`), and in files (`spool`).
+
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -22,11 +26,13 @@ mod cursors;
 mod disk;
 pub mod inspect;
 mod memory;
+mod outputs;
 mod segment;
 mod spool;
 mod tail;
 
 pub use disk::OpenError;
+pub use outputs::Output;
 
 /// The number of an event: how many were accepted before it.
 pub type Position = u64;
@@ -51,6 +57,31 @@ pub enum Refused {
     /// The disk does not store it.
     #[error("the queue's disk refuses")]
     Disk,
+}
+
+/// Why an output could not join. The queue is as it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// One of the same name has not left.
+    #[error("an output of this name is in the queue already: it has to leave first")]
+    Taken,
+    /// The cursors file has no room for more.
+    #[error("the queue's directory has room for {0} outputs: remove one first")]
+    TooMany(usize),
+    /// The cursors file could not be written and synced in time.
+    #[error(
+        "the queue's directory has not stored its place within {} s ({why}): see to the disk, then reload again",
+        .within.as_secs()
+    )]
+    Disk {
+        /// How long that was tried.
+        within: Duration,
+        /// What the disk says, as far as is known.
+        why: String,
+    },
+    /// Nothing more is taken.
+    #[error("the queue has ended")]
+    Closed,
 }
 
 /// What [`Cursor::retake`] gives.
@@ -136,16 +167,60 @@ impl Queue {
     pub fn open(
         config: &config::Queue,
         telemetry: &Telemetry,
-        outputs: &[(String, OutputMetrics)],
+        outputs: &[Output],
     ) -> Result<(Self, Vec<Cursor>), OpenError> {
         if let Some(directory) = &config.directory {
             let (queue, cursors) = spool::Queue::open(directory, config, telemetry, outputs)?;
             return Ok((Self::Spool(queue), cursors.into_iter().map(Cursor::Spool).collect()));
         }
-        let queue = memory::Queue::new(config, telemetry.queue());
-        let join = |(name, metrics): &(String, OutputMetrics)| queue.join(name, metrics.clone());
-        let cursors = outputs.iter().map(join).map(Cursor::Memory).collect();
-        Ok((Self::Memory(queue), cursors))
+        let (queue, cursors) = memory::Queue::new(config, telemetry.queue(), outputs);
+        Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
+    }
+
+    /// An output joins at the end of the log, while events flow. A batch is before it or behind it, never half: behind it is
+    /// what is appended from now on, and with files also what is appended and not synced yet. `output_start_events` makes up
+    /// for what was accepted before, also with `delivered` where that is counted later, and for what an output of this name
+    /// has on its counters.
+    ///
+    /// With files it returns when the cursors file with it in it is synced: after a crash it goes on from here.
+    ///
+    /// # Errors
+    ///
+    /// It has not joined, and nothing is counted for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it has not joined.
+    pub async fn join(
+        &self,
+        name: &str,
+        required: bool,
+        metrics: OutputMetrics,
+    ) -> Result<Cursor, JoinError> {
+        let output = Output { name: name.to_owned(), required, metrics };
+        match self {
+            Self::Memory(queue) => queue.join(output).map(Cursor::Memory),
+            Self::Spool(queue) => queue.join(output).await.map(Cursor::Spool),
+        }
+    }
+
+    /// Changes whether events are kept until an output has them. At least one output is required at any time: what none
+    /// requires is kept for nobody.
+    pub fn require(&self, name: &str, required: bool) {
+        match self {
+            Self::Memory(queue) => queue.require(name, required),
+            Self::Spool(queue) => queue.require(name, required),
+        }
+    }
+
+    /// Takes over what can change at run time: `max_bytes`, `when_full`, `acknowledge` without a directory, `segment_bytes`
+    /// with one. The directory is the one it was opened with. Where more is held than may be, nothing is dropped, and
+    /// batches find no room until there is some. What `acknowledge` was holds for batches that were appended before.
+    pub fn apply(&self, config: &config::Queue) {
+        match self {
+            Self::Memory(queue) => queue.apply(config),
+            Self::Spool(queue) => queue.apply(config),
+        }
     }
 
     /// Whether a batch of so many bytes would be taken now. A hint: [`Queue::append`] decides.
@@ -208,7 +283,7 @@ impl Queue {
         }
     }
 
-    /// Each output's name and what it has not finished, in the order of joining.
+    /// Each output's name and what it has not finished.
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         match self {
@@ -291,8 +366,8 @@ pub enum Ticket {
 }
 
 impl Ticket {
-    /// Returns when the sender may be told: at once, with `delivered` once every output has acknowledged or counted the
-    /// batch, with a directory once it is synced.
+    /// Returns when the sender may be told: at once, with `delivered` once every required output has acknowledged or
+    /// counted the batch, with a directory once it is synced.
     ///
     /// # Errors
     ///
@@ -308,7 +383,8 @@ impl Ticket {
     }
 }
 
-/// One output's place in the log. Owned by its delivery loop.
+/// One output's place in the log. Owned by its delivery loop; it outlives that where another takes over, which goes on with
+/// [`Cursor::rewind`] or with the claims that are not finished.
 pub enum Cursor {
     /// In memory.
     Memory(memory::Cursor),
@@ -382,13 +458,49 @@ impl Cursor {
         }
     }
 
+    /// Cuts a claim into two claims in the same stage, of which the second begins at `middle`; `None` where it does not lie
+    /// inside.
+    #[must_use]
+    pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
+        match self {
+            Self::Memory(cursor) => cursor.split_at(claim, middle),
+            Self::Spool(cursor) => cursor.split_at(claim, middle),
+        }
+    }
+
     /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
     ///
-    /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
+    /// Only where [`Cursor::is_in_order`], as it always is for outputs that finish in order.
     pub fn rewind(&mut self) {
         match self {
             Self::Memory(cursor) => cursor.rewind(),
             Self::Spool(cursor) => cursor.rewind(),
+        }
+    }
+
+    /// Nothing finished lies behind an unfinished claim: [`Cursor::rewind`] may be called, whatever was finished how.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        match self {
+            Self::Memory(cursor) => cursor.is_in_order(),
+            Self::Spool(cursor) => cursor.is_in_order(),
+        }
+    }
+
+    /// The output is removed. What it has not finished is lost for it, and counted; its backlog is empty then, nobody waits
+    /// for it any more, and files forget it. Says how many events were lost.
+    pub fn leave(self) -> u64 {
+        match self {
+            Self::Memory(cursor) => cursor.leave(),
+            Self::Spool(cursor) => cursor.leave(),
+        }
+    }
+
+    /// The output has joined for nothing, and has taken nothing: what came meanwhile was never for it.
+    pub fn leave_uncounted(self) {
+        match self {
+            Self::Memory(cursor) => cursor.leave_uncounted(),
+            Self::Spool(cursor) => cursor.leave_uncounted(),
         }
     }
 
@@ -409,4 +521,25 @@ impl Cursor {
             Self::Spool(cursor) => cursor.position(),
         }
     }
+
+    /// Everything before it is finished.
+    #[must_use]
+    pub fn watermark(&self) -> Position {
+        match self {
+            Self::Memory(cursor) => cursor.watermark(),
+            Self::Spool(cursor) => cursor.watermark(),
+        }
+    }
+
+    /// Everything that was appended is claimed.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        match self {
+            Self::Memory(cursor) => cursor.is_at_end(),
+            Self::Spool(cursor) => cursor.is_at_end(),
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,43 +1,55 @@
-//! Puts the parts together, keeps what they read from files fresh, and ends them in order. Decides nothing itself.
+//! Puts the parts together, applies another config to them while they run, and ends them in order.
 
-use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin;
 use crate::admin::Admin;
 use crate::config;
+use crate::config::Checked;
 use crate::config::Config;
-use crate::config::OutputKind;
+use crate::config::Severity;
 use crate::listener::Gate;
-use crate::listener::Listener;
-use crate::listener::Token;
 use crate::net;
-use crate::output;
-use crate::output::Prepared;
+use crate::output::DeadLetters;
+use crate::output::Staged;
 use crate::process;
 use crate::queue::Cursor;
 use crate::queue::Left;
 use crate::queue::Queue;
+use crate::source;
+use crate::source::Sources;
+use crate::telemetry;
+use crate::telemetry::ReloadMetrics;
 use crate::telemetry::Telemetry;
-use crate::tls::Reload;
-use crate::tls::Server;
 
-/// How often files are read again. A handshake 3 s after a change has the new certificate. Polling also sees the
-/// symlink swaps of Kubernetes, and works on network file systems.
-const POLL: Duration = Duration::from_secs(1);
+mod listeners;
+mod outputs;
+mod watch;
+
+use listeners::Listeners;
+use outputs::Outputs;
+use watch::Watch;
 
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// What outputs get to end their connections, beyond the drain.
 const CLOSING: Duration = Duration::from_secs(3);
+
+/// A reload waits so long for a file system.
+const READING: Duration = Duration::from_secs(30);
+
+/// Problems of a config that are logged one by one.
+const PROBLEMS_MAX: usize = 20;
 
 /// Why the relay does not run, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -50,33 +62,58 @@ pub enum Error {
     Run(String),
 }
 
+/// What comes from outside while the relay runs.
+pub struct Signals<S, A> {
+    /// Ends it in order.
+    pub stopped: S,
+    /// Ends it at once, while it drains.
+    pub aborted: A,
+    /// Each message: the config is to be read again.
+    pub reload: mpsc::Receiver<()>,
+    /// Gets what a caller in this process needs of the relay, once it runs.
+    pub opened: Option<oneshot::Sender<Opened>>,
+}
+
+/// What a running relay has opened.
+pub struct Opened {
+    /// Where its listeners listen.
+    pub listeners: Vec<SocketAddr>,
+    /// Where the admin routes are.
+    pub admin: SocketAddr,
+    /// The queue.
+    pub queue: Queue,
+}
+
 /// The parts of a running relay.
 struct Parts {
+    config: Config,
+    /// Where it comes from; `None`: built in.
+    file: Option<PathBuf>,
+    telemetry: Arc<Telemetry>,
+    reloads: ReloadMetrics,
     gate: Arc<Gate>,
     queue: Queue,
     admin: Arc<Admin>,
-    /// Listeners, the watch, the admin routes.
+    listeners: Listeners,
+    outputs: Outputs,
+    sources: Sources,
+    dead_letters: DeadLetters,
+    watch: Watch,
+    /// Deadlines, upkeep, the admin routes.
     tasks: TaskTracker,
-    outputs: JoinSet<Result<(), String>>,
-    /// Whose task is whose.
-    names: HashMap<tokio::task::Id, String>,
-    /// The drain has begun: outputs do not wait long between attempts.
-    draining: CancellationToken,
-    /// Ends the outputs.
-    stop_outputs: CancellationToken,
-    /// Ends everything else.
+    /// Ends them.
     stop: CancellationToken,
 }
 
-/// Runs until `stopped` returns, and drains; `aborted` ends the drain at once.
+/// Runs the relay until it is stopped, and drains. `file` is what `config` was read from, and is read from again.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] before anything is open; [`Error::Run`] where an address can't be bound, or an output can't go on.
 pub async fn run(
+    file: Option<PathBuf>,
     config: Config,
-    stopped: impl Future<Output = ()>,
-    aborted: impl Future<Output = ()>,
+    signals: Signals<impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<(), Error> {
     if let Err(error) = process::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
@@ -85,20 +122,31 @@ pub async fn run(
     if let Err(error) = process::refuse_huge_pages() {
         tracing::debug!(%error, "cannot refuse transparent huge pages");
     }
+    let Signals { stopped, aborted, mut reload, opened } = signals;
     let mut stopped = std::pin::pin!(stopped);
     let mut parts = tokio::select! {
-        started = start(&config) => started?,
+        started = start(file, config, opened) => started?,
         // A file system that hangs must not keep it from ending.
         () = &mut stopped => return Ok(()),
     };
-    // One that has ended for good ends the process; the others are drained as at a signal.
-    let result = tokio::select! {
-        () = &mut stopped => Ok(()),
-        error = parts.output_ended() => Err(error),
+    let result = loop {
+        tokio::select! {
+            biased;
+            () = &mut stopped => break Ok(()),
+            // One that has ended for good ends the process; the others are drained as at a signal.
+            error = parts.outputs.ended() => break Err(Error::Run(error)),
+            Some(()) = reload.recv() => {}
+            () = parts.watch.changed() => {}
+        }
+        tokio::select! {
+            staging = parts.stage() => parts.reload(staging).await,
+            // A file system that hangs must not keep it from ending.
+            () = &mut stopped => break Ok(()),
+        }
     };
     let queue = parts.queue.clone();
     tokio::select! {
-        drained = drain(parts, config.drain_timeout) => result.and(drained),
+        drained = drain(parts) => result.and(drained),
         () = aborted => {
             abandon(&queue);
             Err(Error::Run("ended at once by a second signal".to_owned()))
@@ -106,272 +154,144 @@ pub async fn run(
     }
 }
 
-async fn start(config: &Config) -> Result<Parts, Error> {
+async fn start(
+    file: Option<PathBuf>,
+    config: Config,
+    opened: Option<oneshot::Sender<Opened>>,
+) -> Result<Parts, Error> {
     let telemetry = Arc::new(Telemetry::new());
-    let outputs: Vec<_> =
-        config.outputs.iter().map(|output| output::prepare(output, &telemetry)).collect();
-    let mut watched = Vec::new();
-    for output in &outputs {
-        if let Some(files) = output.files() {
-            watched.push(Watched::new(format!("output {}", output.name()), move || files.reload()));
-        }
-    }
-    let openings: Vec<Opening> = config
-        .listeners
-        .iter()
-        .map(|listener| Opening::new(listener, &telemetry, &mut watched))
-        .collect();
-    let watched = blocking(move || {
-        let read = watched.iter_mut().try_for_each(Watched::start);
-        read.map(|()| watched)
+    let dead_letters = DeadLetters::new(&telemetry);
+    let mut outputs = outputs::plan_start(&config.outputs, &telemetry, &dead_letters);
+    let plan = Plan {
+        listeners: listeners::plan_start(&config.listeners),
+        sources: Sources::default().plan(&config.sources, config.limits.max_body, &telemetry),
+    };
+    let (files, path) = (files_of(&outputs), file.clone());
+    let (read, plan, watch) = blocking(move || {
+        // Looked at before they are read; what has changed since the config was checked is not missed either.
+        let (files_named, seen) = look(path.as_ref());
+        let read = plan.read(files);
+        (read, plan, Watch::new(files_named, seen))
     })
-    .await?
-    .map_err(Error::Config)?;
-
+    .await
+    .map_err(Error::Run)?;
+    let (staged, settings) = read.map_err(Error::Config)?;
+    staged.into_iter().for_each(|staged| staged());
     let admin_socket = bind(config.admin, "admin.address")?;
     let address =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
-    let (mut open, mut late) = (Vec::new(), Vec::new());
-    for opening in openings {
-        match opening.try_open()? {
-            Some(listener) => open.push((listener, opening.config.label)),
-            None => late.push(opening),
-        }
-    }
+    let Plan { listeners, sources } = plan;
+    let listeners = listeners::bind(listeners, settings, &[]).map_err(Error::Run)?;
     // Every address is ours before a directory is touched, and every output has its cursor before the first batch is
     // accepted.
-    let (queue, cursors) = open_queue(config, &telemetry, &outputs).await?;
-    let mut parts = Parts::new(config, &telemetry, queue, &outputs);
+    let (queue, cursors) = open_queue(&config, &telemetry, &outputs).await?;
+    for (output, cursor) in outputs.iter_mut().zip(cursors) {
+        output.joined(cursor);
+    }
+    dead_letters.reconfigure(&config);
+    let gate = Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry);
+    let gate = Arc::new(gate);
+    let mut parts = Parts {
+        config,
+        file,
+        reloads: telemetry.reloads(),
+        queue: queue.clone(),
+        admin: Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone())),
+        listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry)),
+        outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone()),
+        sources: Sources::default(),
+        dead_letters,
+        watch,
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+        telemetry,
+        gate,
+    };
     tracing::info!(%address, "admin listening");
-    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(parts.stop.clone()));
-    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, parts.stop.clone()));
-    for (output, cursor) in outputs.into_iter().zip(cursors) {
-        let name = output.name().to_owned();
-        let delivery = output.run(cursor, parts.draining.clone(), parts.stop_outputs.clone());
-        parts.names.insert(parts.outputs.spawn(delivery).id(), name);
-    }
-    for (listener, label) in open {
-        parts.serve(listener, &label)?;
-    }
-    for opening in late {
-        let (gate, admin, stop) =
-            (Arc::clone(&parts.gate), Arc::clone(&parts.admin), parts.stop.clone());
-        parts.tasks.spawn(async move {
-            stop.run_until_cancelled(open_later(opening, gate, admin)).await;
-        });
-    }
-    parts.tasks.spawn(watch(watched, parts.stop.clone()));
-    parts.tasks.spawn(upkeep(telemetry, parts.stop.clone()));
+    let stop = || parts.stop.clone();
+    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(stop()));
+    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, stop()));
+    parts.tasks.spawn(upkeep(Arc::clone(&parts.telemetry), stop()));
+    parts.outputs.commit(outputs);
+    parts.listeners.commit(listeners).await.map_err(Error::Run)?;
+    parts.sources.commit(sources, &parts.queue);
+    parts.show();
     parts.admin.started();
+    if let Some(opened) = opened {
+        let listeners = parts.listeners.show().iter().filter_map(|shown| shown.address).collect();
+        // Whoever asked may have gone.
+        opened.send(Opened { listeners, admin: address, queue: parts.queue.clone() }).ok();
+    }
     Ok(parts)
 }
 
 async fn open_queue(
     config: &Config,
     telemetry: &Arc<Telemetry>,
-    outputs: &[Prepared],
+    outputs: &[outputs::Planned],
 ) -> Result<(Queue, Vec<Cursor>), Error> {
     let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
-    let outputs: Vec<_> =
-        outputs.iter().map(|output| (output.name().to_owned(), output.metrics())).collect();
-    let opened = blocking(move || Queue::open(&config, &telemetry, &outputs)).await?;
-    opened.map_err(|error| Error::Run(format!("queue.directory: {error}")))
+    let joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
+    let opened = blocking(move || Queue::open(&config, &telemetry, &joining)).await;
+    opened.map_err(Error::Run)?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
-impl Parts {
-    fn new(
-        config: &Config,
-        telemetry: &Arc<Telemetry>,
-        queue: Queue,
-        outputs: &[Prepared],
-    ) -> Self {
-        let outputs = config.outputs.iter().zip(outputs).map(|(config, prepared)| admin::Output {
-            name: config.name.clone(),
-            kind: kind_name(&config.kind),
-            status: prepared.status(),
-        });
-        let admin = Arc::new(Admin::new(Arc::clone(telemetry), queue.clone(), outputs.collect()));
-        for listener in &config.listeners {
-            admin.listener(&listener.label, listener.tls.is_some());
-        }
-        Self {
-            gate: Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), telemetry)),
-            queue,
-            admin,
-            tasks: TaskTracker::new(),
-            outputs: JoinSet::new(),
-            names: HashMap::new(),
-            draining: CancellationToken::new(),
-            stop_outputs: CancellationToken::new(),
-            stop: CancellationToken::new(),
-        }
-    }
+/// What of the outputs is read from files, with their names.
+fn files_of(outputs: &[outputs::Planned]) -> Vec<outputs::NamedFiles> {
+    outputs.iter().filter_map(outputs::Planned::files).collect()
+}
 
-    /// Waits until an output ends that was not told to, and takes it out of the queue. For ever where none is left.
-    async fn output_ended(&mut self) -> Error {
-        let Some(ended) = self.outputs.join_next_with_id().await else {
-            return std::future::pending().await;
+/// Where events come from, in a config that is about to be applied.
+struct Plan {
+    listeners: Vec<listeners::Planned>,
+    sources: Vec<source::Planned>,
+}
+
+impl Plan {
+    /// Reads what they and these outputs name, and changes nothing. Blocks.
+    fn read(
+        &self,
+        outputs: Vec<outputs::NamedFiles>,
+    ) -> Result<(Vec<Staged>, Vec<listeners::Read>), String> {
+        let stage = |(name, files): outputs::NamedFiles| {
+            files.stage().map_err(|error| format!("{name}: {error}"))
         };
-        let (id, message) = match ended {
-            Ok((id, Ok(()))) => (id, "has ended".to_owned()),
-            Ok((id, Err(message))) => (id, message),
-            Err(panic) => (panic.id(), format!("its task has panicked: {panic}")),
-        };
-        let name = self.names.remove(&id).unwrap_or_default();
-        self.queue.give_up(&name);
-        Error::Run(format!("output {name}: {message}"))
-    }
-
-    fn serve(&self, listener: Listener, label: &str) -> Result<(), Error> {
-        announce(&listener, label, &self.admin)
-            .map_err(|error| Error::Run(format!("listener {label}: {error}")))?;
-        self.tasks.spawn(listener.serve(Arc::clone(&self.gate)));
-        Ok(())
+        let of_outputs = outputs.into_iter().map(stage);
+        let of_sources = self.sources.iter().map(source::Planned::stage);
+        let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
+        let settings = self.listeners.iter().map(listeners::Planned::read);
+        Ok((staged, settings.collect::<Result<_, _>>()?))
     }
 }
 
-fn announce(listener: &Listener, label: &str, admin: &Admin) -> std::io::Result<()> {
-    let address = listener.address()?;
-    admin.listening(label, address);
-    tracing::info!(listener = label, %address, "listening");
-    Ok(())
+/// Reads a config file; `None` for the one that is built in. Blocks.
+fn read_config(file: Option<&PathBuf>) -> Result<Checked, String> {
+    let text = match file {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|error| format!("cannot read {}: {error}", file.display()))?,
+        None => config::EMBEDDED.to_owned(),
+    };
+    Ok(config::read(&text).strict())
 }
 
-fn bind(address: std::net::SocketAddr, key: &str) -> Result<TcpListener, Error> {
+/// The config file and all that it names, and what they are now. Blocks.
+fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
+    let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
+    let files: Vec<_> = file.cloned().into_iter().chain(named).collect();
+    let seen = watch::look(&files);
+    (files, seen)
+}
+
+fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Error> {
     net::bind(address)
         .map_err(|error| Error::Run(format!("cannot listen on {key} {address}: {error}")))
 }
 
-fn kind_name(kind: &OutputKind) -> &'static str {
-    match kind {
-        OutputKind::Http(_) => "http",
-        OutputKind::Tcp(_) => "tcp",
-        OutputKind::Syslog(_) => "syslog",
-        OutputKind::Stdout(_) => "stdout",
-    }
-}
-
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
+) -> Result<T, String> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| Error::Run(format!("a file could not be read: {panic}")))
-}
-
-/// A listener before it is open.
-struct Opening {
-    config: config::Listener,
-    token: Option<Arc<Token>>,
-    tls: Option<Arc<Server>>,
-    telemetry: Arc<Telemetry>,
-}
-
-impl Opening {
-    fn new(
-        config: &config::Listener,
-        telemetry: &Arc<Telemetry>,
-        watched: &mut Vec<Watched>,
-    ) -> Self {
-        let name = format!("listener {}", config.label);
-        // Its series exist from the start, also where it opens later.
-        drop(telemetry.listener(&config.label));
-        let token = config.bearer_token_file.clone().map(|file| Arc::new(Token::new(file)));
-        if let Some(token) = token.clone() {
-            watched.push(Watched::new(name.clone(), move || token.reload()));
-        }
-        let tls = config.tls.clone().map(|tls| Arc::new(Server::new(tls)));
-        if let (Some(server), Some(tls)) = (&tls, &config.tls) {
-            let (server, telemetry, label) =
-                (Arc::clone(server), Arc::clone(telemetry), config.label.clone());
-            let may_be_absent = tls.optional;
-            watched.push(Watched::new(name, move || {
-                let reload = match server.reload() {
-                    Err(error) if may_be_absent && error.is_missing() => return Ok(false),
-                    reload => reload.map_err(|error| error.to_string())?,
-                };
-                if let Some(not_after) = server.not_after() {
-                    telemetry.certificate_expiry("listener", &label, "server", not_after);
-                }
-                Ok(reload == Reload::Replaced)
-            }));
-        }
-        Self { config: config.clone(), token, tls, telemetry: Arc::clone(telemetry) }
-    }
-
-    /// `None`: its certificate is not there yet.
-    fn try_open(&self) -> Result<Option<Listener>, Error> {
-        if self.tls.as_ref().is_some_and(|tls| tls.settings().is_none()) {
-            return Ok(None);
-        }
-        let telemetry = Arc::clone(&self.telemetry);
-        let listener =
-            Listener::bind(&self.config, self.token.clone(), self.tls.clone(), telemetry);
-        let error =
-            |error| Error::Run(format!("cannot listen on {}: {error}", self.config.address));
-        listener.map(Some).map_err(error)
-    }
-}
-
-/// Opens a listener when its certificate appears.
-async fn open_later(opening: Opening, gate: Arc<Gate>, admin: Arc<Admin>) {
-    let label = opening.config.label.clone();
-    tracing::info!(listener = label, "waiting for its certificate");
-    let mut told = false;
-    loop {
-        tokio::time::sleep(POLL / 4).await;
-        match opening.try_open() {
-            Ok(None) => {}
-            Ok(Some(listener)) => {
-                if let Err(error) = announce(&listener, &label, &admin) {
-                    tracing::error!(listener = label, %error, "cannot tell its address");
-                }
-                return listener.serve(gate).await;
-            }
-            Err(error) if !std::mem::replace(&mut told, true) => {
-                tracing::error!(%error, "trying on")
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// Something that is read from files again and again.
-struct Watched {
-    name: String,
-    reload: Box<dyn FnMut() -> Result<bool, String> + Send>,
-    /// What is wrong with the files now, so that it is told once.
-    failing: Option<String>,
-}
-
-impl Watched {
-    fn new(name: String, reload: impl FnMut() -> Result<bool, String> + Send + 'static) -> Self {
-        Self { name, reload: Box::new(reload), failing: None }
-    }
-
-    fn start(&mut self) -> Result<(), String> {
-        (self.reload)().map(drop).map_err(|error| format!("{}: {error}", self.name))
-    }
-
-    fn again(&mut self) {
-        match (self.reload)() {
-            Ok(replaced) => {
-                if replaced || self.failing.take().is_some() {
-                    tracing::info!(of = self.name, "files reloaded");
-                }
-                self.failing = None;
-            }
-            Err(error) => {
-                if self.failing.as_ref() != Some(&error) {
-                    tracing::warn!(
-                        of = self.name,
-                        error,
-                        "files can't be reloaded, going on with what is in use"
-                    );
-                    self.failing = Some(error);
-                }
-            }
-        }
-    }
+    done.map_err(|panic| format!("a file could not be read: {panic}"))
 }
 
 /// Keeps the histograms small.
@@ -381,26 +301,123 @@ async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     }
 }
 
-/// Reads files again, off the runtime's threads.
-async fn watch(mut watched: Vec<Watched>, stop: CancellationToken) {
-    loop {
-        if stop.run_until_cancelled(tokio::time::sleep(POLL)).await.is_none() {
-            return;
-        }
-        let reading = tokio::task::spawn_blocking(move || {
-            watched.iter_mut().for_each(Watched::again);
-            watched
-        });
-        // A file system that hangs must not hold up the end.
-        watched = match stop.run_until_cancelled(reading).await {
-            Some(Ok(watched)) => watched,
-            Some(Err(panic)) => {
-                tracing::error!(%panic, "files are not read again any more, restart the relay");
-                return;
+/// What was read and checked for a reload, and has changed nothing yet.
+struct Staging {
+    config: Config,
+    outputs: Vec<outputs::Planned>,
+    files: Vec<Staged>,
+    plan: Plan,
+    settings: Vec<listeners::Read>,
+}
+
+/// The reload: everything is read, checked, bound and joined first, and put in force where all of that succeeds.
+impl Parts {
+    /// What does not fit together may be half written: it is an error once it has come to rest.
+    async fn stage(&mut self) -> Result<Staging, String> {
+        loop {
+            let staging = self.try_stage().await;
+            if staging.is_ok() || !self.watch.has_moved().await {
+                return staging;
             }
-            None => return,
-        };
+        }
     }
+
+    async fn try_stage(&mut self) -> Result<Staging, String> {
+        let mut config = self.read().await?;
+        self.keep_what_cannot_change(&mut config);
+        let outputs = self.outputs.plan(&config.outputs);
+        let max_body = config.limits.max_body;
+        let plan = Plan {
+            listeners: self.listeners.plan(&config.listeners),
+            sources: self.sources.plan(&config.sources, max_body, &self.telemetry),
+        };
+        let files = files_of(&outputs);
+        let (read, plan) = in_time(move || (plan.read(files), plan)).await?;
+        let (files, settings) = read?;
+        Ok(Staging { config, outputs, files, plan, settings })
+    }
+
+    async fn reload(&mut self, staging: Result<Staging, String>) {
+        let result = match staging {
+            Ok(staging) => self.put_in_force(staging).await,
+            Err(error) => Err(error),
+        };
+        self.reloads.reloaded(result.is_ok());
+        match result {
+            Ok(()) => tracing::info!("config reloaded"),
+            Err(error) => {
+                tracing::error!(error, "config not reloaded, going on with the one in use");
+            }
+        }
+    }
+
+    async fn put_in_force(&mut self, staging: Staging) -> Result<(), String> {
+        let Staging { config, mut outputs, files, plan, settings } = staging;
+        let Plan { listeners, sources } = plan;
+        let taken = self.listeners.leaving(&listeners);
+        let listeners = listeners::bind(listeners, settings, &taken)?;
+        self.outputs.join(&mut outputs).await?;
+
+        files.into_iter().for_each(|staged| staged());
+        telemetry::change_log(config.log);
+        self.sources.close_leaving(&sources).await;
+        self.queue.apply(&config.queue);
+        self.gate.apply(&config.limits, &config.queue);
+        self.dead_letters.reconfigure(&config);
+        self.outputs.commit(outputs);
+        self.sources.commit(sources, &self.queue);
+        let committed = self.listeners.commit(listeners).await;
+        self.config = config;
+        self.show();
+        committed
+    }
+
+    /// The config as its file has it now; from here on its files are watched, whether or not it can be used.
+    async fn read(&mut self) -> Result<Config, String> {
+        let file = self.file.clone();
+        let (files, seen, checked) = in_time(move || {
+            let (files, seen) = look(file.as_ref());
+            (files, seen, read_config(file.as_ref()))
+        })
+        .await?;
+        self.watch.renew(files, seen);
+        let Checked { config, problems, .. } = checked?;
+        for problem in problems.iter().take(PROBLEMS_MAX) {
+            let (line, key, message) = (problem.line, &problem.path, &problem.message);
+            match problem.severity {
+                Severity::Error => tracing::error!(line, key, "{message}"),
+                Severity::Warning | Severity::MissingFile => tracing::warn!(line, key, "{message}"),
+            }
+        }
+        config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
+    }
+
+    /// The queue's directory and the admin's address stay until the next start.
+    fn keep_what_cannot_change(&self, config: &mut Config) {
+        let now = &self.config;
+        if config.admin != now.admin {
+            tracing::warn!(key = "admin.address", "has changed, which needs a restart");
+            config.admin = now.admin;
+        }
+        if config.queue.directory != now.queue.directory {
+            tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
+            // Nearly every other key of the queue means something else with a directory, and so does what follows from them.
+            config.queue = now.queue.clone();
+            config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
+        }
+    }
+
+    fn show(&self) {
+        self.admin.show(self.outputs.show(), self.listeners.show(), self.sources.show());
+    }
+}
+
+/// As [`blocking`], for so long as a reload may wait.
+async fn in_time<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let done = tokio::time::timeout(READING, blocking(work)).await;
+    done.unwrap_or_else(|_| Err("the file system does not answer".to_owned()))
 }
 
 /// Ends everything in order; see CONTRACT's `[shutdown]`.
@@ -408,11 +425,14 @@ async fn watch(mut watched: Vec<Watched>, stop: CancellationToken) {
 /// # Errors
 ///
 /// An output that ends for good meanwhile; the others go on.
-async fn drain(mut parts: Parts, timeout: Duration) -> Result<(), Error> {
+async fn drain(mut parts: Parts) -> Result<(), Error> {
+    let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
     parts.admin.stopping();
     parts.gate.close();
-    parts.draining.cancel();
+    parts.listeners.close();
+    parts.outputs.hurry();
+    parts.sources.close().await;
     tracing::info!(timeout = format!("{timeout:?}"), "draining");
     let half = Instant::now() + timeout / 2;
     let cut = async {
@@ -431,17 +451,21 @@ async fn drain(mut parts: Parts, timeout: Duration) -> Result<(), Error> {
     loop {
         tokio::select! {
             _ = &mut empty => break,
-            error = parts.output_ended() => result = Err(error),
+            error = parts.outputs.ended() => result = Err(Error::Run(error)),
         }
     }
-    parts.stop_outputs.cancel();
-    let outputs = async { while parts.outputs.join_next().await.is_some() {} };
-    tokio::time::timeout(CLOSING, outputs).await.ok();
+    tokio::time::timeout(CLOSING, parts.outputs.stop()).await.ok();
+    parts.sources.end(CLOSING).await;
+    parts.dead_letters.close().await;
     parts.queue.close().await;
     let lost = abandon(&parts.queue);
     parts.stop.cancel();
     parts.tasks.close();
-    tokio::time::timeout(CLOSING, parts.tasks.wait()).await.ok();
+    let ended = async {
+        parts.listeners.ended().await;
+        parts.tasks.wait().await;
+    };
+    tokio::time::timeout(CLOSING, ended).await.ok();
     tracing::info!(lost, "ended");
     result
 }

@@ -5,6 +5,10 @@
 
 use std::io;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::OnceLock;
+use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -16,11 +20,16 @@ use metrics_exporter_prometheus::Matcher;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::PrometheusRecorder;
+use tokio::time::Instant;
 use tracing::Level;
+use tracing::Subscriber;
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::audit::LEVELS;
@@ -28,6 +37,11 @@ use crate::audit::LevelCounts;
 use crate::config::Log;
 use crate::config::LogFormat;
 use crate::config::LogLevel;
+
+mod reading;
+
+pub use reading::Certificate;
+pub use reading::Reading;
 
 /// From a lone small batch (50 µs) to a held request (30 s).
 const REQUEST_SECONDS: [f64; 14] = [
@@ -43,7 +57,7 @@ const SYNC_SECONDS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 
 /// Every name with its help; the kind is that of the handle made below.
-const HELP: [(&str, &str); 37] = [
+const HELP: [(&str, &str); 42] = [
     ("event_total", "Events accepted."),
     ("last_event_timestamp_seconds", "When the last batch was accepted; 0: none since the start."),
     (
@@ -77,17 +91,34 @@ const HELP: [(&str, &str); 37] = [
     ("output_errors_total", "Failed attempts, by reason."),
     ("output_retries_total", "Attempts after the first."),
     ("output_up", "1 while the last attempt succeeded."),
+    (
+        "output_required",
+        "1 where events are kept until the consumer has them, 0 where they may be dropped.",
+    ),
     ("output_backlog_bytes", "Bytes of events not yet acknowledged by the consumer."),
     ("output_backlog_events", "Events not yet acknowledged by the consumer."),
     ("output_lag_seconds", "Age of the oldest event not yet acknowledged by the consumer."),
-    ("output_start_events", "Backlog found at the start."),
+    (
+        "output_start_events",
+        "Backlog found at the start; for an output added since, minus what was accepted before it joined.",
+    ),
     (
         "output_delivery_seconds",
         "From the acceptance of a batch to its acknowledgement by the consumer.",
     ),
+    ("dead_letter_events_total", "Events written to the dead-letter files, by output."),
+    (
+        "dead_letter_dropped_events_total",
+        "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
+    ),
     (
         "tls_certificate_expiry_timestamp_seconds",
         "notAfter of the certificate presented, and of the peer's last seen.",
+    ),
+    ("config_reload_total", "Reloads of the config and of the files that it names, by result."),
+    (
+        "config_last_reload_timestamp_seconds",
+        "When the config was reloaded last, by result; 0: not since the start.",
     ),
     ("build_info", "1, with version and revision of this build."),
     ("process_cpu_seconds_total", ""),
@@ -130,6 +161,33 @@ const REJECTIONS: [&str; 12] = [
     "disk",
     "delivery_timeout",
 ];
+
+impl Rejection {
+    /// The label's value.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        REJECTIONS[self as usize]
+    }
+}
+
+/// Of a [`LastRejected::message`], in characters. Ours are shorter; what a client has chosen in them is not more than a word.
+const MESSAGE_MAX: usize = 300;
+
+/// The request that was refused last, for `/status`. Holds nothing of its body but what the answer quotes of it: a word that
+/// should have been another.
+#[derive(Debug, Clone)]
+pub struct LastRejected {
+    /// Of the listener, or the source, that it came to.
+    pub listener: Arc<str>,
+    /// Why.
+    pub reason: Rejection,
+    /// The status of its answer.
+    pub code: u16,
+    /// What its sender was told.
+    pub message: String,
+    /// When.
+    pub at: Instant,
+}
 
 /// Why an attempt to deliver failed: the label `reason` of `output_errors_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +235,7 @@ pub struct Telemetry {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
+    last_rejected: Arc<Mutex<Option<LastRejected>>>,
 }
 
 impl Default for Telemetry {
@@ -202,7 +261,8 @@ impl Telemetry {
             .unwrap_or_else(|_| PrometheusBuilder::new())
             .build_recorder();
         let handle = recorder.handle();
-        let telemetry = Self { recorder, handle, process: metrics_process::Collector::default() };
+        let process = metrics_process::Collector::default();
+        let telemetry = Self { recorder, handle, process, last_rejected: Arc::default() };
         telemetry.with(|| {
             for (name, help) in HELP.into_iter().filter(|(_, help)| !help.is_empty()) {
                 // The exporter keys help by name alone, whatever the kind.
@@ -227,6 +287,25 @@ impl Telemetry {
         self.handle.render()
     }
 
+    /// What [`Telemetry::render`] says, as numbers.
+    #[must_use]
+    pub fn read(&self) -> Reading {
+        Reading::new(&self.render())
+    }
+
+    /// The request that was refused last.
+    #[must_use]
+    pub fn last_rejected(&self) -> Option<LastRejected> {
+        self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// As [`Telemetry::render`], without the states of what a reload has removed: `is_there` is asked with `output` or
+    /// `listener` and the name. Nobody would ever set them again, and an alert on them would never end. Counters stay.
+    pub fn render_states_of(&self, is_there: impl Fn(&str, &str) -> bool) -> String {
+        let shown = |line: &&str| state_of(line).is_none_or(|(place, name)| is_there(place, name));
+        self.render().split_inclusive('\n').filter(shown).collect()
+    }
+
     /// Folds what histograms have collected; every few seconds, or they grow while nobody scrapes.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
@@ -243,6 +322,8 @@ impl Telemetry {
             connections: gauge("connections", &[("listener", label)]),
             rejected: REJECTIONS
                 .map(|reason| counter("requests_rejected_total", &[("reason", reason)])),
+            label: label.into(),
+            last_rejected: Arc::clone(&self.last_rejected),
         })
     }
 
@@ -272,6 +353,16 @@ impl Telemetry {
         })
     }
 
+    /// Counts reloads of the config.
+    #[must_use]
+    pub fn reloads(&self) -> ReloadMetrics {
+        let results = ["success", "error"].map(|result| [("result", result)]);
+        self.with(|| ReloadMetrics {
+            count: results.map(|label| counter("config_reload_total", &label)),
+            last: results.map(|label| gauge("config_last_reload_timestamp_seconds", &label)),
+        })
+    }
+
     /// Handles of one output.
     #[must_use]
     pub fn output(&self, name: &str) -> OutputMetrics {
@@ -290,12 +381,24 @@ impl Telemetry {
             start: gauge("output_start_events", &label),
             delivery: histogram("output_delivery_seconds", &label),
             lost: counter("error_total", &[("plugin", name)]),
+            dead_letters: counter("dead_letter_events_total", &label),
         })
+    }
+
+    /// Sets `output_required`.
+    pub fn output_required(&self, name: &str, required: bool) {
+        let value = f64::from(u8::from(required));
+        self.with(|| gauge("output_required", &[("output", name)]).set(value));
     }
 
     /// `error_total` of an output that is not in the config any more.
     pub fn lost(&self, name: &str) -> Counter {
         self.with(|| counter("error_total", &[("plugin", name)]))
+    }
+
+    /// `dead_letter_dropped_events_total`.
+    pub fn dead_letters_dropped(&self) -> Counter {
+        self.with(|| counter("dead_letter_dropped_events_total", &[]))
     }
 
     /// Sets `tls_certificate_expiry_timestamp_seconds`. `place` is `listener` or `output`, `role` says whose certificate
@@ -317,6 +420,18 @@ impl Telemetry {
 }
 
 const PREFIX: &str = "kube_audit_forwarder_";
+
+/// What an output or a listener is now, and not what it has done; the place is their first label.
+const STATES: [&str; 3] =
+    ["output_up", "output_required", "tls_certificate_expiry_timestamp_seconds"];
+
+/// Of a line of [`STATES`]: `output` or `listener`, and its name.
+fn state_of(line: &str) -> Option<(&str, &str)> {
+    let (metric, labels) = line.strip_prefix(PREFIX)?.split_once('{')?;
+    let (place, rest) = labels.split_once("=\"")?;
+    let (name, _) = rest.split_once('"')?;
+    STATES.contains(&metric).then_some((place, name))
+}
 
 fn key(name: &str, labels: &[(&'static str, &str)]) -> metrics::Key {
     let labels: Vec<_> =
@@ -356,6 +471,8 @@ pub struct ListenerMetrics {
     /// `connections`.
     pub connections: Gauge,
     rejected: [Counter; REJECTIONS.len()],
+    label: Arc<str>,
+    last_rejected: Arc<Mutex<Option<LastRejected>>>,
 }
 
 impl ListenerMetrics {
@@ -366,9 +483,17 @@ impl ListenerMetrics {
         self.requests[exact.unwrap_or_else(class)].increment(1);
     }
 
-    /// Counts a request that was not accepted.
-    pub fn rejected(&self, reason: Rejection) {
+    /// Counts a request that was not accepted. `message` is what its sender is told.
+    pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejected[reason as usize].increment(1);
+        let last = LastRejected {
+            listener: Arc::clone(&self.label),
+            reason,
+            code,
+            message: message.chars().take(MESSAGE_MAX).collect(),
+            at: Instant::now(),
+        };
+        *self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     }
 }
 
@@ -399,8 +524,28 @@ impl QueueMetrics {
         for (counter, count) in self.levels.iter().zip(levels) {
             counter.increment(*count);
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        self.last_event.set(now.as_secs_f64());
+        self.last_event.set(now());
+    }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+/// Handles of reloads: of those that succeed, and of those that do not.
+pub struct ReloadMetrics {
+    count: [Counter; 2],
+    last: [Gauge; 2],
+}
+
+impl ReloadMetrics {
+    /// Counts one.
+    pub fn reloaded(&self, success: bool) {
+        let index = usize::from(!success);
+        self.count[index].increment(1);
+        self.last[index].set(now());
     }
 }
 
@@ -420,6 +565,8 @@ pub struct OutputMetrics {
     pub delivery: Histogram,
     /// `error_total` of this output.
     pub lost: Counter,
+    /// `dead_letter_events_total`.
+    pub dead_letters: Counter,
 }
 
 impl OutputMetrics {
@@ -429,11 +576,36 @@ impl OutputMetrics {
     }
 }
 
+/// Applies other settings to the log that was started.
+type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
+
+static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
+
 /// Sends the log to stderr. Dependencies speak from warn on: h2 would show headers, and with them tokens, below.
 ///
-/// A second call in the same process changes nothing.
+/// A second call in the same process changes nothing; [`change_log`] does.
 pub fn start_log(log: Log) {
-    let level = match log.level {
+    let (targets, filter) = reload::Layer::new(targets(log.level));
+    let (lines, format) = reload::Layer::new(lines(log.format));
+    if tracing_subscriber::registry().with(targets).with(lines).try_init().is_ok() {
+        let change = move |log: Log| {
+            // An error means that nobody logs any more.
+            filter.reload(self::targets(log.level)).ok();
+            format.reload(self::lines(log.format)).ok();
+        };
+        CHANGE_LOG.get_or_init(|| Box::new(change));
+    }
+}
+
+/// Other settings for the log that was started.
+pub fn change_log(log: Log) {
+    if let Some(change) = CHANGE_LOG.get() {
+        change(log);
+    }
+}
+
+fn targets(level: LogLevel) -> Targets {
+    let level = match level {
         LogLevel::Error => Level::ERROR,
         LogLevel::Warn => Level::WARN,
         LogLevel::Info => Level::INFO,
@@ -441,16 +613,20 @@ pub fn start_log(log: Log) {
         LogLevel::Trace => Level::TRACE,
     };
     let others = level.min(Level::WARN);
-    let targets = Targets::new()
+    Targets::new()
         .with_default(LevelFilter::from_level(others))
-        .with_target("kube_audit_forwarder", level);
-    let registry = tracing_subscriber::registry().with(targets);
+        .with_target("kube_audit_forwarder", level)
+}
+
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
     let layer = tracing_subscriber::fmt::layer().with_ansi(false);
-    let started = match log.format {
-        LogFormat::Json => registry.with(layer.json().with_writer(io::stderr)).try_init(),
-        LogFormat::Text => registry.with(layer.with_target(false).with_writer(Escaped)).try_init(),
-    };
-    drop(started);
+    match format {
+        LogFormat::Json => Box::new(layer.json().with_writer(io::stderr)),
+        LogFormat::Text => Box::new(layer.with_target(false).with_writer(Escaped)),
+    }
 }
 
 /// Writes whole lines to stderr with every control character in them escaped: what a peer says can't forge a line.
@@ -495,9 +671,12 @@ mod tests {
         let telemetry = Telemetry::new();
         let listener = telemetry.listener("127.0.0.1:3000");
         let _handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
+        let _dropped = telemetry.dead_letters_dropped();
+        let _reloads = telemetry.reloads();
         telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
+        telemetry.output_required("o", true);
         listener.answered(431);
-        listener.rejected(Rejection::DeliveryTimeout);
+        listener.rejected(Rejection::DeliveryTimeout, 503, "too late");
         let text = telemetry.render();
         for (name, help) in HELP.into_iter().filter(|(_, help)| !help.is_empty()) {
             assert!(text.contains(&format!("# HELP {PREFIX}{name} {help}")), "{name}\n{text}");
@@ -506,15 +685,98 @@ mod tests {
             "error_total{plugin=\"queue\"} 0",
             "error_total{plugin=\"o\"} 0",
             "output_errors_total{output=\"o\",reason=\"status_5xx\"} 0",
+            "dead_letter_events_total{output=\"o\"} 0",
+            "dead_letter_dropped_events_total 0",
             "level_total{level=\"other\"} 0",
             "requests_total{listener=\"127.0.0.1:3000\",code=\"200\"} 0",
             "requests_total{listener=\"127.0.0.1:3000\",code=\"4xx\"} 1",
             "requests_rejected_total{reason=\"delivery_timeout\"} 1",
             "output_delivery_seconds_count{output=\"o\"} 0",
+            "output_required{output=\"o\"} 1",
             "tls_certificate_expiry_timestamp_seconds{listener=\"127.0.0.1:3000\",role=\"server\"} 4102444800",
         ] {
             assert!(text.contains(&format!("\n{PREFIX}{line}\n")), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_reading_says_what_is_rendered() {
+        let telemetry = Telemetry::new();
+        let (queue, output) = (telemetry.queue(), telemetry.output("o"));
+        let listener = telemetry.listener("[::]:3000");
+        let before = telemetry.read();
+        assert_eq!((before.accepted_events(), before.last_event()), (0, None));
+        assert_eq!((before.all_lost_events(), before.certificates()), (0, vec![]));
+        assert_eq!(before.reloads("success"), (0, None));
+        queue.accepted(7, &LevelCounts::default());
+        queue.errors.increment(2);
+        output.lost.increment(3);
+        telemetry.lost("gone").increment(4);
+        output.events.increment(5);
+        output.dead_letters.increment(1);
+        listener.connections.set(6.0);
+        listener.received.increment(1 << 40);
+        listener.rejected(Rejection::QueueFull, 429, &"x".repeat(10_000));
+        telemetry.certificate_expiry("output", "o", "server", 4_102_444_800);
+        telemetry.certificate_expiry("listener", "[::]:3000", "client", 1_000_000_000);
+        telemetry.reloads().reloaded(false);
+        let reading = telemetry.read();
+        assert_eq!(reading.accepted_events(), 7);
+        assert!(reading.started() > 0.0 && reading.memory_bytes() > 0);
+        assert!(reading.last_event().is_some_and(|time| time > reading.started()));
+        assert_eq!((reading.lost_events("queue"), reading.lost_events("o")), (2, 3));
+        assert_eq!(reading.all_lost_events(), 9);
+        assert_eq!((reading.delivered_events("o"), reading.dead_letter_events("o")), (5, 1));
+        assert_eq!(reading.connections("[::]:3000"), 6);
+        assert_eq!(reading.received_bytes("[::]:3000"), 1 << 40);
+        let rejected = reading.rejected_requests();
+        assert_eq!(
+            rejected.iter().find(|(reason, _)| *reason == "queue_full"),
+            Some(&("queue_full", 1))
+        );
+        assert_eq!((reading.reloads("error").0, reading.reloads("success").0), (1, 0));
+        let certificate = |place: &str, name: &str, role: &str, not_after| Certificate {
+            place: place.into(),
+            name: name.into(),
+            role: role.into(),
+            not_after,
+        };
+        let certificates = [
+            certificate("listener", "[::]:3000", "client", 1_000_000_000),
+            certificate("output", "o", "server", 4_102_444_800),
+        ];
+        assert_eq!(reading.certificates(), certificates);
+        let last = telemetry.last_rejected().unwrap();
+        assert_eq!(
+            (last.reason.name(), last.code, &*last.listener),
+            ("queue_full", 429, "[::]:3000")
+        );
+        assert_eq!(last.message.len(), MESSAGE_MAX);
+    }
+
+    #[test]
+    fn what_was_removed_has_no_state_any_more_and_keeps_its_counters() {
+        let telemetry = Telemetry::new();
+        let _handles = ["a", "b"].map(|name| telemetry.output(name));
+        for name in ["a", "b"] {
+            telemetry.output_required(name, false);
+            telemetry.certificate_expiry("output", name, "server", 1);
+        }
+        telemetry.certificate_expiry("listener", "a", "server", 1);
+        let text = telemetry.render_states_of(|place, name| (place, name) == ("output", "a"));
+        let of = |labels: &str| {
+            text.lines()
+                .filter(|line| line.contains(labels))
+                .map(|line| line.split_once('{').unwrap().0)
+                .collect::<Vec<_>>()
+        };
+        let [with, without] = [of("output=\"a\""), of("output=\"b\"")];
+        for state in STATES.map(|name| format!("{PREFIX}{name}")) {
+            assert!(with.contains(&&*state) && !without.contains(&&*state), "{state}\n{text}");
+        }
+        assert!(without.contains(&&*format!("{PREFIX}output_events_total")), "{text}");
+        assert!(!text.contains("{listener=\"a\""), "{text}");
+        assert_eq!(with.len() - STATES.len(), without.len());
     }
 
     #[test]

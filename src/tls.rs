@@ -1,17 +1,14 @@
-//! TLS of listeners and outputs: settings from PEM files, and the same again when the files change.
+//! TLS of listeners and outputs: settings from PEM files.
 //!
-//! A [`Server`] or [`Client`] holds the settings that are in use and replaces them whole: what is half written, does not
-//! parse or does not fit together changes nothing. Reading files blocks; callers do it off the runtime's threads.
+//! A [`Server`] or [`Client`] is made whole or not at all: what is half written, does not parse or does not fit together
+//! leaves the one in use in place. Reading files blocks; callers do it off the runtime's threads.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
-use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
@@ -69,15 +66,6 @@ impl TlsError {
     }
 }
 
-/// What a reload did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reload {
-    /// The files are what they were.
-    Unchanged,
-    /// New settings are in use.
-    Replaced,
-}
-
 /// The files' contents, in a fixed order.
 type Contents = Vec<Vec<u8>>;
 
@@ -85,66 +73,32 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(file).map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
-/// Settings in use, with the contents that they were made of.
-struct Current<T> {
-    settings: ArcSwapOption<T>,
-    made_of: Mutex<Contents>,
-}
-
-impl<T> Current<T> {
-    fn new() -> Self {
-        Self { settings: ArcSwapOption::empty(), made_of: Mutex::default() }
-    }
-
-    fn replace(
-        &self,
-        contents: Contents,
-        make: impl FnOnce(&Contents) -> Result<T, TlsError>,
-    ) -> Result<Reload, TlsError> {
-        let mut made_of = self.made_of.lock().unwrap_or_else(PoisonError::into_inner);
-        if *made_of == contents && self.settings.load().is_some() {
-            return Ok(Reload::Unchanged);
-        }
-        let settings = make(&contents)?;
-        self.settings.store(Some(Arc::new(settings)));
-        *made_of = contents;
-        Ok(Reload::Replaced)
-    }
-}
-
-/// A listener's side. Shared by its accept loop, which takes the settings for each handshake, and the task that reloads.
+/// A listener's side: the settings of its handshakes.
 pub struct Server {
     config: ListenerTls,
-    current: Current<ServerSettings>,
-}
-
-struct ServerSettings {
+    made_of: Contents,
     rustls: Arc<ServerConfig>,
     not_after: Option<i64>,
 }
 
 impl Server {
-    /// Without settings until the first [`Server::reload`] that succeeds.
-    #[must_use]
-    pub fn new(config: ListenerTls) -> Self {
-        Self { config, current: Current::new() }
-    }
-
-    /// Reads the files and, where they have changed, replaces the settings.
+    /// Reads the files; `current` where neither they nor the config have changed since.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]; the settings in use stay.
-    pub fn reload(&self) -> Result<Reload, TlsError> {
-        let mut contents = vec![read(&self.config.certificate)?, read(&self.config.private_key)?];
-        if let Some(ca) = &self.config.client_ca {
+    /// [`TlsError`].
+    pub fn read(config: &ListenerTls, current: Option<&Arc<Self>>) -> Result<Arc<Self>, TlsError> {
+        let mut contents = vec![read(&config.certificate)?, read(&config.private_key)?];
+        if let Some(ca) = &config.client_ca {
             contents.push(read(ca)?);
         }
-        self.current.replace(contents, |contents| self.make(contents))
+        match current.filter(|it| it.config == *config && it.made_of == contents) {
+            Some(current) => Ok(Arc::clone(current)),
+            None => Self::make(config, contents).map(Arc::new),
+        }
     }
 
-    fn make(&self, contents: &Contents) -> Result<ServerSettings, TlsError> {
-        let config = &self.config;
+    fn make(config: &ListenerTls, contents: Contents) -> Result<Self, TlsError> {
         let chain = certificates(&config.certificate, &contents[0])?;
         let key = private_key(&config.private_key, &contents[1])?;
         let not_after = chain.first().and_then(not_after);
@@ -169,60 +123,62 @@ impl Server {
             .with_single_cert(chain, key)
             .map_err(|source| TlsError::Unusable { file: config.certificate.clone(), source })?;
         rustls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(ServerSettings { rustls: Arc::new(rustls), not_after })
+        Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 
-    /// The settings for the next handshake.
+    /// For the next handshake.
     #[must_use]
-    pub fn settings(&self) -> Option<Arc<ServerConfig>> {
-        self.current.settings.load().as_ref().map(|settings| Arc::clone(&settings.rustls))
+    pub fn settings(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.rustls)
     }
 
-    /// notAfter of the certificate in use, in seconds since 1970.
+    /// Whether clients need a certificate.
+    #[must_use]
+    pub fn verifies_clients(&self) -> bool {
+        self.config.client_ca.is_some()
+    }
+
+    /// notAfter of the certificate, in seconds since 1970.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
-        self.current.settings.load().as_ref().and_then(|settings| settings.not_after)
+        self.not_after
     }
 }
 
-/// An output's side. Shared by its connections, which take the settings at each dial, and the task that reloads.
+/// An output's side: the settings of its handshakes.
 pub struct Client {
     config: ClientTls,
-    alpn: &'static [&'static [u8]],
-    current: Current<ClientSettings>,
-}
-
-struct ClientSettings {
+    made_of: Contents,
     rustls: Arc<ClientConfig>,
     not_after: Option<i64>,
 }
 
 impl Client {
-    /// Without settings until the first [`Client::reload`] that succeeds. `alpn` is what is offered.
-    #[must_use]
-    pub fn new(config: ClientTls, alpn: &'static [&'static [u8]]) -> Self {
-        Self { config, alpn, current: Current::new() }
-    }
-
-    /// Reads the files and, where they have changed, replaces the settings. Without a CA of its own, the system's roots
-    /// are read once.
+    /// Reads the files; `current` where neither they nor the config have changed since. Without a CA of its own, the
+    /// system's roots are read. `alpn` is what is offered.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]; the settings in use stay.
-    pub fn reload(&self) -> Result<Reload, TlsError> {
+    /// [`TlsError`].
+    pub fn read(
+        config: &ClientTls,
+        alpn: &[&[u8]],
+        current: Option<&Arc<Self>>,
+    ) -> Result<Arc<Self>, TlsError> {
         let mut contents = Vec::new();
-        if let Some(ca) = &self.config.ca {
+        if let Some(ca) = &config.ca {
             contents.push(read(ca)?);
         }
-        if let Some((certificate, key)) = &self.config.identity {
+        if let Some((certificate, key)) = &config.identity {
             contents.extend([read(certificate)?, read(key)?]);
         }
-        self.current.replace(contents, |contents| self.make(contents))
+        match current.filter(|it| it.config == *config && it.made_of == contents) {
+            Some(current) => Ok(Arc::clone(current)),
+            None => Self::make(config, alpn, contents).map(Arc::new),
+        }
     }
 
-    fn make(&self, contents: &Contents) -> Result<ClientSettings, TlsError> {
-        let config = &self.config;
+    fn make(config: &ClientTls, alpn: &[&[u8]], contents: Contents) -> Result<Self, TlsError> {
         let here = || {
             config
                 .ca
@@ -260,20 +216,25 @@ impl Client {
                     .map_err(|source| TlsError::Unusable { file: file.clone(), source })?
             }
         };
-        rustls.alpn_protocols = self.alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        Ok(ClientSettings { rustls: Arc::new(rustls), not_after: not_after_own })
+        rustls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(Self {
+            config: config.clone(),
+            made_of: contents,
+            rustls: Arc::new(rustls),
+            not_after: not_after_own,
+        })
     }
 
-    /// The settings for the next handshake.
+    /// For the next handshake.
     #[must_use]
-    pub fn settings(&self) -> Option<Arc<ClientConfig>> {
-        self.current.settings.load().as_ref().map(|settings| Arc::clone(&settings.rustls))
+    pub fn settings(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.rustls)
     }
 
-    /// notAfter of the client certificate in use, in seconds since 1970.
+    /// notAfter of the client certificate, in seconds since 1970.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
-        self.current.settings.load().as_ref().and_then(|settings| settings.not_after)
+        self.not_after
     }
 
     /// The name to verify: the configured one, else the host dialled.

@@ -21,7 +21,7 @@ pub(super) fn effective(items: &[Item]) -> String {
         match item {
             Item::Header(section) => header = Some(section),
             Item::Key(Entry { name, value: Some(value), .. }) => {
-                // A section without a value (`[dead_letter]` in this version) says nothing.
+                // A section without a value says nothing.
                 if let Some(section) = header.take() {
                     let gap = if printed.is_empty() { "" } else { "\n" };
                     printed.push_str(&format!("{gap}{section}\n"));

@@ -3,6 +3,7 @@
 //! The order of the declarations is that of the effective config and of the reference.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -14,9 +15,14 @@ use super::BatchLimits;
 use super::ClientTls;
 use super::Compression;
 use super::Config;
+use super::DeadLetter;
 use super::Framing;
+use super::HostPort;
 use super::HttpFormat;
 use super::HttpOutput;
+use super::Kafka;
+use super::KafkaOutput;
+use super::KafkaSource;
 use super::Limits;
 use super::LineFormat;
 use super::Listener;
@@ -24,25 +30,31 @@ use super::ListenerTls;
 use super::Log;
 use super::LogFormat;
 use super::LogLevel;
+use super::LumberjackOutput;
+use super::MessageKey;
+use super::Messages;
 use super::Output;
 use super::OutputKind;
 use super::Queue;
 use super::Rejected;
+use super::RelpOutput;
 use super::Retry;
+use super::Sasl;
+use super::SaslMechanism;
 use super::Severity;
+use super::Source;
+use super::SourceKind;
 use super::Strategy;
 use super::Stream;
 use super::SyslogOutput;
 use super::TcpOutput;
+use super::Template;
 use super::Timeouts;
 use super::TlsVersion;
 use super::WhenFull;
 use super::print;
 use super::reader::Context;
 use super::reader::Entry;
-use super::reader::read_flag;
-use super::reader::read_size;
-use super::reader::read_time;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::derived;
@@ -60,6 +72,12 @@ const DISK_MIN: u64 = 256 * KIB;
 
 /// With smaller spool files the queue would mostly be making and syncing files.
 const SEGMENT_MIN: u64 = 16 * KIB;
+
+/// What is unacknowledged comes twice after a break. Nobody gains by more.
+const WINDOW_MAX: u64 = 1 << 16;
+
+/// Events are seen up to half of it, and the oldest of several files go first.
+const DEAD_LETTER_MIN: u64 = MIB;
 
 /// More sockets than a process is ever allowed; semaphores have a limit too.
 const CONNECTIONS_MAX: u64 = 1 << 20;
@@ -85,26 +103,27 @@ pub(super) enum Type {
     Tcp,
     Syslog,
     Stdout,
+    Lumberjack,
+    Relp,
+    Kafka,
 }
 
 /// All types of output.
-pub(super) const TYPES: [(&str, Type); 4] =
-    [("http", Type::Http), ("tcp", Type::Tcp), ("syslog", Type::Syslog), ("stdout", Type::Stdout)];
-
-/// Types that this version does not have.
-const LATER_TYPES: [&str; 3] = ["lumberjack", "relp", "kafka"];
-
-/// Their keys, with the types that have them.
-const LATER_KEYS: [(&str, &str); 5] = [
-    ("compression_level", "lumberjack"),
-    ("window", "lumberjack, relp"),
-    ("brokers", "kafka"),
-    ("topic", "kafka"),
-    ("key", "kafka"),
+pub(super) const TYPES: [(&str, Type); 7] = [
+    ("http", Type::Http),
+    ("tcp", Type::Tcp),
+    ("syslog", Type::Syslog),
+    ("stdout", Type::Stdout),
+    ("lumberjack", Type::Lumberjack),
+    ("relp", Type::Relp),
+    ("kafka", Type::Kafka),
 ];
 
 const TLS_VERSIONS: [(&str, TlsVersion); 2] =
     [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+
+const COMPRESSIONS: [(&str, Compression); 3] =
+    [("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)];
 
 const LINE_FORMATS: [(&str, LineFormat); 2] =
     [("ndjson", LineFormat::Ndjson), ("audit_log", LineFormat::AuditLog)];
@@ -125,6 +144,22 @@ type = 'syslog'
 tls = {}
 [[output]]
 type = 'stdout'
+[[output]]
+type = 'lumberjack'
+tls = {}
+[[output]]
+type = 'relp'
+tls = {}
+[[output]]
+type = 'kafka'
+tls = {}
+sasl = {}
+[[source]]
+type = 'kafka'
+tls = {}
+sasl = {}
+[queue]
+acknowledge = 'delivered'
 ";
 
 /// All keys.
@@ -139,6 +174,7 @@ pub(super) fn entries() -> Vec<Entry> {
 struct Draft {
     path: String,
     name: Option<String>,
+    required: bool,
     kind: Option<Type>,
     replay_window: Option<Duration>,
     output: Option<Output>,
@@ -147,24 +183,14 @@ struct Draft {
 /// Reads the whole file. `None`, or anything at all, if there is an error among the problems.
 pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config> {
     let mut t = Table::root(cx, table);
-    let listeners = t.sections("listener", listener);
+    let has_input = t.has_any("listener") || t.has_any("source");
+    let listeners = t.sections_if_any("listener", listener);
+    let sources = t.sections_if_any("source", source);
     let mut limits = t.section("limits", limits);
     let queue = t.section("queue", queue);
     let outputs = t.sections("output", output);
-    t.section("dead_letter", |t| {
-        t.later("directory");
-        t.later_unless("max_bytes", Some((64 * MIB, "\"64MiB\"")), |cx, value| {
-            read_size(cx, value, &..)
-        });
-    });
-    let admin = t.section("admin", |t| {
-        t.word_or(
-            ("address", "IP:PORT", "metrics, health and status page; GET only"),
-            "127.0.0.1:9090",
-            None,
-            values::socket_address,
-        )
-    });
+    let dead_letter = t.section("dead_letter", dead_letter);
+    let admin = admin(&mut t);
     let log = t.section("log", log);
     let drain_timeout = t.section("shutdown", |t| {
         t.time(
@@ -175,23 +201,40 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
         )
     });
     t.later("filter");
-    t.later("source");
     t.refuse_rest(|_| None);
 
     limits.max_body = effective_max_body(cx, &limits, &queue);
+    if !has_input {
+        cx.error("listener", "is missing, allowed: one or more [[listener]] or [[source]]");
+    }
     contradictions_of_queue(cx, &queue, &outputs);
+    contradictions_of_sources(cx, &queue, &sources);
     contradictions_of_addresses(cx, &listeners, admin);
     contradictions_of_outputs(cx, &outputs);
+    warn_without_place(cx, &dead_letter, &outputs);
 
     Some(Config {
         listeners: listeners.into_iter().map(|(_, listener)| listener).collect::<Option<_>>()?,
+        sources: sources.into_iter().map(|(_, source)| source).collect::<Option<_>>()?,
         limits,
         queue,
         outputs: outputs.into_iter().map(|draft| draft.output).collect::<Option<_>>()?,
+        dead_letter,
         admin: admin?,
         log: log?,
         drain_timeout,
-        files: Vec::new(),
+    })
+}
+
+/// `admin.address`, of the root.
+pub(super) fn admin(t: &mut Table<'_, '_>) -> Option<SocketAddr> {
+    t.section("admin", |t| {
+        t.word_or(
+            ("address", "IP:PORT", "metrics, health and status page; GET only"),
+            "127.0.0.1:9090",
+            None,
+            values::socket_address,
+        )
     })
 }
 
@@ -251,7 +294,7 @@ fn listener_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
 }
 
 fn min_version(t: &mut Table<'_, '_>) -> Option<TlsVersion> {
-    t.choice("min_version", &TLS_VERSIONS, &[], Some(TlsVersion::V1_2), "lowest version of TLS")
+    t.choice("min_version", &TLS_VERSIONS, Some(TlsVersion::V1_2), "lowest version of TLS")
 }
 
 /// `None` where the time is zero.
@@ -344,10 +387,9 @@ fn queue(t: &mut Table<'_, '_>) -> Queue {
             ("delivered", Acknowledge::Delivered),
             ("synced", Acknowledge::Synced),
         ],
-        &[],
         Some(default),
-        "when the sender gets its 200: once the batch is in the queue, once every output has \
-         acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
+        "when the sender gets its 200: once the batch is in the queue, once every required \
+         output has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
          and is the default and the only choice with one",
     );
     let delivered_timeout = t.time(
@@ -364,7 +406,6 @@ fn queue(t: &mut Table<'_, '_>) -> Queue {
             ("drop_oldest", WhenFull::DropOldest),
             ("drop_newest", WhenFull::DropNewest),
         ],
-        &[],
         Some(WhenFull::Reject),
         "429 with Retry-After, or 200 and a counted loss (not with \"delivered\")",
     );
@@ -420,8 +461,13 @@ fn output(t: &mut Table<'_, '_>) -> Draft {
         required("name", "name", "label in metrics and logs; unique, not \"queue\""),
         values::output_name,
     );
-    let kind = t.choice("type", &TYPES, &LATER_TYPES, None, "what it speaks");
-    t.later_unless("required", Some((true, "true")), |_, value| read_flag(value));
+    let kind = t.choice("type", &TYPES, None, "what it speaks");
+    let required = t.flag(
+        "required",
+        true,
+        "false: events are kept for it as long as nothing else needs the room, then dropped for it \
+         alone, and counted; no 200 waits for it. At least one output is required",
+    );
     let type_name = TYPES.iter().find(|(_, it)| Some(*it) == kind).map(|(name, _)| *name);
     t.cx.set_scope(type_name);
     let protocol = kind.and_then(|kind| match kind {
@@ -429,6 +475,12 @@ fn output(t: &mut Table<'_, '_>) -> Draft {
         Type::Tcp => tcp(t).map(OutputKind::Tcp),
         Type::Syslog => syslog(t).map(OutputKind::Syslog),
         Type::Stdout => line_format(t).map(OutputKind::Stdout),
+        Type::Lumberjack => lumberjack(t).map(OutputKind::Lumberjack),
+        Type::Relp => relp(t).map(OutputKind::Relp),
+        Type::Kafka => {
+            let output = kafka_output(t);
+            with_kafka(t, output)
+        }
     });
     let retry = t.section("retry", retry);
     let timeouts = t.section("timeouts", timeouts);
@@ -441,48 +493,53 @@ fn output(t: &mut Table<'_, '_>) -> Draft {
                 ("drop", Rejected::Drop),
                 ("retry", Rejected::Retry),
             ],
-            &[],
             Some(Rejected::DeadLetter),
             "for events that the consumer refuses for good; without a place for dead letters they \
              are dropped; both are counted as errors",
         )
     });
+    if rejected == Some(Rejected::Retry) && retry.max_elapsed.is_some() {
+        let path = format!("{}.retry.max_elapsed", t.path);
+        t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
+    }
     t.later("filter");
     t.refuse_rest(|key| of_another_type(key, type_name));
     t.cx.set_scope(None);
 
     let replay_window = match &protocol {
-        Some(OutputKind::Tcp(TcpOutput { stream, .. }))
-        | Some(OutputKind::Syslog(SyslogOutput { stream, .. })) => Some(stream.replay_window),
-        Some(OutputKind::Http(_) | OutputKind::Stdout(_)) | None => None,
+        Some(OutputKind::Tcp(TcpOutput { replay_window, .. }))
+        | Some(OutputKind::Syslog(SyslogOutput { replay_window, .. })) => Some(*replay_window),
+        Some(
+            OutputKind::Http(_)
+            | OutputKind::Stdout(_)
+            | OutputKind::Lumberjack(_)
+            | OutputKind::Relp(_),
+        )
+        | None => None,
+        #[cfg(feature = "kafka")]
+        Some(OutputKind::Kafka(_)) => None,
     };
     let read = || {
         let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
-        Some(Output { name, kind, retry, timeouts, batch, rejected })
+        Some(Output { name, required, kind, retry, timeouts, batch, rejected })
     };
     let output = read();
-    Draft { path: t.path.clone(), name, kind, replay_window, output }
+    Draft { path: t.path.clone(), name, required, kind, replay_window, output }
 }
 
 /// What to say of a key that this type of output does not have but others do; nothing where the type
 /// itself is the problem.
 fn of_another_type(key: &str, type_name: Option<&str>) -> Option<String> {
-    let mut owners: Vec<&str> = entries()
+    let owners: Vec<&str> = entries()
         .iter()
         .filter(|entry| entry.section == "output" && entry.name == key)
         .flat_map(|entry| entry.scopes.clone())
         .collect();
-    let mut later = "";
-    if let Some((_, types)) = LATER_KEYS.iter().find(|(name, _)| *name == key) {
-        owners.push(types);
-        later = " (not in this version)";
-    }
     if owners.is_empty() {
         return None;
     }
-    let message = |name| {
-        format!("type {name} has no key `{key}`, allowed: with type {}{later}", owners.join(", "))
-    };
+    let message =
+        |name| format!("type {name} has no key `{key}`, allowed: with type {}", owners.join(", "));
     Some(type_name.map(message).unwrap_or_default())
 }
 
@@ -490,7 +547,6 @@ fn strategy(t: &mut Table<'_, '_>) -> Option<Strategy> {
     t.choice(
         "strategy",
         &[("failover", Strategy::Failover), ("round_robin", Strategy::RoundRobin)],
-        &[],
         Some(Strategy::Failover),
         "the first healthy one, in order; or the next one, for each request (http) or each connect",
     )
@@ -511,14 +567,12 @@ fn http(t: &mut Table<'_, '_>) -> Option<HttpOutput> {
             ("json_array", HttpFormat::JsonArray),
             ("audit_log", HttpFormat::AuditLog),
         ],
-        &[],
         Some(HttpFormat::EventList),
         "body of a request: as kube-apiserver sends it, lines, an array, or the lines of audit.log",
     );
     let compression = t.choice(
         "compression",
-        &[("none", Compression::None), ("gzip", Compression::Gzip), ("zstd", Compression::Zstd)],
-        &[],
+        &COMPRESSIONS,
         Some(Compression::None),
         "Content-Encoding of requests",
     );
@@ -532,7 +586,7 @@ fn http(t: &mut Table<'_, '_>) -> Option<HttpOutput> {
         optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
         true,
     );
-    t.later("proxy");
+    let proxy = proxy(t);
     let basic_auth = t.optional_section(
         optional("basic_auth", TABLE, "none", "user and password for Authorization"),
         |t| {
@@ -557,7 +611,7 @@ fn http(t: &mut Table<'_, '_>) -> Option<HttpOutput> {
             cx.error(path, "contradicts the header `authorization`, allowed: one of the two");
         }
     }
-    let is_plain = |url: &super::Template| {
+    let is_plain = |url: &Template| {
         let url = url.expand().ok().and_then(|url| values::url(&url).ok());
         url.is_some_and(|url| url.scheme() == "http")
     };
@@ -580,14 +634,159 @@ fn http(t: &mut Table<'_, '_>) -> Option<HttpOutput> {
         bearer_token_file,
         basic_auth,
         concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
+        proxy,
     })
+}
+
+fn kafka_output(t: &mut Table<'_, '_>) -> Option<KafkaOutput> {
+    let topic = kafka_topic(t);
+    let key = t.choice(
+        "key",
+        &[("audit_id", MessageKey::AuditId), ("none", MessageKey::None)],
+        Some(MessageKey::AuditId),
+        "of each message: the event's auditID, which keeps its stages in one partition, or none",
+    );
+    let compression = t.choice(
+        "compression",
+        &COMPRESSIONS,
+        Some(Compression::None),
+        "of the messages that are sent together; brokers and consumers keep it",
+    );
+    let cluster = kafka(t, topic);
+    Some(KafkaOutput { cluster: cluster?, key: key?, compression: compression? })
+}
+
+fn kafka_topic(t: &mut Table<'_, '_>) -> Option<(Vec<HostPort>, String)> {
+    let brokers = t.words(
+        required("brokers", "array of host:port", "the others of the cluster are found by them"),
+        values::host_port,
+    );
+    let topic = t.word(required("topic", "name", "it must exist"), values::topic);
+    brokers.zip(topic)
+}
+
+/// The sections that outputs and sources have in common; they come behind a table's other keys.
+fn kafka(t: &mut Table<'_, '_>, topic: Option<(Vec<HostPort>, String)>) -> Option<Kafka> {
+    let sasl = t.optional_section(
+        optional("sasl", TABLE, "none", "user and password for the brokers"),
+        |t| {
+            let mechanism = t.choice(
+                "mechanism",
+                &[
+                    ("SCRAM-SHA-512", SaslMechanism::ScramSha512),
+                    ("SCRAM-SHA-256", SaslMechanism::ScramSha256),
+                    ("PLAIN", SaslMechanism::Plain),
+                ],
+                Some(SaslMechanism::ScramSha512),
+                "as the brokers want it; PLAIN sends the password as it is",
+            );
+            let username = t.secret(required("username", "string", "user"), values::user_name);
+            let file = required("password_file", "path", "file with the password");
+            let password_file = t.file(file, true);
+            Some(Sasl { mechanism: mechanism?, username: username?, password_file: password_file? })
+        },
+    );
+    let tls = t
+        .optional_section(optional("tls", TABLE, "plain TCP", "its presence means TLS"), kafka_tls);
+    let is_plain = matches!(&sasl, Some(Some(Sasl { mechanism: SaslMechanism::Plain, .. })));
+    if is_plain && tls.is_none() {
+        let path = format!("{}.mechanism", t.path_of("sasl"));
+        let message = "sends the password readable without tls, better: tls, or SCRAM-SHA-512";
+        t.cx.problem_at(&path, &path, message, Severity::Warning);
+    }
+    let tls = match tls {
+        Some(tls) => Some(tls?),
+        None => None,
+    };
+    let sasl = match sasl {
+        Some(sasl) => Some(sasl?),
+        None => None,
+    };
+    let (brokers, topic) = topic?;
+    Some(Kafka { brokers, topic, tls, sasl })
+}
+
+#[cfg(feature = "kafka")]
+fn with_kafka(_: &Table<'_, '_>, output: Option<KafkaOutput>) -> Option<OutputKind> {
+    output.map(OutputKind::Kafka)
+}
+
+#[cfg(not(feature = "kafka"))]
+fn with_kafka(t: &Table<'_, '_>, _: Option<KafkaOutput>) -> Option<OutputKind> {
+    without_kafka(t);
+    None
+}
+
+/// Its keys were read all the same: they may hold more problems.
+#[cfg(not(feature = "kafka"))]
+fn without_kafka(t: &Table<'_, '_>) {
+    let message = "this binary was built without kafka: build it, or the image, with the \
+                   feature kafka (README, \"Scaling out on Kafka\")";
+    t.cx.error(&t.path_of("type"), message);
+}
+
+/// A source's name, and itself as far as it could be read.
+type SourceDraft = (Option<String>, Option<Source>);
+
+fn source(t: &mut Table<'_, '_>) -> SourceDraft {
+    let name = t.word(
+        required("name", "name", "the label `listener` in metrics; unique"),
+        values::output_name,
+    );
+    let kind = t.choice("type", &[("kafka", ())], None, "where events come from");
+    let topic = kafka_topic(t);
+    let group = t.word(
+        required("group", "name", "consumer group: its relays share the topic's partitions"),
+        |text| values::printable(text, 255),
+    );
+    let max_in_flight = t.size(
+        "max_in_flight",
+        64 * MIB,
+        ROOM_MIN..,
+        "bytes of messages taken that not every output has acknowledged: what a crash repeats",
+    );
+    let session_timeout = t.time(
+        "session_timeout",
+        secs(10),
+        secs(1)..=secs(1800),
+        "a relay that was killed is missed after so long, and the group's others take its partitions \
+         over; brokers allow 6s to 30m by default",
+    );
+    let cluster = kafka(t, topic);
+    #[cfg(not(feature = "kafka"))]
+    if kind.is_some() {
+        without_kafka(t);
+    }
+    let read = || {
+        let ((), cluster, group) = (kind?, cluster?, group?);
+        let kafka = KafkaSource { cluster, group, max_in_flight, session_timeout };
+        Some(Source { name: name.clone()?, kind: kafka_source(kafka)? })
+    };
+    let source = read();
+    (name, source)
+}
+
+#[cfg(feature = "kafka")]
+#[allow(clippy::unnecessary_wraps, reason = "there is none in a binary without kafka")]
+fn kafka_source(source: KafkaSource) -> Option<SourceKind> {
+    Some(SourceKind::Kafka(source))
+}
+
+#[cfg(not(feature = "kafka"))]
+fn kafka_source(_: KafkaSource) -> Option<SourceKind> {
+    None
+}
+
+fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
+    let meaning =
+        "http://[USER:PASSWORD@]HOST[:PORT], which is asked for every connection (CONNECT)";
+    t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
 fn line_format(t: &mut Table<'_, '_>) -> Option<LineFormat> {
     t.choice(
         "format",
         &LINE_FORMATS,
-        &[],
         Some(LineFormat::Ndjson),
         "lines: each event as received, or with kind and apiVersion as in kube-apiserver's audit.log",
     )
@@ -595,20 +794,52 @@ fn line_format(t: &mut Table<'_, '_>) -> Option<LineFormat> {
 
 fn tcp(t: &mut Table<'_, '_>) -> Option<TcpOutput> {
     let format = line_format(t);
+    let replay_window = replay_window(t);
     let stream = stream(t);
-    Some(TcpOutput { format: format?, stream: stream? })
+    Some(TcpOutput { format: format?, stream: stream?, replay_window })
 }
 
 fn syslog(t: &mut Table<'_, '_>) -> Option<SyslogOutput> {
     let framing = t.choice(
         "framing",
         &[("octet_counting", Framing::OctetCounting), ("newline", Framing::Newline)],
-        &[],
         Some(Framing::OctetCounting),
         "how messages are told apart (RFC 6587, RFC 5425)",
     );
-    let facility = t.choice("facility", &values::FACILITIES, &[], Some(16), "of each message");
-    let severity = t.choice("severity", &values::SEVERITIES, &[], Some(6), "of each message");
+    let messages = messages(t);
+    let replay_window = replay_window(t);
+    let stream = stream(t);
+    Some(SyslogOutput { framing: framing?, messages: messages?, stream: stream?, replay_window })
+}
+
+fn lumberjack(t: &mut Table<'_, '_>) -> Option<LumberjackOutput> {
+    let level = t.count("compression_level", 3, 0..=9, "of zlib; 0: events are not compressed");
+    let window = t.count(
+        "window",
+        2048,
+        1..=WINDOW_MAX,
+        "events that may be unacknowledged; after a break they are sent again",
+    );
+    let stream = stream(t);
+    let compression_level = u32::try_from(level).unwrap_or_default();
+    Some(LumberjackOutput { compression_level, window, stream: stream? })
+}
+
+fn relp(t: &mut Table<'_, '_>) -> Option<RelpOutput> {
+    let messages = messages(t);
+    let window = t.count(
+        "window",
+        128,
+        1..=WINDOW_MAX,
+        "messages that may be unacknowledged; after a break they are sent again",
+    );
+    let stream = stream(t);
+    Some(RelpOutput { messages: messages?, window, stream: stream? })
+}
+
+fn messages(t: &mut Table<'_, '_>) -> Option<Messages> {
+    let facility = t.choice("facility", &values::FACILITIES, Some(16), "of each message");
+    let severity = t.choice("severity", &values::SEVERITIES, Some(6), "of each message");
     let hostname = t.word_or(
         ("hostname", "name", "HOSTNAME of each message"),
         &machine_name(),
@@ -621,14 +852,11 @@ fn syslog(t: &mut Table<'_, '_>) -> Option<SyslogOutput> {
         });
     let max_message_bytes =
         t.size("max_message_bytes", 0, .., "longer messages are rejected, never cut; 0: no limit");
-    let stream = stream(t);
-    Some(SyslogOutput {
-        framing: framing?,
+    Some(Messages {
         priority: facility? * 8 + severity?,
         hostname: hostname?,
         app_name: app_name?,
         max_message_bytes,
-        stream: stream?,
     })
 }
 
@@ -651,13 +879,6 @@ fn stream(t: &mut Table<'_, '_>) -> Option<Stream> {
         "reconnect after so long without events, before a load balancer drops the connection; \
          \"0s\": never",
     ));
-    let replay_window = t.time(
-        "replay_window",
-        secs(1),
-        ..=secs(300),
-        "what was sent is final when no reset came for so long after the peer's kernel had it; \
-         after a break everything younger is sent again",
-    );
     let tls = t.optional_section(
         optional("tls", TABLE, "plain TCP", "its presence means TLS"),
         client_tls,
@@ -666,19 +887,40 @@ fn stream(t: &mut Table<'_, '_>) -> Option<Stream> {
         Some(tls) => Some(tls?),
         None => None,
     };
-    Some(Stream {
-        addresses: addresses?,
-        strategy: strategy?,
-        tls,
-        keepalive,
-        idle_timeout,
-        replay_window,
-    })
+    Some(Stream { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
+}
+
+fn replay_window(t: &mut Table<'_, '_>) -> Duration {
+    t.time(
+        "replay_window",
+        secs(1),
+        ..=secs(300),
+        "what was sent is final when no reset came for so long after the peer's kernel had it; \
+         after a break everything younger is sent again",
+    )
 }
 
 fn client_tls(t: &mut Table<'_, '_>) -> Option<ClientTls> {
-    let cx = t.cx;
-    let ca = t.file(
+    let ca = ca(t);
+    let identity = identity(t);
+    let server_name = t.word(
+        optional("server_name", "name", "the host dialled", "SNI, and the name that is verified"),
+        values::server_name,
+    );
+    let min_version = min_version(t);
+    let insecure_skip_verify = insecure_skip_verify(t);
+    Some(ClientTls { ca, identity, server_name, min_version: min_version?, insecure_skip_verify })
+}
+
+/// Names and versions are OpenSSL's affair.
+fn kafka_tls(t: &mut Table<'_, '_>) -> Option<ClientTls> {
+    let (ca, identity) = (ca(t), identity(t));
+    let insecure_skip_verify = insecure_skip_verify(t);
+    Some(ClientTls { ca, identity, insecure_skip_verify, ..ClientTls::default() })
+}
+
+fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
+    t.file(
         optional(
             "ca",
             "path",
@@ -686,23 +928,18 @@ fn client_tls(t: &mut Table<'_, '_>) -> Option<ClientTls> {
             "PEM bundle that the peer's chain must end in",
         ),
         true,
-    );
+    )
+}
+
+/// The client's certificate and its key.
+fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
+    let cx = t.cx;
     let certificate = t.file(
         optional("certificate", "path", "none", "PEM chain of the client, with private_key"),
         true,
     );
     let private_key =
         t.file(optional("private_key", "path", "none", "PEM key of certificate"), true);
-    let server_name = t.word(
-        optional("server_name", "name", "the host dialled", "SNI, and the name that is verified"),
-        values::server_name,
-    );
-    let min_version = min_version(t);
-    let insecure_skip_verify = t.flag(
-        "insecure_skip_verify",
-        false,
-        "true: any certificate will do; warned of at every start",
-    );
     let [certificate_path, key_path] = ["certificate", "private_key"].map(|name| t.path_of(name));
     match (cx.is_set(&certificate_path), cx.is_set(&key_path)) {
         (true, false) => {
@@ -711,18 +948,21 @@ fn client_tls(t: &mut Table<'_, '_>) -> Option<ClientTls> {
         (false, true) => cx.error(&key_path, "needs its certificate, allowed: both or none"),
         (true, true) | (false, false) => {}
     }
+    certificate.zip(private_key)
+}
+
+fn insecure_skip_verify(t: &mut Table<'_, '_>) -> bool {
+    let insecure_skip_verify = t.flag(
+        "insecure_skip_verify",
+        false,
+        "true: any certificate will do; warned of at every start",
+    );
     if insecure_skip_verify {
         let path = t.path_of("insecure_skip_verify");
         let message = "anybody in between can read and change the audit trail, better: ca";
-        cx.problem_at(&path, &path, message, Severity::Warning);
+        t.cx.problem_at(&path, &path, message, Severity::Warning);
     }
-    Some(ClientTls {
-        ca,
-        identity: certificate.zip(private_key),
-        server_name,
-        min_version: min_version?,
-        insecure_skip_verify,
-    })
+    insecure_skip_verify
 }
 
 fn retry(t: &mut Table<'_, '_>) -> Retry {
@@ -736,8 +976,14 @@ fn retry(t: &mut Table<'_, '_>) -> Retry {
             0.0..=1.0,
             "each wait is drawn from 1 ± this times the interval",
         ),
+        max_elapsed: t.optional_time(
+            "max_elapsed",
+            MOMENT..,
+            "for ever",
+            "what is not delivered so long after its first attempt is given up when the next one \
+             fails, as rejected.action says",
+        ),
     };
-    t.later("max_elapsed");
     let cx = t.cx;
     let [initial, max] = ["initial_interval", "max_interval"].map(|name| t.path_of(name));
     if retry.initial_interval > retry.max_interval && cx.are_known(&[&initial, &max]) {
@@ -751,8 +997,14 @@ fn retry(t: &mut Table<'_, '_>) -> Retry {
 }
 
 fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
-    let timeouts = Timeouts {
-        connect: t.time("connect", secs(5), MOMENT.., "name, TCP and TLS together"),
+    Timeouts {
+        connect: t.time(
+            "connect",
+            secs(5),
+            MOMENT..,
+            "for the lookup of a name; and for TCP, proxy and TLS together, for each address; as long \
+             again for relp's open",
+        ),
         request: t.time(
             "request",
             secs(60),
@@ -760,10 +1012,13 @@ fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             "without any progress towards an acknowledgement; longer than a slow consumer takes, \
              or it gets the same batch again and again",
         ),
-    };
-    let default = Some((Duration::ZERO, "\"0s\""));
-    t.later_unless("max_connection_age", default, |cx, value| read_time(cx, value, &..));
-    timeouts
+        max_connection_age: unless_zero(t.time(
+            "max_connection_age",
+            Duration::ZERO,
+            ..,
+            "then a connection is finished in order and dialled again, jittered; \"0s\": never",
+        )),
+    }
 }
 
 fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
@@ -793,18 +1048,52 @@ fn log(t: &mut Table<'_, '_>) -> Option<Log> {
             ("debug", LogLevel::Debug),
             ("trace", LogLevel::Trace),
         ],
-        &[],
         Some(LogLevel::Info),
         "debug: one line per request and delivery",
     );
     let format = t.choice(
         "format",
         &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        &[],
         Some(LogFormat::Text),
         "for people (control characters escaped), or for machines",
     );
     Some(Log { level: level?, format: format? })
+}
+
+fn dead_letter(t: &mut Table<'_, '_>) -> DeadLetter {
+    DeadLetter {
+        directory: t.directory(optional(
+            "directory",
+            "path",
+            "dead-letter/ below queue.directory",
+            "where rejected events go, as JSON lines; made 0700 if missing; without either \
+             directory they are dropped and counted",
+        )),
+        max_bytes: t.size(
+            "max_bytes",
+            64 * MIB,
+            DEAD_LETTER_MIN..,
+            "of all dead-letter files together; the oldest go first, counted",
+        ),
+    }
+}
+
+/// Says once that what is to be kept has no place.
+fn warn_without_place(cx: &Context<'_>, dead_letter: &DeadLetter, outputs: &[Draft]) {
+    if is_durable(cx) || dead_letter.directory.is_some() || cx.is_set("dead_letter.directory") {
+        return;
+    }
+    let action = |draft: &Draft| format!("{}.rejected.action", draft.path);
+    let asks = |draft: &&Draft| {
+        cx.is_set(&action(draft))
+            && draft.output.as_ref().is_some_and(|it| it.rejected == Rejected::DeadLetter)
+    };
+    if let Some(draft) = outputs.iter().find(asks) {
+        let path = action(draft);
+        let message = "needs dead_letter.directory or queue.directory: without either, rejected \
+                       events are dropped and counted";
+        cx.problem_at(&path, &path, message, Severity::Warning);
+    }
 }
 
 /// The smallest of the three bounds, with a warning where it is not the one configured.
@@ -851,7 +1140,7 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[Draft
         cx.error("queue.when_full", message);
     }
     let timeout_path = "queue.delivered_timeout";
-    for draft in outputs {
+    for draft in outputs.iter().filter(|draft| draft.required) {
         let path = format!("{}.replay_window", draft.path);
         let Some(window) = draft.replay_window else { continue };
         if window >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {
@@ -862,6 +1151,32 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[Draft
             );
             cx.problem_at(&path, spot, message, Severity::Error);
         }
+    }
+}
+
+/// An offset may be committed only when every output has the events.
+fn contradictions_of_sources(cx: &Context<'_>, queue: &Queue, sources: &[SourceDraft]) {
+    for (index, (name, _)) in sources.iter().enumerate() {
+        let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());
+        if let Some(first) = first.filter(|first| *first < index) {
+            let message = format!("is the name of source[{first}] too, allowed: another");
+            cx.error(&format!("source[{index}].name"), message);
+        }
+    }
+    let path = "queue.acknowledge";
+    if sources.is_empty() || !cx.are_known(&[path]) {
+        return;
+    }
+    if is_durable(cx) {
+        let message = "contradicts [[source]]: offsets are committed when every output has the \
+                       events, and what the disk has would come again after a restart, allowed: \
+                       leave it out";
+        cx.error("queue.directory", message);
+    } else if queue.acknowledge != Acknowledge::Delivered {
+        let spot = if cx.is_set(path) { path } else { "source[0]" };
+        let message = "contradicts [[source]]: an offset would be committed before the outputs \
+                       have the events, and a crash would lose them, allowed: \"delivered\"";
+        cx.problem_at(path, spot, message, Severity::Error);
     }
 }
 
@@ -887,6 +1202,13 @@ fn contradictions_of_addresses(
 }
 
 fn contradictions_of_outputs(cx: &Context<'_>, outputs: &[Draft]) {
+    if let Some(first) = outputs.first()
+        && outputs.iter().all(|draft| !draft.required)
+    {
+        let message =
+            "is false for every output, allowed: true for at least one, which events are kept for";
+        cx.error(&format!("{}.required", first.path), message);
+    }
     for (index, draft) in outputs.iter().enumerate() {
         let before = outputs.iter().take(index);
         if let Some(name) = &draft.name

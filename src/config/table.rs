@@ -246,6 +246,20 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
+    /// A time without a default; `otherwise` is what its absence means.
+    pub(super) fn optional_time(
+        &mut self,
+        name: &'static str,
+        range: impl RangeBounds<Duration>,
+        otherwise: &'static str,
+        meaning: &'static str,
+    ) -> Option<Duration> {
+        let kind = kind("time", values::allowed(&range, values::show_time));
+        self.take(optional(name, &kind, otherwise, meaning), |cx, found| {
+            read_time(cx, &found.value, &range)
+        })
+    }
+
     /// A whole number.
     pub(super) fn count(
         &mut self,
@@ -309,7 +323,6 @@ impl<'c, 'a> Table<'c, 'a> {
         &mut self,
         name: &'static str,
         words: &[(&'static str, T)],
-        later: &[&str],
         default: Option<T>,
         meaning: &'static str,
     ) -> Option<T> {
@@ -324,9 +337,6 @@ impl<'c, 'a> Table<'c, 'a> {
         };
         let taken = self.take(key, |cx, found| {
             cx.word(&found.value, &format!("one of {allowed}"), |text| {
-                if later.contains(&text) {
-                    return Err(format!("is not in this version, allowed: {allowed}"));
-                }
                 let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
                 known.ok_or_else(|| match nearest(text, words.iter().map(|(word, _)| *word)) {
                     Some(near) => {
@@ -558,6 +568,26 @@ impl<'c, 'a> Table<'c, 'a> {
     pub(super) fn sections<T>(
         &mut self,
         name: &'static str,
+        read: impl FnMut(&mut Self) -> T,
+    ) -> Vec<T> {
+        let is_missing = !self.has_any(name);
+        let values = self.sections_if_any(name, read);
+        if is_missing {
+            self.cx.error(name, format!("is missing, allowed: one or more [[{name}]]"));
+        }
+        values
+    }
+
+    /// Whether there is at least one `[[name]]` that is not read yet, whatever is in it.
+    pub(super) fn has_any(&self, name: &str) -> bool {
+        let value = self.keys.get(name).map(|(_, value)| value.get_ref());
+        value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
+    }
+
+    /// `[[name]]`, any number.
+    pub(super) fn sections_if_any<T>(
+        &mut self,
+        name: &'static str,
         mut read: impl FnMut(&mut Self) -> T,
     ) -> Vec<T> {
         let cx = self.cx;
@@ -574,9 +604,6 @@ impl<'c, 'a> Table<'c, 'a> {
             }
             None => Vec::new(),
         };
-        if found.is_empty() {
-            cx.error(name, format!("is missing, allowed: {allowed}"));
-        }
         let mut values = Vec::new();
         for (index, value) in found.into_iter().enumerate() {
             let (at, path) = (value.span().start, format!("{}[{index}]", self.path_of(name)));

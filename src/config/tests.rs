@@ -2,6 +2,7 @@
 //! problems gives is in `good.rs`.
 
 mod good;
+mod kafka;
 mod queue;
 
 use super::*;
@@ -47,8 +48,7 @@ fn files() -> tempfile::TempDir {
 }
 
 /// Every key, at another value than its default.
-fn everything(dir: &std::path::Path) -> String {
-    let text = r#"
+const EVERYTHING: &str = r#"
 [[listener]]
 address = "[::1]:3001"
 path_prefix = "/audit"
@@ -82,16 +82,17 @@ segment_bytes = "16KiB"
 [[output]]
 name = "es-1"
 type = "http"
-required = true
+required = false
 urls = ["https://a/x?y=${file:DIR/token}", "http://${env:HOST}:8080", "$${x"]
 strategy = "round_robin"
 format = "ndjson"
 compression = "zstd"
 headers = { X-Scope = "${file:DIR/token}", "x_1" = "tab\tand \"quotes\"" }
 concurrency = 1
+proxy = "http://u:${file:DIR/token}@${env:HOST}:3128"
 basic_auth = { username = "u ${env:HOST}", password_file = "DIR/token" }
 retry = { initial_interval = "1ms", max_interval = "1ms", multiplier = 1, randomization_factor = 0 }
-timeouts = { connect = "1s", request = "24h", max_connection_age = "0ms" }
+timeouts = { connect = "1s", request = "24h", max_connection_age = "10m" }
 batch = { max_bytes = 1024, max_events = 1 }
 rejected.action = "drop"
 [output.tls]
@@ -122,6 +123,27 @@ hostname = "h"
 app_name = "a"
 max_message_bytes = "8KiB"
 [[output]]
+name = "beats"
+type = "lumberjack"
+addresses = ["a:5044", "b:5044"]
+strategy = "round_robin"
+compression_level = 0
+window = 65536
+keepalive = "1s"
+idle_timeout = "30s"
+tls = {}
+[[output]]
+name = "relp"
+type = "relp"
+addresses = ["a:2514"]
+facility = "auth"
+severity = "err"
+hostname = "h"
+app_name = "a"
+max_message_bytes = "8KiB"
+window = 1
+tls = {}
+[[output]]
 name = "stdout"
 type = "stdout"
 format = "audit_log"
@@ -135,8 +157,10 @@ format = "json"
 [shutdown]
 drain_timeout = "1ms"
 "#;
+
+fn everything(dir: &std::path::Path) -> String {
     // Not a URL: in the text only so that the way back keeps the escape.
-    let text = text.replace(r#", "$${x"]"#, "]").replace(r#""u ${env"#, r#""$${ ${env"#);
+    let text = EVERYTHING.replace(r#", "$${x"]"#, "]").replace(r#""u ${env"#, r#""$${ ${env"#);
     text.replace("DIR", dir.to_str().unwrap())
 }
 
@@ -170,7 +194,9 @@ fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_mi
     let (cx, table) = reader::Context::new(schema::EVERYTHING, &|_| None);
     schema::config(&cx, table);
     for problem in cx.finish().problems {
-        assert!(problem.message.starts_with("is missing"), "{problem:?}");
+        let expected = ["is missing", "this binary was built without kafka"];
+        let known = expected.iter().any(|known| problem.message.starts_with(known));
+        assert!(known, "{problem:?}");
     }
 }
 
@@ -201,7 +227,7 @@ fn unknown_keys_name_the_nearest_known_one() {
         "lmits.max_body = 1\nx = 1\n[shutdown]\n\"a b\" = 1\n",
         &[
             "1:1: lmits: unknown key `lmits`, did you mean `limits`?",
-            "2:1: x: unknown key `x`, allowed: listener, limits, queue, output, dead_letter, admin, log, shutdown",
+            "2:1: x: unknown key `x`, allowed: listener, source, limits, queue, output, dead_letter, admin, log, shutdown",
             "4:1: shutdown.\"a b\": unknown key `\"a b\"`, allowed: drain_timeout",
         ],
     );
@@ -453,6 +479,16 @@ fn addresses_names_and_urls_are_checked() {
             "8:62: output[1].urls[4]: is not a URL (empty host)",
         ],
     );
+    for (proxy, wrong) in [
+        ("p", "is not a URL (relative URL without a base), allowed: http://[USER:PASSWORD@]HOST"),
+        ("https://p", "has a scheme that is not http, allowed: http://"),
+        ("http://p:0", "has port 0, allowed: http://"),
+        ("http://u:sesame@p/x", "has something behind host and port, allowed: http://"),
+        ("http://p?x", "has something behind host and port"),
+    ] {
+        let expected = format!("5:9: output[0].proxy: {wrong}");
+        assert_in_output("http", &format!("proxy = '{proxy}'\n"), &[&expected]);
+    }
 }
 
 #[test]
@@ -489,7 +525,7 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         &[
             "5:1: output[0].urls: type tcp has no key `urls`, allowed: with type http",
             "6:1: output[0].framing: type tcp has no key `framing`, allowed: with type syslog",
-            "7:1: output[0].window: type tcp has no key `window`, allowed: with type lumberjack, relp (not in this version)",
+            "7:1: output[0].window: type tcp has no key `window`, allowed: with type lumberjack, relp",
             "8:1: output[0].foo: unknown key `foo`",
         ],
     );
@@ -505,7 +541,7 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         "http",
         "addresses = []\nreplay_window = '1s'\n",
         &[
-            "5:1: output[0].addresses: type http has no key `addresses`, allowed: with type tcp, syslog",
+            "5:1: output[0].addresses: type http has no key `addresses`, allowed: with type tcp, syslog, lumberjack, relp",
             "6:1: output[0].replay_window: type http has no key `replay_window`, allowed: with type tcp, syslog",
         ],
     );
@@ -513,22 +549,14 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         "stdout",
         "strategy = 'failover'\n[output.tls]\n",
         &[
-            "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog",
-            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, tcp, syslog",
+            "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp",
+            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, tcp, syslog, lumberjack, relp",
         ],
     );
 }
 
 #[test]
 fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
-    for kind in ["lumberjack", "relp", "kafka"] {
-        let expected = format!(
-            "3:8: output[0].type: \"{kind}\" is not in this version, allowed: \"http\", \"tcp\", \"syslog\", \"stdout\""
-        );
-        let lines = "window = 1\ntopic = 1\nbrokers = 1\nkey = 1\ncompression_level = 1\nframing = 1\n\
-                     tls = 1\nkeepalive = 1\n";
-        assert_in_output(kind, lines, &[&expected]);
-    }
     assert_in_output(
         "htp",
         "urls = 1\nfoo = 1\nretry.multiplier = 0\n",
@@ -542,37 +570,98 @@ fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
 
 #[test]
 fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
-    assert_problems(
-        "[dead_letter]\ndirectory = ''\nmax_bytes = '1MiB'\nx = 1\n[filter]\n[[source]]\n",
-        &[
-            "2:13: dead_letter.directory: is not in this version",
-            "3:13: dead_letter.max_bytes: is not in this version, allowed: \"64MiB\"",
-            "4:1: dead_letter.x: unknown key",
-            "5:1: filter: is not in this version",
-            "6:1: source: is not in this version",
-        ],
-    );
+    assert_problems("[filter]\n", &["1:1: filter: is not in this version"]);
     assert_in_output(
         "http",
-        "required = false\nproxy = 'http://p'\nretry.max_elapsed = '24h'\n\
-         timeouts.max_connection_age = '5m'\n[output.filter]\n",
-        &[
-            "5:12: output[0].required: is not in this version, allowed: true",
-            "6:9: output[0].proxy: is not in this version",
-            "7:21: output[0].retry.max_elapsed: is not in this version",
-            "8:31: output[0].timeouts.max_connection_age: is not in this version, allowed: \"0s\"",
-            "9:1: output[0].filter: is not in this version",
-        ],
+        "[output.filter]\n",
+        &["5:1: output[0].filter: is not in this version"],
     );
     assert_in_output(
         "tcp",
-        "required = 1\ntimeouts.max_connection_age = 'never'\n",
+        "timeouts.max_connection_age = 'never'\n",
+        &["5:31: output[0].timeouts.max_connection_age: \"never\" is not a time"],
+    );
+}
+
+#[test]
+fn dead_letters_have_a_place_of_their_own_or_one_in_the_queues_directory() {
+    let place = |text: &str| {
+        let config = config(text);
+        (config.dead_letter_directory(), config.dead_letter.max_bytes)
+    };
+    assert_eq!(place(""), (None, 64 << 20));
+    let queue = "[queue]\ndirectory = '/q'\n";
+    let below = place(&format!("{queue}[dead_letter]\nmax_bytes = '1MiB'\n"));
+    assert_eq!(below, (Some(PathBuf::from("/q/dead-letter")), 1 << 20));
+    let own = place(&format!("{queue}[dead_letter]\ndirectory = '/d'\n"));
+    assert_eq!(own.0, Some(PathBuf::from("/d")));
+    assert_problems(
+        "[dead_letter]\ndirectory = ''\nmax_bytes = 1048575\nx = 1\n",
         &[
-            "5:12: output[0].required: is an integer, allowed: true or false",
-            "6:31: output[0].timeouts.max_connection_age: \"never\" is not a time",
+            "2:13: dead_letter.directory: \"\" is empty",
+            "3:13: dead_letter.max_bytes: 1048575 is out of range, allowed: at least 1MiB",
+            "4:1: dead_letter.x: unknown key",
         ],
     );
-    config("[dead_letter]\nmax_bytes = 67108864\n");
+}
+
+#[test]
+fn dead_letters_that_are_asked_for_without_a_place_are_warned_of_once() {
+    let output = |name: &str| {
+        format!(
+            "[[output]]\nname = '{name}'\ntype = 'http'\nurls = ['https://a/']\n\
+             rejected.action = 'dead_letter'\n"
+        )
+    };
+    let two = output("a") + &output("b");
+    let warning = "5:19: output[0].rejected.action: warning: needs dead_letter.directory or";
+    assert_problems(&two, &[warning]);
+    assert!(checked(&two).config.is_some());
+    config(&format!("{two}[dead_letter]\ndirectory = '/d'\n"));
+    config(&format!("{two}[queue]\ndirectory = '/d'\n"));
+}
+
+#[test]
+fn max_elapsed_is_absent_unless_set_and_contradicts_to_retry_for_ever() {
+    let elapsed = |lines: &str| {
+        let output = "[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n";
+        config(&format!("{output}{lines}")).outputs[0].retry.max_elapsed
+    };
+    assert_eq!(elapsed(""), None);
+    assert_eq!(elapsed("retry.max_elapsed = '24h'\n"), Some(Duration::from_secs(86_400)));
+    for (value, wrong) in [("'0s'", "\"0s\" is out of range"), ("1", "is an integer")] {
+        let line = format!("retry.max_elapsed = {value}\n");
+        let place = "5:21: output[0].retry.max_elapsed:";
+        assert_in_output("tcp", &line, &[&format!("{place} {wrong}")]);
+    }
+    assert_in_output(
+        "http",
+        "rejected.action = 'retry'\nretry.max_elapsed = '1h'\n",
+        &["6:21: output[0].retry.max_elapsed: contradicts rejected.action = \"retry\""],
+    );
+}
+
+#[test]
+fn at_least_one_output_is_required() {
+    let output = |name: &str, required: &str| {
+        format!("[[output]]\nname = '{name}'\ntype = 'tcp'\naddresses = ['a:1']\n{required}\n")
+    };
+    let none = [output("a", "required = false"), output("b", "required = false")].concat();
+    assert_problems(
+        &none,
+        &["5:12: output[0].required: is false for every output, allowed: true for at least one"],
+    );
+    assert_problems(
+        &[output("a", "required = 1"), output("b", "required = false")].concat(),
+        &["5:12: output[0].required: is an integer, allowed: true or false"],
+    );
+    let one = config(&[output("a", "required = false"), output("b", "")].concat());
+    let required: Vec<_> = one.outputs.iter().map(|output| output.required).collect();
+    assert_eq!(required, [false, true]);
+    // Nobody's answer waits for it.
+    let delivered = "[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n";
+    let stdout = "[[output]]\nname = 'b'\ntype = 'stdout'\n";
+    config(&format!("{delivered}{}{stdout}", output("a", "required = false")));
 }
 
 #[test]
@@ -714,7 +803,7 @@ fn missing_files_are_no_errors_until_strict() {
     assert_problems(text, &expected);
     let found = checked(text);
     assert!(found.problems.iter().all(|it| it.severity == Severity::MissingFile));
-    assert_eq!(found.config.as_ref().unwrap().files().len(), expected.len());
+    assert_eq!(found.files.len(), expected.len());
     let strict = found.strict();
     assert!(strict.problems.iter().all(|it| it.severity == Severity::Error));
     assert_eq!(strict.config, None);
@@ -722,7 +811,7 @@ fn missing_files_are_no_errors_until_strict() {
     let optional = text.replace("client_ca = '/no/4'", "client_ca = '/no/4'\noptional = true");
     let found = checked(&optional);
     assert_eq!(found.problems.len(), expected.len() - 3);
-    assert_eq!(found.config.unwrap().files().len(), expected.len());
+    assert_eq!(found.files.len(), expected.len());
     assert_problems(
         "[log]\nlevel = '${file:/no/1}'\n",
         &["2:9: log.level: warning: the file \"/no/1\" is missing"],
@@ -792,7 +881,8 @@ fn secrets_are_shown_nowhere() {
         assert!(!shown.contains("s3cr3t"), "{shown}");
     }
     let inline = "[[output]]\nname = 'a'\ntype = 'http'\nurls = ['https://u:s3cr3t@a/', 's3cr3t']\n\
-                  headers = { x = \"s3cr3t\\u0000\" }\nbasic_auth = { username = 's3cr3t:', password_file = '/no' }\n";
+                  headers = { x = \"s3cr3t\\u0000\" }\nbasic_auth = { username = 's3cr3t:', password_file = '/no' }\n\
+                  proxy = 'http://s3cr3t:s3cr3t@p/s3cr3t'\n";
     for problem in checked(inline).problems {
         assert!(!problem.message.contains("s3cr3t"), "{problem:?}");
     }

@@ -31,7 +31,11 @@ const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 const HOST_BYTES_MAX: usize = 253;
 
 /// `"64MiB"`, `"4MB"`, or a number of bytes.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+///
+/// What is wrong, and what is allowed.
+pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("", 1),
         ("B", 1),
@@ -56,7 +60,11 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// `"500ms"`, `"10s"`, `"5m"`, `"24h"`.
-pub(super) fn time(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+///
+/// What is wrong, and what is allowed.
+pub fn time(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     let (number, unit) = number_and_unit(text);
     let unit = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, unit)| *unit);
@@ -174,6 +182,22 @@ pub(super) fn url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// The URL of an HTTP proxy, with or without a user and password. The answer never holds any of it.
+pub(super) fn proxy_url(text: &str) -> Result<(), String> {
+    let allowed = "allowed: http://[USER:PASSWORD@]HOST[:PORT]";
+    let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
+    if url.scheme() != "http" {
+        return Err(format!("has a scheme that is not http, {allowed}"));
+    }
+    if url.port() == Some(0) {
+        return Err(format!("has port 0, {allowed}"));
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("has something behind host and port, {allowed}"));
+    }
+    Ok(())
+}
+
 /// The name of an output.
 pub(super) fn output_name(text: &str) -> Result<String, String> {
     let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -183,6 +207,18 @@ pub(super) fn output_name(text: &str) -> Result<String, String> {
     }
     if text == "queue" {
         return Err("is what metrics call the queue itself, allowed: any other name".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// The name of a topic in Kafka.
+pub(super) fn topic(text: &str) -> Result<String, String> {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if !(1..=249).contains(&text.len())
+        || !text.chars().all(in_a_name)
+        || [".", ".."].contains(&text)
+    {
+        return Err("is not a topic, allowed: 1 to 249 of a-z, A-Z, 0-9, ., _ and -".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -209,7 +245,11 @@ pub(super) fn printable(text: &str, bytes_max: usize) -> Result<String, String> 
 }
 
 /// The name that a peer's certificate must have.
-pub(super) fn server_name(text: &str) -> Result<String, String> {
+///
+/// # Errors
+///
+/// What is wrong with it, and what is allowed.
+pub fn server_name(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => {
@@ -230,7 +270,11 @@ pub(super) fn user_name(text: &str) -> Result<(), String> {
 }
 
 /// A request header's name, in lower case.
-pub(super) fn header_name(text: &str) -> Result<String, String> {
+///
+/// # Errors
+///
+/// What is wrong with it, and what is allowed.
+pub fn header_name(text: &str) -> Result<String, String> {
     // Ours to set: they describe the body and the connection that we make.
     const OURS: [&str; 6] = [
         "host",
@@ -250,7 +294,11 @@ pub(super) fn header_name(text: &str) -> Result<String, String> {
 }
 
 /// A request header's value. The answer never holds any of it.
-pub(super) fn header_value(text: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong with it, and what is allowed.
+pub fn header_value(text: &str) -> Result<(), String> {
     // Stricter than RFC 9110's obsolete 0x80 to 0xff, which peers read in different ways.
     if !text.chars().all(|c| matches!(c, '\t' | ' '..='~')) {
         return Err("is not a header value, allowed: printable ASCII, space and tab".to_owned());

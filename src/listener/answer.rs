@@ -49,7 +49,7 @@ impl Refusal {
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
         }
-        response.extensions_mut().insert(self.rejection);
+        response.extensions_mut().insert(self.clone());
         response
     }
 }

@@ -45,10 +45,17 @@ pub(super) struct Deadlines {
     pub(super) idle: Duration,
 }
 
+impl Deadlines {
+    /// How often [`Registry::enforce`] is called: often enough for the shortest deadline, and never a load.
+    pub(super) fn tick(self) -> Duration {
+        (self.header.min(self.idle) / 10)
+            .clamp(Duration::from_millis(10), Duration::from_millis(250))
+    }
+}
+
 /// All connections of all listeners, bounded by `limits.max_connections`.
+#[derive(Default)]
 pub(super) struct Registry {
-    max: usize,
-    deadlines: Deadlines,
     entries: Mutex<Entries>,
 }
 
@@ -185,17 +192,17 @@ impl Connection {
 }
 
 impl Registry {
-    pub(super) fn new(max: usize, deadlines: Deadlines) -> Self {
-        Self { max, deadlines, entries: Mutex::default() }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a new connection. At the limit, the one that has been longest without a complete head makes room; where
+    /// Takes in a new connection, one of at most `max`. At the limit, the one that has been longest without a complete head makes room; where
     /// every one is in a request, `None`, and the new one is to be closed.
-    pub(super) fn open(self: &Arc<Self>, metrics: ListenerMetrics) -> Option<Registered> {
+    pub(super) fn open(
+        self: &Arc<Self>,
+        max: usize,
+        metrics: ListenerMetrics,
+    ) -> Option<Registered> {
         let now = Instant::now();
         let connection = Arc::new(Connection {
             state: Mutex::new(State {
@@ -213,7 +220,7 @@ impl Registry {
             retired: Notify::new(),
         });
         let mut entries = self.lock();
-        if entries.open.len() >= self.max {
+        if entries.open.len() >= max {
             let oldest = entries
                 .open
                 .iter()
@@ -235,12 +242,12 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Ends whoever is beyond a deadline. Called every [`Registry::tick`]; `closing` is how long the drain has lasted.
-    pub(super) fn enforce(&self, closing: Option<Duration>) {
+    /// Ends whoever is beyond a deadline. Called every [`Deadlines::tick`]; `closing` is how long the drain has lasted.
+    pub(super) fn enforce(&self, deadlines: Deadlines, closing: Option<Duration>) {
+        let Deadlines { header, idle } = deadlines;
         let is_over = closing.is_some_and(|lasted| lasted >= FAREWELL);
         for connection in self.lock().open.values() {
             let mut state = connection.lock();
-            let Deadlines { header, idle } = self.deadlines;
             let waited = state.since.elapsed();
             let verdict = match state.phase {
                 _ if state.verdict.is_some() => continue,
@@ -264,12 +271,6 @@ impl Registry {
             drop(state);
             connection.judge(verdict);
         }
-    }
-
-    /// How often [`Registry::enforce`] is called: often enough for the shortest deadline, and never a load.
-    pub(super) fn tick(&self) -> Duration {
-        let shortest = self.deadlines.header.min(self.deadlines.idle);
-        (shortest / 10).clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 }
 
@@ -346,7 +347,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
             _ => (Rejection::Invalid, "the head of the request is not HTTP"),
         };
         metrics.answered(status);
-        metrics.rejected(rejection);
+        metrics.rejected(rejection, status, message);
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 

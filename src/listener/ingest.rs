@@ -16,6 +16,7 @@ use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use http_body_util::BodyExt;
@@ -35,6 +36,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
+use super::Settings;
 use super::answer;
 use super::answer::Body;
 use super::answer::Refusal;
@@ -68,20 +70,19 @@ pub(super) fn decoding() -> Semaphore {
 /// `limits.max_in_flight`: bytes of bodies that are not yet in the queue or wait for their acknowledgement, counted as
 /// they arrive.
 pub(super) struct InFlight {
-    max: u64,
     used: AtomicU64,
     gauge: Gauge,
 }
 
 impl InFlight {
-    pub(super) fn new(max: u64, gauge: Gauge) -> Self {
-        Self { max, used: AtomicU64::new(0), gauge }
+    pub(super) fn new(gauge: Gauge) -> Self {
+        Self { used: AtomicU64::new(0), gauge }
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
-    fn add(&self, bytes: u64) -> bool {
+    fn add(&self, bytes: u64, max: u64) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(bytes).filter(|sum| *sum <= self.max)
+            used.checked_add(bytes).filter(|sum| *sum <= max)
         });
         if taken.is_ok() {
             self.gauge.increment(bytes as f64);
@@ -95,14 +96,15 @@ impl InFlight {
         self.gauge.decrement(bytes as f64);
     }
 
-    fn is_full(&self) -> bool {
-        self.used.load(Ordering::Relaxed) >= self.max
+    fn is_full(&self, max: u64) -> bool {
+        self.used.load(Ordering::Relaxed) >= max
     }
 }
 
 /// One body's share of [`InFlight`]; given back when dropped.
 struct Reservation<'a> {
     in_flight: &'a InFlight,
+    max: u64,
     bytes: u64,
 }
 
@@ -110,7 +112,7 @@ impl Reservation<'_> {
     /// Takes more until the share is `total`.
     fn grow(&mut self, total: usize) -> Result<(), Refusal> {
         let more = (total as u64).saturating_sub(self.bytes);
-        if more > 0 && !self.in_flight.add(more) {
+        if more > 0 && !self.in_flight.add(more, self.max) {
             return Err(in_flight_full());
         }
         self.bytes += more;
@@ -124,18 +126,24 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// What the config says of requests. A request keeps those that it began with.
+pub(super) struct Bounds {
+    /// The effective `limits.max_body`.
+    pub(super) max_body: u64,
+    pub(super) max_in_flight: u64,
+    pub(super) body_timeout: Duration,
+    pub(super) acknowledge: Acknowledge,
+    pub(super) delivered_timeout: Duration,
+    pub(super) retry_after: Duration,
+}
+
 /// What all requests of all listeners share.
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
     pub(super) pool: Arc<Pool>,
     pub(super) decoding: Semaphore,
-    /// The effective `limits.max_body`.
-    pub(super) max_body: u64,
-    pub(super) body_timeout: Duration,
-    pub(super) acknowledge: Acknowledge,
-    pub(super) delivered_timeout: Duration,
-    pub(super) retry_after: Duration,
+    pub(super) bounds: ArcSwap<Bounds>,
     /// New requests are refused.
     pub(super) closing: CancellationToken,
     /// What is still under way is refused too.
@@ -147,7 +155,7 @@ pub(super) struct Shared {
 pub(super) struct Ingest {
     pub(super) shared: Arc<Shared>,
     pub(super) connection: Arc<Connection>,
-    pub(super) path_prefix: Arc<str>,
+    pub(super) settings: Arc<ArcSwap<Settings>>,
 }
 
 impl Service<Request<Incoming>> for Ingest {
@@ -168,16 +176,17 @@ impl Service<Request<Incoming>> for Ingest {
 impl Ingest {
     async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
         let (mut head, body) = request.into_parts();
+        let bounds = self.shared.bounds.load_full();
         let mut upload = Upload {
             body,
-            deadline: Instant::now() + self.shared.body_timeout,
+            deadline: Instant::now() + bounds.body_timeout,
             cut: &self.shared.cut,
             connection: &self.connection,
             sent: 0,
             begun: false,
             ended: false,
         };
-        let judged = self.judge(&mut head, upload.body.size_hint().exact());
+        let judged = self.judge(&bounds, &mut head, upload.body.size_hint().exact());
         let expects = head
             .headers
             .get(header::EXPECT)
@@ -185,7 +194,7 @@ impl Ingest {
         // 16 KiB for each stream of an h2 connection, if its sender likes.
         drop(head);
         let outcome = match judged {
-            Ok(gzip) => self.take(gzip, &mut upload).await,
+            Ok(gzip) => self.take(&bounds, gzip, &mut upload).await,
             Err(refusal) => Err(refusal),
         };
         match outcome {
@@ -193,12 +202,17 @@ impl Ingest {
                 tracing::debug!(events, bytes = upload.sent, "batch accepted");
                 answer::accepted(events)
             }
-            Err(refusal) => self.refuse(refusal, expects, upload).await,
+            Err(refusal) => self.refuse(&bounds, refusal, expects, upload).await,
         }
     }
 
     /// What the head alone tells. `Ok` says whether the body is gzip.
-    fn judge(&self, head: &mut Parts, length: Option<u64>) -> Result<bool, Refusal> {
+    fn judge(
+        &self,
+        bounds: &Bounds,
+        head: &mut Parts,
+        length: Option<u64>,
+    ) -> Result<bool, Refusal> {
         if let Some(refusal) = head.extensions.remove::<Refusal>() {
             return Err(refusal);
         }
@@ -208,14 +222,15 @@ impl Ingest {
             return Err(invalid("a request has exactly one Host header (RFC 9112 §3.2)"));
         }
         // "/" takes any path, and the `*` of OPTIONS, which is none.
-        let prefix = self.path_prefix.trim_end_matches('/');
+        let settings = self.settings.load();
+        let prefix = settings.path_prefix.trim_end_matches('/');
         let rest = head.uri.path().strip_prefix(prefix);
         let inside = |rest: &str| prefix.is_empty() || rest.is_empty() || rest.starts_with('/');
         if !rest.is_some_and(inside) {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Rejection::NotFound,
-                format!("audit events are taken below {}", self.path_prefix),
+                format!("audit events are taken below {}", settings.path_prefix),
             ));
         }
         if head.method != Method::POST {
@@ -226,13 +241,13 @@ impl Ingest {
             ));
         }
         let gzip = media(head)?;
-        if length.is_some_and(|length| length > self.shared.max_body) {
-            return Err(self.too_large());
+        if length.is_some_and(|length| length > bounds.max_body) {
+            return Err(too_large(bounds));
         }
         if self.shared.closing.is_cancelled() {
             return Err(shutting_down());
         }
-        if self.shared.in_flight.is_full() {
+        if self.shared.in_flight.is_full(bounds.max_in_flight) {
             return Err(in_flight_full());
         }
         let length = if gzip { 0 } else { length.unwrap_or(0) };
@@ -241,12 +256,18 @@ impl Ingest {
     }
 
     /// Reads, decodes and appends; says how many events were accepted.
-    async fn take(&self, gzip: bool, upload: &mut Upload<'_>) -> Result<u64, Refusal> {
-        let mut share = Reservation { in_flight: &self.shared.in_flight, bytes: 0 };
+    async fn take(
+        &self,
+        bounds: &Bounds,
+        gzip: bool,
+        upload: &mut Upload<'_>,
+    ) -> Result<u64, Refusal> {
+        let (in_flight, max) = (&self.shared.in_flight, bounds.max_in_flight);
+        let mut share = Reservation { in_flight, max, bytes: 0 };
         let body = if gzip {
-            self.inflate(upload, &mut share).await?
+            self.inflate(bounds, upload, &mut share).await?
         } else {
-            self.collect(upload, &mut share).await?
+            self.collect(bounds, upload, &mut share).await?
         };
         let Batch { lines, events, levels } = if body.len() <= INLINE_MAX {
             decode(body)?
@@ -262,17 +283,17 @@ impl Ingest {
         }
         // A last line without its line break is stored with one. At the bound, which may be the queue's, that byte is too
         // much for ever, and 429 would say that it fits later.
-        if lines.len() as u64 > self.shared.max_body {
-            return Err(self.too_large());
+        if lines.len() as u64 > bounds.max_body {
+            return Err(too_large(bounds));
         }
         let append = Append { lines, events, levels };
         let mut ticket = self.shared.queue.append(append).map_err(refused)?;
-        let deadline = Instant::now() + self.shared.delivered_timeout;
+        let deadline = Instant::now() + bounds.delivered_timeout;
         tokio::select! {
             biased;
             acknowledged = timeout_at(deadline, ticket.acknowledged()) => match acknowledged {
                 Ok(acknowledged) => acknowledged.map(|()| events).map_err(refused),
-                Err(_) => Err(self.too_late()),
+                Err(_) => Err(too_late(bounds)),
             },
             () = self.shared.cut.cancelled() => Err(shutting_down()),
         }
@@ -280,6 +301,7 @@ impl Ingest {
 
     async fn collect(
         &self,
+        bounds: &Bounds,
         upload: &mut Upload<'_>,
         share: &mut Reservation<'_>,
     ) -> Result<Buffer, Refusal> {
@@ -288,8 +310,8 @@ impl Ingest {
         let mut body = Buffer::new(announced, &self.shared.pool);
         while let Some(piece) = upload.next().await? {
             let total = body.len() + piece.len();
-            if total as u64 > self.shared.max_body {
-                return Err(self.too_large());
+            if total as u64 > bounds.max_body {
+                return Err(too_large(bounds));
             }
             share.grow(total)?;
             body.extend(&piece);
@@ -299,18 +321,19 @@ impl Ingest {
 
     async fn inflate(
         &self,
+        bounds: &Bounds,
         upload: &mut Upload<'_>,
         share: &mut Reservation<'_>,
     ) -> Result<Buffer, Refusal> {
         let broken = |error: io::Error| {
             if error.kind() == io::ErrorKind::FileTooLarge {
-                self.too_large()
+                too_large(bounds)
             } else {
                 invalid(format!("the body is broken gzip: {error}"))
             }
         };
         let body = Buffer::new(None, &self.shared.pool);
-        let bounded = Bounded { body, max: self.shared.max_body };
+        let bounded = Bounded { body, max: bounds.max_body };
         let mut decoder = MultiGzDecoder::new(bounded);
         while let Some(piece) = upload.next().await? {
             for step in piece.chunks(GZIP_STEP) {
@@ -330,6 +353,7 @@ impl Ingest {
     /// Answers a refusal, after the body where that is still to come and small enough.
     async fn refuse(
         &self,
+        bounds: &Bounds,
         mut refusal: Refusal,
         expects: bool,
         mut upload: Upload<'_>,
@@ -337,12 +361,12 @@ impl Ingest {
         let unsent = expects && !upload.begun;
         let announced = upload.body.size_hint().lower() + upload.sent;
         let discard = !unsent
-            && announced <= self.shared.max_body
+            && announced <= bounds.max_body
             && refusal.status != StatusCode::REQUEST_TIMEOUT;
-        if discard && let Err(slow) = upload.discard(self.shared.max_body).await {
+        if discard && let Err(slow) = upload.discard(bounds.max_body).await {
             refusal = slow;
         }
-        let mut response = refusal.answer(self.shared.retry_after);
+        let mut response = refusal.answer(bounds.retry_after);
         let unread = !upload.ended && !upload.body.is_end_stream();
         if unread {
             self.connection.linger();
@@ -364,23 +388,22 @@ impl Ingest {
         );
         response
     }
+}
 
-    /// Neither a consumer nor a disk may hold a request for ever.
-    fn too_late(&self) -> Refusal {
-        let (reason, message) = match self.shared.acknowledge {
-            Acknowledge::Queued | Acknowledge::Delivered => (
-                Rejection::DeliveryTimeout,
-                "the consumers have not acknowledged the events in time",
-            ),
-            Acknowledge::Synced => (Rejection::Disk, "the disk has not stored the events in time"),
-        };
-        Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, message)
-    }
+/// Neither a consumer nor a disk may hold a request for ever.
+fn too_late(bounds: &Bounds) -> Refusal {
+    let (reason, message) = match bounds.acknowledge {
+        Acknowledge::Queued | Acknowledge::Delivered => {
+            (Rejection::DeliveryTimeout, "the consumers have not acknowledged the events in time")
+        }
+        Acknowledge::Synced => (Rejection::Disk, "the disk has not stored the events in time"),
+    };
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, reason, message)
+}
 
-    fn too_large(&self) -> Refusal {
-        let message = format!("the body is larger than {} bytes", self.shared.max_body);
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
-    }
+fn too_large(bounds: &Bounds) -> Refusal {
+    let message = format!("the body is larger than {} bytes", bounds.max_body);
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
 fn decode(mut body: Buffer) -> Result<Batch, Refusal> {

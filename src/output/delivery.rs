@@ -1,17 +1,26 @@
 //! The loop that moves one cursor: take from the queue, send, wait for the consumer's word, finish.
 //!
 //! It is generic over what a connection is, and knows no protocol. Back-off, retries, order, and what "refused for good"
-//! takes are decided here. It never gives up: what it cannot deliver stays in the queue.
+//! takes are decided here. It never gives up unless `retry.max_elapsed` says so: what it cannot deliver stays in the queue.
+//!
+//! What is given up goes to the dead letters, and its claim is finished when the letters are safe; meanwhile the rest goes
+//! on.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::Files;
+use super::dead_letter::DeadLetters;
+use super::dead_letter::Written;
+use super::endpoints::Endpoints;
 use super::health::Health;
 use super::retry::Retry;
 use crate::config::BatchLimits;
@@ -22,18 +31,36 @@ use crate::queue::Cursor;
 use crate::queue::Position;
 use crate::queue::Retaken;
 use crate::queue::Take;
-use crate::telemetry::AttemptError;
+
+mod given_up;
+mod tried;
+
+use given_up::GivenUp;
 
 /// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, only those held
 /// are tried.
 const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
+/// Consumers whose acceptances are remembered. Addresses come and go, and each is one; one that is forgotten has to accept
+/// something else before what it refuses is given up.
+const CONSUMERS_MAX: usize = 1024;
+
 /// A consumer that broke the last connection before it took anything counts as up only when it has kept the next one
 /// for so long: one that refuses our certificate, or everybody, does so at once.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
+/// A delivery that is to be replaced waits so long for what is on the wire. What is not final then is sent again by its
+/// successor: whoever changes the settings of an output whose consumer hangs must not wait for it.
+const HAND_OVER_TIME: Duration = Duration::from_secs(10);
+
 /// The longest pause while the relay drains.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// What letters that are being written get at the end. What is not safe by then is the next start's, or lost with the queue.
+const LAST_LETTERS: Duration = Duration::from_secs(1);
+
+/// A link keeps events that can't be sent until all before them is final. From so many bytes of them on it has no room.
+pub(super) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Makes connections.
 pub(super) trait Connect: Send {
@@ -43,9 +70,30 @@ pub(super) trait Connect: Send {
     /// Whether a connection is made at the start, before there is anything to send.
     const EAGER: bool;
 
+    /// Whether events leave one request after the other.
+    fn is_ordered(&self) -> bool {
+        true
+    }
+
+    /// What is read from files for it.
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        None
+    }
+
+    /// Its addresses, where it has some, for `/status`.
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        None
+    }
+
+    /// Connects to each address once, and says how it went.
+    fn probe(&mut self) -> impl Future<Output = Probed> + Send;
+
     /// Tries every address once.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
 }
+
+/// For each address whether it could be connected, or why not.
+pub(super) type Probed = Vec<(String, Result<(), String>)>;
 
 /// A connection with a window: several batches may be on the wire.
 pub(super) trait Link: Send {
@@ -75,8 +123,9 @@ pub(super) trait Link: Send {
 /// What became of something.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Final: the consumer has it, `lost` events apart that can't be put in its protocol.
-    Accepted { claim: Claim, lost: u64 },
+    /// Final: the consumer has it, but for the events that can't be put in its protocol: a line each, ended by `\n`. Of a
+    /// link that finishes in order, it may be the front of what was sent together; the rest is still on the wire.
+    Accepted { claim: Claim, rejected: Vec<Bytes> },
     /// The consumer objects to the events themselves.
     Refused(Claim, Failure),
     /// There is room again, without anything having become final.
@@ -87,6 +136,13 @@ pub(super) enum Event {
     Broken { failure: Failure, progress: bool },
     /// Time to end the link in order, with nothing on the wire.
     Closed,
+    /// As [`Event::Broken`], of links that refuse events or finish out of order: what is on the wire is to be sent again,
+    /// what was refused or failed before stays so. Without a failure it is nobody's fault.
+    #[cfg(any(feature = "kafka", test))]
+    Gone(Option<Failure>),
+    /// Nothing moves, for this reason; the link goes on trying.
+    #[cfg(any(feature = "kafka", test))]
+    Troubled(Failure),
     /// The process can't go on.
     Fatal(String),
 }
@@ -147,15 +203,43 @@ pub(super) struct Delivery<C> {
     doubted: bool,
     /// Everything before it was on the wire once.
     sent_until: Position,
-    draining: CancellationToken,
+    orders: Orders,
     /// The drain has ended a pause.
     hurried: bool,
+    given_up: GivenUp,
+}
+
+/// What is left when a delivery ends to be replaced: nothing of it is on the wire.
+pub struct HandOver {
+    /// Its place in the log.
+    pub cursor: Cursor,
+    /// Claims that are not final, where others behind them are.
+    pub claims: Vec<Claim>,
+}
+
+/// What a delivery is told from outside.
+#[derive(Clone, Default)]
+pub struct Orders {
+    /// The process ends, and first tries to deliver what it has: no long pauses any more.
+    pub draining: CancellationToken,
+    /// The process ends.
+    pub stop: CancellationToken,
+    /// Another takes its place.
+    pub retire: CancellationToken,
+}
+
+/// Why a delivery has ended.
+enum Done {
+    Stopped,
+    Retired,
 }
 
 enum Ended {
     Stopped,
+    Retired,
     Closed,
-    Broken,
+    /// Without a failure it was nobody's fault.
+    Broken(Option<Failure>),
     Fatal(String),
 }
 
@@ -165,15 +249,14 @@ impl<C: Connect> Delivery<C> {
         cursor: Cursor,
         health: Health,
         config: &crate::config::Output,
-        ordered: bool,
     ) -> Self {
         Self {
+            ordered: connector.is_ordered(),
             connector,
             retry: Retry::new(&config.retry),
             health,
             limits: config.batch,
             rejected: config.rejected,
-            ordered,
             wire: BTreeMap::new(),
             pending: VecDeque::new(),
             suspects: VecDeque::new(),
@@ -189,60 +272,99 @@ impl<C: Connect> Delivery<C> {
             careful: false,
             doubted: false,
             sent_until: cursor.position(),
-            draining: CancellationToken::new(),
+            orders: Orders::default(),
             hurried: false,
+            given_up: GivenUp::new(config),
             cursor,
         }
     }
 
-    /// When the drain begins, a pause under way ends and others are short: a consumer that is back must not be missed.
-    pub(super) fn draining(mut self, draining: CancellationToken) -> Self {
-        self.draining = draining;
+    /// Where what is given up goes, if the config says so.
+    pub(super) fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
+        if self.rejected == Rejected::DeadLetter {
+            self.given_up.place(dead_letters);
+        }
         self
     }
 
-    /// Delivers until stopped.
+    /// Begins with what the delivery before it has left, in its order.
+    pub(super) fn inherit(mut self, claims: Vec<Claim>) -> Self {
+        self.pending = claims
+            .into_iter()
+            .map(|claim| Work {
+                claim,
+                events: claim.end - claim.start,
+                attempts: 1,
+                sent_at: 0,
+                refused_at: None,
+                suspected: false,
+            })
+            .collect();
+        self
+    }
+
+    /// Delivers until stopped, or until another is to take its place.
     ///
     /// # Errors
     ///
     /// Where the process can't go on.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
+    pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, String> {
+        self.orders = orders;
+        let ended = self.deliver().await;
+        // A letter that is all but safe would be written again.
+        let retired = matches!(ended, Ok(Done::Retired));
+        let wait = if retired { HAND_OVER_TIME } else { LAST_LETTERS };
+        let stop = self.orders.stop.clone();
+        let letters = self.given_up.all_ended(&self.cursor, &mut self.health);
+        let letters = tokio::time::timeout(wait, letters);
+        if retired {
+            stop.run_until_cancelled(letters).await;
+        } else {
+            letters.await.ok();
+        }
+        Ok(match ended? {
+            Done::Stopped => None,
+            Done::Retired => Some(self.hand_over()),
+        })
+    }
+
+    async fn deliver(&mut self) -> Result<Done, String> {
+        let Orders { stop, retire, .. } = self.orders.clone();
         let mut needed = C::EAGER;
         loop {
-            if !needed {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = self.cursor.readable() => {}
-                }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Done::Stopped),
+                () = retire.cancelled() => return Ok(Done::Retired),
+                () = self.rest(needed) => {}
             }
             needed = true;
-            if let Some(until) = self.paused_until.take() {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    () = self.draining.cancelled(), if !self.hurried => self.hurried = true,
-                    () = tokio::time::sleep_until(until) => {}
-                }
-            }
-            let connecting = stop.run_until_cancelled(self.connector.connect());
-            let Some(connected) = connecting.await else { return Ok(()) };
+            let connected = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Done::Stopped),
+                () = retire.cancelled() => return Ok(Done::Retired),
+                connected = self.connector.connect() => connected,
+            };
             match connected {
                 Err(failure) => {
                     self.health.failed(&failure);
                     self.pause(&failure);
+                    self.all_failed(&failure);
                 }
                 Ok(link) => {
+                    self.given_up.connected();
                     if C::EAGER {
                         self.careful = false;
                         if !self.doubted {
                             self.health.succeeded();
                         }
                     }
-                    match self.drive(link, &stop).await {
-                        Ended::Stopped => return Ok(()),
+                    match self.drive(link).await {
+                        Ended::Stopped => return Ok(Done::Stopped),
+                        Ended::Retired => return Ok(Done::Retired),
                         Ended::Fatal(message) => return Err(message),
-                        Ended::Broken => {}
+                        Ended::Broken(Some(failure)) => self.all_failed(&failure),
+                        Ended::Broken(None) => {}
                         Ended::Closed => needed = false,
                     }
                 }
@@ -250,19 +372,79 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    async fn drive(&mut self, mut link: C::Link, stop: &CancellationToken) -> Ended {
-        let proven = Instant::now() + PROVEN_AFTER;
+    /// Between two connections: waits until the next is needed and may be made, and gives up what is too old.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    async fn rest(&mut self, mut needed: bool) {
+        let draining = self.orders.draining.clone();
         loop {
-            self.fill(&mut link);
+            self.bury();
+            if self.pending.is_empty() && self.suspects.is_empty() {
+                self.given_up.next_old(&mut self.cursor, &mut self.health, self.limits);
+            }
+            needed |= !self.pending.is_empty();
+            let until = self.paused_until;
+            tokio::select! {
+                biased;
+                written = self.given_up.written() => self.end(written),
+                // When the drain begins, a pause under way ends and others are short: a consumer that is back must not be
+                // missed.
+                () = draining.cancelled(), if until.is_some() && !self.hurried => {
+                    self.hurried = true;
+                    self.paused_until = None;
+                }
+                () = self.cursor.readable(), if self.given_up.unread || !needed => {
+                    needed |= !std::mem::take(&mut self.given_up.unread);
+                }
+                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if needed => {
+                    self.paused_until = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What is not final is released, to be sent by another.
+    fn hand_over(mut self) -> HandOver {
+        self.finish_held();
+        for work in self.wire.values() {
+            self.cursor.release(work.claim);
+        }
+        self.given_up.claims().for_each(|claim| self.cursor.release(claim));
+        let left = self.wire.values().chain(&self.pending).chain(&self.suspects);
+        let left = left.map(|work| work.claim).chain(self.given_up.claims());
+        let mut claims: Vec<_> = left.collect();
+        claims.sort_unstable();
+        if self.cursor.is_in_order() {
+            self.cursor.rewind();
+            claims.clear();
+        }
+        HandOver { cursor: self.cursor, claims }
+    }
+
+    async fn drive(&mut self, mut link: C::Link) -> Ended {
+        let Orders { draining, stop, retire } = self.orders.clone();
+        let proven = Instant::now() + PROVEN_AFTER;
+        let mut retired = None;
+        loop {
+            self.bury();
+            if retired.is_some() && self.wire.is_empty() {
+                link.close().await;
+                return Ended::Retired;
+            }
+            if retired.is_none() {
+                self.fill(&mut link);
+            }
             if self.wire.is_empty() && !self.held.is_empty() && self.cursor.is_closed() {
                 // Nobody will know more of the suspects before the next start, which begins with them.
-                for work in std::mem::take(&mut self.held) {
-                    self.cursor.finish(work.claim, 0);
-                }
+                self.finish_held();
             }
             let paused = self.paused_until;
             let wants = match paused {
-                None => link.room().is_some() && (self.wire.is_empty() || !self.is_serial()),
+                _ if retired.is_some() => false,
+                None => self.may_send() && link.room().is_some(),
                 // A suspect waits for another event to be compared with.
                 Some(_) => self.awaits_probe,
             };
@@ -272,15 +454,26 @@ impl<C: Connect> Delivery<C> {
                     link.close().await;
                     return Ended::Stopped;
                 }
+                () = retire.cancelled(), if retired.is_none() => {
+                    retired = Some(Instant::now() + HAND_OVER_TIME);
+                    continue;
+                }
+                () = tokio::time::sleep_until(retired.unwrap_or(proven)), if retired.is_some() => {
+                    link.close().await;
+                    return Ended::Retired;
+                }
+                written = self.given_up.written() => {
+                    self.end(written);
+                    continue;
+                }
                 event = link.event() => event,
-                () = self.draining.cancelled(), if paused.is_some() && !self.hurried => {
+                () = draining.cancelled(), if paused.is_some() && !self.hurried => {
                     self.hurried = true;
                     self.paused_until = None;
                     continue;
                 }
-                () = self.cursor.readable(), if wants => {
-                    self.awaits_probe = false;
-                    self.paused_until = None;
+                () = self.cursor.readable(), if wants || self.given_up.unread => {
+                    self.on_readable(wants);
                     continue;
                 }
                 () = tokio::time::sleep_until(paused.unwrap_or(proven)), if paused.is_some() => {
@@ -294,47 +487,70 @@ impl<C: Connect> Delivery<C> {
                 }
             };
             match event {
-                Event::Accepted { claim, lost } => self.on_accepted(claim, lost, link.consumer()),
+                Event::Accepted { claim, rejected } => {
+                    self.on_accepted(claim, rejected, link.consumer());
+                }
                 Event::Room => {}
                 Event::Refused(claim, failure) => self.on_refused(claim, &failure, link.consumer()),
                 Event::Failed(claim, failure) => self.on_failed(claim, &failure),
                 Event::Broken { failure, progress } => {
-                    self.health.failed(&failure);
                     self.start_over();
-                    // One that has lasted is no refusal, whether or not there was something to send.
-                    if progress || Instant::now() >= proven {
-                        self.retry.reset();
-                    } else {
-                        self.doubted = true;
-                        self.pause(&failure);
-                    }
-                    return Ended::Broken;
+                    self.on_broken(&failure, progress || Instant::now() >= proven);
+                    return Ended::Broken(Some(failure));
                 }
                 Event::Closed => {
                     self.start_over();
                     link.close().await;
                     return Ended::Closed;
                 }
+                #[cfg(any(feature = "kafka", test))]
+                Event::Gone(failure) => {
+                    self.on_gone(failure.as_ref());
+                    link.close().await;
+                    return Ended::Broken(failure);
+                }
+                #[cfg(any(feature = "kafka", test))]
+                Event::Troubled(failure) => self.health.failed(&failure),
                 Event::Fatal(message) => return Ended::Fatal(message),
             }
         }
     }
 
-    /// Only links that finish in order break or close as a whole, and never suspect an event.
+    /// What is on the wire is to be sent again, in its order.
+    fn take_back(&mut self) {
+        for work in std::mem::take(&mut self.wire).into_values() {
+            self.cursor.release(work.claim);
+            self.pending.push_back(work);
+        }
+        self.pending.make_contiguous().sort_unstable_by_key(|work| work.claim);
+    }
+
+    /// Only links that finish in order break or close as a whole, and never suspect an event. What they have inherited
+    /// from one that does not is taken again claim by claim, and so is what is behind letters that are being written.
     fn start_over(&mut self) {
-        self.wire.clear();
-        self.pending.clear();
         self.isolating = false;
-        self.cursor.rewind();
+        if self.given_up.is_ended() && self.cursor.is_in_order() {
+            self.wire.clear();
+            self.pending.clear();
+            self.given_up.rewound();
+            self.cursor.rewind();
+            return;
+        }
+        self.take_back();
     }
 
     fn is_serial(&self) -> bool {
         self.isolating || self.careful
     }
 
+    /// As far as it is not the link's to say. Events that wait for their letters are held, and so bounded.
+    fn may_send(&self) -> bool {
+        !self.given_up.is_full() && (self.wire.is_empty() || !self.is_serial())
+    }
+
     /// Sends as long as the link has room.
     fn fill(&mut self, link: &mut C::Link) {
-        while self.paused_until.is_none() && (self.wire.is_empty() || !self.is_serial()) {
+        while self.paused_until.is_none() && self.may_send() {
             let Some(room) = link.room() else { return };
             let Some((batch, mut work)) = self.take(room) else { return };
             let again = work.attempts > 0 || work.claim.start < self.sent_until;
@@ -342,6 +558,7 @@ impl<C: Connect> Delivery<C> {
                 self.health.metrics.retries.increment(1);
             }
             self.sent_until = self.sent_until.max(work.claim.end);
+            self.given_up.tried(work.claim, &self.cursor);
             work.attempts += 1;
             work.sent_at = self.refusals;
             self.wire.insert(work.claim.start, work);
@@ -351,6 +568,10 @@ impl<C: Connect> Delivery<C> {
 
     /// The next to send: what was sent before, then, while suspects wait, one event to compare them with, then new ones.
     fn take(&mut self, room: Take) -> Option<(Batch, Work)> {
+        // It is read for what is given up, which goes first.
+        if self.given_up.unread {
+            return None;
+        }
         while let Some(mut work) = self.pending.pop_front() {
             match self.cursor.retake(work.claim) {
                 Retaken::Batch(batch) => {
@@ -418,7 +639,7 @@ impl<C: Connect> Delivery<C> {
     /// The next pause; short where the drain is what ends it.
     fn wait(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.retry.pause(asked);
-        if self.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
+        if self.orders.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }
 
     /// Nothing is refused, suspected or pending any more.
@@ -427,28 +648,42 @@ impl<C: Connect> Delivery<C> {
             return;
         }
         self.isolating = false;
+        self.finish_held();
+    }
+
+    fn finish_held(&mut self) {
         for work in std::mem::take(&mut self.held) {
             self.cursor.finish(work.claim, 0);
         }
     }
 
-    fn on_accepted(&mut self, claim: Claim, lost: u64, consumer: usize) {
-        let Some(work) = self.wire.remove(&claim.start) else { return };
+    fn on_accepted(&mut self, claim: Claim, rejected: Vec<Bytes>, consumer: usize) {
+        let Some(mut work) = self.wire.remove(&claim.start) else { return };
+        if let Some((front, rest)) = self.cursor.split_at(work.claim, claim.end) {
+            let events = work.events.min(front.end - front.start);
+            self.wire
+                .insert(rest.start, Work { claim: rest, events: work.events - events, ..work });
+            (work.claim, work.events) = (front, events);
+        }
         let vouched = self.vouched.entry(consumer).or_default();
         *vouched = work.sent_at.max(*vouched);
+        if self.vouched.len() > CONSUMERS_MAX {
+            self.vouched.pop_first();
+        }
         (self.careful, self.doubted) = (false, false);
         self.retry.reset();
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
-        if lost > 0 {
-            self.health
-                .lost(lost, &Failure::new(AttemptError::Protocol, "longer than max_message_bytes"));
-        }
         let behind_suspect = self.suspects.front().is_some_and(|first| first.claim < claim);
-        if self.ordered && behind_suspect {
+        if !rejected.is_empty() {
+            let (lost, reason) =
+                (rejected.len() as u64, Arc::from("longer than max_message_bytes"));
+            let health = &mut self.health;
+            self.given_up.end_with(claim, lost, rejected, &reason, &self.cursor, health);
+        } else if self.ordered && behind_suspect {
             self.held.push(work);
         } else {
-            self.cursor.finish(claim, lost);
+            self.cursor.finish(claim, 0);
         }
         if work.suspected {
             // It was no event's fault after all. What went ahead of it goes again, behind it.
@@ -484,16 +719,51 @@ impl<C: Connect> Delivery<C> {
             self.health.down(failure);
             self.pause(failure);
         } else if vouched {
-            // A released claim may have been dropped already.
-            if self.cursor.reclaim(claim) {
-                self.cursor.finish(claim, work.events);
-                self.health.lost(work.events, failure);
-            }
+            self.given_up.add(&work, &failure.message);
         } else {
             work.suspected = true;
             let place = self.suspects.partition_point(|other| other.claim < claim);
             self.suspects.insert(place, work);
             self.last_refusal = Some(failure.clone());
+            // Not what else of the batch is pending: it was not refused alone.
+            self.given_up.take_old(&mut self.suspects, failure);
+        }
+    }
+
+    /// What was waited for has been read, or is there.
+    fn on_readable(&mut self, wanted: bool) {
+        if wanted {
+            self.awaits_probe = false;
+            self.paused_until = None;
+        }
+        self.given_up.unread = false;
+    }
+
+    /// A link whose end says nothing about what was on the wire.
+    #[cfg(any(feature = "kafka", test))]
+    fn on_gone(&mut self, failure: Option<&Failure>) {
+        self.take_back();
+        if let Some(failure) = failure {
+            self.health.failed(failure);
+            self.doubted = true;
+            self.pause(failure);
+        }
+    }
+
+    /// One that has lasted is no refusal, whether or not there was something to send.
+    fn on_broken(&mut self, failure: &Failure, lasted: bool) {
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+        } else {
+            self.health.failed(failure);
+        }
+        if lasted {
+            self.retry.reset();
+            return;
+        }
+        self.doubted = true;
+        if !failure.elsewhere {
+            self.pause(failure);
         }
     }
 
@@ -507,7 +777,26 @@ impl<C: Connect> Delivery<C> {
         } else {
             self.health.failed(failure);
             self.pause(failure);
+            self.given_up.take_old(&mut self.pending, failure);
+            self.given_up.take_old(&mut self.suspects, failure);
         }
+    }
+
+    /// There is no link any more: an attempt at everything that is not final has failed.
+    fn all_failed(&mut self, failure: &Failure) {
+        if !failure.elsewhere {
+            self.given_up.take_old(&mut self.pending, failure);
+            self.given_up.take_old(&mut self.suspects, failure);
+            self.given_up.all_failed(failure);
+        }
+    }
+
+    fn bury(&mut self) {
+        self.given_up.bury(&mut self.cursor, &mut self.health);
+    }
+
+    fn end(&mut self, written: Written) {
+        self.given_up.end(written, &self.cursor, &mut self.health);
     }
 
     /// Failures of one moment are one reason to wait, however many requests were on the wire.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::AddressState;
 use super::Failure;
+use super::endpoints::Endpoints;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
@@ -31,22 +33,60 @@ pub(super) struct Health {
     /// The last line that said so.
     told: Option<(Instant, AttemptError)>,
     failures: u64,
-    told_lost: Option<Instant>,
-    lost: u64,
-    told_passed_over: Option<Instant>,
+    /// By [`Fate`].
+    given_up: [GivenUp; FATES.len()],
+}
+
+/// What becomes of events that are given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// They are gone.
+    Dropped,
+    /// They are in the dead-letter files.
+    DeadLetter,
+    /// They should be there, and could not be written.
+    Unwritten,
+}
+
+const FATES: [Fate; 3] = [Fate::Dropped, Fate::DeadLetter, Fate::Unwritten];
+
+impl Fate {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dropped => "dropped",
+            Self::DeadLetter => "written to the dead letters",
+            Self::Unwritten => "lost, the dead letters can't be written",
+        }
+    }
+}
+
+/// Events of one [`Fate`].
+#[derive(Debug, Default)]
+struct GivenUp {
+    /// Since the last line that told of some.
+    events: u64,
+    told: Option<Instant>,
 }
 
 /// What `/status` shows. Shared with `admin`.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Status {
     state: Mutex<StatusState>,
+    endpoints: Option<Arc<Endpoints>>,
 }
 
 #[derive(Debug, Default, Clone)]
 struct StatusState {
     up: bool,
-    last_error: Option<String>,
+    last_error: Option<(String, Instant)>,
+    down_since: Option<Instant>,
     next_attempt: Option<Instant>,
+}
+
+impl StatusState {
+    fn failed(&mut self, failure: &Failure) {
+        self.last_error = Some((failure.message.clone(), Instant::now()));
+    }
 }
 
 /// A moment of [`Status`].
@@ -56,11 +96,21 @@ pub struct Snapshot {
     pub up: bool,
     /// Of the last attempt that failed. Holds no path or query of a URL.
     pub last_error: Option<String>,
+    /// How long ago that was.
+    pub last_error_age: Option<Duration>,
+    /// For how long attempts have failed.
+    pub down: Option<Duration>,
     /// Until the next attempt, while one is waited for.
     pub next_retry: Option<Duration>,
+    /// Its addresses, in order.
+    pub addresses: Vec<AddressState>,
 }
 
 impl Status {
+    pub(super) fn new(endpoints: Option<Arc<Endpoints>>) -> Self {
+        Self { state: Mutex::default(), endpoints }
+    }
+
     fn lock(&self) -> MutexGuard<'_, StatusState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,7 +120,11 @@ impl Status {
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock().clone();
         let next_retry = state.next_attempt.map(|at| at.saturating_duration_since(Instant::now()));
-        Snapshot { up: state.up, last_error: state.last_error, next_retry }
+        let addresses = self.endpoints.as_ref().map(|it| it.states()).unwrap_or_default();
+        let down = state.down_since.map(|since| since.elapsed());
+        let (last_error, at) = state.last_error.unzip();
+        let last_error_age = at.map(|at| at.elapsed());
+        Snapshot { up: state.up, last_error, last_error_age, down, next_retry, addresses }
     }
 }
 
@@ -85,9 +139,7 @@ impl Health {
             told_down: false,
             told: None,
             failures: 0,
-            told_lost: None,
-            lost: 0,
-            told_passed_over: None,
+            given_up: Default::default(),
         }
     }
 
@@ -100,6 +152,7 @@ impl Health {
         self.metrics.up.set(1.0);
         let mut status = self.status.lock();
         status.up = true;
+        status.down_since = None;
         status.next_attempt = None;
         drop(status);
         if !std::mem::replace(&mut self.was_up, true) && !self.told_down {
@@ -127,12 +180,13 @@ impl Health {
     pub(super) fn down(&mut self, failure: &Failure) {
         self.metrics.up.set(0.0);
         self.failures += 1;
+        let now = Instant::now();
+        let since = *self.down.get_or_insert(now);
         let mut status = self.status.lock();
         status.up = false;
-        status.last_error = Some(failure.message.clone());
+        status.down_since = Some(since);
+        status.failed(failure);
         drop(status);
-        let now = Instant::now();
-        self.down.get_or_insert(now);
         let (reason, error, failures) = (failure.reason.name(), &failure.message, self.failures);
         let quiet = self.told.is_some_and(|(at, told)| {
             let same = self.told_down && told == failure.reason;
@@ -162,46 +216,30 @@ impl Health {
         self.told = Some((now, failure.reason));
     }
 
-    /// An attempt at one address failed, and another is tried at once: the output is not down, but somebody should know.
+    /// An attempt at one address failed, and another is tried at once: the output is not down. The log has it from those
+    /// who know the addresses.
     pub(super) fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
-        self.status.lock().last_error = Some(failure.message.clone());
-        let (reason, error) = (failure.reason.name(), &failure.message);
-        let now = Instant::now();
-        if self.told_passed_over.is_some_and(|at| now.duration_since(at) < REMIND) {
-            tracing::debug!(output = self.name, reason, error, "address passed over");
-        } else {
-            self.told_passed_over = Some(now);
-            tracing::warn!(
-                output = self.name,
-                reason,
-                error,
-                "address passed over, trying another"
-            );
-        }
+        self.status.lock().failed(failure);
     }
 
     /// The consumer refused a batch for what is in it. Only where it goes on refusing is it down.
     pub(super) fn refused(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");
-        self.status.lock().last_error = Some(failure.message.clone());
+        self.status.lock().failed(failure);
     }
 
-    /// Events are given up.
-    pub(super) fn lost(&mut self, events: u64, failure: &Failure) {
-        self.lost += events;
+    /// Events are given up, and counted by whoever finishes their claim.
+    pub(super) fn given_up(&mut self, events: u64, fate: Fate, error: &str) {
+        let given_up = &mut self.given_up[fate as usize];
+        given_up.events += events;
         let now = Instant::now();
-        if self.told_lost.is_none_or(|at| now.duration_since(at) >= REMIND) {
-            self.told_lost = Some(now);
-            let events = std::mem::take(&mut self.lost);
-            let error = &failure.message;
-            tracing::error!(
-                output = self.name,
-                events,
-                error,
-                "events refused for good, dropped and counted"
-            );
+        if events > 0 && given_up.told.is_none_or(|at| now.duration_since(at) >= REMIND) {
+            given_up.told = Some(now);
+            let events = std::mem::take(&mut given_up.events);
+            let fate = fate.name();
+            tracing::error!(output = self.name, events, fate, error, "events given up and counted");
         }
     }
 
@@ -214,12 +252,16 @@ impl Health {
 /// The log must not end with less than was lost.
 impl Drop for Health {
     fn drop(&mut self) {
-        if self.lost > 0 {
-            tracing::error!(
-                output = self.name,
-                events = self.lost,
-                "more events refused for good since the last line, dropped and counted"
-            );
+        for (fate, given_up) in FATES.into_iter().zip(&self.given_up) {
+            if given_up.events > 0 {
+                let (events, fate) = (given_up.events, fate.name());
+                tracing::error!(
+                    output = self.name,
+                    events,
+                    fate,
+                    "more events given up and counted since the last line"
+                );
+            }
         }
     }
 }

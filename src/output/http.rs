@@ -1,17 +1,12 @@
 //! `type = "http"`: one POST for each batch; 2xx is the acknowledgement.
 //!
-//! `concurrency` lanes each keep one HTTP/1.1 connection. 400, 413 and 422 concern the events and are told apart from all
+//! `concurrency` lanes each keep one HTTP/1.1 connection to each address whose turn it was. 400, 413 and 422 concern the events and are told apart from all
 //! other answers, which are retried. Redirects are never followed. Nothing here logs or reports a path or query: they
 //! may hold a token.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::future::Future;
-use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -27,36 +22,42 @@ use hyper::Method;
 use hyper::Request;
 use hyper::Response;
 use hyper::StatusCode;
-use hyper::body::Body;
-use hyper::body::Frame;
 use hyper::body::Incoming;
-use hyper::body::SizeHint;
 use hyper::client::conn::http1;
 use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
+mod body;
+mod proxy;
 mod wire;
 
 use super::Expiry;
 use super::Failure;
 use super::Files;
+use super::Staged;
+use super::connection::Tls;
+use super::connection::dial_failure;
 use super::delivery::Connect;
 use super::delivery::Event;
 use super::delivery::Link;
+use super::delivery::Probed;
+use super::endpoints;
+use super::endpoints::Attempt;
 use super::endpoints::Endpoints;
+use super::endpoints::Place;
+use super::endpoints::Watch;
 use super::retry::RETRY_AFTER_MAX;
-use super::stream::dial_failure;
-use super::stream::handshake;
-use super::stream::reload_tls;
 use super::tcp::audit_log;
 use crate::audit::LIST_HEAD;
 use crate::config;
 use crate::config::Compression;
+use crate::config::HostPort;
 use crate::config::HttpFormat;
 use crate::config::Strategy;
 use crate::net;
@@ -65,8 +66,12 @@ use crate::queue::Claim;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
-use crate::tls;
 
+use body::Pieces;
+use body::Upload;
+use body::gzip;
+use body::zstd;
+use proxy::Proxy;
 use wire::Progress;
 use wire::Wire;
 
@@ -75,15 +80,6 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// And for so long: the status has come by then, which is all that counts.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-
-/// Bytes handed over at once: the steps in which `output_bytes_total` grows.
-const PIECE_BYTES: usize = 256 * 1024;
-
-/// The same where they are copied for it, so that the copies stay in the CPU's cache.
-const COPIED_BYTES: usize = 64 * 1024;
-
-/// What is smaller is copied together with others: hyper writes after 16 pieces, whatever their sizes.
-const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// How often in `timeouts.request` progress is looked for: so exact is the timeout.
 const LOOKS: u32 = 10;
@@ -96,13 +92,15 @@ const SMALL_BYTES: u64 = 64 * 1024;
 /// TCP keepalive of kept connections.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
+
 /// What of the settings comes from `${…}` and files.
 struct Targets {
     targets: Vec<Target>,
+    proxy: Option<Proxy>,
     headers: HeaderMap,
 }
 
-#[derive(PartialEq)]
 struct Target {
     origin: Origin,
     authority: HeaderValue,
@@ -113,26 +111,24 @@ struct Target {
 #[derive(Clone, PartialEq)]
 struct Origin {
     https: bool,
-    host: String,
-    port: u16,
+    at: HostPort,
 }
 
 /// One output's requests. Shared by its lanes.
-pub(super) struct Client {
+struct Client {
     config: config::HttpOutput,
     timeouts: config::Timeouts,
     limits: config::BatchLimits,
-    endpoints: Endpoints,
-    tls: tls::Client,
+    endpoints: Arc<Endpoints>,
+    tls: Arc<Tls>,
     targets: ArcSwapOption<Targets>,
     metrics: OutputMetrics,
-    expiry: Expiry,
     /// Owns the tasks that drive connections.
     drivers: TaskTracker,
 }
 
 impl Client {
-    pub(super) fn new(
+    fn new(
         http: &config::HttpOutput,
         output: &config::Output,
         metrics: OutputMetrics,
@@ -142,17 +138,12 @@ impl Client {
             config: http.clone(),
             timeouts: output.timeouts.clone(),
             limits: output.batch,
-            endpoints: Endpoints::new(http.urls.len(), http.strategy),
-            tls: tls::Client::new(http.tls.clone(), &[b"http/1.1"]),
+            endpoints: Arc::new(Endpoints::new(&output.name, http.strategy, &output.timeouts)),
+            tls: Arc::new(Tls::new(http.tls.clone(), &[b"http/1.1"], expiry)),
             targets: ArcSwapOption::empty(),
             metrics,
-            expiry,
             drivers: TaskTracker::new(),
         }
-    }
-
-    pub(super) fn concurrency(&self) -> usize {
-        self.config.concurrency
     }
 
     /// Expands what the config has as templates. Errors name keys and files, never what they expand to.
@@ -162,6 +153,13 @@ impl Client {
             let text = template.expand().map_err(|error| chain(&error))?;
             targets.push(target(&text).map_err(|what| format!("urls[{index}] {what}"))?);
         }
+        let proxy = match &self.config.proxy {
+            Some(template) => {
+                let text = template.expand().map_err(|error| chain(&error))?;
+                Some(Proxy::new(&text).map_err(|what| format!("proxy {what}"))?)
+            }
+            None => None,
+        };
         let mut headers = HeaderMap::new();
         for (name, template) in &self.config.headers {
             let text = template.expand().map_err(|error| chain(&error))?;
@@ -191,41 +189,79 @@ impl Client {
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
-        Ok(Targets { targets, headers })
+        Ok(Targets { targets, proxy, headers })
     }
 
-    fn has_https(&self) -> bool {
-        self.targets
-            .load()
-            .as_ref()
-            .is_some_and(|targets| targets.targets.iter().any(|target| target.origin.https))
-    }
-
-    pub(super) async fn probe(self: &Arc<Self>) -> Vec<(String, Result<(), String>)> {
-        let Some(targets) = self.targets.load_full() else { return Vec::new() };
-        let mut results = Vec::new();
-        for target in &targets.targets {
-            let dialled = self.dial(&target.origin).await;
-            results.push((
-                target.origin.to_string(),
-                dialled.map(drop).map_err(|failure| failure.to_string()),
-            ));
-        }
-        results
-    }
-
-    async fn dial(&self, origin: &Origin) -> Result<Kept, Failure> {
+    /// Connects to a place and sends nothing.
+    async fn reach(&self, place: Place) -> Result<(), Failure> {
+        let gone =
+            || Failure::new(AttemptError::Protocol, format!("{place}: no such URL any more"));
+        let targets = self.targets.load_full().ok_or_else(gone)?;
+        let target = targets.targets.get(place.entry).ok_or_else(gone)?;
+        let origin = &target.origin;
         let deadline = Instant::now() + self.timeouts.connect;
-        let (host, port) = (&origin.host, origin.port);
-        let stream = net::dial(host, port, deadline).await.map_err(|error| dial_failure(&error))?;
+        let stream = self.open(origin, &place, targets.proxy.as_ref(), deadline).await?;
+        if origin.https {
+            let HostPort { host, port } = &origin.at;
+            self.tls.handshake(host, *port, stream, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// A way to the origin, by itself or through the proxy.
+    async fn open(
+        &self,
+        origin: &Origin,
+        place: &Place,
+        proxy: Option<&Proxy>,
+        deadline: Instant,
+    ) -> Result<TcpStream, Failure> {
+        let stream = match (proxy, place.socket) {
+            (Some(proxy), _) => {
+                let HostPort { host, port } = &proxy.at;
+                let dialled = net::dial(host, *port, deadline).await.map_err(|error| {
+                    let failure = dial_failure(&error);
+                    Failure::new(failure.reason, format!("{origin}: {proxy}: {failure}"))
+                });
+                let mut stream = dialled?;
+                let opening = proxy.open(&mut stream, &origin.at);
+                let opened =
+                    tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| {
+                        let what = format!("{proxy}: no answer within the connect timeout");
+                        Err((AttemptError::Timeout, what))
+                    });
+                opened
+                    .map_err(|(reason, what)| Failure::new(reason, format!("{origin}: {what}")))?;
+                stream
+            }
+            (None, Some(address)) => {
+                let connected = net::connect(address, deadline).await;
+                connected.map_err(|error| dial_failure(&error))?
+            }
+            (None, None) => {
+                let what = format!("{place} has no address");
+                return Err(Failure::new(AttemptError::Resolve, what));
+            }
+        };
         net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
+        Ok(stream)
+    }
+
+    async fn dial(
+        &self,
+        origin: &Origin,
+        place: Place,
+        proxy: Option<&Proxy>,
+    ) -> Result<Kept, Failure> {
+        let deadline = Instant::now() + self.timeouts.connect;
         let failure =
             |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{origin}: {error}"));
-        let wire = Wire::new(stream);
+        let wire = Wire::new(self.open(origin, &place, proxy, deadline).await?);
         let progress = wire.progress();
         // The drivers end with their connections: when the lane drops its half, or the peer closes.
         let sender = if origin.https {
-            let stream = handshake(&self.tls, host, port, wire, deadline, &self.expiry).await?;
+            let HostPort { host, port } = &origin.at;
+            let stream = self.tls.handshake(host, *port, wire, deadline).await?;
             let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
             self.drivers.spawn(driver);
             sender
@@ -234,57 +270,62 @@ impl Client {
             self.drivers.spawn(driver);
             sender
         };
-        Ok(Kept { origin: origin.clone(), sender, progress })
+        let way = Way { origin: origin.clone(), proxy: proxy.cloned(), place };
+        Ok(Kept { way, expiry: self.endpoints.expiry(), sender, progress })
+    }
+
+    /// The next address, and the settings as they are now. `None` before the files have been read.
+    async fn pick(&self) -> Option<(Arc<Targets>, Attempt)> {
+        loop {
+            let targets = self.targets.load_full()?;
+            let attempt = self.endpoints.pick()?;
+            let place = attempt.place();
+            if targets.targets.get(place.entry).is_some_and(|it| it.origin.at == place.name) {
+                return Some((targets, attempt));
+            }
+            // The URLs are changing, between the one and the other.
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Sends a batch on a lane's connection, or on a new one where it has none for the address whose turn it is.
     async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
-        let index = self.endpoints.pick();
-        let mut outcome = self.attempt_at(index, lane, batch).await;
+        let Some((targets, mut attempt)) = self.pick().await else {
+            let failure =
+                Failure::new(AttemptError::Protocol, "the URL's files have not been read");
+            return (0, Outcome::Failed(failure));
+        };
+        let mut outcome = match self.encode(batch).await {
+            Ok(body) => self.exchange(lane, &targets, &mut attempt, body).await,
+            Err(failure) => Outcome::Failed(failure),
+        };
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
             // Where all are equals, one that refuses what others take is at fault. Passed over, it is tried again later.
-            Outcome::Refused(mut failure)
-                if another_may && self.endpoints.failed(index, failure.retry_after) =>
-            {
+            Outcome::Refused(mut failure) if another_may && attempt.refused(&failure) => {
                 failure.elsewhere = true;
                 outcome = Outcome::Failed(failure);
             }
-            Outcome::Accepted | Outcome::Refused(_) => self.endpoints.succeeded(index),
-            Outcome::Failed(ref mut failure) => {
-                failure.elsewhere = self.endpoints.failed(index, failure.retry_after)
-            }
+            Outcome::Refused(_) if another_may => {}
+            Outcome::Accepted | Outcome::Refused(_) => attempt.succeeded(),
+            Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
-        (index, outcome)
-    }
-
-    async fn attempt_at(&self, index: usize, lane: &mut Lane, batch: Batch) -> Outcome {
-        let Some(targets) = self.targets.load_full() else {
-            return Outcome::Failed(Failure::new(
-                AttemptError::Protocol,
-                "the URL's files have not been read",
-            ));
-        };
-        let Some(target) = targets.targets.get(index) else {
-            return Outcome::Failed(Failure::new(AttemptError::Protocol, "no such URL"));
-        };
-        let body = match self.encode(batch).await {
-            Ok(body) => body,
-            Err(failure) => return Outcome::Failed(failure),
-        };
-        self.exchange(lane, &targets.headers, target, body).await
+        (attempt.place().id, outcome)
     }
 
     async fn exchange(
         &self,
         lane: &mut Lane,
-        headers: &HeaderMap,
-        target: &Target,
+        targets: &Targets,
+        attempt: &mut Attempt,
         body: Pieces,
     ) -> Outcome {
-        let origin = &target.origin;
+        let Some(target) = targets.targets.get(attempt.place().entry) else {
+            return Outcome::Failed(Failure::new(AttemptError::Protocol, "no such URL"));
+        };
+        let (origin, proxy) = (&target.origin, targets.proxy.as_ref());
         let failed = |reason, what: &str| Failure::new(reason, format!("{origin}: {what}"));
-        let mut kept = lane.take(origin);
+        let mut kept = lane.take(origin, proxy, attempt.place());
         loop {
             // Not ready where the peer has closed it, or has answered a request that it has not read to its end.
             let reused = match &mut kept {
@@ -296,12 +337,15 @@ impl Client {
             };
             let mut connection = match kept.take() {
                 Some(kept) if reused => kept,
-                _ => match self.dial(origin).await {
-                    Ok(connection) => connection,
-                    Err(failure) => return Outcome::Failed(failure),
-                },
+                _ => {
+                    let dial = |place| self.dial(origin, place, proxy);
+                    match self.endpoints.dial(attempt, dial).await {
+                        Ok(connection) => connection,
+                        Err(failure) => return Outcome::Failed(failure),
+                    }
+                }
             };
-            let request = match self.request(headers, target, &body) {
+            let request = match self.request(&targets.headers, target, &body) {
                 Ok(request) => request,
                 Err(error) => {
                     return Outcome::Failed(failed(AttemptError::Protocol, &error.to_string()));
@@ -325,8 +369,8 @@ impl Client {
                 }
             };
             let (outcome, keep) = self.judge(origin, response).await;
-            if keep {
-                lane.keep(connection, self.config.urls.len());
+            if keep && !connection.is_over(&self.endpoints) {
+                lane.keep(connection, self.endpoints.count());
             }
             return outcome;
         }
@@ -374,10 +418,7 @@ impl Client {
             Request::builder().method(Method::POST).uri(&target.path_and_query).body(body)?;
         let headers = request.headers_mut();
         headers.insert(header::HOST, target.authority.clone());
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static(concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"))),
-        );
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(encoding) = encoding {
             headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
@@ -449,30 +490,28 @@ impl Client {
 }
 
 impl Files for Client {
-    fn reload(&self) -> Result<bool, String> {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
         let targets = self.expand()?;
-        let changed = self.targets.load().as_ref().is_none_or(|current| !current.is_same(&targets));
-        if changed {
+        let has_https = targets.targets.iter().any(|target| target.origin.https);
+        let tls = has_https.then(|| Arc::clone(&self.tls).stage()).transpose()?;
+        Ok(Box::new(move || {
+            let resolved_here = targets.proxy.is_none();
+            let endpoint = |target: &Target| {
+                let name = target.origin.at.clone();
+                endpoints::Target { name, resolved_here }
+            };
+            let endpoints = targets.targets.iter().map(endpoint).collect();
             self.targets.store(Some(Arc::new(targets)));
-        }
-        let tls = if self.has_https() { reload_tls(&self.tls, &self.expiry)? } else { false };
-        Ok(changed || tls)
-    }
-}
-
-impl Targets {
-    fn is_same(&self, other: &Self) -> bool {
-        self.headers == other.headers && self.targets == other.targets
+            self.endpoints.set(endpoints);
+            tls.into_iter().for_each(|staged| staged());
+        }))
     }
 }
 
 impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.https { "https" } else { "http" };
-        match self.host.contains(':') {
-            true => write!(f, "{scheme}://[{}]:{}", self.host, self.port),
-            false => write!(f, "{scheme}://{}:{}", self.host, self.port),
-        }
+        write!(f, "{scheme}://{}", self.at)
     }
 }
 
@@ -497,23 +536,11 @@ fn target(text: &str) -> Result<Target, String> {
     };
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     Ok(Target {
-        origin: Origin { https, host, port },
+        origin: Origin { https, at: HostPort { host, port } },
         authority: HeaderValue::from_str(&authority)
             .map_err(|_| "has an unusable host".to_owned())?,
         path_and_query,
     })
-}
-
-fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    pieces.try_for_each(|piece| encoder.write_all(&piece))?;
-    encoder.finish()
-}
-
-fn zstd(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
-    pieces.try_for_each(|piece| encoder.write_all(&piece))?;
-    encoder.finish()
 }
 
 /// Retry-After: seconds or a date (RFC 9110 §10.2.3), as far as it is heeded.
@@ -567,19 +594,22 @@ enum Outcome {
     Failed(Failure),
 }
 
-/// A place for one request at a time, and the connections it keeps: one for each URL whose turn it was.
+/// A place for one request at a time, and the connections it keeps: one for each address whose turn it was.
 #[derive(Default)]
 struct Lane {
     kept: Vec<Kept>,
 }
 
 impl Lane {
-    fn take(&mut self, origin: &Origin) -> Option<Kept> {
-        let index = self.kept.iter().position(|kept| kept.origin == *origin)?;
-        Some(self.kept.remove(index))
+    fn take(&mut self, origin: &Origin, proxy: Option<&Proxy>, place: &Place) -> Option<Kept> {
+        let leads_there = |way: &Way| {
+            way.origin == *origin && way.proxy.as_ref() == proxy && way.place.id == place.id
+        };
+        let index = self.kept.iter().position(|kept| leads_there(&kept.way))?;
+        Some(self.kept.remove(index)).filter(|kept| !kept.is_of_age())
     }
 
-    /// The one unused for longest goes where there are more than URLs: a URL's file has changed.
+    /// The one unused for longest goes where there are more than addresses: a URL's file has changed.
     fn keep(&mut self, connection: Kept, max: usize) {
         self.kept.push(connection);
         if self.kept.len() > max {
@@ -588,142 +618,95 @@ impl Lane {
     }
 }
 
+/// Where a connection leads.
+struct Way {
+    origin: Origin,
+    proxy: Option<Proxy>,
+    place: Place,
+}
+
 /// A connection.
 struct Kept {
-    origin: Origin,
+    way: Way,
+    /// When it is of age.
+    expiry: Option<Instant>,
     sender: http1::SendRequest<Upload>,
     progress: Progress,
 }
 
-/// What a batch is sent as, in pieces that are made when their turn has come: a list is never in memory twice as a whole,
-/// and what is copied is still in the CPU's cache when it is written.
-#[derive(Clone)]
-struct Pieces {
-    head: &'static [u8],
-    lines: VecDeque<Bytes>,
-    tail: &'static [u8],
-    /// The lines are a list's: commas stand for line breaks.
-    is_list: bool,
-    /// Bytes that are left.
-    left: u64,
-}
-
-impl Pieces {
-    fn of(pieces: Vec<Bytes>) -> Self {
-        Self::new(b"", pieces, b"", false)
+impl Kept {
+    fn is_of_age(&self) -> bool {
+        self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
     }
 
-    /// Of lines that each end with a line break.
-    fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
-        if let Some(last) = lines.last_mut() {
-            last.truncate(last.len().saturating_sub(1));
-        }
-        Self::new(head, lines, tail, true)
-    }
-
-    fn new(head: &'static [u8], lines: Vec<Bytes>, tail: &'static [u8], is_list: bool) -> Self {
-        let bytes: usize = lines.iter().map(Bytes::len).sum();
-        let left = (head.len() + bytes + tail.len()) as u64;
-        Self { head, lines: lines.into(), tail, is_list, left }
-    }
-
-    /// The next lines where they need no copy: as stored, and enough of them for a write of their own.
-    fn pass_on(&mut self) -> Option<Bytes> {
-        let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
-        if self.is_list {
-            return None;
-        }
-        let piece = front.split_to(front.len().min(PIECE_BYTES));
-        if front.is_empty() {
-            self.lines.pop_front();
-        }
-        Some(piece)
-    }
-
-    /// As many lines, of as many batches, as a copy may hold.
-    fn copy(&mut self) -> Vec<u8> {
-        let left = usize::try_from(self.left).unwrap_or(usize::MAX);
-        let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
-        copy.extend_from_slice(std::mem::take(&mut self.head));
-        while copy.len() < COPIED_BYTES {
-            let Some(front) = self.lines.front_mut() else {
-                copy.extend_from_slice(std::mem::take(&mut self.tail));
-                break;
-            };
-            if !self.is_list && front.len() >= PASSED_ON_MIN {
-                break;
-            }
-            let piece = front.split_to(front.len().min(COPIED_BYTES - copy.len()));
-            if front.is_empty() {
-                self.lines.pop_front();
-            }
-            if self.is_list {
-                copy.extend(piece.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }));
-            } else {
-                copy.extend_from_slice(&piece);
-            }
-        }
-        copy
-    }
-}
-
-impl Iterator for Pieces {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        if self.left == 0 {
-            return None;
-        }
-        let piece = self.pass_on().unwrap_or_else(|| Bytes::from(self.copy()));
-        self.left -= piece.len() as u64;
-        Some(piece)
-    }
-}
-
-/// A request's body, whose length is known.
-struct Upload {
-    pieces: Pieces,
-    metrics: OutputMetrics,
-}
-
-impl Body for Upload {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Some(piece) = self.pieces.next() else { return Poll::Ready(None) };
-        self.metrics.bytes.increment(piece.len() as u64);
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.pieces.left == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.pieces.left)
+    /// Whether it takes no more requests.
+    fn is_over(&self, endpoints: &Endpoints) -> bool {
+        self.is_of_age() || endpoints.is_gone(&self.way.place)
     }
 }
 
 /// Makes the link, which then makes connections as it needs them.
-pub(super) struct Connector(pub(super) Arc<Client>);
+pub(super) struct Connector {
+    client: Arc<Client>,
+    watch: Watch,
+}
+
+impl Connector {
+    pub(super) fn new(
+        http: &config::HttpOutput,
+        output: &config::Output,
+        metrics: OutputMetrics,
+        expiry: Expiry,
+    ) -> Self {
+        Self::of(Client::new(http, output, metrics, expiry))
+    }
+
+    fn of(client: Client) -> Self {
+        Self { client: Arc::new(client), watch: Watch::default() }
+    }
+}
 
 impl Connect for Connector {
     type Link = HttpLink;
 
     const EAGER: bool = false;
 
+    fn is_ordered(&self) -> bool {
+        self.client.config.concurrency == 1
+    }
+
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        Some(Arc::clone(&self.client) as Arc<dyn Files>)
+    }
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        Some(Arc::clone(&self.client.endpoints))
+    }
+
+    async fn probe(&mut self) -> Probed {
+        let client = &self.client;
+        let Some(targets) = client.targets.load_full() else { return Vec::new() };
+        let shown = |place: &Place| match targets.targets.get(place.entry) {
+            Some(target) => target.origin.to_string(),
+            None => place.name.to_string(),
+        };
+        client.endpoints.try_all(shown, |place| client.reach(place)).await
+    }
+
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
-        let lanes = (0..self.0.config.concurrency).map(|_| Lane::default()).collect();
+        let client = Arc::clone(&self.client);
+        self.watch.start(&self.client.endpoints, move |place| {
+            let client = Arc::clone(&client);
+            async move { client.reach(place).await }
+        });
+        let lanes = (0..self.client.config.concurrency).map(|_| Lane::default()).collect();
         Ok(HttpLink {
-            client: Arc::clone(&self.0),
+            client: Arc::clone(&self.client),
             lanes,
             busy: FuturesUnordered::new(),
             waits_until: None,
             consumer: 0,
+            tidied: 0,
         })
     }
 }
@@ -737,8 +720,25 @@ pub(super) struct HttpLink {
     busy: FuturesUnordered<Exchange>,
     /// No other request goes out beside the one under way. See [`COALESCE`].
     waits_until: Option<Instant>,
-    /// The URL that the last event came from.
+    /// The address that the last event came from.
     consumer: usize,
+    /// The version of the addresses at the last [`HttpLink::tidy`].
+    tidied: u64,
+}
+
+impl HttpLink {
+    /// Closes idle connections that are over; says when the next one will be of age.
+    fn tidy(&mut self) -> Option<Instant> {
+        let endpoints = &self.client.endpoints;
+        let version = endpoints.version();
+        let changed = std::mem::replace(&mut self.tidied, version) != version;
+        for lane in &mut self.lanes {
+            let is_over =
+                |kept: &Kept| if changed { kept.is_over(endpoints) } else { kept.is_of_age() };
+            lane.kept.retain(|kept| !is_over(kept));
+        }
+        self.lanes.iter().flat_map(|lane| &lane.kept).filter_map(|kept| kept.expiry).min()
+    }
 }
 
 impl Link for HttpLink {
@@ -764,19 +764,27 @@ impl Link for HttpLink {
     }
 
     async fn event(&mut self) -> Event {
-        let exchanged = tokio::select! {
-            biased;
-            exchanged = self.busy.next(), if !self.busy.is_empty() => exchanged,
-            () = tokio::time::sleep_until(self.waits_until.unwrap_or_else(Instant::now)),
-                if self.waits_until.is_some() => None,
-            else => return std::future::pending().await,
+        let client = Arc::clone(&self.client);
+        let exchanged = loop {
+            // Made before it is looked: a change is not missed.
+            let changed = client.endpoints.changed();
+            let of_age = self.tidy();
+            let at =
+                |time: Option<Instant>| tokio::time::sleep_until(time.unwrap_or_else(Instant::now));
+            tokio::select! {
+                biased;
+                exchanged = self.busy.next(), if !self.busy.is_empty() => break exchanged,
+                () = at(self.waits_until), if self.waits_until.is_some() => break None,
+                () = at(of_age), if of_age.is_some() => {}
+                () = changed => {}
+            }
         };
         self.waits_until = None;
         let Some((lane, claim, (index, outcome))) = exchanged else { return Event::Room };
         self.lanes.push(lane);
         self.consumer = index;
         match outcome {
-            Outcome::Accepted => Event::Accepted { claim, lost: 0 },
+            Outcome::Accepted => Event::Accepted { claim, rejected: Vec::new() },
             Outcome::Refused(failure) => Event::Refused(claim, failure),
             Outcome::Failed(failure) => Event::Failed(claim, failure),
         }
@@ -806,7 +814,7 @@ mod tests {
         assert_eq!(target.path_and_query, "/v1/in?token=s3cr3t");
         assert_eq!(target.authority, "logs.example:8443");
         let target = super::target("http://[::1]/x").unwrap();
-        assert_eq!((target.origin.host.as_str(), target.origin.port), ("::1", 80));
+        assert_eq!((target.origin.at.host.as_str(), target.origin.at.port), ("::1", 80));
         assert_eq!(
             (target.origin.to_string().as_str(), target.authority),
             ("http://[::1]:80", HeaderValue::from_static("[::1]"))
@@ -847,43 +855,6 @@ mod tests {
         assert_eq!(list["kind"], "EventList");
     }
 
-    #[test]
-    fn a_batch_is_sent_whole_in_few_pieces() {
-        let text = |pieces: Pieces| {
-            let length = pieces.left;
-            let pieces: Vec<Bytes> = pieces.collect();
-            let text = pieces.concat();
-            assert_eq!(text.len() as u64, length);
-            assert!(pieces.iter().all(|piece| !piece.is_empty()), "{pieces:?}");
-            // Half full at the least, but for the last.
-            assert!(pieces.len() <= text.len() * 2 / COPIED_BYTES + 1, "{}", pieces.len());
-            String::from_utf8(text).unwrap()
-        };
-        let line = |length: usize| "x".repeat(length - 1) + "\n";
-        let sizes = [
-            vec![4, 4],
-            vec![COPIED_BYTES],
-            vec![COPIED_BYTES - 1, 2, COPIED_BYTES + 1],
-            vec![PASSED_ON_MIN, 3, PASSED_ON_MIN - 1, 5 * PIECE_BYTES, 1],
-            vec![800; 5000],
-        ];
-        for sizes in sizes {
-            let lines: Vec<String> = sizes.iter().map(|length| line(*length)).collect();
-            let stored: Vec<Bytes> = lines.iter().cloned().map(Bytes::from).collect();
-            let joined = lines.concat();
-            assert!(text(Pieces::of(stored.clone())) == joined, "{sizes:?}");
-            let joined = joined.strip_suffix('\n').unwrap();
-            let list = format!("[{}]", joined.replace('\n', ","));
-            assert!(text(Pieces::list(b"[", stored, b"]")) == list, "{sizes:?}");
-        }
-        assert_eq!(
-            text(Pieces::list(b"[", vec![Bytes::from_static(b"{1}\n{2}\n")], b"]")),
-            "[{1},{2}]"
-        );
-        assert_eq!(text(Pieces::list(b"[", Vec::new(), b"]")), "[]");
-        assert_eq!(text(Pieces::of(Vec::new())), "");
-    }
-
     /// A link to a consumer that takes connections and never answers.
     async fn silent_link(limits: &str) -> (HttpLink, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -898,8 +869,9 @@ mod tests {
         let telemetry = Arc::new(crate::telemetry::Telemetry::new());
         let expiry = Expiry { telemetry: Arc::clone(&telemetry), output: "o".to_owned() };
         let client = Client::new(http, &output, telemetry.output("o"), expiry);
-        client.reload().unwrap();
-        (Connector(Arc::new(client)).connect().await.unwrap(), listener)
+        let mut connector = Connector::of(client);
+        (Connect::files(&connector).unwrap().stage().unwrap())();
+        (connector.connect().await.unwrap(), listener)
     }
 
     fn batch(events: u64, bytes: usize) -> Batch {

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use super::Failure;
 use super::delivery::Connect;
 use super::delivery::Event;
 use super::delivery::Link;
+use super::delivery::Probed;
 use super::stream::Encode;
 use super::tcp::Lines;
 use crate::config;
@@ -50,6 +53,10 @@ impl Connect for Connector {
 
     const EAGER: bool = true;
 
+    async fn probe(&mut self) -> Probed {
+        vec![("stdout".to_owned(), Ok(()))]
+    }
+
     async fn connect(&mut self) -> Result<StdoutLink, Failure> {
         let failure =
             |error: io::Error| Failure::new(AttemptError::Connect, format!("stdout: {error}"));
@@ -76,7 +83,11 @@ const FULL_PIPE: Duration = Duration::from_millis(10);
 
 /// The thread: ends when the link is gone, or at the first error. It is not joined: it may hang in a full pipe for ever,
 /// and owns nothing but its copy of the descriptor.
+///
+/// One thread at a time: where the output was replaced while the last one hung, lines must not be mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for (claim, pieces) in queue {
         let result = pieces.iter().try_for_each(|piece| write_piece(&mut out, piece));
         let failed = result.is_err();
@@ -135,7 +146,7 @@ impl Link for StdoutLink {
         match self.done.recv().await {
             Some((claim, Ok(()))) => {
                 self.under_way -= 1;
-                Event::Accepted { claim, lost: 0 }
+                Event::Accepted { claim, rejected: Vec::new() }
             }
             Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Event::Fatal(format!("cannot write to stdout: {error}"))

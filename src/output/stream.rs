@@ -27,36 +27,28 @@ use std::time::Duration;
 
 use bytes::Buf;
 use bytes::Bytes;
-use socket2::SockRef;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt;
 use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio::time::Sleep;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use super::Expiry;
 use super::Failure;
 use super::Files;
+use super::connection::Endpoint;
+use super::connection::Wire;
 use super::delivery::CLOSE_TIME;
 use super::delivery::Connect;
 use super::delivery::Event;
 use super::delivery::Link;
+use super::delivery::Probed;
+use super::delivery::REJECTED_BYTES_MAX;
+use super::endpoints::Attempt;
 use super::endpoints::Endpoints;
-use crate::config;
-use crate::config::HostPort;
-use crate::net;
-use crate::net::DialError;
+use super::endpoints::Watch;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
-use crate::tls;
-use crate::tls::Reload;
 
 /// The kernel is asked so often within one replay window what it has acknowledged, at least.
 const SAMPLES_PER_WINDOW: u32 = 10;
@@ -89,129 +81,30 @@ pub trait Encode: Send + 'static {
 
 /// A batch as bytes.
 pub struct Encoded {
-    /// What is written; empty where every event was refused.
+    /// What is written; empty where every event was rejected.
     pub pieces: Vec<Bytes>,
-    /// Events that can't be sent and are given up.
-    pub refused: u64,
-}
-
-/// Where an output connects to, and with which settings.
-pub(super) struct Endpoint {
-    addresses: Vec<HostPort>,
-    endpoints: Endpoints,
-    tls: Option<Arc<tls::Client>>,
-    settings: config::Stream,
-    timeouts: config::Timeouts,
-    metrics: OutputMetrics,
-    expiry: Expiry,
-}
-
-impl Endpoint {
-    pub(super) fn new(
-        stream: &config::Stream,
-        output: &config::Output,
-        metrics: OutputMetrics,
-        expiry: Expiry,
-    ) -> Self {
-        Self {
-            addresses: stream.addresses.clone(),
-            endpoints: Endpoints::new(stream.addresses.len(), stream.strategy),
-            tls: stream.tls.clone().map(|tls| Arc::new(tls::Client::new(tls, &[]))),
-            settings: stream.clone(),
-            timeouts: output.timeouts.clone(),
-            metrics,
-            expiry,
-        }
-    }
-
-    pub(super) fn connector<E: Encode>(self, encode: E) -> Connector<E> {
-        Connector { endpoint: Arc::new(self), encode: Arc::new(encode), pace: Arc::default() }
-    }
-
-    async fn dial(&self, index: usize) -> Result<Wire, Failure> {
-        let HostPort { host, port } = &self.addresses[index];
-        let deadline = Instant::now() + self.timeouts.connect;
-        let stream =
-            net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?;
-        // The options guard against silent peers; the request timeout does too, only later.
-        net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
-        let Some(tls) = &self.tls else { return Ok(Wire::Plain(Counted { stream, written: 0 })) };
-        let stream =
-            handshake(tls, host, *port, Counted { stream, written: 0 }, deadline, &self.expiry)
-                .await?;
-        Ok(Wire::Tls(Box::new(stream)))
-    }
-}
-
-impl Files for Endpoint {
-    fn reload(&self) -> Result<bool, String> {
-        self.tls.as_ref().map_or(Ok(false), |tls| reload_tls(tls, &self.expiry))
-    }
-}
-
-/// What dialling says, for the counters and the log.
-pub(super) fn dial_failure(error: &DialError) -> Failure {
-    let reason = match error {
-        DialError::Resolve { .. } => AttemptError::Resolve,
-        DialError::Connect { .. } => AttemptError::Connect,
-        DialError::Timeout { .. } => AttemptError::Timeout,
-    };
-    Failure::new(reason, error.to_string())
-}
-
-/// The client's part of a TLS handshake, with the settings as they are now.
-pub(super) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
-    tls: &tls::Client,
-    host: &str,
-    port: u16,
-    stream: T,
-    deadline: Instant,
-    expiry: &Expiry,
-) -> Result<TlsStream<T>, Failure> {
-    let failure =
-        |what: String| Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"));
-    let settings = tls.settings().ok_or_else(|| failure("no usable settings".into()))?;
-    let name = tls.server_name(host).map_err(|error| failure(error.to_string()))?;
-    let connecting = TlsConnector::from(settings).connect(name, stream);
-    let stream = match tokio::time::timeout_at(deadline, connecting).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(failure(error.to_string())),
-        Err(_) => return Err(failure("no answer within the connect timeout".into())),
-    };
-    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    expiry.set("server", peer.and_then(tls::not_after));
-    Ok(stream)
-}
-
-/// Reads an output's TLS files again.
-pub(super) fn reload_tls(tls: &tls::Client, expiry: &Expiry) -> Result<bool, String> {
-    let reload = tls.reload().map_err(|error| error.to_string())?;
-    expiry.set("client", tls.not_after());
-    Ok(reload == Reload::Replaced)
+    /// Events that can't be sent and are given up: a line each, ended by `\n`.
+    pub rejected: Vec<Bytes>,
 }
 
 /// Makes connections that speak one encoding. Owned by the delivery loop.
 pub(super) struct Connector<E> {
     endpoint: Arc<Endpoint>,
     encode: Arc<E>,
+    replay_window: Duration,
     pace: Arc<Mutex<Pace>>,
+    watch: Watch,
 }
 
 impl<E: Encode> Connector<E> {
-    pub(super) fn files(&self) -> Option<Arc<dyn Files>> {
-        self.endpoint.tls.is_some().then(|| Arc::clone(&self.endpoint) as Arc<dyn Files>)
-    }
-
-    pub(super) async fn probe(&self) -> Vec<(String, Result<(), String>)> {
-        let mut results = Vec::new();
-        for (index, address) in self.endpoint.addresses.iter().enumerate() {
-            let dialled = self.endpoint.dial(index).await;
-            results.push((
-                format!("{}:{}", address.host, address.port),
-                dialled.map(drop).map_err(|failure| failure.to_string()),
-            ));
+    pub(super) fn new(endpoint: Endpoint, encode: E, replay_window: Duration) -> Self {
+        Self {
+            endpoint: Arc::new(endpoint),
+            encode: Arc::new(encode),
+            replay_window,
+            pace: Arc::default(),
+            watch: Watch::default(),
         }
-        results
     }
 }
 
@@ -220,24 +113,27 @@ impl<E: Encode + Sync> Connect for Connector<E> {
 
     const EAGER: bool = true;
 
-    async fn connect(&mut self) -> Result<StreamLink<E>, Failure> {
-        let endpoint = &self.endpoint;
-        loop {
-            let index = endpoint.endpoints.pick();
-            match endpoint.dial(index).await {
-                Ok(wire) => {
-                    lock(&self.pace).connected();
-                    return Ok(StreamLink::new(wire, index, self));
-                }
-                Err(failure) if endpoint.endpoints.failed(index, None) => {
-                    // Another address is left; only the last failure of a round is the output's.
-                    endpoint.metrics.failed(failure.reason);
-                    tracing::debug!(error = failure.message, "address failed, trying the next");
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        self.endpoint.files()
     }
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        Some(Arc::clone(&self.endpoint.endpoints))
+    }
+
+    async fn probe(&mut self) -> Probed {
+        self.endpoint.probe().await
+    }
+
+    async fn connect(&mut self) -> Result<StreamLink<E>, Failure> {
+        let (wire, attempt) = self.endpoint.connect(&mut self.watch).await?;
+        lock(&self.pace).connected();
+        Ok(StreamLink::new(wire, attempt, self))
+    }
+}
+
+fn length(pieces: &[Bytes]) -> u64 {
+    pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
 fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
@@ -308,117 +204,10 @@ impl Pace {
     }
 }
 
-/// A socket that knows how many bytes were written to it: with TLS, those of its records.
-struct Counted {
-    stream: TcpStream,
-    written: u64,
-}
-
-impl Counted {
-    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.written += *bytes as u64;
-        }
-        written
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.count(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.count(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-enum Wire {
-    Plain(Counted),
-    Tls(Box<TlsStream<Counted>>),
-}
-
-trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
-
-impl Wire {
-    fn counted(&self) -> &Counted {
-        match self {
-            Self::Plain(counted) => counted,
-            Self::Tls(stream) => stream.get_ref().0,
-        }
-    }
-
-    fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
-        match self {
-            Self::Plain(counted) => Pin::new(counted),
-            Self::Tls(stream) => Pin::new(stream.as_mut()),
-        }
-    }
-
-    /// What the peer has said in TLS before it ended the connection. Asks the socket itself: a failed write is known
-    /// before the runtime has heard that there is something to read.
-    fn refusal(&mut self) -> Option<rustls::Error> {
-        let Self::Tls(stream) = self else { return None };
-        let (counted, session) = stream.get_mut();
-        let socket = SockRef::from(&counted.stream);
-        while session.read_tls(&mut &*socket).is_ok_and(|bytes| bytes > 0) {
-            if let Err(error) = session.process_new_packets() {
-                return Some(error);
-            }
-        }
-        None
-    }
-
-    /// Bytes that the peer's kernel has acknowledged, or the error that the socket has met.
-    fn acknowledged(&self) -> io::Result<u64> {
-        let counted = self.counted();
-        let unacknowledged = net::unacknowledged(&counted.stream)?;
-        // Asked in this order: after a reset the number above means nothing.
-        if let Some(error) = counted.stream.take_error()? {
-            return Err(error);
-        }
-        Ok(counted.written.saturating_sub(unacknowledged))
-    }
-}
-
 /// A batch that is written and not final.
 struct Sent {
     claim: Claim,
-    lost: u64,
+    rejected: Vec<Bytes>,
     /// The wire's count behind its last byte.
     end: u64,
     /// Bytes of it.
@@ -428,7 +217,7 @@ struct Sent {
 /// A batch that is to be written.
 struct Writing {
     claim: Claim,
-    lost: u64,
+    rejected: Vec<Bytes>,
     bytes: u64,
     /// Some of it may be on the wire; not before [`Pace::may_begin`].
     begun: bool,
@@ -437,14 +226,17 @@ struct Writing {
 /// One connection.
 pub(super) struct StreamLink<E> {
     wire: Wire,
-    index: usize,
+    attempt: Attempt,
     endpoint: Arc<Endpoint>,
     encode: Arc<E>,
+    replay_window: Duration,
     pace: Arc<Mutex<Pace>>,
     /// The batch that is being written, and what is left of it.
     writing: Option<Writing>,
     unwritten: VecDeque<Bytes>,
     sent: VecDeque<Sent>,
+    /// Of events that can't be sent, in what is not final.
+    rejected_bytes: u64,
     /// What the peer's kernel had acknowledged, and when we saw that.
     samples: VecDeque<(Instant, u64)>,
     next_sample: Instant,
@@ -456,24 +248,30 @@ pub(super) struct StreamLink<E> {
     finished: Option<Instant>,
     /// The last time a batch was handed over.
     used: Instant,
+    /// When the connection is of age.
+    expiry: Option<Instant>,
+    /// It takes no more batches, and ends when what it has is final: it is of age, or a better address is there.
+    leaving: bool,
     accepted_any: bool,
     /// Ready to be told.
     ready: VecDeque<Event>,
 }
 
 impl<E: Encode> StreamLink<E> {
-    fn new(wire: Wire, index: usize, connector: &Connector<E>) -> Self {
+    fn new(wire: Wire, attempt: Attempt, connector: &Connector<E>) -> Self {
         let now = Instant::now();
         let acknowledged = wire.counted().written;
         Self {
             wire,
-            index,
+            attempt,
             endpoint: Arc::clone(&connector.endpoint),
             encode: Arc::clone(&connector.encode),
+            replay_window: connector.replay_window,
             pace: Arc::clone(&connector.pace),
             writing: None,
             unwritten: VecDeque::new(),
             sent: VecDeque::new(),
+            rejected_bytes: 0,
             samples: VecDeque::new(),
             next_sample: now,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -481,6 +279,8 @@ impl<E: Encode> StreamLink<E> {
             acknowledged,
             finished: None,
             used: now,
+            expiry: connector.endpoint.endpoints.expiry(),
+            leaving: false,
             accepted_any: false,
             ready: VecDeque::new(),
         }
@@ -491,29 +291,22 @@ impl<E: Encode> StreamLink<E> {
     }
 
     fn broken(&mut self, reason: AttemptError, what: impl std::fmt::Display) -> Event {
-        lock(&self.pace).broke();
-        if !self.accepted_any {
-            self.endpoint.endpoints.failed(self.index, None);
-        }
-        let HostPort { host, port } = &self.endpoint.addresses[self.index];
-        let failure = Failure::new(reason, format!("connection to {host}:{port}: {what}"));
-        Event::Broken { failure, progress: self.accepted_any }
+        let failure = self.attempt.place().failure(reason, what);
+        self.broken_by(failure)
     }
 
     fn failed(&mut self, error: &io::Error) -> Event {
-        // With TLS 1.3 a server refuses our certificate when we believe the handshake done.
-        if let Some(refusal) = self.wire.refusal() {
-            return self.broken(AttemptError::Tls, refusal);
+        let failure = self.wire.failure(self.attempt.place(), error);
+        self.broken_by(failure)
+    }
+
+    fn broken_by(&mut self, mut failure: Failure) -> Event {
+        lock(&self.pace).broke();
+        // One that has worked and breaks is tried again first; one that takes nothing any more may be connected to.
+        if !self.accepted_any || failure.reason == AttemptError::Timeout {
+            failure.elsewhere = self.attempt.failed(&failure);
         }
-        let reason = if error.kind() == io::ErrorKind::TimedOut {
-            AttemptError::Timeout
-        } else if error.kind() == io::ErrorKind::InvalidData {
-            // rustls's own errors, an alert of the peer's among them.
-            AttemptError::Tls
-        } else {
-            AttemptError::Closed
-        };
-        self.broken(reason, error)
+        Event::Broken { failure, progress: self.accepted_any }
     }
 
     fn has_begun(&self) -> bool {
@@ -604,8 +397,8 @@ impl<E: Encode> StreamLink<E> {
             Poll::Ready(flushed) => flushed?,
         }
         let end = self.wire.counted().written;
-        if let Some(Writing { claim, lost, bytes, .. }) = self.writing.take() {
-            self.sent.push_back(Sent { claim, lost, end, bytes });
+        if let Some(Writing { claim, rejected, bytes, .. }) = self.writing.take() {
+            self.sent.push_back(Sent { claim, rejected, end, bytes });
             self.ready.push_back(Event::Room);
         }
         Ok(())
@@ -627,7 +420,7 @@ impl<E: Encode> StreamLink<E> {
 
     /// Asks the kernel, and makes final what was acknowledged a replay window ago.
     fn sample(&mut self, now: Instant) -> io::Result<()> {
-        let window = self.endpoint.settings.replay_window;
+        let window = self.replay_window;
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
         let samples = u32::try_from(under_way / BYTES_PER_SAMPLE).unwrap_or(SAMPLES_MAX);
@@ -650,11 +443,12 @@ impl<E: Encode> StreamLink<E> {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
             (bytes, any) = (bytes + sent.bytes, true);
-            self.ready.push_back(Event::Accepted { claim: sent.claim, lost: sent.lost });
+            self.rejected_bytes -= length(&sent.rejected);
+            self.ready.push_back(Event::Accepted { claim: sent.claim, rejected: sent.rejected });
         }
         if any {
             self.accepted_any = true;
-            self.endpoint.endpoints.succeeded(self.index);
+            self.attempt.succeeded();
             let all = self.sent.is_empty() && !self.has_begun();
             lock(&self.pace).finished(bytes, all);
         }
@@ -673,8 +467,8 @@ impl<E: Encode> StreamLink<E> {
                 return Some(Event::Closed);
             }
             // One sample more than the window, so that what was acknowledged at the FIN has had its time.
-            let grace = settings.replay_window
-                + (settings.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
+            let grace =
+                self.replay_window + (self.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
             if waited(finished) >= grace {
                 return Some(
                     self.broken(
@@ -684,9 +478,12 @@ impl<E: Encode> StreamLink<E> {
                 );
             }
         }
+        self.leaving = self.leaving
+            || self.expiry.is_some_and(|expiry| now >= expiry)
+            || self.endpoint.endpoints.is_over(self.attempt.place());
         if self.is_idle() {
-            let idle = settings.idle_timeout.filter(|limit| waited(self.used) >= *limit);
-            return idle.map(|_| Event::Closed);
+            let idle = settings.idle_timeout.is_some_and(|limit| waited(self.used) >= limit);
+            return (idle || self.leaving).then_some(Event::Closed);
         }
         let unacknowledged =
             self.has_begun() || self.sent.back().is_some_and(|last| last.end > self.acknowledged);
@@ -699,7 +496,8 @@ impl<E: Encode> StreamLink<E> {
     /// When there is something to do again without the peer.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() {
-            return self.endpoint.settings.idle_timeout.map(|limit| self.used + limit);
+            let idle = self.endpoint.settings.idle_timeout.map(|limit| self.used + limit);
+            return [idle, self.expiry].into_iter().flatten().min();
         }
         Some(self.next_sample)
     }
@@ -707,7 +505,9 @@ impl<E: Encode> StreamLink<E> {
 
 impl<E: Encode + Sync> Link for StreamLink<E> {
     fn room(&self) -> Option<Take> {
-        if self.writing.is_some() || self.finished.is_some() || self.sent.len() >= CLAIMS_MAX {
+        let full = self.sent.len() >= CLAIMS_MAX || self.rejected_bytes >= REJECTED_BYTES_MAX;
+        let ending = self.finished.is_some() || self.leaving;
+        if self.writing.is_some() || ending || full {
             return None;
         }
         let bytes = lock(&self.pace).room()?;
@@ -728,18 +528,29 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
             }
             // Nothing to wait for: every event of it was given up.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
-                self.ready.push_back(Event::Accepted { claim, lost: encoded.refused });
+                self.ready.push_back(Event::Accepted { claim, rejected: encoded.rejected });
             }
             Ok(encoded) => {
-                let bytes = encoded.pieces.iter().map(|piece| piece.len() as u64).sum();
+                let bytes = length(&encoded.pieces);
                 self.unwritten = encoded.pieces.into();
-                self.writing = Some(Writing { claim, lost: encoded.refused, bytes, begun: false });
+                let rejected = encoded.rejected;
+                self.rejected_bytes += length(&rejected);
+                self.writing = Some(Writing { claim, rejected, bytes, begun: false });
             }
         }
     }
 
     async fn event(&mut self) -> Event {
-        poll_fn(|cx| self.poll_event(cx)).await
+        let endpoint = Arc::clone(&self.endpoint);
+        loop {
+            // Made before it is looked: a change is not missed.
+            let changed = endpoint.endpoints.changed();
+            tokio::select! {
+                biased;
+                event = poll_fn(|cx| self.poll_event(cx)) => return event,
+                () = changed => {}
+            }
+        }
     }
 
     /// Shuts the write side and waits for the peer's FIN: it has then read everything.

@@ -7,16 +7,55 @@ use memchr::memmem::FinderRev;
 
 use super::stream::Encode;
 use super::stream::Encoded;
+use super::tcp::line;
 use super::tcp::lines;
 use crate::audit::scan;
+use crate::config;
 use crate::config::Framing;
 use crate::config::Rejected;
 use crate::config::SyslogOutput;
 use crate::queue::Batch;
 
-/// How events become messages.
+/// How events become messages, each behind its frame.
 pub struct Messages {
     framing: Framing,
+    rfc5424: Rfc5424,
+}
+
+impl Messages {
+    /// As the config says.
+    #[must_use]
+    pub fn new(config: &SyslogOutput, rejected: Rejected) -> Self {
+        Self { framing: config.framing, rfc5424: Rfc5424::new(&config.messages, rejected) }
+    }
+}
+
+impl Encode for Messages {
+    fn encode(&self, batch: Batch) -> Result<Encoded, String> {
+        let mut out = BytesMut::with_capacity(self.rfc5424.capacity(&batch));
+        let mut rejected = Vec::new();
+        for event in lines(&batch.pieces) {
+            let Some(message) = self.rfc5424.message(event)? else {
+                rejected.push(line(event));
+                continue;
+            };
+            if self.framing == Framing::OctetCounting {
+                out.extend_from_slice(message.length.to_string().as_bytes());
+                out.extend_from_slice(b" ");
+            }
+            message.write(&mut out);
+            if self.framing == Framing::Newline {
+                out.extend_from_slice(b"\n");
+            }
+        }
+        let pieces = if out.is_empty() { Vec::new() } else { vec![out.freeze()] };
+        Ok(Encoded { pieces, rejected })
+    }
+}
+
+/// What is in the messages, whatever frames them.
+#[derive(Clone)]
+pub(super) struct Rfc5424 {
     /// `<PRI>1 `.
     before_time: String,
     /// From behind TIMESTAMP to MSG: PROCID, MSGID and STRUCTURED-DATA are nil, and no BOM follows.
@@ -26,54 +65,63 @@ pub struct Messages {
     rejected: Rejected,
 }
 
-impl Messages {
-    /// As the config says.
-    #[must_use]
-    pub fn new(config: &SyslogOutput, rejected: Rejected) -> Self {
+/// An event's message.
+pub(super) struct Message<'a> {
+    pub(super) length: usize,
+    parts: [&'a [u8]; 4],
+}
+
+impl Rfc5424 {
+    pub(super) fn new(config: &config::Messages, rejected: Rejected) -> Self {
         Self {
-            framing: config.framing,
             before_time: format!("<{}>1 ", config.priority),
             after_time: format!(" {} {} - - - ", config.hostname, config.app_name),
             bytes_max: Some(config.max_message_bytes).filter(|max| *max > 0),
             rejected,
         }
     }
-}
 
-impl Encode for Messages {
-    fn encode(&self, batch: Batch) -> Result<Encoded, String> {
-        let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + 24;
+    /// Messages longer than that are given up too.
+    pub(super) fn at_most(mut self, bytes: u64) -> Self {
+        self.bytes_max = Some(self.bytes_max.map_or(bytes, |max| max.min(bytes)));
+        self
+    }
+
+    /// Bytes that the messages of a batch may take, with a frame for each.
+    pub(super) fn capacity(&self, batch: &Batch) -> usize {
+        let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + FRAME_MAX;
         let capacity = batch.bytes + batch.events * header as u64;
-        let mut out = BytesMut::with_capacity(usize::try_from(capacity).unwrap_or_default());
-        let mut refused = 0;
-        for line in lines(&batch.pieces) {
-            let time = timestamp(line);
-            let length = self.before_time.len() + time.len() + self.after_time.len() + line.len();
-            if self.bytes_max.is_some_and(|max| length as u64 > max) {
-                if self.rejected == Rejected::Retry {
-                    return Err(format!(
-                        "a message of {length} bytes is longer than max_message_bytes"
-                    ));
-                }
-                refused += 1;
-                continue;
-            }
-            if self.framing == Framing::OctetCounting {
-                out.extend_from_slice(length.to_string().as_bytes());
-                out.extend_from_slice(b" ");
-            }
-            out.extend_from_slice(self.before_time.as_bytes());
-            out.extend_from_slice(time);
-            out.extend_from_slice(self.after_time.as_bytes());
-            out.extend_from_slice(line);
-            if self.framing == Framing::Newline {
-                out.extend_from_slice(b"\n");
-            }
+        usize::try_from(capacity).unwrap_or_default()
+    }
+
+    /// The message of an event, `None` where it is longer than allowed and given up; an error where it is that and may not
+    /// be given up.
+    pub(super) fn message<'a>(&'a self, event: &'a [u8]) -> Result<Option<Message<'a>>, String> {
+        let parts =
+            [self.before_time.as_bytes(), timestamp(event), self.after_time.as_bytes(), event];
+        let length = parts.iter().map(|part| part.len()).sum();
+        if self.bytes_max.is_none_or(|max| length as u64 <= max) {
+            return Ok(Some(Message { length, parts }));
         }
-        let pieces = if out.is_empty() { Vec::new() } else { vec![out.freeze()] };
-        Ok(Encoded { pieces, refused })
+        match self.rejected {
+            Rejected::Retry => {
+                Err(format!("a message of {length} bytes is longer than max_message_bytes"))
+            }
+            Rejected::DeadLetter | Rejected::Drop => Ok(None),
+        }
     }
 }
+
+impl Message<'_> {
+    pub(super) fn write(&self, out: &mut BytesMut) {
+        for part in self.parts {
+            out.extend_from_slice(part);
+        }
+    }
+}
+
+/// The most that the frame of a message takes: relp's.
+const FRAME_MAX: usize = 32;
 
 /// `2026-11-20T06:24:22.439323+00:00`.
 const TIMESTAMP_MAX: usize = 32;
@@ -143,13 +191,13 @@ mod tests {
     }
 
     fn messages(framing: Framing, bytes_max: Option<u64>) -> Messages {
-        Messages {
-            framing,
-            before_time: "<134>1 ".into(),
-            after_time: " host kube-audit - - - ".into(),
-            bytes_max,
-            rejected: Rejected::Drop,
-        }
+        let config = config::Messages {
+            priority: 134,
+            hostname: "host".into(),
+            app_name: "kube-audit".into(),
+            max_message_bytes: bytes_max.unwrap_or_default(),
+        };
+        Messages { framing, rfc5424: Rfc5424::new(&config, Rejected::Drop) }
     }
 
     const EVENT: &str = r#"{"auditID":"ä","requestObject":{"stageTimestamp":"x"},"stageTimestamp":"2026-11-20T06:24:22.439323Z"}"#;
@@ -169,10 +217,11 @@ mod tests {
     fn a_message_too_long_is_refused_whole_and_its_neighbours_pass() {
         let lines = format!("{EVENT}\n{{\"x\":\"{}\"}}\n{EVENT}\n", "y".repeat(1000));
         let encoded = messages(Framing::Newline, Some(500)).encode(batch(&lines)).unwrap();
-        assert_eq!(encoded.refused, 1);
+        let long = lines.lines().nth(1).unwrap();
+        assert_eq!(encoded.rejected, [Bytes::from(format!("{long}\n"))]);
         assert_eq!(encoded.pieces[0].iter().filter(|byte| **byte == b'\n').count(), 2);
         let mut strict = messages(Framing::Newline, Some(500));
-        strict.rejected = Rejected::Retry;
+        strict.rfc5424.rejected = Rejected::Retry;
         assert!(strict.encode(batch(&lines)).is_err());
     }
 

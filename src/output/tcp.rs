@@ -28,7 +28,7 @@ impl Encode for Lines {
             LineFormat::Ndjson => batch.pieces,
             LineFormat::AuditLog => vec![audit_log(&batch.pieces)],
         };
-        Ok(Encoded { pieces, refused: 0 })
+        Ok(Encoded { pieces, rejected: Vec::new() })
     }
 }
 
@@ -57,6 +57,11 @@ pub(super) fn lines(pieces: &[Bytes]) -> impl Iterator<Item = &[u8]> {
         memchr::memchr_iter(b'\n', piece)
             .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
     })
+}
+
+/// An event with its line break, apart from its batch, whose bytes may go.
+pub(super) fn line(event: &[u8]) -> Bytes {
+    Bytes::from([event, b"\n"].concat())
 }
 
 #[cfg(test)]

@@ -13,8 +13,17 @@ pub(super) enum Stage {
     OnWire,
     /// To be sent again.
     Released,
-    /// Final, or dropped.
+    /// Final.
     Done,
+    /// Its events are lost, and counted: whatever becomes of it counts no more.
+    Dropped,
+}
+
+impl Stage {
+    /// Something may still become of it.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::OnWire | Self::Released)
+    }
 }
 
 /// A claim, and what the queue notes with it.
@@ -30,7 +39,7 @@ pub(super) struct Entry<T> {
 pub(super) struct Claims<T> {
     /// The first position that was never claimed.
     pub(super) read: Position,
-    /// In order, from the first that is not done.
+    /// In order, from the first that is open.
     entries: VecDeque<Entry<T>>,
 }
 
@@ -68,9 +77,9 @@ impl<T: Copy> Claims<T> {
         self.entries.get_mut(index)
     }
 
-    /// Lets go of what is done in front.
+    /// Lets go of what is done or dropped in front.
     pub(super) fn forget_done(&mut self) {
-        while self.entries.front().is_some_and(|entry| entry.stage == Stage::Done) {
+        while self.entries.front().is_some_and(|entry| !entry.stage.is_open()) {
             self.entries.pop_front();
         }
     }
@@ -98,13 +107,16 @@ impl<T: Copy> Claims<T> {
         self.overlapping(positions).any(|entry| entry.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim in two, in the same stage; `note` makes the notes of both.
+    /// Cuts a claim in two at a position inside it, in the same stage; `note` makes the notes of both.
     pub(super) fn split(
         &mut self,
         claim: Claim,
         middle: Position,
         note: impl FnOnce(T) -> (T, T),
     ) -> Option<(Claim, Claim)> {
+        if middle <= claim.start || middle >= claim.end {
+            return None;
+        }
         let index = self.index(claim)?;
         let held = *self.entries.get(index)?;
         let (left, right) = (Claim { end: middle, ..claim }, Claim { start: middle, ..claim });
@@ -114,9 +126,14 @@ impl<T: Copy> Claims<T> {
         Some((left, right))
     }
 
+    /// Nothing finished lies behind one that is not.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.entries.iter().all(|entry| entry.stage != Stage::Done)
+    }
+
     /// Gives up all of them: what comes next starts at the first. Says what was noted with it.
     pub(super) fn rewind(&mut self) -> Option<T> {
-        debug_assert!(self.entries.iter().all(|entry| entry.stage != Stage::Done));
+        debug_assert!(self.is_in_order());
         self.read = self.watermark();
         let first = self.entries.front().map(|entry| entry.note);
         self.entries.clear();

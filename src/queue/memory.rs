@@ -4,36 +4,39 @@
 //! output takes at once, a search for line ends. Nothing is held across an await.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
-use bytes::Bytes;
+use slab::Slab;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use super::Append;
 use super::Backlog;
 use super::Batch;
 use super::Claim;
+use super::JoinError;
+use super::Output;
 use super::Position;
 use super::Refused;
 use super::Take;
 use super::claims::Claims;
 use super::claims::Stage;
-use crate::audit::LevelCounts;
+use super::outputs::Departed;
+use super::outputs::Losses;
+use super::outputs::show_start;
+use super::outputs::signed;
+use crate::config;
 use crate::config::Acknowledge;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
-use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
 
-/// Every so many lines of a batch that is cut, where they start is remembered, so that cutting it to pieces does not
-/// search it from its start each time.
-const LINES_PER_MARK: usize = 64;
+mod record;
+
+use record::Record;
 
 /// The log. Cheap to clone; all clones are the same queue.
 #[derive(Clone)]
@@ -43,9 +46,6 @@ pub struct Queue {
 
 struct Shared {
     state: Mutex<State>,
-    capacity: u64,
-    when_full: WhenFull,
-    acknowledge: Acknowledge,
     metrics: QueueMetrics,
     /// Told whenever a cursor finishes something: the drain waits on it.
     progress: Notify,
@@ -57,30 +57,20 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Not as soon as there is room, or a queue at its edge would fill the log.
-    fn tell_room(&self, state: &mut State) {
-        if state.told_full && state.bytes < self.capacity / 10 * 8 {
-            state.told_full = false;
-            tracing::info!(bytes = state.bytes, "queue below 80 %");
-        }
-    }
-
-    fn tell_full(&self, state: &mut State) {
-        if !std::mem::replace(&mut state.told_full, true) {
-            tracing::warn!(bytes = state.bytes, when_full = ?self.when_full, "queue full");
-        }
-    }
 }
 
-#[derive(Default)]
 struct State {
+    capacity: u64,
+    when_full: WhenFull,
+    acknowledge: Acknowledge,
     records: VecDeque<Record>,
     /// As `queue.max_bytes` counts.
     bytes: u64,
+    spare: Spare,
     /// The number of the next event.
     next: Position,
-    cursors: Vec<CursorState>,
+    cursors: Slab<CursorState>,
+    departed: Departed,
     /// Events and bytes of lines that `event_total` has counted.
     counted: Amount,
     /// Whether the log has it as full.
@@ -89,100 +79,46 @@ struct State {
     closed: bool,
 }
 
+/// The records in front that every required output has finished: only others need them, as long as nothing else needs
+/// the room.
+#[derive(Default)]
+struct Spare {
+    records: usize,
+    /// As `queue.max_bytes` counts.
+    bytes: u64,
+}
+
+impl Spare {
+    /// One of them is taken out.
+    fn take(&mut self, record: &Record) {
+        self.records -= 1;
+        self.bytes -= record.weight();
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Amount {
     events: u64,
     bytes: u64,
 }
 
-/// One accepted batch.
-struct Record {
-    first: Position,
-    events: u64,
-    lines: Bytes,
-    levels: LevelCounts,
-    accepted: Instant,
-    /// Whether `event_total` has it: at once, or with `delivered` when an output begins to send it.
-    counted: bool,
-    /// With `delivered`: told when every cursor has finished it.
-    waiting: Option<oneshot::Sender<()>>,
-    /// Offsets of every [`LINES_PER_MARK`]th line; made at the first cut.
-    marks: Vec<usize>,
-}
-
-impl Record {
-    fn end(&self) -> Position {
-        self.first + self.events
-    }
-
-    fn weight(&self) -> u64 {
-        self.lines.len() as u64 + BATCH_OVERHEAD
-    }
-
-    fn positions(&self) -> Range<Position> {
-        self.first..self.end()
-    }
-
-    fn overlaps(&self, claim: Claim) -> bool {
-        self.first < claim.end && claim.start < self.end()
-    }
-
-    /// Where the line of this event starts; for the end, the length.
-    fn offset(&mut self, position: Position) -> usize {
-        let Ok(line) = usize::try_from(position.saturating_sub(self.first)) else {
-            return self.lines.len();
-        };
-        if line == 0 {
-            return 0;
-        }
-        if position >= self.end() {
-            return self.lines.len();
-        }
-        if self.marks.is_empty() {
-            self.marks.push(0);
-            let ends = memchr::memchr_iter(b'\n', &self.lines);
-            self.marks
-                .extend(ends.skip(LINES_PER_MARK - 1).step_by(LINES_PER_MARK).map(|end| end + 1));
-        }
-        let mark = self.marks.get(line / LINES_PER_MARK).copied().unwrap_or(self.lines.len());
-        match line % LINES_PER_MARK {
-            0 => mark,
-            rest => memchr::memchr_iter(b'\n', &self.lines[mark..])
-                .nth(rest - 1)
-                .map_or(self.lines.len(), |end| mark + end + 1),
-        }
-    }
-
-    /// Lines of `start..end`, cut to this record.
-    fn slice(&mut self, start: Position, end: Position) -> Bytes {
-        let (from, to) = (self.offset(start), self.offset(end));
-        self.lines.slice(from..to)
-    }
-
-    /// Where to cut so that at most `take` comes behind `start`, but at least one event.
-    fn cut(&mut self, start: Position, take: Take) -> Position {
-        let from = self.offset(start);
-        let mut end = start;
-        for line_end in memchr::memchr_iter(b'\n', &self.lines[from..]) {
-            let fits = (line_end as u64) < take.bytes && end - start < take.events;
-            if !fits && end > start {
-                break;
-            }
-            end += 1;
-            if !fits {
-                break;
-            }
-        }
-        end.clamp(start + 1, self.end())
+impl Amount {
+    fn add(&mut self, other: Self) {
+        self.events += other.events;
+        self.bytes += other.bytes;
     }
 }
 
 struct CursorState {
-    name: String,
-    metrics: OutputMetrics,
+    output: Output,
     claims: Claims<()>,
-    /// Of what is counted: finished, lost or dropped here.
+    /// Of what is counted: finished, lost or dropped here, or accepted before it joined.
     passed: Amount,
+    /// Where the log ended as it joined.
+    joined: Position,
+    /// `output_start_events`.
+    start: i64,
+    losses: Losses,
     /// Its output has ended for good.
     gone: bool,
     readable: Arc<Notify>,
@@ -209,9 +145,16 @@ impl CursorState {
         left
     }
 
-    fn pass(&mut self, amount: Amount) {
-        self.passed.events += amount.events;
-        self.passed.bytes += amount.bytes;
+    /// Counts what of a record that is dropped this cursor has not finished. Where that is on the wire of an optional
+    /// output, what becomes of it there counts no more.
+    fn lose(&mut self, record: &mut Record) -> u64 {
+        let amount = self.outstanding(record);
+        self.passed.add(amount);
+        match self.output.required {
+            true => self.output.metrics.lost.increment(amount.events),
+            false => self.losses.add(&self.output, amount.events),
+        }
+        amount.events
     }
 }
 
@@ -221,42 +164,119 @@ impl State {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    fn count(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) {
-        if !record.counted {
-            record.counted = true;
-            counted.events += record.events;
-            counted.bytes += record.lines.len() as u64;
-            metrics.accepted(record.events, &record.levels);
+    /// Not as soon as there is room, or a queue at its edge would fill the log.
+    fn tell_room(&mut self) {
+        if !self.told_full {
+            return;
+        }
+        let needed = self.bytes - self.spare.bytes;
+        if needed < self.capacity / 10 * 8 {
+            self.told_full = false;
+            tracing::info!(bytes = needed, "queue below 80 %");
+        }
+    }
+
+    fn tell_full(&mut self) {
+        if !std::mem::replace(&mut self.told_full, true) {
+            tracing::warn!(bytes = self.bytes, when_full = ?self.when_full, "queue full");
+        }
+    }
+
+    /// Counts a batch as accepted.
+    fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
+        record.counted = true;
+        let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
+        counted.add(amount);
+        metrics.accepted(record.events, &record.levels);
+        amount
+    }
+
+    /// Counts a batch that was not accepted as it came: for outputs that joined behind it as one that they do not get.
+    fn count(
+        counted: &mut Amount,
+        cursors: &mut Slab<CursorState>,
+        record: &mut Record,
+        metrics: &QueueMetrics,
+    ) {
+        if record.counted {
+            return;
+        }
+        let amount = Self::accept(counted, record, metrics);
+        for (_, cursor) in cursors {
+            if cursor.joined > record.first {
+                cursor.passed.add(amount);
+                cursor.start -= signed(amount.events);
+                show_start(&cursor.output.metrics, cursor.start);
+            }
+        }
+    }
+
+    /// What every required output has finished is accepted, and its sender is told.
+    fn answer(
+        counted: &mut Amount,
+        cursors: &mut Slab<CursorState>,
+        record: &mut Record,
+        metrics: &QueueMetrics,
+    ) {
+        // Only where an output has gone that would have begun it.
+        Self::count(counted, cursors, record, metrics);
+        if let Some(waiting) = record.waiting.take() {
+            // The sender may have gone: then nobody needs the answer.
+            waiting.send(()).ok();
         }
     }
 
     fn remove(&mut self, index: usize) -> Option<Record> {
         let record = self.records.remove(index)?;
         self.bytes -= record.weight();
+        if index < self.spare.records {
+            self.spare.take(&record);
+        }
         Some(record)
     }
 
-    /// Lets go of what every cursor has finished.
-    fn free(&mut self) {
-        let waiting = self.cursors.iter().filter(|cursor| !cursor.gone);
-        let watermark = waiting.map(|cursor| cursor.claims.watermark()).min().unwrap_or(self.next);
-        while self.records.front().is_some_and(|record| record.end() <= watermark) {
-            if let Some(waiting) = self.remove(0).and_then(|record| record.waiting) {
-                // The sender may have gone: then nobody needs the answer.
-                waiting.send(()).ok();
+    /// Answers what every required output has finished, and lets go of what every output has.
+    fn free(&mut self, metrics: &QueueMetrics) {
+        let (mut needed, mut held) = (self.next, self.next);
+        for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
+            let watermark = cursor.claims.watermark();
+            held = held.min(watermark);
+            if cursor.output.required {
+                needed = needed.min(watermark);
             }
+        }
+        while self.records.front().is_some_and(|record| record.end() <= held) {
+            let Some(mut record) = self.records.pop_front() else { break };
+            self.bytes -= record.weight();
+            match self.spare.records {
+                0 => Self::answer(&mut self.counted, &mut self.cursors, &mut record, metrics),
+                _ => self.spare.take(&record),
+            }
+        }
+        while let Some(record) = self.records.get_mut(self.spare.records)
+            && record.end() <= needed
+        {
+            Self::answer(&mut self.counted, &mut self.cursors, record, metrics);
+            self.spare.records += 1;
+            self.spare.bytes += record.weight();
         }
     }
 
-    /// Drops the oldest records that no output has on the wire until `room` bytes are free; all or nothing.
-    fn drop_oldest(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
-        let mut chosen = Vec::new();
-        let mut gained = 0;
-        for (index, record) in self.records.iter().enumerate() {
+    /// Drops the oldest records until so many bytes are free: first those that only optional outputs need, then, with
+    /// `drop_oldest`, those that no required output has on the wire. All or nothing.
+    fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
+        let spare = self.spare.records;
+        let may_go =
+            if self.when_full == WhenFull::DropOldest { self.records.len() } else { spare };
+        let (mut chosen, mut gained) = (Vec::new(), 0);
+        for (index, record) in self.records.iter().enumerate().take(may_go) {
             if gained >= needed {
                 break;
             }
-            if !self.cursors.iter().any(|cursor| cursor.claims.has_on_wire(record.positions())) {
+            let is_kept = self.cursors.iter().any(|(_, cursor)| {
+                cursor.output.required && cursor.claims.has_on_wire(record.positions())
+            });
+            if !is_kept {
                 gained += record.weight();
                 chosen.push(index);
             }
@@ -265,15 +285,18 @@ impl State {
             return false;
         }
         for index in chosen.into_iter().rev() {
+            let is_spare = index < self.spare.records;
             let Some(mut record) = self.remove(index) else { continue };
+            // With `delivered` until just now, a batch that nobody has begun may be lost: its sender is told that it is stored.
+            Self::count(&mut self.counted, &mut self.cursors, &mut record, metrics);
             let mut missed = 0;
-            for cursor in &mut self.cursors {
-                let amount = cursor.outstanding(&mut record);
-                cursor.pass(amount);
-                cursor.metrics.lost.increment(amount.events);
-                missed = amount.events.max(missed);
+            for (_, cursor) in &mut self.cursors {
+                let lost = cursor.lose(&mut record);
+                if cursor.output.required && !is_spare {
+                    missed = lost.max(missed);
+                }
             }
-            // Not those that every output has: they waited only for what is before them.
+            // Not those that every required output has: they waited only for others, or for what is before them.
             metrics.dropped_oldest.increment(missed);
         }
         true
@@ -304,40 +327,97 @@ impl State {
 }
 
 impl Queue {
-    /// An empty queue of so many bytes. Outputs join before the first append.
+    /// An empty queue, and a cursor for each of these outputs.
     #[must_use]
-    pub fn new(config: &crate::config::Queue, metrics: QueueMetrics) -> Self {
-        #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
-        metrics.capacity.set(config.max_bytes as f64);
+    pub fn new(
+        config: &config::Queue,
+        metrics: QueueMetrics,
+        outputs: &[Output],
+    ) -> (Self, Vec<Cursor>) {
         metrics.writable.set(1.0);
-        Self {
-            shared: Arc::new(Shared {
-                state: Mutex::default(),
-                capacity: config.max_bytes,
-                when_full: config.when_full,
-                acknowledge: config.acknowledge,
-                metrics,
-                progress: Notify::new(),
-            }),
-        }
+        let state = State {
+            capacity: config.max_bytes,
+            when_full: config.when_full,
+            acknowledge: config.acknowledge,
+            records: VecDeque::new(),
+            bytes: 0,
+            spare: Spare::default(),
+            next: 0,
+            cursors: Slab::new(),
+            departed: Departed::default(),
+            counted: Amount::default(),
+            told_full: false,
+            closed: false,
+        };
+        let shared = Shared { state: Mutex::new(state), metrics, progress: Notify::new() };
+        let queue = Self { shared: Arc::new(shared) };
+        queue.apply(config);
+        let cursors = {
+            let mut state = queue.shared.lock();
+            outputs.iter().map(|output| queue.add(&mut state, output.clone())).collect()
+        };
+        (queue, cursors)
     }
 
-    /// A cursor at the end of the log.
-    #[must_use]
-    pub fn join(&self, name: &str, metrics: OutputMetrics) -> Cursor {
+    /// Takes over what can change at run time.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
+    pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
+        state.capacity = config.max_bytes;
+        state.when_full = config.when_full;
+        state.acknowledge = config.acknowledge;
+        self.shared.metrics.capacity.set(config.max_bytes as f64);
+        state.tell_room();
+    }
+
+    /// A cursor at the end of the log: what was appended is before it, what will be is behind it.
+    ///
+    /// # Errors
+    ///
+    /// The name is taken, or the queue has ended.
+    pub fn join(&self, output: Output) -> Result<Cursor, JoinError> {
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        if state.closed {
+            return Err(JoinError::Closed);
+        }
+        if state.cursors.iter().any(|(_, cursor)| cursor.output.name == output.name) {
+            return Err(JoinError::Taken);
+        }
+        Ok(self.add(state, output))
+    }
+
+    fn add(&self, state: &mut State, output: Output) -> Cursor {
+        let start = state.departed.start(&output.name, state.counted.events);
+        show_start(&output.metrics, start);
         let readable = Arc::new(Notify::new());
-        let read = state.next;
-        let passed = state.counted;
-        state.cursors.push(CursorState {
-            name: name.to_owned(),
-            metrics,
-            claims: Claims::at(read),
-            passed,
+        let index = state.cursors.insert(CursorState {
+            output,
+            claims: Claims::at(state.next),
+            passed: state.counted,
+            joined: state.next,
+            start,
+            losses: Losses::default(),
             gone: false,
             readable: Arc::clone(&readable),
         });
-        Cursor { shared: Arc::clone(&self.shared), index: state.cursors.len() - 1, readable }
+        Cursor { shared: Arc::clone(&self.shared), index, readable }
+    }
+
+    /// Whether events are kept until an output has them.
+    pub fn require(&self, name: &str, required: bool) {
+        let mut state = self.shared.lock();
+        for (_, cursor) in &mut state.cursors {
+            if cursor.output.name == name {
+                cursor.output.required = required;
+            }
+        }
+        // Of what only others needed, it may need some.
+        state.spare = Spare::default();
+        state.free(&self.shared.metrics);
+        state.tell_room();
+        drop(state);
+        self.shared.progress.notify_waiters();
     }
 
     /// Whether a batch of so many bytes would find room now. A hint: [`Queue::append`] decides.
@@ -346,12 +426,10 @@ impl Queue {
     ///
     /// As [`Queue::append`].
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
-        if self.shared.when_full != WhenFull::Reject {
-            return Ok(());
-        }
         let mut state = self.shared.lock();
-        if state.bytes + bytes + BATCH_OVERHEAD > self.shared.capacity {
-            self.shared.tell_full(&mut state);
+        let needed = state.bytes - state.spare.bytes + bytes + BATCH_OVERHEAD;
+        if state.when_full == WhenFull::Reject && needed > state.capacity {
+            state.tell_full();
             return Err(Refused::Full);
         }
         Ok(())
@@ -369,46 +447,34 @@ impl Queue {
     ///
     /// There is no room; nothing is stored then.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
-        let mut state = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
         if state.closed {
             return Err(Refused::Full);
         }
         let metrics = &self.shared.metrics;
-        let needed = batch.lines.len() as u64 + BATCH_OVERHEAD;
-        let after = state.bytes + needed;
-        if after > self.shared.capacity {
-            self.shared.tell_full(&mut state);
-            match self.shared.when_full {
-                WhenFull::Reject => return Err(Refused::Full),
-                WhenFull::DropNewest => {
-                    metrics.accepted(batch.events, &batch.levels);
-                    metrics.errors.increment(batch.events);
-                    metrics.dropped_newest.increment(batch.events);
-                    return Ok(Ticket::stored());
-                }
-                WhenFull::DropOldest if needed > self.shared.capacity => return Err(Refused::Full),
-                WhenFull::DropOldest => {
-                    if !state.drop_oldest(after - self.shared.capacity, metrics) {
-                        return Err(Refused::Full);
-                    }
-                }
+        let after = state.bytes + batch.lines.len() as u64 + BATCH_OVERHEAD;
+        if after > state.capacity {
+            let is_full = after - state.spare.bytes > state.capacity;
+            if is_full {
+                state.tell_full();
+            }
+            if is_full && state.when_full == WhenFull::DropNewest {
+                metrics.accepted(batch.events, &batch.levels);
+                metrics.errors.increment(batch.events);
+                metrics.dropped_newest.increment(batch.events);
+                return Ok(Ticket::stored());
+            }
+            if !state.make_room(after - state.capacity, metrics) {
+                return Err(Refused::Full);
             }
         }
         let first = state.next;
-        let mut record = Record {
-            first,
-            events: batch.events,
-            lines: batch.lines,
-            levels: batch.levels,
-            accepted: Instant::now(),
-            counted: false,
-            waiting: None,
-            marks: Vec::new(),
-        };
-        let ticket = match self.shared.acknowledge {
+        let mut record = Record::new(first, batch);
+        let ticket = match state.acknowledge {
             // `Synced` is for a queue on disk.
             Acknowledge::Queued | Acknowledge::Synced => {
-                State::count(&mut state.counted, &mut record, metrics);
+                State::accept(&mut state.counted, &mut record, metrics);
                 Ticket::stored()
             }
             Acknowledge::Delivered => {
@@ -423,7 +489,7 @@ impl Queue {
         state.next += record.events;
         state.bytes += record.weight();
         state.records.push_back(record);
-        for cursor in &state.cursors {
+        for (_, cursor) in &state.cursors {
             cursor.readable.notify_one();
         }
         Ok(ticket)
@@ -432,7 +498,7 @@ impl Queue {
     /// `queue.max_bytes`.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.shared.capacity
+        self.shared.lock().capacity
     }
 
     /// Bytes held, as `queue.max_bytes` counts, and events held.
@@ -442,11 +508,13 @@ impl Queue {
         (state.bytes, state.records.iter().map(|record| record.events).sum())
     }
 
-    /// Each output's name and what it has not finished, in the order of joining.
+    /// Each output's name and what it has not finished.
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
-        state.cursors.iter().map(|cursor| (cursor.name.clone(), state.backlog(cursor))).collect()
+        let backlog =
+            |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), state.backlog(cursor));
+        state.cursors.iter().map(backlog).collect()
     }
 
     /// Sets every gauge that is read on demand.
@@ -456,8 +524,8 @@ impl Queue {
         let metrics = &self.shared.metrics;
         metrics.bytes.set(state.bytes as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
-        for cursor in &state.cursors {
-            state.backlog(cursor).show(&cursor.metrics);
+        for (_, cursor) in &state.cursors {
+            state.backlog(cursor).show(&cursor.output.metrics);
         }
     }
 
@@ -480,10 +548,10 @@ impl Queue {
     /// [`Queue::abandon`].
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
-        for cursor in state.cursors.iter_mut().filter(|cursor| cursor.name == name) {
-            cursor.gone = true;
+        for (_, cursor) in &mut state.cursors {
+            cursor.gone |= cursor.output.name == name;
         }
-        state.free();
+        state.free(&self.shared.metrics);
         drop(state);
         self.shared.progress.notify_waiters();
     }
@@ -497,11 +565,11 @@ impl Queue {
         state
             .cursors
             .iter_mut()
-            .map(|cursor| {
+            .map(|(_, cursor)| {
                 let lost = counted.events.saturating_sub(cursor.passed.events);
-                cursor.metrics.lost.increment(lost);
+                cursor.output.metrics.lost.increment(lost);
                 cursor.passed = counted;
-                (cursor.name.clone(), lost)
+                (cursor.output.name.clone(), lost)
             })
             .collect()
     }
@@ -535,7 +603,8 @@ impl Ticket {
         Self { delivered: None, place: None }
     }
 
-    /// Returns at once, or with `delivered` once every output has acknowledged or counted the batch.
+    /// Returns at once, or with `delivered` once every required output has acknowledged or counted the
+    /// batch.
     pub async fn delivered(&mut self) {
         if let Some(delivered) = &mut self.delivered {
             // An error means that the queue is gone, and with it whoever could act on the difference.
@@ -552,7 +621,7 @@ impl Drop for Ticket {
         let index = state.index_at(first);
         if state.records.get(index).is_some_and(|record| record.first == first && !record.counted) {
             drop(state.remove(index));
-            shared.tell_room(&mut state);
+            state.tell_room();
             drop(state);
             shared.progress.notify_waiters();
         }
@@ -574,11 +643,8 @@ impl Cursor {
     /// Nothing is lost when dropped.
     pub async fn readable(&self) {
         loop {
-            {
-                let state = self.shared.lock();
-                if state.index_at(state.cursors[self.index].claims.read) < state.records.len() {
-                    return;
-                }
+            if !self.is_at_end() {
+                return;
             }
             self.readable.notified().await;
         }
@@ -606,7 +672,7 @@ impl Cursor {
                 (None, false) => record.cut(start, take),
                 (Some(_), false) => break,
             };
-            State::count(&mut state.counted, record, &self.shared.metrics);
+            State::count(&mut state.counted, &mut state.cursors, record, &self.shared.metrics);
             claim.get_or_insert(Claim { start, end }).end = end;
             if !whole {
                 break;
@@ -634,15 +700,15 @@ impl Cursor {
             let (start, end) = (claim.start.max(record.first), claim.end.min(record.end()));
             amount.events += end - start;
             amount.bytes += record.slice(start, end).len() as u64;
-            cursor.metrics.delivery.record(record.accepted.elapsed().as_secs_f64());
+            cursor.output.metrics.delivery.record(record.accepted.elapsed().as_secs_f64());
         }
         let lost = lost.min(amount.events);
-        cursor.metrics.events.increment(amount.events - lost);
-        cursor.metrics.lost.increment(lost);
-        cursor.pass(amount);
+        cursor.output.metrics.events.increment(amount.events - lost);
+        cursor.output.metrics.lost.increment(lost);
+        cursor.passed.add(amount);
         cursor.claims.forget_done();
-        state.free();
-        self.shared.tell_room(state);
+        state.free(&self.shared.metrics);
+        state.tell_room();
         drop(guard);
         self.shared.progress.notify_waiters();
     }
@@ -663,11 +729,11 @@ impl Cursor {
         let batch = state.read(claim);
         let cursor = &mut state.cursors[self.index];
         if let Some(entry) = cursor.claims.find(claim) {
-            entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Done };
+            entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Dropped };
         }
         cursor.claims.forget_done();
-        state.free();
-        self.shared.tell_room(state);
+        state.free(&self.shared.metrics);
+        state.tell_room();
         drop(guard);
         if batch.is_none() {
             // What was finished behind it may have been the last.
@@ -708,6 +774,12 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
+    /// Cuts a claim into two claims in the same stage, of which the second begins at `middle`.
+    #[must_use]
+    pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
+        self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))
+    }
+
     /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
     ///
     /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
@@ -715,10 +787,59 @@ impl Cursor {
         self.shared.lock().cursors[self.index].claims.rewind();
     }
 
+    /// Nothing finished lies behind an unfinished claim.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        self.shared.lock().cursors[self.index].claims.is_in_order()
+    }
+
+    /// The output is removed. What it has not finished is lost, and counted; says how many events.
+    pub fn leave(self) -> u64 {
+        self.go(true)
+    }
+
+    /// It has not joined: what came meanwhile was never for it.
+    pub fn leave_uncounted(self) {
+        self.go(false);
+    }
+
+    fn go(self, counts: bool) -> u64 {
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        // Senders that waited for it alone are answered, so that their batches count before its share of them.
+        state.cursors[self.index].gone = true;
+        state.free(&self.shared.metrics);
+        let cursor = state.cursors.remove(self.index);
+        let backlog = state.counted.events.saturating_sub(cursor.passed.events);
+        let lost = if counts { backlog } else { 0 };
+        cursor.output.metrics.lost.increment(lost);
+        Backlog::default().show(&cursor.output.metrics);
+        let start = cursor.start - signed(backlog - lost);
+        show_start(&cursor.output.metrics, start);
+        state.departed.leave(&cursor.output.name, start, state.counted.events);
+        state.tell_room();
+        drop(guard);
+        self.shared.progress.notify_waiters();
+        lost
+    }
+
     /// The first position that was never claimed.
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.read
+    }
+
+    /// Everything before it is finished.
+    #[must_use]
+    pub fn watermark(&self) -> Position {
+        self.shared.lock().cursors[self.index].claims.watermark()
+    }
+
+    /// Everything that was appended is claimed.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        let state = self.shared.lock();
+        state.index_at(state.cursors[self.index].claims.read) >= state.records.len()
     }
 }
 

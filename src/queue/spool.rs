@@ -24,12 +24,15 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
+use slab::Slab;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Append;
 use super::Backlog;
+use super::JoinError;
+use super::Output;
 use super::Position;
 use super::Refused;
 use super::cursors;
@@ -39,12 +42,14 @@ use super::cursors::Place;
 use super::disk::Disk;
 use super::disk::OpenError;
 use super::disk::RealDisk;
+use super::outputs::Departed;
+use super::outputs::show_start;
 use super::segment::BLOCK;
 use super::segment::FIRST_RECORD;
 use super::segment::RECORD_HEADER;
+use crate::config;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
-use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
 use crate::telemetry::Telemetry;
 
@@ -64,6 +69,14 @@ const AHEAD_BYTES: u64 = 16 << 20;
 
 /// Beyond it, neighbouring holes are joined: a slot of the cursors file has no room for many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
+
+/// What a cursor reads at once, whatever the number of outputs: at least, and at most.
+const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (16 << 10, 4 << 20) };
+
+/// What a cursor reads at once where there are so many.
+fn chunk(outputs: usize) -> u64 {
+    (AHEAD_BYTES / 4 / outputs.max(1) as u64).clamp(CHUNK.0, CHUNK.1)
+}
 
 /// What copies of damaged records may take at most.
 const QUARANTINE_BYTES: u64 = 64 << 20;
@@ -93,13 +106,10 @@ struct Shared {
     state: Mutex<State>,
     /// Tells the writer thread that there is something to do.
     work: Condvar,
-    capacity: u64,
-    segment_bytes: u64,
-    /// What a cursor reads from a file at once.
-    chunk: u64,
-    when_full: WhenFull,
+    /// `queue.max_bytes`. Changed only under the state's lock.
+    capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// Told when something has become final, or has failed: the drain waits on it.
+    /// Told when something has become final, or has failed, and when cursors that were asked for are saved.
     progress: Notify,
     /// Bytes in `quarantine/`.
     quarantined: AtomicU64,
@@ -113,11 +123,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
     /// Not as soon as there is room, or a queue at its edge would fill the log.
     fn tell_room(&self, state: &mut State) {
-        if state.told_full && self.held_bytes(state) < self.capacity / 10 * 8 {
+        if !state.told_full {
+            return;
+        }
+        let needed = self.held_bytes(state) - state.spare_bytes();
+        if needed < self.capacity() / 10 * 8 {
             state.told_full = false;
-            tracing::info!(bytes = self.held_bytes(state), "queue below 80 %");
+            tracing::info!(bytes = needed, "queue below 80 %");
         }
     }
 
@@ -126,7 +144,7 @@ impl Shared {
         self.work.notify_one();
         if !std::mem::replace(&mut state.told_full, true) {
             let bytes = self.held_bytes(state);
-            tracing::warn!(bytes, when_full = ?self.when_full, "queue full");
+            tracing::warn!(bytes, when_full = ?state.when_full, "queue full");
         }
     }
 
@@ -139,8 +157,8 @@ impl Shared {
     /// must copies of what is damaged.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
-        let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity));
-        self.capacity.saturating_sub(others)
+        let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity()));
+        self.capacity().saturating_sub(others)
     }
 
     /// What new segments may take, once the writer has deleted what nobody needs.
@@ -155,8 +173,14 @@ impl Shared {
             return Some(Room::Here);
         }
         let (least, room) = (FIRST_RECORD + needed, self.room(state));
-        let size = self.segment_bytes.next_multiple_of(BLOCK).max(least).min(room);
+        let size = state.segment_bytes.next_multiple_of(BLOCK).max(least).min(room);
         (least <= room).then_some(Room::Opens(size))
+    }
+
+    /// What would have to be dropped for it.
+    fn missing(&self, state: &State, needed: u64) -> u64 {
+        let (taken, least) = (state.files + state.opening, FIRST_RECORD + needed);
+        (taken + least).saturating_sub(self.usable() + state.reclaimable())
     }
 }
 
@@ -196,7 +220,16 @@ struct State {
     free: u64,
     /// Bytes of segments that are made for what waits.
     opening: u64,
-    cursors: Vec<CursorState>,
+    /// What files may take for them, where that was more as they were planned.
+    planned_within: u64,
+    segment_bytes: u64,
+    when_full: WhenFull,
+    /// What a cursor reads from a file at once.
+    chunk: u64,
+    cursors: Slab<CursorState>,
+    departed: Departed,
+    /// Events stored since the process started.
+    accepted: u64,
     holes: Vec<Hole>,
     /// Why nothing can be stored, since the last error.
     fault: Option<String>,
@@ -206,6 +239,9 @@ struct State {
     unsaved: u64,
     /// What the cursors file says is not so any more.
     stale: bool,
+    /// How often somebody wanted the cursors saved at once, and how many of those they are.
+    asked: u64,
+    saved: u64,
     told_full: bool,
     /// Nothing more is handed out.
     draining: bool,
@@ -266,9 +302,49 @@ impl Waiting {
 }
 
 impl State {
+    /// Nothing is there. The first thing to do is to save that.
+    fn new(config: &config::Queue) -> Self {
+        Self {
+            segments: VecDeque::new(),
+            doomed: Vec::new(),
+            files: 0,
+            end: Place::default(),
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            waiting: VecDeque::new(),
+            arrivals: 0,
+            free: 0,
+            opening: 0,
+            planned_within: 0,
+            segment_bytes: config.segment_bytes,
+            when_full: config.when_full,
+            chunk: chunk(0),
+            cursors: Slab::new(),
+            departed: Departed::default(),
+            accepted: 0,
+            holes: Vec::new(),
+            fault: None,
+            busy: None,
+            unsaved: 0,
+            stale: true,
+            asked: 0,
+            saved: 0,
+            told_full: false,
+            draining: false,
+            closed: false,
+        }
+    }
+
     /// What every output has got.
     fn watermark(&self) -> Position {
-        let watermarks = self.cursors.iter().map(|cursor| cursor.claims.watermark());
+        let watermarks = self.cursors.iter().map(|(_, cursor)| cursor.claims.watermark());
+        watermarks.min().unwrap_or(self.end.position)
+    }
+
+    /// What every required output has got.
+    fn required_watermark(&self) -> Position {
+        let required = self.cursors.iter().filter(|(_, cursor)| cursor.output.required);
+        let watermarks = required.map(|(_, cursor)| cursor.claims.watermark());
         watermarks.min().unwrap_or(self.end.position)
     }
 
@@ -280,11 +356,19 @@ impl State {
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
     }
 
-    /// Every output has all there is: where there was no room, the segment that is written to may make some.
+    /// Bytes of segments that only optional outputs need.
+    fn spare_bytes(&self) -> u64 {
+        let (needed, held) = (self.required_watermark(), self.watermark());
+        let behind = self.segments.iter().skip_while(|segment| segment.end.position <= held);
+        let spare = behind.take_while(|it| !it.active && it.end.position <= needed);
+        spare.map(|segment| segment.size).sum()
+    }
+
+    /// Every required output has all there is: where there was no room, the segment that is written to may make some.
     fn is_spent(&self) -> bool {
         self.told_full
             && self.waiting.is_empty()
-            && self.watermark() == self.end.position
+            && self.required_watermark() == self.end.position
             && self.segments.back().is_some_and(|last| last.active)
     }
 
@@ -333,29 +417,39 @@ impl State {
         Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
     }
 
-    /// Drops the oldest segments that no output has on the wire until `room` bytes more are free; all or nothing.
-    fn drop_oldest(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
-        let watermark = self.watermark();
+    /// Indices of the oldest segments that hold so many bytes: of those that only optional outputs need, and, with
+    /// `drop_oldest`, of those that no required output has on the wire. `None` where they do not suffice.
+    fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
+        let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);
         for (index, segment) in self.segments.iter().enumerate() {
-            if gained >= needed {
+            if gained >= bytes {
                 break;
             }
-            let on_wire =
-                self.cursors.iter().any(|cursor| cursor.claims.has_on_wire(segment.positions()));
-            if !segment.active && segment.end.position > watermark && !on_wire {
+            let is_spare = segment.end.position <= needed;
+            let is_kept = !is_spare
+                && (!drop_oldest
+                    || self.cursors.iter().any(|(_, cursor)| {
+                        cursor.output.required && cursor.claims.has_on_wire(segment.positions())
+                    }));
+            if !segment.active && segment.end.position > held && !is_kept {
                 gained += segment.size;
                 chosen.push(index);
             }
         }
-        if gained < needed {
-            return false;
-        }
+        (gained >= bytes).then_some(chosen)
+    }
+
+    /// Drops segments, for every output that has not got them.
+    fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
         for index in chosen.into_iter().rev() {
             let Some(segment) = self.segments.remove(index) else { continue };
             let mut missed = 0;
-            for cursor in &mut self.cursors {
-                missed = cursor.drop_segment(&segment).max(missed);
+            for (_, cursor) in &mut self.cursors {
+                let lost = cursor.drop_segment(&segment);
+                if cursor.output.required {
+                    missed = lost.max(missed);
+                }
             }
             metrics.dropped_oldest.increment(missed);
             self.tail.retain(|record| record.segment != segment.first.position);
@@ -379,20 +473,19 @@ impl State {
                 adjoins
             });
         }
-        true
     }
 
     /// Keeps a record in memory. The oldest ones there make room: to be let go of without the lock, which takes a while for
     /// large ones.
-    fn remember(&mut self, record: TailRecord, chunk: u64, evicted: &mut Vec<TailRecord>) {
+    fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
         self.tail_bytes += record.weight();
         self.tail.push_back(record);
         while self.tail_bytes > TAIL_BYTES {
             let Some(oldest) = self.tail.pop_front() else { return };
             self.tail_bytes -= oldest.weight();
-            if oldest.lines.len() as u64 > chunk {
+            if oldest.lines.len() as u64 > self.chunk {
                 // Cursors that have it would hold more than their share for as long as their consumers are away.
-                for cursor in &mut self.cursors {
+                for (_, cursor) in &mut self.cursors {
                     cursor.forget_pieces_of(oldest.first.position..oldest.end());
                 }
             }
@@ -408,8 +501,30 @@ impl State {
     }
 
     fn contents(&self) -> Contents {
-        let outputs = self.cursors.iter().map(|cursor| (cursor.name.clone(), cursor.saved()));
+        let place = |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), cursor.saved());
+        let outputs = self.cursors.iter().map(place);
         Contents { end: self.end, outputs: outputs.collect(), holes: self.holes.clone() }
+    }
+
+    fn insert_cursor(&mut self, cursor: CursorState) -> usize {
+        let index = self.cursors.insert(cursor);
+        self.chunk = chunk(self.cursors.len());
+        index
+    }
+
+    /// Its claims are nobody's any more. The cursors file is to forget it.
+    fn remove_cursor(&mut self, index: usize) -> CursorState {
+        let cursor = self.cursors.remove(index);
+        self.chunk = chunk(self.cursors.len());
+        self.ask_to_save();
+        cursor
+    }
+
+    /// The number under which it will be in [`State::saved`].
+    fn ask_to_save(&mut self) -> u64 {
+        self.stale = true;
+        self.asked += 1;
+        self.asked
     }
 
     /// Takes back what was planned for a batch that will not be written.
@@ -454,9 +569,9 @@ impl Queue {
     /// Where the directory can't be used. Damage in it is no error.
     pub fn open(
         directory: &Path,
-        config: &crate::config::Queue,
+        config: &config::Queue,
         telemetry: &Telemetry,
-        outputs: &[(String, OutputMetrics)],
+        outputs: &[Output],
     ) -> Result<(Self, Vec<Cursor>), OpenError> {
         let disk = Arc::new(RealDisk::own(directory)?);
         let (queue, cursors, writer) = recovery::open(disk, directory, config, telemetry, outputs)?;
@@ -478,8 +593,10 @@ impl Queue {
         if state.fault().is_some() {
             return Err(Refused::Disk);
         }
-        let has_room = self.shared.when_full != WhenFull::Reject
-            || self.shared.place(&state, needed(bytes)).is_some();
+        let needed = needed(bytes);
+        let has_room = state.when_full != WhenFull::Reject
+            || self.shared.place(&state, needed).is_some()
+            || state.droppable(self.shared.missing(&state, needed), false).is_some();
         if !has_room {
             self.shared.tell_full(&mut state);
             return Err(Refused::Full);
@@ -504,23 +621,24 @@ impl Queue {
         let needed = needed(append.lines.len() as u64);
         let mut place = shared.place(&state, needed);
         if place.is_none() {
-            shared.tell_full(&mut state);
-            match shared.when_full {
-                WhenFull::Reject => return Err(Refused::Full),
-                WhenFull::DropNewest => {
-                    shared.metrics.accepted(append.events, &append.levels);
-                    shared.metrics.errors.increment(append.events);
-                    shared.metrics.dropped_newest.increment(append.events);
-                    return Ok(Ticket { done: None, place: None });
-                }
-                WhenFull::DropOldest => {
-                    let missing = (FIRST_RECORD + needed).saturating_sub(shared.room(&state));
-                    if !state.drop_oldest(missing, &shared.metrics) {
-                        return Err(Refused::Full);
+            let missing = shared.missing(&state, needed);
+            let mut chosen = state.droppable(missing, false);
+            if chosen.is_none() {
+                shared.tell_full(&mut state);
+                match state.when_full {
+                    WhenFull::Reject => {}
+                    WhenFull::DropNewest => {
+                        shared.metrics.accepted(append.events, &append.levels);
+                        shared.metrics.errors.increment(append.events);
+                        shared.metrics.dropped_newest.increment(append.events);
+                        return Ok(Ticket { done: None, place: None });
                     }
-                    place = shared.place(&state, needed);
+                    WhenFull::DropOldest => chosen = state.droppable(missing, true),
                 }
             }
+            let Some(chosen) = chosen else { return Err(Refused::Full) };
+            state.drop_segments(chosen, &shared.metrics);
+            place = shared.place(&state, needed);
         }
         let opens = match place {
             None => return Err(Refused::Full),
@@ -558,7 +676,75 @@ impl Queue {
     /// `queue.max_bytes`.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.shared.capacity
+        self.shared.capacity()
+    }
+
+    /// Takes over what can change at run time. Segments that were planned are made as they were.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
+    pub fn apply(&self, config: &config::Queue) {
+        let mut state = self.shared.lock();
+        if state.opening > 0 {
+            state.planned_within = self.shared.usable().max(state.planned_within);
+        }
+        self.shared.capacity.store(config.max_bytes, Ordering::Relaxed);
+        self.shared.metrics.capacity.set(config.max_bytes as f64);
+        state.segment_bytes = config.segment_bytes;
+        state.when_full = config.when_full;
+        self.shared.tell_room(&mut state);
+    }
+
+    /// A cursor at the end of what is synced, when the cursors file has it.
+    ///
+    /// # Errors
+    ///
+    /// The output has not joined.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it has not joined.
+    pub async fn join(&self, output: Output) -> Result<Cursor, JoinError> {
+        let joining = self.begin_to_join(output)?;
+        match tokio::time::timeout(HANGS, joining.saved()).await {
+            Ok(()) => joining.end(),
+            Err(_) => {
+                let why = self.fault().unwrap_or_else(|| "it can't be written".to_owned());
+                Err(JoinError::Disk { within: HANGS, why })
+            }
+        }
+    }
+
+    fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
+        let mut state = self.shared.lock();
+        if state.closed {
+            return Err(JoinError::Closed);
+        }
+        if state.cursors.iter().any(|(_, cursor)| cursor.output.name == output.name) {
+            return Err(JoinError::Taken);
+        }
+        if state.cursors.len() >= cursors::OUTPUTS_MAX {
+            return Err(JoinError::TooMany(cursors::OUTPUTS_MAX));
+        }
+        let start = state.departed.start(&output.name, state.accepted);
+        show_start(&output.metrics, start);
+        let mut cursor = CursorState::new(output, state.end);
+        cursor.start = start;
+        let index = state.insert_cursor(cursor);
+        let number = state.ask_to_save();
+        drop(state);
+        self.shared.work.notify_one();
+        let cursor = Some(Cursor::new(Arc::clone(&self.shared), index));
+        Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
+    }
+
+    /// Whether events are kept until an output has them.
+    pub fn require(&self, name: &str, required: bool) {
+        let mut state = self.shared.lock();
+        for (_, cursor) in &mut state.cursors {
+            if cursor.output.name == name {
+                cursor.output.required = required;
+            }
+        }
+        self.shared.tell_room(&mut state);
     }
 
     /// Bytes held, as `queue.max_bytes` counts, and events that not every output has got.
@@ -571,11 +757,13 @@ impl Queue {
         (self.shared.held_bytes(&state), events)
     }
 
-    /// Each output's name and what it has not finished, in the order of joining.
+    /// Each output's name and what it has not finished.
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
-        state.cursors.iter().map(|cursor| (cursor.name.clone(), state.backlog(cursor))).collect()
+        let backlog =
+            |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), state.backlog(cursor));
+        state.cursors.iter().map(backlog).collect()
     }
 
     /// Sets every gauge that is read on demand.
@@ -588,8 +776,8 @@ impl Queue {
         metrics.held.set(events as f64);
         metrics.writable.set(if state.fault().is_none() { 1.0 } else { 0.0 });
         metrics.segments.set((state.segments.len() + state.doomed.len()) as f64);
-        for cursor in &state.cursors {
-            state.backlog(cursor).show(&cursor.metrics);
+        for (_, cursor) in &state.cursors {
+            state.backlog(cursor).show(&cursor.output.metrics);
         }
     }
 
@@ -602,7 +790,7 @@ impl Queue {
         self.shared.lock().draining = true;
         loop {
             let progress = self.shared.progress.notified();
-            if self.shared.lock().cursors.iter().all(CursorState::is_idle) {
+            if self.shared.lock().cursors.iter().all(|(_, cursor)| cursor.is_idle()) {
                 return;
             }
             progress.await;
@@ -612,8 +800,8 @@ impl Queue {
     /// An output has ended for good: the drain does not wait for it. What it did not get stays for the next start.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
-        for cursor in state.cursors.iter_mut().filter(|cursor| cursor.name == name) {
-            cursor.gone = true;
+        for (_, cursor) in &mut state.cursors {
+            cursor.gone |= cursor.output.name == name;
         }
         drop(state);
         self.shared.progress.notify_waiters();
@@ -632,6 +820,41 @@ impl Queue {
             Err(_) => tracing::error!(
                 "the disk does not answer: the cursors are not written, outputs may get some events again"
             ),
+        }
+    }
+}
+
+/// An output that is not in the cursors file yet. Dropped, it has never been here: nothing is counted for it.
+struct Joining {
+    shared: Arc<Shared>,
+    cursor: Option<Cursor>,
+    number: u64,
+}
+
+impl Joining {
+    fn is_saved(&self) -> bool {
+        self.shared.lock().saved >= self.number
+    }
+
+    async fn saved(&self) {
+        loop {
+            let progress = self.shared.progress.notified();
+            if self.is_saved() {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    fn end(mut self) -> Result<Cursor, JoinError> {
+        self.cursor.take().ok_or(JoinError::Closed)
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        if let Some(cursor) = self.cursor.take() {
+            cursor.leave_uncounted();
         }
     }
 }

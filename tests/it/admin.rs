@@ -68,6 +68,12 @@ fn every_route_answers_and_no_other() {
     assert_eq!(status["listeners"][0]["listener"], "127.0.0.1:0");
     assert_eq!(status["listeners"][0]["address"], address.as_str());
     assert_eq!(status["queue"]["events"], 10);
+    assert_eq!((&status["accepted_events"], &status["lost_events"]), (&10.into(), &0.into()));
+    for field in ["memory_bytes", "time_seconds", "start_time_seconds", "last_event_seconds_ago"] {
+        assert!(status[field].as_f64().is_some_and(|value| value >= 0.0), "{field}: {status}");
+    }
+    assert!(status["time_seconds"].as_f64() > status["start_time_seconds"].as_f64(), "{status}");
+    assert!(status["last_rejected"].is_null(), "{status}");
     let output = &status["outputs"][0];
     assert_eq!((output["name"].as_str(), output["type"].as_str()), (Some("out"), Some("tcp")));
     assert_eq!(

@@ -1,6 +1,9 @@
 //! The commands besides `run`: what they print, where, and with which status they end.
 
+use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Output;
 
 use tempfile::TempDir;
@@ -13,11 +16,14 @@ use crate::support::free_port;
 use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
+use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::relay::run_command;
 use crate::support::relay::run_command_with;
 use crate::support::relay::spawn_command;
+use crate::support::relp_sink::RelpSink;
 use crate::support::repository;
 use crate::support::server::Options;
+use crate::support::server::Server;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_for;
@@ -96,10 +102,17 @@ fn check_ends_with_0_where_there_is_nothing_but_warnings() {
     assert!(stderr.contains("/no/such/file") && !stderr.contains("warning"), "{stderr}");
 }
 
+/// The shipped configs that this binary can run.
+fn shipped() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(repository().join("config")).unwrap();
+    let files = files.map(|entry| entry.unwrap().path());
+    let needs_kafka = |file: &PathBuf| text(file).contains("/kafka-");
+    files.filter(|file| cfg!(feature = "kafka") || !needs_kafka(file)).collect()
+}
+
 #[test]
 fn check_takes_the_shipped_configs() {
-    for entry in std::fs::read_dir(repository().join("config")).unwrap() {
-        let file = entry.unwrap().path();
+    for file in shipped() {
         let output = run_command(&["check", "--config", text(&file)], Path::new("/"));
         let (code, stdout, stderr) = split(&output);
         assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
@@ -168,6 +181,41 @@ fn check_connects_to_every_address_of_every_output() {
 }
 
 #[test]
+fn check_asks_a_relp_consumer_whether_it_is_one() {
+    let relp = RelpSink::start();
+    let web = Server::start(Options::default(), |mut stream, _| {
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    let (silent, beats) = (TcpSink::start(), LumberjackSink::start());
+    let output = |name: &str, kind: &str, address: SocketAddr| {
+        format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"{kind}\"\naddresses = [\"{address}\"]\n\
+             timeouts = {{ connect = \"500ms\" }}\n"
+        )
+    };
+    let config = [
+        LISTENER,
+        &output("relp", "relp", relp.address()),
+        &output("beats", "lumberjack", beats.address()),
+        &output("web", "relp", web.address()),
+        &output("silent", "relp", silent.address()),
+    ]
+    .concat();
+    let (code, stdout, stderr) = run(&CONNECT, &config);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
+    let line = |name: &str| {
+        let line = stderr.lines().find(|line| line.starts_with(&format!("output {name}: ")));
+        line.expect("a line of it").to_owned()
+    };
+    assert!(line("relp").ends_with(": ok") && line("beats").ends_with(": ok"), "{stderr}");
+    assert!(line("web").contains("\"HTTP/1.1 400"), "{stderr}");
+    assert!(line("silent").contains("no answer within the connect timeout"), "{stderr}");
+    let names: Vec<_> = relp.commands().into_iter().map(|command| command.name).collect();
+    assert_eq!(names, ["open", "close"]);
+    assert_eq!(beats.count(), 0, "nothing is sent");
+}
+
+#[test]
 fn config_prints_every_default_and_reads_what_it_prints() {
     let config = "# A comment.\n[[listener]]\naddress = \"127.0.0.1:3000\"\n[[output]]\nname = \"o\"\ntype = \"http\"\n\
                   urls = [\"https://h/${env:HOME_OF_NOBODY:-x}?t=${file:/no/such/token}\"]\n\
@@ -220,8 +268,7 @@ fn config_reference_names_every_key_of_the_shipped_configs() {
             }
         }
     }
-    for entry in std::fs::read_dir(repository().join("config")).unwrap() {
-        let file = entry.unwrap().path();
+    for file in shipped() {
         let output = run_command(&["config", "--config", text(&file)], Path::new("/"));
         let effective: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
         let mut found = Vec::new();

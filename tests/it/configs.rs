@@ -7,6 +7,8 @@ use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::http::Client;
 use crate::support::http_sink::HttpSink;
+use crate::support::lumberjack_server::LumberjackServer;
+use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::peers::Rsyslog;
 use crate::support::peers::Security;
 use crate::support::peers::SyslogNg;
@@ -84,6 +86,31 @@ fn logstash_tcp_sends_lines_plain_and_over_tls() {
 }
 
 #[test]
+fn logstash_beats_sends_windows_plain_and_over_tls() {
+    let certificates = Certificates::new();
+    let plain = LumberjackServer::start();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let secure = LumberjackSink::with(Options { tls, ..Options::default() }, |window, reply| {
+        reply.acknowledge(window.events.len());
+        true
+    });
+    let config = shipped(
+        "logstash-beats.toml",
+        &[
+            ("logstash.example.com:5044", &by_name(plain.address())),
+            ("logstash.example.com:5045", &by_name(secure.address())),
+            ("/certificates/ca.crt", text(&certificates.ca)),
+        ],
+    );
+    let relay = Relay::start(&config);
+    let expected = post_corpus(&relay);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(plain.events() == expected);
+    assert!(secure.events() == expected);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
 fn syslog_tls_sends_to_rsyslog_over_tls_and_to_syslog_ng_over_tcp() {
     let certificates = Certificates::new();
     let secure = Rsyslog::start(Security::Tls, &certificates);
@@ -124,6 +151,27 @@ fn syslog_tls_sends_to_syslog_ng_over_tls_and_to_rsyslog_over_tcp() {
     relay.wait_until_delivered(PATIENCE);
     secure.wait_for_count(expected.len(), PATIENCE);
     plain.wait_for_count(expected.len(), PATIENCE);
+    assert!(secure.messages() == expected);
+    assert!(plain.messages() == expected);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn rsyslog_relp_sends_over_tls_and_over_tcp() {
+    let certificates = Certificates::new();
+    let secure = Rsyslog::relp(Security::Tls, &certificates);
+    let plain = Rsyslog::relp(Security::Plain, &certificates);
+    let config = shipped(
+        "rsyslog-relp.toml",
+        &[
+            ("syslog.example.com:20514", &by_name(secure.address())),
+            ("syslog.example.com:2514", &by_name(plain.address())),
+            ("/certificates/ca.crt", text(&certificates.ca)),
+        ],
+    );
+    let relay = Relay::start(&config);
+    let expected = post_corpus(&relay);
+    relay.wait_until_delivered(PATIENCE);
     assert!(secure.messages() == expected);
     assert!(plain.messages() == expected);
     relay.finish(Backlog::Empty);

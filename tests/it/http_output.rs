@@ -203,7 +203,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
     // A file that is gone, or that no header can hold, changes nothing.
     std::fs::remove_file(&token).unwrap();
     file("password", "two\nlines\n\n");
-    relay.wait_for_log("files can't be reloaded, going on with what is in use", PATIENCE);
+    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
     let (bearer, _) = post(1_000_000);
     assert_eq!(bearer.header("authorization"), Some("Bearer second-token"));
     relay.finish(Backlog::Empty);
@@ -220,7 +220,7 @@ fn a_changed_url_is_used_at_once_also_where_a_connection_to_the_old_one_is_kept(
     assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
     relay.wait_until_delivered(PATIENCE);
     std::fs::write(&file, format!("http://{}/new?token=2", new.address())).unwrap();
-    relay.wait_for_log("files reloaded", PATIENCE);
+    relay.wait_for_log("config reloaded", PATIENCE);
     for seed in 2..6 {
         assert_eq!(relay.post(&generated_batch(seed, 1, 900)).status, 200);
     }

@@ -91,7 +91,8 @@ fn bad_events_cost_only_themselves(status: u16, bad: &[usize], more: &str) {
     assert_eq!((delivered(&relay), lost(&relay)), (150.0 - count, count), "{status}");
     let requests = relay.metrics().value("output_retries_total", &[("output", "consumer")]);
     assert!(requests <= count * 30.0, "{requests} requests more for {count} bad events");
-    assert_eq!(messages(&relay, "ERROR"), ["events refused for good, dropped and counted"]);
+    relay.wait_for_log("events given up and counted", PATIENCE);
+    assert_eq!(messages(&relay, "ERROR"), ["events given up and counted"]);
     assert_eq!(messages(&relay, "WARN"), [] as [String; 0], "an output that works is not down");
     relay.finish(Backlog::Empty);
 }

@@ -17,26 +17,52 @@
 )]
 
 mod admin;
+mod alerts;
 mod backpressure;
 mod bit_flips;
 mod commands;
 mod commands_queue;
 mod configs;
 mod configs_http;
+mod connection_age;
+mod dashboard;
+mod dead_letters;
+mod demo;
+mod deploy;
 mod disk_bounds;
 mod disk_faults;
+mod documents;
+mod drain;
 mod durability;
+mod egress_proxy;
+mod failover;
+mod faults;
+mod healthcheck;
 mod http_endpoints;
 mod http_output;
 mod http_refused;
 mod http_tls;
 mod ingest;
 mod instructions;
+#[cfg(feature = "kafka")]
+mod kafka_output;
+#[cfg(feature = "kafka")]
+mod kafka_source;
+#[cfg(feature = "kafka")]
+mod kafka_tls;
 mod kills;
 mod layers;
 mod limits;
+mod lumberjack;
+mod migrate;
+mod names;
+mod optional;
+mod page;
 mod peers_work;
 mod readme;
+mod reload;
+mod relp;
+mod replay;
 mod secrets;
 mod shutdown;
 mod spool_start;

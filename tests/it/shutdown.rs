@@ -252,7 +252,7 @@ fn a_signal_sent_twice_at_once_is_one() {
 }
 
 #[test]
-fn sighup_is_ignored() {
+fn sighup_ends_nothing() {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), ""));
     for seed in 0..3 {

@@ -6,17 +6,26 @@
 #![allow(dead_code, reason = "a helper may come before the test that needs it")]
 
 pub(crate) mod answers;
+pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod chance;
+pub(crate) mod consumer;
 pub(crate) mod corpus;
 pub(crate) mod filesystem;
 pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod http_sink;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+pub(crate) mod lumberjack_server;
+pub(crate) mod lumberjack_sink;
 pub(crate) mod metrics;
+pub(crate) mod middleman;
 pub(crate) mod numbered;
 pub(crate) mod peers;
+pub(crate) mod prometheus;
 pub(crate) mod relay;
+pub(crate) mod relp_sink;
 pub(crate) mod requests;
 pub(crate) mod senders;
 pub(crate) mod sequence;

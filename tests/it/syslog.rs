@@ -26,6 +26,7 @@ use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::sequence::assert_covers;
 use crate::support::sequence::covered;
+use crate::support::sequence::lives;
 use crate::support::server::Options;
 use crate::support::tcp_sink::Framing;
 use crate::support::tcp_sink::TcpSink;
@@ -226,14 +227,6 @@ fn stream_of_batches() -> Vec<Vec<u8>> {
     (0..6).map(|seed| generated_batch(seed, 400, 1500)).collect()
 }
 
-/// What the peer wrote in each of its lives, of which all but the last ended at these counts.
-fn lives(mut messages: Vec<Vec<u8>>, ends: &[usize]) -> Vec<Vec<Vec<u8>>> {
-    let mut lives: Vec<_> = ends.iter().rev().map(|end| messages.split_off(*end)).collect();
-    lives.push(messages);
-    lives.reverse();
-    lives
-}
-
 #[test]
 fn everything_arrives_while_rsyslog_is_restarted_in_the_middle() {
     let certificates = Certificates::new();
@@ -406,7 +399,7 @@ fn a_message_longer_than_the_limit_is_refused_and_counted_and_its_neighbours_pas
     assert_eq!(metrics.value("error_total", &[("plugin", "syslog")]), 3.0);
     assert_eq!(metrics.value("output_events_total", &[("output", "syslog")]), 4.0);
     assert_eq!(metrics.value("output_up", &[("output", "syslog")]), 1.0);
-    let said = relay.wait_for_log("events refused for good, dropped and counted", PATIENCE);
+    let said = relay.wait_for_log("events given up and counted", PATIENCE);
     assert_eq!(said["output"], "syslog");
     relay.finish(Backlog::Empty);
 }

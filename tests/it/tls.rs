@@ -307,7 +307,7 @@ fn a_broken_file_keeps_the_old_certificate_and_is_told_once() {
         let failed = |fields: &&serde_json::Value| {
             fields["message"]
                 .as_str()
-                .is_some_and(|message| message.starts_with("files can't be reloaded"))
+                .is_some_and(|message| message.starts_with("config not reloaded"))
         };
         relay.log_fields().iter().filter(failed).count()
     };
@@ -433,7 +433,7 @@ fn a_bearer_token_that_changes_is_asked_for_anew() {
     assert_eq!(status("first"), 401);
     // An empty file opens nothing: the last token stays.
     std::fs::write(&file, "\n").unwrap();
-    relay.wait_for_log("files can't be reloaded, going on with what is in use", PATIENCE);
+    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
     assert_eq!((status("second"), status("")), (200, 401));
     let log = relay.log_lines().join("\n");
     assert!(!log.contains("second"), "the token is in the log");

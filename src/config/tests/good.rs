@@ -14,12 +14,13 @@ use super::files;
 
 #[test]
 fn the_embedded_config_is_one() {
-    let config = read_with(EMBEDDED, &|_| None).config.unwrap();
+    let checked = read_with(EMBEDDED, &|_| None);
+    assert_eq!(checked.files, [] as [PathBuf; 0]);
+    let config = checked.config.unwrap();
     assert_eq!(config.listeners[0].label, "127.0.0.1:3000");
     assert_eq!(config.admin, "127.0.0.1:9090".parse().unwrap());
     assert_eq!(config.outputs[0].name, "stdout");
     assert_eq!(config.outputs[0].kind, OutputKind::Stdout(LineFormat::Ndjson));
-    assert_eq!(config.files(), [] as [PathBuf; 0]);
 }
 
 /// One output of each type, as short as it can be.
@@ -40,11 +41,19 @@ name = 's'
 type = 'syslog'
 addresses = ['a:1']
 hostname = 'machine'
+[[output]]
+name = 'l'
+type = 'lumberjack'
+addresses = ['a:1']
+[[output]]
+name = 'r'
+type = 'relp'
+addresses = ['a:1']
+hostname = 'machine'
 ";
 
-#[test]
-fn the_effective_config_has_the_defaults_of_the_contract() {
-    let common = r#"
+/// What every output has.
+const COMMON: &str = r#"
 [output.retry]
 initial_interval = "500ms"
 max_interval = "30s"
@@ -54,6 +63,7 @@ randomization_factor = 0.5
 [output.timeouts]
 connect = "5s"
 request = "60s"
+max_connection_age = "0s"
 
 [output.batch]
 max_bytes = "4MiB"
@@ -62,11 +72,19 @@ max_events = 5000
 [output.rejected]
 action = "dead_letter"
 "#;
+
+#[test]
+fn the_effective_config_has_the_defaults_of_the_contract() {
     let stream = r#"addresses = ["a:1"]
 strategy = "failover"
 keepalive = "30s"
 idle_timeout = "0s"
-replay_window = "1s"
+"#;
+    let messages = r#"facility = "local0"
+severity = "info"
+hostname = "machine"
+app_name = "kube-audit"
+max_message_bytes = 0
 "#;
     let expected = format!(
         r#"[[listener]]
@@ -92,6 +110,7 @@ retry_after = "5s"
 [[output]]
 name = "h"
 type = "http"
+required = true
 urls = ["https://a"]
 strategy = "failover"
 format = "event_list"
@@ -102,22 +121,37 @@ concurrency = 4
 [output.tls]
 min_version = "1.2"
 insecure_skip_verify = false
-{common}
+{COMMON}
 [[output]]
 name = "t"
 type = "tcp"
+required = true
 format = "ndjson"
-{stream}{common}
+replay_window = "1s"
+{stream}{COMMON}
 [[output]]
 name = "s"
 type = "syslog"
+required = true
 framing = "octet_counting"
-facility = "local0"
-severity = "info"
-hostname = "machine"
-app_name = "kube-audit"
-max_message_bytes = 0
-{stream}{common}
+{messages}replay_window = "1s"
+{stream}{COMMON}
+[[output]]
+name = "l"
+type = "lumberjack"
+required = true
+compression_level = 3
+window = 2048
+{stream}{COMMON}
+[[output]]
+name = "r"
+type = "relp"
+required = true
+{messages}window = 128
+{stream}{COMMON}
+[dead_letter]
+max_bytes = "64MiB"
+
 [admin]
 address = "127.0.0.1:9090"
 
@@ -148,14 +182,15 @@ fn the_machines_name_is_the_default_of_syslog() {
     let config = config("[[output]]\nname = 's'\ntype = 'syslog'\naddresses = ['a:1']\n");
     let OutputKind::Syslog(syslog) = &config.outputs[0].kind else { panic!("syslog") };
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-    assert_eq!(syslog.hostname, name.trim());
-    assert_eq!(syslog.priority, 16 * 8 + 6);
+    assert_eq!(syslog.messages.hostname, name.trim());
+    assert_eq!(syslog.messages.priority, 16 * 8 + 6);
 }
 
 #[test]
 fn every_key_is_read() {
     let dir = files();
-    let config = config(&everything(dir.path()));
+    let checked = checked(&everything(dir.path()));
+    let config = checked.config.unwrap();
     assert_eq!(config.listeners[0].label, "[::1]:3001");
     assert_eq!(config.listeners[0].tls.as_ref().unwrap().min_version, TlsVersion::V1_3);
     assert_eq!(config.limits.max_body, 2 << 20);
@@ -167,7 +202,9 @@ fn every_key_is_read() {
     assert_eq!(config.queue.acknowledge, Acknowledge::Synced);
     assert_eq!(config.queue.when_full, WhenFull::DropOldest);
     assert_eq!(config.queue.segment_bytes, 16 << 10);
-    let [http, tcp, syslog, stdout] = config.outputs.as_slice() else { panic!("four") };
+    let [http, tcp, syslog, lumberjack, relp, stdout] = config.outputs.as_slice() else {
+        panic!("six")
+    };
     let OutputKind::Http(http_kind) = &http.kind else { panic!("http") };
     assert_eq!(http_kind.urls[0].expand().unwrap(), "https://a/x?y=s3cr3t");
     assert_eq!(http_kind.urls[1].expand().unwrap(), "http://logs.example:8080");
@@ -176,6 +213,7 @@ fn every_key_is_read() {
     let basic_auth = http_kind.basic_auth.as_ref().unwrap();
     assert_eq!(basic_auth.username.expand().unwrap(), "${ logs.example");
     assert_eq!(http_kind.tls.server_name.as_deref(), Some("es.example"));
+    assert_eq!((http.required, tcp.required), (false, true));
     assert_eq!(http.retry.multiplier, 1.0);
     assert_eq!(http.batch, BatchLimits { max_bytes: 1024, max_events: 1 });
     assert_eq!(http.rejected, Rejected::Drop);
@@ -185,12 +223,18 @@ fn every_key_is_read() {
     assert_eq!(tcp_kind.stream.tls, Some(ClientTls::default()));
     assert_eq!(tcp_kind.stream.idle_timeout, Some(Duration::from_secs(60)));
     let OutputKind::Syslog(syslog) = &syslog.kind else { panic!("syslog") };
-    assert_eq!(syslog.priority, 10 * 8 + 7);
+    assert_eq!(syslog.messages.priority, 10 * 8 + 7);
     assert_eq!(syslog.stream.addresses[0].host, "logs.example");
-    assert_eq!(syslog.max_message_bytes, 8192);
+    assert_eq!(syslog.messages.max_message_bytes, 8192);
+    let OutputKind::Lumberjack(lumberjack) = &lumberjack.kind else { panic!("lumberjack") };
+    assert_eq!((lumberjack.compression_level, lumberjack.window), (0, 65_536));
+    assert_eq!(lumberjack.stream.addresses[1].to_string(), "b:5044");
+    let OutputKind::Relp(relp) = &relp.kind else { panic!("relp") };
+    assert_eq!((relp.messages.priority, relp.window), (4 * 8 + 3, 1));
+    assert_eq!(relp.stream.tls, Some(ClientTls::default()));
     assert_eq!(stdout.kind, OutputKind::Stdout(LineFormat::AuditLog));
     let names: Vec<_> =
-        config.files().iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
+        checked.files.iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
     assert_eq!(names, ["ca", "crt", "key", "token"].map(PathBuf::from));
 }
 
@@ -222,20 +266,23 @@ fn the_reference_lists_each_key_once_for_each_meaning() {
         }
     }
     for row in [
-        "| `output.tls.ca` (http, tcp, syslog) | path | the system's roots | PEM",
+        "| `output.tls.ca` (http, tcp, syslog, lumberjack, relp, kafka) | path | the system's roots | PEM",
         "| `output.retry.multiplier` | number, at least 1.0 | `2.0` |",
         "| `output.format` (tcp, stdout) | \"ndjson\" · \"audit_log\" | `\"ndjson\"` |",
-        "| `output.hostname` (syslog) | name | the machine's |",
+        "| `output.hostname` (syslog, relp) | name | the machine's |",
         "| `queue.retry_after` | time, 1s to 15s | `\"5s\"` |",
         "| `queue.directory` | path | memory only |",
         "| `queue.acknowledge` | \"queued\" · \"delivered\" · \"synced\" | `\"queued\"` |",
         "| `queue.segment_bytes` | size, 16KiB to max_bytes / 4 | the smaller of 64MiB and max_bytes / 4 |",
         "| `listener.tls` | table | plain HTTP |",
+        "| `output.retry.max_elapsed` | time, at least 1ms | for ever |",
+        "| `dead_letter.directory` | path | dead-letter/ below queue.directory |",
+        "| `dead_letter.max_bytes` | size, at least 1MiB | `\"64MiB\"` |",
     ] {
         assert_eq!(reference.matches(row).count(), 1, "{row} in {reference}");
     }
     assert!(reference.lines().all(|line| line.matches('|').count() == 5), "{reference}");
-    assert!(!reference.contains("`dead_letter."), "not in this version");
+    assert!(!reference.contains("`output.filter`"), "not in this version");
 }
 
 #[derive(Debug, Clone)]

@@ -59,9 +59,10 @@ fn a_directory_that_is_none_is_one_problem() {
         &["2:13: not TOML: "],
     );
     for directory in [&dir.to_string(), "relative/to.here", "/no"] {
-        let config = config(&format!("[queue]\ndirectory = '{directory}'\n"));
+        let checked = checked(&format!("[queue]\ndirectory = '{directory}'\n"));
+        assert_eq!(checked.files, [] as [PathBuf; 0]);
+        let config = checked.config.unwrap();
         assert_eq!(config.queue.directory, Some(PathBuf::from(directory)));
-        assert_eq!(config.files(), [] as [PathBuf; 0]);
     }
 }
 

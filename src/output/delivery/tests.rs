@@ -1,22 +1,25 @@
 //! The loop against a scripted consumer, a real queue and paused time.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::Mutex;
 
 use bytes::Bytes;
-use proptest::prelude::*;
-use proptest::test_runner::TestCaseResult;
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::config;
 use crate::config::WhenFull;
+use crate::output::dead_letter::tests::Desk;
 use crate::output::health::Status;
+use crate::queue;
 use crate::queue::Append;
 use crate::queue::Queue;
 use crate::queue::Refused;
+use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
+
+mod any_consumer;
+mod given_up;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -27,12 +30,20 @@ enum Answer {
     Accept,
     /// Accepts, and so many events can't be put in its protocol.
     AcceptBut(u64),
+    /// Accepts so many events of the batch, and goes on with the rest of it.
+    AcceptFirst(u64),
     Refuse,
     Fail,
     /// To be tried again after so long.
     FailFor(Duration),
     /// The connection breaks; so many batches of the wire were read before.
     Break(usize),
+    /// It breaks, and another address is left.
+    BreakHere,
+    /// A link that may refuse is gone; whether that is a failure.
+    Gone(bool),
+    /// Nothing moves.
+    Trouble,
 }
 
 type Script = dyn FnMut(&[String]) -> Answer + Send;
@@ -58,7 +69,10 @@ struct Seen {
 }
 
 /// `EAGER` links break and answer in order, as streams do; the others answer in any order, as HTTP does.
-struct Fake<const EAGER: bool>(Arc<Consumer>);
+struct Fake<const EAGER: bool> {
+    consumer: Arc<Consumer>,
+    ordered: bool,
+}
 
 struct FakeLink<const EAGER: bool> {
     consumer: Arc<Consumer>,
@@ -72,12 +86,20 @@ impl<const EAGER: bool> Connect for Fake<EAGER> {
 
     const EAGER: bool = EAGER;
 
+    fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
+    async fn probe(&mut self) -> Probed {
+        Vec::new()
+    }
+
     async fn connect(&mut self) -> Result<FakeLink<EAGER>, Failure> {
-        self.0.state.lock().unwrap().connects.push(Instant::now());
-        if Instant::now() < *self.0.away_until.lock().unwrap() {
+        self.consumer.state.lock().unwrap().connects.push(Instant::now());
+        if Instant::now() < *self.consumer.away_until.lock().unwrap() {
             return Err(failure(AttemptError::Connect));
         }
-        let consumer = Arc::clone(&self.0);
+        let consumer = Arc::clone(&self.consumer);
         Ok(FakeLink { consumer, wire: Vec::new(), due: None, accepted_any: false })
     }
 }
@@ -128,22 +150,55 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         let events = events_of(&self.wire[index]);
         let answer = (self.consumer.script.lock().unwrap())(&events);
         let mut seen = self.consumer.state.lock().unwrap();
-        if let Answer::Break(read) = answer {
+        let read = match answer {
+            Answer::Break(read) => Some(read),
+            Answer::BreakHere => Some(0),
+            Answer::Accept
+            | Answer::AcceptBut(_)
+            | Answer::AcceptFirst(_)
+            | Answer::Refuse
+            | Answer::Fail
+            | Answer::FailFor(_)
+            | Answer::Gone(_)
+            | Answer::Trouble => None,
+        };
+        if let Some(read) = read {
             assert!(EAGER, "only a stream breaks as a whole");
             let read = self.wire.iter().take(read).flat_map(events_of);
             seen.events.extend(read);
-            return Event::Broken {
-                failure: failure(AttemptError::Closed),
-                progress: self.accepted_any,
-            };
+            let elsewhere = answer == Answer::BreakHere;
+            let failure = Failure { elsewhere, ..failure(AttemptError::Closed) };
+            return Event::Broken { failure, progress: self.accepted_any };
+        }
+        if let Answer::AcceptFirst(count) = answer {
+            assert!(EAGER, "only a stream is acknowledged by parts");
+            let batch = &mut self.wire[index];
+            let (front, rest) = events.split_at(usize::try_from(count).unwrap());
+            let claim = Claim { end: batch.claim.start + count, ..batch.claim };
+            (batch.claim.start, batch.events) = (claim.end, rest.len() as u64);
+            let lines: String = rest.iter().map(|event| format!("{event}\n")).collect();
+            batch.pieces = vec![Bytes::from(lines)];
+            self.accepted_any = true;
+            seen.events.extend_from_slice(front);
+            return Event::Accepted { claim, rejected: Vec::new() };
+        }
+        if let Answer::Gone(failed) = answer {
+            assert!(!EAGER, "a stream breaks");
+            return Event::Gone(failed.then(|| failure(AttemptError::Protocol)));
+        }
+        if answer == Answer::Trouble {
+            return Event::Troubled(failure(AttemptError::Connect));
         }
         let claim = self.wire.remove(index).claim;
         match answer {
             Answer::Accept | Answer::AcceptBut(_) => {
                 self.accepted_any = true;
+                let count = if let Answer::AcceptBut(count) = answer { count } else { 0 };
+                let bad = events.iter().filter(|event| event.starts_with("bad"));
+                let bad = bad.take(usize::try_from(count).unwrap());
+                let rejected = bad.map(|event| Bytes::from(format!("{event}\n"))).collect();
                 seen.events.extend(events);
-                let lost = if let Answer::AcceptBut(lost) = answer { lost } else { 0 };
-                Event::Accepted { claim, lost }
+                Event::Accepted { claim, rejected }
             }
             Answer::Refuse => Event::Refused(claim, failure(AttemptError::Status4xx)),
             Answer::Fail => Event::Failed(claim, failure(AttemptError::Status5xx)),
@@ -151,7 +206,13 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
                 let asked = Failure { retry_after: Some(wait), ..failure(AttemptError::Status429) };
                 Event::Failed(claim, asked)
             }
-            Answer::Break(_) => unreachable!("answered above"),
+            Answer::AcceptFirst(_)
+            | Answer::Break(_)
+            | Answer::BreakHere
+            | Answer::Gone(_)
+            | Answer::Trouble => {
+                unreachable!("answered above")
+            }
         }
     }
 
@@ -166,6 +227,8 @@ struct Bench {
     status: Arc<Status>,
     stop: CancellationToken,
     tasks: JoinSet<Result<(), String>>,
+    /// Where its dead letters come.
+    desk: Option<Desk>,
     /// Every event appended, in order.
     appended: Vec<String>,
     started: Instant,
@@ -175,11 +238,16 @@ struct Setting {
     /// The queue has so many bytes, and drops the oldest.
     drop_oldest: Option<u64>,
     rejected: Rejected,
+    /// There is a place for dead letters: the bench's desk.
+    desk: bool,
+    max_elapsed: Option<Duration>,
     latency: Duration,
     window: usize,
     ordered: bool,
     shuffle: u64,
     away: Duration,
+    /// When the delivery is replaced by another, since the start.
+    replaced: Vec<Duration>,
 }
 
 impl Default for Setting {
@@ -187,11 +255,14 @@ impl Default for Setting {
         Self {
             drop_oldest: None,
             rejected: Rejected::Drop,
+            desk: false,
+            max_elapsed: None,
             latency: Duration::from_millis(1),
             window: 4,
             ordered: true,
             shuffle: 1,
             away: Duration::ZERO,
+            replaced: Vec::new(),
         }
     }
 }
@@ -204,6 +275,7 @@ impl Bench {
         // The embedded default's output stands for all: only what the loop reads of it counts.
         let mut config = config::read(config::EMBEDDED).config.expect("it is right");
         config.outputs[0].rejected = setting.rejected;
+        config.outputs[0].retry.max_elapsed = setting.max_elapsed;
         if let Some(bytes) = setting.drop_oldest {
             (config.queue.max_bytes, config.queue.when_full) = (bytes, WhenFull::DropOldest);
         }
@@ -218,18 +290,61 @@ impl Bench {
             state: Mutex::default(),
         });
         let metrics = telemetry.output("o");
-        let output = [("o".to_owned(), metrics.clone())];
-        let opened = Queue::open(&config.queue, &telemetry, &output);
+        let output =
+            queue::Output { name: "o".to_owned(), required: true, metrics: metrics.clone() };
+        let opened = Queue::open(&config.queue, &telemetry, &[output]);
         let (queue, mut cursors) = opened.expect("in memory");
         let cursor = cursors.pop().expect("the output's");
         let status = Arc::<Status>::default();
-        let health = Health::new("o", metrics, Arc::clone(&status));
-        let fake = Fake::<EAGER>(Arc::clone(&consumer));
-        let delivery = Delivery::new(fake, cursor, health, &config.outputs[0], setting.ordered);
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(delivery.run(stop.clone()));
-        Self { queue, telemetry, consumer, status, stop, tasks, appended: Vec::new(), started }
+        let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
+        let (letters, desk) = Desk::new(&telemetry);
+        let (letters, desk) = match setting.desk {
+            true => (Some(letters), Some(desk)),
+            false => (None, None),
+        };
+        let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
+        tasks.spawn(async move {
+            let mut begin = HandOver { cursor, claims: Vec::new() };
+            for at in replaced.into_iter().map(Some).chain([None]) {
+                let orders = Orders { stop: stopped.clone(), ..Orders::default() };
+                let retire = orders.retire.clone();
+                let health = Health::new("o", metrics.clone(), Arc::clone(&told));
+                let fake = Fake::<EAGER> { consumer: Arc::clone(&to), ordered };
+                let delivery = Delivery::new(fake, begin.cursor, health, &config.outputs[0]);
+                let delivery = match letters.clone() {
+                    Some(letters) => delivery.dead_letters(letters),
+                    None => delivery,
+                };
+                let replacing = async {
+                    match at {
+                        Some(at) => tokio::time::sleep_until(started + at).await,
+                        None => std::future::pending().await,
+                    }
+                    retire.cancel();
+                    std::future::pending::<()>().await;
+                };
+                let left = tokio::select! {
+                    left = delivery.inherit(begin.claims).run(orders) => left?,
+                    () = replacing => None,
+                };
+                let Some(left) = left else { return Ok(()) };
+                begin = left;
+            }
+            Err("replaced without being told".to_owned())
+        });
+        Self {
+            queue,
+            telemetry,
+            consumer,
+            status,
+            stop,
+            tasks,
+            desk,
+            appended: Vec::new(),
+            started,
+        }
     }
 
     /// A stream whose consumer follows this script.
@@ -322,6 +437,35 @@ fn is_bad(events: &[String]) -> bool {
 
 fn refuse_bad(events: &[String]) -> Answer {
     if is_bad(events) { Answer::Refuse } else { Answer::Accept }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_under_way_on_a_link_that_is_gone_comes_again_in_order_and_what_it_took_does_not()
+{
+    let mut count = 0;
+    let setting = Setting { window: 1, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        count += 1;
+        match count {
+            2 => Answer::Gone(false),
+            4 => Answer::Gone(true),
+            6 => Answer::Trouble,
+            _ => refuse_bad(events),
+        }
+    });
+    for batch in 0..4 {
+        bench.append(&[2 * batch, 2 * batch + 1]);
+    }
+    bench.append(&["bad", "good"]);
+    bench.append(&["last"]);
+    bench.drained().await;
+    let good: Vec<_> = bench.appended.iter().filter(|event| *event != "bad").cloned().collect();
+    assert_eq!(bench.seen(), good);
+    assert_eq!((bench.lost(), bench.connects().len()), (1, 3));
+    assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"protocol\"}"), 1);
+    assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"connect\"}"), 1);
+    assert_eq!(bench.value("output_up{output=\"o\"}"), 1);
+    bench.finish().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -471,6 +615,21 @@ async fn a_break_after_progress_is_retried_at_once_and_one_without_waits_longer_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_where_another_address_is_left_goes_there_at_once_and_is_not_down() {
+    let mut answers = vec![Answer::BreakHere, Answer::BreakHere].into_iter();
+    let mut bench = Bench::stream(move |_| answers.next().unwrap_or(Answer::Accept));
+    bench.append(&["a"]);
+    while bench.connects().len() < 3 {
+        assert!(bench.started.elapsed() < Duration::from_millis(100), "{:?}", bench.connects());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(bench.status.snapshot().up);
+    }
+    bench.drained().await;
+    assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"closed\"}"), 2);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stream_that_breaks_without_progress_is_down_until_one_stays() {
     let mut count = 0;
     let mut bench = Bench::stream(move |_| {
@@ -509,6 +668,27 @@ async fn events_that_do_not_fit_the_protocol_are_counted_and_their_neighbours_de
     bench.append(&["bad"]);
     bench.drained().await;
     assert_eq!((bench.delivered(), bench.lost()), (2, 2));
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_accepted_of_a_batch_is_final_though_the_connection_breaks() {
+    let mut answers = 0;
+    let mut bench = Bench::stream(move |events| {
+        answers += 1;
+        match answers % 3 {
+            0 => Answer::Break(0),
+            _ if events.len() > 2 => Answer::AcceptFirst(2),
+            _ => Answer::Accept,
+        }
+    });
+    let names: Vec<String> = (0..50).map(|number| number.to_string()).collect();
+    for batch in names.chunks(7) {
+        bench.append(batch);
+    }
+    bench.drained().await;
+    assert_eq!(bench.seen(), names, "in order, and nothing twice");
+    assert_eq!((bench.delivered(), bench.lost()), (50, 0));
     bench.finish().await;
 }
 
@@ -642,6 +822,45 @@ async fn the_stop_is_heard_wherever_the_loop_waits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replaced_delivery_ends_what_is_on_the_wire_and_its_successor_sends_the_rest() {
+    for at in [5, 25, 45] {
+        let setting = Setting {
+            latency: Duration::from_millis(10),
+            window: 2,
+            replaced: vec![Duration::from_millis(at)],
+            ..Setting::default()
+        };
+        let mut bench = Bench::start::<true>(&setting, |_| Answer::Accept);
+        for batch in 0..20 {
+            bench.append(&[batch, batch + 100]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        bench.drained().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(bench.seen(), bench.appended, "replaced at {at} ms");
+        assert_eq!(bench.connects().len(), 2);
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_whose_consumer_hangs_is_replaced_after_ten_seconds() {
+    let mut bench = Bench::start::<true>(
+        &Setting { latency: HOUR, replaced: vec![Duration::from_secs(1)], ..Setting::default() },
+        |_| Answer::Accept,
+    );
+    bench.append(&["a", "b"]);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let connects = bench.connects();
+    assert_eq!(connects.len(), 2);
+    let waited = connects[1] - bench.started;
+    assert!((HAND_OVER_TIME..HAND_OVER_TIME + CLOSE_TIME * 2).contains(&waited), "{waited:?}");
+    bench.drained().await;
+    assert_eq!(bench.seen(), bench.appended);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn drop_oldest_never_touches_what_is_on_the_wire() {
     let setting = Setting {
         // Room for about 15 of these batches.
@@ -662,157 +881,4 @@ async fn drop_oldest_never_touches_what_is_on_the_wire() {
     assert!(in_order(&bench.appended, &seen));
     assert_eq!(bench.value("queue_dropped_events_total{reason=\"drop_oldest\"}"), lost);
     bench.finish().await;
-}
-
-/// One stretch of a random consumer's life.
-#[derive(Debug, Clone)]
-enum Mood {
-    Healthy,
-    RefusesAll,
-    FailsAll,
-    /// Fails or breaks every so many-th time.
-    Flaky(u32),
-}
-
-#[derive(Debug, Clone)]
-struct Case {
-    /// Batches: how many milliseconds after the last, and for each event whether it is bad.
-    batches: Vec<(u64, Vec<bool>)>,
-    moods: Vec<(Mood, u64)>,
-    window: usize,
-    ordered: bool,
-    latency_ms: u64,
-    shuffle: u64,
-    drop_oldest: bool,
-}
-
-fn mood() -> impl Strategy<Value = Mood> {
-    prop_oneof![
-        Just(Mood::Healthy),
-        Just(Mood::RefusesAll),
-        Just(Mood::FailsAll),
-        (2_u32..6).prop_map(Mood::Flaky),
-    ]
-}
-
-prop_compose! {
-    fn case()(
-        batches in prop::collection::vec(
-            (0_u64..20_000, prop::collection::vec(prop::bool::weighted(0.1), 1..12)), 1..40),
-        moods in prop::collection::vec((mood(), 1_u64..300_000), 0..6),
-        window in 1_usize..5,
-        ordered in any::<bool>(),
-        latency_ms in 0_u64..2_000,
-        shuffle in any::<u64>(),
-        drop_oldest in prop::bool::weighted(0.2),
-    ) -> Case {
-        let window = if ordered { 1 } else { window };
-        Case { batches, moods, window, ordered, latency_ms, shuffle, drop_oldest }
-    }
-}
-
-/// Every event is delivered or counted; good ones are delivered, in order where there is one.
-async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
-    let latency = Duration::from_millis(case.latency_ms);
-    let setting = Setting {
-        drop_oldest: case.drop_oldest.then_some(4 * 1024),
-        rejected: Rejected::DeadLetter,
-        latency,
-        window: if EAGER { 4 } else { case.window },
-        ordered: case.ordered || EAGER,
-        shuffle: case.shuffle,
-        away: Duration::ZERO,
-    };
-    let (started, mut moods, mut count) = (Instant::now(), case.moods.clone(), 0_u32);
-    let mut mood_ends = started;
-    for (_, length) in &mut moods {
-        mood_ends += Duration::from_millis(*length);
-        *length = u64::try_from((mood_ends - started).as_millis()).unwrap();
-    }
-    let script = move |events: &[String]| {
-        let now = u64::try_from(started.elapsed().as_millis()).unwrap();
-        let mood = moods
-            .iter()
-            .find(|(_, end)| now < *end)
-            .map_or(Mood::Healthy, |(mood, _)| mood.clone());
-        count += 1;
-        let stumble = if EAGER { Answer::Break(count as usize % 3) } else { Answer::Fail };
-        // A stream has no way to refuse.
-        let healthy = |events: &[String]| if EAGER { Answer::Accept } else { refuse_bad(events) };
-        match mood {
-            Mood::Healthy => healthy(events),
-            Mood::RefusesAll if EAGER => stumble,
-            Mood::RefusesAll => Answer::Refuse,
-            Mood::FailsAll => stumble,
-            Mood::Flaky(every) if count % every == 0 => stumble,
-            Mood::Flaky(_) => healthy(events),
-        }
-    };
-    let mut bench = Bench::start::<EAGER>(&setting, script);
-    let mut number = 0;
-    for (wait, events) in &case.batches {
-        tokio::time::sleep(Duration::from_millis(*wait)).await;
-        let names: Vec<String> = events
-            .iter()
-            .map(|bad| {
-                number += 1;
-                format!("{}{number}", if *bad { "bad" } else { "good" })
-            })
-            .collect();
-        // Where everything is on the wire it is full, and the sender keeps the batch.
-        bench.try_append(&names).ok();
-    }
-    // What is refused for good is so only beside something good, in the end.
-    tokio::time::sleep_until(mood_ends).await;
-    while bench.try_append(&["good-last"]).is_err() {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    bench.drained().await;
-    let (seen, lost) = (bench.seen(), bench.lost());
-    let distinct: BTreeSet<_> = seen.iter().cloned().collect();
-    let missing: Vec<_> =
-        bench.appended.iter().filter(|event| !distinct.contains(*event)).cloned().collect();
-    prop_assert_eq!(bench.delivered() + lost, bench.appended.len() as u64);
-    // With drop_oldest an event that a stream has read may be dropped after the break.
-    prop_assert!(missing.len() as u64 <= lost, "{:?} are missing, {} counted", missing, lost);
-    let refusals = case.moods.iter().filter(|(mood, _)| matches!(mood, Mood::RefusesAll)).count();
-    if !case.drop_oldest {
-        // A refusal counts for good beside an acceptance since the first. A batch with a bad event in it, or a stretch
-        // of refusals, may be the first, and the next stretch of refusals the second.
-        let bad = case.batches.iter().any(|(_, events)| events.contains(&true));
-        if EAGER || refusals + usize::from(bad) < 2 {
-            prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");
-        }
-        prop_assert_eq!(missing.len() as u64, lost);
-        if setting.ordered {
-            let arrived: Vec<_> =
-                bench.appended.iter().filter(|event| distinct.contains(*event)).cloned().collect();
-            prop_assert!(in_order(&seen, &arrived), "out of order: {:?}", seen);
-        }
-    }
-    bench.finish().await;
-    Ok(())
-}
-
-fn run_paused(test: impl Future<Output = TestCaseResult>) -> TestCaseResult {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime");
-    runtime.block_on(test)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
-
-    #[test]
-    fn requests_to_any_consumer_are_delivered_or_counted(case in case()) {
-        run_paused(holds::<false>(&case))?;
-    }
-
-    #[test]
-    fn a_stream_to_any_consumer_is_delivered_in_order(case in case()) {
-        run_paused(holds::<true>(&case))?;
-    }
 }

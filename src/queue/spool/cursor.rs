@@ -17,8 +17,10 @@ use super::load::Loaded;
 use super::load::Piece;
 use super::load::Spot;
 use super::now;
+use crate::queue::Backlog;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Output;
 use crate::queue::Position;
 use crate::queue::Retaken;
 use crate::queue::Take;
@@ -26,9 +28,11 @@ use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
 use crate::queue::cursors;
 use crate::queue::cursors::Place;
+use crate::queue::outputs::Losses;
+use crate::queue::outputs::show_start;
+use crate::queue::outputs::signed;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
-use crate::telemetry::OutputMetrics;
 
 /// The cursors are written when so much has become final, or after a second.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
@@ -55,8 +59,7 @@ pub(super) struct Note {
 }
 
 pub(super) struct CursorState {
-    pub(super) name: String,
-    pub(super) metrics: OutputMetrics,
+    pub(super) output: Output,
     /// No claim reaches into a second segment, and none has a gap.
     pub(super) claims: Claims<Note>,
     /// The byte number where what was not claimed begins.
@@ -72,6 +75,9 @@ pub(super) struct CursorState {
     fetched: Option<Batch>,
     /// Missing events that were counted as lost, from the watermark on.
     counted: Vec<Gap>,
+    /// `output_start_events`.
+    pub(super) start: i64,
+    losses: Losses,
     /// Its output has ended for good.
     pub(super) gone: bool,
     pub(super) readable: Arc<Notify>,
@@ -88,10 +94,9 @@ struct Gap {
 }
 
 impl CursorState {
-    pub(super) fn new(name: String, metrics: OutputMetrics, at: Place) -> Self {
+    pub(super) fn new(output: Output, at: Place) -> Self {
         Self {
-            name,
-            metrics,
+            output,
             claims: Claims::at(at.position),
             read_byte: at.byte,
             pieces: VecDeque::new(),
@@ -100,6 +105,8 @@ impl CursorState {
             wanted: None,
             fetched: None,
             counted: Vec::new(),
+            start: 0,
+            losses: Losses::default(),
             gone: false,
             readable: Arc::new(Notify::new()),
             received: now(),
@@ -108,7 +115,7 @@ impl CursorState {
 
     /// What is claimed and not finished.
     pub(super) fn open(&self) -> (u64, u64) {
-        let open = self.claims.iter().filter(|entry| entry.stage != Stage::Done);
+        let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
             (events + left(entry.claim, &self.counted), bytes + entry.note.bytes)
         })
@@ -139,9 +146,12 @@ impl CursorState {
         self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
-    /// Counts what of a dropped segment this output had not got.
+    /// Counts what of a dropped segment this output had not got. What of that is on the wire counts no more there.
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
+        if self.claims.watermark() >= dropped.end {
+            return 0;
+        }
         self.forget_pieces_of(dropped.clone());
         // What is being read may be of it.
         self.epoch += 1;
@@ -150,8 +160,8 @@ impl CursorState {
         missed =
             missed.saturating_sub(overlap(&self.counted, dropped.start.max(read)..dropped.end));
         for entry in self.claims.overlapping_mut(dropped.clone()) {
-            if entry.stage == Stage::Released {
-                entry.stage = Stage::Done;
+            if entry.stage.is_open() {
+                entry.stage = Stage::Dropped;
                 missed += left(entry.claim, &self.counted);
             }
         }
@@ -164,7 +174,10 @@ impl CursorState {
             self.pieces.clear();
             self.spot = None;
         }
-        self.metrics.lost.increment(missed);
+        match self.output.required {
+            true => self.output.metrics.lost.increment(missed),
+            false => self.losses.add(&self.output, missed),
+        }
         missed
     }
 
@@ -206,8 +219,8 @@ impl CursorState {
         if lost == 0 {
             return;
         }
-        self.metrics.lost.increment(lost);
-        let (output, position) = (&self.name, gap.first);
+        self.output.metrics.lost.increment(lost);
+        let (output, position) = (&self.output.name, gap.first);
         tracing::error!(
             output,
             events = lost,
@@ -343,18 +356,18 @@ impl State {
     }
 
     /// What has to be read from a file for a cursor to go on.
-    fn wish(&self, index: usize, chunk: u64) -> Wish {
+    fn wish(&self, index: usize) -> Wish {
         if self.draining {
             return Wish::Nothing;
         }
         let cursor = &self.cursors[index];
         if let Some(claim) = cursor.wanted {
             let entry = cursor.claims.overlapping(claim.start..claim.end).next();
-            let entry = entry.filter(|entry| entry.stage != Stage::Done);
+            let entry = entry.filter(|entry| entry.stage.is_open());
             let fetched = cursor.fetched.as_ref().is_some_and(|batch| batch.claim == claim);
             return match entry {
                 Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
-                    let chunk = chunk.min(entry.note.bytes.max(FETCH_MIN));
+                    let chunk = self.chunk.min(entry.note.bytes.max(FETCH_MIN));
                     self.job(cursor.epoch, entry.note.spot, claim.start, Some(claim.end), chunk)
                 }
                 Some(_) | None => Wish::Ready,
@@ -363,11 +376,11 @@ impl State {
         if !cursor.pieces.is_empty() {
             return Wish::Ready;
         }
-        self.read_on(index, chunk)
+        self.read_on(index)
     }
 
     /// What has to be read from a file behind what a cursor has in memory.
-    fn read_on(&self, index: usize, chunk: u64) -> Wish {
+    fn read_on(&self, index: usize) -> Wish {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead().position;
         if ahead >= self.end.position {
@@ -381,7 +394,7 @@ impl State {
         let first = segment.map_or(self.end.position, |segment| segment.first.position);
         let begin = Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first };
         let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
-        self.job(cursor.epoch, spot, ahead, None, chunk)
+        self.job(cursor.epoch, spot, ahead, None, self.chunk)
     }
 
     fn job(
@@ -469,7 +482,7 @@ impl Shared {
     fn fetched(&self, state: &mut State, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.cursors[index];
         cursor.fetched = loaded.batch(claim);
-        if !cursor.claims.find(claim).is_some_and(|entry| entry.stage != Stage::Done) {
+        if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
             return;
         }
         for gap in loaded.pieces.iter().filter(|piece| piece.is_gap()) {
@@ -478,7 +491,7 @@ impl Shared {
         if cursor.fetched.is_none() {
             cursor.wanted = None;
             if let Some(entry) = cursor.claims.find(claim) {
-                entry.stage = Stage::Done;
+                entry.stage = Stage::Dropped;
             }
             self.settled(state, index);
         }
@@ -534,7 +547,7 @@ impl Cursor {
     }
 
     fn wish(&self) -> Wish {
-        self.shared.lock().wish(self.index, self.shared.chunk)
+        self.shared.lock().wish(self.index)
     }
 
     fn load(&mut self, mut job: Job) {
@@ -557,7 +570,7 @@ impl Cursor {
             }
             Ok(Err(error)) => {
                 if self.failing.is_none() {
-                    let output = self.shared.lock().cursors[self.index].name.clone();
+                    let output = self.shared.lock().cursors[self.index].output.name.clone();
                     tracing::error!(output, %error, "the queue can't be read here, trying on for half a minute");
                 }
                 self.failing.get_or_insert_with(Instant::now);
@@ -586,8 +599,8 @@ impl Cursor {
             if state.stale && !was_stale {
                 self.shared.work.notify_one();
             }
-            let low = state.cursors[self.index].ahead_bytes() < self.shared.chunk / 2;
-            let ahead = low.then(|| state.read_on(self.index, self.shared.chunk));
+            let low = state.cursors[self.index].ahead_bytes() < state.chunk / 2;
+            let ahead = low.then(|| state.read_on(self.index));
             (batch, ahead)
         };
         if let Some(Wish::Load(job)) = ahead
@@ -602,17 +615,16 @@ impl Cursor {
     pub fn finish(&self, claim: Claim, lost: u64) {
         let mut state = self.shared.lock();
         let cursor = &mut state.cursors[self.index];
-        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage != Stage::Done)
-        else {
+        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return;
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
         let lost = lost.min(events);
-        cursor.metrics.events.increment(events - lost);
-        cursor.metrics.lost.increment(lost);
+        cursor.output.metrics.events.increment(events - lost);
+        cursor.output.metrics.lost.increment(lost);
         let took = Duration::from_millis(now().saturating_sub(note.received));
-        cursor.metrics.delivery.record(took.as_secs_f64());
+        cursor.output.metrics.delivery.record(took.as_secs_f64());
         state.unsaved += note.bytes;
         self.shared.settled(&mut state, self.index);
     }
@@ -637,8 +649,7 @@ impl Cursor {
         }
         let from_tail = state.in_tail(claim);
         let cursor = &mut state.cursors[self.index];
-        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage != Stage::Done)
-        else {
+        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return Retaken::Gone;
         };
         let fetched = cursor.fetched.take().filter(|batch| batch.claim == claim);
@@ -656,7 +667,7 @@ impl Cursor {
     pub fn reclaim(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
         let claims = &mut state.cursors[self.index].claims;
-        let Some(entry) = claims.find(claim).filter(|entry| entry.stage != Stage::Done) else {
+        let Some(entry) = claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return false;
         };
         entry.stage = Stage::OnWire;
@@ -666,15 +677,18 @@ impl Cursor {
     /// Cuts a claim of at least two events into two claims in the same stage.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
+        self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
+    }
+
+    /// Cuts a claim into two claims in the same stage, of which the second begins at `middle`.
+    #[must_use]
+    pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
-        let events = claim.end - claim.start;
-        let middle = claim.start + events / 2;
-        if middle == claim.start {
-            return None;
-        }
         state.cursors[self.index].claims.split(claim, middle, |note| {
             // Where in its bytes the middle is, is only known when it is read: the sum is right.
-            let bytes = note.bytes / 2;
+            let (events, of) =
+                (u128::from(middle - claim.start), u128::from(claim.end - claim.start));
+            let bytes = u64::try_from(u128::from(note.bytes) * events / of).unwrap_or(note.bytes);
             let right =
                 Note { bytes: note.bytes - bytes, first_byte: note.first_byte + bytes, ..note };
             (Note { bytes, ..note }, right)
@@ -683,12 +697,47 @@ impl Cursor {
 
     /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
     ///
-    /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
+    /// Only where [`Cursor::is_in_order`].
     pub fn rewind(&mut self) {
         let mut state = self.shared.lock();
         state.cursors[self.index].rewind();
         drop(state);
         self.shared.progress.notify_waiters();
+    }
+
+    /// Nothing finished lies behind an unfinished claim.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        self.shared.lock().cursors[self.index].claims.is_in_order()
+    }
+
+    /// The output is removed. What it has not finished is lost, and counted; says how many events.
+    pub fn leave(self) -> u64 {
+        self.go(true)
+    }
+
+    /// It has not joined: what came meanwhile was never for it.
+    pub fn leave_uncounted(self) {
+        self.go(false);
+    }
+
+    fn go(self, counts: bool) -> u64 {
+        let shared = Arc::clone(&self.shared);
+        let mut guard = shared.lock();
+        let state = &mut *guard;
+        let backlog = state.backlog(&state.cursors[self.index]).events;
+        let cursor = state.remove_cursor(self.index);
+        let lost = if counts { backlog } else { 0 };
+        cursor.output.metrics.lost.increment(lost);
+        Backlog::default().show(&cursor.output.metrics);
+        let start = cursor.start - signed(backlog - lost);
+        show_start(&cursor.output.metrics, start);
+        state.departed.leave(&cursor.output.name, start, state.accepted);
+        shared.tell_room(state);
+        drop(guard);
+        shared.work.notify_one();
+        shared.progress.notify_waiters();
+        lost
     }
 
     /// Nothing is handed out any more, until the next start.
@@ -701,6 +750,19 @@ impl Cursor {
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.read
+    }
+
+    /// Everything before it is finished.
+    #[must_use]
+    pub fn watermark(&self) -> Position {
+        self.shared.lock().cursors[self.index].claims.watermark()
+    }
+
+    /// Everything that is on disk is claimed.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        let state = self.shared.lock();
+        state.cursors[self.index].claims.read >= state.end.position
     }
 }
 
@@ -715,7 +777,7 @@ impl Cursor {
     /// What it would read, or what [`Cursor::next`] reads ahead.
     pub(super) fn job(&self, ahead: bool) -> Option<Job> {
         let wish = match ahead {
-            true => self.shared.lock().read_on(self.index, self.shared.chunk),
+            true => self.shared.lock().read_on(self.index),
             false => self.wish(),
         };
         if let Wish::Load(job) = wish { Some(job) } else { None }

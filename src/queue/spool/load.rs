@@ -195,7 +195,7 @@ impl Shared {
         }
         let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
         for damage in reader.loaded.damages.iter().filter(new) {
-            let room = quarantine_bytes(self.capacity);
+            let room = quarantine_bytes(self.capacity());
             set_aside(&*self.disk, &*file, job.first.position, damage, room, &self.quarantined);
         }
         Ok(reader.loaded)

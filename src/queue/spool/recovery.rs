@@ -13,7 +13,6 @@ use std::sync::atomic::AtomicU64;
 
 use tokio::sync::Notify;
 
-use super::AHEAD_BYTES;
 use super::Cursor;
 use super::CursorState;
 use super::Queue;
@@ -25,6 +24,7 @@ use super::load::Spot;
 use super::quarantine_bytes;
 use super::writer::Writer;
 use crate::queue::Backlog;
+use crate::queue::Output;
 use crate::queue::Position;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
@@ -38,6 +38,8 @@ use crate::queue::disk::File;
 use crate::queue::disk::OpenError;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::named;
+use crate::queue::outputs::show_start;
+use crate::queue::outputs::signed;
 use crate::queue::segment;
 use crate::queue::segment::BadHeader;
 use crate::queue::segment::Check;
@@ -49,11 +51,7 @@ use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 use crate::queue::tail::Tail;
-use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
-
-/// What a cursor reads at once, whatever the number of outputs: at least, and at most.
-const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (16 << 10, 4 << 20) };
 
 /// Opens the queue on a disk. The writer that it gives is to be run.
 pub(super) fn open(
@@ -61,7 +59,7 @@ pub(super) fn open(
     directory: &Path,
     config: &crate::config::Queue,
     telemetry: &Telemetry,
-    outputs: &[(String, OutputMetrics)],
+    outputs: &[Output],
 ) -> Result<(Queue, Vec<Cursor>, Writer), OpenError> {
     let metrics = telemetry.queue();
     let failed = |what: &'static str, name: &str| {
@@ -100,49 +98,33 @@ pub(super) fn open(
 
     let files = log.segments.iter().map(|segment| segment.size).sum::<u64>()
         + log.doomed.iter().map(|(_, size)| size).sum::<u64>();
-    let share = AHEAD_BYTES / 4 / outputs.len().max(1) as u64;
     let mut state = State {
         segments: log.segments,
         doomed: log.doomed,
         files,
         end: log.end,
-        tail: VecDeque::new(),
-        tail_bytes: 0,
-        waiting: VecDeque::new(),
-        arrivals: 0,
-        free: 0,
-        opening: 0,
-        cursors: Vec::new(),
         holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
-        fault: None,
-        busy: None,
-        unsaved: 0,
-        stale: true,
-        told_full: false,
-        draining: false,
-        closed: false,
+        ..State::new(config)
     };
     if let Some((contents, _)) = &contents {
-        count_removed(&state, contents, telemetry, outputs);
+        count_removed(&mut state, contents, telemetry, outputs);
     }
-    for (name, metrics) in outputs {
-        let cursor = join(&state, &*disk, contents.as_ref(), name, metrics);
-        show_start(&cursor, state.backlog(&cursor));
-        state.cursors.push(cursor);
+    let mut indices = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        let mut cursor = join(&state, &*disk, contents.as_ref(), output);
+        let backlog = state.backlog(&cursor);
+        begin(&mut cursor, backlog);
+        indices.push(state.insert_cursor(cursor));
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     metrics.capacity.set(config.max_bytes as f64);
     metrics.writable.set(1.0);
-    let count = state.cursors.len();
     let shared = Arc::new(Shared {
         disk,
         state: Mutex::new(state),
         work: Condvar::new(),
-        capacity: config.max_bytes,
-        segment_bytes: config.segment_bytes,
-        chunk: share.clamp(CHUNK.0, CHUNK.1),
-        when_full: config.when_full,
+        capacity: AtomicU64::new(config.max_bytes),
         metrics,
         progress: Notify::new(),
         quarantined,
@@ -150,7 +132,8 @@ pub(super) fn open(
     });
     let mut writer = Writer::new(Arc::clone(&shared), writing);
     writer.begin().map_err(failed("write", cursors::FILE))?;
-    let cursors = (0..count).map(|index| Cursor::new(Arc::clone(&shared), index)).collect();
+    let cursor = |index| Cursor::new(Arc::clone(&shared), index);
+    let cursors = indices.into_iter().map(cursor).collect();
     Ok((Queue { shared }, cursors, writer))
 }
 
@@ -165,17 +148,18 @@ enum Trust {
 
 /// Counts the backlog of outputs that are not in the config any more as lost.
 fn count_removed(
-    state: &State,
+    state: &mut State,
     contents: &Contents,
     telemetry: &Telemetry,
-    outputs: &[(String, OutputMetrics)],
+    outputs: &[Output],
 ) {
     let removed =
-        contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|(kept, _)| kept != *name));
+        contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|kept| kept.name != **name));
     for (name, place) in removed {
         let dropped = state.dropped_from(place.position).0;
         let events = (state.end.position - place.position).saturating_sub(dropped);
         telemetry.lost(name).increment(events);
+        state.departed.leave(name, signed(events), 0);
         tracing::warn!(
             output = name,
             events,
@@ -184,11 +168,11 @@ fn count_removed(
     }
 }
 
-fn show_start(cursor: &CursorState, backlog: Backlog) {
-    #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
-    cursor.metrics.start.set(backlog.events as f64);
+fn begin(cursor: &mut CursorState, backlog: Backlog) {
+    cursor.start = signed(backlog.events);
+    show_start(&cursor.output.metrics, cursor.start);
     if backlog.events > 0 {
-        let (output, events, position) = (&cursor.name, backlog.events, cursor.claims.read);
+        let (output, events, position) = (&cursor.output.name, backlog.events, cursor.claims.read);
         tracing::info!(output, events, position, "goes on with its backlog");
     }
 }
@@ -198,9 +182,9 @@ fn join(
     state: &State,
     disk: &dyn Disk,
     contents: Option<&(Contents, Trust)>,
-    name: &str,
-    metrics: &OutputMetrics,
+    output: &Output,
 ) -> CursorState {
+    let name = output.name.as_str();
     let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
     let at = match contents {
         None => oldest,
@@ -225,7 +209,7 @@ fn join(
             }
         },
     };
-    let mut cursor = CursorState::new(name.to_owned(), metrics.clone(), at);
+    let mut cursor = CursorState::new(output.clone(), at);
     if let Some((spot, received)) = locate(state, disk, at.position) {
         cursor.spot = Some(spot);
         cursor.received = received;

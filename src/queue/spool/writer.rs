@@ -45,6 +45,8 @@ pub(super) struct Writer {
     /// What the cursors file says of the log's end.
     saved_end: Position,
     save_at: Instant,
+    /// Of those that wanted the cursors saved at once, so many were heard.
+    tried: u64,
     /// Nothing is stored before the cursors file names every output.
     unnamed: bool,
     /// Small segments are deleted several at once.
@@ -91,6 +93,7 @@ impl Writer {
             active: None,
             saved_end: 0,
             save_at: now,
+            tried: 0,
             unnamed: true,
             reclaim_at: now,
             wanted: 0,
@@ -146,7 +149,7 @@ impl Writer {
 
     fn turn(&self, state: &State) -> Turn {
         let now = Instant::now();
-        let save = state.stale && now >= self.save_at;
+        let save = state.stale && (now >= self.save_at || state.asked > self.tried);
         let can_reclaim = state.can_reclaim();
         if state.closed {
             Turn::End
@@ -200,7 +203,13 @@ impl Writer {
         if let Some(size) = first.opens {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
             let opened = self.open_segment(size, needed.min(size));
-            self.shared.lock().opening -= size;
+            {
+                let mut state = self.shared.lock();
+                state.opening -= size;
+                if state.opening == 0 {
+                    state.planned_within = 0;
+                }
+            }
             match opened {
                 Ok(made) if made < size => self.turn_away(made - needed),
                 Ok(_) => {}
@@ -288,6 +297,7 @@ impl Writer {
         let mut evicted = Vec::new();
         for (waiting, (offset, header)) in group.into_iter().zip(records) {
             metrics.accepted(waiting.append.events, &waiting.append.levels);
+            state.accepted += waiting.append.events;
             let record = TailRecord {
                 first: Place { position: header.first, byte: header.first_byte },
                 events: header.events,
@@ -296,12 +306,12 @@ impl Writer {
                 segment: first,
                 offset,
             };
-            state.remember(record, self.shared.chunk, &mut evicted);
+            state.remember(record, &mut evicted);
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
         }
         state.stale = true;
-        for cursor in &state.cursors {
+        for (_, cursor) in &state.cursors {
             cursor.readable.notify_one();
         }
         drop(guard);
@@ -329,6 +339,11 @@ impl Writer {
         }
         let behind: Vec<Waiting> = state.waiting.drain(..).collect();
         (state.opening, state.free) = (0, 0);
+        if is_full(error)
+            && let Some(chosen) = state.droppable(self.wanted, false)
+        {
+            state.drop_segments(chosen, &self.shared.metrics);
+        }
         self.fault(&mut state, format!("{what}: {error}"));
         drop(state);
         for waiting in group.into_iter().chain(behind) {
@@ -374,7 +389,7 @@ impl Writer {
         self.reclaim()?;
         let size = {
             let state = self.shared.lock();
-            self.shared.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
+            state.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
         };
         let least = FIRST_RECORD + BLOCK;
         if size < least {
@@ -385,7 +400,7 @@ impl Writer {
         // too small for a batch whatever is delivered must not wait for it.
         let empty = {
             let state = self.shared.lock();
-            state.watermark() == state.end.position
+            state.required_watermark() == state.end.position
         };
         let wanted = if empty { least } else { self.wanted.clamp(least, size) };
         let made = self.open_segment(size, wanted)?;
@@ -405,7 +420,7 @@ impl Writer {
                 state.doomed.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            let over = state.files + size > self.shared.usable();
+            let over = state.files + size > self.shared.usable().max(state.planned_within);
             (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
         };
         let name = segment::file_name(end.position);
@@ -414,7 +429,8 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            if state.files + size > self.shared.usable() || size < least {
+            let may_take = self.shared.usable().max(state.planned_within);
+            if state.files + size > may_take || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
@@ -423,6 +439,7 @@ impl Writer {
                 Err(error) if is_full(&error) && size > least => {
                     size = (size / 2).next_multiple_of(BLOCK).max(least);
                 }
+                Err(error) if is_full(&error) && self.give_way() => self.reclaim()?,
                 // What is left of one that could not be made: nothing of it was acknowledged.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.shared.disk.remove(&name)?;
@@ -454,6 +471,18 @@ impl Writer {
         });
         self.active = Some(Active { file, first: end.position });
         Ok(size)
+    }
+
+    /// The disk is fuller than `queue.max_bytes` knows. Whether there was a segment that only optional outputs need, and that
+    /// can be deleted now.
+    fn give_way(&self) -> bool {
+        let mut state = self.shared.lock();
+        let oldest = state.droppable(1, false);
+        if let Some(oldest) = oldest {
+            state.drop_segments(oldest, &self.shared.metrics);
+            return true;
+        }
+        false
     }
 
     /// Gives back what the segment that was written to does not need.
@@ -495,11 +524,12 @@ impl Writer {
 
     /// Writes and syncs the cursors.
     pub(super) fn save(&mut self) -> io::Result<()> {
-        let (contents, watermark) = {
+        let (contents, watermark, asked) = {
             let mut state = self.shared.lock();
             (state.stale, state.unsaved) = (false, 0);
-            (state.contents(), state.watermark())
+            (state.contents(), state.watermark(), state.asked)
         };
+        self.tried = asked;
         self.save_at = Instant::now() + SAVE_EVERY;
         if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
             self.shared.lock().stale = true;
@@ -509,6 +539,9 @@ impl Writer {
         self.saved_end = contents.end.position;
         let mut state = self.shared.lock();
         state.holes.retain(|hole| hole.end > watermark);
+        if std::mem::replace(&mut state.saved, asked) != asked {
+            self.shared.progress.notify_waiters();
+        }
         Ok(())
     }
 
@@ -521,6 +554,9 @@ impl Writer {
                 self.active = None;
                 state.free = 0;
                 state.segments.back_mut().into_iter().for_each(|last| last.active = false);
+                // All that only optional outputs need was not enough without it.
+                let all = state.droppable(state.spare_bytes(), false).unwrap_or_default();
+                state.drop_segments(all, &self.shared.metrics);
             }
             let finished = state.finished().count();
             let finished: Vec<Segment> = state.segments.drain(..finished).collect();

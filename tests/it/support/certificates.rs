@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
 
 use rcgen::BasicConstraints;
 use rcgen::CertificateParams;
@@ -23,6 +25,18 @@ use tempfile::TempDir;
 pub(crate) struct Pair {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
+}
+
+impl Pair {
+    /// A server that presents it, to any client.
+    pub(crate) fn server_config(&self) -> Arc<rustls::ServerConfig> {
+        let config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has them")
+            .with_no_client_auth()
+            .with_single_cert(chain(&self.certificate), key(&self.key));
+        Arc::new(config.expect("key and certificate fit"))
+    }
 }
 
 /// The files live as long as this.
@@ -82,24 +96,36 @@ impl Certificates {
         issue(self.directory.path(), name, server(&HERE), &self.issuer)
     }
 
+    /// Another right server certificate, which ends in so many days.
+    pub(crate) fn server_for(&self, days: u64) -> Pair {
+        let mut params = server(&HERE);
+        let left = Duration::from_secs(days * 24 * 60 * 60);
+        params.not_after = (SystemTime::now() + left).into();
+        issue(self.directory.path(), &format!("{days}-days"), params, &self.issuer)
+    }
+
+    /// Another right client certificate, in files of this name.
+    pub(crate) fn another_client(&self, name: &str) -> Pair {
+        issue(self.directory.path(), name, client("client"), &self.issuer)
+    }
+
     /// A server that presents `pair`; with `require_client`, only to clients of our `ca`.
     pub(crate) fn server_config(
         &self,
         pair: &Pair,
         require_client: bool,
     ) -> Arc<rustls::ServerConfig> {
-        let builder = rustls::ServerConfig::builder_with_provider(provider())
+        if !require_client {
+            return pair.server_config();
+        }
+        let roots = Arc::new(roots(&self.ca));
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .expect("the provider has them");
-        let builder = if require_client {
-            let roots = Arc::new(roots(&self.ca));
-            let verifier =
-                rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider());
-            builder.with_client_cert_verifier(verifier.build().expect("a root"))
-        } else {
-            builder.with_no_client_auth()
-        };
-        let config = builder.with_single_cert(chain(&pair.certificate), key(&pair.key));
+            .expect("the provider has them")
+            .with_client_cert_verifier(verifier.build().expect("a root"))
+            .with_single_cert(chain(&pair.certificate), key(&pair.key));
         Arc::new(config.expect("key and certificate fit"))
     }
 

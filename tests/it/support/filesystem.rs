@@ -1,9 +1,10 @@
-//! File systems of a test's own: small, on their own disk, or read-only. They take root, and a kernel that lets root mount;
-//! where one is missing the test fails.
+//! File systems of a test's own: small, on their own disk, or read-only; and an /etc/hosts of its own. They take root, and a
+//! kernel that lets root mount; where one is missing the test fails.
 //!
 //! They are mounted in a mount namespace of the test's thread, which its children and later threads share: the kernel takes
 //! all of it away with the process, however that ends.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -82,6 +83,41 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         // Busy while something of it is open; then it goes with the namespace.
         drop(Command::new("umount").args(["--lazy", text(&self.path())]).status());
+    }
+}
+
+/// What names resolve to, for this test and what it starts: another file over /etc/hosts.
+pub(crate) struct Hosts {
+    directory: TempDir,
+}
+
+impl Hosts {
+    pub(crate) fn new() -> Self {
+        own_namespace();
+        let hosts = Self { directory: TempDir::new().expect("a temporary directory") };
+        hosts.set(&[]);
+        run("mount", &["--bind", text(&hosts.file()), "/etc/hosts"]);
+        hosts
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.path().join("hosts")
+    }
+
+    /// From now on these are all names there are, each with its addresses in this order.
+    pub(crate) fn set(&self, names: &[(&str, &[Ipv4Addr])]) {
+        let lines = names.iter().flat_map(|(name, addresses)| {
+            addresses.iter().map(move |address| format!("{address} {name}\n"))
+        });
+        // In place: what is mounted is this file, and not its name.
+        std::fs::write(self.file(), lines.collect::<String>()).expect("a writable directory");
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        // What is left goes with the namespace.
+        drop(Command::new("umount").args(["--lazy", "/etc/hosts"]).status());
     }
 }
 

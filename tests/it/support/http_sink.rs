@@ -179,7 +179,14 @@ impl HttpSink {
 
     /// Keeps no bodies, for more of them than memory should hold: `answer` has to look at them.
     pub(crate) fn forgetful(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
-        Self::that(Bodies::Forgotten, Options::default(), answer)
+        Self::forgetful_with(Options::default(), answer)
+    }
+
+    pub(crate) fn forgetful_with(
+        options: Options,
+        answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        Self::that(Bodies::Forgotten, options, answer)
     }
 
     fn that(

@@ -1,5 +1,5 @@
-//! Real consumers and proxies as child processes: rsyslog, syslog-ng, nginx, HAProxy, and the
-//! tools promtool, curl. `./test` installs them; a missing one fails the test that needs it.
+//! Real consumers and proxies as child processes: rsyslog, syslog-ng, nginx, HAProxy, tinyproxy,
+//! and the tools promtool, curl. `./test` installs them; a missing one fails the test that needs it.
 //!
 //! Each listens on 127.0.0.1, keeps its port over a restart, writes into a directory of its
 //! own, and is ended by its own process id.
@@ -52,7 +52,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn new(program: PathBuf, arguments: &[&str], port: u16, directory: &Path) -> Self {
+    pub(crate) fn new(program: PathBuf, arguments: &[&str], port: u16, directory: &Path) -> Self {
         Self {
             program,
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
@@ -61,6 +61,12 @@ impl Process {
             log: directory.join("peer.log"),
             child: None,
         }
+    }
+
+    /// An environment variable.
+    pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.push((name, value.to_owned()));
+        self
     }
 
     /// Starts it on its port and waits until it listens; panics with its log where it does not.
@@ -116,18 +122,7 @@ impl Process {
     /// Stops its execution (SIGSTOP) until [`Process::thaw`]: the kernel still takes bytes. Returns
     /// when every thread of it stands still.
     pub(crate) fn freeze(&self) {
-        let child = self.child.as_ref().expect("running");
-        signal_process(child, libc::SIGSTOP);
-        let tasks = format!("/proc/{}/task", child.id());
-        // The state follows the name in parentheses; T is stopped.
-        let stands = |task: &Path| {
-            let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
-        };
-        wait_until("the peer to stop", PATIENCE, || {
-            let tasks = std::fs::read_dir(&tasks).expect("it lives").flatten();
-            tasks.map(|task| task.path()).all(|task| stands(&task))
-        });
+        freeze(self.child.as_ref().expect("running"));
     }
 
     /// Goes on after [`Process::freeze`].
@@ -156,6 +151,21 @@ impl Drop for Process {
     }
 }
 
+/// SIGSTOP; returns when every thread of it stands still.
+pub(crate) fn freeze(child: &Child) {
+    signal_process(child, libc::SIGSTOP);
+    let tasks = format!("/proc/{}/task", child.id());
+    // The state follows the name in parentheses; T is stopped.
+    let stands = |task: &Path| {
+        let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    wait_until("the peer to stop", PATIENCE, || {
+        let tasks = std::fs::read_dir(&tasks).expect("it lives").flatten();
+        tasks.map(|task| task.path()).all(|task| stands(&task))
+    });
+}
+
 /// True where this very process listens on the port, so that neither a probe's connection
 /// shows in the peer nor somebody else's listener is taken for it.
 fn listens(pid: u32, port: u16) -> bool {
@@ -177,7 +187,7 @@ fn listens(pid: u32, port: u16) -> bool {
 }
 
 /// Builds a process for a free port and starts it; with another port where that one was taken.
-fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
+pub(crate) fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
     let mut failure = String::new();
     for _ in 0..3 {
         let mut process = build(free_port());
@@ -190,7 +200,7 @@ fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
 }
 
 /// A program of the system, also from the directories for administrators.
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
@@ -206,7 +216,7 @@ fn write(directory: &TempDir, name: &str, content: &str) -> PathBuf {
 }
 
 /// The complete lines of a file that a peer writes; none where it does not exist yet.
-fn lines_of(file: &Path) -> Vec<Vec<u8>> {
+pub(crate) fn lines_of(file: &Path) -> Vec<Vec<u8>> {
     let bytes = std::fs::read(file).unwrap_or_default();
     let mut lines: Vec<Vec<u8>> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
     // What follows the last line feed is being written, or empty.
@@ -214,9 +224,18 @@ fn lines_of(file: &Path) -> Vec<Vec<u8>> {
     lines
 }
 
-/// rsyslog with `imtcp`, which takes octet counting and newlines on one port.
+/// Cuts off what a dead peer has written behind its last complete line.
+pub(super) fn cut_partial_line(file: &Path) {
+    let bytes = std::fs::read(file).unwrap_or_default();
+    let complete = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
+    if complete < bytes.len() {
+        std::fs::write(file, &bytes[..complete]).expect("the dead peer's file");
+    }
+}
+
+/// rsyslog with `imtcp`, which takes octet counting and newlines on one port, or with `imrelp`.
 ///
-/// Its queue is "Direct": what it has read is in the file before it reads on.
+/// Its queue is "Direct": what it has read is in the file before it reads on, and before it answers.
 pub(crate) struct Rsyslog {
     pub(crate) process: Process,
     directory: TempDir,
@@ -224,48 +243,41 @@ pub(crate) struct Rsyslog {
 
 impl Rsyslog {
     pub(crate) fn start(security: Security, certificates: &Certificates) -> Self {
+        Self::with(security, certificates, imtcp)
+    }
+
+    pub(crate) fn relp(security: Security, certificates: &Certificates) -> Self {
+        Self::with(security, certificates, imrelp)
+    }
+
+    /// `input` gives its global settings, and the rest of its input.
+    fn with(
+        security: Security,
+        certificates: &Certificates,
+        input: fn(u16, Security, &Certificates) -> (String, String),
+    ) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let process = start_on_free_port(|port| {
-            let config = Self::config(port, security, certificates, directory.path());
+            let (global, input) = input(port, security, certificates);
+            let at = text(directory.path());
+            let config = format!(
+                r#"global(workDirectory="{at}" maxMessageSize="{MESSAGE_BYTES_MAX}" net.enableDNS="off" parser.escapeControlCharactersOnReceive="off" {global})
+main_queue(queue.type="Direct")
+template(name="msg" type="string" string="%msg%\n")
+template(name="raw" type="string" string="%rawmsg%\n")
+{input}
+ruleset(name="peer") {{
+  action(type="omfile" file="{at}/messages" template="msg")
+  action(type="omfile" file="{at}/raw" template="raw")
+}}
+"#
+            );
             let config = write(&directory, "rsyslog.conf", &config);
             let pid_file = directory.path().join("rsyslog.pid");
             let arguments = ["-n", "-f", text(&config), "-i", text(&pid_file)];
             Process::new(program("rsyslogd"), &arguments, port, directory.path())
         });
         Self { process, directory }
-    }
-
-    fn config(port: u16, security: Security, files: &Certificates, directory: &Path) -> String {
-        let at = text(directory);
-        let (ca, certificate, key) =
-            (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
-        let (global, module) = match security {
-            Security::Plain => (String::new(), String::new()),
-            Security::Tls | Security::MutualTls => (
-                format!(
-                    r#"defaultNetstreamDriver="ossl" defaultNetstreamDriverCAFile="{ca}" defaultNetstreamDriverCertFile="{certificate}" defaultNetstreamDriverKeyFile="{key}""#
-                ),
-                format!(
-                    r#"streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="{}""#,
-                    if security == Security::Tls { "anon" } else { "x509/certvalid" }
-                ),
-            ),
-        };
-        // Two limits hold for a message: of the message, and of an octet-counted frame. Above
-        // the second (200,000 by default) imtcp takes the rest of the stream for lines.
-        format!(
-            r#"global(workDirectory="{at}" maxMessageSize="{MESSAGE_BYTES_MAX}" net.enableDNS="off" parser.escapeControlCharactersOnReceive="off" {global})
-module(load="imtcp" maxFrameSize="{MESSAGE_BYTES_MAX}" {module})
-main_queue(queue.type="Direct")
-template(name="msg" type="string" string="%msg%\n")
-template(name="raw" type="string" string="%rawmsg%\n")
-input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="peer")
-ruleset(name="peer") {{
-  action(type="omfile" file="{at}/messages" template="msg")
-  action(type="omfile" file="{at}/raw" template="raw")
-}}
-"#
-        )
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -281,14 +293,15 @@ ruleset(name="peer") {{
     /// is not taken for its end. Returns how many complete ones there are.
     pub(crate) fn cut_partial_line(&self) -> usize {
         for name in ["messages", "raw"] {
-            let file = self.directory.path().join(name);
-            let bytes = std::fs::read(&file).unwrap_or_default();
-            let complete = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
-            if complete < bytes.len() {
-                std::fs::write(&file, &bytes[..complete]).expect("the dead peer's file");
-            }
+            cut_partial_line(&self.directory.path().join(name));
         }
         self.messages().len()
+    }
+
+    /// Bytes of the messages so far, a part of the last included.
+    pub(crate) fn bytes(&self) -> u64 {
+        let file = std::fs::metadata(self.directory.path().join("messages"));
+        file.map_or(0, |file| file.len())
     }
 
     /// Each message as it came, from its PRI on.
@@ -301,6 +314,52 @@ ruleset(name="peer") {{
             self.messages().len() >= count
         });
     }
+}
+
+fn imtcp(port: u16, security: Security, files: &Certificates) -> (String, String) {
+    let (ca, certificate, key) =
+        (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
+    let (global, module) = match security {
+        Security::Plain => (String::new(), String::new()),
+        Security::Tls | Security::MutualTls => (
+            format!(
+                r#"defaultNetstreamDriver="ossl" defaultNetstreamDriverCAFile="{ca}" defaultNetstreamDriverCertFile="{certificate}" defaultNetstreamDriverKeyFile="{key}""#
+            ),
+            format!(
+                r#"streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="{}""#,
+                if security == Security::Tls { "anon" } else { "x509/certvalid" }
+            ),
+        ),
+    };
+    // Two limits hold for a message: of the message, and of an octet-counted frame. Above
+    // the second (200,000 by default) imtcp takes the rest of the stream for lines.
+    let input = format!(
+        r#"module(load="imtcp" maxFrameSize="{MESSAGE_BYTES_MAX}" {module})
+input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="peer")"#
+    );
+    (global, input)
+}
+
+fn imrelp(port: u16, security: Security, files: &Certificates) -> (String, String) {
+    let (ca, certificate, key) =
+        (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
+    let tls = match security {
+        Security::Plain => String::new(),
+        // Without a mode it asks for no certificate.
+        Security::Tls => {
+            format!(
+                r#"tls="on" tls.myCert="{certificate}" tls.myPrivKey="{key}" tls.caCert="{ca}""#
+            )
+        }
+        Security::MutualTls => format!(
+            r#"tls="on" tls.myCert="{certificate}" tls.myPrivKey="{key}" tls.caCert="{ca}" tls.authMode="certvalid""#
+        ),
+    };
+    let input = format!(
+        r#"module(load="imrelp" tls.tlslib="openssl" ruleset="peer")
+input(type="imrelp" address="127.0.0.1" port="{port}" maxDataSize="{MESSAGE_BYTES_MAX}" {tls})"#
+    );
+    (String::new(), input)
 }
 
 /// syslog-ng with its `syslog()` source: octet counting (RFC 6587, RFC 5425) only.
@@ -338,9 +397,8 @@ impl SyslogNg {
                 &format!("--control={}", own("control")),
                 &format!("--pidfile={}", own("pid")),
             ];
-            let mut process = Process::new(binary.clone(), &arguments, port, directory.path());
-            process.variables.push(("LD_LIBRARY_PATH", text(&libraries).to_owned()));
-            process
+            let process = Process::new(binary.clone(), &arguments, port, directory.path());
+            process.variable("LD_LIBRARY_PATH", text(&libraries))
         });
         Self { process, directory }
     }
@@ -486,19 +544,10 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// HAProxy in front of a consumer, configured as the forwarder that the relay replaces.
-pub(crate) struct Haproxy {
-    pub(crate) process: Process,
-    // Holds the config and the log.
-    _directory: TempDir,
-}
-
-impl Haproxy {
-    pub(crate) fn start(consumer: SocketAddr) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let process = start_on_free_port(|port| {
-            let config = format!(
-                "global
+/// The forwarder's haproxy.cfg as the provider's page has it, with these lines in the frontend and in the backend.
+pub(crate) fn forwarder(frontend: &str, backend: &str) -> String {
+    format!(
+        "global
   log stdout format raw local0 info
 defaults
   mode http
@@ -507,23 +556,83 @@ defaults
   timeout server 10s
   timeout http-request 10s
   log global
-frontend audit
-  bind 127.0.0.1:{port}
-  default_backend consumer
-backend consumer
-  server consumer {consumer}
+frontend myfrontend
+{frontend}
+  default_backend remotelogstash
+# Use remote log consumer IP and port here
+backend remotelogstash
+{backend}
 "
-            );
-            let config = write(&directory, "haproxy.cfg", &config);
+    )
+}
+
+/// HAProxy in front of a consumer, configured as the forwarder that the relay replaces.
+pub(crate) struct Haproxy {
+    pub(crate) process: Process,
+    // Holds the config and the log.
+    directory: TempDir,
+}
+
+impl Haproxy {
+    pub(crate) fn start(consumer: SocketAddr) -> Self {
+        let backend = format!("  server s1 {consumer}");
+        Self::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend))
+    }
+
+    /// With any config that listens on this port.
+    pub(crate) fn with(config: impl Fn(u16) -> String) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let process = start_on_free_port(|port| {
+            let config = write(&directory, "haproxy.cfg", &config(port));
             // -db: one process in the foreground.
             let arguments = ["-db", "-f", text(&config)];
             Process::new(program("haproxy"), &arguments, port, directory.path())
+        });
+        Self { process, directory }
+    }
+
+    /// Its haproxy.cfg.
+    pub(crate) fn config_file(&self) -> PathBuf {
+        self.directory.path().join("haproxy.cfg")
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+}
+
+/// tinyproxy, an HTTP proxy that knows CONNECT.
+pub(crate) struct Tinyproxy {
+    pub(crate) process: Process,
+    // Holds the config and the log.
+    _directory: TempDir,
+}
+
+impl Tinyproxy {
+    /// `credentials`: user and password that it wants.
+    pub(crate) fn start(credentials: Option<(&str, &str)>) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let wanted = credentials.map(|(user, password)| format!("BasicAuth {user} {password}\n"));
+        let wanted = wanted.unwrap_or_default();
+        let process = start_on_free_port(|port| {
+            let config = format!(
+                "Port {port}\nListen 127.0.0.1\nTimeout 60\nMaxClients 50\nLogLevel Connect\n{wanted}"
+            );
+            let config = write(&directory, "tinyproxy.conf", &config);
+            // -d: in the foreground, its log on standard output.
+            let arguments = ["-d", "-c", text(&config)];
+            Process::new(program("tinyproxy"), &arguments, port, directory.path())
         });
         Self { process, _directory: directory }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.process.address()
+    }
+
+    /// How many ways it was asked for.
+    pub(crate) fn connects(&self) -> usize {
+        self.process.log().matches("): CONNECT ").count()
     }
 }
 

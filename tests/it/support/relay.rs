@@ -6,6 +6,7 @@ use std::io::BufReader;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::process::Child;
 use std::process::ChildStdout;
 use std::process::Command;
@@ -53,9 +54,16 @@ pub(crate) struct Builder {
     variables: Vec<(String, String)>,
     listeners: Option<usize>,
     launcher: Vec<String>,
+    file: Option<PathBuf>,
 }
 
 impl Builder {
+    /// A file that holds the config already, for one that is not written by its name.
+    pub(crate) fn file(mut self, file: &Path) -> Self {
+        self.file = Some(file.to_owned());
+        self
+    }
+
     /// A program and its first arguments that becomes the relay, as `setpriv` and `strace -D` do.
     pub(crate) fn launcher(mut self, words: &[&str]) -> Self {
         self.launcher = words.iter().map(|&word| word.to_owned()).collect();
@@ -90,8 +98,9 @@ impl Builder {
     /// Starts it and waits for nothing.
     pub(crate) fn launch(self) -> Relay {
         let directory = TempDir::new().expect("a temporary directory");
-        let file = directory.path().join("config.toml");
-        std::fs::write(&file, &self.config).expect("a writable directory");
+        let own = directory.path().join("config.toml");
+        std::fs::write(&own, &self.config).expect("a writable directory");
+        let file = self.file.unwrap_or(own);
         let mut command = launched(&self.launcher);
         command.args(["run", "--config", text(&file)]).envs(self.variables);
         Relay::spawn(command, self.stdout, directory, Shape::of(&self.config).required_outputs)
@@ -165,6 +174,7 @@ impl Relay {
             variables: Vec::new(),
             listeners: None,
             launcher: Vec::new(),
+            file: None,
         }
     }
 
@@ -331,7 +341,7 @@ impl Relay {
     }
 
     /// The config file, for what is changed at run time.
-    pub(crate) fn config_file(&self) -> std::path::PathBuf {
+    pub(crate) fn config_file(&self) -> PathBuf {
         self.directory.path().join("config.toml")
     }
 

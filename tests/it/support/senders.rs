@@ -44,16 +44,27 @@ pub(crate) enum Bodies {
     Mixed,
     /// Megabytes, so that a write takes its time.
     Large,
+    /// About 1,000 events a second from each sender, in small batches.
+    Steady,
 }
 
 impl Bodies {
     fn events(self, rng: &mut fastrand::Rng) -> u64 {
         match (self, rng.u32(..12)) {
             (Self::Large, _) => rng.u64(3000..8000),
+            (Self::Steady, _) => rng.u64(1..60),
             (Self::Mixed, 0) => 400,
             (Self::Mixed, 1) => rng.u64(2..60),
             (Self::Mixed, _) => 1,
         }
+    }
+
+    /// A load, not a flood: the peers and the tests share the cores.
+    fn pause(self, rng: &mut fastrand::Rng) -> Duration {
+        Duration::from_micros(match self {
+            Self::Mixed | Self::Large => rng.u64(..6000),
+            Self::Steady => rng.u64(..50_000),
+        })
     }
 }
 
@@ -144,8 +155,7 @@ fn send(sender: u32, door: &Door, bodies: Bodies, mut rng: fastrand::Rng) -> Vec
                 let status = answer.map(|answer| answer.status).ok();
                 sent.push(Sent { sender, numbers, accepted: status == Some(200) });
                 assert!(matches!(status, None | Some(200 | 429 | 503)), "answered {status:?}");
-                // A load, not a flood: the peers and the tests share the cores.
-                std::thread::sleep(Duration::from_micros(rng.u64(..6000)));
+                std::thread::sleep(bodies.pause(&mut rng));
                 // 503 ends the connection.
                 if matches!(status, None | Some(503)) {
                     break;

@@ -38,6 +38,14 @@ pub(crate) fn covered(
     covered
 }
 
+/// What the peer wrote in each of its lives, of which all but the last ended at these counts.
+pub(crate) fn lives(mut messages: Vec<Vec<u8>>, ends: &[usize]) -> Vec<Vec<Vec<u8>>> {
+    let mut lives: Vec<_> = ends.iter().rev().map(|end| messages.split_off(*end)).collect();
+    lives.push(messages);
+    lives.reverse();
+    lives
+}
+
 #[test]
 fn repeats_pass_and_gaps_do_not() {
     let event = |name: &str| name.as_bytes().to_vec();

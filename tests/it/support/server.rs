@@ -40,6 +40,10 @@ pub(crate) struct Options {
     pub(crate) tls: Option<Arc<ServerConfig>>,
     /// The kernel's receive buffer, to bound what a consumer that does not read takes.
     pub(crate) receive_buffer: Option<usize>,
+    /// The port, for a process that is told its own, or one of several addresses of a name; else one that is free.
+    pub(crate) port: Option<u16>,
+    /// The address, where it is not 127.0.0.1.
+    pub(crate) ip: Option<Ipv4Addr>,
 }
 
 /// The listener of a fake consumer.
@@ -130,13 +134,14 @@ impl Server {
         });
         // Another test may take the port between the look and the bind.
         for _ in 0..20 {
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+            let port = options.port.unwrap_or_else(free_port);
+            let address = SocketAddr::from((options.ip.unwrap_or(Ipv4Addr::LOCALHOST), port));
             if let Ok(listener) = listen(address, &options) {
                 let acceptor = Some(accept(listener, &options, &shared));
                 return Self { address, options, shared, acceptor };
             }
         }
-        panic!("twenty free ports were taken before they could be bound");
+        panic!("twenty times the port was taken before it could be bound");
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

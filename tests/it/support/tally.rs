@@ -75,9 +75,13 @@ enum Kind {
 impl Tallying {
     /// JSON lines over TCP.
     pub(crate) fn tcp() -> Self {
+        Self::tcp_with(Options::default())
+    }
+
+    pub(crate) fn tcp_with(options: Options) -> Self {
         let tally = Tally::default();
         let for_handler = tally.clone();
-        let server = Server::start(Options::default(), move |stream, connection| {
+        let server = Server::start(options, move |stream, connection| {
             read_lines(stream, connection, &for_handler);
         });
         Self { server: Kind::Tcp(server), tally }
@@ -85,9 +89,13 @@ impl Tallying {
 
     /// HTTP; answers 200 to everything.
     pub(crate) fn http() -> Self {
+        Self::http_with(Options::default())
+    }
+
+    pub(crate) fn http_with(options: Options) -> Self {
         let tally = Tally::default();
         let for_handler = tally.clone();
-        let sink = HttpSink::forgetful(move |request| {
+        let sink = HttpSink::forgetful_with(options, move |request| {
             for_handler.add(request.connection, events_in(request));
             Answer::status(200)
         });

@@ -63,7 +63,7 @@ impl Running {
     }
 
     fn positions(&self) -> Vec<Position> {
-        self.queue.shared.lock().cursors.iter().map(|cursor| cursor.claims.read).collect()
+        self.queue.shared.lock().cursors.iter().map(|(_, cursor)| cursor.claims.read).collect()
     }
 
     fn end(&self) -> Position {

@@ -33,8 +33,12 @@ use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::simulated::Operation;
 use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::outputs::signed;
 use crate::queue::segment;
 use crate::queue::segment::RecordHeader;
+
+/// The outputs that there may be.
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
@@ -47,6 +51,8 @@ struct Profile {
     restarts: u32,
     /// Changes of what the disk refuses, in a thousand steps.
     faults: u32,
+    /// Outputs that join, leave, or are required or not from then on, and other settings, in a thousand steps.
+    changes: u32,
     when_full: &'static [WhenFull],
     /// `queue.max_bytes` in segments.
     segments: std::ops::RangeInclusive<u64>,
@@ -98,17 +104,20 @@ enum Loading {
 /// One output of this run.
 struct Output {
     name: String,
+    required: bool,
     /// It finishes in order, and rewinds; others release.
     ordered: bool,
     counts: Counts,
+    /// What of its loss was counted elsewhere, as it was not in the config.
+    counted: u64,
     /// By position.
     fates: Vec<Fate>,
     read: Position,
     /// By start: end, and on the wire or released.
     claims: BTreeMap<Position, (Position, Stage)>,
-    /// Were dropped while they were released, and the output does not know.
+    /// Were dropped while they were released, or on the wire of an optional output, and the output does not know.
     dropped: Vec<Claim>,
-    start: u64,
+    start: i64,
     finished: u64,
     lost: u64,
     /// The cursors file has it at least here.
@@ -177,7 +186,8 @@ impl Output {
             .collect();
         for claim in inside {
             let (_, stage) = self.claims.remove(&claim.start).expect("it is there");
-            assert_eq!(stage, Stage::Released, "{}: {claim:?} is dropped", self.name);
+            let may_be = stage == Stage::Released || !self.required;
+            assert!(may_be, "{}: {claim:?} is dropped", self.name);
             assert!(positions.start <= claim.start && claim.end <= positions.end);
             self.dropped.push(claim);
         }
@@ -196,6 +206,17 @@ struct Known {
     named: bool,
     joined: Position,
     guessed: bool,
+    /// It has left, or did not come to join: where it may have been is only one place for it to begin.
+    free: bool,
+}
+
+/// What an output that has left has on its counters.
+#[derive(Default, Clone)]
+struct Left {
+    counts: Counts,
+    finished: u64,
+    lost: u64,
+    counted: u64,
 }
 
 /// What runs.
@@ -222,6 +243,11 @@ struct Tally {
     full: u64,
     loads: u64,
     ambiguous: u64,
+    joined: u64,
+    not_joined: u64,
+    left: u64,
+    /// Events that only optional outputs lost for want of room.
+    spared: u64,
 }
 
 struct Simulation {
@@ -230,6 +256,8 @@ struct Simulation {
     rng: Rng,
     disk: SimulatedDisk,
     config: config::Queue,
+    /// What may be taken: more than `max_bytes` where that was more.
+    bound: u64,
     /// How likely an append is.
     pressure: u32,
     sent: Vec<Sent>,
@@ -251,6 +279,8 @@ struct Simulation {
 
     process: Option<Process>,
     outputs: Vec<Output>,
+    /// By name, since the process started.
+    left: BTreeMap<String, Left>,
     waiting: VecDeque<(usize, Ticket)>,
     accepted: u64,
     dropped_newest: u64,
@@ -285,6 +315,7 @@ impl Simulation {
             rng,
             disk,
             config: settings(max_bytes, segment_bytes, when_full),
+            bound: max_bytes,
             sent: Vec::new(),
             log: Vec::new(),
             dropped: BTreeSet::new(),
@@ -296,6 +327,7 @@ impl Simulation {
             ambiguous: false,
             process: None,
             outputs: Vec::new(),
+            left: BTreeMap::new(),
             waiting: VecDeque::new(),
             accepted: 0,
             dropped_newest: 0,
@@ -409,20 +441,13 @@ impl Simulation {
         }
         let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
         let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
-        let segments = |state: &State| -> Vec<Range<Position>> {
-            state.segments.iter().map(Segment::positions).collect()
-        };
-        let (fault, before) = {
-            let state = self.state();
-            (state.fault.is_some(), segments(&state))
-        };
+        let before = self.segments();
+        let fault = self.state().fault.is_some();
         let queue = self.process().queue.clone();
         let admitted = queue.admits(bytes);
         let taken = queue.append(append);
-        let (after, opens) = {
-            let state = self.state();
-            (segments(&state), state.waiting.back().and_then(|waiting| waiting.opens))
-        };
+        let opens = self.state().waiting.back().and_then(|waiting| waiting.opens);
+        let after = self.segments();
         let new: Vec<_> = before.into_iter().filter(|segment| !after.contains(segment)).collect();
         let outcome = taken.as_ref().map(|_| ()).map_err(|refused| *refused);
         say!(
@@ -438,12 +463,8 @@ impl Simulation {
             WhenFull::DropOldest => assert_eq!(admitted.is_err(), fault),
             WhenFull::DropNewest => assert!(outcome != Err(Refused::Full) && admitted == outcome),
         }
-        assert!(new.is_empty() || when_full == WhenFull::DropOldest);
         for range in new {
-            let most = self.outputs.iter_mut().map(|output| output.drop_segment(&range)).max();
-            self.dropped_oldest += most.unwrap_or_default();
-            self.tally.dropped += most.unwrap_or_default();
-            self.dropped.extend(range);
+            self.dropped(range, when_full == WhenFull::DropOldest);
         }
         self.tally.full += u64::from(outcome == Err(Refused::Full));
         let Ok(ticket) = taken else { return false };
@@ -457,8 +478,30 @@ impl Simulation {
         true
     }
 
+    fn segments(&self) -> Vec<Range<Position>> {
+        self.state().segments.iter().map(Segment::positions).collect()
+    }
+
+    /// A segment is gone. Whether for required outputs too.
+    fn dropped(&mut self, range: Range<Position>, drop_oldest: bool) {
+        let mut required = self.outputs.iter().filter(|output| output.required);
+        let is_spare = required.all(|output| output.watermark().1 >= range.end);
+        assert!(is_spare || drop_oldest, "{range:?} is gone, and needed: {}", self.shown());
+        let mut most = 0;
+        for output in &mut self.outputs {
+            let lost = output.drop_segment(&range);
+            match output.required {
+                true => most = lost.max(most),
+                false => self.tally.spared += lost,
+            }
+        }
+        self.dropped_oldest += most;
+        self.tally.dropped += most;
+        self.dropped.extend(range);
+    }
+
     /// A sender goes.
-    fn leave(&mut self) {
+    fn withdraw(&mut self) {
         if self.waiting.is_empty() {
             return;
         }
@@ -492,11 +535,33 @@ impl Simulation {
             let later = state.waiting.iter().skip(1).position(|waiting| waiting.opens.is_some());
             later.map_or(state.waiting.len(), |later| later + 1)
         };
+        let (before, told_full) = (self.segments(), self.state().told_full);
         self.process().writer.as_mut().expect("it works").perform(step);
+        self.note_dropped(before, told_full);
         self.hear(if step == Step::Commit { group } else { 0 });
         self.note_saved();
         say!(self, "{step:?}: {}", self.shown());
         true
+    }
+
+    /// What the writer has taken away that only optional outputs needed: the disk was full, or the queue was, but for the
+    /// segment that was written to.
+    fn note_dropped(&mut self, before: Vec<Range<Position>>, told_full: bool) {
+        let after = self.segments();
+        for range in before.into_iter().filter(|segment| !after.contains(segment)) {
+            // One that was written to has grown.
+            if after.iter().any(|segment| segment.start == range.start) {
+                continue;
+            }
+            let waits = |output: &Output| {
+                let positions = index(range.start)..index(range.end);
+                output.fates[positions].contains(&Fate::Waiting)
+            };
+            if self.outputs.iter().any(waits) {
+                assert!(told_full || self.faulty, "{range:?} is gone: {}", self.shown());
+                self.dropped(range, false);
+            }
+        }
     }
 
     /// Reads the answers of those who wait. So many may have been written.
@@ -615,18 +680,22 @@ impl Simulation {
 
     fn split(&mut self, chosen: usize) {
         let output = &mut self.outputs[chosen];
-        let stages = [Stage::OnWire, Stage::Released];
-        let Some(claim) = output.pick(&mut self.rng, &stages) else { return };
-        if output.ordered {
-            return;
-        }
-        let split = self.process().cursors[chosen].split(claim);
-        say!(self, "{} splits {claim:?}: {split:?}", self.outputs[chosen].name);
+        // Those that finish in order do so with a part of the first, those that do not send halves again.
+        let ordered = output.ordered;
+        let picked = match ordered {
+            true => output.first(),
+            false => output.pick(&mut self.rng, &[Stage::OnWire, Stage::Released]),
+        };
+        let Some(claim) = picked else { return };
         let events = claim.end - claim.start;
-        assert_eq!(split.is_some(), events >= 2);
+        let middle = claim.start + if ordered { self.rng.u64(0..=events) } else { events / 2 };
+        let cursor = &mut self.process().cursors[chosen];
+        let split = if ordered { cursor.split_at(claim, middle) } else { cursor.split(claim) };
+        say!(self, "{} splits {claim:?}: {split:?}", self.outputs[chosen].name);
+        assert_eq!(split.is_some(), (claim.start + 1..claim.end).contains(&middle));
         let Some((left, right)) = split else { return };
-        assert_eq!((left.start, left.end, right.end), (claim.start, right.start, claim.end));
-        assert_eq!(left.end - left.start, events / 2);
+        let parts = (left.start, left.end, right.start, right.end);
+        assert_eq!(parts, (claim.start, middle, middle, claim.end));
         let output = &mut self.outputs[chosen];
         let (_, stage) = output.claims[&claim.start];
         output.claims.insert(left.start, (left.end, stage));
@@ -635,10 +704,14 @@ impl Simulation {
     }
 
     fn rewind(&mut self, chosen: usize) {
+        let is_in_order = self.process().cursors[chosen].is_in_order();
         let output = &mut self.outputs[chosen];
-        if !output.ordered {
+        assert!(is_in_order || !output.ordered, "{} finishes in order", output.name);
+        if !is_in_order {
             return;
         }
+        let behind = &output.fates[index(output.watermark().0)..index(output.read)];
+        assert!(!behind.contains(&Fate::Finished), "{} is not in order", output.name);
         output.read = output.watermark().0;
         output.claims.clear();
         say!(self, "{} rewinds to {}", self.outputs[chosen].name, self.outputs[chosen].read);
@@ -652,7 +725,13 @@ impl Simulation {
         if !output.dropped.is_empty() {
             let claim = output.dropped.swap_remove(rng.usize(..output.dropped.len()));
             say!(self, "{} asks for {claim:?}, which was dropped", self.outputs[chosen].name);
+            let only_gone = self.rng.bool();
             let cursor = &mut self.process().cursors[chosen];
+            if !only_gone {
+                // It was on the wire: whatever becomes of it counts no more.
+                cursor.release(claim);
+                cursor.finish(claim, 1);
+            }
             assert!(!cursor.reclaim(claim), "it was dropped");
             assert!(matches!(cursor.retake(claim), Retaken::Gone), "it was dropped");
             return true;
@@ -755,17 +834,16 @@ impl Simulation {
 impl Simulation {
     /// The queue is opened, on a disk where the machine may crash meanwhile.
     fn start(&mut self) {
-        let all = ["a", "b", "c", "d"];
         let mut names: Vec<&str> = self
             .outputs
             .iter()
-            .map(|it| all.into_iter().find(|name| *name == it.name).expect("one"))
+            .map(|it| NAMES.into_iter().find(|name| *name == it.name).expect("one"))
             .collect();
         if names.is_empty() {
             names = if self.rng.bool() { vec!["a"] } else { vec!["a", "b"] };
         } else if self.rng.u8(..5) == 0 {
             let amount = self.rng.usize(1..=3);
-            names = self.rng.choose_multiple(all, amount);
+            names = self.rng.choose_multiple(NAMES, amount);
         }
         if self.rng.u8(..4) == 0 {
             let most = self.config.max_bytes / 4;
@@ -778,7 +856,12 @@ impl Simulation {
         loop {
             self.tally.starts += 1;
             let telemetry = Telemetry::new();
-            let (counts, outputs) = outputs(&telemetry, &names);
+            let (counts, mut outputs) = outputs(&telemetry, &names);
+            let one = self.rng.usize(..outputs.len());
+            for (index, output) in outputs.iter_mut().enumerate() {
+                output.required = index == one || self.profile.changes == 0 || self.rng.bool();
+            }
+            let required = outputs.iter().map(|output| output.required).collect();
             let disk = Arc::new(self.disk.clone());
             let opened =
                 recovery::open(disk, Path::new("spool"), &self.config, &telemetry, &outputs);
@@ -792,7 +875,7 @@ impl Simulation {
                 Ok((queue, cursors, writer)) => {
                     self.process =
                         Some(Process { telemetry, queue, writer: Some(writer), cursors });
-                    self.find_again(&names, counts);
+                    self.find_again(&names, counts, required);
                     return;
                 }
                 Err(error) => {
@@ -806,11 +889,12 @@ impl Simulation {
     }
 
     /// What was there at the start is as it should be.
-    fn find_again(&mut self, names: &[&str], counts: Vec<Counts>) {
+    fn find_again(&mut self, names: &[&str], counts: Vec<Counts>, required: Vec<bool>) {
         let (end, holes, oldest, places, safe) = {
             let state = self.state();
             let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
-            let places: Vec<_> = state.cursors.iter().map(|cursor| cursor.claims.read).collect();
+            let places: Vec<_> =
+                state.cursors.iter().map(|(_, cursor)| cursor.claims.read).collect();
             (state.end.position, state.holes.clone(), oldest.position, places, !state.stale)
         };
         say!(self, "start with {names:?} at {places:?}: {}", self.shown());
@@ -829,21 +913,29 @@ impl Simulation {
             holed[index(position)] = true;
         }
         let mut outputs = Vec::new();
-        for ((name, counts), at) in names.iter().zip(counts).zip(places) {
+        for (((name, counts), required), at) in names.iter().zip(counts).zip(required).zip(places) {
             let known = match self.known.get(*name) {
                 Some(known) => {
                     // It may stand before what was dropped, or behind.
                     let behind = (at..end).find(|position| !holed[index(*position)]);
                     let goes_on = known.from <= behind.unwrap_or(end) && at <= known.to;
                     // Nothing was stored for it.
-                    let joins =
-                        !known.named && (at == end || at == oldest) && known.joined == before;
+                    let joins = !known.named
+                        && (at == end || at == oldest)
+                        && (known.joined == before || known.free);
                     assert!(goes_on || joins, "{name} is at {at}, not in {known:?}");
                     *known
                 }
                 None => {
                     assert!(at == end || at == oldest, "{name} is new, and at {at}");
-                    Known { from: 0, to: end, named: false, joined: end, guessed: false }
+                    Known {
+                        from: 0,
+                        to: end,
+                        named: false,
+                        joined: end,
+                        guessed: false,
+                        free: false,
+                    }
                 }
             };
             let fate = |(position, holed): (Position, &bool)| match holed {
@@ -853,8 +945,10 @@ impl Simulation {
             };
             let mut output = Output {
                 name: (*name).to_owned(),
+                required,
                 ordered: self.rng.bool(),
                 counts,
+                counted: 0,
                 fates: (0..).zip(&holed).map(fate).collect(),
                 read: at,
                 claims: BTreeMap::new(),
@@ -869,12 +963,10 @@ impl Simulation {
                 has_guessed: known.guessed,
                 loading: None,
             };
-            output.start = output.waiting();
-            #[allow(clippy::cast_precision_loss, reason = "a small log")]
-            let start = output.start as f64;
-            assert_eq!(output.counts.start(), start, "{name}");
+            output.start = signed(output.waiting());
             outputs.push(output);
         }
+        self.left.clear();
         self.check_removed(names);
         self.leave_out(names);
         self.outputs = outputs;
@@ -900,7 +992,7 @@ impl Simulation {
     }
 
     /// What outputs had not got that are not there any more is lost, and counted as long as the file names them.
-    fn check_removed(&self, names: &[&str]) {
+    fn check_removed(&mut self, names: &[&str]) {
         let telemetry = &self.process.as_ref().expect("it runs").telemetry;
         for (name, known) in self.known.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
             let series = format!("error_total{{plugin=\"{name}\"}}");
@@ -911,6 +1003,7 @@ impl Simulation {
             let may_be = least..=end - known.from;
             let may_be_forgotten = counted == 0 && !known.named;
             assert!(may_be_forgotten || may_be.contains(&counted), "{name}: {counted}, {known:?}");
+            self.left.insert(name.clone(), Left { counted, ..Left::default() });
         }
     }
 
@@ -930,7 +1023,8 @@ impl Simulation {
         }
         for output in &self.outputs {
             let Output { saved: from, named, joined, has_guessed: guessed, .. } = *output;
-            let known = Known { from, to: output.watermark().1, named, joined, guessed };
+            let to = output.watermark().1;
+            let known = Known { from, to, named, joined, guessed, free: false };
             self.known.insert(output.name.clone(), known);
         }
         self.process = None;
@@ -981,7 +1075,9 @@ impl Simulation {
 
     fn end(&mut self) {
         self.state().closed = true;
+        let (before, told_full) = (self.segments(), self.state().told_full);
         self.process().writer.take().expect("it works").end();
+        self.note_dropped(before, told_full);
         self.hear(usize::MAX);
         assert!(self.waiting.is_empty(), "{} were never answered", self.waiting.len());
         self.note_saved();
@@ -1027,7 +1123,7 @@ impl Simulation {
 
     fn step(&mut self) {
         let dice = self.rng.u32(..1000);
-        let Profile { crashes, restarts, faults, .. } = self.profile;
+        let Profile { crashes, restarts, faults, changes, .. } = self.profile;
         if dice < crashes {
             if self.shaky {
                 // Nothing.
@@ -1047,6 +1143,8 @@ impl Simulation {
             self.restart(in_order);
         } else if dice < crashes + restarts + faults {
             self.fail_something();
+        } else if dice < crashes + restarts + faults + changes {
+            self.change();
         } else if self.armed && self.rng.bool() {
             self.work();
         } else if self.rng.u32(..100) < self.pressure {
@@ -1082,10 +1180,145 @@ impl Simulation {
             68..71 => self.split(chosen),
             71..73 => self.rewind(chosen),
             73..92 => self.load(chosen),
-            92..95 => self.leave(),
+            92..95 => self.withdraw(),
             95..97 => drop(self.settle()),
             _ => self.drain(chosen),
         }
+    }
+
+    // What a reload does.
+
+    fn change(&mut self) {
+        match self.rng.u8(..10) {
+            0..4 => self.join(),
+            4..6 => self.leave(),
+            6..8 => self.require(),
+            _ => self.apply(),
+        }
+    }
+
+    /// Whether one is required besides this.
+    fn can_spare(&self, chosen: usize) -> bool {
+        let mut others = self.outputs.iter().enumerate();
+        others.any(|(index, other)| index != chosen && other.required)
+    }
+
+    /// It is there as soon as it has asked, and joins when the writer has saved it, unless that takes too long.
+    fn join(&mut self) {
+        let gone = |name: &&str| self.outputs.iter().all(|output| output.name != *name);
+        let names: Vec<_> = NAMES.into_iter().filter(gone).collect();
+        let Some(name) = self.rng.choice(names) else { return };
+        let required = self.rng.bool();
+        let Left { counts, finished, lost, counted } = self.left.remove(name).unwrap_or_default();
+        let output = {
+            let process = self.process();
+            counts.output(&process.telemetry, name, required)
+        };
+        let at = self.log.len() as u64;
+        say!(self, "{name} joins at {at}");
+        let joining = self.process().queue.begin_to_join(output).expect("it has left");
+        self.outputs.push(Output {
+            name: name.to_owned(),
+            required,
+            ordered: self.rng.bool(),
+            counts,
+            counted,
+            fates: vec![Fate::Finished; self.log.len()],
+            read: at,
+            claims: BTreeMap::new(),
+            dropped: Vec::new(),
+            start: signed(finished + lost + counted) - signed(self.accepted),
+            finished,
+            lost,
+            saved: at,
+            named: false,
+            joined: at,
+            guessed: false,
+            has_guessed: false,
+            loading: None,
+        });
+        for _ in 0..self.rng.u8(1..30) {
+            if joining.is_saved() || self.disk.is_dead() {
+                break;
+            }
+            match self.rng.bool() {
+                true => self.append(),
+                false => drop(self.work()),
+            }
+        }
+        if joining.is_saved() {
+            self.tally.joined += 1;
+            let cursor = joining.end().expect("it has joined");
+            self.process().cursors.push(cursor);
+            let output = self.outputs.last_mut().expect("it joins");
+            output.named = true;
+            return;
+        }
+        self.tally.not_joined += 1;
+        say!(self, "{name} has not joined");
+        drop(joining);
+        let output = self.outputs.pop().expect("it was to join");
+        self.forget(output);
+    }
+
+    fn leave(&mut self) {
+        let chosen = self.rng.usize(..self.outputs.len());
+        if !self.can_spare(chosen) {
+            return;
+        }
+        self.tally.left += 1;
+        let lost = self.process().cursors.remove(chosen).leave();
+        let mut output = self.outputs.remove(chosen);
+        say!(self, "{} leaves, {lost} lost", output.name);
+        assert_eq!(lost, output.waiting());
+        output.lost += lost;
+        self.forget(output);
+    }
+
+    /// An output is not there any more. The cursors file may have it yet, or again.
+    fn forget(&mut self, output: Output) {
+        assert_eq!(output.counts.lost(), output.lost, "lost for {}", output.name);
+        let (from, to) = (output.saved, output.watermark().1);
+        // The file may not know yet that it has left before.
+        let before = self.known.get(&output.name);
+        let known = Known {
+            from: before.map_or(from, |before| before.from.min(from)),
+            to: before.map_or(to, |before| before.to.max(to)),
+            named: false,
+            joined: output.joined,
+            guessed: output.has_guessed || before.is_some_and(|before| before.guessed),
+            free: true,
+        };
+        self.known.insert(output.name.clone(), known);
+        let Output { name, counts, finished, lost, counted, .. } = output;
+        self.left.insert(name, Left { counts, finished, lost, counted });
+    }
+
+    fn require(&mut self) {
+        let chosen = self.rng.usize(..self.outputs.len());
+        let required = self.rng.bool();
+        if required || self.can_spare(chosen) {
+            self.outputs[chosen].required = required;
+            let name = self.outputs[chosen].name.clone();
+            say!(self, "{name} is required: {required}");
+            self.process().queue.require(&name, required);
+        }
+    }
+
+    fn apply(&mut self) {
+        let segment_bytes = self.rng.u64((16 << 10)..(80 << 10));
+        let segments = self.rng.u64(self.profile.segments.clone());
+        let when_full = *self.rng.choice(self.profile.when_full).expect("one");
+        let max_bytes = (segment_bytes * segments).max(256 << 10);
+        self.config = settings(max_bytes, segment_bytes, when_full);
+        say!(self, "{segment_bytes} of {max_bytes}, {when_full:?}");
+        let taken = {
+            let state = self.state();
+            state.files + state.opening + 2 * cursors::BYTES
+        };
+        self.bound = taken.max(max_bytes);
+        let config = self.config.clone();
+        self.process().queue.apply(&config);
     }
 
     /// The writer does all there is to do. Whether it comes to an end.
@@ -1098,9 +1331,13 @@ impl Simulation {
     fn check(&mut self) {
         self.note_saved();
         let state = self.process.as_ref().expect("it runs").queue.shared.lock();
+        assert!(self.faulty || state.fault.is_none(), "{:?}", state.fault);
         assert_eq!(state.end.position, self.log.len() as u64);
         assert_eq!(state.waiting.len(), self.waiting.len());
-        for (output, cursor) in self.outputs.iter().zip(&state.cursors) {
+        assert_eq!(state.cursors.len(), self.outputs.len());
+        for output in &self.outputs {
+            let found = state.cursors.iter().find(|(_, it)| it.output.name == output.name);
+            let (_, cursor) = found.expect("it has not left");
             let (name, backlog) = (&output.name, state.backlog(cursor));
             let fates = || (0..).zip(&output.fates);
             let waiting_at = || fates().filter(|(_, fate)| **fate == Fate::Waiting);
@@ -1108,9 +1345,12 @@ impl Simulation {
             assert_eq!(backlog.events, waiting, "backlog of {name}");
             assert_eq!(output.counts.delivered(), output.finished, "delivered to {name}");
             assert_eq!(output.counts.lost(), output.lost, "lost for {name}");
+            #[allow(clippy::cast_precision_loss, reason = "a small log")]
+            let start = output.start as f64;
+            assert_eq!(output.counts.start(), start, "start of {name}");
             assert_eq!(
-                self.accepted + output.start,
-                output.finished + backlog.events + output.lost,
+                signed(self.accepted) + output.start,
+                signed(output.finished + backlog.events + output.lost + output.counted),
                 "conservation, {name}"
             );
             // Of joined holes only all bytes together are known.
@@ -1148,7 +1388,9 @@ impl Simulation {
         // What was cut off and could not be synced counts on.
         let files = segments + cursors::BYTES;
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
-        let most = self.config.max_bytes;
+        let taken = held + self.state().opening + cursors::BYTES;
+        self.bound = self.config.max_bytes.max(self.bound.min(taken));
+        let most = self.bound;
         assert!(segments + others <= most, "{segments} and {others} of {most}");
         assert!(held <= most);
     }
@@ -1239,6 +1481,7 @@ fn nothing_is_lost_whenever_the_machine_crashes() {
         crashes: 40,
         restarts: 10,
         faults: 0,
+        changes: 0,
         when_full: &[WhenFull::Reject],
         segments: 4..=20,
     };
@@ -1251,6 +1494,7 @@ fn nothing_is_lost_whatever_the_disk_refuses() {
         crashes: 15,
         restarts: 10,
         faults: 60,
+        changes: 0,
         when_full: &[WhenFull::Reject],
         segments: 4..=20,
     };
@@ -1263,6 +1507,7 @@ fn what_a_full_queue_drops_is_counted_and_nothing_else() {
         crashes: 20,
         restarts: 10,
         faults: 0,
+        changes: 0,
         when_full: &[WhenFull::DropOldest, WhenFull::DropNewest],
         segments: 4..=8,
     };
@@ -1275,7 +1520,21 @@ fn all_at_once() {
         crashes: 20,
         restarts: 15,
         faults: 30,
+        changes: 30,
         when_full: &[WhenFull::Reject, WhenFull::DropOldest, WhenFull::DropNewest],
+        segments: 4..=8,
+    };
+    run_all(800, &profile);
+}
+
+#[test]
+fn outputs_come_and_go_and_lose_only_what_is_counted() {
+    let profile = Profile {
+        crashes: 20,
+        restarts: 10,
+        faults: 0,
+        changes: 100,
+        when_full: &[WhenFull::Reject],
         segments: 4..=8,
     };
     run_all(800, &profile);

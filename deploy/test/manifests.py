@@ -1,0 +1,465 @@
+"""Renders deploy/base and every overlay, and looks for what would go wrong in a cluster.
+
+    manifests.py RELAY KUBECTL…
+
+with each KUBECTL's `kustomize`, which must all render the same; against the schemas of several versions of Kubernetes; and
+for what no schema sees: selectors that match nothing, ports that are not there, files that are not mounted, a config that
+the program RELAY refuses, memory that does not suffice, a drain that is cut off. At the end each check is shown a manifest
+that it has to find fault with.
+
+Custom resources (PodMonitor, PrometheusRule) have no schema here; their owners' tests judge what is in them.
+"""
+
+import copy
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+
+import kubernetes_validate
+import yaml
+
+DEPLOY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = DEPLOY.parent
+
+# From the oldest that OpenShift still supports to the newest that has a schema.
+VERSIONS = ["1.25", "1.27", "1.29", "1.31", "1.33", "1.35", "1.36", "1.37"]
+
+# Kinds that come with an operator, by the overlay that needs it.
+CUSTOM = {"monitoring.coreos.com/v1": {"PodMonitor", "ServiceMonitor", "PrometheusRule"}}
+
+NAME = "kube-audit-forwarder"
+NAMESPACE = "ibm-kube-audit"
+SPOOL = "/var/lib/kube-audit-forwarder"
+CONFIG = "/etc/kube-audit-forwarder"
+MIB = 1 << 20
+
+
+def render(kubectl, directory):
+    """The documents of one kustomization."""
+    done = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{kubectl} kustomize {directory}: {done.stderr}")
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    return sorted(documents, key=identity)
+
+
+def identity(document):
+    metadata = document["metadata"]
+    return (document["kind"], metadata.get("namespace", ""), metadata["name"])
+
+
+def called(document):
+    return f"{document['kind']} {document['metadata']['name']}"
+
+
+def of_kind(documents, *kinds):
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def schema_problems(documents, versions=VERSIONS):
+    for document in documents:
+        if document["kind"] in CUSTOM.get(document["apiVersion"], ()):
+            continue
+        for version in versions:
+            try:
+                used = kubernetes_validate.validate(document, version, strict=True)
+                if used != version:
+                    yield f"no schema of Kubernetes {version}, only of {used}"
+            except kubernetes_validate.ValidationError as error:
+                where = ".".join(str(part) for part in error.path)
+                yield f"{called(document)}, Kubernetes {version}: {where}: {error.message}"
+            except kubernetes_validate.SchemaNotFoundError as error:
+                yield f"{called(document)}: {error.message}"
+
+
+def selects(selector, labels):
+    return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
+
+
+def size(text):
+    """A Kubernetes quantity or a size of the config, in bytes."""
+    number, unit = re.fullmatch(r"(\d+)\s*([KMGT]i?)?B?", str(text)).groups()
+    scale = {"K": 1, "M": 2, "G": 3, "T": 4}.get((unit or "")[:1], 0)
+    return int(number) * (1024 if (unit or "").endswith("i") else 1000) ** scale
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(ms|s|m)", text).groups()
+    return int(number) * {"ms": 0.001, "s": 1, "m": 60}[unit]
+
+
+def namespace_problems(documents):
+    for document in documents:
+        inside = document["metadata"].get("namespace")
+        if document["kind"] == "Namespace":
+            labels = document["metadata"].get("labels", {})
+            for mode in ("enforce", "audit", "warn"):
+                if labels.get(f"pod-security.kubernetes.io/{mode}") != "restricted":
+                    yield f"namespace: pod-security {mode} is not restricted"
+        # Prometheus or Grafana may live elsewhere; what is ours may not.
+        elif inside is None:
+            yield f"{called(document)} has no namespace"
+    if not any(document["metadata"]["name"] == NAMESPACE for document in of_kind(documents, "Namespace")):
+        yield f"no namespace {NAMESPACE}"
+
+
+def workload_problems(documents, relay):
+    workloads = of_kind(documents, "Deployment", "StatefulSet")
+    if len(workloads) != 1:
+        yield f"{len(workloads)} workloads in place of one"
+        return
+    workload = workloads[0]
+    spec, template = workload["spec"], workload["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    if workload["metadata"]["name"] != NAME:
+        yield f"the workload is {called(workload)}"
+    if spec["replicas"] < 2:
+        yield "fewer than two replicas"
+    if not selects(spec["selector"]["matchLabels"], labels):
+        yield "the workload does not select its own pods"
+    spread = {constraint["topologyKey"] for constraint in pod.get("topologySpreadConstraints", ())}
+    if "kubernetes.io/hostname" not in spread:
+        yield "not spread over nodes"
+    for constraint in pod.get("topologySpreadConstraints", ()):
+        if not selects(constraint["labelSelector"]["matchLabels"], labels):
+            yield "a spread constraint counts other pods"
+    yield from security_problems(documents, pod)
+    container = pod["containers"][0]
+    yield from image_problems(container)
+    yield from probe_problems(container)
+    yield from selector_problems(documents, labels, container)
+    config = yield from config_problems(documents, pod, container, relay)
+    if config is not None:
+        yield from volume_problems(documents, workload, container, config)
+        yield from limit_problems(container, config)
+        yield from drain_problems(pod, container, config)
+
+
+def security_problems(documents, pod):
+    """What the pod-security level `restricted` asks for, and more."""
+    accounts = of_kind(documents, "ServiceAccount")
+    if pod.get("serviceAccountName") not in [account["metadata"]["name"] for account in accounts]:
+        yield "the pod's ServiceAccount is not here"
+    for thing in [pod, *accounts]:
+        if thing.get("automountServiceAccountToken") is not False:
+            yield "a token is mounted"
+    context = pod["securityContext"]
+    if context.get("runAsNonRoot") is not True:
+        yield "may run as root"
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "no seccomp profile"
+    if len(pod["containers"]) != 1 or pod.get("initContainers"):
+        yield "not one container"
+    context = pod["containers"][0]["securityContext"]
+    if context.get("readOnlyRootFilesystem") is not True:
+        yield "the root file system is writable"
+    if context.get("allowPrivilegeEscalation") is not False:
+        yield "privileges may rise"
+    if context.get("capabilities") != {"drop": ["ALL"]}:
+        yield "capabilities are not dropped"
+
+
+def image_problems(container):
+    version = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())["package"]["version"]
+    if not re.fullmatch(rf"(\S+/)?{NAME}:{re.escape(version)}", container["image"]):
+        yield f"the image is {container['image']}, the version {version}"
+
+
+def ports_of(container):
+    return {port["name"]: port["containerPort"] for port in container["ports"]}
+
+
+def probe_problems(container):
+    ports = ports_of(container)
+    for kind, path in (("startup", "/readyz"), ("liveness", "/livez"), ("readiness", "/readyz")):
+        asked = container.get(f"{kind}Probe", {}).get("httpGet", {})
+        if asked.get("path") != path or ports.get(asked.get("port")) != 9090:
+            yield f"the {kind} probe asks {asked}"
+
+
+def selector_problems(documents, labels, container):
+    ports = ports_of(container)
+    services = of_kind(documents, "Service")
+    if not any(service["metadata"]["name"] == NAME for service in services):
+        yield f"no Service {NAME}"
+    for service in services:
+        if not selects(service["spec"]["selector"], labels):
+            yield f"{called(service)} selects no pod of ours"
+        named = {port["name"]: (port["port"], port["targetPort"]) for port in service["spec"]["ports"]}
+        if named != {"http": (80, 3000), "https": (443, 4443)}:
+            yield f"{called(service)} has the ports {named}"
+        for name, (_, target) in named.items():
+            if ports.get(name) != target:
+                yield f"{called(service)}: no container listens on {target}"
+    budgets = of_kind(documents, "PodDisruptionBudget")
+    if not budgets:
+        yield "no PodDisruptionBudget"
+    for budget in budgets:
+        if not selects(budget["spec"]["selector"]["matchLabels"], labels):
+            yield f"{called(budget)} selects no pod of ours"
+    open_to = {}
+    for policy in of_kind(documents, "NetworkPolicy"):
+        if not selects(policy["spec"]["podSelector"]["matchLabels"], labels):
+            yield f"{called(policy)} selects no pod of ours"
+        if policy["spec"]["policyTypes"] != ["Ingress"]:
+            yield f"{called(policy)} keeps more back than what comes in"
+        for rule in policy["spec"]["ingress"]:
+            for port in rule["ports"]:
+                open_to.setdefault(port["port"], []).extend(rule["from"])
+    if set(open_to) != set(ports.values()):
+        yield f"the policies open {sorted(open_to)}, the container has {sorted(ports.values())}"
+    for port in (3000, 4443):
+        if sorted(json.dumps(peer, sort_keys=True) for peer in open_to.get(port, ())) != CONTROL_PLANE:
+            yield f"the policies let others than the control plane to {port}"
+    for peer in open_to.get(9090, ()):
+        if peer.get("podSelector", {}).get("matchLabels") != {"app.kubernetes.io/name": "prometheus"}:
+            yield f"the policies let {peer} to the admin port"
+
+
+CONTROL_PLANE = sorted(
+    json.dumps(
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+            "podSelector": {"matchLabels": {key: value}},
+        },
+        sort_keys=True,
+    )
+    for key, value in (
+        ("k8s-app", "konnectivity-agent"),
+        ("app", "konnectivity-agent"),
+        ("app", "vpn"),
+    )
+)
+
+
+def config_problems(documents, pod, container, relay):
+    """Yields what is wrong; returns the config with every default, as the relay understands it."""
+    maps = [document for document in of_kind(documents, "ConfigMap") if document["metadata"]["name"] == f"{NAME}-cm"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    if any("subPath" in mount or "subPathExpr" in mount for mount in mounts.values()):
+        yield "a subPath, which never sees an edit"
+    if len(maps) != 1:
+        yield f"{len(maps)} ConfigMaps {NAME}-cm"
+        return None
+    mounted = volumes.get(mounts.get(CONFIG, {}).get("name"), {}).get("configMap", {})
+    if mounted.get("name") != maps[0]["metadata"]["name"] or "items" in mounted:
+        yield f"{CONFIG} is not the ConfigMap as a whole"
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    file = pathlib.PurePath(environment["KUBE_AUDIT_FORWARDER_CONFIG"])
+    if str(file.parent) != CONFIG or file.name not in maps[0]["data"]:
+        yield f"the relay reads {file}, which nothing mounts"
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / file.name
+        path.write_text(maps[0]["data"][file.name])
+        checked = subprocess.run(
+            [relay, "check", "--config", path], capture_output=True, text=True, env=environment
+        )
+        # Files that are not there are the business of whoever has the cluster.
+        said = [line for line in checked.stderr.splitlines() if "/certificates/" not in line]
+        if checked.returncode != 0 or said:
+            yield f"check: {checked.stderr}"
+            return None
+        shown = subprocess.run(
+            [relay, "config", "--config", path], capture_output=True, text=True, env=environment, check=True
+        )
+    text = re.sub(
+        r"\$\{env:(\w+)(?::-([^}]*))?\}", lambda name: environment.get(name[1], name[2]), shown.stdout
+    )
+    config = tomllib.loads(text)
+    listening = {int(listener["address"].rpartition(":")[2]) for listener in config["listener"]}
+    listening.add(int(config["admin"]["address"].rpartition(":")[2]))
+    if listening != set(ports_of(container).values()):
+        yield f"the relay listens on {sorted(listening)}"
+    for address in [config["admin"]["address"], *(listener["address"] for listener in config["listener"])]:
+        if not address.startswith("0.0.0.0:"):
+            yield f"{address} can't be reached from outside the pod"
+    for listener in config["listener"]:
+        tls = listener.get("tls")
+        if tls is None:
+            continue
+        secret = volumes[mounts["/certificates"]["name"]].get("secret", {})
+        if secret.get("secretName") != "audit-webhook" or secret.get("optional") is not True:
+            yield "the Secret audit-webhook is not mounted, or not optional"
+        if tls["optional"] is not True:
+            yield "without the Secret the relay would not start"
+        if (tls["certificate"], tls["private_key"]) != ("/certificates/tls.crt", "/certificates/tls.key"):
+            yield "the certificate is not read from the Secret's keys"
+    return config
+
+
+def volume_problems(documents, workload, container, config):
+    pod = workload["spec"]["template"]["spec"]
+    claims = workload["spec"].get("volumeClaimTemplates", [])
+    names = {volume["name"] for volume in pod["volumes"]} | {claim["metadata"]["name"] for claim in claims}
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    if names != mounted:
+        yield f"volumes {sorted(names)}, mounted {sorted(mounted)}"
+    for mount in container["volumeMounts"]:
+        if (mount["mountPath"] == SPOOL) == mount.get("readOnly", False):
+            yield f"{mount['mountPath']}: readOnly is wrong"
+    if config["queue"]["directory"] != SPOOL:
+        yield f"the spool is {config['queue']['directory']}"
+        return
+    spool = next(mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == SPOOL)
+    room = next(
+        (claim["spec"]["resources"]["requests"]["storage"] for claim in claims if claim["metadata"]["name"] == spool),
+        None,
+    )
+    if room is None:
+        volume = next(volume for volume in pod["volumes"] if volume["name"] == spool)
+        room = volume.get("emptyDir", {}).get("sizeLimit")
+    if room is None:
+        yield "the spool's volume has no limit"
+    elif size(config["queue"]["max_bytes"]) + size(config["dead_letter"]["max_bytes"]) >= size(room):
+        yield f"the spool outgrows its volume of {room}"
+
+
+def limit_problems(container, config):
+    """Guarantee 4 of the README, for the largest of the http outputs that have four requests at once."""
+    most = size(config["limits"]["max_in_flight"]) + (32 + 32 + 4 * 4) * MIB
+    most += config["limits"]["max_connections"] * 64 * 1024
+    limit = size(container["resources"]["limits"]["memory"])
+    if most * 1.25 > limit:
+        yield f"the relay may need {most // MIB} MiB, its limit is {limit // MIB}"
+    for kind in ("cpu", "memory"):
+        if kind not in container["resources"]["requests"]:
+            yield f"no request of {kind}"
+
+
+def drain_problems(pod, container, config):
+    """preStop, then SIGTERM and the relay's own drain, then SIGKILL at the end of the grace period."""
+    command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    if command[:3] != [f"/usr/bin/{NAME}", "drain", "--seconds"]:
+        yield f"the preStop hook is {command}"
+        return
+    needed = int(command[3]) + seconds(config["shutdown"]["drain_timeout"])
+    if pod["terminationGracePeriodSeconds"] <= needed:
+        yield f"it may take {needed} s to end, and is killed after {pod['terminationGracePeriodSeconds']}"
+
+
+def problems(documents, relay, versions=VERSIONS):
+    yield from schema_problems(documents, versions)
+    yield from namespace_problems(documents)
+    yield from workload_problems(documents, relay)
+
+
+def pod_of(documents):
+    return of_kind(documents, "Deployment", "StatefulSet")[0]["spec"]["template"]["spec"]
+
+
+def alike_problems(base, durable):
+    """The StatefulSet repeats the Deployment's pods; this is what keeps the two alike."""
+    ours, theirs = copy.deepcopy(pod_of(base)), copy.deepcopy(pod_of(durable))
+    ours["volumes"] = [volume for volume in ours["volumes"] if volume["name"] != "spool"]
+    container, other = ours["containers"][0], theirs["containers"][0]
+    del container["resources"]["requests"]["ephemeral-storage"]
+    other["env"] = [variable for variable in other["env"] if variable["name"] != "QUEUE_MAX_BYTES"]
+    if ours != theirs:
+        yield "the StatefulSet's pods are not the Deployment's"
+
+
+def openshift_problems(documents):
+    fixed = {"runAsUser", "runAsGroup", "fsGroup"} & set(pod_of(documents)["securityContext"])
+    if fixed:
+        yield f"OpenShift's SCC refuses {sorted(fixed)}"
+    labels = of_kind(documents, "Namespace")[0]["metadata"]["labels"]
+    if "security.openshift.io/scc.podSecurityLabelSync" not in labels:
+        yield "OpenShift would change the namespace's pod-security labels"
+
+
+def broken(documents):
+    """Manifests with one fault each, which the checks have to find."""
+
+    def fault(kind, change):
+        wrong = copy.deepcopy(documents)
+        change(of_kind(wrong, *kind.split())[0])
+        return wrong
+
+    def pod(change):
+        return fault("Deployment", lambda workload: change(workload["spec"]["template"]["spec"]))
+
+    def container(change):
+        return pod(lambda spec: change(spec["containers"][0]))
+
+    def config(old, new):
+        def change(document):
+            assert old in document["data"]["relay.toml"], old
+            document["data"]["relay.toml"] = document["data"]["relay.toml"].replace(old, new)
+
+        return fault("ConfigMap", change)
+
+    yield "Kubernetes", container(lambda it: it.update(imagePolicy="Always"))
+    yield "Kubernetes", fault("Service", lambda it: it["spec"]["ports"][0].update(port="80"))
+    yield "find schema", fault("Service", lambda it: it.update(apiVersion="v2"))
+    yield "pod-security warn", fault(
+        "Namespace", lambda it: it["metadata"]["labels"].update({"pod-security.kubernetes.io/warn": "baseline"})
+    )
+    yield "has no namespace", fault("Service", lambda it: it["metadata"].pop("namespace"))
+    yield "fewer than two", fault("Deployment", lambda it: it["spec"].update(replicas=1))
+    yield "not spread", pod(lambda it: it.pop("topologySpreadConstraints"))
+    yield "its own pods", fault("Deployment", lambda it: it["spec"]["selector"]["matchLabels"].update(app="x"))
+    yield "a token", pod(lambda it: it.pop("automountServiceAccountToken"))
+    yield "run as root", pod(lambda it: it["securityContext"].pop("runAsNonRoot"))
+    yield "root file system", container(lambda it: it["securityContext"].pop("readOnlyRootFilesystem"))
+    yield "capabilities", container(lambda it: it["securityContext"].pop("capabilities"))
+    yield "no seccomp", pod(lambda it: it["securityContext"].pop("seccompProfile"))
+    yield "the image is", container(lambda it: it.update(image=f"{NAME}:latest"))
+    yield "liveness probe", container(lambda it: it["livenessProbe"]["httpGet"].update(port="http"))
+    yield "selects no pod", fault("Service", lambda it: it["spec"]["selector"].update(app="haproxy"))
+    yield "selects no pod", fault(
+        "PodDisruptionBudget", lambda it: it["spec"]["selector"]["matchLabels"].update(app="haproxy")
+    )
+    yield "has the ports", fault("Service", lambda it: it["spec"]["ports"][1].update(targetPort=443))
+    yield "others than", fault("NetworkPolicy", lambda it: it["spec"]["ingress"][0]["from"].pop())
+    yield "a subPath", container(lambda it: it["volumeMounts"][0].update(subPath="relay.toml"))
+    yield "not optional", pod(lambda it: it["volumes"][1]["secret"].pop("optional"))
+    yield "volumes [", container(lambda it: it["volumeMounts"].pop(2))
+    yield "nothing mounts", container(lambda it: it["env"][0].update(value="/etc/relay.toml"))
+    yield "check: ", config("[queue]", "[queues]")
+    yield "listens on", config("0.0.0.0:3000", "0.0.0.0:3001")
+    yield "from outside", config("0.0.0.0:9090", "127.0.0.1:9090")
+    yield "would not start", config("optional = true", "optional = false")
+    yield "outgrows", config("1536MiB", "2GiB")
+    yield "may need", config('max_in_flight = "128MiB"', 'max_in_flight = "512MiB"')
+    yield "no limit", pod(lambda it: it["volumes"][3].update(emptyDir={}))
+    yield "may take", config('"20s"', '"30s"')
+    yield "preStop hook", container(lambda it: it.pop("lifecycle"))
+
+
+def main():
+    relay, *kubectls = sys.argv[1:]
+    directories = [DEPLOY / "base", *sorted(path for path in (DEPLOY / "overlays").iterdir() if path.is_dir())]
+    rendered = {}
+    found = []
+    for directory in directories:
+        name = directory.name
+        versions = [render(kubectl, directory) for kubectl in kubectls]
+        rendered[name] = versions[0]
+        found += [f"{name}: {kubectl} renders it otherwise" for kubectl, other in zip(kubectls, versions) if other != versions[0]]
+        # An overlay may also only add to what another one has made.
+        checks = problems if of_kind(versions[0], "Namespace") else lambda documents, _: schema_problems(documents)
+        found += [f"{name}: {problem}" for problem in checks(versions[0], relay)]
+        if "openshift" in name:
+            found += [f"{name}: {problem}" for problem in openshift_problems(versions[0])]
+        kinds = ", ".join(called(document) for document in versions[0])
+        print(f"{directory.relative_to(REPOSITORY)}: {kinds}")
+    found += [f"durable: {problem}" for problem in alike_problems(rendered["base"], rendered["durable"])]
+    found += [f"{name} is missing" for name in ("ibm-iks", "ibm-openshift", "durable", "ibm-iks-durable", "ibm-openshift-durable", "monitoring") if name not in rendered]
+    for expected, documents in broken(rendered["base"]):
+        seen = list(problems(documents, relay, VERSIONS[-1:]))
+        if not any(expected in problem for problem in seen):
+            found.append(f"nothing is said of a manifest with the fault {expected!r}: {seen}")
+    if not list(openshift_problems(rendered["base"])):
+        found.append("nothing is said of fixed users on OpenShift")
+    if found:
+        raise SystemExit("\n".join(found))
+    print(f"valid for Kubernetes {', '.join(VERSIONS)}, and alike with {', '.join(kubectls)}")
+
+
+main()

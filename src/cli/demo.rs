@@ -1,0 +1,158 @@
+//! `demo`: one line that changes on a terminal, a line a second elsewhere, and the summary. All of it goes to stdout: it is
+//! what this command is for.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::HumanBytes;
+use indicatif::HumanCount;
+use indicatif::ProgressBar;
+use indicatif::ProgressDrawTarget;
+use indicatif::ProgressStyle;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::FAILED;
+use super::Heard;
+use super::print;
+use super::runtime;
+use crate::demo;
+use crate::demo::Figures;
+use crate::demo::Phase;
+use crate::demo::Summary;
+
+/// The line is drawn, or another printed, so often.
+const DRAW: Duration = Duration::from_millis(200);
+const LINE: Duration = Duration::from_secs(1);
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// How long events are sent
+    #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(show(Duration::from_secs(arguments.seconds)));
+    runtime.shutdown_background();
+    result
+}
+
+async fn show(length: Duration) -> Result<(), u8> {
+    let heard = Heard::new().map_err(|error| {
+        eprintln!("cannot hear signals: {error}");
+        FAILED
+    })?;
+    let stop = CancellationToken::new();
+    let (told, figures) = watch::channel(Figures::default());
+    let mut display = Display::new();
+    let mut draw = tokio::time::interval(display.every());
+    let mut running = std::pin::pin!(demo::run(length, told, stop.clone()));
+    print(&format!(
+        "{} s of kube-apiserver's batches → the relay → a consumer, which will be away for a while\n",
+        length.as_secs()
+    ))?;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut running => break ended,
+            _ = draw.tick() => display.draw(*figures.borrow())?,
+            () = heard.first.cancelled(), if !stop.is_cancelled() => stop.cancel(),
+            () = heard.second.cancelled() => break Err("ended at once by a second signal".to_owned()),
+        }
+    };
+    display.line.finish_and_clear();
+    let summary = ended.map_err(|error| {
+        eprintln!("{error}");
+        FAILED
+    })?;
+    print(&said(&summary))?;
+    if summary.lost == 0 { Ok(()) } else { Err(FAILED) }
+}
+
+fn said(summary: &Summary) -> String {
+    let Summary { sent, delivered, repeated, lost, away, queue_events_max, queue_bytes_max } =
+        summary;
+    format!(
+        "\nthe consumer was away for {:.1} s; the queue held up to {} events ({}), and is empty again\n\n\
+         sent: {sent}\ndelivered: {delivered}\nrepeated: {repeated}\nlost: {lost}\n\n\
+         Read next in the README: \"What it replaces\" for a config of your own, \"What you can rely on\" for what\n\
+         was promised here, \"The durable queue\" for one that survives a crash, \"Watching it\" for alerts.\n",
+        away.as_secs_f64(),
+        HumanCount(*queue_events_max),
+        HumanBytes(*queue_bytes_max),
+    )
+}
+
+/// The line.
+struct Display {
+    line: ProgressBar,
+    is_terminal: bool,
+    begun: Instant,
+    /// When a line was made, and the figures in it.
+    before: (Instant, Figures),
+    is_announced: bool,
+}
+
+impl Display {
+    fn new() -> Self {
+        let is_terminal = std::io::stdout().is_terminal();
+        let target = match is_terminal {
+            true => ProgressDrawTarget::stdout(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let style = ProgressStyle::with_template("{spinner} {msg}");
+        let line = ProgressBar::with_draw_target(None, target);
+        let now = Instant::now();
+        Self {
+            line: line.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())),
+            is_terminal,
+            begun: now,
+            before: (now, Figures::default()),
+            is_announced: false,
+        }
+    }
+
+    fn every(&self) -> Duration {
+        if self.is_terminal { DRAW } else { LINE }
+    }
+
+    fn draw(&mut self, figures: Figures) -> Result<(), u8> {
+        let Some(admin) = figures.admin else { return Ok(()) };
+        if !std::mem::replace(&mut self.is_announced, true) {
+            let text = format!("status page: http://{admin}/\n");
+            self.line.suspend(|| print(&text))?;
+        }
+        let text = self.text(figures);
+        if self.is_terminal {
+            self.line.set_message(text);
+            self.line.tick();
+            return Ok(());
+        }
+        print(&format!("{text}\n"))
+    }
+
+    fn text(&mut self, figures: Figures) -> String {
+        let (at, before) = self.before;
+        let millis = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        self.before = (Instant::now(), figures);
+        let rate = |now: u64, before: u64| HumanCount(now.saturating_sub(before) * 1000 / millis);
+        let what = match figures.phase {
+            Phase::Starting => "  starting",
+            Phase::Flowing => "",
+            Phase::Away => "  the consumer is away",
+            Phase::Emptying => "  no more is sent, the queue empties",
+        };
+        format!(
+            "{:>4.1} s  in {}/s  out {}/s  queue {} events, {}  lost {}{what}",
+            self.begun.elapsed().as_secs_f64(),
+            rate(figures.sent, before.sent),
+            rate(figures.delivered, before.delivered),
+            HumanCount(figures.queue_events),
+            HumanBytes(figures.queue_bytes),
+            figures.lost,
+        )
+    }
+}

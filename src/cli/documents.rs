@@ -1,0 +1,38 @@
+//! `completions` and `man`: what shells and man(1) want to know of the command line.
+
+use std::path::Path;
+
+use clap::Command;
+use clap_complete::Shell;
+
+use super::FAILED;
+use super::print;
+
+/// The name that the binary has, whatever it was called by.
+const NAME: &str = "kube-audit-forwarder";
+
+/// Prints the completions for a shell.
+pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, NAME, &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// Prints the man page of the whole, or writes a page for each command into a directory.
+pub(super) fn man(directory: Option<&Path>, command: Command) -> Result<(), u8> {
+    let Some(directory) = directory else {
+        let mut page = Vec::new();
+        return match clap_mangen::Man::new(command).render(&mut page) {
+            Ok(()) => print(&String::from_utf8_lossy(&page)),
+            Err(error) => {
+                eprintln!("cannot make the man page: {error}");
+                Err(FAILED)
+            }
+        };
+    };
+    let made = std::fs::create_dir_all(directory);
+    made.and_then(|()| clap_mangen::generate_to(command, directory)).map_err(|error| {
+        eprintln!("{}: cannot write the man pages: {error}", directory.display());
+        FAILED
+    })
+}

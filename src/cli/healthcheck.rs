@@ -1,0 +1,211 @@
+//! `healthcheck`: one GET of a relay's `/readyz`, whose exit status is the answer, for images without a shell.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::Empty;
+use http_body_util::Limited;
+use hyper::Request;
+use hyper::StatusCode;
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use url::Host;
+use url::Url;
+
+use super::FAILED;
+use super::WRONG;
+use super::read;
+use crate::config;
+
+/// For all of it, the lookup of a name too. A relay answers within milliseconds. Docker waits 30 s; a kubelet waits for
+/// its probe's `timeoutSeconds`, 1 s unless told, and says no more than that it was too short.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Of an answer's body. A relay's is some lines.
+const ANSWER_MAX: usize = 64 * 1024;
+
+/// Of an answer's head.
+const HEAD_MAX: usize = 16 * 1024;
+
+/// Of these, as many are printed.
+const LINES_MAX: usize = 50;
+
+/// Asks the relay at this URL, or the one that the config describes.
+pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
+    let url = url_of(url, file)?;
+    let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
+    match block_on(ask_in_time(&url, ANSWER_MAX))?.unwrap_or_else(late) {
+        Ok((StatusCode::OK, _)) => Ok(()),
+        Ok((status, body)) => {
+            eprintln!("{url}: {status}");
+            let lines = body.lines().filter(|line| !line.is_empty());
+            lines.take(LINES_MAX).for_each(|line| eprintln!("{}", line.escape_debug()));
+            Err(FAILED)
+        }
+        Err(error) => {
+            eprintln!("{url}: {error}");
+            Err(FAILED)
+        }
+    }
+}
+
+/// `/readyz` at this URL, or of the relay that the config describes.
+pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> {
+    match url {
+        Some(text) => parse(text).map_err(|wrong| {
+            eprintln!("{text}: {wrong}");
+            WRONG
+        }),
+        None => configured(file),
+    }
+}
+
+/// Runs it on this thread; a lookup that hangs does not hold up the end.
+pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        eprintln!("cannot start: {error}");
+        FAILED
+    })?;
+    let result = runtime.block_on(asked);
+    runtime.shutdown_background();
+    Ok(result)
+}
+
+/// [`ask`]; `None` where it takes longer than a relay may.
+pub(super) async fn ask_in_time(
+    url: &Url,
+    body_max: usize,
+) -> Option<Result<(StatusCode, String), String>> {
+    tokio::time::timeout(TIMEOUT, ask(url, body_max)).await.ok()
+}
+
+/// The URL that a person has written; one without a path means `/readyz`.
+fn parse(text: &str) -> Result<Url, String> {
+    const ALLOWED: &str = "allowed: http://HOST:PORT or http://HOST:PORT/PATH";
+    let mut url = Url::parse(text).map_err(|error| format!("is no URL ({error}), {ALLOWED}"))?;
+    match url.scheme() {
+        "http" => {}
+        "https" => return Err(format!("the admin address speaks plain HTTP, {ALLOWED}")),
+        _ => return Err(format!("is no http:// URL, {ALLOWED}")),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("the admin address asks for no user, {ALLOWED}"));
+    }
+    if url.port() == Some(0) {
+        return Err(format!("port 0 can't be asked, {ALLOWED}"));
+    }
+    if url.path() == "/" {
+        url.set_path("/readyz");
+    }
+    url.set_fragment(None);
+    Ok(url)
+}
+
+/// `/readyz` at the admin address of a config. What else is wrong with the config is not asked: a relay that runs goes on
+/// with the one it has.
+fn configured(file: Option<&Path>) -> Result<Url, u8> {
+    let (text, name) = read(file)?;
+    let address = config::admin_address(&text).map_err(|problems| {
+        problems.iter().for_each(|problem| eprintln!("{}", problem.render(&name)));
+        WRONG
+    })?;
+    if address.port() == 0 {
+        eprintln!("{name}: admin.address has port 0, which the kernel chooses: name the URL");
+        return Err(WRONG);
+    }
+    let url = format!("http://{}/readyz", reachable(address));
+    Url::parse(&url).map_err(|error| {
+        eprintln!("{url}: {error}");
+        WRONG
+    })
+}
+
+/// An address to connect to: one that stands for all of the machine's is on loopback too.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let loopback: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let ip = if address.ip().is_unspecified() { loopback } else { address.ip() };
+    SocketAddr::new(ip, address.port())
+}
+
+/// The answer's status, and its body within bounds.
+async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String> {
+    let port = url.port_or_known_default().unwrap_or(80);
+    let connecting = async {
+        match url.host() {
+            Some(Host::Ipv4(ip)) => TcpStream::connect((ip, port)).await,
+            Some(Host::Ipv6(ip)) => TcpStream::connect((ip, port)).await,
+            Some(Host::Domain(name)) => TcpStream::connect((name, port)).await,
+            None => Err(std::io::ErrorKind::InvalidInput.into()),
+        }
+    };
+    let stream = connecting.await.map_err(|error| format!("cannot connect: {error}"))?;
+    let no_answer = |error: hyper::Error| format!("no HTTP answer: {error}");
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(HEAD_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(no_answer)?;
+    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
+        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(no_answer)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), body_max).collect().await;
+        let body = body.map_err(|error| format!("{status}, and then: {error}"))?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    let driver = async {
+        // Where it fails, so does the exchange, which says why.
+        connection.await.ok();
+        std::future::pending().await
+    };
+    tokio::select! {
+        answer = exchange => answer,
+        () = driver => Err("no HTTP answer".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_without_a_path_means_readyz() {
+        for (text, url) in [
+            ("http://127.0.0.1:9090", "http://127.0.0.1:9090/readyz"),
+            ("http://127.0.0.1:9090/", "http://127.0.0.1:9090/readyz"),
+            ("http://relay", "http://relay/readyz"),
+            ("HTTP://[::1]:9090/?verbose#x", "http://[::1]:9090/readyz?verbose"),
+            ("http://relay:1/livez", "http://relay:1/livez"),
+        ] {
+            assert_eq!(parse(text).map(String::from).as_deref(), Ok(url));
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_is_asked_on_loopback() {
+        for (address, asked) in [
+            ("0.0.0.0:9090", "127.0.0.1:9090"),
+            ("[::]:9090", "[::1]:9090"),
+            ("10.0.0.5:9090", "10.0.0.5:9090"),
+            ("[2001:db8::1]:1", "[2001:db8::1]:1"),
+        ] {
+            assert_eq!(reachable(address.parse().unwrap()).to_string(), asked);
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! `replay`: arguments, the progress on a terminal or in lines, and what is said at the end.
+
+use std::io::Read as _;
+use std::num::NonZeroU32;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use clap::ValueEnum;
+use indicatif::HumanBytes;
+use indicatif::HumanCount;
+use indicatif::HumanDuration;
+use indicatif::ProgressBar;
+use indicatif::ProgressStyle;
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::FAILED;
+use super::Heard;
+use super::WRONG;
+use super::print;
+use super::runtime;
+use crate::config;
+use crate::config::ClientTls;
+use crate::replay::Note;
+use crate::replay::OnBadLine;
+use crate::replay::Progress;
+use crate::replay::Replay;
+use crate::replay::Settings;
+use crate::replay::Stopped;
+use crate::replay::client::Client;
+use crate::replay::client::Failed;
+use crate::replay::client::Retry;
+use crate::tls;
+
+/// The progress is looked at so often, and told so often where nobody sees it change.
+const LOOK: Duration = Duration::from_millis(200);
+const TELL: Duration = Duration::from_secs(5);
+
+/// Notes that may wait to be printed.
+const NOTES: usize = 256;
+
+/// Retry-After and pauses end at once at a signal; a reader of a pipe may hang.
+const LEAVING: Duration = Duration::from_millis(100);
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// Audit logs, in this order: JSON lines, plain or gzipped, of kube-apiserver, OpenShift or `oc adm node-logs`; dead
+    /// letters; what `queue export` prints. `-` is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Where to POST them, such as http://127.0.0.1:3000/
+    #[arg(long)]
+    url: String,
+    /// Events per second [default: as many as the receiver takes]
+    #[arg(long, value_name = "N")]
+    rate: Option<NonZeroU32>,
+    /// Keep the progress in this file, and go on from it if it is there
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
+    /// What to do with a line that is no audit event
+    #[arg(long, value_name = "WHAT", default_value = "stop")]
+    on_bad_line: BadLine,
+    /// Events of a request, at most
+    #[arg(long, value_name = "N", default_value = "400", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    batch: u32,
+    /// Bytes of a request, at most; a larger event goes alone
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = batch_bytes)]
+    batch_bytes: usize,
+    /// Requests at once; 1 keeps the order
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=64))]
+    concurrency: u32,
+    /// How often a request is tried before the replay stops
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
+    attempts: u32,
+    /// The pause before the second attempt; each one is 1.5 times as long as that before, and up to a fifth longer by chance
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
+    backoff: Duration,
+    /// PEM file with the CAs that the receiver's certificate must end in [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// PEM file with the client certificate
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// PEM file with its private key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// The name that the receiver's certificate must have [default: the host of the URL]
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    /// Take any certificate
+    #[arg(long)]
+    insecure_skip_verify: bool,
+    /// File with the token for the header Authorization
+    #[arg(long, value_name = "FILE")]
+    bearer_token_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BadLine {
+    /// Send what is before it, and stop
+    Stop,
+    /// Print and count it, and go on
+    Skip,
+}
+
+/// Less than an event holds, or more than a relay takes, is a mistake.
+fn batch_bytes(text: &str) -> Result<usize, String> {
+    let bytes = config::size(text)?;
+    match usize::try_from(bytes) {
+        Ok(bytes) if (1024..=64 << 20).contains(&bytes) => Ok(bytes),
+        _ => Err("1KiB to 64MiB are allowed".to_owned()),
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    let wrong = |what: String| {
+        eprintln!("{what}");
+        WRONG
+    };
+    if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
+        return Err(wrong("- can be read once".to_owned()));
+    }
+    let stop = CancellationToken::new();
+    let client = client(arguments, stop.clone()).map_err(wrong)?;
+    let replay = Replay::new(settings(arguments)).map_err(|error| wrong(error.to_string()))?;
+    if let Some((file, line)) = replay.resumes_at() {
+        eprintln!("going on with {}, line {line}", shown(&file));
+    }
+    let runtime = runtime()?;
+    let result = runtime.block_on(send(arguments, replay, client, stop));
+    // The thread that reads may hang in a pipe.
+    runtime.shutdown_timeout(LEAVING);
+    result
+}
+
+fn settings(arguments: &Arguments) -> Settings {
+    Settings {
+        files: arguments.files.clone(),
+        rate: arguments.rate,
+        batch_events: arguments.batch as usize,
+        batch_bytes: arguments.batch_bytes,
+        concurrency: arguments.concurrency as usize,
+        resume: arguments.resume.clone(),
+        on_bad_line: match arguments.on_bad_line {
+            BadLine::Stop => OnBadLine::Stop,
+            BadLine::Skip => OnBadLine::Skip,
+        },
+    }
+}
+
+fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, String> {
+    let identity = arguments.certificate.clone().zip(arguments.key.clone());
+    let settings = ClientTls {
+        ca: arguments.ca.clone(),
+        identity,
+        server_name: arguments.server_name.clone(),
+        insecure_skip_verify: arguments.insecure_skip_verify,
+        ..ClientTls::default()
+    };
+    let https = arguments.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    if !https && settings != ClientTls::default() {
+        return Err("the options for TLS need an https:// URL".to_owned());
+    }
+    let tls = https.then(|| tls::Client::read(&settings, &[b"http/1.1"], None)).transpose();
+    let tls = tls.map_err(|error| error.to_string())?;
+    let token = match &arguments.bearer_token_file {
+        Some(file) => Some(
+            config::read_secret(file)
+                .map_err(|error| format!("cannot read {}: {error}", shown(file)))?,
+        ),
+        None => None,
+    };
+    let retry = Retry { attempts: arguments.attempts, pause: arguments.backoff };
+    Client::new(&arguments.url, tls, token.as_deref(), retry, stop)
+}
+
+async fn send(
+    arguments: &Arguments,
+    replay: Replay,
+    client: Client,
+    stop: CancellationToken,
+) -> Result<(), u8> {
+    let heard = Heard::new().map_err(|error| {
+        eprintln!("cannot hear signals: {error}");
+        FAILED
+    })?;
+    let (told, mut notes) = mpsc::channel(NOTES);
+    let (shown, progress) = watch::channel(Progress::default());
+    let mut display = Display::new(replay.file_bytes());
+    let mut look = tokio::time::interval(LOOK);
+    let mut running = std::pin::pin!(replay.run(client, told, shown, stop.clone()));
+    let mut hangup = heard.reload;
+    let ended = loop {
+        tokio::select! {
+            ended = &mut running => break Some(ended),
+            Some(note) = notes.recv() => display.note(&note),
+            _ = look.tick() => display.look(*progress.borrow()),
+            () = heard.first.cancelled(), if !stop.is_cancelled() => stop.cancel(),
+            // The terminal is gone; as if it had been interrupted.
+            Some(()) = hangup.recv() => stop.cancel(),
+            () = heard.second.cancelled() => break None,
+        }
+    };
+    while let Ok(note) = notes.try_recv() {
+        display.note(&note);
+    }
+    display.clear();
+    let progress = *progress.borrow();
+    print(&display.summary(progress))?;
+    match ended {
+        Some(Ok(())) => Ok(()),
+        Some(Err(stopped)) => {
+            eprintln!("{}", farewell(arguments, &stopped));
+            Err(FAILED)
+        }
+        None => {
+            eprintln!("stopped at once by a second signal");
+            Err(FAILED)
+        }
+    }
+}
+
+/// Where it has stopped, and how to go on.
+fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
+    let Stopped { what, at, lines } = stopped;
+    let mut text = "stopped: ".to_owned();
+    match lines {
+        Some((file, first, last)) if first == last => {
+            text.push_str(&format!("{}, line {first}: ", shown(file)));
+        }
+        Some((file, first, last)) => {
+            text.push_str(&format!("{}, lines {first} to {last}: ", shown(file)));
+        }
+        None => {}
+    }
+    text.push_str(&format!("{what}\n"));
+    let Some((file, line)) = at else {
+        text.push_str("everything else is accepted");
+        return text;
+    };
+    let name = shown(file);
+    text.push_str(&format!("everything before line {line} of {name} is accepted\n"));
+    text.push_str(&match &arguments.resume {
+        Some(resume) => {
+            format!("to go on from there: the same command, with --resume {}", shown(resume))
+        }
+        None => format!(
+            "to go on from there: {}, then the files behind it. With --resume FILE a replay keeps its place by itself",
+            rest_of(file, *line)
+        ),
+    });
+    text
+}
+
+/// A file's name, safe for a terminal.
+fn shown(file: &Path) -> String {
+    let escape = |char: char| match char.is_control() {
+        true => char.escape_debug().to_string(),
+        false => char.to_string(),
+    };
+    file.to_string_lossy().chars().map(escape).collect()
+}
+
+/// The progress and the messages, on a terminal or in lines.
+struct Display {
+    bar: ProgressBar,
+    file_bytes: Option<u64>,
+    begun: Instant,
+    /// When the last line was printed, and how much was accepted then.
+    told: (Instant, u64),
+    /// What of the files was done before the first look that saw some, and when that was.
+    from: Option<(Instant, u64)>,
+}
+
+impl Display {
+    /// On a terminal it draws; nothing is drawn elsewhere.
+    fn new(file_bytes: Option<u64>) -> Self {
+        let bar = match file_bytes {
+            Some(bytes) => ProgressBar::new(bytes).with_style(style(
+                "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
+            )),
+            None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
+        };
+        let now = Instant::now();
+        Self { bar, file_bytes, begun: now, told: (now, 0), from: None }
+    }
+
+    fn note(&self, note: &Note) {
+        let text = match note {
+            Note::BadLine { file, line, what } => {
+                format!("{}, line {line}: skipped: {what}", shown(file))
+            }
+            Note::Retrying { file, first_line, last_line, failed } => {
+                let Failed { what, attempt, attempts, pause } = failed;
+                format!(
+                    "{}, lines {first_line} to {last_line}: {what}; attempt {attempt} of {attempts}, the \
+                     next in {:.1} s",
+                    shown(file),
+                    pause.as_secs_f64(),
+                )
+            }
+        };
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
+    fn look(&mut self, progress: Progress) {
+        let rate = rate(progress.accepted, self.begun.elapsed());
+        let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
+        if self.from.is_none() && progress.file_bytes > 0 {
+            // Where another run has left it: no pace of this one.
+            self.from = Some((Instant::now(), progress.file_bytes));
+            self.bar.set_position(progress.file_bytes);
+            self.bar.reset_eta();
+        }
+        if !self.bar.is_hidden() {
+            if self.file_bytes.is_some() {
+                self.bar.set_position(progress.file_bytes);
+            }
+            self.bar.set_message(sent);
+            self.bar.tick();
+            return;
+        }
+        let (at, before) = self.told;
+        if at.elapsed() < TELL {
+            return;
+        }
+        let rate = self::rate(progress.accepted - before, at.elapsed());
+        self.told = (Instant::now(), progress.accepted);
+        let left = match self.file_bytes {
+            Some(bytes) if bytes > 0 => {
+                let done = progress.file_bytes.min(bytes);
+                format!(
+                    ", {} % of {}{}",
+                    done * 100 / bytes,
+                    HumanBytes(bytes),
+                    self.time_left(progress, bytes)
+                )
+            }
+            _ => String::new(),
+        };
+        eprintln!("{} events accepted, {}/s{left}", progress.accepted, rate);
+    }
+
+    /// By the pace so far.
+    fn time_left(&self, progress: Progress, bytes: u64) -> String {
+        let Some((since, from)) = self.from.filter(|(_, from)| progress.file_bytes > *from) else {
+            return String::new();
+        };
+        let done = progress.file_bytes - from;
+        let per_byte = since.elapsed().as_secs_f64() / done as f64;
+        let left = bytes.saturating_sub(progress.file_bytes) as f64 * per_byte;
+        format!(", {} left", HumanDuration(Duration::from_secs_f64(left)))
+    }
+
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn summary(&self, progress: Progress) -> String {
+        let took = self.begun.elapsed();
+        let before = match progress.events_before {
+            0 => String::new(),
+            events => format!("accepted before: {events}\n"),
+        };
+        format!(
+            "sent: {}\naccepted: {}\n{before}bad lines: {}\nbytes: {}\nseconds: {:.1}\nevents per second: {}\n",
+            progress.sent,
+            progress.accepted,
+            progress.bad_lines,
+            progress.bytes,
+            took.as_secs_f64(),
+            rate(progress.accepted, took),
+        )
+    }
+}
+
+/// The template is ours; one that were wrong would cost the bar and nothing else.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Events per second.
+fn rate(events: u64, time: Duration) -> u64 {
+    let millis = time.as_millis().max(1);
+    u64::try_from(u128::from(events) * 1000 / millis).unwrap_or(u64::MAX)
+}
+
+/// How to send a file again from a line on.
+fn rest_of(file: &Path, line: u64) -> String {
+    let name = shown(file);
+    let is_file = std::fs::metadata(file).is_ok_and(|found| found.is_file());
+    if !is_file {
+        return format!("send {name} again, from its line {line} on");
+    }
+    let mut magic = [0; 2];
+    let opened = std::fs::File::open(file);
+    let is_gzip =
+        opened.and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == [0x1f, 0x8b];
+    let cut = match is_gzip {
+        true => format!("zcat {name} | tail -n +{line}"),
+        false => format!("tail -n +{line} {name}"),
+    };
+    format!("`{cut} | kube-audit-forwarder replay - --url …`")
+}

@@ -1,0 +1,119 @@
+//! Events with the sizes of a real cluster's, each with a number that can be read back.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::audit::LIST_HEAD;
+
+/// kube-apiserver's `--audit-webhook-batch-max-size`.
+const BATCH_EVENTS: u64 = 400;
+
+/// The number of an event is the end of its auditID, in so many hexadecimal digits.
+const DIGITS: usize = 12;
+
+/// In front of the number.
+const HEAD: &str = r#"{"level":"RequestResponse","auditID":"00000000-0000-4000-8000-"#;
+
+/// The longest object in an event: the largest seen in a real cluster.
+const OBJECT_BYTES_MAX: usize = 427_000;
+
+/// What objects are made of, as JSON has it.
+const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
+
+/// Sizes of a thousand events, measured at a real kube-apiserver: up to so many bytes of object for so many of them. Half
+/// of all events have about 700 bytes, one in ten more than 1.3 KB, one in a hundred more than 66 KB.
+const SIZES: [(u32, usize); 4] = [(500, 60), (900, 700), (990, 65_000), (1000, OBJECT_BYTES_MAX)];
+
+/// Makes them.
+pub(super) struct Generator {
+    next: u64,
+    random: fastrand::Rng,
+    filler: String,
+}
+
+impl Generator {
+    pub(super) fn new() -> Self {
+        let filler = LINE.repeat(OBJECT_BYTES_MAX / LINE.len());
+        // The same each time: what it shows is not a matter of luck.
+        Self { next: 0, random: fastrand::Rng::with_seed(1), filler }
+    }
+
+    /// A body as kube-apiserver sends it, and the numbers of its events. Most are full, as under load.
+    pub(super) fn batch(&mut self) -> (Bytes, Range<u64>) {
+        let is_full = self.random.u32(0..4) > 0;
+        let events = if is_full { BATCH_EVENTS } else { self.random.u64(40..BATCH_EVENTS) };
+        let numbers = self.next..self.next + events;
+        self.next = numbers.end;
+        let mut body = LIST_HEAD.to_vec();
+        for number in numbers.clone() {
+            if number > numbers.start {
+                body.push(b',');
+            }
+            self.event(&mut body, number);
+        }
+        body.extend_from_slice(b"]}\n");
+        (Bytes::from(body), numbers)
+    }
+
+    fn event(&mut self, body: &mut Vec<u8>, number: u64) {
+        let length = self.object_bytes();
+        let verb = ["update", "patch", "create"][self.random.usize(0..3)];
+        let object = self.random.u32(0..500);
+        // Whole lines, so that no escape is cut.
+        let text = self.filler.get(..length / LINE.len() * LINE.len()).unwrap_or_default();
+        let event = format!(
+            r#"{HEAD}{number:0DIGITS$x}","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/shop/configmaps/settings-{object}","verb":"{verb}","user":{{"username":"system:serviceaccount:shop:controller","groups":["system:serviceaccounts","system:authenticated"]}},"sourceIPs":["10.0.0.7"],"userAgent":"controller/v1.2.3 (linux/amd64)","objectRef":{{"resource":"configmaps","namespace":"shop","name":"settings-{object}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":"{text}"}}}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.682345Z","annotations":{{"authorization.k8s.io/decision":"allow"}}}}"#
+        );
+        body.extend_from_slice(event.as_bytes());
+    }
+
+    /// Within each range, small ones are more frequent than large ones.
+    fn object_bytes(&mut self) -> usize {
+        let drawn = self.random.u32(0..1000);
+        let mut least = 0;
+        for (below, most) in SIZES {
+            if drawn < below {
+                let draws = [(); 3].map(|()| self.random.usize(least..most));
+                return draws.into_iter().min().unwrap_or(least);
+            }
+            least = most;
+        }
+        least
+    }
+}
+
+/// The number of an event; `None` where it is none of these.
+pub(super) fn number(event: &[u8]) -> Option<u64> {
+    let digits = event.strip_prefix(HEAD.as_bytes())?.get(..DIGITS)?;
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_what_a_relay_takes_and_every_number_can_be_read_back() {
+        let mut generator = Generator::new();
+        let mut sizes = Vec::new();
+        let mut next = 0;
+        for _ in 0..25 {
+            let (body, numbers) = generator.batch();
+            assert_eq!(numbers.start, next);
+            next = numbers.end;
+            let batch = crate::audit::decode(body.to_vec()).unwrap();
+            let events = batch.lines.split(|byte| *byte == b'\n').filter(|it| !it.is_empty());
+            let events: Vec<_> = events.collect();
+            let read: Vec<_> = events.iter().map(|event| number(event).unwrap()).collect();
+            assert_eq!(read, numbers.collect::<Vec<_>>());
+            sizes.extend(events.iter().map(|event| event.len()));
+        }
+        sizes.sort_unstable();
+        let at = |part: usize| sizes[sizes.len() * part / 1000];
+        // Of a real kube-apiserver: 726 B, 1.3 KB, 66 KB, 427 KB.
+        assert!((600..900).contains(&at(500)) && (900..1600).contains(&at(900)), "{sizes:?}");
+        assert!((20_000..90_000).contains(&at(990)), "{}", at(990));
+        assert!(sizes[sizes.len() - 1] < 450_000);
+    }
+}

@@ -1,0 +1,233 @@
+//! The options of `bind` and `server` lines, and what becomes of a `bind`.
+
+use std::net::IpAddr;
+
+use super::Global;
+use super::Notes;
+use super::read::Line;
+
+/// Options that stand alone; all others are followed by one word.
+const ALONE: [&str; 46] = [
+    "accept-proxy",
+    "agent-check",
+    "allow-0rtt",
+    "backup",
+    "check",
+    "check-send-proxy",
+    "check-ssl",
+    "check-via-socks4",
+    "defer-accept",
+    "disabled",
+    "enabled",
+    "force-sslv3",
+    "force-tlsv10",
+    "force-tlsv11",
+    "force-tlsv12",
+    "force-tlsv13",
+    "generate-certificates",
+    "no-agent-check",
+    "no-backup",
+    "no-ca-names",
+    "no-check",
+    "no-check-ssl",
+    "no-send-proxy",
+    "no-send-proxy-v2",
+    "no-ssl",
+    "no-ssl-reuse",
+    "no-sslv3",
+    "no-tls-tickets",
+    "no-tlsv10",
+    "no-tlsv11",
+    "no-tlsv12",
+    "no-tlsv13",
+    "non-stick",
+    "prefer-client-ciphers",
+    "quic-force-retry",
+    "send-proxy",
+    "send-proxy-v2",
+    "ssl",
+    "ssl-reuse",
+    "stick",
+    "strict-sni",
+    "tfo",
+    "tls-tickets",
+    "transparent",
+    "v4v6",
+    "v6only",
+];
+
+/// An option and its word, where it has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Switch {
+    pub(super) name: String,
+    pub(super) value: String,
+}
+
+impl Switch {
+    /// Whether it has the word that it needs.
+    pub(super) fn is_whole(&self) -> bool {
+        !self.value.is_empty() || ALONE.contains(&self.name.as_str())
+    }
+
+    /// As the line has it.
+    pub(super) fn shown(&self) -> String {
+        if self.value.is_empty() {
+            self.name.clone()
+        } else {
+            format!("{} {}", self.name, self.value)
+        }
+    }
+}
+
+/// The options among these words.
+pub(super) fn switches(words: &[String]) -> Vec<Switch> {
+    let mut switches = Vec::new();
+    let mut words = words.iter();
+    while let Some(name) = words.next() {
+        let is_alone = ALONE.contains(&name.as_str());
+        let value = if is_alone { None } else { words.next() };
+        switches.push(Switch { name: name.clone(), value: value.cloned().unwrap_or_default() });
+    }
+    switches
+}
+
+/// The lowest version of TLS that an option asks for, where it is about that: ours are 1.2 and 1.3.
+pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
+    match (switch.name.as_str(), switch.value.as_str()) {
+        ("ssl-min-ver", "TLSv1.3") | ("force-tlsv13" | "no-tlsv12", _) => Some(Some("1.3")),
+        // The relay begins at 1.2.
+        ("ssl-min-ver", _) | ("no-sslv3" | "no-tlsv10" | "no-tlsv11", _) => Some(None),
+        _ => None,
+    }
+}
+
+/// A listener.
+#[derive(Debug)]
+pub(super) struct Bind {
+    /// `IP:PORT`.
+    pub(super) address: String,
+    pub(super) tls: Option<BindTls>,
+}
+
+/// `[listener.tls]`.
+#[derive(Debug, Clone, Default)]
+pub(super) struct BindTls {
+    /// The chain and the key, one file.
+    pub(super) certificate: String,
+    pub(super) client_ca: Option<String>,
+    pub(super) min_version: Option<&'static str>,
+}
+
+impl Bind {
+    /// Its port, which servers without one of their own have.
+    pub(super) fn port(&self) -> &str {
+        host_and_port(&self.address).map_or("", |(_, port)| port)
+    }
+
+    /// `bind ADDRESS[,…] [options]`: one each.
+    pub(super) fn read(line: &Line, global: &Global, notes: &mut Notes) -> Vec<Self> {
+        let mut words = global.bind_options.clone();
+        words.extend_from_slice(line.words.get(2..).unwrap_or_default());
+        let switches = switches(&words);
+        let mut tls = BindTls::default();
+        let (mut is_tls, mut ca, mut verify) = (false, None, "none".to_owned());
+        for switch in &switches {
+            if !switch.is_whole() {
+                notes.part(line, &format!("bind … {}", switch.name), "its value is missing");
+                continue;
+            }
+            if let Some(version) = min_version(switch) {
+                tls.min_version = version.or(tls.min_version);
+                continue;
+            }
+            match switch.name.as_str() {
+                "ssl" => is_tls = true,
+                "crt" if tls.certificate.is_empty() && !switch.value.ends_with('/') => {
+                    tls.certificate = Global::path(global.crt_base.as_ref(), &switch.value);
+                }
+                "ca-file" => ca = Some(Global::path(global.ca_base.as_ref(), &switch.value)),
+                "verify" => verify.clone_from(&switch.value),
+                // Both are offered here.
+                "alpn" if switch.value.contains("http/1.1") || switch.value.contains("h2") => {}
+                _ => notes.part(line, &format!("bind … {}", switch.shown()), reason(switch)),
+            }
+        }
+        if is_tls && tls.certificate.is_empty() {
+            let why = "left out: the relay needs one file with the chain and the key (crt FILE)";
+            notes.left(line, why);
+            return Vec::new();
+        }
+        match verify.as_str() {
+            "required" => tls.client_ca = ca,
+            "optional" => {
+                let why =
+                    "a client certificate is required or not asked for; here it is not asked for";
+                notes.part(line, "bind … verify optional", why);
+            }
+            _ => {}
+        }
+        let tls = is_tls.then_some(tls);
+        let mut binds = Vec::new();
+        for address in line.word(1).split(',') {
+            match bind_address(address) {
+                Some(address) => binds.push(Self { address, tls: tls.clone() }),
+                None => {
+                    let why = "left out: listeners have an IP address and one port, or none for all of IPv4";
+                    notes.part(line, &format!("bind {address}"), why);
+                }
+            }
+        }
+        notes.carried(line);
+        binds
+    }
+}
+
+fn reason(switch: &Switch) -> &'static str {
+    match switch.name.as_str() {
+        "accept-proxy" => {
+            "the relay does not speak the PROXY protocol: whoever sends it here must stop doing so"
+        }
+        "crt" | "crt-list" => "a listener has one certificate, chain and key in one file",
+        "name" | "id" => "the relay calls a listener by its address",
+        "maxconn" => "limits.max_connections is for all listeners together",
+        "ciphers" | "ciphersuites" | "curves" | "ecdhe" | "ssl-dh-param-file" => {
+            "TLS is that of rustls: its suites have no weak ones to leave out"
+        }
+        _ => "the relay has no counterpart",
+    }
+}
+
+/// `IP:PORT` of `[ADDRESS]:PORT`; all of IPv4 where there is no address.
+fn bind_address(text: &str) -> Option<String> {
+    let (host, port) = host_and_port(text)?;
+    match host {
+        "" | "*" => Some(format!("0.0.0.0:{port}")),
+        host if is_variable(host) => Some(format!("{host}:{port}")),
+        host => match host.parse().ok()? {
+            IpAddr::V4(host) => Some(format!("{host}:{port}")),
+            IpAddr::V6(host) => Some(format!("[{host}]:{port}")),
+        },
+    }
+}
+
+/// Whether it is known only where the relay runs.
+pub(super) fn is_variable(text: &str) -> bool {
+    text.contains("${env:")
+}
+
+/// What stands before and behind the colon of an address, the host without brackets. `None`: there is no port, or none
+/// that could be one.
+pub(super) fn host_and_port(text: &str) -> Option<(&str, &str)> {
+    let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
+    let (host, port) = match text.rsplit_once(':')? {
+        // A variable has colons of its own.
+        (_, rest) if rest.contains('}') => {
+            let place = text.find(":${")?;
+            (text.get(..place)?, text.get(place + 1..)?)
+        }
+        parts => parts,
+    };
+    let is_number = port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = is_variable(port) || is_number && port.parse::<u16>().is_ok_and(|port| port > 0);
+    is_port.then(|| (host.trim_matches(['[', ']']), port))
+}

@@ -1,0 +1,338 @@
+//! A backend and its servers: an `http` output.
+
+use std::net::Ipv6Addr;
+use std::time::Duration;
+
+use super::Chain;
+use super::Global;
+use super::NO_TIME;
+use super::Notes;
+use super::options::Switch;
+use super::options::host_and_port;
+use super::options::is_variable;
+use super::options::min_version;
+use super::options::switches;
+use super::read::Line;
+use super::time;
+use crate::config;
+
+/// `[[output]]`.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub(super) name: String,
+    pub(super) urls: Vec<String>,
+    /// Only where it is not the default.
+    pub(super) is_round_robin: bool,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) tls: Option<ServerTls>,
+    pub(super) connect: Option<Duration>,
+    pub(super) request: Option<Duration>,
+}
+
+/// `[output.tls]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct ServerTls {
+    pub(super) ca: Option<String>,
+    /// The chain and the key, one file.
+    pub(super) certificate: Option<String>,
+    pub(super) server_name: Option<String>,
+    pub(super) min_version: Option<&'static str>,
+    pub(super) insecure_skip_verify: bool,
+}
+
+/// A `server` line.
+struct Server<'a> {
+    line: &'a Line,
+    /// `host:port`.
+    address: String,
+    tls: Option<ServerTls>,
+    is_backup: bool,
+}
+
+/// `timeouts.request` by default.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Output {
+    /// `None`: no server can be used. `port` is that of the frontend.
+    pub(super) fn read(
+        chain: &Chain<'_>,
+        global: &Global,
+        port: &str,
+        notes: &mut Notes,
+    ) -> Option<Self> {
+        let mut servers = servers(chain, global, port, notes);
+        // The order is that of use: a backup comes after all others.
+        servers.sort_by_key(|server| server.is_backup);
+        // Who verifies goes first: nobody's carelessness becomes another's.
+        let settings = || servers.iter().filter_map(|server| server.tls.as_ref());
+        let verifying = settings().find(|tls| !tls.insecure_skip_verify);
+        let tls = verifying.or_else(|| settings().next()).cloned();
+        servers.retain(|server| {
+            let fits = server.tls.is_none() || server.tls == tls;
+            if !fits {
+                let why = "left out: an output has the same TLS settings for all its URLs";
+                notes.left(server.line, why);
+            }
+            fits
+        });
+        let is_round_robin = balance(chain, &servers, notes);
+        let mut urls: Vec<String> = Vec::new();
+        for server in &servers {
+            let scheme = if server.tls.is_some() { "https" } else { "http" };
+            let url = format!("{scheme}://{}/", server.address);
+            // Those of a server-template are one name.
+            if !urls.contains(&url) {
+                urls.push(url);
+            }
+        }
+        if urls.is_empty() {
+            return None;
+        }
+        let (connect, request) = timeouts(chain, notes);
+        let name = name(chain.file.sections[chain.backend].name());
+        let headers = headers(chain, notes);
+        Some(Self { name, urls, is_round_robin, headers, tls, connect, request })
+    }
+}
+
+/// `strategy`: HAProxy takes the servers in turn unless told otherwise.
+fn balance(chain: &Chain<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool {
+    let has_backup = servers.iter().any(|server| server.is_backup);
+    let lines = chain.of_backend(&["balance"]);
+    let algorithm = lines.last().map_or("roundrobin", |line| line.word(1));
+    let in_turn = servers.len() > 1 && algorithm != "first" && !has_backup;
+    for line in &lines {
+        match algorithm {
+            _ if servers.len() < 2 => notes.carried(line),
+            _ if has_backup => {
+                let why =
+                    "with a backup the servers are taken in their order, the first that works";
+                notes.left(line, why);
+            }
+            "roundrobin" | "static-rr" | "first" => notes.carried(line),
+            _ => notes.left(line, "the servers are taken in turn (strategy = \"round_robin\")"),
+        }
+    }
+    let in_service = servers.iter().filter(|server| !server.is_backup).count();
+    if lines.is_empty() && has_backup && in_service > 1 {
+        for server in servers.iter().filter(|server| server.is_backup) {
+            let why = "with a backup the servers are taken in their order, the first that works, and not in turn";
+            notes.part(server.line, "server … backup", why);
+        }
+    }
+    in_turn
+}
+
+fn timeouts(chain: &Chain<'_>, notes: &mut Notes) -> (Option<Duration>, Option<Duration>) {
+    let (mut connect, mut request) = (None, None);
+    let timeouts = ["connect", "server", "queue", "check"];
+    for line in timeouts.iter().flat_map(|name| chain.of_backend(&["timeout", name])) {
+        match (line.word(1), time(line.word(2))) {
+            ("connect" | "server", None) => {
+                notes.left(line, NO_TIME);
+                continue;
+            }
+            ("connect", Some(limit)) => connect = Some(limit),
+            ("server", Some(limit)) if limit >= REQUEST_TIMEOUT => request = Some(limit),
+            ("server", Some(_)) => {
+                let why = "timeouts.request stays 60s: a shorter one sends a slow consumer the same batch again and \
+                           again";
+                notes.left(line, why);
+                continue;
+            }
+            ("queue", _) => {
+                notes.left(line, "what waits stays in the queue, as long as it has room");
+                continue;
+            }
+            ("check", _) => {
+                notes.left(line, "an address that is down is tried within timeouts.connect");
+                continue;
+            }
+            _ => continue,
+        }
+        notes.carried(line);
+    }
+    (connect, request)
+}
+
+/// `http-request set-header NAME VALUE` without condition or expression.
+fn headers(chain: &Chain<'_>, notes: &mut Notes) -> Vec<(String, String)> {
+    let mut headers: Vec<(String, String)> = Vec::new();
+    for line in chain.of_all(&["http-request"]) {
+        let sets = matches!(line.word(1), "set-header" | "add-header");
+        let (name, value) = (line.word(2).to_lowercase(), line.word(3));
+        let fits = line.words.len() == 4
+            && !value.contains('%')
+            && config::header_name(&name).is_ok()
+            && config::header_value(value).is_ok();
+        if sets && fits {
+            if name == "authorization" {
+                let why = "it stands in the config as it is: bearer_token_file or basic_auth read it from a file";
+                notes.part(line, "http-request … Authorization", why);
+            }
+            headers.retain(|(other, _)| *other != name);
+            headers.push((name, value.to_owned()));
+            notes.carried(line);
+        } else if sets {
+            notes.left(line, "output.headers holds fixed values, for every request, and none that the relay sets itself");
+        }
+    }
+    headers
+}
+
+fn servers<'a>(
+    chain: &Chain<'a>,
+    global: &Global,
+    port: &str,
+    notes: &mut Notes,
+) -> Vec<Server<'a>> {
+    let mut defaults = global.server_options.clone();
+    for line in chain.of_backend(&["default-server"]) {
+        defaults.extend_from_slice(&line.words[1..]);
+        notes.carried(line);
+    }
+    let mut servers = Vec::new();
+    for line in &chain.file.sections[chain.backend].lines {
+        let at = match line.word(0) {
+            "server" => 2,
+            // `server-template PREFIX COUNT NAME:PORT`: all addresses of the name are used.
+            "server-template" => 3,
+            _ => continue,
+        };
+        let mut words = defaults.clone();
+        words.extend_from_slice(line.words.get(at + 1..).unwrap_or_default());
+        notes.carried(line);
+        let Some(address) = address(line.word(at), port) else {
+            let why =
+                format!("left out: `{}` is no HOST:PORT: put the consumer's there", line.word(at));
+            notes.left(line, why);
+            continue;
+        };
+        servers.extend(server(line, address, &switches(&words), global, notes));
+    }
+    servers
+}
+
+fn server<'a>(
+    line: &'a Line,
+    address: String,
+    switches: &[Switch],
+    global: &Global,
+    notes: &mut Notes,
+) -> Option<Server<'a>> {
+    let mut tls =
+        ServerTls { insecure_skip_verify: global.trusts_all_servers, ..Default::default() };
+    let (mut is_tls, mut is_backup) = (false, false);
+    for switch in switches {
+        if !switch.is_whole() {
+            part(line, switch, "its value is missing", notes);
+            continue;
+        }
+        if let Some(version) = min_version(switch) {
+            tls.min_version = version.or(tls.min_version);
+            continue;
+        }
+        let value = switch.value.as_str();
+        match switch.name.as_str() {
+            "check" | "no-check" | "enabled" | "check-ssl" => {}
+            "backup" => is_backup = true,
+            "no-backup" => is_backup = false,
+            "ssl" => is_tls = true,
+            "no-ssl" => is_tls = false,
+            "verify" => tls.insecure_skip_verify = value == "none",
+            "ca-file" if value == "@system-ca" => tls.ca = None,
+            "ca-file" => tls.ca = Some(Global::path(global.ca_base.as_ref(), value)),
+            "crt" => tls.certificate = Some(Global::path(global.crt_base.as_ref(), value)),
+            "verifyhost" if is_name(value) => tls.server_name = Some(value.to_owned()),
+            "sni" => match value.strip_prefix("str(").and_then(|name| name.strip_suffix(')')) {
+                Some(name) if is_name(name) => {
+                    tls.server_name = tls.server_name.or_else(|| Some(name.to_owned()));
+                }
+                _ => {
+                    part(line, switch, "it is the URL's, or output.tls.server_name", notes);
+                }
+            },
+            "disabled" => {
+                notes.left(line, "left out: it is disabled");
+                return None;
+            }
+            "weight" if value == "0" => {
+                notes.left(line, "left out: it has no weight");
+                return None;
+            }
+            _ => part(line, switch, reason(switch), notes),
+        }
+    }
+    if is_tls && tls.insecure_skip_verify {
+        let why =
+            "as before, anybody on the way can read and change events: better is output.tls.ca";
+        notes.part(line, &format!("server {} … verify none", line.word(1)), why);
+    }
+    if is_tls && !tls.insecure_skip_verify && tls.server_name.is_none() {
+        let host = host_and_port(&address).map_or("", |(host, _)| host);
+        let why = format!(
+            "HAProxy asks only who has signed the certificate; the relay also that it names {host}: set \
+             output.tls.server_name where it names another"
+        );
+        notes.part(line, &format!("server {} … ssl", line.word(1)), why);
+    }
+    Some(Server { line, address, tls: is_tls.then_some(tls), is_backup })
+}
+
+/// Whether a certificate can be for it.
+fn is_name(text: &str) -> bool {
+    is_variable(text) || config::server_name(text).is_ok()
+}
+
+fn part(line: &Line, switch: &Switch, reason: &str, notes: &mut Notes) {
+    notes.part(line, &format!("server {} … {}", line.word(1), switch.shown()), reason);
+}
+
+fn reason(switch: &Switch) -> &'static str {
+    match switch.name.as_str() {
+        "inter" | "fastinter" | "downinter" | "rise" | "fall" | "port" | "addr" | "observe"
+        | "on-error" | "error-limit" | "check-sni" | "check-alpn" | "check-proto"
+        | "agent-check" | "agent-port" | "agent-addr" | "agent-inter" => {
+            "a server is down when a request fails, and up when a connection to it succeeds again"
+        }
+        "weight" => "all servers have the same weight",
+        "maxconn" | "minconn" | "maxqueue" | "pool-max-conn" => {
+            "output.concurrency is the number of requests at once, 4 by default"
+        }
+        "send-proxy" | "send-proxy-v2" => {
+            "the relay does not speak the PROXY protocol: the consumer must not wait for it"
+        }
+        "proto" | "alpn" => "http outputs speak HTTP/1.1",
+        "resolvers" | "resolve-prefer" | "resolve-net" | "resolve-opts" | "init-addr" => {
+            "names are resolved at each connection and each 30 s, as resolv.conf says"
+        }
+        "ciphers" | "ciphersuites" | "curves" => {
+            "TLS is that of rustls: its suites have no weak ones to leave out"
+        }
+        _ => "the relay has no counterpart",
+    }
+}
+
+/// `host:port` of a URL; HAProxy's server has the frontend's port where it names none.
+fn address(text: &str, port: &str) -> Option<String> {
+    let (host, port) = host_and_port(text).unwrap_or((text, port));
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let is_name = !host.is_empty() && host.chars().all(in_a_name);
+    match host.parse::<Ipv6Addr>() {
+        Ok(host) => Some(format!("[{host}]:{port}")),
+        Err(_) if is_name || is_variable(host) => Some(format!("{host}:{port}")),
+        Err(_) => None,
+    }
+}
+
+/// A name for metrics and cursors, made from a backend's.
+fn name(backend: &str) -> String {
+    let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = backend.chars().map(part).take(56).collect();
+    match name.trim_start_matches('-') {
+        "" => "consumer".to_owned(),
+        // What metrics call the queue itself.
+        "queue" => "backend-queue".to_owned(),
+        name => name.to_owned(),
+    }
+}

@@ -1,0 +1,266 @@
+//! haproxy.cfg as sections of lines of words ("Quoting and escaping" and "Environment variables" of HAProxy's
+//! configuration manual, section 2).
+//!
+//! A word is a string of our config at once: `${env:NAME}` where HAProxy reads `${NAME}`, and `$${` for `${` itself.
+
+use std::iter::Peekable;
+use std::str::Chars;
+
+/// A line that says something.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    /// From 1.
+    pub(super) number: usize,
+    /// At least one.
+    pub(super) words: Vec<String>,
+}
+
+impl Line {
+    /// The word at this place, or nothing.
+    pub(super) fn word(&self, index: usize) -> &str {
+        self.words.get(index).map_or("", String::as_str)
+    }
+
+    /// Whether it begins so.
+    pub(super) fn is(&self, words: &[&str]) -> bool {
+        words.iter().enumerate().all(|(index, word)| self.word(index) == *word)
+    }
+}
+
+/// From one section keyword to the next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Section {
+    /// `frontend`, say.
+    pub(super) head: Line,
+    pub(super) lines: Vec<Line>,
+    /// The place of the `defaults` section that it starts from.
+    pub(super) defaults: Option<usize>,
+}
+
+impl Section {
+    pub(super) fn kind(&self) -> &str {
+        self.head.word(0)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.head.word(1)
+    }
+}
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct File {
+    pub(super) sections: Vec<Section>,
+    /// Lines that can't be read or stand in no section, and why.
+    pub(super) unreadable: Vec<(Line, &'static str)>,
+}
+
+const SECTIONS: [&str; 19] = [
+    "acme",
+    "backend",
+    "cache",
+    "crt-store",
+    "defaults",
+    "fcgi-app",
+    "frontend",
+    "global",
+    "http-errors",
+    "listen",
+    "log-forward",
+    "log-profile",
+    "mailers",
+    "peers",
+    "program",
+    "resolvers",
+    "ring",
+    "traces",
+    "userlist",
+];
+
+pub(super) fn read(text: &str) -> File {
+    let mut file = File::default();
+    for (index, text) in text.lines().enumerate() {
+        let (words, whole) = words(text);
+        if words.is_empty() {
+            continue;
+        }
+        let line = Line { number: index + 1, words };
+        if !whole {
+            file.unreadable.push((line, "the quote has no end"));
+        } else if line.word(0).starts_with('.') {
+            let why = "conditions are not read: the lines between are taken as if they held";
+            file.unreadable.push((line, why));
+        } else if SECTIONS.contains(&line.word(0)) {
+            let defaults = defaults_of(&file.sections, &line);
+            file.sections.push(Section { head: line, lines: Vec::new(), defaults });
+        } else if let Some(section) = file.sections.last_mut() {
+            section.lines.push(line);
+        } else {
+            file.unreadable.push((line, "it stands in no section"));
+        }
+    }
+    file
+}
+
+/// The `defaults` that a section names behind `from`, else the last one before it.
+fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
+    let from = match head.words.iter().position(|word| word == "from") {
+        Some(place) => head.word(place + 1),
+        None if head.word(0) == "defaults" => return None,
+        None => "",
+    };
+    let matches = |section: &Section| {
+        section.kind() == "defaults" && (from.is_empty() || section.name() == from)
+    };
+    sections.iter().rposition(matches)
+}
+
+/// The words of a line, and whether its last quote has an end.
+fn words(text: &str) -> (Vec<String>, bool) {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '#' => break,
+            ' ' | '\t' | '\r' => words.extend(word.take()),
+            '\\' => escaped(&mut chars, word.get_or_insert_default()),
+            '\'' => {
+                if !strong(&mut chars, word.get_or_insert_default()) {
+                    words.extend(word);
+                    return (words, false);
+                }
+            }
+            '"' => {
+                if !weak(&mut chars, word.get_or_insert_default()) {
+                    words.extend(word);
+                    return (words, false);
+                }
+            }
+            c => literal(c, &mut chars, word.get_or_insert_default()),
+        }
+    }
+    words.extend(word);
+    (words, true)
+}
+
+/// A character that stands for itself.
+fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
+    word.push(c);
+    if c == '$' && rest.peek() == Some(&'{') {
+        word.push('$');
+    }
+}
+
+/// Behind a backslash outside strong quotes.
+fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
+    match rest.next() {
+        Some('n') => word.push('\n'),
+        Some('r') => word.push('\r'),
+        Some('t') => word.push('\t'),
+        Some(c) if " #\\\"'$".contains(c) => literal(c, rest, word),
+        Some(c) => {
+            word.push('\\');
+            literal(c, rest, word);
+        }
+        None => word.push('\\'),
+    }
+}
+
+/// Up to the closing `'`: nothing in it means anything.
+fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
+    while let Some(c) = rest.next() {
+        if c == '\'' {
+            return true;
+        }
+        literal(c, rest, word);
+    }
+    false
+}
+
+/// Up to the closing `"`: escapes and variables.
+fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
+    while let Some(c) = rest.next() {
+        match c {
+            '"' => return true,
+            '\\' => escaped(rest, word),
+            '$' => variable(rest, word),
+            c => literal(c, rest, word),
+        }
+    }
+    false
+}
+
+/// `$NAME`, `${NAME}` or `${NAME-default}`, behind its `$`.
+fn variable(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
+    let is_braced = rest.next_if_eq(&'{').is_some();
+    let in_a_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
+    let mut name = String::new();
+    while let Some(c) = rest.next_if(in_a_name) {
+        name.push(c);
+    }
+    if name.is_empty() {
+        word.push_str(if is_braced { "$${" } else { "$" });
+        return;
+    }
+    word.push_str("${env:");
+    word.push_str(&name);
+    if is_braced {
+        if rest.next_if_eq(&'-').is_some() {
+            word.push_str(":-");
+        }
+        word.extend(rest.by_ref().take_while(|&c| c != '}'));
+    }
+    word.push('}');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn assert_words(text: &str, expected: &[&str]) {
+        assert_eq!(words(text), (expected.iter().map(|&word| word.to_owned()).collect(), true));
+    }
+
+    #[test]
+    fn lines_are_cut_into_words_as_haproxy_does() {
+        assert_words("", &[]);
+        assert_words("  # a comment", &[]);
+        assert_words(
+            "\tserver s1 10.0.0.1:80\tcheck # its comment\r",
+            &["server", "s1", "10.0.0.1:80", "check"],
+        );
+        assert_words(r#"a\ b "c d" 'e f' g"h"'i' "" \#"#, &["a b", "c d", "e f", "ghi", "", "#"]);
+        assert_words(r#""a \" b" 'c \' d"#, &["a \" b", "c \\", "d"]);
+        assert_eq!(words("log 'a"), (vec!["log".to_owned(), "a".to_owned()], false));
+        assert_eq!(words("log \"a"), (vec!["log".to_owned(), "a".to_owned()], false));
+    }
+
+    #[test]
+    fn variables_are_those_of_our_config_and_what_looks_like_one_is_not() {
+        assert_words(r#""${HOST}:$PORT/""#, &["${env:HOST}:${env:PORT}/"]);
+        assert_words(r#""${HOST-localhost}:80""#, &["${env:HOST:-localhost}:80"]);
+        assert_words(r#"${HOST} '${HOST}' "\${HOST}""#, &["$${HOST}"; 3]);
+        assert_words(r#""$" "${}" $5"#, &["$", "$${}", "$5"]);
+    }
+
+    #[test]
+    fn sections_start_from_the_defaults_before_them_or_those_they_name() {
+        let file = read(
+            "maxconn 5\ndefaults one\n mode http\ndefaults two\nbackend a\n server s 1:1\n\
+             backend b from one\n.if TRUE\n",
+        );
+        let seen: Vec<_> = file.sections.iter().map(|s| (s.kind(), s.name(), s.defaults)).collect();
+        let expected = [
+            ("defaults", "one", None),
+            ("defaults", "two", None),
+            ("backend", "a", Some(1)),
+            ("backend", "b", Some(0)),
+        ];
+        assert_eq!(seen, expected);
+        assert_eq!(file.sections[2].lines[0].number, 6);
+        let unreadable: Vec<usize> = file.unreadable.iter().map(|(line, _)| line.number).collect();
+        assert_eq!(unreadable, [1, 8]);
+    }
+}

@@ -1,0 +1,334 @@
+//! What clients of a Kafka cluster have in common: librdkafka's settings, what of them is in files, its errors and its log.
+//!
+//! librdkafka works in threads of its own, and its calls may block: none of them is made on the runtime's threads.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::client::Client;
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::KafkaError;
+use rdkafka::error::RDKafkaErrorCode;
+use tokio::sync::watch;
+
+use crate::config;
+use crate::config::SaslMechanism;
+use crate::telemetry::AttemptError;
+use crate::tls;
+
+/// The shortest and the longest that librdkafka takes for setting up a connection, and for any request.
+const SETUP_MIN: Duration = Duration::from_secs(1);
+const SETUP_MAX: Duration = Duration::from_secs(300);
+
+/// What went wrong. The text names brokers by host and port.
+#[derive(Debug, Clone)]
+pub struct Trouble {
+    /// For the counters of outputs.
+    pub reason: AttemptError,
+    /// For the log and `/status`.
+    pub message: String,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Trouble {
+    /// What an error means, in librdkafka's own words where it had some.
+    #[must_use]
+    pub fn new(error: &KafkaError, words: &str) -> Self {
+        let code = error.rdkafka_error_code();
+        let message = match (error, code) {
+            // Its own text would hold the value too, which may be a password or a key.
+            (KafkaError::ClientConfig(_, what, key, _), _) => format!("{key}: {what}"),
+            _ if !words.is_empty() => words.to_owned(),
+            (_, Some(code)) => code.to_string(),
+            (_, None) => error.to_string(),
+        };
+        // A connection that a broker ends for our certificate is a broken one to librdkafka.
+        let reason = match code {
+            Some(RDKafkaErrorCode::BrokerTransportFailure) if message.contains("SSL") => {
+                AttemptError::Tls
+            }
+            Some(code) => reason(code),
+            None => AttemptError::Protocol,
+        };
+        Self { reason, message }
+    }
+}
+
+/// The labels that errors are counted with; all others are `protocol`.
+const REASONS: [(RDKafkaErrorCode, AttemptError); 9] = [
+    (RDKafkaErrorCode::Resolve, AttemptError::Resolve),
+    (RDKafkaErrorCode::SSL, AttemptError::Tls),
+    (RDKafkaErrorCode::BrokerTransportFailure, AttemptError::Connect),
+    (RDKafkaErrorCode::AllBrokersDown, AttemptError::Connect),
+    (RDKafkaErrorCode::BrokerNotAvailable, AttemptError::Connect),
+    (RDKafkaErrorCode::OperationTimedOut, AttemptError::Timeout),
+    (RDKafkaErrorCode::MessageTimedOut, AttemptError::Timeout),
+    (RDKafkaErrorCode::TimedOutQueue, AttemptError::Timeout),
+    (RDKafkaErrorCode::RequestTimedOut, AttemptError::Timeout),
+];
+
+fn reason(code: RDKafkaErrorCode) -> AttemptError {
+    let known = REASONS.iter().find(|(known, _)| *known == code);
+    known.map_or(AttemptError::Protocol, |(_, reason)| *reason)
+}
+
+/// A line of librdkafka's log. It tells of each attempt; what an operator should know is told by outputs and sources.
+pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
+    tracing::debug!(of = name, ?level, facility, message, "librdkafka");
+}
+
+/// What is read from files: the contents, so that a client is made of what was checked together.
+#[derive(Default, PartialEq)]
+pub struct Secrets {
+    ca: Option<String>,
+    identity: Option<(String, String)>,
+    /// User name and password.
+    sasl: Option<(String, String)>,
+    /// Of the client certificate.
+    not_after: Option<i64>,
+}
+
+/// Where a topic is, with what it takes to get at it. Shared by the clients that are made of it.
+pub struct Cluster {
+    config: config::Kafka,
+    /// `None` until the first [`Cluster::apply`].
+    secrets: watch::Sender<Option<Arc<Secrets>>>,
+}
+
+impl Cluster {
+    /// Nothing is read or connected yet.
+    #[must_use]
+    pub fn new(config: &config::Kafka) -> Self {
+        Self { config: config.clone(), secrets: watch::Sender::new(None) }
+    }
+
+    /// Its topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.config.topic
+    }
+
+    /// `host:port,…` as configured.
+    #[must_use]
+    pub fn brokers(&self) -> String {
+        let brokers: Vec<_> = self.config.brokers.iter().map(ToString::to_string).collect();
+        brokers.join(",")
+    }
+
+    /// Puts in use what was read, where it has changed.
+    pub fn apply(&self, secrets: Secrets) {
+        self.secrets.send_if_modified(|current| {
+            let changed = current.as_deref() != Some(&secrets);
+            if changed {
+                *current = Some(Arc::new(secrets));
+            }
+            changed
+        });
+    }
+
+    /// Reads the files. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with which file.
+    pub fn read(&self) -> Result<Secrets, String> {
+        let pem =
+            |file: &Path| std::fs::read_to_string(file).map_err(|error| cannot_read(file, &error));
+        let mut secrets = Secrets::default();
+        if let Some(tls) = &self.config.tls {
+            // Only checked so: the connections are OpenSSL's.
+            let client = tls::Client::read(tls, &[], None).map_err(|error| error.to_string())?;
+            secrets.not_after = client.not_after();
+            secrets.ca = tls.ca.as_deref().map(pem).transpose()?;
+            if let Some((certificate, key)) = &tls.identity {
+                secrets.identity = Some((pem(certificate)?, pem(key)?));
+            }
+        }
+        if let Some(sasl) = &self.config.sasl {
+            let user =
+                sasl.username.expand().map_err(|error| cannot_read(&error.file, &error.source))?;
+            let file = &sasl.password_file;
+            let password = config::read_secret(file).map_err(|error| cannot_read(file, &error))?;
+            secrets.sasl = Some((user, password));
+        }
+        Ok(secrets)
+    }
+
+    /// notAfter of the client certificate in use, in seconds since 1970.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
+    }
+
+    /// Tells when a client made before should be replaced.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        Changes(self.secrets.subscribe())
+    }
+
+    /// The settings of any client. `connect` bounds setting up a connection, `request` the answer to a request.
+    #[must_use]
+    pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        let millis = |time: Duration| time.clamp(SETUP_MIN, SETUP_MAX).as_millis().to_string();
+        let protocol = match (&self.config.tls, &self.config.sasl) {
+            (None, None) => "plaintext",
+            (Some(_), None) => "ssl",
+            (None, Some(_)) => "sasl_plaintext",
+            (Some(_), Some(_)) => "sasl_ssl",
+        };
+        client
+            .set_log_level(RDKafkaLogLevel::Info)
+            .set("bootstrap.servers", self.brokers())
+            .set("client.id", "kube-audit-forwarder")
+            .set("security.protocol", protocol)
+            .set("socket.connection.setup.timeout.ms", millis(connect))
+            .set("socket.timeout.ms", millis(request))
+            .set("socket.keepalive.enable", "true")
+            // A typing error must not become a topic with one partition and no replica.
+            .set("allow.auto.create.topics", "false")
+            // Nothing goes to the brokers that the config does not ask for.
+            .set("enable.metrics.push", "false");
+        let secrets = self.secrets.borrow().clone().unwrap_or_default();
+        if let Some(ca) = &secrets.ca {
+            client.set("ssl.ca.pem", ca);
+        }
+        if let Some((certificate, key)) = &secrets.identity {
+            client.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key);
+        }
+        if self.config.tls.as_ref().is_some_and(|tls| tls.insecure_skip_verify) {
+            client.set("enable.ssl.certificate.verification", "false");
+        }
+        if let (Some(sasl), Some((user, password))) = (&self.config.sasl, &secrets.sasl) {
+            let mechanism = match sasl.mechanism {
+                SaslMechanism::Plain => "PLAIN",
+                SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
+                SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
+            };
+            client
+                .set("sasl.mechanism", mechanism)
+                .set("sasl.username", user)
+                .set("sasl.password", password);
+        }
+        client
+    }
+
+    /// Asks the brokers for the topic. Blocks, at most for so long.
+    ///
+    /// # Errors
+    ///
+    /// No broker answers, or there is no such topic.
+    pub fn find_topic<C: ClientContext>(
+        &self,
+        client: &Client<C>,
+        limit: Duration,
+    ) -> Result<(), KafkaError> {
+        let metadata = client.fetch_metadata(Some(self.topic()), limit)?;
+        let topic = metadata.topics().iter().find(|topic| topic.name() == self.topic());
+        let error = match topic {
+            Some(topic) => topic.error().map(RDKafkaErrorCode::from),
+            None => Some(RDKafkaErrorCode::UnknownTopicOrPartition),
+        };
+        error.map_or(Ok(()), |code| Err(KafkaError::MetadataFetch(code)))
+    }
+}
+
+fn cannot_read(file: &Path, error: &std::io::Error) -> String {
+    format!("cannot read {}: {error}", file.display())
+}
+
+/// Whether the files have changed since a client was made. Taken before it is made.
+pub struct Changes(watch::Receiver<Option<Arc<Secrets>>>);
+
+impl Changes {
+    /// Returns once they have.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            // Nobody reads the files any more.
+            std::future::pending().await
+        }
+    }
+
+    /// The same without waiting.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        self.0.has_changed().unwrap_or(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(keys: &str) -> Cluster {
+        let text = format!(
+            "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
+             brokers = ['[::1]:9092', 'b:9093']\ntopic = 't'\n{keys}\n"
+        );
+        let read = config::read(&text);
+        let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
+        let config::OutputKind::Kafka(kafka) = output.kind else { panic!("{text}") };
+        Cluster::new(&kafka.cluster)
+    }
+
+    fn settings(cluster: &Cluster) -> ClientConfig {
+        cluster.client(Duration::from_secs(5), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn every_setting_is_one_that_librdkafka_has() {
+        let plain = settings(&cluster(""));
+        plain.create_native_config().unwrap();
+        assert_eq!(plain.get("security.protocol"), Some("plaintext"));
+        assert_eq!(plain.get("bootstrap.servers"), Some("[::1]:9092,b:9093"));
+        let directory = tempfile::TempDir::new().unwrap();
+        let password = directory.path().join("password");
+        std::fs::write(&password, "hunter2\n").unwrap();
+        let sasl = |more: &str| {
+            let file = password.display();
+            cluster(&format!("sasl = {{ username = 'u', password_file = '{file}' }}\n{more}"))
+        };
+        for (more, protocol) in [("", "sasl_plaintext"), ("tls = {}", "sasl_ssl")] {
+            let cluster = sasl(more);
+            cluster.apply(cluster.read().unwrap());
+            let settings = settings(&cluster);
+            settings.create_native_config().unwrap();
+            assert_eq!(settings.get("security.protocol"), Some(protocol));
+            assert_eq!(settings.get("sasl.mechanism"), Some("SCRAM-SHA-512"));
+            assert_eq!(settings.get("sasl.password"), Some("hunter2"));
+            let mut changes = cluster.changes();
+            assert!(!changes.has_changed());
+            cluster.apply(cluster.read().unwrap());
+            assert!(!changes.has_changed());
+            std::fs::write(&password, "another").unwrap();
+            cluster.apply(cluster.read().unwrap());
+            assert!(changes.has_changed());
+            changes.0.mark_unchanged();
+            std::fs::write(&password, "hunter2").unwrap();
+        }
+    }
+
+    #[test]
+    fn no_error_shows_a_secret() {
+        let mut settings = settings(&cluster("tls = {}"));
+        settings.set("ssl.key.pem", "hunter2").set("sasl.password", "hunter2");
+        settings.set("security.protocol", "ssl").set("acks", "hunter2");
+        let error = settings.create_native_config().err().unwrap();
+        assert!(error.to_string().contains("hunter2"), "{error}");
+        let shown = Trouble::new(&error, "").to_string();
+        assert!(shown.starts_with("acks: "), "{shown}");
+    }
+}

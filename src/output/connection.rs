@@ -1,0 +1,321 @@
+//! Connections over TCP or TLS to one of an output's addresses: dialling, handshakes, and what the socket knows of them.
+//!
+//! No protocol: what is sent, and what makes it final, is the business of the links above it.
+
+use std::io;
+use std::io::IoSlice;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Context;
+use std::task::Poll;
+
+use arc_swap::ArcSwapOption;
+use socket2::SockRef;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Expiry;
+use super::Failure;
+use super::Files;
+use super::Staged;
+use super::delivery::Probed;
+use super::endpoints::Attempt;
+use super::endpoints::Endpoints;
+use super::endpoints::Place;
+use super::endpoints::Target;
+use super::endpoints::Watch;
+use crate::config;
+use crate::config::HostPort;
+use crate::net;
+use crate::net::DialError;
+use crate::telemetry::AttemptError;
+use crate::telemetry::OutputMetrics;
+use crate::tls;
+
+/// Where an output connects to, and with which settings.
+pub(super) struct Endpoint {
+    pub(super) endpoints: Arc<Endpoints>,
+    tls: Option<Arc<Tls>>,
+    pub(super) settings: config::Stream,
+    pub(super) timeouts: config::Timeouts,
+    pub(super) metrics: OutputMetrics,
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        stream: &config::Stream,
+        output: &config::Output,
+        metrics: OutputMetrics,
+        expiry: Expiry,
+    ) -> Self {
+        let endpoints = Endpoints::new(&output.name, stream.strategy, &output.timeouts);
+        let target = |name: &HostPort| Target { name: name.clone(), resolved_here: true };
+        endpoints.set(stream.addresses.iter().map(target).collect());
+        Self {
+            endpoints: Arc::new(endpoints),
+            tls: stream.tls.clone().map(|tls| Arc::new(Tls::new(tls, &[], expiry))),
+            settings: stream.clone(),
+            timeouts: output.timeouts.clone(),
+            metrics,
+        }
+    }
+
+    /// What it reads from files.
+    pub(super) fn files(&self) -> Option<Arc<dyn Files>> {
+        self.tls.clone().map(|tls| tls as Arc<dyn Files>)
+    }
+
+    /// Connects to each address once, and says how it went.
+    pub(super) async fn probe(&self) -> Probed {
+        self.endpoints.try_all(|place| place.name.to_string(), |place| self.dial(place)).await
+    }
+
+    /// Connects to where it is to go next, and tries one address after the other, each once.
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        watch: &mut Watch,
+    ) -> Result<(Wire, Attempt), Failure> {
+        let endpoint = Arc::clone(self);
+        watch.start(&self.endpoints, move |place| {
+            let endpoint = Arc::clone(&endpoint);
+            async move { endpoint.dial(place).await.map(drop) }
+        });
+        loop {
+            let Some(mut attempt) = self.endpoints.pick() else {
+                return Err(Failure::new(AttemptError::Connect, "there is no address"));
+            };
+            match self.endpoints.dial(&mut attempt, |place| self.dial(place)).await {
+                Ok(wire) => {
+                    attempt.connected();
+                    return Ok((wire, attempt));
+                }
+                Err(failure) if attempt.failed(&failure) => {
+                    // Another address is left; only the last failure of a round is the output's.
+                    self.metrics.failed(failure.reason);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Connects to a place.
+    pub(super) async fn dial(&self, place: Place) -> Result<Wire, Failure> {
+        let Some(address) = place.socket else {
+            return Err(Failure::new(AttemptError::Resolve, format!("{place} has no address")));
+        };
+        let HostPort { host, port } = &place.name;
+        let deadline = Instant::now() + self.timeouts.connect;
+        let stream = net::connect(address, deadline).await.map_err(|error| dial_failure(&error))?;
+        // The options guard against silent peers; the request timeout does too, only later.
+        net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
+        let Some(tls) = &self.tls else { return Ok(Wire::Plain(Counted { stream, written: 0 })) };
+        let stream = tls.handshake(host, *port, Counted { stream, written: 0 }, deadline).await?;
+        Ok(Wire::Tls(Box::new(stream)))
+    }
+}
+
+impl Wire {
+    /// Why the connection to a place has ended, from an error that reading or writing it has met.
+    pub(super) fn failure(&mut self, place: &Place, error: &io::Error) -> Failure {
+        // With TLS 1.3 a server refuses our certificate when we believe the handshake done.
+        if let Some(refusal) = self.refusal() {
+            return place.failure(AttemptError::Tls, refusal);
+        }
+        let reason = if error.kind() == io::ErrorKind::TimedOut {
+            AttemptError::Timeout
+        } else if error.kind() == io::ErrorKind::InvalidData {
+            // rustls's own errors, an alert of the peer's among them.
+            AttemptError::Tls
+        } else {
+            AttemptError::Closed
+        };
+        place.failure(reason, error)
+    }
+}
+
+/// What dialling says, for the counters and the log.
+pub(super) fn dial_failure(error: &DialError) -> Failure {
+    let reason = match error {
+        DialError::Resolve { .. } => AttemptError::Resolve,
+        DialError::Connect { .. } => AttemptError::Connect,
+        DialError::Timeout { .. } => AttemptError::Timeout,
+    };
+    Failure::new(reason, error.to_string())
+}
+
+/// An output's side of TLS, as its files are now. Shared by its connections.
+pub(super) struct Tls {
+    config: config::ClientTls,
+    alpn: &'static [&'static [u8]],
+    current: ArcSwapOption<tls::Client>,
+    expiry: Expiry,
+}
+
+impl Tls {
+    /// No files are read yet. `alpn` is what is offered.
+    pub(super) fn new(
+        config: config::ClientTls,
+        alpn: &'static [&'static [u8]],
+        expiry: Expiry,
+    ) -> Self {
+        Self { config, alpn, current: ArcSwapOption::empty(), expiry }
+    }
+
+    /// The client's part of a handshake.
+    pub(super) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        host: &str,
+        port: u16,
+        stream: T,
+        deadline: Instant,
+    ) -> Result<TlsStream<T>, Failure> {
+        let failure = |what: String| {
+            Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
+        };
+        let client =
+            self.current.load_full().ok_or_else(|| failure("no usable settings".into()))?;
+        let name = client.server_name(host).map_err(|error| failure(error.to_string()))?;
+        let connecting = TlsConnector::from(client.settings()).connect(name, stream);
+        let stream = match tokio::time::timeout_at(deadline, connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(failure(error.to_string())),
+            Err(_) => return Err(failure("no answer within the connect timeout".into())),
+        };
+        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        self.expiry.set("server", peer.and_then(tls::not_after));
+        Ok(stream)
+    }
+}
+
+impl Files for Tls {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let current = self.current.load_full();
+        let client = tls::Client::read(&self.config, self.alpn, current.as_ref())
+            .map_err(|error| error.to_string())?;
+        Ok(Box::new(move || {
+            self.expiry.set("client", client.not_after());
+            self.current.store(Some(client));
+        }))
+    }
+}
+
+/// A socket that knows how many bytes were written to it: with TLS, those of its records.
+pub(super) struct Counted {
+    stream: TcpStream,
+    pub(super) written: u64,
+}
+
+impl Counted {
+    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.written += *bytes as u64;
+        }
+        written
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.count(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.count(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A connection.
+pub(super) enum Wire {
+    Plain(Counted),
+    Tls(Box<TlsStream<Counted>>),
+}
+
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+impl Wire {
+    pub(super) fn counted(&self) -> &Counted {
+        match self {
+            Self::Plain(counted) => counted,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
+    pub(super) fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
+        match self {
+            Self::Plain(counted) => Pin::new(counted),
+            Self::Tls(stream) => Pin::new(stream.as_mut()),
+        }
+    }
+
+    /// What the peer has said in TLS before it ended the connection. Asks the socket itself: a failed write is known
+    /// before the runtime has heard that there is something to read.
+    fn refusal(&mut self) -> Option<rustls::Error> {
+        let Self::Tls(stream) = self else { return None };
+        let (counted, session) = stream.get_mut();
+        let socket = SockRef::from(&counted.stream);
+        while session.read_tls(&mut &*socket).is_ok_and(|bytes| bytes > 0) {
+            if let Err(error) = session.process_new_packets() {
+                return Some(error);
+            }
+        }
+        None
+    }
+
+    /// Has our kernel acknowledge at once what was read. A peer that writes small answers without TCP_NODELAY holds each of
+    /// them back until the one before it is acknowledged (RFC 896), which a kernel with nothing to send puts off by 40 ms.
+    /// The kernel forgets it: to be said after each read.
+    pub(super) fn acknowledge_at_once(&self) {
+        // Slower without it, no more.
+        SockRef::from(&self.counted().stream).set_tcp_quickack(true).ok();
+    }
+
+    /// Bytes that the peer's kernel has acknowledged, or the error that the socket has met.
+    pub(super) fn acknowledged(&self) -> io::Result<u64> {
+        let counted = self.counted();
+        let unacknowledged = net::unacknowledged(&counted.stream)?;
+        // Asked in this order: after a reset the number above means nothing.
+        if let Some(error) = counted.stream.take_error()? {
+            return Err(error);
+        }
+        Ok(counted.written.saturating_sub(unacknowledged))
+    }
+}

@@ -1,0 +1,394 @@
+//! The files as another program sees them; and letters that a test answers in the thread's place.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// Letters that a test answers.
+pub(in crate::output) struct Desk(mpsc::UnboundedReceiver<Job>);
+
+/// Some of them.
+pub(in crate::output) struct Given {
+    pub(in crate::output) reason: String,
+    pub(in crate::output) events: Vec<String>,
+    done: oneshot::Sender<Written>,
+}
+
+impl Desk {
+    pub(in crate::output) fn new(telemetry: &Telemetry) -> (DeadLetters, Self) {
+        let letters = DeadLetters::new(telemetry);
+        let (jobs, desk) = mpsc::unbounded_channel();
+        let directory = PathBuf::from("/nowhere");
+        *letters.lock() = State {
+            place: Some(Place { directory, max_bytes: 1 << 20 }),
+            writer: Some(Writer { jobs, busy: Arc::default() }),
+            threads: Vec::new(),
+        };
+        (letters, Self(desk))
+    }
+
+    pub(in crate::output) async fn next(&mut self) -> Option<Given> {
+        self.0.recv().await.map(Given::new)
+    }
+
+    /// What has been handed over already.
+    pub(in crate::output) fn try_next(&mut self) -> Option<Given> {
+        self.0.try_recv().ok().map(Given::new)
+    }
+}
+
+impl Given {
+    fn new(job: Job) -> Self {
+        let text = |event: &[u8]| String::from_utf8(event.to_vec()).unwrap();
+        let events = lines(&job.lines).map(text).collect();
+        Self { reason: job.reason.to_string(), events, done: job.done }
+    }
+
+    /// As the thread answers. `false`: nobody waits any more.
+    pub(in crate::output) fn written(self, events: u64, error: Option<&str>) -> bool {
+        self.done.send(Written { events, error: error.map(str::to_owned) }).is_ok()
+    }
+}
+
+/// A directory for dead letters, and who writes there.
+struct Scene {
+    root: TempDir,
+    telemetry: Telemetry,
+    letters: DeadLetters,
+}
+
+const MAX_BYTES: u64 = 80_000;
+
+impl Scene {
+    fn new() -> Self {
+        let telemetry = Telemetry::new();
+        let letters = DeadLetters::new(&telemetry);
+        let scene = Self { root: TempDir::new().unwrap(), telemetry, letters };
+        scene.letters.set(scene.place());
+        scene
+    }
+
+    fn path(&self) -> PathBuf {
+        self.root.path().join("a/dead-letter")
+    }
+
+    fn place(&self) -> Option<Place> {
+        Some(Place { directory: self.path(), max_bytes: MAX_BYTES })
+    }
+
+    /// As after a restart.
+    async fn restart(&mut self) {
+        self.letters.close().await;
+        self.letters = DeadLetters::new(&self.telemetry);
+        self.letters.set(self.place());
+    }
+
+    fn hand_over(&self, events: &[String]) -> Writing {
+        let lines = events.iter().map(|event| Bytes::from(format!("{event}\n"))).collect();
+        let written = self.letters.write(&Arc::from("o"), lines, &Arc::from("why \"not\""));
+        written.expect("a place")
+    }
+
+    async fn write(&self, events: &[String]) -> Written {
+        self.hand_over(events).done().await
+    }
+
+    async fn write_safely(&self, events: &[String]) {
+        assert_eq!(self.write(events).await, Written { events: events.len() as u64, error: None });
+    }
+
+    /// Our files and what is in them, oldest first.
+    fn files(&self) -> Vec<(PathBuf, String)> {
+        let Ok(entries) = fs::read_dir(self.path()) else { return Vec::new() };
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+        paths.sort();
+        let read = |path: PathBuf| {
+            let text = fs::read_to_string(&path).unwrap();
+            (path, text)
+        };
+        paths.into_iter().map(read).collect()
+    }
+
+    /// The events of all letters, oldest first.
+    fn events(&self) -> Vec<String> {
+        let text: String = self.files().into_iter().map(|(_, text)| text).collect();
+        text.lines().map(event_of).collect()
+    }
+
+    fn dropped(&self) -> u64 {
+        let text = self.telemetry.render();
+        let name = "kube_audit_forwarder_dead_letter_dropped_events_total ";
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse().unwrap()
+    }
+}
+
+/// Checks a letter, and gives its event byte for byte.
+fn event_of(letter: &str) -> String {
+    let (head, event) = letter.split_once(r#","event":"#).expect("a letter");
+    let event = event.strip_suffix('}').unwrap();
+    let rest = head.strip_prefix(r#"{"time":""#).unwrap();
+    let (time, rest) = rest.split_once('"').unwrap();
+    assert!(time.starts_with("20") && time.len() == 24 && time.ends_with('Z'), "{time}");
+    assert_eq!(rest, r#","output":"o","reason":"why \"not\"""#);
+    let whole: serde_json::Value = serde_json::from_str(letter).unwrap();
+    assert!(whole["event"].is_object());
+    event.to_owned()
+}
+
+fn event(number: usize, bytes: usize) -> String {
+    format!(r#"{{"auditID":"{number}","n": 1.0,"x":"{}"}}"#, "ä".repeat(bytes / 2))
+}
+
+fn events(numbers: std::ops::Range<usize>, bytes: usize) -> Vec<String> {
+    numbers.map(|number| event(number, bytes)).collect()
+}
+
+#[test]
+fn times_are_those_of_the_calendar() {
+    for (seconds, text) in [
+        (0, "1970-01-01T00:00:00.007Z"),
+        (951_782_399, "2000-02-28T23:59:59.007Z"),
+        (951_782_400, "2000-02-29T00:00:00.007Z"),
+        (951_868_800, "2000-03-01T00:00:00.007Z"),
+        (1_709_251_199, "2024-02-29T23:59:59.007Z"),
+        (1_767_225_599, "2025-12-31T23:59:59.007Z"),
+        (1_795_155_862, "2026-11-20T06:24:22.007Z"),
+        (4_107_542_400, "2100-03-01T00:00:00.007Z"),
+    ] {
+        assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7)), text);
+    }
+}
+
+#[tokio::test]
+async fn a_letter_has_the_event_as_it_was_received_and_is_for_nobody_else() {
+    let scene = Scene::new();
+    let some = events(0..3, 100);
+    scene.write_safely(&some).await;
+    assert_eq!(scene.events(), some);
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(scene.path()), 0o700);
+    assert_eq!(mode(scene.path().parent().unwrap().to_owned()), 0o700);
+    let files = scene.files();
+    assert_eq!(files.len(), 1);
+    assert_eq!(mode(files[0].0.clone()), 0o600);
+}
+
+#[tokio::test]
+async fn what_waits_is_written_together_and_each_is_told_of_its_own() {
+    let scene = Scene::new();
+    let all = events(0..300, 20);
+    let mut waiting: Vec<_> = all.chunks(3).map(|some| scene.hand_over(some)).collect();
+    for writing in &mut waiting {
+        assert_eq!(writing.done().await, Written { events: 3, error: None });
+    }
+    assert_eq!(scene.events(), all);
+}
+
+#[tokio::test]
+async fn an_event_longer_than_all_files_may_be_costs_only_itself() {
+    let scene = Scene::new();
+    let some = [event(0, 10), event(1, 100_000), event(2, 10)];
+    let written = scene.write(&some).await;
+    assert_eq!(written.events, 2);
+    assert!(written.error.unwrap().contains("longer than dead_letter.max_bytes"));
+    assert_eq!(scene.events(), [event(0, 10), event(2, 10)]);
+    // One that is as long as several files has one of its own, and the others go.
+    let large = event(3, 79_800);
+    scene.write_safely(std::slice::from_ref(&large)).await;
+    assert!(scene.events() == [large], "it alone is left");
+    assert_eq!(scene.dropped(), 2);
+}
+
+#[tokio::test]
+async fn all_files_together_are_bounded_and_the_oldest_go_first_and_are_counted() {
+    let mut scene = Scene::new();
+    for round in 0..40 {
+        scene.write_safely(&events(round * 10..(round + 1) * 10, 500)).await;
+        if round % 7 == 0 {
+            scene.restart().await;
+        }
+        let bytes: usize = scene.files().iter().map(|(_, text)| text.len()).sum();
+        assert!(bytes as u64 <= MAX_BYTES, "{bytes}");
+    }
+    let (left, dropped) = (scene.events(), usize::try_from(scene.dropped()).unwrap());
+    assert_eq!(left, events(dropped..400, 500), "what is left is the youngest, without a gap");
+    assert!(left.len() > 70, "{} of about 120 that fit", left.len());
+    assert!(scene.files().len() > 4);
+}
+
+#[tokio::test]
+async fn a_start_goes_on_in_a_new_file_and_leaves_a_torn_one_as_it_is() {
+    let mut scene = Scene::new();
+    scene.write_safely(&events(0..2, 10)).await;
+    let (path, text) = scene.files().remove(0);
+    let torn = text.strip_suffix("}}\n").unwrap();
+    fs::write(&path, torn).unwrap();
+    scene.restart().await;
+    scene.write_safely(&events(1..3, 10)).await;
+    let files = scene.files();
+    assert_eq!((&files[0].0, files[0].1.as_str()), (&path, torn));
+    assert_eq!(files[1].1.lines().map(event_of).collect::<Vec<_>>(), events(1..3, 10));
+    // The clock was set back: names still sort by age.
+    let later = scene.path().join(format!("{:020}.jsonl", 9_000_000_000_000_u64));
+    fs::write(&later, "").unwrap();
+    scene.restart().await;
+    scene.write_safely(&events(3..4, 10)).await;
+    let (last, text) = scene.files().pop().unwrap();
+    assert!(last > later && event_of(text.trim_end()) == event(3, 10), "{last:?}");
+}
+
+#[tokio::test]
+async fn links_are_not_followed_and_what_is_not_ours_stays() {
+    let scene = Scene::new();
+    let target = scene.root.path().join("target");
+    fs::create_dir(&target).unwrap();
+    // In the place of the directory.
+    fs::create_dir(scene.path().parent().unwrap()).ok();
+    // Its owner may make it at any moment.
+    while std::os::unix::fs::symlink(&target, scene.path()).is_err() {
+        fs::remove_dir(scene.path()).ok();
+    }
+    let written = scene.write(&events(0..1, 10)).await;
+    assert!(written.error.unwrap().contains("not a file or a link"));
+    fs::remove_file(scene.path()).unwrap();
+    // In the place of files, and strangers.
+    fs::create_dir(scene.path()).ok();
+    let secret = scene.root.path().join("secret");
+    fs::write(&secret, "x".repeat(100_000)).unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    for ahead in 0..300_u128 {
+        let link = scene.path().join(format!("{:020}.jsonl", now + ahead));
+        std::os::unix::fs::symlink(&secret, link).unwrap();
+    }
+    let strangers =
+        ["notes.txt", "1.jsonl", "99999999999999999999.jsonl", "x0000000000000000000.jsonl"];
+    for name in strangers {
+        fs::write(scene.path().join(name), "x".repeat(100_000)).unwrap();
+    }
+    fs::create_dir(scene.path().join("00000000000000000001.jsonl")).unwrap();
+    let begun = Instant::now();
+    let written = loop {
+        let written = scene.write(&events(0..1, 10)).await;
+        if written.error.is_none() || begun.elapsed() > Duration::from_secs(30) {
+            break written;
+        }
+    };
+    assert_eq!(written, Written { events: 1, error: None });
+    assert_eq!(fs::metadata(&secret).unwrap().len(), 100_000);
+    for round in 0..40 {
+        scene.write_safely(&events(round * 10..(round + 1) * 10, 500)).await;
+    }
+    assert!(scene.dropped() > 0);
+    assert!(strangers.iter().all(|name| scene.path().join(name).exists()));
+    assert!(scene.path().join("00000000000000000001.jsonl").is_dir());
+    let links = fs::read_dir(scene.path())
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_symlink());
+    assert_eq!(links.count(), 300);
+}
+
+#[tokio::test]
+async fn what_is_taken_away_or_changed_below_it_costs_no_letter() {
+    let scene = Scene::new();
+    scene.write_safely(&events(0..1, 10)).await;
+    let taken = scene.root.path().join("taken.jsonl");
+    fs::rename(&scene.files()[0].0, &taken).unwrap();
+    scene.write_safely(&events(1..2, 10)).await;
+    assert_eq!(fs::read_to_string(&taken).unwrap().lines().count(), 1, "not written to any more");
+    // Somebody writes into it.
+    fs::write(&scene.files()[0].0, "stranger\n").unwrap();
+    scene.write_safely(&events(2..3, 10)).await;
+    let files = scene.files();
+    assert_eq!((files.len(), files[0].1.as_str()), (2, "stranger\n"));
+    fs::remove_dir_all(scene.path()).unwrap();
+    scene.write_safely(&events(3..4, 10)).await;
+    assert_eq!(scene.events(), events(3..4, 10));
+}
+
+#[tokio::test]
+async fn two_processes_share_a_directory_and_neither_deletes_what_the_other_writes_to() {
+    let scene = Scene::new();
+    let other = DeadLetters::new(&scene.telemetry);
+    other.set(scene.place());
+    let write = async |number, bytes| {
+        let lines = vec![Bytes::from(event(number, bytes) + "\n")];
+        let written = other.write(&Arc::from("o"), lines, &Arc::from("why \"not\""));
+        assert_eq!(written.expect("a place").done().await, Written { events: 1, error: None });
+    };
+    for number in 0..20 {
+        write(number, 10).await;
+        scene.write_safely(&events(number + 100..number + 101, 10)).await;
+    }
+    let mut found = scene.events();
+    found.sort();
+    let mut expected = [events(0..20, 10), events(100..120, 10)].concat();
+    expected.sort();
+    assert_eq!((found, scene.files().len()), (expected, 2));
+    // The other's file is the oldest by now, and full of letters while this one needs all the room.
+    for round in 0..100 {
+        scene.write_safely(&events(round * 2..(round + 1) * 2, 2000)).await;
+    }
+    write(99, 10).await;
+    let found = scene.events();
+    assert!(events(0..20, 10).iter().chain(&events(99..100, 10)).all(|it| found.contains(it)));
+    let bytes: usize = scene.files().iter().map(|(_, text)| text.len()).sum();
+    assert!(bytes as u64 <= MAX_BYTES, "{bytes}");
+}
+
+#[tokio::test]
+async fn however_small_the_files_are_there_are_not_too_many() {
+    let mut scene = Scene::new();
+    scene.write_safely(&events(0..1, 10)).await;
+    for number in 1..1100 {
+        let name = format!("{:020}.jsonl", 2_000_000_000_000_u64 + number);
+        fs::write(scene.path().join(name), "{}\n").unwrap();
+    }
+    scene.restart().await;
+    scene.write_safely(&events(1..2, 10)).await;
+    assert_eq!((scene.files().len(), scene.dropped()), (1024, 77));
+}
+
+#[tokio::test]
+async fn another_place_at_run_time_gets_what_comes_next() {
+    let scene = Scene::new();
+    scene.write_safely(&events(0..1, 10)).await;
+    let elsewhere = scene.root.path().join("b");
+    let there = Some(Place { directory: elsewhere.clone(), max_bytes: MAX_BYTES });
+    let mut before = scene.hand_over(&events(1..2, 10));
+    scene.letters.set(there.clone());
+    let mut after = scene.hand_over(&events(2..3, 10));
+    assert_eq!((before.done().await.events, after.done().await.events), (1, 1));
+    assert_eq!(scene.events(), events(0..2, 10));
+    assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
+    for _ in 0..100 {
+        scene.letters.set(None);
+        assert!(scene.letters.write(&Arc::from("o"), Vec::new(), &Arc::from("")).is_none());
+        scene.letters.set(there.clone());
+    }
+    scene.letters.close().await;
+    let threads = scene.letters.lock().threads.len();
+    assert_eq!(threads, 0, "all were waited for");
+    assert!(scene.letters.write(&Arc::from("o"), Vec::new(), &Arc::from("")).is_none());
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
+    let scene = Scene::new();
+    scene.letters.lock().writer.as_ref().unwrap().busy.set(Some(Instant::now()));
+    let letters = scene.letters.clone();
+    tokio::time::pause();
+    // The thread is well, but nobody has told this clock's test.
+    tokio::time::advance(PATIENCE).await;
+    let lines = vec![Bytes::from_static(b"{}\n")];
+    let mut writing = letters.write(&Arc::from("o"), lines, &Arc::from("")).expect("a place");
+    assert_eq!(writing.done().await, Written::failed("the disk does not answer"));
+    let (_keep, silent) = oneshot::channel();
+    let begun = Instant::now();
+    assert_eq!(Writing::new(silent).done().await, Written::failed("the disk does not answer"));
+    assert!(begun.elapsed() < PATIENCE + Duration::from_secs(1));
+}

@@ -1,0 +1,207 @@
+//! Consumers of any mood: every event is delivered or counted, and in order where there is one.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
+
+use super::given_up::Clerk;
+use super::*;
+
+/// One stretch of a random consumer's life.
+#[derive(Debug, Clone)]
+enum Mood {
+    Healthy,
+    RefusesAll,
+    FailsAll,
+    /// Fails or breaks every so many-th time.
+    Flaky(u32),
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    /// Batches: how many milliseconds after the last, and for each event whether it is bad.
+    batches: Vec<(u64, Vec<bool>)>,
+    moods: Vec<(Mood, u64)>,
+    window: usize,
+    ordered: bool,
+    latency_ms: u64,
+    shuffle: u64,
+    drop_oldest: bool,
+    /// When the delivery is replaced, in ms.
+    replaced: Vec<u64>,
+    /// There is a place for dead letters, which answers as this seed says.
+    desk: Option<u64>,
+    max_elapsed_ms: Option<u64>,
+}
+
+fn mood() -> impl Strategy<Value = Mood> {
+    prop_oneof![
+        Just(Mood::Healthy),
+        Just(Mood::RefusesAll),
+        Just(Mood::FailsAll),
+        (2_u32..6).prop_map(Mood::Flaky),
+    ]
+}
+
+prop_compose! {
+    fn case()(
+        batches in prop::collection::vec(
+            (0_u64..20_000, prop::collection::vec(prop::bool::weighted(0.1), 1..12)), 1..40),
+        moods in prop::collection::vec((mood(), 1_u64..300_000), 0..6),
+        window in 1_usize..5,
+        ordered in any::<bool>(),
+        latency_ms in 0_u64..2_000,
+        shuffle in any::<u64>(),
+        drop_oldest in prop::bool::weighted(0.2),
+        desk in prop::option::of(any::<u64>()),
+        max_elapsed_ms in prop::option::weighted(0.3, 1_u64..200_000),
+        replaced in prop::collection::vec(0_u64..900_000, 0..8),
+    ) -> Case {
+        let window = if ordered { 1 } else { window };
+        let mut replaced = replaced;
+        replaced.sort_unstable();
+        Case {
+            batches, moods, window, ordered, latency_ms, shuffle, drop_oldest, replaced, desk, max_elapsed_ms,
+        }
+    }
+}
+
+/// A consumer of these moods, one after the other, and healthy then.
+fn moody<const EAGER: bool>(
+    moods: Vec<(Mood, u64)>,
+    started: Instant,
+) -> impl FnMut(&[String]) -> Answer + Send {
+    let mut count = 0_u32;
+    move |events| {
+        let mut elapsed = started.elapsed();
+        let mut left = moods.iter().skip_while(|(_, length)| {
+            let length = Duration::from_millis(*length);
+            let over = elapsed >= length;
+            elapsed = elapsed.saturating_sub(length);
+            over
+        });
+        let mood = left.next().map_or(Mood::Healthy, |(mood, _)| mood.clone());
+        count += 1;
+        let stumble = match (EAGER, count % 3) {
+            (true, read) => Answer::Break(read as usize),
+            (false, 0) => Answer::Gone(true),
+            (false, _) => Answer::Fail,
+        };
+        // A stream has no way to refuse.
+        let healthy = |events: &[String]| if EAGER { Answer::Accept } else { refuse_bad(events) };
+        match mood {
+            Mood::Healthy => healthy(events),
+            Mood::RefusesAll if EAGER => stumble,
+            Mood::RefusesAll => Answer::Refuse,
+            Mood::FailsAll => stumble,
+            Mood::Flaky(every) if count.is_multiple_of(every) => stumble,
+            Mood::Flaky(every) if !EAGER && count % every == 1 && count.is_multiple_of(4) => {
+                Answer::Gone(false)
+            }
+            Mood::Flaky(every) if count % every == 1 && count % 4 == 1 => Answer::Trouble,
+            Mood::Flaky(_) => healthy(events),
+        }
+    }
+}
+
+/// Every event is delivered or counted; good ones are delivered, in order where there is one.
+async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
+    let latency = Duration::from_millis(case.latency_ms);
+    let setting = Setting {
+        drop_oldest: case.drop_oldest.then_some(4 * 1024),
+        rejected: Rejected::DeadLetter,
+        desk: case.desk.is_some(),
+        max_elapsed: case.max_elapsed_ms.map(Duration::from_millis),
+        latency,
+        window: if EAGER { 4 } else { case.window },
+        ordered: case.ordered || EAGER,
+        shuffle: case.shuffle,
+        away: Duration::ZERO,
+        replaced: case.replaced.iter().map(|at| Duration::from_millis(*at)).collect(),
+    };
+    let started = Instant::now();
+    let lengths = case.moods.iter().map(|(_, length)| Duration::from_millis(*length));
+    let mood_ends = started + lengths.sum::<Duration>();
+    let script = moody::<EAGER>(case.moods.clone(), started);
+    let mut bench = Bench::start::<EAGER>(&setting, script);
+    let clerk = case.desk.map(|seed| Clerk::start(&mut bench, seed));
+    let mut number = 0;
+    for (wait, events) in &case.batches {
+        tokio::time::sleep(Duration::from_millis(*wait)).await;
+        let names: Vec<String> = events
+            .iter()
+            .map(|bad| {
+                number += 1;
+                format!("{}{number}", if *bad { "bad" } else { "good" })
+            })
+            .collect();
+        // Where everything is on the wire it is full, and the sender keeps the batch.
+        bench.try_append(&names).ok();
+    }
+    // What is refused for good is so only beside something good, in the end.
+    tokio::time::sleep_until(mood_ends).await;
+    while bench.try_append(&["good-last"]).is_err() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    bench.drained().await;
+    let (seen, lost) = (bench.seen(), bench.lost());
+    let distinct: BTreeSet<_> = seen.iter().cloned().collect();
+    let missing: Vec<_> =
+        bench.appended.iter().filter(|event| !distinct.contains(*event)).cloned().collect();
+    prop_assert_eq!(bench.delivered() + lost, bench.appended.len() as u64);
+    // With drop_oldest an event that a stream has read may be dropped after the break.
+    prop_assert!(missing.len() as u64 <= lost, "{:?} are missing, {} counted", missing, lost);
+    let refusals = case.moods.iter().filter(|(mood, _)| matches!(mood, Mood::RefusesAll)).count();
+    let (given, written) = match clerk {
+        Some(clerk) => clerk.end().await,
+        None => (Vec::new(), 0),
+    };
+    let letters: BTreeSet<_> = given.iter().cloned().collect();
+    prop_assert_eq!(letters.len(), given.len(), "one letter for each event");
+    prop_assert_eq!(bench.in_letters(), written);
+    if !case.drop_oldest {
+        // A refusal counts for good beside an acceptance since the first. A batch with a bad event in it, or a stretch
+        // of refusals, may be the first, and the next stretch of refusals the second.
+        let bad = case.batches.iter().any(|(_, events)| events.contains(&true));
+        if case.max_elapsed_ms.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
+            prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");
+            // Else one that was accepted, and is sent again, may be given up.
+            prop_assert_eq!(missing.len() as u64, lost);
+        }
+        // Likewise one that went ahead of others, and is sent again behind them.
+        if setting.ordered && (case.desk.is_some() || refusals < 2 && case.max_elapsed_ms.is_none())
+        {
+            let stays = |event: &&String| distinct.contains(*event) && !letters.contains(*event);
+            let arrived: Vec<_> = bench.appended.iter().filter(stays).cloned().collect();
+            prop_assert!(in_order(&seen, &arrived), "out of order: {:?}", seen);
+        }
+        if case.desk.is_some() {
+            prop_assert_eq!(given.len() as u64, lost);
+            prop_assert!(missing.iter().all(|event| letters.contains(event)));
+        }
+    }
+    bench.finish().await;
+    Ok(())
+}
+
+fn run_paused(test: impl Future<Output = TestCaseResult>) -> TestCaseResult {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(test)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn requests_to_any_consumer_are_delivered_or_counted(case in case()) {
+        run_paused(holds::<false>(&case))?;
+    }
+
+    #[test]
+    fn a_stream_to_any_consumer_is_delivered_in_order(case in case()) {
+        run_paused(holds::<true>(&case))?;
+    }
+}

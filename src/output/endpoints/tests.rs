@@ -1,0 +1,541 @@
+//! The set against simulated consumers, resolvers and time.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::circuit::HOLD_MAX;
+use super::circuit::HOLD_MIN;
+use super::circuit::PAUSE_MAX;
+use super::*;
+use crate::tests::Failing;
+use crate::tests::seeds;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a consumer does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mood {
+    Good,
+    /// Connections are refused.
+    Away,
+    /// Connections are taken, and deliveries are not answered.
+    Silent,
+    /// Deliveries are answered with an error.
+    Errs,
+}
+
+/// Everybody else: consumers by address, and the resolver.
+#[derive(Default)]
+struct World {
+    consumers: Mutex<BTreeMap<SocketAddr, Mood>>,
+    /// `None`: no answer, ever.
+    names: Mutex<BTreeMap<String, Option<Vec<SocketAddr>>>>,
+    lookups: AtomicU64,
+    /// Of lookups that have no answer: their threads.
+    hanging: Mutex<Vec<OwnedSemaphorePermit>>,
+    probes: AtomicU64,
+}
+
+fn address(number: u8) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 0, 0, number), 514))
+}
+
+fn failure(reason: AttemptError) -> Failure {
+    Failure::new(reason, "simulated")
+}
+
+impl World {
+    fn set(&self, number: u8, mood: Mood) {
+        self.consumers.lock().unwrap().insert(address(number), mood);
+    }
+
+    fn name(&self, host: &str, numbers: Option<&[u8]>) {
+        let answer = numbers.map(|numbers| numbers.iter().map(|it| address(*it)).collect());
+        self.names.lock().unwrap().insert(host.to_owned(), answer);
+    }
+
+    fn mood(&self, place: &Place) -> Mood {
+        let socket = place.socket.expect("nothing but a name");
+        self.consumers.lock().unwrap().get(&socket).copied().unwrap_or(Mood::Good)
+    }
+
+    fn connect(&self, place: &Place) -> Result<(), Failure> {
+        match self.mood(place) {
+            Mood::Away => Err(failure(AttemptError::Connect)),
+            Mood::Good | Mood::Silent | Mood::Errs => Ok(()),
+        }
+    }
+}
+
+/// A set whose watch runs.
+struct Bench {
+    world: Arc<World>,
+    set: Arc<Endpoints>,
+    _watch: Watch,
+}
+
+const TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(5),
+    request: Duration::from_secs(60),
+    max_connection_age: None,
+};
+
+impl Bench {
+    /// Of `name:port`s, or of IP addresses.
+    fn start(hosts: &[&str], strategy: Strategy) -> Self {
+        let world = Arc::new(World::default());
+        let mut set = Endpoints::new("output", strategy, &TIMEOUTS);
+        let resolver = Arc::clone(&world);
+        set.look_up = Box::new(move |name, permit| {
+            let world = Arc::clone(&resolver);
+            Box::pin(async move {
+                world.lookups.fetch_add(1, Ordering::Relaxed);
+                let answer = world.names.lock().unwrap().get(&name.host).cloned();
+                match answer {
+                    None => Err(io::Error::new(io::ErrorKind::NotFound, "no such name")),
+                    Some(None) => {
+                        world.hanging.lock().unwrap().push(permit);
+                        std::future::pending().await
+                    }
+                    Some(Some(answer)) => Ok(answer),
+                }
+            })
+        });
+        let target = |host: &&str| Target {
+            name: HostPort { host: (*host).to_owned(), port: 514 },
+            resolved_here: true,
+        };
+        set.set(hosts.iter().map(target).collect());
+        let set = Arc::new(set);
+        let mut watch = Watch::default();
+        let prober = Arc::clone(&world);
+        watch.start(&set, move |place| {
+            prober.probes.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(prober.connect(&place))
+        });
+        Self { world, set, _watch: watch }
+    }
+
+    /// Three consumers at 10.0.0.1 to 10.0.0.3.
+    fn three(strategy: Strategy) -> Self {
+        Self::start(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], strategy)
+    }
+
+    fn pick(&self) -> Attempt {
+        self.set.pick().expect("there are addresses")
+    }
+
+    /// Where the next delivery goes, if it succeeds.
+    fn next(&self) -> u8 {
+        number(self.pick().place())
+    }
+
+    /// The next delivery fails; says where it was, and whether another address is left.
+    fn fail(&self) -> (u8, bool) {
+        self.fail_for(None)
+    }
+
+    fn fail_for(&self, retry_after: Option<Duration>) -> (u8, bool) {
+        let attempt = self.pick();
+        let failure = Failure { retry_after, ..failure(AttemptError::Status5xx) };
+        let left = attempt.failed(&failure);
+        (number(attempt.place()), left)
+    }
+
+    fn succeed(&self) -> u8 {
+        let attempt = self.pick();
+        attempt.succeeded();
+        number(attempt.place())
+    }
+
+    /// A delivery as an output makes it: it dials, and waits for an answer.
+    async fn deliver(&self) -> (u8, Result<(), bool>) {
+        let mut attempt = self.pick();
+        let world = &self.world;
+        let connect = |place: Place| std::future::ready(world.connect(&place));
+        let mut result = self.set.dial(&mut attempt, connect).await;
+        if result.is_ok() {
+            result = match world.mood(attempt.place()) {
+                Mood::Good => Ok(()),
+                Mood::Errs => Err(failure(AttemptError::Status5xx)),
+                Mood::Silent | Mood::Away => {
+                    tokio::time::sleep(TIMEOUTS.request).await;
+                    Err(failure(AttemptError::Timeout))
+                }
+            };
+        }
+        let number = attempt.place().socket.map_or(0, |_| number(attempt.place()));
+        match result {
+            Ok(()) => {
+                attempt.succeeded();
+                (number, Ok(()))
+            }
+            Err(failure) => (number, Err(attempt.failed(&failure))),
+        }
+    }
+}
+
+/// The last byte of its address.
+fn number(place: &Place) -> u8 {
+    match place.socket {
+        Some(SocketAddr::V4(address)) => address.ip().octets()[3],
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The watch has had its turn.
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failover_keeps_to_the_first_that_works_and_comes_back_to_it_once_it_has_answered() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!((bench.succeed(), bench.succeed()), (1, 1));
+    bench.world.set(1, Mood::Away);
+    assert_eq!(bench.fail(), (1, true));
+    assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
+    // However long it is away, no delivery finds out.
+    pass(HOLD_MIN * 100).await;
+    assert_eq!(bench.next(), 2);
+    bench.world.set(1, Mood::Good);
+    pass(HOLD_MIN - SECOND).await;
+    assert_eq!(bench.next(), 2);
+    pass(PAUSE_MAX + SECOND).await;
+    assert_eq!(bench.next(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_are_down_each_is_tried_once_before_any_is_again() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
+    assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
+    assert_eq!(bench.fail(), (1, true));
+    // One that works is kept to, and those that were not tried since are not.
+    assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
+    assert_eq!(bench.fail(), (2, true));
+    assert_eq!(bench.fail(), (3, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn round_robin_takes_turns_and_passes_over_what_failed() {
+    let bench = Bench::three(Strategy::RoundRobin);
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [1, 2, 3, 1]);
+    bench.world.set(2, Mood::Away);
+    assert_eq!(bench.fail(), (2, true));
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [3, 1, 3, 1]);
+    bench.world.set(2, Mood::Good);
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [2, 3, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_refuses_what_another_takes_is_passed_over_and_who_refuses_what_nobody_takes_is_not() {
+    let bench = Bench::three(Strategy::RoundRobin);
+    let refuse = || {
+        let attempt = bench.pick();
+        (number(attempt.place()), attempt.refused(&failure(AttemptError::Status4xx)))
+    };
+    assert_eq!(refuse(), (1, true));
+    assert_eq!((bench.succeed(), bench.succeed(), bench.succeed()), (2, 3, 2));
+    assert_eq!((refuse(), refuse()), ((3, true), (2, false)));
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
+    // One that has failed besides is none of them.
+    assert!(bench.fail().1);
+    assert_eq!((refuse().1, refuse().1), (true, false));
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
+    let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], Strategy::Failover);
+    assert_eq!(bench.fail_for(Some(SECOND * 120)), (1, true));
+    bench.world.set(2, Mood::Away);
+    for _ in 0..5 {
+        assert_eq!(bench.fail(), (2, false));
+        pass(SECOND * 20).await;
+    }
+    pass(SECOND * 21).await;
+    assert_eq!(bench.next(), 1);
+    // All ask: the first to be over.
+    assert_eq!(bench.fail_for(Some(SECOND * 60)).0, 1);
+    assert_eq!(bench.fail_for(Some(SECOND * 30)), (2, false));
+    assert_eq!(bench.next(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_single_address_is_always_the_next_and_never_probed() {
+    let bench = Bench::start(&["10.0.0.1"], Strategy::Failover);
+    bench.world.set(1, Mood::Away);
+    for _ in 0..10 {
+        assert_eq!(bench.fail(), (1, false));
+        pass(SECOND * 20).await;
+    }
+    assert_eq!(bench.world.probes.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_back_is_tried_by_one_delivery_while_others_go_elsewhere() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!(bench.fail(), (1, true));
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    // Not before something has got through after the failure.
+    assert_eq!(bench.succeed(), 2);
+    let trial = bench.pick();
+    assert_eq!(number(trial.place()), 1);
+    assert_eq!((bench.succeed(), bench.next()), (2, 2));
+    // It ends without a word, as a connection does that carried nothing.
+    drop(trial);
+    assert_eq!(bench.succeed(), 1);
+    assert_eq!(bench.next(), 1);
+    let (one, other) = (bench.pick(), bench.pick());
+    assert_eq!((number(one.place()), number(other.place())), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_over_when_a_better_address_is_there_and_not_before() {
+    let bench = Bench::three(Strategy::Failover);
+    bench.world.set(1, Mood::Away);
+    assert_eq!(bench.fail(), (1, true));
+    let second = bench.pick();
+    second.succeeded();
+    let over = |attempt: &Attempt| bench.set.is_over(attempt.place());
+    pass(HOLD_MIN * 3).await;
+    assert!(!over(&second));
+    bench.world.set(1, Mood::Good);
+    let changed = bench.set.changed();
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    assert!(over(&second));
+    tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
+    // With equals there is no better one.
+    let bench = Bench::three(Strategy::RoundRobin);
+    assert_eq!(bench.fail(), (1, true));
+    let second = bench.pick();
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    assert!(!bench.set.is_over(second.place()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
+    let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
+    bench.world.name("logs", Some(&[1, 2]));
+    bench.world.set(1, Mood::Away);
+    // Within one attempt: the name works.
+    assert_eq!(bench.deliver().await, (2, Ok(())));
+    assert_eq!(bench.set.count(), 3);
+    let shown: Vec<_> = bench.set.states().into_iter().map(|it| (it.address, it.state)).collect();
+    let expected =
+        [("logs:514 (10.0.0.1)", "down"), ("logs:514 (10.0.0.2)", "up"), ("10.0.0.9:514", "up")];
+    assert_eq!(shown, expected.map(|(address, state)| (address.to_owned(), state)));
+    // Another answer, in another order: the address in use stays.
+    bench.world.name("logs", Some(&[3, 2]));
+    pass(SECOND * 2).await;
+    assert_eq!(bench.deliver().await, (2, Ok(())));
+    bench.world.name("logs", Some(&[3]));
+    pass(SECOND * 2).await;
+    assert_eq!(bench.deliver().await, (3, Ok(())));
+    // What is known is used where the resolver fails, and where it does not answer: waited for once.
+    let lookups = bench.world.lookups.load(Ordering::Relaxed);
+    bench.world.names.lock().unwrap().clear();
+    pass(SECOND * 2).await;
+    assert_eq!(bench.deliver().await, (3, Ok(())));
+    bench.world.name("logs", None);
+    for wait in [TIMEOUTS.connect, Duration::ZERO, Duration::ZERO] {
+        let begun = Instant::now();
+        assert_eq!(bench.deliver().await, (3, Ok(())));
+        assert_eq!(begun.elapsed(), wait);
+    }
+    assert_eq!(bench.world.lookups.load(Ordering::Relaxed), lookups + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_looked_up_again_while_nothing_is_dialled() {
+    let bench = Bench::start(&["logs"], Strategy::Failover);
+    bench.world.name("logs", Some(&[1]));
+    assert_eq!(bench.deliver().await, (1, Ok(())));
+    let connection = bench.pick();
+    bench.world.name("logs", Some(&[1, 2]));
+    pass(LOOK_UP + SECOND).await;
+    assert!(!bench.set.is_over(connection.place()) && !bench.set.is_gone(connection.place()));
+    bench.world.names.lock().unwrap().clear();
+    pass(LOOK_UP * 3).await;
+    assert!(!bench.set.is_gone(connection.place()), "errors change nothing");
+    bench.world.name("logs", Some(&[2]));
+    let changed = bench.set.changed();
+    pass(LOOK_UP + SECOND).await;
+    assert!(bench.set.is_over(connection.place()) && bench.set.is_gone(connection.place()));
+    tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
+    assert_eq!(bench.next(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_address_takes_its_turn() {
+    let bench = Bench::start(&["logs"], Strategy::RoundRobin);
+    bench.world.name("logs", Some(&[1, 2]));
+    assert_eq!(bench.deliver().await, (1, Ok(())));
+    assert_eq!((bench.succeed(), bench.succeed()), (2, 1));
+    bench.world.name("logs", Some(&[1, 2, 3]));
+    pass(LOOK_UP + SECOND).await;
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_does_not_resolve_is_down_until_it_does_and_its_addresses_answer() {
+    let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
+    assert_eq!(bench.deliver().await, (0, Err(true)));
+    assert_eq!(bench.deliver().await, (9, Ok(())));
+    pass(HOLD_MIN * 3).await;
+    assert_eq!(bench.deliver().await, (9, Ok(())));
+    bench.world.set(1, Mood::Away);
+    bench.world.name("logs", Some(&[1]));
+    pass(HOLD_MIN * 3).await;
+    assert_eq!(bench.deliver().await, (9, Ok(())));
+    bench.world.set(1, Mood::Good);
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    assert_eq!(bench.deliver().await, (1, Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_hangs_is_asked_once_at_a_time() {
+    let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
+    bench.world.name("logs", None);
+    let deliveries = (0..50).map(|_| bench.deliver());
+    let failed = futures_util::future::join_all(deliveries).await;
+    assert!(failed.iter().all(|it| *it == (0, Err(true))), "{failed:?}");
+    assert_eq!(bench.world.lookups.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_change_leave_the_others_alone() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!(bench.fail(), (1, true));
+    let (kept, gone) = (bench.pick(), {
+        bench.fail();
+        bench.pick()
+    });
+    let target = |host: &str| Target {
+        name: HostPort { host: host.to_owned(), port: 514 },
+        resolved_here: true,
+    };
+    bench.set.set(["10.0.0.1", "10.0.0.2", "10.0.0.8"].map(target).to_vec());
+    assert!(bench.set.is_gone(gone.place()) && !bench.set.is_gone(kept.place()));
+    assert_eq!(bench.next(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_day() {
+    let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], Strategy::Failover);
+    bench.world.set(1, Mood::Silent);
+    let started = Instant::now();
+    let (mut tried, mut delivered) = (0, 0);
+    while started.elapsed() < SECOND * 24 * 3600 {
+        match bench.deliver().await {
+            (1, Err(left)) => {
+                tried += 1;
+                assert!(left);
+            }
+            (2, Ok(())) => delivered += 1,
+            other => panic!("{other:?}"),
+        }
+        pass(SECOND).await;
+    }
+    // After two minutes, four, eight, and then ten each.
+    assert!((120..=140).contains(&tried), "{tried}");
+    assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
+}
+
+/// A random life of random consumers: as long as one works, something is delivered soon, whoever else misbehaves; and when
+/// the first has worked for long enough, it is the one.
+async fn simulate(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let consumers = random.u8(1..=4);
+    let hosts: Vec<String> = (1..=consumers).map(|it| address(it).ip().to_string()).collect();
+    let bench = match random.u8(..3) {
+        0 => Bench::start(&["logs"], Strategy::Failover),
+        1 => Bench::start(
+            &hosts.iter().map(String::as_str).collect::<Vec<_>>(),
+            Strategy::RoundRobin,
+        ),
+        _ => {
+            Bench::start(&hosts.iter().map(String::as_str).collect::<Vec<_>>(), Strategy::Failover)
+        }
+    };
+    bench.world.name("logs", Some(&(1..=consumers).collect::<Vec<_>>()));
+    let lanes = random.u8(1..=3);
+    let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
+    // Each of the others may stall a lane once, one of them a second time as it is tried again, before or behind a pause.
+    let bound = TIMEOUTS.request * u32::from(consumers) + SECOND * 40;
+    let delivered = Mutex::new((Instant::now(), 0));
+    let lane = async |mut random: fastrand::Rng| {
+        let mut pause = SECOND / 2;
+        loop {
+            match bench.deliver().await {
+                (number, Ok(())) => {
+                    *delivered.lock().unwrap() = (Instant::now(), number);
+                    pause = SECOND / 2;
+                    tokio::time::sleep(Duration::from_millis(random.u64(..2000))).await;
+                }
+                (_, Err(true)) => tokio::time::sleep(Duration::from_millis(1)).await,
+                (_, Err(false)) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SECOND * 30);
+                }
+            }
+        }
+    };
+    let rng = || fastrand::Rng::with_seed(seed);
+    let lanes = futures_util::future::join_all((0..lanes).map(|_| lane(rng())));
+    let fate = async {
+        let mut good_since = vec![Some(Instant::now()); usize::from(consumers)];
+        for _ in 0..60 {
+            let number = random.u8(1..=consumers);
+            let mood = match random.u8(..6) {
+                0 => Mood::Away,
+                1 => Mood::Silent,
+                2 => Mood::Errs,
+                _ => Mood::Good,
+            };
+            bench.world.set(number, mood);
+            let since = &mut good_since[usize::from(number - 1)];
+            *since = (mood == Mood::Good).then(|| since.unwrap_or_else(Instant::now));
+            let calm = if random.u8(..5) == 0 { 3000 } else { 200 };
+            for _ in 0..random.u32(..calm) {
+                pass(SECOND).await;
+                let works = good_since.iter().flatten().any(|since| since.elapsed() >= bound);
+                let (last, at) = *delivered.lock().unwrap();
+                assert!(!works || last.elapsed() < bound, "nothing for {:?}", last.elapsed());
+                let settled = HOLD_MAX + PAUSE_MAX * 2 + bound;
+                let first_is_back = good_since[0].is_some_and(|since| since.elapsed() >= settled);
+                if first_is_preferred && first_is_back {
+                    assert_eq!(at, 1, "it has worked for {:?}", good_since[0].unwrap().elapsed());
+                }
+            }
+        }
+    };
+    tokio::select! {
+        _ = lanes => unreachable!("lanes never end"),
+        () = fate => {}
+    }
+}
+
+#[test]
+fn something_is_delivered_as_long_as_one_consumer_works() {
+    for seed in seeds(25) {
+        let _says = Failing(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(simulate(seed));
+    }
+}

@@ -1,0 +1,191 @@
+//! The bodies of requests: a batch as one of the formats, made piece by piece while it is sent.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::Write;
+use std::pin::Pin;
+use std::task::Context;
+use std::task::Poll;
+
+use bytes::Bytes;
+use hyper::body::Body;
+use hyper::body::Frame;
+use hyper::body::SizeHint;
+
+use crate::telemetry::OutputMetrics;
+
+/// Bytes handed over at once: the steps in which `output_bytes_total` grows.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// The same where they are copied for it, so that the copies stay in the CPU's cache.
+const COPIED_BYTES: usize = 64 * 1024;
+
+/// What is smaller is copied together with others: hyper writes after 16 pieces, whatever their sizes.
+const PASSED_ON_MIN: usize = 32 * 1024;
+
+/// What a batch is sent as, in pieces that are made when their turn has come: a list is never in memory twice as a whole,
+/// and what is copied is still in the CPU's cache when it is written.
+#[derive(Clone)]
+pub(super) struct Pieces {
+    head: &'static [u8],
+    lines: VecDeque<Bytes>,
+    tail: &'static [u8],
+    /// The lines are a list's: commas stand for line breaks.
+    is_list: bool,
+    /// Bytes that are left.
+    left: u64,
+}
+
+impl Pieces {
+    pub(super) fn of(pieces: Vec<Bytes>) -> Self {
+        Self::new(b"", pieces, b"", false)
+    }
+
+    /// Of lines that each end with a line break.
+    pub(super) fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
+        if let Some(last) = lines.last_mut() {
+            last.truncate(last.len().saturating_sub(1));
+        }
+        Self::new(head, lines, tail, true)
+    }
+
+    fn new(head: &'static [u8], lines: Vec<Bytes>, tail: &'static [u8], is_list: bool) -> Self {
+        let bytes: usize = lines.iter().map(Bytes::len).sum();
+        let left = (head.len() + bytes + tail.len()) as u64;
+        Self { head, lines: lines.into(), tail, is_list, left }
+    }
+
+    /// The next lines where they need no copy: as stored, and enough of them for a write of their own.
+    fn pass_on(&mut self) -> Option<Bytes> {
+        let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
+        if self.is_list {
+            return None;
+        }
+        let piece = front.split_to(front.len().min(PIECE_BYTES));
+        if front.is_empty() {
+            self.lines.pop_front();
+        }
+        Some(piece)
+    }
+
+    /// As many lines, of as many batches, as a copy may hold.
+    fn copy(&mut self) -> Vec<u8> {
+        let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
+        copy.extend_from_slice(std::mem::take(&mut self.head));
+        while copy.len() < COPIED_BYTES {
+            let Some(front) = self.lines.front_mut() else {
+                copy.extend_from_slice(std::mem::take(&mut self.tail));
+                break;
+            };
+            if !self.is_list && front.len() >= PASSED_ON_MIN {
+                break;
+            }
+            let piece = front.split_to(front.len().min(COPIED_BYTES - copy.len()));
+            if front.is_empty() {
+                self.lines.pop_front();
+            }
+            if self.is_list {
+                copy.extend(piece.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }));
+            } else {
+                copy.extend_from_slice(&piece);
+            }
+        }
+        copy
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.left == 0 {
+            return None;
+        }
+        let piece = self.pass_on().unwrap_or_else(|| Bytes::from(self.copy()));
+        self.left -= piece.len() as u64;
+        Some(piece)
+    }
+}
+
+/// A request's body, whose length is known.
+pub(super) struct Upload {
+    pub(super) pieces: Pieces,
+    pub(super) metrics: OutputMetrics,
+}
+
+impl Body for Upload {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(piece) = self.pieces.next() else { return Poll::Ready(None) };
+        self.metrics.bytes.increment(piece.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.pieces.left)
+    }
+}
+
+pub(super) fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    pieces.try_for_each(|piece| encoder.write_all(&piece))?;
+    encoder.finish()
+}
+
+pub(super) fn zstd(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
+    pieces.try_for_each(|piece| encoder.write_all(&piece))?;
+    encoder.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_sent_whole_in_few_pieces() {
+        let text = |pieces: Pieces| {
+            let length = pieces.left;
+            let pieces: Vec<Bytes> = pieces.collect();
+            let text = pieces.concat();
+            assert_eq!(text.len() as u64, length);
+            assert!(pieces.iter().all(|piece| !piece.is_empty()), "{pieces:?}");
+            // Half full at the least, but for the last.
+            assert!(pieces.len() <= text.len() * 2 / COPIED_BYTES + 1, "{}", pieces.len());
+            String::from_utf8(text).unwrap()
+        };
+        let line = |length: usize| "x".repeat(length - 1) + "\n";
+        let sizes = [
+            vec![4, 4],
+            vec![COPIED_BYTES],
+            vec![COPIED_BYTES - 1, 2, COPIED_BYTES + 1],
+            vec![PASSED_ON_MIN, 3, PASSED_ON_MIN - 1, 5 * PIECE_BYTES, 1],
+            vec![800; 5000],
+        ];
+        for sizes in sizes {
+            let lines: Vec<String> = sizes.iter().map(|length| line(*length)).collect();
+            let stored: Vec<Bytes> = lines.iter().cloned().map(Bytes::from).collect();
+            let joined = lines.concat();
+            assert!(text(Pieces::of(stored.clone())) == joined, "{sizes:?}");
+            let joined = joined.strip_suffix('\n').unwrap();
+            let list = format!("[{}]", joined.replace('\n', ","));
+            assert!(text(Pieces::list(b"[", stored, b"]")) == list, "{sizes:?}");
+        }
+        assert_eq!(
+            text(Pieces::list(b"[", vec![Bytes::from_static(b"{1}\n{2}\n")], b"]")),
+            "[{1},{2}]"
+        );
+        assert_eq!(text(Pieces::list(b"[", Vec::new(), b"]")), "[]");
+        assert_eq!(text(Pieces::of(Vec::new())), "");
+    }
+}

@@ -1,0 +1,184 @@
+//! A way through an HTTP proxy to a consumer: one CONNECT (RFC 9110 §9.3.6), then the connection is the consumer's.
+//!
+//! The proxy resolves the consumer's name. It may be slow, talk nonsense or never stop talking: its answer is bounded, and
+//! the caller bounds the time. Nothing here shows the credentials.
+
+use std::fmt;
+use std::io;
+
+use base64::prelude::BASE64_STANDARD;
+use base64::prelude::Engine as _;
+use hyper::StatusCode;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use url::Url;
+
+use crate::config::HostPort;
+use crate::telemetry::AttemptError;
+
+/// The head of a proxy's answer; what is longer is none.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// Where the proxy is. Its credentials are in no message.
+#[derive(Clone, PartialEq)]
+pub(super) struct Proxy {
+    pub(super) at: HostPort,
+    /// The value of Proxy-Authorization.
+    credentials: Option<String>,
+}
+
+/// `http://host:port`.
+impl fmt::Display for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the proxy http://{}", self.at)
+    }
+}
+
+impl Proxy {
+    /// Of a URL that was checked. Errors don't quote it.
+    pub(super) fn new(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err("has no host".to_owned());
+        };
+        if url.scheme() != "http" {
+            return Err("is not http".to_owned());
+        }
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let [user, password] =
+            [url.username(), url.password().unwrap_or_default()].map(percent_decoded);
+        let has_credentials = !url.username().is_empty() || url.password().is_some();
+        let credentials = has_credentials.then(|| {
+            let pair = [user, b":".to_vec(), password].concat();
+            format!("Basic {}", BASE64_STANDARD.encode(pair))
+        });
+        Ok(Self { at: HostPort { host, port }, credentials })
+    }
+
+    /// Asks for a way to `target`. What comes on the connection from now on is the target's.
+    pub(super) async fn open(
+        &self,
+        stream: &mut TcpStream,
+        target: &HostPort,
+    ) -> Result<(), (AttemptError, String)> {
+        let credentials = match &self.credentials {
+            Some(value) => format!("Proxy-Authorization: {value}\r\n"),
+            None => String::new(),
+        };
+        let agent = super::USER_AGENT;
+        let request = format!(
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {agent}\r\n{credentials}\r\n"
+        );
+        let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
+        stream.write_all(request.as_bytes()).await.map_err(broken)?;
+        let head = self.head(stream).await?;
+        let Some(status) = status_of(&head) else {
+            return Err((AttemptError::Protocol, format!("{self}: answered with no HTTP")));
+        };
+        if status.is_success() {
+            return Ok(());
+        }
+        let what = match status {
+            // Some say 401 of those that are wrong.
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
+                match self.credentials {
+                    Some(_) => ": it does not take the credentials in its URL",
+                    None => ": it wants credentials, write http://USER:PASSWORD@…",
+                }
+            }
+            _ => "",
+        };
+        Err((AttemptError::Connect, format!("{self}: answered {status}{what}")))
+    }
+
+    /// The head of the answer, and nothing behind it: that is the target's. No body follows a success, and after anything
+    /// else the connection is given up.
+    async fn head(&self, stream: &mut TcpStream) -> Result<Vec<u8>, (AttemptError, String)> {
+        let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
+        let mut head = Vec::new();
+        let mut peeked = [0; 1024];
+        loop {
+            let length = stream.peek(&mut peeked).await.map_err(broken)?;
+            if length == 0 {
+                return Err((AttemptError::Closed, format!("{self}: closed without an answer")));
+            }
+            let before = head.len();
+            head.extend_from_slice(&peeked[..length]);
+            // The end may lie in what was taken before, in part.
+            let from = before.saturating_sub(3);
+            let end = memchr::memmem::find(&head[from..], b"\r\n\r\n").map(|at| from + at + 4);
+            let taken = end.unwrap_or(head.len()) - before;
+            stream.read_exact(&mut peeked[..taken]).await.map_err(broken)?;
+            if let Some(end) = end {
+                head.truncate(end);
+                return Ok(head);
+            }
+            if head.len() > HEAD_BYTES_MAX {
+                return Err((AttemptError::Protocol, format!("{self}: its answer has no end")));
+            }
+        }
+    }
+}
+
+/// The status in `HTTP/1.1 200 …`.
+fn status_of(head: &[u8]) -> Option<StatusCode> {
+    let rest = head.strip_prefix(b"HTTP/1.0 ").or_else(|| head.strip_prefix(b"HTTP/1.1 "))?;
+    let (status, behind) = rest.split_at_checked(3)?;
+    matches!(behind, [b' ' | b'\r', ..]).then_some(())?;
+    StatusCode::from_bytes(status).ok()
+}
+
+/// `%40` is `@`; a `%` without two digits is itself (WHATWG URL, percent-decode).
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let mut decoded = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digit = |index: usize| char::from(*behind.get(index)?).to_digit(16);
+        let coded = digit(0).zip(digit(1)).filter(|_| byte == b'%');
+        let coded = coded.and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
+        decoded.push(coded.unwrap_or(byte));
+        rest = if coded.is_some() { &behind[2..] } else { behind };
+    }
+    decoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxys_credentials_are_sent_and_not_shown() {
+        let proxy = Proxy::new("http://relay:p%40ss%3a%25@proxy.example:3128/").unwrap();
+        let sent = BASE64_STANDARD.encode("relay:p@ss:%");
+        assert_eq!(proxy.credentials, Some(format!("Basic {sent}")));
+        assert_eq!(proxy.to_string(), "the proxy http://proxy.example:3128");
+        let proxy = Proxy::new("http://[::1]").unwrap();
+        assert_eq!(
+            (proxy.to_string().as_str(), proxy.credentials),
+            ("the proxy http://[::1]:80", None)
+        );
+        assert!(Proxy::new("https://proxy.example").is_err());
+        let proxy = Proxy::new("http://100%:%zz@proxy.example").unwrap();
+        assert_eq!(
+            proxy.credentials,
+            Some(format!("Basic {}", BASE64_STANDARD.encode("100%:%zz")))
+        );
+    }
+
+    #[test]
+    fn a_status_is_found_in_http_1_and_in_nothing_else() {
+        for (head, status) in [
+            ("HTTP/1.1 200 Connection established\r\n\r\n", Some(200)),
+            ("HTTP/1.0 407 x\r\nProxy-Authenticate: Basic\r\n\r\n", Some(407)),
+            ("HTTP/1.1 204\r\n\r\n", Some(204)),
+            ("HTTP/1.1 2000 x\r\n\r\n", None),
+            ("HTTP/1.1 2\r\n\r\n", None),
+            ("HTTP/2 200 x\r\n\r\n", None),
+            ("SSH-2.0-OpenSSH\r\n\r\n", None),
+            ("\r\n\r\n", None),
+        ] {
+            assert_eq!(status_of(head.as_bytes()).map(|status| status.as_u16()), status, "{head}");
+        }
+    }
+}

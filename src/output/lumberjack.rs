@@ -1,0 +1,255 @@
+//! `type = "lumberjack"`: the protocol of Elastic Beats, version 2, as Logstash's `beats` input speaks it.
+//!
+//! Numbers are big-endian, 32 bits. What we send is windows, each behind the other:
+//!
+//! | frame | bytes |
+//! |---|---|
+//! | window | `2W`, how many events follow |
+//! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression they come as they are |
+//! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the event as it was received |
+//!
+//! What we get is `2A` and a number: the events of the oldest window up to that one are acknowledged. 0 acknowledges none:
+//! the consumer is at work.
+
+use std::collections::VecDeque;
+use std::io;
+use std::io::Write;
+
+use bytes::Buf;
+use bytes::BytesMut;
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+
+use super::acknowledged::Answers;
+use super::acknowledged::Encoding;
+use super::acknowledged::Frames;
+use super::acknowledged::Protocol;
+use super::tcp::lines;
+use crate::queue::Batch;
+
+/// Logstash keeps a length in a signed integer of 32 bits.
+const EVENT_BYTES_MAX: usize = i32::MAX as usize;
+
+/// What takes longer to compress than it takes to hand it to another thread.
+const LARGE: u64 = 64 * 1024;
+
+/// Bytes of an ACK.
+const ACK_BYTES: usize = 6;
+
+/// One connection.
+pub(super) struct Lumberjack {
+    /// Of zlib; 0: none.
+    level: u32,
+    /// Not wholly acknowledged, the oldest first.
+    windows: VecDeque<Window>,
+}
+
+struct Window {
+    events: u64,
+    acknowledged: u64,
+}
+
+impl Lumberjack {
+    pub(super) fn new(level: u32) -> Self {
+        Self { level, windows: VecDeque::new() }
+    }
+}
+
+impl Protocol for Lumberjack {
+    fn encode(&self, batch: Batch) -> Encoding {
+        let level = self.level;
+        if level == 0 || batch.bytes < LARGE {
+            return Box::pin(std::future::ready(window(&batch, level).map_err(cannot)));
+        }
+        let compressing = tokio::task::spawn_blocking(move || window(&batch, level));
+        Box::pin(async move { compressing.await.map_err(cannot)?.map_err(cannot) })
+    }
+
+    fn sent(&mut self, events: u64) {
+        self.windows.push_back(Window { events, acknowledged: 0 });
+    }
+
+    fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String> {
+        while let Some((ack, _)) = unread.split_first_chunk::<ACK_BYTES>() {
+            let [b'2', b'A', number @ ..] = *ack else { break };
+            let number = u64::from(u32::from_be_bytes(number));
+            answers.alive = true;
+            unread.advance(ACK_BYTES);
+            let awaited = self.windows.front().map_or(0, |window| window.events);
+            if number > awaited {
+                return Err(format!("acknowledges event {number} of a window of {awaited}"));
+            }
+            if let Some(window) = self.windows.front_mut() {
+                answers.acknowledged += number.saturating_sub(window.acknowledged);
+                window.acknowledged = number.max(window.acknowledged);
+            }
+            self.windows.pop_front_if(|window| window.acknowledged == window.events);
+        }
+        if !unread.iter().zip(b"2A").all(|(byte, wanted)| byte == wanted) {
+            let said = &unread[..unread.len().min(ACK_BYTES)];
+            return Err(format!("answers \"{}\" where an ACK should be", said.escape_ascii()));
+        }
+        Ok(())
+    }
+
+    fn close(&self) -> Vec<u8> {
+        Vec::new()
+    }
+}
+
+fn cannot(error: impl std::fmt::Display) -> String {
+    format!("cannot compress: {error}")
+}
+
+/// A window with these events.
+fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
+    let mut frames = Frames::default();
+    let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };
+    let mut out = Vec::with_capacity(usize::try_from(capacity).unwrap_or_default() + 12);
+    // How many they are is written when it is known.
+    out.extend_from_slice(b"2W\0\0\0\0");
+    let events = if level == 0 {
+        json(batch, &mut out, &mut frames)?
+    } else {
+        out.extend_from_slice(b"2C\0\0\0\0");
+        let mut encoder = ZlibEncoder::new(out, Compression::new(level));
+        let events = json(batch, &mut encoder, &mut frames)?;
+        out = encoder.finish()?;
+        let length = u32::try_from(out.len() - 12).map_err(io::Error::other)?;
+        out[8..12].copy_from_slice(&length.to_be_bytes());
+        events
+    };
+    out[2..6].copy_from_slice(&events.to_be_bytes());
+    frames.bytes = out.into();
+    Ok(frames)
+}
+
+/// Writes the JSON frames; says how many they are.
+fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
+    let mut number = 0_u32;
+    for event in lines(&batch.pieces) {
+        let Some(length) =
+            u32::try_from(event.len()).ok().filter(|_| event.len() <= EVENT_BYTES_MAX)
+        else {
+            frames.without(event);
+            continue;
+        };
+        number += 1;
+        frames.with();
+        out.write_all(b"2J")?;
+        out.write_all(&number.to_be_bytes())?;
+        out.write_all(&length.to_be_bytes())?;
+        out.write_all(event)?;
+    }
+    Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use bytes::Bytes;
+    use flate2::read::ZlibDecoder;
+
+    use super::*;
+    use crate::queue::Claim;
+
+    fn batch(lines: &[&str]) -> Batch {
+        let pieces: Vec<_> = lines.iter().map(|line| Bytes::from(format!("{line}\n"))).collect();
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let events = lines.len() as u64;
+        Batch { claim: Claim { start: 0, end: events }, events, bytes, pieces }
+    }
+
+    /// Two events: the second has 9 characters and 10 bytes.
+    const TWO: [&str; 2] = [r#"{"a":1}"#, r#"{"b":"ä"}"#];
+
+    /// Their window, as the protocol's description has it.
+    const WINDOW_OF_TWO: &[u8] = b"2W\x00\x00\x00\x02\
+        2J\x00\x00\x00\x01\x00\x00\x00\x07{\"a\":1}\
+        2J\x00\x00\x00\x02\x00\x00\x00\x0a{\"b\":\"\xc3\xa4\"}";
+
+    #[test]
+    fn a_window_without_compression_is_these_bytes() {
+        assert_eq!(window(&batch(&TWO), 0).unwrap().bytes, WINDOW_OF_TWO);
+    }
+
+    #[test]
+    fn a_compressed_window_holds_its_events_in_one_frame_of_zlib() {
+        for level in 1..=9 {
+            let bytes = window(&batch(&TWO), level).unwrap().bytes;
+            // How many they are is told outside.
+            assert_eq!(bytes[..8], *b"2W\x00\x00\x00\x022C");
+            let length = u32::from_be_bytes(bytes[8..12].try_into().unwrap());
+            assert_eq!(usize::try_from(length).unwrap(), bytes.len() - 12);
+            // CMF (RFC 1950 §2.2): deflate with a window of 32 KiB; with FLG a multiple of 31.
+            assert_eq!(bytes[12], 0x78);
+            assert_eq!(u16::from_be_bytes([bytes[12], bytes[13]]) % 31, 0);
+            let mut inside = Vec::new();
+            ZlibDecoder::new(&bytes[12..]).read_to_end(&mut inside).unwrap();
+            assert_eq!(inside, WINDOW_OF_TWO[6..]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_large_window_is_compressed_on_another_thread_and_the_same() {
+        let event = format!("{{\"a\":\"{}\"}}", "x".repeat(100_000));
+        let batch = batch(&[&event, &event]);
+        let encoded = Lumberjack::new(3).encode(batch.clone()).await.unwrap();
+        assert_eq!(encoded.bytes, window(&batch, 3).unwrap().bytes);
+    }
+
+    fn ack(number: u32) -> Vec<u8> {
+        [b"2A", &number.to_be_bytes()[..]].concat()
+    }
+
+    /// Reads answers that come in pieces of `step` bytes.
+    fn answered(
+        protocol: &mut Lumberjack,
+        said: &[u8],
+        step: usize,
+    ) -> Result<(u64, bool), String> {
+        let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
+        for piece in said.chunks(step) {
+            unread.extend_from_slice(piece);
+            protocol.read(&mut unread, &mut answers)?;
+        }
+        Ok((answers.acknowledged, answers.alive))
+    }
+
+    #[test]
+    fn answers_count_what_is_new_wherever_they_are_cut() {
+        let said = [ack(0), ack(2), ack(0), ack(2), ack(1), ack(5), ack(3)].concat();
+        for step in 1..=said.len() {
+            let mut protocol = Lumberjack::new(3);
+            protocol.sent(5);
+            protocol.sent(4);
+            assert_eq!(answered(&mut protocol, &said, step), Ok((5 + 3, true)), "{step}");
+            assert_eq!(answered(&mut protocol, &ack(4), step), Ok((1, true)));
+            assert!(protocol.windows.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_sign_of_life_acknowledges_nothing() {
+        let mut protocol = Lumberjack::new(3);
+        assert_eq!(answered(&mut protocol, &ack(0), 6), Ok((0, true)));
+        protocol.sent(1);
+        assert_eq!(answered(&mut protocol, &ack(0), 6), Ok((0, true)));
+        assert_eq!(answered(&mut protocol, &ack(0)[..5], 6), Ok((0, false)));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error_as_soon_as_it_shows() {
+        for wrong in [&b"H"[..], b"1A\0\0\0\x01", b"2J", b"2A\0\0\0\x06", b"2A\xff\xff\xff\xff"] {
+            let mut protocol = Lumberjack::new(3);
+            protocol.sent(5);
+            let result = answered(&mut protocol, wrong, wrong.len());
+            assert!(result.is_err(), "{wrong:?}: {result:?}");
+        }
+        let mut protocol = Lumberjack::new(3);
+        assert!(answered(&mut protocol, &ack(1), 6).is_err(), "nothing was sent");
+        let wrong = answered(&mut protocol, b"HTTP/1.1 400 Bad Request", 24).unwrap_err();
+        assert_eq!(wrong, "answers \"HTTP/1\" where an ACK should be");
+    }
+}

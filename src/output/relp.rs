@@ -1,0 +1,387 @@
+//! `type = "relp"`: the Reliable Event Logging Protocol, as rsyslog's `imrelp` speaks it. The messages are those of
+//! `syslog`.
+//!
+//! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. Our commands are numbered from 1: `open` with what we
+//! offer, a `syslog` for each message, `close`. Each is answered by a `rsp` with its number, whose data begins with 200
+//! where the consumer took it; anything else makes nothing final. Number 0 is for hints: `serverclose`.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Buf;
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt;
+
+use super::acknowledged::Answers;
+use super::acknowledged::Encoding;
+use super::acknowledged::Frames;
+use super::acknowledged::Protocol;
+use super::acknowledged::Trouble;
+use super::connection::Wire;
+use super::syslog::Rfc5424;
+use super::tcp::lines;
+use crate::queue::Batch;
+
+/// The highest number of a command, after which they begin at 1 again, and of bytes in a frame.
+const NINE_DIGITS: u32 = 999_999_999;
+
+/// Bytes of data that an answer may have. Those of librelp have 6, or some hundreds with its offers.
+const ANSWER_BYTES_MAX: usize = 16 * 1024;
+
+/// What we offer. librelp calls its protocol version 0.
+const OFFERS: &str = concat!(
+    "relp_version=0\nrelp_software=kube-audit-forwarder,",
+    env!("CARGO_PKG_VERSION"),
+    "\ncommands=syslog"
+);
+
+/// One connection.
+pub(super) struct Relp {
+    messages: Rfc5424,
+    /// The number of the next command.
+    next: u32,
+    /// Of each message since the oldest that is not acknowledged: whether it is. They may be answered in any order.
+    answered: VecDeque<bool>,
+}
+
+impl Relp {
+    pub(super) fn new(messages: Rfc5424) -> Self {
+        let messages = messages.at_most(u64::from(NINE_DIGITS));
+        Self { messages, next: 1, answered: VecDeque::new() }
+    }
+
+    fn frames(&self, batch: &Batch) -> Result<Frames, String> {
+        let mut frames = Frames::default();
+        let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
+        let mut number = self.next;
+        for event in lines(&batch.pieces) {
+            let Some(message) = self.messages.message(event)? else {
+                frames.without(event);
+                continue;
+            };
+            frames.with();
+            out.extend_from_slice(format!("{number} syslog {} ", message.length).as_bytes());
+            message.write(&mut out);
+            out.extend_from_slice(b"\n");
+            number = after(number, 1);
+        }
+        frames.bytes = out.freeze();
+        Ok(frames)
+    }
+
+    /// A message's answer.
+    fn answer(&mut self, number: u32) -> Result<(), String> {
+        let awaited = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
+        let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);
+        let index = usize::try_from((number + NINE_DIGITS - oldest) % NINE_DIGITS);
+        match index.ok().and_then(|index| self.answered.get_mut(index)) {
+            Some(answered) if number > 0 && !*answered => *answered = true,
+            Some(_) | None => {
+                return Err(format!("answers command {number}, which is not awaited"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The number of the command that comes so many after this one.
+fn after(number: u32, commands: u32) -> u32 {
+    (number - 1 + commands) % NINE_DIGITS + 1
+}
+
+impl Protocol for Relp {
+    async fn open(&mut self, wire: &mut Wire, unread: &mut BytesMut) -> Result<(), Trouble> {
+        let open = format!("{} open {} {OFFERS}\n", self.next, OFFERS.len());
+        wire.io().write_all(open.as_bytes()).await?;
+        wire.io().flush().await?;
+        let frame = loop {
+            if let Some(frame) = frame(unread).map_err(Trouble::Protocol)? {
+                break frame;
+            }
+            if wire.io().read_buf(unread).await? == 0 {
+                return Err(Trouble::Io(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+        };
+        if frame.number != self.next {
+            let what = format!("answers command {} before it opens", frame.number);
+            return Err(Trouble::Protocol(what));
+        }
+        let data = frame.data(unread);
+        taken(data).map_err(Trouble::Protocol)?;
+        let offer = |name: &[u8]| {
+            data.split(|byte| *byte == b'\n')
+                .find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(b"=")))
+        };
+        if offer(b"relp_version") != Some(b"0") {
+            return Err(Trouble::Protocol("offers no version of RELP that we know".into()));
+        }
+        let commands = offer(b"commands").unwrap_or_default();
+        if !commands.split(|byte| *byte == b',').any(|command| command == b"syslog") {
+            return Err(Trouble::Protocol("does not offer the command syslog".into()));
+        }
+        unread.advance(frame.length);
+        self.next = after(self.next, 1);
+        Ok(())
+    }
+
+    fn encode(&self, batch: Batch) -> Encoding {
+        Box::pin(std::future::ready(self.frames(&batch)))
+    }
+
+    fn sent(&mut self, events: u64) {
+        for _ in 0..events {
+            self.next = after(self.next, 1);
+            self.answered.push_back(false);
+        }
+    }
+
+    fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String> {
+        while let Some(frame) = frame(unread)? {
+            // A hint says nothing of what was sent: one that only hints is stuck.
+            if frame.number == 0 {
+                answers.closing |= frame.command(unread) == b"serverclose";
+            } else {
+                answers.alive = true;
+                taken(frame.data(unread))?;
+                self.answer(frame.number)?;
+            }
+            unread.advance(frame.length);
+            while self.answered.pop_front_if(|answered| *answered).is_some() {
+                answers.acknowledged += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&self) -> Vec<u8> {
+        format!("{} close 0\n", self.next).into_bytes()
+    }
+}
+
+/// Whether an answer's data says that the consumer took a command.
+fn taken(data: &[u8]) -> Result<(), String> {
+    if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
+        return Ok(());
+    }
+    let said = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    // A code, a space, and 80 characters for people.
+    let said = &said[..said.len().min(84)];
+    Err(format!("answers \"{}\"", said.escape_ascii()))
+}
+
+/// A frame at the front of what was read.
+struct Frame {
+    number: u32,
+    command: Range<usize>,
+    data: Range<usize>,
+    /// Of all of it.
+    length: usize,
+}
+
+impl Frame {
+    fn command<'a>(&self, read: &'a [u8]) -> &'a [u8] {
+        read.get(self.command.clone()).unwrap_or_default()
+    }
+
+    fn data<'a>(&self, read: &'a [u8]) -> &'a [u8] {
+        read.get(self.data.clone()).unwrap_or_default()
+    }
+}
+
+/// The first frame, if it is whole: an answer (`rsp`), or a hint.
+fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
+    let wrong = || {
+        let said = &read[..read.len().min(32)];
+        format!("says \"{}\", which is no answer of RELP", said.escape_ascii())
+    };
+    let Some((number, at)) = digits(read, 0).ok_or_else(wrong)? else { return Ok(None) };
+    if read[at] != b' ' {
+        return Err(wrong());
+    }
+    let from = at + 1;
+    let letters = read[from..].iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
+    let command = from..from + letters;
+    let Some(behind) = read.get(command.end) else {
+        return if letters <= 32 { Ok(None) } else { Err(wrong()) };
+    };
+    let known =
+        if number == 0 { (1..=32).contains(&letters) } else { &read[command.clone()] == b"rsp" };
+    if *behind != b' ' || !known {
+        return Err(wrong());
+    }
+    let Some((length, at)) = digits(read, command.end + 1).ok_or_else(wrong)? else {
+        return Ok(None);
+    };
+    let length = usize::try_from(length).ok().filter(|length| *length <= ANSWER_BYTES_MAX);
+    let length = length.ok_or_else(wrong)?;
+    // Without data there is no space before it.
+    let start = if length == 0 { at } else { at + 1 };
+    let data = start..start + length;
+    if length > 0 && read[at] != b' ' {
+        return Err(wrong());
+    }
+    match read.get(data.end) {
+        None => Ok(None),
+        Some(b'\n') => Ok(Some(Frame { number, command, length: data.end + 1, data })),
+        Some(_) => Err(wrong()),
+    }
+}
+
+/// A number of at most nine digits from there on, and where it ends, if that is known yet. `None`: there is none.
+fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
+    let rest = read.get(from..)?;
+    let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    if count == rest.len() && count <= 9 {
+        return Some(None);
+    }
+    if count == 0 || count > 9 {
+        return None;
+    }
+    let number = rest[..count].iter().fold(0, |sum, digit| sum * 10 + u32::from(digit - b'0'));
+    Some(Some((number, from + count)))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config;
+    use crate::config::Rejected;
+    use crate::queue::Claim;
+
+    /// After its `open`.
+    fn relp(rejected: Rejected) -> Relp {
+        let config = config::Messages {
+            priority: 134,
+            hostname: "host".into(),
+            app_name: "app".into(),
+            max_message_bytes: 60,
+        };
+        Relp { next: 2, ..Relp::new(Rfc5424::new(&config, rejected)) }
+    }
+
+    fn batch(lines: &[&str]) -> Batch {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let events = lines.len() as u64;
+        let claim = Claim { start: 0, end: events };
+        Batch { claim, events, bytes: text.len() as u64, pieces: vec![Bytes::from(text)] }
+    }
+
+    fn long() -> String {
+        format!("{{\"a\":\"{}\"}}", "x".repeat(100))
+    }
+
+    #[test]
+    fn messages_are_framed_and_numbered_and_those_too_long_left_out() {
+        let relp = relp(Rejected::Drop);
+        let frames = relp.frames(&batch(&[r#"{"a":1}"#, &long(), r#"{"b":"ä"}"#])).unwrap();
+        // Lengths count bytes, not characters.
+        let expected = "2 syslog 31 <134>1 - host app - - - {\"a\":1}\n\
+                        3 syslog 34 <134>1 - host app - - - {\"b\":\"ä\"}\n";
+        assert_eq!(frames.bytes, expected);
+        let mut wanted = Frames::default();
+        wanted.bytes = frames.bytes.clone();
+        wanted.with();
+        wanted.without(long().as_bytes());
+        wanted.with();
+        assert_eq!(frames, wanted);
+        let told = self::relp(Rejected::Retry).frames(&batch(&[&long()])).unwrap_err();
+        assert!(told.contains("max_message_bytes"), "{told}");
+    }
+
+    #[test]
+    fn numbers_begin_at_one_again_after_the_last() {
+        assert_eq!((after(1, 1), after(NINE_DIGITS, 1)), (2, 1));
+        let mut relp = Relp { next: NINE_DIGITS - 1, ..relp(Rejected::Drop) };
+        let frames = relp.frames(&batch(&["{}", "{}", "{}"])).unwrap();
+        let text = std::str::from_utf8(&frames.bytes).unwrap();
+        let numbers: Vec<_> =
+            text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(numbers, ["999999998", "999999999", "1"]);
+        relp.sent(3);
+        let said = b"999999998 rsp 6 200 OK\n999999999 rsp 6 200 OK\n1 rsp 6 200 OK\n";
+        assert_eq!(answered(&mut relp, said, 7), Ok((3, false)));
+        assert_eq!(relp.close(), b"2 close 0\n");
+    }
+
+    /// Reads answers that come in pieces of `step` bytes.
+    fn answered(protocol: &mut Relp, said: &[u8], step: usize) -> Result<(u64, bool), String> {
+        let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
+        for piece in said.chunks(step) {
+            unread.extend_from_slice(piece);
+            protocol.read(&mut unread, &mut answers)?;
+        }
+        Ok((answers.acknowledged, answers.closing))
+    }
+
+    #[test]
+    fn what_was_answered_before_an_error_counts() {
+        let mut relp = relp(Rejected::Drop);
+        relp.sent(4);
+        let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
+        unread.extend_from_slice(b"2 rsp 6 200 OK\n3 rsp 6 200 OK\n4 rsp 6 500 no\n");
+        assert!(relp.read(&mut unread, &mut answers).is_err());
+        assert_eq!(answers.acknowledged, 2);
+    }
+
+    #[test]
+    fn answers_are_found_wherever_they_are_cut_and_in_any_order() {
+        let said =
+            b"2 rsp 6 200 OK\n4 rsp 3 200\n0 hint 4 what\n3 rsp 9 200 OK\nno\n0 serverclose 0\n";
+        for step in 1..=said.len() {
+            let mut relp = relp(Rejected::Drop);
+            relp.sent(4);
+            assert_eq!(answered(&mut relp, said, step), Ok((3, true)), "{step}");
+            assert_eq!(relp.answered, [false]);
+        }
+        let mut relp = relp(Rejected::Drop);
+        relp.sent(4);
+        // Nothing is acknowledged behind what is not.
+        assert_eq!(answered(&mut relp, b"3 rsp 6 200 OK\n5 rsp 6 200 OK\n", 99), Ok((0, false)));
+        assert_eq!(answered(&mut relp, b"2 rsp 6 200 OK\n", 99), Ok((2, false)));
+    }
+
+    #[test]
+    fn only_answers_are_signs_of_life() {
+        for (said, alive) in [("0 hint 4 what\n", false), ("3 rsp 6 200 OK\n", true)] {
+            let mut relp = relp(Rejected::Drop);
+            relp.sent(2);
+            let mut answers = Answers::default();
+            relp.read(&mut BytesMut::from(said), &mut answers).unwrap();
+            assert_eq!((answers.alive, answers.acknowledged), (alive, 0), "{said}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_an_error_and_bounded() {
+        for wrong in [
+            "HTTP/1.1 400 Bad Request\r\n",
+            " ",
+            "2\n",
+            "1234567890",
+            "2 syslog 1 x\n",
+            "2 rsp 6 500 no\n",
+            "2 rsp 8 2000 not\n",
+            "2 rsp 0\n",
+            "2 rsp x\n",
+            "2 rsp 6 200 OK!",
+            "2 rsp 16385 200",
+            "2 rsp 1234567890",
+            // Not awaited: never sent, and answered before.
+            "6 rsp 6 200 OK\n",
+            "1 rsp 6 200 OK\n",
+            "3 rsp 6 200 OK\n3 rsp 6 200 OK\n",
+            &format!("0 {}", "a".repeat(33)),
+            &"0".repeat(40),
+        ] {
+            let mut relp = relp(Rejected::Drop);
+            relp.sent(4);
+            let result = answered(&mut relp, wrong.as_bytes(), wrong.len());
+            assert!(result.is_err(), "{wrong:?}: {result:?}");
+        }
+        let said = taken(b"500 \x1b[31mred\n").unwrap_err();
+        assert_eq!(said, "answers \"500 \\x1b[31mred\"");
+    }
+}

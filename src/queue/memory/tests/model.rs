@@ -1,0 +1,698 @@
+//! The queue against a model that is too simple to be wrong: every event with what each output has done about it, while
+//! outputs come and go, and settings change.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+use proptest::test_runner::TestCaseResult;
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+use crate::queue::tests::Counts;
+
+/// What is done to the queue. Numbers choose among what there is, modulo.
+#[derive(Debug, Clone)]
+enum Step {
+    Append(Vec<usize>),
+    Next {
+        cursor: usize,
+        bytes: u64,
+        events: u64,
+    },
+    Finish {
+        cursor: usize,
+        claim: usize,
+        lost: u64,
+    },
+    Release {
+        cursor: usize,
+        claim: usize,
+    },
+    Retake {
+        cursor: usize,
+        claim: usize,
+    },
+    Split {
+        cursor: usize,
+        claim: usize,
+    },
+    Rewind {
+        cursor: usize,
+    },
+    /// The sender of a batch that waits for its delivery goes.
+    Withdraw {
+        ticket: usize,
+    },
+    Join {
+        name: usize,
+        required: bool,
+    },
+    Leave {
+        cursor: usize,
+    },
+    Require {
+        cursor: usize,
+        required: bool,
+    },
+    Apply(Settings),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    capacity: u64,
+    when_full: WhenFull,
+    acknowledge: Acknowledge,
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = 0_usize..100;
+    let cursor = 0_usize..60;
+    prop_oneof![
+        8 => prop::collection::vec(0_usize..300, 1..100).prop_map(Step::Append),
+        8 => (cursor.clone(), 1_u64..3000, 1_u64..200)
+            .prop_map(|(cursor, bytes, events)| Step::Next { cursor, bytes, events }),
+        6 => (cursor.clone(), index.clone(), 0_u64..3)
+            .prop_map(|(cursor, claim, lost)| Step::Finish { cursor, claim, lost }),
+        4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Release { cursor, claim }),
+        4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Retake { cursor, claim }),
+        4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Split { cursor, claim }),
+        2 => cursor.clone().prop_map(|cursor| Step::Rewind { cursor }),
+        2 => index.clone().prop_map(|ticket| Step::Withdraw { ticket }),
+        2 => (index, any::<bool>()).prop_map(|(name, required)| Step::Join { name, required }),
+        1 => cursor.clone().prop_map(|cursor| Step::Leave { cursor }),
+        2 => (cursor, any::<bool>())
+            .prop_map(|(cursor, required)| Step::Require { cursor, required }),
+        1 => settings_step().prop_map(Step::Apply),
+    ]
+}
+
+fn settings_step() -> impl Strategy<Value = Settings> {
+    use Acknowledge::Delivered;
+    use Acknowledge::Queued;
+    let answers = prop::sample::select(vec![
+        (WhenFull::Reject, Queued),
+        (WhenFull::Reject, Delivered),
+        (WhenFull::DropOldest, Queued),
+        (WhenFull::DropNewest, Queued),
+    ]);
+    (prop::sample::select(vec![5_000, 10_000, 20_000, 40_000]), answers).prop_map(
+        |(capacity, (when_full, acknowledge))| Settings { capacity, when_full, acknowledge },
+    )
+}
+
+/// What one cursor has done about one event.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Waiting,
+    Finished,
+    Lost,
+}
+
+struct ModelRecord {
+    first: u64,
+    events: Vec<String>,
+    /// Neither dropped nor withdrawn.
+    here: bool,
+    /// It is accepted.
+    begun: bool,
+    /// Its sender is told.
+    answered: bool,
+}
+
+impl ModelRecord {
+    fn weight(&self) -> u64 {
+        self.events.iter().map(|event| event.len() as u64 + 1).sum::<u64>() + BATCH_OVERHEAD
+    }
+
+    fn end(&self) -> u64 {
+        self.first + self.events.len() as u64
+    }
+}
+
+/// What an output has on its counters, whether it is there or not.
+#[derive(Default, Clone, Copy)]
+struct Totals {
+    delivered: u64,
+    lost: u64,
+}
+
+struct ModelCursor {
+    name: usize,
+    required: bool,
+    read: u64,
+    /// By start: end, and where it stands.
+    claims: BTreeMap<u64, (u64, Stage)>,
+    /// Of the events behind where it joined.
+    fates: BTreeMap<u64, Fate>,
+}
+
+impl ModelCursor {
+    fn watermark(&self) -> u64 {
+        let open = self.claims.iter().find(|(_, (_, stage))| stage.is_open());
+        open.map_or(self.read, |(start, _)| *start)
+    }
+
+    fn is_in_order(&self) -> bool {
+        let mut behind = self.claims.range(self.watermark()..);
+        behind.all(|(_, (_, stage))| *stage != Stage::Done)
+    }
+
+    fn pick(&self, index: usize, stages: &[Stage]) -> Option<Claim> {
+        let open: Vec<Claim> = self
+            .claims
+            .iter()
+            .filter(|(_, (_, stage))| stages.contains(stage))
+            .map(|(start, (end, _))| Claim { start: *start, end: *end })
+            .collect();
+        (!open.is_empty()).then(|| open[index % open.len()])
+    }
+
+    fn has_on_wire(&self, record: &ModelRecord) -> bool {
+        self.claims.iter().any(|(start, (end, stage))| {
+            *stage == Stage::OnWire && *start < record.end() && record.first < *end
+        })
+    }
+
+    /// What of these positions it has not finished becomes so. Says how many.
+    fn settle(&mut self, positions: std::ops::Range<u64>, fate: Fate) -> u64 {
+        let waiting = self.fates.range_mut(positions).filter(|(_, fate)| **fate == Fate::Waiting);
+        waiting.map(|(_, old)| *old = fate).count() as u64
+    }
+}
+
+/// What becomes of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Stored,
+    /// Its sender is told that it is stored.
+    Lost,
+    No,
+}
+
+struct Model {
+    settings: Settings,
+    /// More than the capacity, where that was more.
+    bound: u64,
+    records: Vec<ModelRecord>,
+    cursors: Vec<ModelCursor>,
+    totals: [Totals; NAMES.len()],
+    dropped_oldest: u64,
+    dropped_newest: u64,
+}
+
+impl Model {
+    fn watermark(&self, of: impl Fn(&ModelCursor) -> bool) -> u64 {
+        let of = self.cursors.iter().filter(|cursor| of(cursor));
+        let end = self.records.last().map_or(0, ModelRecord::end);
+        of.map(ModelCursor::watermark).min().unwrap_or(end)
+    }
+
+    fn required_watermark(&self) -> u64 {
+        self.watermark(|cursor| cursor.required)
+    }
+
+    fn held(&self) -> (u64, u64) {
+        let passed = self.watermark(|_| true);
+        let held: Vec<_> =
+            self.records.iter().filter(|record| record.here && record.end() > passed).collect();
+        let events = held.iter().map(|record| record.events.len() as u64).sum();
+        (held.iter().map(|record| record.weight()).sum(), events)
+    }
+
+    fn accepted(&self) -> u64 {
+        let begun = self.records.iter().filter(|record| record.begun);
+        begun.map(|record| record.events.len() as u64).sum()
+    }
+
+    /// The events of a claim that are still here.
+    fn events_of(&self, claim: Claim) -> Vec<(u64, String)> {
+        let events = self.records.iter().filter(|record| record.here).flat_map(|record| {
+            (record.first..)
+                .zip(record.events.iter().cloned())
+                .filter(|(position, _)| (claim.start..claim.end).contains(position))
+        });
+        events.collect()
+    }
+
+    /// Drops for a batch what may be dropped.
+    fn append(&mut self, events: &[String]) -> Taken {
+        let first = self.records.last().map_or(0, ModelRecord::end);
+        let begun = self.settings.acknowledge == Acknowledge::Queued;
+        let record =
+            ModelRecord { first, events: events.to_vec(), here: true, begun, answered: begun };
+        let needed = (self.held().0 + record.weight()).saturating_sub(self.settings.capacity);
+        let (passed, required) = (self.watermark(|_| true), self.required_watermark());
+        let (mut gained, mut chosen) = (0, Vec::new());
+        for (index, old) in self.records.iter().enumerate() {
+            let is_spare = old.end() <= required;
+            let on_wire = self.cursors.iter().any(|it| it.required && it.has_on_wire(old));
+            let may_go = is_spare || (self.settings.when_full == WhenFull::DropOldest && !on_wire);
+            if gained < needed && old.here && old.end() > passed && may_go {
+                gained += old.weight();
+                chosen.push((index, is_spare));
+            }
+        }
+        if gained < needed {
+            if self.settings.when_full == WhenFull::DropNewest {
+                self.dropped_newest += record.events.len() as u64;
+                return Taken::Lost;
+            }
+            return Taken::No;
+        }
+        for (index, is_spare) in chosen {
+            let old = &mut self.records[index];
+            (old.here, old.begun, old.answered) = (false, true, true);
+            let mut most = 0;
+            for cursor in &mut self.cursors {
+                let lost = cursor.settle(old.first..old.end(), Fate::Lost);
+                self.totals[cursor.name].lost += lost;
+                if cursor.required && !is_spare {
+                    most = most.max(lost);
+                }
+            }
+            self.dropped_oldest += most;
+        }
+        for cursor in &mut self.cursors {
+            cursor.fates.extend((first..record.end()).map(|position| (position, Fate::Waiting)));
+        }
+        self.records.push(record);
+        Taken::Stored
+    }
+
+    /// A batch is taken out where no output has begun it.
+    fn withdraw(&mut self, first: u64) {
+        let record = self.records.iter_mut().find(|record| record.first == first);
+        let record = record.expect("it was appended");
+        if !record.begun && record.here {
+            record.here = false;
+            let positions = record.first..record.end();
+            for cursor in &mut self.cursors {
+                cursor.fates.retain(|position, _| !positions.contains(position));
+            }
+        }
+    }
+
+    fn leave(&mut self, index: usize) -> u64 {
+        let mut cursor = self.cursors.remove(index);
+        self.answer();
+        let begun = self.records.iter().filter(|record| record.begun);
+        let lost = begun.map(|record| cursor.settle(record.first..record.end(), Fate::Lost)).sum();
+        self.totals[cursor.name].lost += lost;
+        lost
+    }
+
+    /// Senders are told of what all required outputs have finished, and that is accepted.
+    fn answer(&mut self) {
+        let required = self.required_watermark();
+        for record in self.records.iter_mut().filter(|it| it.here && it.end() <= required) {
+            (record.begun, record.answered) = (true, true);
+        }
+    }
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(what: &str, real: T, model: T) -> TestCaseResult {
+    match real == model {
+        true => Ok(()),
+        false => Err(TestCaseError::fail(format!("{what}: {real:?}, the model has {model:?}"))),
+    }
+}
+
+struct Pair {
+    real: Queue,
+    cursors: Vec<Cursor>,
+    tickets: Vec<(u64, Ticket)>,
+    telemetry: Telemetry,
+    counts: [Counts; NAMES.len()],
+    model: Model,
+    appended: usize,
+}
+
+impl Pair {
+    fn new(settings: Settings, required: [bool; 2]) -> Self {
+        let Settings { capacity, when_full, acknowledge } = settings;
+        let (real, telemetry) = queue(capacity, when_full, acknowledge);
+        let model = Model {
+            settings,
+            bound: capacity,
+            records: Vec::new(),
+            cursors: Vec::new(),
+            totals: Default::default(),
+            dropped_oldest: 0,
+            dropped_newest: 0,
+        };
+        let mut pair = Self {
+            real,
+            cursors: Vec::new(),
+            tickets: Vec::new(),
+            telemetry,
+            counts: Default::default(),
+            model,
+            appended: 0,
+        };
+        for (name, required) in required.into_iter().enumerate() {
+            pair.join(name, required);
+        }
+        pair
+    }
+
+    fn join(&mut self, name: usize, required: bool) {
+        let output = self.counts[name].output(&self.telemetry, NAMES[name], required);
+        let joined = self.real.join(output);
+        if self.model.cursors.iter().any(|cursor| cursor.name == name) {
+            assert_eq!(joined.err(), Some(JoinError::Taken));
+            return;
+        }
+        self.cursors.push(joined.unwrap_or_else(|error| panic!("{error}")));
+        self.model.cursors.push(ModelCursor {
+            name,
+            required,
+            read: self.model.records.last().map_or(0, ModelRecord::end),
+            claims: BTreeMap::new(),
+            fates: BTreeMap::new(),
+        });
+    }
+
+    /// Whether one is required besides this.
+    fn can_spare(&self, cursor: usize) -> bool {
+        let mut others = self.model.cursors.iter().enumerate();
+        others.any(|(index, other)| index != cursor && other.required)
+    }
+
+    fn apply(&mut self, step: &Step) -> TestCaseResult {
+        let cursors = self.cursors.len();
+        match step {
+            Step::Append(lengths) => self.append(lengths)?,
+            Step::Next { cursor, bytes, events } => {
+                self.next(cursor % cursors, Take { bytes: *bytes, events: *events })?;
+            }
+            Step::Finish { cursor, claim, lost } => self.finish(cursor % cursors, *claim, *lost),
+            Step::Release { cursor, claim } => {
+                let model = &mut self.model.cursors[cursor % cursors];
+                let Some(claim) = model.pick(*claim, &[Stage::OnWire]) else { return Ok(()) };
+                model.claims.insert(claim.start, (claim.end, Stage::Released));
+                self.cursors[cursor % cursors].release(claim);
+            }
+            Step::Retake { cursor, claim } => self.retake(cursor % cursors, *claim)?,
+            Step::Split { cursor, claim } => self.split(cursor % cursors, *claim)?,
+            Step::Rewind { cursor } => {
+                let (real, model) =
+                    (&self.cursors[cursor % cursors], &mut self.model.cursors[cursor % cursors]);
+                same("in order", real.is_in_order(), model.is_in_order())?;
+                if model.is_in_order() {
+                    let watermark = model.watermark();
+                    model.read = watermark;
+                    model.claims.retain(|start, _| *start < watermark);
+                    real.rewind();
+                }
+            }
+            Step::Withdraw { ticket } => {
+                if !self.tickets.is_empty() {
+                    let (first, ticket) = self.tickets.remove(ticket % self.tickets.len());
+                    drop(ticket);
+                    self.model.withdraw(first);
+                }
+            }
+            Step::Join { name, required } => self.join(name % NAMES.len(), *required),
+            Step::Leave { cursor } => {
+                let index = cursor % cursors;
+                if self.can_spare(index) {
+                    let lost = self.cursors.remove(index).leave();
+                    same("left", lost, self.model.leave(index))?;
+                }
+            }
+            Step::Require { cursor, required } => {
+                let index = cursor % cursors;
+                if *required || self.can_spare(index) {
+                    let model = &mut self.model.cursors[index];
+                    model.required = *required;
+                    self.real.require(NAMES[model.name], *required);
+                }
+            }
+            Step::Apply(settings) => {
+                let Settings { capacity, when_full, acknowledge } = *settings;
+                self.real.apply(&super::settings(capacity, when_full, acknowledge));
+                self.model.settings = *settings;
+                self.model.bound = capacity.max(self.model.held().0);
+            }
+        }
+        self.model.answer();
+        self.compare()
+    }
+
+    fn append(&mut self, lengths: &[usize]) -> TestCaseResult {
+        let events: Vec<String> = lengths
+            .iter()
+            .map(|length| {
+                self.appended += 1;
+                format!("{}{}", self.appended, "x".repeat(*length))
+            })
+            .collect();
+        let batch = batch(&events);
+        let admitted = self.real.admits(batch.lines.len() as u64).is_ok();
+        let real = self.real.append(batch);
+        let taken = self.model.append(&events);
+        same("taken", real.is_ok(), taken != Taken::No)?;
+        same("admitted", admitted || self.model.settings.when_full != WhenFull::Reject, {
+            taken != Taken::No || self.model.settings.when_full != WhenFull::Reject
+        })?;
+        if let (Taken::Stored, Ok(ticket), Some(record)) = (taken, real, self.model.records.last())
+        {
+            let waits = self.model.settings.acknowledge == Acknowledge::Delivered;
+            same("waits", ticket.delivered.is_some(), waits)?;
+            if waits {
+                self.tickets.push((record.first, ticket));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, cursor: usize, claim: usize, lost: u64) {
+        let model = &mut self.model.cursors[cursor];
+        let Some(claim) = model.pick(claim, &[Stage::OnWire]) else { return };
+        model.claims.insert(claim.start, (claim.end, Stage::Done));
+        self.cursors[cursor].finish(claim, lost);
+        let positions = self.model.events_of(claim);
+        let model = &mut self.model.cursors[cursor];
+        let totals = &mut self.model.totals[model.name];
+        for (index, (position, _)) in positions.iter().enumerate() {
+            let is_lost = (index as u64) < lost;
+            let fate = if is_lost { Fate::Lost } else { Fate::Finished };
+            *(if is_lost { &mut totals.lost } else { &mut totals.delivered }) +=
+                model.settle(*position..position + 1, fate);
+        }
+    }
+
+    fn retake(&mut self, cursor: usize, claim: usize) -> TestCaseResult {
+        let picked = self.model.cursors[cursor].pick(claim, &[Stage::Released]);
+        let Some(claim) = picked else { return Ok(()) };
+        let wanted: Vec<String> =
+            self.model.events_of(claim).into_iter().map(|(_, event)| event).collect();
+        let real = self.cursors[cursor].retake(claim);
+        same("retaken", real.as_ref().map(read).unwrap_or_default(), wanted)?;
+        let stage = if real.is_some() { Stage::OnWire } else { Stage::Dropped };
+        self.model.cursors[cursor].claims.insert(claim.start, (claim.end, stage));
+        Ok(())
+    }
+
+    fn split(&mut self, cursor: usize, claim: usize) -> TestCaseResult {
+        let stages = [Stage::OnWire, Stage::Released];
+        let picked = self.model.cursors[cursor].pick(claim, &stages);
+        let Some(claim) = picked else { return Ok(()) };
+        let events = self.model.events_of(claim).len();
+        let split = self.cursors[cursor].split(claim);
+        same("splits", split.is_some(), events >= 2)?;
+        let Some((left, right)) = split else { return Ok(()) };
+        same("ends", (left.start, left.end, right.end), (claim.start, right.start, claim.end))?;
+        let halves = [left, right].map(|half| self.model.events_of(half).len());
+        same("halves", halves, [events / 2, events - events / 2])?;
+        let model = &mut self.model.cursors[cursor];
+        let (_, stage) = model.claims[&claim.start];
+        model.claims.insert(left.start, (left.end, stage));
+        model.claims.insert(right.start, (right.end, stage));
+        Ok(())
+    }
+
+    fn next(&mut self, cursor: usize, take: Take) -> TestCaseResult {
+        let read_before = self.model.cursors[cursor].read;
+        let rest = Claim { start: read_before, end: u64::MAX };
+        let waiting = self.model.events_of(rest);
+        let real = self.cursors[cursor].next(take);
+        same("something is there", real.is_some(), !waiting.is_empty())?;
+        let Some(real) = real else { return Ok(()) };
+        let got = read(&real);
+        let wanted: Vec<String> =
+            waiting.iter().take(got.len()).map(|(_, event)| event.clone()).collect();
+        same("next", &got, &wanted)?;
+        let fits = real.bytes <= take.bytes && real.events <= take.events;
+        same("within its bounds, or one event", fits || real.events == 1, true)?;
+        same("claim", (real.claim.start, real.claim.end), {
+            (waiting[0].0, waiting[got.len() - 1].0 + 1)
+        })?;
+        // Cut only where the first batch does not fit alone; then as much of it as fits.
+        let positions = &waiting[..got.len()];
+        let (mut records, mut next_fits) = (0, false);
+        for record in &mut self.model.records {
+            let of_it = |position: &u64| (record.first..record.end()).contains(position);
+            let taken = positions.iter().filter(|(position, _)| of_it(position)).count();
+            let there = waiting.iter().filter(|(position, _)| of_it(position)).count();
+            if record.here && taken > 0 {
+                records += 1;
+                record.begun = true;
+                if taken < there {
+                    let following = waiting[got.len()].1.len() as u64 + 1;
+                    next_fits = real.bytes + following <= take.bytes && real.events < take.events;
+                    same("cut only the first", records, 1)?;
+                }
+            }
+        }
+        same("could be longer", next_fits, false)?;
+        let model = &mut self.model.cursors[cursor];
+        model.read = real.claim.end;
+        model.claims.insert(real.claim.start, (real.claim.end, Stage::OnWire));
+        Ok(())
+    }
+
+    fn compare(&mut self) -> TestCaseResult {
+        let held = self.model.held();
+        same("held", self.real.held(), held)?;
+        self.model.bound = self.model.settings.capacity.max(self.model.bound.min(held.0));
+        same("within its bounds", held.0 <= self.model.bound, true)?;
+        same("accepted", self.real.shared.lock().counted.events, self.model.accepted())?;
+        self.compare_tickets()?;
+        let all = self.model.events_of(Claim { start: 0, end: u64::MAX });
+        let backlogs: BTreeMap<String, Backlog> = self.real.backlogs().into_iter().collect();
+        same("outputs", backlogs.len(), self.model.cursors.len())?;
+        for cursor in &self.model.cursors {
+            let (name, counts) = (NAMES[cursor.name], &self.counts[cursor.name]);
+            let begun = |position: &u64| {
+                let record = self.model.records.iter().find(|record| *position < record.end());
+                record.is_some_and(|record| record.begun)
+            };
+            let waiting: Vec<u64> = cursor
+                .fates
+                .iter()
+                .filter(|(position, fate)| **fate == Fate::Waiting && begun(position))
+                .map(|(position, _)| *position)
+                .collect();
+            let backlog = backlogs[name];
+            same("backlog", backlog.events, waiting.len() as u64)?;
+            let bytes = all
+                .iter()
+                .filter(|(position, _)| waiting.contains(position))
+                .map(|(_, event)| event.len() as u64 + 1)
+                .sum();
+            same("backlog's bytes", backlog.bytes, bytes)?;
+            #[allow(clippy::cast_precision_loss, reason = "a small queue")]
+            let [accepted, delivered, lost, backlog] =
+                [self.model.accepted(), counts.delivered(), counts.lost(), backlog.events]
+                    .map(|count| count as f64);
+            same("conserved", accepted + counts.start(), delivered + lost + backlog)?;
+        }
+        for (counts, totals) in self.counts.iter().zip(self.model.totals) {
+            same("delivered", counts.delivered(), totals.delivered)?;
+            same("lost", counts.lost(), totals.lost)?;
+        }
+        Ok(())
+    }
+
+    /// Those that are answered are answered, and no others.
+    fn compare_tickets(&mut self) -> TestCaseResult {
+        let mut waiting = Vec::new();
+        for (first, mut ticket) in std::mem::take(&mut self.tickets) {
+            let told = ticket.delivered.as_mut().map(|delivered| delivered.try_recv());
+            let is_told = told != Some(Err(TryRecvError::Empty));
+            let record = self.model.records.iter().find(|record| record.first == first);
+            let record = record.expect("it was appended");
+            same("answered", is_told, record.answered)?;
+            if !is_told {
+                waiting.push((first, ticket));
+            }
+        }
+        self.tickets = waiting;
+        Ok(())
+    }
+
+    /// The counters, and that the rest comes out and leaves nothing behind.
+    fn end(mut self) -> TestCaseResult {
+        for cursor in 0..self.cursors.len() {
+            while self.model.cursors[cursor].pick(0, &[Stage::Released]).is_some() {
+                self.apply(&Step::Retake { cursor, claim: 0 })?;
+            }
+            while self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_some() {
+                self.apply(&Step::Finish { cursor, claim: 0, lost: 0 })?;
+            }
+            let before = self.model.cursors[cursor].read;
+            loop {
+                self.next(cursor, ALL)?;
+                if self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_none() {
+                    break;
+                }
+                self.apply(&Step::Finish { cursor, claim: 0, lost: 0 })?;
+            }
+            same("never back", self.model.cursors[cursor].read >= before, true)?;
+        }
+        same("nothing is left", self.real.held(), (0, 0))?;
+        let [oldest, newest] = ["drop_oldest", "drop_newest"].map(|reason| {
+            let series = format!("queue_dropped_events_total{{reason=\"{reason}\"}}");
+            value(&self.telemetry, &series)
+        });
+        same("oldest", oldest, self.model.dropped_oldest)?;
+        same("newest", newest, self.model.dropped_newest)?;
+        same("queue", value(&self.telemetry, "error_total{plugin=\"queue\"}"), newest)?;
+        let accepted = self.model.accepted() + newest;
+        same("all", value(&self.telemetry, "event_total"), accepted)
+    }
+}
+
+fn run(settings: Settings, required: [bool; 2], steps: &[Step]) -> TestCaseResult {
+    let mut pair = Pair::new(settings, required);
+    for (number, step) in steps.iter().enumerate() {
+        let applied = pair.apply(step);
+        applied
+            .map_err(|error| TestCaseError::fail(format!("step {number}, {step:?}: {error}")))?;
+    }
+    pair.end()
+}
+
+fn of(when_full: WhenFull, acknowledge: Acknowledge) -> Settings {
+    Settings { capacity: 20_000, when_full, acknowledge }
+}
+
+fn is_of_old(step: &Step) -> bool {
+    !matches!(step, Step::Join { .. } | Step::Leave { .. } | Step::Require { .. } | Step::Apply(_))
+}
+
+/// Steps without outputs that come and go.
+fn alone() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step().prop_filter("nothing changes", is_of_old), 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_queue_that_rejects_is_as_its_model(steps in alone(), optional in any::<bool>()) {
+        run(of(WhenFull::Reject, Acknowledge::Queued), [true, !optional], &steps)?;
+    }
+
+    #[test]
+    fn a_queue_that_drops_the_oldest_is_as_its_model(steps in alone(), optional in any::<bool>()) {
+        run(of(WhenFull::DropOldest, Acknowledge::Queued), [true, !optional], &steps)?;
+    }
+
+    #[test]
+    fn a_queue_that_answers_when_delivered_is_as_its_model(steps in alone(), optional in any::<bool>()) {
+        run(of(WhenFull::Reject, Acknowledge::Delivered), [true, !optional], &steps)?;
+    }
+
+    #[test]
+    fn a_queue_that_changes_as_events_flow_is_as_its_model(
+        steps in prop::collection::vec(step(), 1..150),
+        settings in settings_step(),
+    ) {
+        run(settings, [true, false], &steps)?;
+    }
+}

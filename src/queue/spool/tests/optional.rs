@@ -1,0 +1,237 @@
+//! Optional outputs, and outputs that join, where the simulation lets the queue choose: here it has to do what it can.
+
+use bytes::Bytes;
+
+use super::super::cursor::Cursor;
+use super::super::writer::Step;
+use super::super::writer::Writer;
+use super::*;
+use crate::audit::LevelCounts;
+use crate::queue::Claim;
+use crate::queue::Take;
+use crate::queue::disk::simulated::SimulatedDisk;
+
+const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
+
+/// A queue on one thread with two outputs: one is required, the other is not.
+struct Scene {
+    disk: SimulatedDisk,
+    queue: Queue,
+    writer: Writer,
+    /// The required one's, and the other's.
+    cursors: [Cursor; 2],
+    counts: [Counts; 2],
+    telemetry: Telemetry,
+    sent: u64,
+}
+
+impl Scene {
+    fn new(config: &config::Queue) -> Self {
+        let (disk, telemetry) = (SimulatedDisk::new(1), Telemetry::new());
+        let counts = [Counts::default(), Counts::default()];
+        let outputs = [
+            counts[0].output(&telemetry, "required", true),
+            counts[1].output(&telemetry, "optional", false),
+        ];
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let opened = recovery::open(shared, Path::new("spool"), config, &telemetry, &outputs);
+        let (queue, cursors, writer) = opened.expect("nothing is there yet");
+        let cursors = <[Cursor; 2]>::try_from(cursors).ok().expect("two");
+        Self { disk, queue, writer, cursors, counts, telemetry, sent: 0 }
+    }
+
+    fn work(&mut self, step: Step) {
+        self.writer.perform(step);
+    }
+
+    /// One event of so many bytes. What its sender is told.
+    fn send(&mut self, bytes: usize) -> Result<(), Refused> {
+        let mut lines = Vec::new();
+        write_line(self.sent, bytes, &mut lines);
+        let lines = Bytes::from(lines);
+        let append = Append { lines, events: 1, levels: LevelCounts::default() };
+        let mut ticket = self.queue.append(append)?;
+        self.work(Step::Commit);
+        let answer = ticket.done.as_mut().expect("it waits").try_recv().expect("it is told");
+        self.sent += u64::from(answer.is_ok());
+        ticket.place = None;
+        answer
+    }
+
+    /// The required one takes and finishes all there is.
+    fn deliver(&mut self) {
+        let cursor = &mut self.cursors[0];
+        loop {
+            while let Some(batch) = cursor.next(ALL) {
+                cursor.finish(batch.claim, 0);
+            }
+            let Some(job) = cursor.job(false) else { break };
+            let loaded = self.queue.shared.read(&job).expect("the disk is well");
+            cursor.take_in(job.epoch, loaded);
+        }
+        assert_eq!(self.counts[0].delivered(), self.sent);
+    }
+
+    /// The other takes something, and its consumer hangs with it.
+    fn hang(&mut self) -> Claim {
+        self.cursors[1].next(ALL).expect("it is in memory").claim
+    }
+
+    fn check(&self) {
+        let backlogs = self.queue.backlogs();
+        let backlog = |name: &str| {
+            let found = backlogs.iter().find(|(other, _)| other == name);
+            found.map(|(_, backlog)| backlog.events)
+        };
+        assert_eq!(backlog("required"), Some(0));
+        let kept = backlog("optional").expect("it is here");
+        let [required, optional] = &self.counts;
+        assert_eq!(
+            (required.lost(), self.sent),
+            (0, optional.delivered() + optional.lost() + kept)
+        );
+        let dropped = "queue_dropped_events_total{reason=\"drop_oldest\"}";
+        assert_eq!(values(&self.telemetry, [dropped]), [0], "that is for when_full");
+    }
+}
+
+#[test]
+fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
+    for when_full in [WhenFull::Reject, WhenFull::DropNewest, WhenFull::DropOldest] {
+        let mut scene = Scene::new(&settings(512 << 10, 32 << 10, when_full));
+        assert_eq!(scene.send(5000), Ok(()));
+        let hanging = scene.hang();
+        for number in 0..500 {
+            assert!(scene.queue.admits(5000).is_ok(), "batch {number}");
+            assert_eq!(scene.send(5000), Ok(()), "batch {number}");
+            scene.deliver();
+            scene.check();
+        }
+        let lost = scene.counts[1].lost();
+        assert!((440..480).contains(&lost), "{lost}: it has what room there is");
+        scene.cursors[1].finish(hanging, 0);
+        assert_eq!((scene.counts[1].delivered(), scene.counts[1].lost()), (0, lost), "twice");
+        scene.check();
+    }
+}
+
+#[test]
+fn a_disk_that_is_smaller_than_the_queue_may_use_takes_from_the_optional_output_first() {
+    let mut scene = Scene::new(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    scene.disk.capacity(400 << 10);
+    for number in 0..200 {
+        assert_eq!(scene.send(5000), Ok(()), "batch {number}");
+        scene.deliver();
+        scene.check();
+        assert_eq!(scene.queue.fault(), None);
+    }
+    assert!(scene.counts[1].lost() > 100, "{}", scene.counts[1].lost());
+}
+
+#[test]
+fn the_segment_that_is_written_to_makes_room_too_whoever_hangs() {
+    let mut scene = Scene::new(&settings(256 << 10, 64 << 10, WhenFull::Reject));
+    for number in 0..20 {
+        // All that a body may be: two of them never have room beside each other.
+        let bytes = 128 << 10;
+        if scene.send(bytes) == Err(Refused::Full) {
+            scene.work(Step::Reclaim);
+            assert_eq!(scene.send(bytes), Ok(()), "batch {number}: its sender has come again");
+        }
+        scene.deliver();
+        scene.check();
+    }
+    assert!(scene.counts[1].lost() >= 18, "{}", scene.counts[1].lost());
+}
+
+#[test]
+fn a_smaller_queue_drops_nothing_and_keeps_to_what_it_has_planned() {
+    let mut scene = Scene::new(&settings(1 << 20, 64 << 10, WhenFull::Reject));
+    for _ in 0..80 {
+        assert_eq!(scene.send(8000), Ok(()));
+    }
+    // It is to begin a segment.
+    let append = |bytes: usize| Append {
+        lines: Bytes::from([vec![b'x'; bytes - 1], vec![b'\n']].concat()),
+        events: 1,
+        levels: LevelCounts::default(),
+    };
+    let mut planned = scene.queue.append(append(100_000)).expect("room");
+    scene.queue.apply(&settings(256 << 10, 16 << 10, WhenFull::Reject));
+    assert_eq!(scene.queue.capacity(), 256 << 10);
+    scene.work(Step::Commit);
+    let answer = planned.done.as_mut().expect("it waits").try_recv();
+    assert_eq!(answer, Ok(Ok(())), "there was room as it came");
+    assert_eq!(scene.queue.fault(), None);
+    scene.sent += 1;
+    assert!(scene.queue.append(append(100_000)).is_err());
+    assert_eq!(scene.counts[1].lost(), 0);
+    assert_eq!(scene.queue.held().1, 81, "all of it is there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_saved_in_time_has_not_joined() {
+    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    let (queue, counts) = (scene.queue.clone(), Counts::default());
+    let guest = counts.output(&scene.telemetry, "guest", true);
+    // Nobody does the writer's work.
+    let refused = queue.join(guest.clone()).await.err();
+    assert!(matches!(refused, Some(JoinError::Disk { within: HANGS, .. })), "{refused:?}");
+    assert_eq!(queue.backlogs().len(), 2);
+    {
+        let joining = queue.join(guest.clone());
+        tokio::pin!(joining);
+        tokio::select! { biased; _ = &mut joining => panic!("not yet"), () = std::future::ready(()) => {} }
+        assert_eq!(queue.backlogs().len(), 3, "it waits");
+        assert_eq!(queue.join(guest.clone()).await.err(), Some(JoinError::Taken));
+        assert_eq!(scene.send(5000), Ok(()));
+        assert_eq!(queue.held().1, 1);
+    }
+    assert_eq!(queue.backlogs().len(), 2, "who asked for it has gone");
+    assert_eq!(counts.lost(), 0, "and nothing was ever for it");
+
+    let joining = queue.begin_to_join(guest).expect("its name is free");
+    assert_eq!(counts.start(), -1.0);
+    assert!(!joining.is_saved());
+    scene.work(Step::Save);
+    joining.saved().await;
+    let cursor = joining.end().expect("it has joined");
+    assert_eq!(scene.send(5000), Ok(()));
+    assert_eq!(cursor.leave(), 1);
+    let again = scene.queue.begin_to_join(counts.output(&scene.telemetry, "guest", true));
+    assert_eq!((again.is_ok(), counts.start(), counts.lost()), (true, -1.0, 1));
+}
+
+#[test]
+fn one_that_joined_for_nothing_has_lost_nothing() {
+    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    let counts = Counts::default();
+    let guest = counts.output(&scene.telemetry, "guest", true);
+    assert_eq!(scene.send(5000), Ok(()));
+    let joining = scene.queue.begin_to_join(guest.clone()).expect("its name is free");
+    scene.work(Step::Save);
+    let undone = crate::queue::Cursor::Spool(joining.end().expect("it has joined"));
+    assert_eq!(scene.send(5000), Ok(()));
+    undone.leave_uncounted();
+    assert_eq!((counts.lost(), counts.start()), (0, -2.0), "it adds up to 0");
+    let again = scene.queue.begin_to_join(guest);
+    assert_eq!((again.is_ok(), counts.start(), counts.lost()), (true, -2.0, 0));
+}
+
+#[test]
+fn drop_oldest_drops_the_oldest_also_from_the_wire_of_an_optional_output() {
+    let mut scene = Scene::new(&settings(256 << 10, 32 << 10, WhenFull::DropOldest));
+    assert_eq!(scene.send(5000), Ok(()));
+    let hanging = scene.hang();
+    for number in 0..100 {
+        assert_eq!(scene.send(5000), Ok(()), "batch {number}: nobody delivers anything");
+    }
+    let [required, optional] = &scene.counts;
+    assert!((50..100).contains(&required.lost()), "{}", required.lost());
+    assert_eq!(optional.lost(), required.lost(), "both lose the same: the oldest");
+    let lost = optional.lost();
+    let backlogs = scene.queue.backlogs();
+    assert!(backlogs.iter().all(|(_, backlog)| backlog.events == scene.sent - lost));
+    scene.cursors[1].finish(hanging, 0);
+    assert_eq!((scene.counts[1].delivered(), scene.counts[1].lost()), (0, lost), "counted once");
+}

@@ -1,0 +1,236 @@
+//! The listeners of a running relay, by their addresses.
+//!
+//! One that stays keeps its socket and its connections; what it asks of requests is replaced. Where other handshakes are
+//! asked for (TLS or not, client certificates or not), the socket stays, and connections end after their request.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+use crate::admin;
+use crate::config;
+use crate::listener::Gate;
+use crate::listener::Listener;
+use crate::listener::Settings;
+use crate::net;
+use crate::telemetry::Telemetry;
+
+/// What was read for a listener; `None`: its certificate is not there yet.
+pub(super) type Read = Option<Settings>;
+
+/// A listener of a config that is about to be applied, and the one that is there.
+pub(super) struct Planned {
+    config: config::Listener,
+    /// The slot that it takes over.
+    slot: Option<usize>,
+    current: Option<Arc<Settings>>,
+}
+
+impl Planned {
+    /// Reads its files. Blocks.
+    pub(super) fn read(&self) -> Result<Read, String> {
+        Settings::read(&self.config, self.current.as_deref())
+            .map_err(|error| format!("listener {}: {error}", self.config.label))
+    }
+}
+
+/// One that can be put in force.
+pub(super) struct Staged {
+    config: config::Listener,
+    slot: Option<usize>,
+    settings: Read,
+    socket: Socket,
+}
+
+enum Socket {
+    /// There is one, or none is needed yet.
+    Kept,
+    New(TcpListener),
+    /// Its port is taken by one that goes.
+    Awaited,
+}
+
+/// Their sockets.
+pub(super) struct Listeners {
+    gate: Arc<Gate>,
+    telemetry: Arc<Telemetry>,
+    slots: Vec<Slot>,
+    /// Owns the accept loops.
+    tasks: TaskTracker,
+}
+
+struct Slot {
+    config: config::Listener,
+    open: Option<Open>,
+}
+
+struct Open {
+    listener: Listener,
+    accepting: JoinHandle<()>,
+}
+
+/// All listeners of the first config.
+pub(super) fn plan_start(configs: &[config::Listener]) -> Vec<Planned> {
+    let plan =
+        |config: &config::Listener| Planned { config: config.clone(), slot: None, current: None };
+    configs.iter().map(plan).collect()
+}
+
+/// Binds what is new; `taken` are the addresses of those that go.
+pub(super) fn bind(
+    planned: Vec<Planned>,
+    settings: Vec<Read>,
+    taken: &[SocketAddr],
+) -> Result<Vec<Staged>, String> {
+    let bind = |(planned, settings): (Planned, Read)| {
+        let Planned { config, slot, current } = planned;
+        let socket = if settings.is_none() || current.is_some() {
+            Socket::Kept
+        } else {
+            match net::bind(config.address) {
+                Ok(socket) => Socket::New(socket),
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse
+                        && taken.iter().any(|it| it.port() == config.address.port()) =>
+                {
+                    Socket::Awaited
+                }
+                Err(error) => return Err(format!("cannot listen on {}: {error}", config.address)),
+            }
+        };
+        Ok(Staged { config, slot, settings, socket })
+    };
+    planned.into_iter().zip(settings).map(bind).collect()
+}
+
+impl Listeners {
+    pub(super) fn new(gate: Arc<Gate>, telemetry: Arc<Telemetry>) -> Self {
+        Self { gate, telemetry, slots: Vec::new(), tasks: TaskTracker::new() }
+    }
+
+    /// What a config makes of them. Changes nothing.
+    pub(super) fn plan(&self, configs: &[config::Listener]) -> Vec<Planned> {
+        let mut left: Vec<_> = self.slots.iter().enumerate().collect();
+        let plan = |config: &config::Listener| {
+            let at = left.iter().position(|(_, slot)| slot.config.label == config.label);
+            let found = at.map(|at| left.remove(at));
+            let open = found.and_then(|(_, slot)| slot.open.as_ref());
+            Planned {
+                config: config.clone(),
+                slot: found.map(|(index, _)| index),
+                current: open.map(|open| open.listener.settings()),
+            }
+        };
+        configs.iter().map(plan).collect()
+    }
+
+    /// The addresses of those that a plan does not keep.
+    pub(super) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
+        let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
+        let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
+        leaving.map(|(_, slot)| slot.config.address).collect()
+    }
+
+    /// Puts a plan in force.
+    ///
+    /// # Errors
+    ///
+    /// An address that one of them has left is taken by somebody else; everything else is in force.
+    pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), String> {
+        let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
+        let mut slots = Vec::new();
+        for Staged { config, slot, settings, socket } in staged {
+            let kept = slot.and_then(|index| before.get_mut(index)?.take());
+            slots.push((config, settings, socket, kept.and_then(|slot| slot.open)));
+        }
+        for Slot { config, open } in before.into_iter().flatten() {
+            let Some(Open { listener, accepting }) = open else { continue };
+            tracing::info!(listener = config.label, "not listening any more");
+            listener.close();
+            drop(listener);
+            // It ends at once, and with it the socket.
+            accepting.await.ok();
+        }
+        // Their series exist before the first of them opens, also of one that opens later.
+        slots.iter().for_each(|(config, ..)| drop(self.telemetry.listener(&config.label)));
+        let mut result = Ok(());
+        for (config, settings, socket, open) in slots {
+            let opened = self.open(&config, settings, socket, open);
+            let open = opened.unwrap_or_else(|error| {
+                result = Err(format!("cannot listen on {}: {error}", config.address));
+                None
+            });
+            self.slots.push(Slot { config, open });
+        }
+        result
+    }
+
+    fn open(
+        &self,
+        config: &config::Listener,
+        settings: Read,
+        socket: Socket,
+        open: Option<Open>,
+    ) -> io::Result<Option<Open>> {
+        let Some(settings) = settings else {
+            if open.is_none() {
+                tracing::info!(listener = config.label, "waiting for its certificate");
+            }
+            return Ok(open);
+        };
+        let listener = match (socket, open) {
+            (_, Some(Open { listener, accepting })) => {
+                if settings.is_compatible(&listener.settings()) {
+                    listener.apply(settings);
+                    return Ok(Some(Open { listener, accepting }));
+                }
+                listener.close();
+                listener.successor(settings, &self.gate)
+            }
+            (Socket::New(socket), None) => self.listener(config, settings, socket)?,
+            (Socket::Awaited | Socket::Kept, None) => {
+                self.listener(config, settings, net::bind(config.address)?)?
+            }
+        };
+        let accepting = self.tasks.spawn(listener.clone().serve(Arc::clone(&self.gate)));
+        Ok(Some(Open { listener, accepting }))
+    }
+
+    fn listener(
+        &self,
+        config: &config::Listener,
+        settings: Settings,
+        socket: TcpListener,
+    ) -> io::Result<Listener> {
+        let address = socket.local_addr()?;
+        let telemetry = Arc::clone(&self.telemetry);
+        let listener = Listener::new(socket, config, settings, &self.gate, telemetry);
+        tracing::info!(listener = config.label, %address, "listening");
+        Ok(listener)
+    }
+
+    /// For `/status`.
+    pub(super) fn show(&self) -> Vec<admin::Listener> {
+        let show = |slot: &Slot| admin::Listener {
+            label: slot.config.label.clone(),
+            tls: slot.config.tls.is_some(),
+            address: slot.open.as_ref().and_then(|open| open.listener.address().ok()),
+        };
+        self.slots.iter().map(show).collect()
+    }
+
+    /// Lets go of the sockets, when the gate has closed: with the accept loops, which end by themselves, they are closed.
+    pub(super) fn close(&mut self) {
+        self.slots.clear();
+    }
+
+    /// Waits for the accept loops; after the gate has closed.
+    pub(super) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

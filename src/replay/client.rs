@@ -1,0 +1,481 @@
+//! POSTs batches as kube-apiserver's webhook does, and tries again as it does.
+//!
+//! Up to five attempts with 10 s × 1.5 and up to 20 % jitter between, each of at most 30 s; inside an attempt up to ten
+//! more requests where the answer is 429 or 5xx with a Retry-After in seconds. Two things differ: an answer that can't get
+//! better (a redirect, 4xx but 408 and 429) ends it at once, and so does a 200 of something that is no relay's. No message
+//! holds a path or a query: they may hold a token.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use http_body_util::Limited;
+use hyper::Method;
+use hyper::Request;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper::header::HeaderValue;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio::time::timeout_at;
+use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use crate::config::HostPort;
+use crate::net;
+use crate::tls;
+
+/// One attempt, with the requests that Retry-After asks for.
+const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// Requests of an attempt after its first.
+const AGAIN_MAX: u32 = 10;
+
+/// Each pause to the next, and how much longer than that it may be.
+const MULTIPLIER: f64 = 1.5;
+const JITTER: f64 = 0.2;
+
+/// An answer is read so far; a relay's is far shorter.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// What of an answer's text is shown.
+const SHOWN_CHARS_MAX: usize = 300;
+
+/// TCP keepalive of kept connections.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What is under way when the end is asked for may still take so long.
+const STOPPING: Duration = Duration::from_secs(5);
+
+const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
+
+/// How often, and after which pause, a batch is tried again.
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    /// In all.
+    pub attempts: u32,
+    /// Before the second one.
+    pub pause: Duration,
+}
+
+impl Default for Retry {
+    /// kube-apiserver's.
+    fn default() -> Self {
+        Self { attempts: 5, pause: Duration::from_secs(10) }
+    }
+}
+
+/// Why a batch was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It would be the same the next time.
+    Final(String),
+    /// All attempts are used up; what the last one met.
+    GivenUp(String),
+    /// The end was asked for first.
+    Stopped,
+}
+
+/// An attempt that has failed, and is followed by another.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    /// What it met.
+    pub what: String,
+    /// Which one it was, counted from 1, of how many.
+    pub attempt: u32,
+    /// See there.
+    pub attempts: u32,
+    /// Until the next one.
+    pub pause: Duration,
+}
+
+/// Where batches go.
+pub struct Client {
+    https: bool,
+    at: HostPort,
+    authority: HeaderValue,
+    path_and_query: String,
+    tls: Option<Arc<tls::Client>>,
+    authorization: Option<HeaderValue>,
+    retry: Retry,
+    /// Ends the pauses.
+    stop: CancellationToken,
+    /// Owns the tasks that drive connections.
+    drivers: TaskTracker,
+}
+
+/// A connection that is kept for the next request.
+pub struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+}
+
+/// What a relay says of what it took.
+#[derive(Deserialize)]
+struct Accepted {
+    accepted: u64,
+}
+
+/// What it, and Kubernetes, say of what they did not.
+#[derive(Deserialize)]
+struct Status {
+    message: String,
+}
+
+/// What became of one request.
+enum Outcome {
+    Accepted,
+    /// Perhaps it is better the next time; after so long, if the answer says.
+    Failed(String, Option<Duration>),
+    Final(String),
+}
+
+impl Client {
+    /// To a URL. `tls` is for `https://`. `stop` ends the pauses, and after five seconds the requests that are under way.
+    ///
+    /// # Errors
+    ///
+    /// The URL or the token can't be used; it is not quoted.
+    pub fn new(
+        url: &str,
+        tls: Option<Arc<tls::Client>>,
+        bearer_token: Option<&str>,
+        retry: Retry,
+        stop: CancellationToken,
+    ) -> Result<Self, String> {
+        let url = Url::parse(url).map_err(|error| format!("the URL is none: {error}"))?;
+        let https = is_https(&url)?;
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err("the URL has no host".to_owned());
+        };
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(
+                "the URL holds credentials, which are not sent: use a token file".to_owned()
+            );
+        }
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        let authority = HeaderValue::from_str(&authority);
+        let bearer = |token: &str| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| "the bearer token holds what no header can".to_owned())?;
+            value.set_sensitive(true);
+            Ok::<_, String>(value)
+        };
+        let path_and_query = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self {
+            https,
+            at: HostPort { host, port },
+            authority: authority.map_err(|_| "the URL has an unusable host".to_owned())?,
+            path_and_query,
+            tls,
+            authorization: bearer_token.map(bearer).transpose()?,
+            retry,
+            stop,
+            drivers: TaskTracker::new(),
+        })
+    }
+
+    /// Sends a body of so many events until it is accepted, and tells of each attempt that is followed by another.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may have been accepted or not.
+    pub async fn post(
+        &self,
+        kept: &mut Option<Connection>,
+        body: &Bytes,
+        events: u64,
+        failed: impl Fn(Failed),
+    ) -> Result<(), Failure> {
+        let stopped = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(STOPPING).await;
+        };
+        tokio::select! {
+            posted = self.attempts(kept, body, events, failed) => posted,
+            () = stopped => Err(Failure::Stopped),
+        }
+    }
+
+    async fn attempts(
+        &self,
+        kept: &mut Option<Connection>,
+        body: &Bytes,
+        events: u64,
+        failed: impl Fn(Failed),
+    ) -> Result<(), Failure> {
+        let Retry { attempts, mut pause } = self.retry;
+        let mut attempt = 1;
+        loop {
+            let told = |what: &str, pause| {
+                failed(Failed { what: what.to_owned(), attempt, attempts, pause });
+            };
+            let what = match self.attempt(kept, body, events, told).await {
+                Outcome::Accepted => return Ok(()),
+                Outcome::Final(what) => return Err(Failure::Final(what)),
+                Outcome::Failed(what, _) => what,
+            };
+            if attempt >= attempts {
+                return Err(Failure::GivenUp(what));
+            }
+            let jittered = pause.mul_f64(1.0 + JITTER * fastrand::f64());
+            failed(Failed { what, attempt, attempts, pause: jittered });
+            if self.stop.run_until_cancelled(tokio::time::sleep(jittered)).await.is_none() {
+                return Err(Failure::Stopped);
+            }
+            pause = pause.mul_f64(MULTIPLIER);
+            attempt += 1;
+        }
+    }
+
+    /// `told`: the first time that it waits as it was asked to.
+    async fn attempt(
+        &self,
+        kept: &mut Option<Connection>,
+        body: &Bytes,
+        events: u64,
+        told: impl Fn(&str, Duration),
+    ) -> Outcome {
+        let deadline = Instant::now() + ATTEMPT;
+        let mut again = 0;
+        loop {
+            let exchange = self.exchange(kept, body, events, deadline);
+            let outcome = timeout_at(deadline, exchange).await.unwrap_or_else(|_| {
+                Outcome::Failed(format!("{self}: no answer within {} s", ATTEMPT.as_secs()), None)
+            });
+            let Outcome::Failed(what, Some(after)) = &outcome else { return outcome };
+            let after = *after;
+            if again == 0 {
+                told(&format!("{what} and says when to come again"), after);
+            }
+            let due = Instant::now() + after;
+            let wait = tokio::time::sleep_until(due.min(deadline));
+            let is_last = again >= AGAIN_MAX || due >= deadline;
+            // What it has met is what was answered, though the time is over.
+            if again < AGAIN_MAX && self.stop.run_until_cancelled(wait).await.is_none() || is_last {
+                return outcome;
+            }
+            again += 1;
+        }
+    }
+
+    /// One request.
+    async fn exchange(
+        &self,
+        kept: &mut Option<Connection>,
+        body: &Bytes,
+        events: u64,
+        deadline: Instant,
+    ) -> Outcome {
+        loop {
+            let mut reused = false;
+            if let Some(connection) = kept.as_mut() {
+                reused = connection.sender.ready().await.is_ok();
+            }
+            let mut connection = match kept.take() {
+                Some(connection) if reused => connection,
+                _ => match self.dial(deadline).await {
+                    Ok(connection) => connection,
+                    Err(what) => return Outcome::Failed(what, None),
+                },
+            };
+            let request = match self.request(body.clone()) {
+                Ok(request) => request,
+                Err(error) => return Outcome::Final(format!("{self}: {error}")),
+            };
+            let response = match connection.sender.send_request(request).await {
+                Ok(response) => response,
+                // The peer has closed a kept connection as we wrote to it: no word about this request.
+                Err(_) if reused => continue,
+                Err(error) => {
+                    return Outcome::Failed(format!("{self}: {}", chain(&error)), None);
+                }
+            };
+            let outcome = self.judge(response, events).await;
+            if outcome.is_ok() {
+                *kept = Some(connection);
+            }
+            return outcome.unwrap_or_else(|outcome| outcome);
+        }
+    }
+
+    fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(&self.path_and_query)
+            .body(Full::new(body))?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, self.authority.clone());
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
+    }
+
+    async fn dial(&self, deadline: Instant) -> Result<Connection, String> {
+        let HostPort { host, port } = &self.at;
+        let told = |error: &dyn std::error::Error| format!("{self}: {}", chain(error));
+        let stream = net::dial(host, *port, deadline).await.map_err(|error| told(&error))?;
+        net::tune_dialled(&stream, KEEPALIVE, ATTEMPT).ok();
+        let sender = match &self.tls {
+            Some(tls) if self.https => {
+                let name = tls.server_name(host).map_err(|error| told(&error))?;
+                let connector = TlsConnector::from(tls.settings());
+                let stream = connector.connect(name, stream).await.map_err(|error| told(&error))?;
+                let io = TokioIo::new(stream);
+                let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
+                self.drivers.spawn(driver);
+                sender
+            }
+            _ => {
+                let io = TokioIo::new(stream);
+                let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
+                self.drivers.spawn(driver);
+                sender
+            }
+        };
+        Ok(Connection { sender })
+    }
+
+    /// What an answer means. An error where the connection can't be kept.
+    async fn judge(&self, response: Response<Incoming>, events: u64) -> Result<Outcome, Outcome> {
+        let (head, body) = response.into_parts();
+        let status = head.status;
+        let retry_after = head.headers.get(header::RETRY_AFTER).and_then(seconds);
+        let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let is_whole = collected.is_ok();
+        let text = collected.map(|body| body.to_bytes()).unwrap_or_default();
+        let told = || format!("{self}: answered {status}{}", shown(&text));
+        let outcome = if status.is_success() {
+            match serde_json::from_slice::<Accepted>(&text) {
+                // Some other consumer of EventLists; the status is all that it says.
+                Err(_) => Outcome::Accepted,
+                Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
+                Ok(Accepted { accepted }) => Outcome::Final(format!(
+                    "{self}: accepted {accepted} events of {events}, it is no relay"
+                )),
+            }
+        } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+            Outcome::Failed(told(), retry_after)
+        } else if status == StatusCode::REQUEST_TIMEOUT {
+            Outcome::Failed(told(), None)
+        } else {
+            Outcome::Final(format!("{}{}", told(), remedy(status)))
+        };
+        if is_whole { Ok(outcome) } else { Err(outcome) }
+    }
+}
+
+/// Where it goes, as far as it may be shown.
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.at)
+    }
+}
+
+/// Whether a URL needs TLS.
+fn is_https(url: &Url) -> Result<bool, String> {
+    match url.scheme() {
+        "https" => Ok(true),
+        "http" => Ok(false),
+        _ => Err("the URL is neither http:// nor https://".to_owned()),
+    }
+}
+
+/// Whole seconds; as for client-go, anything else is none.
+fn seconds(value: &HeaderValue) -> Option<Duration> {
+    value.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+fn remedy(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see --bearer-token-file",
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => "; see the path of --url",
+        StatusCode::PAYLOAD_TOO_LARGE => "; see --batch-bytes, and the relay's limits.max_body",
+        _ => "",
+    }
+}
+
+/// The message of a Kubernetes Status, else the text, made safe for a terminal.
+fn shown(text: &[u8]) -> String {
+    let message = match serde_json::from_slice::<Status>(text) {
+        Ok(status) => status.message,
+        Err(_) => String::from_utf8_lossy(text).trim().to_owned(),
+    };
+    if message.is_empty() {
+        return String::new();
+    }
+    let safe = |char: char| match char.is_control() {
+        true => ' ',
+        false => char,
+    };
+    format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
+}
+
+/// An error with its causes, as far as they say more.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_is_away_gets_five_attempts_at_kube_apiservers_pauses() {
+        // Nothing can listen on port 0, and nobody is asked.
+        let (url, stop) = ("http://127.0.0.1:0/", CancellationToken::new());
+        let client = Client::new(url, None, None, Retry::default(), stop).unwrap();
+        let failures = Mutex::new(Vec::new());
+        let failed = |failed: Failed| failures.lock().unwrap().push(failed);
+        let posted = client.post(&mut None, &Bytes::new(), 0, failed).await;
+        assert!(matches!(posted, Err(Failure::GivenUp(_))), "{posted:?}");
+        let failures = failures.into_inner().unwrap();
+        assert_eq!(failures.iter().map(|it| it.attempt).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        for (failed, least) in failures.iter().zip([10.0, 15.0, 22.5, 33.75]) {
+            let pause = failed.pause.as_secs_f64();
+            assert!((least..=least * 1.2).contains(&pause), "{failures:?}");
+        }
+    }
+
+    #[test]
+    fn only_whole_seconds_are_a_retry_after() {
+        for (value, wanted) in [("3", Some(3)), ("0", Some(0)), ("1.5", None), ("-1", None)] {
+            let seconds = seconds(&HeaderValue::from_str(value).unwrap());
+            assert_eq!(seconds, wanted.map(Duration::from_secs), "{value}");
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The files of a replay, cut into requests by one thread.
+//!
+//! Files are read in the given order, one buffer at a time, whether they are plain or gzipped (told by their first bytes;
+//! a gzip file may have several members). Offsets and lines are those of the text. However large a file and however long
+//! a line, what is in memory is one line and one request, and the request that waits to be taken.
+
+use std::fs::File;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Seek;
+use std::io::SeekFrom;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use flate2::bufread::MultiGzDecoder;
+use tokio::sync::mpsc;
+
+use super::Note;
+use super::OnBadLine;
+use super::line;
+use super::resume::Head;
+use super::resume::Read as Resumed;
+use crate::audit::LIST_HEAD;
+
+/// Behind the events of a list.
+const LIST_TAIL: &[u8] = b"]}\n";
+
+/// The longest line that can be sent: with head and tail it is a body of 64 MiB, the largest that a relay takes by default.
+const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
+
+/// What is read from a file at once.
+const BUFFER: usize = 256 * 1024;
+
+/// A buffer for lines that has grown beyond is given back.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+/// After so many bad lines, what is behind them is done, though no request may tell.
+const BAD_LINES_MAX: u64 = 1000;
+
+/// The name of standard input.
+const STDIN: &str = "-";
+
+/// A place in the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Place {
+    /// Which file.
+    pub(super) file: usize,
+    /// What tells it from others.
+    pub(super) head: Head,
+    /// Bytes of its text before the place, and lines.
+    pub(super) offset: u64,
+    pub(super) lines: u64,
+    /// Bytes read of the file itself, which may be compressed.
+    pub(super) bytes_read: u64,
+}
+
+/// A request.
+pub(super) struct Batch {
+    /// An EventList; none where there was nothing to send.
+    pub(super) body: Bytes,
+    pub(super) events: u64,
+    /// The lines that it is made of, counted from 1.
+    pub(super) first_line: u64,
+    pub(super) last_line: u64,
+    /// Once it is accepted, everything before is done.
+    pub(super) end: Place,
+    /// Bad lines that were skipped since the batch before.
+    pub(super) bad_lines: u64,
+}
+
+/// What comes next.
+pub(super) enum Item {
+    Batch(Batch),
+    /// There is nothing behind it.
+    Failed {
+        file: usize,
+        line: u64,
+        what: String,
+    },
+    /// So many files have not been read to their ends, which was told.
+    End {
+        cut_short: u64,
+    },
+}
+
+/// What is to be read, and how.
+pub(super) struct Plan {
+    pub(super) files: Vec<PathBuf>,
+    pub(super) resumed: Vec<Resumed>,
+    pub(super) events_max: usize,
+    pub(super) bytes_max: usize,
+    pub(super) on_bad_line: OnBadLine,
+}
+
+/// Why reading has ended before the last file.
+enum Ended {
+    Failed {
+        line: u64,
+        what: String,
+    },
+    /// Nobody wants more.
+    Unwanted,
+}
+
+impl From<mpsc::error::SendError<Item>> for Ended {
+    fn from(_: mpsc::error::SendError<Item>) -> Self {
+        Self::Unwanted
+    }
+}
+
+/// The thread: reads all files.
+pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
+    let mut reader = Reader { plan, items, notes, cut_short: 0 };
+    let mut last = Ok(());
+    for (file, path) in plan.files.iter().enumerate() {
+        last = reader.read_file(file, path).map_err(|ended| (file, ended));
+        if last.is_err() {
+            break;
+        }
+    }
+    let item = match last {
+        Ok(()) => Item::End { cut_short: reader.cut_short },
+        Err((file, Ended::Failed { line, what })) => Item::Failed { file, line, what },
+        Err((_, Ended::Unwanted)) => return,
+    };
+    // Nobody wants it where that has ended.
+    items.blocking_send(item).ok();
+}
+
+struct Reader<'a> {
+    plan: &'a Plan,
+    items: &'a mpsc::Sender<Item>,
+    notes: &'a mpsc::Sender<Note>,
+    cut_short: u64,
+}
+
+impl Reader<'_> {
+    fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
+        let failed = |line, what| Ended::Failed { line, what };
+        let resumed = self.plan.resumed.get(file);
+        let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
+        let mut line = Vec::new();
+        let mut batch = Filling::new(text.place);
+        loop {
+            let before = text.place;
+            let number = before.lines + 1;
+            let found = match text.next(&mut line) {
+                Ok(Next::End) => break,
+                Ok(Next::Line) => line::find(&mut line),
+                Ok(Next::TooLong) => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
+                Err(error) => {
+                    let what = format!("cannot read on: {error}");
+                    batch.flush(self.items)?;
+                    if self.plan.on_bad_line == OnBadLine::Stop {
+                        return Err(failed(number, what));
+                    }
+                    self.cut_short += 1;
+                    self.tell(path, number, what);
+                    return Ok(());
+                }
+            };
+            match found {
+                Ok(found) => {
+                    let lines = line.get(found).unwrap_or_default();
+                    for event in lines.split_inclusive(|byte| *byte == b'\n') {
+                        let event = event.strip_suffix(b"\n").unwrap_or(event);
+                        if !batch.has_room(self.plan, event.len()) {
+                            batch.flush(self.items)?;
+                        }
+                        batch.push(event, number);
+                    }
+                }
+                Err(what) if self.plan.on_bad_line == OnBadLine::Stop => {
+                    batch.flush(self.items)?;
+                    return Err(failed(number, what));
+                }
+                Err(what) => {
+                    batch.bad_lines += 1;
+                    self.tell(path, number, what);
+                    if text.is_torn {
+                        // Whoever writes the file may not be at the line's end yet: a resume begins with it.
+                        batch.end = before;
+                        break;
+                    }
+                }
+            }
+            // The events of one line may go in several requests: only the last of them brings the place behind it.
+            batch.end = text.place;
+            if batch.bad_lines >= BAD_LINES_MAX {
+                batch.flush(self.items)?;
+            }
+        }
+        // Also without events: the file is done.
+        batch.flush(self.items)
+    }
+
+    fn tell(&self, path: &Path, line: u64, what: String) {
+        let note = Note::BadLine { file: path.to_owned(), line, what };
+        self.notes.blocking_send(note).ok();
+    }
+}
+
+/// A request that is being filled.
+struct Filling {
+    body: Vec<u8>,
+    events: usize,
+    first_line: u64,
+    last_line: u64,
+    end: Place,
+    bad_lines: u64,
+}
+
+impl Filling {
+    fn new(end: Place) -> Self {
+        Self { body: Vec::new(), events: 0, first_line: 0, last_line: 0, end, bad_lines: 0 }
+    }
+
+    /// One event larger than all goes alone.
+    fn has_room(&self, plan: &Plan, bytes: usize) -> bool {
+        let length = self.body.len() + 1 + bytes + LIST_TAIL.len();
+        self.events == 0 || self.events < plan.events_max && length <= plan.bytes_max
+    }
+
+    fn push(&mut self, event: &[u8], line: u64) {
+        if self.events == 0 {
+            self.body.extend_from_slice(LIST_HEAD);
+            self.first_line = line;
+        } else {
+            self.body.push(b',');
+        }
+        self.body.extend_from_slice(event);
+        self.events += 1;
+        self.last_line = line;
+    }
+
+    fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
+        let next = Self::new(self.end);
+        let capacity = self.body.len() + self.body.len() / 8;
+        let Self { mut body, events, first_line, last_line, end, bad_lines } =
+            std::mem::replace(self, next);
+        if events > 0 {
+            body.extend_from_slice(LIST_TAIL);
+            // The next one will be about as long.
+            self.body.reserve(capacity.min(KEPT_BYTES_MAX));
+        }
+        let (body, events) = (Bytes::from(body), events as u64);
+        let batch = Batch { body, events, first_line, last_line, end, bad_lines };
+        Ok(items.blocking_send(Item::Batch(batch))?)
+    }
+}
+
+/// What [`Text::next`] has found.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Line,
+    TooLong,
+    End,
+}
+
+/// The text of one file.
+struct Text {
+    reader: Box<dyn BufRead + Send>,
+    /// Bytes read of the file.
+    bytes_read: Arc<AtomicU64>,
+    is_gzip: bool,
+    /// The last line had no end.
+    is_torn: bool,
+    /// Behind the last line that was read.
+    place: Place,
+}
+
+impl Text {
+    /// At its beginning, or where another replay has left it.
+    fn open(path: &Path, file: usize, resumed: Option<&Resumed>) -> Result<Self, String> {
+        let cannot = |error: io::Error| format!("cannot read it: {error}");
+        let Some(resumed) = resumed.filter(|resumed| resumed.lines > 0) else {
+            return Self::at_start(path, file).map_err(cannot);
+        };
+        let mut text = Self::at_start(path, file).map_err(cannot)?;
+        text.next(&mut Vec::new()).map_err(cannot)?;
+        if text.place.head != resumed.head {
+            return Err("is not the file that the resume file is of: its first line is another \
+                        one. Name the files in the same order, or start anew with another --resume"
+                .to_owned());
+        }
+        text.skip_to(path, resumed).map_err(cannot)?;
+        Ok(text)
+    }
+
+    fn at_start(path: &Path, file: usize) -> io::Result<Self> {
+        let bytes_read = Arc::<AtomicU64>::default();
+        let source: Box<dyn Read + Send> = if path.as_os_str() == STDIN {
+            Box::new(io::stdin())
+        } else {
+            Box::new(File::open(path)?)
+        };
+        let counted = Counted { source, bytes: Arc::clone(&bytes_read) };
+        let mut raw = BufReader::with_capacity(BUFFER, counted);
+        let is_gzip = matches!(raw.fill_buf()?, [0x1f] | [0x1f, 0x8b, ..]);
+        let reader: Box<dyn BufRead + Send> = if is_gzip {
+            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(raw)))
+        } else {
+            Box::new(raw)
+        };
+        let place = Place { file, ..Place::default() };
+        Ok(Self { reader, bytes_read, is_gzip, is_torn: false, place })
+    }
+
+    /// Goes on to where the other replay was.
+    fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<()> {
+        let shorter = || io::Error::other("it is shorter than it was");
+        let plain = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
+        let mut raw = if plain { Some(File::open(path)?) } else { None };
+        let mut magic = Vec::new();
+        if let Some(raw) = &mut raw {
+            raw.take(2).read_to_end(&mut magic)?;
+        }
+        match raw {
+            Some(mut raw) if magic != [0x1f, 0x8b] => {
+                if raw.metadata()?.len() < resumed.offset {
+                    return Err(shorter());
+                }
+                raw.seek(SeekFrom::Start(resumed.offset))?;
+                self.bytes_read.store(resumed.offset, Ordering::Relaxed);
+                let source: Box<dyn Read + Send> = Box::new(raw);
+                let counted = Counted { source, bytes: Arc::clone(&self.bytes_read) };
+                self.reader = Box::new(BufReader::with_capacity(BUFFER, counted));
+            }
+            _ => {
+                let mut left = resumed.offset.checked_sub(self.place.offset).ok_or_else(shorter)?;
+                while left > 0 {
+                    let available = self.reader.fill_buf()?.len();
+                    if available == 0 {
+                        return Err(shorter());
+                    }
+                    let used = usize::try_from(left).unwrap_or(usize::MAX).min(available);
+                    self.reader.consume(used);
+                    left -= used as u64;
+                }
+            }
+        }
+        (self.place.offset, self.place.lines) = (resumed.offset, resumed.lines);
+        Ok(())
+    }
+
+    /// The next line, with a `\n` at its end also where the text has none.
+    fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
+        line.clear();
+        if line.capacity() > KEPT_BYTES_MAX {
+            *line = Vec::new();
+        }
+        let (mut length, mut too_long) = (0, false);
+        loop {
+            let available = match self.reader.fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                available => available?,
+            };
+            let end = memchr::memchr(b'\n', available);
+            let used = end.map_or(available.len(), |end| end + 1);
+            if line.len() + used > LINE_BYTES_MAX + 1 {
+                too_long = true;
+                line.truncate(Head::BYTES_MAX);
+            }
+            if !too_long {
+                line.extend_from_slice(&available[..used]);
+            }
+            self.reader.consume(used);
+            length += used as u64;
+            if end.is_some() {
+                break;
+            }
+            if used == 0 && length == 0 {
+                return Ok(Next::End);
+            }
+            if used == 0 {
+                line.push(b'\n');
+                self.is_torn = true;
+                break;
+            }
+        }
+        if self.place.lines == 0 {
+            self.place.head = Head::of(line);
+        }
+        self.place.offset += length;
+        self.place.lines += 1;
+        self.place.bytes_read =
+            if self.is_gzip { self.bytes_read.load(Ordering::Relaxed) } else { self.place.offset };
+        Ok(if too_long { Next::TooLong } else { Next::Line })
+    }
+}
+
+/// Counts what is read.
+struct Counted {
+    source: Box<dyn Read + Send>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}

@@ -1,0 +1,154 @@
+//! One line of a file: the events in it, as the relay itself would take them.
+//!
+//! A line is an event as kube-apiserver's and OpenShift's audit.log have it, the same behind a node's name (`oc adm
+//! node-logs`), a dead letter with its event, or an EventList as the webhook sends it. Events are not changed.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::audit;
+use crate::audit::Invalid;
+
+/// A name of a node is a DNS subdomain (RFC 1123).
+const NODE_BYTES_MAX: usize = 253;
+
+/// What `src/output/dead_letter.rs` writes.
+#[derive(Deserialize)]
+struct Letter<'a> {
+    #[serde(rename = "time")]
+    _time: &'a RawValue,
+    #[serde(rename = "output")]
+    _output: &'a RawValue,
+    #[serde(rename = "reason")]
+    _reason: &'a RawValue,
+    #[serde(borrow)]
+    event: &'a RawValue,
+}
+
+/// Finds the events of a line, which ends with `\n`: where they are, each with its `\n`. None in an empty line. Else says
+/// what is wrong with it.
+pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
+    if line.trim_ascii().is_empty() {
+        return Ok(0..0);
+    }
+    let start = node_bytes(line);
+    let as_event = match decode(line, start..line.len()) {
+        Ok(found) => return Ok(found),
+        Err(error) => error,
+    };
+    // Only what is no event may be a letter.
+    match event_of_letter(line, start) {
+        // The byte behind the event is the letter's own, and makes room.
+        Some(event) => decode(line, event.start..event.end + 1)
+            .map_err(|error| format!("the event of a dead letter, {error}")),
+        None => Err(as_event),
+    }
+}
+
+fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> {
+    let Range { start, .. } = range;
+    let body = line.get_mut(range).unwrap_or_default();
+    match audit::decode_in_place(body) {
+        Ok(split) => Ok(split.lines.start + start..split.lines.end + start),
+        Err(Invalid { byte, what, .. }) => Err(format!("at byte {}: {what}", byte + start)),
+    }
+}
+
+/// Length of the node's name in front of an event, with the blanks behind it.
+fn node_bytes(line: &[u8]) -> usize {
+    let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
+        return 0;
+    };
+    let name = line[..brace].trim_ascii_end();
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let is_prefix = !name.is_empty() && name.len() < brace && name.iter().all(is_name);
+    if is_prefix { brace } else { 0 }
+}
+
+/// Where the event of a dead letter is; `None` where the line is none.
+fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
+    let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
+    let event = letter.event.get();
+    let at = event.as_ptr() as usize - line.as_ptr() as usize;
+    Some(at..at + event.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: &str = r#"{"auditID":"a","stage":"Panic","n":1e400}"#;
+    const LOGGED: &str =
+        r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"Panic"}"#;
+
+    fn events(text: &str) -> Result<Vec<String>, String> {
+        let mut line = format!("{text}\n").into_bytes();
+        let found = find(&mut line)?;
+        let lines = std::str::from_utf8(&line[found]).unwrap().split_inclusive('\n');
+        Ok(lines.map(|event| event.strip_suffix('\n').unwrap().to_owned()).collect())
+    }
+
+    #[test]
+    fn an_event_is_found_in_each_form_of_a_line_and_not_changed() {
+        for event in [EVENT, LOGGED] {
+            let letter =
+                format!(r#"{{"time":"t","output":"o","reason":"\"event\":{{}}","event":{event}}}"#);
+            let list = format!(
+                r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[{event}, {event}]}}"#
+            );
+            for (line, count) in [
+                (event.to_owned(), 1),
+                (format!("{event}\r"), 1),
+                (format!("  {event} "), 1),
+                (format!("master-0.example.com {event}"), 1),
+                (format!("ip-10-0-1-2\t {event}"), 1),
+                (letter.clone(), 1),
+                (format!("node_1 {letter}"), 1),
+                (letter.replace(',', " , ").replacen(" , ", ",", 0), 1),
+                (list, 2),
+            ] {
+                let wanted = if line.contains(" , ") && line.contains("reason") {
+                    event.replace(',', " , ")
+                } else {
+                    event.to_owned()
+                };
+                assert_eq!(events(&line).as_deref(), Ok(vec![wanted; count].as_slice()), "{line}");
+            }
+        }
+        assert_eq!(events(""), Ok(Vec::new()));
+        assert_eq!(events(" \r"), Ok(Vec::new()));
+        let nothing = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[]}"#;
+        assert_eq!(events(nothing), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused_with_its_byte_in_the_line() {
+        for (line, wanted) in [
+            ("hello", "not JSON"),
+            ("hello {", "not JSON"),
+            (r#"two words {"auditID":"a","stage":"Panic"}"#, "not JSON"),
+            (r#"node {"auditID":"","stage":"Panic"}"#, "at byte 16: auditID is empty"),
+            (r#"{"auditID":"a","stage":"Panic"} x"#, "not JSON"),
+            (
+                r#"{"auditID":"a","stage":"Panic"} {"auditID":"a","stage":"Panic"}"#,
+                "two events on one line",
+            ),
+            (r#"{"auditID":"a","stage":"Panic""#, "at byte"),
+            (
+                r#"{"time":"t","output":"o","reason":"r","event":{"auditID":"a"}}"#,
+                "the event of a dead letter, at byte 46: stage is missing",
+            ),
+            (
+                r#"{"output":"o","reason":"r","event":{"auditID":"a","stage":"Panic"}}"#,
+                "at byte 0: auditID is missing",
+            ),
+        ] {
+            let error = events(line).expect_err(line);
+            assert!(error.contains(wanted), "{line}: {error}");
+        }
+        let mut line = b"{\"auditID\":\"\xff\",\"stage\":\"Panic\"}\n".to_vec();
+        assert_eq!(find(&mut line).err().as_deref(), Some("at byte 12: not valid UTF-8"));
+    }
+}

@@ -1,0 +1,709 @@
+//! `type = "kafka"`: reads a topic as a member of a consumer group.
+//!
+//! One thread owns the consumer and makes all its calls. Each message is a body as a listener takes it; those that are at
+//! hand together become one batch of the queue. Per partition, the offset behind the last batch before which every output
+//! has acknowledged everything is stored, and librdkafka commits it every second, before a partition is given up, and at
+//! the end. So what comes twice after a crash is what was not committed, at most `max_in_flight` and what was acknowledged
+//! in the last second.
+//!
+//! A message that holds no audit events would stop its partition for ever. It is counted, told, and passed over.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::thread::park_timeout;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use rdkafka::client::ClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::Consumer;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::Rebalance;
+use rdkafka::error::KafkaError;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::Offset;
+use rdkafka::topic_partition_list::TopicPartitionList;
+use tokio::time::Instant;
+
+use super::Orders;
+use super::Source;
+use super::Staged;
+use super::Status;
+use crate::audit;
+use crate::audit::LevelCounts;
+use crate::config;
+use crate::config::BATCH_OVERHEAD;
+use crate::kafka::Changes;
+use crate::kafka::Cluster;
+use crate::kafka::Trouble;
+use crate::queue::Append;
+use crate::queue::Queue;
+use crate::queue::Ticket;
+use crate::telemetry::ListenerMetrics;
+use crate::telemetry::Rejection;
+
+/// Messages become one batch up to here; a larger one is a batch alone.
+const GROUP_BYTES: usize = 1024 * 1024;
+const GROUP_MESSAGES: u64 = 5000;
+
+/// Messages that are not acknowledged, however small: the bound of what is remembered of them.
+const MESSAGES_MAX: u64 = 100_000;
+
+/// The longest wait for a message: so soon it hears that it is to end.
+const POLL: Duration = Duration::from_millis(100);
+
+/// While there is no room, it is looked for so often.
+const FULL: Duration = Duration::from_millis(5);
+
+/// And after so long without room the partitions are paused: what librdkafka has fetched ahead is fetched again then, but
+/// the group hears from us.
+const PAUSE_AFTER: Duration = Duration::from_secs(1);
+
+/// A partition that goes to another reader waits so long for what is under way, so that less of it comes twice.
+const REVOKE_WAIT: Duration = Duration::from_secs(2);
+
+/// The group hears from us so often in a `session_timeout`.
+const HEARTBEATS: u32 = 4;
+
+/// This thread is missed after so long, should it hang.
+const POLL_MAX: Duration = Duration::from_secs(300);
+
+/// Setting up a connection, and the answer to a request.
+const CONNECT: Duration = Duration::from_secs(10);
+const REQUEST: Duration = Duration::from_secs(60);
+
+/// Fetched ahead of what is taken, and the most of one answer of a broker.
+const AHEAD_KIB: u64 = 16 * 1024;
+const FETCH_BYTES: u64 = 8 * 1024 * 1024;
+
+/// The least time between two lines of the same kind.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// Between consumers that could not be made.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// One source.
+pub(super) struct Reader {
+    name: String,
+    cluster: Cluster,
+    config: config::KafkaSource,
+    max_body: u64,
+    metrics: ListenerMetrics,
+    status: Arc<Status>,
+}
+
+impl Reader {
+    pub(super) fn new(
+        name: &str,
+        config: &config::KafkaSource,
+        max_body: u64,
+        metrics: ListenerMetrics,
+    ) -> Self {
+        let cluster = Cluster::new(&config.cluster);
+        let (name, config, status) = (name.to_owned(), config.clone(), Arc::default());
+        Self { name, cluster, config, max_body, metrics, status }
+    }
+
+    fn consumer(&self) -> ClientConfig {
+        let mut consumer = self.cluster.client(CONNECT, REQUEST);
+        let session = self.config.session_timeout;
+        let answer_max =
+            (self.max_body.saturating_add(FETCH_BYTES)).clamp(100_000_000, 2_147_483_647);
+        consumer
+            .set("group.id", &self.config.group)
+            // What is stored is committed, and only what is acknowledged is stored.
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "1000")
+            .set("enable.auto.offset.store", "false")
+            // A new group begins with the oldest.
+            .set("auto.offset.reset", "earliest")
+            // Partitions that stay with their reader are not interrupted.
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", session.as_millis().to_string())
+            .set("heartbeat.interval.ms", (session / HEARTBEATS).as_millis().to_string())
+            .set("max.poll.interval.ms", session.max(POLL_MAX).as_millis().to_string())
+            .set("queued.max.messages.kbytes", AHEAD_KIB.to_string())
+            .set("fetch.max.bytes", FETCH_BYTES.to_string())
+            .set("receive.message.max.bytes", answer_max.to_string())
+            .set("check.crcs", "true");
+        consumer
+    }
+
+    fn open(&self) -> Result<Session<'_>, Trouble> {
+        let changes = self.cluster.changes();
+        let state = Arc::new(Mutex::new(State::default()));
+        let context = Context {
+            source: self.name.clone(),
+            metrics: self.metrics.clone(),
+            topic: self.cluster.topic().to_owned(),
+            state: Arc::clone(&state),
+            status: Arc::clone(&self.status),
+        };
+        let trouble = |error| Trouble::new(&error, "");
+        let consumer: BaseConsumer<Context> =
+            self.consumer().create_with_context(context).map_err(trouble)?;
+        consumer.subscribe(&[self.cluster.topic()]).map_err(trouble)?;
+        self.status.update(|status| {
+            (status.paused, status.partitions) = (false, Vec::new());
+        });
+        let intake = Intake {
+            reader: self,
+            state,
+            group: None,
+            waiting: VecDeque::new(),
+            skipped: 0,
+            told: None,
+        };
+        Ok(Session { consumer, changes, intake, full_since: None })
+    }
+}
+
+impl Source for Reader {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let secrets = self.cluster.read()?;
+        Ok(Box::new(move || self.cluster.apply(secrets)))
+    }
+
+    fn probe(&self) -> (String, Result<(), String>) {
+        let context = Context {
+            source: self.name.clone(),
+            metrics: self.metrics.clone(),
+            topic: self.cluster.topic().to_owned(),
+            state: Arc::default(),
+            status: Arc::default(),
+        };
+        let mut settings = self.consumer();
+        // Without a group nothing is joined.
+        settings.remove("group.id");
+        let consumer = settings.create_with_context::<_, BaseConsumer<Context>>(context);
+        let found =
+            consumer.and_then(|consumer| self.cluster.find_topic(consumer.client(), CONNECT));
+        let found = found.map_err(|error| {
+            format!("topic {}: {}", self.cluster.topic(), Trouble::new(&error, ""))
+        });
+        (self.cluster.brokers(), found)
+    }
+
+    fn run(&self, queue: &Queue, mut orders: Orders) {
+        let mut told: Option<Instant> = None;
+        while !orders.stop.is_cancelled() && !orders.closing.is_cancelled() {
+            match self.open() {
+                Ok(session) => {
+                    told = None;
+                    session.run(queue, &mut orders);
+                }
+                Err(error) => {
+                    self.status.update(|status| status.last_error = Some(error.to_string()));
+                    if told.is_none_or(|told| told.elapsed() >= REMIND) {
+                        told = Some(Instant::now());
+                        tracing::warn!(source = self.name, %error, "no consumer can be made, trying on");
+                    }
+                    let until = Instant::now() + AGAIN;
+                    while Instant::now() < until && !orders.closing.is_cancelled() {
+                        park_timeout(POLL);
+                    }
+                }
+            }
+        }
+        orders.taking = None;
+    }
+
+    fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+}
+
+/// What is taken and not acknowledged, by partition. Shared by the thread with itself: librdkafka calls back while it
+/// polls.
+#[derive(Default)]
+struct State {
+    partitions: BTreeMap<i32, Partition>,
+    assignments: u64,
+    messages: u64,
+    bytes: u64,
+    paused: bool,
+    /// Nothing is waited for any more.
+    hurried: bool,
+    /// The queue has lost what it took: it is to be read again.
+    refused: bool,
+    /// When the log had trouble with the brokers last, since a message came.
+    told: Option<Instant>,
+}
+
+/// A partition that is ours.
+struct Partition {
+    /// The number of its assignment: it may go and come back.
+    assignment: u64,
+    /// In the order of their offsets.
+    taken: VecDeque<Taken>,
+}
+
+/// A batch.
+struct Taken {
+    /// The offset behind it.
+    next: i64,
+    messages: u64,
+    /// Of them, those that were not passed over.
+    accepted: u64,
+    bytes: u64,
+    begun: Instant,
+    /// `None`: there was nothing in it.
+    ticket: Option<Ticket>,
+}
+
+impl State {
+    /// Forgets what is acknowledged, and gives the offset behind it for each partition that has got on.
+    fn settle(&mut self, metrics: &ListenerMetrics) -> Vec<(i32, i64)> {
+        let mut behind = Vec::new();
+        for (number, partition) in &mut self.partitions {
+            let mut next = None;
+            while let Some(first) = partition.taken.front_mut() {
+                match first.ticket.as_mut().map(|ticket| ticket.acknowledged().now_or_never()) {
+                    None | Some(Some(Ok(()))) => {}
+                    Some(None) => break,
+                    Some(Some(Err(_))) => {
+                        self.refused = true;
+                        break;
+                    }
+                }
+                let Some(done) = partition.taken.pop_front() else { break };
+                self.messages -= done.messages;
+                self.bytes -= done.bytes;
+                (0..done.accepted).for_each(|_| metrics.answered(200));
+                if done.ticket.is_some() {
+                    metrics.duration.record(done.begun.elapsed().as_secs_f64());
+                }
+                next = Some(done.next);
+            }
+            behind.extend(next.map(|next| (*number, next)));
+        }
+        behind
+    }
+
+    fn is_empty(&self, numbers: &[i32]) -> bool {
+        let ours = numbers.iter().filter_map(|number| self.partitions.get(number));
+        ours.map(|partition| partition.taken.len()).sum::<usize>() == 0
+    }
+
+    /// Gives a partition up. What no output has begun of it leaves the queue.
+    fn forget(&mut self, number: i32) -> u64 {
+        let taken = self.partitions.remove(&number).map(|partition| partition.taken);
+        let mut messages = 0;
+        for taken in taken.into_iter().flatten() {
+            messages += taken.messages;
+            self.bytes -= taken.bytes;
+        }
+        self.messages -= messages;
+        messages
+    }
+}
+
+/// Called by librdkafka, in the thread that polls.
+struct Context {
+    source: String,
+    metrics: ListenerMetrics,
+    topic: String,
+    state: Arc<Mutex<State>>,
+    status: Arc<Status>,
+}
+
+impl Context {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores what is acknowledged, to be committed.
+    fn settle(&self, consumer: &BaseConsumer<Self>) {
+        let behind = self.lock().settle(&self.metrics);
+        if behind.is_empty() {
+            return;
+        }
+        let mut offsets = TopicPartitionList::with_capacity(behind.len());
+        for (partition, next) in behind {
+            let added = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next));
+            if let Err(error) = added {
+                tracing::warn!(source = self.source, %error, "an offset cannot be stored");
+            }
+        }
+        if let Err(error) = consumer.store_offsets(&offsets) {
+            // Of partitions that another has got meanwhile; it reads them from where we were before.
+            tracing::debug!(source = self.source, %error, "offsets not stored");
+        }
+    }
+
+    fn show_partitions(&self, state: &State) {
+        let partitions = state.partitions.keys().copied().collect();
+        self.status.update(|status| status.partitions = partitions);
+    }
+
+    fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
+        let hurried = self.lock().hurried || consumer.assignment_lost();
+        let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
+        loop {
+            self.settle(consumer);
+            if self.lock().is_empty(partitions) || Instant::now() >= until {
+                break;
+            }
+            park_timeout(FULL);
+        }
+        let mut state = self.lock();
+        let unfinished: u64 = partitions.iter().map(|number| state.forget(*number)).sum();
+        self.show_partitions(&state);
+        drop(state);
+        tracing::info!(source = self.source, ?partitions, unfinished, "partitions given back");
+    }
+}
+
+fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
+    partitions.elements().iter().map(|element| element.partition()).collect()
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        crate::kafka::log(&self.source, level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            // What each of them said tells more.
+            return;
+        }
+        let error = Trouble::new(&error, reason);
+        self.status.update(|status| status.last_error = Some(error.to_string()));
+        let mut state = self.lock();
+        if state.told.is_none_or(|told| told.elapsed() >= REMIND) {
+            state.told = Some(Instant::now());
+            tracing::warn!(source = self.source, topic = self.topic, %error, "trouble with the brokers, trying on");
+        } else {
+            tracing::debug!(source = self.source, topic = self.topic, %error, "trouble with the brokers");
+        }
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Revoke(partitions) = rebalance {
+            self.give_back(consumer, &numbers(partitions));
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Assign(list) = rebalance else { return };
+        let partitions = numbers(list);
+        let mut state = self.lock();
+        for number in &partitions {
+            state.assignments += 1;
+            let assignment = state.assignments;
+            state.partitions.insert(*number, Partition { assignment, taken: VecDeque::new() });
+        }
+        let paused = state.paused;
+        self.show_partitions(&state);
+        drop(state);
+        // The group's coordinator has answered.
+        self.status.update(|status| status.last_error = None);
+        tracing::info!(source = self.source, ?partitions, "partitions assigned");
+        if paused && let Err(error) = consumer.pause(list) {
+            tracing::debug!(source = self.source, %error, "not paused");
+        }
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _: &TopicPartitionList) {
+        if let Err(error) = result
+            && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
+        {
+            tracing::debug!(source = self.source, %error, "offsets not committed, trying on");
+        }
+    }
+}
+
+/// Messages that become one batch.
+struct Group {
+    partition: i32,
+    assignment: u64,
+    next: i64,
+    messages: u64,
+    accepted: u64,
+    lines: Vec<u8>,
+    events: u64,
+    levels: LevelCounts,
+    begun: Instant,
+}
+
+/// A batch that the queue has not taken yet.
+struct Waiting {
+    partition: i32,
+    assignment: u64,
+    next: i64,
+    messages: u64,
+    accepted: u64,
+    append: Append,
+    begun: Instant,
+}
+
+/// From messages to batches of the queue.
+struct Intake<'a> {
+    reader: &'a Reader,
+    state: Arc<Mutex<State>>,
+    group: Option<Group>,
+    waiting: VecDeque<Waiting>,
+    /// Messages passed over since the log told of one, and when that was.
+    skipped: u64,
+    told: Option<Instant>,
+}
+
+impl Intake<'_> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&mut self, message: &BorrowedMessage<'_>) {
+        let (partition, payload) = (message.partition(), message.payload().unwrap_or_default());
+        self.reader.metrics.received.increment(payload.len() as u64);
+        let mut state = self.lock();
+        if state.told.take().is_some() {
+            self.reader.status.update(|status| status.last_error = None);
+            tracing::info!(source = self.reader.name, "reading again");
+        }
+        // Not ours any more where it was given back since it was fetched.
+        let Some(assignment) = state.partitions.get(&partition).map(|ours| ours.assignment) else {
+            return;
+        };
+        drop(state);
+        let fits = |group: &Group| {
+            (group.partition, group.assignment) == (partition, assignment)
+                && group.lines.len() + payload.len() < self.group_max()
+        };
+        if !self.group.as_ref().is_some_and(fits) {
+            self.close_group();
+        }
+        let group = self.group.get_or_insert_with(|| Group {
+            partition,
+            assignment,
+            next: 0,
+            messages: 0,
+            accepted: 0,
+            lines: Vec::new(),
+            events: 0,
+            levels: LevelCounts::default(),
+            begun: Instant::now(),
+        });
+        group.next = message.offset() + 1;
+        group.messages += 1;
+        let refused = if payload.len() as u64 >= self.reader.max_body {
+            Some((Rejection::TooLarge, 413, "larger than limits.max_body".to_owned()))
+        } else {
+            let invalid = group.add(payload).err();
+            invalid.map(|error| (Rejection::Invalid, 400, error.to_string()))
+        };
+        if let Some((reason, code, error)) = refused {
+            self.reader.metrics.rejected(reason, code, &error);
+            self.reader.metrics.answered(code);
+            self.skip(message, &error);
+        }
+    }
+
+    fn group_max(&self) -> usize {
+        let max_body = usize::try_from(self.reader.max_body).unwrap_or(usize::MAX);
+        GROUP_BYTES.min(max_body)
+    }
+
+    /// Tells where a message is that can't be taken; nothing of what is in it.
+    fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
+        self.skipped += 1;
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        let source = &self.reader.name;
+        if self.told.is_some_and(|told| told.elapsed() < REMIND) {
+            tracing::debug!(source, topic, partition, offset, error, "message passed over");
+            return;
+        }
+        self.told = Some(Instant::now());
+        let skipped = std::mem::take(&mut self.skipped);
+        tracing::warn!(
+            source,
+            topic,
+            partition,
+            offset,
+            error,
+            skipped,
+            "message holds no audit events, passed over and counted"
+        );
+    }
+
+    /// What has come so far becomes a batch.
+    fn close_group(&mut self) {
+        let Some(mut group) = self.group.take() else { return };
+        // The queue counts bytes, not capacity.
+        group.lines.shrink_to_fit();
+        let Group { partition, assignment, next, messages, accepted, begun, .. } = group;
+        let Group { lines, events, levels, .. } = group;
+        let append = Append { lines: Bytes::from(lines), events, levels };
+        let waiting = Waiting { partition, assignment, next, messages, accepted, append, begun };
+        self.waiting.push_back(waiting);
+    }
+
+    /// Hands over what the queue takes; the rest waits.
+    fn append(&mut self, queue: &Queue) {
+        let max_in_flight = self.reader.config.max_in_flight;
+        while let Some(first) = self.waiting.front() {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let (messages, bytes) =
+                (first.messages, first.append.lines.len() as u64 + BATCH_OVERHEAD);
+            let is_ours = state
+                .partitions
+                .get(&first.partition)
+                .is_some_and(|ours| ours.assignment == first.assignment);
+            if is_ours {
+                let full = state.bytes.saturating_add(bytes) > max_in_flight
+                    || state.messages.saturating_add(messages) > MESSAGES_MAX;
+                if full && state.messages > 0 {
+                    return;
+                }
+                let ticket = if first.append.events == 0 {
+                    None
+                } else {
+                    let Ok(ticket) = queue.append(first.append.clone()) else { return };
+                    Some(ticket)
+                };
+                let taken = Taken {
+                    next: first.next,
+                    messages,
+                    accepted: first.accepted,
+                    bytes,
+                    begun: first.begun,
+                    ticket,
+                };
+                state.messages += messages;
+                state.bytes += bytes;
+                if let Some(ours) = state.partitions.get_mut(&first.partition) {
+                    ours.taken.push_back(taken);
+                }
+            }
+            drop(state);
+            self.waiting.pop_front();
+        }
+    }
+}
+
+impl Group {
+    /// Checks a message and puts its events behind the others.
+    fn add(&mut self, payload: &[u8]) -> Result<(), audit::Invalid> {
+        let start = self.lines.len();
+        self.lines.extend_from_slice(payload);
+        self.lines.push(b'\n');
+        let body = self.lines.get_mut(start..).unwrap_or_default();
+        match audit::decode_in_place(body) {
+            Ok(split) => {
+                self.accepted += 1;
+                body.copy_within(split.lines.clone(), 0);
+                self.lines.truncate(start + split.lines.len());
+                self.events += split.events;
+                for (sum, count) in self.levels.iter_mut().zip(split.levels) {
+                    *sum += count;
+                }
+                Ok(())
+            }
+            Err(invalid) => {
+                self.lines.truncate(start);
+                Err(invalid)
+            }
+        }
+    }
+}
+
+/// One consumer, until it has to be replaced.
+struct Session<'a> {
+    consumer: BaseConsumer<Context>,
+    changes: Changes,
+    intake: Intake<'a>,
+    full_since: Option<Instant>,
+}
+
+impl Session<'_> {
+    fn run(mut self, queue: &Queue, orders: &mut Orders) {
+        loop {
+            let closing = orders.closing.is_cancelled();
+            self.consumer.context().settle(&self.consumer);
+            if closing {
+                self.intake.waiting.clear();
+                orders.taking = None;
+            } else {
+                self.intake.append(queue);
+            }
+            let state = self.intake.lock();
+            let (is_idle, refused) = (state.messages == 0, state.refused);
+            drop(state);
+            if orders.stop.is_cancelled() || refused || (closing && is_idle) {
+                break;
+            }
+            if !closing && self.changes.has_changed() {
+                tracing::info!(source = self.intake.reader.name, "files changed, connecting anew");
+                break;
+            }
+            if !self.has_room(closing) {
+                park_timeout(FULL);
+            } else if !self.read(closing) {
+                break;
+            }
+        }
+        self.intake.lock().hurried = orders.closing.is_cancelled();
+        // Dropped, the consumer gives its partitions back, commits, and leaves the group.
+    }
+
+    /// Pauses and resumes. `false`: nothing may be read for a moment.
+    fn has_room(&mut self, closing: bool) -> bool {
+        let is_full = !self.intake.waiting.is_empty();
+        self.full_since = is_full.then(|| self.full_since.unwrap_or_else(Instant::now));
+        let is_paused =
+            closing || self.full_since.is_some_and(|since| since.elapsed() >= PAUSE_AFTER);
+        let was_paused = std::mem::replace(&mut self.intake.lock().paused, is_paused);
+        if was_paused != is_paused {
+            self.intake.reader.status.update(|status| status.paused = is_paused);
+            let list = self.consumer.assignment();
+            let done = list.and_then(|list| match is_paused {
+                true => self.consumer.pause(&list),
+                false => self.consumer.resume(&list),
+            });
+            if let Err(error) = done {
+                tracing::debug!(source = self.intake.reader.name, %error, "not paused or resumed");
+            }
+        }
+        !is_full || is_paused
+    }
+
+    /// Reads what is at hand. `false`: this consumer is of no use any more.
+    fn read(&mut self, closing: bool) -> bool {
+        let mut timeout = if closing { FULL } else { POLL };
+        loop {
+            match self.consumer.poll(timeout) {
+                None => break,
+                Some(Ok(message)) if !closing => self.intake.take(&message),
+                Some(Ok(_)) => {}
+                Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                    let source = &self.intake.reader.name;
+                    tracing::warn!(source, error = %code, "the consumer has failed, connecting anew");
+                    return false;
+                }
+                // The context has told of it.
+                Some(Err(_)) => {}
+            }
+            let is_whole = |group: &Group| {
+                group.lines.len() >= self.intake.group_max() || group.messages >= GROUP_MESSAGES
+            };
+            if !self.intake.waiting.is_empty() || self.intake.group.as_ref().is_some_and(is_whole) {
+                break;
+            }
+            timeout = Duration::ZERO;
+        }
+        self.intake.close_group();
+        true
+    }
+}

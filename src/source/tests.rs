@@ -1,0 +1,91 @@
+//! A reload and its sources, with one that follows a script.
+
+#![cfg(feature = "kafka")]
+
+use std::sync::mpsc;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::audit::LevelCounts;
+use crate::queue::Append;
+use crate::queue::Output;
+
+/// A source that is in the middle of something when it is told to close: it takes one more batch then.
+struct Slow {
+    /// Says that it may.
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Source for Slow {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        Ok(Box::new(|| ()))
+    }
+
+    fn probe(&self) -> (String, Result<(), String>) {
+        (String::new(), Ok(()))
+    }
+
+    fn run(&self, queue: &Queue, mut orders: Orders) {
+        self.go.lock().expect("no holder panics").recv().expect("the test says go");
+        let lines = Bytes::from_static(b"{}\n");
+        let batch = Append { lines, events: 1, levels: LevelCounts::default() };
+        let ticket = queue.append(batch).expect("there is room");
+        orders.taking = None;
+        while !orders.stop.is_cancelled() {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        drop(ticket);
+    }
+
+    fn status(&self) -> Arc<Status> {
+        Arc::default()
+    }
+}
+
+const CONFIG: &str = "
+[[source]]
+name = \"topic\"
+type = \"kafka\"
+brokers = [\"127.0.0.1:9\"]
+topic = \"audit\"
+group = \"relays\"
+
+[queue]
+acknowledge = \"delivered\"
+
+[[output]]
+name = \"o\"
+type = \"stdout\"
+";
+
+#[tokio::test]
+async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change() {
+    let config = config::read(CONFIG).config.expect("it is right");
+    let telemetry = Telemetry::new();
+    let output = Output { name: "o".to_owned(), required: true, metrics: telemetry.output("o") };
+    let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
+    let (go, waits) = mpsc::channel();
+    let mut sources = Sources::default();
+    let mut planned = sources.plan(&config.sources, 1000, &telemetry);
+    planned[0].source = Arc::new(Slow { go: Mutex::new(waits) });
+    sources.commit(planned, &queue);
+
+    // The same config again closes nothing.
+    let same = sources.plan(&config.sources, 1000, &telemetry);
+    sources.close_leaving(&same).await;
+    assert!(!sources.slots[0].closing.is_cancelled());
+    sources.commit(same, &queue);
+
+    {
+        let mut closed = std::pin::pin!(sources.close_leaving(&[]));
+        let early = tokio::time::timeout(Duration::from_millis(20), &mut closed).await;
+        assert!(early.is_err(), "it may still take something");
+        go.send(()).unwrap();
+        closed.await;
+    }
+    assert_eq!(queue.held().1, 1, "what it takes is there when the settings change");
+    sources.commit(Vec::new(), &queue);
+    sources.end(Duration::from_secs(60)).await;
+    assert!(sources.tasks.is_empty());
+}

@@ -1,0 +1,285 @@
+//! The alerting rules: promtool's judgement and unit tests, their two forms, their runbooks, and their expressions against a
+//! real Prometheus that scrapes a relay in health and in trouble.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::readme::anchor;
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::certificates::Pair;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::peers::program;
+use crate::support::prometheus::Prometheus;
+use crate::support::prometheus::Rule;
+use crate::support::prometheus::Sample;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::repository;
+use crate::support::requests::QUICK;
+use crate::support::server::Options;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+fn file(name: &str) -> PathBuf {
+    repository().join("deploy").join(name)
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(file(name)).unwrap()
+}
+
+/// What stands behind `key` in the lines that have it.
+fn values<'a>(yaml: &'a str, key: &str) -> Vec<&'a str> {
+    let value = |line: &'a str| line.trim_start_matches([' ', '-']).strip_prefix(key);
+    yaml.lines().filter_map(value).map(str::trim).collect()
+}
+
+fn promtool(arguments: &[&str]) {
+    let output = Command::new(program("promtool")).args(arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn promtool_takes_the_rules_and_they_fire_when_they_should_and_only_then() {
+    promtool(&["check", "rules", "--lint-fatal", text(&file("monitoring/rules.yaml"))]);
+    promtool(&["test", "rules", text(&file("monitoring/rules_test.yaml"))]);
+}
+
+#[test]
+fn each_alert_is_tested_where_it_fires_and_where_it_just_does_not() {
+    let tests = read("monitoring/rules_test.yaml");
+    for alert in values(&read("monitoring/rules.yaml"), "alert:") {
+        let name = format!("alertname: {alert}\n");
+        let mut cases = tests.split(&name).skip(1);
+        let quiet = |case: &str| case.trim_start().starts_with("exp_alerts: []");
+        assert!(cases.clone().any(quiet), "{alert} has no near-miss");
+        assert!(cases.any(|case| !quiet(case)), "{alert} never fires");
+    }
+}
+
+#[test]
+fn the_operators_rules_are_those_of_the_plain_file() {
+    let indented: String = read("monitoring/rules.yaml")
+        .split_inclusive('\n')
+        .map(|line| if line == "\n" { line.to_owned() } else { format!("  {line}") })
+        .collect();
+    let operators = read("overlays/monitoring/prometheusrule.yaml");
+    let (_, spec) = operators.split_once("\nspec:\n").unwrap();
+    assert_eq!(spec, indented, "deploy/monitoring/rules.yaml has changed: sed 's/^./  &/'");
+}
+
+#[test]
+fn each_alert_has_a_runbook_in_the_readme() {
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, runbooks) = readme.split_once("\n## Runbooks\n").unwrap();
+    let runbooks = runbooks.split("\n## ").next().unwrap();
+    let sections: BTreeSet<String> =
+        runbooks.lines().filter_map(|line| line.strip_prefix("### ")).map(anchor).collect();
+    let rules = read("monitoring/rules.yaml");
+    let (alerts, links) = (values(&rules, "alert:"), values(&rules, "runbook_url:"));
+    assert_eq!(alerts.len(), links.len());
+    for (alert, link) in alerts.iter().zip(&links) {
+        let (page, section) = link.split_once('#').unwrap();
+        assert!(page.ends_with("/README.md"), "{link}");
+        assert_eq!(section, anchor(alert), "{alert}");
+        assert!(sections.contains(section), "no section {section}");
+    }
+    assert_eq!(sections.len(), alerts.len(), "a runbook without an alert");
+    for section in runbooks.split("\n### ").skip(1) {
+        for part in ["**Means:**", "**Look:**", "**Do:**"] {
+            assert!(section.contains(part), "no {part} in {section}");
+        }
+    }
+}
+
+/// The selectors of an expression: a metric's name, with its matchers. One with alternatives is as many selectors.
+fn selectors(expression: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    for prefix in ["kube_audit_forwarder_", "process_"] {
+        for (at, _) in expression.match_indices(prefix) {
+            let rest = expression.split_at(at).1;
+            let (name, rest) = rest.split_at(rest.find(|it| !is_name(it)).unwrap_or(rest.len()));
+            let Some(matchers) = rest.strip_prefix('{') else {
+                found.push(name.to_owned());
+                continue;
+            };
+            let matchers = matchers.split('}').next().unwrap().trim();
+            match matchers.split_once("=~") {
+                None => found.push(format!("{name}{{{matchers}}}")),
+                Some((label, values)) => found.extend(
+                    values
+                        .trim_matches('"')
+                        .split('|')
+                        .map(|it| format!("{name}{{{label}=\"{it}\"}}")),
+                ),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn selectors_are_found_in_expressions() {
+    let expression = r#"rate(kube_audit_forwarder_a{ b=~"c|d" }[5m]) > process_e and kube_audit_forwarder_f{g!="h"}"#;
+    let wanted = [
+        r#"kube_audit_forwarder_a{b="c"}"#,
+        r#"kube_audit_forwarder_a{b="d"}"#,
+        r#"kube_audit_forwarder_f{g!="h"}"#,
+        "process_e",
+    ];
+    assert_eq!(selectors(expression), wanted);
+}
+
+/// A listener and an output with TLS, and an output of lines.
+fn config(certificates: &Certificates, server: &Pair, siem: &HttpSink, lines: &TcpSink) -> String {
+    format!(
+        "{BASE}tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
+         [[listener]]\naddress = \"127.0.0.2:0\"\n\
+         [[output]]\nname = \"siem\"\ntype = \"http\"\nurls = [\"https://localhost:{}/\"]\n\
+         tls = {{ ca = \"{}\" }}\n{QUICK}\
+         [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
+         replay_window = \"100ms\"\n{QUICK}",
+        text(&server.certificate),
+        text(&server.key),
+        siem.address().port(),
+        text(&certificates.ca),
+        lines.address(),
+    )
+}
+
+fn siem(certificates: &Certificates) -> HttpSink {
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200))
+}
+
+/// Posts over plain HTTP and says the answer's status.
+fn post(relay: &Relay, body: &[u8]) -> u16 {
+    let plain = relay.listeners().iter().find(|(label, _)| label == "127.0.0.2:0").unwrap().1;
+    crate::support::http::post(plain, "/", "application/json", body).unwrap().status
+}
+
+#[test]
+fn every_series_of_an_alert_exists_and_none_holds_in_health() {
+    let certificates = Certificates::new();
+    let (siem, lines) = (siem(&certificates), TcpSink::start());
+    let directory = TempDir::new().unwrap();
+    let queue = format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()));
+    let relay =
+        Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &queue));
+    let prometheus = Prometheus::start(relay.admin());
+    assert_eq!(post(&relay, &generated_batch(1, 100, 900)), 200);
+    relay.wait_until_delivered(PATIENCE);
+    let rules = prometheus.rules();
+    assert_eq!(rules.len(), values(&read("monitoring/rules.yaml"), "alert:").len());
+    for Rule { name, expression, labels, annotations } in &rules {
+        assert!(["warning", "critical"].contains(&&*labels["severity"]), "{name}");
+        for annotation in ["summary", "description", "runbook_url"] {
+            assert!(annotations.get(annotation).is_some_and(|it| !it.is_empty()), "{name}");
+        }
+        let selectors = selectors(expression);
+        assert_eq!(selectors.is_empty(), name == "AuditWebhookError", "{name}");
+        for selector in selectors {
+            wait_until(&format!("{selector} of {name}"), PATIENCE, || {
+                !prometheus.query(&selector).is_empty()
+            });
+        }
+    }
+    // A scrape may have found events in motion; the next one has not.
+    for Rule { name, expression, .. } in &rules {
+        wait_until(&format!("{name} to be quiet"), PATIENCE, || {
+            prometheus.query(expression).is_empty()
+        });
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
+    let certificates = Certificates::new();
+    let (siem, mut lines) = (siem(&certificates), TcpSink::start());
+    // A quarter of a mebibyte is full after a few batches; its certificate has expired.
+    let queue = "[queue]\nmax_bytes = \"256KiB\"\n[shutdown]\ndrain_timeout = \"500ms\"\n";
+    let expired = config(&certificates, &certificates.expired_server, &siem, &lines) + queue;
+    let mut relay = Relay::start(&expired);
+    let prometheus = Prometheus::start(relay.admin());
+    let rules = prometheus.rules();
+    let holds = |alert: &str| {
+        let rule = rules.iter().find(|rule| rule.name == alert).unwrap();
+        prometheus.query(&rule.expression)
+    };
+    let wait_for_alert = |alert: &str| -> Vec<Sample> {
+        wait_for(alert, PATIENCE, || Some(holds(alert)).filter(|samples| !samples.is_empty()))
+    };
+    let labels = |samples: &[Sample], label: &str| -> Vec<String> {
+        samples.iter().map(|sample| sample.labels[label].clone()).collect()
+    };
+    let quiet = |alert: &str| wait_until(alert, PATIENCE, || holds(alert).is_empty());
+    let expires = wait_for_alert("KubeAuditForwarderCertificateExpiresIn3Days");
+    assert_eq!(labels(&expires, "listener"), ["127.0.0.1:0"]);
+    assert_eq!(post(&relay, &generated_batch(1, 10, 900)), 200);
+    relay.wait_until_delivered(PATIENCE);
+
+    assert_eq!(post(&relay, b"no JSON"), 400);
+    let rejected = wait_for_alert("KubeAuditForwarderRequestsRejected");
+    assert_eq!(labels(&rejected, "reason"), ["invalid"]);
+
+    // One consumer goes: down, filling, nearly full, full.
+    quiet("KubeAuditForwarderOutputDown");
+    lines.close();
+    let mut seed = 2;
+    let mut fill = || {
+        seed += 1;
+        post(&relay, &generated_batch(seed, 10, 900))
+    };
+    assert_eq!(fill(), 200);
+    assert_eq!(labels(&wait_for_alert("KubeAuditForwarderOutputDown"), "output"), ["lines"]);
+    wait_until("the queue to fill within an hour", PATIENCE, || {
+        assert_eq!(fill(), 200);
+        // One batch each two scrapes.
+        let before = prometheus.query("kube_audit_forwarder_event_total")[0].value;
+        wait_until("the next scrape", PATIENCE, || {
+            prometheus.query("kube_audit_forwarder_event_total")[0].value > before
+        });
+        !holds("KubeAuditForwarderQueueFullWithinAnHour").is_empty()
+    });
+    wait_until("429", PATIENCE, || fill() == 429);
+    assert!(wait_for_alert("KubeAuditForwarderQueueNearlyFull")[0].value > 0.8);
+    let waits = wait_for("429 between two scrapes", PATIENCE, || {
+        assert_eq!(fill(), 429);
+        Some(holds("KubeAuditForwarderSendersWait")).filter(|samples| !samples.is_empty())
+    });
+    assert_eq!(labels(&waits, "reason"), ["queue_full"]);
+
+    // A config that is refused, then one without the output: its backlog is lost, and it is no concern any more.
+    std::fs::write(relay.config_file(), "nonsense = 1\n").unwrap();
+    wait_for_alert("KubeAuditForwarderReloadFailed");
+    quiet("KubeAuditForwarderEventsLost");
+    let (without, _) = expired.split_once("[[output]]\nname = \"lines\"").unwrap();
+    std::fs::write(relay.config_file(), format!("{without}{queue}")).unwrap();
+    assert_eq!(labels(&wait_for_alert("KubeAuditForwarderEventsLost"), "plugin"), ["lines"]);
+    for alert in ["ReloadFailed", "OutputDown", "QueueFullWithinAnHour", "QueueNearlyFull"] {
+        quiet(&format!("KubeAuditForwarder{alert}"));
+    }
+    assert_eq!(fill(), 200);
+    wait_until("the delivery to the other", PATIENCE, || {
+        prometheus.query("kube_audit_forwarder_output_backlog_events{output=\"siem\"} == 0").len()
+            == 1
+    });
+    quiet("KubeAuditForwarderConservationBroken");
+    assert_eq!(prometheus.query("kube_audit_forwarder_output_up").len(), 1);
+
+    quiet("KubeAuditForwarderAbsent");
+    relay.stop();
+    wait_for_alert("KubeAuditForwarderAbsent");
+}

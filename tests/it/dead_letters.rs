@@ -1,0 +1,303 @@
+//! What a consumer refuses for good is kept in files, with the reason, before it counts as lost; whatever becomes of the
+//! process, and of the disk.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::number_from;
+use crate::support::chance::rng;
+use crate::support::filesystem::Kind;
+use crate::support::filesystem::Mounted;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::numbered;
+use crate::support::numbered::Id;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::events_in;
+use crate::support::requests::to_sink;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::spool::Spool;
+use crate::support::tally::Tallying;
+use crate::support::tally::accepted_ids;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// A line of a dead-letter file.
+struct Letter {
+    output: String,
+    reason: String,
+    event: Vec<u8>,
+}
+
+/// The dead-letter files of a directory, oldest first.
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// All letters, oldest first. Only what a file ends with, without a line's end, may be no letter.
+fn letters_in(directory: &Path) -> Vec<Letter> {
+    let mut letters = Vec::new();
+    for file in files_in(directory) {
+        let bytes = std::fs::read(&file).unwrap();
+        let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
+        lines.pop();
+        letters.extend(lines.into_iter().map(letter));
+    }
+    letters
+}
+
+fn letter(line: &[u8]) -> Letter {
+    let told = String::from_utf8_lossy(line);
+    let fields: BTreeMap<String, Box<RawValue>> =
+        serde_json::from_slice(line).unwrap_or_else(|error| panic!("{error}: {told}"));
+    assert_eq!(fields.len(), 4, "{told}");
+    let word = |name: &str| serde_json::from_str(fields[name].get()).unwrap();
+    let _time: String = word("time");
+    let event = fields["event"].get().as_bytes().to_vec();
+    Letter { output: word("output"), reason: word("reason"), event }
+}
+
+#[test]
+fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_twenty_requests_at_most() {
+    let bad = numbered::events(0, 137..138).remove(0);
+    let refused = bad.clone();
+    let sink = HttpSink::start(move |request| {
+        Answer::status(if events_in(request).contains(&refused) { 400 } else { 200 })
+    });
+    let place = TempDir::new().unwrap();
+    let directory = place.path().join("letters");
+    let keys = format!("[dead_letter]\ndirectory = \"{}\"\n", text(&directory));
+    let relay = Relay::start(&to_sink(sink.address(), &keys));
+    assert_eq!(relay.post(&numbered::list(0, 0..400)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let mut good = numbered::events(0, 0..400);
+    good.retain(|event| *event != bad);
+    assert_same_set(&accepted_events(&sink), &good);
+    assert!(sink.count() <= 21, "{} requests", sink.count());
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 1.0);
+    assert_eq!(metrics.value("dead_letter_events_total", &[("output", "consumer")]), 1.0);
+    let files: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|it| it.unwrap()).collect();
+    assert_eq!(files.len(), 1);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&files[0].path())), (0o700, 0o600));
+    let letter = std::fs::read_to_string(files[0].path()).unwrap();
+    assert_eq!(letter.lines().count(), 1);
+    // The event is there byte for byte.
+    assert!(letter.contains(std::str::from_utf8(&bad).unwrap()), "{letter}");
+    let letter: serde_json::Value = serde_json::from_str(&letter.replace("1e400", "1")).unwrap();
+    assert_eq!(letter["output"], "consumer");
+    assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
+    assert!(letter["time"].as_str().is_some());
+    relay.finish(Backlog::Empty);
+}
+
+/// One in so many is refused.
+const REFUSED: u64 = 17;
+
+fn is_refused(id: Id) -> bool {
+    id.number % REFUSED == 3
+}
+
+#[test]
+fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
+    let sink = HttpSink::start(|request| {
+        let refuses = events_in(request).iter().any(|event| is_refused(numbered::identify(event)));
+        Answer::status(if refuses { 400 } else { 200 })
+    });
+    let (spool, mut rng) = (Spool::new(), rng());
+    let directory = spool.path().join("dead-letter");
+    let start = |concurrency: u32| {
+        let queue = spool.queue("segment_bytes = \"256KiB\"\n");
+        let keys = format!("concurrency = {concurrency}\nbatch = {{ max_events = 60 }}\n{queue}");
+        Relay::start(&to_sink(sink.address(), &keys))
+    };
+    let senders = Senders::start(2, Bodies::Mixed, &mut rng);
+    let mut before = 0;
+    let kills = number_from("KUBE_AUDIT_FORWARDER_KILLS", 20);
+    let mut with_letters = 0;
+    for _ in 0..kills {
+        let mut relay = start(rng.u32(1..5));
+        senders.go_to(relay.address());
+        // From the first refused event on, wherever that is.
+        sink.wait_for_count(before + 1, PATIENCE);
+        std::thread::sleep(Duration::from_micros(rng.u64(..250_000)));
+        relay.kill();
+        senders.wait();
+        before = sink.count();
+        with_letters += usize::from(!letters_in(&directory).is_empty());
+        // As if it had been killed in the middle of a write.
+        if let Some(last) = files_in(&directory).last().filter(|_| rng.bool()) {
+            let mut last = std::fs::OpenOptions::new().append(true).open(last).unwrap();
+            last.write_all(b"{\"time\":\"2026-").unwrap();
+        }
+    }
+    let relay = start(4);
+    let sent = senders.finish();
+    // What was refused last is final when another was accepted since.
+    assert_eq!(relay.post(&numbered::list(9, 4..9)).status, 200);
+    relay.finish(Backlog::Empty);
+
+    let ids = |events: &[Vec<u8>]| -> BTreeSet<Id> {
+        events.iter().map(|event| numbered::identify(event)).collect()
+    };
+    let delivered = ids(&accepted_events(&sink));
+    let letters: Vec<Vec<u8>> =
+        letters_in(&directory).into_iter().map(|letter| letter.event).collect();
+    let kept = ids(&letters);
+    assert!(kept.iter().all(|id| is_refused(*id)), "a healthy event was given up");
+    let accepted = accepted_ids(&sent);
+    let missing: Vec<_> =
+        accepted.iter().filter(|id| !delivered.contains(id) && !kept.contains(id)).collect();
+    assert!(missing.is_empty(), "{} of {}: {missing:?}", missing.len(), accepted.len());
+    eprintln!(
+        "{kills} kills: {} events accepted, {} delivered, {} letters for {} events",
+        accepted.len(),
+        delivered.len(),
+        letters.len(),
+        kept.len()
+    );
+    assert!(with_letters > 0 && kept.len() > 5, "too few to mean anything");
+}
+
+/// A refused event that fits in no block that is there already.
+fn large(number: u32) -> Vec<u8> {
+    let text = "x".repeat(200_000);
+    format!(
+        r#"{{"level":"Metadata","auditID":"refused-{number}","stage":"ResponseComplete","text":"{text}"}}"#
+    )
+    .into_bytes()
+}
+
+#[test]
+fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {
+    for kind in [Kind::Tmpfs, Kind::Ext4] {
+        let disk = Mounted::new(kind, 16 * 1024 * 1024);
+        let (directory, ballast) = (disk.path().join("letters"), disk.path().join("ballast"));
+        let sink = HttpSink::start(|request| {
+            let is_large = |event: &Vec<u8>| event.len() > 200_000;
+            Answer::status(if events_in(request).iter().any(is_large) { 400 } else { 200 })
+        });
+        let keys =
+            format!("[dead_letter]\ndirectory = \"{}\"\nmax_bytes = \"8MiB\"\n", text(&directory));
+        let relay = Relay::start(&to_sink(sink.address(), &keys));
+        let mut posted = 0;
+        let mut post = |expected_letters: f64| {
+            let numbers = posted * 10..(posted + 1) * 10;
+            posted += 1;
+            let mut events = numbered::events(0, numbers);
+            // The large ones of the numbered events are no longer than that.
+            assert!(events.iter().all(|event| event.len() < 200_000));
+            events.insert(5, large(u32::try_from(posted).unwrap()));
+            let body = [
+                br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":["#.as_slice(),
+                &events.join(&b','),
+                b"]}",
+            ];
+            assert_eq!(relay.post(&body.concat()).status, 200);
+            relay.wait_until_delivered(PATIENCE);
+            let metrics = relay.metrics();
+            let lost = metrics.value("error_total", &[("plugin", "consumer")]);
+            let letters = metrics.value("dead_letter_events_total", &[("output", "consumer")]);
+            #[allow(clippy::cast_precision_loss, reason = "a small count")]
+            let expected_lost = posted as f64;
+            assert_eq!((lost, letters), (expected_lost, expected_letters), "{kind:?}");
+        };
+        post(1.0);
+        disk.fill_up_to(0, &ballast);
+        for _ in 0..3 {
+            post(1.0);
+        }
+        let unwritten = |fields: &serde_json::Value| {
+            fields["message"] == "events given up and counted"
+                && fields["error"].as_str().is_some_and(|error| error.contains("No space left"))
+        };
+        assert!(relay.log_fields().iter().any(unwritten), "{}", relay.log_text());
+        std::fs::remove_file(&ballast).unwrap();
+        post(2.0);
+        post(3.0);
+        let kept: Vec<_> = letters_in(&directory).into_iter().map(|letter| letter.event).collect();
+        assert!(kept == [large(1), large(5), large(6)], "{kind:?}: {} letters", kept.len());
+        let torn = files_in(&directory)
+            .into_iter()
+            .filter(|file| !std::fs::read(file).unwrap().ends_with(b"\n"))
+            .count();
+        assert_eq!(torn, 0, "nothing of what did not fit stays");
+        let delivered = accepted_events(&sink);
+        assert!(delivered == numbered::events(0, 0..posted * 10), "a healthy event is missing");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn what_is_tried_for_too_long_is_kept_with_its_reason_and_later_events_are_delivered() {
+    const MAX_ELAPSED: &str = "3s";
+    let (mut lines, spool) = (Tallying::tcp().closed(), Spool::new());
+    let requests = HttpSink::start(|request| {
+        let early = events_in(request).iter().any(|event| numbered::identify(event).number < 100);
+        Answer::status(if early { 503 } else { 200 })
+    });
+    let retry = format!(
+        "retry = {{ initial_interval = \"20ms\", max_interval = \"100ms\", max_elapsed = \"{MAX_ELAPSED}\" }}\n"
+    );
+    for queue in [spool.queue(""), String::new()] {
+        let letters = TempDir::new().unwrap();
+        let config = format!(
+            "{BASE}[dead_letter]\ndirectory = \"{}\"\n\
+             [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\nreplay_window = \"100ms\"\n{retry}\
+             [[output]]\nname = \"requests\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n{retry}{queue}",
+            text(letters.path()),
+            lines.address(),
+            requests.address(),
+        );
+        let (count_before, accepted_before) =
+            (lines.tally.count(), accepted_events(&requests).len());
+        let relay = Relay::start(&config);
+        assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        let metrics = relay.metrics();
+        for output in ["lines", "requests"] {
+            assert_eq!(metrics.value("error_total", &[("plugin", output)]), 100.0);
+            assert_eq!(metrics.value("dead_letter_events_total", &[("output", output)]), 100.0);
+            assert_eq!(metrics.value("output_events_total", &[("output", output)]), 0.0);
+        }
+        let letters = letters_in(letters.path());
+        for (output, cause) in [("lines", "refused"), ("requests", "503")] {
+            let ours = letters.iter().filter(|letter| letter.output == output);
+            let (events, reasons): (Vec<_>, Vec<_>) =
+                ours.map(|letter| (letter.event.clone(), &letter.reason)).unzip();
+            assert!(events == numbered::events(0, 0..100), "{output}: not each of them, in order");
+            let says = |reason: &&String| {
+                reason.starts_with("not delivered in 3s (retry.max_elapsed)")
+                    && reason.contains(cause)
+            };
+            assert!(reasons.iter().all(says), "{reasons:?}");
+        }
+        lines.set_open(true);
+        assert_eq!(relay.post(&numbered::list(0, 100..200)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(relay.metrics().sum("error_total"), 200.0, "what can be delivered is");
+        wait_until("the lines", PATIENCE, || lines.tally.count() == count_before + 100);
+        let accepted = accepted_events(&requests).split_off(accepted_before);
+        assert!(accepted == numbered::events(0, 100..200));
+        relay.finish(Backlog::Empty);
+        lines.set_open(false);
+    }
+}

@@ -1,0 +1,301 @@
+//! What `deploy/` relies on: a spool that belongs to the group of a user without privileges, and certificates that
+//! `deploy/certificate.sh` makes and rotates under a running relay.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::http::Client;
+use crate::support::numbered;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::repository;
+use crate::support::spool::Spool;
+use crate::support::tally::Sent;
+use crate::support::tally::Tallying;
+use crate::support::tally::check;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// As a volume comes with `fsGroup`: of root and that group, and what is made in it is the group's.
+fn volume(group: u32) -> Spool {
+    let spool = Spool::new();
+    std::fs::create_dir(spool.path()).unwrap();
+    chown(spool.path(), Some(0), Some(group)).expect("the tests run as root");
+    std::fs::set_permissions(spool.path(), PermissionsExt::from_mode(0o2775)).unwrap();
+    let parent = spool.path().parent().expect("a temporary directory");
+    std::fs::set_permissions(parent, PermissionsExt::from_mode(0o755)).unwrap();
+    spool
+}
+
+/// A kill is what the kernel does to a process that has used up its memory; the container starts again on the same volume.
+fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
+    let group = 65532.max(user);
+    let spool = volume(group);
+    let shared = TempDir::new().unwrap();
+    std::fs::set_permissions(shared.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    // The program and its config where this user may read them, which the build's directory need not be.
+    let script = "install -m 755 \"$1\" \"$0/relay\"; install -m 644 \"$4\" \"$0/config.toml\"; \
+                  exec setpriv $SETPRIV --bounding-set=-all --no-new-privs \
+                  \"$0/relay\" run --config \"$0/config.toml\"";
+    let mut consumer = Tallying::tcp().closed();
+    let config = format!("{BASE}{}{}", consumer.output("out", ""), spool.queue(""));
+    let start = || {
+        Relay::with(&config)
+            .launcher(&["sh", "-c", script, text(shared.path())])
+            .variable("SETPRIV", &setpriv.join(" "))
+            .start()
+    };
+    let mut relay = start();
+    let post = |relay: &Relay, numbers: std::ops::Range<u64>| {
+        assert_eq!(relay.post(&numbered::list(0, numbers.clone())).status, 200);
+        Sent { sender: 0, numbers, accepted: true }
+    };
+    let mut sent = vec![post(&relay, 0..500)];
+    let process = std::fs::metadata(format!("/proc/{}", relay.pid())).unwrap();
+    assert_eq!(process.uid(), user);
+    relay.kill();
+    let relay = start();
+    sent.push(post(&relay, 500..600));
+    consumer.reopen();
+    relay.finish(Backlog::Empty);
+    assert_eq!(check("out", &sent, &consumer.tally.arrivals()).len(), 0);
+    let files = spool.files();
+    assert!(!files.is_empty());
+    for file in files.keys().map(|file| spool.path().join(file)) {
+        let made = file.metadata().unwrap();
+        assert_eq!((made.uid(), made.gid()), (user, group), "{file:?}");
+        assert_eq!(made.mode() & 0o077, 0, "others may not read {file:?}");
+    }
+}
+
+#[test]
+fn the_images_user_loses_nothing_by_a_kill_on_a_volume_of_root_and_its_group() {
+    a_kill_loses_nothing(65532, &["--reuid=65532", "--regid=65532", "--clear-groups"]);
+}
+
+#[test]
+fn a_user_that_openshift_chose_loses_nothing_by_a_kill_on_a_volume_of_root_and_its_fs_group() {
+    let user = ["--reuid=1000650000", "--regid=0", "--groups=1000650000"];
+    a_kill_loses_nothing(1_000_650_000, &user);
+}
+
+/// A cluster that consists of `tests/peers/kubectl`: its CAs, the calls that were made, the Secret as pods see it.
+struct Cluster {
+    directory: TempDir,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        let cluster = Self { directory: TempDir::new().unwrap() };
+        for name in ["ca", "foreign-ca"] {
+            let subject = format!("/CN={name}");
+            let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
+            let made = cluster.openssl(&[
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-subj",
+                &subject,
+                "-keyout",
+                &key,
+                "-out",
+                &certificate,
+            ]);
+            assert!(made.status.success(), "{made:?}");
+        }
+        // A Secret that is optional and absent is an empty volume; and what is made on the way is made here.
+        for directory in ["mount", "temporary"] {
+            std::fs::create_dir(cluster.path(directory)).unwrap();
+        }
+        cluster
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn openssl(&self, arguments: &[&str]) -> Output {
+        Command::new("openssl").args(arguments).current_dir(self.directory.path()).output().unwrap()
+    }
+
+    /// Runs `deploy/certificate.sh`.
+    fn certificate(&self) -> Output {
+        let output = Command::new(repository().join("deploy/certificate.sh"))
+            .env("KUBECTL", repository().join("tests/peers/kubectl"))
+            .env("CLUSTER", self.directory.path())
+            .env("TMPDIR", self.path("temporary"))
+            .output()
+            .unwrap();
+        let left = std::fs::read_dir(self.path("temporary")).unwrap().count();
+        assert_eq!(left, 0, "the key stays in a temporary directory");
+        output
+    }
+
+    fn calls(&self) -> String {
+        std::fs::read_to_string(self.path("calls")).unwrap()
+    }
+
+    /// The certificate that a listener presents, as PEM; `None` where it has none.
+    fn presented(&self, port: u16) -> Option<String> {
+        let address = format!("127.0.0.1:{port}");
+        let said = Command::new("openssl")
+            .args(["s_client", "-connect", &address])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let begin = said.find("-----BEGIN CERTIFICATE")?;
+        let end = said.find("-----END CERTIFICATE-----")?;
+        said.get(begin..end).map(|pem| format!("{pem}-----END CERTIFICATE-----\n"))
+    }
+}
+
+fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What a sender that trusts the cluster's CA sees at this URL, wherever it points.
+fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
+    Command::new("curl")
+        .args([
+            "--silent",
+            "--show-error",
+            "--noproxy",
+            "*",
+            "--max-time",
+            "60",
+            "--cacert",
+            text(ca),
+        ])
+        .args(["--connect-to", &format!("::127.0.0.1:{port}")])
+        .args(["--json", &format!("@{}", text(body)), url])
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart() {
+    let cluster = Cluster::new();
+    let consumer = Tallying::tcp();
+    let mount = cluster.path("mount");
+    let tls = format!(
+        "[[listener]]\naddress = \"127.0.0.2:0\"\n[listener.tls]\ncertificate = \"{0}/tls.crt\"\n\
+         private_key = \"{0}/tls.key\"\noptional = true\n",
+        text(&mount)
+    );
+    // On all addresses, so that the port is the same on each.
+    let tls = tls.replace("127.0.0.2", "0.0.0.0");
+    let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
+    let mut relay = Relay::with(&config).listeners(1).start();
+    let mut plain = Client::connect(relay.address()).unwrap();
+    let pid = relay.pid();
+
+    succeeded(&cluster.certificate());
+    relay.wait_for_listeners(2);
+    let port = relay.listeners()[1].1.port();
+    let ca = cluster.path("ca.crt");
+    // Four names and two addresses, each of which a sender may use.
+    let batch = numbered::list(0, 0..10);
+    let body = cluster.path("batch.json");
+    std::fs::write(&body, &batch).unwrap();
+    let hosts = [
+        "kube-audit-forwarder.ibm-kube-audit.svc",
+        "kube-audit-forwarder.ibm-kube-audit.svc.cluster.local",
+        "kube-audit-forwarder.ibm-kube-audit",
+        "kube-audit-forwarder",
+        "10.96.0.17",
+        "[fd00::17]",
+    ];
+    for host in hosts {
+        let answer = curl(&ca, &format!("https://{host}/post"), port, &body);
+        assert_eq!(
+            String::from_utf8_lossy(&answer.stdout).trim(),
+            "{\"accepted\":10}",
+            "{answer:?}"
+        );
+    }
+    let other = curl(&ca, "https://elsewhere.example/post", port, &body);
+    assert!(!other.status.success(), "any name will do");
+    // Nothing secret on a command line, and the Secret has what the manifests name.
+    let calls = cluster.calls();
+    for expected in ["certificate approve kube-audit-forwarder.ibm-kube-audit", "apply -f -"] {
+        assert!(calls.lines().any(|call| call == expected), "{calls}");
+    }
+    let secret = std::fs::read_to_string(cluster.path("applied.yaml")).unwrap();
+    for expected in ["name: audit-webhook", "namespace: ibm-kube-audit", "type: kubernetes.io/tls"]
+    {
+        assert!(secret.contains(expected), "{secret}");
+    }
+    assert_eq!(
+        std::fs::read(mount.join("..data/ca.crt")).unwrap(),
+        std::fs::read(&ca).unwrap(),
+        "what a sender has to trust"
+    );
+
+    let first = cluster.presented(port).expect("a certificate");
+    succeeded(&cluster.certificate());
+    wait_until("the new certificate", PATIENCE, || {
+        cluster.presented(port).is_some_and(|now| now != first)
+    });
+    let served = cluster.presented(port).unwrap();
+    assert_eq!(served, std::fs::read_to_string(mount.join("tls.crt")).unwrap());
+    let answer = curl(&ca, &format!("https://{}/post", hosts[0]), port, &body);
+    assert!(answer.status.success(), "{answer:?}");
+    // The same process, which has closed nobody's connection.
+    let kept = plain.post("/", "application/json", &batch).unwrap();
+    assert_eq!(kept.status, 200);
+    assert_eq!(relay.pid(), pid);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("config_reload_total", &[("result", "error")]), 0.0);
+    let batches = hosts.len() + 2;
+    assert_eq!(
+        metrics.value("event_total", &[]),
+        10.0 * f64::from(u32::try_from(batches).unwrap())
+    );
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn certificate_sh_keeps_the_type_of_a_secret_that_is_there() {
+    let cluster = Cluster::new();
+    std::fs::write(cluster.path("type"), "Opaque").unwrap();
+    succeeded(&cluster.certificate());
+    assert_eq!(std::fs::read_to_string(cluster.path("type")).unwrap(), "Opaque");
+}
+
+#[test]
+fn certificate_sh_gives_no_ca_where_it_does_not_know_who_signed() {
+    let cluster = Cluster::new();
+    std::fs::write(cluster.path("foreign"), "").unwrap();
+    let output = cluster.certificate();
+    succeeded(&output);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("the Secret gets no ca.crt"));
+    assert!(cluster.path("mount/tls.crt").is_file());
+    assert!(!cluster.path("mount/..data/ca.crt").exists());
+}
+
+#[test]
+fn certificate_sh_leaves_the_secret_alone_where_the_request_is_denied() {
+    let cluster = Cluster::new();
+    succeeded(&cluster.certificate());
+    let before = std::fs::read(cluster.path("mount/tls.crt")).unwrap();
+    std::fs::write(cluster.path("denies"), "").unwrap();
+    let output = cluster.certificate();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("did not sign") && said.contains("Denied: not by us"), "{said}");
+    assert_eq!(std::fs::read(cluster.path("mount/tls.crt")).unwrap(), before);
+}

@@ -1,0 +1,82 @@
+//! `drain`, which a pod's preStop hook waits for before the relay is told to stop.
+
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::free_port;
+use crate::support::numbered;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::run_command_with;
+use crate::support::spool::Spool;
+use crate::support::tally::Tallying;
+
+/// Exit status and standard error.
+fn drain(relay: &Relay, seconds: u32) -> (Option<i32>, String) {
+    let url = format!("http://{}", relay.admin());
+    let output = run_command(&["drain", &url, "--seconds", &seconds.to_string()], Path::new("/"));
+    assert_eq!(output.stdout, b"");
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
+    let spool = Spool::new();
+    let (up, mut down) = (Tallying::tcp(), Tallying::tcp().closed());
+    let relay = Relay::start(&format!(
+        "{BASE}{}{}{}",
+        up.output("up", ""),
+        down.output("down", ""),
+        spool.queue("")
+    ));
+    assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
+    let (code, said) = drain(&relay, 1);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("300 events for the output down"), "{said}");
+
+    // It is under way when the consumer comes back.
+    let waits = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            let begun = Instant::now();
+            (drain(&relay, 600), begun.elapsed())
+        });
+        down.reopen();
+        waits.join().unwrap()
+    });
+    assert_eq!(waits.0, (Some(0), String::new()));
+    assert_eq!(down.tally.count(), 300);
+    // Nothing waits any more; who has not heard yet that the pod ends has time to.
+    assert!(waits.1 >= Duration::from_secs(5), "{:?}", waits.1);
+    assert_eq!(relay.post(&numbered::list(0, 300..310)).status, 200, "it takes what comes");
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_relay_that_has_no_time_to_answer_is_waited_for() {
+    let consumer = Tallying::tcp();
+    let relay = Relay::start(&format!("{BASE}{}", consumer.output("o", "")));
+    relay.signal(libc::SIGSTOP);
+    let (code, said) = drain(&relay, 1);
+    relay.signal(libc::SIGCONT);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("not delivered within 1 s: the relay does not answer"), "{said}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn drain_asks_where_the_config_says_and_tells_when_nobody_answers() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("relay.toml");
+    let port = free_port();
+    std::fs::write(&file, format!("admin = {{ address = \"0.0.0.0:{port}\" }}\n")).unwrap();
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", file.to_str().unwrap())];
+    let output = run_command_with(&["drain"], Path::new("/"), &variables);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("http://127.0.0.1:{port}/status: cannot connect")), "{said}");
+}

@@ -1,0 +1,161 @@
+//! Three addresses, of which one dies, one takes connections and never answers, and one is good: delivery goes on there, and
+//! comes back to the preferred one when that does.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::chance::rng;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::server::Options;
+use crate::support::tally::Arrival;
+use crate::support::tally::Tallying;
+use crate::support::tally::check;
+use crate::support::tcp_sink::Framing;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::wait_until;
+
+/// Of the outputs here. Nothing is lost at the silent one, so a `replay_window` is longer: its kernel has taken something.
+const REQUEST: Duration = Duration::from_secs(1);
+
+/// What a busy machine may add to it. A pause before the next address would be longer.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Keys of an output whose pauses would show.
+fn keys() -> String {
+    let request = REQUEST.as_secs();
+    format!(
+        "timeouts = {{ request = \"{request}s\" }}\n\
+         retry = {{ initial_interval = \"60s\", max_interval = \"60s\", randomization_factor = 0.0 }}\n"
+    )
+}
+
+/// Under a steady load: the preferred one works, dies, and returns, before a silent one and a good one.
+fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tallying) {
+    let relay = Relay::start(config);
+    let senders = Senders::start(1, Bodies::Steady, &mut rng());
+    senders.go_to(relay.address());
+    // After a break a stream sends half of this before it waits: more than a silent kernel takes.
+    preferred.tally.wait_for_count(1000, PATIENCE);
+    assert_eq!(good.tally.count(), 0);
+
+    let died = Instant::now();
+    preferred.kill();
+    good.tally.wait_for_count(1, PATIENCE * 2);
+    let resumed = good.tally.arrivals()[0].at - died;
+    // The silent one takes `timeouts.request`; the dead one, and the change, nothing.
+    assert!(resumed >= REQUEST, "{resumed:?}");
+    assert!(resumed < REQUEST + BUSY, "{resumed:?}");
+    good.tally.wait_for_count(300, PATIENCE);
+
+    let addresses = addresses(&relay);
+    let states = addresses.iter().map(|it| (it["state"].as_str().unwrap(), it["used"] == true));
+    assert_eq!(states.collect::<Vec<_>>(), [("down", false), ("down", false), ("up", true)]);
+
+    let before = preferred.tally.count();
+    let returned = Instant::now();
+    preferred.reopen();
+    preferred.tally.wait_for_count(before + 1, PATIENCE * 2);
+    let came_back = preferred.tally.arrivals()[before].at - returned;
+    // What is under way to the good one still arrives there.
+    let mut last = 0;
+    wait_until("the end of what the other one gets", PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut last, good.tally.count()) == good.tally.count()
+    });
+    preferred.tally.wait_for_count(preferred.tally.count() + 300, PATIENCE);
+    assert_eq!(good.tally.count(), last, "it stays with the preferred one");
+
+    let sent = senders.finish();
+    relay.finish(Backlog::Empty);
+    // The return has ended the connection to the good one in order.
+    let of_good = good.tally.ids();
+    let after = preferred.tally.arrivals().split_off(before);
+    let again = after.iter().filter(|arrival| of_good.contains(&arrival.id)).count();
+    assert_eq!(again, 0, "came again by the return");
+    wait_until("the end", PATIENCE, || preferred.open() + good.open() == 0);
+    // As of one consumer, in the order of time.
+    let of_good = good.tally.arrivals().into_iter();
+    let of_good = of_good.map(|arrival| Arrival { run: arrival.run + 1_000_000, ..arrival });
+    let mut arrivals = preferred.tally.arrivals();
+    arrivals.extend(of_good);
+    arrivals.sort_by_key(|arrival| arrival.at);
+    let repeats = check("all of them", &sent, &arrivals);
+    eprintln!(
+        "resumed after {resumed:?}, back {came_back:?} after the return; {} events, {} came again",
+        arrivals.len() - repeats.len(),
+        repeats.len()
+    );
+}
+
+/// What `/status` says of the only output's addresses.
+fn addresses(relay: &Relay) -> Vec<serde_json::Value> {
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    status["outputs"][0]["addresses"].as_array().unwrap().clone()
+}
+
+#[test]
+fn lines_go_on_at_the_good_address_and_come_back_to_the_preferred_one() {
+    let (preferred, good) = (Tallying::tcp(), Tallying::tcp());
+    // It takes connections and a few bytes, and reads nothing.
+    let options = Options { receive_buffer: Some(16 * 1024), ..Options::default() };
+    let silent = TcpSink::with(Framing::Lines, options);
+    silent.pause(true);
+    let addresses = [preferred.address(), silent.address(), good.address()];
+    let addresses = addresses.map(|address| address.to_string());
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = {addresses:?}\n\
+         replay_window = \"2s\"\n{}",
+        keys()
+    );
+    preferred_dies_and_returns(&config, preferred, good);
+}
+
+#[test]
+fn an_address_that_never_finishes_its_handshake_is_passed_over() {
+    let files = Certificates::new();
+    let tls = Some(files.server_config(&files.server, false));
+    let good = TcpSink::with(Framing::Lines, Options { tls, ..Options::default() });
+    let silent = TcpSink::start();
+    silent.pause(true);
+    let addresses = [silent.address(), good.address()].map(|address| address.to_string());
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = {addresses:?}\n\
+         timeouts = {{ connect = \"500ms\" }}\ntls = {{ ca = {:?} }}\nreplay_window = \"100ms\"\n",
+        files.ca
+    );
+    let relay = Relay::start(&config);
+    let batch = generated_batch(1, 40, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(good.lines(), events_of(&batch));
+    let told = relay.wait_for_log("address down, passed over", PATIENCE);
+    assert_eq!(told["address"], addresses[0]);
+    // Probed while it is down, with its handshake.
+    wait_until("probes", PATIENCE, || silent.history().len() > 2);
+    assert_eq!(good.history().len(), 1);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn requests_go_on_at_the_good_url_and_come_back_to_the_preferred_one() {
+    let (preferred, good) = (Tallying::http(), Tallying::http());
+    let silent = HttpSink::start(|_| Answer::never());
+    let urls = [preferred.address(), silent.address(), good.address()];
+    let urls = urls.map(|address| format!("http://{address}/"));
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"http\"\nurls = {urls:?}\nconcurrency = 1\n{}",
+        keys()
+    );
+    preferred_dies_and_returns(&config, preferred, good);
+}

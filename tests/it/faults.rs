@@ -1,0 +1,578 @@
+//! Consumers that are killed and stopped, and networks that reset, delay and cut: for each type of output nothing is lost,
+//! and what comes twice is at most one window for each fault.
+//!
+//! A window is what was sent and is not acknowledged when the fault strikes: what the relay has counted as delivered before
+//! does not come again, and of the rest no more than the output's own bound. What "acknowledged" means, and so what is
+//! promised, differs by the protocol:
+//!
+//! - `http`: the consumer answered 2xx. Ours stores a request before that, so nothing at all may be missing.
+//! - `tcp`: the consumer's kernel has the bytes, and no reset came for `replay_window` after. That holds for what a consumer
+//!   that ends has not read. Ours stores what its kernel has before it reads it, so nothing may be missing.
+//! - `syslog`: the same, but rsyslog stores what it has read: killed in between it loses one read, which no sender can know
+//!   of. It is counted here, and bounded by [`outputs::RSYSLOG_READ_MAX`]; any other fault may cost nothing.
+//! - `lumberjack` and `relp`: the consumer has said so. Ours, and rsyslog with a direct queue, store an event before that, so
+//!   nothing at all may be missing.
+//! - `kafka` (with its feature): the brokers have acknowledged. They are librdkafka's mock, which can't be killed: what stands
+//!   for that is in [`outputs`].
+//! - `stdout`: the pipe has the bytes. Killed, its reader loses what the pipe holds and what it had read itself.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+mod outputs;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::middleman::Middleman;
+use crate::support::middleman::Strike;
+use crate::support::middleman::Way;
+use crate::support::numbered::Id;
+use crate::support::numbered::event;
+use crate::support::peers::freeze;
+use crate::support::peers::lines_of;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::Stdout;
+use crate::support::relay::signal_process;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::spool::Spool;
+use crate::support::tally::accepted_ids;
+use crate::support::wait_until;
+
+use outputs::Blow;
+use outputs::Output;
+use outputs::REQUEST_EVENTS;
+use outputs::http;
+use outputs::https;
+#[cfg(feature = "kafka")]
+use outputs::kafka;
+use outputs::lumberjack;
+use outputs::numbers;
+use outputs::parts;
+use outputs::relp;
+use outputs::syslog;
+use outputs::tcp;
+
+/// Something that may cost a window.
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    /// Events that the consumer had acknowledged when it began: in order, those with lower numbers.
+    acknowledged: u64,
+    /// Those that it had stored when delivery went on.
+    stored: u64,
+}
+
+/// A relay under load, with its consumer.
+struct Scene {
+    output: Output,
+    middleman: Option<Middleman>,
+    relay: Relay,
+    senders: Senders,
+    rng: fastrand::Rng,
+    faults: Vec<Fault>,
+    kills: usize,
+}
+
+/// What is between the relay and the consumer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Nothing,
+    Middleman,
+    /// One whose kernel takes little while nothing passes.
+    NarrowMiddleman,
+}
+
+/// Times of the output.
+#[derive(Clone, Copy)]
+struct Times {
+    /// `timeouts.request`
+    request: &'static str,
+    /// `replay_window`, where the consumer does not answer.
+    replay: &'static str,
+}
+
+/// The defaults.
+const TIMES: Times = Times { request: "60s", replay: "1s" };
+
+impl Scene {
+    /// Starts everything; events flow when it returns.
+    fn start(output: Output, between: Between, times: Times) -> Self {
+        let consumer = output.peer.address();
+        let middleman = match between {
+            Between::Nothing => None,
+            Between::Middleman => Some(Middleman::start(consumer)),
+            Between::NarrowMiddleman => {
+                Some(Middleman::with_receive_buffer(consumer, Some(16 * 1024)))
+            }
+        };
+        let address = middleman.as_ref().map_or(consumer, Middleman::address);
+        output.peer.is_reached_at(address);
+        let keys = (output.keys)(address);
+        let Times { request, replay } = times;
+        let window =
+            if output.answers { String::new() } else { format!("replay_window = \"{replay}\"") };
+        let relay = Relay::start(&format!(
+            "{BASE}[[output]]\nname = \"consumer\"\n{keys}{window}\n\
+             retry = {{ initial_interval = \"20ms\", max_interval = \"100ms\" }}\n\
+             timeouts = {{ request = \"{request}\" }}\n"
+        ));
+        let mut rng = rng();
+        let senders = Senders::start(1, Bodies::Steady, &mut rng);
+        senders.go_to(relay.address());
+        let (faults, kills) = (Vec::new(), 0);
+        let scene = Self { output, middleman, relay, senders, rng, faults, kills };
+        scene.wait_for_more();
+        scene
+    }
+
+    fn of_output(&self, name: &str) -> u64 {
+        count(self.relay.metrics().value(name, &[("output", "consumer")]))
+    }
+
+    fn rest(&mut self, most: Duration) {
+        std::thread::sleep(most.mul_f64(self.rng.f64()));
+    }
+
+    /// Events arrive, and are stored.
+    fn wait_for_more(&self) {
+        let came =
+            || self.output.peer.stored().unwrap_or_else(|| self.of_output("output_events_total"));
+        let before = came();
+        wait_until("more events at the consumer", PATIENCE, || came() > before);
+    }
+
+    /// Lets a fault strike, and waits until events arrive again.
+    fn suffer(&mut self, strike: impl FnOnce(&mut Self)) {
+        let acknowledged = self.of_output("output_events_total");
+        strike(self);
+        self.wait_for_more();
+        // Said, where the output itself has no bound.
+        let stored = match self.output.window {
+            None => times(&self.output.peer.stretches(0)).len() as u64,
+            Some(_) => acknowledged,
+        };
+        self.faults.push(Fault { acknowledged, stored });
+    }
+
+    /// The middleman strikes after a random number of bytes.
+    fn strike(&mut self, way: Way, strike: Strike) {
+        let most = match way {
+            Way::ToConsumer => 100_000,
+            // Answers are short.
+            Way::ToRelay => 200,
+        };
+        let after = self.rng.u64(..most);
+        self.suffer(|scene| {
+            let middleman = scene.middleman.as_ref().expect("one is between");
+            let strikes = middleman.strikes();
+            middleman.arm(way, after, strike);
+            middleman.wait_for_strikes(strikes + 1);
+        });
+    }
+
+    /// Everything arrives; then what is missing and what came again is counted, said, and judged.
+    fn finish(self, what: &str) {
+        let Self { output, middleman, relay, senders, faults, kills, .. } = self;
+        let sent = senders.finish();
+        assert!(sent.iter().all(|sent| sent.accepted), "the queue was full");
+        let total = sent.last().expect("something was sent").numbers.end;
+        relay.finish(Backlog::Empty);
+        // Without an answer the kernel has it before the consumer does.
+        let came =
+            |number: u64| output.peer.stretches(total).iter().any(|some| some.contains(&number));
+        wait_for_slowly("the last event", || came(total - 1));
+        drop(middleman);
+        output.peer.is_reached_at(output.peer.address());
+        // And what is on its way for the second time.
+        let mut stored = output.peer.stored();
+        wait_for_slowly("the end of the consumer's rest", || {
+            std::mem::replace(&mut stored, output.peer.stored()) == stored
+        });
+        let stretches = output.peer.stretches(total);
+        let times = times(&stretches);
+        let (repeats, missing) = (repeats(&times), missing_of(&times, total));
+        let size = |number| event(Id { sender: 0, number }).len();
+        let lost: Vec<usize> = missing.iter().map(|gap| gap.clone().map(size).sum()).collect();
+        let windows: Vec<u64> = faults.iter().map(|fault| output.window_of(fault)).collect();
+        eprintln!(
+            "{}, {what}: {total} events, {} faults, {repeats} events came again, at most {} may {windows:?}; \
+             missing: {missing:?}, in bytes {lost:?}",
+            output.name,
+            faults.len(),
+            windows.iter().sum::<u64>(),
+        );
+        assert!(lost.len() <= kills, "{} stretches are missing", lost.len());
+        assert!(lost.iter().all(|bytes| *bytes <= output.unstored_max), "too much is missing");
+        match output.window {
+            Some(window) => assert!(repeats <= window * faults.len() as u64),
+            None => assert!(output.ordered, "then each event is judged"),
+        }
+        if output.ordered {
+            assert_eq!(gaps_in_order(&stretches), missing, "what is skipped does not come later");
+            for (number, times) in times {
+                // A fault brings again what it found unacknowledged, once.
+                let faults = faults.iter().filter(|fault| fault.acknowledged <= number).count();
+                assert!(times <= 1 + faults as u64, "event {number} came {times} times");
+            }
+        }
+    }
+}
+
+impl Output {
+    /// How many events a fault may bring again.
+    fn window_of(&self, fault: &Fault) -> u64 {
+        let unacknowledged = fault.stored.saturating_sub(fault.acknowledged);
+        self.window.unwrap_or(unacknowledged)
+    }
+}
+
+/// For what takes a while to look at.
+fn wait_for_slowly(what: &str, mut check: impl FnMut() -> bool) {
+    wait_until(what, PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(250));
+        check()
+    });
+}
+
+fn count(value: f64) -> u64 {
+    assert!(value >= 0.0 && value.fract() == 0.0, "{value} is no count");
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "asserted above")]
+    let count = value as u64;
+    count
+}
+
+/// How often each number came.
+fn times(stretches: &[Vec<u64>]) -> BTreeMap<u64, u64> {
+    let mut times = BTreeMap::new();
+    for number in stretches.iter().flatten() {
+        *times.entry(*number).or_default() += 1;
+    }
+    times
+}
+
+fn repeats(times: &BTreeMap<u64, u64>) -> u64 {
+    times.values().map(|times| times - 1).sum()
+}
+
+/// Of the numbers below `total`, what did not come.
+fn missing_of(times: &BTreeMap<u64, u64>, total: u64) -> Vec<Range<u64>> {
+    let (mut missing, mut next) = (Vec::new(), 0);
+    for number in times.keys().copied().chain([total]) {
+        if number > next {
+            missing.push(next..number);
+        }
+        next = number + 1;
+    }
+    missing
+}
+
+/// What was skipped where a stretch began. Panics where one of them goes back or leaves something out.
+fn gaps_in_order(stretches: &[Vec<u64>]) -> Vec<Range<u64>> {
+    let (mut front, mut gaps) = (0, Vec::new());
+    for stretch in stretches.iter().filter(|stretch| !stretch.is_empty()) {
+        let (first, end) = (stretch[0], stretch[0] + stretch.len() as u64);
+        assert!(stretch.iter().copied().eq(first..end), "out of order behind {first}");
+        if first > front {
+            gaps.push(front..first);
+        }
+        front = front.max(end);
+    }
+    gaps
+}
+
+#[test]
+fn what_is_missing_or_out_of_order_is_found() {
+    let stretches = [vec![0, 1, 2], vec![], vec![1, 2, 3], vec![6, 7]];
+    let gap = |range: Range<u64>| vec![range];
+    assert_eq!(gaps_in_order(&stretches), gap(4..6));
+    assert_eq!(missing_of(&times(&stretches), 8), gap(4..6));
+    assert_eq!(missing_of(&times(&stretches), 9), [4..6, 8..9]);
+    assert_eq!(repeats(&times(&stretches)), 2);
+    // It comes later, and has been skipped all the same.
+    assert_eq!(gaps_in_order(&[vec![0], vec![2], vec![1]]), gap(1..2));
+    for wrong in [vec![0, 2], vec![0, 1, 0]] {
+        assert!(std::panic::catch_unwind(|| gaps_in_order(&[wrong])).is_err());
+    }
+}
+
+/// Half of the time it has stood still for a moment, with something in its kernel that it has not read.
+fn killed(output: Output) {
+    // So long nobody keeps a consumer from reading but this test.
+    let times = Times { replay: "2s", ..TIMES };
+    let rounds = output.rounds;
+    let mut scene = Scene::start(output, Between::Nothing, times);
+    for kill in 0..rounds {
+        scene.rest(Duration::from_secs(1));
+        scene.suffer(|scene| {
+            if kill % 2 == 0 {
+                scene.output.peer.suffer(Blow::Freeze);
+                scene.rest(Duration::from_millis(500));
+            }
+            scene.output.peer.suffer(Blow::Kill);
+            scene.rest(Duration::from_millis(300));
+            scene.output.peer.suffer(Blow::Start);
+        });
+        scene.kills += 1;
+    }
+    scene.finish("killed");
+}
+
+/// No timeout passes meanwhile: nothing is sent twice.
+fn stopped_for_20_seconds(output: Output) {
+    let mut scene = Scene::start(output, Between::Nothing, TIMES);
+    scene.output.peer.suffer(Blow::Freeze);
+    std::thread::sleep(Duration::from_secs(20));
+    scene.output.peer.suffer(Blow::Thaw);
+    scene.wait_for_more();
+    scene.finish("stopped for 20 s");
+}
+
+/// Each timeout is a fault of its own.
+fn stopped_for_longer_than_the_request_timeout(output: Output) {
+    let times = Times { request: "1500ms", ..TIMES };
+    let mut scene = Scene::start(output, Between::Nothing, times);
+    scene.suffer(|scene| {
+        scene.output.peer.suffer(Blow::Freeze);
+        std::thread::sleep(Duration::from_secs(5));
+        scene.output.peer.suffer(Blow::Thaw);
+    });
+    let labels = [("output", "consumer"), ("reason", "timeout")];
+    let timeouts = count(scene.relay.metrics().value("output_errors_total", &labels));
+    let fault = scene.faults.remove(0);
+    scene.faults.extend((0..timeouts).map(|_| fault));
+    scene.finish("stopped for longer than timeouts.request");
+}
+
+fn reset_at_random_bytes(output: Output) {
+    let (rounds, answers) = (output.rounds, output.answers);
+    let mut scene = Scene::start(output, Between::Middleman, TIMES);
+    for _ in 0..rounds {
+        let back = answers && scene.rng.bool();
+        scene.strike(if back { Way::ToRelay } else { Way::ToConsumer }, Strike::Reset);
+    }
+    scene.finish("reset at random bytes");
+}
+
+/// Slow is no fault: nothing is sent twice.
+fn answered_late(output: Output) {
+    let answers = output.answers;
+    let scene = Scene::start(output, Between::NarrowMiddleman, TIMES);
+    let middleman = scene.middleman.as_ref().expect("one is between");
+    if answers {
+        middleman.delay_answers(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(2));
+        middleman.delay_answers(Duration::ZERO);
+        scene.wait_for_more();
+    }
+    // What the kernel acknowledges comes late too.
+    for strikes in 1..=2 {
+        let stall = Strike::Stall(Way::ToConsumer, Duration::from_secs(2));
+        middleman.arm(Way::ToConsumer, 1000, stall);
+        middleman.wait_for_strikes(strikes);
+        scene.wait_for_more();
+    }
+    scene.finish("answered late");
+}
+
+/// The consumer's bytes do not come from some point on: the connection stays without them, or ends. Nor do the relay's: there
+/// is nothing to answer.
+fn answers_cut(output: Output) {
+    let answers = output.answers;
+    let times = Times { request: "3s", ..TIMES };
+    let mut scene = Scene::start(output, Between::Middleman, times);
+    if answers {
+        scene.strike(Way::ToRelay, Strike::Swallow(Way::ToRelay));
+        scene.strike(Way::ToRelay, Strike::Finish(Way::ToRelay));
+        scene.strike(Way::ToConsumer, Strike::Swallow(Way::ToConsumer));
+        scene.strike(Way::ToRelay, Strike::Finish(Way::ToRelay));
+    } else {
+        scene.strike(Way::ToConsumer, Strike::Finish(Way::ToRelay));
+        scene.strike(Way::ToConsumer, Strike::Finish(Way::ToRelay));
+    }
+    scene.finish("its answers cut");
+}
+
+/// A test for each type of output and each fault.
+macro_rules! faults {
+    ($($output:ident),*) => {
+        $(mod $output {
+            #[test]
+            fn killed() {
+                super::killed(super::$output());
+            }
+
+            #[test]
+            fn stopped_for_longer_than_the_request_timeout() {
+                super::stopped_for_longer_than_the_request_timeout(super::$output());
+            }
+
+            #[test]
+            fn reset_at_random_bytes() {
+                super::reset_at_random_bytes(super::$output());
+            }
+
+            #[test]
+            fn answered_late() {
+                super::answered_late(super::$output());
+            }
+
+            #[test]
+            fn answers_cut() {
+                super::answers_cut(super::$output());
+            }
+        })*
+    };
+}
+
+faults!(http, https, tcp, syslog, lumberjack, relp);
+#[cfg(feature = "kafka")]
+faults!(kafka);
+
+/// At once, because it takes so long.
+#[test]
+fn all_stopped_for_20_seconds() {
+    let outputs: &[fn() -> Output] = &[
+        http,
+        https,
+        tcp,
+        syslog,
+        lumberjack,
+        relp,
+        #[cfg(feature = "kafka")]
+        kafka,
+    ];
+    std::thread::scope(|scope| {
+        for output in outputs {
+            scope.spawn(|| stopped_for_20_seconds(output()));
+        }
+        scope.spawn(stdouts_reader_stopped_for_20_seconds);
+    });
+}
+
+/// The reader of a relay's standard output, which stores it: cat, with a file for each of its lives.
+struct Reader {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Reader {
+    fn start(relay: &mut Relay, file: PathBuf) -> Self {
+        let mut cat = Command::new("cat");
+        cat.stdin(relay.take_stdout()).stdout(File::create(&file).expect("a writable directory"));
+        Self { child: cat.spawn().expect("cat runs"), file }
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        numbers(&lines_of(&self.file))
+    }
+
+    fn wait_for_more(&self) {
+        let bytes = || std::fs::metadata(&self.file).expect("it is there").len();
+        let before = bytes();
+        wait_until("more events at the reader", PATIENCE, || bytes() > before);
+    }
+
+    fn kill(&mut self) {
+        // It may have ended with the pipe.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Batches so small that some wait while the pipe is full.
+fn to_stdout() -> String {
+    format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"stdout\"\n\
+         batch = {{ max_events = {REQUEST_EVENTS} }}\n"
+    )
+}
+
+fn stdouts_reader_stopped_for_20_seconds() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let mut relay = Relay::with(&to_stdout()).stdout(Stdout::Held).start();
+    let reader = Reader::start(&mut relay, directory.path().join("0"));
+    let senders = Senders::start(1, Bodies::Steady, &mut rng());
+    senders.go_to(relay.address());
+    reader.wait_for_more();
+    freeze(&reader.child);
+    std::thread::sleep(Duration::from_secs(20));
+    let waiting = relay.metrics().value("output_backlog_events", &[("output", "consumer")]);
+    assert!(waiting > 0.0, "the pipe is full");
+    signal_process(&reader.child, libc::SIGCONT);
+    let sent = senders.finish();
+    let total = sent.last().expect("something was sent").numbers.end;
+    assert!(sent.iter().all(|sent| sent.accepted), "the queue was full");
+    relay.finish(Backlog::Empty);
+    wait_for_slowly("the last event", || reader.numbers().last() == Some(&(total - 1)));
+    eprintln!("stdout, its reader stopped for 20 s: {total} events");
+    assert!(reader.numbers().into_iter().eq(0..total), "something is missing, or came again");
+}
+
+/// What the pipe has is delivered: it is lost with its reader, and so is what that has read. The relay ends with status 1,
+/// and with a directory the next one goes on with what was not in the pipe.
+#[test]
+fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
+    /// A pipe's buffer, and cat's.
+    const HELD_MAX: usize = (64 + 128) * 1024;
+    /// Batches handed to the thread that writes.
+    const WINDOW: u64 = 2 * REQUEST_EVENTS;
+    let (directory, spool) = (TempDir::new().expect("a temporary directory"), Spool::new());
+    let config = format!("{}{}", to_stdout(), spool.queue(""));
+    let mut rng = rng();
+    let senders = Senders::start(1, Bodies::Steady, &mut rng);
+    let mut readers = Vec::new();
+    let kills = 3;
+    for life in 0..=kills {
+        let mut relay = Relay::with(&config).stdout(Stdout::Held).start();
+        let mut reader = Reader::start(&mut relay, directory.path().join(life.to_string()));
+        senders.go_to(relay.address());
+        reader.wait_for_more();
+        std::thread::sleep(Duration::from_millis(rng.u64(..300)));
+        if life < kills {
+            freeze(&reader.child);
+            std::thread::sleep(Duration::from_millis(rng.u64(..500)));
+            reader.kill();
+            assert_eq!(relay.wait().code(), Some(1), "its standard output is closed");
+            senders.wait();
+        } else {
+            senders.pause();
+            relay.finish(Backlog::Empty);
+        }
+        readers.push(reader);
+    }
+    let accepted = accepted_ids(&senders.finish());
+    let last = accepted.last().expect("something was accepted").number;
+    wait_for_slowly("the last event", || readers[kills].numbers().contains(&last));
+    let stretches: Vec<Vec<u64>> = readers.iter().map(Reader::numbers).collect();
+    let times = times(&stretches);
+    let missing: Vec<&Id> = accepted.iter().filter(|id| !times.contains_key(&id.number)).collect();
+    let lost: usize = missing.iter().map(|id| event(**id).len() + 1).sum();
+    eprintln!(
+        "stdout, its reader killed: {} events, {kills} faults, {} events came again, at most {} may; \
+         missing: {}, in bytes {lost}",
+        accepted.len(),
+        repeats(&times),
+        kills as u64 * WINDOW,
+        missing.len()
+    );
+    // What was posted to a relay that was ending may be missing too, in the middle of a life.
+    let parts: Vec<Vec<u64>> = stretches.iter().flat_map(|life| parts(life)).collect();
+    assert_eq!(gaps_in_order(&parts), missing_of(&times, last + 1));
+    assert!(lost <= kills * HELD_MAX);
+    assert!(repeats(&times) <= kills as u64 * WINDOW);
+}

@@ -1,0 +1,200 @@
+//! `healthcheck`: its exit status in every state of what it asks, and what it says.
+
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Backlog;
+use crate::support::relay::run_command_with;
+use crate::support::setup::start;
+use crate::support::wait_until;
+
+/// Exit status and standard error; the standard output is for nobody.
+fn healthcheck(arguments: &[&str], directory: &Path, config: &str) -> (Option<i32>, String) {
+    let arguments = [&["healthcheck"], arguments].concat();
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", config)];
+    let variables = if config.is_empty() { &[] } else { variables.as_slice() };
+    let output = run_command_with(&arguments, directory, variables);
+    assert_eq!(output.stdout, b"");
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn ask(url: &str) -> (Option<i32>, String) {
+    healthcheck(&[url], Path::new("/"), "")
+}
+
+fn ready() -> (Option<i32>, String) {
+    (Some(0), String::new())
+}
+
+#[test]
+fn a_relay_is_ready_until_it_drains() {
+    let (mut relay, sink) = start("", "[shutdown]\ndrain_timeout = \"20s\"\n");
+    let admin = format!("http://{}", relay.admin());
+    assert_eq!(ask(&admin), ready());
+    assert_eq!(ask(&format!("{admin}/")), ready());
+    assert_eq!(ask(&format!("{admin}/readyz?verbose")), ready());
+    assert_eq!(ask(&format!("http://localhost:{}", relay.admin().port())), ready());
+    let (code, stderr) = ask(&format!("{admin}/nowhere"));
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("404"), "{stderr}");
+    // The port of events is no admin port.
+    let (code, stderr) = ask(&format!("http://{}", relay.address()));
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("405"), "{stderr}");
+
+    let body = generated_batch(1, 1, 600);
+    let mut client = Client::connect(relay.address()).unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    client.send(&[head.as_bytes(), &body[..100]].concat()).unwrap();
+    relay.wait_for_metrics("the body", PATIENCE, |metrics| {
+        (metrics.value("in_flight_bytes", &[]) == 100.0).then_some(())
+    });
+    relay.signal(libc::SIGTERM);
+    wait_until("the end of readiness", PATIENCE, || ask(&admin).0 == Some(1));
+    let (code, stderr) = ask(&admin);
+    assert_eq!(code, Some(1));
+    assert_eq!(stderr, format!("{admin}/readyz: 503 Service Unavailable\nshutting down\n"));
+    client.send(&body[100..]).unwrap();
+    assert_eq!(client.read_response().unwrap().status, 200);
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(sink.count(), 1);
+    let (code, stderr) = ask(&admin);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("cannot connect") && stderr.contains("refused"), "{stderr}");
+}
+
+#[test]
+fn without_a_url_the_config_says_whom_to_ask() {
+    let (relay, _sink) = start("", "");
+    let admin = relay.admin();
+    let directory = TempDir::new().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    let port = admin.port();
+    write("right.toml", &format!("[admin]\naddress = \"{admin}\"\n"));
+    write("any.toml", &format!("[admin]\naddress = \"0.0.0.0:{port}\"\n"));
+    // What it can't be run with is no reason to call a relay dead that runs with what was there before.
+    write("broken.toml", &format!("[admin]\naddress = \"{admin}\"\n[queue]\nmax_bytes = what\n"));
+    write("elsewhere.toml", &format!("[admin]\naddress = \"127.0.0.1:{}\"\n", free_port()));
+    write("wrong.toml", "[admin]\naddress = \"nowhere\"\n");
+    write("kernels.toml", "[admin]\naddress = \"127.0.0.1:0\"\n");
+    let with = |name: &str| healthcheck(&["--config", name], directory.path(), "elsewhere.toml");
+    for name in ["right.toml", "any.toml", "broken.toml"] {
+        assert_eq!(with(name), ready(), "{name}");
+        assert_eq!(healthcheck(&[], directory.path(), name), ready(), "{name}");
+    }
+    assert_eq!(with("elsewhere.toml").0, Some(1));
+    // A URL comes before the config.
+    let url = format!("http://{admin}");
+    assert_eq!(healthcheck(&[&url], directory.path(), "elsewhere.toml"), ready());
+    for (name, said) in [
+        ("wrong.toml", "wrong.toml:2:11: admin.address: "),
+        ("kernels.toml", "port 0"),
+        ("absent.toml", "absent.toml: cannot read"),
+    ] {
+        let (code, stderr) = with(name);
+        assert_eq!(code, Some(2), "{name}: {stderr}");
+        assert!(stderr.contains(said), "{stderr}");
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_default_is_port_9090_of_loopback() {
+    // Whether somebody else is there is not ours to say; whom it asked is in its words, unless that is a relay.
+    let (code, stderr) = healthcheck(&[], Path::new("/"), "");
+    let asked = stderr.starts_with("http://127.0.0.1:9090/readyz: ");
+    assert!(code == Some(0) || (code == Some(1) && asked), "{code:?} {stderr}");
+}
+
+#[test]
+fn a_relay_that_starts_is_not_ready_and_says_so() {
+    let relay = HttpSink::start(|request| {
+        assert_eq!((request.method.as_str(), request.target.as_str()), ("GET", "/readyz"));
+        Answer::status(503).body("starting\n\u{1b}[31mred\u{1b}[0m\n")
+    });
+    let url = format!("http://{}", relay.address());
+    let (code, stderr) = ask(&url);
+    assert_eq!(code, Some(1));
+    let said = ["503 Service Unavailable", "starting", "\\u{1b}[31mred\\u{1b}[0m"].join("\n");
+    assert_eq!(stderr, format!("{url}/readyz: {said}\n"));
+}
+
+#[test]
+fn what_is_no_relay_is_not_ready() {
+    let long = "x".repeat(1 << 20);
+    let huge_head = format!("HTTP/1.1 200 OK\r\nx: {long}\r\n\r\n");
+    for (what, answer) in [
+        ("garbage", Answer::raw("\x16\x03\x01 no HTTP\r\n\r\n").closing()),
+        ("half an answer", Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok").closing()),
+        ("an endless head", Answer::raw(huge_head).closing()),
+        ("a megabyte", Answer::status(200).body(long.clone())),
+        ("a redirect", Answer::status(301).header("Location", "/readyz")),
+        ("another 2xx", Answer::status(204)),
+        ("nothing", Answer::hang_up()),
+        ("a reset", Answer::reset()),
+    ] {
+        let peer = HttpSink::start(move |_| answer.clone());
+        let (code, stderr) = ask(&format!("http://{}", peer.address()));
+        assert_eq!(code, Some(1), "{what}: {stderr}");
+        let lines = stderr.lines().count();
+        assert!(lines == 1 && stderr.len() < 200, "{what}: {stderr}");
+        assert_eq!(peer.count(), 1, "{what}: asked once");
+    }
+}
+
+#[test]
+fn who_does_not_answer_is_not_ready_after_3_seconds() {
+    // The kernel connects, and nobody reads.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    // The head comes, and no end of the body.
+    let slow = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = [silent.local_addr().unwrap(), slow.local_addr().unwrap()];
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = slow.accept().unwrap();
+        stream.read_exact(&mut [0; 16]).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok").unwrap();
+        stream
+    });
+    for address in addresses {
+        let begun = Instant::now();
+        let (code, stderr) = ask(&format!("http://{address}"));
+        assert_eq!(code, Some(1));
+        assert_eq!(stderr, format!("http://{address}/readyz: no answer within 3 s\n"));
+        assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    }
+    drop(answering.join().unwrap());
+}
+
+#[test]
+fn a_wrong_url_is_wrong_usage() {
+    for (url, said) in [
+        ("https://127.0.0.1:9090", "plain HTTP"),
+        ("127.0.0.1:9090", "http://HOST:PORT"),
+        ("localhost:9090", "http://HOST:PORT"),
+        ("http://", "http://HOST:PORT"),
+        ("", "http://HOST:PORT"),
+        ("http://127.0.0.1:99999", "http://HOST:PORT"),
+        ("http://127.0.0.1:0", "port 0"),
+        ("http://user:password@127.0.0.1:9090", "no user"),
+        ("ftp://127.0.0.1", "http://HOST:PORT"),
+    ] {
+        let (code, stderr) = ask(url);
+        assert_eq!(code, Some(2), "{url}: {stderr}");
+        assert!(stderr.contains(said), "{url}: {stderr}");
+    }
+    let (code, stderr) = healthcheck(&["http://127.0.0.1:1", "another"], Path::new("/"), "");
+    assert_eq!(code, Some(2), "{stderr}");
+}

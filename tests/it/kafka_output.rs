@@ -1,0 +1,273 @@
+//! `type = "kafka"` against librdkafka's mock cluster, with faults of its brokers: nothing lost, nothing out of order
+//! within a partition, and what comes twice counted.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::kafka::Cluster;
+use crate::support::kafka::PRODUCE;
+use crate::support::kafka::Record;
+use crate::support::kafka::ids;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+
+/// Checks that each partition has the events of sender 0 in order, first arrivals, and gives what came twice.
+fn repeats_in_order(records: &[Record], count: u64) -> usize {
+    let mut fronts: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    let mut repeats = 0;
+    for (record, id) in records.iter().zip(ids(records)) {
+        if !seen.insert(id.number) {
+            repeats += 1;
+            continue;
+        }
+        let front = fronts.entry(record.partition).or_default();
+        assert!(*front <= id.number, "{} after {front} in {}", id.number, record.partition);
+        *front = id.number;
+    }
+    assert_eq!(seen, (0..count).collect(), "every event");
+    repeats
+}
+
+#[test]
+fn each_event_is_a_message_as_it_was_received_with_its_audit_id_as_the_key() {
+    let cluster = Cluster::start(3, 4);
+    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", "")));
+    let mut expected = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        expected.extend(events_of(&body.bytes));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let records = cluster.records(expected.len(), PATIENCE);
+    let mut partitions: BTreeMap<Vec<u8>, BTreeSet<i32>> = BTreeMap::new();
+    for record in &records {
+        let event: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
+        let key = record.key.clone().expect("a key");
+        assert_eq!(event["auditID"].as_str().unwrap().as_bytes(), key);
+        partitions.entry(key).or_default().insert(record.partition);
+    }
+    assert!(partitions.values().all(|partitions| partitions.len() == 1), "an ID in two partitions");
+    let used: BTreeSet<i32> = partitions.into_values().flatten().collect();
+    assert_eq!(used, (0..4).collect(), "all partitions are used");
+    let mut got: Vec<Vec<u8>> = records.into_iter().map(|record| record.payload).collect();
+    got.sort();
+    expected.sort();
+    assert!(got == expected);
+    relay.finish(Backlog::Empty);
+}
+
+/// Posts batches of sender 0, so many events each, and waits for no delivery.
+fn post(relay: &Relay, batches: std::ops::Range<u64>, size: u64) {
+    for batch in batches {
+        let answer = relay.post(&list(0, batch * size..(batch + 1) * size));
+        assert_eq!(answer.status, 200);
+    }
+}
+
+#[test]
+fn without_a_key_and_compressed_the_bytes_are_the_same() {
+    let cluster = Cluster::start(1, 2);
+    for compression in ["gzip", "zstd"] {
+        let keys = format!("key = \"none\"\ncompression = \"{compression}\"");
+        let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", &keys)));
+        post(&relay, 0..10, 40);
+        relay.finish(Backlog::Empty);
+    }
+    let records = cluster.records(800, PATIENCE);
+    assert!(records.iter().all(|record| record.key.is_none()));
+    let mut numbers: Vec<u64> = ids(&records).iter().map(|id| id.number).collect();
+    numbers.sort_unstable();
+    let twice: Vec<u64> = (0..800).map(|number| number / 2).collect();
+    assert_eq!(numbers, twice);
+}
+
+#[test]
+fn what_brokers_refuse_for_a_while_comes_in_order_and_once() {
+    use rdkafka::types::RDKafkaRespErr::*;
+
+    let cluster = Cluster::start(3, 3);
+    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", "")));
+    let errors = [
+        RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+        RD_KAFKA_RESP_ERR_NO_ERROR,
+        RD_KAFKA_RESP_ERR__TRANSPORT,
+        RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        RD_KAFKA_RESP_ERR_NO_ERROR,
+        RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+        RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+    ];
+    for round in 0..8 {
+        cluster.fail(PRODUCE, &errors);
+        post(&relay, round * 10..round * 10 + 10, 20);
+        let partition = i32::try_from(round % 3).unwrap();
+        cluster.lead(partition, i32::try_from(round % 2).unwrap() + 1);
+    }
+    relay.wait_until_delivered(PATIENCE * 2);
+    let records = cluster.records(1600, PATIENCE);
+    assert_eq!(repeats_in_order(&records, 1600), 0);
+    assert_eq!(relay.metrics().value("output_retries_total", &[("output", "topic")]), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn brokers_that_go_and_come_lose_nothing() {
+    let cluster = Cluster::start(3, 3);
+    // A window is four batches, of 50 events here.
+    let keys = "timeouts = { connect = \"2s\", request = \"5s\" }\nbatch = { max_events = 50 }\n";
+    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", keys)));
+    let mut batches = 0;
+    let mut more = |count: u64| {
+        post(&relay, batches..batches + count, 20);
+        batches += count;
+    };
+    more(10);
+    relay.wait_until_delivered(PATIENCE * 2);
+    for broker in 1..=3 {
+        cluster.set_up(broker, false);
+        more(10);
+        cluster.set_up(broker, true);
+        cluster.delay(broker, Duration::from_millis(300));
+        more(10);
+        cluster.delay(broker, Duration::ZERO);
+    }
+    // All of them, for longer than `timeouts.request`.
+    cluster.set_up(-1, false);
+    more(10);
+    let down = |metrics: &crate::support::metrics::Metrics| {
+        let label = [("output", "topic")];
+        let timeout = [("output", "topic"), ("reason", "timeout")];
+        let is_down = metrics.value("output_up", &label) == 0.0;
+        (is_down && metrics.value("output_errors_total", &timeout) >= 1.0).then_some(())
+    };
+    relay.wait_for_metrics("a producer given up", PATIENCE, down);
+    let told = relay.wait_for_log("output down, events are kept", PATIENCE);
+    assert!(told["error"].as_str().unwrap().contains("127.0.0.1:"), "{told}");
+    more(10);
+    cluster.set_up(-1, true);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let count = batches * 20;
+    let records = cluster.records(usize::try_from(count).unwrap(), PATIENCE);
+    let repeats = repeats_in_order(&records, count);
+    // A producer that is given up costs a window, an attempt that finds no broker nothing.
+    let metrics = relay.metrics();
+    let unreached = [("output", "topic"), ("reason", "connect")];
+    let given_up =
+        metrics.sum("output_errors_total") - metrics.value("output_errors_total", &unreached);
+    eprintln!("{repeats} of {count} events came twice, {given_up} producers given up");
+    assert!(repeats as f64 <= given_up * 200.0, "{repeats} by {given_up} producers given up");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_topic_that_is_not_there_is_told_and_waited_for() {
+    let cluster = Cluster::without_topic(1, 1);
+    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", "")));
+    post(&relay, 0..3, 5);
+    let told = relay.wait_for_log("output down, events are kept", PATIENCE);
+    let error = told["error"].as_str().unwrap();
+    assert!(
+        error.contains("kafka audit at 127.0.0.1:") && error.contains("Unknown topic"),
+        "{error}"
+    );
+    cluster.create_topic();
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(repeats_in_order(&cluster.records(15, PATIENCE), 15), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_is_nobodys_fault_but_a_settings_is_retried_and_loses_nothing() {
+    use rdkafka::types::RDKafkaRespErr::*;
+
+    let cluster = Cluster::start(1, 1);
+    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", "")));
+    post(&relay, 0..1, 5);
+    relay.wait_until_delivered(PATIENCE);
+    cluster.fail(
+        PRODUCE,
+        &[
+            RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+            RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+            RD_KAFKA_RESP_ERR_UNSUPPORTED_COMPRESSION_TYPE,
+        ],
+    );
+    post(&relay, 1..40, 5);
+    relay.wait_until_delivered(PATIENCE);
+    let told = relay.wait_for_log("output down, events are kept", PATIENCE);
+    assert!(told["error"].as_str().unwrap().contains("authorization failed"), "{told}");
+    let records = cluster.records(200, PATIENCE);
+    assert_eq!(repeats_in_order(&records, 200), 0);
+    let metrics = relay.metrics();
+    let protocol = [("output", "topic"), ("reason", "protocol")];
+    assert!(metrics.value("output_errors_total", &protocol) >= 3.0, "{}", metrics.text);
+    assert_eq!(metrics.value("error_total", &[("plugin", "topic")]), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_taken() {
+    use rdkafka::types::RDKafkaRespErr::*;
+
+    const TOO_LARGE: rdkafka::types::RDKafkaRespErr = RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    let cluster = Cluster::start(1, 1);
+    // Only what the test does ends a pause.
+    let keys = "retry = { initial_interval = \"60s\", max_interval = \"60s\", \
+                randomization_factor = 0.0 }\n";
+    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", keys)));
+    // The batch of four, its half, and a single event of it: refused. All that follows is accepted, until the event that
+    // was refused alone comes again.
+    cluster.fail(PRODUCE, &[TOO_LARGE, TOO_LARGE, TOO_LARGE]);
+    post(&relay, 0..1, 4);
+    let refused = |count: f64| {
+        relay.wait_for_metrics("refusals", PATIENCE, |metrics| {
+            let protocol = [("output", "topic"), ("reason", "protocol")];
+            (metrics.value("output_errors_total", &protocol) == count).then_some(())
+        });
+    };
+    // Accepting the second event proves that the first can be refused for good; it is tried once more.
+    refused(3.0);
+    relay.wait_until_delivered(PATIENCE);
+    // It was taken in the end.
+    let numbers: Vec<u64> = ids(&cluster.records(4, PATIENCE)).iter().map(|id| id.number).collect();
+    assert_eq!(numbers.iter().copied().collect::<BTreeSet<_>>(), (0..4).collect());
+
+    // A lone event is refused until another has been taken, and then once more.
+    cluster.fail(PRODUCE, &[TOO_LARGE, RD_KAFKA_RESP_ERR_NO_ERROR, TOO_LARGE]);
+    assert_eq!(relay.post(&list(0, 4..5)).status, 200);
+    refused(4.0);
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "topic")]), 0.0);
+    assert_eq!(relay.post(&list(0, 5..6)).status, 200);
+    refused(5.0);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "topic")]), 1.0);
+    let told = relay.wait_for_log("events given up and counted", PATIENCE);
+    assert!(told["error"].as_str().unwrap().contains("message of "), "{told}");
+    let numbers: BTreeSet<u64> =
+        ids(&cluster.records(5, PATIENCE)).iter().map(|id| id.number).collect();
+    assert_eq!(numbers, [0, 1, 2, 3, 5].into_iter().collect());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_end_with_brokers_away_is_bounded_and_counts_what_is_lost() {
+    let cluster = Cluster::start(1, 1);
+    let config =
+        format!("{BASE}{}[shutdown]\ndrain_timeout = \"1s\"\n", cluster.output("topic", ""));
+    let mut relay = Relay::start(&config);
+    post(&relay, 0..1, 5);
+    relay.wait_until_delivered(PATIENCE);
+    cluster.set_up(-1, false);
+    post(&relay, 1..2, 5);
+    let took = relay.stop();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    let told = relay.wait_for_log("ended", PATIENCE);
+    assert_eq!(told["lost"], 5, "{told}");
+}

@@ -1,0 +1,472 @@
+//! `[[source]]` of type kafka against librdkafka's mock cluster: a relay reads on behind what every output has
+//! acknowledged, and nowhere else, whatever becomes of it, its brokers and its consumers.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::http;
+use crate::support::kafka::Cluster;
+use crate::support::kafka::FETCH;
+use crate::support::kafka::OFFSET_COMMIT;
+use crate::support::numbered::Id;
+use crate::support::numbered::event;
+use crate::support::numbered::events;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::tally::Tally;
+use crate::support::tally::Tallying;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::try_wait_for;
+use crate::support::wait_until;
+
+/// The beginning of the configs: no listener, and the acknowledgement that a source needs.
+const WORKER: &str = r#"
+log = { format = "json" }
+admin = { address = "127.0.0.1:0" }
+queue = { acknowledge = "delivered" }
+"#;
+
+/// A relay between the topic and these outputs.
+fn worker(cluster: &Cluster, source: &str, outputs: &str) -> Relay {
+    Relay::start(&format!("{WORKER}{}{outputs}", cluster.source(source)))
+}
+
+/// Waits until the group has committed these offsets, in the order of the partitions.
+fn wait_until_committed(cluster: &Cluster, offsets: &[i64]) {
+    let wanted: BTreeMap<i32, i64> = (0..).zip(offsets.iter().copied()).collect();
+    let mut last = BTreeMap::new();
+    wait_until(&format!("{offsets:?} committed"), PATIENCE, || {
+        last = cluster.committed();
+        for (partition, offset) in &last {
+            assert!(*offset <= wanted[partition], "{last:?} is beyond {offsets:?}");
+        }
+        last == wanted
+    });
+}
+
+/// Events of the sender with the partition's number, each a message whose offset is its number.
+fn put(cluster: &Cluster, partitions: u32, numbers: std::ops::Range<u64>) {
+    for partition in 0..partitions {
+        let number = i32::try_from(partition).expect("few");
+        cluster.put(number, &events(partition, numbers.clone()));
+    }
+}
+
+fn ids_of(partitions: u32, numbers: std::ops::Range<u64>) -> BTreeSet<Id> {
+    let of = |sender| numbers.clone().map(move |number| Id { sender, number });
+    (0..partitions).flat_map(of).collect()
+}
+
+/// What was committed, and how many events had arrived, at one moment.
+struct Moment {
+    committed: BTreeMap<i32, i64>,
+    arrived: usize,
+}
+
+impl Moment {
+    /// Nothing may be committed that the consumer has not got.
+    fn take(cluster: &Cluster, tally: &Tally) -> Self {
+        let committed = cluster.committed();
+        let ids = tally.ids();
+        for (&partition, &offset) in &committed {
+            let sender = u32::try_from(partition).unwrap();
+            let missing = (0..u64::try_from(offset).unwrap())
+                .find(|&number| !ids.contains(&Id { sender, number }));
+            assert_eq!(missing, None, "{committed:?} is committed, this of {partition} is missing");
+        }
+        Self { committed, arrived: tally.count() }
+    }
+
+    /// What comes again later is at most what was not committed.
+    fn check(&self, tally: &Tally) {
+        for arrival in tally.arrivals().iter().skip(self.arrived) {
+            let Id { sender, number } = arrival.id;
+            let committed = self.committed[&i32::try_from(sender).unwrap()];
+            let number = i64::try_from(number).unwrap();
+            assert!(number >= committed, "{:?} came again, {:?}", arrival.id, self.committed);
+        }
+    }
+}
+
+/// Librdkafka's mock of a group ends a member whose time is over also while that waits to be let in, and sends it no answer:
+/// the member waits five minutes for it, as it has to at real brokers. So where no share comes, it is tried with another
+/// cluster, so often.
+const CLUSTERS: usize = 5;
+
+/// A share takes two seconds for each time that the group is formed.
+const SHARE: Duration = Duration::from_secs(20);
+
+/// Waits until each of these has partitions.
+fn are_shared(relays: &[&Relay]) -> bool {
+    let is_assigned = |line: &serde_json::Value| {
+        let partitions = line["partitions"].as_str().unwrap_or_default();
+        line["message"] == "partitions assigned" && partitions != "[]"
+    };
+    let all = || relays.iter().all(|relay| relay.log_fields().iter().any(is_assigned));
+    try_wait_for(SHARE, || all().then_some(())).is_some()
+}
+
+/// How many came more than once.
+fn repeats(tally: &Tally) -> usize {
+    tally.count() - tally.ids().len()
+}
+
+#[test]
+fn every_form_of_body_is_read_and_the_offset_behind_it_committed() {
+    let cluster = Cluster::start(2, 2);
+    let sink = TcpSink::start();
+    let output = format!(
+        "[[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n",
+        sink.address()
+    );
+    let mut lists = Vec::new();
+    let mut expected = Vec::new();
+    for body in corpus() {
+        expected.extend(events_of(&body.bytes));
+        lists.push(body.bytes);
+    }
+    cluster.put(0, &lists);
+    let lines = [events(1, 0..30).join(&b'\n'), b"\n".to_vec()].concat();
+    let mut others = vec![lines, event(Id { sender: 1, number: 30 })];
+    others.extend(events(1, 31..500));
+    cluster.put(1, &others);
+    expected.extend(events(1, 0..500));
+    let relay = worker(&cluster, "", &output);
+    wait_until("every event", PATIENCE, || sink.count() >= expected.len());
+    let mut got = sink.lines();
+    got.sort();
+    expected.sort();
+    assert!(got == expected);
+    wait_until_committed(&cluster, &[lists.len() as i64, others.len() as i64]);
+    let metrics = relay.metrics();
+    let messages = (lists.len() + others.len()) as f64;
+    assert_eq!(
+        metrics.value("requests_total", &[("listener", "topic"), ("code", "200")]),
+        messages
+    );
+    let bytes: usize = lists.iter().chain(&others).map(Vec::len).sum();
+    assert_eq!(metrics.value("received_bytes_total", &[("listener", "topic")]), bytes as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_message_without_events_is_counted_told_and_passed_over() {
+    let cluster = Cluster::start(1, 1);
+    let consumer = Tallying::tcp();
+    let empty = br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[]}"#.to_vec();
+    let messages = [
+        event(Id { sender: 0, number: 0 }),
+        b"hunter2".to_vec(),
+        Vec::new(),
+        empty,
+        [event(Id { sender: 0, number: 1 }), b"\n{\"hunter2\":1}\n".to_vec()].concat(),
+        vec![b' '; 70_000],
+        event(Id { sender: 0, number: 2 }),
+        b"hunter2".to_vec(),
+    ];
+    cluster.put(0, &messages);
+    let limits = "limits = { max_body = \"64KiB\" }\n";
+    let config = format!("{WORKER}{limits}{}{}", cluster.source(""), consumer.output("lines", ""));
+    let relay = Relay::start(&config);
+    wait_until_committed(&cluster, &[8]);
+    assert_eq!(consumer.tally.ids(), [0, 2].map(|number| Id { sender: 0, number }).into());
+    let metrics = relay.metrics();
+    let of = |name: &str, label: (&str, &str)| metrics.value(name, &[label]);
+    assert_eq!(of("requests_rejected_total", ("reason", "invalid")), 4.0);
+    assert_eq!(of("requests_rejected_total", ("reason", "too_large")), 1.0);
+    let answered = |code| metrics.value("requests_total", &[("listener", "topic"), ("code", code)]);
+    assert_eq!((answered("200"), answered("400"), answered("413")), (3.0, 4.0, 1.0));
+    let told =
+        relay.wait_for_log("message holds no audit events, passed over and counted", PATIENCE);
+    assert_eq!((&told["topic"], &told["partition"]), (&"audit".into(), &0.into()), "{told}");
+    assert_eq!(told["offset"], 1, "{told}");
+    assert!(!relay.log_text().contains("hunter2"), "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_no_output_has_acknowledged_is_read_again_after_a_kill() {
+    let cluster = Cluster::start(1, 2);
+    let mut consumer = Tallying::http().closed();
+    let output = consumer.output("out", "");
+    put(&cluster, 2, 0..300);
+    let mut relay = worker(&cluster, "", &output);
+    relay.wait_for_metrics("all of it in the queue", PATIENCE, |metrics| {
+        (metrics.value("queue_events", &[]) == 600.0).then_some(())
+    });
+    // Longer than librdkafka waits before it commits.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(cluster.committed(), BTreeMap::from([(0, 0), (1, 0)]));
+    relay.kill();
+    consumer.set_open(true);
+    let relay = worker(&cluster, "", &output);
+    wait_until_committed(&cluster, &[300, 300]);
+    assert_eq!(consumer.tally.ids(), ids_of(2, 0..300));
+    assert_eq!(repeats(&consumer.tally), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_full_queue_stops_the_reading_and_not_the_membership() {
+    let cluster = Cluster::start(1, 2);
+    let mut consumer = Tallying::tcp().closed();
+    put(&cluster, 2, 0..2000);
+    let config = format!(
+        "{}{}{}",
+        WORKER.replace("{ acknowledge", "{ max_bytes = \"64KiB\", acknowledge"),
+        cluster.source(""),
+        consumer.output("lines", "")
+    );
+    let relay = Relay::start(&config);
+    relay.wait_for_log("queue full", PATIENCE);
+    // Through the pause of the partitions.
+    std::thread::sleep(Duration::from_secs(2));
+    let held = relay.metrics().value("queue_bytes", &[]);
+    assert!((1.0..=65_536.0).contains(&held), "{held}");
+    assert_eq!(cluster.committed(), BTreeMap::from([(0, 0), (1, 0)]));
+    consumer.set_open(true);
+    wait_until_committed(&cluster, &[2000, 2000]);
+    assert_eq!(consumer.tally.ids(), ids_of(2, 0..2000));
+    assert_eq!(repeats(&consumer.tally), 0);
+    let assigned = relay.log_fields();
+    let assigned = assigned.iter().filter(|line| line["message"] == "partitions assigned");
+    assert_eq!(assigned.count(), 1, "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn no_more_is_taken_than_max_in_flight() {
+    let cluster = Cluster::start(1, 1);
+    let mut consumer = Tallying::tcp().closed();
+    put(&cluster, 1, 0..2000);
+    let relay = worker(&cluster, "max_in_flight = \"16KiB\"", &consumer.output("lines", ""));
+    let held = relay.wait_for_metrics("something in the queue", PATIENCE, |metrics| {
+        Some(metrics.value("queue_bytes", &[])).filter(|held| *held > 0.0)
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    let later = relay.metrics().value("queue_bytes", &[]);
+    // A batch larger than that is taken alone.
+    assert!(later <= (1024.0 + 256.0) * 1024.0 && later >= held, "{held}, {later}");
+    consumer.set_open(true);
+    wait_until_committed(&cluster, &[2000]);
+    assert_eq!(repeats(&consumer.tally), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_end_in_order_commits_what_is_delivered_and_gives_back_the_rest() {
+    let cluster = Cluster::start(1, 2);
+    let mut consumer = Tallying::http();
+    let shutdown = "[shutdown]\ndrain_timeout = \"2s\"\n";
+    let outputs = format!("{}{shutdown}", consumer.output("out", ""));
+    put(&cluster, 2, 0..2000);
+    // In the middle of the work.
+    let mut relay = worker(&cluster, "max_in_flight = \"64KiB\"", &outputs);
+    consumer.tally.wait_for_count(100, PATIENCE);
+    relay.stop();
+    let told = relay.wait_for_log("ended", PATIENCE);
+    assert_eq!(told["lost"], 0, "{told}");
+    let committed: i64 = cluster.committed().values().sum();
+    assert_eq!(usize::try_from(committed).unwrap(), consumer.tally.count());
+    Moment::take(&cluster, &consumer.tally);
+    // With the consumer away: nothing of it is lost, it comes again.
+    consumer.set_open(false);
+    let mut relay = worker(&cluster, "", &outputs);
+    relay.wait_for_metrics("something in the queue", PATIENCE, |metrics| {
+        (metrics.value("queue_events", &[]) > 0.0).then_some(())
+    });
+    let took = relay.stop();
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert_eq!(cluster.committed().values().sum::<i64>(), committed);
+    consumer.set_open(true);
+    let relay = worker(&cluster, "", &outputs);
+    wait_until_committed(&cluster, &[2000, 2000]);
+    assert_eq!(consumer.tally.ids(), ids_of(2, 0..2000));
+    assert_eq!(repeats(&consumer.tally), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn faults_of_brokers_and_consumers_lose_nothing_and_commit_nothing_too_early() {
+    use rdkafka::types::RDKafkaRespErr::*;
+
+    let mut rng = rng();
+    let cluster = Cluster::start(2, 2);
+    let mut consumer = Tallying::http();
+    let output = consumer.output("out", "");
+    let source = "max_in_flight = \"64KiB\"";
+    let mut relay = worker(&cluster, source, &output);
+    let (mut end, mut kills, mut moments) = (0, 0, Vec::new());
+    for round in 0..12 {
+        put(&cluster, 2, end..end + 200);
+        end += 200;
+        match round % 6 {
+            0 => cluster.fail(FETCH, &[RD_KAFKA_RESP_ERR__TRANSPORT; 3]),
+            1 => cluster.fail(OFFSET_COMMIT, &[RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE; 2]),
+            2 => consumer.set_open(false),
+            3 => {
+                relay.kill();
+                kills += 1;
+                relay = worker(&cluster, source, &output);
+            }
+            4 => cluster.lead(0, rng.i32(1..=2)),
+            _ => {
+                cluster.set_up(-1, false);
+                std::thread::sleep(Duration::from_millis(rng.u64(..300)));
+                cluster.set_up(-1, true);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(..300)));
+        moments.push(Moment::take(&cluster, &consumer.tally));
+        consumer.set_open(true);
+    }
+    let all = i64::try_from(end).unwrap();
+    wait_until_committed(&cluster, &[all, all]);
+    assert_eq!(consumer.tally.ids(), ids_of(2, 0..end));
+    moments.iter().for_each(|moment| moment.check(&consumer.tally));
+    let repeats = repeats(&consumer.tally);
+    eprintln!("{repeats} of {} events came twice, after {kills} kills", 2 * end);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn relays_of_a_group_share_the_partitions_and_take_over_from_one_that_is_killed() {
+    let passed = (0..CLUSTERS).find_map(|_| share_and_take_over());
+    assert!(passed.is_some(), "no share in {CLUSTERS} clusters");
+}
+
+/// `None`: the mock has forgotten a member.
+fn share_and_take_over() -> Option<()> {
+    let cluster = Cluster::start(1, 4);
+    let consumer = Tallying::http();
+    let output = consumer.output("out", "");
+    let source = "max_in_flight = \"64KiB\"";
+    let first = worker(&cluster, source, &output);
+    are_shared(&[&first]).then_some(())?;
+    let mut second = worker(&cluster, source, &output);
+    are_shared(&[&first, &second]).then_some(())?;
+    put(&cluster, 4, 0..200);
+    wait_until_committed(&cluster, &[200; 4]);
+    // A change of members in order repeats nothing.
+    assert_eq!((consumer.tally.ids(), repeats(&consumer.tally)), (ids_of(4, 0..200), 0));
+    let share = |relay: &Relay| relay.metrics().value("event_total", &[]);
+    assert_eq!((share(&first), share(&second)), (400.0, 400.0));
+    let third = worker(&cluster, source, &output);
+    are_shared(&[&third]).then_some(())?;
+    put(&cluster, 4, 200..400);
+    wait_until_committed(&cluster, &[400; 4]);
+    assert_eq!(repeats(&consumer.tally), 0);
+    third.finish(Backlog::Empty);
+
+    let before = Moment::take(&cluster, &consumer.tally);
+    put(&cluster, 4, 400..600);
+    second.kill();
+    put(&cluster, 4, 600..800);
+    wait_until_committed(&cluster, &[800; 4]);
+    assert_eq!(consumer.tally.ids(), ids_of(4, 0..800));
+    before.check(&consumer.tally);
+    let repeats = repeats(&consumer.tally);
+    eprintln!("{repeats} events came twice after the kill");
+    first.finish(Backlog::Empty);
+    Some(())
+}
+
+/// Posts batches as kube-apiserver does, each until it is answered 200. `front` is where the relay is now.
+fn post_until_accepted(front: &Mutex<SocketAddr>, sender: u32, batches: std::ops::Range<u64>) {
+    for batch in batches {
+        let body = list(sender, batch * 20..(batch + 1) * 20);
+        wait_until("an answer of 200", PATIENCE, || {
+            let address = *front.lock().unwrap();
+            let answer = http::post(address, "/audit", "application/json", &body);
+            answer.is_ok_and(|answer| answer.status == 200)
+        });
+    }
+}
+
+#[test]
+fn stateless_relays_before_and_behind_the_topic_lose_nothing_when_one_is_killed() {
+    let consumer = Tallying::http();
+    let (cluster, mut first, second) = (0..CLUSTERS)
+        .find_map(|_| {
+            let cluster = Cluster::start(3, 4);
+            let output = consumer.output("out", "");
+            let behind = || worker(&cluster, "max_in_flight = \"256KiB\"", &output);
+            let relays = (behind(), behind());
+            let shared = are_shared(&[&relays.0, &relays.1]);
+            shared.then_some((cluster, relays.0, relays.1))
+        })
+        .expect("a share for each");
+    let edge = || {
+        let queue = "queue = { acknowledge = \"delivered\" }\n";
+        Relay::start(&format!("{queue}{BASE}{}", cluster.output("topic", "")))
+    };
+    let mut front = edge();
+    let address = Mutex::new(front.address());
+    std::thread::scope(|threads| {
+        for sender in 0..2 {
+            let address = &address;
+            threads.spawn(move || post_until_accepted(address, sender, 0..150));
+        }
+        consumer.tally.wait_for_count(1000, PATIENCE);
+        first.kill();
+        consumer.tally.wait_for_count(2000, PATIENCE);
+        front.kill();
+        front = edge();
+        *address.lock().unwrap() = front.address();
+    });
+    front.finish(Backlog::Empty);
+    wait_until("every event", PATIENCE, || consumer.tally.ids().len() == 6000);
+    second.wait_until_delivered(PATIENCE);
+    let in_topic = cluster.records(6000, PATIENCE);
+    let kept = |partition| in_topic.iter().any(|it| (it.partition, it.offset) == (partition, 0));
+    assert!((0..4).all(kept), "more than the mock keeps");
+    let (in_topic, arrived) = (in_topic.len() - 6000, repeats(&consumer.tally));
+    eprintln!("of 6000 events {in_topic} are twice in the topic, {arrived} came twice");
+    second.finish(Backlog::Empty);
+}
+
+/// What `/status` says of its only source.
+fn shown(relay: &Relay) -> serde_json::Value {
+    let status = http::get(relay.admin(), "/status").unwrap();
+    let mut status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+    let sources = status["sources"].as_array_mut().expect("an array");
+    assert_eq!(sources.len(), 1);
+    sources.remove(0)
+}
+
+#[test]
+fn status_shows_what_a_source_reads_and_what_its_last_trouble_was() {
+    let cluster = Cluster::start(1, 2);
+    let sink = Tallying::http();
+    let relay = worker(&cluster, "", &sink.output("o", ""));
+    put(&cluster, 1, 0..10);
+    sink.tally.wait_for_count(10, PATIENCE);
+    let source = shown(&relay);
+    let expected = serde_json::json!({
+        "name": source["name"], "type": "kafka", "topic": source["topic"], "group": source["group"],
+        "state": "reading", "partitions": [0, 1], "last_error": null,
+        "received_bytes": source["received_bytes"],
+    });
+    assert!(source["received_bytes"].as_u64() > Some(0), "{source}");
+    assert_eq!(source, expected);
+    cluster.set_up(1, false);
+    wait_until("the trouble", PATIENCE, || shown(&relay)["last_error"].is_string());
+    cluster.set_up(1, true);
+    // What was said of the trouble may come late: what is read then ends it.
+    let mut next = 10;
+    wait_until("no trouble", PATIENCE, || {
+        put(&cluster, 1, next..next + 1);
+        next += 1;
+        shown(&relay)["last_error"].is_null()
+    });
+    relay.finish(Backlog::Empty);
+}

@@ -1,0 +1,370 @@
+//! `type = "lumberjack"` against a server that was not written here, as a process that is killed and stopped, and against
+//! one that takes the protocol's description at its word and answers as a test wants.
+//!
+//! What the consumer has acknowledged is never sent again, and what it has not is never lost.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::lumberjack_server::LumberjackServer;
+use crate::support::lumberjack_sink::LumberjackSink;
+use crate::support::lumberjack_sink::Window;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::sequence::assert_covers;
+use crate::support::sequence::lives;
+use crate::support::server::Options;
+use crate::support::spool::Spool;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// One lumberjack output, with waits that suit a test. `more` holds further keys, tables inline.
+fn config(addresses: &[SocketAddr], more: &str) -> String {
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    format!(
+        r#"{BASE}
+[[output]]
+name = "beats"
+type = "lumberjack"
+addresses = {addresses:?}
+retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
+{more}
+"#
+    )
+}
+
+/// Posts EventLists one after the other, and gives the events that must arrive.
+fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    for body in bodies {
+        let response = relay.post(body);
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    bodies.iter().flat_map(|body| events_of(body)).collect()
+}
+
+fn corpus_bodies() -> Vec<Vec<u8>> {
+    corpus().into_iter().map(|body| body.bytes).collect()
+}
+
+/// Batches of 400 events that arrive while something is done to the peer.
+fn stream_of_batches() -> Vec<Vec<u8>> {
+    (0..6).map(|seed| generated_batch(seed, 400, 1500)).collect()
+}
+
+fn of_output(relay: &Relay, name: &str) -> f64 {
+    relay.metrics().value(name, &[("output", "beats")])
+}
+
+fn errors(relay: &Relay, reason: &str) -> f64 {
+    relay.metrics().value("output_errors_total", &[("output", "beats"), ("reason", reason)])
+}
+
+#[test]
+fn a_server_that_was_not_written_here_gets_the_corpus() {
+    let server = LumberjackServer::start();
+    let relay = Relay::start(&config(&[server.address()], ""));
+    let expected = post(&relay, &corpus_bodies());
+    relay.wait_until_delivered(PATIENCE);
+    // Acknowledged is written: there is nothing to wait for.
+    assert!(server.events() == expected, "an event is changed, missing or there twice");
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    assert_eq!(of_output(&relay, "output_events_total"), expected.len() as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_strict_server_gets_the_corpus_at_any_level_of_compression() {
+    for level in [0, 1, 9] {
+        let sink = LumberjackSink::start();
+        let relay = Relay::start(&config(
+            &[sink.address()],
+            &format!("compression_level = {level}\nwindow = 300"),
+        ));
+        let expected = post(&relay, &corpus_bodies());
+        relay.wait_until_delivered(PATIENCE);
+        assert!(sink.events() == expected, "an event is changed, missing or there twice");
+        for window in sink.windows() {
+            assert_eq!(window.compressed, level > 0);
+            assert!(window.events.len() <= 150, "two fit in the window: {}", window.events.len());
+        }
+        assert_eq!(sink.history().len(), 1);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn a_strict_server_gets_the_corpus_over_tls_and_mutual_tls() {
+    let certificates = Certificates::new();
+    let (ca, pair) = (text(&certificates.ca), &certificates.client);
+    let identity = format!("certificate = {:?}, private_key = {:?}", pair.certificate, pair.key);
+    for mutual in [false, true] {
+        let tls = Some(certificates.server_config(&certificates.server, mutual));
+        let sink = LumberjackSink::with(Options { tls, ..Options::default() }, |window, reply| {
+            reply.acknowledge(window.events.len());
+            true
+        });
+        let tls = if mutual { format!(", {identity}") } else { String::new() };
+        let relay =
+            Relay::start(&config(&[sink.address()], &format!("tls = {{ ca = {ca:?}{tls} }}")));
+        let expected = post(&relay, &corpus_bodies());
+        relay.wait_until_delivered(PATIENCE);
+        assert!(sink.events() == expected);
+        assert_eq!(sink.handshake_failures(), [] as [&str; 0]);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn no_more_than_the_window_is_under_way() {
+    let sink = LumberjackSink::with(Options::default(), |_, _| true);
+    let more = "window = 500\ntimeouts = { request = \"1s\" }";
+    let shutdown = "[shutdown]\ndrain_timeout = \"1s\"\n";
+    let relay = Relay::start(&format!("{}{shutdown}", config(&[sink.address()], more)));
+    let expected = post(&relay, &stream_of_batches());
+    relay.wait_for_metrics("a timeout", PATIENCE, |metrics| {
+        let labels = [("output", "beats"), ("reason", "timeout")];
+        (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
+    });
+    let runs = sink.runs();
+    // What fits of whole batches; after a break, half of that.
+    let under_way = [&runs[0], &runs[1]].map(Vec::len);
+    assert!((250..=500).contains(&under_way[0]), "{under_way:?}");
+    assert!((1..=under_way[0] / 2).contains(&under_way[1]), "{under_way:?}");
+    assert!(runs.iter().all(|run| expected.starts_with(run)));
+    assert_eq!(of_output(&relay, "output_events_total"), 0.0);
+    assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
+    relay.finish(Backlog::Stable);
+}
+
+/// Ends the server in the middle of a stream, and starts it again. `end` gives what it has posted.
+fn everything_arrives_though(end: impl Fn(&mut LumberjackServer, &Relay) -> Vec<Vec<u8>>) {
+    const WINDOW: usize = 200;
+    let mut server = LumberjackServer::start();
+    let more = format!("window = {WINDOW}\ncompression_level = 0");
+    let relay = Relay::start(&config(&[server.address()], &more));
+    let (mut expected, mut ends) = (Vec::new(), Vec::new());
+    for bodies in stream_of_batches().chunks(2) {
+        let before = server.events().len();
+        expected.extend(post(&relay, bodies));
+        server.wait_for_count(before + 1, PATIENCE);
+        expected.extend(end(&mut server, &relay));
+        // A line that a kill has cut in the middle would be continued by the next life.
+        ends.push(server.cut_partial_line());
+        server.process.start();
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let events = server.events();
+    let repeated = events.len() - expected.len();
+    eprintln!("{} ends at {ends:?}, {repeated} events twice", ends.len());
+    assert_covers(&expected, &lives(events, &ends));
+    assert!(repeated <= ends.len() * WINDOW, "more than a window for each end");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn nothing_is_lost_when_the_server_is_killed() {
+    everything_arrives_though(|server, _| {
+        server.process.kill();
+        Vec::new()
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_the_server_is_killed_with_a_window_unread() {
+    everything_arrives_though(|server, relay| {
+        server.process.freeze();
+        let more = post(relay, &stream_of_batches()[..1]);
+        // More than it has written is in its kernel, and it will not acknowledge it.
+        wait_until("events in its kernel", PATIENCE, || {
+            of_output(relay, "output_bytes_total") >= (server.bytes() + 20_000) as f64
+        });
+        assert!(of_output(relay, "output_backlog_events") > 0.0);
+        server.process.kill();
+        more
+    });
+}
+
+#[test]
+fn a_frozen_server_gets_everything_once_when_it_goes_on() {
+    let server = LumberjackServer::start();
+    let relay = Relay::start(&config(&[server.address()], ""));
+    wait_until("the connection", PATIENCE, || of_output(&relay, "output_up") == 1.0);
+    server.process.freeze();
+    let expected = post(&relay, &stream_of_batches());
+    assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
+    server.process.thaw();
+    relay.wait_until_delivered(PATIENCE);
+    assert!(server.events() == expected);
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+fn what_a_part_of_a_window_acknowledges_is_final(queue: &str) {
+    // Two thirds of each connection's first window are acknowledged, then the connection ends; at last, all of it.
+    let part = |window: &Window| window.events.len() - window.events.len() / 3;
+    let sink = LumberjackSink::with(Options::default(), move |window, reply| {
+        let in_order = reply.number() >= 20;
+        reply.acknowledge(window.events.len() / 2);
+        reply.acknowledge(if in_order { window.events.len() } else { part(window) });
+        in_order
+    });
+    let relay = Relay::start(&format!("{}{queue}", config(&[sink.address()], "")));
+    let expected = post(&relay, &stream_of_batches());
+    relay.wait_until_delivered(PATIENCE);
+    let runs = sink.runs();
+    let mut done = 0;
+    for window in &sink.windows()[..20] {
+        assert!(expected[done..].starts_with(&window.events), "it begins behind the acknowledged");
+        done += part(window);
+    }
+    assert_covers(&expected, &runs);
+    assert_eq!(of_output(&relay, "output_events_total"), expected.len() as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_a_part_of_a_window_acknowledges_is_final_and_not_sent_again() {
+    what_a_part_of_a_window_acknowledges_is_final("");
+}
+
+#[test]
+fn what_a_part_of_a_window_acknowledges_is_final_on_disk_too() {
+    what_a_part_of_a_window_acknowledges_is_final(&Spool::new().queue(""));
+}
+
+#[test]
+fn signs_of_life_keep_a_slow_consumer_from_being_sent_the_same_again() {
+    let sink = LumberjackSink::with(Options::default(), |window, reply| {
+        for _ in 0..30 {
+            reply.acknowledge(0);
+            if !reply.rest(Duration::from_millis(100)) {
+                return false;
+            }
+        }
+        reply.acknowledge(window.events.len());
+        true
+    });
+    let more = "timeouts = { request = \"1s\" }";
+    let relay = Relay::start(&config(&[sink.address()], more));
+    let before = Instant::now();
+    let expected = post(&relay, &stream_of_batches()[..1]);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(before.elapsed() >= Duration::from_secs(3));
+    assert!(sink.events() == expected, "each once");
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_answers_when_the_consumer_has_acknowledged() {
+    let sink = LumberjackSink::with(Options::default(), |window, reply| {
+        let rested = reply.rest(Duration::from_millis(500));
+        reply.acknowledge(window.events.len());
+        rested
+    });
+    let queue = "[queue]\nacknowledge = \"delivered\"\n";
+    let relay = Relay::start(&format!("{}{queue}", config(&[sink.address()], "")));
+    let before = Instant::now();
+    post(&relay, &stream_of_batches()[..1]);
+    assert!(before.elapsed() >= Duration::from_millis(500));
+    assert_eq!(of_output(&relay, "output_events_total"), 400.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_consumer_that_cuts_every_connection_gets_everything_at_last() {
+    let sink = LumberjackSink::start();
+    // Less than two events, compressed to nothing or not.
+    sink.cut_each_after(Some(3000));
+    let relay = Relay::start(&config(&[sink.address()], "compression_level = 0"));
+    let expected = post(&relay, &[generated_batch(1, 60, 1500)]);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let runs = sink.runs();
+    eprintln!("{} events in {} connections", expected.len(), runs.len());
+    assert_covers(&expected, &runs);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_is_no_acknowledgement_is_an_error_and_costs_no_event() {
+    let wrong: [(&[u8], &str); 3] = [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answers \"HTTP/1\" where an ACK should be"),
+        (b"2A\0\0\x01\x91", "acknowledges event 401 of a window of 400"),
+        (b"2A\xff\xff\xff\xff", "acknowledges event 4294967295 of a window of 400"),
+    ];
+    for (answer, message) in wrong {
+        let sink = LumberjackSink::with(Options::default(), move |window, reply| {
+            match reply.number() {
+                0 => reply.write(answer),
+                _ => reply.acknowledge(window.events.len()),
+            }
+            true
+        });
+        let relay = Relay::start(&config(&[sink.address()], ""));
+        let expected = post(&relay, &stream_of_batches()[..1]);
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(errors(&relay, "protocol"), 1.0);
+        let said = relay.wait_for_log("output down, events are kept", PATIENCE);
+        assert!(said["error"].as_str().unwrap().ends_with(message), "{said}");
+        assert_covers(&expected, &sink.runs());
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn a_connection_that_the_consumer_ends_while_it_is_idle_is_no_error() {
+    let sink = LumberjackSink::start();
+    let relay = Relay::start(&config(&[sink.address()], ""));
+    let mut expected = post(&relay, &stream_of_batches()[..1]);
+    relay.wait_until_delivered(PATIENCE);
+    sink.close_connections();
+    expected.extend(post(&relay, &stream_of_batches()[1..2]));
+    relay.wait_until_delivered(PATIENCE);
+    sink.reset_connections();
+    expected.extend(post(&relay, &stream_of_batches()[2..3]));
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.events() == expected);
+    assert_eq!(sink.history().len(), 3);
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn events_go_to_the_next_address_when_one_is_dead_and_one_never_answers() {
+    let mut dead = LumberjackSink::start();
+    dead.close();
+    let silent = LumberjackSink::with(Options::default(), |_, _| true);
+    let good = LumberjackSink::start();
+    let more = "timeouts = { connect = \"1s\", request = \"1s\" }";
+    let addresses = [dead.address(), silent.address(), good.address()];
+    let relay = Relay::start(&config(&addresses, more));
+    let expected = post(&relay, &stream_of_batches());
+    relay.wait_until_delivered(PATIENCE);
+    assert!(good.events() == expected);
+    assert!(errors(&relay, "connect") >= 1.0);
+    assert_eq!(errors(&relay, "timeout"), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_connection_without_events_is_ended_in_order_after_the_idle_timeout() {
+    let sink = LumberjackSink::start();
+    let relay = Relay::start(&config(&[sink.address()], "idle_timeout = \"300ms\""));
+    let mut expected = post(&relay, &stream_of_batches()[..1]);
+    wait_until("the end of the connection", PATIENCE, || {
+        let history = sink.history();
+        !history.is_empty() && history.iter().all(|times| times.closed.is_some())
+    });
+    expected.extend(post(&relay, &stream_of_batches()[1..2]));
+    relay.wait_until_delivered(PATIENCE);
+    assert!(sink.events() == expected);
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+}

@@ -1,0 +1,132 @@
+//! Names that resolve to several addresses, and to others later, as those of Kubernetes' headless services do.
+
+use std::net::Ipv4Addr;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::filesystem::Hosts;
+use crate::support::free_port;
+use crate::support::http;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::QUICK;
+use crate::support::senders::Bodies;
+use crate::support::senders::Senders;
+use crate::support::server::Options;
+use crate::support::tally::Arrival;
+use crate::support::tally::Tallying;
+use crate::support::tally::check;
+use crate::support::tally::check_unordered;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::wait_until;
+
+const NAME: &str = "consumers.test";
+
+/// Names are looked up every 30 s.
+const LOOKED_UP: std::time::Duration = PATIENCE.saturating_mul(2);
+
+/// The same port on 127.0.0.2 and so on.
+fn consumers<const COUNT: usize>(
+    make: impl Fn(Options) -> Tallying,
+) -> ([Ipv4Addr; COUNT], [Tallying; COUNT], u16) {
+    let port = free_port();
+    let number = |index: usize| u8::try_from(index + 2).unwrap();
+    let addresses = std::array::from_fn(|index| Ipv4Addr::new(127, 0, 0, number(index)));
+    let consumers =
+        addresses.map(|ip| make(Options { ip: Some(ip), port: Some(port), ..Options::default() }));
+    (addresses, consumers, port)
+}
+
+#[test]
+fn a_stream_goes_to_another_address_when_one_dies_and_when_one_disappears() {
+    let hosts = Hosts::new();
+    let ([one, two, three], [mut first, second, third], port) = consumers(Tallying::tcp_with);
+    hosts.set(&[(NAME, &[one, two])]);
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{NAME}:{port}\"]\n\
+         replay_window = \"200ms\"\n{QUICK}"
+    );
+    let relay = Relay::start(&config);
+    let senders = Senders::start(1, Bodies::Steady, &mut rng());
+    senders.go_to(relay.address());
+    first.tally.wait_for_count(100, PATIENCE);
+    first.kill();
+    second.tally.wait_for_count(100, PATIENCE);
+    assert_eq!(third.tally.count(), 0);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let shown = |index: usize| status["outputs"][0]["addresses"][index]["address"].clone();
+    assert_eq!(shown(0), format!("{NAME}:{port} ({one})"));
+    assert_eq!(shown(1), format!("{NAME}:{port} ({two})"));
+
+    // The one in use goes, and its pod with it, a little later.
+    hosts.set(&[(NAME, &[three])]);
+    third.tally.wait_for_count(100, LOOKED_UP);
+    wait_until("the end of the old connection", PATIENCE, || second.open() == 0);
+    let sent = senders.finish();
+    relay.finish(Backlog::Empty);
+    let (of_second, of_third) = (second.tally.ids(), third.tally.ids());
+    assert!(of_second.is_disjoint(&of_third), "finished in order, and not sent again");
+    let of = |consumer: &Tallying, offset: usize| {
+        let arrivals = consumer.tally.arrivals().into_iter();
+        arrivals.map(move |it| Arrival { run: it.run + offset, ..it }).collect::<Vec<_>>()
+    };
+    check("all", &sent, &[of(&first, 0), of(&second, 1000), of(&third, 2000)].concat());
+}
+
+#[test]
+fn requests_take_turns_over_all_addresses_that_a_name_has_now() {
+    let hosts = Hosts::new();
+    let ([one, two, three], sinks, port) = consumers(Tallying::http_with);
+    hosts.set(&[(NAME, &[one, two])]);
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"http\"\nurls = [\"http://{NAME}:{port}/\"]\n\
+         strategy = \"round_robin\"\n{QUICK}"
+    );
+    let relay = Relay::start(&config);
+    let senders = Senders::start(1, Bodies::Steady, &mut rng());
+    senders.go_to(relay.address());
+    sinks[0].tally.wait_for_count(100, PATIENCE);
+    sinks[1].tally.wait_for_count(100, PATIENCE);
+    assert_eq!(sinks[2].tally.count(), 0);
+    hosts.set(&[(NAME, &[one, two, three])]);
+    sinks[2].tally.wait_for_count(100, LOOKED_UP);
+    hosts.set(&[(NAME, &[three])]);
+    wait_until("the end of connections to what is gone", LOOKED_UP, || {
+        sinks[0].open() + sinks[1].open() == 0
+    });
+    let counts = || [0, 1].map(|index: usize| sinks[index].tally.count());
+    let (before, last) = (counts(), sinks[2].tally.count());
+    sinks[2].tally.wait_for_count(last + 100, PATIENCE);
+    assert_eq!(counts(), before);
+    let sent = senders.finish();
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
+    relay.finish(Backlog::Empty);
+    let arrivals: Vec<_> = sinks.iter().flat_map(|sink| sink.tally.arrivals()).collect();
+    assert_eq!(check_unordered("all", &sent, &arrivals).len(), 0);
+}
+
+#[test]
+fn a_name_that_does_not_exist_yet_is_waited_for() {
+    let hosts = Hosts::new();
+    let sink = TcpSink::start();
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{NAME}:{}\"]\n\
+         replay_window = \"100ms\"\n{QUICK}",
+        sink.address().port()
+    );
+    let relay = Relay::start(&config);
+    let batch = generated_batch(1, 20, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    let labels = [("output", "consumer"), ("reason", "resolve")];
+    relay.wait_for_metrics("lookups that fail", PATIENCE, |metrics| {
+        (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
+    });
+    hosts.set(&[(NAME, &[Ipv4Addr::LOCALHOST])]);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(sink.lines(), events_of(&batch));
+    relay.finish(Backlog::Empty);
+}

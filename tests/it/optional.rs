@@ -1,0 +1,174 @@
+//! `required = false`: an output whose consumer is away, or hangs, costs nobody else anything. Events are kept for it as
+//! long as nothing else needs the room; then it loses the oldest, alone, and that is counted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::metrics::assert_conservation;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::QUICK;
+use crate::support::requests::accepted_events;
+use crate::support::requests::to_sink;
+use crate::support::spool::Spool;
+use crate::support::wait_until;
+
+/// Events of a batch.
+const EVENTS: usize = 10;
+
+/// A required output to one consumer, and an optional one, `archive`, to the other.
+fn config(required: SocketAddr, archive: SocketAddr, more: &str) -> String {
+    format!(
+        "{}[shutdown]\ndrain_timeout = \"500ms\"\n[[output]]\nname = \"archive\"\ntype = \"http\"\n\
+         required = false\nurls = [\"http://{archive}/\"]\nconcurrency = 1\n{QUICK}",
+        to_sink(required, &format!("concurrency = 1\n{more}")),
+    )
+}
+
+/// Room for a few batches of ten events and ten kilobytes, in memory and on disk.
+fn queues(spool: &Spool) -> [String; 2] {
+    let memory = "[queue]\nmax_bytes = \"64KiB\"\n".to_owned();
+    [memory, spool.queue("max_bytes = \"512KiB\"\nsegment_bytes = \"32KiB\"\n")]
+}
+
+/// Batches, each behind the other: what the required output needs of the queue is one of them.
+fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
+    let mut sent = Vec::new();
+    for seed in seeds {
+        let batch = generated_batch(seed, EVENTS, 1000);
+        let answer = relay.post(&batch);
+        assert_eq!(answer.status, 200, "batch {seed}: {}", answer.text());
+        sent.extend(events_of(&batch));
+        relay.wait_until_delivered(PATIENCE);
+    }
+    sent
+}
+
+fn of_archive(metrics: &Metrics, name: &str) -> f64 {
+    metrics.value(name, &[("output", "archive")])
+}
+
+/// What the optional output lost is counted for it, and for nobody else.
+fn assert_lost_alone(relay: &Relay) -> usize {
+    let metrics = relay.metrics();
+    assert_conservation(&metrics, &["consumer", "archive"]);
+    let lost = metrics.value("error_total", &[("plugin", "archive")]);
+    assert!(lost > 0.0);
+    assert_eq!(metrics.sum("error_total"), lost);
+    assert_eq!(metrics.sum("queue_dropped_events_total"), 0.0, "that is for when_full");
+    assert_eq!(metrics.sum("requests_rejected_total"), 0.0);
+    let told = "the room is needed: the oldest events of an output that is not required are dropped and counted";
+    let told = relay.log_fields().into_iter().filter(|fields| fields["message"] == told);
+    let told: Vec<_> = told.map(|fields| fields["output"].as_str().map(str::to_owned)).collect();
+    assert_eq!(told, [Some("archive".to_owned())], "once, whatever is lost");
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    let lost = lost as usize;
+    lost
+}
+
+#[test]
+fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it_is_back() {
+    let spool = Spool::new();
+    for queue in queues(&spool) {
+        let (required, mut archive) = (HttpSink::accepting(), HttpSink::accepting());
+        archive.close();
+        let relay = Relay::start(&config(required.address(), archive.address(), &queue));
+        let sent = post(&relay, 0..60);
+        assert!(accepted_events(&required) == sent, "the required output got something else");
+        let lost = assert_lost_alone(&relay);
+        let backlog = of_archive(&relay.metrics(), "output_backlog_events");
+        assert!(backlog > 0.0, "it has a share in what nobody else needs");
+        archive.reopen();
+        relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
+            (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
+        });
+        assert!(accepted_events(&archive) == sent[lost..], "not the newest, in order");
+        // From now on it keeps up.
+        let more = post(&relay, 60..63);
+        relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
+            (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
+        });
+        assert!(accepted_events(&archive).ends_with(&more));
+        assert_eq!(assert_lost_alone(&relay), lost);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn an_optional_consumer_that_hangs_blocks_nobody_and_what_it_answers_late_counts_once() {
+    let spool = Spool::new();
+    for queue in queues(&spool) {
+        let goes_on = Arc::new(AtomicBool::new(false));
+        let required = HttpSink::accepting();
+        let archive = HttpSink::start({
+            let goes_on = Arc::clone(&goes_on);
+            move |_| {
+                wait_until("its turn", PATIENCE * 4, || goes_on.load(Ordering::Relaxed));
+                Answer::status(200)
+            }
+        });
+        let relay = Relay::start(&config(required.address(), archive.address(), &queue));
+        let first = post(&relay, 0..1);
+        archive.wait_for_count(1, PATIENCE);
+        let sent = [first, post(&relay, 1..60)].concat();
+        assert!(accepted_events(&required) == sent, "the required output got something else");
+        let lost = assert_lost_alone(&relay);
+        goes_on.store(true, Ordering::Relaxed);
+        relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
+            (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
+        });
+        assert_eq!(assert_lost_alone(&relay), lost, "the first is lost, and it has it");
+        let got = [&sent[..EVENTS], &sent[lost..]].concat();
+        assert!(accepted_events(&archive) == got, "not the first and the newest");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn what_an_optional_output_did_not_get_on_disk_is_there_after_a_crash() {
+    let spool = Spool::new();
+    let [_, queue] = queues(&spool);
+    let (required, mut archive) = (HttpSink::accepting(), HttpSink::accepting());
+    archive.close();
+    let config = config(required.address(), archive.address(), &queue);
+    let mut relay = Relay::start(&config);
+    let sent = post(&relay, 0..60);
+    let lost = assert_lost_alone(&relay);
+    relay.kill();
+    archive.reopen();
+    let relay = Relay::start(&config);
+    relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
+        (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
+    });
+    let metrics = relay.metrics();
+    assert_conservation(&metrics, &["consumer", "archive"]);
+    assert_eq!(metrics.sum("error_total"), 0.0);
+    let got = accepted_events(&archive);
+    assert!(got.len() >= sent.len() - lost, "{} of {}, {lost} lost", got.len(), sent.len());
+    assert!(got == sent[sent.len() - got.len()..], "not the newest, in order");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn delivered_does_not_wait_for_an_optional_output() {
+    let (required, archive) = (HttpSink::accepting(), HttpSink::start(|_| Answer::never()));
+    let queue = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"20s\"\n";
+    let relay = Relay::start(&config(required.address(), archive.address(), queue));
+    // It would be 503 after 20 s.
+    let sent = post(&relay, 0..5);
+    assert!(accepted_events(&required) == sent);
+    archive.wait_for_count(1, PATIENCE);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("event_total", &[]), 50.0);
+    assert_eq!(of_archive(&metrics, "output_backlog_events"), 50.0);
+    assert_conservation(&metrics, &["consumer", "archive"]);
+    relay.finish(Backlog::Empty);
+}

@@ -1,0 +1,613 @@
+//! A running relay gets another config: SIGHUP, files that are rewritten, renamed and swapped; what stays, what goes, and
+//! that nothing is lost on the way.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::answers::assert_accepted;
+use crate::support::certificates::Certificates;
+use crate::support::certificates::Pair;
+use crate::support::chance;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::metrics::assert_conservation;
+use crate::support::numbered;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_in_order;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::events_in;
+use crate::support::spool::Spool;
+use crate::support::tally::Sent;
+use crate::support::tally::Tallying;
+use crate::support::tally::check;
+use crate::support::tally::check_unordered;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+
+/// So many reloads with this result.
+fn reloads(metrics: &Metrics, result: &str) -> f64 {
+    metrics.value("config_reload_total", &[("result", result)])
+}
+
+/// Another config by SIGHUP; returns when it is counted with this result.
+fn reload(relay: &Relay, config: &str, result: &str) {
+    let before = relay.metrics();
+    // Whole at any time: this thread may be held up between the beginning and the end of a write.
+    let beside = relay.config_file().with_extension("new");
+    std::fs::write(&beside, config).unwrap();
+    std::fs::rename(&beside, relay.config_file()).unwrap();
+    relay.signal(libc::SIGHUP);
+    relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
+        (reloads(metrics, result) > reloads(&before, result)).then_some(())
+    });
+    let other = if result == "success" { "error" } else { "success" };
+    assert_eq!(reloads(&relay.metrics(), other), reloads(&before, other), "{}", relay.log_text());
+}
+
+fn backlog(relay: &Relay, output: &str) -> f64 {
+    relay.metrics().value("output_backlog_events", &[("output", output)])
+}
+
+fn lost(relay: &Relay, plugin: &str) -> f64 {
+    relay.metrics().value("error_total", &[("plugin", plugin)])
+}
+
+/// Posts numbered events of sender 0.
+fn post(client: &mut Client, numbers: std::ops::Range<u64>) -> Sent {
+    let body = numbered::list(0, numbers.clone());
+    let response = client.post("/", "application/json", &body).unwrap();
+    assert_eq!(response.status, 200, "{}", response.text());
+    Sent { sender: 0, numbers, accepted: true }
+}
+
+#[test]
+fn a_changed_output_goes_on_from_its_place_and_an_unchanged_one_keeps_its_connection() {
+    let (stays, from, to) = (Tallying::tcp(), Tallying::http(), Tallying::http());
+    let stays_output = stays.output("stays", "");
+    let relay = Relay::start(&format!("{BASE}{stays_output}{}", from.output("moves", "")));
+    let mut client = Client::connect(relay.address()).unwrap();
+    let mut sent = vec![post(&mut client, 0..100)];
+    relay.wait_until_delivered(PATIENCE);
+    // What it has not got when it changes, the new place gets.
+    let mut from = from.closed();
+    sent.push(post(&mut client, 100..300));
+    reload(&relay, &format!("{BASE}{stays_output}{}", to.output("moves", "")), "success");
+    sent.push(post(&mut client, 300..400));
+    relay.wait_until_delivered(PATIENCE);
+    from.set_open(true);
+    assert_eq!((from.tally.count(), to.tally.count()), (100, 300));
+    let mut arrivals = from.tally.arrivals();
+    arrivals.extend(to.tally.arrivals().into_iter().map(|mut arrival| {
+        arrival.run += 1_000_000;
+        arrival
+    }));
+    assert_eq!(check("moves", &sent, &arrivals).len(), 0);
+    assert_eq!(check("stays", &sent, &stays.tally.arrivals()).len(), 0);
+    assert_eq!(stays.history().len(), 1, "the unchanged output has connected again");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_is_on_the_wire_of_a_changed_output_is_waited_for_and_comes_once() {
+    let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(300)));
+    let output = |more: &str| {
+        format!(
+            "{BASE}[[output]]\nname = \"slow\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{more}",
+            slow.address()
+        )
+    };
+    let relay = Relay::start(&output("concurrency = 4\nbatch = { max_events = 5 }\n"));
+    let body = numbered::list(0, 0..200);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("requests on the wire", PATIENCE, || slow.count() > 0);
+    for round in 0..5 {
+        reload(&relay, &output(&format!("batch = {{ max_events = {} }}\n", 6 + round)), "success");
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&slow), &numbered::events(0, 0..200));
+    assert_eq!(slow.requests().iter().filter(|request| !request.is_accepted()).count(), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
+    // The first request hangs, those behind it are answered: the cursor has holes when the output becomes another.
+    let first = numbered::events(0, 0..1);
+    let http = HttpSink::start(move |request| match events_in(request).starts_with(&first) {
+        true => Answer::never(),
+        false => Answer::status(200),
+    });
+    let tcp = Tallying::tcp();
+    let before = format!(
+        "{BASE}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
+         concurrency = 4\nbatch = {{ max_events = 10 }}\n",
+        http.address()
+    );
+    let relay = Relay::start(&before);
+    assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
+    wait_until("answers behind the first request", PATIENCE, || http.accepted().len() == 9);
+    reload(&relay, &format!("{BASE}{}", tcp.output("out", "")), "success");
+    // It waits ten seconds for the answer that never comes, and does so alone.
+    relay.wait_until_delivered(PATIENCE);
+    let (first, rest) = (numbered::events(0, 0..10), numbered::events(0, 10..100));
+    assert_same_set(&accepted_events(&http), &rest);
+    let got: Vec<_> = tcp.tally.arrivals().iter().map(|it| numbered::event(it.id)).collect();
+    assert_in_order(&got, &first);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_counted() {
+    for directory in [None, Some(TempDir::new().unwrap())] {
+        let queue = directory.as_ref().map_or(String::new(), |directory| {
+            format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()))
+        });
+        let (first, mut second) = (Tallying::tcp(), Tallying::http());
+        let alone = format!("{BASE}{}{queue}", first.output("first", ""));
+        let both = format!("{alone}{}", second.output("second", ""));
+        let relay = Relay::start(&alone);
+        let mut client = Client::connect(relay.address()).unwrap();
+        let mut sent = vec![post(&mut client, 0..50)];
+        for round in 0..3 {
+            let start = 50 + round * 100;
+            reload(&relay, &both, "success");
+            let want = second.tally.count() + 50;
+            let mut joined = vec![post(&mut client, start..start + 50)];
+            second.tally.wait_for_count(want, PATIENCE);
+            relay.wait_until_delivered(PATIENCE);
+            second.close();
+            joined.push(post(&mut client, start + 50..start + 100));
+            wait_until("a backlog", PATIENCE, || backlog(&relay, "second") == 50.0);
+            let before = lost(&relay, "second");
+            reload(&relay, &alone, "success");
+            wait_until("the loss", PATIENCE, || lost(&relay, "second") == before + 50.0);
+            assert_eq!(backlog(&relay, "second"), 0.0);
+            // No alert goes on about it.
+            for state in ["output_up", "output_required"] {
+                let of = |name| relay.metrics().get(state, &[("output", name)]).is_some();
+                assert_eq!(["first", "second"].map(of), [true, false], "{state}");
+            }
+            second.reopen();
+            sent.extend(joined);
+        }
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(check("first", &sent, &first.tally.arrivals()).len(), 0);
+        assert_eq!(first.history().len(), 1);
+        assert_eq!(second.tally.count(), 150);
+        // It counts from where it joined: conservation holds for it as well.
+        reload(&relay, &both, "success");
+        post(&mut client, 350..360);
+        second.tally.wait_for_count(160, PATIENCE);
+        wait_until("conservation", PATIENCE, || {
+            crate::support::metrics::conservation(&relay.metrics(), &["first", "second"]).is_ok()
+        });
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn where_not_all_new_outputs_can_join_those_that_did_have_lost_nothing() {
+    let (stays, spool) = (Tallying::http(), Spool::new());
+    let config = |new: std::ops::Range<usize>| {
+        let mut config = format!("{BASE}{}{}", stays.output("stays", ""), spool.queue(""));
+        for number in new {
+            config += &stays.output(&format!("new-{number}"), "");
+        }
+        config
+    };
+    let relay = Relay::start(&config(0..0));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let sender = threads.spawn(|| {
+            let mut client = Client::connect(relay.address()).unwrap();
+            let mut next = 0;
+            while !done.load(Ordering::Relaxed) {
+                post(&mut client, next..next + 10);
+                next += 10;
+            }
+            next
+        });
+        wait_until("events", PATIENCE, || stays.tally.count() > 0);
+        // One more than the queue's directory has room for: all but one of them join.
+        reload(&relay, &config(0..200), "error");
+        done.store(true, Ordering::Relaxed);
+        let sent = sender.join().unwrap();
+        assert!(sent > 100, "{sent}: nothing came meanwhile");
+    });
+    assert!(relay.log_text().contains("room for 200 outputs"), "{}", relay.log_text());
+    relay.wait_until_delivered(PATIENCE);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.sum("error_total"), 0.0);
+    assert_conservation(&metrics, &["stays"]);
+    reload(&relay, &config(0..1), "success");
+    let mut client = Client::connect(relay.address()).unwrap();
+    post(&mut client, 1_000_000..1_000_010);
+    relay.wait_for_metrics("the new output", PATIENCE, |metrics| {
+        (metrics.value("output_events_total", &[("output", "new-0")]) == 10.0).then_some(())
+    });
+    relay.wait_until_delivered(PATIENCE);
+    assert_conservation(&relay.metrics(), &["stays", "new-0"]);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
+    let sink = Tallying::http();
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "first").unwrap();
+    let output = sink.output("out", "");
+    let mut relay = Relay::start(&format!("{BASE}{output}"));
+    let mut client = Client::connect(relay.address()).unwrap();
+    post(&mut client, 0..1);
+    // Another beside it.
+    let more = "[[listener]]\naddress = \"127.0.0.2:0\"\n";
+    reload(&relay, &format!("{BASE}{more}{output}"), "success");
+    relay.wait_for_listeners(2);
+    let second = relay.listeners()[1].1;
+    let mut other = Client::connect(second).unwrap();
+    post(&mut client, 1..2);
+    post(&mut other, 2..3);
+    // Other demands hold for connections that are there, too.
+    let asks = format!("path_prefix = \"/audit\"\nbearer_token_file = \"{}\"\n", text(&token));
+    reload(&relay, &format!("{BASE}{asks}{more}{output}"), "success");
+    let with = |client: &mut Client, path: &str, token: &str| {
+        let headers = [("Authorization", &*format!("Bearer {token}"))];
+        client.request("POST", path, &headers, &numbered::list(0, 3..4)).unwrap().status
+    };
+    assert_eq!(with(&mut client, "/audit", "wrong"), 401);
+    assert_eq!(with(&mut client, "/elsewhere", "first"), 404);
+    assert_eq!(with(&mut client, "/audit", "first"), 200);
+    post(&mut other, 4..5);
+    // The second goes: its kept connections end, and nobody listens any more.
+    reload(&relay, &format!("{BASE}{output}"), "success");
+    assert!(other.is_closed_by_server());
+    wait_until("nobody to listen", PATIENCE, || Client::connect(second).is_err());
+    post(&mut client, 5..6);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    assert_eq!(status["listeners"].as_array().unwrap().len(), 1);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_listener_becomes_https_on_the_same_port_and_its_plain_connections_end() {
+    let sink = Tallying::http();
+    let certificates = Certificates::new();
+    let output = sink.output("out", "");
+    let relay = Relay::start(&format!("{BASE}{output}"));
+    let mut client = Client::connect(relay.address()).unwrap();
+    post(&mut client, 0..1);
+    let Pair { certificate, key, .. } = &certificates.server;
+    let tls = format!(
+        "[listener.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n",
+        text(certificate),
+        text(key)
+    );
+    reload(&relay, &format!("{BASE}{tls}{output}"), "success");
+    assert!(client.is_closed_by_server());
+    let config = certificates.client_config(None);
+    let mut secure = Client::connect_tls(relay.address(), config).unwrap();
+    post(&mut secure, 1..2);
+    // And back.
+    reload(&relay, &format!("{BASE}{output}"), "success");
+    assert!(secure.is_closed_by_server());
+    post(&mut Client::connect(relay.address()).unwrap(), 2..3);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_address_moves_from_one_listener_to_another() {
+    let sink = Tallying::http();
+    let output = sink.output("out", "");
+    let port = crate::support::free_port();
+    let with = |host: &str| {
+        let base = BASE.replace("[[listener]]\naddress = \"127.0.0.1:0\"\n", "");
+        format!("{base}[[listener]]\naddress = \"{host}:{port}\"\n{output}")
+    };
+    let relay = Relay::start(&with("0.0.0.0"));
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    post(&mut Client::connect(address).unwrap(), 0..1);
+    reload(&relay, &with("127.0.0.1"), "success");
+    post(&mut Client::connect(address).unwrap(), 1..2);
+    reload(&relay, &with("0.0.0.0"), "success");
+    post(&mut Client::connect(address).unwrap(), 2..3);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_config_that_cannot_be_used_changes_nothing() {
+    let sink = Tallying::tcp();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let good = format!("{BASE}{}", sink.output("out", ""));
+    let relay = Relay::start(&good);
+    let mut client = Client::connect(relay.address()).unwrap();
+    let missing =
+        "[listener.tls]\ncertificate = \"/nowhere/crt\"\nprivate_key = \"/nowhere/key\"\n";
+    let mut sent = Vec::new();
+    for (number, bad) in (0..).zip([
+        "not TOML".to_owned(),
+        String::new(),
+        good.replace("type = \"tcp\"", "type = \"tpc\""),
+        format!("{good}[queue]\nmax_bytes = \"lots\"\n"),
+        good.replace("[[output]]", &format!("{missing}[[output]]")),
+        format!("{good}[[listener]]\naddress = \"{}\"\n", taken.local_addr().unwrap()),
+    ]) {
+        reload(&relay, &bad, "error");
+        relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+        sent.push(post(&mut client, number..number + 1));
+    }
+    std::fs::remove_file(relay.config_file()).unwrap();
+    let before = reloads(&relay.metrics(), "error");
+    relay.signal(libc::SIGHUP);
+    wait_until("the error", PATIENCE, || reloads(&relay.metrics(), "error") > before);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(check("out", &sent, &sink.tally.arrivals()).len(), 0);
+    assert_eq!(sink.history().len(), 1);
+    let told = |key: &str| {
+        relay.log_fields().iter().any(|fields| fields["key"] == key && fields["line"].is_u64())
+    };
+    assert!(told("output[0].type"), "{}", relay.log_text());
+    reload(&relay, &good, "success");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_changed_config_is_seen_however_it_is_written() {
+    let sink = Tallying::tcp();
+    let directory = TempDir::new().unwrap();
+    let mount = directory.path();
+    // As Kubernetes mounts a ConfigMap.
+    let version = |name: &str, config: &str| {
+        std::fs::create_dir(mount.join(name)).unwrap();
+        std::fs::write(mount.join(name).join("config.toml"), config).unwrap();
+        symlink(name, mount.join("..data_tmp")).unwrap();
+        std::fs::rename(mount.join("..data_tmp"), mount.join("..data")).unwrap();
+    };
+    let config = |more: &str| format!("{BASE}{}{more}", sink.output("out", ""));
+    version("..2026_1", &config(""));
+    let file = mount.join("config.toml");
+    symlink("..data/config.toml", &file).unwrap();
+    let mut relay = Relay::with(&config("")).file(&file).start();
+    let mut seen = 0.0;
+    let mut count = |relay: &Relay| {
+        seen += 1.0;
+        wait_until("the reload", PATIENCE, || reloads(&relay.metrics(), "success") >= seen);
+        assert_eq!(reloads(&relay.metrics(), "success"), seen, "counted more than once");
+        assert_eq!(reloads(&relay.metrics(), "error"), 0.0);
+    };
+    let listener = |number: u8| format!("[[listener]]\naddress = \"127.0.0.{number}:0\"\n");
+    // A swap, with another content and with the same.
+    version("..2026_2", &config(&listener(2)));
+    count(&relay);
+    relay.wait_for_listeners(2);
+    version("..2026_3", &config(&listener(2)));
+    count(&relay);
+    // An editor that writes in place, and one that renames.
+    std::fs::write(&file, config(&listener(3))).unwrap();
+    count(&relay);
+    relay.wait_for_listeners(3);
+    let beside = mount.join("config.toml~");
+    std::fs::write(&beside, config(&listener(4))).unwrap();
+    std::fs::rename(&beside, &file).unwrap();
+    count(&relay);
+    relay.wait_for_listeners(4);
+    post(&mut Client::connect(relay.listeners()[3].1).unwrap(), 0..1);
+    assert_eq!(sink.history().len(), 1);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn bounds_change_and_what_cannot_is_said() {
+    let sink = Tallying::tcp().closed();
+    let other = TempDir::new().unwrap();
+    let with = |tables: &str| {
+        let out = sink.output("out", "");
+        format!("{BASE}{out}[shutdown]\ndrain_timeout = \"100ms\"\n{tables}")
+    };
+    let relay = Relay::start(&with(""));
+    let big = generated_batch(1, 40, 900);
+    assert_eq!(relay.post(&big).status, 200);
+    reload(&relay, &with("[limits]\nmax_body = \"16KiB\"\n"), "success");
+    assert_eq!(relay.post(&big).status, 413);
+    reload(&relay, &with("[queue]\nmax_bytes = \"48KiB\"\nretry_after = \"1s\"\n"), "success");
+    assert_eq!(relay.metrics().value("queue_capacity_bytes", &[]), 49_152.0);
+    let full = relay.post(&big);
+    assert_eq!((full.status, full.header("retry-after")), (429, Some("1")));
+    reload(
+        &relay,
+        &with("[queue]\nmax_bytes = \"48KiB\"\nwhen_full = \"drop_newest\"\n"),
+        "success",
+    );
+    assert_eq!(relay.post(&big).status, 200);
+    assert_eq!(lost(&relay, "queue"), 40.0);
+    reload(
+        &relay,
+        &with("[log]\nformat = \"json\"\nlevel = \"debug\"\n").replacen(
+            "log = { format = \"json\" }\n",
+            "",
+            1,
+        ),
+        "success",
+    );
+    assert_eq!(relay.post(&big).status, 200);
+    relay.wait_for_log("batch accepted", PATIENCE);
+    let directory = format!("[queue]\ndirectory = \"{}\"\n", text(other.path()));
+    let moved = with(&directory)
+        .replace("admin = { address = \"127.0.0.1:0\"", "admin = { address = \"127.0.0.3:0\"");
+    reload(&relay, &moved, "success");
+    for key in ["queue.directory", "admin.address"] {
+        let told = relay.log_fields().into_iter().any(|fields| {
+            fields["key"] == key && fields["message"] == "has changed, which needs a restart"
+        });
+        assert!(told, "{key}: {}", relay.log_text());
+    }
+    assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
+    assert_eq!(relay.post(&big).status, 200);
+    relay.finish(Backlog::Stable);
+}
+
+/// What runs as long as the relay does: threads, descriptors, tasks.
+fn resources(relay: &Relay) -> (usize, usize, u64) {
+    let count =
+        |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", relay.pid())).unwrap().count();
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    (count("task"), count("fd"), status["tasks"].as_u64().unwrap())
+}
+
+#[test]
+fn a_thousand_reloads_leave_nothing_behind() {
+    const RELOADS: u64 = 1000;
+    let (stays, changes, comes) = (Tallying::tcp(), Tallying::http(), Tallying::tcp());
+    let config = |round: u64| {
+        let mut config = format!("{BASE}{}", stays.output("stays", ""));
+        config +=
+            &changes.output("changes", &format!("batch = {{ max_events = {} }}", 1000 + round));
+        if round % 2 == 1 {
+            config += &comes.output("comes", "replay_window = \"10ms\"");
+            config += "[[listener]]\naddress = \"127.0.0.2:0\"\n";
+        }
+        config
+    };
+    let relay = Relay::start(&config(0));
+    let mut client = Client::connect(relay.address()).unwrap();
+    let mut sent = vec![post(&mut client, 0..1)];
+    // Twice with everything, so that what is made once and kept is there.
+    for round in 1..=2 {
+        reload(&relay, &config(round), "success");
+        sent.push(post(&mut client, round..round + 1));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    std::thread::sleep(Duration::from_secs(1));
+    let before = resources(&relay);
+    for round in 3..=RELOADS {
+        reload(&relay, &config(round), "success");
+        if round % 10 == 0 {
+            sent.push(post(&mut client, sent.len() as u64..sent.len() as u64 + 1));
+        }
+    }
+    relay.wait_until_delivered(PATIENCE);
+    // Threads that read files, and connections on their way out, go after a while.
+    let after = wait_for("what it was", PATIENCE * 2, || {
+        let now = resources(&relay);
+        (now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2).then_some(now)
+    });
+    println!("threads, descriptors, tasks: {before:?} before, {after:?} after {RELOADS} reloads");
+    assert_eq!(check("stays", &sent, &stays.tally.arrivals()).len(), 0);
+    assert_eq!(stays.history().len(), 1);
+    assert_eq!(check_unordered("changes", &sent, &changes.tally.arrivals()).len(), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
+    let seconds = chance::number_from("KUBE_AUDIT_FORWARDER_RELOAD_SECONDS", 60);
+    const RATE: u32 = 200;
+    const SENDERS: u32 = 4;
+    let each_change = Duration::from_secs(seconds) / 100;
+    let certificates = Certificates::new();
+    let directory = TempDir::new().unwrap();
+    let place = |pair: &Pair| rotate(directory.path(), pair);
+    place(&certificates.server);
+    let tls = format!(
+        "[listener.tls]\ncertificate = \"{0}/..data/tls.crt\"\nprivate_key = \"{0}/..data/tls.key\"\n",
+        text(directory.path())
+    );
+    let (stays, changes) = (Tallying::tcp(), Tallying::http());
+    let config = |round: u64| {
+        let changing = format!("batch = {{ max_events = {} }}", 1000 + round);
+        format!(
+            "{BASE}{tls}[[listener]]\naddress = \"127.0.0.2:0\"\n{}{}",
+            stays.output("stays", ""),
+            changes.output("changes", &changing)
+        )
+    };
+    let relay = Relay::start(&config(0));
+    let over = Arc::new(AtomicBool::new(false));
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            // Half of them over TLS, which connect again every now and then, as kube-apiserver does.
+            let address = relay.listeners()[usize::from(sender % 2 == 1)].1;
+            let tls = (sender % 2 == 0).then(|| certificates.client_config(None));
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || steady(sender, address, tls, RATE / SENDERS, &over))
+        })
+        .collect();
+    let another = certificates.another_server("127.0.0.1");
+    for round in 1..=100 {
+        let begun = Instant::now();
+        place(if round % 2 == 1 { &another } else { &certificates.server });
+        reload(&relay, &config(round), "success");
+        std::thread::sleep(each_change.saturating_sub(begun.elapsed()));
+    }
+    over.store(true, Ordering::Relaxed);
+    let sent: Vec<Sent> = senders
+        .into_iter()
+        .flat_map(|sender| sender.join().expect("every request is 200"))
+        .collect();
+    println!("{} batches, all answered 200", sent.len());
+    assert!(sent.len() as u64 >= seconds * u64::from(RATE) / 2, "too slow to mean anything");
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(check("stays", &sent, &stays.tally.arrivals()).len(), 0);
+    assert_eq!(stays.history().len(), 1);
+    assert_eq!(check("changes", &sent, &changes.tally.arrivals()).len(), 0);
+    assert!(reloads(&relay.metrics(), "success") >= 100.0);
+    assert_eq!(reloads(&relay.metrics(), "error"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// A Secret with another certificate, swapped as Kubernetes does.
+fn rotate(directory: &Path, pair: &Pair) {
+    let new = directory.join(format!("..{:?}", Instant::now()).replace(' ', ""));
+    std::fs::create_dir(&new).unwrap();
+    std::fs::copy(&pair.certificate, new.join("tls.crt")).unwrap();
+    std::fs::copy(&pair.key, new.join("tls.key")).unwrap();
+    symlink(&new, directory.join("..data_tmp")).unwrap();
+    std::fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
+}
+
+/// Batches of ten at a steady rate; panics where one is not answered 200.
+fn steady(
+    sender: u32,
+    address: SocketAddr,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    rate: u32,
+    over: &AtomicBool,
+) -> Vec<Sent> {
+    let connect = || match &tls {
+        Some(config) => Client::connect_tls(address, Arc::clone(config)),
+        None => Client::connect(address),
+    };
+    let mut client = connect().unwrap();
+    let (begun, mut sent) = (Instant::now(), Vec::new());
+    while !over.load(Ordering::Relaxed) {
+        let count = u32::try_from(sent.len()).unwrap();
+        if count % 100 == 99 {
+            client = connect().unwrap();
+        }
+        let numbers = u64::from(count) * 10..u64::from(count) * 10 + 10;
+        let response =
+            client.post("/", "application/json", &numbered::list(sender, numbers.clone())).unwrap();
+        assert_accepted(&response, 10);
+        sent.push(Sent { sender, numbers, accepted: true });
+        let due = begun + Duration::from_secs(1) / rate * (count + 1);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    sent
+}

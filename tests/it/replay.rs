@@ -1,0 +1,606 @@
+//! `replay`: every form of input arrives byte for byte; nothing is skipped in silence, whatever ends it.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::chance::rng;
+use crate::support::corpus::audit_log;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::numbered;
+use crate::support::peers::program;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::spawn_command;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::events_in;
+use crate::support::requests::to_sink;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// Attempts that fail are followed at once.
+const QUICK: [&str; 2] = ["--backoff", "10ms"];
+
+/// A directory, and what is run in it.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { directory: TempDir::new().unwrap() }
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> String {
+        let file = self.path(name);
+        std::fs::write(&file, bytes).unwrap();
+        text(&file).to_owned()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn replay(&self, url: &str, arguments: &[&str]) -> Said {
+        Said::of(run_command(&[&["replay", "--url", url], arguments].concat(), self.root()))
+    }
+
+    fn replay_stdin(&self, url: &str, arguments: &[&str], bytes: &[u8]) -> Said {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+            .args(["replay", "--url", url])
+            .args(arguments)
+            .current_dir(self.root())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end before it has read all.
+        child.stdin.take().unwrap().write_all(bytes).ok();
+        Said::of(child.wait_with_output().unwrap())
+    }
+
+    fn root(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+/// How a replay has ended, and what it said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Said {
+    fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    /// A figure of the summary.
+    fn figure(&self, name: &str) -> u64 {
+        let line = self.stdout.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+        line.unwrap_or_else(|| panic!("{name} is not in {self:?}")).parse().unwrap()
+    }
+
+    #[track_caller]
+    fn assert_done(&self, accepted: u64, bad_lines: u64) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        let figures = ["sent", "accepted", "bad lines"].map(|name| self.figure(name));
+        assert_eq!(figures, [accepted, accepted, bad_lines], "{self:?}");
+    }
+
+    #[track_caller]
+    fn assert_stopped(&self, accepted: u64, said: &[&str]) {
+        assert_eq!((self.code, self.figure("accepted")), (Some(1), accepted), "{self:?}");
+        for text in said {
+            assert!(self.stderr.contains(text), "{text}: {self:?}");
+        }
+    }
+}
+
+fn url(sink: &HttpSink) -> String {
+    format!("http://{}/audit", sink.address())
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn lines(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(<[u8]>::to_vec).collect()
+}
+
+/// So many numbered events, a line each.
+fn numbered_log(events: u64) -> Vec<u8> {
+    numbered::events(0, 0..events).iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect()
+}
+
+#[test]
+fn every_form_of_input_arrives_byte_for_byte() {
+    let place = Place::new();
+    let log = audit_log();
+    let logged = lines(&log);
+    let half = log.len() / 2;
+    let members = [gzip(&log[..half]), gzip(&log[half..])].concat();
+    let with = |before: &str, behind: &str| -> Vec<u8> {
+        logged
+            .iter()
+            .flat_map(|line| [before.as_bytes(), line, behind.as_bytes()].concat())
+            .collect()
+    };
+    let letter =
+        r#"{"time":"2026-01-02T03:04:05.678Z","output":"o","reason":"answered 413","event":"#;
+    let lists: Vec<u8> = corpus().into_iter().flat_map(|body| body.bytes).collect();
+    let listed: Vec<_> = corpus().iter().flat_map(|body| events_of(&body.bytes)).collect();
+    let rotated = "audit-2026-11-20T10-00-00.000.log.gz";
+    for (name, bytes, wanted) in [
+        ("audit.log", log.clone(), &logged),
+        ("without-a-last-line-break", log[..log.len() - 1].to_vec(), &logged),
+        ("crlf", with("", "\r\n\n"), &logged),
+        (rotated, gzip(&log), &logged),
+        ("several-members", members, &logged),
+        ("node-logs", with("master-0.example.com ", "\n"), &logged),
+        ("dead-letters", with(letter, "}\n"), &logged),
+        ("event-lists", lists, &listed),
+        ("empty", Vec::new(), &Vec::new()),
+    ] {
+        let sink = HttpSink::accepting();
+        let relay = Relay::start(&to_sink(sink.address(), ""));
+        let to = format!("http://{}/", relay.address());
+        let file = place.write(name, &bytes);
+        let count = wanted.len() as u64;
+        place.replay(&to, &[&file]).assert_done(count, 0);
+        place.replay_stdin(&to, &["-"], &bytes).assert_done(count, 0);
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&accepted_events(&sink), &[wanted.as_slice(), wanted].concat());
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn what_a_relay_refused_or_still_holds_is_replayed_to_another() {
+    let place = Place::new();
+    let batch = numbered::list(0, 0..400);
+    let refused = numbered::events(0, 137..138);
+    let bad = refused[0].clone();
+    let picky = HttpSink::start(move |request| {
+        Answer::status(if events_in(request).contains(&bad) { 400 } else { 200 })
+    });
+    let keys = format!("[dead_letter]\ndirectory = {:?}\n", text(&place.path("letters")));
+    let relay = Relay::start(&to_sink(picky.address(), &keys));
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let letters = std::fs::read_dir(place.path("letters")).unwrap();
+    let letters: Vec<_> = letters.map(|file| file.unwrap().path()).collect();
+    relay.finish(Backlog::Empty);
+    let sink = HttpSink::accepting();
+    place.replay(&url(&sink), &[text(&letters[0])]).assert_done(1, 0);
+    assert_same_set(&accepted_events(&sink), &refused);
+
+    // What waits in a spool for a consumer that is away.
+    let away = HttpSink::start(|_| Answer::status(503));
+    let spool = place.path("spool");
+    let keys = format!("[queue]\ndirectory = {:?}\n", text(&spool));
+    let relay = Relay::start(&to_sink(away.address(), &keys));
+    assert_eq!(relay.post(&batch).status, 200);
+    let exported = run_command(&["queue", "export", text(&spool)], place.root());
+    let sink = HttpSink::accepting();
+    place.replay_stdin(&url(&sink), &["-"], &exported.stdout).assert_done(400, 0);
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..400));
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn requests_are_event_lists_of_400_events_in_the_order_of_the_files() {
+    let place = Place::new();
+    let log = audit_log();
+    let (first, second) = (place.write("first", &log), place.write("second", &gzip(&log)));
+    let sink = HttpSink::accepting();
+    place.replay(&url(&sink), &[&first, &second, "--concurrency", "1"]).assert_done(990, 0);
+    let sizes: Vec<_> = sink.requests().iter().map(|it| events_in(it).len()).collect();
+    assert_eq!(sizes, [400, 95, 400, 95]);
+    assert!(accepted_events(&sink) == lines(&[log.clone(), log].concat()));
+    for request in sink.requests() {
+        assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/audit"));
+        assert_eq!(request.header("content-type"), Some("application/json"));
+        assert_eq!(request.header("content-length"), Some(request.body.len().to_string().as_str()));
+        let head = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
+        assert!(request.body.starts_with(head.as_bytes()) && request.body.ends_with(b"]}\n"));
+    }
+
+    // Fewer where there would be too many bytes; one that is larger goes alone.
+    let sink = HttpSink::accepting();
+    place
+        .replay(&url(&sink), &[&first, "--batch-bytes", "4KiB", "--batch", "7"])
+        .assert_done(495, 0);
+    let is_small = |body: &[u8], events: usize| body.len() <= 4096 && events <= 7 || events == 1;
+    assert!(sink.requests().iter().all(|it| is_small(&it.body, events_in(it).len())));
+    assert!(sink.requests().iter().any(|it| it.body.len() > 4096), "none was larger");
+}
+
+#[test]
+fn a_rate_is_kept_with_more_and_smaller_requests() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(300));
+    let sink = HttpSink::accepting();
+    let begun = Instant::now();
+    place.replay(&url(&sink), &[&file, "--rate", "400"]).assert_done(300, 0);
+    let took = begun.elapsed();
+    let sizes: Vec<_> = sink.requests().iter().map(|it| events_in(it).len()).collect();
+    assert_eq!(sizes, [100, 100, 100]);
+    // The third is due half a second after the first; how much later, is the machine's business.
+    assert!(took >= Duration::from_millis(500), "{took:?}");
+}
+
+#[test]
+fn errors_are_retried_and_nothing_is_accepted_twice() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(10));
+    let retry_after = |status| Answer::status(status).header("Retry-After", "0");
+    let sink = HttpSink::script([
+        // First attempt.
+        Answer::status(503),
+        // Second: a kept connection that breaks says nothing of the request, the next one does.
+        Answer::hang_up(),
+        Answer::reset(),
+        // Third: as often as they are asked to.
+        retry_after(429),
+        retry_after(503),
+        Answer::raw("HTTP/1.1 500 x\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"),
+        // A date is none for kube-apiserver.
+        Answer::status(429).header("Retry-After", "Fri, 20 Nov 2026 10:00:00 GMT"),
+        Answer::status(408),
+        Answer::status(200).body(r#"{"accepted":10}"#),
+    ]);
+    let said =
+        place.replay(&url(&sink), &[&[file.as_str(), "--attempts", "5"], &QUICK[..]].concat());
+    said.assert_done(10, 0);
+    let retries = said.stderr.lines().filter(|line| line.contains("lines 1 to 10: http://"));
+    // Four attempts, and the first time that it is told when to come again.
+    assert_eq!(retries.count(), 5, "{said:?}");
+    let told = "answered 429 Too Many Requests and says when to come again; attempt 3 of 5";
+    assert!(said.stderr.contains(told), "{said:?}");
+    assert!(said.stderr.contains("attempt 4 of 5"), "{said:?}");
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..10));
+}
+
+#[test]
+fn retry_after_is_followed_ten_times_in_an_attempt() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(1));
+    let sink = HttpSink::start(|_| Answer::status(429).header("Retry-After", "0").body("full"));
+    let said =
+        place.replay(&url(&sink), &[&[file.as_str(), "--attempts", "2"], &QUICK[..]].concat());
+    said.assert_stopped(0, &["log, line 1: given up, all attempts", "answered 429", ": full"]);
+    assert_eq!(sink.count(), 22);
+}
+
+#[test]
+fn what_is_given_up_is_said_and_gone_on_with() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(1000));
+    let resume = place.path("resume");
+    let resume = ["--resume", text(&resume)];
+    let is_late = |event: &[u8]| numbered::identify(event).number >= 430;
+    let sink = HttpSink::start(move |request| {
+        Answer::status(if events_in(request).iter().any(|it| is_late(it)) { 500 } else { 200 })
+    });
+    let arguments = [&[file.as_str(), "--batch", "100", "--attempts", "2"], &QUICK[..], &resume];
+    let said = place.replay(&url(&sink), &arguments.concat());
+    said.assert_stopped(
+        400,
+        &[
+            "1 to 500: http",
+            "given up",
+            "before line 401 of",
+            "go on from there: the same",
+            resume[1],
+        ],
+    );
+    let sink = HttpSink::accepting();
+    let said = place.replay(&url(&sink), &arguments.concat());
+    said.assert_done(600, 0);
+    assert!(said.stderr.contains("going on with") && said.stderr.contains("line 401"), "{said:?}");
+    assert_eq!(said.figure("accepted before"), 400);
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 400..1000));
+
+    // Once more: there is nothing left. Then the log grows, and is gzipped under another name.
+    place.replay(&url(&sink), &arguments.concat()).assert_done(0, 0);
+    let grown = place.write("grown.gz", &gzip(&numbered_log(1005)));
+    let sink = HttpSink::accepting();
+    place.replay(&url(&sink), &[&[grown.as_str()], &resume[..]].concat()).assert_done(5, 0);
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 1000..1005));
+
+    // Another file is not taken for it, and a shorter one neither.
+    let other = place.write("other", &audit_log());
+    let said = place.replay(&url(&sink), &[&[other.as_str()], &resume[..]].concat());
+    said.assert_stopped(0, &["is not the file that the resume file is of"]);
+    let shorter = place.write("shorter", &numbered_log(900));
+    let said = place.replay(&url(&sink), &[&[shorter.as_str()], &resume[..]].concat());
+    said.assert_stopped(0, &["shorter than it was"]);
+}
+
+#[test]
+fn what_cannot_get_better_stops_at_once_with_the_answer() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(10));
+    let status =
+        r#"{"kind":"Status","status":"Failure","message":"item 3 at byte 7: no","code":400}"#;
+    for (answer, said) in [
+        (Answer::status(400).body(status), "answered 400 Bad Request: item 3 at byte 7: no"),
+        (Answer::status(401), "see --bearer-token-file"),
+        (Answer::status(404).body("no\u{1b}[2J"), "answered 404 Not Found: no [2J; see the path"),
+        (Answer::status(413), "see --batch-bytes"),
+        (Answer::status(302).header("Location", "/login"), "answered 302"),
+        (Answer::status(200).body(r#"{"accepted":9}"#), "accepted 9 events of 10"),
+    ] {
+        let sink = HttpSink::start(move |_| answer.clone());
+        let stopped = place.replay(&format!("{}?token=secret", url(&sink)), &[&file]);
+        stopped
+            .assert_stopped(0, &[said, "log, lines 1 to 10: http://127.0.0.1", "before line 1 of"]);
+        assert!(!stopped.stderr.contains("secret"), "{stopped:?}");
+        assert_eq!(sink.count(), 1);
+        assert_eq!(sink.requests()[0].target, "/audit?token=secret");
+    }
+}
+
+#[test]
+fn a_pipe_is_opened_once_and_read_to_its_end() {
+    let place = Place::new();
+    let pipe = place.root().join("pipe");
+    assert!(Command::new(program("mkfifo")).arg(&pipe).status().unwrap().success());
+    let log = numbered_log(2000);
+    assert!(log.len() > 64 << 10, "more than a pipe holds");
+    let sink = HttpSink::accepting();
+    let (said, written) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| std::fs::write(&pipe, &log));
+        let said = place.replay(&url(&sink), &["pipe"]);
+        (said, writer.join().unwrap())
+    });
+    said.assert_done(2000, 0);
+    assert!(written.is_ok(), "{written:?}");
+}
+
+#[test]
+fn a_line_that_is_still_being_written_is_taken_when_it_is_whole() {
+    let place = Place::new();
+    let log = numbered_log(15);
+    let eleventh = log.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(9).unwrap().0;
+    let file = place.write("log", &log[..eleventh + 20]);
+    let sink = HttpSink::accepting();
+    let arguments = [&*file, "--on-bad-line", "skip", "--resume", "state"];
+    let first = place.replay(&url(&sink), &arguments);
+    first.assert_done(10, 1);
+    place.write("log", &log);
+    place.replay(&url(&sink), &arguments).assert_done(5, 0);
+    let events: Vec<_> = sink.requests().iter().flat_map(events_in).collect();
+    assert_eq!(events, lines(&log));
+}
+
+#[test]
+fn bad_lines_stop_or_are_skipped_and_are_always_told() {
+    let place = Place::new();
+    let events = numbered::events(0, 0..6);
+    let long = [b"{\"x\":\"", vec![b'x'; 65 << 20].as_slice(), b"\"}"].concat();
+    let bad: [&[u8]; 4] = [b"not JSON", br#"{"auditID":"a"}"#, &long, b"{\"auditID\":\"\xff\"}"];
+    let mut log = Vec::new();
+    for (index, event) in events.iter().enumerate() {
+        log.extend_from_slice(&[event, &b"\n"[..]].concat());
+        log.extend_from_slice(
+            &bad.get(index).map(|bad| [bad, &b"\n"[..]].concat()).unwrap_or_default(),
+        );
+    }
+    let file = place.write("log", &log);
+    let sink = HttpSink::accepting();
+    place.replay(&url(&sink), &[&file]).assert_stopped(
+        1,
+        &["log, line 2: at byte 1: not JSON", "before line 2 of", "`tail -n +2 /"],
+    );
+    let sink = HttpSink::accepting();
+    let said = place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]);
+    said.assert_done(6, 4);
+    for told in ["line 2: skipped: at byte 1", "line 4: skipped", "line 6: skipped: longer than"] {
+        assert!(said.stderr.contains(told), "{told}: {said:?}");
+    }
+    assert!(said.stderr.contains("line 8: skipped: at byte 12: not valid UTF-8"), "{said:?}");
+    assert_same_set(&accepted_events(&sink), &events);
+}
+
+#[test]
+fn a_gzip_file_that_is_cut_off_is_never_taken_for_whole() {
+    let place = Place::new();
+    let gzipped = gzip(&numbered_log(1000));
+    let cut = place.write("cut.gz", &gzipped[..gzipped.len() / 2]);
+    let whole = place.write("whole.gz", &gzipped);
+    let sink = HttpSink::accepting();
+    let said = place.replay(&url(&sink), &[&cut, &whole]);
+    let accepted = said.figure("accepted");
+    assert!((1..1000).contains(&accepted), "{said:?}");
+    let line = format!("line {}: cannot read on", accepted + 1);
+    said.assert_stopped(accepted, &[&line]);
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
+    // Skipped, the other files are sent, and it is an error nevertheless.
+    let sink = HttpSink::accepting();
+    let said = place.replay(&url(&sink), &[&cut, &whole, "--on-bad-line", "skip"]);
+    let line = line.replace("cannot", "skipped: cannot");
+    said.assert_stopped(
+        accepted + 1000,
+        &[&line, "everything else is accepted", "1 of the files could not be read"],
+    );
+}
+
+#[test]
+fn wrong_usage_is_status_2_and_sends_nothing() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(1));
+    let sink = HttpSink::accepting();
+    let to = url(&sink);
+    let bad = place.write("bad", b"no resume file");
+    for (arguments, said) in [
+        (vec!["missing", "--url", &to], "cannot read missing"),
+        (vec![file.as_str(), "missing", "--url", &to], "cannot read missing"),
+        (vec![".", "--url", &to], "is a directory"),
+        (vec!["-", "-", "--url", &to], "once"),
+        (vec!["--url", &to], "FILE"),
+        (vec![&file], "--url"),
+        (vec![&file, "--url", "ftp://127.0.0.1/"], "neither http:// nor https://"),
+        (vec![&file, "--url", "http://user:secret@127.0.0.1/"], "token file"),
+        (vec![&file, "--url", &to, "--ca", "ca.pem"], "https://"),
+        (vec![&file, "--url", "https://127.0.0.1/", "--ca", "ca.pem"], "cannot read ca.pem"),
+        (vec![&file, "--url", &to, "--rate", "0"], "--rate"),
+        (vec![&file, "--url", &to, "--resume", &bad], "is no resume file"),
+        (vec![&file, "--url", &to, "--resume", "missing/resume"], "cannot write"),
+    ] {
+        let output = Said::of(run_command(&[&["replay"], &arguments[..]].concat(), place.root()));
+        assert_eq!(output.code, Some(2), "{arguments:?}: {output:?}");
+        assert!(output.stderr.contains(said), "{said}: {output:?}");
+        assert!(!output.stderr.contains("secret"), "{output:?}");
+    }
+    assert_eq!(sink.count(), 0);
+}
+
+#[test]
+fn https_with_a_client_certificate_and_a_token() {
+    let place = Place::new();
+    let files = Certificates::new();
+    let token = place.write("token", b"a-secret-token\n");
+    let sink = HttpSink::accepting();
+    let tls = format!(
+        "bearer_token_file = {token:?}\n[listener.tls]\ncertificate = {:?}\nprivate_key = {:?}\nclient_ca = {:?}\n",
+        text(&files.server.certificate),
+        text(&files.server.key),
+        text(&files.ca),
+    );
+    let config = to_sink(sink.address(), "").replacen(BASE, &format!("{BASE}{tls}"), 1);
+    let relay = Relay::start(&config);
+    let to = format!("https://localhost:{}/", relay.address().port());
+    let file = place.write("log", &audit_log());
+    let ca = ["--ca", text(&files.ca)];
+    let identity =
+        ["--certificate", text(&files.client.certificate), "--key", text(&files.client.key)];
+    let bearer = ["--bearer-token-file", &token];
+    let replay = |arguments: &[&[&str]]| {
+        let all = [&[file.as_str(), "--attempts", "1"], arguments.concat().as_slice()].concat();
+        place.replay(&to, &all)
+    };
+    replay(&[&identity, &bearer]).assert_stopped(0, &["UnknownIssuer"]);
+    // With TLS 1.3 a server refuses after the handshake: it says why, or the connection ends as the body is written.
+    let refused = replay(&[&ca, &bearer]);
+    refused.assert_stopped(0, &["given up"]);
+    let whys = ["ertificate", "Broken pipe", "Connection reset"];
+    assert!(whys.iter().any(|why| refused.stderr.contains(why)), "{refused:?}");
+    replay(&[&ca, &identity]).assert_stopped(0, &["answered 401"]);
+    replay(&[&ca, &identity, &bearer]).assert_done(495, 0);
+    replay(&[&["--insecure-skip-verify"], &identity, &bearer]).assert_done(495, 0);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &lines(&[audit_log(), audit_log()].concat()));
+    relay.finish(Backlog::Empty);
+}
+
+/// What the resume file says.
+fn saved_events(file: &Path) -> u64 {
+    let text = std::fs::read(file).unwrap();
+    serde_json::from_slice::<serde_json::Value>(&text).unwrap()["events"].as_u64().unwrap()
+}
+
+/// Different events that were accepted.
+fn distinct(sink: &HttpSink) -> u64 {
+    let mut numbers: Vec<_> =
+        accepted_events(sink).iter().map(|event| numbered::identify(event).number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.len() as u64
+}
+
+#[test]
+fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_saved() {
+    const EVENTS: u64 = 20_000;
+    let mut random = rng();
+    let place = Place::new();
+    // In two files, one of them gzipped.
+    let log = numbered_log(EVENTS);
+    let half = memchr::memchr(b'\n', &log[log.len() / 2..]).unwrap() + log.len() / 2 + 1;
+    let files = [place.write("a.gz", &gzip(&log[..half])), place.write("b", &log[half..])];
+    let resume = place.path("resume");
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(10)));
+    let to = url(&sink);
+    let arguments: Vec<&str> = ["replay", "--url", &to, "--batch", "50", "--resume", text(&resume)]
+        .into_iter()
+        .chain(files.iter().map(String::as_str))
+        .collect();
+    let mut saved = 0;
+    for round in 0..6 {
+        let signal = if round % 2 == 0 { libc::SIGKILL } else { libc::SIGINT };
+        let (before, accepted_before) = (sink.count(), accepted_events(&sink).len() as u64);
+        let mut running = spawn_command(&arguments, place.root(), &[]);
+        sink.wait_for_count(before + random.usize(1..150), PATIENCE);
+        running.signal(signal);
+        let (status, stderr) = running.wait();
+        wait_until("the end of its connections", PATIENCE, || sink.open() == 0);
+        let repeated = accepted_events(&sink).len() as u64 - accepted_before;
+        let repeated = repeated + saved - saved_events(&resume);
+        saved = saved_events(&resume);
+        if signal == libc::SIGINT {
+            assert_eq!(status.code(), Some(1), "{stderr}");
+            assert!(stderr.contains("stopped: interrupted") && stderr.contains("same command"));
+            // What was accepted beyond a gap: twice the requests under way.
+            assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
+        }
+        assert!(saved <= distinct(&sink), "{saved} events are not all there");
+    }
+    let said = Said::of(run_command(&arguments, place.root()));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert_eq!((distinct(&sink), saved_events(&resume)), (EVENTS, EVENTS));
+}
+
+#[test]
+fn on_a_terminal_there_is_a_bar_and_elsewhere_none() {
+    let place = Place::new();
+    let file = place.write("log", &numbered_log(400));
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(600)));
+    let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
+    let command =
+        format!("{binary} replay {file} --url {} --batch 200 --concurrency 1", url(&sink));
+    let drawn = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .current_dir(place.root())
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+        .expect("script, of bsdutils");
+    let drawn = Said::of(drawn);
+    assert_eq!(drawn.code, Some(0), "{drawn:?}");
+    for wanted in ["\u{1b}[", " %", "200 events", "left", "accepted: 400"] {
+        assert!(drawn.stdout.contains(wanted), "{wanted}: {drawn:?}");
+    }
+    let said = place.replay(&url(&sink), &[&file]);
+    said.assert_done(400, 0);
+    assert_eq!(said.stderr, "");
+}

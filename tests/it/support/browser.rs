@@ -1,0 +1,188 @@
+//! Chromium without a screen, driven by chromedriver: WebDriver (W3C) is JSON over HTTP, which the tests' own client speaks.
+
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::PATIENCE;
+use super::http::Client;
+use super::text;
+
+/// A browser with one page. It ends when dropped.
+pub(crate) struct Browser {
+    driver: Child,
+    address: SocketAddr,
+    session: String,
+    /// Its profile: a new one each time.
+    _profile: TempDir,
+}
+
+/// Colours that the page is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Scheme {
+    Light,
+    Dark,
+}
+
+impl Browser {
+    /// Starts one.
+    pub(crate) fn start() -> Self {
+        let profile = TempDir::new().expect("a temporary directory");
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed, by ./test");
+        let said = BufReader::new(driver.stdout.take().expect("piped"));
+        let port = said.lines().map_while(Result::ok).find_map(|line| {
+            let (_, rest) = line.split_once("started successfully on port ")?;
+            rest.trim_end_matches('.').parse::<u16>().ok()
+        });
+        let address = (Ipv4Addr::LOCALHOST, port.expect("its port")).into();
+        let mut browser = Self { driver, address, session: String::new(), _profile: profile };
+        let data = format!("--user-data-dir={}", text(browser._profile.path()));
+        let arguments = [
+            "--headless=new",
+            // Root has no sandbox.
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            &data,
+        ];
+        let options = json!({ "binary": "/usr/bin/chromium", "args": arguments });
+        let capabilities = json!({
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },
+        });
+        let started = browser.call(
+            "POST",
+            "/session",
+            &json!({ "capabilities": { "alwaysMatch": capabilities } }),
+        );
+        browser.session = started["sessionId"].as_str().expect("an id").to_owned();
+        browser
+    }
+
+    fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Value> {
+        let mut client = Client::connect(self.address)?;
+        // Its start on a busy machine takes longest.
+        client.read_timeout(PATIENCE * 3);
+        let body = if method == "POST" { body.to_string() } else { String::new() };
+        let headers = [("Content-Type", "application/json"), ("Connection", "close")];
+        let response = client.request(method, path, &headers, body.as_bytes())?;
+        let value = response.json()["value"].take();
+        match response.status {
+            200 => Ok(value),
+            _ => Err(std::io::Error::other(format!("{method} {path}: {value}"))),
+        }
+    }
+
+    fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        self.try_call(method, path, body).unwrap_or_else(|error| panic!("chromedriver: {error}"))
+    }
+
+    fn ask(&self, what: &str, body: &Value) -> Value {
+        self.call("POST", &format!("/session/{}/{what}", self.session), body)
+    }
+
+    /// A command of the DevTools protocol.
+    fn devtools(&self, command: &str, parameters: &Value) -> Value {
+        self.ask("goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
+    }
+
+    /// Loads a page.
+    pub(crate) fn open(&self, url: &str) {
+        self.ask("url", &json!({ "url": url }));
+    }
+
+    /// What these words of JavaScript return.
+    pub(crate) fn run(&self, script: &str) -> Value {
+        self.ask("execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    /// The visible text of the first element that a selector finds; nothing where it is not shown.
+    pub(crate) fn text(&self, selector: &str) -> String {
+        let selector = json!(selector);
+        let text = self.run(&format!(
+            "const it = document.querySelector({selector}); return it?.checkVisibility() ? it.innerText : ''"
+        ));
+        text.as_str().expect("text").to_owned()
+    }
+
+    /// The colours that the system asks for.
+    pub(crate) fn prefer(&self, scheme: Scheme) {
+        let value = match scheme {
+            Scheme::Light => "light",
+            Scheme::Dark => "dark",
+        };
+        let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
+        self.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
+    }
+
+    /// The size of the window in CSS pixels; below 500 it is a phone.
+    pub(crate) fn resize(&self, width: u32, height: u32) {
+        let mobile = width < 500;
+        self.devtools(
+            "Emulation.setDeviceMetricsOverride",
+            &json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile }),
+        );
+    }
+
+    /// The whole page as PNG.
+    pub(crate) fn screenshot(&self) -> Vec<u8> {
+        let page = "const it = document.documentElement; return [innerWidth, it.scrollHeight]";
+        let size = self.run(page);
+        let clip = json!({ "x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1 });
+        let parameters = json!({ "captureBeyondViewport": true, "clip": clip });
+        let shot = self.devtools("Page.captureScreenshot", &parameters);
+        BASE64_STANDARD.decode(shot["data"].as_str().expect("data")).expect("base64")
+    }
+
+    /// What was written to its console since the last call: violations of the policy, errors, failed requests.
+    pub(crate) fn console(&self) -> Vec<String> {
+        let entries = self.ask("se/log", &json!({ "type": "browser" }));
+        let message = |entry: &Value| entry["message"].as_str().expect("a message").to_owned();
+        entries.as_array().expect("entries").iter().map(message).collect()
+    }
+
+    /// The URLs of all requests since the last call, but those of the browser's own pages.
+    pub(crate) fn requests(&self) -> Vec<String> {
+        let entries = self.ask("se/log", &json!({ "type": "performance" }));
+        let url = |entry: &Value| {
+            let event: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
+            let event = &event["message"];
+            // A browser's own first page asks the browser.
+            let own = event["params"]["documentURL"].as_str()?.starts_with("chrome://");
+            let sent = event["method"] == "Network.requestWillBeSent" && !own;
+            sent.then(|| event["params"]["request"]["url"].as_str().expect("a URL").to_owned())
+        };
+        entries.as_array().expect("entries").iter().filter_map(url).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // It ends the browser's processes, and waits for them.
+        let path = format!("/session/{}", self.session);
+        drop(self.try_call("DELETE", &path, &Value::Null));
+        drop(self.driver.kill());
+        drop(self.driver.wait());
+    }
+}

@@ -1,0 +1,175 @@
+//! Consumers of our own that are processes, so that they can be killed and stopped: this binary, started again.
+//!
+//! What one has stored is in files, one for each connection. It answers for nothing that it has not stored: the HTTP
+//! consumer stores a request before it answers, and that of lines stores what its kernel has before it takes it from there,
+//! so that a kill at any moment finds everything either stored or unread.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::certificates::Certificates;
+use super::certificates::Pair;
+use super::http_sink::Answer;
+use super::http_sink::HttpSink;
+use super::peers::Process;
+use super::peers::lines_of;
+use super::peers::start_on_free_port;
+use super::requests::events_in;
+use super::server::Connection;
+use super::server::Options;
+use super::server::Server;
+use super::stream::Stream;
+use super::text;
+
+/// The names of what the process is told.
+const PROTOCOL: &str = "KUBE_AUDIT_FORWARDER_CONSUMER";
+const PORT: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_PORT";
+const DIRECTORY: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_DIRECTORY";
+const CERTIFICATE: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_CERTIFICATE";
+const KEY: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_KEY";
+
+/// A consumer that takes nothing off its kernel soon shows that.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// A request is answered so long after it was stored: what strikes then makes a duplicate.
+const ANSWER_TIME: Duration = Duration::from_millis(10);
+
+/// What it speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// JSON lines over TCP.
+    Lines,
+    Http,
+    /// HTTP over TLS, with [`Certificates::server`].
+    Https,
+}
+
+impl Protocol {
+    const ALL: [Self; 3] = [Self::Lines, Self::Http, Self::Https];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lines => "lines",
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// The process, and what it has stored.
+pub(crate) struct Consumer {
+    pub(crate) process: Process,
+    directory: TempDir,
+}
+
+impl Consumer {
+    pub(crate) fn start(protocol: Protocol, certificates: &Certificates) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let this = std::env::current_exe().expect("this binary");
+        // A test is named by its path behind the crate's name.
+        let path = concat!(module_path!(), "::the_process");
+        let name = path.split_once("::").expect("a module of this crate").1;
+        let arguments = [name, "--exact", "--ignored", "--nocapture"];
+        let process = start_on_free_port(|port| {
+            Process::new(this.clone(), &arguments, port, directory.path())
+                .variable(PROTOCOL, protocol.name())
+                .variable(PORT, &port.to_string())
+                .variable(DIRECTORY, text(directory.path()))
+                .variable(CERTIFICATE, text(&certificates.server.certificate))
+                .variable(KEY, text(&certificates.server.key))
+        });
+        Self { process, directory }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// The complete events of each connection, in the order of their beginnings.
+    pub(crate) fn connections(&self) -> Vec<Vec<Vec<u8>>> {
+        self.files().iter().map(|file| lines_of(file)).collect()
+    }
+
+    /// Bytes stored so far, a part of the last event included.
+    pub(crate) fn bytes(&self) -> u64 {
+        let length = |file: &PathBuf| std::fs::metadata(file).map_or(0, |file| file.len());
+        self.files().iter().map(length).sum()
+    }
+
+    /// Those of each life, in order.
+    fn files(&self) -> Vec<PathBuf> {
+        let lives = sorted(self.directory.path()).into_iter().filter(|path| path.is_dir());
+        lives.flat_map(|life| sorted(&life)).collect()
+    }
+}
+
+fn sorted(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+#[ignore = "no test, but the consumer's process, which tests start"]
+fn the_process() {
+    let Ok(protocol) = std::env::var(PROTOCOL) else { return };
+    let protocol = Protocol::ALL.into_iter().find(|known| known.name() == protocol);
+    let told = |name: &str| std::env::var(name).expect("told with the protocol");
+    let directory = PathBuf::from(told(DIRECTORY));
+    let lives = sorted(&directory).iter().filter(|path| path.is_dir()).count();
+    let life = directory.join(format!("{lives:04}"));
+    std::fs::create_dir(&life).expect("the first of its name");
+    let protocol = protocol.expect("a known protocol");
+    let pair = Pair { certificate: told(CERTIFICATE).into(), key: told(KEY).into() };
+    let options = Options {
+        tls: (protocol == Protocol::Https).then(|| pair.server_config()),
+        receive_buffer: Some(RECEIVE_BUFFER),
+        port: Some(told(PORT).parse().expect("a port")),
+        ip: None,
+    };
+    let _server: Box<dyn std::any::Any> = match protocol {
+        Protocol::Lines => Box::new(Server::start(options, move |stream, connection| {
+            let Stream::Plain(socket) = stream else { panic!("lines come without TLS") };
+            store_lines(socket, connection, file(&life, connection.number));
+        })),
+        Protocol::Http | Protocol::Https => {
+            Box::new(HttpSink::forgetful_with(options, move |request| {
+                let lines = events_in(request).into_iter().map(|event| [event, b"\n".to_vec()]);
+                let lines: Vec<u8> = lines.flatten().flatten().collect();
+                file(&life, request.connection).write_all(&lines).expect("a writable file");
+                Answer::status(200).after(ANSWER_TIME)
+            }))
+        }
+    };
+    // Until a signal ends it.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The file of a connection; what was stored before stays.
+fn file(life: &Path, connection: usize) -> File {
+    let path = life.join(format!("{connection:06}"));
+    File::options().create(true).append(true).open(path).expect("a writable directory")
+}
+
+/// Stores what the kernel has before taking it from there.
+fn store_lines(mut socket: TcpStream, connection: &Connection, mut file: File) {
+    let mut buffer = vec![0; 64 * 1024];
+    while connection.may_go_on() {
+        let Ok(size @ 1..) = socket.peek(&mut buffer) else { return };
+        file.write_all(&buffer[..size]).expect("a writable file");
+        if socket.read_exact(&mut buffer[..size]).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A lumberjack server that was not written here (the crate ferro-lumberjack), as a process of its own, which a test can
+//! kill and stop: this test binary, run again for the one test below. It writes each window's events into a file, as lines,
+//! and then acknowledges it.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use ferro_lumberjack::server::Server;
+use ferro_lumberjack::server::ServerConnection;
+use tempfile::TempDir;
+
+use super::peers::Process;
+use super::peers::lines_of;
+use super::peers::start_on_free_port;
+use super::text;
+use super::wait_until;
+
+const PORT: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_PORT";
+const FILE: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_FILE";
+
+/// The process.
+pub(crate) struct LumberjackServer {
+    pub(crate) process: Process,
+    directory: TempDir,
+}
+
+impl LumberjackServer {
+    pub(crate) fn start() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        // A test is named by its path behind the crate's name.
+        let path = concat!(module_path!(), "::the_process");
+        let name = path.split_once("::").expect("a module of this crate").1;
+        let process = start_on_free_port(|port| {
+            let this = std::env::current_exe().expect("this binary");
+            let arguments = [name, "--exact", "--ignored", "--nocapture"];
+            Process::new(this, &arguments, port, directory.path())
+                .variable(PORT, &port.to_string())
+                .variable(FILE, text(&directory.path().join("events")))
+        });
+        Self { process, directory }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// Each event, in the order of arrival.
+    pub(crate) fn events(&self) -> Vec<Vec<u8>> {
+        lines_of(&self.directory.path().join("events"))
+    }
+
+    /// Bytes that it has stored.
+    pub(crate) fn bytes(&self) -> u64 {
+        let file = self.directory.path().join("events");
+        std::fs::metadata(file).map_or(0, |file| file.len())
+    }
+
+    /// After a kill: cuts off an event that was written in part. Returns how many complete ones there are.
+    pub(crate) fn cut_partial_line(&self) -> usize {
+        super::peers::cut_partial_line(&self.directory.path().join("events"));
+        self.events().len()
+    }
+
+    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
+        wait_until(&format!("{count} events at the server"), limit, || {
+            self.events().len() >= count
+        });
+    }
+}
+
+#[test]
+#[ignore = "no test, but the server's process, which tests start"]
+fn the_process() {
+    let Ok(port) = std::env::var(PORT) else { return };
+    let port = port.parse::<u16>().expect("a port");
+    let file = std::env::var(FILE).expect("told with the port");
+    let file = std::fs::File::options().create(true).append(true).open(Path::new(&file));
+    let file = Arc::new(Mutex::new(file.expect("a writable directory")));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let listener = Server::builder().bind(("127.0.0.1", port)).await.expect("a free port");
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let connection = listener.accept().await.expect("plain TCP");
+            connections.spawn(serve(connection, Arc::clone(&file)));
+        }
+    });
+}
+
+async fn serve(mut connection: ServerConnection, file: Arc<Mutex<std::fs::File>>) {
+    loop {
+        let window = match connection.read_window().await {
+            Ok(Some(window)) => window,
+            Ok(None) => return,
+            Err(error) => return eprintln!("{error}"),
+        };
+        let lines: Vec<u8> = window
+            .events
+            .iter()
+            .flat_map(|event| [event.payload.as_slice(), b"\n"].concat())
+            .collect();
+        file.lock().expect("not poisoned").write_all(&lines).expect("a writable file");
+        if let Err(error) = connection.send_ack(window.last_seq).await {
+            return eprintln!("{error}");
+        }
+    }
+}

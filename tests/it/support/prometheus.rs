@@ -1,0 +1,135 @@
+//! A real Prometheus that scrapes relays each second, evaluates the rules of the repository, and answers queries.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use tempfile::TempDir;
+
+use super::PATIENCE;
+use super::http;
+use super::peers::Process;
+use super::peers::program;
+use super::peers::start_on_free_port;
+use super::repository;
+use super::text;
+use super::wait_until;
+
+/// The labels of the target, as a PodMonitor makes them.
+pub(crate) const JOB: &str = "kube-audit-forwarder";
+pub(crate) const NAMESPACE: &str = "ibm-kube-audit";
+pub(crate) const POD: &str = "relay-0";
+
+/// Its process and its data, both gone when dropped.
+pub(crate) struct Prometheus {
+    process: Process,
+    _directory: TempDir,
+}
+
+/// One element of the answer to a query.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) value: f64,
+}
+
+/// An alerting rule as Prometheus has read it.
+#[derive(Debug, Clone)]
+pub(crate) struct Rule {
+    pub(crate) name: String,
+    pub(crate) expression: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+impl Prometheus {
+    /// Scrapes this admin address; returns when it has done so once.
+    pub(crate) fn start(admin: SocketAddr) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let rules = repository().join("deploy/monitoring/rules.yaml");
+        let config = serde_json::json!({
+            "global": { "scrape_interval": "1s", "evaluation_interval": "1s" },
+            "rule_files": [text(&rules)],
+            "scrape_configs": [{
+                "job_name": JOB,
+                "static_configs": [{
+                    "targets": [admin.to_string()],
+                    "labels": { "namespace": NAMESPACE, "pod": POD },
+                }],
+            }],
+        });
+        // JSON is YAML.
+        let file = directory.path().join("prometheus.yaml");
+        std::fs::write(&file, config.to_string()).expect("a writable directory");
+        let process = start_on_free_port(|port| {
+            let arguments = [
+                format!("--config.file={}", text(&file)),
+                format!("--storage.tsdb.path={}", text(&directory.path().join("data"))),
+                format!("--web.listen-address=127.0.0.1:{port}"),
+            ];
+            let arguments = arguments.each_ref().map(String::as_str);
+            Process::new(program("prometheus"), &arguments, port, directory.path())
+        });
+        let prometheus = Self { process, _directory: directory };
+        wait_until("Prometheus to be ready", PATIENCE, || {
+            http::get(prometheus.address(), "/-/ready").is_ok_and(|answer| answer.status == 200)
+        });
+        wait_until("the first scrape", PATIENCE, || {
+            prometheus.query("up").iter().any(|sample| sample.value == 1.0)
+        });
+        prometheus
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    fn get(&self, path: &str, parameters: &[(&str, &str)]) -> serde_json::Value {
+        let query =
+            url::form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
+        let answer = http::get(self.address(), &format!("{path}?{query}")).expect("an answer");
+        assert_eq!(answer.status, 200, "{path} {parameters:?}: {}", answer.text());
+        answer.json()["data"].clone()
+    }
+
+    /// The instant vector (or the scalar) that an expression is now; panics where it is none.
+    pub(crate) fn query(&self, expression: &str) -> Vec<Sample> {
+        let data = self.get("/api/v1/query", &[("query", expression)]);
+        let number = |pair: &serde_json::Value| -> f64 {
+            pair[1].as_str().and_then(|text| text.parse().ok()).expect("a number")
+        };
+        if data["resultType"] == "scalar" {
+            return vec![Sample { labels: BTreeMap::new(), value: number(&data["result"]) }];
+        }
+        assert_eq!(data["resultType"], "vector", "{expression}");
+        let samples = data["result"].as_array().expect("a vector").iter();
+        samples
+            .map(|it| Sample { labels: strings(&it["metric"]), value: number(&it["value"]) })
+            .collect()
+    }
+
+    /// The values of a label among the series of a selector.
+    pub(crate) fn label_values(&self, label: &str, selector: &str) -> Vec<String> {
+        let path = format!("/api/v1/label/{label}/values");
+        let values = self.get(&path, &[("match[]", selector)]);
+        serde_json::from_value(values).expect("strings")
+    }
+
+    /// Every alerting rule.
+    pub(crate) fn rules(&self) -> Vec<Rule> {
+        let data = self.get("/api/v1/rules", &[("type", "alert")]);
+        let groups = data["groups"].as_array().expect("groups").iter();
+        groups
+            .flat_map(|group| group["rules"].as_array().expect("rules"))
+            .map(|rule| Rule {
+                name: rule["name"].as_str().expect("a name").to_owned(),
+                expression: rule["query"].as_str().expect("an expression").to_owned(),
+                labels: strings(&rule["labels"]),
+                annotations: strings(&rule["annotations"]),
+            })
+            .collect()
+    }
+}
+
+fn strings(object: &serde_json::Value) -> BTreeMap<String, String> {
+    serde_json::from_value(object.clone()).expect("an object of strings")
+}

@@ -1,0 +1,174 @@
+//! A consumer of RELP that takes nothing but what the protocol allows, and whose answers a test decides: for what rsyslog
+//! does not do.
+
+use std::io;
+use std::io::Read;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::ops::DerefMut;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+
+use super::server::Connection;
+use super::server::Options;
+use super::server::Server;
+use super::stream::Stream;
+use super::wait_until;
+
+/// A frame that came.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Command {
+    /// The connection that brought it, counted from 0.
+    pub(crate) connection: usize,
+    pub(crate) number: u32,
+    /// `open`, `syslog` or `close`.
+    pub(crate) name: String,
+    pub(crate) data: Vec<u8>,
+}
+
+/// The answer to an `open`, as rsyslog gives it.
+pub(crate) const OFFERS: &str = "200 OK\nrelp_version=0\nrelp_software=fake\ncommands=syslog";
+
+/// A frame that answers this command.
+pub(crate) fn answer(command: &Command, data: &str) -> Vec<u8> {
+    format!("{} rsp {} {data}\n", command.number, data.len()).into_bytes()
+}
+
+/// What is written in answer to a command; `None` ends the connection.
+type Script = dyn Fn(&Command) -> Option<Vec<u8>> + Send + Sync;
+
+/// The consumer. `Deref`s to its [`Server`]. A command is recorded before it is answered.
+pub(crate) struct RelpSink {
+    server: Server,
+    received: Arc<Mutex<Vec<Command>>>,
+}
+
+impl RelpSink {
+    /// Answers 200 to everything.
+    pub(crate) fn start() -> Self {
+        Self::with(|command| Some(ok(command)))
+    }
+
+    pub(crate) fn with(
+        script: impl Fn(&Command) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        let received = Arc::<Mutex<Vec<Command>>>::default();
+        let for_handler = Arc::clone(&received);
+        let script: Box<Script> = Box::new(script);
+        let server = Server::start(Options::default(), move |stream, connection| {
+            serve(stream, connection, &for_handler, &script);
+        });
+        Self { server, received }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Command>> {
+        self.received.lock().expect("no panic while the state is held")
+    }
+
+    /// All that came.
+    pub(crate) fn commands(&self) -> Vec<Command> {
+        self.lock().clone()
+    }
+
+    /// The messages of each connection.
+    pub(crate) fn runs(&self) -> Vec<Vec<Vec<u8>>> {
+        let mut runs = vec![Vec::new(); self.history().len()];
+        for command in self.commands().into_iter().filter(|command| command.name == "syslog") {
+            runs[command.connection].push(command.data);
+        }
+        runs
+    }
+
+    /// Waits until so many messages have come.
+    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
+        wait_until(&format!("{count} messages by RELP"), limit, || {
+            self.lock().iter().filter(|command| command.name == "syslog").count() >= count
+        });
+    }
+}
+
+/// 200, with offers where they are due.
+pub(crate) fn ok(command: &Command) -> Vec<u8> {
+    answer(command, if command.name == "open" { OFFERS } else { "200 OK" })
+}
+
+impl Deref for RelpSink {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+impl DerefMut for RelpSink {
+    fn deref_mut(&mut self) -> &mut Server {
+        &mut self.server
+    }
+}
+
+fn serve(
+    mut stream: Stream,
+    connection: &Connection,
+    received: &Mutex<Vec<Command>>,
+    script: &Script,
+) {
+    let mut awaited = 1;
+    while connection.may_go_on() {
+        let Ok((number, name, data)) = frame(&mut stream) else { return };
+        assert_eq!(number, awaited, "commands are numbered from 1");
+        assert_eq!(name == "open", number == 1, "the first command opens, and no other");
+        assert!(["open", "syslog", "close"].contains(&name.as_str()), "{name}");
+        awaited += 1;
+        let command = Command { connection: connection.number, number, name, data };
+        received.lock().expect("not poisoned").push(command.clone());
+        let Some(bytes) = script(&command) else { return };
+        if stream.write_all(&bytes).and_then(|()| stream.flush()).is_err() {
+            return;
+        }
+    }
+}
+
+/// `TXNR SP COMMAND SP DATALEN [SP DATA] LF`.
+fn frame(from: &mut impl Read) -> io::Result<(u32, String, Vec<u8>)> {
+    let (number, end) = word(from)?;
+    let (name, second_end) = word(from)?;
+    assert_eq!((end, second_end), (b' ', b' '));
+    let (length, end) = word(from)?;
+    let length: usize = length.parse().expect("a length");
+    let mut data = vec![0; length];
+    if length > 0 {
+        assert_eq!(end, b' ', "data follow a space");
+        from.read_exact(&mut data)?;
+        assert_eq!(byte(from)?, b'\n', "a frame ends with a line feed");
+    } else {
+        assert_eq!(end, b'\n', "a frame ends with a line feed");
+    }
+    Ok((number.parse().expect("a number"), name, data))
+}
+
+/// Up to a space or a line feed.
+fn word(from: &mut impl Read) -> io::Result<(String, u8)> {
+    let mut word = String::new();
+    loop {
+        match byte(from)? {
+            end @ (b' ' | b'\n') => return Ok((word, end)),
+            letter if letter.is_ascii_alphanumeric() && word.len() < 32 => {
+                word.push(char::from(letter));
+            }
+            other => panic!("byte {other} in the head of a frame, after {word:?}"),
+        }
+    }
+}
+
+fn byte(from: &mut impl Read) -> io::Result<u8> {
+    let mut byte = [0];
+    from.read_exact(&mut byte)?;
+    Ok(byte[0])
+}
