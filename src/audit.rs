@@ -17,6 +17,7 @@ use bytes::Bytes;
 mod event;
 #[cfg(target_arch = "x86_64")]
 mod fast;
+pub mod request;
 pub mod scan;
 mod strict;
 

@@ -27,7 +27,7 @@ pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
-impl Members<'_> {
+impl<'a> Members<'a> {
     /// The deepest nesting met so far, the object itself included.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -41,6 +41,22 @@ impl Members<'_> {
                 byte => return Some(byte),
             }
         }
+    }
+
+    /// The value that begins here; from here to behind it.
+    fn value(&mut self) -> Option<&'a [u8]> {
+        let start = self.at;
+        match self.text.get(start)? {
+            b'"' => self.skip_string(),
+            b'{' | b'[' => self.skip_nested(),
+            _ => {
+                let end =
+                    |byte: &u8| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t');
+                let rest = self.text.get(start..)?;
+                self.at = start + rest.iter().position(end).unwrap_or(rest.len());
+            }
+        }
+        self.text.get(start..self.at)
     }
 
     /// From an opening quote to behind the closing one.
@@ -85,19 +101,19 @@ impl<'a> Iterator for Members<'a> {
         let key = self.at + 1;
         self.skip_string();
         let key = self.text.get(key..self.at - 1)?;
-        let first = self.skip_to_token()?;
-        let value = self.at;
-        match first {
-            b'"' => self.skip_string(),
-            b'{' | b'[' => self.skip_nested(),
-            _ => {
-                let end = |byte: &u8| matches!(byte, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t');
-                let rest = self.text.get(value..)?;
-                self.at = value + rest.iter().position(end).unwrap_or(rest.len());
-            }
-        }
-        Some(Member { key, value: self.text.get(value..self.at)? })
+        self.skip_to_token()?;
+        Some(Member { key, value: self.value()? })
     }
+}
+
+/// The elements of an array, as written, without white space around them; none where it is no array.
+pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let is_array = array.first() == Some(&b'[');
+    let mut walk = Members { text: array, at: if is_array { 1 } else { array.len() }, depth: 1 };
+    std::iter::from_fn(move || match walk.skip_to_token()? {
+        b']' => None,
+        _ => walk.value(),
+    })
 }
 
 /// Where the value ends that a text begins with; `None` where it is no string, object or array.

@@ -1,0 +1,137 @@
+//! What an event says of the request that it is about, as far as an audit policy asks: who, what, and which object.
+
+use std::borrow::Cow;
+
+use super::scan;
+
+/// A text of an event with its escapes resolved.
+pub type Text<'a> = Cow<'a, [u8]>;
+
+/// One event's request. What the event does not say is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Request<'a> {
+    /// Of the event.
+    pub level: Text<'a>,
+    /// Of the event.
+    pub stage: Text<'a>,
+    /// Path and query, as the sender has escaped them.
+    pub uri: Text<'a>,
+    /// Of Kubernetes (`get`, `list` …); of a request about no object, the method in lower case.
+    pub verb: Text<'a>,
+    /// `None`: nobody was authenticated (a 401).
+    pub user: Option<User<'a>>,
+    /// `None`: it is about no object of the API, but a path.
+    pub object: Option<Object<'a>>,
+}
+
+/// Who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct User<'a> {
+    /// `username`
+    pub name: Text<'a>,
+    /// In their order.
+    pub groups: Vec<Text<'a>>,
+}
+
+/// `objectRef`: what was asked for. Lists have no name, what belongs to no namespace has none.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Object<'a> {
+    /// `apiGroup`; empty: the core group.
+    pub group: Text<'a>,
+    /// Plural, in lower case.
+    pub resource: Text<'a>,
+    /// Like `log`.
+    pub subresource: Text<'a>,
+    /// Where it is.
+    pub namespace: Text<'a>,
+    /// Which one.
+    pub name: Text<'a>,
+}
+
+/// Reads an event, which is valid JSON. Of duplicate keys the first counts; what is no string is empty.
+#[must_use]
+pub fn request(event: &[u8]) -> Request<'_> {
+    let [level, stage, uri, verb, user, object] =
+        firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"]);
+    Request {
+        level: text(level),
+        stage: text(stage),
+        uri: text(uri),
+        verb: text(verb),
+        user: user.and_then(self::user),
+        object: object.filter(|object| object.first() == Some(&b'{')).map(self::object),
+    }
+}
+
+fn user(user: &[u8]) -> Option<User<'_>> {
+    let [name, groups] = firsts(user, ["username", "groups"]);
+    let name = text(name);
+    let groups: Vec<_> =
+        groups.into_iter().flat_map(scan::elements).map(|group| text(Some(group))).collect();
+    (!name.is_empty() || !groups.is_empty()).then_some(User { name, groups })
+}
+
+fn object(object: &[u8]) -> Object<'_> {
+    let [group, resource, subresource, namespace, name] =
+        firsts(object, ["apiGroup", "resource", "subresource", "namespace", "name"]);
+    let (group, resource, subresource) = (text(group), text(resource), text(subresource));
+    Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
+}
+
+/// Of each of these members the first; none where it is no object.
+fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
+    let mut found = [None; N];
+    if object.first() != Some(&b'{') {
+        return found;
+    }
+    for member in scan::members(object) {
+        let key = scan::key(member.key);
+        if let Some(index) = names.iter().position(|name| *key == *name.as_bytes()) {
+            found[index].get_or_insert(member.value);
+        }
+    }
+    found
+}
+
+fn text(value: Option<&[u8]>) -> Text<'_> {
+    value.and_then(scan::string).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_event_says_is_read_whatever_its_form() {
+        let event = br#"{"stage":"Panic", "verb" : "\u0067et","verb":"list","requestURI":"/a?b=\u0026c",
+            "user":{"extra":{"groups":["x"]},"username":"u","groups":["g","\u0068",1,["i"]]},"level":"Metadata",
+            "objectRef":{"resource":"pods","name":"n","apiVersion":"v1","subresource":"log","namespace":"ns"}}"#;
+        let text = |text: &'static str| Text::Borrowed(text.as_bytes());
+        let request = request(event);
+        assert_eq!(request.level, text("Metadata"));
+        assert_eq!(request.stage, text("Panic"));
+        assert_eq!(request.verb, text("get"));
+        assert_eq!(request.uri, text("/a?b=&c"));
+        let user = request.user.unwrap();
+        assert_eq!(user.name, text("u"));
+        assert_eq!(user.groups, [text("g"), text("h"), text(""), text("")]);
+        let object = Object {
+            group: text(""),
+            resource: text("pods"),
+            subresource: text("log"),
+            namespace: text("ns"),
+            name: text("n"),
+        };
+        assert_eq!(request.object, Some(object));
+    }
+
+    #[test]
+    fn nobody_and_nothing_are_told_from_somebody_and_something() {
+        let user = |user: &str| request(format!(r#"{{"user":{user}}}"#).as_bytes()).user.is_some();
+        assert!(!user("{}") && !user("null") && !user(r#"{"username":""}"#) && !user(r#""u""#));
+        assert!(user(r#"{"username":"u"}"#) && user(r#"{"groups":["g"]}"#));
+        assert_eq!(request(br#"{"objectRef":null}"#).object, None);
+        assert_eq!(request(br#"{"objectRef":{}}"#).object, Some(Object::default()));
+        assert_eq!(request(b"{}"), Request::default());
+    }
+}
