@@ -29,7 +29,7 @@
 //! # Invariants
 //!
 //! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
-//!   counted as lost.
+//!   kept back by its filter, and counted + counted as lost.
 //! - With a directory, nothing is acknowledged, or handed to an output, that is not synced.
 //! - Nothing but the queue holds events; what an output holds on the wire is still in the queue, unless that output is
 //!   optional and the room was needed.

@@ -124,6 +124,53 @@ pub struct Batch {
     pub bytes: u64,
     /// Whole lines, in order, each ended by `\n`. Not empty.
     pub pieces: Vec<Bytes>,
+    /// Of each piece.
+    pub origins: Vec<Origin>,
+}
+
+/// Where a piece of a batch comes from: its lines have the positions from `first` on, without a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The position of its first line.
+    pub first: Position,
+    /// How long ago its lines were accepted, to the millisecond: with files as the wall clock says.
+    pub age: Duration,
+}
+
+/// What became of those events of a claim that the consumer did not get, though the claim is final. Each is in one of them
+/// at most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fate {
+    /// Refused for good, or given up: counted as lost for this output.
+    pub lost: u64,
+    /// Not for this output, as its settings say.
+    pub dropped: u64,
+    /// The consumer had them before.
+    pub duplicate: u64,
+}
+
+impl Fate {
+    /// So many were lost, and the consumer has the rest.
+    #[must_use]
+    pub fn lost(events: u64) -> Self {
+        Self { lost: events, ..Self::default() }
+    }
+
+    /// Counts what became of so many events of an output, each once: what of them was dropped from the queue meanwhile is not
+    /// among them, and may be in here.
+    fn count(self, events: u64, metrics: &OutputMetrics) {
+        let mut rest = events;
+        for (counter, count) in [
+            (&metrics.lost, self.lost),
+            (&metrics.filtered.dropped, self.dropped),
+            (&metrics.filtered.duplicate, self.duplicate),
+        ] {
+            let count = count.min(rest);
+            rest -= count;
+            counter.increment(count);
+        }
+        metrics.events.increment(rest);
+    }
 }
 
 /// What a cursor has not finished.
@@ -415,11 +462,11 @@ impl Cursor {
         }
     }
 
-    /// The claim is final: acknowledged by the consumer, `lost` of its events apart, which it has refused for good.
-    pub fn finish(&self, claim: Claim, lost: u64) {
+    /// The claim is final: acknowledged by the consumer, but for the events that `fate` counts.
+    pub fn finish(&self, claim: Claim, fate: Fate) {
         match self {
-            Self::Memory(cursor) => cursor.finish(claim, lost),
-            Self::Spool(cursor) => cursor.finish(claim, lost),
+            Self::Memory(cursor) => cursor.finish(claim, fate),
+            Self::Spool(cursor) => cursor.finish(claim, fate),
         }
     }
 

@@ -57,7 +57,7 @@ const SYNC_SECONDS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 
 /// Every name with its help; the kind is that of the handle made below.
-const HELP: [(&str, &str); 42] = [
+const HELP: [(&str, &str); 43] = [
     ("event_total", "Events accepted."),
     ("last_event_timestamp_seconds", "When the last batch was accepted; 0: none since the start."),
     (
@@ -105,6 +105,10 @@ const HELP: [(&str, &str); 42] = [
     (
         "output_delivery_seconds",
         "From the acceptance of a batch to its acknowledgement by the consumer.",
+    ),
+    (
+        "filtered_events_total",
+        "Events that an output's settings keep back (dropped, duplicate) or change (lowered, trimmed, redacted), by output and action.",
     ),
     ("dead_letter_events_total", "Events written to the dead-letter files, by output."),
     (
@@ -382,6 +386,7 @@ impl Telemetry {
             delivery: histogram("output_delivery_seconds", &label),
             lost: counter("error_total", &[("plugin", name)]),
             dead_letters: counter("dead_letter_events_total", &label),
+            filtered: Filtered::new(name),
         })
     }
 
@@ -567,6 +572,34 @@ pub struct OutputMetrics {
     pub lost: Counter,
     /// `dead_letter_events_total`.
     pub dead_letters: Counter,
+    /// `filtered_events_total`.
+    pub filtered: Filtered,
+}
+
+/// What an output's settings do to its events, by action. One event may be lowered, trimmed and redacted; one that is
+/// dropped or a duplicate is nothing else, and does not leave.
+#[derive(Clone)]
+#[allow(missing_docs, reason = "each field is the action of its name")]
+pub struct Filtered {
+    pub dropped: Counter,
+    pub duplicate: Counter,
+    pub lowered: Counter,
+    pub trimmed: Counter,
+    pub redacted: Counter,
+}
+
+impl Filtered {
+    fn new(output: &str) -> Self {
+        let of =
+            |action| counter("filtered_events_total", &[("output", output), ("action", action)]);
+        Self {
+            dropped: of("dropped"),
+            duplicate: of("duplicate"),
+            lowered: of("lowered"),
+            trimmed: of("trimmed"),
+            redacted: of("redacted"),
+        }
+    }
 }
 
 impl OutputMetrics {
@@ -686,6 +719,11 @@ mod tests {
             "error_total{plugin=\"o\"} 0",
             "output_errors_total{output=\"o\",reason=\"status_5xx\"} 0",
             "dead_letter_events_total{output=\"o\"} 0",
+            "filtered_events_total{output=\"o\",action=\"dropped\"} 0",
+            "filtered_events_total{output=\"o\",action=\"duplicate\"} 0",
+            "filtered_events_total{output=\"o\",action=\"lowered\"} 0",
+            "filtered_events_total{output=\"o\",action=\"trimmed\"} 0",
+            "filtered_events_total{output=\"o\",action=\"redacted\"} 0",
             "dead_letter_dropped_events_total 0",
             "level_total{level=\"other\"} 0",
             "requests_total{listener=\"127.0.0.1:3000\",code=\"200\"} 0",

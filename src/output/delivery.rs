@@ -28,6 +28,7 @@ use crate::config::Rejected;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
+use crate::queue::Fate;
 use crate::queue::Position;
 use crate::queue::Retaken;
 use crate::queue::Take;
@@ -653,7 +654,7 @@ impl<C: Connect> Delivery<C> {
 
     fn finish_held(&mut self) {
         for work in std::mem::take(&mut self.held) {
-            self.cursor.finish(work.claim, 0);
+            self.cursor.finish(work.claim, Fate::default());
         }
     }
 
@@ -683,7 +684,7 @@ impl<C: Connect> Delivery<C> {
         } else if self.ordered && behind_suspect {
             self.held.push(work);
         } else {
-            self.cursor.finish(claim, 0);
+            self.cursor.finish(claim, Fate::default());
         }
         if work.suspected {
             // It was no event's fault after all. What went ahead of it goes again, behind it.

@@ -881,6 +881,7 @@ mod tests {
             events,
             bytes: bytes as u64,
             pieces: vec![lines],
+            origins: Vec::new(),
         }
     }
 

@@ -266,7 +266,8 @@ mod tests {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let events = lines.len() as u64;
         let claim = Claim { start: 0, end: events };
-        Batch { claim, events, bytes: text.len() as u64, pieces: vec![Bytes::from(text)] }
+        let (bytes, pieces) = (text.len() as u64, vec![Bytes::from(text)]);
+        Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }
 
     fn long() -> String {

@@ -187,6 +187,7 @@ mod tests {
             events: lines.lines().count() as u64,
             bytes: lines.len() as u64,
             pieces: vec![Bytes::from(lines.to_owned())],
+            origins: Vec::new(),
         }
     }
 

@@ -12,12 +12,15 @@ use std::sync::PoisonError;
 use slab::Slab;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Append;
 use super::Backlog;
 use super::Batch;
 use super::Claim;
+use super::Fate;
 use super::JoinError;
+use super::Origin;
 use super::Output;
 use super::Position;
 use super::Refused;
@@ -305,6 +308,7 @@ impl State {
     /// The lines of a claim that are still here.
     fn read(&mut self, claim: Claim) -> Option<Batch> {
         let from = self.index_at(claim.start);
+        let now = Instant::now();
         let mut batch: Option<Batch> = None;
         for record in self.records.range_mut(from..) {
             if !record.overlaps(claim) {
@@ -317,10 +321,13 @@ impl State {
                 events: 0,
                 bytes: 0,
                 pieces: Vec::new(),
+                origins: Vec::new(),
             });
             batch.events += end - start;
             batch.bytes += piece.len() as u64;
             batch.pieces.push(piece);
+            let age = now.saturating_duration_since(record.accepted);
+            batch.origins.push(Origin { first: start, age });
         }
         batch
     }
@@ -684,8 +691,8 @@ impl Cursor {
         state.read(claim)
     }
 
-    /// The claim is final: acknowledged by the consumer, `lost` of its events apart, which it has refused for good.
-    pub fn finish(&self, claim: Claim, lost: u64) {
+    /// The claim is final: acknowledged by the consumer, but for the events that `fate` counts.
+    pub fn finish(&self, claim: Claim, fate: Fate) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         let from = state.index_at(claim.start);
@@ -702,9 +709,7 @@ impl Cursor {
             amount.bytes += record.slice(start, end).len() as u64;
             cursor.output.metrics.delivery.record(record.accepted.elapsed().as_secs_f64());
         }
-        let lost = lost.min(amount.events);
-        cursor.output.metrics.events.increment(amount.events - lost);
-        cursor.output.metrics.lost.increment(lost);
+        fate.count(amount.events, &cursor.output.metrics);
         cursor.passed.add(amount);
         cursor.claims.forget_done();
         state.free(&self.shared.metrics);

@@ -16,6 +16,8 @@ use crate::telemetry::Telemetry;
 pub(super) struct Counts {
     delivered: Arc<Cell>,
     lost: Arc<Cell>,
+    dropped: Arc<Cell>,
+    duplicate: Arc<Cell>,
     start: Arc<Cell>,
 }
 
@@ -24,6 +26,8 @@ impl Counts {
         let mut metrics = telemetry.output(name);
         metrics.events = Counter::from_arc(Arc::clone(&self.delivered));
         metrics.lost = Counter::from_arc(Arc::clone(&self.lost));
+        metrics.filtered.dropped = Counter::from_arc(Arc::clone(&self.dropped));
+        metrics.filtered.duplicate = Counter::from_arc(Arc::clone(&self.duplicate));
         metrics.start = Gauge::from_arc(Arc::clone(&self.start));
         metrics
     }
@@ -39,6 +43,11 @@ impl Counts {
 
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+
+    /// `filtered_events_total`: dropped, and duplicates.
+    pub(super) fn filtered(&self) -> [u64; 2] {
+        [&self.dropped, &self.duplicate].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// `output_start_events`.

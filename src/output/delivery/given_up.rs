@@ -19,6 +19,7 @@ use crate::output::dead_letter::Writing;
 use crate::output::dead_letter::Written;
 use crate::output::health::Fate;
 use crate::output::health::Health;
+use crate::queue;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Retaken;
@@ -212,7 +213,7 @@ impl GivenUp {
         let place = self.place.as_ref();
         let Some(writing) = place.and_then(|place| place.write(&self.output, lines, reason)) else {
             health.given_up(lost, Fate::Dropped, reason);
-            cursor.finish(claim, lost);
+            cursor.finish(claim, queue::Fate::lost(lost));
             return;
         };
         self.bytes += bytes;
@@ -235,7 +236,7 @@ impl GivenUp {
     pub(super) fn end(&mut self, written: Written, cursor: &Cursor, health: &mut Health) {
         let Some(ending) = self.endings.pop_front() else { return };
         let Ending { claim, lost, bytes, reason, .. } = ending;
-        cursor.finish(claim, lost);
+        cursor.finish(claim, queue::Fate::lost(lost));
         self.bytes -= bytes;
         health.metrics.dead_letters.increment(written.events);
         health.given_up(written.events, Fate::DeadLetter, &reason);

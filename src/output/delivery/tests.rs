@@ -419,6 +419,8 @@ impl Bench {
             self.value("output_backlog_events{output=\"o\"}"),
             self.lost(),
             self.value("error_total{plugin=\"queue\"}"),
+            self.value("filtered_events_total{output=\"o\",action=\"dropped\"}"),
+            self.value("filtered_events_total{output=\"o\",action=\"duplicate\"}"),
         ];
         let [accepted, rest @ ..] = counts;
         assert_eq!(accepted, rest.iter().sum::<u64>(), "{counts:?}");

@@ -75,7 +75,7 @@ fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
     let taken = cursor.next(ALL).expect("four events");
     assert_eq!(taken.events, 4);
     assert!(queue.append(batch(&names("z"))).is_err(), "taken is not finished");
-    cursor.finish(taken.claim, 0);
+    cursor.finish(taken.claim, Fate::default());
     assert_eq!(queue.held(), (0, 0));
     assert!(queue.admits(344).is_ok() && queue.admits(345).is_err());
 }
@@ -90,7 +90,7 @@ fn drop_newest_counts_what_no_output_can_get_once() {
     for (cursor, name) in cursors.iter().zip(["o", "p"]) {
         let taken = cursor.next(ALL).expect("what was kept");
         assert_eq!(read(&taken), ["a", "b"]);
-        cursor.finish(taken.claim, 0);
+        cursor.finish(taken.claim, Fate::default());
         assert_eq!(value(&telemetry, &format!("error_total{{plugin=\"{name}\"}}")), 0);
     }
     assert_eq!(value(&telemetry, "event_total"), 5);
@@ -108,7 +108,7 @@ fn drop_oldest_counts_for_each_output_what_it_had_not_got() {
     // One has the first event of the first batch, and the second of it released.
     let first = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
     let second = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("b");
-    ahead.finish(first.claim, 0);
+    ahead.finish(first.claim, Fate::default());
     store(&queue, &names("g h"), "the second batch goes: b is on the wire");
     assert_eq!(read(&behind.next(ALL).expect("the rest")), names("a b e f g h"));
     assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 2);
@@ -138,11 +138,11 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
     let one = Take { bytes: u64::MAX, events: 1 };
     let claims: Vec<_> = (0..3).map(|_| cursor.next(one).expect("an event").claim).collect();
     cursor.release(claims[0]);
-    cursor.finish(claims[1], 0);
+    cursor.finish(claims[1], Fate::default());
     store(&queue, &names("d"), "a is dropped");
-    cursor.finish(claims[2], 0);
+    cursor.finish(claims[2], Fate::default());
     let rest = cursor.next(one).expect("d");
-    cursor.finish(rest.claim, 0);
+    cursor.finish(rest.claim, Fate::default());
     let waiting = queue.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     runtime.expect("a runtime").block_on(async {
@@ -172,7 +172,7 @@ async fn delivered_is_answered_when_every_output_has_finished_the_batch() {
         assert!(waiting.is_err(), "not before every output has it");
         let taken = cursor.next(ALL).expect("the batch");
         assert_eq!(value(&telemetry, "event_total"), 2);
-        cursor.finish(taken.claim, 1);
+        cursor.finish(taken.claim, Fate::lost(1));
     }
     ticket.delivered().await;
     drop(ticket);
@@ -211,7 +211,7 @@ fn a_batch_is_cut_at_any_line_whatever_its_length() {
             let taken = cursor.next(Take { bytes, events: count }).expect("more of it");
             assert!(taken.events == 1 || (taken.bytes <= bytes && taken.events <= count));
             got.extend(read(&taken));
-            cursor.finish(taken.claim, 0);
+            cursor.finish(taken.claim, Fate::default());
         }
         assert_eq!(got, events);
         assert!(cursor.next(ALL).is_none());
@@ -224,7 +224,7 @@ fn abandon_counts_what_each_output_has_not_got() {
     let cursors = ["o", "p"].map(|name| join(&queue, &telemetry, name));
     store(&queue, &names("a b c"), "room");
     let taken = cursors[0].next(Take { bytes: u64::MAX, events: 2 }).expect("two");
-    cursors[0].finish(taken.claim, 0);
+    cursors[0].finish(taken.claim, Fate::default());
     assert_eq!(queue.abandon(), [("o".to_owned(), 1), ("p".to_owned(), 3)]);
     assert_eq!(queue.abandon(), [("o".to_owned(), 0), ("p".to_owned(), 0)], "once");
     assert_eq!(value(&telemetry, "error_total{plugin=\"p\"}"), 3);
@@ -245,7 +245,7 @@ fn join_counted(
 /// Finishes what a cursor takes; says what that was.
 fn deliver(cursor: &Cursor) -> Vec<String> {
     let taken = cursor.next(ALL).expect("something is there");
-    cursor.finish(taken.claim, 0);
+    cursor.finish(taken.claim, Fate::default());
     read(&taken)
 }
 
@@ -265,7 +265,7 @@ fn an_optional_output_loses_the_oldest_alone_and_nobody_is_refused() {
         assert_eq!(deliver(&required), names("38 39"));
         assert!(queue.held().0 <= 3 * 262 && !queue.is_full());
         assert_eq!(counts.lost(), 40 - 6, "it has a share in the room that nobody else needs");
-        optional.finish(hanging.claim, 0);
+        optional.finish(hanging.claim, Fate::default());
         assert_eq!((counts.delivered(), counts.lost()), (0, 34), "and counts nothing twice");
         assert_eq!(deliver(&optional), names("34 35 36 37 38 39"));
         assert_eq!(queue.held(), (0, 0));
@@ -357,7 +357,7 @@ fn an_output_comes_and_goes_a_thousand_times_and_leaves_one_number() {
         let guest = queue.join(counts.output(&telemetry, "guest", round % 2 == 0)).expect("free");
         store(&queue, &names("a b c"), "room");
         let taken = guest.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
-        guest.finish(taken.claim, 0);
+        guest.finish(taken.claim, Fate::default());
         assert_eq!(guest.leave(), 2);
         store(&queue, &names("d"), "room, without it");
         deliver(&staying);
@@ -407,9 +407,55 @@ fn a_smaller_queue_drops_nothing_and_refuses_until_there_is_room() {
     for left in (1..=6_u64).rev() {
         assert!(queue.append(batch(&names("c d"))).is_err(), "{left} batches too many");
         let taken = cursor.next(Take { bytes: 4, events: 2 }).expect("more");
-        cursor.finish(taken.claim, 0);
+        cursor.finish(taken.claim, Fate::default());
     }
     let ticket = queue.append(batch(&names("c d"))).expect("room");
     assert!(ticket.delivered.is_some(), "senders wait from now on");
     assert_eq!(value(&telemetry, "event_total"), 20);
+}
+
+#[test]
+fn what_did_not_leave_is_counted_by_its_fate_and_never_twice() {
+    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
+    let cursor = join(&queue, &telemetry, "o");
+    store(&queue, &names("a b c d e f"), "room");
+    let six = cursor.next(ALL).expect("six");
+    cursor.finish(six.claim, Fate { lost: 1, dropped: 2, duplicate: 1 });
+    let counts = || {
+        let filtered =
+            |action| format!("filtered_events_total{{output=\"o\",action=\"{action}\"}}");
+        [
+            "output_events_total{output=\"o\"}",
+            "error_total{plugin=\"o\"}",
+            &filtered("dropped"),
+            &filtered("duplicate"),
+        ]
+        .map(|series| value(&telemetry, series))
+    };
+    assert_eq!(counts(), [2, 1, 2, 1]);
+    store(&queue, &names("g h i"), "room");
+    let three = cursor.next(ALL).expect("three");
+    cursor.finish(three.claim, Fate { lost: 2, dropped: u64::MAX, duplicate: 3 });
+    assert_eq!(counts(), [2, 3, 3, 1], "never more than were there");
+    cursor.finish(three.claim, Fate::default());
+    assert_eq!(counts(), [2, 3, 3, 1], "it is final");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_says_where_and_how_old_its_pieces_are() {
+    use std::time::Duration;
+    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
+    let cursor = join(&queue, &telemetry, "o");
+    store(&queue, &names("a b c"), "room");
+    tokio::time::advance(Duration::from_secs(5)).await;
+    store(&queue, &names("d e"), "room");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let origin = |first, seconds| Origin { first, age: Duration::from_secs(seconds) };
+    let taken = cursor.next(ALL).expect("both");
+    assert_eq!(taken.origins, [origin(0, 7), origin(3, 2)]);
+    cursor.release(taken.claim);
+    let (left, right) = cursor.split(taken.claim).expect("halves");
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(cursor.retake(left).expect("the left").origins, [origin(0, 8)]);
+    assert_eq!(cursor.retake(right).expect("the right").origins, [origin(2, 8), origin(3, 3)]);
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::State;
+use super::TailRecord;
 use super::load;
 use super::load::Job;
 use super::load::Loaded;
@@ -20,6 +21,8 @@ use super::now;
 use crate::queue::Backlog;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Fate;
+use crate::queue::Origin;
 use crate::queue::Output;
 use crate::queue::Position;
 use crate::queue::Retaken;
@@ -72,7 +75,8 @@ pub(super) struct CursorState {
     epoch: u64,
     /// A released claim that is to be read again.
     wanted: Option<Claim>,
-    fetched: Option<Batch>,
+    /// It was.
+    fetched: Option<Fetched>,
     /// Missing events that were counted as lost, from the watermark on.
     counted: Vec<Gap>,
     /// `output_start_events`.
@@ -83,6 +87,13 @@ pub(super) struct CursorState {
     pub(super) readable: Arc<Notify>,
     /// When the event at `read` was received, or one before it.
     pub(super) received: u64,
+}
+
+/// What was read again of a claim.
+struct Fetched {
+    claim: Claim,
+    /// Not empty, and no gaps.
+    pieces: Vec<Piece>,
 }
 
 /// A gap: positions, and bytes of the lines that were there.
@@ -245,6 +256,25 @@ impl CursorState {
     }
 }
 
+/// How long ago something was received, in milliseconds since 1970 both.
+fn age(received: u64, now: u64) -> Duration {
+    Duration::from_millis(now.saturating_sub(received))
+}
+
+/// The pieces that there are of a claim.
+fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>) -> Batch {
+    let now = now();
+    let (pieces, origins) = (Vec::new(), Vec::new());
+    let mut batch = Batch { claim, events: 0, bytes: 0, pieces, origins };
+    for part in parts {
+        batch.events += part.events;
+        batch.bytes += part.bytes();
+        batch.origins.push(Origin { first: part.first, age: age(part.received, now) });
+        batch.pieces.push(part.lines);
+    }
+    batch
+}
+
 /// How many of these positions are in gaps.
 fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     let overlap =
@@ -280,7 +310,7 @@ impl State {
     /// Claims what comes next, as far as it is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let mut taken: Option<(Claim, Note)> = None;
-        let (mut pieces, mut left) = (Vec::new(), take);
+        let (mut pieces, mut origins, mut left, now) = (Vec::new(), Vec::new(), take, now());
         loop {
             let cursor = &mut self.cursors[index];
             let Some(piece) = cursor.pieces.front_mut() else {
@@ -324,6 +354,7 @@ impl State {
             cursor.received = part.received;
             cursor.claims.read = claim.end;
             cursor.read_byte = note.first_byte + note.bytes;
+            origins.push(Origin { first: part.first, age: age(part.received, now) });
             pieces.push(part.lines);
             if !whole {
                 break;
@@ -331,7 +362,7 @@ impl State {
         }
         let (claim, note) = taken?;
         self.cursors[index].claims.push(claim, note);
-        Some(Batch { claim, events: claim.end - claim.start, bytes: note.bytes, pieces })
+        Some(Batch { claim, events: claim.end - claim.start, bytes: note.bytes, pieces, origins })
     }
 
     /// How many of these positions were dropped, and counted for every output.
@@ -342,17 +373,12 @@ impl State {
     /// A claim's lines, if all of them are in memory.
     fn in_tail(&self, claim: Claim) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
-        let mut batch =
-            Batch { claim, events: claim.end - claim.start, bytes: 0, pieces: Vec::new() };
-        for record in self.tail.range(first..) {
-            if record.first.position >= claim.end {
-                break;
-            }
-            let piece = load::piece_of(record, claim.start.max(record.first.position)..claim.end);
-            batch.bytes += piece.bytes();
-            batch.pieces.push(piece.lines);
-        }
-        Some(batch)
+        let records = self.tail.range(first..);
+        let records = records.take_while(|record| record.first.position < claim.end);
+        let piece = |record: &TailRecord| {
+            load::piece_of(record, claim.start.max(record.first.position)..claim.end)
+        };
+        Some(batch_of(claim, records.map(piece)))
     }
 
     /// What has to be read from a file for a cursor to go on.
@@ -364,7 +390,7 @@ impl State {
         if let Some(claim) = cursor.wanted {
             let entry = cursor.claims.overlapping(claim.start..claim.end).next();
             let entry = entry.filter(|entry| entry.stage.is_open());
-            let fetched = cursor.fetched.as_ref().is_some_and(|batch| batch.claim == claim);
+            let fetched = cursor.fetched.as_ref().is_some_and(|fetched| fetched.claim == claim);
             return match entry {
                 Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
                     let chunk = self.chunk.min(entry.note.bytes.max(FETCH_MIN));
@@ -481,7 +507,9 @@ impl Shared {
     /// A released claim was read again. What is missing of it by now is lost, all else is sent.
     fn fetched(&self, state: &mut State, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.cursors[index];
-        cursor.fetched = loaded.batch(claim);
+        let pieces: Vec<_> =
+            loaded.pieces.iter().filter(|piece| !piece.is_gap()).cloned().collect();
+        cursor.fetched = (!pieces.is_empty()).then_some(Fetched { claim, pieces });
         if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
             return;
         }
@@ -611,8 +639,8 @@ impl Cursor {
         batch
     }
 
-    /// The claim is final: acknowledged by the consumer, `lost` of its events apart, which it has refused for good.
-    pub fn finish(&self, claim: Claim, lost: u64) {
+    /// The claim is final: acknowledged by the consumer, but for the events that `fate` counts.
+    pub fn finish(&self, claim: Claim, fate: Fate) {
         let mut state = self.shared.lock();
         let cursor = &mut state.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
@@ -620,10 +648,8 @@ impl Cursor {
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
-        let lost = lost.min(events);
-        cursor.output.metrics.events.increment(events - lost);
-        cursor.output.metrics.lost.increment(lost);
-        let took = Duration::from_millis(now().saturating_sub(note.received));
+        fate.count(events, &cursor.output.metrics);
+        let took = age(note.received, now());
         cursor.output.metrics.delivery.record(took.as_secs_f64());
         state.unsaved += note.bytes;
         self.shared.settled(&mut state, self.index);
@@ -652,7 +678,8 @@ impl Cursor {
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return Retaken::Gone;
         };
-        let fetched = cursor.fetched.take().filter(|batch| batch.claim == claim);
+        let fetched = cursor.fetched.take().filter(|fetched| fetched.claim == claim);
+        let fetched = fetched.map(|fetched| batch_of(claim, fetched.pieces.into_iter()));
         let Some(batch) = from_tail.or(fetched) else {
             cursor.wanted = Some(claim);
             return Retaken::NotYet;

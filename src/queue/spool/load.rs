@@ -14,8 +14,6 @@ use bytes::Bytes;
 use super::Shared;
 use super::TailRecord;
 use super::quarantine_bytes;
-use crate::queue::Batch;
-use crate::queue::Claim;
 use crate::queue::Position;
 use crate::queue::Take;
 use crate::queue::cursors::Place;
@@ -157,19 +155,6 @@ pub(super) struct Loaded {
     pub(super) next: Option<Spot>,
     /// What was come across.
     pub(super) damages: Vec<Damage>,
-}
-
-impl Loaded {
-    /// What is there of a claim; `None` where nothing is.
-    pub(super) fn batch(&self, claim: Claim) -> Option<Batch> {
-        let mut batch = Batch { claim, events: 0, bytes: 0, pieces: Vec::new() };
-        for piece in self.pieces.iter().filter(|piece| !piece.is_gap()) {
-            batch.events += piece.events;
-            batch.bytes += piece.bytes();
-            batch.pieces.push(piece.lines.clone());
-        }
-        (batch.events > 0).then_some(batch)
-    }
 }
 
 impl Shared {

@@ -9,6 +9,7 @@ use proptest::test_runner::TestCaseResult;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
+use crate::queue;
 use crate::queue::tests::Counts;
 
 /// What is done to the queue. Numbers choose among what there is, modulo.
@@ -23,7 +24,7 @@ enum Step {
     Finish {
         cursor: usize,
         claim: usize,
-        lost: u64,
+        fate: queue::Fate,
     },
     Release {
         cursor: usize,
@@ -74,8 +75,11 @@ fn step() -> impl Strategy<Value = Step> {
         8 => prop::collection::vec(0_usize..300, 1..100).prop_map(Step::Append),
         8 => (cursor.clone(), 1_u64..3000, 1_u64..200)
             .prop_map(|(cursor, bytes, events)| Step::Next { cursor, bytes, events }),
-        6 => (cursor.clone(), index.clone(), 0_u64..3)
-            .prop_map(|(cursor, claim, lost)| Step::Finish { cursor, claim, lost }),
+        6 => (cursor.clone(), index.clone(), (0_u64..3, 0_u64..3, 0_u64..3))
+            .prop_map(|(cursor, claim, (lost, dropped, duplicate))| {
+                let fate = queue::Fate { lost, dropped, duplicate };
+                Step::Finish { cursor, claim, fate }
+            }),
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Release { cursor, claim }),
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Retake { cursor, claim }),
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Split { cursor, claim }),
@@ -137,6 +141,7 @@ impl ModelRecord {
 struct Totals {
     delivered: u64,
     lost: u64,
+    filtered: [u64; 2],
 }
 
 struct ModelCursor {
@@ -388,7 +393,7 @@ impl Pair {
             Step::Next { cursor, bytes, events } => {
                 self.next(cursor % cursors, Take { bytes: *bytes, events: *events })?;
             }
-            Step::Finish { cursor, claim, lost } => self.finish(cursor % cursors, *claim, *lost),
+            Step::Finish { cursor, claim, fate } => self.finish(cursor % cursors, *claim, *fate),
             Step::Release { cursor, claim } => {
                 let model = &mut self.model.cursors[cursor % cursors];
                 let Some(claim) = model.pick(*claim, &[Stage::OnWire]) else { return Ok(()) };
@@ -469,19 +474,25 @@ impl Pair {
         Ok(())
     }
 
-    fn finish(&mut self, cursor: usize, claim: usize, lost: u64) {
+    fn finish(&mut self, cursor: usize, claim: usize, fate: queue::Fate) {
         let model = &mut self.model.cursors[cursor];
         let Some(claim) = model.pick(claim, &[Stage::OnWire]) else { return };
         model.claims.insert(claim.start, (claim.end, Stage::Done));
-        self.cursors[cursor].finish(claim, lost);
+        self.cursors[cursor].finish(claim, fate);
         let positions = self.model.events_of(claim);
         let model = &mut self.model.cursors[cursor];
         let totals = &mut self.model.totals[model.name];
         for (index, (position, _)) in positions.iter().enumerate() {
-            let is_lost = (index as u64) < lost;
-            let fate = if is_lost { Fate::Lost } else { Fate::Finished };
-            *(if is_lost { &mut totals.lost } else { &mut totals.delivered }) +=
-                model.settle(*position..position + 1, fate);
+            let queue::Fate { lost, dropped, duplicate } = fate;
+            let ends = [lost, lost + dropped, lost + dropped + duplicate];
+            let [dropped, duplicate] = &mut totals.filtered;
+            let total = match ends.iter().position(|end| (index as u64) < *end) {
+                Some(0) => &mut totals.lost,
+                Some(1) => dropped,
+                Some(_) => duplicate,
+                None => &mut totals.delivered,
+            };
+            *total += model.settle(*position..position + 1, Fate::Finished);
         }
     }
 
@@ -492,6 +503,7 @@ impl Pair {
             self.model.events_of(claim).into_iter().map(|(_, event)| event).collect();
         let real = self.cursors[cursor].retake(claim);
         same("retaken", real.as_ref().map(read).unwrap_or_default(), wanted)?;
+        self.compare_origins(real.as_ref())?;
         let stage = if real.is_some() { Stage::OnWire } else { Stage::Dropped };
         self.model.cursors[cursor].claims.insert(claim.start, (claim.end, stage));
         Ok(())
@@ -526,6 +538,7 @@ impl Pair {
         let wanted: Vec<String> =
             waiting.iter().take(got.len()).map(|(_, event)| event.clone()).collect();
         same("next", &got, &wanted)?;
+        self.compare_origins(Some(&real))?;
         let fits = real.bytes <= take.bytes && real.events <= take.events;
         same("within its bounds, or one event", fits || real.events == 1, true)?;
         same("claim", (real.claim.start, real.claim.end), {
@@ -552,6 +565,20 @@ impl Pair {
         let model = &mut self.model.cursors[cursor];
         model.read = real.claim.end;
         model.claims.insert(real.claim.start, (real.claim.end, Stage::OnWire));
+        Ok(())
+    }
+
+    /// Each piece says where its lines are in the log.
+    fn compare_origins(&self, batch: Option<&Batch>) -> TestCaseResult {
+        let Some(batch) = batch else { return Ok(()) };
+        same("origins", batch.origins.len(), batch.pieces.len())?;
+        for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
+            let events = piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+            let claim = Claim { start: origin.first, end: origin.first + events };
+            let wanted: String =
+                self.model.events_of(claim).iter().map(|(_, event)| format!("{event}\n")).collect();
+            same("piece", &piece[..], wanted.as_bytes())?;
+        }
         Ok(())
     }
 
@@ -586,14 +613,21 @@ impl Pair {
                 .sum();
             same("backlog's bytes", backlog.bytes, bytes)?;
             #[allow(clippy::cast_precision_loss, reason = "a small queue")]
-            let [accepted, delivered, lost, backlog] =
-                [self.model.accepted(), counts.delivered(), counts.lost(), backlog.events]
-                    .map(|count| count as f64);
-            same("conserved", accepted + counts.start(), delivered + lost + backlog)?;
+            let [accepted, delivered, lost, filtered, backlog] = [
+                self.model.accepted(),
+                counts.delivered(),
+                counts.lost(),
+                counts.filtered().iter().sum(),
+                backlog.events,
+            ]
+            .map(|count| count as f64);
+            let all = delivered + lost + filtered + backlog;
+            same("conserved", accepted + counts.start(), all)?;
         }
         for (counts, totals) in self.counts.iter().zip(self.model.totals) {
             same("delivered", counts.delivered(), totals.delivered)?;
             same("lost", counts.lost(), totals.lost)?;
+            same("filtered", counts.filtered(), totals.filtered)?;
         }
         Ok(())
     }
@@ -622,7 +656,7 @@ impl Pair {
                 self.apply(&Step::Retake { cursor, claim: 0 })?;
             }
             while self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_some() {
-                self.apply(&Step::Finish { cursor, claim: 0, lost: 0 })?;
+                self.apply(&Step::Finish { cursor, claim: 0, fate: queue::Fate::default() })?;
             }
             let before = self.model.cursors[cursor].read;
             loop {
@@ -630,7 +664,7 @@ impl Pair {
                 if self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_none() {
                     break;
                 }
-                self.apply(&Step::Finish { cursor, claim: 0, lost: 0 })?;
+                self.apply(&Step::Finish { cursor, claim: 0, fate: queue::Fate::default() })?;
             }
             same("never back", self.model.cursors[cursor].read >= before, true)?;
         }

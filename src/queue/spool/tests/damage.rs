@@ -15,6 +15,7 @@ use super::*;
 use crate::audit::LevelCounts;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Fate;
 use crate::queue::Retaken;
 use crate::queue::Take;
 use crate::queue::disk::Access;
@@ -192,7 +193,7 @@ impl Spool {
                     let chosen = rng.usize(..names.len());
                     let take = Take { bytes: rng.u64(1..9000), events: u64::MAX };
                     if let Some(batch) = running.next(chosen, take) {
-                        running.cursors[chosen].finish(batch.claim, 0);
+                        running.cursors[chosen].finish(batch.claim, Fate::default());
                     }
                 }
                 _ => {}
@@ -297,7 +298,7 @@ impl Delivered {
                 batch = again;
             }
             self.take(&batch);
-            running.cursors[chosen].finish(batch.claim, 0);
+            running.cursors[chosen].finish(batch.claim, Fate::default());
         }
         true
     }
@@ -527,7 +528,7 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     };
     conserved(&running);
     while let Some(batch) = running.next(0, ALL) {
-        running.cursors[0].finish(batch.claim, 0);
+        running.cursors[0].finish(batch.claim, Fate::default());
         conserved(&running);
     }
     assert_eq!(running.counts[0].lost(), running.counts[1].lost());

@@ -24,6 +24,7 @@ use super::super::writer::Step;
 use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
+use crate::queue;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Retaken;
@@ -118,7 +119,9 @@ struct Output {
     /// Were dropped while they were released, or on the wire of an optional output, and the output does not know.
     dropped: Vec<Claim>,
     start: i64,
+    /// Delivered or filtered.
     finished: u64,
+    filtered: [u64; 2],
     lost: u64,
     /// The cursors file has it at least here.
     saved: Position,
@@ -215,6 +218,7 @@ struct Known {
 struct Left {
     counts: Counts,
     finished: u64,
+    filtered: [u64; 2],
     lost: u64,
     counted: u64,
 }
@@ -393,6 +397,12 @@ impl Simulation {
             write_line(number, self.sent[sent].lengths[event], &mut wanted);
         }
         assert!(got == wanted, "{:?} is not as it was sent", batch.claim);
+        assert_eq!(batch.origins.len(), batch.pieces.len());
+        let mut next = batch.claim.start;
+        for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
+            assert_eq!(origin.first, next, "{:?}", batch.claim);
+            next += piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+        }
     }
 
     // What is done.
@@ -657,14 +667,22 @@ impl Simulation {
             false => output.pick(&mut self.rng, &[Stage::OnWire]),
         };
         let Some(claim) = claim else { return };
-        let lost = if lose { self.rng.u64(0..=claim.end - claim.start) } else { 0 };
-        say!(self, "{} finishes {claim:?}, {lost} lost", self.outputs[chosen].name);
+        let mut rest = claim.end - claim.start;
+        let mut some = || {
+            let some = if lose { self.rng.u64(0..=rest) } else { 0 };
+            rest -= some;
+            some
+        };
+        let (lost, dropped, duplicate) = (some(), some(), some());
+        let fate = queue::Fate { lost, dropped, duplicate };
+        say!(self, "{} finishes {claim:?}, {fate:?}", self.outputs[chosen].name);
         let output = &mut self.outputs[chosen];
         output.claims.remove(&claim.start);
         output.settle(claim.start..claim.end - lost, Fate::Finished);
         output.settle(claim.end - lost..claim.end, Fate::Lost);
+        output.filtered = [output.filtered[0] + dropped, output.filtered[1] + duplicate];
         self.tally.delivered += claim.end - claim.start - lost;
-        self.process().cursors[chosen].finish(claim, lost);
+        self.process().cursors[chosen].finish(claim, fate);
     }
 
     fn release(&mut self, chosen: usize) {
@@ -730,7 +748,7 @@ impl Simulation {
             if !only_gone {
                 // It was on the wire: whatever becomes of it counts no more.
                 cursor.release(claim);
-                cursor.finish(claim, 1);
+                cursor.finish(claim, queue::Fate::lost(1));
             }
             assert!(!cursor.reclaim(claim), "it was dropped");
             assert!(matches!(cursor.retake(claim), Retaken::Gone), "it was dropped");
@@ -955,6 +973,7 @@ impl Simulation {
                 dropped: Vec::new(),
                 start: 0,
                 finished: 0,
+                filtered: [0; 2],
                 lost: 0,
                 saved: if safe { at } else { known.from },
                 named: safe || known.named,
@@ -1209,7 +1228,8 @@ impl Simulation {
         let names: Vec<_> = NAMES.into_iter().filter(gone).collect();
         let Some(name) = self.rng.choice(names) else { return };
         let required = self.rng.bool();
-        let Left { counts, finished, lost, counted } = self.left.remove(name).unwrap_or_default();
+        let Left { counts, finished, filtered, lost, counted } =
+            self.left.remove(name).unwrap_or_default();
         let output = {
             let process = self.process();
             counts.output(&process.telemetry, name, required)
@@ -1229,6 +1249,7 @@ impl Simulation {
             dropped: Vec::new(),
             start: signed(finished + lost + counted) - signed(self.accepted),
             finished,
+            filtered,
             lost,
             saved: at,
             named: false,
@@ -1290,8 +1311,8 @@ impl Simulation {
             free: true,
         };
         self.known.insert(output.name.clone(), known);
-        let Output { name, counts, finished, lost, counted, .. } = output;
-        self.left.insert(name, Left { counts, finished, lost, counted });
+        let Output { name, counts, finished, filtered, lost, counted, .. } = output;
+        self.left.insert(name, Left { counts, finished, filtered, lost, counted });
     }
 
     fn require(&mut self) {
@@ -1343,7 +1364,10 @@ impl Simulation {
             let waiting_at = || fates().filter(|(_, fate)| **fate == Fate::Waiting);
             let waiting = output.waiting();
             assert_eq!(backlog.events, waiting, "backlog of {name}");
-            assert_eq!(output.counts.delivered(), output.finished, "delivered to {name}");
+            let [dropped, duplicate] = output.filtered;
+            let delivered = output.finished - dropped - duplicate;
+            assert_eq!(output.counts.delivered(), delivered, "delivered to {name}");
+            assert_eq!(output.counts.filtered(), output.filtered, "filtered of {name}");
             assert_eq!(output.counts.lost(), output.lost, "lost for {name}");
             #[allow(clippy::cast_precision_loss, reason = "a small log")]
             let start = output.start as f64;
