@@ -227,6 +227,9 @@ fn every_series_exists_at_0_from_the_start() {
             "resolve connect tls timeout closed status_4xx status_429 status_5xx protocol";
         let of = |reason| ("output_errors_total", vec![("output", output), ("reason", reason)]);
         expected.extend(reasons.split_whitespace().map(of));
+        let actions = "dropped duplicate lowered trimmed redacted";
+        let of = |action| ("filtered_events_total", vec![("output", output), ("action", action)]);
+        expected.extend(actions.split_whitespace().map(of));
     }
     for (name, labels) in &expected {
         assert_eq!(metrics.get(name, labels), Some(0.0), "{name} {labels:?}");

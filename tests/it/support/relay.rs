@@ -442,8 +442,13 @@ impl Relay {
     fn wait_until_stable(&self) {
         let counted = || -> BTreeMap<String, f64> {
             let metrics = self.metrics();
-            let names =
-                ["event_total", "output_events_total", "output_backlog_events", "error_total"];
+            let names = [
+                "event_total",
+                "output_events_total",
+                "output_backlog_events",
+                "error_total",
+                "filtered_events_total",
+            ];
             names.iter().map(|&name| (name.to_owned(), metrics.sum(name))).collect()
         };
         let mut last = counted();
