@@ -35,6 +35,7 @@ mod documents;
 mod drain;
 mod healthcheck;
 mod migrate;
+mod policy;
 mod queue;
 mod replay;
 
@@ -87,6 +88,9 @@ enum Command {
     /// Look into the directory of a durable queue; changes nothing, also beside a running relay
     #[command(subcommand)]
     Queue(queue::Command),
+    /// Look at events as an audit policy does: which rule decides, and why
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Print the completions for a shell
     Completions {
         #[arg(value_enum)]
@@ -127,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Migrate(command) => migrate::run(&command),
         Command::Queue(command) => queue::run(&command),
+        Command::Policy(command) => policy::run(&command),
         Command::Completions { shell } => documents::completions(shell, Arguments::command()),
         Command::Man { directory } => documents::man(directory.as_deref(), Arguments::command()),
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),

@@ -1,0 +1,123 @@
+//! `policy explain`: which rule of a policy an event falls under, why no rule before it does, and what becomes of the event.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::Read;
+use std::path::Path;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::WRONG;
+use super::print;
+use crate::audit;
+use crate::audit::request::Request;
+use crate::audit::request::request;
+use crate::audit::scan;
+use crate::policy::FILE_BYTES_MAX;
+use crate::policy::Policy;
+
+/// Of a policy one byte more is read than is allowed, so that it can say what is.
+const POLICY_BYTES_READ: u64 = FILE_BYTES_MAX as u64 + 1;
+
+/// An audit.log is rotated at 100 MiB.
+const EVENT_BYTES_MAX: u64 = 256 << 20;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Print for each event the rule that decides, why those before it do not, and what becomes of the event
+    ///
+    /// A policy with mistakes is not used: each is printed with line and column, and the exit status is 2.
+    Explain {
+        /// The policy, in YAML or JSON: a Policy of audit.k8s.io/v1, as for kube-apiserver's --audit-policy-file
+        #[arg(long, value_name = "FILE")]
+        policy: PathBuf,
+        /// The events: one Event, an EventList, or JSON lines such as an audit.log; `-` is standard input
+        #[arg(value_name = "EVENT.json")]
+        events: PathBuf,
+    },
+}
+
+pub(super) fn run(command: &Command) -> Result<(), u8> {
+    let Command::Explain { policy: file, events } = command;
+    let policy = policy(file)?;
+    let lines = read(events, EVENT_BYTES_MAX).and_then(|body| {
+        audit::decode(body).map(|batch| batch.lines).map_err(std::io::Error::other)
+    });
+    let lines = lines.map_err(|error| unreadable(events, &error))?;
+    let mut text = String::new();
+    let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    for (index, event) in lines.enumerate() {
+        if index > 0 {
+            text.push('\n');
+        }
+        let request = request(event);
+        text.push_str(&head(index + 1, event, &request));
+        for line in policy.explain(&request).to_string().lines() {
+            // Writing into memory does not fail.
+            writeln!(text, "  {line}").ok();
+        }
+    }
+    print(&text)
+}
+
+/// Prints every mistake, if there are any.
+fn policy(file: &Path) -> Result<Policy, u8> {
+    let text = read(file, POLICY_BYTES_READ).map_err(|error| unreadable(file, &error))?;
+    let text = String::from_utf8(text).map_err(|error| {
+        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .split(|&byte| byte == b'\n')
+            .count();
+        eprintln!("{}:{line}: this line is not UTF-8", file.display());
+        WRONG
+    })?;
+    Policy::read(&text).map_err(|problems| {
+        for problem in problems {
+            eprintln!("{}:{problem}", file.display());
+        }
+        WRONG
+    })
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> u8 {
+    eprintln!("{}: cannot read it: {error}", file.display());
+    WRONG
+}
+
+fn read(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    let input: Box<dyn Read> = match file == Path::new("-") {
+        true => Box::new(std::io::stdin()),
+        false => Box::new(std::fs::File::open(file)?),
+    };
+    input.take(bytes_max + 1).read_to_end(&mut body)?;
+    match body.len() as u64 > bytes_max {
+        true => Err(std::io::Error::other(format!("it is larger than {bytes_max} bytes"))),
+        false => Ok(body),
+    }
+}
+
+/// Which event this is: its place, stage and audit ID; who asked for what.
+fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
+    let id = scan::member(event, "auditID").and_then(scan::string).unwrap_or_default();
+    let user = match &request.user {
+        Some(user) => format!("by {:?}", String::from_utf8_lossy(&user.name)),
+        None => "by nobody".to_owned(),
+    };
+    format!(
+        "event {number} ({}, auditID {}): {} {} {user}\n",
+        printable(&request.stage),
+        printable(&id),
+        printable(&request.verb),
+        printable(&request.uri),
+    )
+}
+
+/// What senders choose must not move a terminal's cursor.
+fn printable(text: &[u8]) -> Cow<'_, str> {
+    let text = String::from_utf8_lossy(text);
+    match text.contains(|char: char| char.is_control()) {
+        true => text.escape_debug().to_string().into(),
+        false => text,
+    }
+}

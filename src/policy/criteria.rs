@@ -1,0 +1,385 @@
+//! The criteria of a rule: what they may say, and which one a request does not meet.
+//!
+//! This is the plain reading, criterion by criterion in the order of kube-apiserver, which explanations are made of. The
+//! quick one is `matcher.rs`.
+
+use std::fmt;
+
+use crate::audit::request::Object;
+use crate::audit::request::Request;
+
+/// Which requests a rule is about. All that is not empty must hold.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Criteria {
+    /// One of these asked.
+    pub users: Vec<String>,
+    /// Who asked is in one of these.
+    pub user_groups: Vec<String>,
+    /// It is one of these.
+    pub verbs: Vec<String>,
+    /// It is about an object of one of these kinds.
+    pub resources: Vec<GroupResources>,
+    /// It is about an object in one of these; `""` is outside of all.
+    pub namespaces: Vec<String>,
+    /// It is about no object, but one of these paths; `*` at the end is any rest.
+    pub non_resource_urls: Vec<String>,
+}
+
+/// Kinds of objects of one API group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GroupResources {
+    /// `""` is the core group, `*` is any.
+    pub group: String,
+    /// `pods`, `pods/log`, `pods/*` (`pods` too), `*/log`, `*`. None: all of the group.
+    pub resources: Vec<String>,
+    /// Objects of these names only. Needs `resources`.
+    pub resource_names: Vec<String>,
+}
+
+/// How the fields are spelled where a rule is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// Of [`Criteria`].
+    pub resources: &'static str,
+    /// Of [`Criteria`].
+    pub namespaces: &'static str,
+    /// Of [`Criteria`].
+    pub non_resource_urls: &'static str,
+    /// Of [`GroupResources`].
+    pub group: &'static str,
+    /// Of [`GroupResources`].
+    pub resource_names: &'static str,
+}
+
+impl Names {
+    /// In policies.
+    pub const POLICY: Self = Self {
+        resources: "resources",
+        namespaces: "namespaces",
+        non_resource_urls: "nonResourceURLs",
+        group: "group",
+        resource_names: "resourceNames",
+    };
+    /// In config files.
+    pub const CONFIG: Self = Self {
+        non_resource_urls: "non_resource_urls",
+        resource_names: "resource_names",
+        ..Self::POLICY
+    };
+}
+
+/// What cannot be meant as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// From the criteria to the value.
+    pub path: Vec<Step>,
+    /// What is wrong and what is allowed.
+    pub what: String,
+}
+
+/// One step down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// To the field of this name.
+    Field(&'static str),
+    /// To the item of this index.
+    Item(usize),
+}
+
+impl fmt::Display for Mistake {
+    /// `resources[0].group: what`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.path.iter().enumerate() {
+            match step {
+                Step::Field(name) if index == 0 => write!(f, "{name}")?,
+                Step::Field(name) => write!(f, ".{name}")?,
+                Step::Item(item) => write!(f, "[{item}]")?,
+            }
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+impl Criteria {
+    /// What kube-apiserver refuses, and what it takes though it never matches.
+    #[must_use]
+    pub fn mistakes(&self, names: &Names) -> Vec<Mistake> {
+        let mut found = Vec::new();
+        let mut note = |path: &[Step], what: String| {
+            found.push(Mistake { path: path.to_vec(), what });
+        };
+        let urls = Step::Field(names.non_resource_urls);
+        if !self.non_resource_urls.is_empty()
+            && !(self.resources.is_empty() && self.namespaces.is_empty())
+        {
+            let Names { resources, namespaces, .. } = names;
+            let what = format!(
+                "a request is about a path or about an object: a rule has this or {resources} and {namespaces}; make two of it"
+            );
+            note(&[urls], what);
+        }
+        for (index, url) in self.non_resource_urls.iter().enumerate() {
+            if let Some(what) = wrong_url(url) {
+                note(&[urls, Step::Item(index)], what);
+            }
+        }
+        for (index, of_group) in self.resources.iter().enumerate() {
+            let entry = [Step::Field(names.resources), Step::Item(index)];
+            let at = |field| [entry[0], entry[1], Step::Field(field)];
+            if let Some(what) = wrong_group(&of_group.group) {
+                note(&at(names.group), what);
+            }
+            for (index, resource) in of_group.resources.iter().enumerate() {
+                if resource.split('/').any(str::is_empty) || resource.matches('/').count() > 1 {
+                    let what = format!(
+                        "{resource:?} is no resource: `pods`, `pods/log`, `pods/*`, `*/log` and `*` are of the forms that are allowed"
+                    );
+                    let [first, second, third] = at("resources");
+                    note(&[first, second, third, Step::Item(index)], what);
+                }
+            }
+            if of_group.resources.is_empty() && !of_group.resource_names.is_empty() {
+                let what = "names of what? resources must say it here, too".to_owned();
+                note(&at(names.resource_names), what);
+            }
+        }
+        found
+    }
+
+    /// Of the criteria that this request does not meet the first, and how the two differ.
+    pub(super) fn unmet(&self, request: &Request<'_>) -> Option<String> {
+        self.unmet_by_who(request).or_else(|| {
+            if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
+                return Some(lacks("verbs", &self.verbs, &request.verb));
+            }
+            if !self.namespaces.is_empty() || !self.resources.is_empty() {
+                return self.unmet_by_object(request);
+            }
+            if !self.non_resource_urls.is_empty() {
+                return self.unmet_by_path(request);
+            }
+            None
+        })
+    }
+
+    fn unmet_by_who(&self, request: &Request<'_>) -> Option<String> {
+        if self.users.is_empty() && self.user_groups.is_empty() {
+            return None;
+        }
+        let Some(user) = &request.user else {
+            let field = if self.users.is_empty() { "userGroups" } else { "users" };
+            return Some(format!("{field}: nobody was authenticated"));
+        };
+        if !self.users.is_empty() && !has(&self.users, &user.name) {
+            return Some(lacks("users", &self.users, &user.name));
+        }
+        let in_group = || user.groups.iter().any(|group| has(&self.user_groups, group));
+        if !self.user_groups.is_empty() && !in_group() {
+            let listed = Listed(&self.user_groups);
+            let own: Vec<_> = user.groups.iter().map(|group| shown(group)).collect();
+            return Some(format!("userGroups {listed} have none of {}", Listed(&own)));
+        }
+        None
+    }
+
+    fn unmet_by_object(&self, request: &Request<'_>) -> Option<String> {
+        let Some(object) = &request.object else {
+            let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
+            let path = shown(path(request));
+            return Some(format!("{field}: the request is about the path {path:?}, and no object"));
+        };
+        if !self.namespaces.is_empty() && !has(&self.namespaces, &object.namespace) {
+            return Some(lacks("namespaces", &self.namespaces, &object.namespace));
+        }
+        let name = name(request, object);
+        if self.resources.is_empty() || self.resources.iter().any(|of| of.matches(object, name)) {
+            return None;
+        }
+        let listed: Vec<_> = self.resources.iter().map(GroupResources::to_string).collect();
+        let mut what = shown(&object.resource);
+        if !object.subresource.is_empty() {
+            what = format!("{what}/{}", shown(&object.subresource));
+        }
+        let group = shown(&object.group);
+        let mut what = format!("resources [{}] do not have {what:?}", listed.join("; "));
+        match group.as_str() {
+            "" => what.push_str(" of the core group"),
+            group => what.push_str(&format!(" of the group {group:?}")),
+        }
+        if self.resources.iter().any(|of| !of.resource_names.is_empty()) {
+            match (name, &*object.name) {
+                (b"", b"") => what.push_str(" without a name"),
+                (b"", _) => what.push_str(" without a name (rules see none where one is created)"),
+                _ => what.push_str(&format!(" with the name {:?}", shown(name))),
+            }
+        }
+        Some(what)
+    }
+
+    fn unmet_by_path(&self, request: &Request<'_>) -> Option<String> {
+        if let Some(object) = &request.object {
+            let resource = shown(&object.resource);
+            return Some(format!("nonResourceURLs: the request is about an object ({resource})"));
+        }
+        let path = unescaped(path(request));
+        let matches = |spec: &String| match spec.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),
+            None => path == spec.as_bytes(),
+        };
+        let met = self.non_resource_urls.iter().any(matches);
+        (!met).then(|| lacks("nonResourceURLs", &self.non_resource_urls, &path))
+    }
+}
+
+impl GroupResources {
+    fn matches(&self, object: &Object<'_>, name: &[u8]) -> bool {
+        let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
+        let named = self.resource_names.is_empty() || has(&self.resource_names, name);
+        let (resource, sub) = (&*object.resource, &*object.subresource);
+        let covers = |spec: &String| match spec.as_bytes() {
+            b"*" => true,
+            [b'*', b'/', rest @ ..] if !sub.is_empty() && rest == sub => true,
+            [first @ .., b'/', b'*'] if first == resource => true,
+            spec => is_combined(spec, object),
+        };
+        of_group && (self.resources.is_empty() || named && self.resources.iter().any(covers))
+    }
+}
+
+impl fmt::Display for GroupResources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group.as_str() {
+            "" => f.write_str("core group: ")?,
+            "*" => f.write_str("any group: ")?,
+            group => write!(f, "{}: ", group.escape_debug())?,
+        }
+        match self.resources.as_slice() {
+            [] => f.write_str("all"),
+            resources => write!(f, "{}", Listed(resources).bare()),
+        }?;
+        match self.resource_names.as_slice() {
+            [] => Ok(()),
+            names => write!(f, " named {}", Listed(names)),
+        }
+    }
+}
+
+fn has(list: &[String], value: &[u8]) -> bool {
+    list.iter().any(|item| item.as_bytes() == value)
+}
+
+/// Whether this is `resource`, or with a subresource `resource/sub`.
+pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
+    match &*object.subresource {
+        b"" => *spec == *object.resource,
+        sub => {
+            let rest = spec.strip_prefix(&*object.resource);
+            rest.and_then(|rest| rest.strip_prefix(b"/")) == Some(sub)
+        }
+    }
+}
+
+/// The name that kube-apiserver's policy saw: of what is created it learns the name only from the body.
+pub(super) fn name<'r>(request: &Request<'_>, object: &'r Object<'_>) -> &'r [u8] {
+    match *request.verb == *b"create" && object.subresource.is_empty() {
+        true => b"",
+        false => &object.name,
+    }
+}
+
+/// The request's path as it was sent, without its query.
+pub(super) fn path<'r>(request: &'r Request<'_>) -> &'r [u8] {
+    let end = memchr::memchr(b'?', &request.uri).unwrap_or(request.uri.len());
+    request.uri.get(..end).unwrap_or_default()
+}
+
+/// With `%41` as `A`: policies see a path so.
+pub(super) fn unescaped(path: &[u8]) -> Vec<u8> {
+    unescaping(path).collect()
+}
+
+/// The bytes of [`unescaped`]. What begins no escape is itself.
+pub(super) fn unescaping(path: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let mut rest = path;
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    std::iter::from_fn(move || {
+        let (&first, behind) = rest.split_first()?;
+        rest = behind;
+        if let (b'%', [high, low, behind @ ..]) = (first, behind)
+            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
+        {
+            rest = behind;
+            return Some(high << 4 | low);
+        }
+        Some(first)
+    })
+}
+
+fn wrong_url(url: &str) -> Option<String> {
+    if url == "*" {
+        return None;
+    }
+    if !url.starts_with('/') {
+        return Some(format!("{url:?} is no path: one begins with /, or is * for all"));
+    }
+    let star = url.find('*')?;
+    (star + 1 < url.len()).then(|| {
+        format!("{url:?} has a * before its end: it is allowed as the last character, for any rest")
+    })
+}
+
+/// Kubernetes wants DNS subdomains in lower case (RFC 1123 §2.1).
+fn wrong_group(group: &str) -> Option<String> {
+    if group.is_empty() || group == "*" {
+        return None;
+    }
+    if let Some((name, _)) = group.split_once('/') {
+        return Some(format!("{group:?} is more than a group: leave its version out, {name:?}"));
+    }
+    let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.bytes().all(|byte| is_end(byte) || byte == b'-')
+            && label.bytes().next().is_some_and(is_end)
+            && label.bytes().last().is_some_and(is_end)
+    };
+    let is_name = group.len() <= 253 && group.split('.').all(is_label);
+    (!is_name).then(|| {
+        format!(
+            "{group:?} is no API group: names such as \"apps\" and \"rbac.authorization.k8s.io\" are allowed, \"\" for the core group and \"*\" for all"
+        )
+    })
+}
+
+/// So many values of a list are shown.
+const SHOWN: usize = 8;
+
+/// A list for a sentence.
+struct Listed<'a, T>(&'a [T]);
+
+impl<T: AsRef<str>> Listed<'_, T> {
+    fn bare(&self) -> String {
+        let shown = self.0.iter().take(SHOWN).map(|item| match item.as_ref() {
+            "" => "\"\"".to_owned(),
+            item => item.escape_debug().to_string(),
+        });
+        let mut text = shown.collect::<Vec<_>>().join(" ");
+        if self.0.len() > SHOWN {
+            text.push_str(&format!(" and {} more", self.0.len() - SHOWN));
+        }
+        text
+    }
+}
+
+impl<T: AsRef<str>> fmt::Display for Listed<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}]", self.bare())
+    }
+}
+
+fn lacks(field: &str, list: &[String], value: &[u8]) -> String {
+    format!("{field} {} do not have {:?}", Listed(list), shown(value))
+}
+
+fn shown(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).into_owned()
+}

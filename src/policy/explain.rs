@@ -1,0 +1,97 @@
+//! Why a policy decides as it does, for people: one line for each rule up to the one that matches, then what follows.
+
+use std::fmt;
+
+use super::Decision;
+use super::Level;
+use super::Policy;
+use super::Rule;
+use super::Stage;
+use crate::audit::request::Request;
+
+/// The way to a decision. Its `Display` is lines, each ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    decision: Decision,
+    lines: Vec<String>,
+}
+
+impl Explanation {
+    pub(super) fn new(policy: &Policy, request: &Request<'_>) -> Self {
+        let mut lines = Vec::new();
+        let mut matching = None;
+        for (index, rule) in policy.rules.iter().enumerate() {
+            let number = index + 1;
+            let Rule { line, level, criteria, .. } = rule;
+            match criteria.unmet(request) {
+                Some(unmet) => lines.push(format!("rule {number} (line {line}): {unmet}")),
+                None => {
+                    lines.push(format!("rule {number} (line {line}) matches: level {level}"));
+                    matching = Some(index);
+                    break;
+                }
+            }
+        }
+        let decision = policy.decision(matching, request);
+        if matching.is_none() {
+            lines.push("no rule matches: level None".to_owned());
+        }
+        lines.push(consequence(decision, request));
+        if decision.omit_managed_fields && !decision.omit_stage {
+            lines.extend(managed_fields(decision, request));
+        }
+        Self { decision, lines }
+    }
+
+    /// What the lines explain.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        self.decision
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+/// What becomes of the event, but for `managedFields`.
+fn consequence(decision: Decision, request: &Request<'_>) -> String {
+    if decision.level == Level::None {
+        return "the event is dropped".to_owned();
+    }
+    if let (true, Some(stage)) = (decision.omit_stage, Stage::of(&request.stage)) {
+        return format!("the event is dropped: the stage {} is omitted", stage.name());
+    }
+    let Some(own) = Level::of(&request.level) else {
+        let level = String::from_utf8_lossy(&request.level);
+        return format!("the event is kept; its own level {level:?} is unknown");
+    };
+    match decision.level {
+        wanted if wanted == own => format!("the event is kept, at its own level {own}"),
+        wanted if wanted > own => {
+            format!("the event is kept, at its own level {own}: what was not recorded stays out")
+        }
+        wanted => {
+            let bodies = match (wanted, own) {
+                (Level::Metadata, Level::RequestResponse) => "requestObject and responseObject",
+                (Level::Metadata, _) => "requestObject",
+                _ => "responseObject",
+            };
+            format!("the event is lowered from {own} to {wanted}: without {bodies}")
+        }
+    }
+}
+
+/// They are in bodies only.
+fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
+    let own = Level::of(&request.level)?;
+    match decision.level.min(own) {
+        Level::None | Level::Metadata => None,
+        Level::Request => Some("managedFields are taken out of requestObject".to_owned()),
+        Level::RequestResponse => {
+            Some("managedFields are taken out of requestObject and responseObject".to_owned())
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Which of many criteria a request meets first, in a few lookups.
+//!
+//! Every rule is a bit. For each criterion there is a table from a value to the rules that it leaves in the race: those
+//! that list it and those that do not ask. The sets of a request's verb, namespace, resource, user and groups are cut one
+//! after another, the cheapest first, until no rule is left; of those that are, only what no table holds (groups and names
+//! of resources, paths) is compared. Nothing is allocated, and no table is asked that no rule in the race needs.
+
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
+
+use super::Criteria;
+use super::GroupResources;
+use super::RULES_MAX;
+use super::criteria::is_combined;
+use super::criteria::name;
+use super::criteria::path;
+use super::criteria::unescaping;
+use crate::audit::request::Object;
+use crate::audit::request::Request;
+
+const WORDS_MAX: usize = RULES_MAX / 64;
+
+/// A list of criteria, compiled.
+#[derive(Debug)]
+pub struct Matcher {
+    /// What the tables do not hold of each rule.
+    rest: Vec<Rest>,
+    /// Rules that a request about an object may match; one about a path.
+    about_object: Vec<u64>,
+    about_path: Vec<u64>,
+    verbs: Table,
+    namespaces: Table,
+    /// By resource, without its subresource.
+    resources: Table,
+    users: Table,
+    groups: Table,
+}
+
+#[derive(Debug, Default)]
+struct Rest {
+    resources: Vec<OfGroup>,
+    paths: Vec<Path>,
+}
+
+#[derive(Debug)]
+struct OfGroup {
+    /// `None`: any.
+    group: Option<Box<[u8]>>,
+    /// Empty: all.
+    kinds: Vec<Kind>,
+    /// Empty: all.
+    names: Vec<Box<[u8]>>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Any,
+    /// `*/sub`
+    Sub(Box<[u8]>),
+    /// `resource/*`
+    Under(Box<[u8]>),
+    /// `resource`, `resource/sub`
+    Exactly(Box<[u8]>),
+}
+
+#[derive(Debug)]
+struct Path {
+    text: Box<[u8]>,
+    is_prefix: bool,
+}
+
+/// For the values of one criterion: which rules are left.
+#[derive(Debug)]
+struct Table {
+    /// Rules that do not ask for it.
+    indifferent: Vec<u64>,
+    /// Where the set of a value begins in `sets`.
+    places: HashMap<Box<[u8]>, usize, FixedState>,
+    /// Each holds the indifferent, too.
+    sets: Vec<u64>,
+}
+
+impl Matcher {
+    /// Of these, in their order; what is beyond [`RULES_MAX`] never matches.
+    pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
+        let all: Vec<&Criteria> = criteria.into_iter().take(RULES_MAX).collect();
+        let words = all.len().div_ceil(64);
+        let set = |is_in: &dyn Fn(&Criteria) -> bool| {
+            let mut set = vec![0; words];
+            for (index, _) in all.iter().enumerate().filter(|(_, criteria)| is_in(criteria)) {
+                set[index / 64] |= 1 << (index % 64);
+            }
+            set
+        };
+        let asks_object =
+            |criteria: &Criteria| !criteria.resources.is_empty() || !criteria.namespaces.is_empty();
+        let table = |values: &dyn Fn(&Criteria) -> Vec<String>| {
+            Table::new(words, all.iter().map(|criteria| values(criteria)))
+        };
+        Self {
+            // Resources and namespaces go before paths where a rule has both.
+            about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
+            about_path: set(&|of| !asks_object(of)),
+            verbs: table(&|criteria| criteria.verbs.clone()),
+            namespaces: table(&|criteria| criteria.namespaces.clone()),
+            resources: table(&resources),
+            users: table(&|criteria| criteria.users.clone()),
+            groups: table(&|criteria| criteria.user_groups.clone()),
+            rest: all.iter().map(|criteria| Rest::new(criteria)).collect(),
+        }
+    }
+
+    /// Whether any of them is met.
+    #[must_use]
+    pub fn matches(&self, request: &Request<'_>) -> bool {
+        self.first(request).is_some()
+    }
+
+    /// The index of the first that is met.
+    #[must_use]
+    pub fn first(&self, request: &Request<'_>) -> Option<usize> {
+        let mut room = [0; WORDS_MAX];
+        let about = match request.object {
+            Some(_) => &self.about_object,
+            None => &self.about_path,
+        };
+        let left = room.get_mut(..about.len())?;
+        left.copy_from_slice(about);
+        self.verbs.cut(left, &request.verb);
+        if let Some(object) = &request.object {
+            self.resources.cut(left, &object.resource);
+            self.namespaces.cut(left, &object.namespace);
+        }
+        match &request.user {
+            Some(user) => {
+                self.users.cut(left, &user.name);
+                self.groups.cut_to_any(left, &user.groups);
+            }
+            None => {
+                self.users.cut_to_indifferent(left);
+                self.groups.cut_to_indifferent(left);
+            }
+        }
+        rules(left).find(|&rule| self.rest[rule].matches(request))
+    }
+}
+
+/// The bits that are set, as indices.
+fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
+    words.iter().enumerate().flat_map(|(index, &word)| {
+        let mut word = word;
+        std::iter::from_fn(move || {
+            (word != 0).then(|| {
+                // At most 63.
+                let bit = word.trailing_zeros() as usize;
+                word &= word - 1;
+                index * 64 + bit
+            })
+        })
+    })
+}
+
+/// The values of the table of resources; none where any will do.
+fn resources(criteria: &Criteria) -> Vec<String> {
+    let mut values = Vec::new();
+    for of in &criteria.resources {
+        for spec in &of.resources {
+            match spec.split_once('/').map_or(spec.as_str(), |(resource, _)| resource) {
+                "*" => return Vec::new(),
+                resource => values.push(resource.to_owned()),
+            }
+        }
+        if of.resources.is_empty() {
+            return Vec::new();
+        }
+    }
+    values
+}
+
+impl Table {
+    /// From each rule's values; one without any is indifferent.
+    fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
+        let rules: Vec<Vec<String>> = rules.collect();
+        let mut indifferent = vec![0; words];
+        for (rule, _) in rules.iter().enumerate().filter(|(_, values)| values.is_empty()) {
+            indifferent[rule / 64] |= 1 << (rule % 64);
+        }
+        let mut table = Self { indifferent, places: HashMap::default(), sets: Vec::new() };
+        for (rule, values) in rules.into_iter().enumerate() {
+            for value in values {
+                let place = *table.places.entry(value.into_bytes().into()).or_insert_with(|| {
+                    table.sets.extend_from_slice(&table.indifferent);
+                    table.sets.len() - words
+                });
+                table.sets[place + rule / 64] |= 1 << (rule % 64);
+            }
+        }
+        table
+    }
+
+    /// Whether a rule in the race asks for this.
+    fn is_asked(&self, left: &[u64]) -> bool {
+        left.iter().zip(&self.indifferent).any(|(left, indifferent)| left & !indifferent != 0)
+    }
+
+    fn set(&self, value: &[u8]) -> &[u64] {
+        let place = self.places.get(value);
+        let set = place.and_then(|&at| self.sets.get(at..at + self.indifferent.len()));
+        set.unwrap_or(&self.indifferent)
+    }
+
+    fn cut(&self, left: &mut [u64], value: &[u8]) {
+        if self.is_asked(left) {
+            intersect(left, self.set(value));
+        }
+    }
+
+    fn cut_to_indifferent(&self, left: &mut [u64]) {
+        intersect(left, &self.indifferent);
+    }
+
+    fn cut_to_any(&self, left: &mut [u64], values: &[impl AsRef<[u8]>]) {
+        if !self.is_asked(left) {
+            return;
+        }
+        let mut room = [0; WORDS_MAX];
+        for (united, word) in room.iter_mut().zip(&self.indifferent) {
+            *united = *word;
+        }
+        for value in values {
+            for (united, word) in room.iter_mut().zip(self.set(value.as_ref())) {
+                *united |= word;
+            }
+        }
+        intersect(left, &room);
+    }
+}
+
+fn intersect(left: &mut [u64], with: &[u64]) {
+    for (left, with) in left.iter_mut().zip(with) {
+        *left &= with;
+    }
+}
+
+impl Rest {
+    fn new(criteria: &Criteria) -> Self {
+        let Criteria { resources, namespaces, non_resource_urls, .. } = criteria;
+        let asks_object = !resources.is_empty() || !namespaces.is_empty();
+        let paths = non_resource_urls.iter().filter(|_| !asks_object);
+        Self {
+            resources: resources.iter().map(OfGroup::new).collect(),
+            paths: paths.map(|spec| Path::new(spec)).collect(),
+        }
+    }
+
+    fn matches(&self, request: &Request<'_>) -> bool {
+        if let (Some(object), false) = (&request.object, self.resources.is_empty()) {
+            let name = name(request, object);
+            return self.resources.iter().any(|of| of.matches(object, name));
+        }
+        if self.paths.is_empty() {
+            return true;
+        }
+        let path = path(request);
+        let is_escaped = memchr::memchr(b'%', path).is_some();
+        self.paths.iter().any(|spec| spec.matches(path, is_escaped))
+    }
+}
+
+impl OfGroup {
+    fn new(of: &GroupResources) -> Self {
+        Self {
+            group: (of.group != "*").then(|| bytes(&of.group)),
+            kinds: of.resources.iter().map(|spec| Kind::new(spec)).collect(),
+            names: of.resource_names.iter().map(|name| bytes(name)).collect(),
+        }
+    }
+
+    fn matches(&self, object: &Object<'_>, name: &[u8]) -> bool {
+        self.group.as_ref().is_none_or(|group| **group == *object.group)
+            && (self.kinds.is_empty()
+                || (self.names.is_empty() || self.names.iter().any(|known| **known == *name))
+                    && self.kinds.iter().any(|kind| kind.matches(object)))
+    }
+}
+
+impl Kind {
+    fn new(spec: &str) -> Self {
+        match spec.split_once('/') {
+            None if spec == "*" => Self::Any,
+            Some(("*", sub)) if sub != "*" => Self::Sub(bytes(sub)),
+            Some((resource, "*")) => Self::Under(bytes(resource)),
+            Some(_) | None => Self::Exactly(bytes(spec)),
+        }
+    }
+
+    fn matches(&self, object: &Object<'_>) -> bool {
+        let (own, sub) = (&*object.resource, &*object.subresource);
+        match self {
+            Self::Any => true,
+            Self::Sub(wanted) => !sub.is_empty() && **wanted == *sub,
+            Self::Under(resource) => **resource == *own,
+            Self::Exactly(spec) => is_combined(spec, object),
+        }
+    }
+}
+
+impl Path {
+    fn new(spec: &str) -> Self {
+        let prefix = spec.strip_suffix('*').map(|prefix| prefix.trim_end_matches('*'));
+        Self { text: bytes(prefix.unwrap_or(spec)), is_prefix: prefix.is_some() }
+    }
+
+    fn matches(&self, path: &[u8], is_escaped: bool) -> bool {
+        match (self.is_prefix, is_escaped) {
+            (true, false) => path.starts_with(&self.text),
+            (false, false) => *path == *self.text,
+            (false, true) => unescaping(path).eq(self.text.iter().copied()),
+            (true, true) => {
+                let mut path = unescaping(path);
+                self.text.iter().all(|&byte| path.next() == Some(byte))
+            }
+        }
+    }
+}
+
+fn bytes(text: &str) -> Box<[u8]> {
+    text.as_bytes().into()
+}

@@ -1,0 +1,398 @@
+//! A policy file → its rules, or every mistake in it with its place and what is allowed.
+//!
+//! What kube-apiserver refuses is refused. Besides, unknown fields are, and duplicate ones: kube-apiserver reads such a
+//! file as if they were not there and warns in its log, so that a criterion with a slip in its name is none, and its rule
+//! matches more than was meant.
+
+use std::cell::RefCell;
+
+use super::Criteria;
+use super::FILE_BYTES_MAX;
+use super::GroupResources;
+use super::Level;
+use super::Names;
+use super::Policy;
+use super::Problem;
+use super::RULES_MAX;
+use super::Rule;
+use super::Stage;
+use super::Step;
+use super::yaml;
+use super::yaml::Node;
+use super::yaml::Place;
+use super::yaml::Value;
+use crate::audit::API_VERSION;
+
+const KIND: &str = "Policy";
+
+/// Fields of the whole.
+const POLICY: &[&str] =
+    &["apiVersion", "kind", "metadata", "omitStages", "omitManagedFields", "rules"];
+
+/// Fields of a rule.
+const RULE: &[&str] = &[
+    "level",
+    "users",
+    "userGroups",
+    "verbs",
+    "resources",
+    "namespaces",
+    "nonResourceURLs",
+    "omitStages",
+    "omitManagedFields",
+];
+
+/// Fields of an entry of `resources`.
+const GROUP_RESOURCES: &[&str] = &["group", "resources", "resourceNames"];
+
+/// What other rules of Kubernetes call them.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("groups", "userGroups"),
+    ("apiGroup", "group"),
+    ("apiGroups", "group"),
+    ("namespace", "namespaces"),
+    ("paths", "nonResourceURLs"),
+];
+
+pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
+    if text.len() > FILE_BYTES_MAX {
+        let what = format!("{} bytes: a policy has {FILE_BYTES_MAX} at most", text.len());
+        return Err(vec![Place::START.problem(what)]);
+    }
+    let document = yaml::parse(text).map_err(|problem| vec![problem])?;
+    let problems = Problems::default();
+    let policy = problems.policy(&document);
+    let mut problems = problems.found.into_inner();
+    // What aliases stand for is met more than once.
+    problems.sort();
+    problems.dedup();
+    match policy {
+        Some(policy) if problems.is_empty() => Ok(policy),
+        _ => Err(problems),
+    }
+}
+
+/// What a reading has found so far.
+#[derive(Default)]
+struct Problems {
+    found: RefCell<Vec<Problem>>,
+}
+
+/// The fields of a map that are known, each once.
+struct Fields<'n> {
+    place: Place,
+    fields: Vec<(&'static str, &'n Node)>,
+}
+
+impl<'n> Fields<'n> {
+    /// Null is absent, as for kube-apiserver.
+    fn get(&self, name: &str) -> Option<&'n Node> {
+        let (_, node) = self.fields.iter().find(|(known, _)| *known == name)?;
+        (!is_null(node)).then_some(node)
+    }
+}
+
+impl Problems {
+    fn note(&self, place: Place, what: impl Into<String>) {
+        self.found.borrow_mut().push(place.problem(what));
+    }
+
+    fn policy(&self, document: &Node) -> Option<Policy> {
+        if is_null(document) {
+            self.note(document.place, "there is nothing in it");
+            return None;
+        }
+        if !self.is_policy(document)? {
+            return None;
+        }
+        let fields = self.fields(document, POLICY)?;
+        self.api_version(&fields);
+        if let Some(metadata) = fields.get("metadata") {
+            self.map(metadata);
+        }
+        let omit_stages = self.stages(&fields);
+        let omit_managed_fields = self.flag(&fields, "omitManagedFields").unwrap_or(false);
+        let rules = match fields.get("rules") {
+            None => {
+                self.note(fields.place, "rules are missing: at least one is needed");
+                return None;
+            }
+            Some(rules) => {
+                let list = self.list(rules)?;
+                if list.is_empty() {
+                    self.note(rules.place, "no rules: at least one is needed");
+                }
+                if let Some(beyond) = list.get(RULES_MAX) {
+                    let what = format!("{} rules: {RULES_MAX} are allowed", list.len());
+                    self.note(beyond.place, what);
+                }
+                list.iter().filter_map(|rule| self.rule(rule)).collect()
+            }
+        };
+        Some(Policy::new(&omit_stages, omit_managed_fields, rules))
+    }
+
+    /// Whether it says so itself: of anything else only this is said.
+    fn is_policy(&self, document: &Node) -> Option<bool> {
+        let pairs = self.map(document)?;
+        let kind = pairs
+            .iter()
+            .find(|(key, _)| matches!(&key.value, Value::Scalar { text, .. } if text == "kind"));
+        match kind {
+            None => {
+                self.note(document.place, format!("kind is missing: it is {KIND}"));
+                Some(true)
+            }
+            Some((_, node)) => {
+                let kind = self.text(node)?;
+                let is_policy = kind == KIND;
+                if !is_policy {
+                    self.note(node.place, format!("kind is {kind:?}: only {KIND} is allowed"));
+                }
+                Some(is_policy)
+            }
+        }
+    }
+
+    fn api_version(&self, fields: &Fields<'_>) {
+        let Some(node) = fields.get("apiVersion") else {
+            self.note(fields.place, format!("apiVersion is missing: it is {API_VERSION}"));
+            return;
+        };
+        let Some(version) = self.text(node) else { return };
+        match version.as_str() {
+            API_VERSION => {}
+            "audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1" => self.note(
+                node.place,
+                format!(
+                    "{version} ended with Kubernetes 1.24: write {API_VERSION}, the fields are the same"
+                ),
+            ),
+            _ => self.note(
+                node.place,
+                format!("apiVersion is {version:?}: only {API_VERSION} is allowed"),
+            ),
+        }
+    }
+
+    fn rule(&self, node: &Node) -> Option<Rule> {
+        let fields = self.fields(node, RULE)?;
+        let level = match fields.get("level") {
+            Some(node) => self.one_of(node, &Level::ALL, Level::name),
+            None => {
+                let all = Level::ALL.map(Level::name).join(", ");
+                self.note(fields.place, format!("level is missing: one of {all}"));
+                None
+            }
+        };
+        let resources = fields.get("resources").and_then(|node| self.list(node));
+        let resources = resources.unwrap_or_default().iter();
+        let criteria = Criteria {
+            users: self.texts(&fields, "users"),
+            user_groups: self.texts(&fields, "userGroups"),
+            verbs: self.texts(&fields, "verbs"),
+            resources: resources.map(|entry| self.group_resources(entry)).collect(),
+            namespaces: self.texts(&fields, "namespaces"),
+            non_resource_urls: self.texts(&fields, "nonResourceURLs"),
+        };
+        for mistake in criteria.mistakes(&Names::POLICY) {
+            self.note(place_of(node, &mistake.path), mistake.what);
+        }
+        let omit_stages = self.stages(&fields);
+        let omit_managed_fields = self.flag(&fields, "omitManagedFields");
+        let line = node.place.line;
+        Some(Rule { line, level: level?, criteria, omit_stages, omit_managed_fields })
+    }
+
+    /// An entry that is none is empty, so that those behind it keep their index.
+    fn group_resources(&self, node: &Node) -> GroupResources {
+        let Some(fields) = self.fields(node, GROUP_RESOURCES) else {
+            return GroupResources::default();
+        };
+        GroupResources {
+            group: fields.get("group").and_then(|node| self.text(node)).unwrap_or_default(),
+            resources: self.texts(&fields, "resources"),
+            resource_names: self.texts(&fields, "resourceNames"),
+        }
+    }
+
+    fn stages(&self, fields: &Fields<'_>) -> Vec<Stage> {
+        let list = fields.get("omitStages").and_then(|node| self.list(node));
+        let stages = list.unwrap_or_default().iter();
+        stages.filter_map(|node| self.one_of(node, &Stage::ALL, Stage::name)).collect()
+    }
+
+    fn one_of<T: Copy>(&self, node: &Node, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
+        let text = self.text(node)?;
+        let found = all.iter().find(|one| name(**one) == text);
+        if found.is_none() {
+            let names: Vec<_> = all.iter().map(|one| name(*one)).collect();
+            self.note(node.place, format!("{text:?} is unknown{}", instead(&text, &names)));
+        }
+        found.copied()
+    }
+
+    /// The known fields of a map; what else is there is put on record.
+    fn fields<'n>(&self, node: &'n Node, known: &'static [&'static str]) -> Option<Fields<'n>> {
+        let mut fields: Vec<(&'static str, &Node)> = Vec::new();
+        for (key, value) in self.map(node)? {
+            let Value::Scalar { text, plain } = &key.value else {
+                self.note(key.place, "a field's name is text");
+                continue;
+            };
+            match known.iter().find(|name| *name == text) {
+                Some(name) if fields.iter().any(|(other, _)| other == name) => {
+                    self.note(key.place, format!("{name} is here twice"));
+                }
+                Some(name) => fields.push((name, value)),
+                None if *plain && text == "<<" => {
+                    self.note(
+                        key.place,
+                        "merging maps by << is not supported: write the fields out",
+                    );
+                }
+                None => {
+                    let other = OTHER_NAMES
+                        .iter()
+                        .find(|(other, name)| other == text && known.contains(name));
+                    let instead = match other {
+                        Some((_, name)) => format!(", did you mean {name}?"),
+                        None => instead(text, known),
+                    };
+                    self.note(key.place, format!("unknown field {text:?}{instead}"));
+                }
+            }
+        }
+        Some(Fields { place: node.place, fields })
+    }
+
+    fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
+        match &node.value {
+            Value::Map(pairs) => Some(pairs),
+            other => {
+                self.note(node.place, format!("{} where fields are expected", what(other)));
+                None
+            }
+        }
+    }
+
+    fn list<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
+        match &node.value {
+            Value::List(nodes) => Some(nodes),
+            other => {
+                self.note(node.place, format!("{} where a list is expected", what(other)));
+                None
+            }
+        }
+    }
+
+    /// An item that is none is empty, so that those behind it keep their index.
+    fn texts(&self, fields: &Fields<'_>, name: &str) -> Vec<String> {
+        let list = fields.get(name).and_then(|node| self.list(node)).unwrap_or_default();
+        list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
+    }
+
+    fn text(&self, node: &Node) -> Option<String> {
+        let Value::Scalar { text, plain } = &node.value else {
+            self.note(node.place, format!("{} where text is expected", what(&node.value)));
+            return None;
+        };
+        let other = match () {
+            () if !plain => None,
+            () if is_null(node) => Some("nothing"),
+            () if flag(text).is_some() => Some("a flag"),
+            () if is_number(text) => Some("a number"),
+            () => None,
+        };
+        match other {
+            None => Some(text.clone()),
+            Some(other) => {
+                let what = format!("without quotes this is {other}: write {text:?}");
+                self.note(node.place, what);
+                None
+            }
+        }
+    }
+
+    fn flag(&self, fields: &Fields<'_>, name: &str) -> Option<bool> {
+        let node = fields.get(name)?;
+        let read = match &node.value {
+            Value::Scalar { text, plain: true } => flag(text),
+            Value::Scalar { .. } | Value::List(_) | Value::Map(_) => None,
+        };
+        if read.is_none() {
+            self.note(node.place, format!("{name} is true or false, without quotes"));
+        }
+        read
+    }
+}
+
+/// Where in this map the path ends, or where there is no more of it.
+fn place_of(node: &Node, path: &[Step]) -> Place {
+    let mut node = node;
+    for step in path {
+        let next = match (step, &node.value) {
+            (Step::Field(name), Value::Map(pairs)) => pairs.iter().find_map(|(key, value)| {
+                matches!(&key.value, Value::Scalar { text, .. } if text == name).then_some(value)
+            }),
+            (Step::Item(index), Value::List(nodes)) => nodes.get(*index),
+            _ => None,
+        };
+        let Some(next) = next else { break };
+        node = next;
+    }
+    node.place
+}
+
+fn what(value: &Value) -> &'static str {
+    match value {
+        Value::Scalar { text, plain: true } if is_null_text(text) => "nothing",
+        Value::Scalar { .. } => "text",
+        Value::List(_) => "a list",
+        Value::Map(_) => "fields",
+    }
+}
+
+fn is_null(node: &Node) -> bool {
+    matches!(&node.value, Value::Scalar { text, plain: true } if is_null_text(text))
+}
+
+fn is_null_text(text: &str) -> bool {
+    matches!(text, "" | "~" | "null" | "Null" | "NULL")
+}
+
+/// As kube-apiserver's YAML 1.1 has it.
+fn flag(text: &str) -> Option<bool> {
+    match text {
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => {
+            Some(true)
+        }
+        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "n" | "N" | "off" | "Off" | "OFF" => {
+            Some(false)
+        }
+        _ => None,
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    let digits = text.trim_start_matches(['+', '-']);
+    let begins = digits.trim_start_matches('.').starts_with(|first: char| first.is_ascii_digit());
+    let is_based = ["0x", "0o", "0b"].iter().any(|base| digits.starts_with(base));
+    begins && (is_based || text.replace('_', "").parse::<f64>().is_ok())
+        || matches!(digits.to_ascii_lowercase().as_str(), ".inf" | ".nan")
+}
+
+/// What to write for it: the nearest of these, or all.
+fn instead(text: &str, known: &[&str]) -> String {
+    let lower = text.to_lowercase();
+    let typos_max = (text.chars().count() / 3).max(1);
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(&lower, &name.to_lowercase()), name))
+        .filter(|(typos, _)| *typos <= typos_max)
+        .min();
+    match nearest {
+        Some((_, name)) => format!(", did you mean {name}?"),
+        None => format!(", allowed: {}", known.join(", ")),
+    }
+}

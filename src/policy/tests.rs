@@ -1,0 +1,55 @@
+//! What the tests of policies share: requests from a few words, and the policies of the repository.
+
+mod corpus;
+mod explained;
+mod random;
+mod reading;
+mod upstream;
+
+use std::borrow::Cow;
+
+use super::Policy;
+use crate::audit::request::Object;
+use crate::audit::request::Request;
+use crate::audit::request::Text;
+use crate::audit::request::User;
+
+fn text(text: &str) -> Text<'_> {
+    Cow::Borrowed(text.as_bytes())
+}
+
+/// An event at level RequestResponse and stage ResponseComplete; nobody asks, for nothing.
+fn asked<'a>(verb: &'a str, uri: &'a str) -> Request<'a> {
+    Request {
+        level: text("RequestResponse"),
+        stage: text("ResponseComplete"),
+        uri: text(uri),
+        verb: text(verb),
+        ..Request::default()
+    }
+}
+
+fn user<'a>(name: &'a str, groups: &[&'a str]) -> Option<User<'a>> {
+    Some(User { name: text(name), groups: groups.iter().map(|group| text(group)).collect() })
+}
+
+/// From `namespace/resource/name/subresource`, where each but the resource may be empty.
+fn object<'a>(group: &'a str, path: &'a str) -> Option<Object<'a>> {
+    let mut parts = path.split('/').map(text).chain(std::iter::repeat(text("")));
+    let mut next = || parts.next().unwrap_or_default();
+    let (namespace, resource, name, subresource) = (next(), next(), next(), next());
+    Some(Object { group: text(group), resource, subresource, namespace, name })
+}
+
+/// A policy of these rules, which are without mistakes.
+fn rules(rules: &str) -> Policy {
+    let text = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n{rules}");
+    Policy::read(&text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
+}
+
+/// One of `tests/policies`.
+fn shipped(name: &str) -> Policy {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
+    let text = std::fs::read_to_string(folder.join(name)).unwrap();
+    Policy::read(&text).unwrap_or_else(|problems| panic!("{name}: {problems:?}"))
+}

@@ -1,0 +1,111 @@
+//! The shipped policies on recorded events: what kube-apiserver recorded under a policy, that policy keeps as it is; of
+//! what it recorded in full, each policy leaves what it would have recorded.
+
+use std::collections::BTreeMap;
+
+use super::super::Decision;
+use super::super::Level;
+use super::shipped;
+use crate::audit::decode;
+use crate::audit::request::Request;
+use crate::audit::request::request;
+
+/// Calls for each event of a recorded body, and says how many there were.
+fn each(name: &str, mut call: impl FnMut(&[u8], &Request<'_>)) -> usize {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
+    let lines = decode(std::fs::read(folder.join(name)).unwrap()).unwrap().lines;
+    let events = lines.split(|byte| *byte == b'\n').filter(|event| !event.is_empty());
+    events.map(|event| call(event, &request(event))).count()
+}
+
+#[test]
+fn all_of_them_load() {
+    for (name, rules) in [
+        ("ibm-default.yaml", 2),
+        ("ibm-verbose.yaml", 4),
+        ("ibm-default-old.yaml", 15),
+        ("ibm-verbose-old.yaml", 4),
+        ("openshift-default.yaml", 15),
+    ] {
+        assert_eq!(shipped(name).rules().len(), rules, "{name}");
+    }
+}
+
+#[test]
+fn what_was_recorded_under_a_policy_is_kept_by_it_at_its_own_level() {
+    for (body, policy, events) in [
+        ("01-batch400-metadata.json", "ibm-default.yaml", 400),
+        ("18-batch40-h2.json", "ibm-default.yaml", 40),
+        ("19-verbose-writes.json", "ibm-verbose.yaml", 113),
+    ] {
+        let policy = shipped(policy);
+        let count = each(body, |event, request| {
+            let decision = policy.decide(request);
+            let event = String::from_utf8_lossy(event);
+            assert_eq!(Some(decision.level), Level::of(&request.level), "{event}");
+            assert!(!decision.omit_stage, "{event}");
+            assert!(decision.omit_managed_fields);
+        });
+        assert_eq!(count, events);
+    }
+}
+
+#[test]
+fn of_writes_recorded_in_full_the_default_keeps_metadata() {
+    let policy = shipped("ibm-default.yaml");
+    let count = each("19-verbose-writes.json", |event, request| {
+        let decision = policy.decide(request);
+        assert_eq!(decision.level, Level::Metadata, "{}", String::from_utf8_lossy(event));
+        assert!(!decision.omit_stage);
+    });
+    assert_eq!(count, 113);
+}
+
+/// Told without a policy: from the event alone, as its JSON says.
+fn expected(event: &serde_json::Value) -> (Level, bool) {
+    let path = event["requestURI"].as_str().unwrap().split('?').next().unwrap().to_owned();
+    let about_path = event.get("objectRef").is_none();
+    let dropped = ["/version", "/healthz", "/readyz", "/livez"].contains(&path.as_str())
+        || path.starts_with("/api");
+    let somebody = !event["user"]["groups"].as_array().unwrap_or(&Vec::new()).is_empty();
+    let level = match about_path && dropped && somebody {
+        true => Level::None,
+        false => Level::Metadata,
+    };
+    (level, event["stage"] == "RequestReceived")
+}
+
+#[test]
+fn of_all_stages_in_full_the_default_keeps_what_it_would_have_recorded() {
+    let policy = shipped("ibm-default.yaml");
+    let mut outcomes = BTreeMap::new();
+    for name in [
+        "02-batch-requestresponse-allstages.json",
+        "09-pods-exec-log-patch.json",
+        "10-unauthorized-401.json",
+        "11-forbidden-403.json",
+        "12-impersonation.json",
+        "13-ssa-patch.json",
+        "14-invalid-requests.json",
+        "15-client-audit-id-xff.json",
+        "16-watch.json",
+        "17-truncated.json",
+        "audit.log",
+    ] {
+        each(name, |event, request| {
+            let Decision { level, omit_stage, .. } = policy.decide(request);
+            let parsed: serde_json::Value = serde_json::from_slice(event).unwrap();
+            assert_eq!((level, omit_stage), expected(&parsed), "{name}: {parsed}");
+            *outcomes.entry((name, level, omit_stage)).or_insert(0) += 1;
+        });
+    }
+    let of = |name, level, omit_stage| outcomes.get(&(name, level, omit_stage)).copied();
+    let all = "02-batch-requestresponse-allstages.json";
+    // 183 events of the stage RequestReceived and 217 later ones; of the 12 about paths 10 are of /readyz.
+    assert_eq!(of(all, Level::None, true), Some(5));
+    assert_eq!(of(all, Level::None, false), Some(5));
+    assert_eq!(of(all, Level::Metadata, true), Some(178));
+    assert_eq!(of(all, Level::Metadata, false), Some(212));
+    // Nobody is in no group, not even in the unauthenticated: a 401 is kept whatever its path.
+    assert_eq!(of("10-unauthorized-401.json", Level::Metadata, false), Some(4));
+}

@@ -1,0 +1,137 @@
+//! Explanations, word for word.
+
+use super::asked;
+use super::object;
+use super::rules;
+use super::text;
+use super::user;
+use crate::audit::request::Request;
+
+#[track_caller]
+fn assert_explained(rules_text: &str, request: &Request<'_>, expected: &str) {
+    assert_eq!(rules(rules_text).explain(request).to_string(), expected);
+}
+
+const CREATED: &str = "/api/v1/namespaces/shop/pods?dryRun=All";
+
+fn create_pod() -> Request<'static> {
+    Request {
+        user: user("ann", &["dev", "system:authenticated"]),
+        object: object("", "shop/pods/web-1"),
+        ..asked("create", CREATED)
+    }
+}
+
+#[test]
+fn each_rule_says_what_it_lacks_up_to_the_one_that_matches() {
+    let policy = "\
+- {level: None, users: [bob, 'carl \"c\"']}
+- {level: None, userGroups: [ops, '']}
+- level: None
+  verbs: [get, patch]
+- {level: None, namespaces: ['', kube-system]}
+- {level: None, resources: [{resources: [pods/log, 'services/*']}, {group: apps}, {group: '*', resources: ['*/status']}]}
+- {level: None, resources: [{resources: [pods], resourceNames: [web-1]}]}
+- {level: None, nonResourceURLs: [/healthz]}
+- {level: None, users: [u1, u2, u3, u4, u5, u6, u7, u8, u9, u10]}
+- {level: Metadata, verbs: [create]}
+- {level: None}
+";
+    let expected = r#"rule 1 (line 4): users [bob carl \"c\"] do not have "ann"
+rule 2 (line 5): userGroups [ops ""] have none of [dev system:authenticated]
+rule 3 (line 6): verbs [get patch] do not have "create"
+rule 4 (line 8): namespaces ["" kube-system] do not have "shop"
+rule 5 (line 9): resources [core group: pods/log services/*; apps: all; any group: */status] do not have "pods" of the core group
+rule 6 (line 10): resources [core group: pods named [web-1]] do not have "pods" of the core group without a name (rules see none where one is created)
+rule 7 (line 11): nonResourceURLs: the request is about an object (pods)
+rule 8 (line 12): users [u1 u2 u3 u4 u5 u6 u7 u8 and 2 more] do not have "ann"
+rule 9 (line 13) matches: level Metadata
+the event is lowered from RequestResponse to Metadata: without requestObject and responseObject
+"#;
+    assert_explained(policy, &create_pod(), expected);
+}
+
+#[test]
+fn requests_of_nobody_and_about_paths_are_explained() {
+    let policy = "\
+- {level: None, users: [a]}
+- {level: None, userGroups: [a]}
+- {level: None, resources: [{group: apps}]}
+- {level: None, namespaces: [a]}
+- {level: None, nonResourceURLs: [/healthz*, /b]}
+- {level: RequestResponse, nonResourceURLs: ['/a b']}
+";
+    let expected = "\
+rule 1 (line 4): users: nobody was authenticated
+rule 2 (line 5): userGroups: nobody was authenticated
+rule 3 (line 6): resources: the request is about the path \"/a%20b\", and no object
+rule 4 (line 7): namespaces: the request is about the path \"/a%20b\", and no object
+rule 5 (line 8): nonResourceURLs [/healthz* /b] do not have \"/a b\"
+rule 6 (line 9) matches: level RequestResponse
+the event is kept, at its own level RequestResponse
+";
+    assert_explained(policy, &asked("get", "/a%20b?x=/b"), expected);
+    let role = Request { object: object("rbac.x", "/roles/r/status"), ..asked("get", "/apis") };
+    assert_explained(
+        "- {level: None, resources: [{group: rbac.x, resources: ['*'], resourceNames: [a]}]}",
+        &role,
+        "rule 1 (line 4): resources [rbac.x: * named [a]] do not have \"roles/status\" of the group \"rbac.x\" with the name \"r\"\n\
+         no rule matches: level None\nthe event is dropped\n",
+    );
+}
+
+#[test]
+fn what_becomes_of_the_event_is_said() {
+    let of = |rule: &str, level: &'static str, stage: &'static str| {
+        let request = Request { level: text(level), stage: text(stage), ..asked("get", "/") };
+        let explained = rules(&format!("- {{{rule}}}")).explain(&request).to_string();
+        let (_, rest) = explained.split_once('\n').unwrap();
+        rest.to_owned()
+    };
+    let done = "ResponseComplete";
+    for (rule, level, stage, expected) in [
+        ("level: None", "Metadata", done, "the event is dropped\n"),
+        (
+            "level: Request, omitStages: [Panic]",
+            "Request",
+            "Panic",
+            "the event is dropped: the stage Panic is omitted\n",
+        ),
+        ("level: Metadata", "Metadata", done, "the event is kept, at its own level Metadata\n"),
+        (
+            "level: Request",
+            "Metadata",
+            done,
+            "the event is kept, at its own level Metadata: what was not recorded stays out\n",
+        ),
+        (
+            "level: Metadata",
+            "Request",
+            done,
+            "the event is lowered from Request to Metadata: without requestObject\n",
+        ),
+        (
+            "level: Request, omitManagedFields: true",
+            "RequestResponse",
+            done,
+            "the event is lowered from RequestResponse to Request: without responseObject\n\
+             managedFields are taken out of requestObject\n",
+        ),
+        (
+            "level: RequestResponse, omitManagedFields: true",
+            "RequestResponse",
+            done,
+            "the event is kept, at its own level RequestResponse\n\
+             managedFields are taken out of requestObject and responseObject\n",
+        ),
+        (
+            "level: Request, omitManagedFields: true",
+            "Metadata",
+            done,
+            "the event is kept, at its own level Metadata: what was not recorded stays out\n",
+        ),
+        ("level: Request", "x\n", done, "the event is kept; its own level \"x\\n\" is unknown\n"),
+    ] {
+        assert_eq!(of(rule, level, stage), expected, "{rule}");
+    }
+}

@@ -1,0 +1,327 @@
+//! Policy files: both notations, and every mistake with its place and what is allowed.
+
+use proptest::prelude::*;
+
+use super::super::Criteria;
+use super::super::FILE_BYTES_MAX;
+use super::super::GroupResources;
+use super::super::Level;
+use super::super::Names;
+use super::super::Policy;
+use super::super::RULES_MAX;
+use super::super::Stage;
+
+const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n";
+
+/// `LINE:COLUMN: what` of each.
+fn problems(text: &str) -> Vec<String> {
+    match Policy::read(text) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// The same for rules, the first of which is in line 1.
+fn in_rules(rules: &str) -> Vec<String> {
+    let found = Policy::read(&format!("{HEAD}rules:\n{rules}"));
+    let below = |problem: &super::super::Problem| {
+        format!("{}:{}: {}", problem.line - 3, problem.column, problem.what)
+    };
+    found.err().unwrap_or_default().iter().map(below).collect()
+}
+
+/// Whether these are they, and each begins as is said.
+#[track_caller]
+fn assert_are(found: &[String], expected: &[&str]) {
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(found.starts_with(expected), "{found}\ninstead of\n{expected}");
+    }
+}
+
+#[test]
+fn yaml_and_json_give_the_same_rules() {
+    let yaml = r#"
+        # comments, anchors, flow and block
+        apiVersion: audit.k8s.io/v1
+        kind: Policy
+        metadata: {name: x, labels: {a: b}}
+        omitStages: [RequestReceived]
+        omitManagedFields: yes
+        rules:
+        - level: RequestResponse
+          users: &tim ["tim", '', !!str 1]
+          userGroups: [testers, "developers"]
+          verbs:
+          - patch
+          - "create"
+          resources:
+          - group: ""
+          - group: rbac.authorization.k8s.io
+            resources: [clusterroles, "*/status"]
+            resourceNames: [edit]
+          namespaces: ["", kube-system]
+          omitStages: ["Panic"]
+          omitManagedFields: off
+        - level: None
+          users: *tim
+          verbs: ~
+          nonResourceURLs: [/healthz*, "*", /version]
+        "#;
+    let json = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "metadata": {"name": "x"},
+        "omitStages": ["RequestReceived"], "omitManagedFields": true,
+        "rules": [
+          {"level": "RequestResponse", "users": ["tim", "", "1"], "userGroups": ["testers", "developers"],
+           "verbs": ["patch", "cre\u0061te"],
+           "resources": [{"group": ""}, {"group": "rbac.authorization.k8s.io",
+             "resources": ["clusterroles", "*\/status"], "resourceNames": ["edit"]}],
+           "namespaces": ["", "kube-system"], "omitStages": ["Panic"], "omitManagedFields": false},
+          {"level": "None", "users": ["tim", "", "1"], "nonResourceURLs": ["/healthz*", "*", "/version"]}]}"#;
+    let (yaml, json) = (Policy::read(yaml).unwrap(), Policy::read(json).unwrap());
+    let lines = |policy: &Policy| policy.rules().iter().map(|rule| rule.line).collect::<Vec<_>>();
+    assert_eq!((lines(&yaml), lines(&json)), (vec![9, 22], vec![4, 9]));
+    for (yaml, json) in yaml.rules().iter().zip(json.rules()) {
+        assert_eq!(yaml.criteria, json.criteria);
+        assert_eq!((yaml.level, &yaml.omit_stages), (json.level, &json.omit_stages));
+        assert_eq!(yaml.omit_managed_fields, json.omit_managed_fields);
+    }
+    let first = &yaml.rules()[0];
+    assert_eq!(first.level, Level::RequestResponse);
+    assert_eq!(
+        (&*first.omit_stages, first.omit_managed_fields),
+        (&[Stage::Panic][..], Some(false))
+    );
+    assert_eq!(first.criteria.users, ["tim", "", "1"]);
+    assert_eq!(first.criteria.resources[1].resource_names, ["edit"]);
+    assert_eq!(yaml.rules()[1].criteria.verbs, Vec::<String>::new());
+    // Windows' line ends and mark.
+    let text = format!("\u{feff}{HEAD}rules:\n- level: None\n").replace('\n', "\r\n");
+    assert_eq!(Policy::read(&text).unwrap().rules()[0].line, 4);
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_at_once_each_where_it_stands() {
+    let text = "\
+apiVersion: audit.k8s.io/v1beta1
+kind: Policy
+omitStage: [RequestReceived]
+omitStages: [RequestRecieved]
+rules:
+- level: metadata
+  user: [a]
+  verbs: get
+- verbs: [get, 1, yes]
+  resources:
+  - group: apps/v1
+    resources: [pods/log/x, deployments]
+  - resourceNames: [x]
+  nonResourceURLs: [healthz, /a*b]
+- level: None
+  omitManagedFields: \"true\"
+  level: Request
+";
+    assert_are(
+        &problems(text),
+        &[
+            "1:13: audit.k8s.io/v1beta1 ended with Kubernetes 1.24: write audit.k8s.io/v1",
+            "3:1: unknown field \"omitStage\", did you mean omitStages?",
+            "4:14: \"RequestRecieved\" is unknown, did you mean RequestReceived?",
+            "6:10: \"metadata\" is unknown, did you mean Metadata?",
+            "7:3: unknown field \"user\", did you mean users?",
+            "8:10: text where a list is expected",
+            "9:3: level is missing: one of None, Metadata, Request, RequestResponse",
+            "9:16: without quotes this is a number: write \"1\"",
+            "9:19: without quotes this is a flag: write \"yes\"",
+            "11:12: \"apps/v1\" is more than a group: leave its version out, \"apps\"",
+            "12:17: \"pods/log/x\" is no resource",
+            "13:20: names of what?",
+            "14:20: a request is about a path or about an object",
+            "14:21: \"healthz\" is no path",
+            "14:30: \"/a*b\" has a * before its end",
+            "16:22: omitManagedFields is true or false, without quotes",
+            "17:3: level is here twice",
+        ],
+    );
+}
+
+#[test]
+fn what_is_no_policy_is_told_in_one_line() {
+    for (text, expected) in [
+        ("", "1:1: there is nothing in it"),
+        ("# only this\n", "1:1: there is nothing in it"),
+        ("~", "1:1: there is nothing in it"),
+        ("just text", "1:1: text where fields are expected"),
+        ("[1]", "1:1: a list where fields are expected"),
+        ("a: [1\nb: 2", "2:"),
+        ("a: b\n\tc: d", "2:"),
+        ("a: *unknown", "1:4: not YAML: "),
+        ("kind: Deployment\nspec: {}\n", "1:7: kind is \"Deployment\": only Policy is allowed"),
+        ("kind: [Policy]", "1:7: a list where text is expected"),
+        ("a: !mine b", "1:4: the tag !mine has no meaning here"),
+        ("a: !!binary b", "1:4: the tag "),
+    ] {
+        assert_are(&problems(text), &[expected]);
+    }
+    let document = format!("{HEAD}rules: [{{level: None}}]\n");
+    assert_eq!(problems(&document), Vec::<String>::new());
+    assert_eq!(problems(&format!("---\n{document}...\n")), Vec::<String>::new());
+    assert_are(&problems(&format!("{document}---\n{document}")), &["4:1: a second document"]);
+}
+
+#[test]
+fn what_a_policy_must_have_is_asked_for() {
+    let rules = "rules: [{level: None}]";
+    assert_are(
+        &problems(rules),
+        &[
+            "1:1: apiVersion is missing: it is audit.k8s.io/v1",
+            "1:1: kind is missing: it is Policy",
+        ],
+    );
+    let of = |version: &str| problems(&format!("apiVersion: {version}\nkind: Policy\n{rules}"));
+    assert_are(&of("audit.k8s.io/v2"), &["1:13: apiVersion is \"audit.k8s.io/v2\": only"]);
+    assert_are(&of("audit.k8s.io/v1alpha1"), &["1:13: audit.k8s.io/v1alpha1 ended"]);
+    assert_are(&of("v1"), &["1:13: apiVersion is \"v1\": only audit.k8s.io/v1 is allowed"]);
+    for (rules, expected) in [
+        ("", "1:1: rules are missing"),
+        ("rules:", "1:1: rules are missing"),
+        ("rules: []", "3:8: no rules: at least one is needed"),
+        ("rules: {}", "3:8: fields where a list is expected"),
+        ("rules: [x]", "3:9: text where fields are expected"),
+        ("rules: [~]", "3:9: nothing where fields are expected"),
+        ("metadata: x\nrules: [{level: None}]", "3:11: text where fields are expected"),
+    ] {
+        assert_are(&problems(&format!("{HEAD}{rules}\n")), &[expected]);
+    }
+}
+
+#[test]
+fn fields_and_values_of_rules_are_checked() {
+    for (rules, expected) in [
+        ("- level: None\n  groups: [x]", "2:3: unknown field \"groups\", did you mean userGroups?"),
+        (
+            "- level: None\n  nonresourceurls: [/x]",
+            "2:3: unknown field \"nonresourceurls\", did you mean nonResourceURLs?",
+        ),
+        (
+            "- level: None\n  banana: [/x]",
+            "2:3: unknown field \"banana\", allowed: level, users, userGroups",
+        ),
+        ("- level: None\n  ? [a]\n  : b", "2:5: a field's name is text"),
+        ("- level: None\n  <<: {users: [a]}", "2:3: merging maps by << is not supported"),
+        (
+            "- level: None\n  resources: [{apiGroups: [x]}]",
+            "2:15: unknown field \"apiGroups\", did you mean group?",
+        ),
+        ("- level: None\n  resources: [pods]", "2:15: text where fields are expected"),
+        ("- level: None\n  resources: [{group: 1}]", "2:22: without quotes this is a number"),
+        ("- level: None\n  resources: [{group: Apps}]", "2:22: \"Apps\" is no API group"),
+        ("- level: None\n  resources: [{group: a..b}]", "2:22: \"a..b\" is no API group"),
+        ("- level: None\n  resources: [{group: -a}]", "2:22: \"-a\" is no API group"),
+        ("- level: None\n  resources: [{resources: [pods/]}]", "2:27: \"pods/\" is no resource"),
+        ("- level: None\n  resources: [{resources: ['']}]", "2:27: \"\" is no resource"),
+        ("- level: None\n  users: [~]", "2:11: without quotes this is nothing: write \"~\""),
+        ("- level: None\n  users: [0x1F]", "2:11: without quotes this is a number"),
+        ("- level: None\n  users: [{a: b}]", "2:11: fields where text is expected"),
+        ("- level: ''", "1:10: \"\" is unknown, allowed: None, Metadata, Request, RequestResponse"),
+        (
+            "- level: None\n  omitStages: [Panic, Request]",
+            "2:23: \"Request\" is unknown, allowed: RequestReceived",
+        ),
+        ("- level: None\n  omitManagedFields: 1", "2:22: omitManagedFields is true or false"),
+        (
+            "- level: None\n  namespaces: [a]\n  nonResourceURLs: [/x]",
+            "3:20: a request is about a path or",
+        ),
+    ] {
+        assert_are(&in_rules(rules), &[expected]);
+    }
+    for rules in [
+        "- {level: None, users: [-, ., a1, 1a, inf, nan, e1, 'yes', \"1\", 1.2.3, 10.0.0.1/8]}",
+        "- {level: None, resources: [{group: '*', resources: ['*', '*/x', 'x/*']}, {group: a-1.b}]}",
+        "- {level: None, users: [], verbs: , resources: }",
+    ] {
+        assert_eq!(in_rules(rules), Vec::<String>::new(), "{rules}");
+    }
+}
+
+#[test]
+fn columns_count_characters() {
+    let found = in_rules("- {users: ['é𝛼'], level: none}");
+    assert_are(&found, &["1:26: \"none\" is unknown, did you mean None?"]);
+}
+
+#[test]
+fn what_is_too_large_is_refused_before_it_grows() {
+    let large = "#".repeat(FILE_BYTES_MAX + 1);
+    assert_are(&problems(&large), &["1:1: 1048577 bytes: a policy has 1048576 at most"]);
+    let rules = "- level: None\n".repeat(RULES_MAX + 1);
+    assert_are(&in_rules(&rules), &["1025:3: 1025 rules: 1024 are allowed"]);
+    assert_eq!(in_rules(&"- level: None\n".repeat(RULES_MAX)), Vec::<String>::new());
+    // Ten lines that stand for a thousand million values.
+    let mut laughs = "a0: &a0 [lol]\n".to_owned();
+    for level in 1..10 {
+        let before = format!("*a{}, ", level - 1).repeat(9);
+        laughs.push_str(&format!("a{level}: &a{level} [{before}*a{}]\n", level - 1));
+    }
+    let found = problems(&laughs);
+    assert!(found.len() == 1 && found[0].ends_with("too large, with its aliases written out"));
+    // A text that is large by itself, a thousand times.
+    let text = format!("a: &a {}\nb: [{}]", "x".repeat(900_000), "*a,".repeat(1000));
+    let found = problems(&text);
+    assert!(found.len() == 1 && found[0].ends_with("too large, with its aliases written out"));
+    assert_are(&problems("a: &a [*a]"), &["1:8: an alias inside of what it stands for"]);
+    for deep in ["[".repeat(100_000), "{a: ".repeat(100_000), "- ".repeat(100_000)] {
+        assert_eq!(problems(&deep).len(), 1);
+    }
+}
+
+#[test]
+fn mistakes_of_plain_criteria_have_their_path_in_the_words_of_the_config() {
+    let text = |text: &str| vec![text.to_owned()];
+    let resources = GroupResources {
+        group: "apps/v1".to_owned(),
+        resources: Vec::new(),
+        resource_names: text("x"),
+    };
+    let criteria = Criteria {
+        resources: vec![resources],
+        non_resource_urls: text("x"),
+        ..Criteria::default()
+    };
+    let found: Vec<_> = criteria.mistakes(&Names::CONFIG).iter().map(ToString::to_string).collect();
+    assert_are(
+        &found,
+        &[
+            "non_resource_urls: a request is about",
+            "non_resource_urls[0]: \"x\" is no path",
+            "resources[0].group: \"apps/v1\"",
+            "resources[0].resource_names: names of what?",
+        ],
+    );
+    assert_eq!(Criteria::default().mistakes(&Names::CONFIG), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_is_read_or_told_in_order_within_itself(text in "[-a:&*!|>{}\\[\\]\"'#~,?%\n \té]{0,60}") {
+        for text in [text.clone(), format!("{HEAD}rules:\n- level: None\n  {text}")] {
+            if let Err(problems) = Policy::read(&text) {
+                prop_assert!(!problems.is_empty() && problems.is_sorted());
+                let lines = text.split('\n').count();
+                prop_assert!(problems.iter().all(|p| (1..=lines + 1).contains(&p.line) && p.column > 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_policy_is_read_or_told(cut in 0..700_usize) {
+        let text = include_str!("../../../tests/policies/ibm-verbose.yaml");
+        let text: String = text.chars().take(cut).collect();
+        if let Err(problems) = Policy::read(&text) {
+            prop_assert!(!problems.is_empty());
+        }
+    }
+}
