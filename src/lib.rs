@@ -18,7 +18,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`audit`] [`config`] | JSON and events · the config file |
-//! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
+//! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`redact`] | every metric and the log · certificates · TCP · the kernel's limits · another's config · one event's change |
 //! | 3 | [`queue`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) |
 //! | 4 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
 //! | 5 | [`admin`] | metrics, health, status |
@@ -48,6 +48,7 @@ pub mod net;
 pub mod output;
 pub mod process;
 pub mod queue;
+pub mod redact;
 pub mod relay;
 pub mod replay;
 pub mod source;
