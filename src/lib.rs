@@ -17,19 +17,21 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 1 | [`audit`] [`config`] | JSON and events · the config file |
-//! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`policy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config · audit policies |
-//! | 3 | [`queue`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) |
-//! | 4 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
-//! | 5 | [`admin`] | metrics, health, status |
-//! | 6 | [`relay`] | which parts there are; how they change and end |
-//! | 7 | [`demo`] | the relay between a sender and a consumer of its own |
-//! | 8 | [`cli`] | commands; the only one that prints |
+//! | 1 | [`audit`] | JSON and events |
+//! | 2 | [`policy`] [`redact`] | audit policies · one event's change |
+//! | 3 | [`config`] | the config file |
+//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
+//! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) |
+//! | 6 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
+//! | 7 | [`admin`] | metrics, health, status |
+//! | 8 | [`relay`] | which parts there are; how they change and end |
+//! | 9 | [`demo`] | the relay between a sender and a consumer of its own |
+//! | 10 | [`cli`] | commands; the only one that prints |
 //!
 //! # Invariants
 //!
 //! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
-//!   kept back by its filter, and counted + counted as lost.
+//!   counted as lost.
 //! - With a directory, nothing is acknowledged, or handed to an output, that is not synced.
 //! - Nothing but the queue holds events; what an output holds on the wire is still in the queue, unless that output is
 //!   optional and the room was needed.
@@ -49,6 +51,7 @@ pub mod output;
 pub mod policy;
 pub mod process;
 pub mod queue;
+pub mod redact;
 pub mod relay;
 pub mod replay;
 pub mod source;

@@ -1,0 +1,344 @@
+//! Changes one event: less of it, without what must not leave, no larger than its consumer takes, with constants added.
+//!
+//! [`apply`] cuts bytes out of an event and puts others in. It never writes JSON anew: what nobody asked to change leaves
+//! byte for byte and in its order, whatever its numbers, escapes and duplicate keys are. What comes out is valid JSON, and
+//! an audit event.
+//!
+//! It does not decide what is asked of which event, apart from rules by resource (`rule`) and what always holds
+//! (`redaction`). Where a value is written is found by `walk`, credentials in a URI by `uri`.
+//!
+//! A key counts wherever it occurs, however it is written: parsers differ in which of duplicates they read.
+
+use crate::audit::request::Request;
+
+mod annotate;
+mod redaction;
+mod rule;
+mod text;
+mod uri;
+mod walk;
+
+pub use annotate::Annotations;
+pub use redaction::Redaction;
+pub use rule::Mistake;
+pub use rule::Rule;
+pub use rule::With;
+
+use annotate::Addition;
+use annotate::TRUNCATED;
+use annotate::Target;
+use redaction::Bodies;
+use redaction::Plan;
+use walk::Edit;
+use walk::Removal;
+use walk::Walk;
+use walk::Wish;
+
+/// What is to be done to one event, in this order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Change<'a> {
+    /// Lower to this level.
+    pub level: Option<Level>,
+    /// Leave out `metadata.managedFields` of the objects in bodies, as kube-apiserver does.
+    pub omit_managed_fields: bool,
+    /// What must not leave.
+    pub redaction: Option<&'a Redaction>,
+    /// What is added.
+    pub annotations: Option<&'a Annotations>,
+    /// What is larger goes without its response, and if that does not help, without its request.
+    pub event_bytes_max: Option<usize>,
+}
+
+/// A level that others can be lowered to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Without bodies.
+    Metadata,
+    /// Without the response's body.
+    Request,
+}
+
+/// What was done; the default: nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Done {
+    /// It has a lower level, or no managed fields any more.
+    pub lowered: bool,
+    /// Something must not leave.
+    pub redacted: bool,
+    /// It had bodies that were too large.
+    pub trimmed: bool,
+    /// Something was added.
+    pub annotated: bool,
+    /// It would still be too large: nothing was written, and nothing else is said.
+    pub is_too_large: bool,
+}
+
+/// Appends the changed event to `out`; where nothing is changed, appends nothing and says so.
+///
+/// The event is one that [`crate::audit`] has found valid, and `request` what it says of itself.
+pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
+    let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
+    let plan = change.redaction.and_then(|redaction| redaction.plan(request));
+    let omits = change.omit_managed_fields && may_have_managed_fields(event);
+    let additions: Vec<_> =
+        change.annotations.into_iter().flat_map(Annotations::additions).collect();
+    if change.level.is_none()
+        && !omits
+        && plan.is_none()
+        && additions.is_empty()
+        && !is_large(event.len())
+    {
+        return Done::default();
+    }
+    let mut wishes: Vec<_> = plan.as_ref().map(|plan| plan.wishes.clone()).unwrap_or_default();
+    if omits {
+        wishes.extend(redaction::managed_fields(request));
+    }
+    let reader = Reader { event, level: change.level, plan: plan.as_ref(), wishes: &wishes };
+    let mut parts: Vec<_> = walk::children(event, event).map(|child| reader.part(child)).collect();
+    let (mut edits, mut done) = assemble(event, &parts, &additions);
+    for body in [Name::ResponseObject, Name::RequestObject] {
+        if is_large(length(event, &edits))
+            && parts.iter().any(|part| part.name == body && part.stays)
+        {
+            for part in parts.iter_mut().filter(|part| part.name == body && part.stays) {
+                part.trim();
+            }
+            let additions = [&additions[..], &[&TRUNCATED]].concat();
+            (edits, done) = assemble(event, &parts, &additions);
+        }
+    }
+    if is_large(length(event, &edits)) {
+        return Done { is_too_large: true, ..Done::default() };
+    }
+    if !edits.is_empty() {
+        write(event, &edits, out);
+    }
+    done
+}
+
+/// Few events have none, but those with bodies: then there is no need to look for them.
+fn may_have_managed_fields(event: &[u8]) -> bool {
+    let has = |text: &[u8]| memchr::memmem::find(event, text).is_some();
+    has(b"managedFields") || has(b"\\u00")
+}
+
+/// The members of an event that are treated by their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Level,
+    RequestObject,
+    ResponseObject,
+    ResponseStatus,
+    RequestUri,
+    Annotations,
+    Other,
+}
+
+impl Name {
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b"level" => Self::Level,
+            b"requestObject" => Self::RequestObject,
+            b"responseObject" => Self::ResponseObject,
+            b"responseStatus" => Self::ResponseStatus,
+            b"requestURI" => Self::RequestUri,
+            b"annotations" => Self::Annotations,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A member of an event and what becomes of it.
+#[derive(Debug)]
+struct Part<'a> {
+    name: Name,
+    child: walk::Child<'a>,
+    stays: bool,
+    /// Inside of it.
+    edits: Vec<Edit>,
+    target: Option<Target<'a>>,
+    done: Done,
+}
+
+impl Part<'_> {
+    fn trim(&mut self) {
+        self.stays = false;
+        self.edits.clear();
+        self.done = Done { trimmed: true, ..Done::default() };
+    }
+}
+
+/// What is asked of an event's members, but for its size.
+struct Reader<'a, 'r> {
+    event: &'a [u8],
+    level: Option<Level>,
+    plan: Option<&'r Plan<'r>>,
+    wishes: &'r [Wish<'r>],
+}
+
+impl<'a> Reader<'a, '_> {
+    fn part(&self, child: walk::Child<'a>) -> Part<'a> {
+        let key = child.name().unwrap_or_default();
+        let name = Name::of(&key);
+        let mut part = Part {
+            name,
+            child,
+            stays: true,
+            edits: Vec::new(),
+            target: None,
+            done: Done::default(),
+        };
+        let mut walk = Walk::new(self.event);
+        let wishes = Wish::at_child(self.wishes, Some(&key));
+        part.stays = match name {
+            Name::Level => self.level(child.value, &mut walk),
+            Name::RequestObject | Name::ResponseObject => {
+                self.body(name, child.value, &wishes, &mut walk)
+            }
+            Name::ResponseStatus => self.status(child.value, &wishes, &mut walk),
+            _ => walk.value(child.value, &wishes),
+        };
+        if name == Name::RequestUri && part.stays && walk.edits.is_empty() && self.plan.is_some() {
+            self.uri(child.value, &mut walk);
+        }
+        if name == Name::Annotations && part.stays {
+            part.target = self.target(child, &wishes);
+        }
+        part.done = Done { lowered: walk.lowered, redacted: walk.redacted, ..Done::default() };
+        part.edits = walk.edits;
+        part
+    }
+
+    fn level(&self, value: &[u8], walk: &mut Walk<'a>) -> bool {
+        let known = text::string(value);
+        let (with, enough): (&[u8], &[&[u8]]) = match self.level {
+            None => return true,
+            Some(Level::Metadata) => (b"\"Metadata\"", &[b"None", b"Metadata"]),
+            Some(Level::Request) => (b"\"Request\"", &[b"None", b"Metadata", b"Request"]),
+        };
+        if !enough.iter().any(|level| known.as_deref() == Some(level)) {
+            walk.lowered = true;
+            let place = walk::place(self.event, value);
+            walk.edits.push(Edit { place, with: with.to_vec() });
+        }
+        true
+    }
+
+    fn body(&self, name: Name, body: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
+        let is_response = name == Name::ResponseObject;
+        if self.level == Some(Level::Metadata) || is_response && self.level == Some(Level::Request)
+        {
+            walk.lowered = true;
+            return false;
+        }
+        if let Some(plan) = self.plan {
+            let stays = match plan.bodies {
+                Bodies::Stay => true,
+                Bodies::Secret => redaction::is_known_of_secrets(body),
+                Bodies::Go => body == b"null",
+            };
+            if !stays {
+                walk.redacted = true;
+                return false;
+            }
+            if plan.is_quotable && redaction::is_status(body) {
+                return walk.body(body, &[wishes, &*redaction::quotes(body)].concat());
+            }
+        }
+        walk.body(body, wishes)
+    }
+
+    fn status(&self, status: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
+        if self.plan.is_some_and(|plan| plan.is_quotable) {
+            return walk.value(status, &[wishes, &*redaction::quotes(status)].concat());
+        }
+        walk.value(status, wishes)
+    }
+
+    fn uri(&self, value: &[u8], walk: &mut Walk<'a>) {
+        let [b'"', raw @ .., b'"'] = value else { return };
+        let start = walk::place(self.event, raw).start;
+        let uri = text::Traced::unescape(raw);
+        for part in uri::secrets(&uri.text) {
+            let place = uri.written(&part);
+            let place = start + place.start..start + place.end;
+            walk.edits.push(Edit { place, with: uri::REDACTED.to_vec() });
+            walk.redacted = true;
+        }
+    }
+
+    /// Which annotations stay is found once more: it is asked for few events, or for events without wishes here.
+    fn target(&self, annotations: walk::Child<'a>, wishes: &[Wish<'_>]) -> Option<Target<'a>> {
+        let value = annotations.value;
+        let children = walk::children(self.event, value);
+        let stays = |child: &walk::Child<'a>| {
+            let at_child = Wish::at_child(wishes, child.name().as_deref());
+            at_child.is_empty() || Walk::new(self.event).value(child.value, &at_child)
+        };
+        let kept = if value.first() == Some(&b'{') {
+            children.filter(stays).collect()
+        } else {
+            Vec::new()
+        };
+        Target::new(walk::place(self.event, value), value, kept)
+    }
+}
+
+/// All edits, in their order, and what they come to.
+fn assemble(event: &[u8], parts: &[Part<'_>], additions: &[&Addition]) -> (Vec<Edit>, Done) {
+    let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
+    let mut has_annotations = false;
+    for part in parts {
+        done.lowered |= part.done.lowered;
+        done.redacted |= part.done.redacted;
+        done.trimmed |= part.done.trimmed;
+        removal.pass(&part.child, part.stays, &mut edits);
+        if part.stays {
+            edits.extend(
+                part.edits
+                    .iter()
+                    .map(|edit| Edit { place: edit.place.clone(), with: edit.with.clone() }),
+            );
+        }
+        if part.name == Name::Annotations && part.stays {
+            has_annotations = true;
+            let added = part.target.as_ref().and_then(|target| target.add(additions));
+            done.annotated |= added.is_some();
+            edits.extend(added);
+        }
+    }
+    let kept = removal.finish(&mut edits);
+    if !has_annotations && !additions.is_empty() {
+        done.annotated = true;
+        let mut with = annotate::whole(additions);
+        if kept.is_some() {
+            with.insert(0, b',');
+        }
+        let place = kept.unwrap_or(event.len().min(1));
+        edits.push(Edit { place: place..place, with });
+    }
+    // Where two begin, what is added comes before what is cut out.
+    edits.sort_by_key(|edit| (edit.place.start, edit.place.end));
+    (edits, done)
+}
+
+fn length(event: &[u8], edits: &[Edit]) -> usize {
+    let removed: usize = edits.iter().map(|edit| edit.place.len()).sum();
+    let added: usize = edits.iter().map(|edit| edit.with.len()).sum();
+    event.len() + added - removed
+}
+
+fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
+    out.reserve(length(event, edits));
+    let mut at = 0;
+    for Edit { place, with } in edits {
+        out.extend_from_slice(event.get(at..place.start).unwrap_or_default());
+        out.extend_from_slice(with);
+        at = place.end;
+    }
+    out.extend_from_slice(event.get(at..).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,219 @@
+//! What must not leave of an event, by the object that it is about: the rules, and what always holds.
+//!
+//! Always: the contents of Secrets; the bodies of requests that make or check tokens, and of OpenShift's OAuth objects;
+//! credentials in a request's URI. Of Secrets only shapes that are known are taken apart; of any other the whole body goes.
+//!
+//! Where something in a body must not leave, the server's words about the body must not either, unless its reason is one
+//! whose words come from the server alone: a validation error quotes the value that it is about.
+
+use std::sync::LazyLock;
+
+use super::rule::Compiled;
+use super::rule::Mistake;
+use super::rule::Rule;
+use super::rule::With;
+use super::rule::in_lists;
+use super::text;
+use super::uri;
+use super::walk::Path;
+use super::walk::Step;
+use super::walk::Why;
+use super::walk::Wish;
+use crate::audit::request::Object;
+use crate::audit::request::Request;
+use crate::audit::scan;
+
+const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
+
+/// Rules that are ready for use, and what always holds.
+#[derive(Debug)]
+pub struct Redaction {
+    rules: Vec<Compiled>,
+}
+
+/// What is to be done with the bodies as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bodies {
+    Stay,
+    /// Those of Secrets.
+    Secret,
+    Go,
+}
+
+/// What is asked for one event.
+#[derive(Debug)]
+pub(super) struct Plan<'r> {
+    /// From the event's top.
+    pub(super) wishes: Vec<Wish<'r>>,
+    pub(super) bodies: Bodies,
+    /// Whether the server's words may quote what must not leave.
+    pub(super) is_quotable: bool,
+}
+
+impl Redaction {
+    /// Without rules, what always holds.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Mistake`].
+    pub fn new(rules: &[Rule]) -> Result<Self, Mistake> {
+        let compiled = rules.iter().enumerate().map(|(index, rule)| Compiled::new(index, rule));
+        Ok(Self { rules: compiled.collect::<Result<_, _>>()? })
+    }
+
+    /// `None`: nothing.
+    pub(super) fn plan(&self, request: &Request<'_>) -> Option<Plan<'_>> {
+        // A key that is there twice may be read either way.
+        let bodies =
+            if request.is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
+        let (mut wishes, mut is_quotable) = (Vec::new(), bodies != Bodies::Stay);
+        for rule in &self.rules {
+            if request.is_ambiguous || rule.applies_to(request.object.as_ref()) {
+                is_quotable |= rule.of_bodies;
+                let wish = |path| Wish::new(path, rule.with, Why::Redacted);
+                wishes.extend(rule.paths.iter().map(|path| wish(path)));
+            }
+        }
+        if bodies == Bodies::Secret {
+            wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
+        }
+        let is_needed = !wishes.is_empty() || bodies != Bodies::Stay || has_secrets(&request.uri);
+        is_needed.then_some(Plan { wishes, bodies, is_quotable })
+    }
+}
+
+fn has_secrets(uri: &[u8]) -> bool {
+    // What `request` could not resolve is left as it is written.
+    memchr::memchr(b'\\', uri).is_some() || !uri::secrets(uri).is_empty()
+}
+
+fn bodies(object: Option<&Object<'_>>) -> Bodies {
+    let Some(object) = object else { return Bodies::Stay };
+    match (&*object.group, &*object.resource, &*object.subresource) {
+        (b"", b"secrets", _) => Bodies::Secret,
+        (_, b"serviceaccounts", b"token") | (_, b"tokenreviews", _) => Bodies::Go,
+        (
+            b"oauth.openshift.io",
+            b"oauthaccesstokens"
+            | b"oauthauthorizetokens"
+            | b"useroauthaccesstokens"
+            | b"oauthclients",
+            _,
+        ) => Bodies::Go,
+        _ => Bodies::Stay,
+    }
+}
+
+/// What is secret in a Secret, and in those of a list.
+static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
+    let inside: [&[Step]; 3] = [
+        &[Step::Known(b"data"), Step::Any],
+        &[Step::Known(b"stringData"), Step::Any],
+        &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject],
+    ];
+    in_bodies(&BODIES, &inside)
+});
+
+/// What `omitManagedFields` of an audit policy takes away, in both bodies.
+static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
+    let inside: [&[Step]; 1] = [&[Step::Known(b"metadata"), Step::Known(b"managedFields")]];
+    BODIES.map(|body| in_bodies(&[body], &inside))
+});
+
+/// The same paths in each body, in the items of lists and in the rows of tables.
+fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
+    let mut paths = Vec::new();
+    for body in bodies {
+        for inside in inside {
+            paths.push([&[Step::Known(body)][..], inside].concat().into());
+            paths.extend(in_lists(body, inside));
+        }
+    }
+    paths
+}
+
+/// kube-apiserver records a patch as it was sent, with the managed fields in it, if any.
+pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
+    let bodies = MANAGED_FIELDS.iter().skip(usize::from(*request.verb == *b"patch"));
+    bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
+}
+
+/// Whether a body of a request about Secrets is one of those whose secret parts are known.
+pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
+    body == b"null" || is_known(body, true)
+}
+
+fn is_known(object: &[u8], may_be_list: bool) -> bool {
+    object.first() == Some(&b'{')
+        && scan::members(object).all(|member| {
+            let is_plain = !matches!(member.value.first(), Some(b'{' | b'['));
+            match &*text::unescape(member.key) {
+                b"kind" => text::string(member.value).is_some_and(|kind| {
+                    matches!(
+                        &*kind,
+                        b"Secret"
+                            | b"SecretList"
+                            | b"Status"
+                            | b"DeleteOptions"
+                            | b"PartialObjectMetadata"
+                            | b"PartialObjectMetadataList"
+                    )
+                }),
+                b"items" => {
+                    may_be_list
+                        && (member.value == b"null" || member.value.first() == Some(&b'['))
+                        && scan::elements(member.value).all(|item| is_known(item, false))
+                }
+                b"metadata" | b"data" | b"stringData" => true,
+                // A Status has these, and DeleteOptions.
+                b"details" | b"preconditions" | b"dryRun" => true,
+                b"apiVersion" | b"type" | b"immutable" => is_plain,
+                b"status" | b"message" | b"reason" | b"code" => is_plain,
+                b"gracePeriodSeconds" | b"orphanDependents" | b"propagationPolicy" => is_plain,
+                _ => false,
+            }
+        })
+}
+
+/// What to take away from a Status that may quote its request.
+pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
+    static PATHS: [&[Step]; 2] =
+        [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
+    let may_quote = status.first() == Some(&b'{') && {
+        let mut reasons = scan::members(status)
+            .filter(|member| *text::unescape(member.key) == *b"reason")
+            .map(|member| text::string(member.value).is_some_and(|reason| is_the_servers(&reason)))
+            .peekable();
+        reasons.peek().is_none() || !reasons.all(|is_the_servers| is_the_servers)
+    };
+    let paths = PATHS.iter().filter(|_| may_quote);
+    paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
+}
+
+/// Reasons whose messages name the object and the user, and quote no values.
+fn is_the_servers(reason: &[u8]) -> bool {
+    matches!(
+        reason,
+        b"AlreadyExists"
+            | b"Conflict"
+            | b"Expired"
+            | b"Forbidden"
+            | b"Gone"
+            | b"MethodNotAllowed"
+            | b"NotFound"
+            | b"ServerTimeout"
+            | b"ServiceUnavailable"
+            | b"Timeout"
+            | b"TooManyRequests"
+            | b"Unauthorized"
+    )
+}
+
+/// Whether a body is the server's word about a request.
+pub(super) fn is_status(body: &[u8]) -> bool {
+    body.first() == Some(&b'{')
+        && scan::members(body).any(|member| {
+            *text::unescape(member.key) == *b"kind"
+                && text::string(member.value).as_deref() == Some(b"Status")
+        })
+}

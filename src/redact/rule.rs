@@ -1,0 +1,377 @@
+//! The rules of a redaction as they are written, and what is made of them once.
+//!
+//! A resource is `RESOURCE` (of the core group), `GROUP/RESOURCE` or `GROUP/RESOURCE/SUBRESOURCE`, with `*` for any part;
+//! without a subresource it is the resource with all of them, which carry the same object. A field is a path from the
+//! event's top: names divided by dots, `["…"]` for a name with dots in it, `*` for any member or element.
+//!
+//! A path into a body means the object there. So it is also looked for in the items of a list and in the objects of a
+//! table's rows, and with it goes the copy of the whole object that `kubectl apply` keeps in an annotation.
+
+use super::walk::Path;
+use super::walk::Step;
+use crate::audit::request::Object;
+
+/// What becomes of the fields of these resources.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// None: every event, also one about no object.
+    pub resources: Vec<String>,
+    /// At least one.
+    pub fields: Vec<String>,
+    /// What becomes of them.
+    pub with: With,
+}
+
+/// What becomes of a value that is not to leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum With {
+    /// It goes with its name.
+    Drop,
+    /// Its SHA-256 takes its place: equal values can still be told from others, and what can be guessed can be found.
+    Sha256,
+}
+
+/// A rule that says nothing, or not what is meant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Mistake {
+    /// Index of the rule.
+    pub rule: usize,
+    /// The text at fault; empty where something is missing.
+    pub text: String,
+    /// What is wrong with it, and what is allowed.
+    pub what: String,
+}
+
+/// The longest path, in names. What walks along it calls itself for each.
+pub(super) const STEPS_MAX: usize = 64;
+
+/// What a path may begin with. Without the others an event is none, or its time and place are lost.
+const ROOTS: [&str; 10] = [
+    "requestObject",
+    "responseObject",
+    "responseStatus",
+    "annotations",
+    "requestURI",
+    "user",
+    "impersonatedUser",
+    "authenticationMetadata",
+    "userAgent",
+    "sourceIPs",
+];
+
+/// Of `objectRef`, only these: by the others the rules are found.
+const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
+
+/// The API groups whose names have no dot, besides the core group.
+const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
+
+#[derive(Debug)]
+pub(super) struct Compiled {
+    resources: Vec<Resource>,
+    /// Whether it looks into bodies.
+    pub(super) of_bodies: bool,
+    pub(super) paths: Vec<Path>,
+    pub(super) with: With,
+}
+
+impl Compiled {
+    pub(super) fn new(index: usize, rule: &Rule) -> Result<Self, Mistake> {
+        let mistake = |text: &str, what: String| Mistake { rule: index, text: text.into(), what };
+        let mut resources = Vec::new();
+        for text in &rule.resources {
+            resources.push(Resource::new(text).map_err(|what| mistake(text, what))?);
+        }
+        if rule.fields.is_empty() {
+            return Err(mistake("", "fields is empty: name at least one path".into()));
+        }
+        let (mut paths, mut of_bodies) = (Vec::new(), false);
+        for text in &rule.fields {
+            let steps = steps(text).map_err(|what| mistake(text, what))?;
+            if let [Step::Name(root), inside @ ..] = &*steps
+                && matches!(&**root, b"requestObject" | b"responseObject")
+            {
+                of_bodies = true;
+                if !inside.is_empty() {
+                    paths.extend(in_lists(root, inside));
+                    paths.extend(in_lists(root, &COPY));
+                    paths.push([&[Step::Name(root.clone())][..], &COPY].concat().into());
+                }
+            }
+            paths.push(steps.into());
+        }
+        Ok(Self { resources, of_bodies, paths, with: rule.with })
+    }
+
+    pub(super) fn applies_to(&self, object: Option<&Object<'_>>) -> bool {
+        self.resources.is_empty()
+            || object.is_some_and(|object| self.resources.iter().any(|one| one.is(object)))
+    }
+}
+
+/// Where `kubectl apply` and its like keep a copy of an object.
+const COPY: [Step; 3] =
+    [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
+
+/// The same path in the items of a list, and in the objects of a table's rows.
+pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
+    let root = Step::Name(root.into());
+    [
+        [&[root.clone(), Step::Known(b"items"), Step::Any], inside].concat().into(),
+        [&[root, Step::Known(b"rows"), Step::Any, Step::Known(b"object")], inside].concat().into(),
+    ]
+}
+
+#[derive(Debug)]
+struct Resource {
+    group: Part,
+    resource: Part,
+    subresource: Part,
+}
+
+#[derive(Debug)]
+enum Part {
+    Any,
+    Is(Box<[u8]>),
+}
+
+impl Part {
+    fn is(&self, text: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Is(own) => **own == *text,
+        }
+    }
+}
+
+impl Resource {
+    fn new(text: &str) -> Result<Self, String> {
+        const FORMS: &str = "RESOURCE (of the core group), GROUP/RESOURCE and GROUP/RESOURCE/SUBRESOURCE are allowed, \
+                             as in secrets, apps/deployments, /pods/log; * is any";
+        let part = |part: &str| match part {
+            "*" => Ok(Part::Any),
+            _ if part
+                .bytes()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) =>
+            {
+                Ok(Part::Is(part.as_bytes().into()))
+            }
+            _ => Err(format!(
+                "{part:?} in {text:?} is no name of a group or resource, which is in lower case, nor *: {FORMS}"
+            )),
+        };
+        let parts: Vec<_> = text.split('/').collect();
+        let (group, resource, subresource) = match *parts {
+            ["*"] => ("*", "*", "*"),
+            [resource] => ("", resource, "*"),
+            [group, resource] => (group, resource, "*"),
+            [group, resource, subresource] => (group, resource, subresource),
+            _ => return Err(format!("{text:?} has too many parts: {FORMS}")),
+        };
+        if resource.is_empty() || subresource.is_empty() {
+            return Err(format!("{text:?} names no resource: {FORMS}"));
+        }
+        if !matches!(group, "" | "*") && !group.contains('.') && !SHORT_GROUPS.contains(&group) {
+            return Err(format!(
+                "{group:?} in {text:?} is no API group: write /{text} for a subresource of the core group; {FORMS}"
+            ));
+        }
+        Ok(Self { group: part(group)?, resource: part(resource)?, subresource: part(subresource)? })
+    }
+
+    fn is(&self, object: &Object<'_>) -> bool {
+        self.resource.is(&object.resource)
+            && self.group.is(&object.group)
+            && self.subresource.is(&object.subresource)
+    }
+}
+
+fn steps(text: &str) -> Result<Vec<Step>, String> {
+    let steps = parse(text)?;
+    let roots = || format!("{}, objectRef.{}", ROOTS.join(", "), OF_OBJECT.join(", objectRef."));
+    let (root, inside) = match &*steps {
+        [Step::Name(root), inside @ ..] => (&**root, inside),
+        _ => return Err(format!("{text:?} does not begin with a name: allowed are {}", roots())),
+    };
+    if steps.len() > STEPS_MAX {
+        return Err(format!("{text:?} has more than {STEPS_MAX} names, which is the most"));
+    }
+    let of_object = |name: &[u8]| OF_OBJECT.iter().any(|own| own.as_bytes() == name);
+    match (root, inside) {
+        (b"objectRef", [Step::Name(name)]) if of_object(name) => {}
+        (b"annotations", []) => {
+            return Err(format!(
+                "{text:?} is too much: write annotations.* or annotations[\"KEY\"]"
+            ));
+        }
+        _ if ROOTS.iter().any(|own| own.as_bytes() == root) => {}
+        _ => {
+            return Err(format!(
+                "{text:?} begins with what stays in every event, or is in none: a path begins at the event's top, \
+                 with one of {}",
+                roots()
+            ));
+        }
+    }
+    Ok(steps)
+}
+
+fn parse(text: &str) -> Result<Vec<Step>, String> {
+    const FORMS: &str = "names are divided by dots, as in requestObject.data.*; a name with other characters is written \
+                         [\"…\"] or ['…'], and * or [*] is any member or element";
+    let mut steps = Vec::new();
+    let mut rest = text;
+    loop {
+        let (step, behind) = if let Some(inside) = rest.strip_prefix('[') {
+            let (step, behind) = bracket(inside).ok_or_else(|| {
+                format!("{text:?} has a bracket that is not [\"…\"], ['…'] or [*]: {FORMS}")
+            })?;
+            (step, behind)
+        } else {
+            let (name, behind) = match rest.find(['.', '[']) {
+                Some(end) => rest.split_at(end),
+                None => (rest, ""),
+            };
+            let plain = |char: char| {
+                char.is_alphanumeric() || matches!(char, '-' | '_' | '/' | ':' | '$' | '@')
+            };
+            let step = match name {
+                "*" => Step::Any,
+                _ if !name.is_empty() && name.chars().all(plain) => {
+                    Step::Name(name.as_bytes().into())
+                }
+                "" => return Err(format!("{text:?} has an empty name: {FORMS}")),
+                _ => return Err(format!("{name:?} in {text:?} is no name: {FORMS}")),
+            };
+            (step, behind)
+        };
+        steps.push(step);
+        rest = match behind.strip_prefix('.') {
+            Some(next) if !next.starts_with('[') => next,
+            None if behind.is_empty() => return Ok(steps),
+            None if behind.starts_with('[') => behind,
+            _ => {
+                return Err(format!(
+                    "{text:?} has something else than a dot or bracket behind a name: {FORMS}"
+                ));
+            }
+        };
+    }
+}
+
+/// What is in a bracket, and what is behind it.
+fn bracket(inside: &str) -> Option<(Step, &str)> {
+    if let Some(behind) = inside.strip_prefix("*]") {
+        return Some((Step::Any, behind));
+    }
+    let quote = inside.chars().next().filter(|char| matches!(char, '"' | '\''))?;
+    let (name, behind) = inside.strip_prefix(quote)?.split_once(quote)?;
+    let behind = behind.strip_prefix(']')?;
+    (!name.is_empty()).then(|| (Step::Name(name.as_bytes().into()), behind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(resource: &str, field: &str) -> Result<Compiled, Mistake> {
+        let rule =
+            Rule { resources: vec![resource.into()], fields: vec![field.into()], with: With::Drop };
+        Compiled::new(3, &rule)
+    }
+
+    #[test]
+    fn resources_are_matched_by_their_parts() {
+        let object = |group: &'static str, resource: &'static str, sub: &'static str| Object {
+            group: group.as_bytes().into(),
+            resource: resource.as_bytes().into(),
+            subresource: sub.as_bytes().into(),
+            ..Object::default()
+        };
+        let secrets = object("", "secrets", "");
+        let others = object("vault.example.com", "secrets", "");
+        let log = object("", "pods", "log");
+        let scale = object("apps", "deployments", "scale");
+        for (pattern, expected) in [
+            ("secrets", [true, false, false, false]),
+            ("/secrets", [true, false, false, false]),
+            ("*/secrets", [true, true, false, false]),
+            ("vault.example.com/*", [false, true, false, false]),
+            ("pods", [false, false, true, false]),
+            ("/pods/log", [false, false, true, false]),
+            ("/pods/exec", [false, false, false, false]),
+            ("apps/deployments", [false, false, false, true]),
+            ("apps/*/scale", [false, false, false, true]),
+            ("*/*/*", [true; 4]),
+            ("*", [true; 4]),
+        ] {
+            let rule = rule(pattern, "user").unwrap();
+            let found = [&secrets, &others, &log, &scale].map(|one| rule.applies_to(Some(one)));
+            assert_eq!(found, expected, "{pattern}");
+            assert!(!rule.applies_to(None), "{pattern}");
+        }
+        let all = Rule { resources: vec![], fields: vec!["user".into()], with: With::Drop };
+        assert!(Compiled::new(0, &all).unwrap().applies_to(None));
+    }
+
+    #[test]
+    fn fields_are_paths_of_names_and_any() {
+        let name = |text: &str| Step::Name(text.as_bytes().into());
+        for (text, expected) in [
+            ("requestURI", vec![name("requestURI")]),
+            ("requestObject.data.*", vec![name("requestObject"), name("data"), Step::Any]),
+            ("user.extra[*].x", vec![name("user"), name("extra"), Step::Any, name("x")]),
+            (r#"annotations["a.b/c"].d"#, vec![name("annotations"), name("a.b/c"), name("d")]),
+            (r#"["user"]['a"]']"#, vec![name("user"), name("a\"]")]),
+            ("objectRef.name", vec![name("objectRef"), name("name")]),
+        ] {
+            assert_eq!(steps(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_says_what_is_allowed() {
+        for (field, part) in [
+            ("", "empty name"),
+            ("requestObject..data", "empty name"),
+            ("requestObject.", "empty name"),
+            ("requestObject.da ta", "\"da ta\" in"),
+            ("requestObject.data*", "no name"),
+            ("requestObject.[*]", "something else"),
+            ("requestObject[0]", "bracket"),
+            ("requestObject[\"a\"", "bracket"),
+            ("requestObject[\"\"]", "bracket"),
+            ("requestObject[*]x", "something else"),
+            ("*", "does not begin with a name"),
+            ("auditID", "requestObject, responseObject"),
+            ("level", "stays in every event"),
+            ("stageTimestamp", "stays in every event"),
+            ("data.password", "begins at the event's top"),
+            ("objectRef", "objectRef.name"),
+            ("objectRef.resource", "objectRef.name"),
+            ("annotations", "annotations.*"),
+        ] {
+            let mistake = rule("secrets", field).expect_err(field);
+            assert!(mistake.to_string().contains(part), "{field}: {mistake}");
+            assert_eq!((mistake.rule, &*mistake.text), (3, field));
+        }
+        let long = |names: usize| format!("requestObject{}", ".a".repeat(names - 1));
+        assert!(rule("secrets", &long(STEPS_MAX)).is_ok());
+        assert!(rule("secrets", &long(STEPS_MAX + 1)).is_err());
+        for (resource, part) in [
+            ("", "names no resource"),
+            ("apps/", "names no resource"),
+            ("apps/deployments/", "names no resource"),
+            ("a/b/c/d", "too many parts"),
+            ("Secrets", "lower case"),
+            ("apps/deploy*", "lower case"),
+            ("pods/log", "write /pods/log"),
+        ] {
+            let mistake = rule(resource, "user").expect_err(resource);
+            assert!(mistake.to_string().contains(part), "{resource}: {mistake}");
+            assert!(mistake.to_string().contains("RESOURCE (of the core group)"), "{mistake}");
+        }
+        let none = Rule { resources: vec![], fields: vec![], with: With::Drop };
+        assert!(Compiled::new(0, &none).is_err());
+    }
+}

@@ -1,0 +1,500 @@
+//! What each change does to events that are written out here, and to those that were recorded.
+
+use super::*;
+use crate::audit;
+use crate::audit::request::request;
+
+fn rules(rules: &[(&str, &str, With)]) -> Redaction {
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|(resource, field, with)| Rule {
+            resources: resource.split_whitespace().map(str::to_owned).collect(),
+            fields: field.split_whitespace().map(str::to_owned).collect(),
+            with: *with,
+        })
+        .collect();
+    Redaction::new(&rules).unwrap()
+}
+
+/// The event behind the change, or `None`: unchanged. Whatever was done, it is an event, and doing it again does nothing.
+fn changed(event: &str, change: &Change<'_>) -> (Option<String>, Done) {
+    let is_event = |text: &[u8]| audit::decode(text.to_vec()).map(|batch| batch.events) == Ok(1);
+    assert!(is_event(event.as_bytes()), "{event}");
+    let mut out = b"before".to_vec();
+    let done = apply(event.as_bytes(), &request(event.as_bytes()), change, &mut out);
+    let out = String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned();
+    if out.is_empty() {
+        assert!(done == Done::default() || done.is_too_large, "{done:?}: {event}");
+        return (None, done);
+    }
+    assert!(done != Done::default(), "{event}");
+    assert!(is_event(out.as_bytes()), "{out}");
+    (Some(out), done)
+}
+
+/// What is put into the gaps of an event, beside what every event has.
+fn event(resource: &str, rest: &str) -> String {
+    let parts: Vec<_> = resource.split('/').collect();
+    let (group, resource, sub) = match *parts {
+        [resource] => ("", resource, ""),
+        [group, resource] => (group, resource, ""),
+        [group, resource, sub] => (group, resource, sub),
+        _ => panic!("{resource}"),
+    };
+    format!(
+        r#"{{"level":"RequestResponse","auditID":"a","stage":"ResponseComplete","objectRef":{{"apiGroup":"{group}","resource":"{resource}","subresource":"{sub}"}}{rest}}}"#
+    )
+}
+
+/// Checks what becomes of the gap.
+fn becomes(resource: &str, change: &Change<'_>, before: &str, after: &str) {
+    let whole = event(resource, before);
+    let (out, done) = changed(&whole, change);
+    assert_eq!(out.clone().unwrap_or(whole), event(resource, after), "of {before}");
+    assert_eq!(out.is_some(), before != after);
+    if let Some(out) = out
+        && change.redaction.is_some()
+        && !out.contains("sha256:")
+    {
+        assert_eq!(changed(&out, change).0, None, "again: {out}");
+    }
+    assert_eq!(done.redacted, change.redaction.is_some() && before != after, "{before}");
+}
+
+#[test]
+fn lowering_takes_bodies_away_and_writes_the_level() {
+    let full = r#"{"level":"RequestResponse","auditID":"a","requestObject":{"a":1},"stage":"Panic","responseObject":[1],"x":1e400}"#;
+    let lower = |level, event: &str| {
+        let (out, done) = changed(event, &Change { level: Some(level), ..Change::default() });
+        assert_eq!(done, Done { lowered: out.is_some(), ..Done::default() });
+        out
+    };
+    assert_eq!(
+        lower(Level::Metadata, full).unwrap(),
+        r#"{"level":"Metadata","auditID":"a","stage":"Panic","x":1e400}"#
+    );
+    assert_eq!(
+        lower(Level::Request, full).unwrap(),
+        r#"{"level":"Request","auditID":"a","requestObject":{"a":1},"stage":"Panic","x":1e400}"#
+    );
+    for (before, level, after) in [
+        // Never raised; bodies go all the same.
+        (r#"{"level":"Metadata""#, Level::Request, r#"{"level":"Metadata""#),
+        (r#"{"level":"None""#, Level::Metadata, r#"{"level":"None""#),
+        (r#"{"level":"Request""#, Level::Request, r#"{"level":"Request""#),
+        (r#"{"level":"Metadata","requestObject":1"#, Level::Metadata, r#"{"level":"Metadata""#),
+        // Unknown levels may be higher ones.
+        (r#"{"level":"Loud""#, Level::Request, r#"{"level":"Request""#),
+        (r#"{"level":7"#, Level::Metadata, r#"{"level":"Metadata""#),
+        // Duplicates, escapes and white space.
+        (
+            r#"{ "level" : "Request" , "l\u0065vel":"R\u0065quest","requestObject":1 , "request\u004fbject" : {}"#,
+            Level::Metadata,
+            r#"{ "level" : "Metadata" , "l\u0065vel":"Metadata""#,
+        ),
+        (r#"{"l\u0065vel":"M\u0065tadata""#, Level::Metadata, r#"{"l\u0065vel":"M\u0065tadata""#),
+        (r#"{"responseObject":{},"x":1"#, Level::Metadata, r#"{"x":1"#),
+    ] {
+        let whole = |part: &str| format!(r#"{part},"auditID":"a","stage":"Panic"}}"#);
+        // The last of a run of cut members takes the comma before it along.
+        let expected = (before != after).then(|| whole(after));
+        assert_eq!(
+            lower(level, &whole(before)),
+            expected.map(|text| text.replace(r#""Metadata","auditID"#, r#""Metadata","auditID"#))
+        );
+    }
+    let last = r#"{"auditID":"a","stage":"Panic" , "requestObject":1 ,"responseObject":2 }"#;
+    assert_eq!(lower(Level::Metadata, last).unwrap(), r#"{"auditID":"a","stage":"Panic" }"#);
+}
+
+#[test]
+fn managed_fields_are_left_out_as_kube_apiserver_does() {
+    let change = Change { omit_managed_fields: true, ..Change::default() };
+    for (before, after) in [
+        (
+            r#","requestObject":{"metadata":{"name":"n","managedFields":[{}],"uid":"u"}}"#,
+            r#","requestObject":{"metadata":{"name":"n","uid":"u"}}"#,
+        ),
+        (
+            r#","responseObject":{"items":[{"metadata":{"managedFields":[]}},{"metadata":{"managed\u0046ields":[],"a":1}}]}"#,
+            r#","responseObject":{"items":[{"metadata":{}},{"metadata":{"a":1}}]}"#,
+        ),
+        (
+            r#","responseObject":{"kind":"Table","rows":[{"cells":[],"object":{"metadata":{"managedFields":[]}}}]}"#,
+            r#","responseObject":{"kind":"Table","rows":[{"cells":[],"object":{"metadata":{}}}]}"#,
+        ),
+        (r#","verb":"patch","requestObject":{"metadata":{"managedFields":[]}}"#, ""),
+        (r#","requestObject":{"spec":{"metadata":{"managedFields":[]}}}"#, ""),
+        (r#","requestObject":{"metadata":"managedFields"}"#, ""),
+        (r#","x":{"metadata":{"managedFields":[]}}"#, ""),
+    ] {
+        let (out, done) = changed(&event("pods", before), &change);
+        assert_eq!(out, (!after.is_empty()).then(|| event("pods", after)), "{before}");
+        assert_eq!(done.lowered, !after.is_empty());
+    }
+}
+
+#[test]
+fn fields_go_by_rules_however_they_are_written() {
+    let redaction = rules(&[
+        ("configmaps", "requestObject.data.* requestObject.spec.password", With::Drop),
+        ("apps/*", "responseObject.spec.*.env[*].value", With::Drop),
+        ("", "user.extra.token userAgent", With::Drop),
+    ]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    for (resource, before, after) in [
+        (
+            "configmaps",
+            r#","requestObject":{"data":{"a":"s","b":{}},"k":1}"#,
+            r#","requestObject":{"data":{},"k":1}"#,
+        ),
+        (
+            "configmaps",
+            r#","requestObject":{"d\u0061ta":{"a":"s"},"data":{"b":"s"}}"#,
+            r#","requestObject":{"d\u0061ta":{},"data":{}}"#,
+        ),
+        (
+            "configmaps",
+            r#","requestObject":{"x":1},"r\u0065questObject":{"spec":{"password":"s","u":1}}"#,
+            r#","requestObject":{"x":1},"r\u0065questObject":{"spec":{"u":1}}"#,
+        ),
+        (
+            "configmaps",
+            r#","requestObject":{"items":[{"data":{"a":"s"}},{"spec":{"password":1}}]}"#,
+            r#","requestObject":{"items":[{"data":{}},{"spec":{}}]}"#,
+        ),
+        (
+            "configmaps",
+            r#","requestObject":{"rows":[{"object":{"data":{"a":"s"}}}]}"#,
+            r#","requestObject":{"rows":[{"object":{"data":{}}}]}"#,
+        ),
+        (
+            "configmaps",
+            r#","requestObject":{"metadata":{"annotations":{"a":"b","kubectl.kubernetes.io/last-applied-configuration":"s"}}}"#,
+            r#","requestObject":{"metadata":{"annotations":{"a":"b"}}}"#,
+        ),
+        // What is not an object where one is expected.
+        ("configmaps", r#","requestObject":"s","x":1"#, r#","x":1"#),
+        ("configmaps", r#","requestObject":{"data":"s"}"#, r#","requestObject":{}"#),
+        ("configmaps", r#","requestObject":{"data":["s",{}]}"#, r#","requestObject":{"data":[]}"#),
+        ("configmaps", r#","requestObject":{"spec":[{"password":"s"}]}"#, r#","requestObject":{}"#),
+        ("configmaps", r#","requestObject":{"spec":null,"data":null}"#, ""),
+        // By resource, and by body.
+        ("pods", r#","requestObject":{"data":{"a":"s"}}"#, ""),
+        ("x.example.com/configmaps", r#","requestObject":{"data":{"a":"s"}}"#, ""),
+        ("configmaps", r#","responseObject":{"data":{"a":"s"}}"#, ""),
+        (
+            "/configmaps/status",
+            r#","requestObject":{"data":{"a":"s"}}"#,
+            r#","requestObject":{"data":{}}"#,
+        ),
+        (
+            "apps/deployments",
+            r#","responseObject":{"spec":{"c":{"env":[{"n":1,"value":"s"},"t",{"value":1}]},"kind":"x"}}"#,
+            r#","responseObject":{"spec":{"c":{"env":[{"n":1},"t",{}]},"kind":"x"}}"#,
+        ),
+        (
+            "pods",
+            r#","userAgent":"s","user":{"username":"u","extra":{"token":["s"]}}"#,
+            r#","user":{"username":"u","extra":{}}"#,
+        ),
+        // The server quotes what it found wrong, unless the reason says otherwise.
+        (
+            "configmaps",
+            r#","responseStatus":{"reason":"Invalid","message":"s","details":{"name":"n","causes":[{"message":"s"}]},"code":422}"#,
+            r#","responseStatus":{"reason":"Invalid","details":{"name":"n"},"code":422}"#,
+        ),
+        (
+            "configmaps",
+            r#","responseObject":{"kind":"Status","message":"s","code":400}"#,
+            r#","responseObject":{"kind":"Status","code":400}"#,
+        ),
+        (
+            "configmaps",
+            r#","responseStatus":{"reason":"NotFound","message":"no n","code":404}"#,
+            "",
+        ),
+        ("pods", r#","responseStatus":{"reason":"Invalid","message":"s"}"#, ""),
+    ] {
+        let after = if after.is_empty() { before } else { after };
+        becomes(resource, &change, before, after);
+    }
+    // Nobody can tell what it is about.
+    let twice = event(
+        "pods",
+        r#","objectRef":{"resource":"configmaps"},"requestObject":{"data":{"a":"s"}}"#,
+    );
+    assert_eq!(
+        changed(&twice, &change).0.unwrap(),
+        event("pods", r#","objectRef":{"resource":"configmaps"}"#)
+    );
+}
+
+#[test]
+fn hashes_take_the_place_of_values() {
+    let redaction = rules(&[
+        ("pods", "requestObject.a requestURI", With::Sha256),
+        ("pods", "requestObject.a.b", With::Drop),
+    ]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    // printf abc | sha256sum; printf '{"c": 1}' | sha256sum
+    let abc = r#""sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad""#;
+    becomes("pods", &change, r#","requestURI":"a\u0062c""#, &format!(r#","requestURI":{abc}"#));
+    becomes("pods", &change, r#","requestURI":"abc""#, &format!(r#","requestURI":{abc}"#));
+    // A path into a value that is hashed, and one into a text.
+    let redacted =
+        changed(&event("pods", r#","requestObject":{"a":{"b":"s"},"c":1}"#), &change).0.unwrap();
+    assert!(
+        redacted.contains(r#""requestObject":{"a":"sha256:"#) && redacted.contains(r#"","c":1}"#),
+        "{redacted}"
+    );
+    becomes("pods", &change, r#","requestObject":{"a":"s","c":1}"#, r#","requestObject":{"c":1}"#);
+}
+
+#[test]
+fn json_patches_are_redacted_by_what_they_are_about() {
+    let redaction = rules(&[(
+        "configmaps",
+        "requestObject.data.password requestObject.spec[\"a/b~\"].*",
+        With::Drop,
+    )]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    for (before, after) in [
+        (
+            r#"{"op":"replace","path":"/data/password","value":"s"}"#,
+            r#"{"op":"replace","path":"/data/password"}"#,
+        ),
+        (
+            r#"{"value":"s","op":"replace","path":"\/data\u002fpassword"}"#,
+            r#"{"op":"replace","path":"\/data\u002fpassword"}"#,
+        ),
+        // Above and below.
+        (
+            r#"{"op":"add","path":"/data","value":{"password":"s"}}"#,
+            r#"{"op":"add","path":"/data"}"#,
+        ),
+        (
+            r#"{"op":"add","path":"","value":{"data":{"password":"s"}}}"#,
+            r#"{"op":"add","path":""}"#,
+        ),
+        (
+            r#"{"op":"add","path":"/data/password/x/0","value":"s"}"#,
+            r#"{"op":"add","path":"/data/password/x/0"}"#,
+        ),
+        (
+            r#"{"op":"add","path":"/spec/a~1b~0/c","value":"s"}"#,
+            r#"{"op":"add","path":"/spec/a~1b~0/c"}"#,
+        ),
+        // Paths of which one counts, or nobody knows which.
+        (
+            r#"{"op":"add","path":"/x","path":"/data","value":"s"}"#,
+            r#"{"op":"add","path":"/x","path":"/data"}"#,
+        ),
+        (
+            r#"{"op":"copy","from":"/data/password","path":"/x","value":"s"}"#,
+            r#"{"op":"copy","from":"/data/password","path":"/x"}"#,
+        ),
+        (r#"{"op":"add","value":"s"}"#, r#"{"op":"add"}"#),
+        (r#"{"op":"add","path":["s"],"value":"s"}"#, r#"{"op":"add"}"#),
+        (r#"{"op":"add","path":"data","value":"s","x":1}"#, r#"{"op":"add","path":"data"}"#),
+        (r#""s""#, ""),
+        (r#"["s"]"#, ""),
+        // Others.
+        (
+            r#"{"op":"add","path":"/data/user","value":"v"}"#,
+            r#"{"op":"add","path":"/data/user","value":"v"}"#,
+        ),
+        (
+            r#"{"op":"add","path":"/spec/ab/c","value":"v"}"#,
+            r#"{"op":"add","path":"/spec/ab/c","value":"v"}"#,
+        ),
+    ] {
+        let whole = |operation: &str| format!(r#","requestObject":[{operation}]"#);
+        becomes("configmaps", &change, &whole(before), &whole(after));
+    }
+    becomes(
+        "configmaps",
+        &change,
+        r#","requestObject":[{"op":"add","path":"/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration","value":"s"}]"#,
+        r#","requestObject":[{"op":"add","path":"/metadata/annotations/kubectl.kubernetes.io~1last-applied-configuration"}]"#,
+    );
+}
+
+#[test]
+fn secrets_and_tokens_never_leave_without_any_rule() {
+    let redaction = rules(&[]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    for (before, after) in [
+        (
+            r#"{"kind":"Secret","data":{"a":"s"},"stringData":{"b":"s"},"type":"Opaque"}"#,
+            r#"{"kind":"Secret","data":{},"stringData":{},"type":"Opaque"}"#,
+        ),
+        (
+            r#"{"d\u0061ta":{"a":"s"},"metadata":{"annotations":{"x":"y","kubectl.kubernetes.io/last-applied-configur\u0061tion":"s","kapp.k14s.io/original":"s"}}}"#,
+            r#"{"d\u0061ta":{},"metadata":{"annotations":{"x":"y"}}}"#,
+        ),
+        (
+            r#"{"kind":"SecretList","items":[{"data":{"a":"s"}},{"data":{"b":"s","c":"s"},"metadata":{"annotations":{"kapp.k14s.io/original":"s"}}}]}"#,
+            r#"{"kind":"SecretList","items":[{"data":{}},{"data":{},"metadata":{"annotations":{}}}]}"#,
+        ),
+        (r#"{"kind":"Secret","data":"s"}"#, r#"{"kind":"Secret"}"#),
+        (
+            r#"{"kind":"Status","status":"Failure","reason":"Invalid","message":"map[data:s]"}"#,
+            r#"{"kind":"Status","status":"Failure","reason":"Invalid"}"#,
+        ),
+        (r#"{"kind":"Status","status":"Success","details":{"name":"n"}}"#, "="),
+        (r#"{"kind":"DeleteOptions","dryRun":["All"],"gracePeriodSeconds":0}"#, "="),
+        (r#"null"#, "="),
+        // When in doubt.
+        (r#"[{"op":"add","path":"/data/a","value":"s"}]"#, ""),
+        (r#""s""#, ""),
+        (r#"7"#, ""),
+        (r#"{"kind":"Table","rows":[]}"#, ""),
+        (r#"{"kind":"List","items":[]}"#, ""),
+        (r#"{"kind":"Secret","kind":"Pod","spec":{}}"#, ""),
+        (r#"{"kind":7}"#, ""),
+        (r#"{"$patch":"replace","data":{"a":"s"}}"#, ""),
+        (r#"{"Data":{"a":"s"}}"#, ""),
+        (r#"{"type":{"a":"s"}}"#, ""),
+        (r#"{"items":["s"]}"#, ""),
+        (r#"{"items":[{"items":[{"data":{"a":"s"}}]}]}"#, ""),
+    ] {
+        for body in ["requestObject", "responseObject"] {
+            let whole = |value: &str| {
+                if value.is_empty() { String::new() } else { format!(r#","{body}":{value}"#) }
+            };
+            let after = if after == "=" { before } else { after };
+            becomes("secrets", &change, &whole(before), &whole(after));
+            let body_and_more = format!("{},\"x\":1", whole(before));
+            becomes("secrets", &change, &body_and_more, &format!("{},\"x\":1", whole(after)));
+            becomes("pods", &change, &whole(before), &whole(before));
+        }
+    }
+    for resource in [
+        "/serviceaccounts/token",
+        "authentication.k8s.io/tokenreviews",
+        "oauth.openshift.io/oauthaccesstokens",
+        "oauth.openshift.io/oauthauthorizetokens",
+    ] {
+        becomes(
+            resource,
+            &change,
+            r#","requestObject":{"spec":{}},"responseObject":{"status":{"token":"s"}},"x":1"#,
+            r#","x":1"#,
+        );
+    }
+    becomes(
+        "serviceaccounts",
+        &change,
+        r#","requestObject":{"spec":{}}"#,
+        r#","requestObject":{"spec":{}}"#,
+    );
+}
+
+#[test]
+fn credentials_in_a_uri_never_leave() {
+    let redaction = rules(&[]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    for (before, after) in [
+        (
+            r"/a?x=1\u0026token=s\u0026y=\u003cz\u003e",
+            r"/a?x=1\u0026token=REDACTED\u0026y=\u003cz\u003e",
+        ),
+        (r"/a\u003ft\u006fken=\u0073\u0026y", r"/a\u003ft\u006fken=REDACTED\u0026y"),
+        (r"/a/\u0065yJh.\u0065yJi.s/b", r"/a/REDACTED/b"),
+        (r"/a?\ud800\u0026token=s", r"/a?\ud800\u0026token=REDACTED"),
+        (r"/a?limit=500\u0026resourceVersion=0", r"/a?limit=500\u0026resourceVersion=0"),
+    ] {
+        let whole = |uri: &str| format!(r#","requestURI":"{uri}","x":1"#);
+        becomes("pods", &change, &whole(before), &whole(after));
+    }
+    becomes(
+        "pods",
+        &change,
+        r#","requestURI":"/a","request\u0055RI":"/a?token=s""#,
+        r#","requestURI":"/a","request\u0055RI":"/a?token=REDACTED""#,
+    );
+}
+
+#[test]
+fn what_is_too_large_goes_without_its_bodies() {
+    let event = event(
+        "pods",
+        r#","requestObject":{"a":"0123456789012345678901234567890123456789"},"responseObject":{"b":"0123456789012345678901234567890123456789"}"#,
+    );
+    let trimmed =
+        |max: usize| changed(&event, &Change { event_bytes_max: Some(max), ..Change::default() });
+    let done = Done { trimmed: true, ..Done::default() };
+    let truncated = r#","annotations":{"audit.k8s.io/truncated":"true"}"#;
+    assert_eq!(trimmed(event.len()), (None, Done::default()));
+    let without_response =
+        format!("{}{truncated}}}", event.split(r#","responseObject"#).next().unwrap());
+    assert_eq!(
+        trimmed(event.len() - 1),
+        (Some(without_response.clone()), Done { annotated: false, ..done })
+    );
+    assert_eq!(trimmed(without_response.len()).0, Some(without_response.clone()));
+    let without_bodies =
+        format!("{}{truncated}}}", event.split(r#","requestObject"#).next().unwrap());
+    assert_eq!(trimmed(without_response.len() - 1), (Some(without_bodies.clone()), done));
+    assert_eq!(trimmed(without_bodies.len()).0, Some(without_bodies.clone()));
+    assert_eq!(
+        trimmed(without_bodies.len() - 1),
+        (None, Done { is_too_large: true, ..Done::default() })
+    );
+    // One without bodies is what it is.
+    let small = r#"{"auditID":"a","stage":"Panic"}"#;
+    let change = Change { event_bytes_max: Some(30), ..Change::default() };
+    assert_eq!(changed(small, &change), (None, Done { is_too_large: true, ..Done::default() }));
+}
+
+#[test]
+fn constants_are_added_and_no_key_is_replaced() {
+    let annotations = Annotations::new([("cluster", "prod \"eu\""), ("forwarder", "f")]);
+    let change = Change { annotations: Some(&annotations), ..Change::default() };
+    let (cluster, forwarder) = (
+        r#""kube-audit-forwarder/cluster":"prod \"eu\"""#,
+        r#""kube-audit-forwarder/forwarder":"f""#,
+    );
+    let base = r#"{"auditID":"a","stage":"Panic""#;
+    for (before, after) in [
+        ("", format!(r#","annotations":{{{cluster},{forwarder}}}"#)),
+        (r#","annotations":null"#, format!(r#","annotations":{{{cluster},{forwarder}}}"#)),
+        (r#","annotations":{ }"#, format!(r#","annotations":{{{cluster},{forwarder} }}"#)),
+        (
+            r#","annotations":{"a":"b" } "#,
+            format!(r#","annotations":{{"a":"b",{cluster},{forwarder} }} "#),
+        ),
+        (
+            r#","annotations":{"kube-audit-forwarder/cl\u0075ster":"other"}"#,
+            format!(
+                r#","annotations":{{"kube-audit-forwarder/cl\u0075ster":"other",{forwarder}}}"#
+            ),
+        ),
+        (
+            r#","annotations":{},"annot\u0061tions":{"a":"b"}"#,
+            format!(
+                r#","annotations":{{{cluster},{forwarder}}},"annot\u0061tions":{{"a":"b",{cluster},{forwarder}}}"#
+            ),
+        ),
+        (r#","annotations":"no object""#, String::new()),
+    ] {
+        let (out, done) = changed(&format!("{base}{before}}}"), &change);
+        assert_eq!(out, (!after.is_empty()).then(|| format!("{base}{after}}}")));
+        assert_eq!(done, Done { annotated: !after.is_empty(), ..Done::default() });
+        if let Some(out) = out {
+            assert_eq!(changed(&out, &change).0, None);
+        }
+    }
+    // With annotations of which some go.
+    let redaction = rules(&[("", "annotations.a annotations.b", With::Drop)]);
+    let change = Change { redaction: Some(&redaction), ..change };
+    for (before, after) in [
+        (r#"{"a":"1","b":"2"}"#, format!("{{{cluster},{forwarder}}}")),
+        (r#"{"a":"1","c":"2","b":"3"}"#, format!(r#"{{"c":"2",{cluster},{forwarder}}}"#)),
+    ] {
+        let (out, done) = changed(&format!(r#"{base},"annotations":{before}}}"#), &change);
+        assert_eq!(out.unwrap(), format!(r#"{base},"annotations":{after}}}"#));
+        assert_eq!(done, Done { annotated: true, redacted: true, ..Done::default() });
+    }
+}
