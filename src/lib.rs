@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | 1 | [`audit`] [`config`] | JSON and events · the config file |
 //! | 2 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
-//! | 3 | [`queue`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) |
+//! | 3 | [`queue`] [`kafka`](self) [`filter`] | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) · what leaves |
 //! | 4 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
 //! | 5 | [`admin`] | metrics, health, status |
 //! | 6 | [`relay`] | which parts there are; how they change and end |
@@ -40,6 +40,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod filter;
 pub mod haproxy;
 #[cfg(feature = "kafka")]
 pub mod kafka;
