@@ -42,6 +42,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod filter;
 pub mod haproxy;
 #[cfg(feature = "kafka")]
 pub mod kafka;

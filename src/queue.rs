@@ -430,6 +430,22 @@ impl Ticket {
     }
 }
 
+/// What lies before a cursor and is still there, oldest first. It may be dropped at any time.
+pub struct Before(Option<spool::Before>);
+
+impl Before {
+    /// The next lines, with the position of the first, and their age. `None` when that was all.
+    ///
+    /// It waits for the disk: whoever waits for it listens to the end as well.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is passed over when dropped.
+    pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
+        self.0.as_mut()?.next().await
+    }
+}
+
 /// One output's place in the log. Owned by its delivery loop; it outlives that where another takes over, which goes on with
 /// [`Cursor::rewind`] or with the claims that are not finished.
 pub enum Cursor {
@@ -450,6 +466,17 @@ impl Cursor {
             Self::Memory(cursor) => cursor.readable().await,
             Self::Spool(cursor) => cursor.readable().await,
         }
+    }
+
+    /// What lies before its watermark, is still in the queue's files, and was received within so long: what this output has got
+    /// already, but for what of it was lost or filtered away. As far as the files reach, and 256 MiB at most, the newest; in
+    /// memory nothing is kept. What is damaged or gone is passed over: it was final.
+    #[must_use]
+    pub fn before(&self, within: Duration) -> Before {
+        Before(match self {
+            Self::Memory(_) => None,
+            Self::Spool(cursor) => Some(cursor.before(within)),
+        })
     }
 
     /// Claims what comes next: whole batches as far as they fit, or a part of one that does not fit alone. `None` where

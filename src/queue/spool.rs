@@ -53,11 +53,13 @@ use crate::config::WhenFull;
 use crate::telemetry::QueueMetrics;
 use crate::telemetry::Telemetry;
 
+mod before;
 mod cursor;
 mod load;
 mod recovery;
 mod writer;
 
+pub(super) use before::Before;
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
 

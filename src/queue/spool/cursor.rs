@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::Before;
 use super::Shared;
 use super::State;
 use super::TailRecord;
@@ -77,6 +78,8 @@ pub(super) struct CursorState {
     wanted: Option<Claim>,
     /// It was.
     fetched: Option<Fetched>,
+    /// What was accepted before it was not for this output, as far as is known.
+    pub(super) since: Position,
     /// Missing events that were counted as lost, from the watermark on.
     counted: Vec<Gap>,
     /// `output_start_events`.
@@ -115,6 +118,7 @@ impl CursorState {
             epoch: 0,
             wanted: None,
             fetched: None,
+            since: at.position,
             counted: Vec::new(),
             start: 0,
             losses: Losses::default(),
@@ -257,7 +261,7 @@ impl CursorState {
 }
 
 /// How long ago something was received, in milliseconds since 1970 both.
-fn age(received: u64, now: u64) -> Duration {
+pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
 
@@ -771,6 +775,14 @@ impl Cursor {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.lock().draining
+    }
+
+    /// Lines before its watermark that are still in the files and were received within so long.
+    #[must_use]
+    pub fn before(&self, within: Duration) -> Before {
+        let state = self.shared.lock();
+        let cursor = &state.cursors[self.index];
+        Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
     }
 
     /// The first position that was never claimed.

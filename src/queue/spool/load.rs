@@ -187,6 +187,13 @@ impl Shared {
     }
 }
 
+/// Does as much of a job as can be done, and tells nobody of the rest.
+pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
+    let mut reader = Reader::new(job);
+    reader.read(file);
+    reader.loaded
+}
+
 /// Copies damaged bytes to the quarantine, as far as there is room, and tells of them.
 pub(super) fn set_aside(
     disk: &dyn Disk,

@@ -210,6 +210,9 @@ fn join(
         },
     };
     let mut cursor = CursorState::new(output.clone(), at);
+    if contents.is_some_and(|(contents, _)| contents.outputs.contains_key(name)) {
+        cursor.since = 0;
+    }
     if let Some((spot, received)) = locate(state, disk, at.position) {
         cursor.spot = Some(spot);
         cursor.received = received;

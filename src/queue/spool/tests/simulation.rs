@@ -246,6 +246,8 @@ struct Tally {
     faults: u64,
     full: u64,
     loads: u64,
+    /// Events that were read before outputs' places.
+    before: u64,
     ambiguous: u64,
     joined: u64,
     not_joined: u64,
@@ -402,6 +404,30 @@ impl Simulation {
         for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
             assert_eq!(origin.first, next, "{:?}", batch.claim);
             next += piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+        }
+    }
+
+    /// What is read before an output's place is in the log there, and as it was sent.
+    fn compare_before(&mut self) {
+        for chosen in 0..self.process().cursors.len() {
+            let cursor = &self.process().cursors[chosen];
+            let (found, watermark) = (cursor.before(Duration::MAX).all(), cursor.watermark());
+            let mut next = 0;
+            for (origin, lines) in found {
+                assert!(next <= origin.first, "{} is behind {next}", origin.first);
+                next = origin.first;
+                for line in lines.split_inclusive(|byte| *byte == b'\n') {
+                    if let Some(number) = self.log[index(next)] {
+                        let (sent, event) = self.find(number);
+                        let mut wanted = Vec::new();
+                        write_line(number, self.sent[sent].lengths[event], &mut wanted);
+                        assert!(line == wanted, "{next} is not as it was sent");
+                    }
+                    next += 1;
+                    self.tally.before += 1;
+                }
+                assert!(next <= watermark, "{next} is behind {watermark}");
+            }
         }
     }
 
@@ -894,6 +920,7 @@ impl Simulation {
                     self.process =
                         Some(Process { telemetry, queue, writer: Some(writer), cursors });
                     self.find_again(&names, counts, required);
+                    self.compare_before();
                     return;
                 }
                 Err(error) => {

@@ -1,0 +1,222 @@
+//! What an output has got already and is still in the files: for the memory of what has left, which is empty after a start.
+//!
+//! It reads on threads that may block, a few megabytes at a time, and leaves no mark in the queue. Nothing depends on it:
+//! files are deleted when nobody needs them, and what is damaged, can't be read or is gone is passed over, and only told below
+//! `info`. What of it the output did not get, because it was lost or filtered away, can't be told from the rest.
+
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::Shared;
+use super::cursor::age;
+use super::load;
+use super::load::Job;
+use super::load::Piece;
+use super::load::Spot;
+use super::now;
+use crate::queue::Origin;
+use crate::queue::Position;
+use crate::queue::Take;
+use crate::queue::cursors::Place;
+use crate::queue::disk::Access;
+use crate::queue::disk::File;
+use crate::queue::segment;
+use crate::queue::segment::Check;
+use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::Found;
+use crate::queue::segment::Scan;
+use crate::queue::segment::SegmentHeader;
+
+/// No more is read before a cursor: what a disk reads in a second or two, and as much as a busy cluster sends in some minutes.
+const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// The cursor's place.
+    end: Position,
+    /// The first byte of lines.
+    byte: u64,
+    /// Received from then on, in ms since 1970.
+    since: u64,
+}
+
+/// A walk through what lies before a cursor, oldest first. Owned by who primes a memory with it.
+pub struct Before {
+    shared: Arc<Shared>,
+    limits: Limits,
+    /// What comes behind the pieces, and where it is, if that is known.
+    at: Position,
+    spot: Option<Spot>,
+    pieces: VecDeque<Piece>,
+    /// What is being read. A thread that hangs in a dead disk is left behind.
+    reading: Option<JoinHandle<Option<Part>>>,
+}
+
+/// Some of it.
+struct Part {
+    pieces: Vec<Piece>,
+    /// Where to go on.
+    at: Position,
+    spot: Option<Spot>,
+}
+
+impl Before {
+    /// What lies before this place, from a position on.
+    pub(super) fn new(shared: Arc<Shared>, from: Position, place: Place, within: Duration) -> Self {
+        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let limits = Limits {
+            end: place.position,
+            byte: place.byte.saturating_sub(BYTES_MAX),
+            since: now().saturating_sub(within),
+        };
+        Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
+    }
+
+    /// The next lines, where they are and how old.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is passed over when dropped.
+    pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
+        loop {
+            if let Some(next) = self.take() {
+                return Some(next);
+            }
+            let (at, spot, limits) = (self.at, self.spot, self.limits);
+            let reading = match &mut self.reading {
+                Some(reading) => reading,
+                none => {
+                    let shared = Arc::clone(&self.shared);
+                    let read = move || shared.read_before(at, spot, limits);
+                    none.insert(tokio::task::spawn_blocking(read))
+                }
+            };
+            let read = reading.await;
+            self.reading = None;
+            self.take_in(read.ok().flatten()?);
+        }
+    }
+
+    fn take(&mut self) -> Option<(Origin, Bytes)> {
+        let piece = self.pieces.pop_front()?;
+        Some((Origin { first: piece.first, age: age(piece.received, now()) }, piece.lines))
+    }
+
+    fn take_in(&mut self, part: Part) {
+        (self.at, self.spot) = (part.at, part.spot);
+        self.pieces.extend(part.pieces);
+    }
+
+    /// All of it at once, on this thread.
+    #[cfg(test)]
+    pub(super) fn all(mut self) -> Vec<(Origin, Bytes)> {
+        while let Some(part) = self.shared.read_before(self.at, self.spot, self.limits) {
+            self.take_in(part);
+        }
+        std::iter::from_fn(|| self.take()).collect()
+    }
+}
+
+impl Drop for Before {
+    fn drop(&mut self) {
+        if let Some(reading) = self.reading.take() {
+            reading.abort();
+        }
+    }
+}
+
+impl Shared {
+    /// What comes at a position or behind it, of one segment. `None`: nothing more.
+    fn read_before(&self, at: Position, spot: Option<Spot>, limits: Limits) -> Option<Part> {
+        if at >= limits.end {
+            return None;
+        }
+        let (mut job, behind) = self.job_before(at, limits.end)?;
+        let none = Part { pieces: Vec::new(), at: job.end.position, spot: None };
+        if job.end.byte <= limits.byte || behind.is_some_and(|next| self.made(next) < limits.since)
+        {
+            return Some(none);
+        }
+        let name = segment::file_name(job.first.position);
+        let file = match self.disk.open(&name, Access::Read) {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::debug!(segment = name, %error, "what has left is not read here");
+                return Some(none);
+            }
+        };
+        let spot = spot.filter(|spot| spot.segment == job.first.position);
+        let Some(spot) = spot.or_else(|| begin(&*file, &job, limits)) else { return Some(none) };
+        job.spot = spot;
+        job.from = job.from.max(spot.position);
+        let loaded = load::read_what_is_there(&job, &*file);
+        for damage in &loaded.damages {
+            tracing::debug!(segment = name, ?damage, "what has left is not read here");
+        }
+        let is_wanted = |piece: &Piece| {
+            let is_there = !piece.is_gap() && piece.first < limits.end;
+            is_there && piece.received >= limits.since && piece.first_byte >= limits.byte
+        };
+        let within = |mut piece: Piece| {
+            let events = piece.events.min(limits.end - piece.first);
+            piece.cut(Take { bytes: u64::MAX, events })
+        };
+        let pieces = loaded.pieces.into_iter().filter(is_wanted).map(within).collect();
+        // It goes on in any case.
+        let next = loaded.next.filter(|next| next.position > job.from);
+        let at = next.map_or(job.end.position, |next| next.position);
+        Some(Part { pieces, at, spot: next })
+    }
+
+    /// To read of the first segment that has something at a position or behind it, and before `end`; and the segment behind.
+    fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
+        let state = self.lock();
+        let index = state.segment_at(at);
+        let segment = state.segments.get(index).filter(|it| it.first.position < end)?;
+        let first = segment.first;
+        let from = at.max(first.position);
+        let job = Job {
+            epoch: 0,
+            spot: Spot { segment: first.position, offset: FIRST_RECORD, line: 0, position: from },
+            from,
+            to: None,
+            chunk: state.chunk,
+            first,
+            end: segment.end,
+            offset: segment.offset,
+            known: BTreeSet::new(),
+            patient: false,
+        };
+        Some((job, state.segments.get(index + 1).map(|next| next.first.position)))
+    }
+
+    /// When a segment was made: what is before it was received before. In ms since 1970; where that is not known, now.
+    fn made(&self, first: Position) -> u64 {
+        let file = self.disk.open(&segment::file_name(first), Access::Read).ok();
+        let header = file.and_then(|file| SegmentHeader::read(&*file, first).ok());
+        header.map_or(u64::MAX, |header| header.made)
+    }
+}
+
+/// The first record of a segment that is asked for.
+fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
+    let at = (FIRST_RECORD, job.first.position);
+    let mut scan = Scan::new(file, at, job.offset, job.end.position, Check::Headers);
+    loop {
+        let Found::Record(record) = scan.next()? else { continue };
+        let header = record.header;
+        let is_wanted = header.end() > job.from
+            && header.received >= limits.since
+            && header.end_byte() > limits.byte;
+        if is_wanted {
+            let (segment, offset) = (job.first.position, record.offset);
+            return Some(Spot { segment, offset, line: 0, position: header.first });
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What an output has got and is still in the files: found after a crash, within its bounds, and at nobody's cost.
+
+use bytes::Bytes;
+
+use super::super::before::Before;
+use super::super::cursor::Cursor;
+use super::super::writer::Step;
+use super::super::writer::Writer;
+use super::*;
+use crate::audit::LevelCounts;
+use crate::queue::Fate;
+use crate::queue::Origin;
+use crate::queue::Take;
+use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::segment;
+
+const ALWAYS: Duration = Duration::MAX;
+
+const NOTHING: [Position; 0] = [];
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A queue on one thread, with outputs that are required.
+struct Scene {
+    disk: SimulatedDisk,
+    names: Vec<&'static str>,
+    config: config::Queue,
+    telemetry: Telemetry,
+    queue: Queue,
+    writer: Writer,
+    cursors: Vec<Cursor>,
+    /// By position.
+    lines: Vec<Vec<u8>>,
+}
+
+fn open(
+    disk: &SimulatedDisk,
+    names: &[&str],
+    config: &config::Queue,
+) -> (Telemetry, Queue, Writer, Vec<Cursor>) {
+    let telemetry = Telemetry::new();
+    let (_, outputs) = outputs(&telemetry, names);
+    let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let opened = recovery::open(disk, Path::new("spool"), config, &telemetry, &outputs);
+    let (queue, cursors, writer) = opened.expect("it can be used");
+    (telemetry, queue, writer, cursors)
+}
+
+impl Scene {
+    /// The first output is to be looked at; the others keep the files.
+    fn new(names: &[&'static str]) -> Self {
+        let disk = SimulatedDisk::new(1);
+        let config = settings(1 << 20, 32 << 10, WhenFull::Reject);
+        let (telemetry, queue, writer, cursors) = open(&disk, names, &config);
+        let names = names.to_vec();
+        Self { disk, names, config, telemetry, queue, writer, cursors, lines: Vec::new() }
+    }
+
+    /// A batch of events of so many bytes that was received so long ago.
+    fn send(&mut self, events: u64, bytes: usize, ago: Duration) {
+        let mut all = Vec::new();
+        for _ in 0..events {
+            let mut line = Vec::new();
+            write_line(self.lines.len() as u64, bytes, &mut line);
+            all.extend_from_slice(&line);
+            self.lines.push(line);
+        }
+        let append = Append { lines: Bytes::from(all), events, levels: LevelCounts::default() };
+        let mut ticket = self.queue.append(append).expect("room");
+        if let Some(waiting) = self.queue.shared.lock().waiting.back_mut() {
+            waiting.received -= u64::try_from(ago.as_millis()).expect("not so long");
+        }
+        self.writer.perform(Step::Commit);
+        ticket.place = None;
+    }
+
+    /// The first output takes and finishes so many events.
+    fn deliver(&mut self, mut events: u64) {
+        let cursor = &mut self.cursors[0];
+        while events > 0 {
+            let Some(batch) = cursor.next(Take { bytes: u64::MAX, events }) else {
+                let job = cursor.job(false).expect("there are so many");
+                let loaded = self.queue.shared.read(&job).expect("the disk is well");
+                cursor.take_in(job.epoch, loaded);
+                continue;
+            };
+            events -= batch.events;
+            cursor.finish(batch.claim, Fate::default());
+        }
+    }
+
+    /// The machine crashes when the cursors are saved, and starts again.
+    fn crash(&mut self) {
+        self.writer.perform(Step::Save);
+        self.disk = self.disk.crash(&mut fastrand::Rng::with_seed(7));
+        (self.telemetry, self.queue, self.writer, self.cursors) =
+            open(&self.disk, &self.names, &self.config);
+    }
+
+    /// Positions of what is before the first output, whose lines are as they were sent.
+    fn found(&self, within: Duration) -> Vec<Position> {
+        self.positions(&self.cursors[0].before(within).all())
+    }
+
+    fn positions(&self, found: &[(Origin, Bytes)]) -> Vec<Position> {
+        let mut positions = Vec::new();
+        for (origin, lines) in found {
+            for (position, line) in (origin.first..).zip(lines.split_inclusive(|it| *it == b'\n')) {
+                let index = usize::try_from(position).expect("a position");
+                assert!(line == self.lines[index], "position {position}");
+                positions.push(position);
+            }
+        }
+        positions
+    }
+
+    /// Nothing was counted, or told as lost.
+    fn check_counts(&self) {
+        let series = ["spool_corrupt_records_total", "error_total{plugin=\"o\"}"];
+        assert_eq!(values(&self.telemetry, series), [0, 0]);
+        assert!(self.disk.names().iter().all(|name| !name.starts_with("quarantine/")));
+    }
+}
+
+#[test]
+fn what_was_delivered_before_a_crash_is_found_after_it() {
+    let mut scene = Scene::new(&["o", "other"]);
+    assert_eq!(scene.found(ALWAYS), NOTHING);
+    for _ in 0..40 {
+        scene.send(5, 300, Duration::ZERO);
+    }
+    assert_eq!(scene.found(ALWAYS), NOTHING, "nothing was delivered");
+    // Into a batch.
+    scene.deliver(123);
+    let delivered: Vec<_> = (0..123).collect();
+    assert_eq!(scene.found(ALWAYS), delivered);
+    scene.crash();
+    assert_eq!(scene.found(ALWAYS), delivered);
+    assert_eq!(scene.cursors[0].watermark(), 123);
+    scene.check_counts();
+    // The rest comes as it would have come.
+    scene.deliver(77);
+    assert_eq!(scene.found(ALWAYS), (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_was_received_before_the_window_is_left_out_and_ages_are_told() {
+    let mut scene = Scene::new(&["o", "other"]);
+    for age in (0..120).rev() {
+        scene.send(2, 400, MINUTE * age);
+    }
+    scene.deliver(240);
+    scene.crash();
+    let found = scene.cursors[0].before(MINUTE * 10 + MINUTE / 2).all();
+    // 10, 9, … and 0 minutes ago.
+    assert_eq!(scene.positions(&found), (218..240).collect::<Vec<_>>());
+    for (minutes, (_, age)) in (0..11).rev().zip(found.iter().map(|(it, _)| (it.first, it.age))) {
+        assert!((MINUTE * minutes..MINUTE * minutes + MINUTE / 2).contains(&age), "{age:?}");
+    }
+    assert_eq!(scene.found(MINUTE / 2), [238, 239]);
+}
+
+#[test]
+fn the_newest_are_found_where_there_is_more_than_is_read() {
+    let mut scene = Scene::new(&["o", "other"]);
+    for _ in 0..30 {
+        scene.send(10, 1000, Duration::ZERO);
+    }
+    scene.deliver(295);
+    let found = scene.found(ALWAYS);
+    assert_eq!(found, (230..295).collect::<Vec<_>>(), "whole batches of the last 64 KiB");
+}
+
+#[test]
+fn long_batches_are_found_in_parts() {
+    let mut scene = Scene::new(&["o", "other"]);
+    scene.send(50, 500, Duration::ZERO);
+    scene.send(1, 20_000, Duration::ZERO);
+    scene.send(3, 100, Duration::ZERO);
+    scene.deliver(40);
+    assert_eq!(scene.found(ALWAYS), (0..40).collect::<Vec<_>>());
+    scene.deliver(13);
+    scene.crash();
+    assert_eq!(scene.found(ALWAYS), (0..53).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_output_that_joins_has_got_nothing_of_what_is_there() {
+    let mut scene = Scene::new(&["o", "other"]);
+    scene.send(10, 300, Duration::ZERO);
+    let telemetry = Telemetry::new();
+    let (_, mut new) = outputs(&telemetry, &["new"]);
+    let joining = scene.queue.begin_to_join(new.remove(0)).expect("its name is free");
+    scene.writer.perform(Step::Save);
+    let cursor = joining.end().expect("it is saved");
+    assert_eq!(scene.positions(&cursor.before(ALWAYS).all()), NOTHING);
+    // Nor one that the config has since the start.
+    scene.names.push("late");
+    scene.crash();
+    assert_eq!(scene.positions(&scene.cursors[2].before(ALWAYS).all()), NOTHING);
+}
+
+#[test]
+fn what_is_damaged_unreadable_or_gone_is_passed_over_and_costs_nothing() {
+    let mut scene = Scene::new(&["o", "other"]);
+    for _ in 0..60 {
+        scene.send(1, 3000, Duration::ZERO);
+    }
+    scene.deliver(60);
+    scene.crash();
+    let whole = scene.found(ALWAYS);
+    let firsts = segment::list(&scene.disk).expect("it can be read");
+    let inside: Vec<_> = firsts.iter().filter(|first| **first > whole[0]).copied().collect();
+    let [broken, unreadable, .., gone] = inside[..] else { panic!("{firsts:?}, {whole:?}") };
+    scene.disk.flip(&segment::file_name(broken), FIRST_RECORD + RECORD_HEADER + 9, 1);
+    scene.disk.unreadable(&segment::file_name(unreadable), FIRST_RECORD);
+    scene.disk.remove(&segment::file_name(gone)).expect("it is there");
+    let found = scene.found(ALWAYS);
+    for position in [broken, unreadable, gone] {
+        assert!(!found.contains(&position), "{position} in {found:?}");
+        assert!(whole.contains(&position));
+    }
+    assert!(found.contains(&(broken + 1)) && found.len() >= whole.len() / 2, "{found:?}");
+    scene.check_counts();
+}
+
+#[tokio::test]
+async fn it_is_read_by_threads_that_may_block() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
+    let start = || {
+        let telemetry = Telemetry::new();
+        let (_, outputs) = outputs(&telemetry, &["o", "other"]);
+        Queue::open(directory.path(), &config, &telemetry, &outputs).expect("it can be used")
+    };
+    let (queue, mut cursors) = start();
+    for number in 0..100 {
+        let mut lines = Vec::new();
+        write_line(number, 500, &mut lines);
+        let append =
+            Append { lines: Bytes::from(lines), events: 1, levels: LevelCounts::default() };
+        let mut ticket = queue.append(append).expect("room");
+        ticket.acknowledged().await.expect("the disk is well");
+    }
+    let cursor = &mut cursors[0];
+    let mut left = 100;
+    while left > 0 {
+        cursor.readable().await;
+        let Some(batch) = cursor.next(Take { bytes: u64::MAX, events: left }) else { continue };
+        left -= batch.events;
+        cursor.finish(batch.claim, Fate::default());
+    }
+    queue.close().await;
+    drop((queue, cursors));
+    let (queue, cursors) = start();
+    let mut before: Before = cursors[0].before(MINUTE);
+    let mut next = 0;
+    while let Some((origin, lines)) = before.next().await {
+        assert_eq!(origin.first, next);
+        assert!(origin.age < MINUTE, "{:?}", origin.age);
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let mut wanted = Vec::new();
+            write_line(next, 500, &mut wanted);
+            assert!(line == wanted, "{next}");
+            next += 1;
+        }
+    }
+    assert_eq!(next, 100);
+    assert!(before.next().await.is_none(), "it has ended");
+    queue.close().await;
+}
