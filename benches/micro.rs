@@ -240,7 +240,7 @@ fn syslog(criterion: &mut Criterion<CpuTime>) {
         let mut outputs = config("", &output).outputs;
         let output = outputs.remove(0);
         let OutputKind::Syslog(syslog) = output.kind else { panic!("it is syslog's") };
-        let messages = Messages::new(&syslog, output.rejected);
+        let messages = Messages::new(&syslog, output.rejected, &output.filter.annotate);
         for (name, append) in [("batch of 400 events", batch()), ("single event", single())] {
             let mut open = Closed::new("", 1).open();
             open.append(&append, 1);

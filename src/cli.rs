@@ -23,6 +23,7 @@ use crate::config;
 use crate::config::Checked;
 use crate::config::Config;
 use crate::config::Severity;
+use crate::filter;
 use crate::output;
 use crate::output::DeadLetters;
 use crate::relay;
@@ -166,6 +167,19 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     if wrong { Err(WRONG) } else { Ok(()) }
 }
 
+/// Prints every mistake in the policies that a config names; an error where there is one. That one is missing was said of
+/// the config.
+fn report_policies(checked: &Checked) -> Result<(), u8> {
+    let mut result = Ok(());
+    for policy in checked.policies.iter().filter(|policy| policy.exists()) {
+        for mistake in filter::read_policy(policy).err().into_iter().flatten() {
+            eprintln!("{mistake}");
+            result = Err(WRONG);
+        }
+    }
+    result
+}
+
 fn show(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
     let checked = config::read(&text);
@@ -193,7 +207,9 @@ fn check(file: Option<&Path>, connect: bool) -> Result<(), u8> {
     let (text, name) = read(Some(file))?;
     let checked = config::read(&text);
     let checked = if connect { checked.strict() } else { checked };
-    report(&checked, &name)?;
+    let reported = report(&checked, &name);
+    report_policies(&checked)?;
+    reported?;
     match checked.config {
         Some(config) if connect => runtime()?.block_on(probe(&config)),
         _ => Ok(()),

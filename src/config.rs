@@ -5,11 +5,13 @@
 //! that a config names are there, but does not judge what is in them.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod filter;
 mod print;
 mod reader;
 mod schema;
@@ -20,6 +22,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use filter::Filter;
 pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
@@ -94,6 +97,8 @@ pub struct Checked {
     pub problems: Vec<Problem>,
     /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`. Also of one that can't be used.
     pub files: Vec<PathBuf>,
+    /// Those of them that are audit policies, each once.
+    pub policies: BTreeSet<PathBuf>,
     effective: String,
 }
 
@@ -135,6 +140,7 @@ pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
         config,
         problems: found.problems,
         files: found.files,
+        policies: found.policies,
         effective: print::effective(&found.items),
     }
 }
@@ -307,6 +313,8 @@ pub struct Output {
     pub batch: BatchLimits,
     /// `[output.rejected]`.
     pub rejected: Rejected,
+    /// `[filter]` and `[output.filter]`.
+    pub filter: Filter,
 }
 
 /// The protocol of an output.

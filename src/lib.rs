@@ -8,7 +8,8 @@
 //! [`source`] does the same with messages of a topic.
 //!
 //! Out: each [`output`] has a cursor in the queue. Its delivery loop claims what comes next, sends it in the consumer's
-//! protocol, and finishes the claim when the consumer has it. What every cursor has finished leaves the queue.
+//! protocol, and finishes the claim when the consumer has it. What every cursor has finished leaves the queue. Where the output has a
+//! [`filter`], less leaves than was claimed: what the audit [`policy`] asks for, without what is to be [redacted](redact).
 //!
 //! # Layers
 //!
@@ -21,7 +22,7 @@
 //! | 2 | [`policy`] [`redact`] | audit policies · one event's change |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
-//! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · clients of a cluster (feature `kafka`) |
+//! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · what of an event leaves by an output · clients of a cluster (feature `kafka`) |
 //! | 6 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
 //! | 7 | [`admin`] | metrics, health, status |
 //! | 8 | [`relay`] | which parts there are; how they change and end |
@@ -31,7 +32,7 @@
 //! # Invariants
 //!
 //! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
-//!   counted as lost.
+//!   kept back by its filter, and counted + counted as lost.
 //! - With a directory, nothing is acknowledged, or handed to an output, that is not synced.
 //! - Nothing but the queue holds events; what an output holds on the wire is still in the queue, unless that output is
 //!   optional and the room was needed.

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use crate::config;
 use crate::config::OutputKind;
+use crate::filter::Filter;
+use crate::filter::Rules;
 use crate::queue;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
@@ -89,6 +91,7 @@ pub struct Prepared {
     config: config::Output,
     metrics: OutputMetrics,
     status: Arc<Status>,
+    filter: Option<Arc<Rules>>,
     dead_letters: DeadLetters,
 }
 
@@ -105,6 +108,7 @@ trait Connector: Send {
         begin: HandOver,
         health: Health,
         config: &config::Output,
+        filter: Option<Arc<Rules>>,
         dead_letters: DeadLetters,
         orders: Orders,
     ) -> Running;
@@ -128,12 +132,14 @@ impl<C: Connect + 'static> Connector for C {
         begin: HandOver,
         health: Health,
         config: &config::Output,
+        filter: Option<Arc<Rules>>,
         dead_letters: DeadLetters,
         orders: Orders,
     ) -> Running {
-        let HandOver { cursor, claims } = begin;
+        let HandOver { cursor, claims, seen } = begin;
+        let filter = filter.map(|rules| Filter::new(rules, seen));
         let delivery = Delivery::new(*self, cursor, health, config);
-        Box::pin(delivery.inherit(claims).dead_letters(dead_letters).run(orders))
+        Box::pin(delivery.inherit(claims).filter(filter).dead_letters(dead_letters).run(orders))
     }
 }
 
@@ -149,6 +155,7 @@ pub fn prepare(
     let expiry = Expiry { telemetry: Arc::clone(telemetry), output: config.name.clone() };
     let endpoint =
         |stream| connection::Endpoint::new(stream, config, metrics.clone(), expiry.clone());
+    let annotate = &config.filter.annotate;
     let connector: Box<dyn Connector> = match &config.kind {
         OutputKind::Http(http) => {
             Box::new(http::Connector::new(http, config, metrics.clone(), expiry.clone()))
@@ -158,7 +165,7 @@ pub fn prepare(
             Box::new(stream::Connector::new(endpoint(&tcp.stream), lines, tcp.replay_window))
         }
         OutputKind::Syslog(syslog) => {
-            let messages = syslog::Messages::new(syslog, config.rejected);
+            let messages = syslog::Messages::new(syslog, config.rejected, annotate);
             let endpoint = endpoint(&syslog.stream);
             Box::new(stream::Connector::new(endpoint, messages, syslog.replay_window))
         }
@@ -173,7 +180,7 @@ pub fn prepare(
             Box::new(acknowledged::Connector::new(endpoint, output.window, make))
         }
         OutputKind::Relp(output) => {
-            let messages = syslog::Rfc5424::new(&output.messages, config.rejected);
+            let messages = syslog::Rfc5424::new(&output.messages, config.rejected, annotate);
             let make = move || relp::Relp::new(messages.clone());
             let endpoint = endpoint(&output.stream);
             Box::new(acknowledged::Connector::new(endpoint, output.window, make))
@@ -184,8 +191,26 @@ pub fn prepare(
         }
     };
     let status = Arc::new(Status::new(connector.endpoints()));
+    let filter =
+        (!config.filter.is_empty()).then(|| Arc::new(Rules::new(&config.filter, config.rejected)));
     let dead_letters = dead_letters.clone();
-    Prepared { connector, config: config.clone(), metrics, status, dead_letters }
+    Prepared { connector, config: config.clone(), metrics, status, filter, dead_letters }
+}
+
+impl Files for Rules {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let read = self.read().map_err(|mistakes| mistakes.join("; "))?;
+        Ok(Box::new(move || self.apply(read)))
+    }
+}
+
+/// All of them, or none.
+impl Files for Vec<Arc<dyn Files>> {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let staged = self.iter().map(|files| Arc::clone(files).stage());
+        let staged = staged.collect::<Result<Vec<_>, _>>()?;
+        Ok(Box::new(move || staged.into_iter().for_each(|staged| staged())))
+    }
 }
 
 impl Prepared {
@@ -215,7 +240,9 @@ impl Prepared {
     /// What it reads from files.
     #[must_use]
     pub fn files(&self) -> Option<Arc<dyn Files>> {
-        self.connector.files()
+        let rules = self.filter.as_ref().map(|rules| Arc::clone(rules) as Arc<dyn Files>);
+        let all: Vec<_> = self.connector.files().into_iter().chain(rules).collect();
+        (!all.is_empty()).then(|| Arc::new(all) as Arc<dyn Files>)
     }
 
     /// Connects to each address once, with the TLS handshake where there is one, and says how it went.
@@ -226,9 +253,9 @@ impl Prepared {
     /// The delivery, until it is stopped, or, with what it leaves, until another takes its place. It begins with what the
     /// one before it has left. An error is one that ends the process.
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
-        let Self { connector, config, metrics, status, dead_letters } = self;
+        let Self { connector, config, metrics, status, filter, dead_letters } = self;
         let health = Health::new(&config.name, metrics, status);
-        connector.deliver(begin, health, &config, dead_letters, orders)
+        connector.deliver(begin, health, &config, filter, dead_letters, orders)
     }
 }
 

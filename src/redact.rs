@@ -11,6 +11,7 @@
 
 use crate::audit::request::Request;
 
+mod ambiguous;
 mod annotate;
 mod redaction;
 mod rule;
@@ -69,7 +70,7 @@ pub struct Done {
     pub trimmed: bool,
     /// Something was added.
     pub annotated: bool,
-    /// It would still be too large: nothing was written, and nothing else is said.
+    /// What was written is still too large.
     pub is_too_large: bool,
 }
 
@@ -78,7 +79,7 @@ pub struct Done {
 /// The event is one that [`crate::audit`] has found valid, and `request` what it says of itself.
 pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
-    let plan = change.redaction.and_then(|redaction| redaction.plan(request));
+    let plan = change.redaction.and_then(|redaction| redaction.plan(event, request));
     let omits = change.omit_managed_fields && may_have_managed_fields(event);
     let additions: Vec<_> =
         change.annotations.into_iter().flat_map(Annotations::additions).collect();
@@ -108,9 +109,7 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
             (edits, done) = assemble(event, &parts, &additions);
         }
     }
-    if is_large(length(event, &edits)) {
-        return Done { is_too_large: true, ..Done::default() };
-    }
+    done.is_too_large = is_large(length(event, &edits));
     if !edits.is_empty() {
         write(event, &edits, out);
     }

@@ -22,8 +22,6 @@ pub struct Request<'a> {
     pub user: Option<User<'a>>,
     /// `None`: it is about no object of the API, but a path.
     pub object: Option<Object<'a>>,
-    /// One of the keys that all this comes from is there twice: others may read the event in another way.
-    pub is_ambiguous: bool,
 }
 
 /// Who asked.
@@ -53,43 +51,35 @@ pub struct Object<'a> {
 /// Reads an event, which is valid JSON. Of duplicate keys the first counts; what is no string is empty.
 #[must_use]
 pub fn request(event: &[u8]) -> Request<'_> {
-    let mut repeated = false;
     let [level, stage, uri, verb, user, object] =
-        firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"], &mut repeated);
+        firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"]);
     Request {
         level: text(level),
         stage: text(stage),
         uri: text(uri),
         verb: text(verb),
-        user: user.and_then(|user| self::user(user, &mut repeated)),
-        object: object
-            .filter(|object| object.first() == Some(&b'{'))
-            .map(|object| self::object(object, &mut repeated)),
-        is_ambiguous: repeated,
+        user: user.and_then(self::user),
+        object: object.filter(|object| object.first() == Some(&b'{')).map(self::object),
     }
 }
 
-fn user<'a>(user: &'a [u8], repeated: &mut bool) -> Option<User<'a>> {
-    let [name, groups] = firsts(user, ["username", "groups"], repeated);
+fn user(user: &[u8]) -> Option<User<'_>> {
+    let [name, groups] = firsts(user, ["username", "groups"]);
     let name = text(name);
     let groups: Vec<_> =
         groups.into_iter().flat_map(scan::elements).map(|group| text(Some(group))).collect();
     (!name.is_empty() || !groups.is_empty()).then_some(User { name, groups })
 }
 
-fn object<'a>(object: &'a [u8], repeated: &mut bool) -> Object<'a> {
+fn object(object: &[u8]) -> Object<'_> {
     let [group, resource, subresource, namespace, name] =
-        firsts(object, ["apiGroup", "resource", "subresource", "namespace", "name"], repeated);
+        firsts(object, ["apiGroup", "resource", "subresource", "namespace", "name"]);
     let (group, resource, subresource) = (text(group), text(resource), text(subresource));
     Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
 }
 
 /// Of each of these members the first; none where it is no object.
-fn firsts<'a, const N: usize>(
-    object: &'a [u8],
-    names: [&str; N],
-    repeated: &mut bool,
-) -> [Option<&'a [u8]>; N] {
+fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let mut found = [None; N];
     if object.first() != Some(&b'{') {
         return found;
@@ -97,7 +87,6 @@ fn firsts<'a, const N: usize>(
     for member in scan::members(object) {
         let key = scan::key(member.key);
         if let Some(index) = names.iter().position(|name| *key == *name.as_bytes()) {
-            *repeated |= found[index].is_some();
             found[index].get_or_insert(member.value);
         }
     }
@@ -144,22 +133,5 @@ mod tests {
         assert_eq!(request(br#"{"objectRef":null}"#).object, None);
         assert_eq!(request(br#"{"objectRef":{}}"#).object, Some(Object::default()));
         assert_eq!(request(b"{}"), Request::default());
-    }
-
-    #[test]
-    fn keys_that_are_there_twice_are_told() {
-        for (event, expected) in [
-            (
-                r#"{"verb":"get","verbs":"get","user":{"username":"u"},"objectRef":{"name":"u"}}"#,
-                false,
-            ),
-            (r#"{"x":1,"x":2,"user":{"uid":"u","uid":"v"}}"#, false),
-            (r#"{"requestURI":"/a","request\u0055RI":"/b"}"#, true),
-            (r#"{"objectRef":{"resource":"pods"},"objectRef":null}"#, true),
-            (r#"{"objectRef":{"resource":"pods","resource":"secrets"}}"#, true),
-            (r#"{"user":{"groups":[],"groups":[]}}"#, true),
-        ] {
-            assert_eq!(request(event.as_bytes()).is_ambiguous, expected, "{event}");
-        }
     }
 }

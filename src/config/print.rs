@@ -10,9 +10,6 @@ use super::reader::Item;
 /// Longer values are cut in messages.
 const SHOWN_CHARS_MAX: usize = 60;
 
-/// The kind of a key that this version refuses: known, and in no print.
-pub(super) const LATER: &str = "not in this version";
-
 /// The config as TOML with every default filled in. Strings are as the file has them.
 pub(super) fn effective(items: &[Item]) -> String {
     let mut printed = String::new();
@@ -65,15 +62,17 @@ pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
 /// All keys as a Markdown table; `types` are all types of output.
 pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
     let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
-    for entry in entries.iter().filter(|entry| entry.kind != LATER) {
+    for entry in entries {
         let Entry { section, scopes, name, kind, default, meaning, .. } = entry;
         let of_all = scopes.is_empty() || scopes.len() == types.len();
         let scope = if of_all { String::new() } else { format!(" ({})", scopes.join(", ")) };
         let literal = default.starts_with(|c: char| "\"[{".contains(c) || c.is_ascii_digit())
             || matches!(default.as_str(), "true" | "false");
+        let dot = if section.is_empty() { "" } else { "." };
         let default = if literal { format!("`{default}`") } else { default.clone() };
-        table
-            .push_str(&format!("| `{section}.{name}`{scope} | {kind} | {default} | {meaning} |\n"));
+        table.push_str(&format!(
+            "| `{section}{dot}{name}`{scope} | {kind} | {default} | {meaning} |\n"
+        ));
     }
     table
 }

@@ -42,6 +42,7 @@ pub(super) struct Context<'a> {
     broken: BTreeSet<usize>,
     pub(super) items: RefCell<Vec<Item>>,
     files: RefCell<Vec<PathBuf>>,
+    pub(super) policies: RefCell<BTreeSet<PathBuf>>,
     incomplete: Cell<bool>,
     /// The type of the output that is being read, for the reference.
     pub(super) scope: Cell<Option<&'static str>>,
@@ -54,6 +55,7 @@ pub(super) struct Finished {
     pub(super) items: Vec<Item>,
     /// Sorted, each once.
     pub(super) files: Vec<PathBuf>,
+    pub(super) policies: BTreeSet<PathBuf>,
     /// No setting is in a missing file.
     pub(super) complete: bool,
 }
@@ -114,6 +116,7 @@ impl<'a> Context<'a> {
             broken: BTreeSet::new(),
             items: RefCell::default(),
             files: RefCell::default(),
+            policies: RefCell::default(),
             incomplete: Cell::default(),
             scope: Cell::default(),
         };
@@ -185,7 +188,8 @@ impl<'a> Context<'a> {
             if let Some(at) = spots.get(path) {
                 return *at;
             }
-            match path.rsplit_once('.') {
+            let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
+            match item.or_else(|| path.rsplit_once('.')) {
                 Some((outer, _)) => path = outer,
                 None => return 0,
             }
@@ -219,6 +223,7 @@ impl<'a> Context<'a> {
             problems: problems.into_iter().map(|(_, problem)| problem).collect(),
             items: self.items.into_inner(),
             files,
+            policies: self.policies.into_inner(),
             complete: !self.incomplete.get(),
         }
     }

@@ -16,6 +16,7 @@ use super::ClientTls;
 use super::Compression;
 use super::Config;
 use super::DeadLetter;
+use super::Filter;
 use super::Framing;
 use super::HostPort;
 use super::HttpFormat;
@@ -52,6 +53,7 @@ use super::Template;
 use super::Timeouts;
 use super::TlsVersion;
 use super::WhenFull;
+use super::filter;
 use super::print;
 use super::reader::Context;
 use super::reader::Entry;
@@ -88,7 +90,7 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
 /// The shortest time that is one.
 const MOMENT: Duration = Duration::from_millis(1);
 
-const fn secs(secs: u64) -> Duration {
+pub(super) const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
@@ -132,25 +134,35 @@ const LINE_FORMATS: [(&str, LineFormat); 2] =
 pub(super) const EVERYTHING: &str = "
 [[listener]]
 tls = {}
+[filter]
+match = [{ resources = [{}] }]
+redact = [{}]
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'http'
 tls = {}
 basic_auth = {}
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'tcp'
 tls = {}
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'syslog'
 tls = {}
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'stdout'
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'lumberjack'
 tls = {}
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'relp'
 tls = {}
 [[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
 type = 'kafka'
 tls = {}
 sasl = {}
@@ -188,6 +200,7 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
     let sources = t.sections_if_any("source", source);
     let mut limits = t.section("limits", limits);
     let queue = t.section("queue", queue);
+    let filter = filter::filter(&mut t);
     let outputs = t.sections("output", output);
     let dead_letter = t.section("dead_letter", dead_letter);
     let admin = admin(&mut t);
@@ -200,7 +213,6 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
             "SIGTERM: time to answer what is under way and to empty the queue",
         )
     });
-    t.later("filter");
     t.refuse_rest(|_| None);
 
     limits.max_body = effective_max_body(cx, &limits, &queue);
@@ -218,7 +230,7 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
         sources: sources.into_iter().map(|(_, source)| source).collect::<Option<_>>()?,
         limits,
         queue,
-        outputs: outputs.into_iter().map(|draft| draft.output).collect::<Option<_>>()?,
+        outputs: with_filter(&filter?, outputs)?,
         dead_letter,
         admin: admin?,
         log: log?,
@@ -236,6 +248,12 @@ pub(super) fn admin(t: &mut Table<'_, '_>) -> Option<SocketAddr> {
             values::socket_address,
         )
     })
+}
+
+/// The outputs, each with what holds for all.
+fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
+    let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
+    drafts.into_iter().map(|draft| draft.output.map(with)).collect()
 }
 
 fn listener(t: &mut Table<'_, '_>) -> (Option<SocketAddr>, Option<Listener>) {
@@ -502,7 +520,7 @@ fn output(t: &mut Table<'_, '_>) -> Draft {
         let path = format!("{}.retry.max_elapsed", t.path);
         t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
     }
-    t.later("filter");
+    let filter = filter::filter(t);
     t.refuse_rest(|key| of_another_type(key, type_name));
     t.cx.set_scope(None);
 
@@ -520,8 +538,8 @@ fn output(t: &mut Table<'_, '_>) -> Draft {
         Some(OutputKind::Kafka(_)) => None,
     };
     let read = || {
-        let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
-        Some(Output { name, required, kind, retry, timeouts, batch, rejected })
+        let (name, kind, rejected, filter) = (name.clone()?, protocol?, rejected?, filter?);
+        Some(Output { name, required, kind, retry, timeouts, batch, rejected, filter })
     };
     let output = read();
     Draft { path: t.path.clone(), name, required, kind, replay_window, output }

@@ -15,7 +15,6 @@ use toml::de::DeValue;
 
 use super::Severity;
 use super::Template;
-use super::print::LATER;
 use super::print::bare_or_quoted;
 use super::print::literal;
 use super::print::quoted;
@@ -116,6 +115,19 @@ pub(super) struct Table<'c, 'a> {
     /// Each with the position of its name.
     keys: BTreeMap<String, (usize, Spanned<DeValue<'a>>)>,
     known: Vec<&'static str>,
+}
+
+/// Tables that are there and not read yet.
+pub(super) struct Tables<'a> {
+    name: &'static str,
+    kind: String,
+    tables: Vec<Spanned<DeValue<'a>>>,
+}
+
+impl Tables<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
 }
 
 impl<'c, 'a> Table<'c, 'a> {
@@ -318,7 +330,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// One of a few words; `later` are those that this version does not have yet.
+    /// One of a few words.
     pub(super) fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -443,10 +455,29 @@ impl<'c, 'a> Table<'c, 'a> {
     /// A table of free names with strings that may be secrets; empty by default.
     pub(super) fn secret_map(
         &mut self,
-        (name, kind, meaning): (&'static str, &str, &'static str),
+        declared: (&'static str, &str, &'static str),
         parse_name: impl Fn(&str) -> Result<String, String>,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> BTreeMap<String, Template> {
+        self.map(declared, parse_name, |cx, found| cx.secret(found, &check))
+    }
+
+    /// A table of free names with strings by their parser; empty by default.
+    pub(super) fn word_map<T>(
+        &mut self,
+        declared: (&'static str, &str, &'static str),
+        parse_name: impl Fn(&str) -> Result<String, String>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> BTreeMap<String, T> {
+        self.map(declared, parse_name, |cx, found| cx.word(&found.value, "a string", &parse))
+    }
+
+    fn map<T>(
+        &mut self,
+        (name, kind, meaning): (&'static str, &str, &'static str),
+        parse_name: impl Fn(&str) -> Result<String, String>,
+        read: impl Fn(&Context<'a>, &Found<'a>) -> Read<T>,
+    ) -> BTreeMap<String, T> {
         let key = defaulted(name, kind.to_owned(), "{}".to_owned(), meaning);
         self.take(key, |cx, found| {
             let DeValue::Table(table) = &found.value else {
@@ -457,7 +488,7 @@ impl<'c, 'a> Table<'c, 'a> {
                 let (name_at, name) = (name.span().start, name.get_ref());
                 let path = format!("{}.{}", found.path, bare_or_quoted(name));
                 let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
-                let value = cx.secret(&found, &check);
+                let value = read(cx, &found);
                 let parsed = match parse_name(name) {
                     Ok(parsed) if map.contains_key(&parsed) => {
                         Err("is there twice, allowed: once (case does not matter)".to_owned())
@@ -479,37 +510,23 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or_default()
     }
 
+    /// Whether it has no key at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Takes another spelling of a key for its own.
+    pub(super) fn rename(&mut self, other: &str, name: &str) {
+        if !self.keys.contains_key(name)
+            && let Some(value) = self.keys.remove(other)
+        {
+            self.keys.insert(name.to_owned(), value);
+        }
+    }
+
     /// Whether a flag that is not taken yet is `true`.
     pub(super) fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
-    }
-
-    /// A key that this version refuses.
-    pub(super) fn later(&mut self, name: &'static str) {
-        self.later_unless(name, None, |_, _| Ok(()));
-    }
-
-    /// A key that this version refuses unless it has its default (the value, and how it is written).
-    pub(super) fn later_unless<T: PartialEq>(
-        &mut self,
-        name: &'static str,
-        default: Option<(T, &str)>,
-        read: impl FnOnce(&Context<'a>, &DeValue<'a>) -> Read<T>,
-    ) {
-        self.record(name, LATER, "", "", None);
-        let found = self.remove(name);
-        // Not to be offered for an unknown one.
-        self.known.pop();
-        let Some(found) = found else { return };
-        let wrong = match (default, read(self.cx, &found.value)) {
-            (_, Err(wrong)) => wrong,
-            (Some((default, _)), Ok(value)) if value == default => return,
-            (Some((_, shown)), Ok(_)) => {
-                Wrong::Is(format!("is not in this version, allowed: {shown}, or leave it out"))
-            }
-            (None, Ok(_)) => Wrong::Is("is not in this version, leave it out".to_owned()),
-        };
-        self.cx.fail(found.at, &found.path, wrong);
     }
 
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
@@ -588,14 +605,13 @@ impl<'c, 'a> Table<'c, 'a> {
     pub(super) fn sections_if_any<T>(
         &mut self,
         name: &'static str,
-        mut read: impl FnMut(&mut Self) -> T,
+        read: impl FnMut(&mut Self) -> T,
     ) -> Vec<T> {
-        let cx = self.cx;
         let allowed = format!("one or more [[{name}]]");
         let found = match self.remove(name) {
             Some(Found { value: DeValue::Array(array), .. }) => array.into_iter().collect(),
             Some(found) => {
-                cx.fail(found.at, &found.path, other_type(&found.value, &allowed));
+                self.cx.fail(found.at, &found.path, other_type(&found.value, &allowed));
                 if !found.value.is_table() {
                     return Vec::new();
                 }
@@ -604,12 +620,55 @@ impl<'c, 'a> Table<'c, 'a> {
             }
             None => Vec::new(),
         };
+        self.tables(name, found, &allowed, read)
+    }
+
+    /// A table, or an array of them, that are printed as sections; to be read when all other keys are. `None` where it is
+    /// absent.
+    pub(super) fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
+        let (name, kind) = (key.name, key.kind.clone());
+        let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());
+        let found = self.remove(name);
+        // What is in them is declared, and printed, by itself; that there are none is not.
+        self.declare(
+            &key,
+            found.as_ref().map(|found| &found.value).filter(|value| is_empty(value)),
+        );
+        let found = found?;
+        let tables: Vec<_> = match found.value {
+            DeValue::Array(array) => array.into_iter().collect(),
+            value if value.is_table() => vec![Spanned::new(found.at..found.at, value)],
+            value => {
+                self.cx.fail(found.at, &found.path, other_type(&value, &kind));
+                Vec::new()
+            }
+        };
+        Some(Tables { name, kind, tables })
+    }
+
+    /// Reads them.
+    pub(super) fn read_tables<T>(
+        &mut self,
+        found: Tables<'a>,
+        read: impl FnMut(&mut Self) -> T,
+    ) -> Vec<T> {
+        self.tables(found.name, found.tables, &found.kind, read)
+    }
+
+    fn tables<T>(
+        &mut self,
+        name: &'static str,
+        found: Vec<Spanned<DeValue<'a>>>,
+        allowed: &str,
+        mut read: impl FnMut(&mut Self) -> T,
+    ) -> Vec<T> {
+        let cx = self.cx;
         let mut values = Vec::new();
         for (index, value) in found.into_iter().enumerate() {
             let (at, path) = (value.span().start, format!("{}[{index}]", self.path_of(name)));
             let value = value.into_inner();
             let DeValue::Table(table) = value else {
-                cx.fail(at, &path, other_type(&value, &allowed));
+                cx.fail(at, &path, other_type(&value, allowed));
                 continue;
             };
             cx.spots.borrow_mut().insert(path, at);

@@ -1,6 +1,7 @@
 //! Every class of problem, with its position. Those of `[queue]` are in `queue.rs`; what a config without
 //! problems gives is in `good.rs`.
 
+mod filter;
 mod good;
 mod kafka;
 mod queue;
@@ -79,6 +80,13 @@ delivered_timeout = "29s"
 when_full = "drop_oldest"
 retry_after = "1s"
 segment_bytes = "16KiB"
+[filter]
+policy = "DIR/ca"
+max_event_bytes = "1MiB"
+deduplicate = "2h"
+annotate = { region = "${env:HOST}" }
+match = { verbs = ["get"], non_resource_urls = ["/healthz*"] }
+redact = []
 [[output]]
 name = "es-1"
 type = "http"
@@ -147,6 +155,24 @@ tls = {}
 name = "stdout"
 type = "stdout"
 format = "audit_log"
+[output.filter]
+policy = "DIR/key"
+max_event_bytes = 2000
+deduplicate = "1s"
+annotate = { cluster = "a b", "x.y" = "$${z" }
+redact = [{ fields = ["requestObject.data.*"] }, { resources = ["apps/*"], fields = ['annotations["a.b"]'], with = "sha256" }]
+[[output.filter.match]]
+users = ["u"]
+user_groups = ["g"]
+namespaces = [""]
+[[output.filter.match.resources]]
+group = "apps"
+resources = ["deployments"]
+resource_names = ["web"]
+[[output.filter.match.resources]]
+group = "*"
+[[output.filter.match]]
+verbs = ["delete"]
 [dead_letter]
 max_bytes = "64MiB"
 [admin]
@@ -227,7 +253,7 @@ fn unknown_keys_name_the_nearest_known_one() {
         "lmits.max_body = 1\nx = 1\n[shutdown]\n\"a b\" = 1\n",
         &[
             "1:1: lmits: unknown key `lmits`, did you mean `limits`?",
-            "2:1: x: unknown key `x`, allowed: listener, source, limits, queue, output, dead_letter, admin, log, shutdown",
+            "2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, admin, log, shutdown",
             "4:1: shutdown.\"a b\": unknown key `\"a b\"`, allowed: drain_timeout",
         ],
     );
@@ -569,13 +595,7 @@ fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
 }
 
 #[test]
-fn what_this_version_does_not_have_is_refused_where_it_is_not_the_default() {
-    assert_problems("[filter]\n", &["1:1: filter: is not in this version"]);
-    assert_in_output(
-        "http",
-        "[output.filter]\n",
-        &["5:1: output[0].filter: is not in this version"],
-    );
+fn never_is_no_time() {
     assert_in_output(
         "tcp",
         "timeouts.max_connection_age = 'never'\n",

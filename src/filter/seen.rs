@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 /// Events that are remembered. Each takes 32 bytes, and 10 to be found by: a million are 44 MB, which is as much as kube-apiserver
 /// sends in five minutes at 3,000 events a second. Its retries of a batch end earlier.
-pub const EVENTS_MAX: usize = 1_000_000;
+const EVENTS_MAX: usize = 1_000_000;
 
 /// What [`Seen::received`] has before its own beginning. Nothing in a queue is older.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);

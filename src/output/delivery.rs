@@ -25,6 +25,8 @@ use super::health::Health;
 use super::retry::Retry;
 use crate::config::BatchLimits;
 use crate::config::Rejected;
+use crate::filter::Filter;
+use crate::filter::Seen;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
@@ -33,9 +35,11 @@ use crate::queue::Position;
 use crate::queue::Retaken;
 use crate::queue::Take;
 
+mod filtering;
 mod given_up;
 mod tried;
 
+use filtering::Filtering;
 use given_up::GivenUp;
 
 /// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, only those held
@@ -59,6 +63,12 @@ const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What letters that are being written get at the end. What is not safe by then is the next start's, or lost with the queue.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
+
+/// A filter that lets nothing pass leaves the thread to others after so much.
+const FILTERED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// Why an event is given up that the filter could not make smaller.
+const TOO_LARGE: &str = "larger than filter.max_event_bytes, also without its objects";
 
 /// A link keeps events that can't be sent until all before them is final. From so many bytes of them on it has no room.
 pub(super) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -187,6 +197,8 @@ pub(super) struct Delivery<C> {
     isolating: bool,
     /// In this round of suspects, the next of the queue was tried.
     probed: bool,
+    /// So many events are tried; more than one only while the filter keeps them back.
+    probe_events: u64,
     /// There was nothing in the queue to try.
     awaits_probe: bool,
     /// Which suspect is tried beside the first.
@@ -208,6 +220,9 @@ pub(super) struct Delivery<C> {
     /// The drain has ended a pause.
     hurried: bool,
     given_up: GivenUp,
+    filtering: Filtering,
+    /// So much was filtered, and nothing of it left, since others on this thread had their turn.
+    filtered_bytes: u64,
 }
 
 /// What is left when a delivery ends to be replaced: nothing of it is on the wire.
@@ -216,6 +231,8 @@ pub struct HandOver {
     pub cursor: Cursor,
     /// Claims that are not final, where others behind them are.
     pub claims: Vec<Claim>,
+    /// What has left, where duplicates do not.
+    pub seen: Option<Seen>,
 }
 
 /// What a delivery is told from outside.
@@ -265,6 +282,7 @@ impl<C: Connect> Delivery<C> {
             held: Vec::new(),
             isolating: false,
             probed: false,
+            probe_events: 1,
             awaits_probe: false,
             turn: 0,
             refusals: 0,
@@ -276,6 +294,8 @@ impl<C: Connect> Delivery<C> {
             orders: Orders::default(),
             hurried: false,
             given_up: GivenUp::new(config),
+            filtering: Filtering::new(None),
+            filtered_bytes: 0,
             cursor,
         }
     }
@@ -285,6 +305,12 @@ impl<C: Connect> Delivery<C> {
         if self.rejected == Rejected::DeadLetter {
             self.given_up.place(dead_letters);
         }
+        self
+    }
+
+    /// Sends what this lets pass.
+    pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
+        self.filtering = Filtering::new(filter);
         self
     }
 
@@ -331,6 +357,12 @@ impl<C: Connect> Delivery<C> {
 
     async fn deliver(&mut self) -> Result<Done, String> {
         let Orders { stop, retire, .. } = self.orders.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(Done::Stopped),
+            () = retire.cancelled() => return Ok(Done::Retired),
+            () = self.filtering.look_back(&self.cursor) => {}
+        }
         let mut needed = C::EAGER;
         loop {
             tokio::select! {
@@ -383,7 +415,8 @@ impl<C: Connect> Delivery<C> {
         loop {
             self.bury();
             if self.pending.is_empty() && self.suspects.is_empty() {
-                self.given_up.next_old(&mut self.cursor, &mut self.health, self.limits);
+                let (cursor, filtering) = (&mut self.cursor, &mut self.filtering);
+                self.given_up.next_old(cursor, filtering, &mut self.health, self.limits);
             }
             needed |= !self.pending.is_empty();
             let until = self.paused_until;
@@ -422,7 +455,7 @@ impl<C: Connect> Delivery<C> {
             self.cursor.rewind();
             claims.clear();
         }
-        HandOver { cursor: self.cursor, claims }
+        HandOver { cursor: self.cursor, claims, seen: self.filtering.into_seen() }
     }
 
     async fn drive(&mut self, mut link: C::Link) -> Ended {
@@ -437,6 +470,10 @@ impl<C: Connect> Delivery<C> {
             }
             if retired.is_none() {
                 self.fill(&mut link);
+            }
+            if self.filtered_bytes >= FILTERED_BYTES_MAX {
+                self.filtered_bytes = 0;
+                tokio::task::yield_now().await;
             }
             if self.wire.is_empty() && !self.held.is_empty() && self.cursor.is_closed() {
                 // Nobody will know more of the suspects before the next start, which begins with them.
@@ -551,9 +588,21 @@ impl<C: Connect> Delivery<C> {
 
     /// Sends as long as the link has room.
     fn fill(&mut self, link: &mut C::Link) {
-        while self.paused_until.is_none() && self.may_send() {
+        while self.paused_until.is_none()
+            && self.may_send()
+            && self.filtered_bytes < FILTERED_BYTES_MAX
+        {
             let Some(room) = link.room() else { return };
             let Some((batch, mut work)) = self.take(room) else { return };
+            let bytes = batch.bytes;
+            let batch = self.filtering.pass(batch, &self.cursor);
+            work.events = batch.events;
+            if batch.events == 0 {
+                self.filtered_bytes += bytes;
+                self.nothing_left(work.claim);
+                continue;
+            }
+            (self.filtered_bytes, self.probe_events) = (0, 1);
             let again = work.attempts > 0 || work.claim.start < self.sent_until;
             if again {
                 self.health.metrics.retries.increment(1);
@@ -579,7 +628,9 @@ impl<C: Connect> Delivery<C> {
                     work.events = batch.events;
                     return Some((batch, work));
                 }
-                Retaken::Gone => {}
+                Retaken::Gone => {
+                    self.filtering.give_up(work.claim);
+                }
                 Retaken::NotYet => {
                     self.pending.push_front(work);
                     return None;
@@ -591,7 +642,7 @@ impl<C: Connect> Delivery<C> {
             events: room.events.min(self.limits.max_events),
         };
         if !self.suspects.is_empty() {
-            take.events = 1;
+            take.events = take.events.min(self.probe_events);
             if std::mem::replace(&mut self.probed, true) || self.suspects.len() >= SUSPECTS_MAX {
                 self.next_round();
                 return None;
@@ -654,11 +705,39 @@ impl<C: Connect> Delivery<C> {
 
     fn finish_held(&mut self) {
         for work in std::mem::take(&mut self.held) {
-            self.cursor.finish(work.claim, Fate::default());
+            self.finish(work.claim);
         }
     }
 
-    fn on_accepted(&mut self, claim: Claim, rejected: Vec<Bytes>, consumer: usize) {
+    /// The consumer has what of this claim was for it.
+    fn finish(&mut self, claim: Claim) {
+        let fate = self.filtering.finish(claim, &self.health.metrics);
+        self.cursor.finish(claim, fate);
+    }
+
+    /// Nothing of a claim leaves, whatever the consumer says of others.
+    fn nothing_left(&mut self, claim: Claim) {
+        // What was to be compared with suspects says nothing: what comes next may.
+        self.probed = false;
+        self.probe_events = (2 * self.probe_events).min(self.limits.max_events);
+        self.sent_until = self.sent_until.max(claim.end);
+        let too_large = self.filtering.too_large(claim);
+        if too_large.is_empty() {
+            self.finish(claim);
+        } else {
+            self.finish_without(claim, too_large, TOO_LARGE);
+        }
+    }
+
+    /// A claim is final but for these events, which are given up.
+    fn finish_without(&mut self, claim: Claim, lines: Vec<Bytes>, reason: &str) {
+        let kept = self.filtering.finish(claim, &self.health.metrics);
+        let fate = Fate { lost: lines.len() as u64, ..kept };
+        let (reason, health) = (Arc::from(reason), &mut self.health);
+        self.given_up.end_with(claim, fate, lines, &reason, &self.cursor, health);
+    }
+
+    fn on_accepted(&mut self, claim: Claim, mut rejected: Vec<Bytes>, consumer: usize) {
         let Some(mut work) = self.wire.remove(&claim.start) else { return };
         if let Some((front, rest)) = self.cursor.split_at(work.claim, claim.end) {
             let events = work.events.min(front.end - front.start);
@@ -676,15 +755,14 @@ impl<C: Connect> Delivery<C> {
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
         let behind_suspect = self.suspects.front().is_some_and(|first| first.claim < claim);
+        let reason = if rejected.is_empty() { TOO_LARGE } else { "longer than max_message_bytes" };
+        rejected.append(&mut self.filtering.too_large(claim));
         if !rejected.is_empty() {
-            let (lost, reason) =
-                (rejected.len() as u64, Arc::from("longer than max_message_bytes"));
-            let health = &mut self.health;
-            self.given_up.end_with(claim, lost, rejected, &reason, &self.cursor, health);
+            self.finish_without(claim, rejected, reason);
         } else if self.ordered && behind_suspect {
             self.held.push(work);
         } else {
-            self.cursor.finish(claim, Fate::default());
+            self.finish(claim);
         }
         if work.suspected {
             // It was no event's fault after all. What went ahead of it goes again, behind it.
@@ -712,7 +790,9 @@ impl<C: Connect> Delivery<C> {
         let refused_at = *work.refused_at.get_or_insert(self.refusals);
         let vouched = self.vouched.get(&consumer).is_some_and(|sent_at| *sent_at >= refused_at);
         self.cursor.release(claim);
-        if let Some((left, right)) = self.cursor.split(claim) {
+        if work.events > 1
+            && let Some((left, right)) = self.cursor.split(claim)
+        {
             self.pending.push_front(Work { claim: right, attempts: 1, ..work });
             self.pending.push_front(Work { claim: left, attempts: 1, ..work });
         } else if self.rejected == Rejected::Retry {
@@ -793,7 +873,7 @@ impl<C: Connect> Delivery<C> {
     }
 
     fn bury(&mut self) {
-        self.given_up.bury(&mut self.cursor, &mut self.health);
+        self.given_up.bury(&mut self.cursor, &mut self.filtering, &mut self.health);
     }
 
     fn end(&mut self, written: Written) {

@@ -33,13 +33,13 @@ pub(super) struct Health {
     /// The last line that said so.
     told: Option<(Instant, AttemptError)>,
     failures: u64,
-    /// By [`Fate`].
-    given_up: [GivenUp; FATES.len()],
+    /// By [`LostAs`].
+    given_up: [GivenUp; LOST_AS.len()],
 }
 
 /// What becomes of events that are given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum LostAs {
     /// They are gone.
     Dropped,
     /// They are in the dead-letter files.
@@ -48,9 +48,9 @@ pub(super) enum Fate {
     Unwritten,
 }
 
-const FATES: [Fate; 3] = [Fate::Dropped, Fate::DeadLetter, Fate::Unwritten];
+const LOST_AS: [LostAs; 3] = [LostAs::Dropped, LostAs::DeadLetter, LostAs::Unwritten];
 
-impl Fate {
+impl LostAs {
     fn name(self) -> &'static str {
         match self {
             Self::Dropped => "dropped",
@@ -60,7 +60,7 @@ impl Fate {
     }
 }
 
-/// Events of one [`Fate`].
+/// Events of one [`LostAs`].
 #[derive(Debug, Default)]
 struct GivenUp {
     /// Since the last line that told of some.
@@ -231,7 +231,7 @@ impl Health {
     }
 
     /// Events are given up, and counted by whoever finishes their claim.
-    pub(super) fn given_up(&mut self, events: u64, fate: Fate, error: &str) {
+    pub(super) fn given_up(&mut self, events: u64, fate: LostAs, error: &str) {
         let given_up = &mut self.given_up[fate as usize];
         given_up.events += events;
         let now = Instant::now();
@@ -252,7 +252,7 @@ impl Health {
 /// The log must not end with less than was lost.
 impl Drop for Health {
     fn drop(&mut self) {
-        for (fate, given_up) in FATES.into_iter().zip(&self.given_up) {
+        for (fate, given_up) in LOST_AS.into_iter().zip(&self.given_up) {
             if given_up.events > 0 {
                 let (events, fate) = (given_up.events, fate.name());
                 tracing::error!(

@@ -244,6 +244,8 @@ fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use bytes::Bytes;
 
     use super::*;
@@ -259,7 +261,7 @@ mod tests {
             app_name: "app".into(),
             max_message_bytes: 60,
         };
-        Relp { next: 2, ..Relp::new(Rfc5424::new(&config, rejected)) }
+        Relp { next: 2, ..Relp::new(Rfc5424::new(&config, rejected, &BTreeMap::new())) }
     }
 
     fn batch(lines: &[&str]) -> Batch {

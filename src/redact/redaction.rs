@@ -8,6 +8,7 @@
 
 use std::sync::LazyLock;
 
+use super::ambiguous::is_ambiguous;
 use super::rule::Compiled;
 use super::rule::Mistake;
 use super::rule::Rule;
@@ -62,13 +63,12 @@ impl Redaction {
     }
 
     /// `None`: nothing.
-    pub(super) fn plan(&self, request: &Request<'_>) -> Option<Plan<'_>> {
-        // A key that is there twice may be read either way.
-        let bodies =
-            if request.is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
+    pub(super) fn plan(&self, event: &[u8], request: &Request<'_>) -> Option<Plan<'_>> {
+        let is_ambiguous = is_ambiguous(event);
+        let bodies = if is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
         let (mut wishes, mut is_quotable) = (Vec::new(), bodies != Bodies::Stay);
         for rule in &self.rules {
-            if request.is_ambiguous || rule.applies_to(request.object.as_ref()) {
+            if is_ambiguous || rule.applies_to(request.object.as_ref()) {
                 is_quotable |= rule.of_bodies;
                 let wish = |path| Wish::new(path, rule.with, Why::Redacted);
                 wishes.extend(rule.paths.iter().map(|path| wish(path)));
@@ -77,7 +77,10 @@ impl Redaction {
         if bodies == Bodies::Secret {
             wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
         }
-        let is_needed = !wishes.is_empty() || bodies != Bodies::Stay || has_secrets(&request.uri);
+        let is_needed = is_ambiguous
+            || !wishes.is_empty()
+            || bodies != Bodies::Stay
+            || has_secrets(&request.uri);
         is_needed.then_some(Plan { wishes, bodies, is_quotable })
     }
 }

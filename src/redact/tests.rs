@@ -424,15 +424,12 @@ fn what_is_too_large_goes_without_its_bodies() {
     );
     let trimmed =
         |max: usize| changed(&event, &Change { event_bytes_max: Some(max), ..Change::default() });
-    let done = Done { trimmed: true, ..Done::default() };
+    let done = Done { trimmed: true, annotated: true, ..Done::default() };
     let truncated = r#","annotations":{"audit.k8s.io/truncated":"true"}"#;
     assert_eq!(trimmed(event.len()), (None, Done::default()));
     let without_response =
         format!("{}{truncated}}}", event.split(r#","responseObject"#).next().unwrap());
-    assert_eq!(
-        trimmed(event.len() - 1),
-        (Some(without_response.clone()), Done { annotated: false, ..done })
-    );
+    assert_eq!(trimmed(event.len() - 1), (Some(without_response.clone()), done));
     assert_eq!(trimmed(without_response.len()).0, Some(without_response.clone()));
     let without_bodies =
         format!("{}{truncated}}}", event.split(r#","requestObject"#).next().unwrap());
@@ -440,7 +437,7 @@ fn what_is_too_large_goes_without_its_bodies() {
     assert_eq!(trimmed(without_bodies.len()).0, Some(without_bodies.clone()));
     assert_eq!(
         trimmed(without_bodies.len() - 1),
-        (None, Done { is_too_large: true, ..Done::default() })
+        (Some(without_bodies), Done { is_too_large: true, ..done })
     );
     // One without bodies is what it is.
     let small = r#"{"auditID":"a","stage":"Panic"}"#;

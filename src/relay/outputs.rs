@@ -346,7 +346,7 @@ async fn deliver(
     mut orders: Orders,
     inbox: Arc<Inbox>,
 ) -> Result<Ended, String> {
-    let mut begin = HandOver { cursor, claims: Vec::new() };
+    let mut begin = HandOver { cursor, claims: Vec::new(), seen: None };
     loop {
         let Some(left) = prepared.run(begin, orders.clone()).await? else {
             return Ok(Ended::Stopped);

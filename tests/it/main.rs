@@ -37,6 +37,7 @@ mod durability;
 mod egress_proxy;
 mod failover;
 mod faults;
+mod filter;
 mod healthcheck;
 mod http_endpoints;
 mod http_output;

@@ -11,17 +11,18 @@ use bytes::Bytes;
 
 use super::Failure;
 use super::Work;
+use super::filtering::Filtering;
 use super::tried::Tried;
 use crate::config::BatchLimits;
 use crate::output::dead_letter::DeadLetters;
 use crate::output::dead_letter::GROUP_BYTES_MAX;
 use crate::output::dead_letter::Writing;
 use crate::output::dead_letter::Written;
-use crate::output::health::Fate;
 use crate::output::health::Health;
-use crate::queue;
+use crate::output::health::LostAs;
 use crate::queue::Claim;
 use crate::queue::Cursor;
+use crate::queue::Fate;
 use crate::queue::Retaken;
 use crate::queue::Take;
 
@@ -55,8 +56,8 @@ struct Doomed {
 /// Final, as soon as its dead letters are written.
 struct Ending {
     claim: Claim,
-    /// Events of it that the consumer did not get.
-    lost: u64,
+    /// What of it the consumer did not get.
+    fate: Fate,
     /// Of their lines.
     bytes: u64,
     reason: Arc<str>,
@@ -150,7 +151,13 @@ impl GivenUp {
 
     /// After [`GivenUp::all_failed`], where nothing else that was claimed is left: gives up what comes next for as long as it is
     /// too old. The first that is not has been tried now.
-    pub(super) fn next_old(&mut self, cursor: &mut Cursor, health: &mut Health, max: BatchLimits) {
+    pub(super) fn next_old(
+        &mut self,
+        cursor: &mut Cursor,
+        filtering: &mut Filtering,
+        health: &mut Health,
+        max: BatchLimits,
+    ) {
         while self.endings.is_empty()
             && self.doomed.is_empty()
             && !self.unread
@@ -162,7 +169,9 @@ impl GivenUp {
             match cursor.next(Take { bytes: max.max_bytes, events }) {
                 Some(batch) if batch.claim.end <= until => {
                     let reason = Self::too_old(tried, error);
-                    self.end_with(batch.claim, batch.events, batch.pieces, &reason, cursor, health);
+                    let claim = batch.claim;
+                    let (lines, fate) = filtering.originals(batch, cursor);
+                    self.end_with(claim, fate, lines, &reason, cursor, health);
                 }
                 Some(batch) => {
                     tried.note(batch.claim, cursor.watermark());
@@ -176,21 +185,30 @@ impl GivenUp {
     }
 
     /// Hands over the lines of what is given up, as far as there is room.
-    pub(super) fn bury(&mut self, cursor: &mut Cursor, health: &mut Health) {
+    pub(super) fn bury(
+        &mut self,
+        cursor: &mut Cursor,
+        filtering: &mut Filtering,
+        health: &mut Health,
+    ) {
         while !self.is_full() && !self.unread {
             let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { return };
-            if self.place.is_none() {
+            if self.place.is_none() && !filtering.is_on() {
                 // A released claim may have been dropped already.
                 if cursor.reclaim(claim) {
-                    self.end_with(claim, events, Vec::new(), &reason, cursor, health);
+                    let fate = Fate::lost(events);
+                    self.end_with(claim, fate, Vec::new(), &reason, cursor, health);
                 }
                 continue;
             }
             match cursor.retake(claim) {
                 Retaken::Batch(batch) => {
-                    self.end_with(claim, batch.events, batch.pieces, &reason, cursor, health);
+                    let (lines, fate) = filtering.originals(batch, cursor);
+                    self.end_with(claim, fate, lines, &reason, cursor, health);
                 }
-                Retaken::Gone => {}
+                Retaken::Gone => {
+                    filtering.give_up(claim);
+                }
                 Retaken::NotYet => {
                     self.doomed.push_front(Doomed { claim, events, reason });
                     self.unread = true;
@@ -199,11 +217,11 @@ impl GivenUp {
         }
     }
 
-    /// A claim is final but for `lost` of its events, whose lines these are.
+    /// A claim is final, and these are the lines of what `fate` counts as lost.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,
-        lost: u64,
+        fate: Fate,
         lines: Vec<Bytes>,
         reason: &Arc<str>,
         cursor: &Cursor,
@@ -212,12 +230,12 @@ impl GivenUp {
         let bytes = lines.iter().map(|piece| piece.len() as u64).sum();
         let place = self.place.as_ref();
         let Some(writing) = place.and_then(|place| place.write(&self.output, lines, reason)) else {
-            health.given_up(lost, Fate::Dropped, reason);
-            cursor.finish(claim, queue::Fate::lost(lost));
+            health.given_up(fate.lost, LostAs::Dropped, reason);
+            cursor.finish(claim, fate);
             return;
         };
         self.bytes += bytes;
-        self.endings.push_back(Ending { claim, lost, bytes, reason: Arc::clone(reason), writing });
+        self.endings.push_back(Ending { claim, fate, bytes, reason: Arc::clone(reason), writing });
     }
 
     /// Waits for the letters that were handed over first. For ever where there are none.
@@ -235,14 +253,14 @@ impl GivenUp {
     /// What [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, cursor: &Cursor, health: &mut Health) {
         let Some(ending) = self.endings.pop_front() else { return };
-        let Ending { claim, lost, bytes, reason, .. } = ending;
-        cursor.finish(claim, queue::Fate::lost(lost));
+        let Ending { claim, fate, bytes, reason, .. } = ending;
+        cursor.finish(claim, fate);
         self.bytes -= bytes;
         health.metrics.dead_letters.increment(written.events);
-        health.given_up(written.events, Fate::DeadLetter, &reason);
+        health.given_up(written.events, LostAs::DeadLetter, &reason);
         if let Some(error) = written.error {
-            let unwritten = lost.saturating_sub(written.events);
-            health.given_up(unwritten, Fate::Unwritten, &format!("{error}; {reason}"));
+            let unwritten = fate.lost.saturating_sub(written.events);
+            health.given_up(unwritten, LostAs::Unwritten, &format!("{error}; {reason}"));
         }
     }
 

@@ -9,8 +9,11 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::config;
 use crate::config::WhenFull;
+use crate::filter::Rules;
 use crate::output::dead_letter::tests::Desk;
 use crate::output::health::Status;
+use crate::policy;
+use crate::policy::Policy;
 use crate::queue;
 use crate::queue::Append;
 use crate::queue::Queue;
@@ -19,6 +22,7 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
 
 mod any_consumer;
+mod filtering;
 mod given_up;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -248,6 +252,8 @@ struct Setting {
     away: Duration,
     /// When the delivery is replaced by another, since the start.
     replaced: Vec<Duration>,
+    /// What leaves goes through [`sifting`].
+    sifts: bool,
 }
 
 impl Default for Setting {
@@ -263,7 +269,50 @@ impl Default for Setting {
             shuffle: 1,
             away: Duration::ZERO,
             replaced: Vec::new(),
+            sifts: false,
         }
+    }
+}
+
+/// A filter that keeps back what has `"verb":"hide"`, takes the body of what has `"verb":"lower"`, and lets nothing leave
+/// twice in a year.
+fn sifting() -> Arc<Rules> {
+    let rule = |verb: &[&str], level| policy::Rule {
+        line: 1,
+        level,
+        criteria: policy::Criteria {
+            verbs: verb.iter().map(|&verb| verb.to_owned()).collect(),
+            ..policy::Criteria::default()
+        },
+        omit_stages: Vec::new(),
+        omit_managed_fields: None,
+    };
+    let rules = vec![
+        rule(&["hide"], policy::Level::None),
+        rule(&["lower"], policy::Level::Metadata),
+        rule(&[], policy::Level::RequestResponse),
+    ];
+    let config = config::Filter { deduplicate: Some(365 * DAY), ..config::Filter::default() };
+    let sifting = Rules::new(&config, Rejected::Drop);
+    sifting.apply(vec![Policy::new(&[], false, rules)]);
+    Arc::new(sifting)
+}
+
+fn hidden(number: u64) -> String {
+    format!(r#"{{"verb":"hide","n":{number}}}"#)
+}
+
+fn lowered(number: u64) -> String {
+    format!(r#"{{"level":"Request","verb":"lower","n":{number},"requestObject":"{number}"}}"#)
+}
+
+/// What [`sifting`] lets leave of an event.
+fn sifted(event: &str) -> Option<String> {
+    let body = event.find(r#","requestObject""#);
+    match body {
+        _ if event.contains("hide") => None,
+        Some(body) => Some(event[..body].replace("Request", "Metadata") + "}"),
+        None => Some(event.to_owned()),
     }
 }
 
@@ -299,6 +348,7 @@ impl Bench {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
+        let rules = setting.sifts.then(sifting);
         let (letters, desk) = Desk::new(&telemetry);
         let (letters, desk) = match setting.desk {
             true => (Some(letters), Some(desk)),
@@ -306,13 +356,15 @@ impl Bench {
         };
         let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
         tasks.spawn(async move {
-            let mut begin = HandOver { cursor, claims: Vec::new() };
+            let mut begin = HandOver { cursor, claims: Vec::new(), seen: None };
             for at in replaced.into_iter().map(Some).chain([None]) {
                 let orders = Orders { stop: stopped.clone(), ..Orders::default() };
                 let retire = orders.retire.clone();
                 let health = Health::new("o", metrics.clone(), Arc::clone(&told));
                 let fake = Fake::<EAGER> { consumer: Arc::clone(&to), ordered };
                 let delivery = Delivery::new(fake, begin.cursor, health, &config.outputs[0]);
+                let filter = rules.clone().map(|rules| Filter::new(rules, begin.seen));
+                let delivery = delivery.filter(filter);
                 let delivery = match letters.clone() {
                     Some(letters) => delivery.dead_letters(letters),
                     None => delivery,
@@ -390,6 +442,10 @@ impl Bench {
 
     fn lost(&self) -> u64 {
         self.value("error_total{plugin=\"o\"}")
+    }
+
+    fn filtered(&self, action: &str) -> u64 {
+        self.value(&format!("filtered_events_total{{output=\"o\",action=\"{action}\"}}"))
     }
 
     fn delivered(&self) -> u64 {

@@ -1,0 +1,106 @@
+//! `[filter]` and `[output.filter]`: what is read, what is merged, and what is wrong where.
+
+use super::super::*;
+use super::OUTPUT;
+use super::assert_problems;
+use super::config;
+use crate::policy::Criteria;
+use crate::policy::GroupResources;
+use crate::redact;
+use crate::redact::With;
+
+fn filter(text: &str) -> Filter {
+    config(&format!("{OUTPUT}{text}")).outputs.remove(0).filter
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+#[test]
+fn without_a_filter_nothing_is_looked_at() {
+    assert!(filter("").is_empty());
+    assert!(filter("[output.filter]\n").is_empty());
+    assert!(filter("[filter]\n").is_empty());
+    assert!(!filter("[output.filter]\nredact = []\n").is_empty());
+}
+
+#[test]
+fn criteria_are_read_in_the_spelling_of_a_policy_too_and_a_table_stands_for_an_array_of_one() {
+    let criteria = Criteria {
+        user_groups: owned(&["g"]),
+        verbs: owned(&["get"]),
+        resources: vec![GroupResources {
+            resources: owned(&["pods"]),
+            resource_names: owned(&["a"]),
+            ..GroupResources::default()
+        }],
+        ..Criteria::default()
+    };
+    for text in [
+        "match = { userGroups = ['g'], verbs = ['get'], resources = { resources = ['pods'], resourceNames = ['a'] } }",
+        "match = [{ user_groups = ['g'], verbs = ['get'], resources = [{ resources = ['pods'], resource_names = ['a'] }] }]",
+    ] {
+        let read = filter(&format!("[output.filter]\n{text}\n"));
+        assert_eq!(read.matches, [vec![criteria.clone()]], "{text}");
+    }
+    let read = filter("[output.filter]\nmatch = { nonResourceURLs = ['/metrics'] }\n");
+    assert_eq!(read.matches[0][0].non_resource_urls, ["/metrics"]);
+}
+
+#[test]
+fn what_stands_for_all_and_for_one_holds_together() {
+    let verbs = |verb: &str| Criteria { verbs: owned(&[verb]), ..Criteria::default() };
+    let read = filter(
+        "[output.filter]\nmatch = { verbs = ['own'] }\nmax_event_bytes = 3000\nannotate = { a = 'own', b = 'own' }\n\
+         redact = [{ fields = ['userAgent'], with = 'sha256' }]\n\
+         [filter]\nmatch = { verbs = ['all'] }\nmax_event_bytes = 2000\nannotate = { a = 'all', c = 'all' }\n\
+         deduplicate = '1m'\nredact = [{ fields = ['sourceIPs'] }]\n",
+    );
+    assert_eq!(read.matches, [vec![verbs("all")], vec![verbs("own")]]);
+    assert_eq!(read.max_event_bytes, Some(2000));
+    assert_eq!(read.deduplicate, Some(Duration::from_secs(60)));
+    let annotate: Vec<_> = read.annotate.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(annotate, ["a=own", "b=own", "c=all"]);
+    let rule =
+        |field: &str, with| redact::Rule { resources: Vec::new(), fields: owned(&[field]), with };
+    let rules = [rule("sourceIPs", With::Drop), rule("userAgent", With::Sha256)];
+    assert_eq!(read.redact.as_deref(), Some(&rules[..]));
+    let own = filter("[filter]\ndeduplicate = '1m'\n");
+    assert_eq!(own.deduplicate, Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn what_is_wrong_in_a_filter_is_told_where_it_stands() {
+    assert_problems(
+        "[filter]\nmax_event_bytes = 100\ndeduplicate = '2d'\nannotate = { \"a b\" = 'x', c = \"\\n\" }\nmatch = []\nredact = 1\n",
+        &[
+            "2:19: filter.max_event_bytes: 100 is out of range, allowed: ",
+            "3:15: filter.deduplicate: ",
+            "4:14: filter.annotate.\"a b\": \"a b\" is no name, allowed: ",
+            "4:31: filter.annotate.c: ",
+            "5:9: filter.match: is empty, allowed: ",
+            "6:10: filter.redact: is an integer, allowed: table, or array of tables",
+        ],
+    );
+    assert_problems(
+        "[filter]\nmatch = [{}, { verb = ['get'] },\n { namespaces = ['a'], non_resource_urls = ['healthz'] },\n { resources = [{ group = 'apps/v1', resource_names = ['a'] }] }]\n",
+        &[
+            "2:10: filter.match[0]: is empty, allowed: ",
+            "2:16: filter.match[1].verb: unknown key `verb`, did you mean `verbs`?",
+            "3:44: filter.match[2].non_resource_urls: ",
+            "3:44: filter.match[2].non_resource_urls[0]: \"healthz\" ",
+            "4:27: filter.match[3].resources[0].group: ",
+            "4:55: filter.match[3].resources[0].resource_names: ",
+        ],
+    );
+    assert_problems(
+        "[filter]\nredact = [{ resources = ['a/b/c/d'] },\n { fields = ['auditID'], with = 'hash' }]\n",
+        &[
+            "2:11: filter.redact[0].fields: is missing, allowed: array of strings",
+            "2:26: filter.redact[0].resources[0]: \"a/b/c/d\" ",
+            "3:14: filter.redact[1].fields[0]: \"auditID\" ",
+            "3:33: filter.redact[1].with: \"hash\" is unknown, allowed: ",
+        ],
+    );
+}

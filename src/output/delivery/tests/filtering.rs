@@ -1,0 +1,115 @@
+//! What does not leave, leaves changed, or has left: counted once, whatever the consumer does, and in nobody's way.
+
+use super::*;
+
+fn through_filter() -> Setting {
+    Setting { sifts: true, window: 1, ..Setting::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_filter_keeps_back_is_final_without_being_sent() {
+    let mut bench = Bench::start::<true>(&through_filter(), |_| Answer::Accept);
+    bench.append(&[hidden(1), hidden(2)]);
+    bench.append(&[hidden(3), "good1".to_owned(), lowered(4)]);
+    bench.append(&[hidden(5)]);
+    bench.drained().await;
+    assert_eq!(bench.seen(), ["good1".to_owned(), sifted(&lowered(4)).unwrap()]);
+    assert_eq!((bench.delivered(), bench.filtered("dropped")), (2, 4));
+    assert_eq!(bench.filtered("lowered"), 1);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_again_is_counted_once() {
+    let mut left = 5;
+    let mut bench = Bench::start::<true>(&through_filter(), move |_| {
+        left -= 1;
+        if left > 0 { Answer::Break(0) } else { Answer::Accept }
+    });
+    bench.append(&[lowered(1), hidden(2), "good1".to_owned(), "good1".to_owned()]);
+    bench.drained().await;
+    assert_eq!(bench.seen(), [sifted(&lowered(1)).unwrap(), "good1".to_owned()]);
+    assert_eq!((bench.filtered("lowered"), bench.filtered("dropped")), (1, 1));
+    assert_eq!(bench.filtered("duplicate"), 1);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_acknowledged_by_parts_is_counted_by_parts() {
+    let mut parts = [1, 2].into_iter();
+    let mut bench = Bench::start::<true>(&through_filter(), move |_| match parts.next() {
+        Some(count) => Answer::AcceptFirst(count),
+        None if parts.len() == 0 => Answer::Accept,
+        None => Answer::Break(0),
+    });
+    bench.append(&[lowered(1), lowered(2), lowered(3), lowered(4)]);
+    bench.drained().await;
+    assert_eq!((bench.seen().len(), bench.filtered("lowered")), (4, 4));
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_refused_among_filtered_ones_is_given_up_alone() {
+    let mut bench = Bench::start::<false>(&through_filter(), refuse_bad);
+    let mut batch: Vec<String> = (0..200).map(hidden).collect();
+    batch[77] = "bad1".to_owned();
+    batch[150] = lowered(150);
+    bench.append(&batch);
+    bench.append(&["good1"]);
+    bench.drained().await;
+    assert_eq!((bench.lost(), bench.delivered(), bench.filtered("dropped")), (1, 2, 198));
+    assert!(bench.attempts().len() < 20, "{}", bench.attempts().len());
+    bench.finish().await;
+}
+
+/// However many do not leave in between, and without a request for each.
+#[tokio::test(start_paused = true)]
+async fn a_refused_event_is_compared_with_the_next_that_leaves() {
+    let mut bench = Bench::start::<false>(&through_filter(), refuse_bad);
+    bench.append(&["bad1"]);
+    for number in 0..300 {
+        let hidden: Vec<String> = (0..100).map(|each| hidden(number * 100 + each)).collect();
+        bench.append(&hidden);
+    }
+    bench.append(&["good1"]);
+    bench.drained().await;
+    assert_eq!((bench.lost(), bench.delivered(), bench.filtered("dropped")), (1, 1, 30_000));
+    assert!(bench.attempts().len() < 10, "{}", bench.attempts().len());
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_repeats_an_event_that_was_given_up_is_no_duplicate() {
+    let mut refused = 0;
+    let mut bench = Bench::start::<false>(&through_filter(), move |events| {
+        let holds = events.iter().any(|event| event == "twice");
+        refused += u32::from(holds);
+        // Alone, beside the acceptance of another, and for good.
+        if holds && refused <= 3 { Answer::Refuse } else { Answer::Accept }
+    });
+    bench.append(&["twice", "good1"]);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!(bench.lost(), 1);
+    bench.append(&["twice"]);
+    bench.append(&["twice", "good2"]);
+    bench.drained().await;
+    assert_eq!(bench.seen().iter().filter(|event| *event == "twice").count(), 1);
+    assert_eq!(bench.filtered("duplicate"), 1);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_left_is_known_to_the_delivery_that_comes_next() {
+    let setting = Setting {
+        replaced: vec![Duration::from_secs(60), Duration::from_secs(120)],
+        ..through_filter()
+    };
+    let mut bench = Bench::start::<true>(&setting, |_| Answer::Accept);
+    for _ in 0..3 {
+        bench.append(&["good1"]);
+        tokio::time::sleep(Duration::from_secs(70)).await;
+    }
+    bench.drained().await;
+    assert_eq!((bench.seen(), bench.filtered("duplicate")), (vec!["good1".to_owned()], 2));
+    bench.finish().await;
+}

@@ -1,0 +1,93 @@
+//! Whether what an event is about is there twice, so that others may read it in another way than we do.
+//!
+//! kube-apiserver writes each key once, and no letter as an escape: then two searches and a look at one small object settle it.
+
+use memchr::memmem;
+
+use crate::audit::scan;
+
+/// What an event is about, quoted as it usually is.
+const OBJECT: &[u8] = br#""objectRef""#;
+
+/// By which rules are found.
+const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
+
+/// Where the request went, likewise.
+const URI: &[u8] = br#""requestURI""#;
+
+/// Whether `objectRef`, what rules ask of it, or `requestURI` is there twice.
+pub(super) fn is_ambiguous(event: &[u8]) -> bool {
+    let mut places = memmem::find_iter(event, OBJECT);
+    match (places.next(), places.next()) {
+        _ if spells_letters(event) => is_repeated(event),
+        _ if memmem::find_iter(event, URI).nth(1).is_some() => is_repeated(event),
+        (None, _) => false,
+        // Others may lie in bodies.
+        (Some(_), Some(_)) => is_repeated(event),
+        (Some(at), None) => {
+            let behind = event.get(at + OBJECT.len()..).unwrap_or_default();
+            let value = behind.iter().position(|byte| !b": \t\n\r".contains(byte));
+            value.and_then(|at| behind.get(at..)).is_some_and(repeats_parts)
+        }
+    }
+}
+
+/// Whether a letter may be written as an escape: `\u0041` and behind. What kube-apiserver writes so comes before.
+fn spells_letters(event: &[u8]) -> bool {
+    memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
+}
+
+fn is_repeated(event: &[u8]) -> bool {
+    let (mut objects, mut uris) = (Vec::new(), 0);
+    for member in scan::members(event) {
+        match &*scan::key(member.key) {
+            b"objectRef" => objects.push(member.value),
+            b"requestURI" => uris += 1,
+            _ => {}
+        }
+    }
+    uris > 1 || objects.len() > 1 || objects.into_iter().any(repeats_parts)
+}
+
+/// Of the object that a text begins with; no other value has members.
+fn repeats_parts(object: &[u8]) -> bool {
+    if object.first() != Some(&b'{') {
+        return false;
+    }
+    let mut counts = [0; PARTS.len()];
+    for member in scan::members(object) {
+        let key = scan::key(member.key);
+        if let Some(index) = PARTS.iter().position(|name| *key == **name) {
+            counts[index] += 1;
+        }
+    }
+    counts.iter().any(|count| *count > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_twice_is_told_however_it_is_written() {
+        for (event, expected) in [
+            (r#"{"objectRef":{"resource":"pods","name":"a","name":"b"},"verb":1,"verb":2}"#, false),
+            (r#"{"objectRef":{"resource":"pods"},"requestObject":{"objectRef":{}}}"#, false),
+            (r#"{"requestObject":{"objectRef":1,"objectRef":2}}"#, false),
+            (r#"{"requestURI":"/a?b\u0026c\u003d","objectRef":{"resource":"a"}}"#, false),
+            (r#"{"requestURI":"\u0041","objectRef":{"resource":"a"}}"#, false),
+            (r#"{"objectRef":{"resource":"pods"},"objectRef":null}"#, true),
+            (r#"{"objectRef":{"resource":"pods"},"object\u0052ef":null}"#, true),
+            (r#"{"objectRef" : {"resource":"pods","resource":"secrets"}}"#, true),
+            (r#"{"objectRef":{"resource":"pods","\u0072esource":"secrets"}}"#, true),
+            (r#"{"objectRef":{"apiGroup":"","apiGroup":"a"},"x":{"objectRef":1}}"#, true),
+            (r#"{"object\u0052ef":{"apiGroup":"","apiGroup":"a"}}"#, true),
+            (r#"{"objectRef":{"subresource":"","subresource":"a"}}"#, true),
+            (r#"{"requestURI":"/a","request\u0055RI":"/b"}"#, true),
+            (r#"{"requestURI":"/a","requestObject":{"requestURI":"/b"}}"#, false),
+            ("{}", false),
+        ] {
+            assert_eq!(is_ambiguous(event.as_bytes()), expected, "{event}");
+        }
+    }
+}

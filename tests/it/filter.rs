@@ -1,0 +1,538 @@
+//! `[filter]` and `[output.filter]`: what leaves is what was asked for, all else stays byte for byte, and every event is
+//! delivered or counted. What the README shows is run as it is shown.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::peers::Rsyslog;
+use crate::support::peers::Security;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::repository;
+use crate::support::requests::QUICK;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::events_in;
+use crate::support::requests::to_sink;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// An object with its members in their order, as they are written.
+type Members = Vec<(String, String)>;
+
+fn members(object: &[u8]) -> Members {
+    struct Pairs(Members);
+    impl<'de> serde::Deserialize<'de> for Pairs {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Pairs;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("an object")
+                }
+                fn visit_map<A: serde::de::MapAccess<'de>>(
+                    self,
+                    mut map: A,
+                ) -> Result<Pairs, A::Error> {
+                    let mut pairs = Vec::new();
+                    while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                        pairs.push((key, value.get().to_owned()));
+                    }
+                    Ok(Pairs(pairs))
+                }
+            }
+            deserializer.deserialize_map(Visitor)
+        }
+    }
+    serde_json::from_slice::<Pairs>(object).expect("an object").0
+}
+
+fn parsed(event: &[u8]) -> Value {
+    // Numbers beyond f64 are in the corpus on purpose, and are of no interest here.
+    let text = String::from_utf8(event.to_vec()).expect("UTF-8").replace("1e400", "1");
+    serde_json::from_str(&text).expect("an event")
+}
+
+fn all_events() -> Vec<Vec<u8>> {
+    corpus().iter().flat_map(|body| events_of(&body.bytes)).collect()
+}
+
+fn post_corpus(relay: &Relay) {
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+    }
+    relay.wait_until_delivered(PATIENCE);
+}
+
+fn filtered(relay: &Relay, action: &str) -> f64 {
+    relay.metrics().value("filtered_events_total", &[("output", "consumer"), ("action", action)])
+}
+
+/// What an output of this filter gets of the whole corpus, and the relay, at rest.
+fn filter_corpus(filter: &str) -> (Vec<Vec<u8>>, Relay) {
+    let sink = HttpSink::accepting();
+    let more = format!("concurrency = 1\n{filter}");
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    post_corpus(&relay);
+    (accepted_events(&sink), relay)
+}
+
+/// A file for one policy.
+fn policy_file(directory: &Path, policy: &str) -> String {
+    let file = directory.join("policy.yaml");
+    std::fs::write(&file, policy).unwrap();
+    text(&file).to_owned()
+}
+
+/// The recipes of the README by their bold beginnings: policy, if any, and config.
+fn recipes() -> BTreeMap<String, (Option<String>, String)> {
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("\n### Recipes\n").unwrap();
+    let (section, _) = rest.split_once("\n## ").unwrap();
+    let block = |text: &str, language: &str| {
+        let (_, rest) = text.split_once(&format!("```{language}\n"))?;
+        Some(rest.split_once("```").unwrap().0.to_owned())
+    };
+    let recipe = |text: &str| {
+        let (name, _) = text.split_once("**").unwrap();
+        (name.to_owned(), (block(text, "yaml"), block(text, "toml").expect("a config")))
+    };
+    section.split("\n**").skip(1).map(recipe).collect()
+}
+
+/// Runs a recipe as it is shown, but for where the policy is, over the corpus.
+fn run_recipe(beginning: &str) -> (Vec<Vec<u8>>, Relay) {
+    let recipes = recipes();
+    let (name, (policy, config)) =
+        recipes.iter().find(|(name, _)| name.starts_with(beginning)).unwrap_or_else(|| {
+            panic!("no recipe {beginning:?} among {:?}", recipes.keys());
+        });
+    let directory = TempDir::new().unwrap();
+    let mut config = config.clone();
+    if let Some(policy) = policy {
+        let shown = "/etc/kube-audit-forwarder/policy.yaml";
+        assert!(config.contains(shown), "{name}");
+        config = config.replace(shown, &policy_file(directory.path(), policy));
+    }
+    filter_corpus(&config)
+}
+
+fn is_write(event: &Value) -> bool {
+    let verb = event["verb"].as_str().unwrap();
+    ["create", "update", "patch", "delete", "deletecollection"].contains(&verb)
+}
+
+#[test]
+fn every_recipe_is_tested() {
+    let names: Vec<String> = recipes().into_keys().collect();
+    let tested = ["Leases", "Of Secrets", "One SIEM", "A consumer that", "The security", "Writes"];
+    assert_eq!(names.len(), tested.len(), "{names:?}");
+    assert!(tested.iter().all(|it| names.iter().any(|name| name.starts_with(it))), "{names:?}");
+}
+
+#[test]
+fn recipe_leases_and_health_probes_stay() {
+    let (got, relay) = run_recipe("Leases");
+    let is_noise = |event: &Value| {
+        let path = event["requestURI"].as_str().unwrap().split('?').next().unwrap();
+        event["objectRef"]["resource"] == "leases"
+            || ["/healthz", "/livez", "/readyz"].iter().any(|probe| path.starts_with(probe))
+            || ["/version", "/metrics"].contains(&path)
+    };
+    let wanted: Vec<_> =
+        all_events().into_iter().filter(|event| !is_noise(&parsed(event))).collect();
+    assert!(wanted.len() + 20 < all_events().len(), "there is noise in the corpus");
+    assert!(got == wanted, "{} events for {}", got.len(), wanted.len());
+    assert_eq!(filtered(&relay, "dropped"), (all_events().len() - wanted.len()) as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn recipe_writes_leave_once_each() {
+    let (got, relay) = run_recipe("Writes");
+    let is_wanted = |event: &Value| {
+        is_write(event) && ["ResponseComplete", "Panic"].contains(&event["stage"].as_str().unwrap())
+    };
+    let wanted: Vec<_> =
+        all_events().into_iter().filter(|event| is_wanted(&parsed(event))).collect();
+    assert!((100..all_events().len() - 100).contains(&wanted.len()), "{}", wanted.len());
+    assert!(got == wanted, "{} events for {}", got.len(), wanted.len());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn recipe_of_secrets_only_metadata_leaves() {
+    let (got, relay) = run_recipe("Of Secrets");
+    let all = all_events();
+    assert_eq!(got.len(), all.len());
+    let mut lowered = 0;
+    for (before, after) in all.iter().zip(&got) {
+        let (old, new) = (parsed(before), parsed(after));
+        assert_eq!(old["auditID"], new["auditID"]);
+        let of = &old["objectRef"];
+        let core = of["apiGroup"].is_null();
+        let secret = core
+            && ["secrets", "configmaps"].iter().any(|it| of["resource"] == *it)
+            && of["subresource"].is_null()
+            || of["resource"] == "serviceaccounts" && of["subresource"] == "token"
+            || of["resource"] == "tokenreviews";
+        if secret {
+            assert_eq!(new["level"], "Metadata");
+            assert!(new["requestObject"].is_null() && new["responseObject"].is_null());
+            lowered += usize::from(old["level"] != "Metadata");
+        } else {
+            assert_eq!(new["level"], old["level"]);
+            assert!(!String::from_utf8_lossy(after).contains("\"managedFields\""));
+        }
+    }
+    assert!(lowered > 10, "{lowered}");
+    assert!(filtered(&relay, "lowered") >= lowered as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn recipe_the_security_team_gets_writes_to_rbac_and_whatever_happens_to_secrets() {
+    let (got, relay) = run_recipe("The security");
+    let is_wanted = |event: &Value| {
+        let of = &event["objectRef"];
+        is_write(event) && of["apiGroup"] == "rbac.authorization.k8s.io"
+            || of["resource"] == "secrets" && of["apiGroup"].is_null()
+    };
+    let wanted: Vec<Value> =
+        all_events().iter().map(|event| parsed(event)).filter(is_wanted).collect();
+    assert!(wanted.len() > 10, "{}", wanted.len());
+    let ids = |events: &[Value]| -> Vec<Value> {
+        events.iter().map(|event| event["auditID"].clone()).collect()
+    };
+    let got: Vec<Value> = got.iter().map(|event| parsed(event)).collect();
+    assert_eq!(ids(&got), ids(&wanted));
+    for body in got.iter().flat_map(|event| [&event["requestObject"], &event["responseObject"]]) {
+        assert!(
+            body["kind"] != "Secret" || body["data"].as_object().is_none_or(|it| it.is_empty())
+        );
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn recipe_every_event_says_which_cluster_it_is_of() {
+    let (got, relay) = run_recipe("One SIEM");
+    // The corpus has each event once.
+    let all = all_events();
+    let distinct: BTreeSet<&Vec<u8>> = all.iter().collect();
+    assert_eq!(got.len(), distinct.len());
+    assert_eq!(filtered(&relay, "duplicate"), (all.len() - distinct.len()) as f64);
+    let relay_name = std::env::var("HOSTNAME").unwrap_or_else(|_| "relay".to_owned());
+    let mut seen = BTreeSet::new();
+    let before = all.iter().filter(|event| seen.insert((*event).clone()));
+    for (before, after) in before.zip(&got) {
+        let annotations = parsed(after)["annotations"].clone();
+        assert_eq!(annotations["kube-audit-forwarder/cluster"], "prod-eu");
+        assert_eq!(annotations["kube-audit-forwarder/forwarder"], relay_name.as_str());
+        // All else is as it was, in its order.
+        let but = |event: &[u8]| -> Members {
+            members(event).into_iter().filter(|(key, _)| key != "annotations").collect()
+        };
+        assert_eq!(but(before), but(after));
+        for (key, value) in parsed(before)["annotations"].as_object().into_iter().flatten() {
+            assert_eq!(annotations[key], *value);
+        }
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn recipe_no_message_is_larger_than_its_consumer_takes() {
+    let (got, relay) = run_recipe("A consumer that");
+    let all = all_events();
+    assert_eq!(got.len(), all.len());
+    let mut trimmed = 0;
+    for (before, after) in all.iter().zip(&got) {
+        assert!(after.len() <= 32 * 1024);
+        if before.len() <= 32 * 1024 {
+            assert!(before == after);
+            continue;
+        }
+        trimmed += 1;
+        assert_eq!(parsed(after)["annotations"]["audit.k8s.io/truncated"], "true");
+        let but = |event: &[u8]| -> Members {
+            let gone = ["annotations", "requestObject", "responseObject"];
+            members(event).into_iter().filter(|(key, _)| !gone.contains(&key.as_str())).collect()
+        };
+        assert_eq!(but(before), but(after));
+        assert!(parsed(after)["responseObject"].is_null());
+    }
+    assert!(trimmed > 1, "{trimmed}");
+    assert_eq!(filtered(&relay, "trimmed"), f64::from(trimmed));
+    relay.finish(Backlog::Empty);
+}
+
+/// The provider's default policy, applied to what was recorded under its verbose one.
+#[test]
+fn a_policy_makes_of_verbose_events_what_kube_apiserver_would_have_recorded_under_it() {
+    let policy = repository().join("tests/policies/ibm-default.yaml");
+    let (got, relay) = filter_corpus(&format!("filter.policy = \"{}\"\n", text(&policy)));
+    let is_kept = |event: &Value| {
+        let of_user = event["user"]["groups"].as_array().is_some_and(|groups| !groups.is_empty());
+        let path = event["requestURI"].as_str().unwrap().split('?').next().unwrap().to_owned();
+        let is_noise = event["objectRef"].is_null()
+            && of_user
+            && (path.starts_with("/api")
+                || ["/version", "/healthz", "/readyz", "/livez"].contains(&path.as_str()));
+        event["stage"] != "RequestReceived" && !is_noise
+    };
+    let all = all_events();
+    let wanted: Vec<_> = all.iter().filter(|event| is_kept(&parsed(event))).collect();
+    assert_eq!(got.len(), wanted.len());
+    for (before, after) in wanted.into_iter().zip(&got) {
+        let gone = ["requestObject", "responseObject"];
+        let expected: Members = members(before)
+            .into_iter()
+            .filter(|(key, _)| !gone.contains(&key.as_str()))
+            .map(|(key, value)| match key.as_str() {
+                "level" => (key, "\"Metadata\"".to_owned()),
+                _ => (key, value),
+            })
+            .collect();
+        assert_eq!(members(after), expected);
+        if parsed(before)["level"] == "Metadata" {
+            assert!(before == after);
+        }
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_output_without_a_filter_gets_every_byte_beside_one_that_has_one() {
+    let (plain, sifted) = (HttpSink::accepting(), HttpSink::accepting());
+    let output = |name: &str, sink: &HttpSink, filter: &str| {
+        format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n{QUICK}{filter}",
+            sink.address()
+        )
+    };
+    let filter = "filter.match = { verbs = [\"delete\"] }\nfilter.max_event_bytes = \"4KiB\"\n";
+    let config =
+        format!("{BASE}{}{}", output("plain", &plain, ""), output("sifted", &sifted, filter));
+    let relay = Relay::start(&config);
+    post_corpus(&relay);
+    assert!(accepted_events(&plain) == all_events());
+    let deletes = all_events().iter().filter(|event| parsed(event)["verb"] == "delete").count();
+    assert!(deletes > 3);
+    assert_eq!(accepted_events(&sifted).len(), deletes);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_stands_for_all_outputs_adds_to_what_one_says() {
+    let sink = HttpSink::accepting();
+    let filter = "filter.match = { userGroups = [\"system:authenticated\"], verbs = [\"create\", \"get\"] }\n\
+                  filter.annotate = { cluster = \"own\", zone = \"b\" }\n";
+    let all = "[filter]\nmatch = [{ verbs = [\"create\"] }, { verbs = [\"watch\"] }]\n\
+               annotate = { cluster = \"all\", region = \"eu\" }\n";
+    let config = to_sink(sink.address(), &format!("concurrency = 1\n{filter}{all}"));
+    let relay = Relay::start(&config);
+    post_corpus(&relay);
+    let got: Vec<Value> = accepted_events(&sink).iter().map(|event| parsed(event)).collect();
+    assert!(got.len() > 10);
+    for event in &got {
+        assert_eq!(event["verb"], "create");
+        let added =
+            |name: &str| event["annotations"][format!("kube-audit-forwarder/{name}")].clone();
+        assert_eq!([added("cluster"), added("zone"), added("region")], ["own", "b", "eu"]);
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
+    let sink = HttpSink::accepting();
+    let directory = TempDir::new().unwrap();
+    let spool = format!("[queue]\ndirectory = \"{}\"\n", text(&directory.path().join("spool")));
+    let filter = "concurrency = 1\nfilter.deduplicate = \"5m\"\n";
+    let config = to_sink(sink.address(), &format!("{filter}{spool}"));
+    let mut relay = Relay::start(&config);
+    let batches: Vec<Vec<u8>> = (0..5).map(|seed| generated_batch(seed, 200, 1200)).collect();
+    for batch in batches.iter().chain(&batches) {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(filtered(&relay, "duplicate"), 1000.0);
+    relay.settle(Backlog::Empty);
+    // The cursors file may be a second old: what was not in it comes again. So it is given that second.
+    std::thread::sleep(Duration::from_millis(1500));
+    relay.kill();
+    let relay = Relay::start(&config);
+    for batch in &batches {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    // The same auditID with other bytes is another event.
+    let other = String::from_utf8(batches[0].clone()).unwrap().replace("\"update\"", "\"delete\"");
+    assert_eq!(relay.post(other.as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(filtered(&relay, "duplicate"), 1000.0);
+    let mut wanted: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
+    wanted.extend(events_of(other.as_bytes()));
+    assert_same_set(&accepted_events(&sink), &wanted);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_policy_that_changes_holds_from_then_on_and_a_broken_one_changes_nothing() {
+    const NONE: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: None\n  verbs: [\"update\"]\n- level: Request\n";
+    let directory = TempDir::new().unwrap();
+    let file = policy_file(directory.path(), &NONE.replace("update", "list"));
+    let sink = HttpSink::accepting();
+    let filter = format!("concurrency = 1\nfilter.policy = \"{file}\"\n");
+    let relay = Relay::start(&to_sink(sink.address(), &filter));
+    let post = |seed| {
+        assert_eq!(relay.post(&generated_batch(seed, 10, 900)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        accepted_events(&sink).len()
+    };
+    let reloads =
+        |result: &str| relay.metrics().value("config_reload_total", &[("result", result)]);
+    assert_eq!(post(1), 10);
+    policy_file(directory.path(), "rules: [");
+    wait_until("the broken one is refused", PATIENCE, || reloads("error") == 1.0);
+    let told = relay.log_text();
+    assert!(told.contains(&format!("{file}:2:1: not YAML")), "{told}");
+    assert_eq!(post(2), 20);
+    policy_file(directory.path(), NONE);
+    wait_until("the new one is read", PATIENCE, || reloads("success") == 1.0);
+    assert_eq!(post(3), 20);
+    assert_eq!(filtered(&relay, "dropped"), 10.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn check_names_the_mistakes_of_a_policy_where_they_stand() {
+    let directory = TempDir::new().unwrap();
+    let policy =
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadat\n  verb: [get]\n";
+    let file = policy_file(directory.path(), policy);
+    let config = format!(
+        "{BASE}[[output]]\nname = \"a\"\ntype = \"stdout\"\nfilter.policy = \"{file}\"\n\
+         filter.redact = [{{ resources = [\"a/b/c/d\"], fields = [\"auditID\"] }}]\n\
+         filter.match = {{ verb = [\"get\"] }}\n"
+    );
+    let path = directory.path().join("relay.toml");
+    std::fs::write(&path, config).unwrap();
+    let output = run_command(&["check", "--config", text(&path)], directory.path());
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    let has = |wanted: &str| assert!(told.contains(wanted), "{wanted}\n{told}");
+    has(&format!("{file}:4:10: "));
+    has(&format!("{file}:5:3: "));
+    has("output[0].filter.redact[0].resources[0]: ");
+    has("output[0].filter.redact[0].fields[0]: ");
+    has("output[0].filter.match[0].verb: unknown key `verb`, did you mean `verbs`?");
+    let missing = std::fs::read_to_string(&path).unwrap().replace("policy.yaml", "none.yaml");
+    let missing = missing
+        .lines()
+        .filter(|line| !line.starts_with("filter.match") && !line.starts_with("filter.redact"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    std::fs::write(&path, missing).unwrap();
+    let output = run_command(&["check", "--config", text(&path)], directory.path());
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run_command(&["run", "--config", text(&path)], directory.path());
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
+    let refused = events_of(&generated_batch(1, 40, 900))[21].clone();
+    let id = parsed(&refused)["auditID"].as_str().unwrap().to_owned();
+    let wanted = id.clone();
+    let sink = HttpSink::start(move |request| {
+        let has = events_in(request).iter().any(|event| parsed(event)["auditID"] == *wanted);
+        Answer::status(if has { 422 } else { 200 })
+    });
+    let directory = TempDir::new().unwrap();
+    // Of each three events one is at each level.
+    let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
+    let filter = format!(
+        "filter.policy = \"{}\"\nfilter.deduplicate = \"1m\"\n[dead_letter]\ndirectory = \"{}\"\n",
+        policy_file(directory.path(), policy),
+        text(&directory.path().join("letters"))
+    );
+    let relay = Relay::start(&to_sink(sink.address(), &filter));
+    for seed in [1, 1, 2] {
+        assert_eq!(relay.post(&generated_batch(seed, 40, 900)).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let metrics = relay.metrics();
+    let lost = metrics.value("error_total", &[("plugin", "consumer")]);
+    assert!((1.0..=2.0).contains(&lost), "{lost}");
+    assert_eq!(metrics.value("output_events_total", &[("output", "consumer")]), 79.0);
+    // It may come a second time, as it has not left: then it is a letter again.
+    assert_eq!(filtered(&relay, "duplicate") + lost, 41.0);
+    let files = std::fs::read_dir(directory.path().join("letters")).unwrap();
+    let letters: String =
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+    assert_eq!(letters.lines().count() as f64, lost, "{letters}");
+    assert!(letters.contains(std::str::from_utf8(&refused).unwrap()), "{letters}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_stays_too_large_without_its_bodies_is_kept_as_a_dead_letter() {
+    let sink = HttpSink::accepting();
+    let directory = TempDir::new().unwrap();
+    let more = format!(
+        "concurrency = 1\nfilter.max_event_bytes = \"1KiB\"\n[dead_letter]\ndirectory = \"{}\"\n",
+        text(directory.path())
+    );
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    let list = String::from_utf8(generated_batch(3, 3, 900)).unwrap();
+    let agent = format!("\"userAgent\":\"{}\"", "x".repeat(2000));
+    let list = list.replacen("\"userAgent\":\"generated/1.0\"", &agent, 1);
+    assert_eq!(relay.post(list.as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&sink) == events_of(list.as_bytes())[1..]);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 1.0);
+    assert_eq!(metrics.value("dead_letter_events_total", &[("output", "consumer")]), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn syslog_says_in_its_structured_data_what_is_added_to_events() {
+    let rsyslog = Rsyslog::start(Security::Plain, &Certificates::new());
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"syslog\"\naddresses = [\"{}\"]\nhostname = \"h\"\n\
+         filter.annotate = {{ cluster = 'prod \"eu\"] \\' }}\nfilter.match = {{ verbs = [\"update\"] }}\n",
+        rsyslog.address()
+    );
+    let relay = Relay::start(&config);
+    let batch = generated_batch(4, 20, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    rsyslog.wait_for_count(20, PATIENCE);
+    for raw in rsyslog.raw() {
+        let raw = String::from_utf8(raw).unwrap();
+        let data = r#" h kube-audit - - [kube-audit-forwarder@32473 cluster="prod \"eu\"\] \\"] {"#;
+        assert!(raw.contains(data), "{raw}");
+    }
+    let added = r#""kube-audit-forwarder/cluster":"prod \"eu\"] \\""#;
+    for message in rsyslog.messages() {
+        assert!(String::from_utf8(message).unwrap().contains(added));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+}
