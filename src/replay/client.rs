@@ -23,6 +23,7 @@ use hyper::header;
 use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsConnector;
@@ -116,6 +117,18 @@ pub struct Client {
 /// A connection that is kept for the next request.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
+    driver: JoinHandle<hyper::Result<()>>,
+}
+
+impl Connection {
+    /// Why a request failed. Where the connection ended before the request was taken, the request does not know: a server
+    /// that refuses our certificate says so after the handshake, as soon as it likes.
+    async fn why(self, error: &hyper::Error) -> String {
+        let Self { sender, driver } = self;
+        drop(sender);
+        let ended = if error.is_canceled() { driver.await.ok() } else { None };
+        ended.and_then(Result::err).map_or_else(|| chain(error), |ended| chain(&ended))
+    }
 }
 
 /// What a relay says of what it took.
@@ -307,7 +320,8 @@ impl Client {
                 // The peer has closed a kept connection as we wrote to it: no word about this request.
                 Err(_) if reused => continue,
                 Err(error) => {
-                    return Outcome::Failed(format!("{self}: {}", chain(&error)), None);
+                    let why = connection.why(&error).await;
+                    return Outcome::Failed(format!("{self}: {why}"), None);
                 }
             };
             let outcome = self.judge(response, events).await;
@@ -338,24 +352,22 @@ impl Client {
         let told = |error: &dyn std::error::Error| format!("{self}: {}", chain(error));
         let stream = net::dial(host, *port, deadline).await.map_err(|error| told(&error))?;
         net::tune_dialled(&stream, KEEPALIVE, ATTEMPT).ok();
-        let sender = match &self.tls {
+        let (sender, driver) = match &self.tls {
             Some(tls) if self.https => {
                 let name = tls.server_name(host).map_err(|error| told(&error))?;
                 let connector = TlsConnector::from(tls.settings());
                 let stream = connector.connect(name, stream).await.map_err(|error| told(&error))?;
                 let io = TokioIo::new(stream);
                 let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
-                self.drivers.spawn(driver);
-                sender
+                (sender, self.drivers.spawn(driver))
             }
             _ => {
                 let io = TokioIo::new(stream);
                 let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
-                self.drivers.spawn(driver);
-                sender
+                (sender, self.drivers.spawn(driver))
             }
         };
-        Ok(Connection { sender })
+        Ok(Connection { sender, driver })
     }
 
     /// What an answer means. An error where the connection can't be kept.

@@ -266,33 +266,47 @@ fn no_more_is_taken_than_max_in_flight() {
 fn an_end_in_order_commits_what_is_delivered_and_gives_back_the_rest() {
     let cluster = Cluster::start(1, 2);
     let mut consumer = Tallying::http();
-    let shutdown = "[shutdown]\ndrain_timeout = \"2s\"\n";
-    let outputs = format!("{}{shutdown}", consumer.output("out", ""));
-    put(&cluster, 2, 0..2000);
-    // In the middle of the work.
-    let mut relay = worker(&cluster, "max_in_flight = \"64KiB\"", &outputs);
-    consumer.tally.wait_for_count(100, PATIENCE);
-    relay.stop();
+    let output = consumer.output("out", "");
+    put(&cluster, 2, 0..100);
+    let mut relay = worker(&cluster, "max_in_flight = \"64KiB\"", &output);
+    consumer.tally.wait_for_count(200, PATIENCE);
+    relay.wait_until_delivered(PATIENCE);
+    // In the middle of the work: it has taken what `max_in_flight` allows, which is not all, and delivers that as it ends.
+    consumer.set_open(false);
+    put(&cluster, 2, 100..2000);
+    wait_until_taken(&relay);
+    relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    consumer.set_open(true);
+    let status = relay.wait_at_most(PATIENCE * 2);
+    assert_eq!(status.code(), Some(0), "{}", relay.log_text());
     let told = relay.wait_for_log("ended", PATIENCE);
     assert_eq!(told["lost"], 0, "{told}");
     let committed: i64 = cluster.committed().values().sum();
     assert_eq!(usize::try_from(committed).unwrap(), consumer.tally.count());
+    assert!((201..4000).contains(&committed), "{committed}");
     Moment::take(&cluster, &consumer.tally);
     // With the consumer away: nothing of it is lost, it comes again.
     consumer.set_open(false);
-    let mut relay = worker(&cluster, "", &outputs);
-    relay.wait_for_metrics("something in the queue", PATIENCE, |metrics| {
-        (metrics.value("queue_events", &[]) > 0.0).then_some(())
-    });
+    let bounded = format!("{output}[shutdown]\ndrain_timeout = \"2s\"\n");
+    let mut relay = worker(&cluster, "", &bounded);
+    wait_until_taken(&relay);
     let took = relay.stop();
     assert!(took < Duration::from_secs(15), "{took:?}");
     assert_eq!(cluster.committed().values().sum::<i64>(), committed);
     consumer.set_open(true);
-    let relay = worker(&cluster, "", &outputs);
+    let relay = worker(&cluster, "", &output);
     wait_until_committed(&cluster, &[2000, 2000]);
     assert_eq!(consumer.tally.ids(), ids_of(2, 0..2000));
     assert_eq!(repeats(&consumer.tally), 0);
     relay.finish(Backlog::Empty);
+}
+
+/// Waits until it has taken something that its consumer has not got.
+fn wait_until_taken(relay: &Relay) {
+    relay.wait_for_metrics("something in the queue", PATIENCE, |metrics| {
+        (metrics.value("queue_events", &[]) > 0.0).then_some(())
+    });
 }
 
 #[test]
