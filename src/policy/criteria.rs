@@ -130,7 +130,7 @@ impl Criteria {
                 note(&at(names.group), what);
             }
             for (index, resource) in of_group.resources.iter().enumerate() {
-                if resource.split('/').any(str::is_empty) || resource.matches('/').count() > 1 {
+                if !is_resource(resource) {
                     let what = format!(
                         "{resource:?} is no resource: `pods`, `pods/log`, `pods/*`, `*/log` and `*` are of the forms that are allowed"
                     );
@@ -326,6 +326,12 @@ fn wrong_url(url: &str) -> Option<String> {
     (star + 1 < url.len()).then(|| {
         format!("{url:?} has a * before its end: it is allowed as the last character, for any rest")
     })
+}
+
+/// Whether requests can be about it: one name or two, and not `*/*`, where `*` is meant.
+fn is_resource(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('/').collect();
+    parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"
 }
 
 /// Kubernetes wants DNS subdomains in lower case (RFC 1123 §2.1).

@@ -272,7 +272,7 @@ impl OfGroup {
     fn new(of: &GroupResources) -> Self {
         Self {
             group: (of.group != "*").then(|| bytes(&of.group)),
-            kinds: of.resources.iter().map(|spec| Kind::new(spec)).collect(),
+            kinds: of.resources.iter().flat_map(|spec| Kind::of(spec)).collect(),
             names: of.resource_names.iter().map(|name| bytes(name)).collect(),
         }
     }
@@ -286,12 +286,14 @@ impl OfGroup {
 }
 
 impl Kind {
-    fn new(spec: &str) -> Self {
+    /// What a policy means by this; two things by `*/*`, in which no star is any.
+    fn of(spec: &str) -> Vec<Self> {
         match spec.split_once('/') {
-            None if spec == "*" => Self::Any,
-            Some(("*", sub)) if sub != "*" => Self::Sub(bytes(sub)),
-            Some((resource, "*")) => Self::Under(bytes(resource)),
-            Some(_) | None => Self::Exactly(bytes(spec)),
+            None if spec == "*" => vec![Self::Any],
+            Some(("*", "*")) => vec![Self::Sub(bytes("*")), Self::Under(bytes("*"))],
+            Some(("*", sub)) => vec![Self::Sub(bytes(sub))],
+            Some((resource, "*")) => vec![Self::Under(bytes(resource))],
+            Some(_) | None => vec![Self::Exactly(bytes(spec))],
         }
     }
 

@@ -47,6 +47,8 @@ fn bash_completes_commands_and_options() {
     };
     assert_eq!(completed("kube-audit-forwarder mig"), ["migrate"]);
     assert_eq!(completed("kube-audit-forwarder check --conn"), ["--connect"]);
+    assert_eq!(completed("kube-audit-forwarder policy exp"), ["explain"]);
+    assert_eq!(completed("kube-audit-forwarder policy explain --pol"), ["--policy"]);
     let all = completed("kube-audit-forwarder ''");
     for command in commands() {
         assert!(all.contains(&command), "{command} is not in {all:?}");

@@ -60,6 +60,7 @@ mod names;
 mod optional;
 mod page;
 mod peers_work;
+mod policy;
 mod readme;
 mod reload;
 mod relp;

@@ -106,6 +106,6 @@ fn of_all_stages_in_full_the_default_keeps_what_it_would_have_recorded() {
     assert_eq!(of(all, Level::None, false), Some(5));
     assert_eq!(of(all, Level::Metadata, true), Some(178));
     assert_eq!(of(all, Level::Metadata, false), Some(212));
-    // Nobody is in no group, not even in the unauthenticated: a 401 is kept whatever its path.
-    assert_eq!(of("10-unauthorized-401.json", Level::Metadata, false), Some(4));
+    assert_eq!(of("10-unauthorized-401.json", Level::Metadata, true), Some(1));
+    assert_eq!(of("10-unauthorized-401.json", Level::Metadata, false), Some(3));
 }

@@ -88,7 +88,7 @@ fn request() -> impl Strategy<Value = Request<'static>> {
     });
     let kind = (
         select(&["", "apps", "x", "y"][..]),
-        select(&["pods", "jobs", "a", ""][..]),
+        select(&["pods", "jobs", "a", "*", ""][..]),
         select(&["", "log", "x", "*"][..]),
     );
     let object =

@@ -1,0 +1,143 @@
+//! `policy explain`: what it says of recorded events under the shipped policies, and of mistakes.
+
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+
+use tempfile::TempDir;
+
+use crate::support::corpus::audit_log;
+use crate::support::corpus::events_of;
+use crate::support::relay::run_command;
+use crate::support::repository;
+
+const EXPLAIN: [&str; 3] = ["policy", "explain", "--policy"];
+
+/// With this file of `tests/policies`, of this one of `tests/corpus`.
+fn explained(policy: &str, events: &str) -> String {
+    let (policy, events) = (format!("tests/policies/{policy}"), format!("tests/corpus/{events}"));
+    let [first, second, third] = EXPLAIN;
+    let output = run_command(&[first, second, third, &policy, &events], &repository());
+    said(&output)
+}
+
+/// Its standard output; all went well.
+fn said(output: &Output) -> String {
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What it says on standard error with these files, at exit status 2.
+fn refused(policy: &str, events: &str) -> String {
+    let directory = TempDir::new().unwrap();
+    for (name, text) in [("policy.yaml", policy), ("events.json", events)] {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    let [first, second, third] = EXPLAIN;
+    let arguments = [first, second, third, "policy.yaml", "events.json"];
+    let output = run_command(&arguments, directory.path());
+    assert_eq!((output.status.code(), &*output.stdout), (Some(2), &b""[..]));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn one_event_has_the_rule_that_decides_and_what_becomes_of_it() {
+    let said = explained("openshift-default.yaml", "06-single-min.json");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("event 1 (ResponseComplete, auditID "), "{said}");
+    assert!(lines[0].contains("): get /"), "{said}");
+    assert!(
+        lines[1].starts_with(
+            "  rule 1 (line 5): userGroups [system:serviceaccounts:kube-system] have none of ["
+        ),
+        "{said}"
+    );
+    assert!(said.contains("  rule 3 (line 13): users [kubelet] do not have \""), "{said}");
+}
+
+#[test]
+fn every_event_of_a_list_and_of_a_log_has_its_block() {
+    let said = explained("ibm-default.yaml", "02-batch-requestresponse-allstages.json");
+    let blocks: Vec<&str> = said.split("\n\n").collect();
+    assert_eq!(blocks.len(), 400);
+    assert!(blocks[399].starts_with("event 400 ("));
+    let count = |words: &str| blocks.iter().filter(|block| block.contains(words)).count();
+    assert_eq!(count("  rule 1 (line 9) matches: level None\n  the event is dropped"), 10);
+    assert_eq!(count("  rule 2 (line 17) matches: level Metadata\n"), 390);
+    assert_eq!(count("  the event is dropped: the stage RequestReceived is omitted"), 178);
+    assert_eq!(
+        count("  the event is lowered from RequestResponse to Metadata: without requestObject and"),
+        212
+    );
+    let said = explained("ibm-default.yaml", "audit.log");
+    assert_eq!(said.split("\n\n").count(), 495);
+}
+
+#[test]
+fn events_come_from_standard_input_too_and_a_single_event_is_one() {
+    let log = audit_log();
+    let event = log.split(|byte| *byte == b'\n').next().unwrap();
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("event.json");
+    std::fs::write(&file, event).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        .args(EXPLAIN)
+        .args(["tests/policies/ibm-verbose.yaml", "-"])
+        .current_dir(repository())
+        .stdin(Stdio::from(std::fs::File::open(file).unwrap()))
+        .output()
+        .unwrap();
+    let said = said(&output);
+    assert!(said.starts_with("event 1 (") && said.matches("auditID").count() == 1, "{said}");
+    let said = refused("", "");
+    assert_eq!(said, "policy.yaml:1:1: there is nothing in it\n");
+}
+
+#[test]
+fn mistakes_of_the_policy_are_printed_with_their_places_and_nothing_else() {
+    let policy =
+        "apiVersion: audit.k8s.io/v1beta1\nkind: Policy\nrules:\n- level: Metdata\n  verb: [get]\n";
+    assert_eq!(
+        refused(policy, "{}"),
+        "policy.yaml:1:13: audit.k8s.io/v1beta1 ended with Kubernetes 1.24: write audit.k8s.io/v1, the fields are the same\n\
+         policy.yaml:4:10: \"Metdata\" is unknown, did you mean Metadata?\n\
+         policy.yaml:5:3: unknown field \"verb\", did you mean verbs?\n"
+    );
+}
+
+#[test]
+fn events_that_are_none_and_files_that_are_missing_are_wrong_usage() {
+    let policy = std::fs::read_to_string(repository().join("tests/policies/ibm-default.yaml"));
+    let policy = policy.unwrap();
+    let said = refused(&policy, "{\"kind\":\"Pod\"}");
+    assert!(
+        said.starts_with("events.json: cannot read it: ") && said.lines().count() == 1,
+        "{said}"
+    );
+    let [first, second, third] = EXPLAIN;
+    let output = run_command(&[first, second, third, "none.yaml", "none.json"], Path::new("/"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stderr.starts_with(b"none.yaml: cannot read it: "));
+    let output = run_command(&["policy", "explain", "none.json"], Path::new("/"));
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn what_a_sender_writes_into_an_event_moves_no_cursor() {
+    let directory = TempDir::new().unwrap();
+    let corpus = std::fs::read(repository().join("tests/corpus/06-single-min.json")).unwrap();
+    let event = String::from_utf8(events_of(&corpus).remove(0)).unwrap();
+    let mut event: serde_json::Value = serde_json::from_str(&event).unwrap();
+    for place in ["/auditID", "/verb", "/requestURI", "/user/username"] {
+        *event.pointer_mut(place).unwrap() = "\u{1b}[2J\n\u{9b}x".into();
+    }
+    event["user"]["groups"] = serde_json::json!(["\u{1b}[2J"]);
+    std::fs::write(directory.path().join("event.json"), event.to_string()).unwrap();
+    let policy = repository().join("tests/policies/ibm-default-old.yaml");
+    let [first, second, third] = EXPLAIN;
+    let arguments = [first, second, third, policy.to_str().unwrap(), "event.json"];
+    let said = said(&run_command(&arguments, directory.path()));
+    assert!(!said.chars().any(|char| char.is_control() && char != '\n'), "{said:?}");
+}
