@@ -242,7 +242,8 @@ impl<'a> Reader<'a, '_> {
                 walk.redacted = true;
                 return false;
             }
-            if plan.is_quotable && redaction::is_status(body) {
+            let may_be_status = plan.bodies == Bodies::Secret || redaction::is_status(body);
+            if plan.is_quotable && may_be_status {
                 return walk.body(body, &[wishes, &*redaction::quotes(body)].concat());
             }
         }
