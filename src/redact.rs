@@ -197,7 +197,7 @@ impl<'a> Reader<'a, '_> {
                 self.body(name, child.value, &wishes, &mut walk)
             }
             Name::ResponseStatus => self.status(child.value, &wishes, &mut walk),
-            _ => walk.value(child.value, &wishes),
+            Name::RequestUri | Name::Annotations | Name::Other => walk.value(child.value, &wishes),
         };
         if name == Name::RequestUri && part.stays && walk.edits.is_empty() && self.plan.is_some() {
             self.uri(child.value, &mut walk);

@@ -504,7 +504,7 @@ fn constants_are_added_and_no_key_is_replaced() {
 #[test]
 fn random_events_become_what_the_oracle_says_and_nothing_else_changes() {
     let mut changes = 0;
-    for seed in seeds(300) {
+    for seed in seeds(80) {
         let _failing = Failing(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
         changes += (0..20).filter(|_| random::agrees_with_the_oracle(&mut rng)).count();
@@ -514,7 +514,7 @@ fn random_events_become_what_the_oracle_says_and_nothing_else_changes() {
 
 #[test]
 fn a_secret_never_leaves_in_any_spelling() {
-    for seed in seeds(300) {
+    for seed in seeds(80) {
         let _failing = Failing(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
         (0..20).for_each(|_| random::hides_the_secret(&mut rng));
