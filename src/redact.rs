@@ -196,7 +196,7 @@ impl<'a> Reader<'a, '_> {
                 self.body(name, child.value, &wishes, &mut walk)
             }
             Name::ResponseStatus => self.status(child.value, &wishes, &mut walk),
-            _ => walk.value(child.value, &wishes),
+            Name::RequestUri | Name::Annotations | Name::Other => walk.value(child.value, &wishes),
         };
         if name == Name::RequestUri && part.stays && walk.edits.is_empty() && self.plan.is_some() {
             self.uri(child.value, &mut walk);
@@ -241,7 +241,8 @@ impl<'a> Reader<'a, '_> {
                 walk.redacted = true;
                 return false;
             }
-            if plan.is_quotable && redaction::is_status(body) {
+            let may_be_status = plan.bodies == Bodies::Secret || redaction::is_status(body);
+            if plan.is_quotable && may_be_status {
                 return walk.body(body, &[wishes, &*redaction::quotes(body)].concat());
             }
         }

@@ -146,7 +146,8 @@ pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
     body == b"null" || is_known(body, true)
 }
 
-fn is_known(object: &[u8], may_be_list: bool) -> bool {
+/// Items are Secrets and nothing else.
+fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {
             let is_plain = !matches!(member.value.first(), Some(b'{' | b'['));
@@ -163,16 +164,18 @@ fn is_known(object: &[u8], may_be_list: bool) -> bool {
                     )
                 }),
                 b"items" => {
-                    may_be_list
+                    is_body
                         && (member.value == b"null" || member.value.first() == Some(&b'['))
                         && scan::elements(member.value).all(|item| is_known(item, false))
                 }
                 b"metadata" | b"data" | b"stringData" => true,
-                // A Status has these, and DeleteOptions.
-                b"details" | b"preconditions" | b"dryRun" => true,
                 b"apiVersion" | b"type" | b"immutable" => is_plain,
-                b"status" | b"message" | b"reason" | b"code" => is_plain,
-                b"gracePeriodSeconds" | b"orphanDependents" | b"propagationPolicy" => is_plain,
+                // A Status has these, and DeleteOptions.
+                b"details" | b"preconditions" | b"dryRun" => is_body,
+                b"status" | b"message" | b"reason" | b"code" => is_body && is_plain,
+                b"gracePeriodSeconds" | b"orphanDependents" | b"propagationPolicy" => {
+                    is_body && is_plain
+                }
                 _ => false,
             }
         })

@@ -1,0 +1,267 @@
+//! What a change makes of an event, said once more: slowly, on a tree, each value by its whole path.
+
+use super::super::Level;
+use super::super::With;
+use super::tree::Tree;
+
+/// A path as it is meant: `None` is any member or element.
+pub(super) type Pattern = Vec<Option<String>>;
+
+pub(super) struct Asked {
+    pub(super) level: Option<Level>,
+    pub(super) omit_managed_fields: bool,
+    /// Only rules that apply.
+    pub(super) rules: Vec<(Pattern, With)>,
+    pub(super) annotations: Vec<(String, String)>,
+}
+
+const COPY: &str = "(copy)";
+
+struct Paths {
+    /// `None`: for managed fields.
+    all: Vec<(Pattern, Option<With>)>,
+    quotable: bool,
+}
+
+pub(super) fn change(event: &Tree, asked: &Asked) -> Tree {
+    let Tree::Object(members) = event else { panic!("{event:?}") };
+    let is_patch = event.all("verb").first() == Some(&&Tree::text("patch"));
+    let paths = paths(asked, is_patch);
+    let mut out = Vec::new();
+    for (name, value) in members {
+        let is_body = name == "requestObject" || name == "responseObject";
+        let goes = match asked.level {
+            Some(Level::Metadata) => is_body,
+            Some(Level::Request) => name == "responseObject",
+            None => false,
+        };
+        if goes {
+            continue;
+        }
+        let mut value = value.clone();
+        if name == "level" {
+            value = level(value, asked.level);
+        }
+        let is_status = value.all("kind").contains(&&Tree::text("Status"));
+        if paths.quotable && (name == "responseStatus" || is_body && is_status) {
+            value = without_quotes(value);
+        }
+        if let Some(value) = paths.value(&[Some(name.clone())], value) {
+            out.push((name.clone(), value));
+        }
+    }
+    annotate(&mut out, &asked.annotations);
+    Tree::Object(out)
+}
+
+fn level(value: Tree, asked: Option<Level>) -> Tree {
+    let rank = |level: &str| {
+        let levels = ["None", "Metadata", "Request"];
+        levels.iter().position(|known| *known == level).unwrap_or(levels.len())
+    };
+    let (rank_max, name) = match asked {
+        None => return value,
+        Some(Level::Metadata) => (1, "Metadata"),
+        Some(Level::Request) => (2, "Request"),
+    };
+    match value {
+        Tree::Text(text) if rank(&text) <= rank_max => Tree::Text(text),
+        _ => Tree::text(name),
+    }
+}
+
+fn without_quotes(status: Tree) -> Tree {
+    let safe = ["NotFound", "Forbidden"].map(Tree::text);
+    let reasons = status.all("reason");
+    if !reasons.is_empty() && reasons.iter().all(|reason| safe.contains(reason)) {
+        return status;
+    }
+    let Tree::Object(mut members) = status else { return status };
+    members.retain(|(name, _)| name != "message");
+    for (name, value) in &mut members {
+        if name == "details" {
+            match value {
+                Tree::Object(details) => details.retain(|(name, _)| name != "causes"),
+                other => assert!(!other.mentions("x"), "the tests have no such details"),
+            }
+        }
+    }
+    Tree::Object(members)
+}
+
+fn paths(asked: &Asked, is_patch: bool) -> Paths {
+    let some = |names: &[&str]| -> Pattern {
+        names.iter().map(|name| (*name != "*").then(|| (*name).to_owned())).collect()
+    };
+    let mut all = Vec::new();
+    let mut add = |root: &str, inside: &[Option<String>], with| {
+        for between in [&[][..], &["items", "*"], &["rows", "*", "object"]] {
+            all.push(([&some(&[root]), &some(between), inside].concat(), with));
+        }
+    };
+    let mut quotable = false;
+    for (pattern, with) in &asked.rules {
+        let root = pattern[0].as_deref().unwrap();
+        if !matches!(root, "requestObject" | "responseObject") || pattern.len() == 1 {
+            quotable |= matches!(root, "requestObject" | "responseObject");
+            continue;
+        }
+        quotable = true;
+        add(root, &pattern[1..], Some(*with));
+        add(root, &some(&["metadata", "annotations", COPY]), Some(*with));
+    }
+    if asked.omit_managed_fields {
+        for root in ["requestObject", "responseObject"] {
+            if !(root == "requestObject" && is_patch) {
+                add(root, &some(&["metadata", "managedFields"]), None);
+            }
+        }
+    }
+    all.extend(asked.rules.iter().map(|(pattern, with)| (pattern.clone(), Some(*with))));
+    Paths { all, quotable }
+}
+
+fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
+    match (step.map(String::as_str), name) {
+        (None, _) => true,
+        (Some(COPY), Some(name)) => {
+            name.ends_with("last-applied-configuration") || name == "kapp.k14s.io/original"
+        }
+        (Some(step), Some(name)) => step == name,
+        (Some(_), None) => false,
+    }
+}
+
+fn strongest(all: impl Iterator<Item = With>) -> Option<With> {
+    let all: Vec<_> = all.collect();
+    if all.contains(&With::Drop) { Some(With::Drop) } else { all.first().copied() }
+}
+
+fn met(with: With) -> Option<Tree> {
+    // What the hash is of is not the oracle's concern.
+    (with == With::Sha256).then(|| Tree::text("sha256:"))
+}
+
+impl Paths {
+    fn matching(&self, at: &[Option<String>]) -> impl Iterator<Item = &(Pattern, Option<With>)> {
+        self.all.iter().filter(move |(pattern, _)| {
+            pattern.len() >= at.len()
+                && pattern
+                    .iter()
+                    .zip(at)
+                    .all(|(step, name)| leads_to(step.as_ref(), name.as_deref()))
+        })
+    }
+
+    fn value(&self, at: &[Option<String>], value: Tree) -> Option<Tree> {
+        let inside: Vec<_> = self
+            .matching(at)
+            .filter(|(pattern, with)| with.is_some() && pattern.len() > at.len())
+            .collect();
+        let is_body =
+            matches!(at, [Some(name)] if name == "requestObject" || name == "responseObject");
+        let whole = self.matching(at).filter(|(pattern, _)| pattern.len() == at.len());
+        let mut met_here: Vec<_> = whole.map(|(_, with)| with.unwrap_or(With::Drop)).collect();
+        if let (true, false, Tree::Array(elements)) = (is_body, inside.is_empty(), &value) {
+            if let Some(with) = strongest(met_here.into_iter()) {
+                return met(with);
+            }
+            let stays = |element| self.operation(at, element, &inside);
+            return Some(Tree::Array(elements.iter().filter_map(stays).collect()));
+        }
+        let blocked = inside.iter().filter(|(pattern, _)| {
+            pattern[at.len() - 1].is_some()
+                && match &value {
+                    Tree::Text(text) => !text.is_empty(),
+                    Tree::Plain(plain) => !matches!(&**plain, "null" | "true" | "false"),
+                    Tree::Array(_) => pattern[at.len()].is_some(),
+                    Tree::Object(_) => false,
+                }
+        });
+        met_here.extend(blocked.filter_map(|(_, with)| *with));
+        if let Some(with) = strongest(met_here.into_iter()) {
+            return met(with);
+        }
+        let below = |name: Option<String>| [at, &[name]].concat();
+        Some(match value {
+            Tree::Array(elements) => Tree::Array(
+                elements
+                    .into_iter()
+                    .filter_map(|element| self.value(&below(None), element))
+                    .collect(),
+            ),
+            Tree::Object(members) => Tree::Object(
+                members
+                    .into_iter()
+                    .filter_map(|(name, value)| {
+                        let value = self.value(&below(Some(name.clone())), value)?;
+                        Some((name, value))
+                    })
+                    .collect(),
+            ),
+            other => other,
+        })
+    }
+
+    fn operation(
+        &self,
+        at: &[Option<String>],
+        operation: &Tree,
+        inside: &[&(Pattern, Option<With>)],
+    ) -> Option<Tree> {
+        let Tree::Object(members) = operation else {
+            return strongest(inside.iter().filter_map(|(_, with)| *with)).and_then(met);
+        };
+        let element = [at, &[None]].concat();
+        let whole = self.matching(&element).filter(|(pattern, _)| pattern.len() == element.len());
+        if let Some(with) = strongest(whole.filter_map(|(_, with)| *with)) {
+            return met(with);
+        }
+        let places: Vec<_> = [operation.all("path"), operation.all("from")].concat();
+        let readable = !operation.all("path").is_empty()
+            && places.iter().all(|place| matches!(place, Tree::Text(text) if text.is_empty() || text.starts_with('/')));
+        let about = |pattern: &Pattern| {
+            !readable
+                || places.iter().any(|place| {
+                    let Tree::Text(text) = place else { panic!("{place:?}") };
+                    text.split('/').skip(1).zip(&pattern[1..]).all(|(name, step)| {
+                        leads_to(step.as_ref(), Some(&name.replace("~1", "/").replace("~0", "~")))
+                    })
+                })
+        };
+        let about = strongest(
+            inside.iter().filter(|(pattern, _)| about(pattern)).filter_map(|(_, with)| *with),
+        );
+        let members = members.iter().filter_map(|(name, value)| {
+            let says_what =
+                matches!(&**name, "op" | "path" | "from") && matches!(value, Tree::Text(_));
+            let value = match about {
+                Some(with) if !says_what => met(with),
+                _ => self.value(&[&element[..], &[Some(name.clone())]].concat(), value.clone()),
+            };
+            Some((name.clone(), value?))
+        });
+        Some(Tree::Object(members.collect()))
+    }
+}
+
+fn annotate(members: &mut Vec<(String, Tree)>, constants: &[(String, String)]) {
+    if constants.is_empty() {
+        return;
+    }
+    let has_any = members.iter().any(|(name, _)| name == "annotations");
+    if !has_any {
+        members.push(("annotations".to_owned(), Tree::Object(Vec::new())));
+    }
+    for (_, value) in members.iter_mut().filter(|(name, _)| name == "annotations") {
+        if *value == Tree::Plain("null".to_owned()) {
+            *value = Tree::Object(Vec::new());
+        }
+        let Tree::Object(own) = value else { continue };
+        for (key, constant) in constants {
+            if own.iter().all(|(name, _)| name != key) {
+                own.push((key.clone(), Tree::text(constant)));
+            }
+        }
+    }
+}
