@@ -27,6 +27,12 @@ pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
+/// The members behind one that ends before `at`.
+#[must_use]
+pub fn members_behind(object: &[u8], at: usize) -> Members<'_> {
+    Members { text: object, at, depth: 1 }
+}
+
 impl<'a> Members<'a> {
     /// The deepest nesting met so far, the object itself included.
     #[must_use]
@@ -112,7 +118,8 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut walk = Members { text: array, at: if is_array { 1 } else { array.len() }, depth: 1 };
     std::iter::from_fn(move || match walk.skip_to_token()? {
         b']' => None,
-        _ => walk.value(),
+        // Where no value begins, there is none.
+        _ => walk.value().filter(|value| !value.is_empty()),
     })
 }
 
@@ -179,8 +186,14 @@ pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
 /// A value's text with its escapes resolved, where it is a string.
 #[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    inner(value).map(key)
+}
+
+/// Between a value's quotes, escapes as written, where it is a string.
+#[must_use]
+pub fn inner(value: &[u8]) -> Option<&[u8]> {
     match value {
-        [b'"', inner @ .., b'"'] => Some(key(inner)),
+        [b'"', inner @ .., b'"'] => Some(inner),
         _ => None,
     }
 }

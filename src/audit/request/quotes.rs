@@ -1,0 +1,90 @@
+//! The next quote in a text, by wide registers where the CPU has them.
+
+/// Bytes that are looked at at once: bits of a mask.
+pub(super) const WINDOW: usize = 64;
+
+/// Which bytes of a window are quotes and which backslashes, the first byte's bit lowest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Masks {
+    pub(super) quote: u64,
+    pub(super) backslash: u64,
+}
+
+/// Eight bytes at a time.
+#[inline]
+pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
+    const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
+    let equal = |word: u64, byte: u8| {
+        let other = word ^ u64::from_ne_bytes([byte; 8]);
+        // The high bit of each byte that is 0.
+        let zeros = !(((other & LOW) + LOW) | other | LOW);
+        // Gathered in the highest byte.
+        (zeros >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
+    };
+    let (words, _) = window.as_chunks();
+    let none = Masks { quote: 0, backslash: 0 };
+    words.iter().rev().fold(none, |masks, word| {
+        let word = u64::from_le_bytes(*word);
+        Masks {
+            quote: masks.quote << 8 | equal(word, b'"'),
+            backslash: masks.backslash << 8 | equal(word, b'\\'),
+        }
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2 {
+    //! Masks of 32 bytes at a time.
+    #![allow(unsafe_code, reason = "a call of what needs instructions; the proof is beside it")]
+
+    use std::arch::is_x86_feature_detected;
+    use std::arch::x86_64 as simd;
+
+    use super::super::reader::Reader;
+    use super::super::reader::Usual;
+    use super::Masks;
+    use super::WINDOW;
+
+    /// That the CPU has the instructions: nothing else makes one than [`Self::detect`].
+    #[derive(Debug, Clone, Copy)]
+    pub(in super::super) struct Avx2(());
+
+    impl Avx2 {
+        pub(in super::super) fn detect() -> Option<Self> {
+            let is_there = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("bmi1")
+                && is_x86_feature_detected!("bmi2");
+            is_there.then_some(Self(()))
+        }
+
+        /// [`Reader::usual`], compiled for these instructions.
+        pub(in super::super) fn usual<'a>(
+            self,
+            reader: &mut Reader<'a>,
+            event: &'a [u8],
+        ) -> Option<Usual<'a>> {
+            // SAFETY: what the function needs beyond safe code is the instructions, and `self` is there because they are.
+            unsafe { usual(reader, event) }
+        }
+    }
+
+    #[target_feature(enable = "avx2,bmi1,bmi2")]
+    fn usual<'a>(reader: &mut Reader<'a>, event: &'a [u8]) -> Option<Usual<'a>> {
+        reader.usual(event, |window| masks(window))
+    }
+
+    #[target_feature(enable = "avx2,bmi1,bmi2")]
+    #[inline]
+    fn masks(window: &[u8; WINDOW]) -> Masks {
+        let half: *const simd::__m256i = window.as_ptr().cast();
+        // SAFETY: a window is two registers long, and they may lie anywhere.
+        let (low, high) =
+            unsafe { (simd::_mm256_loadu_si256(half), simd::_mm256_loadu_si256(half.add(1))) };
+        let equal = |byte: u8| {
+            let byte = simd::_mm256_set1_epi8(byte.cast_signed());
+            let mask = |half| simd::_mm256_movemask_epi8(simd::_mm256_cmpeq_epi8(half, byte));
+            u64::from(mask(low).cast_unsigned()) | u64::from(mask(high).cast_unsigned()) << 32
+        };
+        Masks { quote: equal(b'"'), backslash: equal(b'\\') }
+    }
+}
