@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::audit::request::Reader;
 use crate::audit::request::Request;
-use crate::audit::request::request;
 use crate::config;
 use crate::config::Rejected;
 use crate::policy::FILE_BYTES_MAX;
@@ -138,6 +138,45 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     })
 }
 
+/// The events of some lines, one after the other.
+pub enum Events<'a> {
+    /// Each with what it says of its request.
+    Read(Reader<'a>),
+    /// Where nobody asks for that.
+    Split(&'a [u8], Request<'a>),
+}
+
+impl<'a> Events<'a> {
+    /// The next, without its line's end.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "what it gives is its own until it is asked again"
+    )]
+    pub fn next(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
+        match self {
+            Self::Read(reader) => reader.read(),
+            Self::Split(lines, none) => {
+                let (event, rest) = lines.split_at_checked(memchr::memchr(b'\n', lines)?)?;
+                *lines = rest.get(1..)?;
+                Some((event, none))
+            }
+        }
+    }
+}
+
+/// An event that [`Filter::judge`] is asked about.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// As it was received.
+    pub event: &'a [u8],
+    /// What it says of its request.
+    pub request: &'a Request<'a>,
+    /// Its number: what is asked about twice has the same one.
+    pub position: u64,
+    /// How long ago it was accepted.
+    pub age: Duration,
+}
+
 /// The rules of an output, with what they remember. Owned by its delivery.
 pub struct Filter {
     rules: Arc<Rules>,
@@ -200,14 +239,20 @@ impl Filter {
         }
     }
 
-    /// What becomes of an event, accepted so long ago. Where it leaves changed, or is too large, `changed` gets it.
-    pub fn judge(
-        &mut self,
-        event: &[u8],
-        position: u64,
-        age: Duration,
-        changed: &mut Vec<u8>,
-    ) -> Verdict {
+    /// The events of some lines, as [`Filter::judge`] wants them.
+    #[must_use]
+    pub fn events<'a>(&self, lines: &'a [u8]) -> Events<'a> {
+        let Self { rules, policies, .. } = self;
+        let asks = !rules.matches.is_empty() || !policies.is_empty() || rules.redaction.is_some();
+        match asks {
+            true => Events::Read(Reader::new(lines)),
+            false => Events::Split(lines, Request::default()),
+        }
+    }
+
+    /// What becomes of an event. Where it leaves changed, `changed` gets it.
+    pub fn judge(&mut self, asked: &Asked<'_>, changed: &mut Vec<u8>) -> Verdict {
+        let Asked { event, request, position, age } = *asked;
         let Self { rules, policies, seen, .. } = self;
         let mut change = Change {
             level: None,
@@ -216,17 +261,12 @@ impl Filter {
             annotations: rules.annotations.as_ref(),
             event_bytes_max: rules.bytes_max,
         };
-        let asks = !rules.matches.is_empty() || !policies.is_empty();
-        let request = match asks || change.redaction.is_some() {
-            true => request(event),
-            false => Request::default(),
-        };
-        if !rules.matches.iter().all(|matcher| matcher.matches(&request)) {
+        if !rules.matches.iter().all(|matcher| matcher.matches(request)) {
             return Verdict::Dropped;
         }
         let mut level = Level::RequestResponse;
         for policy in policies.iter() {
-            let decision = policy.decide(&request);
+            let decision = policy.decide(request);
             if decision.level == Level::None || decision.omit_stage {
                 return Verdict::Dropped;
             }
@@ -245,7 +285,7 @@ impl Filter {
             };
         }
         let Done { lowered, redacted, trimmed, is_too_large, .. } =
-            redact::apply(event, &request, &change, changed);
+            redact::apply(event, request, &change, changed);
         if is_too_large && rules.gives_up {
             return Verdict::TooLarge;
         }

@@ -35,6 +35,12 @@ pub struct Request<'a> {
 pub struct Uri<'a>(&'a [u8]);
 
 impl<'a> Uri<'a> {
+    /// Of what stands between the quotes.
+    #[must_use]
+    pub fn written(raw: &'a [u8]) -> Self {
+        Self(raw)
+    }
+
     /// All of it.
     #[must_use]
     pub fn text(&self) -> Text<'a> {

@@ -109,7 +109,7 @@ fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
         printable(&request.stage),
         printable(&id),
         printable(&request.verb),
-        printable(&request.uri),
+        printable(&request.uri.text()),
     )
 }
 

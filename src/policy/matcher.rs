@@ -262,7 +262,7 @@ impl Rest {
         if self.paths.is_empty() {
             return true;
         }
-        let path = path(request);
+        let path = &*path(request);
         let is_escaped = memchr::memchr(b'%', path).is_some();
         self.paths.iter().any(|spec| spec.matches(path, is_escaped))
     }

@@ -12,6 +12,7 @@ use super::Policy;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
 use crate::audit::request::Text;
+use crate::audit::request::Uri;
 use crate::audit::request::User;
 
 fn text(text: &str) -> Text<'_> {
@@ -23,7 +24,7 @@ fn asked<'a>(verb: &'a str, uri: &'a str) -> Request<'a> {
     Request {
         level: text("RequestResponse"),
         stage: text("ResponseComplete"),
-        uri: text(uri),
+        uri: Uri::written(uri.as_bytes()),
         verb: text(verb),
         ..Request::default()
     }

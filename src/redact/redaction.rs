@@ -80,7 +80,7 @@ impl Redaction {
         let is_needed = is_ambiguous
             || !wishes.is_empty()
             || bodies != Bodies::Stay
-            || has_secrets(&request.uri);
+            || has_secrets(&request.uri.text());
         is_needed.then_some(Plan { wishes, bodies, is_quotable })
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::filter::Asked;
 use crate::filter::Changes;
 use crate::filter::Filter;
 use crate::filter::Seen;
@@ -83,11 +84,14 @@ impl Filtering {
         filter.renew(cursor.watermark());
         let mut lines = Lines::default();
         for (piece, origin) in pieces.into_iter().zip(&origins) {
-            let mut run = 0;
-            for (position, start, end) in events(&piece, origin) {
-                let Some(event) = piece.get(start..end - 1) else { continue };
+            let (mut run, mut end, mut next) = (0, 0, origin.first);
+            let mut events = filter.events(&piece);
+            while let Some((event, request)) = events.next() {
+                let (start, position) = (end, next);
+                (end, next) = (start + event.len() + 1, position + 1);
                 self.changed.clear();
-                let mark = match filter.judge(event, position, origin.age, &mut self.changed) {
+                let asked = Asked { event, request, position, age: origin.age };
+                let mark = match filter.judge(&asked, &mut self.changed) {
                     Verdict::Untouched => {
                         lines.events += 1;
                         continue;

@@ -16,6 +16,7 @@ use super::super::Stage;
 use super::text;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
+use crate::audit::request::Uri;
 use crate::audit::request::User;
 
 const NAMES: [&str; 4] = ["", "a", "b", "c"];
@@ -105,7 +106,7 @@ fn request() -> impl Strategy<Value = Request<'static>> {
         |(user, object, (verb, uri, stage))| Request {
             level: text("Request"),
             stage: text(stage),
-            uri: text(uri),
+            uri: Uri::written(uri.as_bytes()),
             verb: text(verb),
             user,
             object,
@@ -158,7 +159,7 @@ fn is_met(criteria: &Criteria, request: &Request<'_>) -> bool {
     if criteria.non_resource_urls.is_empty() {
         return true;
     }
-    let uri = plain(&request.uri);
+    let uri = plain(&request.uri.text());
     let path = uri.split('?').next().unwrap().to_owned();
     // All the escapes that URIS has.
     let path = path.replace("%20", " ").replace("%C3%a9", "é").replace("%61", "a");
