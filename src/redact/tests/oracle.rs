@@ -66,7 +66,7 @@ fn level(value: Tree, asked: Option<Level>) -> Tree {
     };
     match value {
         Tree::Text(text) if rank(&text) <= rank_max => Tree::Text(text),
-        _ => Tree::text(name),
+        Tree::Plain(_) | Tree::Text(_) | Tree::Array(_) | Tree::Object(_) => Tree::text(name),
     }
 }
 
@@ -82,7 +82,9 @@ fn without_quotes(status: Tree) -> Tree {
         if name == "details" {
             match value {
                 Tree::Object(details) => details.retain(|(name, _)| name != "causes"),
-                other => assert!(!other.mentions("x"), "the tests have no such details"),
+                Tree::Plain(_) | Tree::Text(_) | Tree::Array(_) => {
+                    panic!("the tests have no such details")
+                }
             }
         }
     }
@@ -199,7 +201,7 @@ impl Paths {
                     })
                     .collect(),
             ),
-            other => other,
+            other @ (Tree::Plain(_) | Tree::Text(_)) => other,
         })
     }
 

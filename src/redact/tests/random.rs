@@ -173,7 +173,7 @@ fn without_digests(tree: Tree) -> Tree {
         Tree::Object(members) => Tree::Object(
             members.into_iter().map(|(key, value)| (key, without_digests(value))).collect(),
         ),
-        other => other,
+        other @ (Tree::Plain(_) | Tree::Text(_)) => other,
     }
 }
 
