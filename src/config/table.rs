@@ -635,13 +635,13 @@ impl<'c, 'a> Table<'c, 'a> {
             found.as_ref().map(|found| &found.value).filter(|value| is_empty(value)),
         );
         let found = found?;
-        let tables: Vec<_> = match found.value {
-            DeValue::Array(array) => array.into_iter().collect(),
-            value if value.is_table() => vec![Spanned::new(found.at..found.at, value)],
-            value => {
-                self.cx.fail(found.at, &found.path, other_type(&value, &kind));
-                Vec::new()
-            }
+        let tables = if let DeValue::Array(array) = found.value {
+            array.into_iter().collect()
+        } else if found.value.is_table() {
+            vec![Spanned::new(found.at..found.at, found.value)]
+        } else {
+            self.cx.fail(found.at, &found.path, other_type(&found.value, &kind));
+            Vec::new()
         };
         Some(Tables { name, kind, tables })
     }

@@ -471,10 +471,7 @@ impl<C: Connect> Delivery<C> {
             if retired.is_none() {
                 self.fill(&mut link);
             }
-            if self.filtered_bytes >= FILTERED_BYTES_MAX {
-                self.filtered_bytes = 0;
-                tokio::task::yield_now().await;
-            }
+            self.give_way().await;
             if self.wire.is_empty() && !self.held.is_empty() && self.cursor.is_closed() {
                 // Nobody will know more of the suspects before the next start, which begins with them.
                 self.finish_held();
@@ -551,6 +548,14 @@ impl<C: Connect> Delivery<C> {
                 Event::Troubled(failure) => self.health.failed(&failure),
                 Event::Fatal(message) => return Ended::Fatal(message),
             }
+        }
+    }
+
+    /// Leaves the thread to others where much was filtered and nothing of it left.
+    async fn give_way(&mut self) {
+        if self.filtered_bytes >= FILTERED_BYTES_MAX {
+            self.filtered_bytes = 0;
+            tokio::task::yield_now().await;
         }
     }
 

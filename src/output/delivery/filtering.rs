@@ -79,9 +79,13 @@ impl Filtering {
     /// What of a batch is to be sent.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
-        let Batch { claim, pieces, origins, .. } = batch;
+        let Batch { claim, events, pieces, origins, .. } = batch;
         unmark(&mut self.marks, claim);
         filter.renew(cursor.watermark());
+        if events < claim.end - claim.start {
+            // What was dropped from the queue meanwhile has not left, and will not.
+            filter.forget(claim.start..claim.end);
+        }
         let mut lines = Lines::default();
         for (piece, origin) in pieces.into_iter().zip(&origins) {
             let (mut run, mut end, mut next) = (0, 0, origin.first);

@@ -227,6 +227,11 @@ impl GivenUp {
         cursor: &Cursor,
         health: &mut Health,
     ) {
+        if fate.lost == 0 {
+            // Nothing of it would have left.
+            cursor.finish(claim, fate);
+            return;
+        }
         let bytes = lines.iter().map(|piece| piece.len() as u64).sum();
         let place = self.place.as_ref();
         let Some(writing) = place.and_then(|place| place.write(&self.output, lines, reason)) else {

@@ -311,7 +311,7 @@ fn sifted(event: &str) -> Option<String> {
     let body = event.find(r#","requestObject""#);
     match body {
         _ if event.contains("hide") => None,
-        Some(body) => Some(event[..body].replace("Request", "Metadata") + "}"),
+        Some(body) => Some(event.split_at(body).0.replace("Request", "Metadata") + "}"),
         None => Some(event.to_owned()),
     }
 }
