@@ -221,6 +221,7 @@ impl Criteria {
     fn unmet_by_path(&self, request: &Request<'_>) -> Option<String> {
         if let Some(object) = &request.object {
             let resource = shown(&object.resource);
+            let resource = resource.escape_debug();
             return Some(format!("nonResourceURLs: the request is about an object ({resource})"));
         }
         let path = unescaped(&path(request));
