@@ -5,6 +5,9 @@
 //! first only copies, and its time is taken off the others'. Dropping what was made counts. Tables hold medians of the
 //! samples, of CPU time.
 //!
+//! The second table is of what an audit policy asks of each event (`audit::request`), beside a search for the ends of lines:
+//! nanoseconds an event.
+//!
 //! A recorded body is read again and again, and a CPU learns what comes in it: that flatters every method, and small bodies
 //! most. The last rows are of bodies that are all different.
 
@@ -34,6 +37,7 @@ mod figures;
 mod work;
 
 use figures::spread;
+use work::Work;
 
 /// As in the binary.
 #[global_allocator]
@@ -53,6 +57,14 @@ const METHODS: [(&str, Method); 4] = [
     ("audit::decode_in_place", decode),
     ("Vec<&RawValue>", raw_values),
     ("serde_json::Value", value),
+];
+
+/// Ways to read what the events of some lines say of their requests.
+const READERS: [(&str, Method); 4] = [
+    ("memcpy", copy),
+    ("ends of lines", ends_of_lines),
+    ("audit::request::request", request),
+    ("audit::request::Reader", reader),
 ];
 
 fn main() {
@@ -76,6 +88,12 @@ fn main() {
             (0..count).map(|seed| work::varied(seed as u64, events, EVENT_BYTES)).collect();
         let name = format!("{count} different ones of {events} × {EVENT_BYTES} bytes");
         measure(&name, &bodies.iter().map(Vec::as_slice).collect::<Vec<_>>(), 21);
+    }
+    let names: Vec<_> = READERS[1..].iter().map(|(name, _)| *name).collect();
+    println!("\n| events | bytes | {} |", names.join(" | "));
+    println!("|---|---|{}", "---|".repeat(names.len()));
+    for work in [Work::metadata(), Work::responses(), Work::generated()] {
+        measure_readers(&work);
     }
     println!("\n- load average after: {}", figures::load_average());
 }
@@ -116,6 +134,30 @@ fn measure(name: &str, bodies: &[&[u8]], samples: usize) {
     println!("| {name} | {} | {rates} | {} |", bytes / bodies.len(), spread(ratios).show(2));
 }
 
+/// Prints a row.
+fn measure_readers(work: &Work) {
+    const SAMPLES: usize = 21;
+    let lines = work.requests.iter().map(|request| {
+        let head = memchr::memmem::find(request, b"\r\n\r\n").unwrap() + 4;
+        audit::decode(request[head..].to_vec()).unwrap().lines
+    });
+    let lines: Vec<_> = lines.collect();
+    let bodies: Vec<&[u8]> = lines.iter().map(|lines| &lines[..]).collect();
+    let mut buffer = vec![0; bodies.iter().map(|body| body.len()).max().unwrap() + 1];
+    let events = work.events as f64 * bodies.len() as f64;
+    let mut costs = READERS.map(|_| Vec::new());
+    for _ in 0..SAMPLES {
+        let times =
+            READERS.map(|(_, method)| timed(&bodies, &mut buffer, method).as_secs_f64() * 1e9);
+        for (time, costs) in times.iter().zip(&mut costs) {
+            costs.push((time - times[0]) / events);
+        }
+    }
+    let costs: Vec<_> =
+        costs.into_iter().map(|costs| format!("{:.0}", spread(costs).median())).collect();
+    println!("| {} | {} | {} |", work.name, work.lines() / work.events, costs[1..].join(" | "));
+}
+
 /// CPU time of this thread for all bodies.
 fn timed(bodies: &[&[u8]], buffer: &mut [u8], method: Method) -> Duration {
     let now = || rustix::time::clock_gettime(ClockId::ThreadCPUTime);
@@ -143,6 +185,25 @@ fn value(body: &mut [u8]) {
 fn raw_values(body: &mut [u8]) {
     let text = std::str::from_utf8(without_room(body)).unwrap();
     black_box(serde_json::from_str::<Items<'_>>(text)).unwrap();
+}
+
+fn ends_of_lines(lines: &mut [u8]) {
+    memchr::memchr_iter(b'\n', without_room(lines)).for_each(|end| {
+        black_box(end);
+    });
+}
+
+fn request(lines: &mut [u8]) {
+    for event in without_room(lines).split_inclusive(|byte| *byte == b'\n') {
+        black_box(audit::request::request(event));
+    }
+}
+
+fn reader(lines: &mut [u8]) {
+    let mut reader = audit::request::Reader::new(without_room(lines));
+    while let Some(read) = reader.read() {
+        black_box(read);
+    }
 }
 
 fn without_room(body: &[u8]) -> &[u8] {

@@ -46,6 +46,20 @@ impl<'a> Uri<'a> {
     pub fn text(&self) -> Text<'a> {
         scan::key(self.0)
     }
+
+    /// Without the query.
+    #[must_use]
+    pub fn path(&self) -> Text<'a> {
+        // Also the mark may be written as an escape.
+        let mut text = self.text();
+        if let Some(end) = memchr::memchr(b'?', &text) {
+            match &mut text {
+                Text::Borrowed(text) => *text = text.get(..end).unwrap_or_default(),
+                Text::Owned(text) => text.truncate(end),
+            }
+        }
+        text
+    }
 }
 
 /// Who asked.
@@ -136,6 +150,7 @@ mod tests {
         assert_eq!(request.stage, text("Panic"));
         assert_eq!(request.verb, text("get"));
         assert_eq!(request.uri.text(), text("/a?b=&c"));
+        assert_eq!(request.uri.path(), text("/a"));
         let user = request.user.unwrap();
         assert_eq!(user.name, text("u"));
         assert_eq!(user.groups, [text("g"), text("h"), text(""), text("")]);
@@ -147,6 +162,15 @@ mod tests {
             name: text("n"),
         };
         assert_eq!(request.object, Some(object));
+    }
+
+    #[test]
+    fn a_path_ends_where_its_query_begins() {
+        let path = |uri: &'static str| Uri(uri.as_bytes()).path();
+        assert_eq!(path("/a%3Fb").into_owned(), b"/a%3Fb");
+        assert_eq!(path("/a?b?c").into_owned(), b"/a");
+        assert_eq!(path(r"/a\u0026b\u003fc?d").into_owned(), b"/a&b");
+        assert_eq!(path("").into_owned(), b"");
     }
 
     #[test]

@@ -156,23 +156,24 @@ impl<'a> Reader<'a> {
     #[inline(always)]
     fn client<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<usize> {
         let text = walk.rest;
-        let index = place(text);
-        let client = self.clients.get_mut(index)?;
-        if !client.text.is_empty()
-            && let Some(rest) = text.strip_prefix(client.text)
-        {
-            walk.rest = rest;
-            return Some(index);
+        let first = place(text);
+        for index in [first, first ^ 1] {
+            let known = self.clients.get(index)?.text;
+            if !known.is_empty()
+                && let Some(rest) = text.strip_prefix(known)
+            {
+                walk.rest = rest;
+                return Some(index);
+            }
         }
-        if self.current == Some(index) {
-            self.lend(None);
-        }
+        // Not the one that has been there last, whose user is lent.
+        let index = if self.current == Some(first) { first ^ 1 } else { first };
         self.clients.get_mut(index)?.learn(walk)?;
         Some(index)
     }
 }
 
-/// Where a client would be, by what a username mostly is different in.
+/// Where a client would be, or beside it, by what a username mostly is different in.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
@@ -264,7 +265,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
 
     /// From behind an opening quote to the next one; says whether there is a backslash too.
     #[inline(always)]
-    fn to_quote(&mut self) -> Option<(&'a [u8], bool)> {
+    fn find_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (mut before, mut has_backslash) = (0, false);
         while let Some(window) = self.rest.get(before..)?.first_chunk() {
             let Masks { quote, backslash } = (self.masks)(window);
@@ -280,12 +281,12 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
             has_backslash |= backslash != 0;
             before += WINDOW;
         }
-        self.to_last_quote()
+        self.find_last_quote()
     }
 
-    /// [`Self::to_quote`] near the end.
+    /// [`Self::find_quote`] near the end.
     #[cold]
-    fn to_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
+    fn find_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (string, rest) = self.rest.split_at_checked(memchr::memchr(b'"', self.rest)?)?;
         self.rest = rest;
         Some((string, memchr::memchr(b'\\', string).is_some()))
@@ -294,14 +295,14 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
     /// Without an escape.
     #[inline(always)]
     fn string(&mut self) -> Option<&'a [u8]> {
-        let (string, has_backslash) = self.to_quote()?;
+        let (string, has_backslash) = self.find_quote()?;
         (!has_backslash).then_some(string)
     }
 
     /// Escapes as written, but none that ends it.
     #[inline(always)]
     fn any_string(&mut self) -> Option<&'a [u8]> {
-        let (string, _) = self.to_quote()?;
+        let (string, _) = self.find_quote()?;
         (string.last() != Some(&b'\\')).then_some(string)
     }
 

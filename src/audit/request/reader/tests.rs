@@ -141,8 +141,10 @@ fn anything_may_be_put_anywhere_or_missing() {
     assert!(valid > 5000, "{valid}");
 }
 
-/// An object's members as written, without the comma.
-fn members(object: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+/// An object's members as written: key and value.
+type Members = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn members(object: &[u8]) -> Members {
     scan::members(object).map(|member| (member.key.to_vec(), member.value.to_vec())).collect()
 }
 
@@ -158,7 +160,7 @@ fn variants(text: &[u8], depth: usize) -> Vec<Vec<u8>> {
     let of = members(text);
     let mut all = Vec::new();
     for at in 0..of.len() {
-        let mut with = |change: &dyn Fn(&mut Vec<(Vec<u8>, Vec<u8>)>)| {
+        let mut with = |change: &dyn Fn(&mut Members)| {
             let mut changed = of.clone();
             change(&mut changed);
             all.push(object(&changed));
