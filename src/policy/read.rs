@@ -267,23 +267,21 @@ impl Problems {
     }
 
     fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
-        match &node.value {
-            Value::Map(pairs) => Some(pairs),
-            other => {
-                self.note(node.place, format!("{} where fields are expected", what(other)));
-                None
-            }
-        }
+        let Value::Map(pairs) = &node.value else {
+            let found = what(&node.value);
+            self.note(node.place, format!("{found} where fields are expected"));
+            return None;
+        };
+        Some(pairs)
     }
 
     fn list<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
-        match &node.value {
-            Value::List(nodes) => Some(nodes),
-            other => {
-                self.note(node.place, format!("{} where a list is expected", what(other)));
-                None
-            }
-        }
+        let Value::List(nodes) = &node.value else {
+            let found = what(&node.value);
+            self.note(node.place, format!("{found} where a list is expected"));
+            return None;
+        };
+        Some(nodes)
     }
 
     /// An item that is none is empty, so that those behind it keep their index.
