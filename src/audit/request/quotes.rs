@@ -1,4 +1,4 @@
-//! The next quote in a text, by wide registers where the CPU has them.
+//! Where quotes and backslashes are in 64 bytes, by wide registers where the CPU has them.
 
 /// Bytes that are looked at at once: bits of a mask.
 pub(super) const WINDOW: usize = 64;
@@ -41,7 +41,6 @@ pub(super) mod avx2 {
     use std::arch::x86_64 as simd;
 
     use super::super::reader::Reader;
-    use super::super::reader::Usual;
     use super::Masks;
     use super::WINDOW;
 
@@ -58,19 +57,15 @@ pub(super) mod avx2 {
         }
 
         /// [`Reader::usual`], compiled for these instructions.
-        pub(in super::super) fn usual<'a>(
-            self,
-            reader: &mut Reader<'a>,
-            event: &'a [u8],
-        ) -> Option<Usual<'a>> {
+        pub(in super::super) fn usual<'a>(self, reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
             // SAFETY: what the function needs beyond safe code is the instructions, and `self` is there because they are.
             unsafe { usual(reader, event) }
         }
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2")]
-    fn usual<'a>(reader: &mut Reader<'a>, event: &'a [u8]) -> Option<Usual<'a>> {
-        reader.usual(event, |window| masks(window))
+    fn usual<'a>(reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
+        reader.usual(event, |window| masks(window)).is_some()
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2")]

@@ -48,16 +48,6 @@ struct Client<'a> {
     user: User<'a>,
 }
 
-/// What a usual event says, but its user.
-pub(super) struct Usual<'a> {
-    level: &'static [u8],
-    stage: &'static [u8],
-    uri: &'a [u8],
-    verb: &'a [u8],
-    client: usize,
-    object: Option<Object<'a>>,
-}
-
 impl<'a> Reader<'a> {
     /// Of events that are valid JSON without raw line breaks, each followed by one `\n`.
     #[must_use]
@@ -85,25 +75,15 @@ impl<'a> Reader<'a> {
         let event = lines.get(..end).unwrap_or_default();
         self.lines = lines.get(end + 1..).unwrap_or_default();
         #[cfg(target_arch = "x86_64")]
-        let usual = match self.avx2 {
+        let is_usual = match self.avx2 {
             Some(avx2) => avx2.usual(self, event),
-            None => self.usual(event, quotes::portable),
+            None => self.usual(event, quotes::portable).is_some(),
         };
         #[cfg(not(target_arch = "x86_64"))]
-        let usual = self.usual(event, quotes::portable);
-        match usual {
-            Some(Usual { level, stage, uri, verb, client, object }) => {
-                self.lend(Some(client));
-                self.request.level = Cow::Borrowed(level);
-                self.request.stage = Cow::Borrowed(stage);
-                self.request.uri = Uri(uri);
-                self.request.verb = Cow::Borrowed(verb);
-                self.request.object = object;
-            }
-            None => {
-                self.lend(None);
-                self.request = super::request(event);
-            }
+        let is_usual = self.usual(event, quotes::portable).is_some();
+        if !is_usual {
+            self.lend(None);
+            self.request = super::request(event);
         }
         Some((event, &self.request))
     }
@@ -126,13 +106,13 @@ impl<'a> Reader<'a> {
         self.current = client;
     }
 
-    /// Reads an event; `None`: it is not of the usual form.
+    /// Reads an event; `None`: it is not of the usual form, and the request says nothing.
     #[inline(always)]
     pub(super) fn usual(
         &mut self,
         event: &'a [u8],
         masks: impl Fn(&[u8; WINDOW]) -> Masks,
-    ) -> Option<Usual<'a>> {
+    ) -> Option<()> {
         let (level, stage, text) = head(event)?;
         let mut walk = Walk { rest: text, masks };
         let uri = walk.any_string()?;
@@ -140,16 +120,19 @@ impl<'a> Reader<'a> {
         let verb = walk.string()?;
         walk.pass(br#"","user":"#)?;
         let client = self.client(&mut walk)?;
-        let object = if walk.passes(br#","objectRef":{""#) {
-            Some(walk.object()?)
-        } else {
-            let is_object = |member: Member<'_>| *scan::key(member.key) == *b"objectRef";
-            if scan::members_behind(event, event.len() - walk.rest.len()).any(is_object) {
-                return None;
-            }
-            None
-        };
-        Some(Usual { level, stage, uri, verb, client, object })
+        self.lend(Some(client));
+        // Each where it is to be: what is copied as a whole waits for its parts.
+        self.request.level = Cow::Borrowed(level);
+        self.request.stage = Cow::Borrowed(stage);
+        self.request.uri = Uri(uri);
+        self.request.verb = Cow::Borrowed(verb);
+        if walk.passes(br#","objectRef":{""#) {
+            return walk.object(self.request.object.get_or_insert_default());
+        }
+        self.request.object = None;
+        let is_object = |member: Member<'_>| *scan::key(member.key) == *b"objectRef";
+        let mut behind = scan::members_behind(event, event.len() - walk.rest.len());
+        (!behind.any(is_object)).then_some(())
     }
 
     /// Finds who sent it, or remembers who that is.
@@ -177,14 +160,8 @@ impl<'a> Reader<'a> {
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
-    let odd = [
-        0x9e37_79b9_7f4a_7c15,
-        0xbf58_476d_1ce4_e5b9,
-        0x94d0_49bb_1331_11eb,
-        0xd6e8_feb8_6659_fd93,
-    ];
-    let mix = |(word, odd): (&[u8; 8], u64)| u64::from_le_bytes(*word).wrapping_mul(odd);
-    let mixed = words.iter().zip(odd).map(mix).fold(0, |all, word| all ^ word);
+    let mix = |all: u64, word: &[u8; 8]| all.rotate_left(11) ^ u64::from_le_bytes(*word);
+    let mixed = words.iter().take(4).fold(0, mix).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     usize::from(mixed.to_be_bytes()[0]) % CLIENTS
 }
 
@@ -365,33 +342,29 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
 
     /// From behind the first key's opening quote to behind the closing brace.
     #[inline(always)]
-    fn object(&mut self) -> Option<Object<'a>> {
-        let mut object = Object::default();
+    fn object(&mut self, object: &mut Object<'a>) -> Option<()> {
         self.pass(br#"resource":""#)?;
         object.resource = Cow::Borrowed(self.string()?);
-        if self.passes(br#"","namespace":""#) {
-            object.namespace = Cow::Borrowed(self.string()?);
-        }
-        if self.passes(br#"","name":""#) {
-            object.name = Cow::Borrowed(self.string()?);
-        }
+        object.namespace = self.optional(br#"","namespace":""#)?;
+        object.name = self.optional(br#"","name":""#)?;
         if self.passes(br#"","uid":""#) {
             self.any_string()?;
         }
-        if self.passes(br#"","apiGroup":""#) {
-            object.group = Cow::Borrowed(self.string()?);
-        }
+        object.group = self.optional(br#"","apiGroup":""#)?;
         if self.passes(br#"","apiVersion":""#) {
             self.any_string()?;
         }
         if self.passes(br#"","resourceVersion":""#) {
             self.any_string()?;
         }
-        if self.passes(br#"","subresource":""#) {
-            object.subresource = Cow::Borrowed(self.string()?);
-        }
-        self.pass(br#""}"#)?;
-        Some(object)
+        object.subresource = self.optional(br#"","subresource":""#)?;
+        self.pass(br#""}"#)
+    }
+
+    /// The text behind this, or an empty one.
+    #[inline(always)]
+    fn optional<const N: usize>(&mut self, what: &[u8; N]) -> Option<Text<'a>> {
+        Some(Cow::Borrowed(if self.passes(what) { self.string()? } else { &[] }))
     }
 }
 
