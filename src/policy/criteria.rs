@@ -109,9 +109,8 @@ impl Criteria {
             found.push(Mistake { path: path.to_vec(), what });
         };
         let urls = Step::Field(names.non_resource_urls);
-        if !self.non_resource_urls.is_empty()
-            && !(self.resources.is_empty() && self.namespaces.is_empty())
-        {
+        let about_objects = !self.resources.is_empty() || !self.namespaces.is_empty();
+        if about_objects && !self.non_resource_urls.is_empty() {
             let Names { resources, namespaces, .. } = names;
             let what = format!(
                 "a request is about a path or about an object: a rule has this or {resources} and {namespaces}; make two of it"

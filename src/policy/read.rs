@@ -269,7 +269,7 @@ impl Problems {
     fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
         match &node.value {
             Value::Map(pairs) => Some(pairs),
-            other => {
+            other @ (Value::Scalar { .. } | Value::List(_)) => {
                 self.note(node.place, format!("{} where fields are expected", what(other)));
                 None
             }
@@ -279,7 +279,7 @@ impl Problems {
     fn list<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
         match &node.value {
             Value::List(nodes) => Some(nodes),
-            other => {
+            other @ (Value::Scalar { .. } | Value::Map(_)) => {
                 self.note(node.place, format!("{} where a list is expected", what(other)));
                 None
             }
