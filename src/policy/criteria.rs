@@ -3,12 +3,10 @@
 //! This is the plain reading, criterion by criterion in the order of kube-apiserver, which explanations are made of. The
 //! quick one is `matcher.rs`.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use crate::audit::request::Object;
 use crate::audit::request::Request;
-use crate::audit::request::Text;
 
 /// Which requests a rule is about. All that is not empty must hold.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -186,7 +184,7 @@ impl Criteria {
     fn unmet_by_object(&self, request: &Request<'_>) -> Option<String> {
         let Some(object) = &request.object else {
             let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
-            let path = shown(&path(request));
+            let path = shown(&request.uri.path());
             return Some(format!("{field}: the request is about the path {path:?}, and no object"));
         };
         if !self.namespaces.is_empty() && !has(&self.namespaces, &object.namespace) {
@@ -223,7 +221,7 @@ impl Criteria {
             let resource = resource.escape_debug();
             return Some(format!("nonResourceURLs: the request is about an object ({resource})"));
         }
-        let path = unescaped(&path(request));
+        let path = unescaped(&request.uri.path());
         let matches = |spec: &String| match spec.strip_suffix('*') {
             Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),
             None => path == spec.as_bytes(),
@@ -286,19 +284,6 @@ pub(super) fn name<'r>(request: &Request<'_>, object: &'r Object<'_>) -> &'r [u8
     match *request.verb == *b"create" && object.subresource.is_empty() {
         true => b"",
         false => &object.name,
-    }
-}
-
-/// The request's path as it was sent, without its query.
-pub(super) fn path<'r>(request: &Request<'r>) -> Text<'r> {
-    let uri = request.uri.text();
-    let Some(end) = memchr::memchr(b'?', &uri) else { return uri };
-    match uri {
-        Cow::Borrowed(uri) => Cow::Borrowed(uri.get(..end).unwrap_or_default()),
-        Cow::Owned(mut uri) => {
-            uri.truncate(end);
-            Cow::Owned(uri)
-        }
     }
 }
 

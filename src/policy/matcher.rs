@@ -14,7 +14,6 @@ use super::GroupResources;
 use super::RULES_MAX;
 use super::criteria::is_combined;
 use super::criteria::name;
-use super::criteria::path;
 use super::criteria::unescaping;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
@@ -262,7 +261,7 @@ impl Rest {
         if self.paths.is_empty() {
             return true;
         }
-        let path = &*path(request);
+        let path = &*request.uri.path();
         let is_escaped = memchr::memchr(b'%', path).is_some();
         self.paths.iter().any(|spec| spec.matches(path, is_escaped))
     }
