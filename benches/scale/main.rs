@@ -1,4 +1,4 @@
-//! What a batch costs with more of everything: backlog, outputs, connections, events in a batch.
+//! What a batch costs with more of everything: backlog, outputs, connections, events in a batch, rules of a policy.
 //!
 //! `cargo bench --bench scale` drives the relay's own binary, on 127.0.0.1, between a load and a sink that live in this
 //! process, and prints a Markdown table for each. All relays of a table run at once; in each round every one takes its
@@ -55,7 +55,11 @@ const SENDERS: usize = 8;
 #[derive(Parser)]
 struct Arguments {
     /// Only these tables
-    #[arg(long, value_delimiter = ',', default_value = "backlog,outputs,connections,batches")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "backlog,outputs,connections,batches,rules"
+    )]
     only: Vec<Table>,
     /// Rounds; in each, everything that is compared takes its turn
     #[arg(long, default_value_t = 5)]
@@ -72,6 +76,9 @@ struct Arguments {
     /// Events in a batch
     #[arg(long, value_delimiter = ',', default_value = "1,4,16,64,256,1000,4000")]
     batches: Vec<u64>,
+    /// Rules of an output's policy; 0: no filter
+    #[arg(long, value_delimiter = ',', default_value = "0,1,20,100")]
+    rules: Vec<usize>,
     /// Backlogs in MiB, smallest first. What does not fit twice on the disk is left out
     #[arg(long, value_delimiter = ',', default_value = "1,64,1024,8192")]
     backlogs: Vec<u64>,
@@ -101,6 +108,7 @@ enum Table {
     Outputs,
     Connections,
     Batches,
+    Rules,
 }
 
 fn main() {
@@ -123,6 +131,7 @@ fn main() {
             Table::Outputs => outputs(&disk, &arguments),
             Table::Connections => connections(&arguments),
             Table::Batches => batches(&disk, &arguments),
+            Table::Rules => rules(&disk, &arguments),
         }
     }
     println!("\n- load average after: {}", figures::load_average());
@@ -148,6 +157,7 @@ fn outputs(disk: &Disk, arguments: &Arguments) {
             connections: SENDERS,
             senders: SENDERS,
             on_disk: on_disk.then_some(disk),
+            output: String::new(),
         });
         let title = format!("{}, queue {}", work.name, place(on_disk));
         variant::table(&title, "outputs", settings.collect(), arguments);
@@ -166,6 +176,7 @@ fn connections(arguments: &Arguments) {
             connections,
             senders: SENDERS.min(connections),
             on_disk: None,
+            output: String::new(),
         });
         let title = format!("{}, queue in memory", work.name);
         variant::table(&title, "connections", settings.collect(), arguments);
@@ -185,10 +196,61 @@ fn batches(disk: &Disk, arguments: &Arguments) {
             connections: SENDERS,
             senders: SENDERS,
             on_disk: on_disk.then_some(disk),
+            output: String::new(),
         });
         let title = format!("{}, queue {}", works[0].name, place(on_disk));
         variant::table(&title, "events", settings.collect(), arguments);
     }
+}
+
+/// No rule but the last matches, and that one leaves every event as it is: what is measured is reading and deciding.
+fn rules(disk: &Disk, arguments: &Arguments) {
+    println!("\n## Rules of a policy");
+    let filter = |rules: usize| match rules {
+        0 => String::new(),
+        rules => {
+            let file = disk.path().join(format!("policy-{rules}.yaml"));
+            std::fs::write(&file, policy(rules)).expect("a writable directory");
+            format!("filter.policy = '{}'", file.display())
+        }
+    };
+    for work in [Work::metadata(), Work::responses(), Work::generated(), Work::single()] {
+        let settings = arguments.rules.iter().map(|&rules| Setting {
+            number: rules,
+            work: &work,
+            outputs: 1,
+            connections: SENDERS,
+            senders: SENDERS,
+            on_disk: None,
+            output: filter(rules),
+        });
+        let title = format!("{}, queue in memory", work.name);
+        variant::table(&title, "rules", settings.collect(), arguments);
+    }
+}
+
+/// So many rules as they are in policies of providers: each asks for something that is frequent, and something that is
+/// nowhere.
+fn policy(rules: usize) -> String {
+    let mut text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n".to_owned();
+    for rule in 1..rules {
+        text += &match rule % 5 {
+            0 => format!("- level: None\n  users: [nobody-{rule}]\n  verbs: [get, list, watch]\n"),
+            1 => {
+                format!("- level: None\n  userGroups: [nobodies-{rule}]\n  namespaces: [default]\n")
+            }
+            2 => format!(
+                "- level: None\n  verbs: [get, create, update]\n  resources:\n  - group: ''\n    resources: [none-{rule}, none-{rule}/status]\n"
+            ),
+            3 => format!(
+                "- level: None\n  userGroups: ['system:authenticated']\n  nonResourceURLs: ['/none-{rule}*']\n"
+            ),
+            _ => format!(
+                "- level: None\n  userGroups: ['system:authenticated']\n  resources:\n  - group: group-{rule}\n  - group: apps\n    resources: [none-{rule}]\n"
+            ),
+        };
+    }
+    text + "- level: RequestResponse\n"
 }
 
 fn place(on_disk: bool) -> &'static str {

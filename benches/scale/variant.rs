@@ -40,6 +40,8 @@ pub(crate) struct Setting<'a> {
     pub(crate) senders: usize,
     /// Where the queue is; `None`: in memory.
     pub(crate) on_disk: Option<&'a Disk>,
+    /// More keys of each output.
+    pub(crate) output: String,
 }
 
 /// A relay, and what its rounds have shown.
@@ -98,7 +100,8 @@ impl<'a> Variant<'a> {
             let name = format!("queue-{}", sink.address().port());
             format!("\nqueue.directory = '{}'", disk.path().join(name).display())
         });
-        let output = format!("type = 'http'\nurls = ['http://{}/']", sink.address());
+        let more = &setting.output;
+        let output = format!("type = 'http'\nurls = ['http://{}/']\n{more}", sink.address());
         let outputs = names(setting.outputs).skip(1);
         let outputs = outputs.map(|name| format!("\n[[output]]\nname = '{name}'\n{output}"));
         let outputs = output.clone() + &outputs.collect::<String>();
