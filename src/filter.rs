@@ -287,6 +287,9 @@ impl Filter {
         let Done { lowered, redacted, trimmed, is_too_large, .. } =
             redact::apply(event, request, &change, changed);
         if is_too_large && rules.gives_up {
+            if let Some(seen) = seen {
+                seen.forget(position..position + 1);
+            }
             return Verdict::TooLarge;
         }
         match changed.is_empty() {

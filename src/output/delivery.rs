@@ -64,11 +64,19 @@ const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// What letters that are being written get at the end. What is not safe by then is the next start's, or lost with the queue.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// A filter that lets nothing pass leaves the thread to others after so much.
-const FILTERED_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// Who looks through events of which nothing leaves, or all is given up, leaves the thread to others after so much.
+const SIFTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Why an event is given up that the filter could not make smaller.
 const TOO_LARGE: &str = "larger than filter.max_event_bytes, also without its objects";
+
+/// Why one is that can't be put in the protocol.
+const TOO_LONG: &str = "longer than max_message_bytes";
+
+const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, also without its objects";
+
+/// What of the queue has left before is looked at for so long, at the start; who is not told all may send something twice.
+const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// A link keeps events that can't be sent until all before them is final. From so many bytes of them on it has no room.
 pub(super) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -221,8 +229,8 @@ pub(super) struct Delivery<C> {
     hurried: bool,
     given_up: GivenUp,
     filtering: Filtering,
-    /// So much was filtered, and nothing of it left, since others on this thread had their turn.
-    filtered_bytes: u64,
+    /// So much was looked through since others on this thread had their turn.
+    sifted_bytes: u64,
 }
 
 /// What is left when a delivery ends to be replaced: nothing of it is on the wire.
@@ -294,8 +302,8 @@ impl<C: Connect> Delivery<C> {
             orders: Orders::default(),
             hurried: false,
             given_up: GivenUp::new(config),
-            filtering: Filtering::new(None),
-            filtered_bytes: 0,
+            filtering: Filtering::new(None, &cursor),
+            sifted_bytes: 0,
             cursor,
         }
     }
@@ -310,7 +318,7 @@ impl<C: Connect> Delivery<C> {
 
     /// Sends what this lets pass.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
-        self.filtering = Filtering::new(filter);
+        self.filtering = Filtering::new(filter, &self.cursor);
         self
     }
 
@@ -361,7 +369,7 @@ impl<C: Connect> Delivery<C> {
             biased;
             () = stop.cancelled() => return Ok(Done::Stopped),
             () = retire.cancelled() => return Ok(Done::Retired),
-            () = self.filtering.look_back(&self.cursor) => {}
+            _ = tokio::time::timeout(LOOK_BACK_TIME, self.filtering.look_back(&self.cursor)) => {}
         }
         let mut needed = C::EAGER;
         loop {
@@ -413,10 +421,14 @@ impl<C: Connect> Delivery<C> {
     async fn rest(&mut self, mut needed: bool) {
         let draining = self.orders.draining.clone();
         loop {
-            self.bury();
+            let mut goes_on = self.bury();
             if self.pending.is_empty() && self.suspects.is_empty() {
                 let (cursor, filtering) = (&mut self.cursor, &mut self.filtering);
-                self.given_up.next_old(cursor, filtering, &mut self.health, self.limits);
+                goes_on |= self.given_up.next_old(cursor, filtering, &mut self.health, self.limits);
+            }
+            if goes_on {
+                tokio::task::yield_now().await;
+                continue;
             }
             needed |= !self.pending.is_empty();
             let until = self.paused_until;
@@ -463,7 +475,9 @@ impl<C: Connect> Delivery<C> {
         let proven = Instant::now() + PROVEN_AFTER;
         let mut retired = None;
         loop {
-            self.bury();
+            if self.bury() {
+                self.sifted_bytes = SIFTED_BYTES_MAX;
+            }
             if retired.is_some() && self.wire.is_empty() {
                 link.close().await;
                 return Ended::Retired;
@@ -471,18 +485,13 @@ impl<C: Connect> Delivery<C> {
             if retired.is_none() {
                 self.fill(&mut link);
             }
-            self.give_way().await;
+            let goes_on = self.give_way().await;
             if self.wire.is_empty() && !self.held.is_empty() && self.cursor.is_closed() {
                 // Nobody will know more of the suspects before the next start, which begins with them.
                 self.finish_held();
             }
             let paused = self.paused_until;
-            let wants = match paused {
-                _ if retired.is_some() => false,
-                None => self.may_send() && link.room().is_some(),
-                // A suspect waits for another event to be compared with.
-                Some(_) => self.awaits_probe,
-            };
+            let wants = retired.is_none() && self.wants(&link);
             let event = tokio::select! {
                 biased;
                 () = stop.cancelled() => {
@@ -497,6 +506,7 @@ impl<C: Connect> Delivery<C> {
                     link.close().await;
                     return Ended::Retired;
                 }
+                () = std::future::ready(()), if goes_on => continue,
                 written = self.given_up.written() => {
                     self.end(written);
                     continue;
@@ -551,18 +561,29 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Leaves the thread to others where much was filtered and nothing of it left.
-    async fn give_way(&mut self) {
-        if self.filtered_bytes >= FILTERED_BYTES_MAX {
-            self.filtered_bytes = 0;
+    /// Leaves the thread to others where much was looked through.
+    async fn give_way(&mut self) -> bool {
+        let is_much = self.sifted_bytes >= SIFTED_BYTES_MAX;
+        if is_much {
+            self.sifted_bytes = 0;
             tokio::task::yield_now().await;
+        }
+        is_much
+    }
+
+    /// Whether something new in the queue would be sent, or tried.
+    fn wants(&self, link: &C::Link) -> bool {
+        match self.paused_until {
+            None => self.may_send() && link.room().is_some(),
+            // A suspect waits for another event to be compared with.
+            Some(_) => self.awaits_probe,
         }
     }
 
     /// What is on the wire is to be sent again, in its order.
     fn take_back(&mut self) {
         for work in std::mem::take(&mut self.wire).into_values() {
-            self.cursor.release(work.claim);
+            self.release(work.claim);
             self.pending.push_back(work);
         }
         self.pending.make_contiguous().sort_unstable_by_key(|work| work.claim);
@@ -577,6 +598,7 @@ impl<C: Connect> Delivery<C> {
             self.pending.clear();
             self.given_up.rewound();
             self.cursor.rewind();
+            self.filtering.rewound(&self.cursor);
             return;
         }
         self.take_back();
@@ -588,14 +610,14 @@ impl<C: Connect> Delivery<C> {
 
     /// As far as it is not the link's to say. Events that wait for their letters are held, and so bounded.
     fn may_send(&self) -> bool {
-        !self.given_up.is_full() && (self.wire.is_empty() || !self.is_serial())
+        !self.given_up.is_full()
+            && !self.filtering.is_full()
+            && (self.wire.is_empty() || !self.is_serial())
     }
 
     /// Sends as long as the link has room.
     fn fill(&mut self, link: &mut C::Link) {
-        while self.paused_until.is_none()
-            && self.may_send()
-            && self.filtered_bytes < FILTERED_BYTES_MAX
+        while self.paused_until.is_none() && self.may_send() && self.sifted_bytes < SIFTED_BYTES_MAX
         {
             let Some(room) = link.room() else { return };
             let Some((batch, mut work)) = self.take(room) else { return };
@@ -603,11 +625,11 @@ impl<C: Connect> Delivery<C> {
             let batch = self.filtering.pass(batch, &self.cursor);
             work.events = batch.events;
             if batch.events == 0 {
-                self.filtered_bytes += bytes;
+                self.sifted_bytes += bytes;
                 self.nothing_left(work.claim);
                 continue;
             }
-            (self.filtered_bytes, self.probe_events) = (0, 1);
+            (self.sifted_bytes, self.probe_events) = (0, 1);
             let again = work.attempts > 0 || work.claim.start < self.sent_until;
             if again {
                 self.health.metrics.retries.increment(1);
@@ -726,23 +748,35 @@ impl<C: Connect> Delivery<C> {
         self.probed = false;
         self.probe_events = (2 * self.probe_events).min(self.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
-        let too_large = self.filtering.too_large(claim);
-        if too_large.is_empty() {
-            self.finish(claim);
-        } else {
-            self.finish_without(claim, too_large, TOO_LARGE);
-        }
+        self.finish_without(claim, Vec::new());
     }
 
-    /// A claim is final but for these events, which are given up.
-    fn finish_without(&mut self, claim: Claim, lines: Vec<Bytes>, reason: &str) {
+    /// A claim is final but for these events, which can't be put in the protocol, and for those that are too large.
+    fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
+        let mut too_large = self.filtering.too_large(claim);
+        let reason = match (lines.is_empty(), too_large.is_empty()) {
+            (true, true) => return self.finish(claim),
+            (true, false) => TOO_LARGE,
+            (false, true) => TOO_LONG,
+            (false, false) => TOO_LARGE_OR_LONG,
+        };
+        if !lines.is_empty() {
+            self.filtering.doubt(claim);
+        }
+        lines.append(&mut too_large);
         let kept = self.filtering.finish(claim, &self.health.metrics);
         let fate = Fate { lost: lines.len() as u64, ..kept };
         let (reason, health) = (Arc::from(reason), &mut self.health);
         self.given_up.end_with(claim, fate, lines, &reason, &self.cursor, health);
     }
 
-    fn on_accepted(&mut self, claim: Claim, mut rejected: Vec<Bytes>, consumer: usize) {
+    /// A claim is not on the wire any more, and will be sent again.
+    fn release(&mut self, claim: Claim) {
+        self.cursor.release(claim);
+        self.filtering.released(claim);
+    }
+
+    fn on_accepted(&mut self, claim: Claim, rejected: Vec<Bytes>, consumer: usize) {
         let Some(mut work) = self.wire.remove(&claim.start) else { return };
         if let Some((front, rest)) = self.cursor.split_at(work.claim, claim.end) {
             let events = work.events.min(front.end - front.start);
@@ -760,14 +794,14 @@ impl<C: Connect> Delivery<C> {
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
         let behind_suspect = self.suspects.front().is_some_and(|first| first.claim < claim);
-        let reason = if rejected.is_empty() { TOO_LARGE } else { "longer than max_message_bytes" };
-        rejected.append(&mut self.filtering.too_large(claim));
-        if !rejected.is_empty() {
-            self.finish_without(claim, rejected, reason);
-        } else if self.ordered && behind_suspect {
+        if rejected.is_empty()
+            && self.ordered
+            && behind_suspect
+            && !self.filtering.has_too_large(claim)
+        {
             self.held.push(work);
         } else {
-            self.finish(claim);
+            self.finish_without(claim, rejected);
         }
         if work.suspected {
             // It was no event's fault after all. What went ahead of it goes again, behind it.
@@ -775,7 +809,7 @@ impl<C: Connect> Delivery<C> {
                 std::mem::take(&mut self.held).into_iter().partition(|held| held.claim < claim);
             self.held = kept;
             for ahead in ahead {
-                self.cursor.release(ahead.claim);
+                self.release(ahead.claim);
                 self.pending.push_back(ahead);
             }
         }
@@ -794,7 +828,7 @@ impl<C: Connect> Delivery<C> {
         self.refusals += 1;
         let refused_at = *work.refused_at.get_or_insert(self.refusals);
         let vouched = self.vouched.get(&consumer).is_some_and(|sent_at| *sent_at >= refused_at);
-        self.cursor.release(claim);
+        self.release(claim);
         if work.events > 1
             && let Some((left, right)) = self.cursor.split(claim)
         {
@@ -855,7 +889,7 @@ impl<C: Connect> Delivery<C> {
 
     fn on_failed(&mut self, claim: Claim, failure: &Failure) {
         let Some(work) = self.wire.remove(&claim.start) else { return };
-        self.cursor.release(claim);
+        self.release(claim);
         let place = self.pending.partition_point(|other| other.claim < claim);
         self.pending.insert(place, work);
         if failure.elsewhere {
@@ -877,8 +911,9 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    fn bury(&mut self) {
-        self.given_up.bury(&mut self.cursor, &mut self.filtering, &mut self.health);
+    /// See [`GivenUp::bury`].
+    fn bury(&mut self) -> bool {
+        self.given_up.bury(&mut self.cursor, &mut self.filtering, &mut self.health)
     }
 
     fn end(&mut self, written: Written) {

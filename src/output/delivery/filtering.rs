@@ -5,6 +5,7 @@
 //! once, however often it was sent.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -13,6 +14,7 @@ use crate::filter::Changes;
 use crate::filter::Filter;
 use crate::filter::Seen;
 use crate::filter::Verdict;
+use crate::output::delivery::REJECTED_BYTES_MAX;
 use crate::output::tcp::line;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -26,12 +28,19 @@ use crate::telemetry::OutputMetrics;
 /// writes them.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
+/// The room for one changed event is kept for the next, unless it is more than this.
+const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
+
 /// Owned by the delivery loop. Without a filter it passes everything and costs nothing.
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// Of claims that are not final: what became of their events. Those without a mark leave as they are.
+    /// Of claims on the wire: what became of their events. Those without a mark leave, and nothing of it is counted.
     marks: BTreeMap<Position, Mark>,
+    /// Of the lines in them.
+    marked_bytes: u64,
     changed: Vec<u8>,
+    /// Where the next claim begins that was not taken before, unless what is there is dropped.
+    next: Position,
 }
 
 #[derive(Debug, PartialEq)]
@@ -44,8 +53,50 @@ enum Mark {
 }
 
 impl Filtering {
-    pub(super) fn new(filter: Option<Filter>) -> Self {
-        Self { filter, marks: BTreeMap::new(), changed: Vec::new() }
+    /// At the beginning of what `cursor` will give.
+    pub(super) fn new(filter: Option<Filter>, cursor: &Cursor) -> Self {
+        Self {
+            filter,
+            marks: BTreeMap::new(),
+            marked_bytes: 0,
+            changed: Vec::new(),
+            next: cursor.position(),
+        }
+    }
+
+    /// Events that do not leave are held until all before them are final. Beyond some bytes nothing more should be sent.
+    pub(super) fn is_full(&self) -> bool {
+        self.marked_bytes >= REJECTED_BYTES_MAX
+    }
+
+    /// What comes next is what was claimed first and is not final.
+    pub(super) fn rewound(&mut self, cursor: &Cursor) {
+        self.next = cursor.position();
+        self.unmark(self.next..Position::MAX);
+    }
+
+    /// The claim is not on the wire any more.
+    pub(super) fn released(&mut self, claim: Claim) {
+        self.unmark(claim.start..claim.end);
+    }
+
+    /// Takes the marks of these positions.
+    fn unmark(&mut self, positions: Range<Position>) -> Vec<Mark> {
+        let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).map(|it| it.1).collect();
+        for mark in &marks {
+            if let Mark::TooLarge(line) = mark {
+                self.marked_bytes -= line.len() as u64;
+            }
+        }
+        marks
+    }
+
+    /// These are not what they were: what was dropped from the queue meanwhile has not left, and will not.
+    fn forget(&mut self, positions: Range<Position>) {
+        self.unmark(positions.clone());
+        if let Some(filter) = &mut self.filter {
+            filter.forget(positions);
+        }
     }
 
     /// What it remembers is for who comes next.
@@ -78,14 +129,13 @@ impl Filtering {
 
     /// What of a batch is to be sent.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
-        let Some(filter) = &mut self.filter else { return batch };
-        let Batch { claim, events, pieces, origins, .. } = batch;
-        unmark(&mut self.marks, claim);
-        filter.renew(cursor.watermark());
-        if events < claim.end - claim.start {
-            // What was dropped from the queue meanwhile has not left, and will not.
-            filter.forget(claim.start..claim.end);
+        if self.filter.is_none() {
+            return batch;
         }
+        self.meets(&batch);
+        let Some(filter) = &mut self.filter else { return batch };
+        let Batch { claim, pieces, origins, .. } = batch;
+        filter.renew(cursor.watermark());
         let mut lines = Lines::default();
         for (piece, origin) in pieces.into_iter().zip(&origins) {
             let (mut run, mut end, mut next) = (0, 0, origin.first);
@@ -107,16 +157,37 @@ impl Filtering {
                 };
                 lines.pass(&piece, run, start);
                 run = end;
-                if let Mark::Changed(_) = mark {
-                    lines.add(&self.changed);
+                match &mark {
+                    Mark::Changed(_) => lines.add(&self.changed),
+                    Mark::TooLarge(line) => self.marked_bytes += line.len() as u64,
+                    Mark::Dropped | Mark::Duplicate => {}
                 }
-                self.marks.insert(position, mark);
+                // Of annotations alone nothing is counted.
+                if mark != Mark::Changed(Changes::default()) {
+                    self.marks.insert(position, mark);
+                }
             }
             lines.pass(&piece, run, piece.len());
+        }
+        if self.changed.capacity() > CHANGED_BYTES_KEPT {
+            self.changed = Vec::new();
         }
         let (events, pieces) = lines.end();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
+    }
+
+    /// Forgets what became of a batch before, and what was dropped from the queue since.
+    fn meets(&mut self, batch: &Batch) {
+        let Batch { claim, events, .. } = *batch;
+        self.unmark(claim.start..claim.end);
+        if claim.start > self.next {
+            self.forget(self.next..claim.start);
+        }
+        self.next = self.next.max(claim.end);
+        if events < claim.end - claim.start {
+            self.forget(claim.start..claim.end);
+        }
     }
 
     /// The lines of a batch that is given up, as they were received, without those that would not have left anyway.
@@ -155,10 +226,15 @@ impl Filtering {
             .collect()
     }
 
+    /// Whether there are such.
+    pub(super) fn has_too_large(&self, claim: Claim) -> bool {
+        !self.too_large(claim).is_empty()
+    }
+
     /// The claim is final: counts what it changed, and says what of it did not leave, but for what is too large.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Fate {
         let mut fate = Fate::default();
-        for mark in unmark(&mut self.marks, claim) {
+        for mark in self.unmark(claim.start..claim.end) {
             match mark {
                 Mark::Dropped => fate.dropped += 1,
                 Mark::Duplicate => fate.duplicate += 1,
@@ -173,25 +249,26 @@ impl Filtering {
         fate
     }
 
+    /// Some events of a claim have not left, and who has them is not known: what repeats one of it may leave.
+    pub(super) fn doubt(&mut self, claim: Claim) {
+        if let Some(filter) = &mut self.filter {
+            filter.forget(claim.start..claim.end);
+        }
+    }
+
     /// The claim is given up, or gone: nothing of it has left.
     pub(super) fn give_up(&mut self, claim: Claim) -> Fate {
-        let Some(filter) = &mut self.filter else { return Fate::default() };
-        filter.forget(claim.start..claim.end);
         let mut fate = Fate::default();
-        for mark in unmark(&mut self.marks, claim) {
+        for mark in self.unmark(claim.start..claim.end) {
             match mark {
                 Mark::Dropped => fate.dropped += 1,
                 Mark::Duplicate => fate.duplicate += 1,
                 Mark::TooLarge(_) | Mark::Changed(_) => {}
             }
         }
+        self.forget(claim.start..claim.end);
         fate
     }
-}
-
-/// Takes the marks of a claim.
-fn unmark(marks: &mut BTreeMap<Position, Mark>, claim: Claim) -> Vec<Mark> {
-    marks.extract_if(claim.start..claim.end, |_, _| true).map(|(_, mark)| mark).collect()
 }
 
 /// Of each line of a piece: its position, where it starts, and where the next one does.

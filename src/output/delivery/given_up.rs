@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Failure;
+use super::SIFTED_BYTES_MAX;
 use super::Work;
 use super::filtering::Filtering;
 use super::tried::Tried;
@@ -150,14 +151,15 @@ impl GivenUp {
     }
 
     /// After [`GivenUp::all_failed`], where nothing else that was claimed is left: gives up what comes next for as long as it is
-    /// too old. The first that is not has been tried now.
+    /// too old. The first that is not has been tried now. As [`GivenUp::bury`], some at a time.
     pub(super) fn next_old(
         &mut self,
         cursor: &mut Cursor,
         filtering: &mut Filtering,
         health: &mut Health,
         max: BatchLimits,
-    ) {
+    ) -> bool {
+        let mut sifted = 0;
         while self.endings.is_empty()
             && self.doomed.is_empty()
             && !self.unread
@@ -170,8 +172,12 @@ impl GivenUp {
                 Some(batch) if batch.claim.end <= until => {
                     let reason = Self::too_old(tried, error);
                     let claim = batch.claim;
+                    sifted += batch.bytes;
                     let (lines, fate) = filtering.originals(batch, cursor);
                     self.end_with(claim, fate, lines, &reason, cursor, health);
+                    if sifted >= SIFTED_BYTES_MAX {
+                        return true;
+                    }
                 }
                 Some(batch) => {
                     tried.note(batch.claim, cursor.watermark());
@@ -182,17 +188,20 @@ impl GivenUp {
                 None => self.unread = true,
             }
         }
+        false
     }
 
-    /// Hands over the lines of what is given up, as far as there is room.
+    /// Hands over the lines of what is given up, as far as there is room. `true`: the thread is others' now, and then there is
+    /// more to do.
     pub(super) fn bury(
         &mut self,
         cursor: &mut Cursor,
         filtering: &mut Filtering,
         health: &mut Health,
-    ) {
-        while !self.is_full() && !self.unread {
-            let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { return };
+    ) -> bool {
+        let mut sifted = 0;
+        while !self.is_full() && !self.unread && sifted < SIFTED_BYTES_MAX {
+            let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { break };
             if self.place.is_none() && !filtering.is_on() {
                 // A released claim may have been dropped already.
                 if cursor.reclaim(claim) {
@@ -203,6 +212,7 @@ impl GivenUp {
             }
             match cursor.retake(claim) {
                 Retaken::Batch(batch) => {
+                    sifted += batch.bytes;
                     let (lines, fate) = filtering.originals(batch, cursor);
                     self.end_with(claim, fate, lines, &reason, cursor, health);
                 }
@@ -215,6 +225,7 @@ impl GivenUp {
                 }
             }
         }
+        sifted >= SIFTED_BYTES_MAX
     }
 
     /// A claim is final, and these are the lines of what `fate` counts as lost.
