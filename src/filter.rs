@@ -216,6 +216,12 @@ impl Filter {
         }
     }
 
+    /// For how long what has left is remembered; `None`: not at all.
+    #[must_use]
+    pub fn window(&self) -> Option<Duration> {
+        self.rules.window
+    }
+
     /// How far back [`Filter::remember`] is to be told what has left; `None`: not at all.
     #[must_use]
     pub fn asks_for(&self) -> Option<Duration> {

@@ -228,6 +228,7 @@ impl Prepared {
             name: config.name.clone(),
             required: config.required,
             metrics: metrics.clone(),
+            keeps: config.filter.deduplicate.unwrap_or_default(),
         }
     }
 

@@ -124,7 +124,7 @@ pub struct Batch {
     pub bytes: u64,
     /// Whole lines, in order, each ended by `\n`. Not empty.
     pub pieces: Vec<Bytes>,
-    /// Of each piece.
+    /// Of each piece, where the cursor was told to say so.
     pub origins: Vec<Origin>,
 }
 
@@ -244,7 +244,7 @@ impl Queue {
         required: bool,
         metrics: OutputMetrics,
     ) -> Result<Cursor, JoinError> {
-        let output = Output { name: name.to_owned(), required, metrics };
+        let output = Output { name: name.to_owned(), required, metrics, keeps: Duration::ZERO };
         match self {
             Self::Memory(queue) => queue.join(output).map(Cursor::Memory),
             Self::Spool(queue) => queue.join(output).await.map(Cursor::Spool),
@@ -575,6 +575,22 @@ impl Cursor {
         match self {
             Self::Memory(cursor) => cursor.leave_uncounted(),
             Self::Spool(cursor) => cursor.leave_uncounted(),
+        }
+    }
+
+    /// Changes [`Output::keeps`].
+    pub fn keep(&self, keeps: Duration) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Spool(cursor) => cursor.keep(keeps),
+        }
+    }
+
+    /// Whether batches say where their pieces are from. Not unless it was told to.
+    pub fn tell_origins(&self, tells: bool) {
+        match self {
+            Self::Memory(cursor) => cursor.tell_origins(tells),
+            Self::Spool(cursor) => cursor.tell_origins(tells),
         }
     }
 

@@ -318,6 +318,8 @@ impl<C: Connect> Delivery<C> {
 
     /// Sends what this lets pass.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
+        self.cursor.tell_origins(filter.is_some());
+        self.cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         self.filtering = Filtering::new(filter, &self.cursor);
         self
     }

@@ -17,6 +17,9 @@ pub struct Output {
     pub required: bool,
     /// Where what becomes of its events is counted.
     pub metrics: OutputMetrics,
+    /// Files that all have finished are kept so long, unless their room is needed: it looks at what it has got, when it starts
+    /// again.
+    pub keeps: Duration,
 }
 
 /// While an optional output goes on losing events, one line in so long.

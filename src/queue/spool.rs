@@ -134,7 +134,8 @@ impl Shared {
         if !state.told_full {
             return;
         }
-        let needed = self.held_bytes(state) - state.spare_bytes();
+        let needed =
+            self.held_bytes(state).saturating_sub(state.spare_bytes() + state.reclaimable());
         if needed < self.capacity() / 10 * 8 {
             state.told_full = false;
             tracing::info!(bytes = needed, "queue below 80 %");
@@ -264,6 +265,8 @@ struct Segment {
     damaged: BTreeSet<u64>,
     /// It is written to.
     active: bool,
+    /// When it was written to last, or was found at the start, in ms since 1970: what outputs ask for of it is kept from then.
+    ended: u64,
 }
 
 /// A synced record in memory.
@@ -374,9 +377,22 @@ impl State {
             && self.segments.back().is_some_and(|last| last.active)
     }
 
-    /// Whether there are files that no output needs.
+    /// Whether there are files that no output needs, nor wants to look at when it starts again.
     fn can_reclaim(&self) -> bool {
-        !self.doomed.is_empty() || self.finished().next().is_some() || self.is_spent()
+        !self.doomed.is_empty() || self.kept_for() == Some(Duration::ZERO) || self.is_spent()
+    }
+
+    /// How long an output wants to keep what all have finished, unless its room is needed.
+    fn keeps(&self) -> u64 {
+        let keeps = self.cursors.iter().map(|(_, cursor)| cursor.output.keeps).max();
+        keeps.map_or(0, |keeps| u64::try_from(keeps.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// How long the first of the finished segments is kept from now on; `None` where there is none.
+    fn kept_for(&self) -> Option<Duration> {
+        let first = self.finished().next()?;
+        let until = first.ended.saturating_add(self.keeps());
+        Some(Duration::from_millis(until.saturating_sub(now())))
     }
 
     fn reclaimable(&self) -> u64 {

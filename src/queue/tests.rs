@@ -34,7 +34,12 @@ impl Counts {
 
     /// The output of this name.
     pub(super) fn output(&self, telemetry: &Telemetry, name: &str, required: bool) -> Output {
-        Output { name: name.to_owned(), required, metrics: self.metrics(telemetry, name) }
+        Output {
+            name: name.to_owned(),
+            required,
+            metrics: self.metrics(telemetry, name),
+            keeps: std::time::Duration::ZERO,
+        }
     }
 
     pub(super) fn delivered(&self) -> u64 {

@@ -200,7 +200,7 @@ impl Outputs {
     pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), String> {
         let mut result = Ok(());
         for new in planned.iter_mut() {
-            let Some(queue::Output { name, required, metrics }) = new.joins() else { continue };
+            let Some(queue::Output { name, required, metrics, .. }) = new.joins() else { continue };
             // One of the same name may still be on its way out, for some seconds.
             while self.names.values().any(|leaving| *leaving == name) {
                 self.reap().await;

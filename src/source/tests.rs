@@ -63,7 +63,12 @@ type = \"stdout\"
 async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change() {
     let config = config::read(CONFIG).config.expect("it is right");
     let telemetry = Telemetry::new();
-    let output = Output { name: "o".to_owned(), required: true, metrics: telemetry.output("o") };
+    let output = Output {
+        name: "o".to_owned(),
+        required: true,
+        metrics: telemetry.output("o"),
+        keeps: Duration::ZERO,
+    };
     let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
     let (go, waits) = mpsc::channel();
     let mut sources = Sources::default();

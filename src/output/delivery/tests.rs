@@ -339,8 +339,12 @@ impl Bench {
             state: Mutex::default(),
         });
         let metrics = telemetry.output("o");
-        let output =
-            queue::Output { name: "o".to_owned(), required: true, metrics: metrics.clone() };
+        let output = queue::Output {
+            name: "o".to_owned(),
+            required: true,
+            metrics: metrics.clone(),
+            keeps: Duration::ZERO,
+        };
         let opened = Queue::open(&config.queue, &telemetry, &[output]);
         let (queue, mut cursors) = opened.expect("in memory");
         let cursor = cursors.pop().expect("the output's");

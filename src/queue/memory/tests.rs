@@ -24,7 +24,12 @@ fn queue(max_bytes: u64, when_full: WhenFull, acknowledge: Acknowledge) -> (Queu
 
 /// A required output.
 fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
-    let output = Output { name: name.to_owned(), required: true, metrics: telemetry.output(name) };
+    let output = Output {
+        name: name.to_owned(),
+        required: true,
+        metrics: telemetry.output(name),
+        keeps: std::time::Duration::ZERO,
+    };
     queue.join(output).expect("its name is free")
 }
 

@@ -87,6 +87,8 @@ pub(super) struct CursorState {
     losses: Losses,
     /// Its output has ended for good.
     pub(super) gone: bool,
+    /// Batches say where their pieces are from.
+    tells_origins: bool,
     pub(super) readable: Arc<Notify>,
     /// When the event at `read` was received, or one before it.
     pub(super) received: u64,
@@ -123,6 +125,8 @@ impl CursorState {
             start: 0,
             losses: Losses::default(),
             gone: false,
+            // The queue's own tests look at it always.
+            tells_origins: cfg!(test),
             readable: Arc::new(Notify::new()),
             received: now(),
         }
@@ -265,15 +269,19 @@ pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
 
+fn origin(piece: &Piece, now: u64) -> Origin {
+    Origin { first: piece.first, age: age(piece.received, now) }
+}
+
 /// The pieces that there are of a claim.
-fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>) -> Batch {
-    let now = now();
+fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
+    let now = tells_origins.then(now);
     let (pieces, origins) = (Vec::new(), Vec::new());
     let mut batch = Batch { claim, events: 0, bytes: 0, pieces, origins };
     for part in parts {
         batch.events += part.events;
         batch.bytes += part.bytes();
-        batch.origins.push(Origin { first: part.first, age: age(part.received, now) });
+        batch.origins.extend(now.map(|now| origin(&part, now)));
         batch.pieces.push(part.lines);
     }
     batch
@@ -314,7 +322,8 @@ impl State {
     /// Claims what comes next, as far as it is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let mut taken: Option<(Claim, Note)> = None;
-        let (mut pieces, mut origins, mut left, now) = (Vec::new(), Vec::new(), take, now());
+        let now = self.cursors[index].tells_origins.then(now);
+        let (mut pieces, mut origins, mut left) = (Vec::new(), Vec::new(), take);
         loop {
             let cursor = &mut self.cursors[index];
             let Some(piece) = cursor.pieces.front_mut() else {
@@ -358,7 +367,7 @@ impl State {
             cursor.received = part.received;
             cursor.claims.read = claim.end;
             cursor.read_byte = note.first_byte + note.bytes;
-            origins.push(Origin { first: part.first, age: age(part.received, now) });
+            origins.extend(now.map(|now| origin(&part, now)));
             pieces.push(part.lines);
             if !whole {
                 break;
@@ -375,14 +384,14 @@ impl State {
     }
 
     /// A claim's lines, if all of them are in memory.
-    fn in_tail(&self, claim: Claim) -> Option<Batch> {
+    fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
         let records = records.take_while(|record| record.first.position < claim.end);
         let piece = |record: &TailRecord| {
             load::piece_of(record, claim.start.max(record.first.position)..claim.end)
         };
-        Some(batch_of(claim, records.map(piece)))
+        Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
     }
 
     /// What has to be read from a file for a cursor to go on.
@@ -677,13 +686,14 @@ impl Cursor {
         if state.draining {
             return Retaken::NotYet;
         }
-        let from_tail = state.in_tail(claim);
+        let from_tail = state.in_tail(claim, self.index);
         let cursor = &mut state.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return Retaken::Gone;
         };
         let fetched = cursor.fetched.take().filter(|fetched| fetched.claim == claim);
-        let fetched = fetched.map(|fetched| batch_of(claim, fetched.pieces.into_iter()));
+        let tells = cursor.tells_origins;
+        let fetched = fetched.map(|fetched| batch_of(claim, fetched.pieces.into_iter(), tells));
         let Some(batch) = from_tail.or(fetched) else {
             cursor.wanted = Some(claim);
             return Retaken::NotYet;
@@ -769,6 +779,17 @@ impl Cursor {
         shared.work.notify_one();
         shared.progress.notify_waiters();
         lost
+    }
+
+    /// See [`Output::keeps`].
+    pub fn keep(&self, keeps: Duration) {
+        self.shared.lock().cursors[self.index].output.keeps = keeps;
+        self.shared.work.notify_one();
+    }
+
+    /// Whether batches say where their pieces are from.
+    pub fn tell_origins(&self, tells: bool) {
+        self.shared.lock().cursors[self.index].tells_origins = tells;
     }
 
     /// Nothing is handed out any more, until the next start.

@@ -21,6 +21,7 @@ use super::Shared;
 use super::State;
 use super::load;
 use super::load::Spot;
+use super::now;
 use super::quarantine_bytes;
 use super::writer::Writer;
 use crate::queue::Backlog;
@@ -282,6 +283,7 @@ impl Log {
                 size,
                 damaged,
                 active: false,
+                ended: now(),
             });
         }
         let end = segments.back().map(|last| last.first).unwrap_or_default();

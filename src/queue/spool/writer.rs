@@ -34,6 +34,9 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Deletes are at least so far apart, unless room is needed.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
+/// What is kept for a while is looked at so often: clocks are set, and settings change.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
 /// Between two attempts to store again after an error: from, and to.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -164,7 +167,8 @@ impl Writer {
         } else {
             let save = state.stale.then_some(self.save_at);
             let retry = state.fault.is_some().then_some(self.retry_at);
-            let reclaim = can_reclaim.then_some(self.reclaim_at);
+            let kept = state.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
+            let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
             Turn::Wait(save.into_iter().chain(retry).chain(reclaim).min())
         }
     }
@@ -180,7 +184,7 @@ impl Writer {
             Step::Commit => self.commit(),
             Step::Save => self.save_or_tell(),
             Step::Reclaim => {
-                if let Err(error) = self.reclaim() {
+                if let Err(error) = self.reclaim(Reclaim::Old) {
                     self.shared.metrics.write_errors.increment(1);
                     tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
                     self.reclaim_at = Instant::now() + RETRY.1;
@@ -329,7 +333,7 @@ impl Writer {
         if closes {
             self.active = None;
             if let Some(segment) = state.segments.back_mut() {
-                segment.active = false;
+                (segment.active, segment.ended) = (false, now());
                 if segment.first == segment.end {
                     let doomed = (segment.first.position, segment.size);
                     state.doomed.push(doomed);
@@ -386,7 +390,7 @@ impl Writer {
         if self.unnamed {
             self.save()?;
         }
-        self.reclaim()?;
+        self.reclaim(Reclaim::All)?;
         let size = {
             let state = self.shared.lock();
             state.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
@@ -425,7 +429,7 @@ impl Writer {
         };
         let name = segment::file_name(end.position);
         if reclaim {
-            self.reclaim()?;
+            self.reclaim(Reclaim::All)?;
         }
         {
             let state = self.shared.lock();
@@ -439,7 +443,7 @@ impl Writer {
                 Err(error) if is_full(&error) && size > least => {
                     size = (size / 2).next_multiple_of(BLOCK).max(least);
                 }
-                Err(error) if is_full(&error) && self.give_way() => self.reclaim()?,
+                Err(error) if is_full(&error) && self.give_way() => self.reclaim(Reclaim::All)?,
                 // What is left of one that could not be made: nothing of it was acknowledged.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.shared.disk.remove(&name)?;
@@ -468,15 +472,19 @@ impl Writer {
             size,
             damaged: Default::default(),
             active: true,
+            ended: 0,
         });
         self.active = Some(Active { file, first: end.position });
         Ok(size)
     }
 
-    /// The disk is fuller than `queue.max_bytes` knows. Whether there was a segment that only optional outputs need, and that
-    /// can be deleted now.
+    /// The disk is fuller than `queue.max_bytes` knows. Whether there is a segment that no output needs, or was one that only
+    /// optional outputs need, and that can be deleted now.
     fn give_way(&self) -> bool {
         let mut state = self.shared.lock();
+        if state.finished().next().is_some() {
+            return true;
+        }
         let oldest = state.droppable(1, false);
         if let Some(oldest) = oldest {
             state.drop_segments(oldest, &self.shared.metrics);
@@ -493,7 +501,7 @@ impl Writer {
             let found =
                 state.segments.iter_mut().rev().find(|it| it.first.position == active.first);
             let Some(segment) = found else { return };
-            segment.active = false;
+            (segment.active, segment.ended) = (false, now());
             segment.offset
         };
         // Unless it is synced, a power loss brings the room back, which others have by then.
@@ -539,6 +547,7 @@ impl Writer {
         self.saved_end = contents.end.position;
         let mut state = self.shared.lock();
         state.holes.retain(|hole| hole.end > watermark);
+        self.shared.tell_room(&mut state);
         if std::mem::replace(&mut state.saved, asked) != asked {
             self.shared.progress.notify_waiters();
         }
@@ -546,19 +555,23 @@ impl Writer {
     }
 
     /// Removes the files of segments that every output has passed, or that were dropped; first the cursors say so.
-    fn reclaim(&mut self) -> io::Result<()> {
+    fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let doomed = {
             let mut state = self.shared.lock();
             if state.is_spent() {
                 self.active = None;
                 state.free = 0;
-                state.segments.back_mut().into_iter().for_each(|last| last.active = false);
+                if let Some(last) = state.segments.back_mut() {
+                    (last.active, last.ended) = (false, now());
+                }
                 // All that only optional outputs need was not enough without it.
                 let all = state.droppable(state.spare_bytes(), false).unwrap_or_default();
                 state.drop_segments(all, &self.shared.metrics);
             }
-            let finished = state.finished().count();
+            let old = now().saturating_sub(state.keeps());
+            let is_chosen = |segment: &&Segment| which == Reclaim::All || segment.ended <= old;
+            let finished = state.finished().take_while(is_chosen).count();
             let finished: Vec<Segment> = state.segments.drain(..finished).collect();
             state.doomed.extend(finished.iter().map(|it| (it.first.position, it.size)));
             state.doomed.clone()
@@ -594,13 +607,22 @@ impl Writer {
             state.stale || state.end.position != self.saved_end
         };
         let left = match outdated {
-            true => self.save().and_then(|()| self.reclaim()),
-            false => self.reclaim(),
+            true => self.save().and_then(|()| self.reclaim(Reclaim::Old)),
+            false => self.reclaim(Reclaim::Old),
         };
         if let Err(error) = left {
             tracing::error!(%error, "the cursors can't be written, outputs may get some events again");
         }
     }
+}
+
+/// Which of the segments that every output has passed are to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reclaim {
+    /// Those that nobody wants to look at any more.
+    Old,
+    /// Their room is needed.
+    All,
 }
 
 impl Drop for Writer {
