@@ -134,7 +134,7 @@ static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
 
 fn output(name: String) -> Output {
     let metrics = TELEMETRY.output(&name);
-    Output { name, required: true, keeps: std::time::Duration::ZERO, metrics }
+    Output { name, required: true, keeps: Duration::ZERO, metrics }
 }
 
 /// All that a queue is opened with.

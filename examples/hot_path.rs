@@ -127,8 +127,12 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
 
     let config = config::read(CONFIG).config.expect("a valid config").queue;
     let telemetry = Telemetry::new();
-    let outputs =
-        [Output { name: "output".to_owned(), required: true, metrics: telemetry.output("output") }];
+    let outputs = [Output {
+        name: "output".to_owned(),
+        required: true,
+        keeps: std::time::Duration::ZERO,
+        metrics: telemetry.output("output"),
+    }];
     let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();
     let mut cursor = cursors.remove(0);
     let events = batch.events * batches;
