@@ -186,24 +186,32 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
     let may_quote = status.first() == Some(&b'{') && {
-        let mut reasons = scan::members(status)
-            .filter(|member| *text::unescape(member.key) == *b"reason")
-            .map(|member| text::string(member.value).is_some_and(|reason| is_the_servers(&reason)))
-            .peekable();
-        reasons.peek().is_none() || !reasons.all(|is_the_servers| is_the_servers)
+        let (mut has_reason, mut is_others) = (false, false);
+        for member in scan::members(status) {
+            let text = || text::string(member.value);
+            match &*text::unescape(member.key) {
+                b"reason" => {
+                    has_reason = true;
+                    is_others |= !text().is_some_and(|reason| is_the_servers(&reason));
+                }
+                b"message" => is_others |= text().is_some_and(|message| is_a_webhooks(&message)),
+                _ => {}
+            }
+        }
+        is_others || !has_reason
     };
     let paths = PATHS.iter().filter(|_| may_quote);
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Reasons whose messages name the object and the user, and quote no values.
+/// Reasons whose messages name the object and quote no values. `Forbidden` and `Unauthorized` are not among them: admission
+/// policies give them, with words of their own.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,
         b"AlreadyExists"
             | b"Conflict"
             | b"Expired"
-            | b"Forbidden"
             | b"Gone"
             | b"MethodNotAllowed"
             | b"NotFound"
@@ -211,8 +219,12 @@ fn is_the_servers(reason: &[u8]) -> bool {
             | b"ServiceUnavailable"
             | b"Timeout"
             | b"TooManyRequests"
-            | b"Unauthorized"
     )
+}
+
+/// An admission webhook denies with any reason and any words; kube-apiserver puts these in front of them.
+fn is_a_webhooks(message: &[u8]) -> bool {
+    memchr::memmem::find(message, b"admission webhook ").is_some()
 }
 
 /// Whether a body is the server's word about a request.

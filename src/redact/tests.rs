@@ -217,6 +217,22 @@ fn fields_go_by_rules_however_they_are_written() {
             r#","responseStatus":{"reason":"NotFound","message":"no n","code":404}"#,
             "",
         ),
+        // So do admission policies and webhooks, whatever the reason that they give.
+        (
+            "configmaps",
+            r#","responseStatus":{"reason":"Forbidden","message":"s","code":403}"#,
+            r#","responseStatus":{"reason":"Forbidden","code":403}"#,
+        ),
+        (
+            "configmaps",
+            r#","responseStatus":{"reason":"Unauthorized","message":"s","code":401}"#,
+            r#","responseStatus":{"reason":"Unauthorized","code":401}"#,
+        ),
+        (
+            "configmaps",
+            r#","responseStatus":{"message":"admission \u0077ebhook \"w\" denied the request: s","reason":"NotFound"}"#,
+            r#","responseStatus":{"reason":"NotFound"}"#,
+        ),
         ("pods", r#","responseStatus":{"reason":"Invalid","message":"s"}"#, ""),
     ] {
         let after = if after.is_empty() { before } else { after };

@@ -71,9 +71,12 @@ fn level(value: Tree, asked: Option<Level>) -> Tree {
 }
 
 fn without_quotes(status: Tree) -> Tree {
-    let safe = ["NotFound", "Forbidden"].map(Tree::text);
     let reasons = status.all("reason");
-    if !reasons.is_empty() && reasons.iter().all(|reason| safe.contains(reason)) {
+    let is_a_webhooks = |message: &&Tree| message.mentions("admission webhook ");
+    if !reasons.is_empty()
+        && reasons.iter().all(|reason| **reason == Tree::text("NotFound"))
+        && !status.all("message").iter().any(is_a_webhooks)
+    {
         return status;
     }
     let Tree::Object(mut members) = status else { return status };

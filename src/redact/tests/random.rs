@@ -76,7 +76,10 @@ fn patch(rng: &mut fastrand::Rng) -> Tree {
 fn status(rng: &mut fastrand::Rng) -> Tree {
     let mut members = vec![
         ("kind".to_owned(), Tree::text("Status")),
-        ("message".to_owned(), Tree::text("m")),
+        (
+            "message".to_owned(),
+            Tree::text(pick(rng, &["m", "admission webhook \"w\" denied the request: m"])),
+        ),
         ("details".to_owned(), Tree::Object(vec![("causes".to_owned(), Tree::text("m"))])),
     ];
     if rng.bool() {
