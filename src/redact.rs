@@ -53,7 +53,7 @@ pub struct Change<'a> {
 /// A level that others can be lowered to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Without bodies.
+    /// Without bodies, and what webhooks have changed in them.
     Metadata,
     /// Without the response's body.
     Request,
@@ -94,6 +94,9 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
     let mut wishes: Vec<_> = plan.as_ref().map(|plan| plan.wishes.clone()).unwrap_or_default();
     if omits {
         wishes.extend(redaction::managed_fields(request));
+    }
+    if change.level == Some(Level::Metadata) {
+        wishes.push(redaction::above_metadata());
     }
     let reader = Reader { event, level: change.level, plan: plan.as_ref(), wishes: &wishes };
     let mut parts: Vec<_> = walk::children(event, event).map(|child| reader.part(child)).collect();

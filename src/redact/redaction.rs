@@ -1,10 +1,11 @@
 //! What must not leave of an event, by the object that it is about: the rules, and what always holds.
 //!
-//! Always: the contents of Secrets; the bodies of requests that make or check tokens, and of OpenShift's OAuth objects;
+//! Always: the contents and annotations of Secrets; the bodies of requests that make or check tokens, and of OpenShift's OAuth objects;
 //! credentials in a request's URI. Of Secrets only shapes that are known are taken apart; of any other the whole body goes.
 //!
 //! Where something in a body must not leave, the server's words about the body must not either, unless its reason is one
-//! whose words come from the server alone: a validation error quotes the value that it is about.
+//! whose words come from the server alone: a validation error quotes the value that it is about. With them go the
+//! annotations of the event in which admission puts parts of the body.
 
 use std::sync::LazyLock;
 
@@ -74,6 +75,10 @@ impl Redaction {
                 wishes.extend(rule.paths.iter().map(|path| wish(path)));
             }
         }
+        if is_quotable {
+            let wish = |path: &'static [Step; 2]| Wish::new(path, With::Drop, Why::Redacted);
+            wishes.extend([wish(&PATCHES), wish(&FAILURES)]);
+        }
         if bodies == Bodies::Secret {
             wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
         }
@@ -93,10 +98,12 @@ fn has_secrets(uri: &[u8]) -> bool {
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
     let Some(object) = object else { return Bodies::Stay };
     match (&*object.group, &*object.resource, &*object.subresource) {
-        (b"", b"secrets", _) => Bodies::Secret,
+        (b"", b"secrets", _) | (b"" | b"image.openshift.io", b"imagestreams", b"secrets") => {
+            Bodies::Secret
+        }
         (_, b"serviceaccounts", b"token") | (_, b"tokenreviews", _) => Bodies::Go,
         (
-            b"oauth.openshift.io",
+            b"" | b"oauth.openshift.io",
             b"oauthaccesstokens"
             | b"oauthauthorizetokens"
             | b"useroauthaccesstokens"
@@ -112,10 +119,25 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let inside: [&[Step]; 3] = [
         &[Step::Known(b"data"), Step::Any],
         &[Step::Known(b"stringData"), Step::Any],
-        &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject],
+        // Copies of the object, and whatever controllers keep there: OpenShift's, a service account's token.
+        &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::Any],
     ];
     in_bodies(&BODIES, &inside)
 });
+
+/// What mutating webhooks have put into the object: kube-apiserver records their patches from the level Request on, which
+/// webhook has changed something (`mutation.webhook.admission.k8s.io/`) at each.
+const PATCHES: [Step; 2] =
+    [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
+
+/// The messages of admission policies that only look, which may quote what they have looked at.
+const FAILURES: [Step; 2] =
+    [Step::Known(b"annotations"), Step::Prefixed(b"validation.policy.admission.k8s.io/")];
+
+/// What is no part of an event at the level Metadata, besides its bodies.
+pub(super) fn above_metadata<'w>() -> Wish<'w> {
+    Wish::new(&PATCHES, With::Drop, Why::Lowered)
+}
 
 /// What `omitManagedFields` of an audit policy takes away, in both bodies.
 static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {

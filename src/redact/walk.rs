@@ -26,6 +26,8 @@ pub(super) enum Step {
     Any,
     /// An annotation with a copy of the object that it is on.
     CopyOfTheObject,
+    /// Any member whose name begins so.
+    Prefixed(&'static [u8]),
 }
 
 impl Step {
@@ -38,6 +40,7 @@ impl Step {
             Self::CopyOfTheObject => name.is_some_and(|name| {
                 name.ends_with(b"last-applied-configuration") || name == b"kapp.k14s.io/original"
             }),
+            Self::Prefixed(prefix) => name.is_some_and(|name| name.starts_with(prefix)),
         }
     }
 }

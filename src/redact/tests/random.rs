@@ -112,8 +112,14 @@ pub(super) fn event(rng: &mut fastrand::Rng, resource: &str, bodies: Vec<Tree>) 
             1 => ("annotations", Tree::Plain("null".to_owned())),
             2 => ("annotations", object(rng, 1)),
             _ => ("annotations", {
-                let key = pick(rng, &["kube-audit-forwarder/cluster", "a"]);
-                Tree::Object(vec![(key.to_owned(), Tree::text("own"))])
+                let keys = [
+                    "kube-audit-forwarder/cluster",
+                    "a",
+                    "patch.webhook.admission.k8s.io/round_0_index_0",
+                    "validation.policy.admission.k8s.io/validation_failure",
+                ];
+                let member = |rng: &mut fastrand::Rng| (pick(rng, &keys).to_owned(), value(rng, 1));
+                Tree::Object((0..rng.usize(1..4)).map(|_| member(rng)).collect())
             }),
         };
         members.push((added.0.to_owned(), added.1));
