@@ -92,7 +92,9 @@ impl Redaction {
 
 fn has_secrets(uri: &[u8]) -> bool {
     // What `request` could not resolve is left as it is written.
-    memchr::memchr(b'\\', uri).is_some() || !uri::secrets(uri).is_empty()
+    uri.len() > uri::BYTES_MAX
+        || memchr::memchr(b'\\', uri).is_some()
+        || !uri::secrets(uri).is_empty()
 }
 
 fn bodies(object: Option<&Object<'_>>) -> Bodies {

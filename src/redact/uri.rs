@@ -5,10 +5,17 @@
 
 use std::ops::Range;
 
-use super::text::Traced;
+use super::text;
 
 /// What stands in a token's place.
 pub(super) const REDACTED: &[u8] = b"REDACTED";
+
+/// What stands in the place of a whole URI, as JSON.
+pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
+
+/// What is longer is not looked at, but goes as a whole: kube-apiserver takes no heads of requests beyond 1 MiB (Go's
+/// `http.DefaultMaxHeaderBytes`).
+pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// Parameters whose values are credentials, in lower case.
 const NAMES: [&[u8]; 6] =
@@ -21,8 +28,9 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
         parameters(uri, query + 1, &mut found);
     }
     if memchr::memchr(b'%', uri).is_some() {
-        let decoded = Traced::percent_decode(uri);
-        found.extend(web_tokens(&decoded.text).map(|token| decoded.written(&token)));
+        let mut tokens: Vec<_> = web_tokens(&text::percent_decode(uri)).collect();
+        text::to_percents(uri, &mut tokens);
+        found.append(&mut tokens);
     } else {
         found.extend(web_tokens(uri));
     }
@@ -65,9 +73,8 @@ fn parameters(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
 }
 
 fn is_secret(name: &[u8]) -> bool {
-    let decoded = Traced::percent_decode(name).text;
-    let name: Vec<u8> =
-        decoded.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    let mut name = text::percent_decode(name);
+    name.iter_mut().filter(|byte| **byte == b'+').for_each(|byte| *byte = b' ');
     NAMES.iter().any(|secret| name.trim_ascii().eq_ignore_ascii_case(secret))
 }
 
