@@ -77,6 +77,20 @@ pub struct Done {
 ///
 /// The event is one that [`crate::audit`] has found valid, and `request` what it says of itself.
 pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
+    let Some(Changed { edits, mut done, .. }) = changed(event, request, change) else {
+        return Done::default();
+    };
+    let length = length(event, &edits);
+    done.is_too_large = change.event_bytes_max.is_some_and(|max| length > max);
+    if !edits.is_empty() {
+        out.reserve(length);
+        write(event, &edits, out);
+    }
+    done
+}
+
+/// `None`: nothing is asked of it.
+fn changed(event: &[u8], request: &Request<'_>, change: &Change<'_>) -> Option<Changed> {
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
     let plan = change.redaction.and_then(|redaction| redaction.plan(event, request));
     let omits = change.omit_managed_fields && may_have_managed_fields(event);
@@ -88,7 +102,7 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
         && additions.is_empty()
         && !is_large(event.len())
     {
-        return Done::default();
+        return None;
     }
     let mut wishes: Vec<_> = plan.as_ref().map(|plan| plan.wishes.clone()).unwrap_or_default();
     if omits {
@@ -106,12 +120,7 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
             changed = reader.changed(&[&additions[..], &[&TRUNCATED]].concat(), without);
         }
     }
-    let Changed { edits, mut done, .. } = changed;
-    done.is_too_large = is_large(length(event, &edits));
-    if !edits.is_empty() {
-        write(event, &edits, out);
-    }
-    done
+    Some(changed)
 }
 
 /// Few events have none, but those with bodies: then there is no need to look for them.
@@ -146,6 +155,21 @@ impl Name {
     }
 }
 
+/// What stays of an event with more edits than [`walk::EDITS_MAX`], each once: what makes it one, and says what it is about.
+const ESSENTIAL: [&[u8]; 11] = [
+    b"kind",
+    b"apiVersion",
+    b"level",
+    b"auditID",
+    b"stage",
+    b"requestURI",
+    b"verb",
+    b"user",
+    b"objectRef",
+    b"requestReceivedTimestamp",
+    b"stageTimestamp",
+];
+
 /// What becomes of an event.
 struct Changed {
     /// In their order.
@@ -168,6 +192,7 @@ impl<'a> Reader<'a, '_> {
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
         let (mut bodies, mut has_annotations) = (Vec::new(), false);
+        let mut essential = ESSENTIAL.to_vec();
         for child in walk::children(self.event, self.event) {
             let key = child.name().unwrap_or_default();
             let name = Name::of(&key);
@@ -180,6 +205,9 @@ impl<'a> Reader<'a, '_> {
             } else {
                 done.lowered |= walk.lowered;
                 done.redacted |= walk.redacted;
+            }
+            if edits.len() >= walk::EDITS_MAX {
+                stays &= essential.extract_if(.., |own| **own == *key).next().is_some();
             }
             removal.pass(&child, stays, &mut edits);
             if !stays {
@@ -329,7 +357,6 @@ fn length(event: &[u8], edits: &[Edit]) -> usize {
 }
 
 fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
-    out.reserve(length(event, edits));
     let mut at = 0;
     for Edit { place, with } in edits {
         out.extend_from_slice(event.get(at..place.start).unwrap_or_default());

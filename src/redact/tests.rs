@@ -7,6 +7,7 @@ use crate::tests::Failing;
 use crate::tests::corpus;
 use crate::tests::seeds;
 
+mod hostile;
 mod oracle;
 mod random;
 mod tree;

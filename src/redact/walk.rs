@@ -218,9 +218,10 @@ impl<'a> Walk<'a> {
         }
         let strongest = match concerned(operation, wishes) {
             None => redacting.min_by_key(Wish::gentleness),
-            Some(concerned) => {
-                concerned.into_iter().filter(|wish| wish.why == Why::Redacted).min_by_key(Wish::gentleness)
-            }
+            Some(concerned) => concerned
+                .into_iter()
+                .filter(|wish| wish.why == Why::Redacted)
+                .min_by_key(Wish::gentleness),
         };
         let mut removal = Removal::default();
         for member in children(self.event, operation) {
