@@ -27,7 +27,6 @@ pub use rule::With;
 
 use annotate::Addition;
 use annotate::TRUNCATED;
-use annotate::Target;
 use redaction::Bodies;
 use redaction::Plan;
 use walk::Edit;
@@ -53,7 +52,7 @@ pub struct Change<'a> {
 /// A level that others can be lowered to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Without bodies.
+    /// Without bodies, and what webhooks have changed in them.
     Metadata,
     /// Without the response's body.
     Request,
@@ -78,6 +77,20 @@ pub struct Done {
 ///
 /// The event is one that [`crate::audit`] has found valid, and `request` what it says of itself.
 pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
+    let Some(Changed { edits, mut done, .. }) = changed(event, request, change) else {
+        return Done::default();
+    };
+    let length = length(event, &edits);
+    done.is_too_large = change.event_bytes_max.is_some_and(|max| length > max);
+    if !edits.is_empty() {
+        out.reserve(length);
+        write(event, &edits, out);
+    }
+    done
+}
+
+/// `None`: nothing is asked of it.
+fn changed(event: &[u8], request: &Request<'_>, change: &Change<'_>) -> Option<Changed> {
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
     let plan = change.redaction.and_then(|redaction| redaction.plan(event, request));
     let omits = change.omit_managed_fields && may_have_managed_fields(event);
@@ -89,31 +102,25 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
         && additions.is_empty()
         && !is_large(event.len())
     {
-        return Done::default();
+        return None;
     }
     let mut wishes: Vec<_> = plan.as_ref().map(|plan| plan.wishes.clone()).unwrap_or_default();
     if omits {
         wishes.extend(redaction::managed_fields(request));
     }
+    if change.level == Some(Level::Metadata) {
+        wishes.push(redaction::above_metadata());
+    }
     let reader = Reader { event, level: change.level, plan: plan.as_ref(), wishes: &wishes };
-    let mut parts: Vec<_> = walk::children(event, event).map(|child| reader.part(child)).collect();
-    let (mut edits, mut done) = assemble(event, &parts, &additions);
-    for body in [Name::ResponseObject, Name::RequestObject] {
-        if is_large(length(event, &edits))
-            && parts.iter().any(|part| part.name == body && part.stays)
-        {
-            for part in parts.iter_mut().filter(|part| part.name == body && part.stays) {
-                part.trim();
-            }
-            let additions = [&additions[..], &[&TRUNCATED]].concat();
-            (edits, done) = assemble(event, &parts, &additions);
+    let mut changed = reader.changed(&additions, &[]);
+    for without in [&[Name::ResponseObject][..], &[Name::ResponseObject, Name::RequestObject]] {
+        let has_body = without.last().is_some_and(|body| changed.bodies.contains(body));
+        if has_body && is_large(length(event, &changed.edits)) {
+            drop(changed);
+            changed = reader.changed(&[&additions[..], &[&TRUNCATED]].concat(), without);
         }
     }
-    done.is_too_large = is_large(length(event, &edits));
-    if !edits.is_empty() {
-        write(event, &edits, out);
-    }
-    done
+    Some(changed)
 }
 
 /// Few events have none, but those with bodies: then there is no need to look for them.
@@ -148,27 +155,31 @@ impl Name {
     }
 }
 
-/// A member of an event and what becomes of it.
-#[derive(Debug)]
-struct Part<'a> {
-    name: Name,
-    child: walk::Child<'a>,
-    stays: bool,
-    /// Inside of it.
+/// What stays of an event with more edits than [`walk::EDITS_MAX`], each once: what makes it one, and says what it is about.
+const ESSENTIAL: [&[u8]; 11] = [
+    b"kind",
+    b"apiVersion",
+    b"level",
+    b"auditID",
+    b"stage",
+    b"requestURI",
+    b"verb",
+    b"user",
+    b"objectRef",
+    b"requestReceivedTimestamp",
+    b"stageTimestamp",
+];
+
+/// What becomes of an event.
+struct Changed {
+    /// In their order.
     edits: Vec<Edit>,
-    target: Option<Target<'a>>,
     done: Done,
+    /// Those that stay.
+    bodies: Vec<Name>,
 }
 
-impl Part<'_> {
-    fn trim(&mut self) {
-        self.stays = false;
-        self.edits.clear();
-        self.done = Done { trimmed: true, ..Done::default() };
-    }
-}
-
-/// What is asked of an event's members, but for its size.
+/// What is asked of an event, but for its size.
 struct Reader<'a, 'r> {
     event: &'a [u8],
     level: Option<Level>,
@@ -177,41 +188,86 @@ struct Reader<'a, 'r> {
 }
 
 impl<'a> Reader<'a, '_> {
-    fn part(&self, child: walk::Child<'a>) -> Part<'a> {
-        let key = child.name().unwrap_or_default();
-        let name = Name::of(&key);
-        let mut part = Part {
-            name,
-            child,
-            stays: true,
-            edits: Vec::new(),
-            target: None,
-            done: Done::default(),
-        };
-        let mut walk = Walk::new(self.event);
-        let wishes = Wish::at_child(self.wishes, Some(&key));
-        part.stays = match name {
-            Name::Level => self.level(child.value, &mut walk),
-            Name::RequestObject | Name::ResponseObject => {
-                self.body(name, child.value, &wishes, &mut walk)
+    /// Of members nothing is kept but the edits: an event may have millions of them.
+    fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
+        let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
+        let (mut bodies, mut has_annotations) = (Vec::new(), false);
+        let mut essential = ESSENTIAL.to_vec();
+        for child in walk::children(self.event, self.event) {
+            let key = child.name().unwrap_or_default();
+            let name = Name::of(&key);
+            let wishes = Wish::at_child(self.wishes, Some(&key));
+            let mut walk = Walk::new(self.event);
+            let mut stays = self.member(name, child.value, &wishes, &mut walk) && !walk.is_full();
+            if stays && without.contains(&name) {
+                done.trimmed = true;
+                stays = false;
+            } else {
+                done.lowered |= walk.lowered;
+                done.redacted |= walk.redacted;
             }
-            Name::ResponseStatus => self.status(child.value, &wishes, &mut walk),
-            Name::RequestUri | Name::Annotations | Name::Other => walk.value(child.value, &wishes),
-        };
-        if name == Name::RequestUri && part.stays && walk.edits.is_empty() && self.plan.is_some() {
-            self.uri(child.value, &mut walk);
+            if edits.len() >= walk::EDITS_MAX {
+                stays &= essential.extract_if(.., |own| **own == *key).next().is_some();
+            }
+            removal.pass(&child, stays, &mut edits);
+            if !stays {
+                continue;
+            }
+            edits.append(&mut walk.edits);
+            match name {
+                Name::RequestObject | Name::ResponseObject if !bodies.contains(&name) => {
+                    bodies.push(name);
+                }
+                Name::Annotations => {
+                    has_annotations = true;
+                    let added = self.added(child.value, &wishes, additions);
+                    done.annotated |= added.is_some();
+                    edits.extend(added);
+                }
+                _ => {}
+            }
         }
-        if name == Name::Annotations && part.stays {
-            part.target = self.target(child, &wishes);
+        let kept = removal.finish(&mut edits);
+        if !has_annotations && !additions.is_empty() {
+            done.annotated = true;
+            let mut with = annotate::whole(additions);
+            if kept.is_some() {
+                with.insert(0, b',');
+            }
+            let place = kept.unwrap_or(self.event.len().min(1));
+            edits.push(Edit { place: place..place, with: with.into() });
         }
-        part.done = Done { lowered: walk.lowered, redacted: walk.redacted, ..Done::default() };
-        part.edits = walk.edits;
-        part
+        // Where two begin, what is added comes before what is cut out. No two begin and end at the same places.
+        edits.sort_unstable_by_key(|edit| (edit.place.start, edit.place.end));
+        Changed { edits, done, bodies }
+    }
+
+    /// Whether it stays.
+    fn member(
+        &self,
+        name: Name,
+        value: &'a [u8],
+        wishes: &[Wish<'_>],
+        walk: &mut Walk<'a>,
+    ) -> bool {
+        match name {
+            Name::Level => self.level(value, walk),
+            Name::RequestObject | Name::ResponseObject => self.body(name, value, wishes, walk),
+            Name::ResponseStatus => self.status(value, wishes, walk),
+            Name::RequestUri => {
+                let stays = walk.value(value, wishes);
+                if stays && walk.edits.is_empty() && self.plan.is_some() {
+                    self.uri(value, walk);
+                }
+                stays
+            }
+            Name::Annotations | Name::Other => walk.value(value, wishes),
+        }
     }
 
     fn level(&self, value: &[u8], walk: &mut Walk<'a>) -> bool {
         let known = text::string(value);
-        let (with, enough): (&[u8], &[&[u8]]) = match self.level {
+        let (with, enough): (&'static [u8], &[&[u8]]) = match self.level {
             None => return true,
             Some(Level::Metadata) => (b"\"Metadata\"", &[b"None", b"Metadata"]),
             Some(Level::Request) => (b"\"Request\"", &[b"None", b"Metadata", b"Request"]),
@@ -219,7 +275,7 @@ impl<'a> Reader<'a, '_> {
         if !enough.iter().any(|level| known.as_deref() == Some(level)) {
             walk.lowered = true;
             let place = walk::place(self.event, value);
-            walk.edits.push(Edit { place, with: with.to_vec() });
+            walk.edits.push(Edit { place, with: with.into() });
         }
         true
     }
@@ -258,69 +314,40 @@ impl<'a> Reader<'a, '_> {
 
     fn uri(&self, value: &[u8], walk: &mut Walk<'a>) {
         let [b'"', raw @ .., b'"'] = value else { return };
-        let start = walk::place(self.event, raw).start;
-        let uri = text::Traced::unescape(raw);
-        for part in uri::secrets(&uri.text) {
-            let place = uri.written(&part);
-            let place = start + place.start..start + place.end;
-            walk.edits.push(Edit { place, with: uri::REDACTED.to_vec() });
+        let whole = walk::place(self.event, value);
+        let uri = text::unescape(raw);
+        if uri.len() > uri::BYTES_MAX {
+            walk.edits.push(Edit { place: whole, with: uri::REDACTED_WHOLE.into() });
             walk.redacted = true;
+            return;
         }
+        let mut parts = uri::secrets(&uri);
+        text::to_written(raw, &mut parts);
+        walk.redacted |= !parts.is_empty();
+        let start = whole.start + 1;
+        walk.edits.extend(parts.into_iter().map(|part| {
+            let place = start + part.start..start + part.end;
+            Edit { place, with: uri::REDACTED.into() }
+        }));
     }
 
     /// Which annotations stay is found once more: it is asked for few events, or for events without wishes here.
-    fn target(&self, annotations: walk::Child<'a>, wishes: &[Wish<'_>]) -> Option<Target<'a>> {
-        let value = annotations.value;
-        let children = walk::children(self.event, value);
+    fn added(
+        &self,
+        annotations: &'a [u8],
+        wishes: &[Wish<'_>],
+        additions: &[&Addition],
+    ) -> Option<Edit> {
+        if additions.is_empty() {
+            return None;
+        }
         let stays = |child: &walk::Child<'a>| {
             let at_child = Wish::at_child(wishes, child.name().as_deref());
             at_child.is_empty() || Walk::new(self.event).value(child.value, &at_child)
         };
-        let kept = if value.first() == Some(&b'{') {
-            children.filter(stays).collect()
-        } else {
-            Vec::new()
-        };
-        Target::new(walk::place(self.event, value), value, kept)
+        let kept = walk::children(self.event, annotations).filter(stays);
+        annotate::added(walk::place(self.event, annotations), annotations, kept, additions)
     }
-}
-
-/// All edits, in their order, and what they come to.
-fn assemble(event: &[u8], parts: &[Part<'_>], additions: &[&Addition]) -> (Vec<Edit>, Done) {
-    let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
-    let mut has_annotations = false;
-    for part in parts {
-        done.lowered |= part.done.lowered;
-        done.redacted |= part.done.redacted;
-        done.trimmed |= part.done.trimmed;
-        removal.pass(&part.child, part.stays, &mut edits);
-        if part.stays {
-            edits.extend(
-                part.edits
-                    .iter()
-                    .map(|edit| Edit { place: edit.place.clone(), with: edit.with.clone() }),
-            );
-        }
-        if part.name == Name::Annotations && part.stays {
-            has_annotations = true;
-            let added = part.target.as_ref().and_then(|target| target.add(additions));
-            done.annotated |= added.is_some();
-            edits.extend(added);
-        }
-    }
-    let kept = removal.finish(&mut edits);
-    if !has_annotations && !additions.is_empty() {
-        done.annotated = true;
-        let mut with = annotate::whole(additions);
-        if kept.is_some() {
-            with.insert(0, b',');
-        }
-        let place = kept.unwrap_or(event.len().min(1));
-        edits.push(Edit { place: place..place, with });
-    }
-    // Where two begin, what is added comes before what is cut out.
-    edits.sort_by_key(|edit| (edit.place.start, edit.place.end));
-    (edits, done)
 }
 
 fn length(event: &[u8], edits: &[Edit]) -> usize {
@@ -330,7 +357,6 @@ fn length(event: &[u8], edits: &[Edit]) -> usize {
 }
 
 fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
-    out.reserve(length(event, edits));
     let mut at = 0;
     for Edit { place, with } in edits {
         out.extend_from_slice(event.get(at..place.start).unwrap_or_default());

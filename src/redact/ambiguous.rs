@@ -38,15 +38,12 @@ fn spells_letters(event: &[u8]) -> bool {
 }
 
 fn is_repeated(event: &[u8]) -> bool {
-    let (mut objects, mut uris) = (Vec::new(), 0);
-    for member in scan::members(event) {
-        match &*scan::key(member.key) {
-            b"objectRef" => objects.push(member.value),
-            b"requestURI" => uris += 1,
-            _ => {}
-        }
-    }
-    uris > 1 || objects.len() > 1 || objects.into_iter().any(repeats_parts)
+    let (mut has_object, mut has_uri) = (false, false);
+    scan::members(event).any(|member| match &*scan::key(member.key) {
+        b"objectRef" => std::mem::replace(&mut has_object, true) || repeats_parts(member.value),
+        b"requestURI" => std::mem::replace(&mut has_uri, true),
+        _ => false,
+    })
 }
 
 /// Of the object that a text begins with; no other value has members.

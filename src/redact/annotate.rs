@@ -43,44 +43,40 @@ impl Annotations {
     }
 }
 
-/// The `annotations` of an event, or one of them where it has several.
-#[derive(Debug)]
-pub(super) struct Target<'a> {
-    /// Where members are added; the whole of what is no object yet.
+/// What to write into the `annotations` of an event, or one of them where it has several; `None`: it has all of these, or
+/// nothing can be added to it.
+///
+/// `kept` are those of its members that stay.
+pub(super) fn added<'a>(
     place: Range<usize>,
-    is_object: bool,
-    /// As written: those that stay.
-    keys: Vec<Child<'a>>,
-}
-
-impl<'a> Target<'a> {
-    /// `None`: nothing can be added to it.
-    pub(super) fn new(place: Range<usize>, value: &[u8], keys: Vec<Child<'a>>) -> Option<Self> {
-        let is_object = value.first() == Some(&b'{');
-        let place = match keys.last() {
-            _ if !is_object => place,
-            Some(last) => last.place.1..last.place.1,
-            None => place.start + 1..place.start + 1,
-        };
-        (is_object || value == b"null").then_some(Self { place, is_object, keys })
+    value: &[u8],
+    kept: impl Iterator<Item = Child<'a>>,
+    additions: &[&Addition],
+) -> Option<Edit> {
+    let mut missing = additions.to_vec();
+    let mut last = None;
+    for child in kept {
+        last = Some(child.place.1);
+        let name = child.name().unwrap_or_default();
+        missing.retain(|addition| *name != *addition.key.as_bytes());
     }
-
-    /// What to write, where it has not all of these.
-    pub(super) fn add(&self, additions: &[&Addition]) -> Option<Edit> {
-        let names: Vec<_> = self.keys.iter().filter_map(Child::name).collect();
-        let has = |addition: &Addition| names.iter().any(|name| **name == *addition.key.as_bytes());
-        let missing: Vec<_> = additions.iter().copied().filter(|one| !has(one)).collect();
-        if missing.is_empty() {
-            return None;
-        }
-        let mut with = members(&missing);
-        if !self.is_object {
-            with = [b"{", &*with, b"}"].concat();
-        } else if !self.keys.is_empty() {
+    if missing.is_empty() {
+        return None;
+    }
+    let mut with = members(&missing);
+    let place = match (value.first(), last) {
+        (Some(b'{'), Some(end)) => {
             with.insert(0, b',');
+            end..end
         }
-        Some(Edit { place: self.place.clone(), with })
-    }
+        (Some(b'{'), None) => place.start + 1..place.start + 1,
+        _ if value == b"null" => {
+            with = [b"{", &*with, b"}"].concat();
+            place
+        }
+        _ => return None,
+    };
+    Some(Edit { place, with: with.into() })
 }
 
 /// The whole member, for an event that has none.

@@ -1,10 +1,11 @@
 //! What must not leave of an event, by the object that it is about: the rules, and what always holds.
 //!
-//! Always: the contents of Secrets; the bodies of requests that make or check tokens, and of OpenShift's OAuth objects;
+//! Always: the contents and annotations of Secrets; the bodies of requests that make or check tokens, and of OpenShift's OAuth objects;
 //! credentials in a request's URI. Of Secrets only shapes that are known are taken apart; of any other the whole body goes.
 //!
 //! Where something in a body must not leave, the server's words about the body must not either, unless its reason is one
-//! whose words come from the server alone: a validation error quotes the value that it is about.
+//! whose words come from the server alone: a validation error quotes the value that it is about. With them go the
+//! annotations of the event in which admission puts parts of the body.
 
 use std::sync::LazyLock;
 
@@ -74,6 +75,10 @@ impl Redaction {
                 wishes.extend(rule.paths.iter().map(|path| wish(path)));
             }
         }
+        if is_quotable {
+            let wish = |path: &'static [Step; 2]| Wish::new(path, With::Drop, Why::Redacted);
+            wishes.extend([wish(&PATCHES), wish(&FAILURES)]);
+        }
         if bodies == Bodies::Secret {
             wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
         }
@@ -87,16 +92,20 @@ impl Redaction {
 
 fn has_secrets(uri: &[u8]) -> bool {
     // What `request` could not resolve is left as it is written.
-    memchr::memchr(b'\\', uri).is_some() || !uri::secrets(uri).is_empty()
+    uri.len() > uri::BYTES_MAX
+        || memchr::memchr(b'\\', uri).is_some()
+        || !uri::secrets(uri).is_empty()
 }
 
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
     let Some(object) = object else { return Bodies::Stay };
     match (&*object.group, &*object.resource, &*object.subresource) {
-        (b"", b"secrets", _) => Bodies::Secret,
+        (b"", b"secrets", _) | (b"" | b"image.openshift.io", b"imagestreams", b"secrets") => {
+            Bodies::Secret
+        }
         (_, b"serviceaccounts", b"token") | (_, b"tokenreviews", _) => Bodies::Go,
         (
-            b"oauth.openshift.io",
+            b"" | b"oauth.openshift.io",
             b"oauthaccesstokens"
             | b"oauthauthorizetokens"
             | b"useroauthaccesstokens"
@@ -112,10 +121,25 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let inside: [&[Step]; 3] = [
         &[Step::Known(b"data"), Step::Any],
         &[Step::Known(b"stringData"), Step::Any],
-        &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject],
+        // Copies of the object, and whatever controllers keep there: OpenShift's, a service account's token.
+        &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::Any],
     ];
     in_bodies(&BODIES, &inside)
 });
+
+/// What mutating webhooks have put into the object: kube-apiserver records their patches from the level Request on, which
+/// webhook has changed something (`mutation.webhook.admission.k8s.io/`) at each.
+const PATCHES: [Step; 2] =
+    [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
+
+/// The messages of admission policies that only look, which may quote what they have looked at.
+const FAILURES: [Step; 2] =
+    [Step::Known(b"annotations"), Step::Prefixed(b"validation.policy.admission.k8s.io/")];
+
+/// What is no part of an event at the level Metadata, besides its bodies.
+pub(super) fn above_metadata<'w>() -> Wish<'w> {
+    Wish::new(&PATCHES, With::Drop, Why::Lowered)
+}
 
 /// What `omitManagedFields` of an audit policy takes away, in both bodies.
 static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
@@ -186,24 +210,32 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
     let may_quote = status.first() == Some(&b'{') && {
-        let mut reasons = scan::members(status)
-            .filter(|member| *text::unescape(member.key) == *b"reason")
-            .map(|member| text::string(member.value).is_some_and(|reason| is_the_servers(&reason)))
-            .peekable();
-        reasons.peek().is_none() || !reasons.all(|is_the_servers| is_the_servers)
+        let (mut has_reason, mut is_others) = (false, false);
+        for member in scan::members(status) {
+            let text = || text::string(member.value);
+            match &*text::unescape(member.key) {
+                b"reason" => {
+                    has_reason = true;
+                    is_others |= !text().is_some_and(|reason| is_the_servers(&reason));
+                }
+                b"message" => is_others |= text().is_some_and(|message| is_a_webhooks(&message)),
+                _ => {}
+            }
+        }
+        is_others || !has_reason
     };
     let paths = PATHS.iter().filter(|_| may_quote);
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Reasons whose messages name the object and the user, and quote no values.
+/// Reasons whose messages name the object and quote no values. `Forbidden` and `Unauthorized` are not among them: admission
+/// policies give them, with words of their own.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,
         b"AlreadyExists"
             | b"Conflict"
             | b"Expired"
-            | b"Forbidden"
             | b"Gone"
             | b"MethodNotAllowed"
             | b"NotFound"
@@ -211,8 +243,12 @@ fn is_the_servers(reason: &[u8]) -> bool {
             | b"ServiceUnavailable"
             | b"Timeout"
             | b"TooManyRequests"
-            | b"Unauthorized"
     )
+}
+
+/// An admission webhook denies with any reason and any words; kube-apiserver puts these in front of them.
+fn is_a_webhooks(message: &[u8]) -> bool {
+    memchr::memmem::find(message, b"admission webhook ").is_some()
 }
 
 /// Whether a body is the server's word about a request.

@@ -7,6 +7,7 @@ use crate::tests::Failing;
 use crate::tests::corpus;
 use crate::tests::seeds;
 
+mod hostile;
 mod oracle;
 mod random;
 mod tree;
@@ -106,6 +107,14 @@ fn lowering_takes_bodies_away_and_writes_the_level() {
         let expected = (before != after).then(|| whole(after));
         assert_eq!(lower(level, &whole(before)), expected);
     }
+    let annotated = |patch: &str| {
+        format!(
+            r#"{{"auditID":"a","stage":"Panic","annotations":{{"mutation.webhook.admission.k8s.io/round_0_index_1":"m"{patch}}},"level":"Metadata"}}"#
+        )
+    };
+    let patched = annotated(r#","patch.webhook.admission.k8s.io/round_0_index_1":"p""#);
+    assert_eq!(lower(Level::Metadata, &patched).unwrap(), annotated(""));
+    assert_eq!(lower(Level::Request, &patched), None);
     let last = r#"{"auditID":"a","stage":"Panic" , "requestObject":1 ,"responseObject":2 }"#;
     assert_eq!(lower(Level::Metadata, last).unwrap(), r#"{"auditID":"a","stage":"Panic" }"#);
 }
@@ -216,6 +225,22 @@ fn fields_go_by_rules_however_they_are_written() {
             "configmaps",
             r#","responseStatus":{"reason":"NotFound","message":"no n","code":404}"#,
             "",
+        ),
+        // So do admission policies and webhooks, whatever the reason that they give.
+        (
+            "configmaps",
+            r#","responseStatus":{"reason":"Forbidden","message":"s","code":403}"#,
+            r#","responseStatus":{"reason":"Forbidden","code":403}"#,
+        ),
+        (
+            "configmaps",
+            r#","responseStatus":{"reason":"Unauthorized","message":"s","code":401}"#,
+            r#","responseStatus":{"reason":"Unauthorized","code":401}"#,
+        ),
+        (
+            "configmaps",
+            r#","responseStatus":{"message":"admission \u0077ebhook \"w\" denied the request: s","reason":"NotFound"}"#,
+            r#","responseStatus":{"reason":"NotFound"}"#,
         ),
         ("pods", r#","responseStatus":{"reason":"Invalid","message":"s"}"#, ""),
     ] {
@@ -334,8 +359,13 @@ fn secrets_and_tokens_never_leave_without_any_rule() {
         ),
         (
             r#"{"d\u0061ta":{"a":"s"},"metadata":{"annotations":{"x":"y","kubectl.kubernetes.io/last-applied-configur\u0061tion":"s","kapp.k14s.io/original":"s"}}}"#,
-            r#"{"d\u0061ta":{},"metadata":{"annotations":{"x":"y"}}}"#,
+            r#"{"d\u0061ta":{},"metadata":{"annotations":{}}}"#,
         ),
+        (
+            r#"{"metadata":{"name":"n","annotations":{"openshift.io/token-secret.value":"s"}},"type":"kubernetes.io/dockercfg"}"#,
+            r#"{"metadata":{"name":"n","annotations":{}},"type":"kubernetes.io/dockercfg"}"#,
+        ),
+        (r#"{"metadata":{"annotations":"s","uid":"u"}}"#, r#"{"metadata":{"uid":"u"}}"#),
         (
             r#"{"kind":"SecretList","items":[{"data":{"a":"s"}},{"data":{"b":"s","c":"s"},"metadata":{"annotations":{"kapp.k14s.io/original":"s"}}}]}"#,
             r#"{"kind":"SecretList","items":[{"data":{}},{"data":{},"metadata":{"annotations":{}}}]}"#,
@@ -369,7 +399,10 @@ fn secrets_and_tokens_never_leave_without_any_rule() {
                 if value.is_empty() { String::new() } else { format!(r#","{body}":{value}"#) }
             };
             let after = if after == "=" { before } else { after };
-            becomes("secrets", &change, &whole(before), &whole(after));
+            for resource in ["secrets", "image.openshift.io/imagestreams/secrets"] {
+                becomes(resource, &change, &whole(before), &whole(after));
+            }
+            becomes("/imagestreams/secrets", &change, &whole(before), &whole(after));
             let body_and_more = format!("{},\"x\":1", whole(before));
             becomes("secrets", &change, &body_and_more, &format!("{},\"x\":1", whole(after)));
             becomes("pods", &change, &whole(before), &whole(before));
@@ -380,6 +413,7 @@ fn secrets_and_tokens_never_leave_without_any_rule() {
         "authentication.k8s.io/tokenreviews",
         "oauth.openshift.io/oauthaccesstokens",
         "oauth.openshift.io/oauthauthorizetokens",
+        "oauthaccesstokens",
     ] {
         becomes(
             resource,
@@ -394,6 +428,31 @@ fn secrets_and_tokens_never_leave_without_any_rule() {
         r#","requestObject":{"spec":{}}"#,
         r#","requestObject":{"spec":{}}"#,
     );
+}
+
+#[test]
+fn what_admission_records_of_a_body_goes_with_what_is_secret_in_it() {
+    let redaction = rules(&[
+        ("configmaps", "requestObject.data", With::Sha256),
+        ("pods", "userAgent", With::Drop),
+    ]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    let annotations = |more: &str| {
+        format!(
+            r#","annotations":{{"mutation.webhook.admission.k8s.io/round_0_index_0":"m","w.example.com/patch.webhook.admission.k8s.io/":"a"{more}}}"#
+        )
+    };
+    let recorded = annotations(
+        r#","p\u0061tch.webhook.admission.k8s.io/round_0_index_0":"{\"patch\":[]}","validation.policy.admission.k8s.io/validation_failure":"s","patch.webhook.admission.k8s.io/round_1_index_0":{}"#,
+    );
+    for resource in
+        ["secrets", "/serviceaccounts/token", "authentication.k8s.io/tokenreviews", "configmaps"]
+    {
+        becomes(resource, &change, &recorded, &annotations(""));
+    }
+    for resource in ["pods", "serviceaccounts"] {
+        becomes(resource, &change, &recorded, &recorded);
+    }
 }
 
 #[test]

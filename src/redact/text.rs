@@ -23,48 +23,50 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-/// A text and where it comes from.
-pub(super) struct Traced {
-    /// With its escapes resolved.
-    pub(super) text: Vec<u8>,
-    /// For each byte of the text, and for its end, the place in what was written.
-    places: Vec<usize>,
+/// Makes of parts of an [`unescape`]d text those of what was written. They are in their order, and none reaches into another.
+pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
+    trace(raw.len(), parts, |take| walk(raw, take));
 }
 
-impl Traced {
-    /// [`unescape`] that remembers.
-    pub(super) fn unescape(raw: &[u8]) -> Self {
-        let (mut text, mut places) = (Vec::new(), Vec::new());
-        walk(raw, |place, bytes| {
-            text.extend_from_slice(bytes);
-            places.resize(text.len(), place);
-        });
-        places.push(raw.len());
-        Self { text, places }
-    }
+/// The bytes that `%41` and its like stand for (RFC 3986 §2.1), among the others.
+pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(raw.len());
+    walk_percents(raw, |_, bytes| text.extend_from_slice(bytes));
+    text
+}
 
-    /// The same of `%41` and its like (RFC 3986 §2.1).
-    pub(super) fn percent_decode(raw: &[u8]) -> Self {
-        let (mut text, mut places) = (Vec::new(), Vec::new());
-        let mut at = 0;
-        while let Some(&byte) = raw.get(at) {
-            let decoded = match raw.get(at..at + 3) {
-                Some([b'%', high, low]) => hex(&[*high, *low]).and_then(|n| u8::try_from(n).ok()),
-                _ => None,
-            };
-            text.push(decoded.unwrap_or(byte));
-            places.push(at);
-            at += if decoded.is_some() { 3 } else { 1 };
+/// [`to_written`] of a [`percent_decode`]d text.
+pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
+    trace(raw.len(), parts, |take| walk_percents(raw, take));
+}
+
+/// Goes through the text once more, so that no place of it is kept.
+fn trace(
+    length: usize,
+    parts: &mut [Range<usize>],
+    walk: impl FnOnce(&mut dyn FnMut(usize, &[u8])),
+) {
+    let bounds = parts.iter_mut().flat_map(|Range { start, end }| [start, end]);
+    let mut bounds = bounds.peekable();
+    let mut behind = 0;
+    walk(&mut |place, bytes| {
+        behind += bytes.len();
+        while let Some(bound) = bounds.next_if(|bound| **bound < behind) {
+            *bound = place;
         }
-        places.push(raw.len());
-        Self { text, places }
-    }
+    });
+    bounds.for_each(|bound| *bound = length);
+}
 
-    /// Where a part of the text was written.
-    pub(super) fn written(&self, part: &Range<usize>) -> Range<usize> {
-        let end = self.places.last().copied().unwrap_or_default();
-        let place = |at: usize| self.places.get(at).copied().unwrap_or(end);
-        place(part.start)..place(part.end)
+fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
+    let mut at = 0;
+    while let Some(&byte) = raw.get(at) {
+        let decoded = match raw.get(at..at + 3) {
+            Some([b'%', high, low]) => hex(&[*high, *low]).and_then(|n| u8::try_from(n).ok()),
+            _ => None,
+        };
+        take(at, &[decoded.unwrap_or(byte)]);
+        at += if decoded.is_some() { 3 } else { 1 };
     }
 }
 
@@ -132,7 +134,6 @@ mod tests {
         ] {
             let expected: String = serde_json::from_str(&format!("\"{raw}\"")).unwrap();
             assert_eq!(*unescape(raw.as_bytes()), *expected.as_bytes(), "{raw}");
-            assert_eq!(Traced::unescape(raw.as_bytes()).text, expected.as_bytes(), "{raw}");
         }
         for (raw, expected) in [
             (r"\ud800x\u0041", "\u{fffd}xA"),
@@ -148,19 +149,21 @@ mod tests {
     fn nothing_that_is_no_json_panics() {
         for raw in [r"\", r"\u", r"\u00", r"\u00zz", r"\ud83d\u", r"\ud83d\", r"\x"] {
             unescape(raw.as_bytes());
-            Traced::unescape(raw.as_bytes());
+            to_written(raw.as_bytes(), &mut [0..1]);
         }
     }
 
     #[test]
     fn each_byte_is_traced_to_where_it_was_written() {
-        let traced = Traced::unescape(br"a\u0026b\n");
-        assert_eq!(traced.text, b"a&b\n");
-        assert_eq!(traced.written(&(1..2)), 1..7);
-        assert_eq!(traced.written(&(2..4)), 7..10);
-        let traced = Traced::percent_decode(b"%41b%4%zz%2");
-        assert_eq!(traced.text, b"Ab%4%zz%2");
-        assert_eq!(traced.written(&(0..1)), 0..3);
-        assert_eq!(traced.written(&(1..9)), 3..11);
+        let raw = br"a\u0026b\n";
+        assert_eq!(*unescape(raw), *b"a&b\n");
+        let mut parts = [0..0, 1..2, 2..4];
+        to_written(raw, &mut parts);
+        assert_eq!(parts, [0..0, 1..7, 7..10]);
+        let raw = b"%41b%4%zz%2";
+        assert_eq!(percent_decode(raw), b"Ab%4%zz%2");
+        let mut parts = [0..1, 1..9];
+        to_percents(raw, &mut parts);
+        assert_eq!(parts, [0..3, 3..11]);
     }
 }

@@ -5,10 +5,17 @@
 
 use std::ops::Range;
 
-use super::text::Traced;
+use super::text;
 
 /// What stands in a token's place.
 pub(super) const REDACTED: &[u8] = b"REDACTED";
+
+/// What stands in the place of a whole URI, as JSON.
+pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
+
+/// What is longer is not looked at, but goes as a whole: kube-apiserver takes no heads of requests beyond 1 MiB (Go's
+/// `http.DefaultMaxHeaderBytes`).
+pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// Parameters whose values are credentials, in lower case.
 const NAMES: [&[u8]; 6] =
@@ -21,8 +28,9 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
         parameters(uri, query + 1, &mut found);
     }
     if memchr::memchr(b'%', uri).is_some() {
-        let decoded = Traced::percent_decode(uri);
-        found.extend(web_tokens(&decoded.text).map(|token| decoded.written(&token)));
+        let mut tokens: Vec<_> = web_tokens(&text::percent_decode(uri)).collect();
+        text::to_percents(uri, &mut tokens);
+        found.append(&mut tokens);
     } else {
         found.extend(web_tokens(uri));
     }
@@ -65,29 +73,36 @@ fn parameters(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
 }
 
 fn is_secret(name: &[u8]) -> bool {
-    let decoded = Traced::percent_decode(name).text;
-    let name: Vec<u8> =
-        decoded.iter().map(|byte| if *byte == b'+' { b' ' } else { *byte }).collect();
+    let mut name = text::percent_decode(name);
+    name.iter_mut().filter(|byte| **byte == b'+').for_each(|byte| *byte = b' ');
     NAMES.iter().any(|secret| name.trim_ascii().eq_ignore_ascii_case(secret))
 }
 
 /// `eyJ…` is how the JSON object begins in base64 that a JSON Web Token (RFC 7519) begins with.
 fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
-    let run = |from: usize| {
-        let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        let rest = text.get(from..).unwrap_or_default();
-        from + rest.iter().take_while(|byte| of_base64(byte)).count()
-    };
+    web_tokens_by(text, |from| run(text, from))
+}
+
+/// Where the letters of base64 end that begin here.
+fn run(text: &[u8], from: usize) -> usize {
+    let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let rest = text.get(from..).unwrap_or_default();
+    from + rest.iter().take_while(|byte| of_base64(byte)).count()
+}
+
+/// Looks at each run at most twice, as a header and as the claims behind one: a URI may be nothing but beginnings of tokens.
+fn web_tokens_by(
+    text: &[u8],
+    mut run: impl FnMut(usize) -> usize,
+) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         while let Some(found) = memchr::memmem::find(text.get(at..)?, b"eyJ") {
             let start = at + found;
             let header = run(start);
-            // Where this is none, one may begin further on in the same run.
-            at = start + 3;
+            // What follows this run follows all that may begin further on in it.
+            at = header;
             if text.get(header) != Some(&b'.') {
-                // Nor does one begin anywhere in this run.
-                at = header;
                 continue;
             }
             let claims = run(header + 1);
@@ -143,8 +158,36 @@ mod tests {
             ("/a?x=eyJh.eyJz.Sig&y=eyJh.eyJz.Sig", "/a?x=REDACTED&y=REDACTED"),
             ("/a/%65yJh%2eeyJz%2ES%69g/b", "/a/REDACTED/b"),
             ("/eyJ.eyJh.eyJz.Sig/x", "/REDACTED/x"),
+            ("/eyJ..eyJh.eyJz.Sig/x", "/eyJ..REDACTED/x"),
+            ("/eyJ.a/eyJeyJh.eyJz.Sig/x", "/eyJ.a/REDACTED/x"),
         ] {
             assert_eq!(redacted(uri), expected);
+        }
+    }
+
+    #[test]
+    fn beginnings_of_web_tokens_cost_no_more_than_their_length() {
+        let many = 1 << 18;
+        for (uri, expected) in [
+            ("eyJ".repeat(many), 0),
+            ("eyJ".repeat(many) + ".", 0),
+            ("eyJ".repeat(many) + "..", 0),
+            ("eyJ".repeat(many) + "." + &"a".repeat(many), 0),
+            ("eyJ".repeat(many) + "." + &"eyJ".repeat(many), 0),
+            ("eyJ./".repeat(many), 0),
+            ("eyJ.a/".repeat(many), 0),
+            ("eyJ.".repeat(many), 1),
+            ("eyJ.eyJ./".repeat(many), many),
+            ("eyJ".repeat(many) + ".a.", 1),
+        ] {
+            let mut steps = 0;
+            let counting = |from| {
+                let end = run(uri.as_bytes(), from);
+                steps += end - from + 1;
+                end
+            };
+            assert_eq!(web_tokens_by(uri.as_bytes(), counting).count(), expected);
+            assert!(steps <= 3 * uri.len(), "{steps} for {}: {:.16}", uri.len(), uri);
         }
     }
 

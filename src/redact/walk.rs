@@ -6,8 +6,10 @@
 //!
 //! Each call goes one step along a path, so that paths bound how deep it calls itself, and events do not.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use super::rule::STEPS_MAX;
 use super::rule::With;
 use super::text;
 use crate::audit::scan;
@@ -26,6 +28,8 @@ pub(super) enum Step {
     Any,
     /// An annotation with a copy of the object that it is on.
     CopyOfTheObject,
+    /// Any member whose name begins so.
+    Prefixed(&'static [u8]),
 }
 
 impl Step {
@@ -38,6 +42,7 @@ impl Step {
             Self::CopyOfTheObject => name.is_some_and(|name| {
                 name.ends_with(b"last-applied-configuration") || name == b"kapp.k14s.io/original"
             }),
+            Self::Prefixed(prefix) => name.is_some_and(|name| name.starts_with(prefix)),
         }
     }
 }
@@ -103,8 +108,12 @@ impl<'p> Wish<'p> {
 #[derive(Debug)]
 pub(super) struct Edit {
     pub(super) place: Range<usize>,
-    pub(super) with: Vec<u8>,
+    pub(super) with: Cow<'static, [u8]>,
 }
+
+/// The most edits in one value. Each takes more memory than what it may be about: a value with more of them, a list of a
+/// hundred thousand objects, goes as a whole.
+pub(super) const EDITS_MAX: usize = 1 << 17;
 
 /// What is to be changed in one value.
 #[derive(Debug)]
@@ -118,6 +127,11 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     pub(super) fn new(event: &'a [u8]) -> Self {
         Self { event, edits: Vec::new(), lowered: false, redacted: false }
+    }
+
+    /// Whether it has given up: then the whole value is to go.
+    pub(super) fn is_full(&self) -> bool {
+        self.edits.len() >= EDITS_MAX
     }
 
     /// Treats a value as the wishes at it say; `false`: it is to go.
@@ -139,7 +153,7 @@ impl<'a> Walk<'a> {
         }
         if wish.with == With::Sha256 {
             let place = place(self.event, value);
-            self.edits.push(Edit { place, with: sha256(value) });
+            self.edits.push(Edit { place, with: sha256(value).into() });
         }
         wish.with == With::Sha256
     }
@@ -147,6 +161,9 @@ impl<'a> Walk<'a> {
     fn children(&mut self, container: &'a [u8], wishes: &[Wish<'_>]) {
         let mut removal = Removal::default();
         for child in children(self.event, container) {
+            if self.is_full() {
+                return;
+            }
             let at_child = Wish::at_child(wishes, child.name().as_deref());
             let stays = self.value(child.value, &at_child);
             removal.pass(&child, stays, &mut self.edits);
@@ -166,22 +183,31 @@ impl<'a> Walk<'a> {
         {
             return self.meet(body, *whole);
         }
+        let as_element = Wish::at_child(wishes, None);
         let mut removal = Removal::default();
         for operation in children(self.event, body) {
-            let stays = self.operation(operation.value, wishes);
+            if self.is_full() {
+                break;
+            }
+            let stays = self.operation(operation.value, wishes, &as_element);
             removal.pass(&operation, stays, &mut self.edits);
         }
         removal.finish(&mut self.edits);
         true
     }
 
-    fn operation(&mut self, operation: &'a [u8], wishes: &[Wish<'_>]) -> bool {
-        let as_element = Wish::at_child(wishes, None);
+    /// With the wishes at the body, and those of them at an element of it.
+    fn operation(
+        &mut self,
+        operation: &'a [u8],
+        wishes: &[Wish<'_>],
+        as_element: &[Wish<'_>],
+    ) -> bool {
         let redacting = wishes.iter().filter(|wish| wish.why == Why::Redacted);
         if operation.first() != Some(&b'{') {
             // No operation: nobody knows what it is about.
             let Some(strongest) = redacting.min_by_key(Wish::gentleness) else {
-                return self.value(operation, &as_element);
+                return self.value(operation, as_element);
             };
             return self.meet(operation, *strongest);
         }
@@ -190,19 +216,24 @@ impl<'a> Walk<'a> {
         {
             return self.meet(operation, *whole);
         }
-        let pointers = pointers(operation);
-        let concerned = |wish: &&Wish<'_>| {
-            pointers.as_ref().is_none_or(|all| all.iter().any(|one| wish.concerns(one)))
+        let strongest = match concerned(operation, wishes) {
+            None => redacting.min_by_key(Wish::gentleness),
+            Some(concerned) => concerned
+                .into_iter()
+                .filter(|wish| wish.why == Why::Redacted)
+                .min_by_key(Wish::gentleness),
         };
-        let strongest = redacting.filter(concerned).min_by_key(Wish::gentleness);
         let mut removal = Removal::default();
         for member in children(self.event, operation) {
+            if self.is_full() {
+                break;
+            }
             let name = member.name();
             let says_what = matches!(name.as_deref(), Some(b"op" | b"path" | b"from"))
                 && member.value.first() == Some(&b'"');
             let stays = match strongest {
                 Some(wish) if !says_what => self.meet(member.value, *wish),
-                _ => self.value(member.value, &Wish::at_child(&as_element, name.as_deref())),
+                _ => self.value(member.value, &Wish::at_child(as_element, name.as_deref())),
             };
             removal.pass(&member, stays, &mut self.edits);
         }
@@ -211,19 +242,24 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The places that an operation of a JSON patch is about, each as names (RFC 6901); `None`: it does not say.
-fn pointers(operation: &[u8]) -> Option<Vec<Vec<Vec<u8>>>> {
-    let (mut found, mut has_path) = (Vec::new(), false);
+/// The wishes that an operation of a JSON patch concerns; `None`: it does not say what it is about.
+///
+/// One place after the other: an operation may have as many as it has bytes.
+fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w Wish<'p>>> {
+    let (mut others, mut has_path) = (wishes.iter().collect::<Vec<_>>(), false);
+    let mut found = Vec::new();
     for member in scan::members(operation) {
         let name = text::unescape(member.key);
         if matches!(&*name, b"path" | b"from") {
             has_path |= *name == *b"path";
-            found.push(pointer(&text::string(member.value)?)?);
+            let place = pointer(&text::string(member.value)?)?;
+            found.extend(others.extract_if(.., |wish| wish.concerns(&place)));
         }
     }
     has_path.then_some(found)
 }
 
+/// The first names of a place (RFC 6901). Where it has more, what begins as it does counts as being about it.
 fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -244,7 +280,8 @@ fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
         }
         plain
     };
-    Some(text.strip_prefix(b"/")?.split(|byte| *byte == b'/').map(unescape).collect())
+    let names = text.strip_prefix(b"/")?.split(|byte| *byte == b'/');
+    Some(names.take(STEPS_MAX).map(unescape).collect())
 }
 
 /// A member of an object or element of an array, and where it begins.
@@ -258,7 +295,7 @@ pub(super) struct Child<'a> {
 
 impl<'a> Child<'a> {
     /// A member's name.
-    pub(super) fn name(&self) -> Option<std::borrow::Cow<'a, [u8]>> {
+    pub(super) fn name(&self) -> Option<Cow<'a, [u8]>> {
         self.key.map(text::unescape)
     }
 }
@@ -304,7 +341,7 @@ impl Removal {
             return;
         }
         if let Some((first, _)) = self.run.take() {
-            edits.push(Edit { place: first..start, with: Vec::new() });
+            edits.push(Edit { place: first..start, with: Cow::default() });
         }
         self.kept = Some(end);
     }
@@ -312,7 +349,7 @@ impl Removal {
     /// Says where the last child that stays ends.
     pub(super) fn finish(self, edits: &mut Vec<Edit>) -> Option<usize> {
         if let Some((first, end)) = self.run {
-            edits.push(Edit { place: self.kept.unwrap_or(first)..end, with: Vec::new() });
+            edits.push(Edit { place: self.kept.unwrap_or(first)..end, with: Cow::default() });
         }
         self.kept
     }
@@ -322,7 +359,8 @@ impl Removal {
 fn sha256(value: &[u8]) -> Vec<u8> {
     let text = text::string(value);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_deref().unwrap_or(value));
-    let mut quoted = b"\"sha256:".to_vec();
+    let mut quoted = Vec::with_capacity(2 * digest.as_ref().len() + 9);
+    quoted.extend(b"\"sha256:");
     for byte in digest.as_ref() {
         quoted.extend([byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
     }

@@ -16,6 +16,8 @@ pub(super) struct Asked {
 }
 
 const COPY: &str = "(copy)";
+const PATCHES: &str = "(patches)";
+const FAILURES: &str = "(failures)";
 
 struct Paths {
     /// `None`: for managed fields.
@@ -71,9 +73,12 @@ fn level(value: Tree, asked: Option<Level>) -> Tree {
 }
 
 fn without_quotes(status: Tree) -> Tree {
-    let safe = ["NotFound", "Forbidden"].map(Tree::text);
     let reasons = status.all("reason");
-    if !reasons.is_empty() && reasons.iter().all(|reason| safe.contains(reason)) {
+    let is_a_webhooks = |message: &&Tree| message.mentions("admission webhook ");
+    if !reasons.is_empty()
+        && reasons.iter().all(|reason| **reason == Tree::text("NotFound"))
+        && !status.all("message").iter().any(is_a_webhooks)
+    {
         return status;
     }
     let Tree::Object(mut members) = status else { return status };
@@ -119,6 +124,13 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
             }
         }
     }
+    if quotable {
+        all.push((some(&["annotations", PATCHES]), Some(With::Drop)));
+        all.push((some(&["annotations", FAILURES]), Some(With::Drop)));
+    }
+    if asked.level == Some(Level::Metadata) {
+        all.push((some(&["annotations", PATCHES]), None));
+    }
     all.extend(asked.rules.iter().map(|(pattern, with)| (pattern.clone(), Some(*with))));
     Paths { all, quotable }
 }
@@ -129,6 +141,8 @@ fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
         (Some(COPY), Some(name)) => {
             name.ends_with("last-applied-configuration") || name == "kapp.k14s.io/original"
         }
+        (Some(PATCHES), Some(name)) => name.starts_with("patch.webhook.admission.k8s.io/"),
+        (Some(FAILURES), Some(name)) => name.starts_with("validation.policy.admission.k8s.io/"),
         (Some(step), Some(name)) => step == name,
         (Some(_), None) => false,
     }

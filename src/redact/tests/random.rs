@@ -76,7 +76,10 @@ fn patch(rng: &mut fastrand::Rng) -> Tree {
 fn status(rng: &mut fastrand::Rng) -> Tree {
     let mut members = vec![
         ("kind".to_owned(), Tree::text("Status")),
-        ("message".to_owned(), Tree::text("m")),
+        (
+            "message".to_owned(),
+            Tree::text(pick(rng, &["m", "admission webhook \"w\" denied the request: m"])),
+        ),
         ("details".to_owned(), Tree::Object(vec![("causes".to_owned(), Tree::text("m"))])),
     ];
     if rng.bool() {
@@ -109,8 +112,14 @@ pub(super) fn event(rng: &mut fastrand::Rng, resource: &str, bodies: Vec<Tree>) 
             1 => ("annotations", Tree::Plain("null".to_owned())),
             2 => ("annotations", object(rng, 1)),
             _ => ("annotations", {
-                let key = pick(rng, &["kube-audit-forwarder/cluster", "a"]);
-                Tree::Object(vec![(key.to_owned(), Tree::text("own"))])
+                let keys = [
+                    "kube-audit-forwarder/cluster",
+                    "a",
+                    "patch.webhook.admission.k8s.io/round_0_index_0",
+                    "validation.policy.admission.k8s.io/validation_failure",
+                ];
+                let member = |rng: &mut fastrand::Rng| (pick(rng, &keys).to_owned(), value(rng, 1));
+                Tree::Object((0..rng.usize(1..4)).map(|_| member(rng)).collect())
             }),
         };
         members.push((added.0.to_owned(), added.1));

@@ -1,0 +1,112 @@
+//! Events whose sender wants us to spend memory and time: each grows in one way in which an event can.
+
+use super::*;
+use walk::EDITS_MAX;
+
+/// What a change keeps of an event until it is written.
+fn kept(changed: &Changed) -> usize {
+    let texts = changed.edits.iter().map(|edit| match &edit.with {
+        std::borrow::Cow::Owned(text) => text.capacity(),
+        std::borrow::Cow::Borrowed(_) => 0,
+    });
+    changed.edits.capacity() * size_of::<Edit>() + texts.sum::<usize>()
+}
+
+fn all_rules() -> Redaction {
+    rules(&[
+        ("configmaps", "requestObject.p requestObject.*.q annotations.p", With::Drop),
+        ("configmaps", "requestObject.h[*] requestObject.spec.*.*.*.*.x", With::Sha256),
+        ("configmaps", "responseObject.data.* user.extra", With::Drop),
+    ])
+}
+
+/// Before what is repeated, that, and behind it.
+const SHAPES: [[&str; 3]; 26] = [
+    [r#","level":"Metadata""#, r#","level":1"#, ""],
+    ["", r#","level":1,"":1"#, ""],
+    ["", r#","requestObject":1"#, ""],
+    ["", r#","requestObject":1,"":1"#, ""],
+    ["", r#","requestObject":{},"responseObject":[1]"#, ""],
+    ["", r#","responseStatus":{"message":1},"":1"#, ""],
+    ["", r#","annotations":{}"#, ""],
+    ["", r#","annotations":null,"":1"#, ""],
+    ["", r#","requestURI":"/?token=a","":1"#, ""],
+    ["", r#","objectRef":1"#, ""],
+    ["", r#","objectRef":{"resource":""},"":1"#, ""],
+    ["", r#","":1"#, ""],
+    [r#","annotations":{"":1"#, r#","":1"#, "}"],
+    [r#","annotations":{"":1"#, r#","p":1,"":1"#, "}"],
+    [r#","requestObject":{"":1"#, r#","p":1,"":1"#, "}"],
+    [r#","requestObject":{"":1"#, r#","":{"q":1}"#, "}"],
+    [r#","requestObject":{"h":[1"#, ",1", "]}"],
+    [r#","requestObject":{"items":[1"#, r#",{"":1,"p":1}"#, "]}"],
+    [r#","requestObject":[1"#, ",1", "]"],
+    [r#","requestObject":[1"#, ",{}", "]"],
+    [r#","requestObject":[1"#, r#",{"path":"/p","value":1}"#, "]"],
+    [r#","requestObject":[{"op":"add""#, r#","path":"/a/b/c""#, "}]"],
+    [r#","requestObject":[{"op":"add","path":"#, "/", r#"","value":1}]"#],
+    [r#","requestObject":{"spec":"#, r#"{"":["#, ""],
+    [r#","requestURI":"/?"#, r"token=a\u0026", r#"""#],
+    [r#","requestURI":"/"#, r"%65yJ.%65yJ.a/", r#"""#],
+];
+
+fn hostile([before, repeated, behind]: [&str; 3], bytes: usize) -> String {
+    let mut times = bytes / repeated.len();
+    let mut behind = behind.to_owned();
+    if repeated.ends_with('[') {
+        times = (audit::DEPTH_MAX - 8) / 2;
+        behind = format!("{}}}", "]}".repeat(times));
+    }
+    // The path's opening quote.
+    let quote = if repeated == "/" { "\"" } else { "" };
+    event("configmaps", &format!("{before}{quote}{}{behind}", repeated.repeat(times)))
+}
+
+#[test]
+fn no_event_takes_more_than_a_few_times_its_size() {
+    let (redaction, annotations) = (all_rules(), Annotations::new([("cluster", "c")]));
+    let bytes = 4 << 20;
+    for shape in SHAPES {
+        let event = hostile(shape, bytes);
+        for (level, event_bytes_max) in [(None, Some(1000)), (Some(Level::Metadata), None)] {
+            let change = Change {
+                level,
+                omit_managed_fields: true,
+                redaction: Some(&redaction),
+                annotations: Some(&annotations),
+                event_bytes_max,
+            };
+            let request = request(event.as_bytes());
+            let changed = super::super::changed(event.as_bytes(), &request, &change).unwrap();
+            // Of the event, and of the last value in it.
+            assert!(changed.edits.len() <= 2 * EDITS_MAX + ESSENTIAL.len(), "{shape:?}");
+            let kept = kept(&changed);
+            assert!(kept <= 4 * bytes, "{kept} for {}: {shape:?}", event.len());
+            let mut out = Vec::new();
+            write(event.as_bytes(), &changed.edits, &mut out);
+            assert!(out.len() <= 4 * bytes, "{} of {shape:?}", out.len());
+            assert_eq!(audit::decode(out).map(|batch| batch.events), Ok(1), "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn a_uri_that_no_server_takes_goes_as_a_whole() {
+    let redaction = rules(&[]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    let uri = |length: usize| format!(r#","requestURI":"/{}""#, "a".repeat(length - 1));
+    becomes("pods", &change, &uri(uri::BYTES_MAX), &uri(uri::BYTES_MAX));
+    becomes("pods", &change, &uri(uri::BYTES_MAX + 1), r#","requestURI":"REDACTED""#);
+}
+
+#[test]
+fn what_has_too_many_secrets_goes_as_a_whole() {
+    let redaction = all_rules();
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    let body = |pairs: usize, secret: &str| {
+        format!(r#","requestObject":{{"":1{}}},"x":1"#, format!("{secret},\"\":1").repeat(pairs))
+    };
+    let few = EDITS_MAX - 1;
+    becomes("configmaps", &change, &body(few, r#","p":1"#), &body(few, ""));
+    becomes("configmaps", &change, &body(few + 1, r#","p":1"#), r#","x":1"#);
+}
