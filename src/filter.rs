@@ -127,11 +127,18 @@ impl Rules {
 /// Every mistake in it, as `FILE:LINE:COLUMN: what`.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     let name = file.display();
-    let unreadable = |error: io::Error| vec![format!("{name}: {error}")];
-    let mut text = String::new();
+    let unreadable = |error: io::Error| vec![format!("{name}: cannot read it: {error}")];
+    let mut bytes = Vec::new();
     let opened = File::open(file).map_err(unreadable)?;
     // One byte more tells one that is too large.
-    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(unreadable)?;
+    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let line = valid.split(|byte| *byte == b'\n').count();
+        let last = valid.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        let column = String::from_utf8_lossy(last).chars().count() + 1;
+        vec![format!("{name}:{line}:{column}: not UTF-8")]
+    })?;
     Policy::read(&text).map_err(|problems| {
         let show = |Problem { line, column, what }| format!("{name}:{line}:{column}: {what}");
         problems.into_iter().map(show).collect()

@@ -14,11 +14,8 @@ use crate::audit;
 use crate::audit::request::Request;
 use crate::audit::request::request;
 use crate::audit::scan;
-use crate::policy::FILE_BYTES_MAX;
+use crate::filter;
 use crate::policy::Policy;
-
-/// Of a policy one byte more is read than is allowed, so that it can say what is.
-const POLICY_BYTES_READ: u64 = FILE_BYTES_MAX as u64 + 1;
 
 /// An audit.log is rotated at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
@@ -63,17 +60,9 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
 
 /// Prints every mistake, if there are any.
 fn policy(file: &Path) -> Result<Policy, u8> {
-    let text = read(file, POLICY_BYTES_READ).map_err(|error| unreadable(file, &error))?;
-    let text = String::from_utf8(text).map_err(|error| {
-        let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
-            .split(|&byte| byte == b'\n')
-            .count();
-        eprintln!("{}:{line}: this line is not UTF-8", file.display());
-        WRONG
-    })?;
-    Policy::read(&text).map_err(|problems| {
-        for problem in problems {
-            eprintln!("{}:{problem}", file.display());
+    filter::read_policy(file).map_err(|mistakes| {
+        for mistake in mistakes {
+            eprintln!("{mistake}");
         }
         WRONG
     })

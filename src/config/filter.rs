@@ -231,22 +231,22 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
         let rule = redact::Rule { resources, fields, with: With::Drop };
         Redaction::new(&[rule]).map(drop).map_err(|mistake| mistake.what)
     };
-    let resources = t.words(
+    let resources = t.texts(
         optional(
             "resources",
             "array of strings",
             "every event",
             "RESOURCE of the core group, GROUP/RESOURCE or GROUP/RESOURCE/SUBRESOURCE; each part may be *",
         ),
-        |text| checked(&[text], &["requestObject"]).map(|()| text.to_owned()),
+        |text| checked(&[text], &["requestObject"]),
     );
-    let fields = t.words(
+    let fields = t.texts(
         required(
             "fields",
             "array of strings",
             "like \"requestObject.data.*\", where * is any member or element",
         ),
-        |text| checked(&[], &[text]).map(|()| text.to_owned()),
+        |text| checked(&[], &[text]),
     );
     let with = t.choice(
         "with",

@@ -443,6 +443,18 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(key, |cx, found| cx.word(&found.value, "a string", &parse))
     }
 
+    /// An array of strings by a check whose complaint names the string.
+    pub(super) fn texts(
+        &mut self,
+        key: Key,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Option<Vec<String>> {
+        self.array(key, |cx, found| {
+            let text = cx.word(&found.value, "a string", |text| Ok(text.to_owned()))?;
+            check(&text).map_err(Wrong::Is).map(|()| text)
+        })
+    }
+
     /// An array of strings that may be secrets.
     pub(super) fn secrets(
         &mut self,
