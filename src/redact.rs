@@ -214,17 +214,15 @@ impl<'a> Reader<'a, '_> {
                 continue;
             }
             edits.append(&mut walk.edits);
-            match name {
-                Name::RequestObject | Name::ResponseObject if !bodies.contains(&name) => {
-                    bodies.push(name);
-                }
-                Name::Annotations => {
-                    has_annotations = true;
-                    let added = self.added(child.value, &wishes, additions);
-                    done.annotated |= added.is_some();
-                    edits.extend(added);
-                }
-                _ => {}
+            if matches!(name, Name::RequestObject | Name::ResponseObject) && !bodies.contains(&name)
+            {
+                bodies.push(name);
+            }
+            if name == Name::Annotations {
+                has_annotations = true;
+                let added = self.added(child.value, &wishes, additions);
+                done.annotated |= added.is_some();
+                edits.extend(added);
             }
         }
         let kept = removal.finish(&mut edits);
