@@ -214,8 +214,8 @@ impl<'a> Reader<'a, '_> {
                 continue;
             }
             edits.append(&mut walk.edits);
-            let is_body = matches!(name, Name::RequestObject | Name::ResponseObject);
-            if is_body && !bodies.contains(&name) {
+            if matches!(name, Name::RequestObject | Name::ResponseObject) && !bodies.contains(&name)
+            {
                 bodies.push(name);
             }
             if name == Name::Annotations {

@@ -1,7 +1,8 @@
 //! What must not leave of an event, by the object that it is about: the rules, and what always holds.
 //!
-//! Always: the contents and annotations of Secrets; the bodies of requests that make or check tokens, and of OpenShift's OAuth objects;
-//! credentials in a request's URI. Of Secrets only shapes that are known are taken apart; of any other the whole body goes.
+//! Always: the contents and annotations of Secrets; the bodies of requests that make or check tokens, and of OpenShift's
+//! OAuth objects; credentials in a request's URI. Of Secrets only shapes that are known are taken apart; of any other the
+//! whole body goes.
 //!
 //! Where something in a body must not leave, the server's words about the body must not either, unless its reason is one
 //! whose words come from the server alone: a validation error quotes the value that it is about. With them go the

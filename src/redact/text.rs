@@ -149,7 +149,7 @@ mod tests {
     fn nothing_that_is_no_json_panics() {
         for raw in [r"\", r"\u", r"\u00", r"\u00zz", r"\ud83d\u", r"\ud83d\", r"\x"] {
             unescape(raw.as_bytes());
-            to_written(raw.as_bytes(), std::slice::from_mut(&mut (0..1)));
+            to_written(raw.as_bytes(), &mut [0..1, 1..2]);
         }
     }
 
