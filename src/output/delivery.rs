@@ -425,6 +425,8 @@ impl<C: Connect> Delivery<C> {
         loop {
             let mut goes_on = self.bury();
             if self.pending.is_empty() && self.suspects.is_empty() {
+                // Those that they waited for are given up; what comes next is rewound if it is not.
+                self.finish_held();
                 let (cursor, filtering) = (&mut self.cursor, &mut self.filtering);
                 goes_on |= self.given_up.next_old(cursor, filtering, &mut self.health, self.limits);
             }
@@ -456,12 +458,16 @@ impl<C: Connect> Delivery<C> {
 
     /// What is not final is released, to be sent by another.
     fn hand_over(mut self) -> HandOver {
-        self.finish_held();
-        for work in self.wire.values() {
+        if self.pending.is_empty() && self.suspects.is_empty() {
+            self.finish_held();
+        }
+        // What went ahead of others goes again, behind them.
+        for work in self.wire.values().chain(&self.held) {
             self.cursor.release(work.claim);
         }
         self.given_up.claims().for_each(|claim| self.cursor.release(claim));
-        let left = self.wire.values().chain(&self.pending).chain(&self.suspects);
+        let sent = self.wire.values().chain(&self.held);
+        let left = sent.chain(&self.pending).chain(&self.suspects);
         let left = left.map(|work| work.claim).chain(self.given_up.claims());
         let mut claims: Vec<_> = left.collect();
         claims.sort_unstable();
