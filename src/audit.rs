@@ -17,6 +17,7 @@ use bytes::Bytes;
 mod event;
 #[cfg(target_arch = "x86_64")]
 mod fast;
+pub mod pieces;
 pub mod request;
 pub mod scan;
 mod strict;
@@ -118,6 +119,19 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     };
     let (events, levels) = strict::split(text)?;
     let lines = join(body_and_room, &events);
+    Ok(Split { lines, events: events.len() as u64, levels })
+}
+
+/// [`decode_in_place`] for a part of JSON lines that is not the first: every line is an event, and none a list.
+fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
+    let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
+    let text = std::str::from_utf8(lines).map_err(|error| Invalid {
+        byte: error.valid_up_to(),
+        item: None,
+        what: "not valid UTF-8".into(),
+    })?;
+    let (events, levels) = strict::split_lines(text)?;
+    let lines = join(lines_and_room, &events);
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 

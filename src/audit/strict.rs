@@ -94,7 +94,7 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
 }
 
 /// One event, or one on each line.
-fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
+pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
     let mut before = 0;
