@@ -33,6 +33,7 @@ mod tail;
 
 pub use disk::OpenError;
 pub use outputs::Output;
+pub use spool::Incoming;
 
 /// The number of an event: how many were accepted before it.
 pub type Position = u64;
@@ -291,6 +292,32 @@ impl Queue {
         match self {
             Self::Memory(queue) => queue.append(batch).map(Ticket::Memory),
             Self::Spool(queue) => queue.append(batch).map(Ticket::Spool),
+        }
+    }
+
+    /// Takes the lines of a body that is too large to be held in memory, while it arrives; `None` where the queue is memory.
+    #[must_use]
+    pub fn incoming(&self) -> Option<Incoming> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Spool(queue) => Some(queue.incoming()),
+        }
+    }
+
+    /// Takes a body whose lines this queue has stored and synced while it arrived. Its sender is answered when
+    /// [`Ticket::acknowledged`] says so.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is stored then.
+    pub fn append_incoming(
+        &self,
+        incoming: Incoming,
+        levels: LevelCounts,
+    ) -> Result<Ticket, Refused> {
+        match self {
+            Self::Memory(_) => Err(Refused::Disk),
+            Self::Spool(queue) => queue.append_incoming(incoming, levels).map(Ticket::Spool),
         }
     }
 

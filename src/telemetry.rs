@@ -57,8 +57,9 @@ const SYNC_SECONDS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 
 /// Every name with its help; the kind is that of the handle made below.
-const HELP: [(&str, &str); 43] = [
+const HELP: [(&str, &str); 44] = [
     ("event_total", "Events accepted."),
+    ("accepted_bytes_total", "Bytes of the accepted events' lines, as the queue stores them."),
     ("last_event_timestamp_seconds", "When the last batch was accepted; 0: none since the start."),
     (
         "error_total",
@@ -68,7 +69,10 @@ const HELP: [(&str, &str); 43] = [
     ("requests_rejected_total", "Requests not accepted, by reason."),
     ("requests_total", "Answered requests, by listener and status."),
     ("request_duration_seconds", "From the end of a request's head to its answer."),
-    ("received_bytes_total", "Body bytes received, as sent."),
+    (
+        "received_bytes_total",
+        "Body bytes received, as sent; also of refused requests, and so of every repetition.",
+    ),
     ("connections", "Open connections."),
     (
         "in_flight_bytes",
@@ -341,6 +345,7 @@ impl Telemetry {
     pub fn queue(&self) -> QueueMetrics {
         self.with(|| QueueMetrics {
             events: counter("event_total", &[]),
+            accepted_bytes: counter("accepted_bytes_total", &[]),
             levels: LEVELS.map(|level| counter("level_total", &[("level", level)])),
             last_event: gauge("last_event_timestamp_seconds", &[]),
             errors: counter("error_total", &[("plugin", "queue")]),
@@ -507,6 +512,7 @@ impl ListenerMetrics {
 #[allow(missing_docs, reason = "each field is the metric of its name")]
 pub struct QueueMetrics {
     events: Counter,
+    accepted_bytes: Counter,
     levels: [Counter; LEVELS.len()],
     last_event: Gauge,
     pub errors: Counter,
@@ -523,9 +529,10 @@ pub struct QueueMetrics {
 }
 
 impl QueueMetrics {
-    /// Counts an accepted batch.
-    pub fn accepted(&self, events: u64, levels: &LevelCounts) {
+    /// Counts an accepted batch: its events, the bytes of their lines, and the events by level.
+    pub fn accepted(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.events.increment(events);
+        self.accepted_bytes.increment(bytes);
         for (counter, count) in self.levels.iter().zip(levels) {
             counter.increment(*count);
         }
@@ -746,7 +753,7 @@ mod tests {
         assert_eq!((before.accepted_events(), before.last_event()), (0, None));
         assert_eq!((before.all_lost_events(), before.certificates()), (0, vec![]));
         assert_eq!(before.reloads("success"), (0, None));
-        queue.accepted(7, &LevelCounts::default());
+        queue.accepted(7, 7000, &LevelCounts::default());
         queue.errors.increment(2);
         output.lost.increment(3);
         telemetry.lost("gone").increment(4);

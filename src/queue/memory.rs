@@ -192,7 +192,7 @@ impl State {
         record.counted = true;
         let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
         counted.add(amount);
-        metrics.accepted(record.events, &record.levels);
+        metrics.accepted(record.events, amount.bytes, &record.levels);
         amount
     }
 
@@ -473,7 +473,7 @@ impl Queue {
                 state.tell_full();
             }
             if is_full && state.when_full == WhenFull::DropNewest {
-                metrics.accepted(batch.events, &batch.levels);
+                metrics.accepted(batch.events, batch.lines.len() as u64, &batch.levels);
                 metrics.errors.increment(batch.events);
                 metrics.dropped_newest.increment(batch.events);
                 return Ok(Ticket::stored());

@@ -55,6 +55,7 @@ use crate::telemetry::Telemetry;
 
 mod before;
 mod cursor;
+mod incoming;
 mod load;
 mod recovery;
 mod writer;
@@ -62,6 +63,8 @@ mod writer;
 pub(super) use before::Before;
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
+pub use incoming::Incoming;
+use incoming::IncomingFile;
 
 /// Bytes of the newest records that are kept in memory.
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
@@ -108,6 +111,8 @@ struct Shared {
     state: Mutex<State>,
     /// Tells the writer thread that there is something to do.
     work: Condvar,
+    /// Tells incoming_count that the writer has deleted what it could.
+    reclaimed: Condvar,
     /// `queue.max_bytes`. Changed only under the state's lock.
     capacity: AtomicU64,
     metrics: QueueMetrics,
@@ -208,7 +213,13 @@ struct State {
     segments: VecDeque<Segment>,
     /// Not in the log any more: to be removed once the cursors file says so too. First position and size.
     doomed: Vec<(Position, u64)>,
-    /// Bytes of all segments' files, the doomed ones included.
+    /// IncomingFile files that become no segment, to be removed: name, and bytes that they count for.
+    abandoned: Vec<(String, u64)>,
+    /// An incoming body waits until finished and doomed segments are deleted.
+    reclaim_wanted: bool,
+    /// The number in the name of the next incoming file.
+    incoming_count: u64,
+    /// Bytes of all files in `segments/`: of segments, the doomed ones included, and of incoming bodies.
     files: u64,
     /// The end of what is synced.
     end: Place,
@@ -293,9 +304,12 @@ impl TailRecord {
 /// A batch on its way to the disk.
 struct Waiting {
     number: u64,
+    /// Without lines where they are in an incoming file.
     append: Append,
+    /// A large body whose file becomes a segment of its own.
+    incoming: Option<IncomingFile>,
     received: u64,
-    /// It begins a new segment of this size.
+    /// It begins a new segment of this size; 0 for an incoming file, whose bytes are counted already.
     opens: Option<u64>,
     done: oneshot::Sender<Result<(), Refused>>,
 }
@@ -312,6 +326,9 @@ impl State {
         Self {
             segments: VecDeque::new(),
             doomed: Vec::new(),
+            abandoned: Vec::new(),
+            reclaim_wanted: false,
+            incoming_count: 0,
             files: 0,
             end: Place::default(),
             tail: VecDeque::new(),
@@ -379,7 +396,11 @@ impl State {
 
     /// Whether there are files that no output needs, nor wants to look at when it starts again.
     fn can_reclaim(&self) -> bool {
-        !self.doomed.is_empty() || self.kept_for() == Some(Duration::ZERO) || self.is_spent()
+        !self.doomed.is_empty()
+            || !self.abandoned.is_empty()
+            || self.reclaim_wanted
+            || self.kept_for() == Some(Duration::ZERO)
+            || self.is_spent()
     }
 
     /// How long an output wants to keep what all have finished, unless its room is needed.
@@ -397,7 +418,8 @@ impl State {
 
     fn reclaimable(&self) -> u64 {
         let doomed: u64 = self.doomed.iter().map(|(_, size)| size).sum();
-        doomed + self.finished().map(|segment| segment.size).sum::<u64>()
+        let abandoned: u64 = self.abandoned.iter().map(|(_, size)| size).sum();
+        doomed + abandoned + self.finished().map(|segment| segment.size).sum::<u64>()
     }
 
     /// Index of the first segment that ends behind a position.
@@ -550,7 +572,8 @@ impl State {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
             return;
         };
-        let Some(withdrawn) = self.waiting.remove(index) else { return };
+        let Some(mut withdrawn) = self.waiting.remove(index) else { return };
+        self.discard(&mut withdrawn);
         // The next takes over the segment that it was to begin.
         let next = self.waiting.get_mut(index).filter(|next| next.opens.is_none());
         let behind = index + usize::from(withdrawn.opens.is_some());
@@ -646,7 +669,8 @@ impl Queue {
                 match state.when_full {
                     WhenFull::Reject => {}
                     WhenFull::DropNewest => {
-                        shared.metrics.accepted(append.events, &append.levels);
+                        let bytes = append.lines.len() as u64;
+                        shared.metrics.accepted(append.events, bytes, &append.levels);
                         shared.metrics.errors.increment(append.events);
                         shared.metrics.dropped_newest.increment(append.events);
                         return Ok(Ticket { done: None, place: None });
@@ -673,7 +697,8 @@ impl Queue {
         let (done, acknowledged) = oneshot::channel();
         let number = state.arrivals;
         state.arrivals += 1;
-        state.waiting.push_back(Waiting { number, append, received: now(), opens, done });
+        let (incoming, received) = (None, now());
+        state.waiting.push_back(Waiting { number, append, incoming, received, opens, done });
         drop(state);
         shared.work.notify_one();
         Ok(Ticket { done: Some(acknowledged), place: Some((Arc::clone(shared), number)) })
@@ -904,6 +929,8 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let Some((shared, number)) = self.place.take() else { return };
         shared.lock().withdraw(number);
+        // The file of a large body may be there to be removed.
+        shared.work.notify_one();
     }
 }
 

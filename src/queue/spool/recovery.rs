@@ -19,6 +19,7 @@ use super::Queue;
 use super::Segment;
 use super::Shared;
 use super::State;
+use super::incoming;
 use super::load;
 use super::load::Spot;
 use super::now;
@@ -97,11 +98,15 @@ pub(super) fn open(
     });
     judged.map_err(failed("open a file of", SEGMENTS))?;
 
-    let files = log.segments.iter().map(|segment| segment.size).sum::<u64>()
+    let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
+    let files = abandoned.iter().map(|(_, size)| size).sum::<u64>()
+        + log.segments.iter().map(|segment| segment.size).sum::<u64>()
         + log.doomed.iter().map(|(_, size)| size).sum::<u64>();
     let mut state = State {
         segments: log.segments,
         doomed: log.doomed,
+        incoming_count: incoming::next_number(&abandoned),
+        abandoned,
         files,
         end: log.end,
         holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
@@ -125,6 +130,7 @@ pub(super) fn open(
         disk,
         state: Mutex::new(state),
         work: Condvar::new(),
+        reclaimed: Condvar::new(),
         capacity: AtomicU64::new(config.max_bytes),
         metrics,
         progress: Notify::new(),
@@ -136,6 +142,23 @@ pub(super) fn open(
     let cursor = |index| Cursor::new(Arc::clone(&shared), index);
     let cursors = indices.into_iter().map(cursor).collect();
     Ok((Queue { shared }, cursors, writer))
+}
+
+/// The files of bodies that never became whole, with their sizes; nobody was told that such a body is safe.
+fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
+    let names = disk.list(SEGMENTS)?.into_iter();
+    let names = names.filter(|name| incoming::number_of(name).is_some());
+    let sized = names.map(|name| {
+        let name = format!("{SEGMENTS}/{name}");
+        let bytes = disk.open(&name, Access::Read).and_then(|file| file.bytes()).unwrap_or(0);
+        tracing::info!(
+            file = name,
+            bytes,
+            "a large body was arriving when the process ended: it was not acknowledged, and its file is deleted"
+        );
+        (name, bytes)
+    });
+    Ok(sized.collect())
 }
 
 /// How far a cursors file can be believed.

@@ -14,6 +14,7 @@ use super::State;
 use super::TailRecord;
 use super::Waiting;
 use super::cursor::UNSAVED_MAX;
+use super::incoming::IncomingFile;
 use super::now;
 use crate::queue::Position;
 use crate::queue::Refused;
@@ -160,7 +161,7 @@ impl Writer {
             Turn::Do(Step::Probe)
         } else if save || state.unsaved >= UNSAVED_MAX {
             Turn::Do(Step::Save)
-        } else if can_reclaim && now >= self.reclaim_at {
+        } else if state.reclaim_wanted || (can_reclaim && now >= self.reclaim_at) {
             Turn::Do(Step::Reclaim)
         } else if !state.waiting.is_empty() && state.fault.is_none() {
             Turn::Do(Step::Commit)
@@ -184,7 +185,11 @@ impl Writer {
             Step::Commit => self.commit(),
             Step::Save => self.save_or_tell(),
             Step::Reclaim => {
-                if let Err(error) = self.reclaim(Reclaim::Old) {
+                let is_wanted = self.shared.lock().reclaim_wanted;
+                let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
+                self.shared.lock().reclaim_wanted = false;
+                self.shared.reclaimed.notify_all();
+                if let Err(error) = outcome {
                     self.shared.metrics.write_errors.increment(1);
                     tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
                     self.reclaim_at = Instant::now() + RETRY.1;
@@ -196,13 +201,16 @@ impl Writer {
 
     /// Takes what waits up to the next new segment, writes it, syncs it, and answers.
     fn commit(&mut self) {
-        let group: Vec<Waiting> = {
+        let mut group: Vec<Waiting> = {
             let mut state = self.shared.lock();
             let begins = |waiting: &Waiting| waiting.opens.is_some();
             let later = state.waiting.iter().skip(1).position(begins);
             let count = later.map_or(state.waiting.len(), |index| index + 1);
             state.waiting.drain(..count).collect()
         };
+        if let Some(file) = group.first_mut().and_then(|first| first.incoming.take()) {
+            return self.commit_incoming(group, &file);
+        }
         let Some(first) = group.first() else { return };
         if let Some(size) = first.opens {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
@@ -228,12 +236,64 @@ impl Writer {
         }
     }
 
+    /// Makes a segment of the file of a large body, which is a group of its own.
+    fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
+        let received = group.first().map_or_else(now, |waiting| waiting.received);
+        let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
+        if let Err(error) = adopted {
+            self.shared.lock().abandon(file.name.clone(), file.size);
+            return self.refuse(group, "a large body can't be made a segment", &error, false);
+        }
+        self.pause = RETRY.0;
+        self.seal();
+        for Waiting { append, done, .. } in group {
+            self.shared.metrics.accepted(append.events, file.bytes, &append.levels);
+            self.shared.lock().publish_incoming(file, append.events);
+            // The sender may have gone: then nobody needs the answer.
+            done.send(Ok(())).ok();
+        }
+    }
+
+    /// Writes the headers of an incoming file, whose lines are synced, and gives the file its name in the log.
+    fn adopt(&self, incoming: &IncomingFile, received: u64, end: Place) -> io::Result<()> {
+        let started = Instant::now();
+        let mut place = end;
+        for record in &incoming.records {
+            let header = RecordHeader {
+                first: place.position,
+                first_byte: place.byte,
+                received,
+                length: record.length,
+                events: record.events,
+                // Each record is a group: a reader then takes a hole in the file for damage, never for a torn write.
+                group: place.position,
+                crc: record.crc,
+            };
+            incoming.file.write_at(&[&header.encode()], record.offset)?;
+            place = Place { position: header.end(), byte: header.end_byte() };
+        }
+        let header = SegmentHeader { first: end.position, first_byte: end.byte, made: now() };
+        incoming.file.write_at(&[&header.encode()], 0)?;
+        incoming.file.sync()?;
+        let name = segment::file_name(end.position);
+        self.shared.disk.rename(&incoming.name, &name)?;
+        if let Err(error) = self.shared.disk.sync_directory(SEGMENTS) {
+            // Back to a name that no start reads: nobody was told that the body is safe.
+            self.shared.disk.rename(&name, &incoming.name)?;
+            return Err(error);
+        }
+        self.shared.metrics.sync.record(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
     /// The disk had room for less than was planned: what waits for more does so at its senders.
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
             (state.opening, state.free) = (0, free);
-            state.waiting.drain(..).collect()
+            let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
+            behind.iter_mut().for_each(|waiting| state.discard(waiting));
+            behind
         };
         for waiting in behind {
             waiting.done.send(Err(Refused::Disk)).ok();
@@ -300,7 +360,8 @@ impl Writer {
         }
         let mut evicted = Vec::new();
         for (waiting, (offset, header)) in group.into_iter().zip(records) {
-            metrics.accepted(waiting.append.events, &waiting.append.levels);
+            let bytes = waiting.append.lines.len() as u64;
+            metrics.accepted(waiting.append.events, bytes, &waiting.append.levels);
             state.accepted += waiting.append.events;
             let record = TailRecord {
                 first: Place { position: header.first, byte: header.first_byte },
@@ -341,7 +402,8 @@ impl Writer {
                 }
             }
         }
-        let behind: Vec<Waiting> = state.waiting.drain(..).collect();
+        let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
+        behind.iter_mut().for_each(|waiting| state.discard(waiting));
         (state.opening, state.free) = (0, 0);
         if is_full(error)
             && let Some(chosen) = state.droppable(self.wanted, false)
@@ -416,19 +478,13 @@ impl Writer {
     /// Makes a segment at the end of the log and makes it the one that is written to. Where the disk has no room for its
     /// size, a smaller one, of at least `least`, will do. Says which it is.
     fn open_segment(&mut self, mut size: u64, least: u64) -> io::Result<u64> {
-        let (end, reclaim) = {
-            let mut state = self.shared.lock();
-            // One without a record is in the way of its successor, which has the same name.
-            if let Some(empty) = state.segments.pop_back_if(|last| last.first == last.end) {
-                self.active = None;
-                state.doomed.push((empty.first.position, empty.size));
-            }
-            let end = state.end;
-            let over = state.files + size > self.shared.usable().max(state.planned_within);
-            (end, over || state.doomed.iter().any(|(first, _)| *first == end.position))
+        let end = self.make_way()?;
+        let over = {
+            let state = self.shared.lock();
+            state.files + size > self.shared.usable().max(state.planned_within)
         };
         let name = segment::file_name(end.position);
-        if reclaim {
+        if over {
             self.reclaim(Reclaim::All)?;
         }
         {
@@ -476,6 +532,24 @@ impl Writer {
         });
         self.active = Some(Active { file, first: end.position });
         Ok(size)
+    }
+
+    /// Where the next segment begins, once no other file has its name.
+    fn make_way(&mut self) -> io::Result<Place> {
+        let (end, is_taken) = {
+            let mut state = self.shared.lock();
+            // A segment without a record is in the way of its successor, which has the same name.
+            if let Some(empty) = state.segments.pop_back_if(|last| last.first == last.end) {
+                self.active = None;
+                state.doomed.push((empty.first.position, empty.size));
+            }
+            let end = state.end;
+            (end, state.doomed.iter().any(|(first, _)| *first == end.position))
+        };
+        if is_taken {
+            self.reclaim(Reclaim::All)?;
+        }
+        Ok(end)
     }
 
     /// The disk is fuller than `queue.max_bytes` knows. Whether there is a segment that no output needs, or was one that only
@@ -576,6 +650,7 @@ impl Writer {
             state.doomed.extend(finished.iter().map(|it| (it.first.position, it.size)));
             state.doomed.clone()
         };
+        self.remove_abandoned()?;
         if doomed.is_empty() {
             return Ok(());
         }
@@ -594,6 +669,22 @@ impl Writer {
             self.shared.tell_room(&mut state);
         }
         self.shared.disk.sync_directory(SEGMENTS)
+    }
+
+    /// Removes the files of large bodies that were not taken. No cursor knows of them.
+    fn remove_abandoned(&self) -> io::Result<()> {
+        let abandoned = std::mem::take(&mut self.shared.lock().abandoned);
+        let mut outcome = Ok(());
+        for (name, size) in abandoned {
+            match self.shared.disk.remove(&name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    outcome = Err(named(&name)(error));
+                    self.shared.lock().abandon(name, size);
+                }
+                Ok(()) | Err(_) => self.shared.lock().files -= size,
+            }
+        }
+        outcome
     }
 
     /// The clean end: what waits is written, the cursors are exact, the last segment keeps only what it needs.
