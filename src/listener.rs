@@ -48,6 +48,7 @@ mod auth;
 mod buffer;
 mod connection;
 mod ingest;
+mod large;
 
 use answer::Body;
 use answer::Refusal;
@@ -64,6 +65,7 @@ use ingest::InFlight;
 use ingest::Ingest;
 use ingest::Shared;
 use ingest::decoding;
+use large::Sizes;
 
 /// Largest head of a request, and the size of a connection's read buffer: hyper's default of 408 KiB, times 4,096 slow
 /// heads, is 1.6 GiB.
@@ -100,6 +102,7 @@ fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     Bounds {
         max_body: limits.max_body,
         max_in_flight: limits.max_in_flight,
+        sizes: Sizes::new(limits.max_in_flight),
         body_timeout: limits.body_timeout,
         acknowledge: queue.acknowledge,
         delivered_timeout: queue.delivered_timeout,

@@ -321,8 +321,11 @@ def volume_problems(documents, workload, container, config):
 
 
 def limit_problems(container, config):
-    """Guarantee 4 of the README, for the largest of the http outputs that have four requests at once."""
-    most = size(config["limits"]["max_in_flight"]) + (32 + 32 + 4 * 4) * MIB
+    """Guarantee 4 of the README, for the largest of the http outputs that have four requests at once.
+
+    The largest event that is accepted takes max_in_flight once more, while an output sends it alone.
+    """
+    most = 2 * size(config["limits"]["max_in_flight"]) + (32 + 32 + 4 * 4) * MIB
     most += config["limits"]["max_connections"] * 64 * 1024
     limit = size(container["resources"]["limits"]["memory"])
     if most * 1.25 > limit:
@@ -425,7 +428,7 @@ def broken(documents):
     yield "listens on", config("0.0.0.0:3000", "0.0.0.0:3001")
     yield "from outside", config("0.0.0.0:9090", "127.0.0.1:9090")
     yield "would not start", config("optional = true", "optional = false")
-    yield "outgrows", config("1536MiB", "2GiB")
+    yield "outgrows", config("2304MiB", "3GiB")
     yield "may need", config('max_in_flight = "128MiB"', 'max_in_flight = "512MiB"')
     yield "no limit", pod(lambda it: it["volumes"][3].update(emptyDir={}))
     yield "may take", config('"20s"', '"30s"')

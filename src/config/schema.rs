@@ -198,7 +198,8 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
     let has_input = t.has_any("listener") || t.has_any("source");
     let listeners = t.sections_if_any("listener", listener);
     let sources = t.sections_if_any("source", source);
-    let mut limits = t.section("limits", limits);
+    let is_durable = t.sets("queue", "directory");
+    let mut limits = t.section("limits", |t| limits(t, is_durable));
     let queue = t.section("queue", queue);
     let filter = filter::filter(&mut t);
     let outputs = t.sections("output", output);
@@ -320,21 +321,24 @@ fn unless_zero(time: Duration) -> Option<Duration> {
     (!time.is_zero()).then_some(time)
 }
 
-fn limits(t: &mut Table<'_, '_>) -> Limits {
+fn limits(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
+    let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
+    let key = derived(
+        "max_body",
+        "size, at least 1KiB",
+        (Some(max_body), "`\"256MiB\"`, with queue.directory `\"1GiB\"`"),
+        "decompressed, and as sent; larger: 413. What takes effect is the smallest of it, max_in_flight and \
+         queue.max_bytes - 256 (with queue.directory: the smaller of it and queue.max_bytes / 2, and one \
+         event is at most max_in_flight)",
+    );
     Limits {
-        max_body: t.size(
-            "max_body",
-            64 * MIB,
-            KIB..,
-            "decompressed; larger: 413. What takes effect is the smallest of it, max_in_flight and \
-             queue.max_bytes - 256 (with queue.directory: queue.max_bytes / 2)",
-        ),
+        max_body: t.size_of(key, KIB..).unwrap_or(max_body),
         max_in_flight: t.size(
             "max_in_flight",
             256 * MIB,
             ROOM_MIN..,
-            "bytes of bodies that are not yet in the queue or wait for their acknowledgement; \
-             beyond: 429",
+            "bytes of bodies in memory that are not yet in the queue or wait for their \
+             acknowledgement; beyond: 429",
         ),
         max_connections: usize::try_from(t.count(
             "max_connections",
@@ -1114,23 +1118,30 @@ fn warn_without_place(cx: &Context<'_>, dead_letter: &DeadLetter, outputs: &[Dra
     }
 }
 
-/// The smallest of the three bounds, with a warning where it is not the one configured.
+/// A batch of 400 events at level RequestResponse is seldom larger. The default of `max_body` may be beyond what the other
+/// bounds leave, which is worth a warning only below this.
+const USUAL_BODY: u64 = 64 * MIB;
+
+/// The smallest of the bounds, with a warning where that is not the one configured, or is less than usual batches need.
+///
+/// With a directory a large body lies in a file while it arrives, so `max_in_flight` does not bound it.
 fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
-    let (room, room_shown) = if is_durable(cx) {
-        (queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
+    let (in_flight, room, room_shown) = if is_durable(cx) {
+        (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
     } else {
-        (queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
+        (limits.max_in_flight, queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
     };
     let bounds = [
         (limits.max_body, "limits.max_body", "max_body"),
-        (limits.max_in_flight, "limits.max_in_flight", "limits.max_in_flight"),
+        (in_flight, "limits.max_in_flight", "limits.max_in_flight"),
         (room, "queue.max_bytes", room_shown),
     ];
     // The first of equals: max_body itself, if it is among them.
     let [configured, ..] = bounds;
     let smallest = bounds.into_iter().min_by_key(|(size, ..)| *size).unwrap_or(configured);
     let known = cx.are_known(&["limits.max_body", "limits.max_in_flight", "queue.max_bytes"]);
-    if smallest.0 < configured.0 && known {
+    let is_asked_for = cx.is_set(configured.1) || smallest.0 < USUAL_BODY;
+    if smallest.0 < configured.0 && known && is_asked_for {
         // A default is overruled by the key that is set, and the place to look at is there.
         let spot = if cx.is_set(configured.1) { configured.1 } else { smallest.1 };
         let message = format!("{} is smaller, and takes effect instead", smallest.2);

@@ -607,6 +607,12 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
+    /// Whether the file sets this key of this table, for a default that depends on a later table.
+    pub(super) fn sets(&self, table: &str, key: &str) -> bool {
+        let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
+        section.is_some_and(|section| section.contains_key(key))
+    }
+
     /// Whether there is at least one `[[name]]` that is not read yet, whatever is in it.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());

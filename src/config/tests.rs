@@ -782,10 +782,21 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         (&format!("{directory}[limits]\nmax_body = '200MiB'\n"), "4:12", disk, 128 << 20),
         ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", in_flight, 1 << 20),
         ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", in_flight, 1 << 20),
-        (&format!("{directory}[limits]\nmax_in_flight = '1MiB'\n"), "4:17", in_flight, 1 << 20),
     ] {
         assert_problems(text, &[&format!("{position}: limits.max_body: warning: {what}")]);
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
+    }
+    // A default is no promise: without a word it is what the other bounds leave, as long as usual batches pass.
+    for (text, effective) in [
+        ("", (256 << 20) - 256),
+        ("[queue]\nmax_bytes = '65MiB'\n", (65 << 20) - 256),
+        (directory, 128 << 20),
+        ("[queue]\ndirectory = '/no'\nmax_bytes = '2GiB'\n", 1 << 30),
+        ("[queue]\ndirectory = '/no'\nmax_bytes = '4GiB'\n", 1 << 30),
+        // A large body is in a file while it arrives, whatever may be in memory.
+        (&format!("{directory}[limits]\nmax_in_flight = '1MiB'\n"), 128 << 20),
+    ] {
+        assert_eq!(config(&format!("{text}{LISTENER}")).limits.max_body, effective, "{text}");
     }
     for (exact, directory) in [(1_048_320, ""), (524_288, "directory = '/no'\n")] {
         let text = format!(

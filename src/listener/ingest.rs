@@ -2,7 +2,7 @@
 //!
 //! A refusal is answered after the body was read and thrown away, because a Go client that is cut off while it writes
 //! sees a transport error instead of the answer. What is larger than allowed, or not yet sent (`Expect: 100-continue`),
-//! is refused at once.
+//! is refused at once. A body that is too large to be held whole is decoded and stored while it arrives ([`Large`]).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -43,17 +43,23 @@ use super::answer::Refusal;
 use super::buffer::Buffer;
 use super::buffer::Pool;
 use super::connection::Connection;
+use super::large::Large;
+use super::large::Sizes;
+use super::large::Stopped;
+use super::large::Whole;
 use crate::audit;
-use crate::audit::Batch;
 use crate::audit::Split;
 use crate::config::Acknowledge;
-use crate::queue::Append;
 use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
 /// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
 const GZIP_STEP: usize = 4 * 1024;
+
+/// Bytes by which a gzip body may exceed twice its content. Members without content cost CPU (65 ms each MB) and nothing
+/// else: who compresses at all stays far below.
+const GZIP_SPARE: u64 = 1024 * 1024;
 
 /// Bodies larger than this are decoded off the runtime's threads: a millisecond each MiB or so, where serde_json does it.
 const INLINE_MAX: usize = 1024 * 1024;
@@ -63,8 +69,8 @@ const INLINE_MAX: usize = 1024 * 1024;
 const DECODING_KIB: u32 = 16 * 1024;
 
 /// See [`DECODING_KIB`].
-pub(super) fn decoding() -> Semaphore {
-    Semaphore::new(DECODING_KIB as usize)
+pub(super) fn decoding() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(DECODING_KIB as usize))
 }
 
 /// `limits.max_in_flight`: bytes of bodies that are not yet in the queue or wait for their acknowledgement, counted as
@@ -109,13 +115,18 @@ struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Takes more until the share is `total`.
-    fn grow(&mut self, total: usize) -> Result<(), Refusal> {
-        let more = (total as u64).saturating_sub(self.bytes);
-        if more > 0 && !self.in_flight.add(more, self.max) {
-            return Err(in_flight_full());
+    /// Makes the share `total` bytes.
+    fn set(&mut self, total: usize) -> Result<(), Refusal> {
+        let total = total as u64;
+        if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
+            return Err(if total > self.max {
+                event_too_large(self.max)
+            } else {
+                in_flight_full()
+            });
         }
-        self.bytes += more;
+        self.in_flight.give_back(self.bytes.saturating_sub(total));
+        self.bytes = total;
         Ok(())
     }
 }
@@ -131,6 +142,8 @@ pub(super) struct Bounds {
     /// The effective `limits.max_body`.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
+    /// Follow from `max_in_flight`.
+    pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
     pub(super) delivered_timeout: Duration,
@@ -142,7 +155,7 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
     pub(super) pool: Arc<Pool>,
-    pub(super) decoding: Semaphore,
+    pub(super) decoding: Arc<Semaphore>,
     pub(super) bounds: ArcSwap<Bounds>,
     /// New requests are refused.
     pub(super) closing: CancellationToken,
@@ -269,25 +282,29 @@ impl Ingest {
         } else {
             self.collect(bounds, upload, &mut share).await?
         };
-        let Batch { lines, events, levels } = if body.len() <= INLINE_MAX {
-            decode(body)?
-        } else {
-            let size = u32::try_from(body.len() / 1024).unwrap_or(u32::MAX);
-            let turn = self.shared.decoding.acquire_many(size.min(DECODING_KIB));
-            let _turn = turn.await.map_err(|_| shutting_down())?;
-            let decoding = tokio::task::spawn_blocking(move || decode(body));
-            decoding.await.map_err(|_| shutting_down())??
+        let Intake { rest, large, .. } = body;
+        let whole = match large {
+            None if rest.len() <= INLINE_MAX => decode(rest).map_err(stopped)?,
+            None => {
+                let length = rest.len();
+                self.off_thread(bounds, length, || decode(rest)).await?
+            }
+            Some(mut large) => {
+                let length = rest.len();
+                let end = move || large.push(rest.bytes()).and_then(|()| large.end());
+                self.off_thread(bounds, length, end).await?
+            }
         };
+        let events = whole.events;
         if events == 0 {
             return Ok(0);
         }
         // A last line without its line break is stored with one. At the bound, which may be the queue's, that byte is too
         // much for ever, and 429 would say that it fits later.
-        if lines.len() as u64 > bounds.max_body {
+        if whole.bytes > bounds.max_body {
             return Err(too_large(bounds));
         }
-        let append = Append { lines, events, levels };
-        let mut ticket = self.shared.queue.append(append).map_err(refused)?;
+        let mut ticket = whole.append(&self.shared.queue).map_err(refused)?;
         let deadline = Instant::now() + bounds.delivered_timeout;
         tokio::select! {
             biased;
@@ -304,19 +321,19 @@ impl Ingest {
         bounds: &Bounds,
         upload: &mut Upload<'_>,
         share: &mut Reservation<'_>,
-    ) -> Result<Buffer, Refusal> {
+    ) -> Result<Intake, Refusal> {
         let announced =
             upload.body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        let mut body = Buffer::new(announced, &self.shared.pool);
+        let mut intake = Intake::new(announced, bounds.sizes, &self.shared.pool);
         while let Some(piece) = upload.next().await? {
-            let total = body.len() + piece.len();
-            if total as u64 > bounds.max_body {
+            if upload.sent > bounds.max_body {
                 return Err(too_large(bounds));
             }
-            share.grow(total)?;
-            body.extend(&piece);
+            share.set(intake.held() + piece.len())?;
+            intake.rest.extend(&piece);
+            self.settle(bounds, &mut intake, share).await?;
         }
-        Ok(body)
+        Ok(intake)
     }
 
     async fn inflate(
@@ -324,7 +341,7 @@ impl Ingest {
         bounds: &Bounds,
         upload: &mut Upload<'_>,
         share: &mut Reservation<'_>,
-    ) -> Result<Buffer, Refusal> {
+    ) -> Result<Intake, Refusal> {
         let broken = |error: io::Error| {
             if error.kind() == io::ErrorKind::FileTooLarge {
                 too_large(bounds)
@@ -332,22 +349,81 @@ impl Ingest {
                 invalid(format!("the body is broken gzip: {error}"))
             }
         };
-        let body = Buffer::new(None, &self.shared.pool);
-        let bounded = Bounded { body, max: bounds.max_body };
-        let mut decoder = MultiGzDecoder::new(bounded);
+        let intake = Intake::new(None, bounds.sizes, &self.shared.pool);
+        let mut decoder = MultiGzDecoder::new(Inflated { intake, bytes: 0, max: bounds.max_body });
         while let Some(piece) = upload.next().await? {
+            if upload.sent > bounds.max_body {
+                return Err(too_large(bounds));
+            }
             for step in piece.chunks(GZIP_STEP) {
                 decoder.write_all(step).map_err(broken)?;
-                share.grow(decoder.get_ref().body.len())?;
+                let Inflated { intake, bytes, .. } = decoder.get_mut();
+                if upload.sent > bytes.saturating_mul(2).saturating_add(GZIP_SPARE) {
+                    return Err(invalid(
+                        "the gzip has members without content: it is twice as large as the body in it",
+                    ));
+                }
+                share.set(intake.held())?;
+                self.settle(bounds, intake, share).await?;
                 tokio::task::consume_budget().await;
             }
         }
         if upload.sent == 0 {
             return Err(invalid("the body is empty"));
         }
-        let body = decoder.finish().map_err(broken)?.body;
-        share.grow(body.len())?;
-        Ok(body)
+        let intake = decoder.finish().map_err(broken)?.intake;
+        share.set(intake.held())?;
+        Ok(intake)
+    }
+
+    /// Hands on the bytes that have come, once they are too many for a body that is decoded whole.
+    async fn settle(
+        &self,
+        bounds: &Bounds,
+        intake: &mut Intake,
+        share: &mut Reservation<'_>,
+    ) -> Result<(), Refusal> {
+        let most = if intake.large.is_some() { bounds.sizes.step } else { bounds.sizes.whole };
+        if intake.rest.len() <= most {
+            return Ok(());
+        }
+        let pool = &self.shared.pool;
+        let next = Buffer::new(Some(bounds.sizes.step), pool);
+        let rest = std::mem::replace(&mut intake.rest, next);
+        let new = || Large::new(bounds.sizes, &self.shared.queue, intake.announced, pool);
+        let mut large = intake.large.take().unwrap_or_else(new);
+        let push = move |rest: Buffer| large.push(rest.bytes()).map(|()| large);
+        intake.large = Some(self.off_thread(bounds, rest.len(), || push(rest)).await?);
+        share.set(intake.held())
+    }
+
+    /// Does what takes milliseconds, or waits for the disk, on a thread that may block. The work goes on when its request
+    /// has gone, and keeps its turn until it ends.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        bounds: &Bounds,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, Stopped> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let decoding = Arc::clone(&self.shared.decoding);
+        let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(1, DECODING_KIB);
+        let done = async {
+            let turn = decoding.acquire_many_owned(kib).await.ok()?;
+            let task = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                work()
+            });
+            task.await.ok()
+        };
+        tokio::select! {
+            biased;
+            done = timeout_at(Instant::now() + bounds.delivered_timeout, done) => match done {
+                Ok(Some(outcome)) => outcome.map_err(stopped),
+                Ok(None) => Err(shutting_down()),
+                Err(_) => Err(too_late(bounds)),
+            },
+            () = self.shared.cut.cancelled() => Err(shutting_down()),
+        }
     }
 
     /// Answers a refusal, after the body where that is still to come and small enough.
@@ -406,10 +482,21 @@ fn too_large(bounds: &Bounds) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
-fn decode(mut body: Buffer) -> Result<Batch, Refusal> {
-    let split = audit::decode_in_place(body.with_room());
-    let Split { lines, events, levels } = split.map_err(|error| invalid(error.to_string()))?;
-    Ok(Batch { lines: body.keep(lines), events, levels })
+fn event_too_large(max: u64) -> Refusal {
+    let message = format!("one event is larger than limits.max_in_flight, {max} bytes");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
+}
+
+fn decode(mut body: Buffer) -> Result<Whole, Stopped> {
+    let Split { lines, events, levels } = audit::decode_in_place(body.with_room())?;
+    Ok(Whole::in_memory(body.keep(lines), events, levels))
+}
+
+fn stopped(stopped: Stopped) -> Refusal {
+    match stopped {
+        Stopped::Invalid(error) => invalid(error.to_string()),
+        Stopped::Refused(reason) => refused(reason),
+    }
 }
 
 /// Content-Type and Content-Encoding; says whether the body is gzip.
@@ -540,18 +627,42 @@ impl Upload<'_> {
     }
 }
 
-/// Where decompressed bytes go.
-struct Bounded {
-    body: Buffer,
+/// A body as far as it has come.
+struct Intake {
+    /// The bytes that are not handed on yet: all of a small body.
+    rest: Buffer,
+    large: Option<Large>,
+    /// The Content-Length, where it is that of the body itself.
+    announced: Option<usize>,
+}
+
+impl Intake {
+    fn new(announced: Option<usize>, sizes: Sizes, pool: &Arc<Pool>) -> Self {
+        let first = announced.map(|length| length.min(sizes.whole + sizes.step));
+        Self { rest: Buffer::new(first, pool), large: None, announced }
+    }
+
+    /// Bytes of memory, as `limits.max_in_flight` counts them.
+    fn held(&self) -> usize {
+        self.rest.len() + self.large.as_ref().map_or(0, Large::held)
+    }
+}
+
+/// Takes the decompressed bytes of a body.
+struct Inflated {
+    intake: Intake,
+    /// All that came.
+    bytes: u64,
     max: u64,
 }
 
-impl Write for Bounded {
+impl Write for Inflated {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if (self.body.len() + buf.len()) as u64 > self.max {
+        self.bytes += buf.len() as u64;
+        if self.bytes > self.max {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        self.body.extend(buf);
+        self.intake.rest.extend(buf);
         Ok(buf.len())
     }
 

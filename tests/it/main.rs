@@ -52,6 +52,7 @@ mod kafka_source;
 #[cfg(feature = "kafka")]
 mod kafka_tls;
 mod kills;
+mod large_bodies;
 mod layers;
 mod limits;
 mod lumberjack;

@@ -92,7 +92,7 @@ address = "0.0.0.0:3000"
 path_prefix = "/"
 
 [limits]
-max_body = "64MiB"
+max_body = "256MiB"
 max_in_flight = "256MiB"
 max_connections = 4096
 header_timeout = "10s"
@@ -174,7 +174,7 @@ fn defaults_are_the_same_whether_written_or_not() {
     let short = checked(SHORTEST);
     let long = checked(&short.effective());
     assert_eq!(short.config.unwrap(), long.config.unwrap());
-    assert_eq!(config(LISTENER).limits.max_body, 64 * 1024 * 1024);
+    assert_eq!(config(LISTENER).limits.max_body, 256 * 1024 * 1024 - 256);
 }
 
 #[test]

@@ -1,0 +1,455 @@
+//! A batch that is too large for memory hides nothing: it is taken whole, kept in order, and costs no more memory than the
+//! README promises. A crash while it arrives leaves nothing of it, and whatever refuses it leaves no trace.
+//!
+//! Any editor of a namespace can make such a batch: 45 writes of 1 MB within a second and a half, at level RequestResponse,
+//! are one body of 90 MB, and the events of everybody else are in the same body.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::answers::assert_accepted;
+use crate::support::answers::assert_refusal;
+use crate::support::chance::number_from;
+use crate::support::chance::rng;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http::Client;
+use crate::support::http::Response;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::to_sink;
+use crate::support::setup::start;
+use crate::support::spool::Spool;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_until;
+
+const MIB: usize = 1024 * 1024;
+
+/// With so little in memory, a body of more than 256 KiB is large, and is cut at the first event after 128 KiB.
+const LITTLE_MEMORY: &str = "[limits]\nmax_in_flight = \"1MiB\"\n";
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn post(address: std::net::SocketAddr, headers: &str, body: &[u8]) -> std::io::Result<Response> {
+    let mut client = Client::connect(address)?;
+    let length = body.len();
+    let head =
+        format!("POST / HTTP/1.1\r\nHost: relay\r\n{headers}Content-Length: {length}\r\n\r\n");
+    client.send(head.as_bytes())?;
+    client.send(body)?;
+    client.read_response()
+}
+
+fn chunked(body: &[u8]) -> Vec<u8> {
+    let mut request =
+        b"POST / HTTP/1.1\r\nHost: relay\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    for piece in body.chunks(50_000) {
+        request.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        request.extend_from_slice(piece);
+        request.extend_from_slice(b"\r\n");
+    }
+    request.extend_from_slice(b"0\r\n\r\n");
+    request
+}
+
+/// An EventList of exactly this many bytes, with white space at its end.
+fn body_of(seed: u64, size: usize, event_bytes: usize) -> Vec<u8> {
+    let events = (size - 200) / (event_bytes + 100);
+    let mut body = generated_batch(seed, events.max(1), event_bytes);
+    assert!(body.len() <= size, "{} of {size}", body.len());
+    body.resize(size, b' ');
+    body
+}
+
+/// An output whose consumer is away.
+fn away() -> String {
+    format!(
+        "[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:{}\"]\n",
+        free_port()
+    )
+}
+
+/// All events that a directory holds, in their order.
+fn exported(spool: &Spool) -> Vec<Vec<u8>> {
+    let output = run_command(&["queue", "export", text(spool.path())], std::path::Path::new("/"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = output.stdout.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(<[u8]>::to_vec).collect()
+}
+
+/// Files of bodies that are in no segment.
+fn leftovers(spool: &Spool) -> Vec<String> {
+    let names = spool.files().into_keys().map(|path| path.to_string_lossy().into_owned());
+    names.filter(|name| name.ends_with(".incoming")).collect()
+}
+
+/// Counts lines and their bytes; that many events of a GiB fit no test's memory.
+fn counting_consumer() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex<(u64, u64)>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = std::sync::Arc::new(std::sync::Mutex::new((0, 0)));
+    let counts = std::sync::Arc::clone(&seen);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut buffer = vec![0; 256 * 1024];
+            while let Ok(count @ 1..) = std::io::Read::read(&mut stream, &mut buffer) {
+                let lines = memchr::memchr_iter(b'\n', &buffer[..count]).count();
+                let mut seen = counts.lock().unwrap();
+                *seen = (seen.0 + lines as u64, seen.1 + count as u64);
+            }
+        }
+    });
+    (address, seen)
+}
+
+#[test]
+fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
+    let (consumer, seen) = counting_consumer();
+    let spool = Spool::new();
+    let relay = Relay::start(&format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{consumer}\"]\n{}\
+         [limits]\nmax_in_flight = \"32MiB\"\nbody_timeout = \"5m\"\n",
+        spool.queue("max_bytes = \"2GiB\"\n")
+    ));
+    let idle = relay.rss_bytes();
+    // The default of max_body with a directory, to the byte.
+    let head = generated_batch(7, 1, MIB);
+    let event = events_of(&head).remove(0);
+    let list_head = head.len() - event.len() - b"]}\n".len();
+    let events = ((1 << 30) - list_head - 100) / (event.len() + 1);
+    let mut client = Client::connect(relay.address()).unwrap();
+    client.read_timeout(PATIENCE * 6);
+    client.send(b"POST / HTTP/1.1\r\nHost: relay\r\nContent-Length: 1073741824\r\n\r\n").unwrap();
+    client.send(&head[..list_head]).unwrap();
+    let mut left = (1 << 30) - list_head - b"]}\n".len();
+    for number in 0..events {
+        let comma: &[u8] = if number == 0 { b"" } else { b"," };
+        client.send(comma).unwrap();
+        client.send(&event).unwrap();
+        left -= comma.len() + event.len();
+    }
+    client.send(&vec![b' '; left]).unwrap();
+    client.send(b"]}\n").unwrap();
+    assert_accepted(&client.read_response().unwrap(), events as u64);
+    let bytes = (events * (event.len() + 1)) as u64;
+    wait_until("all events at the consumer", PATIENCE * 6, || {
+        *seen.lock().unwrap() >= (events as u64, bytes)
+    });
+    // What the README promises beyond an idle process: max_in_flight, 32 MiB of the queue, 32 MiB more, 64 KiB a connection,
+    // and here twice an event of 1 MiB.
+    let most = idle + (32 + 32 + 32 + 2 + 2) * MIB as u64;
+    let used = relay.rss_bytes_max();
+    assert!(used < most, "{} MiB were resident, {} promised", used >> 20, most >> 20);
+    assert_eq!(relay.metrics().value("accepted_bytes_total", &[]), bytes as f64);
+    relay.finish(Backlog::Empty);
+    assert_eq!(*seen.lock().unwrap(), (events as u64, bytes));
+    assert_eq!(leftovers(&spool), Vec::<String>::new());
+}
+
+#[test]
+fn a_batch_of_90_mb_hides_no_event_by_the_defaults_in_memory() {
+    let sink = TcpSink::start();
+    let relay = Relay::start(&format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
+         replay_window = \"100ms\"\n[limits]\nbody_timeout = \"5m\"\n",
+        sink.address()
+    ));
+    let mut body = generated_batch(1, 45, 2_000_000);
+    let binding = r#"{"level":"RequestResponse","auditID":"b","stage":"ResponseComplete","objectRef":{"resource":"clusterrolebindings","name":"evil"}}"#;
+    body.truncate(body.len() - b"]}\n".len());
+    body.extend_from_slice(format!(",{binding}]}}\n").as_bytes());
+    assert!(body.len() > 90_000_000);
+    let response = post(relay.address(), "", &body).unwrap();
+    assert_accepted(&response, 46);
+    sink.wait_for_count(46, PATIENCE * 3);
+    assert!(sink.has(binding.as_bytes()));
+    assert!(sink.lines() == events_of(&body), "the events are others than those sent");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn large_bodies_of_every_form_arrive_byte_for_byte_and_in_order() {
+    let spool = Spool::new();
+    let sink = TcpSink::start();
+    let relay = Relay::start(&format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
+         replay_window = \"100ms\"\n{LITTLE_MEMORY}{}",
+        sink.address(),
+        spool.queue("max_bytes = \"64MiB\"\n")
+    ));
+    let mut expected = Vec::new();
+    let list = body_of(1, 3 * MIB, 900);
+    let lines = |body: &[u8]| {
+        let mut lines = events_of(body).join(&b'\n');
+        lines.push(b'\n');
+        lines
+    };
+    let spaced = String::from_utf8(body_of(2, 2 * MIB, 900)).unwrap().replace("},{", "}\n ,\r\n {");
+    let as_lines = lines(&body_of(3, 2 * MIB, 400_000));
+    let small = generated_batch(4, 10, 500);
+    let packed = body_of(5, 5 * MIB, 5000);
+    let in_chunks = body_of(6, 2 * MIB + 1, 300);
+    for (headers, body, source) in [
+        ("", list.clone(), list),
+        ("", spaced.clone().into_bytes(), spaced.into_bytes()),
+        ("", as_lines, body_of(3, 2 * MIB, 400_000)),
+        ("", small.clone(), small),
+        ("Content-Encoding: gzip\r\n", gzip(&packed), packed),
+    ] {
+        let events = events_of(&source);
+        assert_accepted(&post(relay.address(), headers, &body).unwrap(), events.len() as u64);
+        expected.extend(events);
+    }
+    let mut client = Client::connect(relay.address()).unwrap();
+    client.send(&chunked(&in_chunks)).unwrap();
+    let events = events_of(&in_chunks);
+    assert_accepted(&client.read_response().unwrap(), events.len() as u64);
+    expected.extend(events);
+    sink.wait_for_count(expected.len(), PATIENCE);
+    assert!(sink.lines() == expected, "the events are others than those sent, or in another order");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_large_body_that_is_refused_leaves_nothing() {
+    let spool = Spool::new();
+    let relay = Relay::start(&format!(
+        "{BASE}{}{LITTLE_MEMORY}{}",
+        away(),
+        spool.queue("max_bytes = \"16MiB\"\n")
+    ));
+    let good = body_of(1, MIB, 900);
+    let count = events_of(&good).len();
+    assert_accepted(&relay.post(&good), count as u64);
+    let held = |relay: &Relay| relay.metrics().value("queue_bytes", &[]);
+    let before = held(&relay);
+
+    let mut broken = body_of(2, 4 * MIB, 900);
+    let last = broken.iter().rposition(|&byte| byte == b'}').unwrap() - 100;
+    broken[last] = 0xff;
+    let response = relay.post(&broken);
+    assert_refusal(&response, 400);
+    let item = events_of(&body_of(2, 4 * MIB, 900)).len() - 1;
+    assert!(response.text().contains(&format!("item {item} at byte ")), "{}", response.text());
+    let cut_off = &body_of(2, 4 * MIB, 900)[..3 * MIB];
+    assert_refusal(&relay.post(cut_off), 400);
+    // One event that memory has no room for.
+    let event = body_of(3, 3 * MIB, 3 * MIB - 1000);
+    let response = relay.post(&event);
+    assert_refusal(&response, 413);
+    assert!(response.text().contains("max_in_flight"), "{}", response.text());
+    // More than max_body, which is half of max_bytes here, told only while it comes.
+    let mut client = Client::connect(relay.address()).unwrap();
+    client.send(&chunked(&body_of(4, 8 * MIB + 1, 900))).ok();
+    assert_refusal(&client.read_response().unwrap(), 413);
+    // Senders that go.
+    for sent in [MIB / 2, 2 * MIB, 6 * MIB] {
+        let mut client = Client::connect(relay.address()).unwrap();
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 7000000\r\n\r\n").unwrap();
+        client.send(&body_of(5, 7_000_000, 900)[..sent]).unwrap();
+        drop(client);
+    }
+    wait_until("the room to be free again", PATIENCE, || {
+        held(&relay) <= before && leftovers(&spool).is_empty()
+    });
+    assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
+    assert_accepted(
+        &relay.post(&body_of(6, 5 * MIB, 900)),
+        events_of(&body_of(6, 5 * MIB, 900)).len() as u64,
+    );
+    relay.finish(Backlog::Stable);
+    let expected = [events_of(&good), events_of(&body_of(6, 5 * MIB, 900))].concat();
+    assert!(exported(&spool) == expected, "the log holds other events than those accepted");
+}
+
+#[test]
+fn a_large_body_without_room_is_429_and_its_repetition_counts_once_as_accepted() {
+    let spool = Spool::new();
+    let sink = TcpSink::start();
+    let relay = Relay::start(&format!(
+        "{BASE}{}{LITTLE_MEMORY}{}",
+        away(),
+        spool.queue("max_bytes = \"16MiB\"\n")
+    ));
+    let bodies: Vec<Vec<u8>> = (0..4).map(|seed| body_of(seed, 6 * MIB, 900)).collect();
+    let answers: Vec<u16> = bodies.iter().map(|body| relay.post(body).status).collect();
+    assert_eq!(answers, [200, 200, 429, 429]);
+    wait_until("no file to be left", PATIENCE, || leftovers(&spool).is_empty());
+    let lines = |bodies: &[Vec<u8>]| -> f64 {
+        bodies.iter().flat_map(|body| events_of(body)).map(|event| event.len() as f64 + 1.0).sum()
+    };
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("accepted_bytes_total", &[]), lines(&bodies[..2]));
+    // A refusal by the head's Content-Length still reads the body, and counts it as received.
+    assert_eq!(metrics.sum("received_bytes_total"), 4.0 * 6.0 * MIB as f64);
+    // The consumer comes, and the repetition finds room.
+    let config = std::fs::read_to_string(relay.config_file()).unwrap();
+    let at = config.find("addresses = [\"").unwrap() + "addresses = [\"".len();
+    let end = at + config[at..].find('"').unwrap();
+    let config = format!("{}{}{}", &config[..at], sink.address(), &config[end..]);
+    std::fs::write(relay.config_file(), config).unwrap();
+    relay.signal(libc::SIGHUP);
+    relay.wait_until_delivered(PATIENCE);
+    for body in &bodies[2..] {
+        wait_until("200", PATIENCE, || relay.post(body).status == 200);
+    }
+    assert_eq!(relay.metrics().value("accepted_bytes_total", &[]), lines(&bodies));
+    relay.finish(Backlog::Empty);
+    let expected: Vec<Vec<u8>> = bodies.iter().flat_map(|body| events_of(body)).collect();
+    assert_same_set(&sink.lines(), &expected);
+}
+
+#[test]
+fn a_full_queue_that_drops_counts_the_events_of_large_bodies_too() {
+    for when_full in ["drop_newest", "drop_oldest"] {
+        let spool = Spool::new();
+        let queue = format!("max_bytes = \"16MiB\"\nwhen_full = \"{when_full}\"\n");
+        let relay =
+            Relay::start(&format!("{BASE}{}{LITTLE_MEMORY}{}", away(), spool.queue(&queue)));
+        let bodies: Vec<Vec<u8>> = (0..5).map(|seed| body_of(seed, 6 * MIB, 900)).collect();
+        let counts: Vec<usize> = bodies.iter().map(|body| events_of(body).len()).collect();
+        for (body, count) in bodies.iter().zip(&counts) {
+            assert_accepted(&relay.post(body), *count as u64);
+        }
+        let kept = match when_full {
+            "drop_newest" => &bodies[..2],
+            _ => &bodies[3..],
+        };
+        let lost: usize = counts.iter().sum::<usize>()
+            - kept.iter().map(|body| events_of(body).len()).sum::<usize>();
+        assert_eq!(relay.metrics().sum("error_total"), lost as f64, "{when_full}");
+        relay.finish(Backlog::Stable);
+        let expected: Vec<Vec<u8>> = kept.iter().flat_map(|body| events_of(body)).collect();
+        assert!(exported(&spool) == expected, "{when_full}: other events than those kept");
+    }
+}
+
+/// Each round: a spool of its own, a batch that is acknowledged, then a body of a random size around a limit, and kill -9 at a
+/// random moment while the body arrives, is stored, or is answered. After the next start all of the body is in the log, or
+/// nothing; all of it where the sender heard 200.
+#[test]
+fn a_kill_while_a_large_body_arrives_leaves_all_of_it_or_nothing() {
+    let mut rng = rng();
+    let rounds = number_from("KUBE_AUDIT_FORWARDER_KILLS", 10);
+    let (mut whole, mut none) = (0, 0);
+    for round in 0..rounds {
+        let spool = Spool::new();
+        let config = format!(
+            "{BASE}{}{LITTLE_MEMORY}{}",
+            away(),
+            spool.queue("max_bytes = \"16MiB\"\nsegment_bytes = \"256KiB\"\n")
+        );
+        let mut relay = Relay::start(&config);
+        let first = generated_batch(round << 8, 10, 500);
+        assert_accepted(&relay.post(&first), 10);
+        // Decoded whole up to 256 KiB, cut after 128 KiB, refused above 8 MiB.
+        let limit = *rng.choice(&[128 << 10, 256 << 10, 384 << 10, 8 << 20]).unwrap();
+        let size =
+            if rng.bool() { limit - 2 + rng.usize(..5) } else { rng.usize(300_000..8_000_000) };
+        let event_bytes = rng.usize(300..100_000);
+        let body = body_of((round << 8) + 1, size, event_bytes);
+        let sender = {
+            let (address, body) = (relay.address(), body.clone());
+            std::thread::spawn(move || {
+                post(address, "", &body).map(|response| response.status).ok()
+            })
+        };
+        if rng.u8(..5) > 0 {
+            std::thread::sleep(Duration::from_micros(rng.u64(..40_000 + size as u64 / 40)));
+            relay.kill();
+        }
+        let answer = sender.join().unwrap();
+        relay.kill();
+        let after = |spool: &Spool| {
+            let relay = Relay::start(&config);
+            let second = generated_batch((round << 8) + 2, 10, 500);
+            assert_accepted(&relay.post(&second), 10);
+            wait_until("no file to be left", PATIENCE, || leftovers(spool).is_empty());
+            relay.finish(Backlog::Stable);
+            events_of(&second)
+        };
+        let second = after(&spool);
+        let stored = exported(&spool);
+        let (first, events) = (events_of(&first), events_of(&body));
+        let about = format!(
+            "{size} bytes, answered {answer:?}, {} of {} events",
+            stored.len(),
+            events.len()
+        );
+        let is_whole = stored == [&first[..], &events, &second].concat();
+        assert!(is_whole || stored == [first, second].concat(), "round {round}: {about}");
+        match answer {
+            Some(200) => assert!(is_whole, "round {round}: {about}"),
+            Some(413) => assert!(!is_whole && size > 8 << 20, "round {round}: {about}"),
+            None => {}
+            Some(other) => panic!("round {round}: {other}, {about}"),
+        }
+        *(if is_whole { &mut whole } else { &mut none }) += 1;
+    }
+    println!("{rounds} rounds: {whole} bodies whole, {none} not there");
+}
+
+#[test]
+fn gzip_without_content_is_refused_before_it_costs_cpu() {
+    let (relay, _sink) = start("", "");
+    let member = gzip(b"");
+    let empties = member.repeat(40_000_000 / member.len());
+    let mut client = Client::connect(relay.address()).unwrap();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: {}\r\n\r\n",
+        empties.len()
+    );
+    client.send(head.as_bytes()).unwrap();
+    client.send(&empties).unwrap();
+    let response = client.read_response().unwrap();
+    assert_refusal(&response, 400);
+    assert!(response.text().contains("members without content"), "{}", response.text());
+    // A good body in many members stays welcome: each event compressed for itself.
+    let body = generated_batch(1, 2000, 800);
+    let members: Vec<u8> = body.chunks(900).flat_map(gzip).collect();
+    let response = post(relay.address(), "Content-Encoding: gzip\r\n", &members).unwrap();
+    assert_accepted(&response, 2000);
+    relay.finish(Backlog::Empty);
+
+    let (relay, _sink) = start("", "[limits]\nmax_body = \"1MiB\"\n");
+    let stored = {
+        let level = flate2::Compression::none();
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+        encoder.write_all(&body_of(1, MIB - 10, 900)).unwrap();
+        encoder.finish().unwrap()
+    };
+    assert!(stored.len() > MIB, "it is larger as sent than what is in it");
+    assert_refusal(&post(relay.address(), "Content-Encoding: gzip\r\n", &stored).unwrap(), 413);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_sender_over_http_outputs_gets_large_bodies_in_batches() {
+    let sink = crate::support::http_sink::HttpSink::start(|_| {
+        crate::support::http_sink::Answer::status(200)
+    });
+    let spool = Spool::new();
+    let config = to_sink(
+        sink.address(),
+        &format!("{LITTLE_MEMORY}{}", spool.queue("max_bytes = \"32MiB\"\n")),
+    );
+    let relay = Relay::start(&config);
+    let body = body_of(1, 9 * MIB, 900);
+    let events = events_of(&body);
+    assert_accepted(&relay.post(&body), events.len() as u64);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&crate::support::requests::accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}
