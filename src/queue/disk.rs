@@ -149,8 +149,38 @@ impl RealDisk {
     }
 }
 
+/// Makes a directory where it is missing.
 fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    make_with(path, &|around| match fs::File::open(around)?.sync_all() {
+        // Not every file system knows it of a directory.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    })
+}
+
+/// Makes a directory, and those around it that are missing. Each of them is synced into the one around it: else a power
+/// loss takes it away again, with all that is in it and was acknowledged. Also one that is there may not be synced yet,
+/// where a kill came in between; there an error is no reason to refuse it, as nobody says that we may read what is around
+/// it.
+fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let around = around.unwrap_or(Path::new("."));
+    let create = || fs::DirBuilder::new().mode(0o700).create(path);
+    let created = match create() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && around != path => {
+            make_with(around, sync)?;
+            create()
+        }
+        created => created,
+    };
+    match created {
+        Ok(()) => sync(around),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+            sync(around).ok();
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn options(access: Access) -> fs::OpenOptions {
@@ -307,3 +337,44 @@ impl OpenError {
 
 #[cfg(test)]
 pub(super) mod simulated;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn every_directory_that_is_made_is_synced_into_the_one_around_it() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let root = root.path();
+        let synced = RefCell::new(Vec::new());
+        let make = |path: &str| {
+            let sync = |around: &Path| {
+                let around = around.strip_prefix(root).expect("below it").to_owned();
+                synced.borrow_mut().push(around.to_str().expect("its name").to_owned());
+                Ok(())
+            };
+            let made = make_with(&root.join(path), &sync);
+            (made, synced.take())
+        };
+        let (made, synced) = make("a/b/c");
+        made.expect("it can be made");
+        assert_eq!(synced, ["", "a", "a/b"], "from the outside in");
+        assert!(root.join("a/b/c").is_dir());
+        let (made, synced) = make("a/b/c");
+        made.expect("it is there");
+        assert_eq!(synced, ["a/b"], "whoever made it may have died before");
+        fs::write(root.join("file"), "").expect("it can be written");
+        assert!(make("file").0.is_err() && make("file/d").0.is_err());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_synced_into_its_parent_is_not_used() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = root.path().join("made");
+        let refuses = |_: &Path| Err(io::Error::from(io::ErrorKind::Other));
+        assert!(make_with(&path, &refuses).is_err());
+        assert!(make_with(&path, &refuses).is_ok(), "it was there");
+    }
+}
