@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::config;
+use crate::config::Acknowledge;
 use crate::config::Checked;
 use crate::config::Config;
 use crate::config::Severity;
@@ -324,7 +325,7 @@ impl Parts {
 
     async fn try_stage(&mut self) -> Result<Staging, String> {
         let mut config = self.read().await?;
-        self.keep_what_cannot_change(&mut config);
+        self.keep_what_cannot_change(&mut config)?;
         let outputs = self.outputs.plan(&config.outputs);
         let max_body = config.limits.max_body;
         let plan = Plan {
@@ -392,8 +393,9 @@ impl Parts {
         config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
     }
 
-    /// The queue's directory and the admin's address stay until the next start.
-    fn keep_what_cannot_change(&self, config: &mut Config) {
+    /// The queue's directory and the admin's address stay until the next start. A config whose sources can't do with the
+    /// queue that stays is refused.
+    fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), String> {
         let now = &self.config;
         if config.admin != now.admin {
             tracing::warn!(key = "admin.address", "has changed, which needs a restart");
@@ -404,7 +406,15 @@ impl Parts {
             // Nearly every other key of the queue means something else with a directory, and so does what follows from them.
             config.queue = now.queue.clone();
             config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
+            if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
+                // It would commit offsets of events that no output has, as `check` says of such a config.
+                return Err("a [[source]] needs a queue in memory with acknowledge = \"delivered\", and \
+                            queue.directory can't change without a restart: restart the relay, or leave \
+                            the [[source]] out"
+                    .to_owned());
+            }
         }
+        Ok(())
     }
 
     fn show(&self) {

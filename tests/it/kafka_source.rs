@@ -22,6 +22,7 @@ use crate::support::numbered::list;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
+use crate::support::spool::Spool;
 use crate::support::tally::Tally;
 use crate::support::tally::Tallying;
 use crate::support::tcp_sink::TcpSink;
@@ -500,5 +501,26 @@ fn status_shows_what_a_source_reads_and_what_its_last_trouble_was() {
         next += 1;
         shown(&relay)["last_error"].is_null()
     });
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_reload_puts_no_source_onto_a_queue_on_disk() {
+    let cluster = Cluster::start(1, 1);
+    let consumer = Tallying::tcp();
+    let (spool, output) = (Spool::new(), consumer.output("out", ""));
+    put(&cluster, 1, 0..10);
+    let relay = Relay::start(&format!("{BASE}{}{output}", spool.queue("")));
+    // As `check` has it, this is right; but the directory can't change while the relay runs.
+    let memory = "[queue]\nacknowledge = \"delivered\"\n";
+    let config = format!("{BASE}{memory}{}{output}", cluster.source(""));
+    std::fs::write(relay.config_file(), config).unwrap();
+    relay.signal(libc::SIGHUP);
+    let told = relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    let error = told["error"].as_str().expect("why");
+    assert!(error.contains("[[source]]") && error.contains("queue.directory"), "{error}");
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    assert_eq!(status["sources"].as_array().map(Vec::len), Some(0), "{status}");
+    assert!(cluster.committed().values().all(|offset| *offset == 0));
     relay.finish(Backlog::Empty);
 }
