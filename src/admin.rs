@@ -334,6 +334,7 @@ impl Admin {
                 "required": output.required,
                 "up": snapshot.up,
                 "down_seconds": seconds(snapshot.down),
+                "keeps_events": snapshot.keeps_events,
                 "backlog_events": backlog.events,
                 "backlog_bytes": backlog.bytes,
                 "lag_seconds": backlog.lag,

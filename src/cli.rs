@@ -308,11 +308,16 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     });
     // A thread that hangs in a file system or in a full pipe must not hold up the end.
     runtime.shutdown_background();
-    result.map_err(|error| {
-        tracing::error!(%error, "failed");
-        match error {
-            relay::Error::Config(_) => WRONG,
-            relay::Error::Run(_) => FAILED,
+    result.map_err(|error| match error {
+        // The log's last line is the relay's totals.
+        relay::Error::Ended(_) => FAILED,
+        relay::Error::Config(_) => {
+            tracing::error!(%error, "failed");
+            WRONG
+        }
+        relay::Error::Run(_) => {
+            tracing::error!(%error, "failed");
+            FAILED
         }
     })
 }

@@ -256,6 +256,7 @@ impl Prepared {
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
         let health = Health::new(&config.name, metrics, status);
+        let health = health.gives_up(config.retry.max_elapsed.is_some());
         connector.deliver(begin, health, &config, filter, dead_letters, orders)
     }
 }

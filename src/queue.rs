@@ -58,6 +58,10 @@ pub enum Refused {
     /// The disk does not store it.
     #[error("the queue's disk refuses")]
     Disk,
+    /// With `delivered`: a required output that should get it has ended, or was removed, and will
+    /// never acknowledge it.
+    #[error("no output will acknowledge the events")]
+    Undelivered,
 }
 
 /// Why an output could not join. The queue is as it was.
@@ -387,7 +391,8 @@ impl Queue {
         }
     }
 
-    /// An output has ended for good: the drain does not wait for it.
+    /// An output has ended for good: the drain does not wait for it. With `delivered`, who waits
+    /// for it hears that it will not have the events.
     pub fn give_up(&self, name: &str) {
         match self {
             Self::Memory(queue) => queue.give_up(name),
@@ -441,17 +446,14 @@ pub enum Ticket {
 
 impl Ticket {
     /// Returns when the sender may be told: at once, with `delivered` once every required output has acknowledged or
-    /// counted the batch, with a directory once it is synced.
+    /// counted the batch, with a directory once it is synced. Asked again, it says the same again.
     ///
     /// # Errors
     ///
-    /// The disk refuses.
+    /// [`Refused::Disk`], or with `delivered` [`Refused::Undelivered`]: the sender keeps the batch.
     pub async fn acknowledged(&mut self) -> Result<(), Refused> {
         match self {
-            Self::Memory(ticket) => {
-                ticket.delivered().await;
-                Ok(())
-            }
+            Self::Memory(ticket) => ticket.delivered().await,
             Self::Spool(ticket) => ticket.acknowledged().await,
         }
     }

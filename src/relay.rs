@@ -61,6 +61,18 @@ pub enum Error {
     /// The machine or a peer refused.
     #[error("{0}")]
     Run(String),
+    /// A running relay could not go on, or was not let end in order. The log has it, with the
+    /// totals behind it.
+    #[error("{0}")]
+    Ended(String),
+}
+
+impl Error {
+    /// Tells the log what has ended a relay that ran.
+    fn ended(error: String) -> Self {
+        tracing::error!(error, "failed");
+        Self::Ended(error)
+    }
 }
 
 /// What comes from outside while the relay runs.
@@ -110,7 +122,8 @@ struct Parts {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] before anything is open; [`Error::Run`] where an address can't be bound, or an output can't go on.
+/// [`Error::Config`] before anything is open; [`Error::Run`] where an address can't be bound;
+/// [`Error::Ended`] where an output can't go on.
 pub async fn run(
     file: Option<PathBuf>,
     config: Config,
@@ -135,7 +148,7 @@ pub async fn run(
             biased;
             () = &mut stopped => break Ok(()),
             // One that has ended for good ends the process; the others are drained as at a signal.
-            error = parts.outputs.ended() => break Err(Error::Run(error)),
+            error = parts.outputs.ended() => break Err(Error::ended(error)),
             Some(()) = reload.recv() => {}
             () = parts.watch.changed() => {}
         }
@@ -145,14 +158,16 @@ pub async fn run(
             () = &mut stopped => break Ok(()),
         }
     };
-    let queue = parts.queue.clone();
-    tokio::select! {
+    let (queue, telemetry) = (parts.queue.clone(), Arc::clone(&parts.telemetry));
+    let result = tokio::select! {
         drained = drain(parts) => result.and(drained),
         () = aborted => {
             abandon(&queue);
-            Err(Error::Run("ended at once by a second signal".to_owned()))
+            Err(Error::ended("ended at once by a second signal".to_owned()))
         }
-    }
+    };
+    tell_totals(&queue, &telemetry);
+    result
 }
 
 async fn start(
@@ -213,6 +228,7 @@ async fn start(
     parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(stop()));
     parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, stop()));
     parts.tasks.spawn(upkeep(Arc::clone(&parts.telemetry), stop()));
+    parts.tasks.spawn(parts.telemetry.reports().tell(stop()));
     parts.outputs.commit(outputs);
     parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);
@@ -393,8 +409,8 @@ impl Parts {
         config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
     }
 
-    /// The queue's directory and the admin's address stay until the next start. A config whose sources can't do with the
-    /// queue that stays is refused.
+    /// The queue's directory and the admin's address stay until the next start. A config whose
+    /// sources can't do with the queue that stays is refused.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), String> {
         let now = &self.config;
         if config.admin != now.admin {
@@ -407,7 +423,8 @@ impl Parts {
             config.queue = now.queue.clone();
             config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
             if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
-                // It would commit offsets of events that no output has, as `check` says of such a config.
+                // The source would commit offsets of events that no output has, as `check` says of
+                // such a config.
                 return Err("a [[source]] needs a queue in memory with acknowledge = \"delivered\", and \
                             queue.directory can't change without a restart: restart the relay, or leave \
                             the [[source]] out"
@@ -430,7 +447,7 @@ async fn in_time<T: Send + 'static>(
     done.unwrap_or_else(|_| Err("the file system does not answer".to_owned()))
 }
 
-/// Ends everything in order; see CONTRACT's `[shutdown]`.
+/// Ends everything in order, as `[shutdown]` says.
 ///
 /// # Errors
 ///
@@ -461,14 +478,14 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     loop {
         tokio::select! {
             _ = &mut empty => break,
-            error = parts.outputs.ended() => result = Err(Error::Run(error)),
+            error = parts.outputs.ended() => result = Err(Error::ended(error)),
         }
     }
     tokio::time::timeout(CLOSING, parts.outputs.stop()).await.ok();
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
     parts.queue.close().await;
-    let lost = abandon(&parts.queue);
+    abandon(&parts.queue);
     parts.stop.cancel();
     parts.tasks.close();
     let ended = async {
@@ -476,24 +493,31 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
         parts.tasks.wait().await;
     };
     tokio::time::timeout(CLOSING, ended).await.ok();
-    tracing::info!(lost, "ended");
     result
 }
 
-/// Counts and tells what was not delivered, and returns how many events are lost.
-fn abandon(queue: &Queue) -> u64 {
-    let mut lost = 0;
+/// Counts what was not delivered and is lost with the process, and tells what is kept.
+fn abandon(queue: &Queue) {
     for (output, left) in queue.abandon() {
-        match left {
-            Left::Lost(0) | Left::Kept(0) => {}
-            Left::Lost(events) => {
-                lost += events;
-                tracing::error!(output, events, "events not delivered in time, lost and counted");
-            }
-            Left::Kept(events) => {
-                tracing::info!(output, events, "events not delivered yet, kept for the next start");
-            }
+        if let Left::Kept(events @ 1..) = left {
+            tracing::info!(output, events, "events not delivered yet, kept for the next start");
         }
     }
-    lost
+}
+
+/// The last line of a relay that ran: what has become of all events since its start. Summed over
+/// the outputs, an event counts for each of them.
+fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
+    telemetry.reports().flush();
+    queue.observe();
+    let reading = telemetry.read();
+    let (mut delivered, mut lost, mut kept, mut each) = (0, 0, 0, String::new());
+    for outcome in reading.outcomes() {
+        (delivered, lost) = (delivered + outcome.delivered, lost + outcome.lost);
+        kept += outcome.backlog;
+        let separator = if each.is_empty() { "" } else { "; " };
+        each.push_str(&format!("{separator}{outcome}"));
+    }
+    let accepted = reading.accepted_events();
+    tracing::info!(accepted, delivered, lost, kept, outputs = each, "ended");
 }

@@ -39,9 +39,17 @@ use crate::config::LogFormat;
 use crate::config::LogLevel;
 
 mod reading;
+mod reports;
 
 pub use reading::Certificate;
+pub use reading::Outcome;
 pub use reading::Reading;
+pub use reports::Cause;
+pub use reports::Loss;
+pub use reports::Losses;
+pub use reports::LostAs;
+pub use reports::Reports;
+pub use reports::State;
 
 /// From a lone small batch (50 µs) to a held request (30 s).
 const REQUEST_SECONDS: [f64; 14] = [
@@ -244,6 +252,7 @@ pub struct Telemetry {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
     last_rejected: Arc<Mutex<Option<LastRejected>>>,
+    reports: Reports,
 }
 
 impl Default for Telemetry {
@@ -270,7 +279,8 @@ impl Telemetry {
             .build_recorder();
         let handle = recorder.handle();
         let process = metrics_process::Collector::default();
-        let telemetry = Self { recorder, handle, process, last_rejected: Arc::default() };
+        let (last_rejected, reports) = (Arc::default(), Reports::default());
+        let telemetry = Self { recorder, handle, process, last_rejected, reports };
         telemetry.with(|| {
             for (name, help) in HELP.into_iter().filter(|(_, help)| !help.is_empty()) {
                 // The exporter keys help by name alone, whatever the kind.
@@ -348,7 +358,8 @@ impl Telemetry {
             accepted_bytes: counter("accepted_bytes_total", &[]),
             levels: LEVELS.map(|level| counter("level_total", &[("level", level)])),
             last_event: gauge("last_event_timestamp_seconds", &[]),
-            errors: counter("error_total", &[("plugin", "queue")]),
+            errors: counter("error_total", &[("plugin", reports::QUEUE)]),
+            losses: self.reports.losses(reports::QUEUE),
             bytes: gauge("queue_bytes", &[]),
             capacity: gauge("queue_capacity_bytes", &[]),
             held: gauge("queue_events", &[]),
@@ -390,6 +401,7 @@ impl Telemetry {
             start: gauge("output_start_events", &label),
             delivery: histogram("output_delivery_seconds", &label),
             lost: counter("error_total", &[("plugin", name)]),
+            losses: self.reports.losses(name),
             dead_letters: counter("dead_letter_events_total", &label),
             filtered: Filtered::new(name),
         })
@@ -401,14 +413,22 @@ impl Telemetry {
         self.with(|| gauge("output_required", &[("output", name)]).set(value));
     }
 
-    /// `error_total` of an output that is not in the config any more.
-    pub fn lost(&self, name: &str) -> Counter {
-        self.with(|| counter("error_total", &[("plugin", name)]))
+    /// Counts the backlog of an output that is not in the config any more.
+    pub fn removed(&self, name: &str, events: u64) {
+        self.with(|| counter("error_total", &[("plugin", name)])).increment(events);
+        self.reports.losses(name).add(Loss::Removed, events, None);
     }
 
     /// `dead_letter_dropped_events_total`.
-    pub fn dead_letters_dropped(&self) -> Counter {
-        self.with(|| counter("dead_letter_dropped_events_total", &[]))
+    pub fn dead_letters_dropped(&self) -> DroppedLetters {
+        let counter = self.with(|| counter("dead_letter_dropped_events_total", &[]));
+        DroppedLetters { counter, losses: self.reports.losses(reports::QUEUE) }
+    }
+
+    /// The reporter of losses and of states that change.
+    #[must_use]
+    pub fn reports(&self) -> Reports {
+        self.reports.clone()
     }
 
     /// Sets `tls_certificate_expiry_timestamp_seconds`. `place` is `listener` or `output`, `role` says whose certificate
@@ -516,6 +536,8 @@ pub struct QueueMetrics {
     levels: [Counter; LEVELS.len()],
     last_event: Gauge,
     pub errors: Counter,
+    /// Notes events that no output can get for the log.
+    losses: Losses,
     pub bytes: Gauge,
     pub capacity: Gauge,
     pub held: Gauge,
@@ -537,6 +559,41 @@ impl QueueMetrics {
             counter.increment(*count);
         }
         self.last_event.set(now());
+    }
+
+    /// Counts a batch that was accepted and dropped, so that no output can get it.
+    pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
+        self.accepted(events, bytes, levels);
+        self.errors.increment(events);
+        self.dropped_newest.increment(events);
+        self.losses.add(Loss::DropNewest, events, None);
+    }
+
+    /// Notes a damaged place of the queue's files for the log. What it costs is noted by the
+    /// outputs that pass it.
+    pub fn damaged(&self, place: &str) {
+        self.losses.note(Loss::Damaged, 1, Some(place));
+    }
+
+    /// A state of the queue, or of its disk, is another than it was.
+    pub fn changed(&self, state: State) {
+        self.losses.changed(state);
+    }
+}
+
+/// Dead letters that were deleted to keep within `dead_letter.max_bytes`: events that their outputs
+/// have counted as lost before.
+#[derive(Clone)]
+pub struct DroppedLetters {
+    counter: Counter,
+    losses: Losses,
+}
+
+impl DroppedLetters {
+    /// Counts them.
+    pub fn add(&self, events: u64) {
+        self.counter.increment(events);
+        self.losses.note(Loss::DeadLetters, events, None);
     }
 }
 
@@ -577,6 +634,8 @@ pub struct OutputMetrics {
     pub delivery: Histogram,
     /// `error_total` of this output.
     pub lost: Counter,
+    /// Notes its losses for the log.
+    pub losses: Losses,
     /// `dead_letter_events_total`.
     pub dead_letters: Counter,
     /// `filtered_events_total`.
@@ -610,6 +669,12 @@ impl Filtered {
 }
 
 impl OutputMetrics {
+    /// Counts events as lost, and notes them for the log.
+    pub fn lose(&self, loss: Loss, events: u64) {
+        self.lost.increment(events);
+        self.losses.add(loss, events, None);
+    }
+
     /// Counts a failed attempt.
     pub fn failed(&self, reason: AttemptError) {
         self.errors[reason as usize].increment(1);
@@ -756,7 +821,7 @@ mod tests {
         queue.accepted(7, 7000, &LevelCounts::default());
         queue.errors.increment(2);
         output.lost.increment(3);
-        telemetry.lost("gone").increment(4);
+        telemetry.removed("gone", 4);
         output.events.increment(5);
         output.dead_letters.increment(1);
         listener.connections.set(6.0);

@@ -542,6 +542,11 @@ fn refused(refused: Refused) -> Refusal {
             Rejection::Disk,
             "the disk does not store events now, try again later",
         ),
+        Refused::Undelivered => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Rejection::DeliveryTimeout,
+            "an output that the events are for has ended, try again later",
+        ),
     };
     Refusal::new(status, reason, message)
 }

@@ -17,13 +17,13 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
-use metrics::Counter;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::tcp::lines;
 use crate::config::Config;
+use crate::telemetry::DroppedLetters;
 use crate::telemetry::Telemetry;
 
 mod files;
@@ -50,7 +50,7 @@ pub struct DeadLetters {
 }
 
 struct Shared {
-    dropped: Counter,
+    dropped: DroppedLetters,
     state: Mutex<State>,
 }
 

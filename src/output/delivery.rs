@@ -34,6 +34,7 @@ use crate::queue::Fate;
 use crate::queue::Position;
 use crate::queue::Retaken;
 use crate::queue::Take;
+use crate::telemetry::Cause;
 
 mod filtering;
 mod given_up;
@@ -41,6 +42,7 @@ mod tried;
 
 use filtering::Filtering;
 use given_up::GivenUp;
+use given_up::Reason;
 
 /// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, only those held
 /// are tried.
@@ -774,7 +776,7 @@ impl<C: Connect> Delivery<C> {
         lines.append(&mut too_large);
         let kept = self.filtering.finish(claim, &self.health.metrics);
         let fate = Fate { lost: lines.len() as u64, ..kept };
-        let (reason, health) = (Arc::from(reason), &mut self.health);
+        let (reason, health) = (Reason::new(Cause::TooLong, reason), &mut self.health);
         self.given_up.end_with(claim, fate, lines, &reason, &self.cursor, health);
     }
 

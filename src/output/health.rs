@@ -12,6 +12,9 @@ use super::AddressState;
 use super::Failure;
 use super::endpoints::Endpoints;
 use crate::telemetry::AttemptError;
+use crate::telemetry::Cause;
+use crate::telemetry::Loss;
+use crate::telemetry::LostAs;
 use crate::telemetry::OutputMetrics;
 
 /// While an output stays down, one line in so long.
@@ -33,39 +36,11 @@ pub(super) struct Health {
     /// The last line that said so.
     told: Option<(Instant, AttemptError)>,
     failures: u64,
-    /// By [`LostAs`].
-    given_up: [GivenUp; LOST_AS.len()],
-}
-
-/// What becomes of events that are given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LostAs {
-    /// They are gone.
-    Dropped,
-    /// They are in the dead-letter files.
-    DeadLetter,
-    /// They should be there, and could not be written.
-    Unwritten,
-}
-
-const LOST_AS: [LostAs; 3] = [LostAs::Dropped, LostAs::DeadLetter, LostAs::Unwritten];
-
-impl LostAs {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Dropped => "dropped",
-            Self::DeadLetter => "written to the dead letters",
-            Self::Unwritten => "lost, the dead letters can't be written",
-        }
-    }
-}
-
-/// Events of one [`LostAs`].
-#[derive(Debug, Default)]
-struct GivenUp {
-    /// Since the last line that told of some.
-    events: u64,
-    told: Option<Instant>,
+    /// `retry.max_elapsed` is set: what can't be delivered is given up.
+    gives_up: bool,
+    /// Events that were lost before it went down, of this output and of those that no output can
+    /// get.
+    lost_before: u64,
 }
 
 /// What `/status` shows. Shared with `admin`.
@@ -81,6 +56,8 @@ struct StatusState {
     last_error: Option<(String, Instant)>,
     down_since: Option<Instant>,
     next_attempt: Option<Instant>,
+    /// Its events are not kept whatever comes.
+    may_lose: bool,
 }
 
 impl StatusState {
@@ -102,6 +79,8 @@ pub struct Snapshot {
     pub down: Option<Duration>,
     /// Until the next attempt, while one is waited for.
     pub next_retry: Option<Duration>,
+    /// As it went down, nothing but its consumer could end that its events are kept.
+    pub keeps_events: bool,
     /// Its addresses, in order.
     pub addresses: Vec<AddressState>,
 }
@@ -124,7 +103,8 @@ impl Status {
         let down = state.down_since.map(|since| since.elapsed());
         let (last_error, at) = state.last_error.unzip();
         let last_error_age = at.map(|at| at.elapsed());
-        Snapshot { up: state.up, last_error, last_error_age, down, next_retry, addresses }
+        let (up, keeps_events) = (state.up, !state.may_lose);
+        Snapshot { up, last_error, last_error_age, down, next_retry, keeps_events, addresses }
     }
 }
 
@@ -139,8 +119,15 @@ impl Health {
             told_down: false,
             told: None,
             failures: 0,
-            given_up: Default::default(),
+            gives_up: false,
+            lost_before: 0,
         }
+    }
+
+    /// Whether it gives up what it can't deliver after some time.
+    pub(super) fn gives_up(mut self, gives_up: bool) -> Self {
+        self.gives_up = gives_up;
+        self
     }
 
     /// An attempt succeeded.
@@ -181,9 +168,14 @@ impl Health {
         self.metrics.up.set(0.0);
         self.failures += 1;
         let now = Instant::now();
+        if self.down.is_none() {
+            self.lost_before = self.metrics.losses.events();
+        }
         let since = *self.down.get_or_insert(now);
+        let is_kept = self.keeps_events();
         let mut status = self.status.lock();
         status.up = false;
+        status.may_lose = !is_kept;
         status.down_since = Some(since);
         status.failed(failure);
         drop(status);
@@ -196,24 +188,28 @@ impl Health {
             tracing::debug!(output = self.name, reason, error, "attempt failed");
             return;
         }
-        if std::mem::replace(&mut self.told_down, true) {
-            tracing::warn!(
-                output = self.name,
-                reason,
-                error,
-                failures,
-                "output still down, events are kept"
-            );
-        } else {
-            tracing::warn!(
-                output = self.name,
-                reason,
-                error,
-                failures,
-                "output down, events are kept"
-            );
-        }
+        let (output, still) = (&self.name, std::mem::replace(&mut self.told_down, true));
+        let message = self.told_of_events(still);
+        tracing::warn!(output, reason, error, failures, "{message}");
         self.told = Some((now, failure.reason));
+    }
+
+    /// Says for the log that the output is down, and whether its events are safe: that they are
+    /// kept is said only where nothing but the consumer can end that.
+    fn told_of_events(&self, still: bool) -> &'static str {
+        let is_losing = self.metrics.losses.events() > self.lost_before;
+        match (self.keeps_events(), is_losing) {
+            (true, _) if still => "output still down, events are kept",
+            (true, _) => "output down, events are kept",
+            (false, true) if still => "output still down, events are being lost",
+            (false, true) => "output down, events are being lost",
+            (false, false) if still => "output still down, events wait and may be lost",
+            (false, false) => "output down, events wait and may be lost",
+        }
+    }
+
+    fn keeps_events(&self) -> bool {
+        self.metrics.losses.keeps() && !self.gives_up
     }
 
     /// An attempt at one address failed, and another is tried at once: the output is not down. The log has it from those
@@ -231,37 +227,12 @@ impl Health {
     }
 
     /// Events are given up, and counted by whoever finishes their claim.
-    pub(super) fn given_up(&mut self, events: u64, fate: LostAs, error: &str) {
-        let given_up = &mut self.given_up[fate as usize];
-        given_up.events += events;
-        let now = Instant::now();
-        if events > 0 && given_up.told.is_none_or(|at| now.duration_since(at) >= REMIND) {
-            given_up.told = Some(now);
-            let events = std::mem::take(&mut given_up.events);
-            let fate = fate.name();
-            tracing::error!(output = self.name, events, fate, error, "events given up and counted");
-        }
+    pub(super) fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
+        self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
 
     /// The next attempt is so far away.
     pub(super) fn next_attempt(&mut self, wait: Duration) {
         self.status.lock().next_attempt = Some(Instant::now() + wait);
-    }
-}
-
-/// The log must not end with less than was lost.
-impl Drop for Health {
-    fn drop(&mut self) {
-        for (fate, given_up) in LOST_AS.into_iter().zip(&self.given_up) {
-            if given_up.events > 0 {
-                let (events, fate) = (given_up.events, fate.name());
-                tracing::error!(
-                    output = self.name,
-                    events,
-                    fate,
-                    "more events given up and counted since the last line"
-                );
-            }
-        }
     }
 }

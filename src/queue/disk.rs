@@ -158,10 +158,10 @@ fn make_directory(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Makes a directory, and those around it that are missing. Each of them is synced into the one around it: else a power
-/// loss takes it away again, with all that is in it and was acknowledged. Also one that is there may not be synced yet,
-/// where a kill came in between; there an error is no reason to refuse it, as nobody says that we may read what is around
-/// it.
+/// Makes a directory, and those around it that are missing. Each of them is synced into the one
+/// around it: else a power loss takes it away again, with all that is in it and was acknowledged.
+/// Also one that is there may not be synced yet, where a kill came in between; there an error is no
+/// reason to refuse it, as nobody says that we may read what is around it.
 fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));

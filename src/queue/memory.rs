@@ -28,14 +28,16 @@ use super::Take;
 use super::claims::Claims;
 use super::claims::Stage;
 use super::outputs::Departed;
-use super::outputs::Losses;
 use super::outputs::show_start;
 use super::outputs::signed;
+use super::outputs::written;
 use crate::config;
 use crate::config::Acknowledge;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
+use crate::telemetry::Loss;
 use crate::telemetry::QueueMetrics;
+use crate::telemetry::State as Told;
 
 mod record;
 
@@ -121,7 +123,6 @@ struct CursorState {
     joined: Position,
     /// `output_start_events`.
     start: i64,
-    losses: Losses,
     /// Its output has ended for good.
     gone: bool,
     /// Batches say where their pieces are from.
@@ -155,11 +156,13 @@ impl CursorState {
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
-        match self.output.required {
-            true => self.output.metrics.lost.increment(amount.events),
-            false => self.losses.add(&self.output, amount.events),
-        }
+        self.output.drops(amount.events);
         amount.events
+    }
+
+    /// A required output that is still to say something of a record: it had joined before.
+    fn is_needed_for(&self, record: &Record) -> bool {
+        self.output.required && self.joined <= record.first
     }
 }
 
@@ -170,20 +173,21 @@ impl State {
     }
 
     /// Not as soon as there is room, or a queue at its edge would fill the log.
-    fn tell_room(&mut self) {
+    fn tell_room(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
         }
-        let needed = self.bytes - self.spare.bytes;
-        if needed < self.capacity / 10 * 8 {
+        let bytes = self.bytes - self.spare.bytes;
+        if bytes < self.capacity / 10 * 8 {
             self.told_full = false;
-            tracing::info!(bytes = needed, "queue below 80 %");
+            metrics.changed(Told::QueueHasRoom { bytes });
         }
     }
 
-    fn tell_full(&mut self) {
+    fn tell_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
-            tracing::warn!(bytes = self.bytes, when_full = ?self.when_full, "queue full");
+            let when_full = written(self.when_full);
+            metrics.changed(Told::QueueFull { bytes: self.bytes, when_full });
         }
     }
 
@@ -216,19 +220,29 @@ impl State {
         }
     }
 
-    /// What every required output has finished is accepted, and its sender is told.
-    fn answer(
-        counted: &mut Amount,
-        cursors: &mut Slab<CursorState>,
-        record: &mut Record,
-        metrics: &QueueMetrics,
-    ) {
-        // Only where an output has gone that would have begun it.
-        Self::count(counted, cursors, record, metrics);
-        if let Some(waiting) = record.waiting.take() {
-            // The sender may have gone: then nobody needs the answer.
-            waiting.send(()).ok();
+    /// The fate of a record that every required output that goes on has finished, as its sender is
+    /// to hear it. One that has ended for good will never have it; and where the only output that
+    /// was to get it has left, or is not required any more, no required one has.
+    fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
+        let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
+        let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
+        let is_missed = gone.iter().any(|(_, cursor)| cursor.outstanding(record).events > 0);
+        match is_missed || (going.is_empty() && gone.is_empty()) {
+            true => Err(Refused::Undelivered),
+            false => Ok(()),
         }
+    }
+
+    /// Tells the sender of what every required output has finished. `false`: it is refused, and
+    /// nobody has begun it, so that it was never here.
+    fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
+        if let Some(waiting) = record.waiting.take() {
+            let verdict = Self::verdict(cursors, record);
+            // The sender may have gone: then nobody needs the answer.
+            waiting.send(verdict).ok();
+            return verdict.is_ok() || record.counted;
+        }
+        true
     }
 
     fn remove(&mut self, index: usize) -> Option<Record> {
@@ -241,7 +255,7 @@ impl State {
     }
 
     /// Answers what every required output has finished, and lets go of what every output has.
-    fn free(&mut self, metrics: &QueueMetrics) {
+    fn free(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
             let watermark = cursor.claims.watermark();
@@ -253,17 +267,41 @@ impl State {
         while self.records.front().is_some_and(|record| record.end() <= held) {
             let Some(mut record) = self.records.pop_front() else { break };
             self.bytes -= record.weight();
-            match self.spare.records {
-                0 => Self::answer(&mut self.counted, &mut self.cursors, &mut record, metrics),
-                _ => self.spare.take(&record),
+            if self.spare.records == 0 {
+                Self::answer(&self.cursors, &mut record);
+            } else {
+                self.spare.take(&record);
             }
         }
         while let Some(record) = self.records.get_mut(self.spare.records)
             && record.end() <= needed
         {
-            Self::answer(&mut self.counted, &mut self.cursors, record, metrics);
-            self.spare.records += 1;
-            self.spare.bytes += record.weight();
+            if Self::answer(&self.cursors, record) {
+                self.spare.records += 1;
+                self.spare.bytes += record.weight();
+            } else {
+                self.remove(self.spare.records);
+            }
+        }
+    }
+
+    /// Some required output has ended for good: what it has not finished will not be delivered,
+    /// whatever others do. Its senders hear it now, and what nobody has begun is theirs again.
+    fn refuse_missed(&mut self) {
+        let mut index = 0;
+        while let Some(record) = self.records.get_mut(index) {
+            index += 1;
+            if record.waiting.is_none() || Self::verdict(&self.cursors, record).is_ok() {
+                continue;
+            }
+            if let Some(waiting) = record.waiting.take() {
+                // The sender may have gone: then nobody needs the answer.
+                waiting.send(Err(Refused::Undelivered)).ok();
+            }
+            if !record.counted {
+                index -= 1;
+                self.remove(index);
+            }
         }
     }
 
@@ -292,8 +330,14 @@ impl State {
         for index in chosen.into_iter().rev() {
             let is_spare = index < self.spare.records;
             let Some(mut record) = self.remove(index) else { continue };
-            // With `delivered` until just now, a batch that nobody has begun may be lost: its sender is told that it is stored.
-            Self::count(&mut self.counted, &mut self.cursors, &mut record, metrics);
+            if let Some(waiting) = record.waiting.take() {
+                // With `delivered` until just now. The sender has the batch still, and it is not
+                // lost unless it was begun.
+                waiting.send(Err(Refused::Undelivered)).ok();
+                if !record.counted {
+                    continue;
+                }
+            }
             let mut missed = 0;
             for (_, cursor) in &mut self.cursors {
                 let lost = cursor.lose(&mut record);
@@ -378,7 +422,10 @@ impl Queue {
         state.when_full = config.when_full;
         state.acknowledge = config.acknowledge;
         self.shared.metrics.capacity.set(config.max_bytes as f64);
-        state.tell_room();
+        for (_, cursor) in &state.cursors {
+            cursor.output.show_keeping(config.when_full);
+        }
+        state.tell_room(&self.shared.metrics);
     }
 
     /// A cursor at the end of the log: what was appended is before it, what will be is behind it.
@@ -401,6 +448,7 @@ impl Queue {
     fn add(&self, state: &mut State, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
+        output.show_keeping(state.when_full);
         let readable = Arc::new(Notify::new());
         let index = state.cursors.insert(CursorState {
             output,
@@ -408,7 +456,6 @@ impl Queue {
             passed: state.counted,
             joined: state.next,
             start,
-            losses: Losses::default(),
             gone: false,
             // The queue's own tests look at it always.
             tells_origins: cfg!(test),
@@ -419,17 +466,19 @@ impl Queue {
 
     /// Whether events are kept until an output has them.
     pub fn require(&self, name: &str, required: bool) {
-        let mut state = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
         for (_, cursor) in &mut state.cursors {
             if cursor.output.name == name {
                 cursor.output.required = required;
+                cursor.output.show_keeping(state.when_full);
             }
         }
         // Of what only others needed, it may need some.
         state.spare = Spare::default();
-        state.free(&self.shared.metrics);
-        state.tell_room();
-        drop(state);
+        state.free();
+        state.tell_room(&self.shared.metrics);
+        drop(guard);
         self.shared.progress.notify_waiters();
     }
 
@@ -442,7 +491,7 @@ impl Queue {
         let mut state = self.shared.lock();
         let needed = state.bytes - state.spare.bytes + bytes + BATCH_OVERHEAD;
         if state.when_full == WhenFull::Reject && needed > state.capacity {
-            state.tell_full();
+            state.tell_full(&self.shared.metrics);
             return Err(Refused::Full);
         }
         Ok(())
@@ -465,17 +514,20 @@ impl Queue {
         if state.closed {
             return Err(Refused::Full);
         }
+        if state.acknowledge == Acknowledge::Delivered
+            && state.cursors.iter().any(|(_, cursor)| cursor.gone && cursor.output.required)
+        {
+            return Err(Refused::Undelivered);
+        }
         let metrics = &self.shared.metrics;
         let after = state.bytes + batch.lines.len() as u64 + BATCH_OVERHEAD;
         if after > state.capacity {
             let is_full = after - state.spare.bytes > state.capacity;
             if is_full {
-                state.tell_full();
+                state.tell_full(&self.shared.metrics);
             }
             if is_full && state.when_full == WhenFull::DropNewest {
-                metrics.accepted(batch.events, batch.lines.len() as u64, &batch.levels);
-                metrics.errors.increment(batch.events);
-                metrics.dropped_newest.increment(batch.events);
+                metrics.drop_newest(batch.events, batch.lines.len() as u64, &batch.levels);
                 return Ok(Ticket::stored());
             }
             if !state.make_room(after - state.capacity, metrics) {
@@ -494,7 +546,7 @@ impl Queue {
                 let (waiting, delivered) = oneshot::channel();
                 record.waiting = Some(waiting);
                 Ticket {
-                    delivered: Some(delivered),
+                    delivered: Delivered::Waits(delivered),
                     place: Some((Arc::clone(&self.shared), first)),
                 }
             }
@@ -558,13 +610,14 @@ impl Queue {
     }
 
     /// An output has ended for good: nothing waits for it any more. What it did not get is counted by
-    /// [`Queue::abandon`].
+    /// [`Queue::abandon`], unless its sender is told that it was not delivered.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
             cursor.gone |= cursor.output.name == name;
         }
-        state.free(&self.shared.metrics);
+        state.refuse_missed();
+        state.free();
         drop(state);
         self.shared.progress.notify_waiters();
     }
@@ -580,7 +633,7 @@ impl Queue {
             .iter_mut()
             .map(|(_, cursor)| {
                 let lost = counted.events.saturating_sub(cursor.passed.events);
-                cursor.output.metrics.lost.increment(lost);
+                cursor.output.metrics.lose(Loss::Undelivered, lost);
                 cursor.passed = counted;
                 (cursor.output.name.clone(), lost)
             })
@@ -607,23 +660,37 @@ impl State {
 /// output has begun is taken out again.
 #[must_use]
 pub struct Ticket {
-    delivered: Option<oneshot::Receiver<()>>,
+    delivered: Delivered,
     place: Option<(Arc<Shared>, Position)>,
+}
+
+enum Delivered {
+    Waits(oneshot::Receiver<Result<(), Refused>>),
+    /// The answer, which stays the same however often somebody asks.
+    Known(Result<(), Refused>),
 }
 
 impl Ticket {
     fn stored() -> Self {
-        Self { delivered: None, place: None }
+        Self { delivered: Delivered::Known(Ok(())), place: None }
     }
 
     /// Returns at once, or with `delivered` once every required output has acknowledged or counted the
     /// batch.
-    pub async fn delivered(&mut self) {
-        if let Some(delivered) = &mut self.delivered {
-            // An error means that the queue is gone, and with it whoever could act on the difference.
-            delivered.await.ok();
-            self.place = None;
-        }
+    ///
+    /// # Errors
+    ///
+    /// An output that it waits for will never have it. The batch is the sender's.
+    pub async fn delivered(&mut self) -> Result<(), Refused> {
+        let waits = match &mut self.delivered {
+            Delivered::Known(known) => return *known,
+            Delivered::Waits(waits) => waits,
+        };
+        // An error means that the queue is gone: no output will say anything any more.
+        let answer = waits.await.unwrap_or(Err(Refused::Undelivered));
+        self.delivered = Delivered::Known(answer);
+        self.place = None;
+        answer
     }
 }
 
@@ -634,7 +701,7 @@ impl Drop for Ticket {
         let index = state.index_at(first);
         if state.records.get(index).is_some_and(|record| record.first == first && !record.counted) {
             drop(state.remove(index));
-            state.tell_room();
+            state.tell_room(&shared.metrics);
             drop(state);
             shared.progress.notify_waiters();
         }
@@ -718,8 +785,8 @@ impl Cursor {
         fate.count(amount.events, &cursor.output.metrics);
         cursor.passed.add(amount);
         cursor.claims.forget_done();
-        state.free(&self.shared.metrics);
-        state.tell_room();
+        state.free();
+        state.tell_room(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
     }
@@ -743,8 +810,8 @@ impl Cursor {
             entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Dropped };
         }
         cursor.claims.forget_done();
-        state.free(&self.shared.metrics);
-        state.tell_room();
+        state.free();
+        state.tell_room(&self.shared.metrics);
         drop(guard);
         if batch.is_none() {
             // What was finished behind it may have been the last.
@@ -817,18 +884,21 @@ impl Cursor {
     fn go(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        // Senders that waited for it alone are answered, so that their batches count before its share of them.
-        state.cursors[self.index].gone = true;
-        state.free(&self.shared.metrics);
+        // Senders that waited for it alone are answered, so that their batches count before its
+        // share of them, or not at all.
+        let cursor = &mut state.cursors[self.index];
+        cursor.gone = true;
+        cursor.output.required = false;
+        state.free();
         let cursor = state.cursors.remove(self.index);
         let backlog = state.counted.events.saturating_sub(cursor.passed.events);
         let lost = if counts { backlog } else { 0 };
-        cursor.output.metrics.lost.increment(lost);
+        cursor.output.metrics.lose(Loss::Removed, lost);
         Backlog::default().show(&cursor.output.metrics);
         let start = cursor.start - signed(backlog - lost);
         show_start(&cursor.output.metrics, start);
         state.departed.leave(&cursor.output.name, start, state.counted.events);
-        state.tell_room();
+        state.tell_room(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
         lost

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
+use crate::config::WhenFull;
+use crate::telemetry::Loss;
 use crate::telemetry::OutputMetrics;
 
 /// An output that gets a place in the queue.
@@ -22,31 +22,28 @@ pub struct Output {
     pub keeps: Duration,
 }
 
-/// While an optional output goes on losing events, one line in so long.
-const REMIND: Duration = Duration::from_secs(60);
+impl Output {
+    /// Counts what it loses because the room was needed.
+    pub(super) fn drops(&self, events: u64) {
+        let loss = if self.required { Loss::DropOldest } else { Loss::NotRequired };
+        self.metrics.lose(loss, events);
+    }
 
-/// What an optional output loses to make room, told once in a while.
-#[derive(Default)]
-pub(super) struct Losses {
-    events: u64,
-    told: Option<Instant>,
+    /// Lets it know whether its events are kept until it has them, for what the log says while it
+    /// is down.
+    pub(super) fn show_keeping(&self, when_full: WhenFull) {
+        self.metrics.losses.keep(self.required && when_full == WhenFull::Reject);
+    }
 }
 
-impl Losses {
-    /// Counts so many, as lost for this output alone.
-    pub(super) fn add(&mut self, output: &Output, events: u64) {
-        output.metrics.lost.increment(events);
-        self.events += events;
-        if self.events > 0 && self.told.is_none_or(|told| told.elapsed() >= REMIND) {
-            self.told = Some(Instant::now());
-            let (output, events) = (&output.name, std::mem::take(&mut self.events));
-            tracing::error!(
-                output,
-                events,
-                "the room is needed: the oldest events of an output that is not required are dropped and counted"
-            );
-        }
+/// The value as the config writes it.
+pub(super) fn written(when_full: WhenFull) -> String {
+    match when_full {
+        WhenFull::Reject => "reject",
+        WhenFull::DropOldest => "drop_oldest",
+        WhenFull::DropNewest => "drop_newest",
     }
+    .to_owned()
 }
 
 /// What the counters of outputs that have left show: they go on when one of the same name joins. One number for a name,

@@ -44,6 +44,7 @@ use super::disk::OpenError;
 use super::disk::RealDisk;
 use super::outputs::Departed;
 use super::outputs::show_start;
+use super::outputs::written;
 use super::segment::BLOCK;
 use super::segment::FIRST_RECORD;
 use super::segment::RECORD_HEADER;
@@ -51,6 +52,7 @@ use crate::config;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
 use crate::telemetry::QueueMetrics;
+use crate::telemetry::State as Told;
 use crate::telemetry::Telemetry;
 
 mod before;
@@ -139,11 +141,11 @@ impl Shared {
         if !state.told_full {
             return;
         }
-        let needed =
+        let bytes =
             self.held_bytes(state).saturating_sub(state.spare_bytes() + state.reclaimable());
-        if needed < self.capacity() / 10 * 8 {
+        if bytes < self.capacity() / 10 * 8 {
             state.told_full = false;
-            tracing::info!(bytes = needed, "queue below 80 %");
+            self.metrics.changed(Told::QueueHasRoom { bytes });
         }
     }
 
@@ -151,8 +153,8 @@ impl Shared {
         // The writer may make room.
         self.work.notify_one();
         if !std::mem::replace(&mut state.told_full, true) {
-            let bytes = self.held_bytes(state);
-            tracing::warn!(bytes, when_full = ?state.when_full, "queue full");
+            let (bytes, when_full) = (self.held_bytes(state), written(state.when_full));
+            self.metrics.changed(Told::QueueFull { bytes, when_full });
         }
     }
 
@@ -213,13 +215,17 @@ struct State {
     segments: VecDeque<Segment>,
     /// Not in the log any more: to be removed once the cursors file says so too. First position and size.
     doomed: Vec<(Position, u64)>,
-    /// IncomingFile files that become no segment, to be removed: name, and bytes that they count for.
+    /// Those of the doomed that could not be removed. They take their room until that is tried
+    /// again.
+    stuck: Vec<(Position, u64)>,
+    /// Incoming files that become no segment, to be removed: name, and bytes that they count for.
     abandoned: Vec<(String, u64)>,
     /// An incoming body waits until finished and doomed segments are deleted.
     reclaim_wanted: bool,
     /// The number in the name of the next incoming file.
     incoming_count: u64,
-    /// Bytes of all files in `segments/`: of segments, the doomed ones included, and of incoming bodies.
+    /// Bytes of all files in `segments/`: of segments, the doomed and the stuck ones included, and of
+    /// incoming bodies.
     files: u64,
     /// The end of what is synced.
     end: Place,
@@ -326,6 +332,7 @@ impl State {
         Self {
             segments: VecDeque::new(),
             doomed: Vec::new(),
+            stuck: Vec::new(),
             abandoned: Vec::new(),
             reclaim_wanted: false,
             incoming_count: 0,
@@ -418,8 +425,7 @@ impl State {
 
     fn reclaimable(&self) -> u64 {
         let doomed: u64 = self.doomed.iter().map(|(_, size)| size).sum();
-        let abandoned: u64 = self.abandoned.iter().map(|(_, size)| size).sum();
-        doomed + abandoned + self.finished().map(|segment| segment.size).sum::<u64>()
+        doomed + self.finished().map(|segment| segment.size).sum::<u64>()
     }
 
     /// Index of the first segment that ends behind a position.
@@ -547,6 +553,7 @@ impl State {
     }
 
     fn insert_cursor(&mut self, cursor: CursorState) -> usize {
+        cursor.output.show_keeping(self.when_full);
         let index = self.cursors.insert(cursor);
         self.chunk = chunk(self.cursors.len());
         index
@@ -670,10 +677,8 @@ impl Queue {
                     WhenFull::Reject => {}
                     WhenFull::DropNewest => {
                         let bytes = append.lines.len() as u64;
-                        shared.metrics.accepted(append.events, bytes, &append.levels);
-                        shared.metrics.errors.increment(append.events);
-                        shared.metrics.dropped_newest.increment(append.events);
-                        return Ok(Ticket { done: None, place: None });
+                        shared.metrics.drop_newest(append.events, bytes, &append.levels);
+                        return Ok(Ticket { done: None, answer: Ok(()), place: None });
                     }
                     WhenFull::DropOldest => chosen = state.droppable(missing, true),
                 }
@@ -701,7 +706,8 @@ impl Queue {
         state.waiting.push_back(Waiting { number, append, incoming, received, opens, done });
         drop(state);
         shared.work.notify_one();
-        Ok(Ticket { done: Some(acknowledged), place: Some((Arc::clone(shared), number)) })
+        let place = Some((Arc::clone(shared), number));
+        Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
     }
 
     /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
@@ -733,6 +739,9 @@ impl Queue {
         self.shared.metrics.capacity.set(config.max_bytes as f64);
         state.segment_bytes = config.segment_bytes;
         state.when_full = config.when_full;
+        for (_, cursor) in &state.cursors {
+            cursor.output.show_keeping(config.when_full);
+        }
         self.shared.tell_room(&mut state);
     }
 
@@ -781,13 +790,15 @@ impl Queue {
 
     /// Whether events are kept until an output has them.
     pub fn require(&self, name: &str, required: bool) {
-        let mut state = self.shared.lock();
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
         for (_, cursor) in &mut state.cursors {
             if cursor.output.name == name {
                 cursor.output.required = required;
+                cursor.output.show_keeping(state.when_full);
             }
         }
-        self.shared.tell_room(&mut state);
+        self.shared.tell_room(state);
     }
 
     /// Bytes held, as `queue.max_bytes` counts, and events that not every output has got.
@@ -818,7 +829,8 @@ impl Queue {
         metrics.bytes.set(bytes as f64);
         metrics.held.set(events as f64);
         metrics.writable.set(if state.fault().is_none() { 1.0 } else { 0.0 });
-        metrics.segments.set((state.segments.len() + state.doomed.len()) as f64);
+        let files = state.segments.len() + state.doomed.len() + state.stuck.len();
+        metrics.segments.set(files as f64);
         for (_, cursor) in &state.cursors {
             state.backlog(cursor).show(&cursor.output.metrics);
         }
@@ -906,22 +918,25 @@ impl Drop for Joining {
 #[must_use]
 pub struct Ticket {
     done: Option<oneshot::Receiver<Result<(), Refused>>>,
+    /// The answer that `done` has given, once it has. The answer stays the same however often
+    /// somebody asks.
+    answer: Result<(), Refused>,
     place: Option<(Arc<Shared>, u64)>,
 }
 
 impl Ticket {
-    /// Returns once the batch is on disk, or is not.
+    /// Returns once the batch is on disk, or is not. Asked again, it says the same again.
     ///
     /// # Errors
     ///
     /// [`Refused::Disk`].
     pub async fn acknowledged(&mut self) -> Result<(), Refused> {
-        let Some(done) = &mut self.done else { return Ok(()) };
+        let Some(done) = &mut self.done else { return self.answer };
         // An error means that the writer thread is gone.
-        let answer = done.await.unwrap_or(Err(Refused::Disk));
+        self.answer = done.await.unwrap_or(Err(Refused::Disk));
         self.done = None;
         self.place = None;
-        answer
+        self.answer
     }
 }
 

@@ -53,8 +53,8 @@ struct Slot {
 enum Ended {
     /// It was told to, at the end of the process.
     Stopped,
-    /// The config does not name it any more. So many events were given up and counted.
-    Left(u64),
+    /// The config does not name it any more. What it had not got was counted as lost.
+    Left,
 }
 
 /// What becomes of an output.
@@ -296,15 +296,8 @@ impl Outputs {
     async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next_with_id().await else { return };
         let (id, message) = match ended {
-            Ok((id, Ok(Ended::Left(lost)))) => {
-                let name = self.names.remove(&id).unwrap_or_default();
-                if lost > 0 {
-                    tracing::error!(
-                        output = name,
-                        events = lost,
-                        "events not delivered to the output that was removed, lost and counted"
-                    );
-                }
+            Ok((id, Ok(Ended::Left))) => {
+                self.names.remove(&id);
                 return;
             }
             Ok((id, Ok(Ended::Stopped))) => (id, "has ended".to_owned()),
@@ -356,7 +349,10 @@ async fn deliver(
                 (prepared, orders.retire, begin) = (*next, retire, left);
             }
             // Without a word it was not retired.
-            Some(Next::Leave) | None => return Ok(Ended::Left(left.cursor.leave())),
+            Some(Next::Leave) | None => {
+                left.cursor.leave();
+                return Ok(Ended::Left);
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::thread::park_timeout;
 use std::time::Duration;
 
@@ -88,6 +90,9 @@ const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 /// The least time between two lines of the same kind.
 const REMIND: Duration = Duration::from_secs(60);
 
+/// The same for messages that are passed over.
+const SKIPPED: Duration = Duration::from_secs(10);
+
 /// Between consumers that could not be made.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -99,6 +104,8 @@ pub(super) struct Reader {
     max_body: u64,
     metrics: ListenerMetrics,
     status: Arc<Status>,
+    /// Messages passed over since the start, whichever consumer read them.
+    skipped: AtomicU64,
 }
 
 impl Reader {
@@ -110,7 +117,8 @@ impl Reader {
     ) -> Self {
         let cluster = Cluster::new(&config.cluster);
         let (name, config, status) = (name.to_owned(), config.clone(), Arc::default());
-        Self { name, cluster, config, max_body, metrics, status }
+        let skipped = AtomicU64::new(0);
+        Self { name, cluster, config, max_body, metrics, status, skipped }
     }
 
     fn consumer(&self) -> ClientConfig {
@@ -161,6 +169,7 @@ impl Reader {
             group: None,
             waiting: VecDeque::new(),
             skipped: 0,
+            first: None,
             told: None,
         };
         Ok(Session { consumer, changes, intake, full_since: None })
@@ -455,8 +464,10 @@ struct Intake<'a> {
     state: Arc<Mutex<State>>,
     group: Option<Group>,
     waiting: VecDeque<Waiting>,
-    /// Messages passed over since the log told of one, and when that was.
+    /// Messages passed over since the log told of one, where the first of them is and why, and when
+    /// the log did.
     skipped: u64,
+    first: Option<(i32, i64, String)>,
     told: Option<Instant>,
 }
 
@@ -516,24 +527,37 @@ impl Intake<'_> {
         GROUP_BYTES.min(max_body)
     }
 
-    /// Tells where a message is that can't be taken; nothing of what is in it.
+    /// Notes where a message is that can't be taken; nothing of what is in it.
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
-        self.skipped += 1;
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
-        if self.told.is_some_and(|told| told.elapsed() < REMIND) {
-            tracing::debug!(source, topic, partition, offset, error, "message passed over");
+        tracing::debug!(source, topic, partition, offset, error, "message passed over");
+        self.reader.skipped.fetch_add(1, Ordering::Relaxed);
+        self.skipped += 1;
+        self.first.get_or_insert_with(|| (partition, offset, error.to_owned()));
+        self.tell_skipped(false);
+    }
+
+    /// Tells of what was passed over: its events are lost where it held some. `all`: however soon
+    /// after the last line.
+    fn tell_skipped(&mut self, all: bool) {
+        let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
+        if is_soon && !all {
             return;
         }
+        let Some((partition, offset, error)) = self.first.take() else { return };
         self.told = Some(Instant::now());
+        let (source, topic) = (&self.reader.name, self.reader.cluster.topic());
         let skipped = std::mem::take(&mut self.skipped);
-        tracing::warn!(
+        let total = self.reader.skipped.load(Ordering::Relaxed);
+        tracing::error!(
             source,
             topic,
             partition,
             offset,
             error,
             skipped,
+            total,
             "message holds no audit events, passed over and counted"
         );
     }
@@ -593,6 +617,13 @@ impl Intake<'_> {
     }
 }
 
+/// The log must not end with less than was passed over.
+impl Drop for Intake<'_> {
+    fn drop(&mut self) {
+        self.tell_skipped(true);
+    }
+}
+
 impl Group {
     /// Checks a message and puts its events behind the others.
     fn add(&mut self, payload: &[u8]) -> Result<(), audit::Invalid> {
@@ -631,6 +662,7 @@ impl Session<'_> {
     fn run(mut self, queue: &Queue, orders: &mut Orders) {
         loop {
             let closing = orders.closing.is_cancelled();
+            self.intake.tell_skipped(false);
             self.consumer.context().settle(&self.consumer);
             if closing {
                 self.intake.waiting.clear();
@@ -705,5 +737,43 @@ impl Session<'_> {
         }
         self.intake.close_group();
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::Output;
+    use crate::telemetry::Telemetry;
+
+    #[test]
+    fn what_was_refused_is_never_committed_however_often_it_is_settled() {
+        let config = config::read(config::EMBEDDED).config.expect("it is right");
+        let acknowledge = config::Acknowledge::Delivered;
+        let (config, telemetry) = (config::Queue { acknowledge, ..config.queue }, Telemetry::new());
+        let metrics = telemetry.output("o");
+        let name = "o".to_owned();
+        let output = Output { name, required: true, metrics, keeps: Duration::ZERO };
+        let (queue, _cursors) = Queue::open(&config, &telemetry, &[output]).expect("in memory");
+        let mut partition = Partition { assignment: 1, taken: VecDeque::new() };
+        for next in 1..=3 {
+            let lines = Bytes::from_static(b"{}\n");
+            let append = Append { lines, events: 1, levels: LevelCounts::default() };
+            let ticket = Some(queue.append(append).expect("there is room"));
+            let begun = Instant::now();
+            let taken = Taken { next, messages: 1, accepted: 1, bytes: 3, begun, ticket };
+            partition.taken.push_back(taken);
+        }
+        let mut state = State { messages: 3, bytes: 9, ..State::default() };
+        state.partitions.insert(0, partition);
+        let metrics = telemetry.listener("topic");
+        assert_eq!(state.settle(&metrics), [], "nobody has it yet");
+        assert!(!state.refused);
+        queue.give_up("o");
+        for _ in 0..3 {
+            assert_eq!(state.settle(&metrics), [], "its output has ended");
+            assert!(state.refused);
+        }
+        assert_eq!(state.messages, 3);
     }
 }

@@ -2,9 +2,11 @@
 //! counted twice on the way of a batch.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use super::PREFIX;
 use super::REJECTIONS;
+use super::reports::QUEUE;
 
 /// The values of all series at one moment, histograms aside.
 pub struct Reading {
@@ -23,6 +25,39 @@ pub struct Certificate {
     pub role: String,
     /// notAfter, in seconds since 1970.
     pub not_after: i64,
+}
+
+/// The fate of all events of one output since the start, or of those that no output could get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The output's name, or `queue`.
+    pub name: String,
+    /// Events that its consumer has acknowledged.
+    pub delivered: u64,
+    /// Events that are lost or refused for good.
+    pub lost: u64,
+    /// Events that its settings have kept back, duplicates among them.
+    pub filtered: u64,
+    /// Events that it has not got yet.
+    pub backlog: u64,
+}
+
+/// For the log.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, delivered, lost, filtered, backlog } = self;
+        write!(f, "{name}: ")?;
+        if name != QUEUE {
+            write!(f, "{delivered} delivered, ")?;
+        }
+        write!(f, "{lost} lost")?;
+        for (count, what) in [(*filtered, "filtered"), (*backlog, "kept")] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Reading {
@@ -91,6 +126,30 @@ impl Reading {
     #[must_use]
     pub fn lost_events(&self, plugin: &str) -> u64 {
         self.count("error_total", &[("plugin", plugin)])
+    }
+
+    /// The fate of the events of each output that there was, and of the queue, by name. The
+    /// backlogs are those of the moment when the gauges were set.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<Outcome> {
+        let plugins = self.all("error_total").filter_map(|(labels, _)| {
+            labels.strip_prefix("plugin=\"").and_then(|name| name.strip_suffix('"'))
+        });
+        let mut names: Vec<_> = plugins.collect();
+        names.sort_unstable();
+        let outcome = |name: &str| {
+            let kept_back = |action| {
+                self.count("filtered_events_total", &[("output", name), ("action", action)])
+            };
+            Outcome {
+                name: name.to_owned(),
+                delivered: self.delivered_events(name),
+                lost: self.lost_events(name),
+                filtered: kept_back("dropped") + kept_back("duplicate"),
+                backlog: self.count("output_backlog_events", &[("output", name)]),
+            }
+        };
+        names.into_iter().map(outcome).collect()
     }
 
     /// Of these of an output, the ones that are in the dead-letter files.

@@ -55,6 +55,7 @@ mod kills;
 mod large_bodies;
 mod layers;
 mod limits;
+mod losses;
 mod lumberjack;
 mod migrate;
 mod names;

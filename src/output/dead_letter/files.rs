@@ -20,7 +20,6 @@ use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
-use metrics::Counter;
 use rustix::fs::AtFlags;
 use rustix::fs::Dir;
 use rustix::fs::FileType;
@@ -28,7 +27,8 @@ use rustix::fs::Mode;
 use rustix::fs::OFlags;
 use rustix::fs::Stat;
 use rustix::io::Errno;
-use tokio::time::Instant;
+
+use crate::telemetry::DroppedLetters;
 
 /// A new file is begun when the last has a part of all: so much goes at once when the oldest goes.
 const FILES: u64 = 8;
@@ -44,9 +44,6 @@ const NUMBER_MAX: u64 = 1 << 50;
 
 /// Before the last attempt to write, unless the disk refused before.
 const PAUSE: Duration = Duration::from_secs(1);
-
-/// The least time between two log lines about files that went.
-const QUIET: Duration = Duration::from_secs(60);
 
 /// A line of a file, which no other is in front of.
 pub(super) struct Line<'a> {
@@ -68,13 +65,10 @@ impl Line<'_> {
 pub(super) struct Files {
     path: PathBuf,
     max_bytes: u64,
-    dropped: Counter,
+    dropped: DroppedLetters,
     current: Option<Current>,
     /// The last attempts have failed.
     failing: bool,
-    told_dropped: Option<Instant>,
-    /// Dropped since the last line that said so.
-    untold: u64,
 }
 
 /// The file that is written to: made by this process, and synced up to its end.
@@ -85,7 +79,7 @@ struct Current {
 }
 
 impl Files {
-    pub(super) fn new(path: &Path, max_bytes: u64, dropped: Counter) -> Self {
+    pub(super) fn new(path: &Path, max_bytes: u64, dropped: DroppedLetters) -> Self {
         Self {
             // A slash at the end would follow a link.
             path: path.components().collect(),
@@ -93,8 +87,6 @@ impl Files {
             dropped,
             current: None,
             failing: false,
-            told_dropped: None,
-            untold: 0,
         }
     }
 
@@ -190,37 +182,9 @@ impl Files {
             }
             let Some(events) = directory.drop_file(&found.name)? else { continue };
             (total, count) = (total - found.bytes, count - 1);
-            self.dropped.increment(events);
-            if events > 0 {
-                self.tell_dropped(events);
-            }
+            self.dropped.add(events);
         }
         Ok(())
-    }
-
-    fn tell_dropped(&mut self, events: u64) {
-        self.untold += events;
-        let now = Instant::now();
-        if self.told_dropped.is_none_or(|at| now.duration_since(at) >= QUIET) {
-            self.told_dropped = Some(now);
-            let events = std::mem::take(&mut self.untold);
-            tracing::error!(
-                events,
-                "dead_letter.max_bytes is used up, the oldest dead letters are deleted and counted"
-            );
-        }
-    }
-}
-
-/// The log must not end with less than went.
-impl Drop for Files {
-    fn drop(&mut self) {
-        if self.untold > 0 {
-            tracing::error!(
-                events = self.untold,
-                "more of the oldest dead letters were deleted since the last line"
-            );
-        }
     }
 }
 

@@ -20,12 +20,13 @@ use crate::output::dead_letter::GROUP_BYTES_MAX;
 use crate::output::dead_letter::Writing;
 use crate::output::dead_letter::Written;
 use crate::output::health::Health;
-use crate::output::health::LostAs;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Fate;
 use crate::queue::Retaken;
 use crate::queue::Take;
+use crate::telemetry::Cause;
+use crate::telemetry::LostAs;
 
 /// Owned by the delivery loop.
 pub(super) struct GivenUp {
@@ -51,7 +52,21 @@ pub(super) struct GivenUp {
 struct Doomed {
     claim: Claim,
     events: u64,
-    reason: Arc<str>,
+    reason: Reason,
+}
+
+/// Why something is given up.
+#[derive(Debug, Clone)]
+pub(super) struct Reason {
+    cause: Cause,
+    /// For the log and the dead letters.
+    text: Arc<str>,
+}
+
+impl Reason {
+    pub(super) fn new(cause: Cause, text: &str) -> Self {
+        Self { cause, text: Arc::from(text) }
+    }
 }
 
 /// Final, as soon as its dead letters are written.
@@ -61,7 +76,7 @@ struct Ending {
     fate: Fate,
     /// Of their lines.
     bytes: u64,
-    reason: Arc<str>,
+    reason: Reason,
     writing: Writing,
 }
 
@@ -102,7 +117,7 @@ impl GivenUp {
 
     /// A released claim is to be given up.
     pub(super) fn add(&mut self, work: &Work, error: &str) {
-        let reason = Arc::from(error);
+        let reason = Reason::new(Cause::Refused, error);
         self.doomed.push_back(Doomed { claim: work.claim, events: work.events, reason });
     }
 
@@ -119,11 +134,11 @@ impl GivenUp {
     }
 
     /// What is said of events whose time is over.
-    fn too_old(tried: &Tried, error: &str) -> Arc<str> {
+    fn too_old(tried: &Tried, error: &str) -> Reason {
         let after = tried.max_elapsed;
-        Arc::from(format!(
-            "not delivered in {after:?} (retry.max_elapsed), the last error: {error}"
-        ))
+        let text =
+            format!("not delivered in {after:?} (retry.max_elapsed), the last error: {error}");
+        Reason::new(Cause::TooOld, &text)
     }
 
     /// After a failure: takes those of the works that have been tried for too long. They are in order, and released.
@@ -134,7 +149,7 @@ impl GivenUp {
         while let Some(Work { claim, events, .. }) =
             works.pop_front_if(|work| work.claim.end <= until)
         {
-            self.doomed.push_back(Doomed { claim, events, reason: Arc::clone(&reason) });
+            self.doomed.push_back(Doomed { claim, events, reason: reason.clone() });
         }
     }
 
@@ -234,7 +249,7 @@ impl GivenUp {
         claim: Claim,
         fate: Fate,
         lines: Vec<Bytes>,
-        reason: &Arc<str>,
+        reason: &Reason,
         cursor: &Cursor,
         health: &mut Health,
     ) {
@@ -244,14 +259,15 @@ impl GivenUp {
             return;
         }
         let bytes = lines.iter().map(|piece| piece.len() as u64).sum();
+        let Reason { cause, text } = reason;
         let place = self.place.as_ref();
-        let Some(writing) = place.and_then(|place| place.write(&self.output, lines, reason)) else {
-            health.given_up(fate.lost, LostAs::Dropped, reason);
+        let Some(writing) = place.and_then(|place| place.write(&self.output, lines, text)) else {
+            health.given_up(fate.lost, *cause, LostAs::Dropped, text);
             cursor.finish(claim, fate);
             return;
         };
         self.bytes += bytes;
-        self.endings.push_back(Ending { claim, fate, bytes, reason: Arc::clone(reason), writing });
+        self.endings.push_back(Ending { claim, fate, bytes, reason: reason.clone(), writing });
     }
 
     /// Waits for the letters that were handed over first. For ever where there are none.
@@ -269,14 +285,14 @@ impl GivenUp {
     /// What [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, cursor: &Cursor, health: &mut Health) {
         let Some(ending) = self.endings.pop_front() else { return };
-        let Ending { claim, fate, bytes, reason, .. } = ending;
+        let Ending { claim, fate, bytes, reason: Reason { cause, text }, .. } = ending;
         cursor.finish(claim, fate);
         self.bytes -= bytes;
         health.metrics.dead_letters.increment(written.events);
-        health.given_up(written.events, LostAs::DeadLetter, &reason);
+        health.given_up(written.events, cause, LostAs::DeadLetter, &text);
         if let Some(error) = written.error {
             let unwritten = fate.lost.saturating_sub(written.events);
-            health.given_up(unwritten, LostAs::Unwritten, &format!("{error}; {reason}"));
+            health.given_up(unwritten, cause, LostAs::Unwritten, &format!("{error}; {text}"));
         }
     }
 

@@ -92,6 +92,7 @@ impl SimulatedDisk {
             plan: BTreeMap::new(),
             probability: 0.0,
             read_only: false,
+            kept_names: BTreeSet::new(),
             capacity: u64::MAX,
         };
         Self { shared: Arc::new(Mutex::new(state)), boot: 0 }
@@ -127,10 +128,16 @@ impl SimulatedDisk {
         self.state().read_only = read_only;
     }
 
+    /// No attempt to remove the file of this name succeeds from now on.
+    pub(in crate::queue) fn undeletable(&self, name: &str) {
+        self.state().kept_names.insert(name.to_owned());
+    }
+
     /// No operation fails any more that was set to.
     pub(in crate::queue) fn calm(&self) {
         let mut state = self.state();
         state.plan.clear();
+        state.kept_names.clear();
         (state.probability, state.read_only, state.capacity) = (0.0, false, u64::MAX);
     }
 
@@ -270,6 +277,7 @@ impl Disk for SimulatedDisk {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state();
         state.begin_whole(self.boot, Operation::Remove)?;
+        failed(state.kept_names.contains(name).then_some(Errno::PERM))?;
         let file = state.number(name)?;
         state.change(Change::Remove { name: name.to_owned(), file });
         Ok(())
@@ -407,6 +415,8 @@ struct State {
     plan: BTreeMap<(Operation, u64), Errno>,
     probability: f64,
     read_only: bool,
+    /// No file of these names can be removed.
+    kept_names: BTreeSet<String>,
     capacity: u64,
 }
 

@@ -11,6 +11,7 @@ use crate::config::BATCH_OVERHEAD;
 use crate::queue::Append;
 use crate::queue::Claim;
 use crate::queue::Position;
+use crate::queue::Refused;
 use crate::queue::Take;
 
 /// Every so many lines of a batch that is cut, where they start is remembered, so that cutting it to pieces does not
@@ -26,8 +27,8 @@ pub(super) struct Record {
     pub(super) accepted: Instant,
     /// Whether `event_total` has it: at once, or with `delivered` when an output begins to send it.
     pub(super) counted: bool,
-    /// With `delivered`: told when every required output has finished it.
-    pub(super) waiting: Option<oneshot::Sender<()>>,
+    /// With `delivered`: told when every required output has finished it, or when one never will.
+    pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
     /// Offsets of every [`LINES_PER_MARK`]th line; made at the first cut.
     marks: Vec<usize>,
 }

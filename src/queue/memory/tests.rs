@@ -179,7 +179,7 @@ async fn delivered_is_answered_when_every_output_has_finished_the_batch() {
         assert_eq!(value(&telemetry, "event_total"), 2);
         cursor.finish(taken.claim, Fate::lost(1));
     }
-    ticket.delivered().await;
+    assert_eq!(ticket.delivered().await, Ok(()));
     drop(ticket);
     assert_eq!(queue.held(), (0, 0));
 }
@@ -308,7 +308,7 @@ async fn delivered_does_not_wait_for_an_optional_output() {
     let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
     let mut ticket = queue.append(batch(&names("a b"))).expect("room");
     assert_eq!(deliver(&required), names("a b"));
-    ticket.delivered().await;
+    assert_eq!(ticket.delivered().await, Ok(()));
     drop(ticket);
     assert_eq!(queue.held().1, 2, "it is kept for the other");
     queue.require("optional", true);
@@ -317,24 +317,29 @@ async fn delivered_does_not_wait_for_an_optional_output() {
     assert_eq!(queue.held().1, 3);
     queue.require("optional", false);
     let mut second = second;
-    second.delivered().await;
+    assert_eq!(second.delivered().await, Ok(()));
     assert_eq!(deliver(&optional), names("a b c"));
     assert_eq!((counts.delivered(), counts.lost()), (3, 0));
 }
 
 #[tokio::test]
-async fn a_batch_that_waited_for_an_output_that_leaves_is_counted_and_answered() {
+async fn a_batch_that_only_an_output_that_leaves_was_to_get_is_its_senders_again() {
     let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
     let leaving = join(&queue, &telemetry, "leaving");
-    let mut before = queue.append(batch(&names("a b"))).expect("room");
+    let mut begun = queue.append(batch(&names("a"))).expect("room");
+    let mut before = queue.append(batch(&names("b c"))).expect("room");
     let (staying, counts) = join_counted(&queue, &telemetry, "staying", true);
-    let behind = queue.append(batch(&names("c"))).expect("room");
-    assert_eq!(value(&telemetry, "event_total"), 0, "nobody has begun anything");
-    assert_eq!(leaving.leave(), 2, "what it alone was to get");
-    before.delivered().await;
-    assert_eq!(value(&telemetry, "event_total"), 2);
-    assert_eq!(value(&telemetry, "error_total{plugin=\"leaving\"}"), 2);
-    assert_eq!(counts.start(), -2.0);
+    let behind = queue.append(batch(&names("d"))).expect("room");
+    let one = Take { bytes: u64::MAX, events: 1 };
+    assert_eq!(read(&leaving.next(one).expect("an event")), ["a"]);
+    assert_eq!(leaving.leave(), 1, "its consumer may have it, and nobody will ever know");
+    for ticket in [&mut begun, &mut before] {
+        assert_eq!(ticket.delivered().await, Err(Refused::Undelivered));
+        assert_eq!(ticket.delivered().await, Err(Refused::Undelivered), "and it stays so");
+    }
+    assert_eq!(value(&telemetry, "event_total"), 1, "nobody has begun the rest");
+    assert_eq!(value(&telemetry, "error_total{plugin=\"leaving\"}"), 1);
+    assert_eq!(counts.start(), -1.0);
     assert_eq!(queue.held().1, 1);
     drop(behind);
     assert_eq!(queue.held().1, 0, "nobody has begun it");
@@ -342,15 +347,89 @@ async fn a_batch_that_waited_for_an_output_that_leaves_is_counted_and_answered()
 }
 
 #[tokio::test]
-async fn a_batch_whose_only_output_has_ended_is_counted_before_it_is_answered() {
+async fn no_sender_is_told_that_a_batch_is_delivered_when_its_output_has_ended() {
     let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
-    let _cursor = join(&queue, &telemetry, "o");
-    let mut ticket = queue.append(batch(&names("a b"))).expect("room");
+    let cursor = join(&queue, &telemetry, "o");
+    let mut begun = queue.append(batch(&names("a b"))).expect("room");
+    let taken = cursor.next(ALL).expect("it is on the wire");
+    let mut waiting = queue.append(batch(&names("c"))).expect("room");
     queue.give_up("o");
-    ticket.delivered().await;
-    assert_eq!(value(&telemetry, "event_total"), 2);
-    assert_eq!(queue.abandon(), [("o".to_owned(), 2)]);
+    for ticket in [&mut begun, &mut waiting] {
+        assert_eq!(ticket.delivered().await, Err(Refused::Undelivered));
+        assert_eq!(ticket.delivered().await, Err(Refused::Undelivered), "and it stays so");
+    }
+    assert_eq!(queue.append(batch(&names("d"))).err(), Some(Refused::Undelivered));
+    assert_eq!(value(&telemetry, "event_total"), 2, "c was never here: its sender has it");
+    cursor.release(taken.claim);
+    assert_eq!(queue.abandon(), [("o".to_owned(), 2)], "what was begun is counted");
     assert_eq!(value(&telemetry, "error_total{plugin=\"o\"}"), 2);
+}
+
+#[tokio::test]
+async fn of_several_required_outputs_one_that_has_ended_is_enough_for_a_refusal() {
+    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
+    let [ending, going] = ["ending", "going"].map(|name| join(&queue, &telemetry, name));
+    let mut both = queue.append(batch(&names("a"))).expect("room");
+    let mut other = queue.append(batch(&names("b"))).expect("room");
+    let mut untouched = queue.append(batch(&names("c"))).expect("room");
+    let one = Take { bytes: u64::MAX, events: 1 };
+    for cursor in [&ending, &going] {
+        let taken = cursor.next(one).expect("a");
+        cursor.finish(taken.claim, Fate::default());
+    }
+    let taken = going.next(one).expect("b");
+    going.finish(taken.claim, Fate::default());
+    queue.give_up("ending");
+    assert_eq!(both.delivered().await, Ok(()), "both have it");
+    assert_eq!(other.delivered().await, Err(Refused::Undelivered), "only one has it");
+    assert_eq!(untouched.delivered().await, Err(Refused::Undelivered));
+    assert!(going.next(ALL).is_none(), "and nobody begins what its sender has");
+    assert_eq!(queue.abandon(), [("ending".to_owned(), 1), ("going".to_owned(), 0)]);
+    assert_eq!(queue.held(), (0, 0));
+}
+
+#[tokio::test]
+async fn an_optional_output_that_has_ended_costs_no_sender_its_answer() {
+    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
+    let required = join(&queue, &telemetry, "required");
+    let (_optional, _) = join_counted(&queue, &telemetry, "optional", false);
+    let mut ticket = queue.append(batch(&names("a"))).expect("room");
+    queue.give_up("optional");
+    let mut second = queue.append(batch(&names("b"))).expect("room");
+    assert_eq!(deliver(&required), names("a b"));
+    assert_eq!((ticket.delivered().await, second.delivered().await), (Ok(()), Ok(())));
+    assert_eq!(queue.abandon(), [("required".to_owned(), 0), ("optional".to_owned(), 2)]);
+}
+
+#[tokio::test]
+async fn a_batch_that_no_required_output_has_is_not_delivered_by_a_reload() {
+    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
+    let (first, counts) = join_counted(&queue, &telemetry, "first", true);
+    let mut begun = queue.append(batch(&names("a"))).expect("room");
+    let taken = first.next(ALL).expect("a");
+    let _second = join(&queue, &telemetry, "second");
+    queue.require("first", false);
+    assert_eq!(begun.delivered().await, Err(Refused::Undelivered));
+    first.finish(taken.claim, Fate::default());
+    assert_eq!((counts.delivered(), counts.lost()), (1, 0), "it may have it all the same");
+}
+
+#[tokio::test]
+async fn what_is_dropped_while_its_sender_waits_is_its_senders_again() {
+    let (queue, telemetry) = queue(2 * 258, WhenFull::Reject, Acknowledge::Delivered);
+    let cursor = join(&queue, &telemetry, "o");
+    let mut begun = queue.append(batch(&names("a"))).expect("room");
+    let mut waiting = queue.append(batch(&names("b"))).expect("room");
+    let taken = cursor.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
+    cursor.release(taken.claim);
+    queue.apply(&settings(2 * 258, WhenFull::DropOldest, Acknowledge::Queued));
+    store(&queue, &names("c"), "the first goes");
+    store(&queue, &names("d"), "the second goes");
+    assert_eq!(begun.delivered().await, Err(Refused::Undelivered));
+    assert_eq!(waiting.delivered().await, Err(Refused::Undelivered));
+    assert_eq!(value(&telemetry, "error_total{plugin=\"o\"}"), 1, "what was begun");
+    assert_eq!(value(&telemetry, "event_total"), 3);
+    assert_eq!(deliver(&cursor), names("c d"));
 }
 
 #[test]
@@ -415,7 +494,7 @@ fn a_smaller_queue_drops_nothing_and_refuses_until_there_is_room() {
         cursor.finish(taken.claim, Fate::default());
     }
     let ticket = queue.append(batch(&names("c d"))).expect("room");
-    assert!(ticket.delivered.is_some(), "senders wait from now on");
+    assert!(matches!(ticket.delivered, Delivered::Waits(_)), "senders wait from now on");
     assert_eq!(value(&telemetry, "event_total"), 20);
 }
 

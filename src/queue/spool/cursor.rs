@@ -32,11 +32,11 @@ use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
 use crate::queue::cursors;
 use crate::queue::cursors::Place;
-use crate::queue::outputs::Losses;
 use crate::queue::outputs::show_start;
 use crate::queue::outputs::signed;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
+use crate::telemetry::Loss;
 
 /// The cursors are written when so much has become final, or after a second.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
@@ -84,7 +84,6 @@ pub(super) struct CursorState {
     counted: Vec<Gap>,
     /// `output_start_events`.
     pub(super) start: i64,
-    losses: Losses,
     /// Its output has ended for good.
     pub(super) gone: bool,
     /// Batches say where their pieces are from.
@@ -123,7 +122,6 @@ impl CursorState {
             since: at.position,
             counted: Vec::new(),
             start: 0,
-            losses: Losses::default(),
             gone: false,
             // The queue's own tests look at it always.
             tells_origins: cfg!(test),
@@ -193,10 +191,7 @@ impl CursorState {
             self.pieces.clear();
             self.spot = None;
         }
-        match self.output.required {
-            true => self.output.metrics.lost.increment(missed),
-            false => self.losses.add(&self.output, missed),
-        }
+        self.output.drops(missed);
         missed
     }
 
@@ -239,13 +234,7 @@ impl CursorState {
             return;
         }
         self.output.metrics.lost.increment(lost);
-        let (output, position) = (&self.output.name, gap.first);
-        tracing::error!(
-            output,
-            events = lost,
-            position,
-            "events are missing in the queue, lost and counted"
-        );
+        self.output.metrics.losses.add(Loss::Missing, lost, Some(&gap.first.to_string()));
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
     }
 
@@ -500,7 +489,9 @@ impl Shared {
         }
         match loaded.to {
             Some(end) => {
-                if let Some(claim) = cursor.wanted.filter(|claim| claim.end == end) {
+                // The claim may have been split meanwhile: then only a part of it is wanted now.
+                let read = Claim { start: loaded.from, end };
+                if let Some(claim) = cursor.wanted.filter(|claim| *claim == read) {
                     self.fetched(&mut state, index, claim, &loaded);
                 }
             }
@@ -769,7 +760,7 @@ impl Cursor {
         let backlog = state.backlog(&state.cursors[self.index]).events;
         let cursor = state.remove_cursor(self.index);
         let lost = if counts { backlog } else { 0 };
-        cursor.output.metrics.lost.increment(lost);
+        cursor.output.metrics.lose(Loss::Removed, lost);
         Backlog::default().show(&cursor.output.metrics);
         let start = cursor.start - signed(backlog - lost);
         show_start(&cursor.output.metrics, start);

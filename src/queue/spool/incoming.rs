@@ -342,10 +342,8 @@ impl Queue {
             return Err(refused);
         }
         if incoming.is_dropped {
-            shared.metrics.accepted(incoming.events, incoming.bytes, &levels);
-            shared.metrics.errors.increment(incoming.events);
-            shared.metrics.dropped_newest.increment(incoming.events);
-            return Ok(Ticket { done: None, place: None });
+            shared.metrics.drop_newest(incoming.events, incoming.bytes, &levels);
+            return Ok(Ticket { done: None, answer: Ok(()), place: None });
         }
         let append = Append { lines: bytes::Bytes::new(), events: incoming.events, levels };
         let (done, acknowledged) = oneshot::channel();
@@ -358,6 +356,7 @@ impl Queue {
         state.waiting.push_back(Waiting { number, append, incoming, received, opens, done });
         drop(state);
         shared.work.notify_one();
-        Ok(Ticket { done: Some(acknowledged), place: Some((Arc::clone(shared), number)) })
+        let place = Some((Arc::clone(shared), number));
+        Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
     }
 }

@@ -28,6 +28,7 @@ use crate::queue::segment::Damage;
 use crate::queue::segment::Found;
 use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::Scan;
+use crate::telemetry::QueueMetrics;
 
 /// Where an event is in the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +149,8 @@ pub(super) struct Job {
 pub(super) struct Loaded {
     pub(super) segment: Position,
     /// Of the job.
+    pub(super) from: Position,
+    /// Of the job.
     pub(super) to: Option<Position>,
     /// In order, each beginning where the one before ends.
     pub(super) pieces: Vec<Piece>,
@@ -181,7 +184,15 @@ impl Shared {
         let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
         for damage in reader.loaded.damages.iter().filter(new) {
             let room = quarantine_bytes(self.capacity());
-            set_aside(&*self.disk, &*file, job.first.position, damage, room, &self.quarantined);
+            set_aside(
+                &*self.disk,
+                &*file,
+                job.first.position,
+                damage,
+                room,
+                &self.quarantined,
+                &self.metrics,
+            );
         }
         Ok(reader.loaded)
     }
@@ -202,6 +213,7 @@ pub(super) fn set_aside(
     damage: &Damage,
     capacity: u64,
     quarantined: &AtomicU64,
+    metrics: &QueueMetrics,
 ) {
     let offset = damage.bytes.start;
     let length = damage.bytes.end - offset;
@@ -219,14 +231,13 @@ pub(super) fn set_aside(
         Err(error) => format!("it can't be copied to quarantine/: {error}"),
     };
     let file = segment::file_name(segment);
-    tracing::error!(
-        segment = file,
-        offset,
-        bytes = length,
-        events = damage.events,
-        quarantine,
-        "the queue is damaged here, going on behind it"
-    );
+    let events = match damage.events {
+        0 => "an unknown number of events".to_owned(),
+        events => format!("{events} events"),
+    };
+    let place = format!("{file} at offset {offset}: {length} bytes, {events}; {quarantine}");
+    tracing::debug!(place, "the queue is damaged");
+    metrics.damaged(&place);
 }
 
 fn copy_aside(
@@ -271,6 +282,7 @@ impl<'a> Reader<'a> {
             has_read_all: true,
             loaded: Loaded {
                 segment: job.first.position,
+                from: job.from,
                 to: job.to,
                 pieces: Vec::new(),
                 next: None,

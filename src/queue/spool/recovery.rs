@@ -94,7 +94,7 @@ pub(super) fn open(
     let known = contents.as_ref().map(|(contents, _)| contents);
     let judged = log.judge(&*disk, known, &mut |file, at, damage| {
         metrics.corrupt.increment(1);
-        load::set_aside(&*disk, file, at, damage, room, &quarantined);
+        load::set_aside(&*disk, file, at, damage, room, &quarantined, &metrics);
     });
     judged.map_err(failed("open a file of", SEGMENTS))?;
 
@@ -182,13 +182,9 @@ fn count_removed(
     for (name, place) in removed {
         let dropped = state.dropped_from(place.position).0;
         let events = (state.end.position - place.position).saturating_sub(dropped);
-        telemetry.lost(name).increment(events);
+        tracing::info!(output = name, "the config does not name this output any more");
+        telemetry.removed(name, events);
         state.departed.leave(name, signed(events), 0);
-        tracing::warn!(
-            output = name,
-            events,
-            "the config does not name this output any more: its backlog is lost and counted"
-        );
     }
 }
 

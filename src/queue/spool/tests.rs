@@ -10,6 +10,7 @@ use crate::tests::Failing;
 use crate::tests::is_alone;
 use crate::tests::seeds;
 
+mod alone;
 mod before;
 mod damage;
 mod optional;

@@ -28,12 +28,16 @@ use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SegmentHeader;
+use crate::telemetry;
 
 /// The cursors file is at most so old.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Deletes are at least so far apart, unless room is needed.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
+
+/// Files that could not be deleted are tried again so often, and whenever room is needed.
+const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
 /// What is kept for a while is looked at so often: clocks are set, and settings change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -55,6 +59,12 @@ pub(super) struct Writer {
     unnamed: bool,
     /// Small segments are deleted several at once.
     reclaim_at: Instant,
+    /// Files that could not be deleted are tried again then.
+    again_at: Instant,
+    /// The log has it that some files can't be deleted.
+    told_stuck: bool,
+    /// The log has it that nothing is deleted.
+    told_kept: bool,
     /// The log has it that the cursors can't be written.
     told_unsaved: bool,
     /// The segment that the largest batch needs which the disk had no room for.
@@ -100,6 +110,9 @@ impl Writer {
             tried: 0,
             unnamed: true,
             reclaim_at: now,
+            again_at: now,
+            told_stuck: false,
+            told_kept: false,
             wanted: 0,
             told_unsaved: false,
             retry_at: now,
@@ -155,13 +168,17 @@ impl Writer {
         let now = Instant::now();
         let save = state.stale && (now >= self.save_at || state.asked > self.tried);
         let can_reclaim = state.can_reclaim();
+        let again = (!state.stuck.is_empty()).then_some(self.again_at);
         if state.closed {
             Turn::End
         } else if state.fault.is_some() && now >= self.retry_at {
             Turn::Do(Step::Probe)
         } else if save || state.unsaved >= UNSAVED_MAX {
             Turn::Do(Step::Save)
-        } else if state.reclaim_wanted || (can_reclaim && now >= self.reclaim_at) {
+        } else if state.reclaim_wanted
+            || (can_reclaim && now >= self.reclaim_at)
+            || again.is_some_and(|at| now >= at)
+        {
             Turn::Do(Step::Reclaim)
         } else if !state.waiting.is_empty() && state.fault.is_none() {
             Turn::Do(Step::Commit)
@@ -170,7 +187,7 @@ impl Writer {
             let retry = state.fault.is_some().then_some(self.retry_at);
             let kept = state.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
             let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
-            Turn::Wait(save.into_iter().chain(retry).chain(reclaim).min())
+            Turn::Wait(save.into_iter().chain(retry).chain(reclaim).chain(again).min())
         }
     }
 
@@ -184,17 +201,7 @@ impl Writer {
         match step {
             Step::Commit => self.commit(),
             Step::Save => self.save_or_tell(),
-            Step::Reclaim => {
-                let is_wanted = self.shared.lock().reclaim_wanted;
-                let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
-                self.shared.lock().reclaim_wanted = false;
-                self.shared.reclaimed.notify_all();
-                if let Err(error) = outcome {
-                    self.shared.metrics.write_errors.increment(1);
-                    tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
-                    self.reclaim_at = Instant::now() + RETRY.1;
-                }
-            }
+            Step::Reclaim => self.reclaim_or_tell(),
             Step::Probe => self.probe(),
         }
     }
@@ -419,10 +426,8 @@ impl Writer {
 
     fn fault(&mut self, state: &mut State, fault: String) {
         if state.fault.as_ref() != Some(&fault) {
-            tracing::error!(
-                error = fault,
-                "the queue's disk refuses: senders get 503 until it does not"
-            );
+            let error = fault.clone();
+            self.shared.metrics.changed(telemetry::State::DiskRefuses { error });
         }
         state.fault = Some(fault);
         self.wait();
@@ -438,7 +443,7 @@ impl Writer {
         match self.try_probe() {
             Ok(()) => {
                 self.shared.lock().fault = None;
-                tracing::info!("the queue's disk is well again");
+                self.shared.metrics.changed(telemetry::State::DiskIsWell);
             }
             Err(error) => {
                 self.shared.metrics.write_errors.increment(1);
@@ -544,10 +549,17 @@ impl Writer {
                 state.doomed.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            (end, state.doomed.iter().any(|(first, _)| *first == end.position))
+            let mut others = state.doomed.iter().chain(&state.stuck);
+            (end, others.any(|(first, _)| *first == end.position))
         };
         if is_taken {
             self.reclaim(Reclaim::All)?;
+            if self.shared.lock().stuck.iter().any(|(first, _)| *first == end.position) {
+                // An empty segment that has its name: the next one would be deleted with it.
+                let name = segment::file_name(end.position);
+                let error = io::Error::other("is in its place, and can't be deleted");
+                return Err(named(&name)(error));
+            }
         }
         Ok(end)
     }
@@ -648,43 +660,95 @@ impl Writer {
             let finished = state.finished().take_while(is_chosen).count();
             let finished: Vec<Segment> = state.segments.drain(..finished).collect();
             state.doomed.extend(finished.iter().map(|it| (it.first.position, it.size)));
-            state.doomed.clone()
+            let again = which == Reclaim::All || Instant::now() >= self.again_at;
+            let stuck = state.stuck.iter().filter(|_| again);
+            stuck.chain(&state.doomed).copied().collect::<Vec<_>>()
         };
-        self.remove_abandoned()?;
+        let mut failed = self.remove_abandoned();
         if doomed.is_empty() {
+            self.tell_stuck(failed);
             return Ok(());
         }
         self.save()?;
         for (first, size) in doomed {
             let name = segment::file_name(first);
-            match self.shared.disk.remove(&name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(named(&name)(error));
-                }
-                Ok(()) | Err(_) => {}
-            }
+            let removed = match self.shared.disk.remove(&name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            };
             let mut state = self.shared.lock();
             state.doomed.retain(|(other, _)| *other != first);
-            state.files -= size;
+            state.stuck.retain(|(other, _)| *other != first);
+            match removed {
+                Ok(()) => state.files -= size,
+                Err(error) => {
+                    state.stuck.push((first, size));
+                    self.shared.metrics.write_errors.increment(1);
+                    failed.get_or_insert_with(|| named(&name)(error));
+                }
+            }
             self.shared.tell_room(&mut state);
         }
+        self.tell_stuck(failed);
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Removes the files of large bodies that were not taken. No cursor knows of them.
-    fn remove_abandoned(&self) -> io::Result<()> {
+    /// Removes the files of large bodies that were not taken; no cursor knows of them. An error where
+    /// some stay.
+    fn remove_abandoned(&self) -> Option<io::Error> {
         let abandoned = std::mem::take(&mut self.shared.lock().abandoned);
-        let mut outcome = Ok(());
+        let mut failed = None;
         for (name, size) in abandoned {
             match self.shared.disk.remove(&name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    outcome = Err(named(&name)(error));
+                    self.shared.metrics.write_errors.increment(1);
+                    failed.get_or_insert_with(|| named(&name)(error));
                     self.shared.lock().abandon(name, size);
                 }
                 Ok(()) | Err(_) => self.shared.lock().files -= size,
             }
         }
-        outcome
+        failed
+    }
+
+    /// Says once that files can't be deleted, and that they could be.
+    fn tell_stuck(&mut self, failed: Option<io::Error>) {
+        let files = {
+            let state = self.shared.lock();
+            state.stuck.len() + state.abandoned.len()
+        };
+        match failed {
+            Some(error) => {
+                self.again_at = Instant::now() + AGAIN;
+                if !std::mem::replace(&mut self.told_stuck, true) {
+                    tracing::warn!(
+                        files,
+                        %error,
+                        "files of the queue that nobody needs can't be deleted: they take room, and \
+                         the queue goes on without it, trying again"
+                    );
+                }
+            }
+            None if files == 0 && std::mem::take(&mut self.told_stuck) => {
+                tracing::info!("the files of the queue that could not be deleted are gone");
+            }
+            None => {}
+        }
+    }
+
+    fn reclaim_or_tell(&mut self) {
+        let is_wanted = self.shared.lock().reclaim_wanted;
+        let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
+        self.shared.lock().reclaim_wanted = false;
+        self.shared.reclaimed.notify_all();
+        let failed = outcome.inspect_err(|error| {
+            self.shared.metrics.write_errors.increment(1);
+            self.reclaim_at = Instant::now() + RETRY.1;
+            if !self.told_kept {
+                tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
+            }
+        });
+        self.told_kept = failed.is_err();
     }
 
     /// The clean end: what waits is written, the cursors are exact, the last segment keeps only what it needs.

@@ -122,8 +122,8 @@ struct ModelRecord {
     here: bool,
     /// It is accepted.
     begun: bool,
-    /// Its sender is told.
-    answered: bool,
+    /// The answer to its sender, once there is one.
+    answered: Option<Result<(), Refused>>,
 }
 
 impl ModelRecord {
@@ -147,6 +147,8 @@ struct Totals {
 struct ModelCursor {
     name: usize,
     required: bool,
+    /// The log's end as it joined.
+    joined: u64,
     read: u64,
     /// By start: end, and where it stands.
     claims: BTreeMap<u64, (u64, Stage)>,
@@ -246,8 +248,8 @@ impl Model {
     fn append(&mut self, events: &[String]) -> Taken {
         let first = self.records.last().map_or(0, ModelRecord::end);
         let begun = self.settings.acknowledge == Acknowledge::Queued;
-        let record =
-            ModelRecord { first, events: events.to_vec(), here: true, begun, answered: begun };
+        let answered = begun.then_some(Ok(()));
+        let record = ModelRecord { first, events: events.to_vec(), here: true, begun, answered };
         let needed = (self.held().0 + record.weight()).saturating_sub(self.settings.capacity);
         let (passed, required) = (self.watermark(|_| true), self.required_watermark());
         let (mut gained, mut chosen) = (0, Vec::new());
@@ -269,7 +271,15 @@ impl Model {
         }
         for (index, is_spare) in chosen {
             let old = &mut self.records[index];
-            (old.here, old.begun, old.answered) = (false, true, true);
+            if old.answered.is_none() {
+                old.answered = Some(Err(Refused::Undelivered));
+                let first = old.first;
+                if self.withdraw(first) {
+                    continue;
+                }
+            }
+            let old = &mut self.records[index];
+            old.here = false;
             let mut most = 0;
             for cursor in &mut self.cursors {
                 let lost = cursor.settle(old.first..old.end(), Fate::Lost);
@@ -287,17 +297,19 @@ impl Model {
         Taken::Stored
     }
 
-    /// A batch is taken out where no output has begun it.
-    fn withdraw(&mut self, first: u64) {
+    /// A batch is taken out where no output has begun it. Whether that was so.
+    fn withdraw(&mut self, first: u64) -> bool {
         let record = self.records.iter_mut().find(|record| record.first == first);
         let record = record.expect("it was appended");
-        if !record.begun && record.here {
+        let is_whole = !record.begun && record.here;
+        if is_whole {
             record.here = false;
             let positions = record.first..record.end();
             for cursor in &mut self.cursors {
                 cursor.fates.retain(|position, _| !positions.contains(position));
             }
         }
+        is_whole
     }
 
     fn leave(&mut self, index: usize) -> u64 {
@@ -309,11 +321,20 @@ impl Model {
         lost
     }
 
-    /// Senders are told of what all required outputs have finished, and that is accepted.
+    /// Senders are told of what all required outputs have finished: that it is delivered, unless
+    /// none of these was to get it.
     fn answer(&mut self) {
         let required = self.required_watermark();
-        for record in self.records.iter_mut().filter(|it| it.here && it.end() <= required) {
-            (record.begun, record.answered) = (true, true);
+        let passed = |it: &&mut ModelRecord| it.here && it.end() <= required;
+        let mut refused = Vec::new();
+        for record in self.records.iter_mut().filter(passed).filter(|it| it.answered.is_none()) {
+            let is_needed = |it: &ModelCursor| it.required && it.joined <= record.first;
+            let is_delivered = self.cursors.iter().any(is_needed);
+            record.answered = Some(if is_delivered { Ok(()) } else { Err(Refused::Undelivered) });
+            refused.extend((!is_delivered).then_some(record.first));
+        }
+        for first in refused {
+            self.withdraw(first);
         }
     }
 }
@@ -374,6 +395,7 @@ impl Pair {
         self.model.cursors.push(ModelCursor {
             name,
             required,
+            joined: self.model.records.last().map_or(0, ModelRecord::end),
             read: self.model.records.last().map_or(0, ModelRecord::end),
             claims: BTreeMap::new(),
             fates: BTreeMap::new(),
@@ -466,7 +488,7 @@ impl Pair {
         if let (Taken::Stored, Ok(ticket), Some(record)) = (taken, real, self.model.records.last())
         {
             let waits = self.model.settings.acknowledge == Acknowledge::Delivered;
-            same("waits", ticket.delivered.is_some(), waits)?;
+            same("waits", matches!(ticket.delivered, Delivered::Waits(_)), waits)?;
             if waits {
                 self.tickets.push((record.first, ticket));
             }
@@ -636,12 +658,16 @@ impl Pair {
     fn compare_tickets(&mut self) -> TestCaseResult {
         let mut waiting = Vec::new();
         for (first, mut ticket) in std::mem::take(&mut self.tickets) {
-            let told = ticket.delivered.as_mut().map(|delivered| delivered.try_recv());
-            let is_told = told != Some(Err(TryRecvError::Empty));
+            let Delivered::Waits(waits) = &mut ticket.delivered else { panic!("it was not told") };
+            let told = match waits.try_recv() {
+                Ok(told) => Some(told),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Closed) => panic!("its sender hears nothing"),
+            };
             let record = self.model.records.iter().find(|record| record.first == first);
             let record = record.expect("it was appended");
-            same("answered", is_told, record.answered)?;
-            if !is_told {
+            same("answered", told, record.answered)?;
+            if told.is_none() {
                 waiting.push((first, ticket));
             }
         }

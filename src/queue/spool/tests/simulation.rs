@@ -627,7 +627,8 @@ impl Simulation {
         due.extend((!well).then_some(Step::Probe));
         due.extend(state.stale.then_some(Step::Save));
         due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
-        due.extend(state.can_reclaim().then_some(Step::Reclaim));
+        let deletes = state.can_reclaim() || !state.stuck.is_empty();
+        due.extend(deletes.then_some(Step::Reclaim));
         assert!(due.is_empty() || !is_idle, "the writer sleeps, and {due:?} are due");
         due
     }
@@ -715,10 +716,11 @@ impl Simulation {
             format!("{first}..{end}({}){active}", segment.size)
         });
         format!(
-            "end {}, segments {:?}, doomed {:?}, fault {:?}, {} wait, free {}, opening {}",
+            "end {}, segments {:?}, doomed {:?}, stuck {:?}, fault {:?}, {} wait, free {}, opening {}",
             state.end.position,
             segments.collect::<Vec<_>>(),
             state.doomed,
+            state.stuck,
             state.fault,
             state.waiting.len(),
             state.free,
@@ -1214,7 +1216,11 @@ impl Simulation {
     fn fail_something(&mut self) {
         (self.failing, self.faulty) = (true, true);
         self.tally.faults += 1;
-        match self.rng.u8(..8) {
+        match self.rng.u8(..9) {
+            8 => {
+                let name = self.rng.choice(self.disk.names()).expect("the cursors file at least");
+                self.disk.undeletable(&name);
+            }
             0 | 1 => self.calm(),
             2 => self.disk.faults(self.rng.choice([0.02, 0.1, 0.5, 1.0]).expect("one")),
             3 => self.disk.read_only(true),
@@ -1579,7 +1585,7 @@ impl Simulation {
         self.check();
         let state = self.state();
         let left = state.segments.iter().filter(|segment| !segment.active).count();
-        let is_clean = state.doomed.is_empty() && state.abandoned.is_empty();
+        let is_clean = [state.doomed.len(), state.stuck.len(), state.abandoned.len()] == [0; 3];
         assert!(left == 0 && is_clean, "{left} segments are left");
     }
 }

@@ -1,0 +1,239 @@
+//! Promises of the queue in files that need a scene of their own, on a disk that does what the test says.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use rustix::io::Errno;
+
+use super::super::cursor::Cursor;
+use super::super::writer::Step;
+use super::super::writer::Writer;
+use super::*;
+use crate::audit::LevelCounts;
+use crate::queue::Fate;
+use crate::queue::Retaken;
+use crate::queue::Take;
+use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::simulated::Operation;
+use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::segment;
+
+const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
+
+/// A queue with one output, on one thread.
+struct Scene {
+    disk: SimulatedDisk,
+    queue: Queue,
+    writer: Writer,
+    cursor: Cursor,
+    counts: Counts,
+    telemetry: Telemetry,
+    sent: u64,
+}
+
+impl Scene {
+    fn new(config: &config::Queue) -> Self {
+        Self::on(SimulatedDisk::new(1), config)
+    }
+
+    fn on(disk: SimulatedDisk, config: &config::Queue) -> Self {
+        let (telemetry, counts) = (Telemetry::new(), Counts::default());
+        let outputs = [counts.output(&telemetry, "o", true)];
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let opened = recovery::open(shared, Path::new("spool"), config, &telemetry, &outputs);
+        let (queue, mut cursors, writer) = opened.expect("the disk is well");
+        let cursor = cursors.pop().expect("one");
+        Self { disk, queue, writer, cursor, counts, telemetry, sent: 0 }
+    }
+
+    fn append(&mut self, events: u64, bytes: usize) -> Result<Ticket, Refused> {
+        let mut lines = Vec::new();
+        (0..events).for_each(|event| write_line(self.sent + event, bytes, &mut lines));
+        let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
+        self.queue.append(append)
+    }
+
+    /// What the sender of one event of so many bytes is told.
+    fn send(&mut self, bytes: usize) -> Result<(), Refused> {
+        let mut ticket = self.append(1, bytes)?;
+        self.writer.perform(Step::Commit);
+        let answer = ticket.acknowledged().now_or_never().expect("it is told");
+        self.sent += u64::from(answer.is_ok());
+        answer
+    }
+
+    /// Takes and finishes all there is.
+    fn deliver(&mut self) {
+        loop {
+            while let Some(batch) = self.cursor.next(ALL) {
+                self.cursor.finish(batch.claim, Fate::default());
+            }
+            let Some(job) = self.cursor.job(false) else { break };
+            let loaded = self.queue.shared.read(&job).expect("the disk is well");
+            self.cursor.take_in(job.epoch, loaded);
+        }
+    }
+
+    fn segments(&self) -> Vec<String> {
+        let names = self.disk.names().into_iter();
+        names.filter(|name| name.starts_with(SEGMENTS)).collect()
+    }
+
+    /// Sends until the segment that is written to begins with another event than now.
+    fn fill_segment(&mut self) {
+        let active = |scene: &Self| scene.queue.shared.lock().segments.back().map(|it| it.first);
+        let before = active(self);
+        while active(self) == before {
+            assert_eq!(self.send(5000), Ok(()));
+        }
+    }
+}
+
+#[test]
+fn a_ticket_that_was_refused_stays_refused_however_often_it_is_asked() {
+    let mut scene = Scene::new(&settings(1 << 20, 64 << 10, WhenFull::Reject));
+    assert_eq!(scene.send(100), Ok(()));
+    let mut ticket = scene.append(1, 100).expect("there is room");
+    scene.disk.fail(Operation::Sync, 0, Errno::IO);
+    scene.writer.perform(Step::Commit);
+    for _ in 0..3 {
+        let answer = ticket.acknowledged().now_or_never().expect("it is told");
+        assert_eq!(answer, Err(Refused::Disk));
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
+    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    scene.fill_segment();
+    scene.fill_segment();
+    let stuck = segment::file_name(0);
+    scene.disk.undeletable(&stuck);
+    for round in 0..500 {
+        assert!(scene.queue.admits(5000).is_ok(), "round {round}");
+        assert_eq!(scene.send(5000), Ok(()), "round {round}");
+        scene.deliver();
+        if round % 7 == 0 {
+            scene.writer.perform(Step::Reclaim);
+        }
+        assert_eq!(scene.queue.fault(), None, "round {round}");
+        let (held, files) = (scene.queue.held().0, scene.disk.bytes_in(SEGMENTS));
+        assert_eq!(held, files + cursors::BYTES, "what is stuck counts");
+    }
+    scene.writer.perform(Step::Reclaim);
+    let segments = scene.segments();
+    assert!(segments.contains(&stuck) && segments.len() == 2, "{segments:?}");
+    assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+
+    // The next start finds it, and is not stopped either.
+    scene.writer.end();
+    let (disk, config) = (scene.disk, settings(512 << 10, 32 << 10, WhenFull::Reject));
+    let mut scene = Scene::on(disk, &config);
+    assert_eq!(scene.counts.start(), 0.0, "all of it was delivered");
+    scene.fill_segment();
+    scene.deliver();
+    scene.writer.perform(Step::Reclaim);
+    assert!(scene.segments().contains(&stuck));
+    assert_eq!(scene.counts.lost(), 0);
+
+    // Whatever was in its way is gone one day.
+    scene.disk.calm();
+    scene.writer.perform(Step::Reclaim);
+    assert!(!scene.segments().contains(&stuck), "it was not tried again");
+    let files = scene.disk.bytes_in(SEGMENTS);
+    assert_eq!(scene.queue.held().0, files + cursors::BYTES);
+    scene.queue.observe();
+    let [segments] = values(&scene.telemetry, ["spool_segments"]);
+    assert_eq!(usize::try_from(segments), Ok(scene.segments().len()));
+}
+
+#[test]
+fn a_full_queue_with_a_stuck_segment_says_full_and_not_that_the_disk_fails() {
+    let mut scene = Scene::new(&settings(256 << 10, 32 << 10, WhenFull::Reject));
+    scene.fill_segment();
+    scene.fill_segment();
+    scene.disk.undeletable(&segment::file_name(0));
+    scene.deliver();
+    scene.writer.perform(Step::Reclaim);
+    let refused = (0..1000).find_map(|_| scene.send(5000).err());
+    assert_eq!(refused, Some(Refused::Full));
+    assert_eq!(scene.queue.fault(), None);
+    scene.deliver();
+    scene.writer.perform(Step::Save);
+    scene.writer.perform(Step::Reclaim);
+    assert_eq!(scene.send(5000), Ok(()), "there is room again");
+    let [errors] = values(&scene.telemetry, ["spool_write_errors_total"]);
+    assert!(errors >= 1, "and it is counted");
+}
+
+#[test]
+fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one() {
+    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    scene.fill_segment();
+    scene.deliver();
+    // The next segment is made, and its first group is not synced: it is empty, and in the way of its successor.
+    let next = segment::file_name(scene.sent);
+    while scene.queue.shared.lock().free >= needed(5000) {
+        assert_eq!(scene.send(5000), Ok(()));
+        scene.deliver();
+    }
+    let name = segment::file_name(scene.sent);
+    assert_ne!(next, name);
+    scene.disk.undeletable(&name);
+    // Its header is synced, the group is not.
+    let mut ticket = scene.append(1, 5000).expect("there is room");
+    scene.disk.fail(Operation::Write, 1, Errno::IO);
+    scene.writer.perform(Step::Commit);
+    assert_eq!(ticket.acknowledged().now_or_never(), Some(Err(Refused::Disk)));
+    for _ in 0..5 {
+        scene.writer.perform(Step::Probe);
+        scene.writer.perform(Step::Reclaim);
+    }
+    assert!(scene.queue.fault().expect("its place is taken").contains("can't be deleted"));
+    scene.disk.calm();
+    scene.writer.perform(Step::Probe);
+    assert_eq!(scene.queue.fault(), None);
+    for _ in 0..20 {
+        assert_eq!(scene.send(5000), Ok(()));
+        scene.writer.perform(Step::Reclaim);
+    }
+    scene.deliver();
+    assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+}
+
+#[test]
+fn a_part_of_a_claim_gets_nothing_of_the_rest() {
+    let mut scene = Scene::new(&settings(1 << 20, 64 << 10, WhenFull::Reject));
+    let mut ticket = scene.append(10, 200).expect("there is room");
+    scene.writer.perform(Step::Commit);
+    assert_eq!(ticket.acknowledged().now_or_never(), Some(Ok(())));
+    scene.sent = 10;
+    let whole = scene.cursor.next(ALL).expect("ten events").claim;
+    scene.cursor.release(whole);
+    // What comes behind takes its place in memory.
+    for _ in 0..8 {
+        assert_eq!(scene.send(5000), Ok(()));
+    }
+    assert!(matches!(scene.cursor.retake(whole), Retaken::NotYet), "it has to be read");
+    let job = scene.cursor.job(false).expect("to read all of it");
+    let loaded = scene.queue.shared.read(&job).expect("the disk is well");
+    // While it is read, the claim is cut, and its second half is asked for.
+    let (left, right) = scene.cursor.split(whole).expect("two halves");
+    assert!(matches!(scene.cursor.retake(right), Retaken::NotYet));
+    scene.cursor.take_in(job.epoch, loaded);
+    for half in [right, left] {
+        let batch = loop {
+            match scene.cursor.retake(half) {
+                Retaken::Batch(batch) => break batch,
+                Retaken::Gone => panic!("it was not dropped"),
+                Retaken::NotYet => {}
+            }
+            let job = scene.cursor.job(false).expect("it is to be read");
+            let loaded = scene.queue.shared.read(&job).expect("the disk is well");
+            scene.cursor.take_in(job.epoch, loaded);
+        };
+        let mut wanted = Vec::new();
+        (half.start..half.end).for_each(|number| write_line(number, 200, &mut wanted));
+        assert!(batch.pieces.concat() == wanted, "{half:?} has {} events", batch.events);
+        assert_eq!(batch.events, half.end - half.start);
+    }
+}
