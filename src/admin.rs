@@ -27,7 +27,6 @@ use hyper_util::rt::TokioTimer;
 use serde_json::Value;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,9 +42,9 @@ use crate::telemetry::Reading;
 use crate::telemetry::Telemetry;
 
 mod page;
+mod places;
 
-/// A scraper, probes and a person or two; more is a mistake, and must not cost the relay anything.
-const CONNECTIONS_MAX: usize = 64;
+use places::Places;
 
 /// A head must come so fast; the same for the next on a kept connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -130,7 +129,7 @@ impl Admin {
 
     /// Answers until stopped.
     pub async fn serve(self: Arc<Self>, socket: TcpListener, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let places = Arc::<Places>::default();
         let tracker = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
@@ -146,10 +145,11 @@ impl Admin {
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+            let place = places.take();
             let (admin, stop) = (Arc::clone(&self), stop.clone());
             tracker.spawn(async move {
                 let service = service_fn(|request| {
+                    place.asked();
                     std::future::ready(Ok::<_, Infallible>(for_now(admin.answer(&request))))
                 });
                 let serving = http1::Builder::new()
@@ -159,8 +159,8 @@ impl Admin {
                     .serve_connection(TokioIo::new(stream), service);
                 // Errors are the client's: it went away, or sent no HTTP.
                 let bounded = tokio::time::timeout(CONNECTION_TIME, serving);
+                let bounded = place.lost.run_until_cancelled(bounded);
                 drop(stop.run_until_cancelled(bounded).await);
-                drop(place);
             });
         }
         tracker.close();
