@@ -26,6 +26,7 @@ pub use filter::Filter;
 pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
+pub use template::read_token;
 pub use values::header_name;
 pub use values::header_value;
 pub use values::server_name;

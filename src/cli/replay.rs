@@ -169,7 +169,7 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
     let tls = tls.map_err(|error| error.to_string())?;
     let token = match &arguments.bearer_token_file {
         Some(file) => Some(
-            config::read_secret(file)
+            config::read_token(file)
                 .map_err(|error| format!("cannot read {}: {error}", shown(file)))?,
         ),
         None => None,

@@ -269,13 +269,27 @@ fn listener(t: &mut Table<'_, '_>) -> (Option<SocketAddr>, Option<Listener>) {
         values::path_prefix,
     );
     let bearer_token_file = t.file(
-        optional("bearer_token_file", "path", "no authentication", "the token that senders need"),
+        optional(
+            "bearer_token_file",
+            "path",
+            "no authentication",
+            "the token that senders need, blanks around it aside; kube-apiserver sends it over \
+             HTTPS only",
+        ),
         true,
     );
     let tls = t.optional_section(
         optional("tls", TABLE, "plain HTTP", "its presence makes it HTTPS (h2 and http/1.1)"),
         listener_tls,
     );
+    if bearer_token_file.is_some() && tls.is_none() {
+        // client-go leaves token, password and client certificate out where the server's URL is not
+        // https (clientcmd, `ClientConfig`).
+        let path = t.path_of("bearer_token_file");
+        let message = "kube-apiserver sends no token over plain HTTP, so that each of its batches \
+                       is 401, better: listener.tls, or no token and a NetworkPolicy";
+        t.cx.problem_at(&path, &path, message, Severity::Warning);
+    }
     let bound = address.as_ref().map(|(_, address)| *address);
     let read = || {
         let (label, address) = address?;

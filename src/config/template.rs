@@ -185,6 +185,29 @@ pub fn read_secret(path: &Path) -> io::Result<String> {
     Ok(secret)
 }
 
+/// The bearer token in a file, without the blanks and line breaks around it: none of them can be
+/// part of a token (RFC 6750 §2.1), and editors and `echo` leave them behind.
+///
+/// # Errors
+///
+/// As [`read_secret`]; or the file holds no token, or characters that no header can carry, so that
+/// nobody could ever present it.
+pub fn read_token(path: &Path) -> io::Result<String> {
+    let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+    let secret = read_secret(path)?;
+    let token = secret.trim_ascii();
+    if token.is_empty() {
+        return Err(invalid("the file holds no token"));
+    }
+    // U+FEFF is the mark that some editors put in front of a text.
+    if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
+        return Err(invalid(
+            "the token has a line break or another control character in it, allowed: one line",
+        ));
+    }
+    Ok(token.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +260,29 @@ mod tests {
         ] {
             let error = expanded(source).unwrap_err();
             assert!(error.contains(expected), "{source}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_without_the_blanks_around_it_and_a_password_with_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        for around in ["tok/en=", "tok/en=\n", "tok/en= ", "tok/en= \r\n", " \ttok/en=\t\n\n"] {
+            std::fs::write(&file, around).unwrap();
+            assert_eq!(read_token(&file).unwrap(), "tok/en=", "{around:?}");
+        }
+        std::fs::write(&file, " pass \n").unwrap();
+        assert_eq!(read_secret(&file).unwrap(), " pass ");
+    }
+
+    #[test]
+    fn a_token_that_nobody_could_present_is_refused_without_being_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        for wrong in ["", "\n", " \t\r\n", "sEcReT\nsEcReT", "sEc\0ReT", "\u{feff}sEcReT"] {
+            std::fs::write(&file, wrong).unwrap();
+            let error = read_token(&file).unwrap_err().to_string();
+            assert!(error.contains("token") && !error.contains("sEc"), "{wrong:?}: {error}");
         }
     }
 

@@ -810,6 +810,20 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
 }
 
 #[test]
+fn a_token_on_a_listener_without_tls_is_warned_of() {
+    let listener =
+        "[[listener]]\naddress = '127.0.0.1:0'\nbearer_token_file = '/proc/self/status'\n";
+    let warning =
+        "3:21: listener[0].bearer_token_file: warning: kube-apiserver sends no token over";
+    assert_problems(listener, &[warning]);
+    assert!(checked(listener).strict().config.is_some(), "it is no error");
+    // Any file that is there will do.
+    let tls = "tls = { certificate = '/proc/self/status', private_key = '/proc/self/status' }\n";
+    assert_problems(&format!("{listener}{tls}"), &[]);
+    assert_problems("[[listener]]\naddress = '127.0.0.1:0'\n", &[]);
+}
+
+#[test]
 fn missing_files_are_no_errors_until_strict() {
     let text = "[[listener]]\naddress = '127.0.0.1:0'\nbearer_token_file = '/no/1'\n\
                 [listener.tls]\ncertificate = '/no/2'\nprivate_key = '/no/3'\nclient_ca = '/no/4'\n\

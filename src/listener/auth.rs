@@ -15,29 +15,26 @@ use tower::Service;
 
 use super::Settings;
 use super::answer::Refusal;
-use crate::config::read_secret;
+use crate::config::read_token;
 use crate::telemetry::Rejection;
 
 /// The token that a listener asks for.
 pub(super) struct Token(String);
 
 impl Token {
-    /// Of a file.
+    /// Reads the token of a file; blanks and line breaks around it are no part of it.
     ///
     /// # Errors
     ///
-    /// It can't be read or is empty.
+    /// The file can't be read, is empty, or holds what no header can carry.
     pub(super) fn read(file: &Path) -> Result<Self, String> {
-        let value = read_secret(file).map_err(|error| {
-            format!("cannot read the bearer token in {}: {error}", file.display())
-        })?;
-        if value.is_empty() {
-            return Err(format!("the bearer token in {} is empty", file.display()));
-        }
-        Ok(Self(value))
+        read_token(file)
+            .map(Self)
+            .map_err(|error| format!("cannot read the bearer token in {}: {error}", file.display()))
     }
 
-    /// RFC 6750 §2.1; the scheme in any case (RFC 9110 §11.1). Compared in constant time.
+    /// RFC 6750 §2.1; the scheme in any case (RFC 9110 §11.1), blanks around the token aside.
+    /// Compared in constant time.
     fn matches(&self, authorization: Option<&[u8]>) -> bool {
         let Some((scheme, given)) = authorization.and_then(|value| value.split_at_checked(7))
         else {

@@ -170,16 +170,19 @@ impl Client {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
-        let secret = |file: &std::path::Path| {
-            config::read_secret(file)
-                .map_err(|error| format!("cannot read {}: {error}", file.display()))
+        let cannot_read = |file: &std::path::Path, error: std::io::Error| {
+            format!("cannot read {}: {error}", file.display())
         };
         let credentials = if let Some(file) = &self.config.bearer_token_file {
-            Some((format!("Bearer {}", secret(file)?), file))
+            let token = config::read_token(file).map_err(|error| cannot_read(file, error))?;
+            Some((format!("Bearer {token}"), file))
         } else if let Some(basic) = &self.config.basic_auth {
             let user = basic.username.expand().map_err(|error| chain(&error))?;
-            let pair = format!("{user}:{}", secret(&basic.password_file)?);
-            Some((format!("Basic {}", BASE64_STANDARD.encode(pair)), &basic.password_file))
+            // A password may begin or end with a blank, so only its line break goes.
+            let file = &basic.password_file;
+            let password = config::read_secret(file).map_err(|error| cannot_read(file, error))?;
+            let pair = format!("{user}:{password}");
+            Some((format!("Basic {}", BASE64_STANDARD.encode(pair)), file))
         } else {
             None
         };

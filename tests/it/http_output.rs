@@ -149,7 +149,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
         std::fs::write(&file, content).unwrap();
         file
     };
-    let token = file("token", "first-token\n");
+    let token = file("token", " first-token \t\r\n\n");
     let password = file("password", "pass:wörd\r\n");
     let tenant = file("tenant", "first-tenant");
     let sink = HttpSink::accepting();

@@ -641,6 +641,28 @@ fn a_request_without_the_bearer_token_is_401() {
     assert_eq!(sink.count(), 11 * 400);
 }
 
+#[test]
+fn blanks_around_the_token_in_its_file_or_in_the_header_are_no_part_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    for content in ["secret-token ", " \tsecret-token\t \r\n\n"] {
+        std::fs::write(&file, content).unwrap();
+        let (relay, _sink) = start(&format!("bearer_token_file = \"{}\"", text(&file)), "");
+        let mut client = Client::connect(relay.address()).unwrap();
+        for header in ["Bearer secret-token", "Bearer  secret-token ", "Bearer \tsecret-token\t"] {
+            let headers = [("Authorization", header)];
+            let answer = client.request("POST", "/", &headers, NO_EVENTS.as_bytes()).unwrap();
+            assert_eq!(answer.status, 200, "{content:?} {header:?}: {}", answer.text());
+        }
+        for header in ["Bearer secret-token x", "Bearer secret token", "Bearer"] {
+            let headers = [("Authorization", header)];
+            let answer = client.request("POST", "/", &headers, NO_EVENTS.as_bytes()).unwrap();
+            assert_eq!(answer.status, 401, "{content:?} {header:?}: {}", answer.text());
+        }
+        relay.finish(Backlog::Empty);
+    }
+}
+
 /// A 401 after which the same connection carries this good request.
 fn refused_and_kept_with(relay: &Relay, bytes: &[u8], good: &[u8]) -> String {
     let (mut client, message) = refused(relay, bytes, 401, "unauthorized");
