@@ -511,15 +511,16 @@ where
         let started = Instant::now();
         let multiplexed = request.version() == Version::HTTP_2;
         connection.begin_request(multiplexed);
-        let under_way = UnderWay(connection);
+        let mut under_way = UnderWay { connection, refusing: false };
         let inner = self.inner.call(request);
         Box::pin(async move {
             let mut response = inner.await?;
-            let connection = &under_way.0;
+            let connection = &under_way.connection;
             let metrics = connection.metrics();
             metrics.answered(response.status().as_u16());
             if let Some(Refusal { rejection, status, message }) = response.extensions().get() {
                 metrics.rejected(*rejection, status.as_u16(), message);
+                under_way.refusing = true;
             }
             let old = max_age.is_some_and(|max| connection.age() >= max);
             if !multiplexed && (old || closing.is_cancelled()) {
@@ -535,10 +536,14 @@ where
 }
 
 /// A request under way; over when dropped, also where its sender has gone.
-struct UnderWay(Arc<Connection>);
+struct UnderWay {
+    connection: Arc<Connection>,
+    /// Its answer is a refusal.
+    refusing: bool,
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.end_request();
+        self.connection.end_request(self.refusing);
     }
 }

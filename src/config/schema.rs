@@ -358,7 +358,8 @@ fn limits(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
             "max_connections",
             4096,
             1..=CONNECTIONS_MAX,
-            "all listeners together",
+            "all listeners together; for one more, a request that is refused already gives way, \
+             else the connection that is longest without a whole head",
         ))
         .unwrap_or(usize::MAX),
         header_timeout: t.time(
@@ -371,7 +372,8 @@ fn limits(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
             "body_timeout",
             secs(30),
             MOMENT..,
-            "the whole body must have arrived by then: 408",
+            "the whole body must have arrived by then: 408; that of a refused request gets 2s, and \
+             2s more with each 128KiB",
         ),
         idle_timeout: t.time(
             "idle_timeout",

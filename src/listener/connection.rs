@@ -30,7 +30,10 @@ use crate::telemetry::Rejection;
 /// After a refusal that was answered before the body was read: so much of it is still taken, for so long, that the
 /// sender finds our answer instead of a reset (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-const LINGER_TIME: Duration = Duration::from_secs(2);
+pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
+/// The same for a sender whose body did not come while its refusal waited for it: the sender has
+/// had its time.
+pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
 /// What HTTP/2 begins with, as far as no HTTP/1 request begins so (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
@@ -97,8 +100,39 @@ struct State {
     multiplexed: bool,
     /// h2 has been told that it idled too long.
     dismissed: bool,
-    /// The rest of the body is to be thrown away at the end.
-    linger: bool,
+    /// How long the rest of the body is thrown away at the end, where that is to be done at all.
+    linger: Option<Duration>,
+    /// Requests under way that are refused already, and whose bodies are thrown away. At most those
+    /// under way.
+    refused: usize,
+    /// The answer that is written but not flushed refuses its request.
+    refusing: bool,
+}
+
+/// Connections that lose their place to a new one where none is free, the first in this order
+/// first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// All that it asks for is refused already: only the rest of a body is waited for, or that the
+    /// answer is read.
+    Refused,
+    /// It has no complete head.
+    Headless,
+}
+
+impl State {
+    /// Whether the connection may lose its place to another, and since when it has been as it is:
+    /// the longest goes first.
+    fn gives_way(&self) -> Option<(Rank, Instant)> {
+        match self.phase {
+            _ if self.verdict.is_some() => None,
+            Phase::Serving(count) if self.refused >= count => Some((Rank::Refused, self.since)),
+            Phase::Answered if self.refusing => Some((Rank::Refused, self.since)),
+            Phase::Serving(_) | Phase::Answered => None,
+            Phase::Idle if self.linger.is_some() => Some((Rank::Refused, self.since)),
+            Phase::Idle | Phase::Head => Some((Rank::Headless, self.headless)),
+        }
+    }
 }
 
 /// One connection, as its task, its socket and the registry see it.
@@ -148,17 +182,27 @@ impl Connection {
     }
 
     /// An answer was handed to the socket.
-    pub(super) fn end_request(&self) {
+    pub(super) fn end_request(&self, refusing: bool) {
         let mut state = self.lock();
         let left =
             if let Phase::Serving(count) = state.phase { count.saturating_sub(1) } else { 0 };
         state.headless = Instant::now();
+        state.refusing = refusing;
         let phase = match left {
             0 if state.multiplexed => Phase::Idle,
             0 => Phase::Answered,
             _ => Phase::Serving(left),
         };
         Self::enter(&mut state, phase);
+    }
+
+    /// A request under way is refused, and only the rest of its body is waited for, until the guard
+    /// is dropped.
+    pub(super) fn refused(&self) -> RefusedRequest<'_> {
+        let mut state = self.lock();
+        state.refused += 1;
+        state.since = Instant::now();
+        RefusedRequest(self)
     }
 
     /// No further request is taken: GOAWAY, or the end of keep-alive.
@@ -171,9 +215,10 @@ impl Connection {
         self.retired.notified().await;
     }
 
-    /// The connection ends after this answer, and the sender is still writing.
-    pub(super) fn linger(&self) {
-        self.lock().linger = true;
+    /// The connection ends after this answer, and the sender is still writing: that is read and
+    /// thrown away for so long.
+    pub(super) fn linger(&self, time: Duration) {
+        self.lock().linger = Some(time);
     }
 
     fn judge(&self, verdict: Verdict) {
@@ -191,13 +236,32 @@ impl Connection {
     }
 }
 
+/// A request whose body is thrown away. See [`Connection::refused`].
+pub(super) struct RefusedRequest<'a>(&'a Connection);
+
+impl RefusedRequest<'_> {
+    /// Much of the body has come: among the refused, this connection gives way last.
+    pub(super) fn progressed(&self) {
+        self.0.lock().since = Instant::now();
+    }
+}
+
+impl Drop for RefusedRequest<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.refused = state.refused.saturating_sub(1);
+    }
+}
+
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a new connection, one of at most `max`. At the limit, the one that has been longest without a complete head makes room; where
-    /// every one is in a request, `None`, and the new one is to be closed.
+    /// Takes in a new connection, one of at most `max`. At the limit, one whose requests are
+    /// refused already makes room, else the one that has been longest without a complete head.
+    /// Where every one is in a request that may be accepted, `None`: the new connection is to be
+    /// closed.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -212,7 +276,9 @@ impl Registry {
                 verdict: None,
                 multiplexed: false,
                 dismissed: false,
-                linger: false,
+                linger: None,
+                refused: 0,
+                refusing: false,
             }),
             waker: AtomicWaker::new(),
             opened: now,
@@ -221,17 +287,13 @@ impl Registry {
         });
         let mut entries = self.lock();
         if entries.open.len() >= max {
-            let oldest = entries
+            let first = entries
                 .open
                 .iter()
-                .filter_map(|(id, connection)| {
-                    let state = connection.lock();
-                    let waits = matches!(state.phase, Phase::Idle | Phase::Head);
-                    (waits && state.verdict.is_none()).then_some((state.headless, *id))
-                })
+                .filter_map(|(id, connection)| Some((connection.lock().gives_way()?, *id)))
                 .min();
             // Its place is free at once: its task ends as soon as it is scheduled.
-            let (_, id) = oldest?;
+            let (_, id) = first?;
             let evicted = entries.open.remove(&id)?;
             evicted.judge(Verdict::Close);
         }
@@ -253,10 +315,11 @@ impl Registry {
                 _ if state.verdict.is_some() => continue,
                 Phase::Serving(_) => continue,
                 Phase::Head if waited >= header => Verdict::Timeout,
-                // Its end is bounded already.
-                Phase::Answered if state.linger => continue,
                 // Who does not read our answers gets as long as who does not finish a head.
-                Phase::Answered if waited >= header => Verdict::Close,
+                Phase::Answered if waited >= header + state.linger.unwrap_or_default() => {
+                    Verdict::Close
+                }
+                Phase::Answered if state.linger.is_some() => continue,
                 Phase::Idle if waited >= idle && !state.multiplexed => Verdict::Close,
                 Phase::Idle if waited >= idle + FAREWELL => Verdict::Close,
                 Phase::Idle if waited >= idle && !state.dismissed => {
@@ -460,10 +523,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         this.check(cx)?;
         if this.linger.is_none() {
             std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
-            if !this.connection.lock().linger {
-                return Poll::Ready(Ok(()));
-            }
-            this.linger = Some((Box::pin(tokio::time::sleep(LINGER_TIME)), 0));
+            let Some(time) = this.connection.lock().linger else { return Poll::Ready(Ok(())) };
+            this.linger = Some((Box::pin(tokio::time::sleep(time)), 0));
         }
         let Some((deadline, taken)) = &mut this.linger else { return Poll::Ready(Ok(())) };
         let mut waste = [std::mem::MaybeUninit::uninit(); 16 * 1024];

@@ -2,7 +2,8 @@
 //!
 //! A refusal is answered after the body was read and thrown away, because a Go client that is cut off while it writes
 //! sees a transport error instead of the answer. What is larger than allowed, or not yet sent (`Expect: 100-continue`),
-//! is refused at once. A body that is too large to be held whole is decoded and stored while it arrives ([`Large`]).
+//! is refused at once, and a body that does not come soon is not waited for ([`REFUSED_TIME`]). A body that is too large to
+//! be held whole is decoded and stored while it arrives ([`Large`]).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -43,6 +44,8 @@ use super::answer::Refusal;
 use super::buffer::Buffer;
 use super::buffer::Pool;
 use super::connection::Connection;
+use super::connection::LINGER_TIME;
+use super::connection::LINGER_TIME_SLOW;
 use super::large::Large;
 use super::large::Sizes;
 use super::large::Stopped;
@@ -53,6 +56,14 @@ use crate::config::Acknowledge;
 use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Rejection;
+
+/// The body of a refused request has so long to come, and as long again after each
+/// [`REFUSED_BYTES`] of it, but never longer than `limits.body_timeout`. Then the refusal is
+/// answered all the same, and the connection ends: a sender that is still writing finds its answer,
+/// and one that sends nothing, or a byte now and then, does not keep its place.
+const REFUSED_TIME: Duration = Duration::from_secs(2);
+/// See [`REFUSED_TIME`]: 64 KiB each second, which a slow line still does.
+const REFUSED_BYTES: u64 = 128 * 1024;
 
 /// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
 const GZIP_STEP: usize = 4 * 1024;
@@ -445,7 +456,8 @@ impl Ingest {
         let mut response = refusal.answer(bounds.retry_after);
         let unread = !upload.ended && !upload.body.is_end_stream();
         if unread {
-            self.connection.linger();
+            let slow = discard && upload.sent <= bounds.max_body;
+            self.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }
         if unread || refusal.closes() {
             // On h2 the stream is reset with NO_ERROR where its body is unread; the connection ends only for those that
@@ -616,13 +628,24 @@ impl Upload<'_> {
         }
     }
 
-    /// Throws the rest away, unless it is more than `max` in all. An error only where the sender is too slow.
+    /// Throws the rest away, unless it is more than `max` in all, or does not come within
+    /// [`REFUSED_TIME`]. An error only where the sender is too slow for `limits.body_timeout`.
     async fn discard(&mut self, max: u64) -> Result<(), Refusal> {
+        let refused = self.connection.refused();
+        let latest = self.deadline;
+        let (mut counted, mut deadline) = (self.sent, Instant::now() + REFUSED_TIME);
         while self.sent <= max {
+            self.deadline = deadline.min(latest);
             match self.next().await {
+                Ok(Some(_)) if self.sent - counted >= REFUSED_BYTES => {
+                    (counted, deadline) = (self.sent, Instant::now() + REFUSED_TIME);
+                    refused.progressed();
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
-                Err(refusal) if refusal.status == StatusCode::REQUEST_TIMEOUT => {
+                Err(refusal)
+                    if refusal.status == StatusCode::REQUEST_TIMEOUT && deadline >= latest =>
+                {
                     return Err(refusal);
                 }
                 Err(_) => break,

@@ -167,6 +167,252 @@ fn where_every_connection_is_in_a_request_the_new_one_is_closed() {
     assert_eq!(sink.count(), 2);
 }
 
+/// A listener that wants a token.
+struct Guarded {
+    _directory: tempfile::TempDir,
+    relay: Relay,
+}
+
+const TOKEN: (&str, &str) = ("Authorization", "Bearer right");
+
+impl Guarded {
+    fn start(tables: &str) -> (Self, crate::support::tcp_sink::TcpSink) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("token");
+        std::fs::write(&file, "right").unwrap();
+        let keys = format!(
+            "path_prefix = \"/audit\"\nbearer_token_file = \"{}\"\n",
+            crate::support::text(&file)
+        );
+        let (relay, sink) = start(&keys, tables);
+        (Self { _directory: directory, relay }, sink)
+    }
+
+    /// A POST with the token.
+    fn assert_good(&self, client: &mut Client) {
+        let body = NO_EVENTS.as_bytes();
+        let answer = client.request("POST", "/audit", &[TOKEN], body);
+        assert_accepted(&answer.expect("the good connection is kept"), 0);
+    }
+
+    /// Sends a refused head and the first byte of its body, and waits until the relay throws that
+    /// away.
+    fn begin_refused(&self, bytes: &[u8]) -> Client {
+        let mut client = connect(&self.relay);
+        self.wait_for_byte(|| client.send(bytes).unwrap());
+        client
+    }
+
+    fn wait_for_byte(&self, send: impl FnOnce()) {
+        let received = || self.relay.metrics().sum("received_bytes_total");
+        let before = received();
+        send();
+        wait_until("the first byte of a refused body", PATIENCE, || received() > before);
+    }
+}
+
+/// Requests that their head refuses, each with the first byte of its body, and their answers.
+const REFUSED: [(&str, u16); 8] = [
+    ("POST /audit HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n{", 401),
+    ("POST /audit HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", 401),
+    (
+        "POST /b HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Length: 9\r\n\r\n{",
+        404,
+    ),
+    (
+        "PUT /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Length: 9\r\n\r\n{",
+        405,
+    ),
+    (
+        "POST /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Type: a/b\r\n\
+         Content-Length: 9\r\n\r\n{",
+        415,
+    ),
+    (
+        "POST /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Encoding: br\r\n\
+         Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+        415,
+    ),
+    ("POST /audit HTTP/1.1\r\nAuthorization: Bearer right\r\nContent-Length: 9\r\n\r\n{", 400),
+    // Refused by what has come of it: the rest is thrown away as well.
+    (
+        "POST /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Encoding: gzip\r\n\
+         Content-Length: 90\r\n\r\nthis is no gzip",
+        400,
+    ),
+];
+
+#[test]
+fn requests_that_are_refused_already_give_way_before_a_good_idle_connection() {
+    let (guarded, _sink) = Guarded::start("[limits]\nmax_connections = 3\n");
+    for (bytes, _) in REFUSED {
+        // The good sender has been without a head for longer than the others have been refused.
+        let mut good = connect(&guarded.relay);
+        guarded.assert_good(&mut good);
+        let refused = [0; 2].map(|_| guarded.begin_refused(bytes.as_bytes()));
+        let mut second = connect(&guarded.relay);
+        guarded.assert_good(&mut second);
+        let mut third = connect(&guarded.relay);
+        guarded.assert_good(&mut third);
+        guarded.assert_good(&mut good);
+        guarded.assert_good(&mut second);
+        drop((refused, good, second, third));
+        wait_for_gauge(&guarded.relay, "connections", 0.0);
+    }
+    guarded.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn h2_gives_way_where_all_its_streams_are_refused_and_not_where_one_is_good() {
+    let (relay, sink) = start("", "[limits]\nmax_connections = 2\n");
+    let guarded = |send: &mut dyn FnMut()| {
+        let received = || relay.metrics().sum("received_bytes_total");
+        let before = received();
+        send();
+        wait_until("the first byte of a refused body", PATIENCE, || received() > before);
+    };
+    let refused_head = || {
+        let mut block = h2::post_fields(None);
+        block.extend_from_slice(b"\x00\x10content-encoding\x02br");
+        block
+    };
+    let mut good = connect(&relay);
+    assert_kept(&mut good);
+    let mut h2 = H2::connect(relay.address()).unwrap();
+    for stream in [1, 3] {
+        guarded(&mut || {
+            h2.frame(h2::HEADERS, h2::END_HEADERS, stream, &refused_head()).unwrap();
+            h2.frame(h2::DATA, 0, stream, b"{").unwrap();
+        });
+    }
+    let mut next = connect(&relay);
+    assert_kept(&mut next);
+    assert_kept(&mut good);
+    h2.rest();
+    drop((next, good));
+    wait_for_gauge(&relay, "connections", 0.0);
+
+    let body = generated_batch(1, 1, 500);
+    let mut h2 = H2::connect(relay.address()).unwrap();
+    let mut working = connect(&relay);
+    working.send(&[head(body.len()), body[..100].to_vec()].concat()).unwrap();
+    h2.post_head(1, Some(body.len())).unwrap();
+    h2.frame(h2::DATA, 0, 1, &body[..100]).unwrap();
+    wait_for_gauge(&relay, "in_flight_bytes", 200.0);
+    guarded(&mut || {
+        h2.frame(h2::HEADERS, h2::END_HEADERS, 3, &refused_head()).unwrap();
+        h2.frame(h2::DATA, 0, 3, b"{").unwrap();
+    });
+    assert!(connect(&relay).is_closed_by_server(), "every one is in a good request");
+    // The refused stream is answered and reset, long before body_timeout, and its connection stays.
+    let answer = h2.wait_for(h2::HEADERS);
+    assert_eq!((answer.stream, answer.is_200()), (3, false));
+    let reset = h2.wait_for(h2::RST_STREAM);
+    assert_eq!((reset.stream, reset.code()), (3, 0));
+    h2.frame(h2::DATA, h2::END_STREAM, 1, &body[100..]).unwrap();
+    assert!(h2.wait_for(h2::HEADERS).is_200());
+    working.send(&body[100..]).unwrap();
+    assert_accepted(&working.read_response().unwrap(), 1);
+    drop(h2);
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), 2);
+}
+
+#[test]
+fn a_refused_request_gets_2_s_for_a_body_that_does_not_come() {
+    // Nothing else ends these requests before the test's patience does.
+    let (guarded, _sink) = Guarded::start("[limits]\nbody_timeout = \"5m\"\n");
+    let began = Instant::now();
+    let mut silent: Vec<_> = REFUSED
+        .iter()
+        .map(|(bytes, status)| {
+            let mut client = connect(&guarded.relay);
+            client.send(bytes.as_bytes()).unwrap();
+            (client, *status)
+        })
+        .collect();
+    // A byte now and then is no progress.
+    let mut trickling = connect(&guarded.relay);
+    trickling.send(REFUSED[0].0.as_bytes()).unwrap();
+    let took = trickle(&mut trickling, b" ");
+    assert!(took >= Duration::from_millis(1500), "{took:?}");
+    silent.push((trickling, 401));
+    for (client, status) in &mut silent {
+        let response = client.read_response().unwrap();
+        assert_refusal(&response, *status);
+        assert_eq!(response.header("connection"), Some("close"));
+        assert!(client.is_closed_by_server());
+    }
+    assert!(began.elapsed() >= Duration::from_millis(1500), "{:?}", began.elapsed());
+    wait_for_gauge(&guarded.relay, "connections", 0.0);
+    let metrics = guarded.relay.metrics();
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "unauthorized")]), 3.0);
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "timeout")]), 0.0);
+    guarded.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_refused_body_that_comes_for_longer_than_2_s_is_read_to_its_end() {
+    let (guarded, _sink) = Guarded::start("");
+    let mut client = connect(&guarded.relay);
+    let piece = vec![b' '; 96 * 1024];
+    client.send(&head(50 * piece.len())).unwrap();
+    for _ in 0..50 {
+        client.send(&piece).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    let response = client.read_response().unwrap();
+    assert_refusal(&response, 401);
+    assert_eq!(response.header("connection"), None, "a sender that was cut off would find close");
+    guarded.assert_good(&mut client);
+    guarded.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_batch_that_is_429_by_its_head_gives_way_too_and_gets_2_s() {
+    let tables = "[limits]\nmax_connections = 3\n[queue]\nmax_bytes = \"64KiB\"\n";
+    let (relay, _sink) = start_with_dead_consumer("", tables);
+    // There is room for a little, and not for what the refused ones announce.
+    assert_accepted(&relay.post(&generated_batch(1, 10, 900)), 10);
+    let mut good = connect(&relay);
+    assert_kept(&mut good);
+    let mut refused: Vec<_> = (0..2)
+        .map(|_| {
+            let received = || relay.metrics().sum("received_bytes_total");
+            let before = received();
+            let mut client = connect(&relay);
+            client.send(&[head(60_000), b"{".to_vec()].concat()).unwrap();
+            wait_until("the first byte of a refused body", PATIENCE, || received() > before);
+            client
+        })
+        .collect();
+    let mut next = connect(&relay);
+    assert_kept(&mut next);
+    assert_kept(&mut good);
+    let response = refused[1].read_response().unwrap();
+    assert_refusal(&response, 429);
+    assert_eq!(response.header("connection"), Some("close"));
+    drop(refused);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn answers_that_refuse_and_are_not_read_give_way() {
+    let (guarded, _sink) =
+        Guarded::start("[limits]\nmax_connections = 2\nheader_timeout = \"5m\"\n");
+    let mut good = connect(&guarded.relay);
+    guarded.assert_good(&mut good);
+    let mut unread = connect(&guarded.relay);
+    socket2::SockRef::from(unread.stream().socket()).set_recv_buffer_size(4096).unwrap();
+    unread.stream().socket().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
+    while unread.send(&requests).is_ok() {}
+    let mut next = connect(&guarded.relay);
+    guarded.assert_good(&mut next);
+    guarded.assert_good(&mut good);
+    guarded.relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn bytes_beyond_max_in_flight_are_429_and_the_sender_who_came_first_goes_on() {
     let tables = "[limits]\nmax_in_flight = \"1MiB\"\nmax_body = \"1MiB\"\n";
