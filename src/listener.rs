@@ -154,17 +154,13 @@ impl Gate {
 
     /// Ends connections that stay too long outside a request, until stopped.
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
-        let mut closing_since = None;
         loop {
             let deadlines = self.rules.load().deadlines;
             let tick = tokio::time::sleep(deadlines.tick());
             if stop.run_until_cancelled(tick).await.is_none() {
                 return;
             }
-            if self.shared.closing.is_cancelled() {
-                closing_since.get_or_insert_with(Instant::now);
-            }
-            self.registry.enforce(deadlines, closing_since.map(|since| since.elapsed()));
+            self.registry.enforce(deadlines);
         }
     }
 
@@ -214,11 +210,15 @@ impl Settings {
         Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
     }
 
-    /// Whether connections that were made under the others may stay: the same is asked of their handshake.
+    /// Whether connections that were made under the others may stay: the same was asked of their
+    /// handshake. A client's certificate is checked in the handshake alone, so that another CA
+    /// needs another handshake.
     #[must_use]
     pub fn is_compatible(&self, others: &Self) -> bool {
-        let verifies = |it: &Self| it.tls.as_ref().map(|tls| tls.verifies_clients());
-        verifies(self) == verifies(others)
+        fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
+            settings.tls.as_ref().map(|tls| tls.client_ca())
+        }
+        asked(self) == asked(others)
     }
 }
 
@@ -231,6 +231,9 @@ pub struct Listener {
     metrics: ListenerMetrics,
     telemetry: Arc<Telemetry>,
     closing: CancellationToken,
+    /// Other clients are let in now than those that are connected here: their next requests are
+    /// refused.
+    revoked: CancellationToken,
 }
 
 impl Listener {
@@ -250,6 +253,7 @@ impl Listener {
             metrics: telemetry.listener(&config.label),
             telemetry,
             closing: gate.shared.closing.child_token(),
+            revoked: CancellationToken::new(),
         };
         listener.show_expiry();
         listener
@@ -288,6 +292,7 @@ impl Listener {
         let successor = Self {
             settings: Arc::new(ArcSwap::from_pointee(settings)),
             closing: gate.shared.closing.child_token(),
+            revoked: CancellationToken::new(),
             ..self.clone()
         };
         successor.show_expiry();
@@ -296,6 +301,13 @@ impl Listener {
 
     /// Takes no new connections; those there are end after their request.
     pub fn close(&self) {
+        self.closing.cancel();
+    }
+
+    /// As [`Listener::close`], where the connections may not stay: a request whose head is not
+    /// complete by now is refused, also from an h2 client that does not hear GOAWAY.
+    pub fn revoke(&self) {
+        self.revoked.cancel();
         self.closing.cancel();
     }
 
@@ -338,7 +350,7 @@ impl Listener {
         let tls = self.settings.load().tls.as_ref().map(|tls| TlsAcceptor::from(tls.settings()));
         let age = rules.max_connection_age.map(net::jittered);
         let stack = Stack::new(
-            AuthLayer(Arc::clone(&self.settings)),
+            AuthLayer { settings: Arc::clone(&self.settings), revoked: self.revoked.clone() },
             CountLayer {
                 connection: Arc::clone(&place.connection),
                 max_age: age,
@@ -457,6 +469,7 @@ async fn serve_connection<T, S>(
             }
             () = closing.cancelled(), if !is_closing => {
                 is_closing = true;
+                connection.leave();
                 serving.as_mut().graceful_shutdown();
             }
             () = connection.retired() => serving.as_mut().graceful_shutdown(),
@@ -510,8 +523,8 @@ where
         let CountLayer { connection, max_age, closing } = self.settings.clone();
         let started = Instant::now();
         let multiplexed = request.version() == Version::HTTP_2;
-        connection.begin_request(multiplexed);
-        let mut under_way = UnderWay { connection, refusing: false };
+        let in_time = connection.begin_request(multiplexed);
+        let mut under_way = UnderWay { connection, in_time, refusing: false };
         let inner = self.inner.call(request);
         Box::pin(async move {
             let mut response = inner.await?;
@@ -538,12 +551,14 @@ where
 /// A request under way; over when dropped, also where its sender has gone.
 struct UnderWay {
     connection: Arc<Connection>,
+    /// See [`Connection::begin_request`].
+    in_time: bool,
     /// Its answer is a refusal.
     refusing: bool,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.connection.end_request(self.refusing);
+        self.connection.end_request(self.in_time, self.refusing);
     }
 }

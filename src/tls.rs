@@ -132,10 +132,12 @@ impl Server {
         Arc::clone(&self.rustls)
     }
 
-    /// Whether clients need a certificate.
+    /// The PEM text of the CA that a client's certificate must come from; `None` where clients need
+    /// no certificate.
     #[must_use]
-    pub fn verifies_clients(&self) -> bool {
-        self.config.client_ca.is_some()
+    pub fn client_ca(&self) -> Option<&[u8]> {
+        // [`Server::read`] puts it behind certificate and key.
+        self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
 
     /// notAfter of the certificate, in seconds since 1970.

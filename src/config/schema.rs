@@ -308,7 +308,13 @@ fn listener_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
         t.file(required("certificate", "path", "PEM chain, the leaf first"), must_exist);
     let private_key = t.file(required("private_key", "path", "PEM key of the leaf"), must_exist);
     let client_ca = t.file(
-        optional("client_ca", "path", "none", "its presence requires a client certificate (mTLS)"),
+        optional(
+            "client_ca",
+            "path",
+            "none",
+            "its presence requires a client certificate (mTLS); once replaced, connections that \
+             the old one let in end after the request under way",
+        ),
         must_exist,
     );
     let optional = t.flag(

@@ -10,6 +10,7 @@ use hyper::Request;
 use hyper::StatusCode;
 use hyper::header;
 use subtle::ConstantTimeEq;
+use tokio_util::sync::CancellationToken;
 use tower::Layer;
 use tower::Service;
 
@@ -45,23 +46,50 @@ impl Token {
     }
 }
 
-/// Leaves a 401 in requests without the token; ingest answers it, for only ingest knows what to do with the body.
+/// Leaves a refusal in requests without the token, and in those on connections that may not stay;
+/// ingest answers it, for only ingest knows what to do with the body.
 #[derive(Clone)]
-pub(super) struct AuthLayer(pub(super) Arc<ArcSwap<Settings>>);
+pub(super) struct AuthLayer {
+    pub(super) settings: Arc<ArcSwap<Settings>>,
+    /// Cancelled once other clients are let in than those that are connected.
+    pub(super) revoked: CancellationToken,
+}
 
 impl<S> Layer<S> for AuthLayer {
     type Service = Auth<S>;
 
     fn layer(&self, inner: S) -> Auth<S> {
-        Auth { settings: Arc::clone(&self.0), inner }
+        Auth { rules: self.clone(), inner }
     }
 }
 
 /// See [`AuthLayer`].
 #[derive(Clone)]
 pub(super) struct Auth<S> {
-    settings: Arc<ArcSwap<Settings>>,
+    rules: AuthLayer,
     inner: S,
+}
+
+impl AuthLayer {
+    /// Why a request with this header is not accepted.
+    fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
+        if self.revoked.is_cancelled() {
+            let message = "TLS or client_ca of this listener has been replaced, connect again";
+            let status = StatusCode::SERVICE_UNAVAILABLE;
+            return Some(Refusal::new(status, Rejection::ShuttingDown, message));
+        }
+        let settings = self.settings.load();
+        let token = settings.token.as_ref()?;
+        if token.matches(authorization) {
+            return None;
+        }
+        let message = if authorization.is_some() {
+            "the bearer token is wrong"
+        } else {
+            "a bearer token is required"
+        };
+        Some(Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message))
+    }
 }
 
 impl<S: Service<Request<B>>, B> Service<Request<B>> for Auth<S> {
@@ -75,13 +103,7 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for Auth<S> {
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
         let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        if self.settings.load().token.as_ref().is_some_and(|token| !token.matches(given)) {
-            let message = if given.is_some() {
-                "the bearer token is wrong"
-            } else {
-                "a bearer token is required"
-            };
-            let refusal = Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message);
+        if let Some(refusal) = self.rules.refusal(given) {
             request.extensions_mut().insert(refusal);
         }
         self.inner.call(request)

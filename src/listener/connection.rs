@@ -38,7 +38,8 @@ pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 /// What HTTP/2 begins with, as far as no HTTP/1 request begins so (RFC 9113 §3.4).
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// After GOAWAY an h2 client has so long to say that it has understood; who does not is closed (RFC 9113 §6.8).
+/// After GOAWAY an h2 client has so long to say that it has understood; who does not is closed (RFC
+/// 9113 §6.8). The same for the rest of a head that had begun when its connection was told to end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The deadlines of a connection outside a request.
@@ -107,6 +108,9 @@ struct State {
     refused: usize,
     /// The answer that is written but not flushed refuses its request.
     refusing: bool,
+    /// No request is to begin here any more. The time is when that was decided, or when the last
+    /// request that had begun before was answered.
+    leaving: Option<Instant>,
 }
 
 /// Connections that lose their place to a new one where none is free, the first in this order
@@ -173,21 +177,26 @@ impl Connection {
         self.lock().multiplexed
     }
 
-    /// A head is complete.
-    pub(super) fn begin_request(&self, multiplexed: bool) {
+    /// A head is complete. Says whether it came in time: false where the connection had been told
+    /// to end before.
+    pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
         let under_way = if let Phase::Serving(count) = state.phase { count } else { 0 };
         Self::enter(&mut state, Phase::Serving(under_way + 1));
+        state.leaving.is_none()
     }
 
-    /// An answer was handed to the socket.
-    pub(super) fn end_request(&self, refusing: bool) {
+    /// An answer was handed to the socket. `in_time` is what [`Connection::begin_request`] said.
+    pub(super) fn end_request(&self, in_time: bool, refusing: bool) {
         let mut state = self.lock();
         let left =
             if let Phase::Serving(count) = state.phase { count.saturating_sub(1) } else { 0 };
         state.headless = Instant::now();
         state.refusing = refusing;
+        if in_time && let Some(leaving) = &mut state.leaving {
+            *leaving = Instant::now();
+        }
         let phase = match left {
             0 if state.multiplexed => Phase::Idle,
             0 => Phase::Answered,
@@ -203,6 +212,11 @@ impl Connection {
         state.refused += 1;
         state.since = Instant::now();
         RefusedRequest(self)
+    }
+
+    /// No request is to begin any more: what is idle then, or in a head, ends within [`FAREWELL`].
+    pub(super) fn leave(&self) {
+        self.lock().leaving.get_or_insert_with(Instant::now);
     }
 
     /// No further request is taken: GOAWAY, or the end of keep-alive.
@@ -279,6 +293,7 @@ impl Registry {
                 linger: None,
                 refused: 0,
                 refusing: false,
+                leaving: None,
             }),
             waker: AtomicWaker::new(),
             opened: now,
@@ -304,13 +319,13 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Ends whoever is beyond a deadline. Called every [`Deadlines::tick`]; `closing` is how long the drain has lasted.
-    pub(super) fn enforce(&self, deadlines: Deadlines, closing: Option<Duration>) {
+    /// Ends whoever is beyond a deadline. Called every [`Deadlines::tick`].
+    pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
-        let is_over = closing.is_some_and(|lasted| lasted >= FAREWELL);
         for connection in self.lock().open.values() {
             let mut state = connection.lock();
             let waited = state.since.elapsed();
+            let is_over = state.leaving.is_some_and(|since| since.elapsed() >= FAREWELL);
             let verdict = match state.phase {
                 _ if state.verdict.is_some() => continue,
                 Phase::Serving(_) => continue,

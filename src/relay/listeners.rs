@@ -1,7 +1,8 @@
 //! The listeners of a running relay, by their addresses.
 //!
-//! One that stays keeps its socket and its connections; what it asks of requests is replaced. Where other handshakes are
-//! asked for (TLS or not, client certificates or not), the socket stays, and connections end after their request.
+//! One that stays keeps its socket and its connections; what it asks of requests is replaced. Where
+//! other handshakes are asked for (TLS or not, client certificates or not, of another CA), the
+//! socket stays, and connections end after their request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -188,7 +189,11 @@ impl Listeners {
                     listener.apply(settings);
                     return Ok(Some(Open { listener, accepting }));
                 }
-                listener.close();
+                tracing::info!(
+                    listener = config.label,
+                    "TLS or client_ca is replaced, so connections end after their request"
+                );
+                listener.revoke();
                 listener.successor(settings, &self.gate)
             }
             (Socket::New(socket), None) => self.listener(config, settings, socket)?,

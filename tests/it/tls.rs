@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
@@ -20,6 +21,8 @@ use crate::support::certificates::Pair;
 use crate::support::certificates::chain;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
+use crate::support::h2;
+use crate::support::h2::H2;
 use crate::support::http::Client;
 use crate::support::peers;
 use crate::support::relay::Backlog;
@@ -252,6 +255,153 @@ fn a_handshake_3_s_after_the_files_change_has_the_new_certificate() {
     }
     // Who was connected stays so.
     assert_kept(&mut kept);
+    relay.finish(Backlog::Empty);
+}
+
+/// A client of our `ca` that presents `pair`, in one version of TLS; it resumes sessions.
+fn client_of(
+    certificates: &Certificates,
+    pair: &Pair,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(chain(&certificates.ca)[0].clone()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain(&pair.certificate), key);
+    Arc::new(config.unwrap())
+}
+
+/// Whether a new connection of this client is let in, and whether it resumed a session.
+fn enters(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> (bool, bool) {
+    let Ok(mut client) = connect(relay, config) else { return (false, false) };
+    let is_in = client.post("/", JSON, NO_EVENTS.as_bytes()).is_ok();
+    let Stream::Client(tls) = client.stream() else { panic!("a TLS client") };
+    (is_in, tls.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed))
+}
+
+#[test]
+fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
+    let certificates = Certificates::new();
+    let files = Files::new();
+    files.put(&certificates.server);
+    let ca = files.path().join("ca.crt");
+    std::fs::copy(&certificates.ca, &ca).unwrap();
+    let keys = tls(&files.pair, &format!("client_ca = \"{}\"", text(&ca)));
+    let (relay, sink) = start(&keys, "[limits]\nmax_connection_age = \"0s\"\n");
+    let versions = [&rustls::version::TLS12, &rustls::version::TLS13];
+    let old = versions.map(|version| client_of(&certificates, &certificates.client, version));
+    let new = certificates.client_config(Some(&certificates.wrong_client));
+
+    // Another certificate of the server, and the same CA: who is connected stays so.
+    let mut idle = connect(&relay, &old[1]).unwrap();
+    assert_kept(&mut idle);
+    let another = certificates.another_server("another");
+    files.put(&another);
+    wait_for_certificate(&relay, &old[1], &another);
+    assert_kept(&mut idle);
+
+    let body = generated_batch(1, 1, 800);
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let mut working = connect(&relay, &old[0]).unwrap();
+    working.send(&[head.as_bytes(), &body[..100]].concat()).unwrap();
+    let mut half = connect(&relay, &old[1]).unwrap();
+    half.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Le").unwrap();
+    let mut fresh = connect(&relay, &old[1]).unwrap();
+    // It has a stream under way, and will not say that it has heard GOAWAY.
+    let mut deaf = H2::over(connect(&relay, &old[1]).unwrap().into_stream());
+    deaf.deaf = true;
+    deaf.send(h2::PREFACE).unwrap();
+    deaf.settings().unwrap();
+    deaf.post(1, NO_EVENTS.as_bytes()).unwrap();
+    assert!(deaf.wait_for(h2::HEADERS).is_200());
+    deaf.post_head(3, Some(body.len())).unwrap();
+    deaf.frame(h2::DATA, 0, 3, &body[..100]).unwrap();
+    relay.wait_for_metrics("both bodies", PATIENCE, |metrics| {
+        (metrics.value("in_flight_bytes", &[]) == 200.0).then_some(())
+    });
+    for config in &old {
+        enters(&relay, config);
+        assert_eq!(enters(&relay, config), (true, true), "tickets are good while the CA is");
+    }
+
+    std::fs::copy(&certificates.wrong_ca, &ca).unwrap();
+    wait_until("the new CA", PATIENCE, || enters(&relay, &new).0);
+    for config in &old {
+        for _ in 0..2 {
+            assert!(!enters(&relay, config).0, "a ticket of before the change lets nobody in");
+        }
+    }
+    assert!(idle.is_closed_by_server());
+    assert!(fresh.is_closed_by_server());
+    // What was under way is answered, and what begins after the change is not taken.
+    working.send(&body[100..]).unwrap();
+    let response = working.read_response().unwrap();
+    assert_accepted(&response, 1);
+    assert_eq!(response.header("connection"), Some("close"));
+    assert!(working.is_closed_by_server());
+    deaf.post(5, &body).unwrap();
+    let refused = deaf.wait_for(h2::HEADERS);
+    assert_eq!((refused.stream, refused.is_200()), (5, false));
+    deaf.frame(h2::DATA, h2::END_STREAM, 3, &body[100..]).unwrap();
+    let answer = deaf.wait_for(h2::HEADERS);
+    assert_eq!((answer.stream, answer.is_200()), (3, true));
+    deaf.rest();
+    // It may have been closed before its head was whole.
+    drop(half.send(format!("ngth: {}\r\n\r\n", body.len()).as_bytes()));
+    drop(half.send(&body));
+    if let Ok(response) = half.read_response() {
+        assert_refusal(&response, 503);
+        assert!(half.is_closed_by_server());
+    }
+    relay.wait_for_metrics("their ends", PATIENCE, |metrics| {
+        (metrics.sum("connections") == 0.0).then_some(())
+    });
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), 2);
+}
+
+#[test]
+fn connections_end_however_client_ca_changes_and_stay_where_it_is_the_same() {
+    let certificates = Certificates::new();
+    let sink = TcpSink::start();
+    let directory = TempDir::new().unwrap();
+    let copy = directory.path().join("copy.crt");
+    std::fs::copy(&certificates.ca, &copy).unwrap();
+    let of = |more: &str| config(&sink, &tls(&certificates.server, more), "");
+    let ca = |file: &Path| of(&format!("client_ca = \"{}\"", text(file)));
+    let relay = Relay::start(&of(""));
+    let client_config = certificates.client_config(Some(&certificates.client));
+    let mut reloads = 0.0;
+    for (config, stays) in [
+        (ca(&certificates.ca), false),
+        (ca(&copy), true),
+        (ca(&certificates.wrong_ca), false),
+        (ca(&certificates.ca), false),
+        (of(""), false),
+    ] {
+        // Under the CA that signed nothing nobody is connected.
+        let client = connect(&relay, &client_config);
+        let kept = client.and_then(|mut client| {
+            client.post("/", JSON, NO_EVENTS.as_bytes()).map(|answer| (client, answer.status))
+        });
+        std::fs::write(relay.config_file(), &config).unwrap();
+        reloads += 1.0;
+        relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
+            let done = metrics.value("config_reload_total", &[("result", "success")]);
+            (done >= reloads).then_some(())
+        });
+        let Ok((mut kept, _)) = kept else { continue };
+        if stays {
+            assert_kept(&mut kept);
+        } else {
+            assert!(kept.is_closed_by_server(), "{config}");
+        }
+    }
     relay.finish(Backlog::Empty);
 }
 

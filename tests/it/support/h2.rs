@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use super::PATIENCE;
+use super::stream::Stream;
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
@@ -46,7 +47,9 @@ impl Frame {
 
 /// A connection with prior knowledge.
 pub(crate) struct H2 {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Stream>,
+    /// Acknowledges no PING, so that the server does not know whether GOAWAY was heard.
+    pub(crate) deaf: bool,
 }
 
 impl H2 {
@@ -56,7 +59,12 @@ impl H2 {
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         socket.set_nodelay(true)?;
-        Ok(Self { reader: BufReader::new(socket) })
+        Ok(Self::over(Stream::Plain(socket)))
+    }
+
+    /// Over a stream that is connected; nothing is sent yet.
+    pub(crate) fn over(stream: Stream) -> Self {
+        Self { reader: BufReader::new(stream), deaf: false }
     }
 
     /// Connected, with preface and settings sent.
@@ -68,11 +76,12 @@ impl H2 {
     }
 
     pub(crate) fn read_timeout(&mut self, limit: Duration) {
-        self.reader.get_ref().set_read_timeout(Some(limit)).expect("above zero");
+        self.reader.get_ref().socket().set_read_timeout(Some(limit)).expect("above zero");
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.reader.get_mut().write_all(bytes)
+        self.reader.get_mut().write_all(bytes)?;
+        self.reader.get_mut().flush()
     }
 
     pub(crate) fn settings(&mut self) -> io::Result<()> {
@@ -119,6 +128,7 @@ impl H2 {
             self.reader.read_exact(&mut payload)?;
             let (kind, flags) = (head[3], head[4]);
             match kind {
+                PING if self.deaf => {}
                 SETTINGS | PING if flags & ACK == 0 => {
                     let answer = if kind == PING { &payload[..] } else { &[] };
                     self.frame(kind, ACK, 0, answer)?;

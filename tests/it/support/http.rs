@@ -164,6 +164,11 @@ impl Client {
         self.reader.get_mut()
     }
 
+    /// The stream below, for another protocol; what was read ahead is lost.
+    pub(crate) fn into_stream(self) -> Stream {
+        self.reader.into_inner()
+    }
+
     /// How long a read may wait; [`PATIENCE`] unless told.
     pub(crate) fn read_timeout(&mut self, limit: Duration) {
         self.stream().socket().set_read_timeout(Some(limit)).expect("above zero");
