@@ -47,6 +47,7 @@ mod answer;
 mod auth;
 mod buffer;
 mod connection;
+mod framing;
 mod ingest;
 mod large;
 

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio::time::Sleep;
 
 use super::answer;
+use super::framing::Framing;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
@@ -374,12 +375,21 @@ pub(super) struct Watched<T> {
     own_answer: Option<(Vec<u8>, usize)>,
     /// How much of [`H2_PREFACE`] has come; `None` once something else has.
     preface: Option<usize>,
+    /// HTTP/1: which of the bytes that hyper has taken begin a head.
+    framing: Framing,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     pub(super) fn new(inner: T, connection: Arc<Connection>) -> Self {
-        Self { inner, connection, own_answer: None, preface: Some(0), linger: None }
+        Self {
+            inner,
+            connection,
+            own_answer: None,
+            preface: Some(0),
+            framing: Framing::new(),
+            linger: None,
+        }
     }
 
     /// An error once the registry has ended the connection; else it wakes whoever waits to write.
@@ -472,8 +482,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let read = buf.filled().get(before..).unwrap_or_default();
         if !read.is_empty() {
             let mut state = this.connection.lock();
-            if state.phase == Phase::Idle && !state.multiplexed {
-                Connection::enter(&mut state, Phase::Head);
+            if !state.multiplexed {
+                this.framing.advance(read);
+                if state.phase == Phase::Idle && this.framing.is_in_head() {
+                    Connection::enter(&mut state, Phase::Head);
+                }
             }
             if let Some(matched) = this.preface {
                 // The preface may come in pieces, and hyper writes its settings as soon as it is complete.
@@ -527,7 +540,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         std::task::ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
         let mut state = self.connection.lock();
         if state.phase == Phase::Answered {
-            Connection::enter(&mut state, Phase::Idle);
+            // The beginning of a pipelined head came with the request that was just answered; hyper
+            // holds it.
+            let phase = if self.framing.is_in_head() { Phase::Head } else { Phase::Idle };
+            Connection::enter(&mut state, phase);
         }
         Poll::Ready(Ok(()))
     }

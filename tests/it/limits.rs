@@ -84,6 +84,38 @@ fn a_head_must_end_within_header_timeout_however_its_bytes_come() {
 }
 
 #[test]
+fn the_beginning_of_a_pipelined_head_has_header_timeout_too() {
+    let tables = "[limits]\nheader_timeout = \"400ms\"\n";
+    let (relay, _sink) = start("", tables);
+    let sized = plain(NO_EVENTS.as_bytes());
+    let chunked = in_chunks(NO_EVENTS.as_bytes(), 20);
+    let bodiless = b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n".to_vec();
+    let mut clients = Vec::new();
+    for (request, status) in [(sized, 200), (chunked, 200), (bodiless, 405)] {
+        for beginning in ["P", "POST /audit HTTP/1.1\r\nX: ", "POST / HTTP/1.1\r\nHost: a\r\n\r"] {
+            let mut client = connect(&relay);
+            client.send(&[&request, beginning.as_bytes()].concat()).unwrap();
+            assert_eq!(client.read_response().unwrap().status, status);
+            clients.push((client, beginning));
+        }
+    }
+    for (client, beginning) in &mut clients {
+        let answer = client.read_response();
+        assert_refusal(&answer.unwrap_or_else(|error| panic!("{beginning:?}: {error}")), 408);
+        assert!(client.is_closed_by_server());
+    }
+    // An empty line behind a request begins no head: old clients send one (RFC 9112 §2.2).
+    let mut kept = connect(&relay);
+    kept.send(&[&plain(NO_EVENTS.as_bytes()), &b"\r\n"[..]].concat()).unwrap();
+    assert_accepted(&kept.read_response().unwrap(), 0);
+    std::thread::sleep(Duration::from_millis(900));
+    assert_kept(&mut kept);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "timeout")]), 9.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
 fn a_body_must_end_within_body_timeout_however_its_bytes_come() {
     let (relay, _sink) = start("path_prefix = \"/audit\"", "[limits]\nbody_timeout = \"400ms\"\n");
     let refused = b"POST /other HTTP/1.1\r\nHost: relay\r\nContent-Length: 60000\r\n\r\n";

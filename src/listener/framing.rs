@@ -1,0 +1,289 @@
+//! The framing of HTTP/1: where requests begin and end in a connection's bytes (RFC 9112 §2.2, §6,
+//! §7.1).
+//!
+//! hyper reads ahead: with the end of a request it may take the beginning of the next head from the
+//! socket, and nobody sees from outside that it holds one. [`Framing`] follows the same bytes and
+//! knows, so that a head that begins while another request is served has its deadline too. The
+//! framing decides nothing but that: what it does not understand counts as a head that has begun,
+//! and hyper alone accepts and refuses.
+
+/// Bytes of a line that are looked at: longer than any `Content-Length`, `Transfer-Encoding` or
+/// chunk size that is needed.
+const LINE_BYTES: usize = 64;
+
+/// How far the bytes of a connection have come.
+pub(super) struct Framing {
+    state: State,
+    line: Line,
+    /// The `Content-Length` of the head that is read.
+    length: u64,
+    /// Whether the head that is read announces chunks, which wins over a length.
+    chunked: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing of a request has come since the last one ended. Empty lines there are skipped.
+    Between,
+    /// In a request line, or in the headers.
+    Head,
+    /// So many bytes of the body are still to come.
+    Sized(u64),
+    /// In the line before a chunk.
+    ChunkSize,
+    /// So many bytes of a chunk are still to come, its line break counted.
+    Chunk(u64),
+    /// In the lines behind the last chunk.
+    Trailers,
+    /// Not understood: hyper refuses this and closes.
+    Lost,
+}
+
+/// The line that is read, as far as its first [`LINE_BYTES`] bytes go.
+struct Line {
+    bytes: [u8; LINE_BYTES],
+    kept: usize,
+    is_cut: bool,
+}
+
+impl Line {
+    fn push(&mut self, bytes: &[u8]) {
+        let room = self.bytes.get_mut(self.kept..).unwrap_or_default();
+        let count = room.len().min(bytes.len());
+        if let (Some(room), Some(bytes)) = (room.get_mut(..count), bytes.get(..count)) {
+            room.copy_from_slice(bytes);
+        }
+        self.kept += count;
+        self.is_cut |= count < bytes.len();
+    }
+
+    /// The line without its line break.
+    fn text(&self) -> &[u8] {
+        let kept = self.bytes.get(..self.kept).unwrap_or_default();
+        if self.is_cut { kept } else { kept.strip_suffix(b"\r").unwrap_or(kept) }
+    }
+
+    fn clear(&mut self) {
+        self.kept = 0;
+        self.is_cut = false;
+    }
+}
+
+impl Framing {
+    /// At the beginning of a connection.
+    pub(super) fn new() -> Self {
+        let line = Line { bytes: [0; LINE_BYTES], kept: 0, is_cut: false };
+        Self { state: State::Between, line, length: 0, chunked: false }
+    }
+
+    /// Whether a head has begun and has not ended.
+    pub(super) fn is_in_head(&self) -> bool {
+        matches!(self.state, State::Head | State::Lost)
+    }
+
+    /// Follows the next bytes of the connection.
+    pub(super) fn advance(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = match self.state {
+                State::Lost => return,
+                State::Between => {
+                    let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n'));
+                    let rest = bytes.get(blank.count()..).unwrap_or_default();
+                    if !rest.is_empty() {
+                        (self.length, self.chunked) = (0, false);
+                        self.state = State::Head;
+                    }
+                    rest
+                }
+                State::Sized(left) => {
+                    let (left, rest) = skip(left, bytes);
+                    self.state = if left == 0 { State::Between } else { State::Sized(left) };
+                    rest
+                }
+                State::Chunk(left) => {
+                    let (left, rest) = skip(left, bytes);
+                    self.state = if left == 0 { State::ChunkSize } else { State::Chunk(left) };
+                    rest
+                }
+                State::Head | State::ChunkSize | State::Trailers => {
+                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+                    self.line.push(line);
+                    if end.is_some() {
+                        self.state = self.after_line();
+                        self.line.clear();
+                    }
+                    rest.get(1..).unwrap_or_default()
+                }
+            };
+        }
+    }
+
+    /// The state behind the line that has just ended.
+    fn after_line(&mut self) -> State {
+        let is_empty = self.line.text().is_empty();
+        match self.state {
+            State::Head if !is_empty => {
+                if self.header().is_some() {
+                    State::Head
+                } else {
+                    State::Lost
+                }
+            }
+            State::Head if self.chunked => State::ChunkSize,
+            State::Head if self.length > 0 => State::Sized(self.length),
+            State::ChunkSize => match self.chunk_size() {
+                Some(0) => State::Trailers,
+                Some(size) => State::Chunk(size.saturating_add(2)),
+                None => State::Lost,
+            },
+            State::Trailers if !is_empty => State::Trailers,
+            State::Head | State::Trailers => State::Between,
+            State::Between | State::Sized(_) | State::Chunk(_) | State::Lost => State::Lost,
+        }
+    }
+
+    /// Notes what a line of the head says of the body; `None` where that is not understood.
+    fn header(&mut self) -> Option<()> {
+        let line = self.line.text();
+        // The request line has a colon too where its target is a whole URL, but then no such name
+        // before it.
+        let colon = line.iter().position(|byte| *byte == b':');
+        let Some((name, value)) = colon.map(|colon| line.split_at(colon)) else { return Some(()) };
+        let value = value.get(1..)?.trim_ascii();
+        if name.eq_ignore_ascii_case(b"content-length") {
+            // `parse` alone would take "+5" too.
+            if self.line.is_cut || !value.iter().all(u8::is_ascii_digit) {
+                return None;
+            }
+            self.length = std::str::from_utf8(value).ok()?.parse().ok()?;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.line.is_cut {
+                return None;
+            }
+            let last = value.rsplit(|byte| *byte == b',').next()?.trim_ascii();
+            self.chunked = last.eq_ignore_ascii_case(b"chunked");
+        }
+        Some(())
+    }
+
+    /// The size of the chunk behind this line; extensions mean nothing.
+    fn chunk_size(&self) -> Option<u64> {
+        let line = self.line.text();
+        let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        if digits == LINE_BYTES {
+            return None;
+        }
+        let digits = std::str::from_utf8(line.get(..digits)?).ok()?;
+        u64::from_str_radix(digits, 16).ok()
+    }
+}
+
+/// Skips `left` bytes; gives how many of them are still to come, and the bytes behind them.
+fn skip(left: u64, bytes: &[u8]) -> (u64, &[u8]) {
+    let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+    (left - count as u64, bytes.get(count..).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone)]
+    enum Form {
+        Bodiless,
+        Sized(usize),
+        Chunked(Vec<usize>, bool),
+    }
+
+    fn forms() -> impl Strategy<Value = Form> {
+        prop_oneof![
+            Just(Form::Bodiless),
+            (0..3000_usize).prop_map(Form::Sized),
+            (proptest::collection::vec(1..300_usize, 0..4), any::<bool>())
+                .prop_map(|(chunks, extras)| Form::Chunked(chunks, extras)),
+        ]
+    }
+
+    /// A request: its head and its body. The bodies look like heads, ends of heads and chunk sizes.
+    fn request(form: &Form, end: &str) -> (Vec<u8>, Vec<u8>) {
+        let junk =
+            |count: usize| b"GET / HTTP/1.1\r\n\r\n0\r\n\r\n".iter().copied().cycle().take(count);
+        let long = "x".repeat(200);
+        let head = |more: &str| {
+            format!("POST /a:b HTTP/1.1{end}Host: a{end}X-Long: {long}{end}{more}{end}")
+                .into_bytes()
+        };
+        match form {
+            Form::Bodiless => (head(""), Vec::new()),
+            Form::Sized(size) => {
+                (head(&format!("cOntent-length:  {size} {end}")), junk(*size).collect())
+            }
+            Form::Chunked(chunks, extras) => {
+                let (extension, trailer) =
+                    if *extras { (";a=\"b\"", "X-Trailer: y\r\n") } else { ("", "") };
+                let mut body = Vec::new();
+                for size in chunks {
+                    body.extend(format!("{size:X}{extension}\r\n").into_bytes());
+                    body.extend(junk(*size));
+                    body.extend(b"\r\n");
+                }
+                body.extend(format!("000{extension}\r\n{trailer}\r\n").into_bytes());
+                (
+                    head(&format!("Transfer-Encoding: gzip, Chunked{end}Content-Length: 3{end}")),
+                    body,
+                )
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_head_is_known_from_its_first_byte_to_its_last_however_the_bytes_are_cut(
+            requests in proptest::collection::vec((forms(), any::<bool>(), any::<bool>()), 1..6),
+            cuts in proptest::collection::vec(1..700_usize, 1..40),
+        ) {
+            let (mut bytes, mut in_head) = (Vec::new(), Vec::new());
+            for (form, bare, blank) in &requests {
+                let (head, body) = request(form, if *bare { "\n" } else { "\r\n" });
+                let before = if *blank { &b"\r\n"[..] } else { b"" };
+                // True behind each byte of the head but its last.
+                in_head.extend(std::iter::repeat_n(false, before.len()));
+                in_head.extend((1..=head.len()).map(|taken| taken < head.len()));
+                in_head.extend(std::iter::repeat_n(false, body.len()));
+                bytes.extend([before, &head, &body].concat());
+            }
+            let mut framing = Framing::new();
+            let (mut at, mut cuts) = (0, cuts.iter().cycle());
+            while at < bytes.len() {
+                let end = bytes.len().min(at + cuts.next().unwrap());
+                framing.advance(&bytes[at..end]);
+                at = end;
+                prop_assert_eq!(framing.is_in_head(), in_head[at - 1], "behind {} bytes", at);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+            let mut framing = Framing::new();
+            framing.advance(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_counts_as_a_head_that_has_begun() {
+        let zeros = "0".repeat(100);
+        for body in [
+            "Content-Length: +5\r\n\r\n12345",
+            "Content-Length: 5, 5\r\n\r\n12345",
+            &format!("Content-Length: {zeros}5\r\n\r\n12345"),
+            "Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
+            &format!("Transfer-Encoding: chunked\r\n\r\n{zeros}5\r\n12345\r\n0\r\n\r\n"),
+        ] {
+            let mut framing = Framing::new();
+            framing.advance(format!("POST / HTTP/1.1\r\nHost: a\r\n{body}").as_bytes());
+            assert!(framing.is_in_head(), "{body}");
+        }
+    }
+}
