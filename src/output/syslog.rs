@@ -180,16 +180,11 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     is_last.then_some(value)
 }
 
-/// Whether a text has the shape of RFC 5424's TIMESTAMP: what comes from outside must not add fields to the header.
+/// Whether a text is a TIMESTAMP of RFC 5424 §6.2.3: what comes from outside must not add fields to
+/// the header, and a receiver must be able to read it. The date has to be in the calendar; leap
+/// seconds are not allowed.
 fn is_rfc5424(time: &[u8]) -> bool {
-    let matches = |text: &[u8], pattern: &[u8]| {
-        text.len() == pattern.len()
-            && text.iter().zip(pattern).all(|(byte, wanted)| match wanted {
-                b'0' => byte.is_ascii_digit(),
-                _ => byte == wanted,
-            })
-    };
-    let Some((date, mut rest)) = time.split_at_checked(19) else { return false };
+    let Some((seconds, mut rest)) = time.split_at_checked(19) else { return false };
     if let Some(fraction) = rest.strip_prefix(b".") {
         let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
         if !(1..=6).contains(&digits) {
@@ -197,8 +192,46 @@ fn is_rfc5424(time: &[u8]) -> bool {
         }
         rest = &fraction[digits..];
     }
-    matches(date, b"0000-00-00T00:00:00")
-        && (rest == b"Z" || matches(rest, b"+00:00") || matches(rest, b"-00:00"))
+    is_moment(seconds) && is_offset(rest)
+}
+
+/// Digits stand for themselves in a pattern as `0`, everything else has to be equal.
+fn has_shape(text: &[u8], pattern: &[u8]) -> bool {
+    text.len() == pattern.len()
+        && text.iter().zip(pattern).all(|(byte, wanted)| match wanted {
+            b'0' => byte.is_ascii_digit(),
+            _ => byte == wanted,
+        })
+}
+
+/// The number that a few digits of a text are.
+fn number(digits: &[u8]) -> u32 {
+    digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit.wrapping_sub(b'0')))
+}
+
+/// Whether `YYYY-MM-DDThh:mm:ss` is a second of the Gregorian calendar.
+fn is_moment(text: &[u8]) -> bool {
+    if !has_shape(text, b"0000-00-00T00:00:00") {
+        return false;
+    }
+    let (year, month, day) = (number(&text[..4]), number(&text[5..7]), number(&text[8..10]));
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let days = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + u32::from(is_leap),
+        _ => return false,
+    };
+    (1..=days).contains(&day)
+        && number(&text[11..13]) < 24
+        && number(&text[14..16]) < 60
+        && number(&text[17..]) < 60
+}
+
+/// Whether a text is `Z` or a difference from UTC, in hours and minutes.
+fn is_offset(text: &[u8]) -> bool {
+    let is_difference = has_shape(text, b"+00:00") || has_shape(text, b"-00:00");
+    text == b"Z" || (is_difference && number(&text[1..3]) < 24 && number(&text[4..]) < 60)
 }
 
 #[cfg(test)]
@@ -293,21 +326,92 @@ mod tests {
 
     #[test]
     fn only_rfc5424_timestamps_pass() {
-        for good in
-            ["2026-11-20T06:24:22Z", "2026-11-20T06:24:22.1Z", "2026-11-20T06:24:22.439323+01:00"]
-        {
+        for good in [
+            "2026-11-20T06:24:22Z",
+            "2026-11-20T06:24:22.1Z",
+            "2026-11-20T06:24:22.439323+01:00",
+            "2026-11-20T00:00:00-23:59",
+            "2024-02-29T23:59:59Z",
+            "2000-02-29T00:00:00Z",
+            "9999-12-31T23:59:59.999999Z",
+        ] {
             assert!(is_rfc5424(good.as_bytes()), "{good}");
         }
         for bad in [
             "",
             "x",
             "2026-11-20 06:24:22Z",
+            "2026-11-20t06:24:22Z",
+            "2026-11-20T06:24:22z",
             "2026-11-20T06:24:22.4393231Z",
             "2026-11-20T06:24:22",
             "2026-11-20T06:24:22.Z",
             "2026-11-20T06:24:22Z ",
+            "2026-11-20T06:24:22+1:00",
         ] {
             assert!(!is_rfc5424(bad.as_bytes()), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_time_that_is_in_no_calendar_stays_out_of_the_header() {
+        for bad in [
+            "9999-99-99T99:99:99Z",
+            "2026-00-20T06:24:22Z",
+            "2026-13-20T06:24:22Z",
+            "2026-11-00T06:24:22Z",
+            "2026-11-31T06:24:22Z",
+            "2026-01-32T06:24:22Z",
+            "2026-02-29T06:24:22Z",
+            "2024-02-30T06:24:22Z",
+            "1900-02-29T06:24:22Z",
+            "2100-02-29T06:24:22Z",
+            "2026-11-20T24:00:00Z",
+            "2026-11-20T06:60:00Z",
+            // RFC 5424 §6.2.3: leap seconds must not be used.
+            "2016-12-31T23:59:60Z",
+            "2026-11-20T06:24:22+24:00",
+            "2026-11-20T06:24:22-01:60",
+            "2026-11-20T06:24:22.5+99:99",
+        ] {
+            assert!(!is_rfc5424(bad.as_bytes()), "{bad}");
+            let event = format!(r#"{{"auditID":"a","stageTimestamp":"{bad}"}}"#);
+            assert_eq!(timestamp(event.as_bytes()), b"-", "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Each day that the calendar has, counted from 1970 on by another algorithm, and the one
+        /// behind each month's last.
+        #[test]
+        fn each_day_of_the_calendar_passes_and_no_other(days in 0_i64..2_900_000) {
+            let (year, month, day) = civil(days);
+            let text = |day: i64| format!("{year:04}-{month:02}-{day:02}T12:00:00Z");
+            proptest::prop_assert!(is_rfc5424(text(day).as_bytes()), "{}", text(day));
+            let (_, next_month, _) = civil(days + 1);
+            let behind_is_next_month = next_month != month;
+            proptest::prop_assert_eq!(
+                is_rfc5424(text(day + 1).as_bytes()), !behind_is_next_month, "{}", text(day + 1)
+            );
+        }
+    }
+
+    /// Year, month and day of a day counted from 1970-01-01, by walking from month to month.
+    fn civil(mut days: i64) -> (i64, i64, i64) {
+        let is_leap = |year: i64| (year % 4 == 0) != ((year % 100 == 0) != (year % 400 == 0));
+        let mut year = 1970;
+        while days >= 365 + i64::from(is_leap(year)) {
+            days -= 365 + i64::from(is_leap(year));
+            year += 1;
+        }
+        let mut month = 1;
+        for length in [31, 28 + i64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+            if days < length {
+                break;
+            }
+            days -= length;
+            month += 1;
+        }
+        (year, month, days + 1)
     }
 }
