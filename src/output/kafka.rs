@@ -241,13 +241,31 @@ fn produce(
     if ready.send(found).is_err() {
         return;
     }
-    for batch in queue {
-        send(shared, &producer, &batch);
-    }
+    send_all(shared, &producer, queue);
     // What is still under way is given up here, and reported.
 }
 
-fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) {
+/// Hands batches over in their order, until librdkafka does not take a message. The link ends the
+/// producer by that, but hears of it late: batches that wait here by then fail unsent, or they
+/// would overtake the message.
+fn send_all(
+    shared: &Shared,
+    producer: &ThreadedProducer<Reporter>,
+    queue: impl IntoIterator<Item = Batch>,
+) {
+    let mut goes_on = true;
+    for batch in queue {
+        if goes_on {
+            goes_on = send(shared, producer, &batch);
+        } else {
+            producer.context().tell(Report::Done(batch.claim, Verdict::Failed(None)));
+        }
+    }
+}
+
+/// Hands over the messages of a batch. `false` where librdkafka does not take one: those behind it
+/// are not sent, and count as failed.
+fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
     let sent = Arc::new(Sent {
         claim: batch.claim,
         left: AtomicU64::new(batch.events),
@@ -270,10 +288,11 @@ fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) {
             sent.note(Verdict::of(&error, line.len()));
             // Nothing after it may be sent.
             reporter.finish(&sent, unsent);
-            return;
+            return false;
         }
         unsent -= 1;
     }
+    true
 }
 
 /// What became of a claim's messages.
@@ -363,9 +382,13 @@ impl Reporter {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);
             let verdict = std::mem::replace(&mut *noted, Verdict::Accepted);
-            // Nobody waits for it where the output has been stopped.
-            self.reports.send(Report::Done(sent.claim, verdict)).ok();
+            self.tell(Report::Done(sent.claim, verdict));
         }
+    }
+
+    fn tell(&self, report: Report) {
+        // Nobody waits for it where the output has been stopped.
+        self.reports.send(report).ok();
     }
 }
 
@@ -381,7 +404,7 @@ impl ClientContext for Reporter {
             return;
         }
         let fatal = code == Some(RDKafkaErrorCode::Fatal);
-        self.reports.send(Report::Trouble { trouble: Trouble::new(&error, reason), fatal }).ok();
+        self.tell(Report::Trouble { trouble: Trouble::new(&error, reason), fatal });
     }
 }
 
@@ -613,5 +636,67 @@ impl Link for KafkaLink {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };
         tokio::time::timeout(CLOSE_TIME, gone).await.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::Telemetry;
+
+    /// An output to a broker that is not there.
+    fn shared() -> (Arc<Shared>, Arc<Telemetry>) {
+        let text = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
+                    brokers = ['127.0.0.1:1']\ntopic = 't'\n";
+        let output = config::read(text).config.expect(text).outputs.remove(0);
+        let config::OutputKind::Kafka(kafka) = &output.kind else { panic!("{text}") };
+        let telemetry = Arc::new(Telemetry::new());
+        let expiry = Expiry { telemetry: Arc::clone(&telemetry), output: "o".to_owned() };
+        let connector = Connector::new(kafka, &output, telemetry.output("o"), expiry);
+        (connector.shared, telemetry)
+    }
+
+    /// Events of these lengths.
+    fn batch(start: u64, lengths: &[usize]) -> Batch {
+        let lines: String = lengths.iter().map(|length| "x".repeat(*length) + "\n").collect();
+        let events = lengths.len() as u64;
+        Batch {
+            claim: Claim { start, end: start + events },
+            events,
+            bytes: lines.len() as u64,
+            pieces: vec![lines.into()],
+            origins: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_message_that_librdkafka_does_not_take_is_overtaken_by_none() {
+        let (shared, _telemetry) = shared();
+        let (reports, mut reported) = async_mpsc::unbounded_channel();
+        let reporter = Reporter { name: "o".to_owned(), reports, acknowledged: Arc::default() };
+        let mut config = shared.producer();
+        config.set("message.max.bytes", "1000").set("batch.size", "1000");
+        let producer: ThreadedProducer<Reporter> = config.create_with_context(reporter).unwrap();
+        // The third message is too long for it. There is nobody to deliver the others to: what is
+        // sent has no verdict yet.
+        let batches =
+            [batch(0, &[10, 10]), batch(2, &[2000, 10]), batch(4, &[10]), batch(5, &[10])];
+        send_all(&shared, &producer, batches);
+        let mut verdicts = Vec::new();
+        while verdicts.len() < 3 {
+            match reported.try_recv() {
+                Ok(Report::Done(claim, verdict)) => verdicts.push((claim.start, verdict)),
+                // What it says of the broker.
+                Ok(Report::Trouble { .. }) => {}
+                Err(error) => panic!("{error}, batches behind it were sent: {verdicts:?}"),
+            }
+        }
+        let refused = matches!(&verdicts[0], (2, Verdict::Refused(_)));
+        let failed = |verdict: &(u64, Verdict)| matches!(verdict, (4 | 5, Verdict::Failed(None)));
+        assert!(refused && verdicts[1..].iter().all(failed), "{verdicts:?}");
+        producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
+        producer.flush(Duration::from_secs(10)).unwrap();
     }
 }
