@@ -18,6 +18,7 @@ use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -33,6 +34,14 @@ use files::Line;
 
 /// Letters that are written and synced together. What one output has handed over and not heard of is bounded by the same.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// What one output has handed over and not heard of, in claims. An event refused alone is a claim
+/// of its own.
+pub(super) const CLAIMS_MAX: usize = 4096;
+
+/// Jobs that wait for the thread, those of all outputs and those that nobody waits for any more.
+/// One more is not written.
+const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
 /// A letter that is not safe after so long is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -71,7 +80,7 @@ struct Place {
 
 /// A thread that writes into one directory. It ends when nobody has `jobs` any more, after those it was given.
 struct Writer {
-    jobs: mpsc::UnboundedSender<Job>,
+    jobs: mpsc::Sender<Job>,
     busy: Arc<Busy>,
 }
 
@@ -94,9 +103,39 @@ impl Busy {
 struct Job {
     output: Arc<str>,
     reason: Arc<str>,
-    /// Whole lines, each ended by `\n`.
+    lines: Arc<Lines>,
+    done: oneshot::Sender<Written>,
+}
+
+/// The lines of a job: whole ones, each ended by `\n`. The thread takes them to write them; a
+/// delivery that has waited in vain takes them back, so that a disk that hangs keeps no memory, and
+/// no event that was counted as lost is written later.
+struct Lines(Mutex<Option<Vec<Bytes>>>);
+
+impl Lines {
+    fn take(&self) -> Option<Vec<Bytes>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// A job that the thread has taken: its letters are written, whoever still waits for them.
+struct Taken {
+    output: Arc<str>,
+    reason: Arc<str>,
     lines: Vec<Bytes>,
     done: oneshot::Sender<Written>,
+}
+
+impl Taken {
+    /// `None` where the delivery has taken its lines back.
+    fn of(job: Job) -> Option<Self> {
+        let Job { output, reason, lines, done } = job;
+        Some(Self { output, reason, lines: lines.take()?, done })
+    }
+
+    fn bytes(&self) -> u64 {
+        self.lines.iter().map(|piece| piece.len() as u64).sum()
+    }
 }
 
 /// What became of some letters.
@@ -114,18 +153,20 @@ impl Written {
     }
 }
 
-/// Letters that are being written.
+/// Letters that are being written, also where this is dropped.
 pub(super) struct Writing {
     done: oneshot::Receiver<Written>,
     deadline: Instant,
+    lines: Arc<Lines>,
 }
 
 impl Writing {
-    fn new(done: oneshot::Receiver<Written>) -> Self {
-        Self { done, deadline: Instant::now() + PATIENCE }
+    fn new(done: oneshot::Receiver<Written>, lines: Arc<Lines>) -> Self {
+        Self { done, deadline: Instant::now() + PATIENCE, lines }
     }
 
-    /// Waits for their end, for ten seconds at most since they were handed over.
+    /// Waits for their end, for ten seconds at most since they were handed over. Those that the
+    /// thread has not begun with by then are taken back.
     ///
     /// # Cancel safety
     ///
@@ -134,7 +175,10 @@ impl Writing {
         match tokio::time::timeout_at(self.deadline, &mut self.done).await {
             Ok(Ok(written)) => written,
             Ok(Err(_)) => Written::failed("the thread that writes them has ended"),
-            Err(_) => Written::failed("the disk does not answer"),
+            Err(_) => {
+                drop(self.lines.take());
+                Written::failed("the disk does not answer")
+            }
         }
     }
 }
@@ -190,7 +234,7 @@ impl DeadLetters {
     fn start(&self, state: &mut State) {
         let Some(Place { directory, max_bytes }) = &state.place else { return };
         let files = Files::new(directory, *max_bytes, self.shared.dropped.clone());
-        let (jobs, queue) = mpsc::unbounded_channel();
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let (living, ended) = oneshot::channel();
         let busy = Arc::<Busy>::default();
         let (at_work, directory) = (Arc::clone(&busy), directory.clone());
@@ -220,6 +264,8 @@ impl DeadLetters {
         state.place.as_ref()?;
         let (done, waiting) = oneshot::channel();
         let (output, reason) = (Arc::clone(output), Arc::clone(reason));
+        let lines = Arc::new(Lines(Mutex::new(Some(lines))));
+        let writing = Writing::new(waiting, Arc::clone(&lines));
         let mut job = Job { output, reason, lines, done };
         // One that has panicked, or could not be started, gets a successor.
         for _ in 0..2 {
@@ -228,25 +274,24 @@ impl DeadLetters {
                     job.done.send(Written::failed("the disk does not answer")).ok();
                     break;
                 }
-                Some(writer) => match writer.jobs.send(job) {
+                Some(writer) => match writer.jobs.try_send(job) {
                     Ok(()) => break,
-                    Err(returned) => job = returned.0,
+                    Err(TrySendError::Full(job)) => {
+                        job.done.send(Written::failed("the disk is too slow for them")).ok();
+                        break;
+                    }
+                    Err(TrySendError::Closed(returned)) => job = returned,
                 },
                 None => {}
             }
             self.start(&mut state);
         }
-        Some(Writing::new(waiting))
+        Some(writing)
     }
 }
 
 /// The thread.
-fn write_all(
-    mut files: Files,
-    directory: &Path,
-    mut queue: mpsc::UnboundedReceiver<Job>,
-    busy: &Busy,
-) {
+fn write_all(mut files: Files, directory: &Path, mut queue: mpsc::Receiver<Job>, busy: &Busy) {
     let directory = directory.display();
     match files.look() {
         Ok(0) => {}
@@ -257,16 +302,18 @@ fn write_all(
             "dead letters can't be written, rejected events will be dropped and counted"
         ),
     }
-    let size = |job: &Job| job.lines.iter().map(|piece| piece.len() as u64).sum::<u64>();
     while let Some(first) = queue.blocking_recv() {
+        let Some(first) = Taken::of(first) else { continue };
         busy.set(Some(Instant::now()));
-        let mut bytes = size(&first);
+        let mut bytes = first.bytes();
         let mut group = vec![first];
         while bytes < GROUP_BYTES_MAX
             && let Ok(next) = queue.try_recv()
         {
-            bytes += size(&next);
-            group.push(next);
+            if let Some(next) = Taken::of(next) {
+                bytes += next.bytes();
+                group.push(next);
+            }
         }
         let results = write_group(&mut files, &group);
         busy.set(None);
@@ -277,7 +324,7 @@ fn write_all(
     }
 }
 
-fn write_group(files: &mut Files, group: &[Job]) -> Vec<Written> {
+fn write_group(files: &mut Files, group: &[Taken]) -> Vec<Written> {
     let time = rfc3339(SystemTime::now());
     let heads: Vec<Vec<u8>> = group.iter().map(|job| head(&time, job)).collect();
     let letters: Vec<Line<'_>> = group
@@ -286,7 +333,7 @@ fn write_group(files: &mut Files, group: &[Job]) -> Vec<Written> {
         .flat_map(|(job, head)| lines(&job.lines).map(move |event| Line { head, event }))
         .collect();
     let mut results = files.write(&letters).into_iter();
-    let written = |job: &Job| {
+    let written = |job: &Taken| {
         let mut written = Written { events: 0, error: None };
         for result in results.by_ref().take(lines(&job.lines).count()) {
             match result {
@@ -300,7 +347,7 @@ fn write_group(files: &mut Files, group: &[Job]) -> Vec<Written> {
 }
 
 /// A letter up to its event.
-fn head(time: &str, job: &Job) -> Vec<u8> {
+fn head(time: &str, job: &Taken) -> Vec<u8> {
     let mut reason = &*job.reason;
     if reason.len() > REASON_BYTES_MAX {
         reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();

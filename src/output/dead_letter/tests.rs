@@ -1,5 +1,6 @@
 //! The files as another program sees them; and letters that a test answers in the thread's place.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -9,7 +10,11 @@ use tempfile::TempDir;
 use super::*;
 
 /// Letters that a test answers.
-pub(in crate::output) struct Desk(mpsc::UnboundedReceiver<Job>);
+pub(in crate::output) struct Desk {
+    queue: mpsc::Receiver<Job>,
+    /// Begun with, as the thread begins with all that waits.
+    taken: VecDeque<Given>,
+}
 
 /// Some of them.
 pub(in crate::output) struct Given {
@@ -21,28 +26,45 @@ pub(in crate::output) struct Given {
 impl Desk {
     pub(in crate::output) fn new(telemetry: &Telemetry) -> (DeadLetters, Self) {
         let letters = DeadLetters::new(telemetry);
-        let (jobs, desk) = mpsc::unbounded_channel();
+        let (jobs, desk) = mpsc::channel(JOBS_MAX);
         let directory = PathBuf::from("/nowhere");
         *letters.lock() = State {
             place: Some(Place { directory, max_bytes: 1 << 20 }),
             writer: Some(Writer { jobs, busy: Arc::default() }),
             threads: Vec::new(),
         };
-        (letters, Self(desk))
+        (letters, Self { queue: desk, taken: VecDeque::new() })
     }
 
     pub(in crate::output) async fn next(&mut self) -> Option<Given> {
-        self.0.recv().await.map(Given::new)
+        loop {
+            if let Some(given) = self.taken.pop_front() {
+                return Some(given);
+            }
+            self.taken.extend(Taken::of(self.queue.recv().await?).map(Given::new));
+        }
     }
 
     /// What has been handed over already.
     pub(in crate::output) fn try_next(&mut self) -> Option<Given> {
-        self.0.try_recv().ok().map(Given::new)
+        while let Ok(job) = self.queue.try_recv() {
+            self.taken.extend(Taken::of(job).map(Given::new));
+        }
+        self.taken.pop_front()
+    }
+
+    /// Lets this time pass, and begins with what is handed over meanwhile.
+    pub(in crate::output) async fn pass(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while let Ok(Some(job)) = tokio::time::timeout_at(end, self.queue.recv()).await {
+            self.taken.extend(Taken::of(job).map(Given::new));
+        }
+        tokio::time::sleep_until(end).await;
     }
 }
 
 impl Given {
-    fn new(job: Job) -> Self {
+    fn new(job: Taken) -> Self {
         let text = |event: &[u8]| String::from_utf8(event.to_vec()).unwrap();
         let events = lines(&job.lines).map(text).collect();
         Self { reason: job.reason.to_string(), events, done: job.done }
@@ -389,6 +411,50 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     assert_eq!(writing.done().await, Written::failed("the disk does not answer"));
     let (_keep, silent) = oneshot::channel();
     let begun = Instant::now();
-    assert_eq!(Writing::new(silent).done().await, Written::failed("the disk does not answer"));
+    let mut writing = Writing::new(silent, Arc::new(Lines(Mutex::default())));
+    assert_eq!(writing.done().await, Written::failed("the disk does not answer"));
     assert!(begun.elapsed() < PATIENCE + Duration::from_secs(1));
+}
+
+/// Letters of a thread that is at another one's.
+fn waiting(jobs: usize) -> (Scene, mpsc::Receiver<Job>) {
+    let scene = Scene::new();
+    let (jobs, queue) = mpsc::channel(jobs);
+    scene.letters.lock().writer = Some(Writer { jobs, busy: Arc::default() });
+    (scene, queue)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory_nor_written_later()
+{
+    let (scene, queue) = waiting(10);
+    let lost = events(0..3, 1000);
+    let mut late = scene.hand_over(&lost);
+    tokio::time::advance(PATIENCE / 2).await;
+    let mut good = scene.hand_over(&events(3..6, 10));
+    assert_eq!(late.done().await, Written::failed("the disk does not answer"));
+    assert!(late.lines.take().is_none(), "nobody holds its lines");
+    assert_eq!(queue.len(), 2);
+    // The thread comes to them at last.
+    scene.letters.lock().writer = None;
+    let files = Files::new(&scene.path(), MAX_BYTES, scene.letters.shared.dropped.clone());
+    let directory = scene.path();
+    let written = tokio::task::spawn_blocking(move || {
+        write_all(files, &directory, queue, &Busy::default());
+    });
+    written.await.unwrap();
+    assert_eq!(good.done().await, Written { events: 3, error: None });
+    assert_eq!(scene.events(), events(3..6, 10), "what was counted as lost is in no file");
+}
+
+#[tokio::test]
+async fn more_letters_than_may_wait_are_lost_at_once_and_say_so() {
+    let (scene, mut queue) = waiting(2);
+    let kept = [scene.hand_over(&events(0..1, 10)), scene.hand_over(&events(1..2, 10))];
+    let refused = scene.write(&events(2..3, 10)).await;
+    assert_eq!(refused, Written::failed("the disk is too slow for them"));
+    assert_eq!(kept.len(), queue.len());
+    queue.try_recv().unwrap();
+    let _kept = scene.hand_over(&events(3..4, 10));
+    assert_eq!(queue.len(), 2);
 }

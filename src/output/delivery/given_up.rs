@@ -15,6 +15,7 @@ use super::Work;
 use super::filtering::Filtering;
 use super::tried::Tried;
 use crate::config::BatchLimits;
+use crate::output::dead_letter::CLAIMS_MAX;
 use crate::output::dead_letter::DeadLetters;
 use crate::output::dead_letter::GROUP_BYTES_MAX;
 use crate::output::dead_letter::Writing;
@@ -101,7 +102,7 @@ impl GivenUp {
 
     /// So much waits for its letters that nothing more should be sent, which may have to be given up too.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= GROUP_BYTES_MAX
+        self.bytes >= GROUP_BYTES_MAX || self.endings.len() >= CLAIMS_MAX
     }
 
     /// No letter is being written.

@@ -58,7 +58,7 @@ impl Clerk {
                         continue;
                     }
                     wait => {
-                        tokio::time::sleep(Duration::from_secs(wait - 3)).await;
+                        desk.pass(Duration::from_secs(wait - 3)).await;
                         events
                     }
                 };
