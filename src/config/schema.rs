@@ -1054,7 +1054,8 @@ fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             secs(60),
             MOMENT..,
             "without any progress towards an acknowledgement; longer than a slow consumer takes, \
-             or it gets the same batch again and again",
+             or it gets the same batch again and again. http: as soon as the consumer's kernel has \
+             the whole request, until the end of the final answer's head",
         ),
         max_connection_age: unless_zero(t.time(
             "max_connection_age",

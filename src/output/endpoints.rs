@@ -159,7 +159,8 @@ pub(super) struct Attempt {
 pub struct AddressState {
     /// Host and port, and what the host resolved to.
     pub address: String,
-    /// `up`, `down`, or on trial after that.
+    /// `up`; `down`; `suspect`, where it is silent while another one answers; or on trial after
+    /// these.
     pub state: &'static str,
     /// The last delivery, or connection, that worked was there.
     pub used: bool,
@@ -377,6 +378,59 @@ impl Endpoints {
     /// An attempt at a place that was not its turn.
     pub(super) fn attempt(self: &Arc<Self>, place: Place) -> Attempt {
         Attempt { set: Arc::clone(self), place, begun: Instant::now(), tries: false }
+    }
+
+    /// The addresses that may be used, but for one: first those that are known to work, each in the
+    /// order of their turns.
+    pub(super) fn others(&self, id: usize) -> Vec<Place> {
+        let state = self.lock();
+        let count = state.count().max(1);
+        let mut others: Vec<_> = state
+            .all()
+            .enumerate()
+            .filter(|(_, (_, _, address))| address.circuit.is_usable() && address.id != id)
+            .map(|(index, (entry, of, address))| {
+                let turn = (index + count - state.turn.min(count)) % count;
+                ((!address.circuit.is_closed(), turn), of.place(entry, address))
+            })
+            .collect();
+        others.sort_by_key(|(order, _)| *order);
+        others.into_iter().map(|(_, place)| place).collect()
+    }
+
+    /// A delivery that is given to a place whose turn it is not.
+    pub(super) fn give(self: &Arc<Self>, place: Place) -> Attempt {
+        let mut state = self.lock();
+        let tries = state.address(&place).is_some_and(|address| address.circuit.take());
+        drop(state);
+        let mut attempt = self.attempt(place);
+        attempt.tries = tries;
+        attempt
+    }
+
+    /// An address has said nothing for so long, while another one works: it is passed over until it
+    /// answers.
+    pub(super) fn suspect(&self, id: usize, waited: Duration) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let all = state.all();
+        let mut places = all.filter(|it| it.2.id == id).map(|it| it.1.place(it.0, it.2));
+        let Some(place) = places.next() else { return };
+        drop(places);
+        let round = state.round;
+        let Some(address) = state.address(&place) else { return };
+        address.failed_in = Some(round);
+        let opened = address.circuit.failed(Fault::Silent { waited }, now);
+        if opened && address.may_tell(now) {
+            address.told_down = true;
+            let (output, address) = (&self.output, &place);
+            let waited = format!("{:.1} s", waited.as_secs_f64());
+            tracing::warn!(output, %address, waited, "address silent, passed over");
+        }
+        drop(state);
+        if opened {
+            self.wake();
+        }
     }
 
     /// Makes a connection for an attempt: looks its name up, and connects to its address, or to another of the same name

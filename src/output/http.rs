@@ -1,8 +1,14 @@
-//! `type = "http"`: one POST for each batch; 2xx is the acknowledgement.
+//! `type = "http"`: one POST for each batch; 2xx is the acknowledgement, if the consumer had the
+//! whole request by then.
 //!
-//! `concurrency` lanes each keep one HTTP/1.1 connection to each address whose turn it was. 400, 413 and 422 concern the events and are told apart from all
-//! other answers, which are retried. Redirects are never followed. Nothing here logs or reports a path or query: they
-//! may hold a token.
+//! `concurrency` lanes each keep one HTTP/1.1 connection to each address whose turn it was. 400,
+//! 413 and 422 concern the events and are told apart from all other answers, which are retried.
+//! Redirects are never followed. Nothing here logs or reports a path or query: they may hold a
+//! token.
+//!
+//! With `round_robin`, a request that is silent while another address works (`silence`) is given to
+//! that one too, once: the first answer counts. A lone consumer is given `timeouts.request`, and so
+//! is the first of a `failover`: whether the others work is not known while they get nothing.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,12 +35,14 @@ use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
 mod body;
 mod proxy;
+mod silence;
 mod wire;
 
 use super::Expiry;
@@ -72,17 +80,24 @@ use body::Upload;
 use body::gzip;
 use body::zstd;
 use proxy::Proxy;
+use silence::Answers;
+use silence::Waiting;
+use wire::Marks;
 use wire::Progress;
 use wire::Wire;
 
 /// A consumer's answer is read so far, to keep the connection; a longer one ends it.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// And for so long: the status has come by then, which is all that counts.
+/// And for so long, and no longer than the head was waited for: the status has come by then, which
+/// is all that counts.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// How often in `timeouts.request` progress is looked for: so exact is the timeout.
+/// How often in `timeouts.request` progress is looked for.
 const LOOKS: u32 = 10;
+
+/// And at least so often where silence is noticed.
+const SILENCE_LOOK: Duration = Duration::from_millis(100);
 
 /// While a request of less than [`SMALL_BYTES`] is under way that is younger than this, the next one waits: for an answer,
 /// or so long. Single events then become fewer requests, where answers are quick; where they are not, hardly later ones.
@@ -123,6 +138,7 @@ struct Client {
     tls: Arc<Tls>,
     targets: ArcSwapOption<Targets>,
     metrics: OutputMetrics,
+    answers: Answers,
     /// Owns the tasks that drive connections.
     drivers: TaskTracker,
 }
@@ -142,6 +158,7 @@ impl Client {
             tls: Arc::new(Tls::new(http.tls.clone(), &[b"http/1.1"], expiry)),
             targets: ArcSwapOption::empty(),
             metrics,
+            answers: Answers::default(),
             drivers: TaskTracker::new(),
         }
     }
@@ -260,21 +277,21 @@ impl Client {
         let failure =
             |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{origin}: {error}"));
         let wire = Wire::new(self.open(origin, &place, proxy, deadline).await?);
-        let progress = wire.progress();
+        let watch = wire.watch();
+        let progress = watch.progress();
         // The drivers end with their connections: when the lane drops its half, or the peer closes.
-        let sender = if origin.https {
+        let (sender, driver) = if origin.https {
             let HostPort { host, port } = &origin.at;
-            let stream = self.tls.handshake(host, *port, wire, deadline).await?;
+            let stream = watch.over(self.tls.handshake(host, *port, wire, deadline).await?);
             let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
-            self.drivers.spawn(driver);
-            sender
+            (sender, self.drivers.spawn(driver).abort_handle())
         } else {
-            let (sender, driver) = http1::handshake(TokioIo::new(wire)).await.map_err(failure)?;
-            self.drivers.spawn(driver);
-            sender
+            let stream = watch.over(wire);
+            let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(failure)?;
+            (sender, self.drivers.spawn(driver).abort_handle())
         };
         let way = Way { origin: origin.clone(), proxy: proxy.cloned(), place };
-        Ok(Kept { way, expiry: self.endpoints.expiry(), sender, progress })
+        Ok(Kept { way, expiry: self.endpoints.expiry(), sender, progress, driver, busy: false })
     }
 
     /// The next address, and the settings as they are now. `None` before the files have been read.
@@ -291,17 +308,66 @@ impl Client {
         }
     }
 
-    /// Sends a batch on a lane's connection, or on a new one where it has none for the address whose turn it is.
+    /// Sends a batch on a lane's connection, or on a new one where it has none for the address
+    /// whose turn it is; and to another one too, where that is silent and the other is not.
     async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
-        let Some((targets, mut attempt)) = self.pick().await else {
+        let Some((targets, attempt)) = self.pick().await else {
             let failure =
                 Failure::new(AttemptError::Protocol, "the URL's files have not been read");
             return (0, Outcome::Failed(failure));
         };
-        let mut outcome = match self.encode(batch).await {
-            Ok(body) => self.exchange(lane, &targets, &mut attempt, body).await,
-            Err(failure) => Outcome::Failed(failure),
+        let body = match self.encode(batch).await {
+            Ok(body) => body,
+            Err(failure) => {
+                let outcome = Outcome::Failed(failure);
+                return self.settle(lane, Exchanged { attempt, outcome, kept: None });
+            }
         };
+        let waiting = Waiting::default();
+        let kept = lane.take(&targets, attempt.place());
+        let mut first =
+            Box::pin(self.exchange(kept, &targets, attempt, body.clone(), Some(&waiting)));
+        let (silent, since, other) = tokio::select! {
+            biased;
+            done = first.as_mut() => return self.settle(lane, done),
+            silence = self.silence(&waiting) => silence,
+        };
+        self.endpoints.suspect(silent, since.elapsed());
+        self.metrics.retries.increment(1);
+        let kept = lane.take(&targets, &other);
+        let attempt = self.endpoints.give(other);
+        let mut second = Box::pin(self.exchange(kept, &targets, attempt, body, None));
+        let (done, other) = tokio::select! {
+            biased;
+            done = first.as_mut() => (done, second),
+            done = second.as_mut() => {
+                if !matches!(done.outcome, Outcome::Failed(_)) {
+                    // The silent one is not waited for any more, and its connection ends.
+                    self.metrics.failed(AttemptError::Timeout);
+                }
+                (done, first)
+            }
+        };
+        match done.outcome {
+            Outcome::Accepted | Outcome::Refused(_) => self.settle(lane, done),
+            Outcome::Failed(failure) => {
+                done.attempt.failed(&failure);
+                self.metrics.failed(failure.reason);
+                let done = other.await;
+                self.settle(lane, done)
+            }
+        }
+    }
+
+    /// Notes how an exchange went, and keeps its connection.
+    fn settle(&self, lane: &mut Lane, done: Exchanged) -> (usize, Outcome) {
+        let Exchanged { attempt, mut outcome, kept } = done;
+        if let Some(kept) = kept {
+            lane.keep(kept, self.endpoints.count());
+        }
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.answers.answered(attempt.place().id);
+        }
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
             // Where all are equals, one that refuses what others take is at fault. Passed over, it is tried again later.
@@ -316,22 +382,61 @@ impl Client {
         (attempt.place().id, outcome)
     }
 
+    /// Waits until a request is silent while another address works: at which address, since when,
+    /// and the other one.
+    async fn silence(&self, waiting: &Waiting) -> (usize, Instant, Place) {
+        if self.config.strategy != Strategy::RoundRobin {
+            return std::future::pending().await;
+        }
+        loop {
+            let limit = self.answers.limit();
+            let wake = match waiting.get() {
+                Some((id, since)) if since.elapsed() >= limit => {
+                    let others = self.endpoints.others(id);
+                    let other = others.into_iter().find(|it| self.answers.works(it.id, since));
+                    if let Some(other) = other {
+                        return (id, since, other);
+                    }
+                    Instant::now() + SILENCE_LOOK
+                }
+                Some((_, since)) => since + limit,
+                None => Instant::now() + SILENCE_LOOK,
+            };
+            tokio::time::sleep_until(wake).await;
+        }
+    }
+
+    /// One request and its answer. `waiting` is told since when there is no progress.
     async fn exchange(
         &self,
-        lane: &mut Lane,
+        mut kept: Option<Kept>,
+        targets: &Targets,
+        mut attempt: Attempt,
+        body: Pieces,
+        waiting: Option<&Waiting>,
+    ) -> Exchanged {
+        let result = self.send(&mut kept, targets, &mut attempt, &body, waiting).await;
+        let outcome = result.unwrap_or_else(Outcome::Failed);
+        Exchanged { attempt, outcome, kept }
+    }
+
+    /// As [`Client::exchange`], which leaves in `kept` a connection that can be used again.
+    async fn send(
+        &self,
+        kept: &mut Option<Kept>,
         targets: &Targets,
         attempt: &mut Attempt,
-        body: Pieces,
-    ) -> Outcome {
+        body: &Pieces,
+        waiting: Option<&Waiting>,
+    ) -> Result<Outcome, Failure> {
         let Some(target) = targets.targets.get(attempt.place().entry) else {
-            return Outcome::Failed(Failure::new(AttemptError::Protocol, "no such URL"));
+            return Err(Failure::new(AttemptError::Protocol, "no such URL"));
         };
         let (origin, proxy) = (&target.origin, targets.proxy.as_ref());
         let failed = |reason, what: &str| Failure::new(reason, format!("{origin}: {what}"));
-        let mut kept = lane.take(origin, proxy, attempt.place());
         loop {
-            // Not ready where the peer has closed it, or has answered a request that it has not read to its end.
-            let reused = match &mut kept {
+            // Not ready where the peer has closed it.
+            let reused = match kept {
                 Some(kept) => {
                     let ready = tokio::time::timeout(self.timeouts.connect, kept.sender.ready());
                     matches!(ready.await, Ok(Ok(())))
@@ -342,60 +447,81 @@ impl Client {
                 Some(kept) if reused => kept,
                 _ => {
                     let dial = |place| self.dial(origin, place, proxy);
-                    match self.endpoints.dial(attempt, dial).await {
-                        Ok(connection) => connection,
-                        Err(failure) => return Outcome::Failed(failure),
-                    }
+                    self.endpoints.dial(attempt, dial).await?
                 }
             };
-            let request = match self.request(&targets.headers, target, &body) {
-                Ok(request) => request,
-                Err(error) => {
-                    return Outcome::Failed(failed(AttemptError::Protocol, &error.to_string()));
-                }
-            };
+            let marks = connection.progress.begin();
+            connection.busy = true;
+            let request = self.request(&targets.headers, target, body, marks.clone());
+            let request =
+                request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
+            let id = attempt.place().id;
+            let _under_way = self.answers.asks(id);
             let answer = connection.sender.send_request(request);
-            let response = match self.in_time(&connection.progress, answer).await {
-                Some(Ok(response)) => response,
-                Some(Err(error)) => {
+            let waited = self.in_time(&connection.progress, waiting, id, answer).await;
+            let (response, since) = match waited {
+                Some((Ok(response), since)) => (response, since),
+                Some((Err(error), _)) => {
                     let reason = broken(&error);
                     if reused && reason == AttemptError::Closed {
                         // The peer closed a kept connection as we wrote to it: no word about this request.
                         continue;
                     }
-                    return Outcome::Failed(failed(reason, &chain(&error)));
+                    return Err(failed(reason, &chain(&error)));
                 }
                 None => {
                     let waited = self.timeouts.request.as_secs_f64();
                     let what = format!("no answer and no progress for {waited} s");
-                    return Outcome::Failed(failed(AttemptError::Timeout, &what));
+                    return Err(failed(AttemptError::Timeout, &what));
                 }
             };
-            let (outcome, keep) = self.judge(origin, response).await;
-            if keep && !connection.is_over(&self.endpoints) {
-                lane.keep(connection, self.endpoints.count());
+            if !marks.was_whole() {
+                // The connection ends: nobody wants the rest of the request.
+                return Ok(early(origin, &response));
             }
-            return outcome;
+            connection.busy = false;
+            let waited = since.elapsed();
+            let (outcome, keep) = judge(origin, response, since + self.timeouts.request).await;
+            if !matches!(outcome, Outcome::Failed(_)) {
+                self.answers.took(waited);
+            }
+            if keep && !connection.is_over(&self.endpoints) {
+                *kept = Some(connection);
+            }
+            return Ok(outcome);
         }
     }
 
-    /// Waits as long as there is progress.
+    /// Waits as long as the peer's kernel takes the request, and then for `timeouts.request` at
+    /// most. Tells since when that was.
     async fn in_time<T>(
         &self,
         progress: &Progress,
+        waiting: Option<&Waiting>,
+        id: usize,
         exchange: impl Future<Output = T>,
-    ) -> Option<T> {
+    ) -> Option<(T, Instant)> {
         let mut exchange = std::pin::pin!(exchange);
-        let (mut seen, mut since) = (progress.at_rest(), Instant::now());
+        let limit = self.timeouts.request;
+        let look = match self.config.strategy {
+            Strategy::Failover => limit / LOOKS,
+            Strategy::RoundRobin => SILENCE_LOOK.min(limit / LOOKS),
+        };
+        let (mut seen, mut since) = (progress.acknowledged(), Instant::now());
         loop {
-            let look = self.timeouts.request / LOOKS;
-            if let Ok(done) = tokio::time::timeout(look, exchange.as_mut()).await {
-                return Some(done);
+            if let Some(waiting) = waiting {
+                waiting.set(id, since);
             }
-            let now = progress.bytes();
-            if now != seen {
+            let until = (Instant::now() + look).min(since + limit);
+            if let Ok(done) = tokio::time::timeout_at(until, exchange.as_mut()).await {
+                waiting.inspect(|waiting| waiting.clear());
+                return Some((done, since));
+            }
+            let now = progress.acknowledged();
+            if now.is_some() && now != seen {
+                self.answers.paused(since.elapsed());
                 (seen, since) = (now, Instant::now());
-            } else if since.elapsed() >= self.timeouts.request {
+            } else if since.elapsed() >= limit {
                 return None;
             }
         }
@@ -406,8 +532,10 @@ impl Client {
         extra: &HeaderMap,
         target: &Target,
         body: &Pieces,
+        marks: Marks,
     ) -> Result<Request<Upload>, hyper::http::Error> {
-        let body = Upload { pieces: body.clone(), metrics: self.metrics.clone() };
+        let interim = marks.clone();
+        let body = Upload { pieces: body.clone(), metrics: self.metrics.clone(), marks };
         let content_type = match self.config.format {
             HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
             HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
@@ -429,41 +557,8 @@ impl Client {
         for (name, value) in extra {
             headers.insert(name, value.clone());
         }
+        hyper::ext::on_informational(&mut request, move |_| interim.interim());
         Ok(request)
-    }
-
-    /// What an answer means, and whether its connection can be kept. Its body is read and thrown away.
-    async fn judge(&self, origin: &Origin, response: Response<Incoming>) -> (Outcome, bool) {
-        let (head, mut body) = response.into_parts();
-        let mut read = 0;
-        let rest = async {
-            while let Some(frame) = body.frame().await {
-                read += frame.ok()?.data_ref().map_or(0, Bytes::len);
-                if read > ANSWER_BYTES_MAX {
-                    return None;
-                }
-            }
-            Some(())
-        };
-        let keep = matches!(tokio::time::timeout(ANSWER_TIME, rest).await, Ok(Some(())));
-        let status = head.status;
-        let failure = |reason| Failure {
-            retry_after: retry_after(&head.headers, SystemTime::now()),
-            ..Failure::new(reason, format!("{origin}: answered {status}"))
-        };
-        let outcome = match status {
-            status if status.is_success() => Outcome::Accepted,
-            StatusCode::BAD_REQUEST
-            | StatusCode::PAYLOAD_TOO_LARGE
-            | StatusCode::UNPROCESSABLE_ENTITY => {
-                Outcome::Refused(failure(AttemptError::Status4xx))
-            }
-            StatusCode::TOO_MANY_REQUESTS => Outcome::Failed(failure(AttemptError::Status429)),
-            status if status.is_client_error() => Outcome::Failed(failure(AttemptError::Status4xx)),
-            status if status.is_server_error() => Outcome::Failed(failure(AttemptError::Status5xx)),
-            _ => Outcome::Failed(failure(AttemptError::Protocol)),
-        };
-        (outcome, keep)
     }
 
     /// The request's body.
@@ -558,6 +653,65 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(asked.min(RETRY_AFTER_MAX))
 }
 
+/// What an answer means to a consumer's having the batch.
+fn meaning(origin: &Origin, response: &Response<Incoming>) -> Outcome {
+    let status = response.status();
+    let failure = |reason| Failure {
+        retry_after: retry_after(response.headers(), SystemTime::now()),
+        ..Failure::new(reason, format!("{origin}: answered {status}"))
+    };
+    match status {
+        status if status.is_success() => Outcome::Accepted,
+        StatusCode::BAD_REQUEST
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNPROCESSABLE_ENTITY => Outcome::Refused(failure(AttemptError::Status4xx)),
+        StatusCode::TOO_MANY_REQUESTS => Outcome::Failed(failure(AttemptError::Status429)),
+        status if status.is_client_error() => Outcome::Failed(failure(AttemptError::Status4xx)),
+        status if status.is_server_error() => Outcome::Failed(failure(AttemptError::Status5xx)),
+        _ => Outcome::Failed(failure(AttemptError::Protocol)),
+    }
+}
+
+/// The same of an answer that began before the consumer had the whole request. It may refuse a
+/// request by its head. It can't have taken what it had not got: a proxy or a default backend
+/// answers like that, whoever is behind it.
+fn early(origin: &Origin, response: &Response<Incoming>) -> Outcome {
+    match meaning(origin, response) {
+        Outcome::Accepted => {
+            let status = response.status();
+            let what = format!(
+                "{origin}: answered {status} before it had the whole request, which is no \
+                 acknowledgement"
+            );
+            Outcome::Failed(Failure::new(AttemptError::Protocol, what))
+        }
+        outcome @ (Outcome::Refused(_) | Outcome::Failed(_)) => outcome,
+    }
+}
+
+/// What an answer means, and whether its connection can be kept. Its body is read and thrown away.
+async fn judge(
+    origin: &Origin,
+    response: Response<Incoming>,
+    deadline: Instant,
+) -> (Outcome, bool) {
+    let outcome = meaning(origin, &response);
+    let mut body = response.into_body();
+    let mut read = 0;
+    let rest = async {
+        while let Some(frame) = body.frame().await {
+            read += frame.ok()?.data_ref().map_or(0, Bytes::len);
+            if read > ANSWER_BYTES_MAX {
+                return None;
+            }
+        }
+        Some(())
+    };
+    let deadline = deadline.min(Instant::now() + ANSWER_TIME);
+    let keep = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
+    (outcome, keep)
+}
+
 /// Why there is no answer on a connection that was made.
 fn broken(error: &hyper::Error) -> AttemptError {
     if error.is_parse() {
@@ -597,6 +751,14 @@ enum Outcome {
     Failed(Failure),
 }
 
+/// How one request went.
+struct Exchanged {
+    attempt: Attempt,
+    outcome: Outcome,
+    /// Its connection, where it can be used again.
+    kept: Option<Kept>,
+}
+
 /// A place for one request at a time, and the connections it keeps: one for each address whose turn it was.
 #[derive(Default)]
 struct Lane {
@@ -604,7 +766,8 @@ struct Lane {
 }
 
 impl Lane {
-    fn take(&mut self, origin: &Origin, proxy: Option<&Proxy>, place: &Place) -> Option<Kept> {
+    fn take(&mut self, targets: &Targets, place: &Place) -> Option<Kept> {
+        let (origin, proxy) = (&targets.targets.get(place.entry)?.origin, targets.proxy.as_ref());
         let leads_there = |way: &Way| {
             way.origin == *origin && way.proxy.as_ref() == proxy && way.place.id == place.id
         };
@@ -635,6 +798,19 @@ struct Kept {
     expiry: Option<Instant>,
     sender: http1::SendRequest<Upload>,
     progress: Progress,
+    /// Of the task that drives it.
+    driver: AbortHandle,
+    /// It has a request that is not answered, or was answered too early: it can't end in order, and
+    /// nobody waits for that.
+    busy: bool,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if self.busy {
+            self.driver.abort();
+        }
+    }
 }
 
 impl Kept {

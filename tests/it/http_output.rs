@@ -649,7 +649,7 @@ fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
             // Its answer drips too.
             for piece in [&b"HTTP/1.1 200 OK\r\n"[..], b"Content-Length: 0\r\n", b"\r\n"] {
                 if reader.get_mut().write_all(piece).is_err()
-                    || !connection.rest(Duration::from_millis(500))
+                    || !connection.rest(Duration::from_millis(100))
                 {
                     return;
                 }

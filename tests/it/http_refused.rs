@@ -188,19 +188,21 @@ fn a_413_that_comes_before_the_body_was_read_is_understood() {
         let mut reader = BufReader::new(stream);
         while let Ok(Some(head)) = http::read_head(&mut reader) {
             let length: u64 = head.header("content-length").unwrap().parse().unwrap();
-            let answer = if length > 300_000 {
-                "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno\n"
-            } else {
-                "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-            };
-            if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+            let is_large = length > 300_000;
+            let refusal =
+                b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno\n";
+            if is_large && reader.get_mut().write_all(refusal).is_err() {
                 return;
             }
             let body = std::io::copy(&mut reader.by_ref().take(length), &mut std::io::sink());
-            if length > 300_000 || body.is_err() {
+            if is_large || body.is_err() {
                 return;
             }
             count.fetch_add(usize::try_from(length).unwrap(), Ordering::SeqCst);
+            let taken = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+            if reader.get_mut().write_all(taken).is_err() {
+                return;
+            }
         }
     });
     let relay = Relay::start(&to_sink(server.address(), "concurrency = 1\nformat = \"ndjson\"\n"));

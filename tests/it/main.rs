@@ -39,6 +39,7 @@ mod failover;
 mod faults;
 mod filter;
 mod healthcheck;
+mod http_early;
 mod http_endpoints;
 mod http_output;
 mod http_refused;

@@ -7,6 +7,9 @@
 //! The hold is what keeps an address from flapping that answers probes and fails at deliveries: it doubles each time that
 //! the address fails before it has worked for as long, and is no shorter than twice what the failure has cost.
 //!
+//! *Suspect* is an address that is open for nothing but its silence, while another one answers. It
+//! may be slow and well: an answer to what it was asked before closes it at once.
+//!
 //! No clock and no I/O: whoever asks says what time it is.
 
 use std::time::Duration;
@@ -32,6 +35,8 @@ pub(super) enum Fault {
     Failed { asked: Option<Duration>, waited: Duration },
     /// It refuses what others may take: that may be the event's fault, so its hold does not grow.
     Refused,
+    /// It has said nothing for so long, while another address answers.
+    Silent { waited: Duration },
 }
 
 /// One address. Owned by the set.
@@ -57,6 +62,8 @@ struct Open {
     since: Instant,
     /// For nothing but a refusal.
     refused: bool,
+    /// For nothing but its silence.
+    suspect: bool,
     /// It has asked for a pause until then.
     asked: Option<Instant>,
     /// No probe has failed since.
@@ -107,6 +114,7 @@ impl Circuit {
         match self.state {
             State::Closed => "up",
             State::HalfOpen { .. } => "back, on trial",
+            State::Open(Open { suspect: true, .. }) => "suspect",
             State::Open(_) => "down",
         }
     }
@@ -136,24 +144,29 @@ impl Circuit {
 
     /// A delivery failed. True where that opens it.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
-        self.failed = Some(now);
         let (asked, waited) = match fault {
             Fault::Failed { asked, waited } => (asked.map(|asked| now + asked), waited),
             Fault::Refused => (None, Duration::ZERO),
+            // Known already.
+            Fault::Silent { .. } if self.is_open() => return false,
+            Fault::Silent { waited } => (None, waited),
         };
+        self.failed = Some(now);
         if let State::Open(open) = &mut self.state {
             open.asked = open.asked.max(asked);
             open.answers = None;
             open.refused &= matches!(fault, Fault::Refused);
+            open.suspect = false;
             return false;
         }
-        if self.back.take().is_some() && matches!(fault, Fault::Failed { .. }) {
+        if self.back.take().is_some() && !matches!(fault, Fault::Refused) {
             self.hold *= 2;
         }
         self.hold = self.hold.max(waited * 2).min(HOLD_MAX);
         self.state = State::Open(Open {
             since: now,
             refused: matches!(fault, Fault::Refused),
+            suspect: matches!(fault, Fault::Silent { .. }),
             asked,
             answers: None,
             next_probe: now + PAUSE_MIN,
@@ -172,10 +185,11 @@ impl Circuit {
     }
 
     /// A delivery that was begun at `begun` succeeded. True where that closes it: what was begun before it failed says
-    /// nothing of what it is now.
+    /// nothing of what it is now, but ends a silence.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
-        if was_open && self.failed.is_some_and(|failed| failed > begun) {
+        let suspect = matches!(&self.state, State::Open(open) if open.suspect);
+        if was_open && !suspect && self.failed.is_some_and(|failed| failed > begun) {
             return false;
         }
         self.state = State::Closed;
@@ -346,6 +360,27 @@ mod tests {
         assert!(circuit.is_open());
         assert!(circuit.succeeded(start + SECOND, start + SECOND * 2), "begun after it");
         assert!(circuit.is_usable());
+    }
+
+    #[test]
+    fn a_silent_address_is_suspect_until_it_answers_also_what_it_was_asked_before() {
+        let start = Instant::now();
+        let silent = Fault::Silent { waited: SECOND };
+        let mut circuit = Circuit::new();
+        assert!(circuit.failed(silent, start + SECOND));
+        assert!(!circuit.failed(silent, start + SECOND));
+        assert_eq!((circuit.name(), circuit.is_usable()), ("suspect", false));
+        assert!(circuit.succeeded(start, start + SECOND * 2));
+        assert_eq!(circuit.name(), "up");
+        // Silent again, it is probed as one that is down, and its hold has doubled.
+        circuit.failed(silent, start + SECOND * 3);
+        let probed = circuit.next_probe().unwrap();
+        assert_eq!(probe_until_back(&mut circuit, probed) - probed, HOLD_MIN * 2);
+        // What fails besides is down, and stays so whatever is answered of before.
+        circuit.failed(silent, start + SECOND * 100);
+        assert!(!circuit.failed(FAILED, start + SECOND * 101));
+        assert_eq!(circuit.name(), "down");
+        assert!(!circuit.succeeded(start + SECOND * 99, start + SECOND * 102));
     }
 
     #[test]

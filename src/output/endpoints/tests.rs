@@ -272,6 +272,48 @@ async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
+    let bench = Bench::three(Strategy::RoundRobin);
+    let silent = bench.pick();
+    assert_eq!(number(silent.place()), 1);
+    pass(SECOND).await;
+    let others = |attempt: &Attempt| -> Vec<u8> {
+        bench.set.others(attempt.place().id).iter().map(number).collect()
+    };
+    assert_eq!(others(&silent), [2, 3]);
+    bench.set.suspect(silent.place().id, SECOND);
+    let states = || bench.set.states().iter().map(|it| it.state).collect::<Vec<_>>();
+    assert_eq!(states(), ["suspect", "up", "up"]);
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [2, 3, 2, 3]);
+    // The next turn is the second one's; of two that work the other is left.
+    let second = bench.pick();
+    assert_eq!((others(&silent), others(&second)), (vec![3, 2], vec![3]));
+    // It was slow: its answer to what it was asked before makes it one of them again.
+    silent.succeeded();
+    assert_eq!(states(), ["up", "up", "up"]);
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
+    // One that stays silent is tried again, by one delivery, as one that was down.
+    bench.set.suspect(silent.place().id, SECOND);
+    pass((HOLD_MIN + PAUSE_MAX) * 2).await;
+    assert_eq!(states(), ["back, on trial", "up", "up"]);
+    let trials: Vec<_> = (0..6).map(|_| bench.pick()).collect();
+    assert_eq!(trials.iter().filter(|it| number(it.place()) == 1).count(), 1);
+    // It is the last that gets what another one does not answer, and tried by that alone.
+    drop(trials);
+    let second = bench.set.places().remove(1);
+    let others = bench.set.others(second.id);
+    assert_eq!(others.iter().map(number).collect::<Vec<_>>(), [3, 1]);
+    let trial = bench.set.give(others[1].clone());
+    assert_eq!(bench.set.others(second.id).len(), 1);
+    drop(trial);
+    assert_eq!(bench.set.others(second.id).len(), 2);
+    // An address that is not there any more is nobody's business.
+    bench.set.suspect(usize::MAX, SECOND);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_single_address_is_always_the_next_and_never_probed() {
     let bench = Bench::start(&["10.0.0.1"], Strategy::Failover);
     bench.world.set(1, Mood::Away);

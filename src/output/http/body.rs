@@ -12,6 +12,7 @@ use hyper::body::Body;
 use hyper::body::Frame;
 use hyper::body::SizeHint;
 
+use super::wire::Marks;
 use crate::telemetry::OutputMetrics;
 
 /// Bytes handed over at once: the steps in which `output_bytes_total` grows.
@@ -112,6 +113,7 @@ impl Iterator for Pieces {
 pub(super) struct Upload {
     pub(super) pieces: Pieces,
     pub(super) metrics: OutputMetrics,
+    pub(super) marks: Marks,
 }
 
 impl Body for Upload {
@@ -124,6 +126,9 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let Some(piece) = self.pieces.next() else { return Poll::Ready(None) };
         self.metrics.bytes.increment(piece.len() as u64);
+        if self.pieces.left == 0 {
+            self.marks.body_ended();
+        }
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

@@ -1,0 +1,380 @@
+//! Answers of an HTTP consumer that come too early or never end: a 2xx means something only if the
+//! consumer had the whole request, and bytes without an answer are none.
+
+use std::collections::BTreeMap;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http::Unannounced;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::to_http;
+use crate::support::requests::to_sink;
+use crate::support::server::Connection;
+use crate::support::server::Options;
+use crate::support::server::Server;
+use crate::support::stream::Stream;
+
+/// The receive buffer of a consumer that does not read. Bodies here are much larger.
+const TAKEN: usize = 64 * 1024;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+/// Sums of `output_errors_total` by reason, without those that are 0.
+fn errors(relay: &Relay) -> BTreeMap<String, f64> {
+    let mut errors = BTreeMap::new();
+    for (labels, value) in relay.metrics().all("output_errors_total") {
+        let reason = &labels.iter().find(|(name, _)| name == "reason").expect("a reason").1;
+        *errors.entry(reason.clone()).or_insert(0.0) += value;
+    }
+    errors.retain(|_, value| *value > 0.0);
+    errors
+}
+
+fn say(stream: &mut Stream, bytes: &[u8]) -> Option<()> {
+    stream.write_all(bytes).and_then(|()| stream.flush()).ok()
+}
+
+/// What a consumer does with one request: when it has read so much of the body, it says something,
+/// pauses, and reads the rest; at last it says something else.
+#[derive(Debug, Clone, Copy)]
+struct Act {
+    read: usize,
+    early: &'static [u8],
+    pause: Duration,
+    late: &'static [u8],
+}
+
+impl Act {
+    /// As a proxy does that answers by itself.
+    const fn early(read: usize, early: &'static [u8]) -> Self {
+        Self { read, early, pause: Duration::from_millis(200), late: b"" }
+    }
+}
+
+/// A consumer that does these one after the other, each for one request, and then takes everything.
+struct Hasty {
+    server: Server,
+    /// Bodies that it had whole before it said 2xx.
+    taken: Arc<Mutex<Vec<Vec<u8>>>>,
+    requests: Arc<AtomicUsize>,
+    /// Requests that came behind an early answer, on the same connection.
+    behind: Arc<AtomicUsize>,
+}
+
+impl Hasty {
+    fn start(options: Options, is_proxy: bool, acts: Vec<Act>) -> Self {
+        let (taken, requests, behind) =
+            (Arc::default(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let bodies = Arc::clone(&taken);
+        let (count, again) = (Arc::clone(&requests), Arc::clone(&behind));
+        let options = Options { receive_buffer: Some(TAKEN), ..options };
+        let server = Server::start(options, move |stream: Stream, connection: &Connection| {
+            let mut reader = BufReader::with_capacity(4096, stream);
+            if is_proxy && http::read_head(&mut reader).is_ok() {
+                say(reader.get_mut(), b"HTTP/1.1 200 Made\r\n\r\n");
+            }
+            serve(&mut reader, connection, &acts, (&bodies, &count, &again));
+        });
+        Self { server, taken, requests, behind }
+    }
+
+    /// The events of what it has taken.
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.taken.lock().unwrap().iter().flat_map(|body| events_of(body)).collect()
+    }
+}
+
+/// Until the connection ends.
+fn serve(
+    reader: &mut BufReader<Stream>,
+    connection: &Connection,
+    acts: &[Act],
+    (bodies, count, again): (&Mutex<Vec<Vec<u8>>>, &AtomicUsize, &AtomicUsize),
+) -> Option<()> {
+    let mut was_early = false;
+    while let Ok(Some(head)) = http::read_head(reader) {
+        again.fetch_add(usize::from(was_early), Ordering::SeqCst);
+        let Some(act) = acts.get(count.fetch_add(1, Ordering::SeqCst)) else {
+            let body = http::read_body(reader, &head, Unannounced::Empty).ok()?;
+            bodies.lock().unwrap().push(body);
+            say(reader.get_mut(), OK)?;
+            continue;
+        };
+        let length: usize = head.header("content-length").unwrap().parse().unwrap();
+        assert!(length > act.read + 16 * TAKEN, "a body of {length} for {act:?}");
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body[..act.read]).ok()?;
+        say(reader.get_mut(), act.early)?;
+        connection.rest(act.pause).then_some(())?;
+        reader.read_exact(&mut body[act.read..]).ok()?;
+        was_early = act.late.is_empty();
+        if act.late.ends_with(b"\r\n\r\n") {
+            bodies.lock().unwrap().push(body);
+        }
+        say(reader.get_mut(), act.late)?;
+    }
+    None
+}
+
+/// One large batch to a consumer that does these first; it gets each event in the end. Gives the
+/// errors that were counted.
+fn survives(
+    acts: &[Act],
+    options: Options,
+    is_proxy: bool,
+    keys: impl FnOnce(&Hasty) -> (String, String),
+) -> (BTreeMap<String, f64>, Hasty, String) {
+    let hasty = Hasty::start(options, is_proxy, acts.to_vec());
+    let (url, more) = keys(&hasty);
+    let more = format!("concurrency = 1\nbatch = {{ max_bytes = \"16MiB\" }}\n{more}");
+    let relay = Relay::start(&to_http(&[url], &more));
+    let batch = generated_batch(1, 400, 20_000);
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(hasty.events() == events_of(&batch), "not each event once and in order");
+    assert_eq!(relay.metrics().value("output_events_total", &[("output", "consumer")]), 400.0);
+    assert_eq!(hasty.behind.load(Ordering::SeqCst), 0, "a connection was used again");
+    let errors = errors(&relay);
+    let log = relay.log_text();
+    relay.finish(Backlog::Empty);
+    (errors, hasty, log)
+}
+
+fn plainly(hasty: &Hasty) -> (String, String) {
+    (format!("http://{}/", hasty.server.address()), String::new())
+}
+
+/// At the head, in the middle of the body, behind an interim answer, and with a body of its own.
+const TOO_EARLY: [Act; 5] = [
+    Act::early(0, OK),
+    Act::early(1_100_000, OK),
+    Act::early(10_000, b"HTTP/1.1 204 No Content\r\n\r\n"),
+    Act::early(
+        10_000,
+        b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n",
+    ),
+    Act::early(0, b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nok\n"),
+];
+
+fn assert_protocol(errors: &BTreeMap<String, f64>, log: &str) {
+    assert_eq!(*errors, BTreeMap::from([("protocol".to_owned(), 5.0)]));
+    assert!(log.contains("before it had the whole request"), "{log}");
+}
+
+#[test]
+fn a_2xx_before_the_last_byte_of_the_body_acknowledges_nothing() {
+    let (errors, hasty, log) = survives(&TOO_EARLY, Options::default(), false, plainly);
+    assert_protocol(&errors, &log);
+    assert_eq!(hasty.requests.load(Ordering::SeqCst), 6);
+    // One that goes on reading at once may have all of it by the time that its answer is looked at.
+    let acts = TOO_EARLY.map(|act| Act { pause: Duration::ZERO, ..act });
+    let (errors, ..) = survives(&acts, Options::default(), false, plainly);
+    assert_eq!(errors, BTreeMap::from([("protocol".to_owned(), 5.0)]));
+}
+
+#[test]
+fn a_2xx_before_the_last_byte_acknowledges_nothing_over_tls_and_through_a_proxy() {
+    let files = Certificates::new();
+    let tls = Some(files.server_config(&files.server, false));
+    let (errors, _, log) =
+        survives(&TOO_EARLY, Options { tls, ..Options::default() }, false, |hasty| {
+            let port = hasty.server.address().port();
+            (format!("https://localhost:{port}/"), format!("tls = {{ ca = {:?} }}\n", files.ca))
+        });
+    assert_protocol(&errors, &log);
+    let (errors, _, log) = survives(&TOO_EARLY, Options::default(), true, |hasty| {
+        let proxy = format!("proxy = \"http://{}\"\n", hasty.server.address());
+        ("http://consumer.example/".to_owned(), proxy)
+    });
+    assert_protocol(&errors, &log);
+}
+
+#[test]
+fn another_answer_before_the_last_byte_keeps_its_meaning_and_costs_the_connection() {
+    let acts = [
+        Act::early(0, b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"),
+        Act::early(100_000, b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"),
+        Act::early(0, b"HTTP/1.1 429 Slowly\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"),
+        Act::early(0, b"HTTP/1.1 307 There\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"),
+    ];
+    let (errors, ..) = survives(&acts, Options::default(), false, plainly);
+    let expected = ["status_4xx", "status_5xx", "status_429", "protocol"];
+    assert_eq!(errors, expected.map(|reason| (reason.to_owned(), 1.0)).into_iter().collect());
+}
+
+#[test]
+fn an_interim_answer_before_the_last_byte_is_none() {
+    let act = |early| Act { read: 10_000, early, pause: Duration::from_millis(100), late: OK };
+    let acts = [
+        act(b"HTTP/1.1 100 Continue\r\n\r\n"),
+        act(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"),
+    ];
+    for act in acts {
+        let (errors, hasty, _) = survives(&[act], Options::default(), false, plainly);
+        assert_eq!(errors, BTreeMap::new());
+        assert_eq!(hasty.requests.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[test]
+fn a_head_that_begins_before_the_last_byte_and_ends_behind_it_is_too_early() {
+    // Its end is no blank line for `serve`, which so does not count the body as taken.
+    let late = b"Content-Length: 0\r\n\n";
+    let act = Act { late, ..Act::early(0, b"HTTP/1.1 200 OK\r\n") };
+    let (errors, ..) = survives(&[act], Options::default(), false, plainly);
+    assert_eq!(errors, BTreeMap::from([("protocol".to_owned(), 1.0)]));
+}
+
+/// A consumer that reads its first request, or only its head, and then says this ten times a second
+/// for ever; it takes all others.
+fn talkative(reads: bool, word: &'static [u8]) -> (Server, Arc<Mutex<Vec<Vec<u8>>>>) {
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let taken = Arc::clone(&bodies);
+    let first = AtomicUsize::new(0);
+    let options = Options { receive_buffer: Some(TAKEN), ..Options::default() };
+    let server = Server::start(options, move |stream, connection| {
+        let mut reader = BufReader::with_capacity(4096, stream);
+        while let Ok(Some(head)) = http::read_head(&mut reader) {
+            let is_first = first.fetch_add(1, Ordering::SeqCst) == 0;
+            if !is_first || reads {
+                let Ok(body) = http::read_body(&mut reader, &head, Unannounced::Empty) else {
+                    return;
+                };
+                if !is_first {
+                    taken.lock().unwrap().push(body);
+                }
+            }
+            let stream = reader.get_mut();
+            if is_first && word.starts_with(b"X") {
+                say(stream, b"HTTP/1.1 200 OK\r\n");
+            }
+            if is_first {
+                while say(stream, word).is_some() && connection.rest(Duration::from_millis(100)) {}
+                return;
+            }
+            if say(stream, OK).is_none() {
+                return;
+            }
+        }
+    });
+    (server, bodies)
+}
+
+#[test]
+fn a_consumer_that_talks_and_never_answers_is_left_after_the_timeout() {
+    let words: [(bool, &[u8]); 4] = [
+        (true, b"HTTP/1.1 102 Processing\r\n\r\n"),
+        (true, b"X-Still: here\r\n"),
+        (true, b"X"),
+        (false, b"HTTP/1.1 102 Processing\r\n\r\n"),
+    ];
+    for (reads, word) in words {
+        let (server, bodies) = talkative(reads, word);
+        let more = "concurrency = 1\ntimeouts = { request = \"1s\" }\n";
+        let relay = Relay::start(&to_sink(server.address(), more));
+        let batch = generated_batch(1, 200, 5_000);
+        assert_eq!(relay.post(&batch).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        let taken: Vec<_> =
+            bodies.lock().unwrap().iter().flat_map(|body| events_of(body)).collect();
+        assert!(taken == events_of(&batch), "{reads} {}", word.escape_ascii());
+        assert_eq!(errors(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn a_consumer_that_talks_and_never_answers_is_no_obstacle_to_fail_over() {
+    let (first, _) = talkative(true, b"HTTP/1.1 102 Processing\r\n\r\n");
+    let second = HttpSink::accepting();
+    let urls = [first.address(), second.address()].map(|address| format!("http://{address}/"));
+    let more = "concurrency = 1\ntimeouts = { request = \"1s\" }\n";
+    let relay = Relay::start(&to_http(&urls, more));
+    let batch = generated_batch(1, 100, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&second) == events_of(&batch));
+    assert_eq!(errors(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
+    relay.finish(Backlog::Empty);
+}
+
+/// What `/status` says of the addresses.
+fn states(relay: &Relay) -> Vec<String> {
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let addresses = status["outputs"][0]["addresses"].as_array().unwrap().clone();
+    addresses.iter().map(|it| it["state"].as_str().unwrap().to_owned()).collect()
+}
+
+/// `timeouts.request` is 60 s here, which no test waits for.
+fn a_silent_url_costs_its_requests_a_moment(concurrency: u32) {
+    let (silent, good) = (HttpSink::start(|_| Answer::never()), HttpSink::accepting());
+    let urls = [&silent, &good].map(|sink| format!("http://{}/", sink.address()));
+    let more = format!("strategy = \"round_robin\"\nconcurrency = {concurrency}\n");
+    let relay = Relay::start(&to_http(&urls, &more));
+    let mut events = Vec::new();
+    for seed in 0..30 {
+        let batch = generated_batch(seed, 5, 900);
+        events.extend(events_of(&batch));
+        assert_eq!(relay.post(&batch).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&good), &events);
+    assert_eq!(states(&relay), ["suspect", "up"]);
+    let told = relay.wait_for_log("address silent, passed over", PATIENCE);
+    assert_eq!(told["address"], silent.address().to_string());
+    // Each request that was given to both is counted: as a timeout of the one, and as an attempt
+    // after the first.
+    let given_twice = u32::try_from(silent.count()).unwrap();
+    assert!((1..20).contains(&given_twice), "{given_twice} of 30");
+    let twice = f64::from(given_twice);
+    assert_eq!(errors(&relay), BTreeMap::from([("timeout".to_owned(), twice)]));
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("output_retries_total", &[("output", "consumer")]), twice);
+    assert_eq!(metrics.value("output_up", &[("output", "consumer")]), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_silent_url_of_several_is_suspect_and_the_others_get_its_requests() {
+    a_silent_url_costs_its_requests_a_moment(4);
+}
+
+#[test]
+fn a_silent_url_of_several_is_suspect_and_the_others_get_its_requests_one_after_the_other() {
+    a_silent_url_costs_its_requests_a_moment(1);
+}
+
+#[test]
+fn urls_that_are_slow_and_work_get_each_event_once() {
+    let slow = |_: &crate::support::http_sink::Request| {
+        Answer::status(200).after(Duration::from_millis(1500))
+    };
+    let sinks = [HttpSink::start(slow), HttpSink::start(slow)];
+    let urls = [0, 1].map(|index| format!("http://{}/", sinks[index].address()));
+    let more = "strategy = \"round_robin\"\nbatch = { max_events = 50 }\n";
+    let relay = Relay::start(&to_http(&urls, more));
+    let batch = generated_batch(1, 800, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let accepted: Vec<_> = sinks.iter().flat_map(accepted_events).collect();
+    assert_same_set(&accepted, &events_of(&batch));
+    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(states(&relay), ["up", "up"]);
+    relay.finish(Backlog::Empty);
+}
