@@ -126,6 +126,13 @@ pub struct Rule {
     pub omit_managed_fields: Option<bool>,
 }
 
+impl Rule {
+    /// Whether events of what it matches leave, at whichever level.
+    fn keeps(&self) -> bool {
+        self.level != Level::None
+    }
+}
+
 /// A mistake in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -216,7 +223,7 @@ impl Policy {
             omit_managed_fields: rule.omit_managed_fields.unwrap_or(omit_managed_fields),
         };
         Self {
-            matcher: Matcher::new(rules.iter().map(|rule| &rule.criteria)),
+            matcher: Matcher::of_rules(rules.iter().map(|rule| (&rule.criteria, rule.keeps()))),
             outcomes: rules.iter().map(outcome).collect(),
             otherwise: Outcome {
                 level: Level::None,

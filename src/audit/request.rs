@@ -4,9 +4,11 @@ use std::borrow::Cow;
 
 use super::scan;
 
+mod location;
 mod quotes;
 mod reader;
 
+pub use location::Location;
 pub use reader::Reader;
 
 /// A text of an event with its escapes resolved.
@@ -47,10 +49,11 @@ impl<'a> Uri<'a> {
         scan::key(self.0)
     }
 
-    /// Without the query.
+    /// Without the query, percent-encoded as it is written. Empty where kube-apiserver saw no path: a URI that
+    /// begins with neither `/` nor is `*` is an opaque one, like `k:x` in the request's first line.
     #[must_use]
     pub fn path(&self) -> Text<'a> {
-        // Also the mark may be written as an escape.
+        // The question mark, too, may be written as an escape.
         let mut text = self.text();
         if let Some(end) = memchr::memchr(b'?', &text) {
             match &mut text {
@@ -58,7 +61,17 @@ impl<'a> Uri<'a> {
                 Text::Owned(text) => text.truncate(end),
             }
         }
-        text
+        match &*text {
+            b"*" | [b'/', ..] => text,
+            _ => Text::default(),
+        }
+    }
+
+    /// The namespace and name that the URL of a request about an object has. `None`: kube-apiserver does not read
+    /// this as the URL of one, so that nobody knows where the object is.
+    #[must_use]
+    pub fn location(&self) -> Option<Location<'a>> {
+        Location::of(*self)
     }
 }
 
@@ -72,6 +85,9 @@ pub struct User<'a> {
 }
 
 /// `objectRef`: what was asked for. Lists have no name, what belongs to no namespace has none.
+///
+/// Group, resource and subresource are those of the URL. A namespace or name that the URL lacks is taken from the
+/// body by kube-apiserver, which means from the sender of the request: decisions use [`Uri::location`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
     /// `apiGroup`; empty: the core group.
@@ -80,9 +96,9 @@ pub struct Object<'a> {
     pub resource: Text<'a>,
     /// Like `log`.
     pub subresource: Text<'a>,
-    /// Where it is.
+    /// Where it is; the sender's word where the URL has none.
     pub namespace: Text<'a>,
-    /// Which one.
+    /// Which one; the sender's word where neither the URL nor, of a list or watch, its field selector has one.
     pub name: Text<'a>,
 }
 
@@ -171,6 +187,15 @@ mod tests {
         assert_eq!(path("/a?b?c").into_owned(), b"/a");
         assert_eq!(path(r"/a\u0026b\u003fc?d").into_owned(), b"/a&b");
         assert_eq!(path("").into_owned(), b"");
+        assert_eq!(path("*").into_owned(), b"*");
+    }
+
+    #[test]
+    fn what_is_no_path_for_kube_apiserver_is_none_here() {
+        // `GET k:%2Fhealthz HTTP/1.1` is recorded as `%2Fhealthz`, and its path is empty.
+        for uri in ["%2Fhealthz", "x/healthz", "**", "*x", "?/a", "REDACTED"] {
+            assert_eq!(Uri(uri.as_bytes()).path().into_owned(), b"", "{uri}");
+        }
     }
 
     #[test]

@@ -172,7 +172,7 @@ fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
         words(t, "user_groups", "anybody", "who asked is in one of these, like \"system:nodes\"");
     let verbs = words(t, "verbs", "any", "like \"create\" or \"list\"");
     let namespaces =
-        words(t, "namespaces", "any", "of the object; \"\" is outside of all namespaces");
+        words(t, "namespaces", "any", "in the request's URL; \"\" is outside of all namespaces");
     let non_resource_urls = words(
         t,
         "non_resource_urls",

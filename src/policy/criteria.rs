@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::audit::request::Location;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
 
@@ -146,13 +147,16 @@ impl Criteria {
     }
 
     /// Of the criteria that this request does not meet the first, and how the two differ.
-    pub(super) fn unmet(&self, request: &Request<'_>) -> Option<String> {
+    ///
+    /// `keeps`: whether events are kept for these criteria. Then a namespace or name that cannot be known meets
+    /// them, and else it does not: what nobody knows hides no event.
+    pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
                 return Some(lacks("verbs", &self.verbs, &request.verb));
             }
             if !self.namespaces.is_empty() || !self.resources.is_empty() {
-                return self.unmet_by_object(request);
+                return self.unmet_by_object(request, keeps);
             }
             if !self.non_resource_urls.is_empty() {
                 return self.unmet_by_path(request);
@@ -181,17 +185,19 @@ impl Criteria {
         None
     }
 
-    fn unmet_by_object(&self, request: &Request<'_>) -> Option<String> {
+    fn unmet_by_object(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         let Some(object) = &request.object else {
             let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
             let path = shown(&request.uri.path());
             return Some(format!("{field}: the request is about the path {path:?}, and no object"));
         };
-        if !self.namespaces.is_empty() && !has(&self.namespaces, &object.namespace) {
-            return Some(lacks("namespaces", &self.namespaces, &object.namespace));
+        let location = request.uri.location();
+        if let Some(unmet) = self.unmet_by_namespace(request, object, location.as_ref(), keeps) {
+            return Some(unmet);
         }
-        let name = name(request, object);
-        if self.resources.is_empty() || self.resources.iter().any(|of| of.matches(object, name)) {
+        let name = location.as_ref().map(|location| name(request, object, location));
+        let is_met = |of: &GroupResources| of.matches(object, name, keeps);
+        if self.resources.is_empty() || self.resources.iter().any(is_met) {
             return None;
         }
         let listed: Vec<_> = self.resources.iter().map(GroupResources::to_string).collect();
@@ -207,10 +213,40 @@ impl Criteria {
         }
         if self.resources.iter().any(|of| !of.resource_names.is_empty()) {
             match (name, &*object.name) {
-                (b"", b"") => what.push_str(" without a name"),
-                (b"", _) => what.push_str(" without a name (rules see none where one is created)"),
-                _ => what.push_str(&format!(" with the name {:?}", shown(name))),
+                (None, _) => what.push_str(&format!(" with a known name: {}", unknown(request))),
+                (Some(b""), b"") => what.push_str(" without a name"),
+                (Some(b""), _) => {
+                    what.push_str(" without a name (rules see none where one is created)");
+                }
+                (Some(name), _) => what.push_str(&format!(" with the name {:?}", shown(name))),
             }
+        }
+        Some(what)
+    }
+
+    fn unmet_by_namespace(
+        &self,
+        request: &Request<'_>,
+        object: &Object<'_>,
+        location: Option<&Location<'_>>,
+        keeps: bool,
+    ) -> Option<String> {
+        if self.namespaces.is_empty() {
+            return None;
+        }
+        let Some(location) = location else {
+            return (!keeps).then(|| format!("namespaces: {}", unknown(request)));
+        };
+        let namespace = location.namespace();
+        if has(&self.namespaces, namespace) {
+            return None;
+        }
+        let mut what = lacks("namespaces", &self.namespaces, namespace);
+        if *object.namespace != *namespace {
+            let own = shown(&object.namespace);
+            what.push_str(&format!(
+                ", which the URL says (the {own:?} in objectRef is from the request's body)"
+            ));
         }
         Some(what)
     }
@@ -232,9 +268,11 @@ impl Criteria {
 }
 
 impl GroupResources {
-    fn matches(&self, object: &Object<'_>, name: &[u8]) -> bool {
+    /// A name that is not known is one of those that are asked for if `unknown` says so.
+    fn matches(&self, object: &Object<'_>, name: Option<&[u8]>, unknown: bool) -> bool {
         let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
-        let named = self.resource_names.is_empty() || has(&self.resource_names, name);
+        let named = self.resource_names.is_empty()
+            || name.map_or(unknown, |name| has(&self.resource_names, name));
         let (resource, sub) = (&*object.resource, &*object.subresource);
         let covers = |spec: &String| match spec.as_bytes() {
             b"*" => true,
@@ -279,12 +317,25 @@ pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     }
 }
 
-/// The name that kube-apiserver's policy saw: of what is created it learns the name only from the body.
-pub(super) fn name<'r>(request: &Request<'_>, object: &'r Object<'_>) -> &'r [u8] {
-    match *request.verb == *b"create" && object.subresource.is_empty() {
-        true => b"",
-        false => &object.name,
+/// The name that kube-apiserver's policy saw: the URL's, or, of a list or watch, the one that its field selector asks
+/// for, which `objectRef` has. The name of what is created comes from the body, and only later.
+pub(super) fn name<'r>(
+    request: &Request<'_>,
+    object: &'r Object<'_>,
+    location: &'r Location<'_>,
+) -> &'r [u8] {
+    match location.name() {
+        b"" if matches!(&*request.verb, b"list" | b"watch") => &object.name,
+        name => name,
     }
+}
+
+/// Why namespace and name of an event are not known.
+fn unknown(request: &Request<'_>) -> String {
+    let uri = shown(&request.uri.text());
+    format!(
+        "the requestURI {uri:?} is none of a request about an object, and a rule of level None needs to know"
+    )
 }
 
 /// With `%41` as `A`: policies see a path so.

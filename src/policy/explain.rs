@@ -23,7 +23,7 @@ impl Explanation {
         for (index, rule) in policy.rules.iter().enumerate() {
             let number = index + 1;
             let Rule { line, level, criteria, .. } = rule;
-            match criteria.unmet(request) {
+            match criteria.unmet(request, rule.keeps()) {
                 Some(unmet) => lines.push(format!("rule {number} (line {line}): {unmet}")),
                 None => {
                     lines.push(format!("rule {number} (line {line}) matches: level {level}"));

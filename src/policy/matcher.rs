@@ -3,8 +3,10 @@
 //! Every rule is a bit. For each criterion there is a table from a value to the rules that it leaves in the race: those
 //! that list it and those that do not ask. The sets of a request's verb, namespace, resource, user and groups are cut one
 //! after another, the cheapest first, until no rule is left; of those that are, only what no table holds (groups and names
-//! of resources, paths) is compared. Nothing is allocated, and no table is asked that no rule in the race needs.
+//! of resources, paths) is compared. Nothing is allocated, but for a path with escapes, and no table is asked that no rule
+//! in the race needs.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
@@ -15,6 +17,7 @@ use super::RULES_MAX;
 use super::criteria::is_combined;
 use super::criteria::name;
 use super::criteria::unescaping;
+use crate::audit::request::Location;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
 
@@ -30,6 +33,9 @@ pub struct Matcher {
     about_path: Vec<u64>,
     verbs: Table,
     namespaces: Table,
+    /// Rules that are left where nobody knows which namespace a request is about: those that do not ask, and those
+    /// that keep events.
+    unlocated: Vec<u64>,
     /// By resource, without its subresource.
     resources: Table,
     users: Table,
@@ -38,6 +44,8 @@ pub struct Matcher {
 
 #[derive(Debug, Default)]
 struct Rest {
+    /// Whether it matches where the name of an object is not known.
+    keeps: bool,
     resources: Vec<OfGroup>,
     paths: Vec<Path>,
 }
@@ -81,9 +89,16 @@ struct Table {
 }
 
 impl Matcher {
-    /// Of these, in their order; what is beyond [`RULES_MAX`] never matches.
+    /// Of these, in their order; what is beyond [`RULES_MAX`] never matches. Events are kept for what they match:
+    /// one whose namespace and name cannot be known meets what is asked of these.
     pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
-        let all: Vec<&Criteria> = criteria.into_iter().take(RULES_MAX).collect();
+        Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
+    }
+
+    /// [`Self::new`], each criteria with whether events are kept for what they match. Those that are not, the rules
+    /// of level `None`, match only requests of which all that they ask is known.
+    pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
+        let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
         let set = |is_in: &dyn Fn(&Criteria) -> bool| {
             let mut set = vec![0; words];
@@ -97,6 +112,10 @@ impl Matcher {
         let table = |values: &dyn Fn(&Criteria) -> Vec<String>| {
             Table::new(words, all.iter().map(|criteria| values(criteria)))
         };
+        let mut unlocated = set(&|of| of.namespaces.is_empty());
+        for (rule, _) in keep.iter().enumerate().filter(|(_, keeps)| **keeps) {
+            unlocated[rule / 64] |= 1 << (rule % 64);
+        }
         Self {
             // Resources and namespaces go before paths where a rule has both.
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
@@ -106,7 +125,12 @@ impl Matcher {
             resources: table(&resources),
             users: table(&|criteria| criteria.users.clone()),
             groups: table(&|criteria| criteria.user_groups.clone()),
-            rest: all.iter().map(|criteria| Rest::new(criteria)).collect(),
+            rest: all
+                .iter()
+                .zip(keep)
+                .map(|(criteria, keeps)| Rest::new(criteria, keeps))
+                .collect(),
+            unlocated,
         }
     }
 
@@ -126,10 +150,16 @@ impl Matcher {
         };
         let left = room.get_mut(..about.len())?;
         left.copy_from_slice(about);
+        let located = Located { request, location: OnceCell::new() };
         self.verbs.cut(left, &request.verb);
         if let Some(object) = &request.object {
             self.resources.cut(left, &object.resource);
-            self.namespaces.cut(left, &object.namespace);
+            if self.namespaces.is_asked(left) {
+                match located.location() {
+                    Some(location) => intersect(left, self.namespaces.set(location.namespace())),
+                    None => intersect(left, &self.unlocated),
+                }
+            }
         }
         match &request.user {
             Some(user) => {
@@ -141,7 +171,19 @@ impl Matcher {
                 self.groups.cut_to_indifferent(left);
             }
         }
-        rules(left).find(|&rule| self.rest[rule].matches(request))
+        rules(left).find(|&rule| self.rest[rule].matches(&located))
+    }
+}
+
+/// A request with what its URL says, which is read when the first rule asks for it.
+struct Located<'r> {
+    request: &'r Request<'r>,
+    location: OnceCell<Option<Location<'r>>>,
+}
+
+impl Located<'_> {
+    fn location(&self) -> Option<&Location<'_>> {
+        self.location.get_or_init(|| self.request.uri.location()).as_ref()
     }
 }
 
@@ -243,20 +285,28 @@ fn intersect(left: &mut [u64], with: &[u64]) {
 }
 
 impl Rest {
-    fn new(criteria: &Criteria) -> Self {
+    fn new(criteria: &Criteria, keeps: bool) -> Self {
         let Criteria { resources, namespaces, non_resource_urls, .. } = criteria;
         let asks_object = !resources.is_empty() || !namespaces.is_empty();
         let paths = non_resource_urls.iter().filter(|_| !asks_object);
         Self {
+            keeps,
             resources: resources.iter().map(OfGroup::new).collect(),
             paths: paths.map(|spec| Path::new(spec)).collect(),
         }
     }
 
-    fn matches(&self, request: &Request<'_>) -> bool {
+    fn matches(&self, located: &Located<'_>) -> bool {
+        let request = located.request;
         if let (Some(object), false) = (&request.object, self.resources.is_empty()) {
-            let name = name(request, object);
-            return self.resources.iter().any(|of| of.matches(object, name));
+            let is_named = |names: &[Box<[u8]>]| match located.location() {
+                Some(location) => {
+                    let name = name(request, object, location);
+                    names.iter().any(|known| **known == *name)
+                }
+                None => self.keeps,
+            };
+            return self.resources.iter().any(|of| of.matches(object, is_named));
         }
         if self.paths.is_empty() {
             return true;
@@ -276,11 +326,11 @@ impl OfGroup {
         }
     }
 
-    fn matches(&self, object: &Object<'_>, name: &[u8]) -> bool {
+    fn matches(&self, object: &Object<'_>, is_named: impl Fn(&[Box<[u8]>]) -> bool) -> bool {
         self.group.as_ref().is_none_or(|group| **group == *object.group)
             && (self.kinds.is_empty()
-                || (self.names.is_empty() || self.names.iter().any(|known| **known == *name))
-                    && self.kinds.iter().any(|kind| kind.matches(object)))
+                || self.kinds.iter().any(|kind| kind.matches(object))
+                    && (self.names.is_empty() || is_named(&self.names)))
     }
 }
 

@@ -317,6 +317,142 @@ fn a_policy_makes_of_verbose_events_what_kube_apiserver_would_have_recorded_unde
     relay.finish(Backlog::Empty);
 }
 
+/// A ClusterRoleBinding to cluster-admin as kube-apiserver 1.36 recorded its creation. Its body has `metadata.namespace`,
+/// which means nothing there, and which kube-apiserver copied into `objectRef`.
+fn recorded_binding() -> String {
+    let file = repository().join("tests/policies/cluster-role-binding.json");
+    std::fs::read_to_string(file).unwrap().trim_end().to_owned()
+}
+
+/// What an output of this filter gets of these events, one request each, and the relay, at rest.
+fn filter_events(filter: &str, events: &[String]) -> (Vec<String>, Relay) {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), &format!("concurrency = 1\n{filter}")));
+    for event in events {
+        assert_eq!(relay.post(event.as_bytes()).status, 200, "{event}");
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let got = accepted_events(&sink).into_iter().map(|event| String::from_utf8(event).unwrap());
+    (got.collect(), relay)
+}
+
+#[test]
+fn a_namespace_in_the_body_hides_no_cluster_wide_object_from_a_policy() {
+    let policy = repository().join("tests/policies/quiet-namespace.yaml");
+    let binding = recorded_binding();
+    let elsewhere = |uri: &str| {
+        let path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+        let changed = binding.replacen(path, uri, 1);
+        assert_ne!(changed, binding);
+        changed
+    };
+    let of_rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let stay = [
+        binding.clone(),
+        elsewhere(&format!("{of_rbac}/clusterrolebindings?x=/namespaces/quiet/rolebindings")),
+        elsewhere(&format!("{of_rbac}//namespaces/quiet/rolebindings")),
+        elsewhere(&format!("{of_rbac}/clusterrolebindings/namespaces/quiet/x")),
+        elsewhere(&format!("{of_rbac}/namespaces/QUIET/rolebindings")),
+        elsewhere("/"),
+        elsewhere("/oapi/v1/namespaces/quiet/rolebindings"),
+    ];
+    let go = [
+        elsewhere(&format!("{of_rbac}/namespaces/quiet/rolebindings")),
+        elsewhere(&format!("{of_rbac}/namespaces/%71uiet/rolebindings?a=b\\u0026c=d")),
+        elsewhere(&format!("/{of_rbac}/namespaces%2Fquiet/rolebindings/")),
+        elsewhere("/api/v1/watch/namespaces/quiet"),
+    ];
+    let filter = format!("filter.policy = \"{}\"\n", text(&policy));
+    let (got, relay) = filter_events(&filter, &[&stay[..], &go].concat());
+    assert_eq!(got, stay);
+    assert_eq!(filtered(&relay, "dropped"), go.len() as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_match_by_namespace_or_name_believes_the_url_alone() {
+    let binding = recorded_binding();
+    for (criteria, leaves) in [
+        ("namespaces = [\"quiet\"]", false),
+        ("namespaces = [\"\"]", true),
+        (
+            "resources = [{ group = \"*\", resources = [\"*\"], resource_names = [\"evil\"] }]",
+            false,
+        ),
+        ("resources = [{ group = \"*\", resources = [\"*\"], resource_names = [\"\"] }]", true),
+    ] {
+        let events = [binding.clone()];
+        let (got, relay) = filter_events(&format!("filter.match = {{ {criteria} }}\n"), &events);
+        assert_eq!(got.len(), usize::from(leaves), "{criteria}");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// A policy whose `None` rules name everything that a sender can write into an event, and a window for duplicates.
+#[test]
+fn nothing_that_its_sender_writes_into_an_event_hides_it() {
+    const POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+rules:
+- {level: None, namespaces: [quiet, noise]}
+- {level: None, resources: [{group: "*", resources: ["*"], resourceNames: [evil, noise]}]}
+- {level: None, users: [noise]}
+- {level: None, userGroups: [noise]}
+- {level: None, verbs: [noise]}
+- {level: None, resources: [{group: "*", resources: [noise, "*/noise"]}]}
+- {level: None, nonResourceURLs: ["*"]}
+- {level: RequestResponse}
+"#;
+    let directory = TempDir::new().unwrap();
+    let file = policy_file(directory.path(), POLICY.trim_start());
+    let binding = recorded_binding();
+    let with = |from: &str, to: &str| {
+        let changed = binding.replacen(from, to, 1);
+        assert_ne!(changed, binding, "{from}");
+        changed
+    };
+    let agent = r#""userAgent":"curl/7.88.1""#;
+    // All of one auditID, which is the sender's choice too.
+    let events = [
+        binding.clone(),
+        with(agent, r#""userAgent":"noise""#),
+        with(r#""sourceIPs":["127.0.0.1"]"#, r#""sourceIPs":["192.0.2.1","127.0.0.1"]"#),
+        with(
+            r#""sourceIPs""#,
+            r#""impersonatedUser":{"username":"noise","groups":["noise"],"extra":{"noise":["noise"]}},"sourceIPs""#,
+        ),
+        with(
+            r#""namespace":"quiet","name":"evil""#,
+            r#""namespace":"noise","name":"noise","uid":"noise","resourceVersion":"1""#,
+        ),
+        with(
+            "clusterrolebindings\"",
+            "clusterrolebindings?labelSelector=noise\\u0026fieldSelector=metadata.namespace%3Dnoise\"",
+        ),
+        with(
+            r#""requestObject":{"kind":"ClusterRoleBinding""#,
+            r#""requestObject":{"kind":"noise""#,
+        ),
+        with(
+            r#""authorization.k8s.io/reason":"""#,
+            r#""authorization.k8s.io/reason":"","noise/noise":"noise""#,
+        ),
+        with(
+            r#""responseStatus":{"metadata":{},"code":201}"#,
+            r#""responseStatus":{"metadata":{},"message":"noise","code":201}"#,
+        ),
+    ];
+    let filter =
+        format!("filter.policy = \"{file}\"\nfilter.deduplicate = \"5m\"\nfilter.redact = []\n");
+    let (got, relay) = filter_events(&filter, &events);
+    assert_eq!(got, events);
+    for action in ["dropped", "duplicate", "redacted", "lowered"] {
+        assert_eq!(filtered(&relay, action), 0.0, "{action}");
+    }
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn an_output_without_a_filter_gets_every_byte_beside_one_that_has_one() {
     let (plain, sifted) = (HttpSink::accepting(), HttpSink::accepting());

@@ -54,6 +54,22 @@ fn one_event_has_the_rule_that_decides_and_what_becomes_of_it() {
 }
 
 #[test]
+fn a_namespace_that_only_the_body_has_is_said_to_be_none() {
+    let policy = "tests/policies/quiet-namespace.yaml";
+    let event = "tests/policies/cluster-role-binding.json";
+    let [first, second, third] = EXPLAIN;
+    let said = said(&run_command(&[first, second, third, policy, event], &repository()));
+    assert!(
+        said.ends_with(
+            "rule 1 (line 4): namespaces [quiet] do not have \"\", which the URL says (the \"quiet\" in objectRef is from the request's body)\n  \
+             rule 2 (line 6) matches: level RequestResponse\n  \
+             the event is kept, at its own level RequestResponse\n"
+        ),
+        "{said}"
+    );
+}
+
+#[test]
 fn every_event_of_a_list_and_of_a_log_has_its_block() {
     let said = explained("ibm-default.yaml", "02-batch-requestresponse-allstages.json");
     let blocks: Vec<&str> = said.split("\n\n").collect();

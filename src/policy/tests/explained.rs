@@ -71,12 +71,44 @@ rule 6 (line 9) matches: level RequestResponse
 the event is kept, at its own level RequestResponse
 ";
     assert_explained(policy, &asked("get", "/a%20b?x=/b"), expected);
-    let role = Request { object: object("rbac.x", "/roles/r/status"), ..asked("get", "/apis") };
+    let uri = "/apis/rbac.x/v1/roles/r/status";
+    let role = Request { object: object("rbac.x", "/roles/r/status"), ..asked("get", uri) };
     assert_explained(
         "- {level: None, resources: [{group: rbac.x, resources: ['*'], resourceNames: [a]}]}",
         &role,
         "rule 1 (line 4): resources [rbac.x: * named [a]] do not have \"roles/status\" of the group \"rbac.x\" with the name \"r\"\n\
          no rule matches: level None\nthe event is dropped\n",
+    );
+}
+
+#[test]
+fn a_namespace_from_the_body_is_told_from_the_url_and_what_nobody_knows_hides_nothing() {
+    let policy = "\
+- {level: None, namespaces: [quiet]}
+- {level: None, resources: [{group: rbac.x, resources: [roles], resourceNames: [evil]}]}
+- {level: Request, namespaces: ['']}
+";
+    let role =
+        |uri| Request { object: object("rbac.x", "quiet/roles/evil"), ..asked("create", uri) };
+    assert_explained(
+        policy,
+        &role("/apis/rbac.x/v1/roles"),
+        "\
+rule 1 (line 4): namespaces [quiet] do not have \"\", which the URL says (the \"quiet\" in objectRef is from the request's body)
+rule 2 (line 5): resources [rbac.x: roles named [evil]] do not have \"roles\" of the group \"rbac.x\" without a name (rules see none where one is created)
+rule 3 (line 6) matches: level Request
+the event is lowered from RequestResponse to Request: without responseObject
+",
+    );
+    assert_explained(
+        policy,
+        &role("/apis/rbac.x"),
+        "\
+rule 1 (line 4): namespaces: the requestURI \"/apis/rbac.x\" is none of a request about an object, and a rule of level None needs to know
+rule 2 (line 5): resources [rbac.x: roles named [evil]] do not have \"roles\" of the group \"rbac.x\" with a known name: the requestURI \"/apis/rbac.x\" is none of a request about an object, and a rule of level None needs to know
+rule 3 (line 6) matches: level Request
+the event is lowered from RequestResponse to Request: without responseObject
+",
     );
 }
 

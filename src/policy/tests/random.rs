@@ -1,5 +1,5 @@
-//! Random policies and requests over small alphabets, so that things match: what the compiled matcher decides is what a
-//! slow reading of the rules decides, and what the explanation says.
+//! Random policies and requests over small alphabets, so that things match: what the compiled matcher decides of an event
+//! is what a slow reading of the rules decides of its request, and what the explanation says.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -14,7 +14,9 @@ use super::super::RULES_MAX;
 use super::super::Rule;
 use super::super::Stage;
 use super::text;
+use crate::audit;
 use crate::audit::request::Object;
+use crate::audit::request::Reader;
 use crate::audit::request::Request;
 use crate::audit::request::Uri;
 use crate::audit::request::User;
@@ -40,6 +42,51 @@ const URIS: [&str; 12] = [
     "/%61",
     "",
 ];
+
+/// What paths of the API are made of, as a URL has it: some parts are spelled in several ways, some hold a slash.
+const PARTS: [&str; 17] = [
+    "a",
+    "b",
+    "c",
+    "",
+    "namespaces",
+    "%6eamespaces",
+    "watch",
+    "proxy",
+    "status",
+    "finalize",
+    "pods",
+    "jobs",
+    "a%2Fb",
+    "%61",
+    "api",
+    "%2",
+    "b%252f",
+];
+
+/// Mostly a path of the API, mostly with a namespace, and sometimes a query that looks like one.
+fn uri() -> impl Strategy<Value = String> {
+    let part = || select(&PARTS[..]);
+    let root = select(
+        &["/api/v1", "/apis/apps/v1", "//api/v1/", "/API/v1", "/oapi/v1", "", "/api", "api/v1"][..],
+    );
+    let verb = select(&["", "", "", "/watch", "/proxy"][..]);
+    let namespace = prop_oneof![
+        2 => Just(String::new()),
+        3 => part().prop_map(|part| format!("/namespaces/{part}")),
+    ];
+    let rest = vec(part(), 0..4)
+        .prop_map(|parts| parts.iter().map(|part| format!("/{part}")).collect::<String>());
+    let end = select(&["", "", "", "/", "?x", "?/namespaces/a/", "/?a=/api/v1/namespaces/b"][..]);
+    let of_api =
+        (root, verb, namespace, rest, end).prop_map(|(root, verb, namespace, rest, end)| {
+            [root, verb, &*namespace, &*rest, end].concat()
+        });
+    prop_oneof![
+        1 => select(&URIS[..]).prop_map(str::to_owned),
+        4 => of_api,
+    ]
+}
 
 fn words(alphabet: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<String>> {
     // Half of all criteria are absent.
@@ -81,6 +128,12 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
+/// An event's request, and its URI. In `objectRef` namespace and name are others than those of the URL, as where the
+/// sender of a request has written them into its body.
+fn asked() -> impl Strategy<Value = (Request<'static>, String)> {
+    (request(), uri())
+}
+
 fn request() -> impl Strategy<Value = Request<'static>> {
     let word = || select(&NAMES[..]);
     let user = (word(), vec(word(), 0..3)).prop_map(|(name, groups)| User {
@@ -101,12 +154,12 @@ fn request() -> impl Strategy<Value = Request<'static>> {
             name: text(name),
         });
     let stage = select(&["RequestReceived", "ResponseComplete", "Panic", "other"][..]);
-    let rest = (select(&["get", "create", "list", ""][..]), select(&URIS[..]), stage);
+    let rest = (select(&["get", "create", "list", "watch", ""][..]), stage);
     (proptest::option::of(user), proptest::option::weighted(0.7, object), rest).prop_map(
-        |(user, object, (verb, uri, stage))| Request {
+        |(user, object, (verb, stage))| Request {
             level: text("Request"),
             stage: text(stage),
-            uri: Uri::written(uri.as_bytes()),
+            uri: Uri::default(),
             verb: text(verb),
             user,
             object,
@@ -114,8 +167,77 @@ fn request() -> impl Strategy<Value = Request<'static>> {
     )
 }
 
-/// What kube-apiserver does, one criterion after another, on strings.
-fn is_met(criteria: &Criteria, request: &Request<'_>) -> bool {
+/// The event that says so, as kube-apiserver writes it.
+fn event(request: &Request<'_>, uri: &str) -> String {
+    let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
+    let user = request.user.as_ref().map(|user| {
+        let groups: Vec<String> = user.groups.iter().map(|group| plain(group)).collect();
+        serde_json::json!({"username": plain(&user.name), "groups": groups})
+    });
+    let mut event = serde_json::json!({
+        "level": plain(&request.level), "auditID": "a", "stage": plain(&request.stage),
+        "requestURI": uri, "verb": plain(&request.verb),
+        "user": user.unwrap_or_else(|| serde_json::json!({})),
+    });
+    if let Some(object) = &request.object {
+        event["objectRef"] = serde_json::json!({
+            "resource": plain(&object.resource), "namespace": plain(&object.namespace),
+            "name": plain(&object.name), "apiGroup": plain(&object.group),
+            "subresource": plain(&object.subresource),
+        });
+    }
+    event.to_string().replace('&', "\\u0026")
+}
+
+/// Namespace and name of a URL of the API, in the steps of kube-apiserver's `NewRequestInfo`, on strings; `None`: it is
+/// no such URL, or one that Go refuses.
+fn requested(uri: &str) -> Option<(String, String)> {
+    let escaped = uri.split('?').next().unwrap();
+    let mut decoded = String::new();
+    let mut pieces = escaped.split('%');
+    decoded += pieces.next().unwrap();
+    for piece in pieces {
+        let code = u8::from_str_radix(piece.get(..2)?, 16).ok()?;
+        decoded.push(char::from(code));
+        decoded += &piece[2..];
+    }
+    if !decoded.starts_with('/') {
+        return None;
+    }
+    let all: Vec<&str> = match decoded.trim_matches('/') {
+        "" => Vec::new(),
+        trimmed => trimmed.split('/').collect(),
+    };
+    let mut parts = &all[..];
+    if parts.len() < 3 || !["api", "apis"].contains(&parts[0]) {
+        return None;
+    }
+    if parts[0] == "apis" {
+        if parts.len() < 4 {
+            return None;
+        }
+        parts = &parts[1..];
+    }
+    parts = &parts[2..];
+    if ["proxy", "watch"].contains(&parts[0]) {
+        if parts.len() < 2 {
+            return None;
+        }
+        parts = &parts[1..];
+    }
+    let mut namespace = "";
+    if parts[0] == "namespaces" && parts.len() > 1 {
+        namespace = parts[1];
+        if parts.len() > 2 && !["status", "finalize"].contains(&parts[2]) {
+            parts = &parts[2..];
+        }
+    }
+    let name = parts.get(1).copied().unwrap_or_default();
+    Some((namespace.to_owned(), name.to_owned()))
+}
+
+/// What kube-apiserver does, one criterion after another, on strings. `keeps`: whether events are kept for the criteria.
+fn is_met(criteria: &Criteria, request: &Request<'_>, uri: &str, keeps: bool) -> bool {
     let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
     if !criteria.users.is_empty() || !criteria.user_groups.is_empty() {
         let Some(user) = &request.user else { return false };
@@ -134,15 +256,21 @@ fn is_met(criteria: &Criteria, request: &Request<'_>) -> bool {
     }
     if !criteria.namespaces.is_empty() || !criteria.resources.is_empty() {
         let Some(object) = &request.object else { return false };
-        if !criteria.namespaces.is_empty()
-            && !criteria.namespaces.contains(&plain(&object.namespace))
-        {
+        let of_url = requested(uri);
+        let is_one_of = |list: &[String], value: Option<String>| {
+            list.is_empty() || value.map_or(keeps, |value| list.contains(&value))
+        };
+        let namespace = of_url.as_ref().map(|(namespace, _)| namespace.clone());
+        if !is_one_of(&criteria.namespaces, namespace) {
             return false;
         }
         let (resource, sub) = (plain(&object.resource), plain(&object.subresource));
         let whole = if sub.is_empty() { resource.clone() } else { format!("{resource}/{sub}") };
-        let is_made = &*request.verb == b"create" && sub.is_empty();
-        let name = if is_made { String::new() } else { plain(&object.name) };
+        let is_of_many = ["list", "watch"].contains(&&*plain(&request.verb));
+        let name = of_url.map(|(_, name)| match name.is_empty() && is_of_many {
+            true => plain(&object.name),
+            false => name,
+        });
         let is_kind = |spec: &String| {
             *spec == whole
                 || spec == "*"
@@ -151,7 +279,7 @@ fn is_met(criteria: &Criteria, request: &Request<'_>) -> bool {
         };
         return criteria.resources.is_empty()
             || criteria.resources.iter().any(|of| {
-                let named = of.resource_names.is_empty() || of.resource_names.contains(&name);
+                let named = is_one_of(&of.resource_names, name.clone());
                 let group = of.group == "*" || of.group == plain(&object.group);
                 group && (of.resources.is_empty() || (named && of.resources.iter().any(is_kind)))
             });
@@ -159,10 +287,12 @@ fn is_met(criteria: &Criteria, request: &Request<'_>) -> bool {
     if criteria.non_resource_urls.is_empty() {
         return true;
     }
-    let uri = plain(&request.uri.text());
-    let path = uri.split('?').next().unwrap().to_owned();
-    // All the escapes that URIS has.
+    let path = uri.split('?').next().unwrap();
+    let path = if path.starts_with('/') || path == "*" { path } else { "" };
+    // All the escapes that URIS and PARTS have, in the order of one decoding.
+    let path = path.replace("%252f", "%25_2f");
     let path = path.replace("%20", " ").replace("%C3%a9", "é").replace("%61", "a");
+    let path = path.replace("%6e", "n").replace("%2F", "/").replace("%25_", "%");
     request.object.is_none()
         && criteria.non_resource_urls.iter().any(|spec| {
             *spec == path || spec.ends_with('*') && path.starts_with(spec.trim_end_matches('*'))
@@ -173,16 +303,22 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_compiled_matcher_decides_as_a_slow_reading_of_the_rules(
+    fn what_is_decided_of_events_is_what_a_slow_reading_of_the_rules_decides_of_their_requests(
         rules in vec(rule(), 0..9),
         omitted in vec(select(&Stage::ALL[..]), 0..2),
         omit_managed_fields in any::<bool>(),
-        requests in vec(request(), 8),
+        asked in vec(asked(), 8),
     ) {
         let policy = Policy::new(&omitted, omit_managed_fields, rules.clone());
-        for request in &requests {
+        let matcher = Matcher::new(rules.iter().map(|rule| &rule.criteria));
+        let lines: String = asked.iter().map(|(request, uri)| event(request, uri) + "\n").collect();
+        let mut reader = Reader::new(lines.as_bytes());
+        for (_, uri) in &asked {
+            let (event, request) = reader.read().unwrap();
+            prop_assert_eq!(request, &audit::request::request(event));
             let decision = policy.decide(request);
-            let first = rules.iter().position(|rule| is_met(&rule.criteria, request));
+            let is_met_by = |rule: &Rule| is_met(&rule.criteria, request, uri, rule.level != Level::None);
+            let first = rules.iter().position(is_met_by);
             prop_assert_eq!(decision.rule, first);
             prop_assert_eq!(policy.explain(request).decision(), decision);
             let rule = first.map(|index| &rules[index]);
@@ -191,24 +327,48 @@ proptest! {
             prop_assert_eq!(decision.omit_stage, stages.any(|stage| stage.name().as_bytes() == &*request.stage));
             let own = rule.and_then(|rule| rule.omit_managed_fields);
             prop_assert_eq!(decision.omit_managed_fields, own.unwrap_or(omit_managed_fields));
+            let first = rules.iter().position(|rule| is_met(&rule.criteria, request, uri, true));
+            prop_assert_eq!(matcher.first(request), first);
         }
+    }
+
+    /// Where the URL is readable, what `objectRef` says of namespace and name changes no decision, but the name of a
+    /// list or watch, which is the URL's too.
+    #[test]
+    fn the_namespace_and_name_of_a_body_change_no_decision(
+        rules in vec(rule(), 0..9),
+        (request, uri) in asked(),
+        namespace in select(&NAMES[..]),
+        name in select(&NAMES[..]),
+    ) {
+        let policy = Policy::new(&[], false, rules);
+        let request = Request { uri: Uri::written(uri.as_bytes()), ..request };
+        let mut other = request.clone();
+        if let Some(object) = &mut other.object {
+            object.namespace = text(namespace);
+            if !matches!(&*request.verb, b"list" | b"watch") {
+                object.name = text(name);
+            }
+        }
+        prop_assert_eq!(policy.decide(&request), policy.decide(&other));
     }
 
     #[test]
     fn the_first_of_many_rules_is_found_wherever_it_is(
         few in vec(criteria(), 4),
         index in 0..300_usize,
-        requests in vec(request(), 8),
+        asked in vec(asked(), 8),
     ) {
         // A rule that no request meets, so often that the sets have several words.
         let never = Criteria { verbs: vec!["never".to_owned()], ..Criteria::default() };
         let mut all = vec![never; index];
         all.extend_from_slice(&few);
         let matcher = Matcher::new(&all);
-        for request in &requests {
-            let first = few.iter().position(|criteria| is_met(criteria, request));
-            prop_assert_eq!(matcher.first(request), first.map(|first| index + first));
-            prop_assert_eq!(matcher.matches(request), first.is_some());
+        for (request, uri) in &asked {
+            let request = Request { uri: Uri::written(uri.as_bytes()), ..request.clone() };
+            let first = few.iter().position(|criteria| is_met(criteria, &request, uri, true));
+            prop_assert_eq!(matcher.first(&request), first.map(|first| index + first));
+            prop_assert_eq!(matcher.matches(&request), first.is_some());
         }
     }
 }

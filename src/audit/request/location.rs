@@ -1,0 +1,269 @@
+//! Namespace and name of the object that a request is about, as its URL says them.
+//!
+//! This is `RequestInfoFactory.NewRequestInfo` of Kubernetes (`pkg/endpoints/request/requestinfo.go`), as kube-apiserver's
+//! own audit policy sees a request. `objectRef` cannot stand in for it: kube-apiserver fills what the URL lacks from the
+//! request's body, also for objects of no namespace, so that whoever sends the request chooses it.
+//!
+//! The event's `requestURI` is Go's `URL.RequestURI()`: scheme and host of an absolute URI are gone, what a path must not
+//! hold is percent-encoded, a fragment's mark too, and decoding it once gives the path that kube-apiserver divides. Slashes
+//! at both ends do not count, double ones between are empty parts, an encoded slash divides, letters keep their case.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::Text;
+use super::Uri;
+
+/// Where in the API an object is, by the URL of the request about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location<'a> {
+    /// Decoded, without the query.
+    path: Text<'a>,
+    /// In the path; empty where there is none.
+    namespace: Range<usize>,
+    /// In the path; empty where there is none.
+    name: Range<usize>,
+}
+
+impl<'a> Location<'a> {
+    /// `None` where kube-apiserver would not take this for the URL of a request about an object.
+    pub(super) fn of(uri: Uri<'a>) -> Option<Self> {
+        let path = decoded(uri)?;
+        if path.first() != Some(&b'/') {
+            return None;
+        }
+        let (namespace, name) = locate(&path)?;
+        Some(Self { path, namespace, name })
+    }
+
+    /// Empty: the request is about no namespace, or about all of them. A request about a namespace itself is in it.
+    #[must_use]
+    pub fn namespace(&self) -> &[u8] {
+        self.path.get(self.namespace.clone()).unwrap_or_default()
+    }
+
+    /// Empty: the URL names no object, as when one is created or many are listed.
+    #[must_use]
+    pub fn name(&self) -> &[u8] {
+        self.path.get(self.name.clone()).unwrap_or_default()
+    }
+}
+
+/// The path, decoded. `None` for an escape that Go's `url.ParseRequestURI` refuses, before any event is made.
+fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
+    // Mostly neither JSON's escapes nor the URL's come before the query: then the path lies in the event.
+    let raw = uri.0;
+    match memchr::memchr3(b'?', b'%', b'\\', raw) {
+        None => return Some(Cow::Borrowed(raw)),
+        Some(end) if raw.get(end) == Some(&b'?') => return raw.get(..end).map(Cow::Borrowed),
+        Some(_) => {}
+    }
+    let path = uri.path();
+    // A backslash that is left is of an escape that stands for no character.
+    if memchr::memchr(b'\\', &path).is_some() {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = &*path;
+    while let Some((&first, behind)) = rest.split_first() {
+        rest = behind;
+        if first != b'%' {
+            plain.push(first);
+            continue;
+        }
+        let [high, low, behind @ ..] = behind else { return None };
+        plain.push(digit(*high)? << 4 | digit(*low)?);
+        rest = behind;
+    }
+    Some(Cow::Owned(plain))
+}
+
+/// The places of namespace and name in a path.
+fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
+    let mut parts = Parts::new(path);
+    let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();
+    match text(&parts.next()?) {
+        b"api" => {}
+        // The group.
+        b"apis" => drop(parts.next()?),
+        _ => return None,
+    }
+    let _version = parts.next()?;
+    let mut first = parts.next()?;
+    if matches!(text(&first), b"proxy" | b"watch") {
+        first = parts.next()?;
+    }
+    if text(&first) != b"namespaces" {
+        return Some((0..0, parts.next().unwrap_or_default()));
+    }
+    let Some(namespace) = parts.next() else { return Some((0..0, 0..0)) };
+    let name = match parts.next() {
+        // What is in the namespace.
+        Some(resource) if !matches!(text(&resource), b"status" | b"finalize") => {
+            parts.next().unwrap_or_default()
+        }
+        // The namespace itself, or a subresource of it.
+        Some(_) | None => namespace.clone(),
+    };
+    Some((namespace, name))
+}
+
+/// The places of the parts of a path between its slashes.
+struct Parts<'a> {
+    /// Without slashes at its end.
+    path: &'a [u8],
+    /// Where the next one begins; behind the path's end when there is none.
+    at: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn new(path: &'a [u8]) -> Self {
+        let is_slash = |byte: &&u8| **byte == b'/';
+        let at = path.iter().take_while(is_slash).count();
+        let behind = path.iter().rev().take_while(is_slash).count();
+        match path.len().checked_sub(behind) {
+            Some(end) if end > at => Self { path: path.get(..end).unwrap_or_default(), at },
+            // Nothing but slashes has no parts.
+            _ => Self { path: &[], at: 1 },
+        }
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let start = self.at;
+        let rest = self.path.get(start..)?;
+        let end = memchr::memchr(b'/', rest).map_or(self.path.len(), |length| start + length);
+        self.at = end + 1;
+        Some(start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Namespace and name, of what stands between the quotes of `requestURI`.
+    fn located(uri: &str) -> Option<(String, String)> {
+        let location = Uri::written(uri.as_bytes()).location()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Some((text(location.namespace()), text(location.name())))
+    }
+
+    #[test]
+    fn the_url_says_namespace_and_name_as_kube_apiserver_reads_them() {
+        for (uri, namespace, name) in [
+            ("/api/v1/pods", "", ""),
+            ("/api/v1/pods?x=/namespaces/quiet/pods/p", "", ""),
+            ("/api/v1/nodes/n", "", "n"),
+            ("/api/v1/nodes/n/status", "", "n"),
+            ("/api/v1/nodes/n/proxy/namespaces/quiet/x", "", "n"),
+            ("/api/v1/namespaces", "", ""),
+            ("/api/v1/namespaces/", "", ""),
+            ("/api/v1/namespaces/quiet", "quiet", "quiet"),
+            ("/api/v1/namespaces/quiet/", "quiet", "quiet"),
+            ("/api/v1/namespaces/quiet/status", "quiet", "quiet"),
+            ("/api/v1/namespaces/quiet/finalize", "quiet", "quiet"),
+            ("/api/v1/namespaces/quiet/finalize/x", "quiet", "quiet"),
+            ("/api/v1/namespaces/quiet/Status/x", "quiet", "x"),
+            ("/api/v1/namespaces/quiet/pods", "quiet", ""),
+            ("/api/v1/namespaces/quiet/pods/p", "quiet", "p"),
+            ("/api/v1/namespaces/quiet/pods/p/log?follow=true", "quiet", "p"),
+            ("/apis/apps/v1/namespaces/quiet/deployments/d/scale", "quiet", "d"),
+            ("/apis/apps/v1/deployments", "", ""),
+            ("/apis/apps/namespaces/namespaces/quiet/x/y", "quiet", "y"),
+            ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", "", ""),
+            ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/evil", "", "evil"),
+            // The old verbs within the path.
+            ("/api/v1/watch/namespaces/quiet/pods/p", "quiet", "p"),
+            ("/api/v1/watch/pods", "", ""),
+            ("/api/v1/proxy/namespaces/quiet/pods/p/x/y", "quiet", "p"),
+            ("/api/v1/watch/watch/namespaces", "", "namespaces"),
+            ("/api/watch/namespaces/quiet/pods", "quiet", ""),
+            ("/apis/apps/v1/proxy/namespaces/quiet", "quiet", "quiet"),
+            // Slashes.
+            ("//api/v1/namespaces/quiet/pods/p", "quiet", "p"),
+            ("///api/v1/namespaces/quiet/pods///", "quiet", ""),
+            ("/api//v1/namespaces/quiet/pods", "", "namespaces"),
+            ("/api/v1//namespaces/quiet/pods", "", "namespaces"),
+            ("/api/v1/namespaces//pods/p", "", "p"),
+            ("/api/v1/namespaces//quiet/pods", "", "pods"),
+            ("/api/v1/namespaces/quiet//p", "quiet", "p"),
+            ("/api/v1/./namespaces/quiet/pods", "", "namespaces"),
+            ("/api/v1/x/../namespaces/quiet/pods", "", ".."),
+            // Escapes: an encoded slash divides, and nothing is decoded twice.
+            ("/api/v1/%6eamespaces/%71uiet/pods/%70", "quiet", "p"),
+            ("/api/v1/namespaces%2Fquiet%2fpods%2fp", "quiet", "p"),
+            ("/%61pi/v1/namespaces/quiet/pods%2F", "quiet", ""),
+            ("/api/v1/namespaces/qu%2569et/pods", "qu%69et", ""),
+            ("/api/v1/namespaces/quiet%3Fx/pods", "quiet?x", ""),
+            ("/api/v1/namespaces/a+b/pods", "a+b", ""),
+            ("/api/v1/namespaces/%C3%A9/pods/%FF", "é", "\u{fffd}"),
+            ("/api/v1/pods%23/namespaces/quiet", "", "namespaces"),
+            ("/api/v1/pods;x=/namespaces/quiet", "", "namespaces"),
+            // Escapes of JSON.
+            (r"/api/v1/n\u0061mespaces/quiet/pods", "quiet", ""),
+            (r"/api/v1/namespaces/a\u0026b/pods?c\u0026d", "a&b", ""),
+            (r"/api/v1/pods\u003f/namespaces/quiet/", "", ""),
+            (r"/api/v1/namespaces/\u002571uiet/pods", "quiet", ""),
+            (r"\/api\/v1\/namespaces\/quiet\/pods", "quiet", ""),
+            // Case.
+            ("/api/v1/Namespaces/quiet/pods", "", "quiet"),
+            ("/api/v1/namespaces/Quiet/pods", "Quiet", ""),
+        ] {
+            let expected = Some((namespace.to_owned(), name.to_owned()));
+            assert_eq!(located(uri), expected, "{uri}");
+        }
+    }
+
+    #[test]
+    fn what_kube_apiserver_does_not_read_as_the_url_of_an_object_has_no_location() {
+        for uri in [
+            "",
+            "/",
+            "///",
+            "*",
+            "?",
+            "/?/api/v1/namespaces/quiet/pods",
+            "/api",
+            "/api/v1",
+            "/api/v1/",
+            "/api/v1/watch",
+            "/api/v1/proxy/",
+            "/apis/apps/v1",
+            "/apis/apps/v1/",
+            "/apis/apps/v1/watch",
+            "/API/v1/namespaces/quiet/pods",
+            "/oapi/v1/namespaces/quiet/pods",
+            "/prefix/api/v1/namespaces/quiet/pods",
+            "/healthz",
+            "api/v1/namespaces/quiet/pods",
+            "%2Fapi/v1/namespaces/quiet/pods",
+            "http://host/api/v1/namespaces/quiet/pods",
+            // Go refuses these.
+            "/api/v1/namespaces/quiet/pods/%",
+            "/api/v1/namespaces/quiet/pods/%2",
+            "/api/v1/namespaces/quiet/pods/%zz",
+            "/api/v1/namespaces/%2 quiet/pods",
+            r"/api/v1/namespaces/quiet/\ud800/x",
+            "REDACTED",
+        ] {
+            assert_eq!(located(uri), None, "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_usual_path_is_not_copied() {
+        for uri in [
+            "/api/v1/namespaces/quiet/pods/p",
+            r"/api/v1/namespaces/quiet/pods?labelSelector=a%3Db\u0026watch=true",
+        ] {
+            let location = Uri::written(uri.as_bytes()).location().unwrap();
+            assert!(matches!(location.path, Cow::Borrowed(_)), "{uri}");
+            assert_eq!(location.namespace(), b"quiet");
+        }
+    }
+}
