@@ -84,14 +84,18 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// They are in bodies only.
+/// What becomes of `managedFields`, which are in bodies only. A patch is recorded as it was sent: kube-apiserver leaves it
+/// as it is, and so does the filter.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
+    const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;
-    match decision.level.min(own) {
-        Level::None | Level::Metadata => None,
-        Level::Request => Some("managedFields are taken out of requestObject".to_owned()),
-        Level::RequestResponse => {
-            Some("managedFields are taken out of requestObject and responseObject".to_owned())
-        }
+    let is_patch = *request.verb == *b"patch";
+    let taken = |bodies: &str| format!("managedFields are taken out of {bodies}");
+    match (decision.level.min(own), is_patch) {
+        (Level::None | Level::Metadata, _) => None,
+        (Level::Request, false) => Some(taken("requestObject")),
+        (Level::Request, true) => Some(format!("managedFields stay: {PATCH}")),
+        (Level::RequestResponse, false) => Some(taken("requestObject and responseObject")),
+        (Level::RequestResponse, true) => Some(format!("{}; {PATCH}", taken("responseObject"))),
     }
 }

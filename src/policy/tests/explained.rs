@@ -82,6 +82,25 @@ the event is kept, at its own level RequestResponse
 }
 
 #[test]
+fn of_a_patch_the_managed_fields_that_were_sent_are_said_to_stay() {
+    let of = |verb, rule: &str| {
+        let explained = rules(&format!("- {{{rule}}}")).explain(&asked(verb, "/")).to_string();
+        explained.lines().last().unwrap().to_owned()
+    };
+    let full = "level: RequestResponse, omitManagedFields: true";
+    let lowered = "level: Request, omitManagedFields: true";
+    let patch = "requestObject is a patch, and keeps what was sent";
+    for (verb, rule, expected) in [
+        ("patch", full, format!("managedFields are taken out of responseObject; {patch}")),
+        ("patch", lowered, format!("managedFields stay: {patch}")),
+        ("apply", full, "managedFields are taken out of requestObject and responseObject".into()),
+        ("create", lowered, "managedFields are taken out of requestObject".into()),
+    ] {
+        assert_eq!(of(verb, rule), expected, "{verb} {rule}");
+    }
+}
+
+#[test]
 fn a_namespace_from_the_body_is_told_from_the_url_and_what_nobody_knows_hides_nothing() {
     let policy = "\
 - {level: None, namespaces: [quiet]}
