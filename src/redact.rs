@@ -4,8 +4,10 @@
 //! byte for byte and in its order, whatever its numbers, escapes and duplicate keys are. What comes out is valid JSON, and
 //! an audit event.
 //!
-//! It does not decide what is asked of which event, apart from rules by resource (`rule`) and what always holds
-//! (`redaction`). Where a value is written is found by `walk`, credentials in a URI by `uri`.
+//! It does not decide what is asked of which event, apart from rules by resource (`rule`) and what
+//! always holds (`redaction`). Where a value is written is found by `walk`, credentials in a URI by
+//! `uri` (and by their names, `named`), JSON Web Tokens by `web_token`. These go last, so that a
+//! hash in the place of a value is of the value as it came.
 //!
 //! A key counts wherever it occurs, however it is written: parsers differ in which of duplicates they read.
 
@@ -13,11 +15,13 @@ use crate::audit::request::Request;
 
 mod ambiguous;
 mod annotate;
+mod named;
 mod redaction;
 mod rule;
 mod text;
 mod uri;
 mod walk;
+mod web_token;
 
 pub use annotate::Annotations;
 pub use redaction::Redaction;
@@ -77,22 +81,69 @@ pub struct Done {
 ///
 /// The event is one that [`crate::audit`] has found valid, and `request` what it says of itself.
 pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
-    let Some(Changed { edits, mut done, .. }) = changed(event, request, change) else {
-        return Done::default();
-    };
-    let length = length(event, &edits);
-    done.is_too_large = change.event_bytes_max.is_some_and(|max| length > max);
-    if !edits.is_empty() {
-        out.reserve(length);
-        write(event, &edits, out);
+    let redacts = change.redaction.is_some();
+    let spells_letters = redacts && ambiguous::spells_letters(event);
+    let asked = Asked { event, request, spells_letters };
+    match redacts && web_token::may_be_in(event, spells_letters) {
+        true => asked.without_tokens(change, out),
+        false => asked.with_tokens(change, out),
     }
-    done
+}
+
+/// An event that is to be changed.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    event: &'a [u8],
+    request: &'a Request<'a>,
+    /// Whether letters of it may be written as escapes.
+    spells_letters: bool,
+}
+
+impl Asked<'_> {
+    /// [`apply`], but that JSON Web Tokens stay.
+    fn with_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
+        let Some(Changed { edits, mut done, .. }) = changed(self, change) else {
+            return Done::default();
+        };
+        let length = length(self.event, &edits);
+        done.is_too_large = change.event_bytes_max.is_some_and(|max| length > max);
+        if !edits.is_empty() {
+            out.reserve(length);
+            write(self.event, &edits, out);
+        }
+        done
+    }
+
+    /// [`apply`] of an event that may have JSON Web Tokens. Its size counts without them: its
+    /// bodies go only if it is too large even so.
+    fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
+        let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
+        let mut last = (Vec::new(), Done::default());
+        for event_bytes_max in [None, change.event_bytes_max] {
+            let mut text = Vec::new();
+            let mut done = self.with_tokens(&Change { event_bytes_max, ..*change }, &mut text);
+            let redacted = web_token::redact(if text.is_empty() { self.event } else { &text });
+            done.redacted |= redacted.is_some();
+            text = redacted.unwrap_or(text);
+            done.is_too_large = is_large(if text.is_empty() { self.event } else { &text });
+            let is_small = !done.is_too_large;
+            last = (text, done);
+            if is_small {
+                break;
+            }
+        }
+        let (text, done) = last;
+        out.extend_from_slice(&text);
+        done
+    }
 }
 
 /// `None`: nothing is asked of it.
-fn changed(event: &[u8], request: &Request<'_>, change: &Change<'_>) -> Option<Changed> {
+fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
+    let Asked { event, request, spells_letters } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
-    let plan = change.redaction.and_then(|redaction| redaction.plan(event, request));
+    let plan =
+        change.redaction.and_then(|redaction| redaction.plan(event, request, spells_letters));
     let omits = change.omit_managed_fields && may_have_managed_fields(event);
     let additions: Vec<_> =
         change.annotations.into_iter().flat_map(Annotations::additions).collect();

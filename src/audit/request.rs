@@ -49,8 +49,9 @@ impl<'a> Uri<'a> {
         scan::key(self.0)
     }
 
-    /// Without the query, percent-encoded as it is written. Empty where kube-apiserver saw no path: a URI that
-    /// begins with neither `/` nor is `*` is an opaque one, like `k:x` in the request's first line.
+    /// Without the query, percent-encoded as it is written. Empty where kube-apiserver saw no path:
+    /// a URI that begins with neither `/` nor is `*` is an opaque one, like `k:x` in the request's
+    /// first line.
     #[must_use]
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape.
@@ -67,8 +68,8 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// The namespace and name that the URL of a request about an object has. `None`: kube-apiserver does not read
-    /// this as the URL of one, so that nobody knows where the object is.
+    /// The namespace and name that the URL of a request about an object has. `None`: kube-apiserver
+    /// does not read this as the URL of one, so that nobody knows where the object is.
     #[must_use]
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
@@ -86,8 +87,9 @@ pub struct User<'a> {
 
 /// `objectRef`: what was asked for. Lists have no name, what belongs to no namespace has none.
 ///
-/// Group, resource and subresource are those of the URL. A namespace or name that the URL lacks is taken from the
-/// body by kube-apiserver, which means from the sender of the request: decisions use [`Uri::location`].
+/// Group, resource and subresource are those of the URL. A namespace or name that the URL lacks is
+/// taken from the body by kube-apiserver, which means from the sender of the request: decisions use
+/// [`Uri::location`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
     /// `apiGroup`; empty: the core group.
@@ -96,9 +98,10 @@ pub struct Object<'a> {
     pub resource: Text<'a>,
     /// Like `log`.
     pub subresource: Text<'a>,
-    /// Where it is; the sender's word where the URL has none.
+    /// The namespace that the object is in; the sender's word if the URL has none.
     pub namespace: Text<'a>,
-    /// Which one; the sender's word where neither the URL nor, of a list or watch, its field selector has one.
+    /// Which one; the sender's word where neither the URL nor, of a list or watch, its field
+    /// selector has one.
     pub name: Text<'a>,
 }
 

@@ -138,7 +138,7 @@ pub fn value_end(text: &[u8]) -> Option<usize> {
 /// Behind the closing quote of the string that opens at `at`.
 ///
 /// Strings of audit events are 10 to 16 bytes long on average: eight bytes at a time beat a call of memchr.
-pub(super) fn string_end(text: &[u8], at: usize) -> usize {
+pub fn string_end(text: &[u8], at: usize) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
     // The lowest byte that is 0 has its high bit set in the result; those above it may have it by mistake.

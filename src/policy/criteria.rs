@@ -148,8 +148,8 @@ impl Criteria {
 
     /// Of the criteria that this request does not meet the first, and how the two differ.
     ///
-    /// `keeps`: whether events are kept for these criteria. Then a namespace or name that cannot be known meets
-    /// them, and else it does not: what nobody knows hides no event.
+    /// `keeps`: whether events are kept for these criteria. Then a namespace or name that cannot be
+    /// known meets them, and else it does not: what nobody knows hides no event.
     pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
@@ -317,8 +317,9 @@ pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     }
 }
 
-/// The name that kube-apiserver's policy saw: the URL's, or, of a list or watch, the one that its field selector asks
-/// for, which `objectRef` has. The name of what is created comes from the body, and only later.
+/// The name that kube-apiserver's policy saw: the URL's, or, of a list or watch, the one that its
+/// field selector asks for, which `objectRef` has. The name of what is created comes from the body,
+/// and only later.
 pub(super) fn name<'r>(
     request: &Request<'_>,
     object: &'r Object<'_>,
@@ -334,7 +335,8 @@ pub(super) fn name<'r>(
 fn unknown(request: &Request<'_>) -> String {
     let uri = shown(&request.uri.text());
     format!(
-        "the requestURI {uri:?} is none of a request about an object, and a rule of level None needs to know"
+        "the requestURI {uri:?} is none of a request about an object, \
+         and a rule of level None needs to know"
     )
 }
 

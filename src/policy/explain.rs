@@ -84,8 +84,8 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// What becomes of `managedFields`, which are in bodies only. A patch is recorded as it was sent: kube-apiserver leaves it
-/// as it is, and so does the filter.
+/// Says what is done with `managedFields`, which are in bodies only. A patch is recorded as it was
+/// sent: kube-apiserver leaves it as it is, and so does the filter.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

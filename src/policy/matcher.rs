@@ -1,10 +1,11 @@
 //! Which of many criteria a request meets first, in a few lookups.
 //!
-//! Every rule is a bit. For each criterion there is a table from a value to the rules that it leaves in the race: those
-//! that list it and those that do not ask. The sets of a request's verb, namespace, resource, user and groups are cut one
-//! after another, the cheapest first, until no rule is left; of those that are, only what no table holds (groups and names
-//! of resources, paths) is compared. Nothing is allocated, but for a path with escapes, and no table is asked that no rule
-//! in the race needs.
+//! Every rule is a bit. For each criterion there is a table from a value to the rules that it
+//! leaves in the race: those that list it and those that do not ask. The sets of a request's verb,
+//! namespace, resource, user and groups are cut one after another, the cheapest first, until no
+//! rule is left; of those that are, only what no table holds (groups and names of resources, paths)
+//! is compared. Nothing is allocated, but for a path with escapes, and no table is asked that no
+//! rule in the race needs.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -33,8 +34,8 @@ pub struct Matcher {
     about_path: Vec<u64>,
     verbs: Table,
     namespaces: Table,
-    /// Rules that are left where nobody knows which namespace a request is about: those that do not ask, and those
-    /// that keep events.
+    /// Rules that are left where nobody knows which namespace a request is about: those that do not
+    /// ask, and those that keep events.
     unlocated: Vec<u64>,
     /// By resource, without its subresource.
     resources: Table,
@@ -89,14 +90,15 @@ struct Table {
 }
 
 impl Matcher {
-    /// Of these, in their order; what is beyond [`RULES_MAX`] never matches. Events are kept for what they match:
-    /// one whose namespace and name cannot be known meets what is asked of these.
+    /// Compiles these, in their order; what is beyond [`RULES_MAX`] never matches. Events are kept
+    /// for what they match: one whose namespace and name cannot be known meets what is asked of
+    /// these.
     pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
         Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
     }
 
-    /// [`Self::new`], each criteria with whether events are kept for what they match. Those that are not, the rules
-    /// of level `None`, match only requests of which all that they ask is known.
+    /// [`Self::new`], each criteria with whether events are kept for what they match. Those that
+    /// are not, the rules of level `None`, match only requests of which all that they ask is known.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);

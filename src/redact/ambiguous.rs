@@ -15,11 +15,12 @@ const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 /// Where the request went, likewise.
 const URI: &[u8] = br#""requestURI""#;
 
-/// Whether `objectRef`, what rules ask of it, or `requestURI` is there twice.
-pub(super) fn is_ambiguous(event: &[u8]) -> bool {
+/// Whether `objectRef`, what rules ask of it, or `requestURI` is there twice. `spells_letters`:
+/// what [`spells_letters`] says of the event.
+pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     let mut places = memmem::find_iter(event, OBJECT);
     match (places.next(), places.next()) {
-        _ if spells_letters(event) => is_repeated(event),
+        _ if spells_letters => is_repeated(event),
         _ if memmem::find_iter(event, URI).nth(1).is_some() => is_repeated(event),
         (None, _) => false,
         // Others may lie in bodies.
@@ -33,7 +34,7 @@ pub(super) fn is_ambiguous(event: &[u8]) -> bool {
 }
 
 /// Whether a letter may be written as an escape: `\u0041` and behind. What kube-apiserver writes so comes before.
-fn spells_letters(event: &[u8]) -> bool {
+pub(super) fn spells_letters(event: &[u8]) -> bool {
     memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
 
@@ -84,7 +85,9 @@ mod tests {
             (r#"{"requestURI":"/a","requestObject":{"requestURI":"/b"}}"#, false),
             ("{}", false),
         ] {
-            assert_eq!(is_ambiguous(event.as_bytes()), expected, "{event}");
+            let event = event.as_bytes();
+            let is_told = is_ambiguous(event, spells_letters(event));
+            assert_eq!(is_told, expected, "{}", event.escape_ascii());
         }
     }
 }

@@ -1,12 +1,14 @@
 //! What must not leave of an event, by the object that it is about: the rules, and what always holds.
 //!
-//! Always: the contents and annotations of Secrets; the bodies of requests that make or check tokens, and of OpenShift's
-//! OAuth objects; credentials in a request's URI. Of Secrets only shapes that are known are taken apart; of any other the
-//! whole body goes.
+//! Always: the contents and annotations of Secrets; the bodies of requests that make or check
+//! tokens, and of OpenShift's OAuth objects; credentials in a request's URI; JSON Web Tokens
+//! everywhere (`web_token`). Of Secrets only shapes that are known are taken apart; of any other
+//! the whole body goes.
 //!
-//! Where something in a body must not leave, the server's words about the body must not either, unless its reason is one
-//! whose words come from the server alone: a validation error quotes the value that it is about. With them go the
-//! annotations of the event in which admission puts parts of the body.
+//! Where something in a body must not leave, the server's words about the body must not either,
+//! unless its reason is one whose words come from the server alone: a validation error quotes the
+//! value that it is about. With them go the annotations of the event that are not known to be
+//! kube-apiserver's own: webhooks and admission policies put there what they like of the body.
 
 use std::sync::LazyLock;
 
@@ -64,9 +66,15 @@ impl Redaction {
         Ok(Self { rules: compiled.collect::<Result<_, _>>()? })
     }
 
-    /// `None`: nothing.
-    pub(super) fn plan(&self, event: &[u8], request: &Request<'_>) -> Option<Plan<'_>> {
-        let is_ambiguous = is_ambiguous(event);
+    /// `None`: nothing, but for JSON Web Tokens. `spells_letters`: whether the event may have
+    /// letters as escapes.
+    pub(super) fn plan(
+        &self,
+        event: &[u8],
+        request: &Request<'_>,
+        spells_letters: bool,
+    ) -> Option<Plan<'_>> {
+        let is_ambiguous = is_ambiguous(event, spells_letters);
         let bodies = if is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
         let (mut wishes, mut is_quotable) = (Vec::new(), bodies != Bodies::Stay);
         for rule in &self.rules {
@@ -78,7 +86,7 @@ impl Redaction {
         }
         if is_quotable {
             let wish = |path: &'static [Step; 2]| Wish::new(path, With::Drop, Why::Redacted);
-            wishes.extend([wish(&PATCHES), wish(&FAILURES)]);
+            wishes.push(wish(&OF_ADMISSION));
         }
         if bodies == Bodies::Secret {
             wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
@@ -133,9 +141,41 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
 const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
-/// The messages of admission policies that only look, which may quote what they have looked at.
-const FAILURES: [Step; 2] =
-    [Step::Known(b"annotations"), Step::Prefixed(b"validation.policy.admission.k8s.io/")];
+/// Whatever webhooks and admission policies have put into the event's annotations, where it may
+/// quote a body: all that is not known to be kube-apiserver's own.
+const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
+
+/// Annotations with words of kube-apiserver's own, or ours: whole, or up to the slash that ends
+/// them.
+const OF_THE_SERVER: [&[u8]; 19] = [
+    b"apiserver.k8s.io/",
+    b"apiserver.latency.k8s.io/",
+    b"audit.k8s.io/",
+    b"authentication.k8s.io/",
+    b"authentication.kubernetes.io/",
+    b"authentication.openshift.io/",
+    b"authorization.k8s.io/",
+    b"failed-open.mutating.webhook.admission.k8s.io/",
+    b"failed-open.mutation.webhook.admission.k8s.io/",
+    b"failed-open.validating.webhook.admission.k8s.io/",
+    b"failed-open.validation.webhook.admission.k8s.io/",
+    b"insecure-sha1.invalid-cert.kubernetes.io/",
+    b"k8s.io/deprecated",
+    b"k8s.io/removed-release",
+    b"kube-audit-forwarder/",
+    b"missing-san.invalid-cert.kubernetes.io/",
+    b"mutation.webhook.admission.k8s.io/",
+    b"pod-security.kubernetes.io/enforce-policy",
+    b"pod-security.kubernetes.io/exempt",
+];
+
+/// Whether an annotation of an event is by admission, as far as its name says.
+pub(super) fn is_of_admission(name: &[u8]) -> bool {
+    !OF_THE_SERVER.iter().any(|own| match own.ends_with(b"/") {
+        true => name.starts_with(own),
+        false => name == *own,
+    })
+}
 
 /// What is no part of an event at the level Metadata, besides its bodies.
 pub(super) fn above_metadata<'w>() -> Wish<'w> {

@@ -1,11 +1,19 @@
-//! What in a request's URI lets its reader act as somebody else: tokens in the query, and JSON Web Tokens anywhere.
+//! Parts of a request's URI that let its reader act as somebody else: values of names such as
+//! `token`, and JSON Web Tokens anywhere.
 //!
-//! It looks at the URI as the server reads it: percent-encoding hides neither the name of a parameter nor a token. Tokens
-//! under another name that are no JSON Web Tokens are not known for what they are.
+//! The URI is looked at as the server reads it: percent-encoding hides neither the name of a
+//! parameter nor a token. Names count in the query, within a parameter of it
+//! (`labelSelector=token=…`, a URI inside of the URI, the words of a `command` that is to be run in
+//! a pod) and in the path (`/a;token=…`). Tokens under another name that are no JSON Web Tokens are
+//! not known for what they are, and what is encoded twice is decoded once.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use super::named;
+use super::named::Command;
 use super::text;
+use super::web_token::web_tokens;
 
 /// What stands in a token's place.
 pub(super) const REDACTED: &[u8] = b"REDACTED";
@@ -17,16 +25,12 @@ pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 /// `http.DefaultMaxHeaderBytes`).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
-/// Parameters whose values are credentials, in lower case.
-const NAMES: [&[u8]; 6] =
-    [b"token", b"access_token", b"id_token", b"refresh_token", b"bearer_token", b"authorization"];
-
 /// The parts of a URI that are to be replaced by [`REDACTED`], in their order.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
-    if let Some(query) = memchr::memchr(b'?', uri) {
-        parameters(uri, query + 1, &mut found);
-    }
+    let query = memchr::memchr(b'?', uri).unwrap_or(uri.len());
+    in_path(&uri[..query], &mut found);
+    in_query(uri, query + 1, &mut found);
     if memchr::memchr(b'%', uri).is_some() {
         let mut tokens: Vec<_> = web_tokens(&text::percent_decode(uri)).collect();
         text::to_percents(uri, &mut tokens);
@@ -47,76 +51,67 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
-fn parameters(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
-    while at < uri.len() {
-        let end = memchr::memchr(b'&', &uri[at..]).map_or(uri.len(), |length| at + length);
-        // Some servers divide parameters by `;` too, and a URI inside of one has a query of its own. What is found there
-        // reaches to the next `&` all the same: its value may hold a `;`.
-        let mut start = at;
-        while start < end {
-            let part = &uri[start..end];
-            let part_end = part.iter().position(|byte| matches!(byte, b';' | b'?'));
-            let length = part_end.unwrap_or(part.len());
-            if let Some(name) = memchr::memchr(b'=', &part[..length])
-                && is_secret(&part[..name])
-            {
-                let value = start + name + 1..end;
-                if !value.is_empty() && uri[value.clone()] != *REDACTED {
-                    found.push(value);
-                }
-                break;
-            }
-            start += length + 1;
-        }
+/// In each part between slashes what follows a name, up to the next slash.
+fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
+    if memchr::memchr2(b'=', b'%', path).is_none() {
+        return;
+    }
+    let mut at = 0;
+    while at < path.len() {
+        let end = memchr::memchr(b'/', &path[at..]).map_or(path.len(), |length| at + length);
+        let part = &path[at..end];
+        let text = match memchr::memchr(b'%', part) {
+            Some(_) => Cow::Owned(text::percent_decode(part)),
+            None => Cow::Borrowed(part),
+        };
+        note(part, at, named::assigned(&text).into_iter().collect(), found);
         at = end + 1;
     }
 }
 
-fn is_secret(name: &[u8]) -> bool {
-    let mut name = text::percent_decode(name);
-    name.iter_mut().filter(|byte| **byte == b'+').for_each(|byte| *byte = b' ');
-    NAMES.iter().any(|secret| name.trim_ascii().eq_ignore_ascii_case(secret))
-}
-
-/// `eyJ…` is how the JSON object begins in base64 that a JSON Web Token (RFC 7519) begins with.
-fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
-    web_tokens_by(text, |from| run(text, from))
-}
-
-/// Where the letters of base64 end that begin here.
-fn run(text: &[u8], from: usize) -> usize {
-    let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let rest = text.get(from..).unwrap_or_default();
-    from + rest.iter().take_while(|byte| of_base64(byte)).count()
-}
-
-/// Looks at each run at most twice, as a header and as the claims behind one: a URI may be nothing but beginnings of tokens.
-fn web_tokens_by(
-    text: &[u8],
-    mut run: impl FnMut(usize) -> usize,
-) -> impl Iterator<Item = Range<usize>> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while let Some(found) = memchr::memmem::find(text.get(at..)?, b"eyJ") {
-            let start = at + found;
-            let header = run(start);
-            // What follows this run follows all that may begin further on in it.
-            at = header;
-            if text.get(header) != Some(&b'.') {
-                continue;
-            }
-            let claims = run(header + 1);
-            if claims > header + 1 && text.get(claims) == Some(&b'.') {
-                // An encrypted one (RFC 7516) has five parts.
-                at = claims;
-                while text.get(at) == Some(&b'.') {
-                    at = run(at + 1);
-                }
-                return Some(start..at);
-            }
+/// Behind the question mark. A value reaches to the next `&` as it is written: it may hold whatever
+/// divides others.
+fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
+    let mut command = Command::default();
+    while at < uri.len() {
+        let end = memchr::memchr(b'&', &uri[at..]).map_or(uri.len(), |length| at + length);
+        let part = &uri[at..end];
+        let text = decoded(part);
+        let name = memchr::memchr(b'=', &text).unwrap_or(text.len());
+        let value = name + 1;
+        let inside = text.get(value..).unwrap_or_default();
+        let mut values = Vec::new();
+        let note_inside = |found: Range<usize>| values.push(value + found.start..value + found.end);
+        let is_named = |known: &[u8]| text[..name].trim_ascii().eq_ignore_ascii_case(known);
+        if is_named(b"command") {
+            command.part(inside, note_inside);
+        } else if is_named(b"labelSelector") || is_named(b"fieldSelector") {
+            named::selected(inside, note_inside);
+        } else if let Some(value) = named::assigned(&text) {
+            values.push(value);
         }
-        None
-    })
+        note(part, at, values, found);
+        at = end + 1;
+    }
+}
+
+/// A part of a query as the server reads it: with `+` for a space, and without percent-encoding.
+fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr2(b'%', b'+', part).is_none() {
+        return Cow::Borrowed(part);
+    }
+    let mut spaced = part.to_vec();
+    spaced.iter_mut().filter(|byte| **byte == b'+').for_each(|byte| *byte = b' ');
+    Cow::Owned(text::percent_decode(&spaced))
+}
+
+/// Values in the decoded text of a part, which begins here: where they are written.
+fn note(part: &[u8], at: usize, mut values: Vec<Range<usize>>, found: &mut Vec<Range<usize>>) {
+    if values.is_empty() {
+        return;
+    }
+    text::to_percents(part, &mut values);
+    found.extend(values.into_iter().map(|value| at + value.start..at + value.end));
 }
 
 #[cfg(test)]
@@ -166,28 +161,55 @@ mod tests {
     }
 
     #[test]
-    fn beginnings_of_web_tokens_cost_no_more_than_their_length() {
-        let many = 1 << 18;
+    fn names_within_parameters_paths_and_commands_are_found() {
         for (uri, expected) in [
-            ("eyJ".repeat(many), 0),
-            ("eyJ".repeat(many) + ".", 0),
-            ("eyJ".repeat(many) + "..", 0),
-            ("eyJ".repeat(many) + "." + &"a".repeat(many), 0),
-            ("eyJ".repeat(many) + "." + &"eyJ".repeat(many), 0),
-            ("eyJ./".repeat(many), 0),
-            ("eyJ.a/".repeat(many), 0),
-            ("eyJ.".repeat(many), 1),
-            ("eyJ.eyJ./".repeat(many), many),
-            ("eyJ".repeat(many) + ".a.", 1),
+            ("/a?token[]=s&token[0]=s&x=1", "/a?token[]=REDACTED&token[0]=REDACTED&x=1"),
+            ("/a?token%5B%5D=s&user[token]=s", "/a?token%5B%5D=REDACTED&user[token]=REDACTED"),
+            ("/a?x=1;token=s;y", "/a?x=1;token=REDACTED"),
+            ("/a?x=1%3Btoken%3ds%26t&y=2", "/a?x=1%3Btoken%3dREDACTED&y=2"),
+            (
+                "/a?accessToken=s&API-Key=s&password=s",
+                "/a?accessToken=REDACTED&API-Key=REDACTED&password=REDACTED",
+            ),
+            ("/a?labelSelector=token=s", "/a?labelSelector=token=REDACTED"),
+            (
+                "/a?labelSelector=a%3Db%2Ctoken%3Ds%2Cc%3Dd&x",
+                "/a?labelSelector=a%3Db%2Ctoken%3DREDACTED%2Cc%3Dd&x",
+            ),
+            (
+                "/a?labelSelector=x.io/token+in+(s,t),b",
+                "/a?labelSelector=x.io/token+in+(REDACTED),b",
+            ),
+            ("/a?labelSelector=token+notin+(s", "/a?labelSelector=token+notin+(REDACTED"),
+            ("/a?labelSelector=a,token!%3D+s", "/a?labelSelector=a,token!%3D+REDACTED"),
+            (
+                "/a?fieldSelector=spec.x%3Da%2Cpassword%3D%3Ds",
+                "/a?fieldSelector=spec.x%3Da%2Cpassword%3D%3DREDACTED",
+            ),
+            ("/a?u=%2Fb%3Ftoken%3Ds", "/a?u=%2Fb%3Ftoken%3DREDACTED"),
+            ("/a?u=/b%23id_token=s", "/a?u=/b%23id_token=REDACTED"),
+            ("/a/access_token=s/b", "/a/access_token=REDACTED/b"),
+            ("/a;token=s;t/b?x", "/a;token=REDACTED/b?x"),
+            ("/a%2Ftoken%3Ds/b", "/a%2Ftoken%3DREDACTED/b"),
+            (
+                "/a/exec?command=login&command=--token=s&container=c",
+                "/a/exec?command=login&command=--token=REDACTED&container=c",
+            ),
+            (
+                "/a/exec?command=--password&container=c&command=s&command=t",
+                "/a/exec?command=--password&container=c&command=REDACTED&command=t",
+            ),
+            (
+                "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+s%2Bt%22+h",
+                "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+REDACTED%22+h",
+            ),
+            (
+                "/a/exec?command=env+PGPASSWORD%3D%2521+x",
+                "/a/exec?command=env+PGPASSWORD%3DREDACTED+x",
+            ),
         ] {
-            let mut steps = 0;
-            let counting = |from| {
-                let end = run(uri.as_bytes(), from);
-                steps += end - from + 1;
-                end
-            };
-            assert_eq!(web_tokens_by(uri.as_bytes(), counting).count(), expected);
-            assert!(steps <= 3 * uri.len(), "{steps} for {}: {:.16}", uri.len(), uri);
+            assert_eq!(redacted(uri), expected);
+            assert_eq!(redacted(expected), expected);
         }
     }
 
@@ -199,7 +221,12 @@ mod tests {
             "/a?token=",
             "/a?token",
             "/a?mytoken=s&tokens=t&token_type=u",
-            "/token=s",
+            "/token/s",
+            "/a=b/token=",
+            "/a?labelSelector=token,!token,app%3Dtoken&fieldSelector=metadata.name%3Dtoken",
+            "/a?labelSelector=token%3D,,()",
+            "/a/exec?command=ls&command=--token&command=--help&command=-l",
+            "/a?x=token&y=/token/=",
             "/eyJh.b",
             "/%",
             "/?&&;;??=",

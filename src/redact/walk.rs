@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use super::redaction::is_of_admission;
 use super::rule::STEPS_MAX;
 use super::rule::With;
 use super::text;
@@ -30,6 +31,8 @@ pub(super) enum Step {
     CopyOfTheObject,
     /// Any member whose name begins so.
     Prefixed(&'static [u8]),
+    /// An annotation of an event that is not kube-apiserver's own.
+    OfAdmission,
 }
 
 impl Step {
@@ -43,6 +46,7 @@ impl Step {
                 name.ends_with(b"last-applied-configuration") || name == b"kapp.k14s.io/original"
             }),
             Self::Prefixed(prefix) => name.is_some_and(|name| name.starts_with(prefix)),
+            Self::OfAdmission => name.is_some_and(is_of_admission),
         }
     }
 }

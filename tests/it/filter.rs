@@ -317,14 +317,16 @@ fn a_policy_makes_of_verbose_events_what_kube_apiserver_would_have_recorded_unde
     relay.finish(Backlog::Empty);
 }
 
-/// A ClusterRoleBinding to cluster-admin as kube-apiserver 1.36 recorded its creation. Its body has `metadata.namespace`,
-/// which means nothing there, and which kube-apiserver copied into `objectRef`.
+/// A ClusterRoleBinding to cluster-admin as kube-apiserver 1.36 recorded its creation. Its body has
+/// `metadata.namespace`, which means nothing there, and which kube-apiserver copied into
+/// `objectRef`.
 fn recorded_binding() -> String {
     let file = repository().join("tests/policies/cluster-role-binding.json");
     std::fs::read_to_string(file).unwrap().trim_end().to_owned()
 }
 
-/// What an output of this filter gets of these events, one request each, and the relay, at rest.
+/// The events that an output of this filter gets of these, one request each, and the relay, at
+/// rest.
 fn filter_events(filter: &str, events: &[String]) -> (Vec<String>, Relay) {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), &format!("concurrency = 1\n{filter}")));
@@ -388,7 +390,8 @@ fn a_match_by_namespace_or_name_believes_the_url_alone() {
     }
 }
 
-/// A policy whose `None` rules name everything that a sender can write into an event, and a window for duplicates.
+/// A policy whose `None` rules name everything that a sender can write into an event, and a window
+/// for duplicates.
 #[test]
 fn nothing_that_its_sender_writes_into_an_event_hides_it() {
     const POLICY: &str = r#"
@@ -450,6 +453,80 @@ rules:
     for action in ["dropped", "duplicate", "redacted", "lowered"] {
         assert_eq!(filtered(&relay, action), 0.0, "{action}");
     }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn credentials_that_can_be_known_leave_by_no_output_that_redacts() {
+    const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl-_";
+    const SECRET: &str = "hunter2";
+    let binding = recorded_binding();
+    let of = |from: &str, to: &str| {
+        let changed = binding.replacen(from, to, 1);
+        assert_ne!(changed, binding, "{from}");
+        changed
+    };
+    let agent = r#""userAgent":"curl/7.88.1""#;
+    let uri = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings\"";
+    let exec = "/api/v1/namespaces/a/pods/b/exec?command=login";
+    let mut events: Vec<String> = [
+        ("b4bd698d-36c8-489d-b8c7-72fb93c6539f", TOKEN.to_owned()),
+        (agent, format!(r#""userAgent":"x {TOKEN}""#)),
+        (
+            agent,
+            format!(r#""impersonatedUser":{{"username":"a","extra":{{"b":["{TOKEN}"]}}}},{agent}"#),
+        ),
+        (r#""uid":"uid-admin""#, format!(r#""uid":"uid-admin","extra":{{"{TOKEN}":["b"]}}"#)),
+        (
+            r#""metadata":{"name":"evil""#,
+            format!(r#""metadata":{{"labels":{{"a":"{TOKEN}"}},"name":"evil""#),
+        ),
+        (
+            r#""authorization.k8s.io/reason":"""#,
+            format!(r#""authorization.k8s.io/reason":"","a.b.c/d":"{TOKEN}""#),
+        ),
+        (uri, format!("/{TOKEN}\"")),
+        (uri, format!("/api/v1/pods?labelSelector=token%3D{SECRET}\"")),
+        (uri, format!("/api/v1/pods?token[]={SECRET}\"")),
+        (uri, format!("/api/v1/pods?a=b;token={SECRET}\"")),
+        (uri, format!("/api/v1/pods;token={SECRET}\"")),
+        (uri, format!("/access_token={SECRET}/a\"")),
+        (uri, format!("{exec}\\u0026command=--token={SECRET}\\u0026container=c\"")),
+        (uri, format!("{exec}\\u0026command=--password\\u0026command={SECRET}\"")),
+        (uri, format!("{exec}\\u0026command=-H\\u0026command=Authorization%3A+Bearer+{SECRET}\"")),
+    ]
+    .iter()
+    .map(|(from, to)| of(from, to))
+    .collect();
+    // Admission's annotations of an event about a Secret go with the Secret's data.
+    events.push(
+        of(r#""resource":"clusterrolebindings""#, r#""resource":"secrets""#)
+            .replacen(r#","apiGroup":"rbac.authorization.k8s.io""#, "", 1)
+            .replacen(
+                r#""authorization.k8s.io/reason":"""#,
+                &format!(r#""authorization.k8s.io/reason":"","webhook.example.com/a":"{SECRET}""#),
+                1,
+            ),
+    );
+    let secrets = events.len();
+    events.push(binding.clone());
+    let (got, relay) = filter_events("filter.redact = []\n", &events);
+    assert_eq!(got.len(), events.len());
+    assert_eq!(got[secrets], binding);
+    for (before, after) in events[..secrets].iter().zip(&got) {
+        assert!(before.contains(TOKEN) || before.contains(SECRET), "{before}");
+        assert!(!after.contains("eyJ") && !after.contains(SECRET), "{after}");
+        // Nothing else of it is lost.
+        let is_same =
+            |name: &str| parsed(before.as_bytes())[name] == parsed(after.as_bytes())[name];
+        assert!(["stage", "verb", "sourceIPs", "stageTimestamp"].iter().all(|name| is_same(name)));
+        assert_eq!(
+            before.contains(r#""resource":"secrets""#),
+            !parsed(after.as_bytes())["requestObject"].is_object(),
+            "{after}"
+        );
+    }
+    assert_eq!(filtered(&relay, "redacted"), secrets as f64);
     relay.finish(Backlog::Empty);
 }
 

@@ -1,12 +1,14 @@
 //! Namespace and name of the object that a request is about, as its URL says them.
 //!
-//! This is `RequestInfoFactory.NewRequestInfo` of Kubernetes (`pkg/endpoints/request/requestinfo.go`), as kube-apiserver's
-//! own audit policy sees a request. `objectRef` cannot stand in for it: kube-apiserver fills what the URL lacks from the
-//! request's body, also for objects of no namespace, so that whoever sends the request chooses it.
+//! The reading is that of `RequestInfoFactory.NewRequestInfo` of Kubernetes
+//! (`pkg/endpoints/request/requestinfo.go`), as kube-apiserver's own audit policy sees a request.
+//! `objectRef` cannot stand in for it: kube-apiserver fills what the URL lacks from the request's
+//! body, also for objects of no namespace, so that whoever sends the request chooses it.
 //!
-//! The event's `requestURI` is Go's `URL.RequestURI()`: scheme and host of an absolute URI are gone, what a path must not
-//! hold is percent-encoded, a fragment's mark too, and decoding it once gives the path that kube-apiserver divides. Slashes
-//! at both ends do not count, double ones between are empty parts, an encoded slash divides, letters keep their case.
+//! The event's `requestURI` is Go's `URL.RequestURI()`: scheme and host of an absolute URI are
+//! gone, what a path must not hold is percent-encoded, a fragment's mark too, and decoding it once
+//! gives the path that kube-apiserver divides. Slashes at both ends do not count, double ones
+//! between are empty parts, an encoded slash divides, letters keep their case.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,7 +16,7 @@ use std::ops::Range;
 use super::Text;
 use super::Uri;
 
-/// Where in the API an object is, by the URL of the request about it.
+/// The place of an object in the API, by the URL of the request about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location<'a> {
     /// Decoded, without the query.
@@ -36,7 +38,8 @@ impl<'a> Location<'a> {
         Some(Self { path, namespace, name })
     }
 
-    /// Empty: the request is about no namespace, or about all of them. A request about a namespace itself is in it.
+    /// Empty: the request is about no namespace, or about all of them. A request about a namespace
+    /// itself is in it.
     #[must_use]
     pub fn namespace(&self) -> &[u8] {
         self.path.get(self.namespace.clone()).unwrap_or_default()
@@ -49,9 +52,11 @@ impl<'a> Location<'a> {
     }
 }
 
-/// The path, decoded. `None` for an escape that Go's `url.ParseRequestURI` refuses, before any event is made.
+/// The path, decoded. `None` for an escape that Go's `url.ParseRequestURI` refuses, before any
+/// event is made.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
-    // Mostly neither JSON's escapes nor the URL's come before the query: then the path lies in the event.
+    // Mostly neither JSON's escapes nor the URL's come before the query: then the path lies in the
+    // event.
     let raw = uri.0;
     match memchr::memchr3(b'?', b'%', b'\\', raw) {
         None => return Some(Cow::Borrowed(raw)),
@@ -85,8 +90,9 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();
     match text(&parts.next()?) {
         b"api" => {}
-        // The group.
-        b"apis" => drop(parts.next()?),
+        b"apis" => {
+            let _group = parts.next()?;
+        }
         _ => return None,
     }
     let _version = parts.next()?;
@@ -99,7 +105,7 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     }
     let Some(namespace) = parts.next() else { return Some((0..0, 0..0)) };
     let name = match parts.next() {
-        // What is in the namespace.
+        // An object, or all of a kind, in the namespace.
         Some(resource) if !matches!(text(&resource), b"status" | b"finalize") => {
             parts.next().unwrap_or_default()
         }
@@ -113,7 +119,7 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
 struct Parts<'a> {
     /// Without slashes at its end.
     path: &'a [u8],
-    /// Where the next one begins; behind the path's end when there is none.
+    /// The place where the next part begins; behind the path's end when there is none.
     at: usize,
 }
 

@@ -1,5 +1,6 @@
-//! Random policies and requests over small alphabets, so that things match: what the compiled matcher decides of an event
-//! is what a slow reading of the rules decides of its request, and what the explanation says.
+//! Random policies and requests over small alphabets, so that things match: what the compiled
+//! matcher decides of an event is what a slow reading of the rules decides of its request, and what
+//! the explanation says.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -43,7 +44,8 @@ const URIS: [&str; 12] = [
     "",
 ];
 
-/// What paths of the API are made of, as a URL has it: some parts are spelled in several ways, some hold a slash.
+/// Parts that paths of the API are made of, as a URL has it: some parts are spelled in several
+/// ways, some hold a slash.
 const PARTS: [&str; 17] = [
     "a",
     "b",
@@ -128,8 +130,8 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// An event's request, and its URI. In `objectRef` namespace and name are others than those of the URL, as where the
-/// sender of a request has written them into its body.
+/// An event's request, and its URI. In `objectRef` namespace and name are others than those of the
+/// URL, as where the sender of a request has written them into its body.
 fn asked() -> impl Strategy<Value = (Request<'static>, String)> {
     (request(), uri())
 }
@@ -189,17 +191,17 @@ fn event(request: &Request<'_>, uri: &str) -> String {
     event.to_string().replace('&', "\\u0026")
 }
 
-/// Namespace and name of a URL of the API, in the steps of kube-apiserver's `NewRequestInfo`, on strings; `None`: it is
-/// no such URL, or one that Go refuses.
+/// Namespace and name of a URL of the API, in the steps of kube-apiserver's `NewRequestInfo`, on
+/// strings; `None`: it is no such URL, or one that Go refuses.
 fn requested(uri: &str) -> Option<(String, String)> {
     let escaped = uri.split('?').next().unwrap();
     let mut decoded = String::new();
     let mut pieces = escaped.split('%');
     decoded += pieces.next().unwrap();
     for piece in pieces {
-        let code = u8::from_str_radix(piece.get(..2)?, 16).ok()?;
-        decoded.push(char::from(code));
-        decoded += &piece[2..];
+        let (code, rest) = piece.split_at_checked(2)?;
+        decoded.push(char::from(u8::from_str_radix(code, 16).ok()?));
+        decoded += rest;
     }
     if !decoded.starts_with('/') {
         return None;
@@ -236,7 +238,8 @@ fn requested(uri: &str) -> Option<(String, String)> {
     Some((namespace.to_owned(), name.to_owned()))
 }
 
-/// What kube-apiserver does, one criterion after another, on strings. `keeps`: whether events are kept for the criteria.
+/// Does what kube-apiserver does, one criterion after another, on strings. `keeps`: whether events
+/// are kept for the criteria.
 fn is_met(criteria: &Criteria, request: &Request<'_>, uri: &str, keeps: bool) -> bool {
     let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
     if !criteria.users.is_empty() || !criteria.user_groups.is_empty() {
@@ -317,7 +320,8 @@ proptest! {
             let (event, request) = reader.read().unwrap();
             prop_assert_eq!(request, &audit::request::request(event));
             let decision = policy.decide(request);
-            let is_met_by = |rule: &Rule| is_met(&rule.criteria, request, uri, rule.level != Level::None);
+            let keeps = |rule: &Rule| rule.level != Level::None;
+            let is_met_by = |rule: &Rule| is_met(&rule.criteria, request, uri, keeps(rule));
             let first = rules.iter().position(is_met_by);
             prop_assert_eq!(decision.rule, first);
             prop_assert_eq!(policy.explain(request).decision(), decision);
@@ -332,8 +336,8 @@ proptest! {
         }
     }
 
-    /// Where the URL is readable, what `objectRef` says of namespace and name changes no decision, but the name of a
-    /// list or watch, which is the URL's too.
+    /// If the URL is readable, what `objectRef` says of namespace and name changes no decision,
+    /// but the name of a list or watch, which is the URL's too.
     #[test]
     fn the_namespace_and_name_of_a_body_change_no_decision(
         rules in vec(rule(), 0..9),

