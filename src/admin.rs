@@ -275,6 +275,7 @@ impl Admin {
             "accepted_events": reading.accepted_events(),
             "last_event_seconds_ago": reading.last_event().map(ago),
             "in_flight_bytes": reading.in_flight_bytes(),
+            "log_dropped_lines": reading.log_dropped_lines(),
             "listeners": self.listeners(&reading),
             "sources": self.sources(&reading),
             "rejected_requests": rejected(&reading),

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
 use std::io::Write;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,9 +13,11 @@ use clap::CommandFactory;
 use clap::Parser;
 use clap::Subcommand;
 use clap_complete::Shell;
+use futures_util::FutureExt;
 use tokio::signal::unix::SignalKind;
 use tokio::signal::unix::signal;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -267,16 +270,19 @@ async fn probe(config: &Config) -> Result<(), u8> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, u8> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let built = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.min(WORKERS_MAX))
-        .thread_keep_alive(IDLE_THREAD)
-        .enable_all()
-        .build();
-    built.map_err(|error| {
+    build_runtime().map_err(|error| {
         eprintln!("cannot start: {error}");
         FAILED
     })
+}
+
+fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(WORKERS_MAX))
+        .thread_keep_alive(IDLE_THREAD)
+        .enable_all()
+        .build()
 }
 
 fn run(file: Option<&Path>) -> Result<(), u8> {
@@ -286,7 +292,11 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         report(&checked, &name)?;
         return Err(WRONG);
     };
-    telemetry::start_log(config.log);
+    if let Err(error) = telemetry::start_log(config.log) {
+        eprintln!("cannot start the log: {error}");
+        return Err(FAILED);
+    }
+    // From here on nothing is printed: a stderr that nobody reads would hold it up.
     for problem in &checked.problems {
         tracing::warn!(
             config = name,
@@ -297,29 +307,45 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         );
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
-    let runtime = runtime()?;
+    let result = run_relay(file, config.clone());
+    match &result {
+        // The log's last line is the relay's totals.
+        Ok(()) | Err(relay::Error::Ended(_)) => {}
+        Err(error @ (relay::Error::Config(_) | relay::Error::Run(_))) => {
+            tracing::error!(%error, "failed");
+        }
+    }
+    telemetry::end_log();
+    result.map_err(|error| match error {
+        relay::Error::Config(_) => WRONG,
+        relay::Error::Run(_) | relay::Error::Ended(_) => FAILED,
+    })
+}
+
+/// The relay in a runtime of its own, from its start to its end.
+fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
+    let runtime = build_runtime()
+        .map_err(|error| relay::Error::Run(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(async {
-        let signals = Heard::new()
+        let heard = Heard::new()
             .map_err(|error| relay::Error::Run(format!("cannot hear signals: {error}")))?;
-        let Heard { first, second, reload } = signals;
+        let Heard { first, second, reload, listening } = heard;
         let (stopped, aborted) = (first.cancelled_owned(), second.cancelled_owned());
         let signals = relay::Signals { stopped, aborted, reload, opened: None };
-        relay::run(file.map(Path::to_path_buf), config.clone(), signals).await
+        let running = relay::run(file.map(Path::to_path_buf), config, signals);
+        let ended = AssertUnwindSafe(running).catch_unwind().await;
+        let result = ended.unwrap_or_else(|_| {
+            Err(relay::Error::Run("the relay's own task has panicked".to_owned()))
+        });
+        if listening.is_finished() {
+            let error = "the task that hears signals has panicked".to_owned();
+            return result.and(Err(relay::Error::Run(error)));
+        }
+        result
     });
     // A thread that hangs in a file system or in a full pipe must not hold up the end.
     runtime.shutdown_background();
-    result.map_err(|error| match error {
-        // The log's last line is the relay's totals.
-        relay::Error::Ended(_) => FAILED,
-        relay::Error::Config(_) => {
-            tracing::error!(%error, "failed");
-            WRONG
-        }
-        relay::Error::Run(_) => {
-            tracing::error!(%error, "failed");
-            FAILED
-        }
-    })
+    result
 }
 
 /// What comes so soon after the first signal is the same one: timeout(1), for one, sends it to its child and to the group.
@@ -333,6 +359,8 @@ struct Heard {
     first: CancellationToken,
     second: CancellationToken,
     reload: mpsc::Receiver<()>,
+    /// Hears them as long as the process lives: its end is a panic, which counts as the first signal.
+    listening: JoinHandle<()>,
 }
 
 impl Heard {
@@ -341,10 +369,10 @@ impl Heard {
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hangup = signal(SignalKind::hangup())?;
         let (asked, reload) = mpsc::channel(RELOADS);
-        let heard = Self { first: Default::default(), second: Default::default(), reload };
-        let (first, second) = (heard.first.clone(), heard.second.clone());
-        // It lives as long as the process; there is nothing to join it for.
-        TaskTracker::new().spawn(async move {
+        let (first, second) = (CancellationToken::new(), CancellationToken::new());
+        let (for_task, ended) = ((first.clone(), second.clone()), first.clone().drop_guard());
+        let listening = TaskTracker::new().spawn(async move {
+            let ((first, second), _ended) = (for_task, ended);
             let mut heard: Option<Instant> = None;
             loop {
                 tokio::select! {
@@ -363,6 +391,6 @@ impl Heard {
                 first.cancel();
             }
         });
-        Ok(heard)
+        Ok(Self { first, second, reload, listening })
     }
 }

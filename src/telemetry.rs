@@ -3,11 +3,8 @@
 //! Handles are made here and nowhere else, so that the set of series is closed: no label holds anything that a client
 //! chooses, and each series exists from the start, at 0.
 
-use std::io;
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::SystemTime;
@@ -21,26 +18,17 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use metrics_exporter_prometheus::PrometheusHandle;
 use metrics_exporter_prometheus::PrometheusRecorder;
 use tokio::time::Instant;
-use tracing::Level;
-use tracing::Subscriber;
-use tracing_subscriber::Layer;
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::reload;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::audit::LEVELS;
 use crate::audit::LevelCounts;
-use crate::config::Log;
-use crate::config::LogFormat;
-use crate::config::LogLevel;
 
+mod log;
 mod reading;
 mod reports;
 
+pub use log::change_log;
+pub use log::end_log;
+pub use log::start_log;
 pub use reading::Certificate;
 pub use reading::Outcome;
 pub use reading::Reading;
@@ -135,6 +123,10 @@ const HELP: [(&str, &str); 44] = [
     (
         "config_last_reload_timestamp_seconds",
         "When the config was reloaded last, by result; 0: not since the start.",
+    ),
+    (
+        "log_dropped_lines_total",
+        "Lines of the log that were not written: nobody reads stderr, or not as fast as lines come.",
     ),
     ("build_info", "1, with version and revision of this build."),
     ("process_cpu_seconds_total", ""),
@@ -251,6 +243,7 @@ pub struct Telemetry {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
+    log_dropped: Counter,
     last_rejected: Arc<Mutex<Option<LastRejected>>>,
     reports: Reports,
 }
@@ -279,8 +272,10 @@ impl Telemetry {
             .build_recorder();
         let handle = recorder.handle();
         let process = metrics_process::Collector::default();
+        let log_dropped =
+            metrics::with_local_recorder(&recorder, || counter("log_dropped_lines_total", &[]));
         let (last_rejected, reports) = (Arc::default(), Reports::default());
-        let telemetry = Self { recorder, handle, process, last_rejected, reports };
+        let telemetry = Self { recorder, handle, process, log_dropped, last_rejected, reports };
         telemetry.with(|| {
             for (name, help) in HELP.into_iter().filter(|(_, help)| !help.is_empty()) {
                 // The exporter keys help by name alone, whatever the kind.
@@ -302,6 +297,7 @@ impl Telemetry {
     #[must_use]
     pub fn render(&self) -> String {
         self.with(|| self.process.collect());
+        self.log_dropped.absolute(log::dropped_lines());
         self.handle.render()
     }
 
@@ -681,92 +677,6 @@ impl OutputMetrics {
     }
 }
 
-/// Applies other settings to the log that was started.
-type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
-
-static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
-
-/// Sends the log to stderr. Dependencies speak from warn on: h2 would show headers, and with them tokens, below.
-///
-/// A second call in the same process changes nothing; [`change_log`] does.
-pub fn start_log(log: Log) {
-    let (targets, filter) = reload::Layer::new(targets(log.level));
-    let (lines, format) = reload::Layer::new(lines(log.format));
-    if tracing_subscriber::registry().with(targets).with(lines).try_init().is_ok() {
-        let change = move |log: Log| {
-            // An error means that nobody logs any more.
-            filter.reload(self::targets(log.level)).ok();
-            format.reload(self::lines(log.format)).ok();
-        };
-        CHANGE_LOG.get_or_init(|| Box::new(change));
-    }
-}
-
-/// Other settings for the log that was started.
-pub fn change_log(log: Log) {
-    if let Some(change) = CHANGE_LOG.get() {
-        change(log);
-    }
-}
-
-fn targets(level: LogLevel) -> Targets {
-    let level = match level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
-    let others = level.min(Level::WARN);
-    Targets::new()
-        .with_default(LevelFilter::from_level(others))
-        .with_target("kube_audit_forwarder", level)
-}
-
-fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-{
-    let layer = tracing_subscriber::fmt::layer().with_ansi(false);
-    match format {
-        LogFormat::Json => Box::new(layer.json().with_writer(io::stderr)),
-        LogFormat::Text => Box::new(layer.with_target(false).with_writer(Escaped)),
-    }
-}
-
-/// Writes whole lines to stderr with every control character in them escaped: what a peer says can't forge a line.
-struct Escaped;
-
-impl<'a> MakeWriter<'a> for Escaped {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        Self
-    }
-}
-
-impl Write for Escaped {
-    /// The formatter hands over one whole line at a time.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        io::stderr().write_all(&escaped(line))?;
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn escaped(line: &[u8]) -> Vec<u8> {
-    let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
-    let mut safe = String::with_capacity(line.len());
-    for char in text.chars() {
-        if char.is_control() { safe.extend(char.escape_default()) } else { safe.push(char) }
-    }
-    safe.push('\n');
-    safe.into_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -797,6 +707,7 @@ mod tests {
             "filtered_events_total{output=\"o\",action=\"trimmed\"} 0",
             "filtered_events_total{output=\"o\",action=\"redacted\"} 0",
             "dead_letter_dropped_events_total 0",
+            "log_dropped_lines_total 0",
             "level_total{level=\"other\"} 0",
             "requests_total{listener=\"127.0.0.1:3000\",code=\"200\"} 0",
             "requests_total{listener=\"127.0.0.1:3000\",code=\"4xx\"} 1",
@@ -887,10 +798,5 @@ mod tests {
         assert!(without.contains(&&*format!("{PREFIX}output_events_total")), "{text}");
         assert!(!text.contains("{listener=\"a\""), "{text}");
         assert_eq!(with.len() - STATES.len(), without.len());
-    }
-
-    #[test]
-    fn control_characters_of_a_log_line_are_escaped() {
-        assert_eq!(escaped(b"a\n\x1b[31mb\xff\n"), "a\\n\\u{1b}[31mb\u{fffd}\n".as_bytes());
     }
 }

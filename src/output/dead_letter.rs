@@ -6,6 +6,7 @@
 //! counted as such.
 
 use std::convert::Infallible;
+use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -204,7 +205,9 @@ impl DeadLetters {
             state.place = place;
             // The thread ends by that, and one that hangs in a dead disk keeps nobody from the new place.
             state.writer = None;
-            self.start(&mut state);
+            let started = self.start(&mut state);
+            drop(state);
+            tell(started);
         }
     }
 
@@ -231,8 +234,8 @@ impl DeadLetters {
     }
 
     /// Starts the thread, where there is a directory for it.
-    fn start(&self, state: &mut State) {
-        let Some(Place { directory, max_bytes }) = &state.place else { return };
+    fn start(&self, state: &mut State) -> io::Result<()> {
+        let Some(Place { directory, max_bytes }) = &state.place else { return Ok(()) };
         let files = Files::new(directory, *max_bytes, self.shared.dropped.clone());
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let (living, ended) = oneshot::channel();
@@ -243,14 +246,11 @@ impl DeadLetters {
                 let _living: oneshot::Sender<Infallible> = living;
                 write_all(files, &directory, queue, &at_work);
             });
-        match started {
-            Ok(_) => state.writer = Some(Writer { jobs, busy }),
-            Err(error) => tracing::error!(%error, "no thread for the dead letters"),
-        }
         state.threads.retain_mut(|thread| {
             matches!(thread.try_recv(), Err(oneshot::error::TryRecvError::Empty))
         });
         state.threads.push(ended);
+        started.map(|_| state.writer = Some(Writer { jobs, busy }))
     }
 
     /// Hands over whole lines. `None`: there is no place for dead letters.
@@ -267,6 +267,7 @@ impl DeadLetters {
         let lines = Arc::new(Lines(Mutex::new(Some(lines))));
         let writing = Writing::new(waiting, Arc::clone(&lines));
         let mut job = Job { output, reason, lines, done };
+        let mut started = Ok(());
         // One that has panicked, or could not be started, gets a successor.
         for _ in 0..2 {
             match &state.writer {
@@ -284,9 +285,17 @@ impl DeadLetters {
                 },
                 None => {}
             }
-            self.start(&mut state);
+            started = self.start(&mut state);
         }
+        drop(state);
+        tell(started);
         Some(writing)
+    }
+}
+
+fn tell(started: io::Result<()>) {
+    if let Err(error) = started {
+        tracing::error!(%error, "no thread for the dead letters");
     }
 }
 

@@ -12,6 +12,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -21,6 +22,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
@@ -49,6 +51,9 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// Addresses of one name that are used; whoever has more has a load balancer.
 const ADDRESSES_MAX: usize = 64;
+
+/// After a panic of the watch, which begins anew then.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Between two lines of the log about one address.
 const QUIET: Duration = Duration::from_secs(60);
@@ -184,6 +189,15 @@ impl Address {
             self.told = Some(now);
         }
         may
+    }
+
+    /// Whether the log has the address as down, and a line has to say that it is up. It counts as written.
+    fn is_to_be_told_up(&mut self, now: Instant) -> bool {
+        let tells = std::mem::take(&mut self.told_down);
+        if tells {
+            self.told = Some(now);
+        }
+        tells
     }
 }
 
@@ -586,7 +600,7 @@ impl Endpoints {
     }
 
     /// Probes what is down and looks names up, for ever. A probe connects and sends nothing.
-    async fn watch<F>(&self, probe: impl Fn(Place) -> F)
+    async fn watch<F>(&self, probe: &impl Fn(Place) -> F)
     where
         F: Future<Output = Result<(), Failure>>,
     {
@@ -594,7 +608,7 @@ impl Endpoints {
         loop {
             let changed = self.changed();
             let (due, wake) = self.due(Instant::now());
-            jobs.extend(due.into_iter().map(|job| self.run(job, &probe)));
+            jobs.extend(due.into_iter().map(|job| self.run(job, probe)));
             tokio::select! {
                 Some(()) = jobs.next(), if !jobs.is_empty() => {}
                 () = changed => {}
@@ -662,17 +676,16 @@ impl Endpoints {
         let Some(address) = state.address(&place) else { return };
         let down_since = address.circuit.open_since();
         if address.circuit.probed(result.is_ok(), now) {
-            self.tell_up(&place, address, down_since, now);
+            let tells = address.is_to_be_told_up(now);
             drop(state);
+            if tells {
+                self.tell_up(&place, down_since, now);
+            }
             self.wake();
         }
     }
 
-    fn tell_up(&self, place: &Place, address: &mut Address, since: Option<Instant>, now: Instant) {
-        if !std::mem::take(&mut address.told_down) {
-            return;
-        }
-        address.told = Some(now);
+    fn tell_up(&self, place: &Place, since: Option<Instant>, now: Instant) {
         let after = since.map_or(Duration::ZERO, |since| now.duration_since(since));
         let after = format!("{:.1} s", after.as_secs_f64());
         tracing::info!(output = self.output, address = %place, after, "address up again");
@@ -716,21 +729,22 @@ impl Attempt {
         let now = Instant::now();
         let mut state = self.set.lock();
         let several = state.count() > 1;
-        let mut opened = false;
+        let (mut opened, mut tells) = (false, false);
         state.failing = true;
         let round = state.round;
         if let Some(address) = state.address(&self.place) {
             address.failed_in = Some(round);
             opened = address.circuit.failed(fault, now);
-            if opened && several && address.may_tell(now) {
-                address.told_down = true;
-                let (reason, error) = (failure.reason.name(), &failure.message);
-                let (output, address) = (&self.set.output, &self.place);
-                tracing::warn!(output, %address, reason, error, "address down, passed over");
-            }
+            tells = opened && several && address.may_tell(now);
+            address.told_down |= tells;
         }
         let left = state.is_any_left(now);
         drop(state);
+        if tells {
+            let (reason, error) = (failure.reason.name(), &failure.message);
+            let (output, address) = (&self.set.output, &self.place);
+            tracing::warn!(output, %address, reason, error, "address down, passed over");
+        }
         if opened {
             self.set.wake();
         }
@@ -744,12 +758,13 @@ impl Attempt {
         let Some(address) = state.address(&self.place) else { return };
         let down_since = address.circuit.open_since();
         let closed = address.circuit.succeeded(self.begun, now);
-        if closed {
-            self.set.tell_up(&self.place, address, down_since, now);
-        }
+        let tells = closed && address.is_to_be_told_up(now);
         state.used = Some(self.place.id);
         state.failing = false;
         drop(state);
+        if tells {
+            self.set.tell_up(&self.place, down_since, now);
+        }
         if closed {
             self.set.wake();
         }
@@ -823,12 +838,15 @@ impl Watch {
     ) where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        while let Some(Err(panic)) = self.task.try_join_next() {
-            tracing::error!(output = set.output, %panic, "the watch over addresses begins anew");
-        }
         if self.task.is_empty() {
             let set = Arc::clone(set);
-            self.task.spawn(async move { set.watch(probe).await });
+            self.task.spawn(async move {
+                // Without it, no address that is down would be looked at again.
+                while AssertUnwindSafe(set.watch(&probe)).catch_unwind().await.is_err() {
+                    tracing::error!(output = set.output, "the watch over addresses begins anew");
+                    tokio::time::sleep(WATCH_PAUSE).await;
+                }
+            });
         }
     }
 }

@@ -389,8 +389,12 @@ impl ClientContext for Context {
         let error = Trouble::new(&error, reason);
         self.status.update(|status| status.last_error = Some(error.to_string()));
         let mut state = self.lock();
-        if state.told.is_none_or(|told| told.elapsed() >= REMIND) {
+        let tells = state.told.is_none_or(|told| told.elapsed() >= REMIND);
+        if tells {
             state.told = Some(Instant::now());
+        }
+        drop(state);
+        if tells {
             tracing::warn!(source = self.source, topic = self.topic, %error, "trouble with the brokers, trying on");
         } else {
             tracing::debug!(source = self.source, topic = self.topic, %error, "trouble with the brokers");
@@ -480,15 +484,15 @@ impl Intake<'_> {
         let (partition, payload) = (message.partition(), message.payload().unwrap_or_default());
         self.reader.metrics.received.increment(payload.len() as u64);
         let mut state = self.lock();
-        if state.told.take().is_some() {
+        let was_troubled = state.told.take().is_some();
+        let ours = state.partitions.get(&partition).map(|ours| ours.assignment);
+        drop(state);
+        if was_troubled {
             self.reader.status.update(|status| status.last_error = None);
             tracing::info!(source = self.reader.name, "reading again");
         }
         // Not ours any more where it was given back since it was fetched.
-        let Some(assignment) = state.partitions.get(&partition).map(|ours| ours.assignment) else {
-            return;
-        };
-        drop(state);
+        let Some(assignment) = ours else { return };
         let fits = |group: &Group| {
             (group.partition, group.assignment) == (partition, assignment)
                 && group.lines.len() + payload.len() < self.group_max()

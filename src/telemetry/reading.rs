@@ -201,6 +201,12 @@ impl Reading {
         self.count("in_flight_bytes", &[])
     }
 
+    /// Lines of the log that were not written.
+    #[must_use]
+    pub fn log_dropped_lines(&self) -> u64 {
+        self.count("log_dropped_lines_total", &[])
+    }
+
     /// Resident memory of the process.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {

@@ -56,6 +56,7 @@ mod kills;
 mod large_bodies;
 mod layers;
 mod limits;
+mod log;
 mod losses;
 mod lumberjack;
 mod migrate;

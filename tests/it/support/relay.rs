@@ -13,6 +13,7 @@ use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::Condvar;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -45,6 +46,37 @@ pub(crate) enum Stdout {
     Collected,
     /// A pipe that nobody reads until [`Relay::take_stdout`].
     Held,
+}
+
+/// What becomes of the pipe of the relay's standard error.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stderr {
+    /// Each line is read at once.
+    Read,
+    /// No more than what was read already: the pipe fills.
+    Held,
+    /// Closed, once the line that is read is whole.
+    Closed,
+}
+
+/// Tells the thread that reads the log.
+struct LogPipe {
+    state: Mutex<Stderr>,
+    changed: Condvar,
+}
+
+impl LogPipe {
+    fn set(&self, state: Stderr) {
+        *self.state.lock().expect("not poisoned") = state;
+        self.changed.notify_all();
+    }
+
+    /// Waits while nobody is to read; false where the pipe is to be closed.
+    fn may_read(&self) -> bool {
+        let state = self.state.lock().expect("not poisoned");
+        let held = |state: &mut Stderr| *state == Stderr::Held;
+        *self.changed.wait_while(state, held).expect("not poisoned") == Stderr::Read
+    }
 }
 
 /// How to start one.
@@ -143,6 +175,7 @@ pub(crate) struct Relay {
     child: Child,
     directory: TempDir,
     log: Arc<Mutex<Vec<String>>>,
+    log_pipe: Arc<LogPipe>,
     collected: Arc<Mutex<Vec<u8>>>,
     held: Option<ChildStdout>,
     exited: Option<ExitStatus>,
@@ -189,9 +222,15 @@ impl Relay {
         let log = Arc::new(Mutex::new(Vec::new()));
         let for_thread = Arc::clone(&log);
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let log_pipe =
+            Arc::new(LogPipe { state: Mutex::new(Stderr::Read), changed: Condvar::new() });
+        let pipe = Arc::clone(&log_pipe);
         // These threads end with the pipe's other end, the process.
         std::thread::spawn(move || {
-            for line in stderr.split(b'\n').map_while(Result::ok) {
+            let mut lines = stderr.split(b'\n').map_while(Result::ok);
+            while pipe.may_read()
+                && let Some(line) = lines.next()
+            {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 for_thread.lock().expect("not poisoned").push(line);
             }
@@ -212,6 +251,7 @@ impl Relay {
             child,
             directory,
             log,
+            log_pipe,
             collected,
             held,
             exited: None,
@@ -333,6 +373,21 @@ impl Relay {
     /// What it has written to its standard output so far.
     pub(crate) fn stdout(&self) -> Vec<u8> {
         self.collected.lock().expect("not poisoned").clone()
+    }
+
+    /// From now on nobody reads its log, but for a line or two that are read already.
+    pub(crate) fn hold_log(&self) {
+        self.log_pipe.set(Stderr::Held);
+    }
+
+    /// Its log is read again, from where nobody read any more.
+    pub(crate) fn read_log(&self) {
+        self.log_pipe.set(Stderr::Read);
+    }
+
+    /// The pipe of its log is closed with the next line.
+    pub(crate) fn close_log(&self) {
+        self.log_pipe.set(Stderr::Closed);
     }
 
     /// The pipe of [`Stdout::Held`]; dropping it closes it.

@@ -1,0 +1,162 @@
+//! The log on standard error: whoever does not read it stops nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::numbered;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// One line for each request and delivery.
+fn config(format: &str, sink: &HttpSink, more: &str) -> String {
+    format!(
+        "log = {{ format = \"{format}\", level = \"trace\" }}\n\
+         admin = {{ address = \"127.0.0.1:0\" }}\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[output]]\nname = \"consumer\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{more}",
+        sink.address()
+    )
+}
+
+fn dropped(metrics: &Metrics) -> f64 {
+    metrics.value("log_dropped_lines_total", &[])
+}
+
+/// Posts one event after the other until lines are dropped; says how many that were.
+fn post_until_lines_are_dropped(relay: &Relay, client: &mut Client, from: u64) -> u64 {
+    for number in from..from + 20_000 {
+        let body = numbered::list(0, number..number + 1);
+        let response = client.post("/", "application/json", &body).expect("an answer");
+        assert_eq!(response.status, 200, "{}", response.text());
+        // More lines, which cost nobody else anything.
+        assert_eq!(client.request("GET", "/", &[], &[]).expect("an answer").status, 405);
+        if number % 50 == 0 && dropped(&relay.metrics()) > 0.0 {
+            return number + 1 - from;
+        }
+    }
+    panic!("no line is dropped: {}", relay.metrics().text);
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_no_answer_no_delivery_no_reload_and_no_end() {
+    for (format, directory) in [("text", None), ("json", Some(TempDir::new().unwrap()))] {
+        let queue = directory.as_ref().map_or(String::new(), |directory| {
+            format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()))
+        });
+        let sink = HttpSink::accepting();
+        let mut relay = Relay::start(&config(format, &sink, &queue));
+        assert_eq!(dropped(&relay.metrics()), 0.0, "the series is there from the start");
+        relay.hold_log();
+        let mut client = Client::connect(relay.address()).unwrap();
+        let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..sent));
+        relay.signal(libc::SIGHUP);
+        relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
+            let reloads = metrics.value("config_reload_total", &[("result", "success")]);
+            (reloads == 1.0).then_some(())
+        });
+        let before = dropped(&relay.metrics());
+        let status = http::get(relay.admin(), "/status").unwrap().json();
+        assert!(status["log_dropped_lines"].as_f64() >= Some(before), "{status:#}");
+        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+        relay.settle(Backlog::Empty);
+        // Nobody reads the last lines either.
+        relay.stop();
+    }
+}
+
+#[test]
+fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
+    let sink = HttpSink::accepting();
+    let mut relay = Relay::start(&config("json", &sink, ""));
+    relay.hold_log();
+    let mut client = Client::connect(relay.address()).unwrap();
+    let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
+    relay.wait_until_delivered(PATIENCE);
+    relay.read_log();
+    // Of all that was dropped the log tells.
+    let told = |relay: &Relay| -> f64 {
+        let fields = relay.log_fields();
+        let told = fields.iter().filter(|fields| {
+            fields["message"] == "log lines were dropped: nobody reads stderr, or too slowly"
+        });
+        told.map(|fields| fields["lines"].as_f64().expect("a number")).sum()
+    };
+    wait_until("the number of dropped lines", PATIENCE, || {
+        let dropped = dropped(&relay.metrics());
+        dropped > 0.0 && told(&relay) == dropped
+    });
+    // And it is a log again: whole lines, and the last are there.
+    let accepted = |relay: &Relay| {
+        let fields = relay.log_fields();
+        fields.iter().filter(|fields| fields["message"] == "batch accepted").count() as u64
+    };
+    let before = accepted(&relay);
+    assert!(before < sent, "{before} of {sent}");
+    for number in 0..5 {
+        let body = numbered::list(1, number..number + 1);
+        assert_eq!(client.post("/", "application/json", &body).unwrap().status, 200);
+    }
+    wait_until("the lines of what came last", PATIENCE, || accepted(&relay) == before + 5);
+    relay.settle(Backlog::Empty);
+    relay.stop();
+    relay.wait_for_log("ended", PATIENCE);
+    for line in relay.log_lines() {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(&line);
+        assert!(parsed.is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn a_log_whose_reader_has_gone_costs_its_lines_and_nothing_else() {
+    let sink = HttpSink::accepting();
+    let mut relay = Relay::start(&config("text", &sink, ""));
+    relay.close_log();
+    let mut client = Client::connect(relay.address()).unwrap();
+    let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..sent));
+    relay.settle(Backlog::Empty);
+    relay.stop();
+}
+
+#[test]
+fn a_second_signal_is_heard_while_nobody_reads_the_log() {
+    let held = Arc::new(AtomicBool::new(false));
+    let holds = Arc::clone(&held);
+    let sink = HttpSink::start(move |_| match holds.load(Ordering::SeqCst) {
+        true => Answer::never(),
+        false => Answer::status(200),
+    });
+    let drain = "[shutdown]\ndrain_timeout = \"100s\"\n";
+    let mut relay = Relay::start(&config("text", &sink, drain));
+    relay.hold_log();
+    let mut client = Client::connect(relay.address()).unwrap();
+    post_until_lines_are_dropped(&relay, &mut client, 0);
+    held.store(true, Ordering::SeqCst);
+    assert_eq!(relay.post(&numbered::list(1, 0..1)).status, 200);
+    relay.signal(libc::SIGTERM);
+    wait_until("the drain", PATIENCE, || {
+        http::get(relay.admin(), "/readyz").unwrap().status == 503
+    });
+    // What comes within 10 ms is taken for the first one, sent twice.
+    std::thread::sleep(Duration::from_millis(100));
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(1));
+}
