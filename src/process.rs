@@ -31,7 +31,25 @@ pub fn raise_open_files() -> io::Result<u64> {
 ///
 /// The kernel's; the pages stay as the system has them.
 pub fn refuse_huge_pages() -> io::Result<()> {
+    // prctl is variadic and reads each argument as an unsigned long: the upper half of an int is not defined, and with
+    // this option the kernel refuses unused arguments that are not 0.
+    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: with this option prctl takes numbers only.
-    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
+    let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, unused, unused, unused) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_that_were_refused_are_not_given() {
+        refuse_huge_pages().expect("this kernel has the option");
+        let (asked, unused): (libc::c_ulong, libc::c_ulong) = (0, 0);
+        // SAFETY: with this option prctl takes numbers only.
+        let refused =
+            unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, asked, unused, unused, unused) };
+        assert_eq!(refused, 1);
+    }
 }
