@@ -243,14 +243,14 @@ impl Listener {
     pub fn new(
         socket: TcpListener,
         config: &config::Listener,
-        settings: Settings,
+        settings: Arc<Settings>,
         gate: &Gate,
         telemetry: Arc<Telemetry>,
     ) -> Self {
         let listener = Self {
             socket: Arc::new(socket),
             label: config.label.clone(),
-            settings: Arc::new(ArcSwap::from_pointee(settings)),
+            settings: Arc::new(ArcSwap::new(settings)),
             metrics: telemetry.listener(&config.label),
             telemetry,
             closing: gate.shared.closing.child_token(),
@@ -264,6 +264,12 @@ impl Listener {
         if let Some(not_after) = self.settings.load().tls.as_ref().and_then(|tls| tls.not_after()) {
             self.telemetry.certificate_expiry("listener", &self.label, "server", not_after);
         }
+    }
+
+    /// Its address as configured.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
     }
 
     /// Where it listens: the port that the kernel chose where the config says 0.
@@ -331,7 +337,8 @@ impl Listener {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!(listener = self.label, %error, "cannot accept connections, trying on");
                     }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    let pause = tokio::time::sleep(ACCEPT_PAUSE);
+                    self.closing.run_until_cancelled(pause).await;
                 }
             }
         }

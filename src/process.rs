@@ -1,7 +1,11 @@
-//! What this process asks of the kernel for itself, once, before anything is open.
+//! The process: the limits that it asks of the kernel for itself, once, before anything is open, and why it can't go on.
 #![allow(unsafe_code, reason = "getrlimit, setrlimit and prctl; the proofs are beside the calls")]
 
 use std::io;
+
+mod failures;
+
+pub use failures::Failures;
 
 /// Raises the soft limit of open files to the hard one, as Go's runtime does for every Go program, and says what it is
 /// now. The soft one is often 1,024 for the sake of select(2), which nothing here uses; `limits.max_connections` is to

@@ -343,6 +343,18 @@ impl Queue {
         }
     }
 
+    /// Waits until nothing can be stored any more before the next start, and says why. For ever in memory.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn failed(&self) -> String {
+        match self {
+            Self::Memory(_) => std::future::pending().await,
+            Self::Spool(queue) => queue.failed().await,
+        }
+    }
+
     /// `queue.max_bytes`.
     #[must_use]
     pub fn capacity(&self) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::net;
 use crate::output::DeadLetters;
 use crate::output::Staged;
 use crate::process;
+use crate::process::Failures;
 use crate::queue::Cursor;
 use crate::queue::Left;
 use crate::queue::Queue;
@@ -112,6 +114,9 @@ struct Parts {
     sources: Sources,
     dead_letters: DeadLetters,
     watch: Watch,
+    /// Of every task and thread that the relay can't go on without, but the outputs', which are taken out of the queue
+    /// before that is told.
+    failures: Failures,
     /// Deadlines, upkeep, the admin routes.
     tasks: TaskTracker,
     /// Ends them.
@@ -123,7 +128,7 @@ struct Parts {
 /// # Errors
 ///
 /// [`Error::Config`] before anything is open; [`Error::Run`] where an address can't be bound;
-/// [`Error::Ended`] where an output can't go on.
+/// [`Error::Ended`] where an output, or a task that the relay needs, can't go on.
 pub async fn run(
     file: Option<PathBuf>,
     config: Config,
@@ -136,26 +141,44 @@ pub async fn run(
     if let Err(error) = process::refuse_huge_pages() {
         tracing::debug!(%error, "cannot refuse transparent huge pages");
     }
-    let Signals { stopped, aborted, mut reload, opened } = signals;
+    let Signals { stopped, aborted, reload, opened } = signals;
     let mut stopped = std::pin::pin!(stopped);
-    let mut parts = tokio::select! {
+    let parts = tokio::select! {
         started = start(file, config, opened) => started?,
         // A file system that hangs must not keep it from ending.
         () = &mut stopped => return Ok(()),
     };
+    serve(parts, reload, stopped, aborted).await
+}
+
+/// Reloads until it is told to end, or has to, and drains.
+async fn serve(
+    mut parts: Parts,
+    mut reload: mpsc::Receiver<()>,
+    mut stopped: Pin<&mut impl Future<Output = ()>>,
+    aborted: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let failures = parts.failures.clone();
     let result = loop {
         tokio::select! {
             biased;
             () = &mut stopped => break Ok(()),
+            error = failures.wait() => break Err(Error::Ended(error)),
             // One that has ended for good ends the process; the others are drained as at a signal.
-            error = parts.outputs.ended() => break Err(Error::ended(error)),
+            error = parts.outputs.ended() => {
+                tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
+                break Err(Error::Ended(error));
+            }
             Some(()) = reload.recv() => {}
             () = parts.watch.changed() => {}
         }
+        // A file system that hangs, and an output or a source that takes its time to leave, must not keep it from
+        // ending: nothing is in force before the last wait is over.
         tokio::select! {
-            staging = parts.stage() => parts.reload(staging).await,
-            // A file system that hangs must not keep it from ending.
+            biased;
             () = &mut stopped => break Ok(()),
+            error = failures.wait() => break Err(Error::Ended(error)),
+            prepared = parts.prepare() => parts.reload(prepared).await,
         }
     };
     let (queue, telemetry) = (parts.queue.clone(), Arc::clone(&parts.telemetry));
@@ -202,33 +225,31 @@ async fn start(
     // accepted.
     let (queue, cursors) = open_queue(&config, &telemetry, &outputs).await?;
     for (output, cursor) in outputs.iter_mut().zip(cursors) {
-        output.joined(cursor);
+        output.opened(cursor);
     }
     dead_letters.reconfigure(&config);
     let gate = Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry);
     let gate = Arc::new(gate);
+    let failures = Failures::default();
     let mut parts = Parts {
         config,
         file,
         reloads: telemetry.reloads(),
         queue: queue.clone(),
         admin: Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone())),
-        listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry)),
+        listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry), failures.clone()),
         outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone()),
-        sources: Sources::default(),
+        sources: Sources::new(failures.clone()),
         dead_letters,
         watch,
+        failures,
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
         telemetry,
         gate,
     };
     tracing::info!(%address, "admin listening");
-    let stop = || parts.stop.clone();
-    parts.tasks.spawn(Arc::clone(&parts.gate).enforce_deadlines(stop()));
-    parts.tasks.spawn(Arc::clone(&parts.admin).serve(admin_socket, stop()));
-    parts.tasks.spawn(upkeep(Arc::clone(&parts.telemetry), stop()));
-    parts.tasks.spawn(parts.telemetry.reports().tell(stop()));
+    parts.start_tasks(admin_socket);
     parts.outputs.commit(outputs);
     parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);
@@ -327,8 +348,59 @@ struct Staging {
     settings: Vec<listeners::Read>,
 }
 
+impl Parts {
+    /// Starts what runs until [`Parts::stop`], beside listeners, sources and outputs.
+    fn start_tasks(&self, admin_socket: TcpListener) {
+        let stop = || self.stop.clone();
+        let deadlines = Arc::clone(&self.gate).enforce_deadlines(stop());
+        self.spawn("the task of the connections' deadlines", deadlines);
+        let admin = Arc::clone(&self.admin).serve(admin_socket, stop());
+        self.spawn("the task of the admin routes", admin);
+        self.spawn("the task that folds histograms", upkeep(Arc::clone(&self.telemetry), stop()));
+        self.spawn("the task that tells losses", self.telemetry.reports().tell(stop()));
+        let (queue, failures, stop) = (self.queue.clone(), self.failures.clone(), stop());
+        self.tasks.spawn(async move {
+            if let Some(error) = stop.run_until_cancelled(queue.failed()).await {
+                failures.report(error);
+            }
+        });
+    }
+
+    /// A task that the relay can't go on without.
+    fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(self.failures.watched(name.to_owned(), task));
+    }
+}
+
+/// What is ready to be put in force. Dropped instead, nothing has changed, but that sources which were to leave take nothing
+/// more.
+struct Prepared {
+    config: Config,
+    outputs: Vec<outputs::Planned>,
+    files: Vec<Staged>,
+    sources: Vec<source::Planned>,
+    listeners: Vec<listeners::Staged>,
+}
+
 /// The reload: everything is read, checked, bound and joined first, and put in force where all of that succeeds.
 impl Parts {
+    /// All that can fail, and all that may take its time: files, outputs of the same name that are still on their way out,
+    /// the disk that notes a new one, sources that are to take nothing more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, outputs that had joined have never been there. What sources had taken is theirs to finish; those that
+    /// were to leave take nothing more, so that only the end may follow.
+    async fn prepare(&mut self) -> Result<Prepared, String> {
+        let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
+        let Plan { listeners, sources } = plan;
+        let taken = self.listeners.leaving(&listeners);
+        let listeners = listeners::bind(listeners, settings, &taken)?;
+        self.outputs.join(&mut outputs).await?;
+        self.sources.close_leaving(&sources).await;
+        Ok(Prepared { config, outputs, files, sources, listeners })
+    }
+
     /// What does not fit together may be half written: it is an error once it has come to rest.
     async fn stage(&mut self) -> Result<Staging, String> {
         loop {
@@ -354,30 +426,33 @@ impl Parts {
         Ok(Staging { config, outputs, files, plan, settings })
     }
 
-    async fn reload(&mut self, staging: Result<Staging, String>) {
-        let result = match staging {
-            Ok(staging) => self.put_in_force(staging).await,
+    async fn reload(&mut self, prepared: Result<Prepared, String>) {
+        let reloaded = match prepared {
+            Ok(prepared) => Ok(self.put_in_force(prepared).await),
             Err(error) => Err(error),
         };
-        self.reloads.reloaded(result.is_ok());
-        match result {
-            Ok(()) => tracing::info!("config reloaded"),
+        self.reloads.reloaded(matches!(reloaded, Ok(Ok(()))));
+        match reloaded {
+            Ok(Ok(())) => tracing::info!("config reloaded"),
+            Ok(Err(error)) => tracing::error!(
+                error,
+                "config reloaded but for a listener: free its address, then send SIGHUP"
+            ),
             Err(error) => {
                 tracing::error!(error, "config not reloaded, going on with the one in use");
             }
         }
     }
 
-    async fn put_in_force(&mut self, staging: Staging) -> Result<(), String> {
-        let Staging { config, mut outputs, files, plan, settings } = staging;
-        let Plan { listeners, sources } = plan;
-        let taken = self.listeners.leaving(&listeners);
-        let listeners = listeners::bind(listeners, settings, &taken)?;
-        self.outputs.join(&mut outputs).await?;
-
+    /// Returns within moments: nobody hears a signal meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// A listener could not be opened. Everything else is in force.
+    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
+        let Prepared { config, outputs, files, sources, listeners } = prepared;
         files.into_iter().for_each(|staged| staged());
         telemetry::change_log(config.log);
-        self.sources.close_leaving(&sources).await;
         self.queue.apply(&config.queue);
         self.gate.apply(&config.limits, &config.queue);
         self.dead_letters.reconfigure(&config);
@@ -472,7 +547,7 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
         () = cut => {}
     }
     let mut result = Ok(());
-    let queue = parts.queue.clone();
+    let (queue, failures) = (parts.queue.clone(), parts.failures.clone());
     let empty = tokio::time::timeout_at(deadline, queue.drained());
     let mut empty = std::pin::pin!(empty);
     loop {
@@ -481,7 +556,9 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
             error = parts.outputs.ended() => result = Err(Error::ended(error)),
         }
     }
-    tokio::time::timeout(CLOSING, parts.outputs.stop()).await.ok();
+    if let Ok(Some(error)) = tokio::time::timeout(CLOSING, parts.outputs.stop()).await {
+        result = Err(Error::Ended(error));
+    }
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
     parts.queue.close().await;
@@ -493,7 +570,7 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
         parts.tasks.wait().await;
     };
     tokio::time::timeout(CLOSING, ended).await.ok();
-    result
+    result.and_then(|()| failures.first().map_or(Ok(()), |error| Err(Error::Ended(error))))
 }
 
 /// Counts what was not delivered and is lost with the process, and tells what is kept.
@@ -521,3 +598,6 @@ fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     let accepted = reading.accepted_events();
     tracing::info!(accepted, delivered, lost, kept, outputs = each, "ended");
 }
+
+#[cfg(test)]
+mod tests;

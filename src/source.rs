@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config;
+use crate::process::Failures;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 
@@ -145,6 +146,7 @@ pub struct Sources {
     tasks: TaskTracker,
     closing: CancellationToken,
     stop: CancellationToken,
+    failures: Failures,
 }
 
 /// A source that reads.
@@ -167,6 +169,12 @@ impl Slot {
 }
 
 impl Sources {
+    /// Without any yet. A source that ends although nobody has told it to is one of these failures.
+    #[must_use]
+    pub fn new(failures: Failures) -> Self {
+        Self { failures, ..Self::default() }
+    }
+
     /// What a config makes of them. Nothing is connected, changed or read from files yet. `max_body` bounds a message as it
     /// bounds a request's body.
     #[must_use]
@@ -235,12 +243,13 @@ impl Sources {
             ended.send(()).ok();
         });
         if let Err(error) = started {
-            tracing::error!(source = name, %error, "no thread for it, restart the relay");
+            self.failures.report(format!("source {name}: no thread for it: {error}"));
             return;
         }
-        let all = self.closing.clone();
+        let (all, failures) = (self.closing.clone(), self.failures.clone());
         // The thread is not joined: a call may hang, and it owns nothing that the end needs.
         self.tasks.spawn(async move {
+            let is_told = || closing.is_cancelled() || stop.is_cancelled();
             let leaving = async {
                 closing.cancelled().await;
                 tokio::time::sleep(LEAVING).await;
@@ -254,11 +263,13 @@ impl Sources {
                 ended = &mut end => ended,
                 () = leaving => return,
             };
-            if ended.is_err() {
-                let error = "its thread has panicked, restart the relay";
-                status.update(|status| status.last_error = Some(error.to_owned()));
-                tracing::error!(source = name, "{error}");
-            }
+            let error = match ended {
+                Ok(()) if is_told() => return,
+                Ok(()) => "its thread has ended",
+                Err(_) => "its thread has panicked",
+            };
+            status.update(|status| status.last_error = Some(error.to_owned()));
+            failures.report(format!("source {name}: {error}"));
         });
     }
 

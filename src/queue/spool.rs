@@ -28,6 +28,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Append;
 use super::Backlog;
@@ -123,6 +124,8 @@ struct Shared {
     /// Bytes in `quarantine/`.
     quarantined: AtomicU64,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// The writer thread has panicked.
+    panicked: CancellationToken,
 }
 
 impl Shared {
@@ -722,6 +725,16 @@ impl Queue {
         self.shared.lock().fault()
     }
 
+    /// Waits until the writer thread has panicked.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub async fn failed(&self) -> String {
+        self.shared.panicked.cancelled().await;
+        "the thread that writes the queue has panicked".to_owned()
+    }
+
     /// `queue.max_bytes`.
     #[must_use]
     pub fn capacity(&self) -> u64 {
@@ -871,7 +884,9 @@ impl Queue {
         let ended = tokio::task::spawn_blocking(|| writer.join());
         match tokio::time::timeout(CLOSING, ended).await {
             Ok(Ok(Ok(()))) => {}
-            Ok(_) => tracing::error!("the thread that writes the queue has panicked"),
+            Ok(_) => tracing::error!(
+                "the thread that writes the queue has panicked: the cursors are not written, outputs may get some events again"
+            ),
             Err(_) => tracing::error!(
                 "the disk does not answer: the cursors are not written, outputs may get some events again"
             ),

@@ -18,6 +18,7 @@ use crate::listener::Gate;
 use crate::listener::Listener;
 use crate::listener::Settings;
 use crate::net;
+use crate::process::Failures;
 use crate::telemetry::Telemetry;
 
 /// What was read for a listener; `None`: its certificate is not there yet.
@@ -59,6 +60,7 @@ enum Socket {
 pub(super) struct Listeners {
     gate: Arc<Gate>,
     telemetry: Arc<Telemetry>,
+    failures: Failures,
     slots: Vec<Slot>,
     /// Owns the accept loops.
     tasks: TaskTracker,
@@ -109,8 +111,8 @@ pub(super) fn bind(
 }
 
 impl Listeners {
-    pub(super) fn new(gate: Arc<Gate>, telemetry: Arc<Telemetry>) -> Self {
-        Self { gate, telemetry, slots: Vec::new(), tasks: TaskTracker::new() }
+    pub(super) fn new(gate: Arc<Gate>, telemetry: Arc<Telemetry>, failures: Failures) -> Self {
+        Self { gate, telemetry, failures, slots: Vec::new(), tasks: TaskTracker::new() }
     }
 
     /// What a config makes of them. Changes nothing.
@@ -140,7 +142,8 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// An address that one of them has left is taken by somebody else; everything else is in force.
+    /// An address that one of them has left is taken by somebody else, or can't be bound for another reason that shows only
+    /// now. Everything else is in force, and the listener that has left it listens again where it did before.
     pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), String> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -148,26 +151,50 @@ impl Listeners {
             let kept = slot.and_then(|index| before.get_mut(index)?.take());
             slots.push((config, settings, socket, kept.and_then(|slot| slot.open)));
         }
+        let mut gone = Vec::new();
         for Slot { config, open } in before.into_iter().flatten() {
             let Some(Open { listener, accepting }) = open else { continue };
             tracing::info!(listener = config.label, "not listening any more");
             listener.close();
+            gone.push((config, listener.settings()));
             drop(listener);
-            // It ends at once, and with it the socket.
+            // It ends at once, and with it the socket. Where it has panicked, that was reported.
             accepting.await.ok();
         }
         // Their series exist before the first of them opens, also of one that opens later.
         slots.iter().for_each(|(config, ..)| drop(self.telemetry.listener(&config.label)));
-        let mut result = Ok(());
+        let mut errors = Vec::new();
         for (config, settings, socket, open) in slots {
             let opened = self.open(&config, settings, socket, open);
             let open = opened.unwrap_or_else(|error| {
-                result = Err(format!("cannot listen on {}: {error}", config.address));
+                let mut error = format!("cannot listen on {}: {error}", config.address);
+                let is_its = |(gone, _): &&(config::Listener, _)| {
+                    gone.address.port() == config.address.port()
+                };
+                if let Some((before, settings)) = gone.iter().find(is_its) {
+                    error.push_str(&self.reopen(before, Arc::clone(settings)));
+                }
+                errors.push(error);
                 None
             });
             self.slots.push(Slot { config, open });
         }
-        result
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    }
+
+    /// Listens again on an address that was given up for one that can't be bound: senders that still know it must not find
+    /// it closed. The next reload sees it as one that goes. Says how that went.
+    fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
+        let socket = net::bind(config.address);
+        let listener = socket.and_then(|socket| self.listener(config, settings, socket));
+        let opened = listener.map(|listener| self.accept(listener));
+        match opened {
+            Ok(open) => {
+                self.slots.push(Slot { config: config.clone(), open: Some(open) });
+                format!(", still listening on {}", config.address)
+            }
+            Err(error) => format!(", nor any more on {}: {error}", config.address),
+        }
     }
 
     fn open(
@@ -196,19 +223,35 @@ impl Listeners {
                 listener.revoke();
                 listener.successor(settings, &self.gate)
             }
-            (Socket::New(socket), None) => self.listener(config, settings, socket)?,
+            (Socket::New(socket), None) => self.listener(config, Arc::new(settings), socket)?,
             (Socket::Awaited | Socket::Kept, None) => {
-                self.listener(config, settings, net::bind(config.address)?)?
+                self.listener(config, Arc::new(settings), net::bind(config.address)?)?
             }
         };
-        let accepting = self.tasks.spawn(listener.clone().serve(Arc::clone(&self.gate)));
-        Ok(Some(Open { listener, accepting }))
+        Ok(Some(self.accept(listener)))
+    }
+
+    /// Starts an accept loop.
+    fn accept(&self, listener: Listener) -> Open {
+        let accepting = listener.clone().serve(Arc::clone(&self.gate));
+        self.own(listener, accepting)
+    }
+
+    /// Owns an accept loop: the relay can't go on where it panics.
+    fn own(
+        &self,
+        listener: Listener,
+        accepting: impl Future<Output = ()> + Send + 'static,
+    ) -> Open {
+        let name = format!("the accept loop of listener {}", listener.label());
+        let accepting = self.tasks.spawn(self.failures.watched(name, accepting));
+        Open { listener, accepting }
     }
 
     fn listener(
         &self,
         config: &config::Listener,
-        settings: Settings,
+        settings: Arc<Settings>,
         socket: TcpListener,
     ) -> io::Result<Listener> {
         let address = socket.local_addr()?;
@@ -216,6 +259,16 @@ impl Listeners {
         let listener = Listener::new(socket, config, settings, &self.gate, telemetry);
         tracing::info!(listener = config.label, %address, "listening");
         Ok(listener)
+    }
+
+    /// Another accept loop for the first listener.
+    #[cfg(test)]
+    pub(super) fn replace_accept_loop(
+        &mut self,
+        accepting: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let open = self.slots[0].open.take().expect("it listens");
+        self.slots[0].open = Some(self.own(open.listener, accepting));
     }
 
     /// For `/status`.

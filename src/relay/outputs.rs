@@ -113,8 +113,36 @@ enum Step {
     Keep(usize),
     /// The slot of this index gets other settings.
     Replace(usize, Prepared),
-    /// It is new. The cursor is there once it has joined.
-    Add(Prepared, Option<Cursor>),
+    /// It is new. The place is there once it has one.
+    Add(Prepared, Option<Place>),
+}
+
+/// A new output's place in the log.
+enum Place {
+    /// From the start of the process, where it may be an old one that goes on.
+    Opened(Cursor),
+    Joined(Joined),
+}
+
+impl Place {
+    fn keep(self) -> Option<Cursor> {
+        match self {
+            Self::Opened(cursor) => Some(cursor),
+            Self::Joined(mut joined) => joined.0.take(),
+        }
+    }
+}
+
+/// A place that a reload asked for. Where the reload fails or is given up, the output has never joined: its cursor would
+/// keep, for nobody, what comes.
+struct Joined(Option<Cursor>);
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(cursor) = self.0.take() {
+            cursor.leave_uncounted();
+        }
+    }
 }
 
 /// What an output reads from files, and whose it is.
@@ -135,10 +163,14 @@ impl Planned {
         }
     }
 
-    /// Its place in the log.
-    pub(super) fn joined(&mut self, joined: Cursor) {
-        if let Step::Add(_, cursor) = &mut self.step {
-            *cursor = Some(joined);
+    /// Its place in the log, as the start has found or made it.
+    pub(super) fn opened(&mut self, cursor: Cursor) {
+        self.set_place(Place::Opened(cursor));
+    }
+
+    fn set_place(&mut self, new: Place) {
+        if let Step::Add(_, place) = &mut self.step {
+            *place = Some(new);
         }
     }
 
@@ -196,33 +228,31 @@ impl Outputs {
         configs.iter().map(plan).collect()
     }
 
-    /// Gives each new one its place in the log. None of them has one where it fails.
+    /// Gives each new one its place in the log. The places are theirs once the plan is put in force.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
     pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), String> {
-        let mut result = Ok(());
         for new in planned.iter_mut() {
             let Some(queue::Output { name, required, metrics, .. }) = new.joins() else { continue };
-            // One of the same name may still be on its way out, for some seconds.
-            while self.names.values().any(|leaving| *leaving == name) {
+            let leaves = |outputs: &Self| outputs.names.values().any(|leaving| *leaving == name);
+            if leaves(self) {
+                tracing::info!(
+                    output = name,
+                    "the reload waits for the output that had this name, which is leaving"
+                );
+            }
+            // For some seconds, where its consumer hangs.
+            while leaves(self) {
                 self.reap().await;
             }
             match self.queue.join(&name, required, metrics).await {
-                Ok(cursor) => new.joined(cursor),
-                Err(error) => {
-                    result = Err(format!("output {name} cannot join the queue: {error}"));
-                    break;
-                }
+                Ok(cursor) => new.set_place(Place::Joined(Joined(Some(cursor)))),
+                Err(error) => return Err(format!("output {name} cannot join the queue: {error}")),
             }
         }
-        if result.is_err() {
-            for new in planned {
-                if let Step::Add(_, cursor) = &mut new.step
-                    && let Some(cursor) = cursor.take()
-                {
-                    cursor.leave_uncounted();
-                }
-            }
-        }
-        result
+        Ok(())
     }
 
     /// Puts a plan in force, in which every new one has joined.
@@ -238,11 +268,11 @@ impl Outputs {
                     slot.inbox.replace(prepared);
                     Slot { config, files, status, inbox: slot.inbox }
                 }),
-                Step::Add(prepared, Some(cursor)) => {
-                    Some(self.start(config, files, prepared, cursor))
-                }
                 // Without a place in the log there is nothing to deliver.
-                Step::Add(_, None) => None,
+                Step::Add(prepared, place) => {
+                    let cursor = place.and_then(Place::keep);
+                    cursor.map(|cursor| self.start(config, files, prepared, cursor))
+                }
             };
             self.slots.extend(slot);
         }
@@ -293,10 +323,18 @@ impl Outputs {
     }
 
     /// Waits for the next that ends, and notes where it should not have.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
     async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next_with_id().await else { return };
         let (id, message) = match ended {
             Ok((id, Ok(Ended::Left))) => {
+                self.names.remove(&id);
+                return;
+            }
+            Ok((id, Ok(Ended::Stopped))) if self.orders.stop.is_cancelled() => {
                 self.names.remove(&id);
                 return;
             }
@@ -325,10 +363,13 @@ impl Outputs {
         self.orders.draining.cancel();
     }
 
-    /// Ends all of them, and waits for that.
-    pub(super) async fn stop(&mut self) {
+    /// Ends all of them, and waits for that. Says why one has ended that should not have.
+    pub(super) async fn stop(&mut self) -> Option<String> {
         self.orders.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        while !self.tasks.is_empty() {
+            self.reap().await;
+        }
+        self.failed.take()
     }
 }
 

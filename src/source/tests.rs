@@ -94,3 +94,41 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
     sources.end(Duration::from_secs(60)).await;
     assert!(sources.tasks.is_empty());
 }
+
+/// A source that ends although nobody has told it to.
+struct Brief {
+    panics: bool,
+}
+
+impl Source for Brief {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        Ok(Box::new(|| ()))
+    }
+
+    fn probe(&self) -> (String, Result<(), String>) {
+        (String::new(), Ok(()))
+    }
+
+    fn run(&self, _: &Queue, _: Orders) {
+        assert!(!self.panics, "by design");
+    }
+
+    fn status(&self) -> Arc<Status> {
+        Arc::default()
+    }
+}
+
+#[tokio::test]
+async fn one_that_ends_unasked_is_a_failure_of_the_relay() {
+    let config = config::read(CONFIG).config.expect("it is right");
+    let telemetry = Telemetry::new();
+    let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[]).unwrap();
+    for (panics, what) in [(true, "panicked"), (false, "ended")] {
+        let failures = Failures::default();
+        let mut sources = Sources::new(failures.clone());
+        let mut planned = sources.plan(&config.sources, 1000, &telemetry);
+        planned[0].source = Arc::new(Brief { panics });
+        sources.commit(planned, &queue);
+        assert_eq!(failures.wait().await, format!("source topic: its thread has {what}"));
+    }
+}

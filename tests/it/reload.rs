@@ -2,6 +2,7 @@
 //! that nothing is lost on the way.
 
 use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::chance;
 use crate::support::corpus::generated_batch;
+use crate::support::free_port;
 use crate::support::http;
 use crate::support::http::Client;
 use crate::support::http_sink::Answer;
@@ -316,7 +318,7 @@ fn a_listener_becomes_https_on_the_same_port_and_its_plain_connections_end() {
 fn an_address_moves_from_one_listener_to_another() {
     let sink = Tallying::http();
     let output = sink.output("out", "");
-    let port = crate::support::free_port();
+    let port = free_port();
     let with = |host: &str| {
         let base = BASE.replace("[[listener]]\naddress = \"127.0.0.1:0\"\n", "");
         format!("{base}[[listener]]\naddress = \"{host}:{port}\"\n{output}")
@@ -334,7 +336,7 @@ fn an_address_moves_from_one_listener_to_another() {
 #[test]
 fn a_config_that_cannot_be_used_changes_nothing() {
     let sink = Tallying::tcp();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let good = format!("{BASE}{}", sink.output("out", ""));
     let relay = Relay::start(&good);
     let mut client = Client::connect(relay.address()).unwrap();
@@ -610,4 +612,44 @@ fn steady(
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
     sent
+}
+
+#[test]
+fn a_reload_that_can_not_open_a_listener_says_that_the_rest_is_in_force_and_listens_where_it_did() {
+    let (first, second) = (Tallying::http(), Tallying::http());
+    let port = free_port();
+    // Whoever listens there keeps all addresses of the port from being bound.
+    let other = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let config = |address: &str, outputs: &[String]| {
+        format!(
+            "log = {{ format = \"json\" }}\nadmin = {{ address = \"127.0.0.1:0\" }}\n\
+             [[listener]]\naddress = \"{address}:{port}\"\n{}",
+            outputs.concat()
+        )
+    };
+    let outputs = [first.output("first", ""), second.output("second", "")];
+    let relay = Relay::start(&config("127.0.0.1", &outputs[..1]));
+    let sent = post(&mut Client::connect(relay.address()).unwrap(), 0..10);
+    let wanted = config("0.0.0.0", &outputs);
+    reload(&relay, &wanted, "error");
+    let said = relay.log_fields();
+    let said = said.iter().find(|fields| {
+        fields["message"]
+            == "config reloaded but for a listener: free its address, then send SIGHUP"
+    });
+    let error = said.expect("it says so")["error"].as_str().unwrap().to_owned();
+    assert!(error.contains(&format!("cannot listen on 0.0.0.0:{port}")), "{error}");
+    assert!(error.ends_with(&format!("still listening on 127.0.0.1:{port}")), "{error}");
+    assert!(!relay.log_text().contains("config not reloaded"), "{}", relay.log_text());
+    // Senders find it where it was, and the new output is there.
+    let more = post(&mut Client::connect(relay.address()).unwrap(), 10..20);
+    second.tally.wait_for_count(10, PATIENCE);
+    drop(other);
+    reload(&relay, &wanted, "success");
+    let everywhere = SocketAddr::from(([127, 0, 0, 2], port));
+    let last = post(&mut Client::connect(everywhere).unwrap(), 20..30);
+    relay.wait_until_delivered(PATIENCE);
+    second.tally.wait_for_count(20, PATIENCE);
+    assert_eq!(check("first", &[sent, more, last], &first.tally.arrivals()).len(), 0);
+    relay.finish(Backlog::Empty);
 }

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::Cursor;
 use super::CursorState;
@@ -136,6 +137,7 @@ pub(super) fn open(
         progress: Notify::new(),
         quarantined,
         writer: Mutex::new(None),
+        panicked: CancellationToken::new(),
     });
     let mut writer = Writer::new(Arc::clone(&shared), writing);
     writer.begin().map_err(failed("write", cursors::FILE))?;

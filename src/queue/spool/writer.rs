@@ -787,6 +787,8 @@ impl Drop for Writer {
             let mut state = self.shared.lock();
             state.fault = Some("its thread has panicked, restart the relay".to_owned());
             state.waiting.clear();
+            drop(state);
+            self.shared.panicked.cancel();
         }
     }
 }
