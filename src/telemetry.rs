@@ -23,6 +23,7 @@ use crate::audit::LEVELS;
 use crate::audit::LevelCounts;
 
 mod log;
+mod memory;
 mod reading;
 mod reports;
 
@@ -53,7 +54,7 @@ const SYNC_SECONDS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 
 /// Every name with its help; the kind is that of the handle made below.
-const HELP: [(&str, &str); 44] = [
+const HELP: [(&str, &str); 46] = [
     ("event_total", "Events accepted."),
     ("accepted_bytes_total", "Bytes of the accepted events' lines, as the queue stores them."),
     ("last_event_timestamp_seconds", "When the last batch was accepted; 0: none since the start."),
@@ -127,6 +128,10 @@ const HELP: [(&str, &str); 44] = [
     (
         "log_dropped_lines_total",
         "Lines of the log that were not written: nobody reads stderr, or not as fast as lines come.",
+    ),
+    (
+        "memory_limit_bytes",
+        "Memory that the process may have: the limit of its cgroup, or of its container; 0: none.",
     ),
     ("build_info", "1, with version and revision of this build."),
     ("process_cpu_seconds_total", ""),
@@ -296,7 +301,12 @@ impl Telemetry {
     /// The Prometheus text format. The caller has set the gauges that are read on demand.
     #[must_use]
     pub fn render(&self) -> String {
-        self.with(|| self.process.collect());
+        #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^60")]
+        let limit = memory::limit().unwrap_or_default() as f64;
+        self.with(|| {
+            self.process.collect();
+            gauge("memory_limit_bytes", &[]).set(limit);
+        });
         self.log_dropped.absolute(log::dropped_lines());
         self.handle.render()
     }

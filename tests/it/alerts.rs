@@ -230,9 +230,24 @@ fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     assert_eq!(post(&relay, &generated_batch(1, 10, 900)), 200);
     relay.wait_until_delivered(PATIENCE);
 
-    assert_eq!(post(&relay, b"no JSON"), 400);
+    // Five attempts, as kube-apiserver makes them, not all between two scrapes.
+    let rejections = "sum(kube_audit_forwarder_requests_rejected_total{reason=\"invalid\"})";
+    for attempt in 1..=5 {
+        assert!(holds("KubeAuditForwarderRequestsRejected").is_empty(), "after {attempt} - 1");
+        assert_eq!(post(&relay, b"no JSON"), 400);
+        wait_until("the next scrape", PATIENCE, || {
+            prometheus.query(rejections)[0].value >= f64::from(attempt)
+        });
+    }
     let rejected = wait_for_alert("KubeAuditForwarderRequestsRejected");
     assert_eq!(labels(&rejected, "reason"), ["invalid"]);
+
+    quiet("KubeAuditForwarderBatchTooLarge");
+    let too_large = vec![b' '; 300 * 1024];
+    for _ in 0..2 {
+        assert_eq!(post(&relay, &too_large), 413);
+    }
+    assert_eq!(wait_for_alert("KubeAuditForwarderBatchTooLarge")[0].value, 2.0);
 
     // One consumer goes: down, filling, nearly full, full.
     quiet("KubeAuditForwarderOutputDown");
