@@ -74,6 +74,8 @@ pub struct Output {
     pub kind: &'static str,
     /// Whether the queue keeps its events until it has them.
     pub required: bool,
+    /// An event that waits for longer is late: the status page says so.
+    pub lag_max: Duration,
     /// What its delivery reports.
     pub status: Arc<Status>,
 }
@@ -269,6 +271,7 @@ impl Admin {
             "uptime_seconds": self.since.elapsed().as_secs(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             "memory_bytes": reading.memory_bytes(),
+            "memory_limit_bytes": reading.memory_limit_bytes(),
             "started": self.started.load(Ordering::Relaxed),
             "stopping": self.stopping.load(Ordering::Relaxed),
             "lost_events": reading.all_lost_events(),
@@ -339,6 +342,7 @@ impl Admin {
                 "backlog_events": backlog.events,
                 "backlog_bytes": backlog.bytes,
                 "lag_seconds": backlog.lag,
+                "lag_max_seconds": output.lag_max.as_secs_f64(),
                 "delivered_events": reading.delivered_events(&output.name),
                 "sent_bytes": reading.sent_bytes(&output.name),
                 "retries": reading.retries(&output.name),

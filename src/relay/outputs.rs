@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::config;
+use crate::config::OutputKind;
 use crate::output;
 use crate::output::DeadLetters;
 use crate::output::Files;
@@ -353,6 +355,7 @@ impl Outputs {
             name: slot.config.name.clone(),
             kind: slot.config.kind.name(),
             required: slot.config.required,
+            lag_max: lag_max(&slot.config.kind),
             status: Arc::clone(&slot.status),
         };
         self.slots.iter().map(show).collect()
@@ -371,6 +374,27 @@ impl Outputs {
         }
         self.failed.take()
     }
+}
+
+/// An output that works has its events confirmed by the consumer within this time; an event that
+/// waits for longer waits for an answer that does not come, or behind others. A batch takes
+/// milliseconds, a retry after a lone failure less than a second, and a consumer that is silent is
+/// given up after `timeouts.request`, a minute by default: half of it.
+const LAG_MAX: Duration = Duration::from_secs(30);
+
+/// [`LAG_MAX`], and what the protocol itself waits before an event is final.
+fn lag_max(kind: &OutputKind) -> Duration {
+    let waits = match kind {
+        OutputKind::Tcp(tcp) => tcp.replay_window,
+        OutputKind::Syslog(syslog) => syslog.replay_window,
+        OutputKind::Http(_)
+        | OutputKind::Stdout(_)
+        | OutputKind::Lumberjack(_)
+        | OutputKind::Relp(_) => Duration::ZERO,
+        #[cfg(feature = "kafka")]
+        OutputKind::Kafka(_) => Duration::ZERO,
+    };
+    LAG_MAX + waits
 }
 
 /// One output's task.

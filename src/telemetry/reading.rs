@@ -213,6 +213,12 @@ impl Reading {
         self.count("process_resident_memory_bytes", &[])
     }
 
+    /// Memory that the process may have; `None`: as much as there is.
+    #[must_use]
+    pub fn memory_limit_bytes(&self) -> Option<u64> {
+        Some(self.count("memory_limit_bytes", &[])).filter(|limit| *limit > 0)
+    }
+
     /// When the process began, in seconds since 1970.
     #[must_use]
     pub fn started(&self) -> f64 {

@@ -237,6 +237,111 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     relay.finish(Backlog::Empty);
 }
 
+#[test]
+fn the_verdict_is_no_good_news_while_one_of_two_addresses_is_down() {
+    let mut first = TcpSink::start();
+    first.close();
+    let second = TcpSink::start();
+    let config = format!(
+        "log = {{ format = \"json\" }}\nadmin = {{ address = \"127.0.0.1:0\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[output]]\nname = \"logstash\"\ntype = \"tcp\"\naddresses = [\"{}\", \"{}\"]\nreplay_window = \"100ms\"\n",
+        first.address(),
+        second.address(),
+    );
+    let relay = Relay::start(&config);
+    assert_accepted(&relay.post(&generated_batch(1, 400, 1600)), 400);
+    let browser = open(&relay);
+    let words = format!(
+        "Output logstash: the address {} is down; its others take the events.",
+        first.address()
+    );
+    wait_for_text(&browser, "#findings", &words);
+    let verdict = || browser.run("return document.querySelector('#verdict').dataset.state");
+    assert_eq!(verdict(), "warn");
+    assert!(!browser.text("#findings").contains("Every output works"));
+    wait_for_text(&browser, "#outputs .pill", "up, 1 of 2 addresses down");
+    assert!(browser.run("return document.title").as_str().unwrap().starts_with("! lost: 0"));
+    picture(&browser, "degraded");
+    assert_readable(&browser);
+    assert_fits(&browser);
+    assert_quiet(&browser, relay.admin());
+
+    // The address is on trial first, which is good enough.
+    first.reopen();
+    wait_for_text(&browser, "#findings", "Every output works, and nothing is lost.");
+    assert_eq!(verdict(), "good");
+    relay.finish(Backlog::Empty);
+}
+
+/// The page shows what `/status` would say after this change to it.
+fn pretend(browser: &Browser, change: &str) {
+    let script = format!(
+        "window.asked = window.asked || window.fetch;
+         window.fetch = async (...question) => {{
+             const status = await (await window.asked(...question)).json();
+             {change}
+             return {{ ok: true, json: () => status }};
+         }}"
+    );
+    browser.run(&script);
+}
+
+#[test]
+fn the_verdict_knows_events_that_are_late_and_addresses_that_are_not_good() {
+    let (sink, idle) = (TcpSink::start(), TcpSink::start());
+    let config = format!(
+        "log = {{ format = \"json\" }}\nadmin = {{ address = \"127.0.0.1:0\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[output]]\nname = \"logstash\"\ntype = \"tcp\"\naddresses = [\"{}\"]\nreplay_window = \"2s\"\n\
+         [[output]]\nname = \"idle\"\ntype = \"http\"\nrequired = false\nurls = [\"http://{}/\"]\n\
+         filter.match = {{ users = [\"nobody-at-all\"] }}\n",
+        sink.address(),
+        idle.address(),
+    );
+    let relay = Relay::start(&config);
+    assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
+    relay.wait_until_delivered(PATIENCE);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    // Longer by what the protocol itself waits.
+    assert_eq!(status["outputs"][0]["lag_max_seconds"], 32.0);
+    assert_eq!(status["outputs"][1]["lag_max_seconds"], 30.0);
+    let browser = open(&relay);
+    // An output that had nothing to send is no trouble.
+    let good = "Every output works, and nothing is lost.";
+    wait_for_text(&browser, "#findings", good);
+    let verdict = || browser.run("return document.querySelector('#verdict').dataset.state");
+    let late = "Output logstash is late: events have waited for it for more than 32 s.";
+    for (change, state, words) in [
+        ("status.outputs[0].backlog_events = 9; status.outputs[0].lag_seconds = 61;", "warn", late),
+        ("status.outputs[0].backlog_events = 9; status.outputs[0].lag_seconds = 31;", "good", good),
+        // Nothing waits: the age is of no event.
+        ("status.outputs[0].lag_seconds = 61;", "good", good),
+        (
+            "Object.assign(status.outputs[1], { backlog_events: 9, lag_seconds: 61 });",
+            "warn",
+            "Output idle is late: events have waited for it for more than 30 s.",
+        ),
+        (
+            "status.outputs[0].addresses[0].state = 'suspect';",
+            "warn",
+            "is suspect; it has no other.",
+        ),
+        ("status.outputs[0].addresses[0].state = 'back, on trial';", "good", "is on trial."),
+        (
+            "status.memory_limit_bytes = status.memory_bytes + 1;",
+            "warn",
+            "The memory is nearly used up",
+        ),
+        ("status.memory_limit_bytes = null;", "good", good),
+    ] {
+        pretend(&browser, change);
+        wait_for_text(&browser, "#findings", words);
+        assert_eq!(verdict(), state, "{change}");
+        assert_eq!(browser.text("#findings").contains(good), state == "good", "{change}");
+        assert_eq!(browser.text("#lost"), "lost: 0");
+    }
+    relay.finish(Backlog::Empty);
+}
+
 const HOSTILE: &str = "<script>document.title=1</script>";
 
 #[test]
