@@ -22,9 +22,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::check;
 use crate::config;
 use crate::config::Checked;
 use crate::config::Config;
+use crate::config::Problem;
 use crate::config::Severity;
 use crate::filter;
 use crate::output;
@@ -70,11 +72,14 @@ struct Arguments {
 enum Command {
     /// Run the relay (also what no command does)
     Run,
-    /// Print every problem of a config
+    /// Print every problem of a config, and of the files that it names; changes nothing
     Check {
         /// Also resolve, connect and TLS-handshake every output
         #[arg(long)]
         connect: bool,
+        /// For a config of another machine: missing files and directories are warnings
+        #[arg(long, conflicts_with = "connect")]
+        elsewhere: bool,
     },
     /// Print the config with every default filled in
     Config {
@@ -128,7 +133,7 @@ pub fn main() -> ExitCode {
     let file = arguments.config.as_deref();
     let result = match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run(file),
-        Command::Check { connect } => check(file, connect),
+        Command::Check { connect, elsewhere } => check(file, connect, elsewhere),
         Command::Config { reference: true } => print(&config::reference()),
         Command::Config { reference: false } => show(file),
         Command::Demo(arguments) => demo::run(&arguments),
@@ -166,8 +171,8 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     for problem in &checked.problems {
         eprintln!("{}", problem.render(name));
     }
-    let wrong = checked.problems.iter().any(|problem| problem.severity == Severity::Error);
-    if wrong { Err(WRONG) } else { Ok(()) }
+    let is_wrong = |it: &Problem| matches!(it.severity, Severity::Error | Severity::Fault);
+    if checked.problems.iter().any(is_wrong) { Err(WRONG) } else { Ok(()) }
 }
 
 /// Prints every mistake in the policies that a config names; an error where there is one. That one is missing was said of
@@ -202,21 +207,54 @@ fn print(text: &str) -> Result<(), u8> {
     }
 }
 
-fn check(file: Option<&Path>, connect: bool) -> Result<(), u8> {
+fn check(file: Option<&Path>, connect: bool, elsewhere: bool) -> Result<(), u8> {
     let Some(file) = file else {
         eprintln!("check needs --config FILE");
         return Err(WRONG);
     };
     let (text, name) = read(Some(file))?;
-    let checked = config::read(&text);
-    let checked = if connect { checked.strict() } else { checked };
+    let checked = looked_at(config::read(&text), elsewhere);
     let reported = report(&checked, &name);
     report_policies(&checked)?;
     reported?;
-    match checked.config {
-        Some(config) if connect => runtime()?.block_on(probe(&config)),
-        _ => Ok(()),
+    if let Some(config) = checked.config.as_ref().filter(|_| connect) {
+        runtime()?.block_on(probe(config))?;
     }
+    // Without a config, a setting is in a file that is missing here.
+    let parts = checked.config.as_ref().map(parts).unwrap_or_default();
+    eprintln!("ok{parts}");
+    Ok(())
+}
+
+/// With the problems of what the config names.
+fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
+    let mut problems = check::directories(&checked, &[]);
+    if elsewhere {
+        problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
+    }
+    problems.extend(check::files(&checked));
+    let is_whole = problems.is_empty()
+        && checked.problems.iter().all(|problem| problem.severity == Severity::Warning);
+    if let Some(config) = checked.config.as_ref().filter(|_| is_whole) {
+        problems = check::rest(&checked, config);
+    }
+    let checked = checked.with(problems);
+    if elsewhere { checked } else { checked.strict() }
+}
+
+/// `: 2 listeners, 1 output`.
+fn parts(config: &Config) -> String {
+    let counts = [
+        (config.listeners.len(), "listener"),
+        (config.sources.len(), "source"),
+        (config.outputs.len(), "output"),
+    ];
+    let part = |(count, name): (usize, &str)| {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {name}{plural}")
+    };
+    let parts: Vec<_> = counts.into_iter().filter(|(count, _)| *count > 0).map(part).collect();
+    format!(": {}", parts.join(", "))
 }
 
 /// Connects every output once.
@@ -287,7 +325,9 @@ fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
-    let checked = config::read(&text).strict();
+    let checked = config::read(&text);
+    let problems = check::files(&checked);
+    let checked = checked.with(problems).strict();
     let Some(config) = &checked.config else {
         report(&checked, &name)?;
         return Err(WRONG);
@@ -297,14 +337,15 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         return Err(FAILED);
     }
     // From here on nothing is printed: a stderr that nobody reads would hold it up.
-    for problem in &checked.problems {
-        tracing::warn!(
-            config = name,
-            line = problem.line,
-            key = problem.path,
-            "{}",
-            problem.message
-        );
+    for Problem { line, path: key, message, severity, .. } in &checked.problems {
+        match severity {
+            Severity::Error | Severity::Fault => {
+                tracing::error!(config = name, line, key, "{message}");
+            }
+            Severity::Warning | Severity::MissingFile => {
+                tracing::warn!(config = name, line, key, "{message}");
+            }
+        }
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
     let result = run_relay(file, config.clone());

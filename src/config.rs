@@ -16,6 +16,7 @@ mod print;
 mod reader;
 mod schema;
 mod table;
+mod targets;
 mod template;
 mod values;
 
@@ -73,6 +74,9 @@ pub enum Severity {
     /// A file that the config names is missing: a warning where the config is checked away from its
     /// files, else an error; see [`Checked::strict`].
     MissingFile,
+    /// `check` refuses it. A relay starts with it and says so, since most of it works all the same:
+    /// a certificate that has expired, dead letters that can't be written.
+    Fault,
 }
 
 impl Problem {
@@ -81,7 +85,7 @@ impl Problem {
         let Self { line, column, path, message, severity } = self;
         let colon = if path.is_empty() { "" } else { ": " };
         let warning = match severity {
-            Severity::Error => "",
+            Severity::Error | Severity::Fault => "",
             Severity::Warning | Severity::MissingFile => "warning: ",
         };
         format!("{file}:{line}:{column}: {path}{colon}{warning}{message}")
@@ -100,7 +104,25 @@ pub struct Checked {
     pub files: Vec<PathBuf>,
     /// Those of them that are audit policies, each once.
     pub policies: BTreeSet<PathBuf>,
+    /// The keys that name files and directories, in the order of reading. Also of a config that
+    /// can't be used.
+    pub named: Vec<Named>,
     effective: String,
+    /// Line and column of each value and table header, by path.
+    places: BTreeMap<String, (usize, usize)>,
+}
+
+/// A key that names a file or a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// `listener[0].tls.certificate`.
+    pub key: String,
+    /// The path that it names.
+    pub path: PathBuf,
+    /// Whether it names a directory.
+    pub is_directory: bool,
+    /// False: the file may be absent (`tls.optional`).
+    pub must_exist: bool,
 }
 
 impl Checked {
@@ -108,6 +130,25 @@ impl Checked {
     /// config. Means something only without errors.
     pub fn effective(&self) -> String {
         self.effective.clone()
+    }
+
+    /// A problem of a key, at the place where the key stands, or the innermost table around it.
+    #[must_use]
+    pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
+        let place = reader::enclosing(key).find_map(|path| self.places.get(path));
+        let (line, column) = place.copied().unwrap_or((1, 1));
+        Problem { line, column, path: key.to_owned(), message: message.into(), severity }
+    }
+
+    /// Adds problems that were found in what the config names. An error among them leaves no
+    /// config.
+    #[must_use]
+    pub fn with(mut self, problems: Vec<Problem>) -> Self {
+        let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
+        self.config = self.config.filter(|_| !failed);
+        self.problems.extend(problems);
+        self.problems.sort_by_key(|problem| (problem.line, problem.column));
+        self
     }
 
     /// For those who need the files now: a missing one is an error.
@@ -142,6 +183,8 @@ pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
         problems: found.problems,
         files: found.files,
         policies: found.policies,
+        named: found.named,
+        places: found.places,
         effective: print::effective(&found.items),
     }
 }

@@ -24,7 +24,7 @@
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · what of an event leaves by an output · clients of a cluster (feature `kafka`) |
 //! | 6 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
-//! | 7 | [`admin`] | metrics, health, status |
+//! | 7 | [`admin`] [`check`] | metrics, health, status · what a config names |
 //! | 8 | [`relay`] | which parts there are; how they change and end |
 //! | 9 | [`demo`] | the relay between a sender and a consumer of its own |
 //! | 10 | [`cli`] | commands; the only one that prints |
@@ -40,6 +40,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;

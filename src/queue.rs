@@ -27,6 +27,7 @@ mod disk;
 pub mod inspect;
 mod memory;
 mod outputs;
+pub mod place;
 mod segment;
 mod spool;
 mod tail;

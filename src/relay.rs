@@ -14,10 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
+use crate::check;
 use crate::config;
 use crate::config::Acknowledge;
 use crate::config::Checked;
 use crate::config::Config;
+use crate::config::Problem;
 use crate::config::Severity;
 use crate::listener::Gate;
 use crate::net;
@@ -117,6 +119,8 @@ struct Parts {
     /// Of every task and thread that the relay can't go on without, but the outputs', which are taken out of the queue
     /// before that is told.
     failures: Failures,
+    /// What is wrong with the config that was read last, until it is logged.
+    problems: Vec<Problem>,
     /// Deadlines, upkeep, the admin routes.
     tasks: TaskTracker,
     /// Ends them.
@@ -243,6 +247,7 @@ async fn start(
         dead_letters,
         watch,
         failures,
+        problems: Vec::new(),
         tasks: TaskTracker::new(),
         stop: CancellationToken::new(),
         telemetry,
@@ -427,6 +432,7 @@ impl Parts {
     }
 
     async fn reload(&mut self, prepared: Result<Prepared, String>) {
+        self.tell_problems();
         let reloaded = match prepared {
             Ok(prepared) => Ok(self.put_in_force(prepared).await),
             Err(error) => Err(error),
@@ -467,21 +473,37 @@ impl Parts {
     /// The config as its file has it now; from here on its files are watched, whether or not it can be used.
     async fn read(&mut self) -> Result<Config, String> {
         let file = self.file.clone();
+        let now = &self.config;
+        let in_use = [now.queue.directory.clone(), now.dead_letter.directory.clone()];
+        let in_use: Vec<_> = in_use.into_iter().flatten().collect();
         let (files, seen, checked) = in_time(move || {
             let (files, seen) = look(file.as_ref());
-            (files, seen, read_config(file.as_ref()))
+            let checked = read_config(file.as_ref()).map(|checked| {
+                let mut problems = check::directories(&checked, &in_use);
+                // The ones in use stay in use whatever their disks do; others have to work.
+                problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
+                problems.extend(check::files(&checked));
+                checked.with(problems)
+            });
+            (files, seen, checked)
         })
         .await?;
         self.watch.renew(files, seen);
+        self.problems.clear();
         let Checked { config, problems, .. } = checked?;
-        for problem in problems.iter().take(PROBLEMS_MAX) {
-            let (line, key, message) = (problem.line, &problem.path, &problem.message);
-            match problem.severity {
-                Severity::Error => tracing::error!(line, key, "{message}"),
+        self.problems = problems;
+        config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
+    }
+
+    /// Once for each reload, however often a half-written file was read.
+    fn tell_problems(&mut self) {
+        for problem in self.problems.drain(..).take(PROBLEMS_MAX) {
+            let Problem { line, path: key, message, severity, .. } = problem;
+            match severity {
+                Severity::Error | Severity::Fault => tracing::error!(line, key, "{message}"),
                 Severity::Warning | Severity::MissingFile => tracing::warn!(line, key, "{message}"),
             }
         }
-        config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
     }
 
     /// The queue's directory and the admin's address stay until the next start. A config whose

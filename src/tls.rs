@@ -56,6 +56,20 @@ pub enum TlsError {
         /// rustls' reason.
         source: rustls::Error,
     },
+    /// The key is not the certificate's.
+    #[error("{} is not the key of the certificate in {}", key.display(), certificate.display())]
+    Mismatch {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+    },
+    /// A certificate that is valid would be replaced by one that is not any more.
+    #[error("the certificate in {} has expired, and the one in use has not", file.display())]
+    Expired {
+        /// The file of the new certificate.
+        file: PathBuf,
+    },
 }
 
 impl TlsError {
@@ -92,10 +106,12 @@ impl Server {
         if let Some(ca) = &config.client_ca {
             contents.push(read(ca)?);
         }
-        match current.filter(|it| it.config == *config && it.made_of == contents) {
-            Some(current) => Ok(Arc::clone(current)),
-            None => Self::make(config, contents).map(Arc::new),
+        if let Some(current) = current.filter(|it| it.config == *config && it.made_of == contents) {
+            return Ok(Arc::clone(current));
         }
+        let made = Self::make(config, contents)?;
+        refuse_expired(&config.certificate, made.not_after, current.and_then(|it| it.not_after))?;
+        Ok(Arc::new(made))
     }
 
     fn make(config: &ListenerTls, contents: Contents) -> Result<Self, TlsError> {
@@ -121,7 +137,7 @@ impl Server {
         };
         let mut rustls = builder
             .with_single_cert(chain, key)
-            .map_err(|source| TlsError::Unusable { file: config.certificate.clone(), source })?;
+            .map_err(|source| no_pair(&config.certificate, &config.private_key, source))?;
         rustls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
@@ -174,10 +190,14 @@ impl Client {
         if let Some((certificate, key)) = &config.identity {
             contents.extend([read(certificate)?, read(key)?]);
         }
-        match current.filter(|it| it.config == *config && it.made_of == contents) {
-            Some(current) => Ok(Arc::clone(current)),
-            None => Self::make(config, alpn, contents).map(Arc::new),
+        if let Some(current) = current.filter(|it| it.config == *config && it.made_of == contents) {
+            return Ok(Arc::clone(current));
         }
+        let made = Self::make(config, alpn, contents)?;
+        if let Some((certificate, _)) = &config.identity {
+            refuse_expired(certificate, made.not_after, current.and_then(|it| it.not_after))?;
+        }
+        Ok(Arc::new(made))
     }
 
     fn make(config: &ClientTls, alpn: &[&[u8]], contents: Contents) -> Result<Self, TlsError> {
@@ -215,7 +235,7 @@ impl Client {
                 not_after_own = chain.first().and_then(not_after);
                 builder
                     .with_client_auth_cert(chain, private_key(key_file, key)?)
-                    .map_err(|source| TlsError::Unusable { file: file.clone(), source })?
+                    .map_err(|source| no_pair(file, key_file, source))?
             }
         };
         rustls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
@@ -256,6 +276,103 @@ fn no_identity(file: &Path) -> TlsError {
     TlsError::Content { file: file.to_owned(), what: "no client certificate".into() }
 }
 
+fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
+    let (certificate, key) = (certificate.to_owned(), key.to_owned());
+    if matches!(source, rustls::Error::InconsistentKeys(_)) {
+        return TlsError::Mismatch { certificate, key };
+    }
+    TlsError::Unusable { file: certificate, source }
+}
+
+/// Peers refuse a certificate that has expired: as long as the one in use has not, it stays. What
+/// is in use and expires is served on, and a relay starts with one, since not every client looks.
+fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
+    let now = UnixTime::now().as_secs();
+    let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
+    if new.is_some_and(is_over) && current.is_some_and(|time| !is_over(time)) {
+        return Err(TlsError::Expired { file: file.to_owned() });
+    }
+    Ok(())
+}
+
+/// What a file of certificates holds, read as a listener or an output would.
+pub struct Chain(Vec<CertificateDer<'static>>);
+
+/// When a certificate is valid, in seconds since 1970, and in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validity {
+    /// notBefore.
+    pub from: i64,
+    /// notAfter.
+    pub until: i64,
+    /// notBefore and notAfter, for people.
+    pub words: (String, String),
+}
+
+impl Chain {
+    /// Reads a file. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read, or holds no certificate.
+    pub fn read(file: &Path) -> Result<Self, TlsError> {
+        certificates(file, &read(file)?).map(Self)
+    }
+
+    /// When each certificate is valid, in the order of the file.
+    ///
+    /// # Errors
+    ///
+    /// The position, from 1, of the first that is no X.509 certificate.
+    pub fn validity(&self) -> Result<Vec<Validity>, usize> {
+        let validity = |(index, certificate): (usize, &CertificateDer<'static>)| {
+            let parsed = x509_parser::parse_x509_certificate(certificate);
+            let (_, parsed) = parsed.map_err(|_| index + 1)?;
+            let validity = parsed.validity();
+            let (from, until) = (validity.not_before, validity.not_after);
+            Ok(Validity {
+                from: from.timestamp(),
+                until: until.timestamp(),
+                words: (from.to_string(), until.to_string()),
+            })
+        };
+        self.0.iter().enumerate().map(validity).collect()
+    }
+
+    /// Whether peers can be judged by these certificates.
+    ///
+    /// # Errors
+    ///
+    /// One of them is no authority.
+    pub fn roots(&self, file: &Path) -> Result<(), TlsError> {
+        roots_of(file, self.0.clone()).map(drop)
+    }
+
+    /// Whether a file holds the key of the first certificate. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// It can't be read, holds no key, or another's.
+    pub fn fits(&self, file: &Path, key_file: &Path) -> Result<(), TlsError> {
+        let key = private_key(key_file, &read(key_file)?)?;
+        ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&TLS12_AND_13)
+            .map(|builder| builder.with_no_client_auth())
+            .and_then(|builder| builder.with_single_cert(self.0.clone(), key))
+            .map(drop)
+            .map_err(|source| no_pair(file, key_file, source))
+    }
+}
+
+/// Whether a file holds a private key. Blocks.
+///
+/// # Errors
+///
+/// It can't be read, or holds none.
+pub fn check_private_key(file: &Path) -> Result<(), TlsError> {
+    private_key(file, &read(file)?).map(drop)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -276,19 +393,38 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
         .map_err(|error| content(format!("a broken PEM section: {error}")))?;
-    if chain.is_empty() { Err(content("no certificate in PEM".into())) } else { Ok(chain) }
+    if !chain.is_empty() {
+        return Ok(chain);
+    }
+    let what = if PrivateKeyDer::from_pem_slice(pem).is_ok() {
+        "a private key and no certificate (are certificate and private_key swapped?)"
+    } else {
+        "no certificate in PEM"
+    };
+    Err(content(what.into()))
 }
 
 fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| TlsError::Content {
-        file: file.to_owned(),
-        what: format!("no private key in PEM: {error}"),
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        let what = match CertificateDer::from_pem_slice(pem) {
+            Ok(_) => "a certificate and no private key (are certificate and private_key swapped?)"
+                .to_owned(),
+            Err(_) => format!("no private key in PEM: {error}"),
+        };
+        TlsError::Content { file: file.to_owned(), what }
     })
 }
 
 fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    roots_of(file, certificates(file, pem)?)
+}
+
+fn roots_of(
+    file: &Path,
+    certificates: Vec<CertificateDer<'static>>,
+) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(file, pem)? {
+    for certificate in certificates {
         roots
             .add(certificate)
             .map_err(|source| TlsError::Unusable { file: file.to_owned(), source })?;

@@ -16,6 +16,7 @@ use toml::de::DeTable;
 use toml::de::DeValue;
 
 use super::ExpandError;
+use super::Named;
 use super::Problem;
 use super::Severity;
 use super::Template;
@@ -43,6 +44,7 @@ pub(super) struct Context<'a> {
     pub(super) items: RefCell<Vec<Item>>,
     files: RefCell<Vec<PathBuf>>,
     pub(super) policies: RefCell<BTreeSet<PathBuf>>,
+    named: RefCell<Vec<Named>>,
     incomplete: Cell<bool>,
     /// The type of the output that is being read, for the reference.
     pub(super) scope: Cell<Option<&'static str>>,
@@ -56,6 +58,9 @@ pub(super) struct Finished {
     /// Sorted, each once.
     pub(super) files: Vec<PathBuf>,
     pub(super) policies: BTreeSet<PathBuf>,
+    pub(super) named: Vec<Named>,
+    /// Line and column of what stands in the file, by path.
+    pub(super) places: BTreeMap<String, (usize, usize)>,
     /// No setting is in a missing file.
     pub(super) complete: bool,
 }
@@ -117,6 +122,7 @@ impl<'a> Context<'a> {
             items: RefCell::default(),
             files: RefCell::default(),
             policies: RefCell::default(),
+            named: RefCell::default(),
             incomplete: Cell::default(),
             scope: Cell::default(),
         };
@@ -146,10 +152,16 @@ impl<'a> Context<'a> {
         self.before(at).rfind('\n').map_or(0, |newline| newline + 1)
     }
 
-    fn push(&self, at: usize, path: String, message: String, severity: Severity) {
+    /// Line and column of a byte position.
+    fn place(&self, at: usize) -> (usize, usize) {
         let before = self.before(at);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        (line, column)
+    }
+
+    fn push(&self, at: usize, path: String, message: String, severity: Severity) {
+        let (line, column) = self.place(at);
         let problem = Problem { line, column, path, message, severity };
         self.problems.borrow_mut().push((at, problem));
     }
@@ -183,17 +195,7 @@ impl<'a> Context<'a> {
 
     fn spot(&self, path: &str) -> usize {
         let spots = self.spots.borrow();
-        let mut path = path;
-        loop {
-            if let Some(at) = spots.get(path) {
-                return *at;
-            }
-            let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
-            match item.or_else(|| path.rsplit_once('.')) {
-                Some((outer, _)) => path = outer,
-                None => return 0,
-            }
-        }
+        enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
     }
 
     /// Whether the file sets it.
@@ -214,6 +216,8 @@ impl<'a> Context<'a> {
 
     /// What the reading found.
     pub(super) fn finish(self) -> Finished {
+        let spots = self.spots.borrow().clone();
+        let places = spots.into_iter().map(|(path, at)| (path, self.place(at))).collect();
         let mut problems = self.problems.into_inner();
         problems.sort_by(|(a, left), (b, right)| (a, &left.path).cmp(&(b, &right.path)));
         let mut files = self.files.into_inner();
@@ -224,6 +228,8 @@ impl<'a> Context<'a> {
             items: self.items.into_inner(),
             files,
             policies: self.policies.into_inner(),
+            named: self.named.into_inner(),
+            places,
             complete: !self.incomplete.get(),
         }
     }
@@ -287,10 +293,16 @@ impl<'a> Context<'a> {
         })
     }
 
+    fn name(&self, found: &Found<'_>, path: &Path, is_directory: bool, must_exist: bool) {
+        let (key, path) = (found.path.clone(), path.to_owned());
+        self.named.borrow_mut().push(Named { key, path, is_directory, must_exist });
+    }
+
     /// Names a file; `must_exist` says so where it does not.
     pub(super) fn file(&self, found: &Found<'_>, must_exist: bool) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
+        self.name(found, &path, false, must_exist);
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
                 let message = format!("{} is a directory, allowed: a file", shown(&found.value));
@@ -312,6 +324,7 @@ impl<'a> Context<'a> {
     /// Names a directory, which need not exist. It is none of the files that the config names.
     pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
+        self.name(found, &path, true, true);
         match std::fs::metadata(&path) {
             Ok(metadata) if !metadata.is_dir() => {
                 let shown = shown(&found.value);
@@ -322,6 +335,14 @@ impl<'a> Context<'a> {
     }
 }
 
+/// A path, then those of the items and tables around it, outwards.
+pub(super) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| {
+        let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
+        item.or_else(|| path.rsplit_once('.')).map(|(outer, _)| outer)
+    })
+}
+
 /// The complaint about a `${file:…}`.
 fn missing_part(error: &ExpandError) -> String {
     missing(&cut(quoted(&error.file.display().to_string())), &error.source)
@@ -330,9 +351,9 @@ fn missing_part(error: &ExpandError) -> String {
 /// The complaint about a file, by its name as TOML.
 fn missing(file: &str, error: &std::io::Error) -> String {
     if error.kind() == std::io::ErrorKind::NotFound {
-        return format!("the file {file} is missing");
+        return format!("the file {file} is missing, allowed: one that is there");
     }
-    format!("the file {file} cannot be read: {error}")
+    format!("the file {file} cannot be read: {error}, allowed: one that the relay may read")
 }
 
 /// The complaint about a value of another type than `kind`.

@@ -62,6 +62,7 @@ use super::table::Table;
 use super::table::derived;
 use super::table::optional;
 use super::table::required;
+use super::targets;
 use super::values;
 use super::values::KIB;
 use super::values::MIB;
@@ -183,13 +184,13 @@ pub(super) fn entries() -> Vec<Entry> {
 
 /// An output as far as it could be read: contradictions with others are looked for even where
 /// something else in it is wrong.
-struct Draft {
-    path: String,
+pub(super) struct Draft {
+    pub(super) path: String,
     name: Option<String>,
     required: bool,
     kind: Option<Type>,
     replay_window: Option<Duration>,
-    output: Option<Output>,
+    pub(super) output: Option<Output>,
 }
 
 /// Reads the whole file. `None`, or anything at all, if there is an error among the problems.
@@ -224,6 +225,7 @@ pub(super) fn config<'a>(cx: &Context<'a>, table: DeTable<'a>) -> Option<Config>
     contradictions_of_sources(cx, &queue, &sources);
     contradictions_of_addresses(cx, &listeners, admin);
     contradictions_of_outputs(cx, &outputs);
+    targets::warn(cx, &listeners, admin, &outputs);
     warn_without_place(cx, &dead_letter, &outputs);
 
     Some(Config {

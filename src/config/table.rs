@@ -425,6 +425,7 @@ impl<'c, 'a> Table<'c, 'a> {
             for (index, value) in array.iter().enumerate() {
                 let path = format!("{}[{index}]", found.path);
                 let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
+                cx.spots.borrow_mut().insert(found.path.clone(), found.at);
                 match read(cx, &found) {
                     Ok(value) => values.push(value),
                     Err(wrong) => cx.fail(found.at, &found.path, wrong),

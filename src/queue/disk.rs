@@ -25,7 +25,7 @@ pub(super) const SEGMENTS: &str = "segments";
 pub(super) const QUARANTINE: &str = "quarantine";
 
 /// Whoever holds its flock owns the directory.
-const LOCK: &str = "spool.lock";
+pub(super) const LOCK: &str = "spool.lock";
 
 /// More pieces in one call are refused (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;

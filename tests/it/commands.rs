@@ -79,7 +79,8 @@ fn check_names_every_problem_with_its_place() {
 fn check_ends_with_0_where_there_is_nothing_but_warnings() {
     let output = "[[output]]\nname = \"o\"\ntype = \"http\"\n";
     let right = format!("{LISTENER}{output}urls = [\"http://127.0.0.1:1/\"]\n");
-    assert_eq!(run(&CHECK, &right), (Some(0), String::new(), String::new()));
+    let ok = "ok: 1 listener, 1 output";
+    assert_eq!(run(&CHECK, &right), (Some(0), String::new(), format!("{ok}\n")));
     let missing = format!(
         "{LISTENER}{output}urls = [\"http://127.0.0.1:1/\"]\nbearer_token_file = \"/no/such/file\"\n"
     );
@@ -87,19 +88,21 @@ fn check_ends_with_0_where_there_is_nothing_but_warnings() {
         "{LISTENER}{output}urls = [\"https://127.0.0.1:1/\"]\ntls = {{ insecure_skip_verify = true }}\n"
     );
     let small = format!("{right}[queue]\nmax_bytes = \"1MiB\"\n");
-    for (config, what) in
-        [(&missing, "bearer_token_file"), (&skips, "insecure_skip_verify"), (&small, "max_body")]
-    {
+    for (config, what) in [(&skips, "insecure_skip_verify"), (&small, "max_body")] {
         let (code, stdout, stderr) = run(&CHECK, config);
         assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{stderr}");
-        assert!(stderr.starts_with("config.toml:") && stderr.contains(what), "{stderr}");
-        assert!(stderr.contains("warning"), "{stderr}");
+        let lines: Vec<_> = stderr.lines().collect();
+        assert_eq!(lines.len(), 2, "{stderr}");
+        assert!(lines[0].starts_with("config.toml:") && lines[0].contains(what), "{stderr}");
+        assert!(lines[0].contains("warning"), "{stderr}");
+        assert_eq!(lines[1], ok);
     }
-    // With --connect the missing file is an error.
-    let (code, _, stderr) = run(&CONNECT, &missing);
-    assert_eq!(code, Some(2), "{stderr}");
-    assert!(stderr.contains("/no/such/file") && !stderr.contains("warning"), "{stderr}");
+    // A missing file is an error, with --connect and without.
+    for command in [&CHECK[..], &CONNECT] {
+        let (code, _, stderr) = run(command, &missing);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains("/no/such/file") && !stderr.contains("warning"), "{stderr}");
+    }
 }
 
 /// The shipped configs that this binary can run.
@@ -112,13 +115,37 @@ fn shipped() -> Vec<PathBuf> {
 
 #[test]
 fn check_takes_the_shipped_configs() {
+    let certificates = Certificates::new();
+    let token = TempDir::new().unwrap();
+    std::fs::write(token.path().join("token"), "s3cret\n").unwrap();
+    let token = token.path().join("token");
+    let files = [
+        ("/certificates/ca.crt", &certificates.ca),
+        ("/certificates/client.crt", &certificates.client.certificate),
+        ("/certificates/client.key", &certificates.client.key),
+        ("/certificates/tls.crt", &certificates.server.certificate),
+        ("/certificates/tls.key", &certificates.server.key),
+        ("/secrets/token", &token),
+    ];
     for file in shipped() {
-        let output = run_command(&["check", "--config", text(&file)], Path::new("/"));
+        // As it is, on a machine that has none of its files.
+        let output =
+            run_command(&["check", "--elsewhere", "--config", text(&file)], Path::new("/"));
         let (code, stdout, stderr) = split(&output);
         assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
-        for line in stderr.lines() {
+        let mut lines: Vec<_> = stderr.lines().collect();
+        assert!(lines.pop().is_some_and(|line| line.starts_with("ok: ")), "{stderr}");
+        for line in lines {
             assert!(line.contains("warning") && line.contains("missing"), "{line}");
         }
+        // With its files, nothing is said of it.
+        let mut config = std::fs::read_to_string(&file).unwrap();
+        for (theirs, ours) in files {
+            config = config.replace(theirs, text(ours));
+        }
+        let (code, stdout, stderr) = run(&CHECK, &config);
+        assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
+        assert!(stderr.starts_with("ok: ") && stderr.lines().count() == 1, "{stderr}");
     }
 }
 
@@ -144,8 +171,10 @@ fn check_connects_to_every_address_of_every_output() {
     );
     let (code, stdout, stderr) = run(&CONNECT, &live);
     assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
-    assert_eq!(stderr.lines().count(), 5, "{stderr}");
-    assert!(stderr.lines().all(|line| line.ends_with(": ok")), "{stderr}");
+    let (connected, ok) = stderr.trim_end().rsplit_once('\n').unwrap();
+    assert_eq!(connected.lines().count(), 5, "{stderr}");
+    assert!(connected.lines().all(|line| line.ends_with(": ok")), "{stderr}");
+    assert_eq!(ok, "ok: 1 listener, 4 outputs");
     wait_until("the connections", PATIENCE, || lines.history().len() == 2);
     assert_eq!((plain.count(), secure.count(), lines.count()), (0, 0, 0), "nothing is sent");
 

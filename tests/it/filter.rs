@@ -674,6 +674,9 @@ fn check_names_the_mistakes_of_a_policy_where_they_stand() {
         .join("\n");
     std::fs::write(&path, missing).unwrap();
     let output = run_command(&["check", "--config", text(&path)], directory.path());
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    let elsewhere = ["check", "--elsewhere", "--config", text(&path)];
+    let output = run_command(&elsewhere, directory.path());
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let output = run_command(&["run", "--config", text(&path)], directory.path());
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));

@@ -20,6 +20,7 @@ mod admin;
 mod alerts;
 mod backpressure;
 mod bit_flips;
+mod check;
 mod commands;
 mod commands_queue;
 mod configs;

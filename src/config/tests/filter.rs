@@ -89,7 +89,7 @@ fn what_is_wrong_in_a_filter_is_told_where_it_stands() {
             "2:10: filter.match[0]: is empty, allowed: ",
             "2:16: filter.match[1].verb: unknown key `verb`, did you mean `verbs`?",
             "3:44: filter.match[2].non_resource_urls: ",
-            "3:44: filter.match[2].non_resource_urls[0]: \"healthz\" ",
+            "3:45: filter.match[2].non_resource_urls[0]: \"healthz\" ",
             "4:27: filter.match[3].resources[0].group: ",
             "4:55: filter.match[3].resources[0].resource_names: ",
         ],

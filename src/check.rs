@@ -1,0 +1,241 @@
+//! What a config names, looked at before a relay would: certificates, keys, tokens and directories.
+//!
+//! [`files`] and [`directories`] find what `run` would refuse, or start with and be of no use, and
+//! say of which key it is. Nothing is changed on the disk, bound or connected. Only regular files
+//! are read: what a pipe holds can be read once.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls_pki_types::UnixTime;
+
+use crate::config;
+use crate::config::Checked;
+use crate::config::Config;
+use crate::config::Named;
+use crate::config::Problem;
+use crate::config::Severity;
+use crate::filter;
+use crate::listener::Settings;
+use crate::output;
+use crate::output::DeadLetters;
+use crate::queue;
+use crate::source::Sources;
+use crate::telemetry::Telemetry;
+use crate::tls;
+use crate::tls::Chain;
+use crate::tls::TlsError;
+
+/// Problems of the files that a config names, which the reading of the config does not see. Blocks.
+#[must_use]
+pub fn files(checked: &Checked) -> Vec<Problem> {
+    let mut found = Findings { checked, problems: Vec::new() };
+    for named in checked.named.iter().filter(|named| named.path.is_file()) {
+        match key_of(named) {
+            "certificate" => found.certificate(named),
+            "private_key" => found.report(named, tls::check_private_key(&named.path)),
+            "ca" | "client_ca" => found.authorities(named),
+            "bearer_token_file" => found.token(named),
+            "password_file" => found.password(named),
+            _ => {}
+        }
+    }
+    found.problems
+}
+
+/// Problems of the directories that a config names, but for those in use. Blocks.
+#[must_use]
+pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let directories = checked.named.iter().filter(|named| named.is_directory);
+    for named in directories.filter(|named| !in_use.contains(&named.path)) {
+        let (looked, severity) = match named.key.as_str() {
+            "queue.directory" => (queue::place::of_queue(&named.path), Severity::Error),
+            // A relay does without, and counts what it has to drop.
+            _ => (queue::place::of_dead_letters(&named.path), Severity::Fault),
+        };
+        if let Err(error) = looked {
+            let message = format!("{error}, allowed: a directory that can be written or made");
+            problems.push(checked.problem(&named.key, message, severity));
+        }
+    }
+    problems
+}
+
+/// What listeners, outputs and sources refuse when they read their files, in a config in which
+/// nothing else was found. Policies are left out: their mistakes have lines of their own. Blocks.
+#[must_use]
+pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut refused = |key: String, error: String| {
+        problems.push(checked.problem(&key, error, Severity::Error));
+    };
+    for (index, listener) in config.listeners.iter().enumerate() {
+        if let Err(error) = Settings::read(listener, None) {
+            refused(format!("listener[{index}]"), error);
+        }
+    }
+    let telemetry = Arc::new(Telemetry::new());
+    let dead_letters = DeadLetters::new(&telemetry);
+    for (index, output) in config.outputs.iter().enumerate() {
+        if output.filter.policies.iter().any(|policy| filter::read_policy(policy).is_err()) {
+            continue;
+        }
+        let prepared = output::prepare(output, &telemetry, &dead_letters);
+        if let Some(Err(error)) = prepared.files().map(|files| files.stage()) {
+            refused(format!("output[{index}]"), error);
+        }
+    }
+    let sources = Sources::default().plan(&config.sources, config.limits.max_body, &telemetry);
+    for (index, source) in sources.iter().enumerate() {
+        if let Err(error) = source.stage() {
+            refused(format!("source[{index}]"), error);
+        }
+    }
+    problems
+}
+
+/// The last part of its path in the config.
+fn key_of(named: &Named) -> &str {
+    named.key.rsplit('.').next().unwrap_or_default()
+}
+
+struct Findings<'a> {
+    checked: &'a Checked,
+    problems: Vec<Problem>,
+}
+
+impl Findings<'_> {
+    /// One problem for each key and line: what the reading of the config has said is not said
+    /// again.
+    fn add(&mut self, named: &Named, message: impl Into<String>, severity: Severity) {
+        let is_known =
+            |problem: &Problem| problem.path == named.key && problem.severity != Severity::Warning;
+        if severity == Severity::Warning || !self.checked.problems.iter().any(is_known) {
+            self.problems.push(self.checked.problem(&named.key, message, severity));
+        }
+    }
+
+    fn report(&mut self, named: &Named, result: Result<(), TlsError>) {
+        // An optional file may go between two looks at it.
+        let Err(error) = result else { return };
+        if named.must_exist || !error.is_missing() {
+            let message = format!("{error}, allowed: {}", allowed(named));
+            self.add(named, message, Severity::Error);
+        }
+    }
+
+    /// A chain, with the key that belongs to it.
+    fn certificate(&mut self, named: &Named) {
+        let chain = match Chain::read(&named.path) {
+            Ok(chain) => chain,
+            Err(error) => return self.report(named, Err(error)),
+        };
+        let is_listener = named.key.starts_with("listener");
+        match chain.validity() {
+            Err(position) => {
+                let message = format!(
+                    "certificate {position} of {} can't be read, allowed: {}",
+                    named.path.display(),
+                    allowed(named)
+                );
+                return self.add(named, message, Severity::Error);
+            }
+            Ok(all) => {
+                let by = if is_listener { "kube-apiserver" } else { "the consumer" };
+                for (index, validity) in all.iter().enumerate() {
+                    let which = format!("certificate {} of {}", index + 1, named.path.display());
+                    let (from, until) = &validity.words;
+                    if validity.until < now() {
+                        let message = format!(
+                            "{which} has expired ({until}): {by} will refuse it, allowed: one that is valid"
+                        );
+                        self.add(named, message, Severity::Fault);
+                    } else if validity.from > now() {
+                        let message = format!(
+                            "{which} is not valid yet ({from}): {by} will refuse it until then"
+                        );
+                        self.add(named, message, Severity::Warning);
+                    }
+                }
+            }
+        }
+        let key = format!("{}private_key", named.key.trim_end_matches("certificate"));
+        let key = self.checked.named.iter().find(|other| other.key == key);
+        // A file without a key is reported as such, where its own turn comes.
+        let key = key.filter(|key| tls::check_private_key(&key.path).is_ok());
+        if let Some(key) = key.filter(|key| key.path.is_file()) {
+            let fits = chain.fits(&named.path, &key.path);
+            let is_mismatch = matches!(fits, Err(TlsError::Mismatch { .. }));
+            self.report(if is_mismatch { key } else { named }, fits);
+        }
+    }
+
+    fn authorities(&mut self, named: &Named) {
+        let chain = match Chain::read(&named.path) {
+            Ok(chain) => chain,
+            Err(error) => return self.report(named, Err(error)),
+        };
+        self.report(named, chain.roots(&named.path));
+        for (index, validity) in chain.validity().unwrap_or_default().iter().enumerate() {
+            if validity.until < now() {
+                let (file, until) = (named.path.display(), &validity.words.1);
+                let message = format!("authority {} of {file} has expired ({until})", index + 1);
+                self.add(named, message, Severity::Warning);
+            }
+        }
+    }
+
+    fn token(&mut self, named: &Named) {
+        let Some(token) = self.secret(named) else { return };
+        let what = if token.trim().is_empty() {
+            "is empty"
+        } else if token.chars().any(|char| char.is_control() && char != '\t') {
+            "holds a control character or a second line"
+        } else if !named.key.starts_with("listener") && config::header_value(&token).is_err() {
+            "holds what no header may"
+        } else {
+            return;
+        };
+        let message = format!("{} {what}, allowed: {}", named.path.display(), allowed(named));
+        self.add(named, message, Severity::Error);
+    }
+
+    fn password(&mut self, named: &Named) {
+        if self.secret(named).is_some_and(|password| password.is_empty()) {
+            let message = format!("{} is empty", named.path.display());
+            self.add(named, message, Severity::Warning);
+        }
+    }
+
+    fn secret(&mut self, named: &Named) -> Option<String> {
+        let error = match config::read_secret(&named.path) {
+            Ok(secret) => return Some(secret),
+            Err(error) => error,
+        };
+        let file = named.path.display();
+        let message = if error.kind() == io::ErrorKind::InvalidData {
+            format!("{file} is not text (UTF-8), allowed: {}", allowed(named))
+        } else {
+            format!("cannot read {file}: {error}, allowed: {}", allowed(named))
+        };
+        self.add(named, message, Severity::Error);
+        None
+    }
+}
+
+/// What a file of this key may hold.
+fn allowed(named: &Named) -> &'static str {
+    match key_of(named) {
+        "certificate" => "a PEM chain, the leaf first",
+        "private_key" => "the PEM key of the certificate",
+        "bearer_token_file" => "one line of printable text",
+        "password_file" => "one line of text",
+        _ => "a PEM bundle of authorities",
+    }
+}
+
+fn now() -> i64 {
+    i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX)
+}

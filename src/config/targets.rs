@@ -1,0 +1,204 @@
+//! Where outputs lead: the same place twice, or back to the relay itself. Both are allowed and
+//! nearly always a mistake, so that they are warned of.
+//!
+//! Nothing is resolved or connected: a name is compared as it is written.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::net::UdpSocket;
+
+use url::Host;
+use url::Url;
+
+use super::HostPort;
+use super::Listener;
+use super::Output;
+use super::OutputKind;
+use super::Severity;
+use super::Stream;
+use super::Template;
+use super::reader::Context;
+use super::schema::Draft;
+
+/// One configured address of an output.
+struct Target {
+    /// `output[0].urls[1]`.
+    key: String,
+    /// Lower case, without brackets or a dot at the end.
+    host: String,
+    port: u16,
+    /// Two of the same output are one place if these are equal: the whole URL, or host and port.
+    whole: String,
+    /// A proxy resolves the host, so that `localhost` is another machine.
+    resolved_elsewhere: bool,
+}
+
+/// Warns of each address that is named twice, and of each that is one of the relay's own.
+pub(super) fn warn(
+    cx: &Context<'_>,
+    listeners: &[(Option<SocketAddr>, Option<Listener>)],
+    admin: Option<SocketAddr>,
+    outputs: &[Draft],
+) {
+    let listeners = listeners.iter().enumerate().filter_map(|(index, (address, _))| {
+        Some((format!("listener[{index}].address"), (*address)?))
+    });
+    let own: Vec<_> =
+        listeners.chain(admin.map(|address| ("admin.address".to_owned(), address))).collect();
+    let warn = |key: &str, message: String| cx.problem_at(key, key, message, Severity::Warning);
+    for draft in outputs {
+        let Some(output) = &draft.output else { continue };
+        let targets = targets_of(&draft.path, output);
+        for (index, target) in targets.iter().enumerate() {
+            let twice = targets.iter().take(index).find(|it| it.whole == target.whole);
+            if let Some(first) = twice {
+                let message = format!("is a duplicate of {}, better: each address once", first.key);
+                warn(&target.key, message);
+            }
+            if let Some((key, _)) = own.iter().find(|(_, address)| target.is(*address)) {
+                let message = format!(
+                    "leads back to the relay itself (its own {key}), better: a consumer's address"
+                );
+                warn(&target.key, message);
+            }
+        }
+    }
+}
+
+fn targets_of(path: &str, output: &Output) -> Vec<Target> {
+    let streams = |stream: &Stream| host_ports(path, "addresses", &stream.addresses);
+    match &output.kind {
+        OutputKind::Http(http) => {
+            let url = |(index, url): (usize, &Template)| {
+                Target::of_url(format!("{path}.urls[{index}]"), url, http.proxy.is_some())
+            };
+            let proxy = http.proxy.as_ref();
+            let proxy = proxy.and_then(|it| Target::of_url(format!("{path}.proxy"), it, false));
+            http.urls.iter().enumerate().filter_map(url).chain(proxy).collect()
+        }
+        OutputKind::Tcp(tcp) => streams(&tcp.stream),
+        OutputKind::Syslog(syslog) => streams(&syslog.stream),
+        OutputKind::Lumberjack(lumberjack) => streams(&lumberjack.stream),
+        OutputKind::Relp(relp) => streams(&relp.stream),
+        OutputKind::Stdout(_) => Vec::new(),
+        #[cfg(feature = "kafka")]
+        OutputKind::Kafka(kafka) => host_ports(path, "brokers", &kafka.cluster.brokers),
+    }
+}
+
+fn host_ports(path: &str, key: &str, addresses: &[HostPort]) -> Vec<Target> {
+    let target = |(index, address): (usize, &HostPort)| {
+        let host = plain(&address.host);
+        let whole = format!("{host} {}", address.port);
+        let (key, port) = (format!("{path}.{key}[{index}]"), address.port);
+        Target { key, host, port, whole, resolved_elsewhere: false }
+    };
+    addresses.iter().enumerate().map(target).collect()
+}
+
+/// A host as it is compared. An address is written in its shortest form.
+fn plain(host: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    let host = host.strip_suffix('.').unwrap_or(&host);
+    host.parse::<IpAddr>().map_or_else(|_| host.to_owned(), |address| address.to_string())
+}
+
+impl Target {
+    /// `None` where the URL can't be read here; that is told elsewhere.
+    fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
+        let url = Url::parse(&url.expand().ok()?).ok()?;
+        let host = match url.host()? {
+            Host::Domain(name) => plain(name),
+            Host::Ipv4(address) => address.to_string(),
+            Host::Ipv6(address) => address.to_string(),
+        };
+        let port = url.port_or_known_default()?;
+        Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere })
+    }
+
+    /// Whether a connection to it reaches a socket that is bound to this address on this machine.
+    fn is(&self, bound: SocketAddr) -> bool {
+        if bound.port() == 0 || bound.port() != self.port || self.resolved_elsewhere {
+            return false;
+        }
+        let bound = bound.ip().to_canonical();
+        match self.host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            // To connect to 0.0.0.0 or [::] is to connect to loopback.
+            Ok(address) if address.is_unspecified() || bound.is_unspecified() => {
+                let reaches = if address.is_unspecified() { bound } else { address };
+                reaches.is_unspecified() || reaches.is_loopback() || is_of_this_machine(reaches)
+            }
+            Ok(address) => address == bound,
+            Err(_) if self.host == "localhost" || self.host.ends_with(".localhost") => {
+                bound.is_unspecified() || bound.is_loopback()
+            }
+            Err(_) => self.host == machine_name() && !bound.is_loopback(),
+        }
+    }
+}
+
+fn machine_name() -> String {
+    plain(&rustix::system::uname().nodename().to_string_lossy())
+}
+
+/// Only an address of this machine can be bound to. Nothing is sent.
+fn is_of_this_machine(address: IpAddr) -> bool {
+    address != IpAddr::V4(Ipv4Addr::BROADCAST)
+        && !address.is_multicast()
+        && UdpSocket::bind((address, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(host: &str, port: u16) -> Target {
+        let (key, host) = (String::new(), plain(host));
+        Target { key, host, port, whole: String::new(), resolved_elsewhere: false }
+    }
+
+    #[test]
+    fn an_address_of_the_relay_is_known_in_every_spelling() {
+        for (host, bound) in [
+            ("localhost", "127.0.0.1:3000"),
+            ("LOCALHOST.", "0.0.0.0:3000"),
+            ("localhost", "[::1]:3000"),
+            ("relay.localhost", "[::]:3000"),
+            ("127.0.0.1", "127.0.0.1:3000"),
+            ("127.0.0.1", "0.0.0.0:3000"),
+            ("127.0.0.9", "0.0.0.0:3000"),
+            ("127.0.0.1", "[::]:3000"),
+            ("::ffff:127.0.0.1", "127.0.0.1:3000"),
+            ("0.0.0.0", "127.0.0.1:3000"),
+            ("0.0.0.0", "0.0.0.0:3000"),
+            ("::", "[::]:3000"),
+            ("::", "0.0.0.0:3000"),
+            ("::1", "[::]:3000"),
+            ("0:0:0:0:0:0:0:1", "[::1]:3000"),
+            ("10.1.2.3", "10.1.2.3:3000"),
+        ] {
+            assert!(target(host, 3000).is(bound.parse().unwrap()), "{host} {bound}");
+        }
+        assert!(target(&machine_name(), 3000).is("0.0.0.0:3000".parse().unwrap()));
+    }
+
+    #[test]
+    fn another_machine_or_port_is_none_of_the_relays() {
+        for (host, bound) in [
+            ("localhost", "127.0.0.1:3001"),
+            ("localhost", "10.1.2.3:3000"),
+            ("127.0.0.1", "127.0.0.2:3000"),
+            ("127.0.0.1", "[::1]:3000"),
+            // TEST-NET-1 (RFC 5737).
+            ("192.0.2.7", "0.0.0.0:3000"),
+            ("logs.example", "0.0.0.0:3000"),
+            ("localhost.example", "0.0.0.0:3000"),
+        ] {
+            assert!(!target(host, 3000).is(bound.parse().unwrap()), "{host} {bound}");
+        }
+        assert!(!target("localhost", 0).is("127.0.0.1:0".parse().unwrap()));
+        let proxied = Target { resolved_elsewhere: true, ..target("localhost", 3000) };
+        assert!(!proxied.is("127.0.0.1:3000".parse().unwrap()));
+    }
+}
