@@ -50,6 +50,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What can't be read for so long is lost. A disk that is away for a moment costs no events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The least time between two lines that say so.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// What is noted with a claim.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Note {
@@ -552,12 +555,14 @@ pub struct Cursor {
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
     /// Since when that has failed.
     failing: Option<Instant>,
+    /// When the log was told of a failure last.
+    told: Option<Instant>,
 }
 
 impl Cursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let readable = Arc::clone(&shared.lock().cursors[index].readable);
-        Self { shared, index, readable, loading: None, failing: None }
+        Self { shared, index, readable, loading: None, failing: None, told: None }
     }
 
     /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
@@ -601,7 +606,7 @@ impl Cursor {
                 self.shared.apply(self.index, epoch, loaded);
             }
             Ok(Err(error)) => {
-                if self.failing.is_none() {
+                if self.failing.is_none() && self.may_tell() {
                     let output = self.shared.lock().cursors[self.index].output.name.clone();
                     tracing::error!(output, %error, "the queue can't be read here, trying on for half a minute");
                 }
@@ -609,10 +614,21 @@ impl Cursor {
                 tokio::time::sleep(PAUSE).await;
             }
             Err(panic) => {
-                tracing::error!(%panic, "a file of the queue could not be read, trying on");
+                if self.may_tell() {
+                    tracing::error!(%panic, "a file of the queue could not be read, trying on");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+
+    /// Whether the log may have a line about a failure: a disk that fails now and then must not fill it.
+    fn may_tell(&mut self) -> bool {
+        let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
+        if may {
+            self.told = Some(Instant::now());
+        }
+        may
     }
 
     /// Claims what comes next, as far as it is in memory: whole batches as far as they fit, or a part of one that does not
