@@ -116,8 +116,8 @@ struct Parts {
     sources: Sources,
     dead_letters: DeadLetters,
     watch: Watch,
-    /// Of every task and thread that the relay can't go on without, but the outputs', which are taken out of the queue
-    /// before that is told.
+    /// Every task and thread that the relay can't go on without reports its failure here, but for the outputs: `outputs`
+    /// takes one that has failed out of the queue first.
     failures: Failures,
     /// What is wrong with the config that was read last, until it is logged.
     problems: Vec<Problem>,

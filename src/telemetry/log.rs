@@ -140,11 +140,10 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     let location = panic.location().map(ToString::to_string).unwrap_or_default();
     let said = panic.payload_as_str().unwrap_or("no message");
     let backtrace = Backtrace::capture();
-    match backtrace.status() {
-        BacktraceStatus::Captured => {
-            tracing::error!(thread, location, panic = said, %backtrace, "panicked");
-        }
-        _ => tracing::error!(thread, location, panic = said, "panicked"),
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(thread, location, panic = said, %backtrace, "panicked");
+    } else {
+        tracing::error!(thread, location, panic = said, "panicked");
     }
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_WORDS);
@@ -359,7 +358,7 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
             Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => park_timeout(FULL_PIPE),
-            // Who would hear of it?
+            // The error has no log to go to; its lines are counted.
             Err(_) => break,
         }
     }

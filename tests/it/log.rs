@@ -90,7 +90,7 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
     let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
     relay.wait_until_delivered(PATIENCE);
     relay.read_log();
-    // Of all that was dropped the log tells.
+    // The log tells of every line that was dropped.
     let told = |relay: &Relay| -> f64 {
         let fields = relay.log_fields();
         let told = fields.iter().filter(|fields| {
