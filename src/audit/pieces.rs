@@ -256,7 +256,7 @@ impl Pieces {
         let piece = &mut self.window[from..cut + tail.len()];
         let decoded = match self.part {
             Part::Lines if self.before > 0 => decode_lines_in_place(piece),
-            _ => decode_in_place(piece),
+            Part::Lines | Part::Unknown | Part::Items | Part::Tail => decode_in_place(piece),
         };
         let Split { lines, events, levels } = decoded.map_err(|error| self.place(error, shift))?;
         if events > 0 {
@@ -345,10 +345,11 @@ fn items_start(body: &[u8]) -> Option<usize> {
     for member in scan::members(&body[open..]) {
         match &*scan::key(member.key) {
             // The first of duplicate keys counts. An event may have a member `items`, and stays an event.
-            b"kind" if !std::mem::replace(&mut has_kind, true) => {
-                if scan::string(member.value).as_deref() == Some(b"Event") {
-                    return None;
-                }
+            b"kind"
+                if !std::mem::replace(&mut has_kind, true)
+                    && scan::string(member.value).as_deref() == Some(b"Event") =>
+            {
+                return None;
             }
             b"items" if member.value.first() == Some(&b'[') => {
                 return Some(member.value.as_ptr() as usize - body.as_ptr() as usize + 1);
@@ -360,6 +361,10 @@ fn items_start(body: &[u8]) -> Option<usize> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::panic_in_result_fn,
+    reason = "a store that is tested, and an outcome that is compared"
+)]
 mod tests {
     use super::*;
     use crate::audit::decode;

@@ -74,10 +74,11 @@ fn body_of(seed: u64, size: usize, event_bytes: usize) -> Vec<u8> {
 
 /// An output whose consumer is away.
 fn away() -> String {
-    format!(
-        "[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:{}\"]\n",
-        free_port()
-    )
+    away_from(free_port())
+}
+
+fn away_from(port: u16) -> String {
+    format!("[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:{port}\"]\n")
 }
 
 /// All events that a directory holds, in their order.
@@ -278,9 +279,10 @@ fn a_large_body_that_is_refused_leaves_nothing() {
 fn a_large_body_without_room_is_429_and_its_repetition_counts_once_as_accepted() {
     let spool = Spool::new();
     let sink = TcpSink::start();
+    let dead = free_port();
     let relay = Relay::start(&format!(
         "{BASE}{}{LITTLE_MEMORY}{}",
-        away(),
+        away_from(dead),
         spool.queue("max_bytes = \"16MiB\"\n")
     ));
     let bodies: Vec<Vec<u8>> = (0..4).map(|seed| body_of(seed, 6 * MIB, 900)).collect();
@@ -296,9 +298,7 @@ fn a_large_body_without_room_is_429_and_its_repetition_counts_once_as_accepted()
     assert_eq!(metrics.sum("received_bytes_total"), 4.0 * 6.0 * MIB as f64);
     // The consumer comes, and the repetition finds room.
     let config = std::fs::read_to_string(relay.config_file()).unwrap();
-    let at = config.find("addresses = [\"").unwrap() + "addresses = [\"".len();
-    let end = at + config[at..].find('"').unwrap();
-    let config = format!("{}{}{}", &config[..at], sink.address(), &config[end..]);
+    let config = config.replace(&format!("127.0.0.1:{dead}"), &sink.address().to_string());
     std::fs::write(relay.config_file(), config).unwrap();
     relay.signal(libc::SIGHUP);
     relay.wait_until_delivered(PATIENCE);
