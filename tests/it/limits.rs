@@ -439,6 +439,14 @@ fn answers_that_refuse_and_are_not_read_give_way() {
     unread.stream().socket().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
     while unread.send(&requests).is_ok() {}
+    // What has been sent needs more room for its answers than there is: the relay stops in one of
+    // them.
+    let answered = || guarded.relay.metrics().sum("requests_total");
+    wait_until("a relay that can write no more", PATIENCE, || {
+        let before = answered();
+        std::thread::sleep(Duration::from_millis(500));
+        answered() == before
+    });
     let mut next = connect(&guarded.relay);
     guarded.assert_good(&mut next);
     guarded.assert_good(&mut good);
