@@ -73,7 +73,15 @@ async fn break_writer(queue: &Queue) {
     let absurd = Append { lines, events: u64::MAX, levels: LevelCounts::default() };
     let mut ticket = queue.append(absurd.clone()).expect("there is room");
     assert_eq!(ticket.acknowledged().await, Err(Refused::Disk));
-    assert_eq!(queue.append(Append { events: 1, ..absurd }).err(), Some(Refused::Disk));
+    // Whatever comes while the thread unwinds is refused as well.
+    let next = Append { events: 1, ..absurd };
+    let refused = match queue.append(next.clone()) {
+        Ok(mut ticket) => ticket.acknowledged().await,
+        Err(refused) => Err(refused),
+    };
+    assert_eq!(refused, Err(Refused::Disk));
+    queue.failed().await;
+    assert_eq!(queue.append(next).err(), Some(Refused::Disk));
 }
 
 #[tokio::test]
