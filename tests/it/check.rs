@@ -295,11 +295,11 @@ fn addresses_that_are_named_twice_or_lead_back_are_warned_of() {
         ),
         (
             tcp("\"h:1\", \"i:1\", \"H.:1\""),
-            "6:29: output[0].addresses[2]: warning: is a duplicate of output[0].addresses[0]",
+            "6:28: output[0].addresses[2]: warning: is a duplicate of output[0].addresses[0]",
         ),
         (
             tcp("\"[::1]:1\", \"[0::1]:1\""),
-            "6:26: output[0].addresses[1]: warning: is a duplicate of output[0].addresses[0]",
+            "6:25: output[0].addresses[1]: warning: is a duplicate of output[0].addresses[0]",
         ),
         (
             http("\"http://localhost:3000/\""),
