@@ -400,7 +400,8 @@ struct Heard {
     first: CancellationToken,
     second: CancellationToken,
     reload: mpsc::Receiver<()>,
-    /// Hears them as long as the process lives: its end is a panic, which counts as the first signal.
+    /// Hears them as long as the process lives: its end is a panic, which counts as the first
+    /// signal.
     listening: JoinHandle<()>,
 }
 

@@ -1,4 +1,5 @@
-//! The process: the limits that it asks of the kernel for itself, once, before anything is open, and why it can't go on.
+//! The process: the limits that it asks of the kernel for itself, once, before anything is open,
+//! and why it can't go on.
 #![allow(unsafe_code, reason = "getrlimit, setrlimit and prctl; the proofs are beside the calls")]
 
 use std::io;
@@ -35,8 +36,8 @@ pub fn raise_open_files() -> io::Result<u64> {
 ///
 /// The kernel's; the pages stay as the system has them.
 pub fn refuse_huge_pages() -> io::Result<()> {
-    // prctl is variadic and reads each argument as an unsigned long: the upper half of an int is not defined, and with
-    // this option the kernel refuses unused arguments that are not 0.
+    // prctl is variadic and reads each argument as an unsigned long: the upper half of an int is
+    // not defined, and with this option the kernel refuses unused arguments that are not 0.
     let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: with this option prctl takes numbers only.
     let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, on, unused, unused, unused) };

@@ -344,7 +344,8 @@ impl Queue {
         }
     }
 
-    /// Waits until nothing can be stored any more before the next start, and says why. For ever in memory.
+    /// Waits until nothing can be stored any more before the next start, and says why. For ever in
+    /// memory.
     ///
     /// # Cancel safety
     ///

@@ -116,8 +116,8 @@ struct Parts {
     sources: Sources,
     dead_letters: DeadLetters,
     watch: Watch,
-    /// Every task and thread that the relay can't go on without reports its failure here, but for the outputs: `outputs`
-    /// takes one that has failed out of the queue first.
+    /// Every task and thread that the relay can't go on without reports its failure here, but for
+    /// the outputs: `outputs` takes one that has failed out of the queue first.
     failures: Failures,
     /// What is wrong with the config that was read last, until it is logged.
     problems: Vec<Problem>,
@@ -176,8 +176,8 @@ async fn serve(
             Some(()) = reload.recv() => {}
             () = parts.watch.changed() => {}
         }
-        // A file system that hangs, and an output or a source that takes its time to leave, must not keep it from
-        // ending: nothing is in force before the last wait is over.
+        // A file system that hangs, and an output or a source that takes its time to leave, must
+        // not keep it from ending: nothing is in force before the last wait is over.
         tokio::select! {
             biased;
             () = &mut stopped => break Ok(()),
@@ -377,8 +377,8 @@ impl Parts {
     }
 }
 
-/// What is ready to be put in force. Dropped instead, nothing has changed, but that sources which were to leave take nothing
-/// more.
+/// What is ready to be put in force. Dropped instead, nothing has changed, but that sources which
+/// were to leave take nothing more.
 struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -389,13 +389,14 @@ struct Prepared {
 
 /// The reload: everything is read, checked, bound and joined first, and put in force where all of that succeeds.
 impl Parts {
-    /// All that can fail, and all that may take its time: files, outputs of the same name that are still on their way out,
-    /// the disk that notes a new one, sources that are to take nothing more.
+    /// All that can fail, and all that may take its time: files, outputs of the same name that are
+    /// still on their way out, the disk that notes a new one, sources that are to take nothing
+    /// more.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, outputs that had joined have never been there. What sources had taken is theirs to finish; those that
-    /// were to leave take nothing more, so that only the end may follow.
+    /// Dropped, outputs that had joined have never been there. What sources had taken is theirs to
+    /// finish; those that were to leave take nothing more, so that only the end may follow.
     async fn prepare(&mut self) -> Result<Prepared, String> {
         let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
         let Plan { listeners, sources } = plan;

@@ -191,7 +191,8 @@ impl Address {
         may
     }
 
-    /// Whether the log has the address as down, and a line has to say that it is up. It counts as written.
+    /// Whether the log has the address as down, and a line has to say that it is up. It counts as
+    /// written.
     fn is_to_be_told_up(&mut self, now: Instant) -> bool {
         let tells = std::mem::take(&mut self.told_down);
         if tells {

@@ -7,8 +7,9 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-/// Notes the first task or thread that has ended although the process needs it. `relay` waits for that, drains, and ends
-/// the process with an error: a relay whose accept loop or deadlines are gone looks well and is not.
+/// Notes the first task or thread that has ended although the process needs it. `relay` waits for
+/// that, drains, and ends the process with an error: a relay whose accept loop or deadlines are
+/// gone looks well and is not.
 ///
 /// Cheap to clone; all clones are the same.
 #[derive(Clone, Default)]
@@ -18,7 +19,8 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Notes a failure, unless there is one already, and logs it at once: the end comes only after the drain.
+    /// Notes a failure, unless there is one already, and logs it at once: the end comes only after
+    /// the drain.
     pub fn report(&self, error: String) {
         tracing::error!(error, "what the relay needs has ended: it drains and exits with 1");
         self.first.send_if_modified(|first| {
@@ -48,8 +50,8 @@ impl Failures {
         }
     }
 
-    /// A task that the process needs: where it panics, that is a failure, which begins with `name`. Its end without a
-    /// panic is none: it returns when it is told to.
+    /// A task that the process needs: where it panics, that is a failure, which begins with `name`.
+    /// Its end without a panic is none: it returns when it is told to.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,

@@ -142,8 +142,9 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// An address that one of them has left is taken by somebody else, or can't be bound for another reason that shows only
-    /// now. Everything else is in force, and the listener that has left it listens again where it did before.
+    /// An address that one of them has left is taken by somebody else, or can't be bound for
+    /// another reason that shows only now. Everything else is in force, and the listener that has
+    /// left it listens again where it did before.
     pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), String> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -182,8 +183,9 @@ impl Listeners {
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
-    /// Listens again on an address that was given up for one that can't be bound: senders that still know it must not find
-    /// it closed. The next reload sees it as one that goes. Says how that went.
+    /// Listens again on an address that was given up for one that can't be bound: senders that
+    /// still know it must not find it closed. The next reload sees it as one that goes. Says how
+    /// that went.
     fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
         let socket = net::bind(config.address);
         let listener = socket.and_then(|socket| self.listener(config, settings, socket));

@@ -135,8 +135,8 @@ impl Place {
     }
 }
 
-/// A place that a reload asked for. Where the reload fails or is given up, the output has never joined: its cursor would
-/// keep, for nobody, what comes.
+/// A place that a reload asked for. Where the reload fails or is given up, the output has never
+/// joined: its cursor would keep, for nobody, what comes.
 struct Joined(Option<Cursor>);
 
 impl Drop for Joined {
@@ -230,7 +230,8 @@ impl Outputs {
         configs.iter().map(plan).collect()
     }
 
-    /// Gives each new one its place in the log. The places are theirs once the plan is put in force.
+    /// Gives each new one its place in the log. The places are theirs once the plan is put in
+    /// force.
     ///
     /// # Cancel safety
     ///

@@ -1,4 +1,5 @@
-//! What becomes of the relay when a task or a thread that it needs panics: it drains, and says which it was.
+//! What becomes of the relay when a task or a thread that it needs panics: it drains, and says
+//! which it was.
 
 use std::future::pending;
 use std::path::Path;
@@ -66,8 +67,8 @@ async fn post(to: SocketAddr) -> Option<String> {
     answer.get(9..12).map(str::to_owned)
 }
 
-/// Makes the thread that writes the queue panic, after its first event: there are no numbers for so many, and the sum of
-/// them overflows.
+/// Makes the thread that writes the queue panic, after its first event: there are no numbers for so
+/// many, and the sum of them overflows.
 async fn break_writer(queue: &Queue) {
     let lines = bytes::Bytes::from_static(b"{}\n");
     let absurd = Append { lines, events: u64::MAX, levels: LevelCounts::default() };

@@ -1,9 +1,10 @@
 //! The log: lines on stderr, written by a thread of its own.
 //!
-//! A pipe or a terminal that nobody reads blocks whoever writes to it, for as long as nobody reads. While the relay runs,
-//! only the log's thread writes to stderr. All others put their line into a bounded queue and go on: a runtime thread
-//! that waits for a log line delivers nothing, answers nobody, and hears no signal. A line that finds no room is dropped
-//! and counted, and the log says how many were dropped as soon as somebody reads again.
+//! A pipe or a terminal that nobody reads blocks whoever writes to it, for as long as nobody reads.
+//! While the relay runs, only the log's thread writes to stderr. All others put their line into a
+//! bounded queue and go on: a runtime thread that waits for a log line delivers nothing, answers
+//! nobody, and hears no signal. A line that finds no room is dropped and counted, and the log says
+//! how many were dropped as soon as somebody reads again.
 
 use std::backtrace::Backtrace;
 use std::backtrace::BacktraceStatus;
@@ -56,11 +57,12 @@ const GROUP_BYTES: usize = 64 * 1024;
 /// A pipe that somebody else has made non-blocking is tried again so often while it is full.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The end of the process waits so long for the last lines. Where the thread has hung in one write for so long already,
-/// the end does not wait at all.
+/// The end of the process waits so long for the last lines. Where the thread has hung in one write
+/// for so long already, the end does not wait at all.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// A thread that panics waits so long for its line to be written: what follows a panic may be an abort.
+/// A thread that panics waits so long for its line to be written: what follows a panic may be an
+/// abort.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// After a panic in the log's own thread.
@@ -77,8 +79,8 @@ static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 /// The lines of the log that was started.
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
-/// Sends the log to stderr, and with it what panics say. Dependencies speak from warn on: h2 would show headers, and with
-/// them tokens, below.
+/// Sends the log to stderr, and with it what panics say. Dependencies speak from warn on: h2 would
+/// show headers, and with them tokens, below.
 ///
 /// A second call in the same process changes nothing; [`change_log`] does.
 ///
@@ -194,7 +196,8 @@ struct LinesState {
     waiting: VecDeque<Vec<u8>>,
     /// Their bytes.
     bytes: usize,
-    /// Since when the thread has been at work on what it took last; `None` while it has nothing to do.
+    /// Since when the thread has been at work on what it took last; `None` while it has nothing to
+    /// do.
     writing: Option<Instant>,
     /// The last write has failed: the reader has gone, or a disk is full.
     failing: bool,
@@ -203,7 +206,8 @@ struct LinesState {
 }
 
 impl LinesState {
-    /// Dropped lines are told of in a line of their own. While writes fail that would be one more that is lost.
+    /// Dropped lines are told of in a line of their own. While writes fail that would be one more
+    /// that is lost.
     fn has_to_tell(&self) -> bool {
         self.untold > 0 && !self.failing
     }
@@ -229,7 +233,8 @@ enum Rank {
     Ordinary,
     /// Warnings and errors.
     Urgent,
-    /// Tells of dropped lines: always taken. There is one for each group of lines that is written at most.
+    /// Tells of dropped lines: always taken. There is one for each group of lines that is written
+    /// at most.
     Notice,
 }
 
@@ -331,7 +336,8 @@ impl Lines {
         self.dropped.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Waits until all is written, and so long at most; not at all where the thread has hung for so long already.
+    /// Waits until all is written, and so long at most; not at all where the thread has hung for so
+    /// long already.
     fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.lock();
@@ -368,7 +374,8 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
 /// Puts lines into the queue.
 struct ToQueue {
     queue: Arc<Lines>,
-    /// Whether control characters are escaped: what a peer says can't forge a line. JSON escapes them itself.
+    /// Whether control characters are escaped: what a peer says can't forge a line. JSON escapes
+    /// them itself.
     escapes: bool,
 }
 

@@ -470,8 +470,8 @@ fn http_output(name: &str, address: SocketAddr) -> String {
     format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{address}/\"]\n")
 }
 
-/// A relay in the middle of a reload: an output whose consumer hangs was removed, and its name is asked for again, beside a
-/// new output, which has joined already.
+/// A relay in the middle of a reload: an output whose consumer hangs was removed, and its name is
+/// asked for again, beside a new output, which has joined already.
 fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more: &str) -> Relay {
     let base = format!("{BASE}{}{more}", http_output("live", live.address()));
     let with = format!("{base}{}", http_output("hung", hung.address()));

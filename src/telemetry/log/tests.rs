@@ -4,7 +4,8 @@ use std::sync::mpsc;
 
 use super::*;
 
-/// Where the thread writes to: each write waits until the test allows it, and fails once nobody does any more.
+/// Where the thread writes to: each write waits until the test allows it, and fails once nobody
+/// does any more.
 struct Gate {
     /// How many bytes the next write may take.
     allowed: mpsc::Receiver<usize>,
@@ -137,7 +138,8 @@ fn the_end_waits_for_a_writer_that_works_and_not_for_one_that_hangs() {
     log.push("first", Rank::Ordinary);
     log.wait_until_it_hangs();
     log.lines.flush(Duration::from_millis(10));
-    // Where it has hung for the whole of that time already, nobody waits: this test would take an hour.
+    // Where it has hung for the whole of that time already, nobody waits: this test would take an
+    // hour.
     let hour = Duration::from_secs(3600);
     log.lines.lock().writing = Some(Instant::now() - hour);
     log.lines.flush(hour);
