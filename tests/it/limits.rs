@@ -438,14 +438,17 @@ fn answers_that_refuse_and_are_not_read_give_way() {
     socket2::SockRef::from(unread.stream().socket()).set_recv_buffer_size(4096).unwrap();
     unread.stream().socket().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
-    while unread.send(&requests).is_ok() {}
-    // What has been sent needs more room for its answers than there is: the relay stops in one of
-    // them.
     let answered = || guarded.relay.metrics().sum("requests_total");
+    let mut at = 0;
+    // The relay stops in the midst of its answers: it takes no more requests, and answers none.
     wait_until("a relay that can write no more", PATIENCE, || {
+        let mut socket = unread.stream().socket();
+        while let Ok(count) = socket.write(&requests[at..]) {
+            at = (at + count) % requests.len();
+        }
         let before = answered();
         std::thread::sleep(Duration::from_millis(500));
-        answered() == before
+        answered() == before && socket.write(&requests[at..]).is_err()
     });
     let mut next = connect(&guarded.relay);
     guarded.assert_good(&mut next);
