@@ -191,7 +191,7 @@ impl Findings<'_> {
         let Some(token) = self.secret(named) else { return };
         let what = if token.trim().is_empty() {
             "is empty"
-        } else if token.chars().any(|char| char.is_control() && char != '\t') {
+        } else if token.trim().chars().any(|char| char.is_control() && char != '\t') {
             "holds a control character or a second line"
         } else if !named.key.starts_with("listener") && config::header_value(&token).is_err() {
             "holds what no header may"

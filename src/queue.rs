@@ -300,6 +300,12 @@ impl Queue {
         }
     }
 
+    /// Whether it is in files.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        matches!(self, Self::Spool(_))
+    }
+
     /// Takes the lines of a body that is too large to be held in memory, while it arrives; `None` where the queue is memory.
     #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {

@@ -71,6 +71,8 @@ pub struct Pieces {
     /// A backslash in a text was the last byte that was looked at.
     escaped: bool,
     part: Part,
+    /// A piece was handed on: what follows in JSON lines is no list.
+    has_begun: bool,
     /// Bytes of the body before the window.
     before: usize,
     /// The body's bytes outside of `items`.
@@ -95,6 +97,7 @@ impl Pieces {
             in_string: false,
             escaped: false,
             part: Part::Unknown,
+            has_begun: false,
             before: 0,
             frame: Vec::new(),
             items_at: 0,
@@ -104,10 +107,12 @@ impl Pieces {
         }
     }
 
-    /// Bytes of the body that it holds in memory.
+    /// Bytes of memory that it takes. An event that is much larger than a piece counts twice, because the window is copied
+    /// when it grows.
     #[must_use]
     pub fn held(&self) -> usize {
-        self.waiting() + self.frame.len()
+        let copied = if self.waiting() > 4 * self.piece_bytes { self.waiting() } else { 0 };
+        self.waiting() + copied + self.frame.len()
     }
 
     fn frame_max(&self) -> usize {
@@ -123,8 +128,11 @@ impl Pieces {
         for step in bytes.chunks(self.piece_bytes) {
             self.make_room(step.len());
             self.window.extend_from_slice(step);
-            if self.part == Part::Unknown && self.waiting() > self.frame_max() {
-                self.recognise();
+            if self.part == Part::Unknown {
+                self.skip_blanks();
+                if self.waiting() > self.frame_max() {
+                    self.recognise();
+                }
             }
             self.look();
             if self.part == Part::Tail {
@@ -176,6 +184,13 @@ impl Pieces {
         if self.window.capacity() - self.window.len() < bytes {
             self.window.reserve_exact(bytes + (self.window.len() / 4).max(self.piece_bytes));
         }
+    }
+
+    /// Forgets white space in front of the body, which may be long.
+    fn skip_blanks(&mut self) {
+        let body = &self.window[LIST_HEAD.len()..];
+        let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
+        self.drop_front(blanks.unwrap_or(body.len()));
     }
 
     /// Tells the form of the body by its beginning.
@@ -255,7 +270,7 @@ impl Pieces {
         let (from, shift) = if is_list { (0, front) } else { (front, 0) };
         let piece = &mut self.window[from..cut + tail.len()];
         let decoded = match self.part {
-            Part::Lines if self.before > 0 => decode_lines_in_place(piece),
+            Part::Lines if self.has_begun => decode_lines_in_place(piece),
             Part::Lines | Part::Unknown | Part::Items | Part::Tail => decode_in_place(piece),
         };
         let Split { lines, events, levels } = decoded.map_err(|error| self.place(error, shift))?;
@@ -274,6 +289,7 @@ impl Pieces {
         for (sum, count) in self.levels.iter_mut().zip(levels) {
             *sum += count;
         }
+        self.has_begun = true;
         let comma = usize::from(self.part == Part::Items);
         let taken = (cut + comma - front).min(self.waiting());
         if is_list {
@@ -289,8 +305,15 @@ impl Pieces {
         if self.frame.len() == self.items_at {
             self.hand_on(self.looked, store)?;
         }
-        let front = LIST_HEAD.len();
-        self.frame.extend_from_slice(&self.window[front..]);
+        // White space behind the list may be long, and says nothing.
+        let rest = &self.window[LIST_HEAD.len()..];
+        let is_whole = self.frame.last() == Some(&b'}');
+        if !(is_whole && rest.iter().all(u8::is_ascii_whitespace)) {
+            let said = rest.trim_ascii_end().len();
+            let blank = rest.get(said..).and_then(<[u8]>::first);
+            self.frame.extend_from_slice(&rest[..said]);
+            self.frame.extend(blank);
+        }
         self.drop_front(self.waiting());
         if self.frame.len() > self.frame_max() {
             let most = self.frame_max();
@@ -525,11 +548,26 @@ mod tests {
             }
         }
         let framed = list.replacen("\"metadata\":{}", &format!("\"x\":\"{}\"", "y".repeat(600)), 1);
-        // A frame of more than a MiB is no list that anybody sends.
-        assert!(in_pieces(framed.as_bytes(), &[100]).is_err());
+        // A head of more than a MiB is not looked through: then the body is decoded whole.
+        compare(framed.as_bytes(), &[100]);
         let behind = list.replacen("]}\n", &format!("],\"x\":\"{}\"}}", "y".repeat(600)), 1);
         let error = in_pieces(behind.as_bytes(), &[100]).unwrap_err();
         assert!(error.what.contains("outside of items"), "{error}");
+    }
+
+    #[test]
+    fn white_space_around_a_body_is_no_part_of_it() {
+        let body = list(&(0..30).map(|_| event(90)).collect::<Vec<_>>());
+        for blank in [" ", "\n", " \r\n\t"] {
+            let (before, behind) = (blank.repeat(1000), blank.repeat(2000));
+            let body = format!("{before}{}{behind}", body.trim_end());
+            for steps in [&[usize::MAX][..], &[1], &[599, 3]] {
+                assert_eq!(in_pieces(body.as_bytes(), steps), whole(body.as_bytes()));
+            }
+            // But a text that ends in blanks is not cut short of its end.
+            let open = format!("{}{behind}", body.trim_end().trim_end_matches('}'));
+            compare(open.as_bytes(), &[100]);
+        }
     }
 
     #[test]

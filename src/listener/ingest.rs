@@ -335,7 +335,11 @@ impl Ingest {
     ) -> Result<Intake, Refusal> {
         let announced =
             upload.body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        let mut intake = Intake::new(announced, bounds.sizes, &self.shared.pool);
+        // With a directory most of a large body never comes to the buffer.
+        let most = bounds.sizes.whole + bounds.sizes.step;
+        let is_held_whole = !self.shared.queue.is_durable();
+        let first = announced.map(|length| if is_held_whole { length } else { length.min(most) });
+        let mut intake = Intake::new(first, &self.shared.pool);
         while let Some(piece) = upload.next().await? {
             if upload.sent > bounds.max_body {
                 return Err(too_large(bounds));
@@ -360,7 +364,7 @@ impl Ingest {
                 invalid(format!("the body is broken gzip: {error}"))
             }
         };
-        let intake = Intake::new(None, bounds.sizes, &self.shared.pool);
+        let intake = Intake::new(None, &self.shared.pool);
         let mut decoder = MultiGzDecoder::new(Inflated { intake, bytes: 0, max: bounds.max_body });
         while let Some(piece) = upload.next().await? {
             if upload.sent > bounds.max_body {
@@ -398,11 +402,10 @@ impl Ingest {
         if intake.rest.len() <= most {
             return Ok(());
         }
-        let pool = &self.shared.pool;
-        let next = Buffer::new(Some(bounds.sizes.step), pool);
+        let new = || Some(Large::new(bounds.sizes, self.shared.queue.incoming()?));
+        let Some(mut large) = intake.large.take().or_else(new) else { return Ok(()) };
+        let next = Buffer::new(Some(bounds.sizes.step), &self.shared.pool);
         let rest = std::mem::replace(&mut intake.rest, next);
-        let new = || Large::new(bounds.sizes, &self.shared.queue, intake.announced, pool);
-        let mut large = intake.large.take().unwrap_or_else(new);
         let push = move |rest: Buffer| large.push(rest.bytes()).map(|()| large);
         intake.large = Some(self.off_thread(bounds, rest.len(), || push(rest)).await?);
         share.set(intake.held())
@@ -495,7 +498,7 @@ fn too_large(bounds: &Bounds) -> Refusal {
 }
 
 fn event_too_large(max: u64) -> Refusal {
-    let message = format!("one event is larger than limits.max_in_flight, {max} bytes");
+    let message = format!("one event is larger than half of limits.max_in_flight, {max} bytes");
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
@@ -657,17 +660,14 @@ impl Upload<'_> {
 
 /// A body as far as it has come.
 struct Intake {
-    /// The bytes that are not handed on yet: all of a small body.
+    /// The bytes that are not handed on yet: all of a body that is held whole.
     rest: Buffer,
     large: Option<Large>,
-    /// The Content-Length, where it is that of the body itself.
-    announced: Option<usize>,
 }
 
 impl Intake {
-    fn new(announced: Option<usize>, sizes: Sizes, pool: &Arc<Pool>) -> Self {
-        let first = announced.map(|length| length.min(sizes.whole + sizes.step));
-        Self { rest: Buffer::new(first, pool), large: None, announced }
+    fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
+        Self { rest: Buffer::new(announced, pool), large: None }
     }
 
     /// Bytes of memory, as `limits.max_in_flight` counts them.

@@ -1,16 +1,9 @@
-//! A body that is too large to be held whole: decoded in pieces while it arrives, and stored as lines.
+//! A body that is too large for memory: decoded in pieces while it arrives, and stored as lines in a file of the queue.
 //!
-//! With a directory the lines go to a file of the queue ([`Incoming`]), so memory holds a piece and the largest event. Without
-//! one they go to a buffer, which becomes the batch; there the pieces bound the memory that decoding takes beside the body.
+//! Memory holds a piece and the largest event. A queue in memory has no such file: there a body is held and decoded whole.
 //!
 //! All of it is work for threads that may block: [`Large::push`] decodes megabytes and writes to the disk.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-
-use super::buffer::Buffer;
-use super::buffer::Pool;
 use crate::audit::Invalid;
 use crate::audit::LevelCounts;
 use crate::audit::pieces::Pieces;
@@ -21,7 +14,7 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Ticket;
 
-/// Bodies up to 16 MiB are decoded whole, in place: beside the body that takes at most half of it.
+/// Bodies up to 16 MiB are decoded whole, in place, also with a directory.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
 /// Bytes after which a large body is cut at the next end of an event. One piece becomes one record of the durable queue, and
@@ -72,45 +65,25 @@ pub(super) struct Large {
 }
 
 /// Where the lines go.
-enum Lines {
-    Disk(Incoming),
-    Memory(Buffer),
-}
+struct Lines(Incoming);
 
 impl Store for Lines {
     type Error = Stopped;
 
     fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Stopped> {
-        match self {
-            Self::Disk(incoming) => incoming.store(lines, events).map_err(Stopped::Refused),
-            Self::Memory(buffer) => {
-                buffer.extend(lines);
-                Ok(())
-            }
-        }
+        self.0.store(lines, events).map_err(Stopped::Refused)
     }
 }
 
 impl Large {
-    /// An empty body. `announced` is its Content-Length, where the head has one.
-    pub(super) fn new(
-        sizes: Sizes,
-        queue: &Queue,
-        announced: Option<usize>,
-        pool: &Arc<Pool>,
-    ) -> Self {
-        let in_memory = || Lines::Memory(Buffer::new(announced, pool));
-        let lines = queue.incoming().map_or_else(in_memory, Lines::Disk);
-        Self { pieces: Pieces::new(sizes.piece), lines }
+    /// An empty body, whose lines the queue takes.
+    pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
+        Self { pieces: Pieces::new(sizes.piece), lines: Lines(incoming) }
     }
 
-    /// Bytes that it holds in memory.
+    /// Bytes of memory that it takes.
     pub(super) fn held(&self) -> usize {
-        let lines = match &self.lines {
-            Lines::Disk(_) => 0,
-            Lines::Memory(buffer) => buffer.len(),
-        };
-        self.pieces.held() + lines
+        self.pieces.held()
     }
 
     /// Takes the next bytes. Blocks.
@@ -122,23 +95,16 @@ impl Large {
         self.pieces.push(bytes, &mut self.lines)
     }
 
-    /// The body has ended. Blocks until its lines are decoded, and safe where they are on disk.
+    /// The body has ended. Blocks until its lines are safe.
     ///
     /// # Errors
     ///
     /// The body is not taken.
     pub(super) fn end(mut self) -> Result<Whole, Stopped> {
         let (events, levels) = self.pieces.end(&mut self.lines)?;
-        match self.lines {
-            Lines::Disk(mut incoming) => {
-                incoming.sync().map_err(Stopped::Refused)?;
-                Ok(Whole { events, bytes: incoming.bytes(), batch: Batch::Disk(incoming, levels) })
-            }
-            Lines::Memory(buffer) => {
-                let length = buffer.len();
-                Ok(Whole::in_memory(buffer.keep(0..length), events, levels))
-            }
-        }
+        let Lines(mut incoming) = self.lines;
+        incoming.sync().map_err(Stopped::Refused)?;
+        Ok(Whole { events, bytes: incoming.bytes(), batch: Batch::Disk(incoming, levels) })
     }
 }
 

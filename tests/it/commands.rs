@@ -255,7 +255,7 @@ fn config_prints_every_default_and_reads_what_it_prints() {
     for line in [
         "${env:HOME_OF_NOBODY:-x}?t=${file:/no/such/token}",
         "$${x",
-        "max_body = \"64MiB\"",
+        "max_body = \"256MiB\"",
         "when_full = \"reject\"",
         "drain_timeout = \"20s\"",
         "concurrency = 4",

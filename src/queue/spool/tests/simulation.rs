@@ -1258,6 +1258,11 @@ impl Simulation {
                 if self.rng.bool() {
                     (0..self.rng.u8(1..5)).for_each(|_| self.append());
                 }
+                // A large body is written as it comes: the machine may have crashed then.
+                if self.disk.is_dead() {
+                    say!(self, "crash at an operation");
+                    return self.crash();
+                }
                 let most = if self.rng.bool() { 4 } else { 20 };
                 self.arm(most);
             }
