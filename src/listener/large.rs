@@ -4,6 +4,8 @@
 //!
 //! All of it is work for threads that may block: [`Large::push`] decodes megabytes and writes to the disk.
 
+use bytes::Bytes;
+
 use crate::audit::Invalid;
 use crate::audit::LevelCounts;
 use crate::audit::pieces::Pieces;

@@ -153,6 +153,11 @@ fn a_removed_outputs_backlog_is_said_when_it_is_lost_by_a_reload_and_by_a_restar
 
     let mut relay = Relay::start(&second);
     assert_eq!(relay.post(&generated_batch(2, 20, 1000)).status, 200);
+    // The other output has all of it: only the removed one keeps something.
+    wait_until("30 events at the consumer", PATIENCE, || {
+        let backlog = &[("output", "consumer")];
+        relay.metrics().value("output_backlog_events", backlog) == 0.0
+    });
     relay.stop();
     assert_eq!(last_line(&relay)["kept"], 20);
     let mut relay = Relay::start(&one);

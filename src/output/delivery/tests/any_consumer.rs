@@ -173,8 +173,11 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         // Where everything is on the wire it is full, and the sender keeps the batch.
         bench.try_append(&names).ok();
     }
-    // What is refused for good is so only beside something good, in the end.
-    tokio::time::sleep_until(mood_ends).await;
+    // What is refused for good is so only beside something good, in the end: also for the last delivery, which knows
+    // nothing of what was accepted before it began.
+    let last =
+        case.replaced.iter().max().map_or(started, |at| started + Duration::from_millis(at + 1));
+    tokio::time::sleep_until(mood_ends.max(last)).await;
     while bench.try_append(&["good-last"]).is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
