@@ -188,12 +188,14 @@ impl Findings<'_> {
     }
 
     fn token(&mut self, named: &Named) {
-        let Some(token) = self.secret(named) else { return };
-        let what = if token.trim().is_empty() {
+        let Some(secret) = self.secret(named) else { return };
+        // Blanks around a token are no part of it, as for those who read it.
+        let token = secret.trim_ascii();
+        let what = if token.is_empty() {
             "is empty"
-        } else if token.trim().chars().any(|char| char.is_control() && char != '\t') {
+        } else if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
             "holds a control character or a second line"
-        } else if !named.key.starts_with("listener") && config::header_value(&token).is_err() {
+        } else if !named.key.starts_with("listener") && config::header_value(token).is_err() {
             "holds what no header may"
         } else {
             return;
