@@ -56,7 +56,7 @@ enum Part {
 
 /// A body on its way in. The request that reads it owns it.
 ///
-/// The window holds [`LIST_HEAD`], and behind it the bytes of the body that were in no piece yet.
+/// The window holds `LIST_HEAD`, and behind it the bytes of the body that were in no piece yet.
 pub struct Pieces {
     /// Bytes after which a piece is cut at the next end of an event.
     piece_bytes: usize,

@@ -13,7 +13,7 @@ pub(super) fn limit() -> Option<u64> {
     limit_in(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
 }
 
-/// As `memberships` (cgroups(7), "/proc/[pid]/cgroup") names them, below where they are mounted. A
+/// As `memberships` (cgroups(7), `/proc/PID/cgroup`) names them, below where they are mounted. A
 /// limit of a group holds for all groups in it.
 fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(memberships).ok()?;

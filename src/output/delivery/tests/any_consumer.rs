@@ -132,6 +132,12 @@ fn moody<const EAGER: bool>(
     }
 }
 
+/// When the last delivery has begun.
+fn last_begins(case: &Case, started: Instant) -> Instant {
+    let last = case.replaced.iter().max();
+    last.map_or(started, |at| started + Duration::from_millis(at + 1))
+}
+
 /// Every event is delivered or counted; good ones are delivered, in order where there is one.
 async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     let latency = Duration::from_millis(case.latency_ms);
