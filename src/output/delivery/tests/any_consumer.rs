@@ -181,9 +181,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     }
     // What is refused for good is so only beside something good, in the end: also for the last delivery, which knows
     // nothing of what was accepted before it began.
-    let last =
-        case.replaced.iter().max().map_or(started, |at| started + Duration::from_millis(at + 1));
-    tokio::time::sleep_until(mood_ends.max(last)).await;
+    tokio::time::sleep_until(mood_ends.max(last_begins(case, started))).await;
     while bench.try_append(&["good-last"]).is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
