@@ -122,7 +122,8 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// [`decode_in_place`] for a part of JSON lines that is not the first: every line is an event, and none a list.
+/// [`decode_in_place`] for a part of JSON lines that is not the first: every line is an event, and
+/// none a list.
 fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
     let text = std::str::from_utf8(lines).map_err(|error| Invalid {

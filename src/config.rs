@@ -282,8 +282,8 @@ pub enum TlsVersion {
 /// `[limits]`. Sizes are bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Effective: the smallest of the configured `max_body`, `max_in_flight` and `queue.max_bytes` - 256. With a directory
-    /// `max_in_flight` is not among them, and half of `queue.max_bytes` is.
+    /// Effective: the smallest of the configured `max_body`, `max_in_flight` and `queue.max_bytes`
+    /// - 256. With a directory `max_in_flight` is not among them, and half of `queue.max_bytes` is.
     pub max_body: u64,
     /// Bytes of bodies that are not yet in the queue or wait for their acknowledgement.
     pub max_in_flight: u64,

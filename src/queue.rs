@@ -306,7 +306,8 @@ impl Queue {
         matches!(self, Self::Spool(_))
     }
 
-    /// Takes the lines of a body that is too large to be held in memory, while it arrives; `None` where the queue is memory.
+    /// Takes the lines of a body that is too large to be held in memory, while it arrives; `None`
+    /// where the queue is memory.
     #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {
         match self {
@@ -315,8 +316,8 @@ impl Queue {
         }
     }
 
-    /// Takes a body whose lines this queue has stored and synced while it arrived. Its sender is answered when
-    /// [`Ticket::acknowledged`] says so.
+    /// Takes a body whose lines this queue has stored and synced while it arrived. Its sender is
+    /// answered when [`Ticket::acknowledged`] says so.
     ///
     /// # Errors
     ///

@@ -1,15 +1,17 @@
 //! A large body, decoded in pieces while it arrives.
 //!
-//! [`Pieces`] takes the bytes of a body as they come, cuts them between two events, and decodes each piece as if it were a
-//! small body of its own. Memory holds about one piece and the largest single event, whatever the body's size.
+//! [`Pieces`] takes the bytes of a body as they come, cuts them between two events, and decodes
+//! each piece as if it were a small body of its own. Memory holds about one piece and the largest
+//! single event, whatever the body's size.
 //!
-//! A body has one of two forms. The pieces of an `EventList` are parts of its array `items`: each is decoded with the head
-//! of a list before it and the end of one behind it. All bytes outside of the array are kept (the *frame*), and decoded at
-//! the end with an empty array in their middle. The pieces of JSON lines end at a line break between two events.
+//! A body has one of two forms. The pieces of an `EventList` are parts of its array `items`: each
+//! is decoded with the head of a list before it and the end of one behind it. All bytes outside of
+//! the array are kept (the *frame*), and decoded at the end with an empty array in their middle.
+//! The pieces of JSON lines end at a line break between two events.
 //!
-//! The cuts decide nothing about validity. A frame that is a valid list with an empty array, and pieces that are valid as
-//! contents of an array, make a valid list when they are put together. Therefore a body that [`super::decode`] refuses is
-//! refused here too, wherever the cuts fell.
+//! The cuts decide nothing about validity. A frame that is a valid list with an empty array, and
+//! pieces that are valid as contents of an array, make a valid list when they are put together.
+//! Therefore a body that [`super::decode`] refuses is refused here too, wherever the cuts fell.
 
 use std::borrow::Cow;
 
@@ -21,11 +23,12 @@ use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
 
-/// Bytes outside of `items` that a large list may have: 1 MiB, where kube-apiserver writes 76 bytes. With small pieces it
-/// is half of a piece.
+/// Bytes outside of `items` that a large list may have: 1 MiB, where kube-apiserver writes 76
+/// bytes. With small pieces it is half of a piece.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// Stands behind the events of a piece while it is decoded: the end of a list, and room for the last line's end.
+/// Stands behind the events of a piece while it is decoded: the end of a list, and room for the
+/// last line's end.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
 /// Takes the lines of a large body.
@@ -63,7 +66,8 @@ pub struct Pieces {
     window: Vec<u8>,
     /// Bytes of the window that were looked through.
     looked: usize,
-    /// End of the last whole event that was seen in the window: at its comma, or behind its line break.
+    /// End of the last whole event that was seen in the window: at its comma, or behind its line
+    /// break.
     cut: Option<usize>,
     /// Open brackets at `looked`, those around the events not counted.
     depth: usize,
@@ -107,8 +111,8 @@ impl Pieces {
         }
     }
 
-    /// Bytes of memory that it takes. An event that is much larger than a piece counts twice, because the window is copied
-    /// when it grows.
+    /// Bytes of memory that it takes. An event that is much larger than a piece counts twice,
+    /// because the window is copied when it grows.
     #[must_use]
     pub fn held(&self) -> usize {
         let copied = if self.waiting() > 4 * self.piece_bytes { self.waiting() } else { 0 };
@@ -179,7 +183,8 @@ impl Pieces {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// The window grows by a quarter where an event is large: doubling would hold three times the event while it is copied.
+    /// The window grows by a quarter where an event is large: doubling would hold three times the
+    /// event while it is copied.
     fn make_room(&mut self, bytes: usize) {
         if self.window.capacity() - self.window.len() < bytes {
             self.window.reserve_exact(bytes + (self.window.len() / 4).max(self.piece_bytes));
@@ -367,7 +372,8 @@ fn items_start(body: &[u8]) -> Option<usize> {
     let mut has_kind = false;
     for member in scan::members(&body[open..]) {
         match &*scan::key(member.key) {
-            // The first of duplicate keys counts. An event may have a member `items`, and stays an event.
+            // The first of duplicate keys counts. An event may have a member `items`, and stays an
+            // event.
             b"kind"
                 if !std::mem::replace(&mut has_kind, true)
                     && scan::string(member.value).as_deref() == Some(b"Event") =>

@@ -1143,13 +1143,15 @@ fn warn_without_place(cx: &Context<'_>, dead_letter: &DeadLetter, outputs: &[Dra
     }
 }
 
-/// A batch of 400 events at level RequestResponse is seldom larger. The default of `max_body` may be beyond what the other
-/// bounds leave, which is worth a warning only below this.
+/// A batch of 400 events at level RequestResponse is seldom larger. The default of `max_body` may
+/// be beyond what the other bounds leave, which is worth a warning only below this.
 const USUAL_BODY: u64 = 64 * MIB;
 
-/// The smallest of the bounds, with a warning where that is not the one configured, or is less than usual batches need.
+/// The smallest of the bounds, with a warning where that is not the one configured, or is less than
+/// usual batches need.
 ///
-/// With a directory a large body lies in a file while it arrives, so `max_in_flight` does not bound it.
+/// With a directory a large body lies in a file while it arrives, so `max_in_flight` does not bound
+/// it.
 fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
     let (in_flight, room, room_shown) = if is_durable(cx) {
         (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")

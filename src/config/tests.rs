@@ -786,7 +786,8 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         assert_problems(text, &[&format!("{position}: limits.max_body: warning: {what}")]);
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
-    // A default is no promise: without a word it is what the other bounds leave, as long as usual batches pass.
+    // A default is no promise: without a word it is what the other bounds leave, as long as usual
+    // batches pass.
     for (text, effective) in [
         ("", (256 << 20) - 256),
         ("[queue]\nmax_bytes = '65MiB'\n", (65 << 20) - 256),

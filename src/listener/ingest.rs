@@ -1,9 +1,10 @@
 //! One POST becomes one status: the head is judged, the body read within its bounds, decoded and appended.
 //!
-//! A refusal is answered after the body was read and thrown away, because a Go client that is cut off while it writes
-//! sees a transport error instead of the answer. What is larger than allowed, or not yet sent (`Expect: 100-continue`),
-//! is refused at once, and a body that does not come soon is not waited for ([`REFUSED_TIME`]). A body that is too large to
-//! be held whole is decoded and stored while it arrives ([`Large`]).
+//! A refusal is answered after the body was read and thrown away, because a Go client that is cut
+//! off while it writes sees a transport error instead of the answer. What is larger than allowed,
+//! or not yet sent (`Expect: 100-continue`), is refused at once, and a body that does not come soon
+//! is not waited for ([`REFUSED_TIME`]). A body that is too large to be held whole is decoded and
+//! stored while it arrives ([`Large`]).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -68,8 +69,8 @@ const REFUSED_BYTES: u64 = 128 * 1024;
 /// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
 const GZIP_STEP: usize = 4 * 1024;
 
-/// Bytes by which a gzip body may exceed twice its content. Members without content cost CPU (65 ms each MB) and nothing
-/// else: who compresses at all stays far below.
+/// Bytes by which a gzip body may exceed twice its content. Members without content cost CPU (65 ms
+/// each MB) and nothing else: who compresses at all stays far below.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
 /// Bodies larger than this are decoded off the runtime's threads: a millisecond each MiB or so, where serde_json does it.
@@ -411,8 +412,8 @@ impl Ingest {
         share.set(intake.held())
     }
 
-    /// Does what takes milliseconds, or waits for the disk, on a thread that may block. The work goes on when its request
-    /// has gone, and keeps its turn until it ends.
+    /// Does what takes milliseconds, or waits for the disk, on a thread that may block. The work
+    /// goes on when its request has gone, and keeps its turn until it ends.
     async fn off_thread<T: Send + 'static>(
         &self,
         bounds: &Bounds,

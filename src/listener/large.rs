@@ -1,8 +1,11 @@
-//! A body that is too large for memory: decoded in pieces while it arrives, and stored as lines in a file of the queue.
+//! A body that is too large for memory: decoded in pieces while it arrives, and stored as lines in
+//! a file of the queue.
 //!
-//! Memory holds a piece and the largest event. A queue in memory has no such file: there a body is held and decoded whole.
+//! Memory holds a piece and the largest event. A queue in memory has no such file: there a body is
+//! held and decoded whole.
 //!
-//! All of it is work for threads that may block: [`Large::push`] decodes megabytes and writes to the disk.
+//! All of it is work for threads that may block: [`Large::push`] decodes megabytes and writes to
+//! the disk.
 
 use bytes::Bytes;
 
@@ -19,15 +22,16 @@ use crate::queue::Ticket;
 /// Bodies up to 16 MiB are decoded whole, in place, also with a directory.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// Bytes after which a large body is cut at the next end of an event. One piece becomes one record of the durable queue, and
-/// a cursor that reads a record in parts checks all of it for each part, so records must not be much larger.
+/// Bytes after which a large body is cut at the next end of an event. One piece becomes one record
+/// of the durable queue, and a cursor that reads a record in parts checks all of it for each part,
+/// so records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Bytes of a large body that are collected for one step off the runtime's threads.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// Sizes from which a body is treated as large, and in which it is then read; smaller ones where `limits.max_in_flight` is
-/// small.
+/// Sizes from which a body is treated as large, and in which it is then read; smaller ones where
+/// `limits.max_in_flight` is small.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     /// Bytes of the largest body that is decoded whole.

@@ -227,8 +227,8 @@ struct State {
     reclaim_wanted: bool,
     /// The number in the name of the next incoming file.
     incoming_count: u64,
-    /// Bytes of all files in `segments/`: of segments, the doomed and the stuck ones included, and of
-    /// incoming bodies.
+    /// Bytes of all files in `segments/`: of segments, the doomed and the stuck ones included, and
+    /// of incoming bodies.
     files: u64,
     /// The end of what is synced.
     end: Place,
@@ -318,7 +318,8 @@ struct Waiting {
     /// A large body whose file becomes a segment of its own.
     incoming: Option<IncomingFile>,
     received: u64,
-    /// It begins a new segment of this size; 0 for an incoming file, whose bytes are counted already.
+    /// It begins a new segment of this size; 0 for an incoming file, whose bytes are counted
+    /// already.
     opens: Option<u64>,
     done: oneshot::Sender<Result<(), Refused>>,
 }

@@ -1,10 +1,13 @@
-//! The lines of the log that are limited in time: losses, each kind for each output, and states that may flap.
+//! The lines of the log that are limited in time: losses, each kind for each output, and states
+//! that may flap.
 //!
-//! Whoever loses events, or sees a state change, only notes it here ([`Losses::add`], [`Reports::changed`]): that takes
-//! one short lock, writes nothing, and so may be done under the queue's lock and on any thread. One task of the relay
-//! ([`Reports::tell`]) writes the lines. A loss is said at its first event, and then at most every ten seconds with the
-//! number since the last line and in total. A state is said when it changes; where it goes on changing, one line in ten
-//! seconds says how often it did. What is left at the end is said by [`Reports::flush`], or when the last handle goes.
+//! Whoever loses events, or sees a state change, only notes it here ([`Losses::add`],
+//! [`Reports::changed`]): that takes one short lock, writes nothing, and so may be done under the
+//! queue's lock and on any thread. One task of the relay ([`Reports::tell`]) writes the lines. A
+//! loss is said at its first event, and then at most every ten seconds with the number since the
+//! last line and in total. A state is said when it changes; where it goes on changing, one line in
+//! ten seconds says how often it did. What is left at the end is said by [`Reports::flush`], or
+//! when the last handle goes.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -36,7 +39,8 @@ pub enum Loss {
     DropNewest,
     /// The output is not required, and the room was needed.
     NotRequired,
-    /// Places of the queue's files are damaged: it counts places, and the events are [`Loss::Missing`] for each output.
+    /// Places of the queue's files are damaged: it counts places, and the events are
+    /// [`Loss::Missing`] for each output.
     Damaged,
     /// The queue's files do not have the events any more.
     Missing,
@@ -169,8 +173,8 @@ impl State {
     }
 }
 
-/// Lines that a state may have within [`QUIET`] before it counts as flapping. The queue: full, and not any more. The disk:
-/// an error, what its first probes say, and well again.
+/// Lines that a state may have within [`QUIET`] before it counts as flapping. The queue: full, and
+/// not any more. The disk: an error, what its first probes say, and well again.
 const BURSTS: [usize; 2] = [2, 6];
 
 /// All that is noted. Cheap to clone; all clones are the same.
@@ -197,7 +201,8 @@ struct Notes {
 /// An output, or the queue.
 struct Party {
     name: Arc<str>,
-    /// Its events are kept until it has them: it is required, and nothing is dropped where the queue is full.
+    /// Its events are kept until it has them: it is required, and nothing is dropped where the
+    /// queue is full.
     keeps: AtomicBool,
     /// Events that were noted as lost.
     lost: AtomicU64,
@@ -398,7 +403,8 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// So many more events are lost. `detail` says more about them, and is not for every line: the first one counts.
+    /// So many more events are lost. `detail` says more about them, and is not for every line: the
+    /// first one counts.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         self.party.lost.fetch_add(events, Ordering::Relaxed);
         self.note(loss, events, detail);
@@ -427,7 +433,8 @@ impl Losses {
         lost(&self.party) + lost(&self.queue)
     }
 
-    /// Whether the queue keeps events until this output has them. The queue says so; until then it does.
+    /// Whether the queue keeps events until this output has them. The queue says so; until then it
+    /// does.
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.party.keeps.load(Ordering::Relaxed)

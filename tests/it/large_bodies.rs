@@ -1,8 +1,10 @@
-//! A batch that is too large for memory hides nothing: it is taken whole, kept in order, and costs no more memory than the
-//! README promises. A crash while it arrives leaves nothing of it, and whatever refuses it leaves no trace.
+//! A batch that is too large for memory hides nothing: it is taken whole, kept in order, and costs
+//! no more memory than the README promises. A crash while it arrives leaves nothing of it, and
+//! whatever refuses it leaves no trace.
 //!
-//! Any editor of a namespace can make such a batch: 45 writes of 1 MB within a second and a half, at level RequestResponse,
-//! are one body of 90 MB, and the events of everybody else are in the same body.
+//! Any editor of a namespace can make such a batch: 45 writes of 1 MB within a second and a half,
+//! at level RequestResponse, are one body of 90 MB, and the events of everybody else are in the
+//! same body.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -32,7 +34,8 @@ use crate::support::wait_until;
 
 const MIB: usize = 1024 * 1024;
 
-/// With so little in memory, a body of more than 256 KiB is large, and is cut at the first event after 128 KiB.
+/// With so little in memory, a body of more than 256 KiB is large, and is cut at the first event
+/// after 128 KiB.
 const LITTLE_MEMORY: &str = "[limits]\nmax_in_flight = \"1MiB\"\n";
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -153,8 +156,8 @@ fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
     wait_until("all events at the consumer", PATIENCE * 6, || {
         *seen.lock().unwrap() >= (events as u64, bytes)
     });
-    // What the README promises beyond an idle process: max_in_flight, 32 MiB of the queue, 32 MiB more, 64 KiB a connection,
-    // and here twice an event of 1 MiB.
+    // What the README promises beyond an idle process: max_in_flight, 32 MiB of the queue, 32 MiB
+    // more, 64 KiB a connection, and here twice an event of 1 MiB.
     let most = idle + (32 + 32 + 32 + 2 + 2) * MIB as u64;
     let used = relay.rss_bytes_max();
     assert!(used < most, "{} MiB were resident, {} promised", used >> 20, most >> 20);
@@ -341,9 +344,10 @@ fn a_full_queue_that_drops_counts_the_events_of_large_bodies_too() {
     }
 }
 
-/// Each round: a spool of its own, a batch that is acknowledged, then a body of a random size around a limit, and kill -9 at a
-/// random moment while the body arrives, is stored, or is answered. After the next start all of the body is in the log, or
-/// nothing; all of it where the sender heard 200.
+/// Each round: a spool of its own, a batch that is acknowledged, then a body of a random size
+/// around a limit, and kill -9 at a random moment while the body arrives, is stored, or is
+/// answered. After the next start all of the body is in the log, or nothing; all of it where the
+/// sender heard 200.
 #[test]
 fn a_kill_while_a_large_body_arrives_leaves_all_of_it_or_nothing() {
     let mut rng = rng();

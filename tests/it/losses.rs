@@ -1,6 +1,6 @@
-//! What the operator reads of losses: each kind at its first event and then in a line now and then, with numbers that add
-//! up to the counters; that events are kept only where that is so; and the totals at the end. And what `delivered` must not
-//! say of events that nobody has.
+//! What the operator reads of losses: each kind at its first event and then in a line now and then,
+//! with numbers that add up to the counters; that events are kept only where that is so; and the
+//! totals at the end. And what `delivered` must not say of events that nobody has.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -622,7 +622,8 @@ impl Cursor {
         }
     }
 
-    /// Whether the log may have a line about a failure: a disk that fails now and then must not fill it.
+    /// Whether the log may have a line about a failure: a disk that fails now and then must not
+    /// fill it.
     fn may_tell(&mut self) -> bool {
         let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
         if may {

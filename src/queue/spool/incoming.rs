@@ -1,13 +1,15 @@
 //! A file beside the log, for the lines of a body that is too large to be held in memory.
 //!
-//! A [`Incoming`] takes the lines while the body arrives, and writes them as the records of a segment whose positions are not
-//! known yet. When the body is whole, [`Queue::append_incoming`] puts the file in line behind the batches that wait; the writer
-//! then fills in the positions and gives the file the name of the log's next segment. Before that name is synced, nobody is
-//! told that the body is safe, and a start has the file deleted. A crash at any moment therefore leaves all
-//! of the body in the log, or nothing.
+//! A [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
+//! segment whose positions are not known yet. When the body is whole, [`Queue::append_incoming`]
+//! puts the file in line behind the batches that wait; the writer then fills in the positions and
+//! gives the file the name of the log's next segment. Before that name is synced, nobody is told
+//! that the body is safe, and a start has the file deleted. A crash at any moment therefore leaves
+//! all of the body in the log, or nothing.
 //!
-//! The bytes of the file count in `queue.max_bytes` from the moment when they are reserved, which is before they are
-//! written. An incoming body that is dropped leaves its file to the writer, which deletes it.
+//! The bytes of the file count in `queue.max_bytes` from the moment when they are reserved, which
+//! is before they are written. An incoming body that is dropped leaves its file to the writer,
+//! which deletes it.
 //!
 //! All methods block on the disk; they are for threads that may block.
 
@@ -38,8 +40,9 @@ use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 
-/// Bytes that are written between two syncs: more would fill the page cache with dirty pages, and a sync of all of them at the
-/// end would keep the disk from the writer's small groups for as long as it takes.
+/// Bytes that are written between two syncs: more would fill the page cache with dirty pages, and a
+/// sync of all of them at the end would keep the disk from the writer's small groups for as long as
+/// it takes.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
 /// Marks the name of a file that is no segment yet.
@@ -73,8 +76,8 @@ pub(super) struct IncomingRecord {
     pub(super) crc: u32,
 }
 
-/// A body that lies whole in a file, and waits for its place in the log. Whoever drops it first hands it to
-/// [`State::abandon`].
+/// A body that lies whole in a file, and waits for its place in the log. Whoever drops it first
+/// hands it to [`State::abandon`].
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
@@ -90,7 +93,8 @@ pub(super) struct IncomingFile {
 /// A body that is arriving.
 pub struct Incoming {
     shared: Arc<Shared>,
-    /// Absent before the first lines, once the file was handed on, and where the queue drops the newest.
+    /// Absent before the first lines, once the file was handed on, and where the queue drops the
+    /// newest.
     file: Option<IncomingFile>,
     /// Bytes written since the last sync.
     unsynced: u64,
@@ -126,7 +130,8 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// The queue has no room for them, or the disk does not take them. The incoming body can only be dropped then.
+    /// The queue has no room for them, or the disk does not take them. The incoming body can only
+    /// be dropped then.
     pub fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Refused> {
         self.reserve_for(lines)?;
         self.write(lines, events)
@@ -320,7 +325,8 @@ impl Queue {
         Incoming::new(Arc::clone(&self.shared))
     }
 
-    /// Takes a body whose lines were all stored and synced. It is safe once [`Ticket::acknowledged`] says so.
+    /// Takes a body whose lines were all stored and synced. It is safe once
+    /// [`Ticket::acknowledged`] says so.
     ///
     /// # Errors
     ///

@@ -146,7 +146,8 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// The files of bodies that never became whole, with their sizes; nobody was told that such a body is safe.
+/// The files of bodies that never became whole, with their sizes; nobody was told that such a body
+/// is safe.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let names = disk.list(SEGMENTS)?.into_iter();
     let names = names.filter(|name| incoming::number_of(name).is_some());

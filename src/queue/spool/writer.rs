@@ -261,7 +261,8 @@ impl Writer {
         }
     }
 
-    /// Writes the headers of an incoming file, whose lines are synced, and gives the file its name in the log.
+    /// Writes the headers of an incoming file, whose lines are synced, and gives the file its name
+    /// in the log.
     fn adopt(&self, incoming: &IncomingFile, received: u64, end: Place) -> io::Result<()> {
         let started = Instant::now();
         let mut place = end;
@@ -272,7 +273,8 @@ impl Writer {
                 received,
                 length: record.length,
                 events: record.events,
-                // Each record is a group: a reader then takes a hole in the file for damage, never for a torn write.
+                // Each record is a group: a reader then takes a hole in the file for damage, never
+                // for a torn write.
                 group: place.position,
                 crc: record.crc,
             };
@@ -693,8 +695,8 @@ impl Writer {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Removes the files of large bodies that were not taken; no cursor knows of them. An error where
-    /// some stay.
+    /// Removes the files of large bodies that were not taken; no cursor knows of them. An error
+    /// where some stay.
     fn remove_abandoned(&self) -> Option<io::Error> {
         let abandoned = std::mem::take(&mut self.shared.lock().abandoned);
         let mut failed = None;

@@ -179,8 +179,8 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         // Where everything is on the wire it is full, and the sender keeps the batch.
         bench.try_append(&names).ok();
     }
-    // What is refused for good is so only beside something good, in the end: also for the last delivery, which knows
-    // nothing of what was accepted before it began.
+    // What is refused for good is so only beside something good, in the end: also for the last
+    // delivery, which knows nothing of what was accepted before it began.
     tokio::time::sleep_until(mood_ends.max(last_begins(case, started))).await;
     while bench.try_append(&["good-last"]).is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,4 +1,5 @@
-//! Promises of the queue in files that need a scene of their own, on a disk that does what the test says.
+//! Promises of the queue in files that need a scene of their own, on a disk that does what the test
+//! says.
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -170,7 +171,8 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.deliver();
-    // The next segment is made, and its first group is not synced: it is empty, and in the way of its successor.
+    // The next segment is made, and its first group is not synced: it is empty, and in the way of
+    // its successor.
     let next = segment::file_name(scene.sent);
     while scene.queue.shared.lock().free >= needed(5000) {
         assert_eq!(scene.send(5000), Ok(()));
