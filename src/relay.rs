@@ -619,7 +619,11 @@ fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
         each.push_str(&format!("{separator}{outcome}"));
     }
     let accepted = reading.accepted_events();
-    tracing::info!(accepted, delivered, lost, kept, outputs = each, "ended");
+    if lost > 0 {
+        tracing::error!(accepted, delivered, lost, kept, outputs = each, "ended");
+    } else {
+        tracing::info!(accepted, delivered, lost, kept, outputs = each, "ended");
+    }
 }
 
 #[cfg(test)]

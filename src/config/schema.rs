@@ -1236,6 +1236,14 @@ fn contradictions_of_sources(cx: &Context<'_>, queue: &Queue, sources: &[SourceD
     }
 }
 
+/// Whether the kernel refuses to bind one of these while the other is bound.
+fn meets(one: SocketAddr, other: SocketAddr) -> bool {
+    let wildcard = |it: SocketAddr| it.ip().is_unspecified();
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    one == other
+        || (one.port() == other.port() && same_family && (wildcard(one) || wildcard(other)))
+}
+
 fn contradictions_of_addresses(
     cx: &Context<'_>,
     listeners: &[(Option<SocketAddr>, Option<Listener>)],
@@ -1244,12 +1252,13 @@ fn contradictions_of_addresses(
     for (index, (address, _)) in listeners.iter().enumerate() {
         let Some(address) = address.filter(|address| address.port() != 0) else { continue };
         let path = format!("listener[{index}].address");
-        let first = listeners.iter().position(|(other, _)| *other == Some(address));
+        let first =
+            listeners.iter().position(|(other, _)| other.is_some_and(|it| meets(it, address)));
         if let Some(first) = first.filter(|first| *first < index) {
             let message = format!("is the address of listener[{first}] too, allowed: another");
             cx.error(&path, message);
         }
-        if admin == Some(address) {
+        if admin.is_some_and(|admin| meets(admin, address)) {
             let spot = if cx.is_set("admin.address") { "admin.address" } else { &path };
             let message = format!("is the address of listener[{index}] too, allowed: another");
             cx.problem_at("admin.address", spot, message, Severity::Error);

@@ -499,7 +499,9 @@ fn too_large(bounds: &Bounds) -> Refusal {
 }
 
 fn event_too_large(max: u64) -> Refusal {
-    let message = format!("one event is larger than half of limits.max_in_flight, {max} bytes");
+    let message = format!(
+        "one event is too large for limits.max_in_flight ({max} bytes), which has room for one of about half its size: raise it"
+    );
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 

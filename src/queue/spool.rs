@@ -225,6 +225,8 @@ struct State {
     abandoned: Vec<(String, u64)>,
     /// An incoming body waits until finished and doomed segments are deleted.
     reclaim_wanted: bool,
+    /// Segments are dropped for an incoming body that has not come whole yet.
+    has_dropper: bool,
     /// The number in the name of the next incoming file.
     incoming_count: u64,
     /// Bytes of all files in `segments/`: of segments, the doomed and the stuck ones included, and
@@ -339,6 +341,7 @@ impl State {
             stuck: Vec::new(),
             abandoned: Vec::new(),
             reclaim_wanted: false,
+            has_dropper: false,
             incoming_count: 0,
             files: 0,
             end: Place::default(),

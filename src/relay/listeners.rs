@@ -172,8 +172,10 @@ impl Listeners {
                 let is_its = |(gone, _): &&(config::Listener, _)| {
                     gone.address.port() == config.address.port()
                 };
-                if let Some((before, settings)) = gone.iter().find(is_its) {
-                    error.push_str(&self.reopen(before, Arc::clone(settings)));
+                // Only once: the next listener that wants this port has nothing to give back.
+                if let Some(index) = gone.iter().position(|it| is_its(&it)) {
+                    let (before, settings) = gone.swap_remove(index);
+                    error.push_str(&self.reopen(&before, settings));
                 }
                 errors.push(error);
                 None

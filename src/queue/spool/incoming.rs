@@ -61,7 +61,11 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
 
 /// A number that is in the name of none of these files.
 pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
-    files.iter().filter_map(|(name, _)| number_of(name)).max().map_or(0, |last| last + 1)
+    files
+        .iter()
+        .filter_map(|(name, _)| number_of(name))
+        .max()
+        .map_or(0, |last| last.saturating_add(1))
 }
 
 /// One record of an incoming file.
@@ -102,6 +106,8 @@ pub struct Incoming {
     bytes: u64,
     /// The queue is full and drops the newest: the body is counted, and not stored.
     pub(super) is_dropped: bool,
+    /// Segments were dropped for it: see [`State::has_dropper`].
+    is_dropper: bool,
 }
 
 /// Whether the bytes of an incoming body have found room.
@@ -117,7 +123,15 @@ pub(super) enum Room {
 
 impl Incoming {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, file: None, unsynced: 0, events: 0, bytes: 0, is_dropped: false }
+        Self {
+            shared,
+            file: None,
+            unsynced: 0,
+            events: 0,
+            bytes: 0,
+            is_dropped: false,
+            is_dropper: false,
+        }
     }
 
     /// Bytes of all lines that were stored.
@@ -165,7 +179,7 @@ impl Incoming {
         let more = offset + RECORD_HEADER + lines.len() as u64 - size;
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        let room = shared.reserve(&mut state, more)?;
+        let room = shared.reserve(&mut state, more, &mut self.is_dropper)?;
         match room {
             Room::Later => {}
             Room::Dropped => {
@@ -243,15 +257,34 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        let Some(stored) = self.file.take() else { return };
-        self.shared.lock().abandon(stored.name, stored.size);
+        let file = self.file.take();
+        if file.is_none() && !self.is_dropper {
+            return;
+        }
+        let mut state = self.shared.lock();
+        if let Some(stored) = file {
+            state.abandon(stored.name, stored.size);
+        }
+        if self.is_dropper {
+            state.has_dropper = false;
+        }
+        drop(state);
         self.shared.work.notify_one();
     }
 }
 
 impl Shared {
     /// Counts so many bytes of an incoming body, if there is room for them.
-    fn reserve(&self, state: &mut State, bytes: u64) -> Result<Room, Refused> {
+    ///
+    /// Segments are dropped for one body at a time. Several would drop what each of them has stored so far, or what others
+    /// had found room with, until all of them are refused and nothing is left. `is_dropper`: segments are dropped for this
+    /// body.
+    fn reserve(
+        &self,
+        state: &mut State,
+        bytes: u64,
+        is_dropper: &mut bool,
+    ) -> Result<Room, Refused> {
         if state.closed {
             return Err(Refused::Full);
         }
@@ -275,6 +308,10 @@ impl Shared {
                 }
             }
             let Some(chosen) = chosen else { return Err(Refused::Full) };
+            if std::mem::replace(&mut state.has_dropper, true) && !*is_dropper {
+                return Err(Refused::Full);
+            }
+            *is_dropper = true;
             state.drop_segments(chosen, &self.metrics);
         }
         state.reclaim_wanted = true;

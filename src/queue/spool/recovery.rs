@@ -387,7 +387,13 @@ fn judge_last(
 ) -> io::Result<Place> {
     let first = last.first.position;
     let name = segment::file_name(first);
-    let file = disk.open(&name, Access::Write).map_err(named(&name))?;
+    // A segment that could not be deleted may not be writable either: what is in it is read, nothing is cut off, and new
+    // events go into the next segment.
+    let opened = disk.open(&name, Access::Write).or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => disk.open(&name, Access::Read).map_err(|_| error),
+        _ => Err(error),
+    });
+    let file = opened.map_err(named(&name))?;
     let scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
     let Tail { end, kept, damages, unfinished } = Tail::read(scan, last.first, known.position);
     for damage in damages {

@@ -707,7 +707,11 @@ impl Writer {
                     failed.get_or_insert_with(|| named(&name)(error));
                     self.shared.lock().abandon(name, size);
                 }
-                Ok(()) | Err(_) => self.shared.lock().files -= size,
+                Ok(()) | Err(_) => {
+                    let mut state = self.shared.lock();
+                    state.files -= size;
+                    self.shared.tell_room(&mut state);
+                }
             }
         }
         failed
