@@ -389,9 +389,11 @@ fn judge_last(
     let name = segment::file_name(first);
     // A segment that could not be deleted may not be writable either: what is in it is read, nothing is cut off, and new
     // events go into the next segment.
-    let opened = disk.open(&name, Access::Write).or_else(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => disk.open(&name, Access::Read).map_err(|_| error),
-        _ => Err(error),
+    let opened = disk.open(&name, Access::Write).or_else(|error| {
+        if error.kind() != io::ErrorKind::PermissionDenied {
+            return Err(error);
+        }
+        disk.open(&name, Access::Read).map_err(|_| error)
     });
     let file = opened.map_err(named(&name))?;
     let scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
