@@ -1,4 +1,5 @@
-//! The path of a batch from its body to an output's claim, for `tests/it/instructions.rs`, which counts its instructions.
+//! The path of a batch from its body to an output's claim, for
+//! `tests/it/ingest/instructions.rs`, which counts its instructions.
 //!
 //! `hot_path PHASE PASSES` prepares a phase's work, goes through it once, and then so many times in a thread of its own,
 //! whose instructions a profiler can tell from those of the start. Bodies are read from their files again for each pass:

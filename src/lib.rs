@@ -13,8 +13,8 @@
 //!
 //! # Layers
 //!
-//! A row imports only from rows above it; listeners, sources and outputs meet at the queue and nowhere else. `tests/it/layers.rs`
-//! holds this table against the sources.
+//! A row imports only from rows above it; listeners, sources and outputs meet at the queue and
+//! nowhere else. `tests/it/docs/layers.rs` holds this table against the sources.
 //!
 //! | row | modules | what they know |
 //! |---|---|---|

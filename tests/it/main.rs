@@ -1,6 +1,7 @@
 //! The integration tests: the real binary between raw clients and real or scripted consumers.
 //!
-//! One binary, one file per promise; what they share is in `support`. A test ends with
+//! One binary, one folder per part of the program's promises, one file per promise; what the tests
+//! share is in `support`. A test ends with
 //! `Relay::finish`, which checks the conservation of events (`event_total` against the sum of
 //! what left, what waits and what was counted as lost).
 
@@ -16,65 +17,93 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
-mod admin;
-mod alerts;
-mod backpressure;
-mod bit_flips;
-mod check;
-mod commands;
-mod commands_queue;
-mod configs;
-mod configs_http;
-mod connection_age;
-mod dashboard;
-mod dead_letters;
-mod demo;
-mod deploy;
-mod disk_bounds;
-mod disk_faults;
-mod documents;
-mod drain;
-mod durability;
-mod egress_proxy;
-mod failover;
-mod faults;
-mod filter;
-mod healthcheck;
-mod http_early;
-mod http_endpoints;
-mod http_output;
-mod http_refused;
-mod http_tls;
-mod ingest;
-mod instructions;
-#[cfg(feature = "kafka")]
-mod kafka_output;
-#[cfg(feature = "kafka")]
-mod kafka_source;
-#[cfg(feature = "kafka")]
-mod kafka_tls;
-mod kills;
-mod large_bodies;
-mod layers;
-mod limits;
-mod log;
-mod losses;
-mod lumberjack;
-mod migrate;
-mod names;
-mod optional;
-mod page;
-mod peers_work;
-mod policy;
-mod readme;
-mod reload;
-mod relp;
-mod replay;
-mod secrets;
-mod shutdown;
-mod spool_start;
-mod stdout;
+/// How events come in: requests, listeners, limits, the Kafka source, and what decoding costs.
+mod ingest {
+    mod answers;
+    mod instructions;
+    #[cfg(feature = "kafka")]
+    mod kafka_source;
+    mod large_bodies;
+    mod limits;
+    mod tls;
+}
+
+/// The queue in memory and on disk: back-pressure, durability, crashes and faults of disks.
+mod queue {
+    mod backpressure;
+    mod bit_flips;
+    mod disk_bounds;
+    mod disk_faults;
+    mod durability;
+    mod kills;
+    mod optional;
+    mod spool_start;
+}
+
+/// How events go out: each protocol, its consumers, and the faults of consumers and networks.
+mod outputs {
+    mod connection_age;
+    mod dead_letters;
+    mod dns_names;
+    mod egress_proxy;
+    mod failover;
+    mod faults;
+    mod http_early;
+    mod http_endpoints;
+    mod http_output;
+    mod http_refused;
+    mod http_tls;
+    #[cfg(feature = "kafka")]
+    mod kafka_output;
+    #[cfg(feature = "kafka")]
+    mod kafka_tls;
+    mod lumberjack;
+    mod peers_work;
+    mod relp;
+    mod stdout;
+    mod syslog;
+    mod tcp;
+}
+
+/// Which events leave, and what is removed from each of them: filters and audit policies.
+mod filter {
+    mod forwarded;
+    mod policy;
+}
+
+/// The commands, metrics, log, alerts, pages, reload and shutdown that an operator works with.
+mod operate {
+    mod admin;
+    mod alerts;
+    mod check;
+    mod commands;
+    mod commands_queue;
+    mod dashboard;
+    mod demo;
+    mod drain;
+    mod healthcheck;
+    mod log;
+    mod losses;
+    mod migrate;
+    mod page;
+    mod reload;
+    mod replay;
+    mod secrets;
+    mod shutdown;
+}
+
+/// The shipped configs and the scripts of `deploy/`.
+mod deploy {
+    mod cluster;
+    mod configs;
+    mod configs_http;
+}
+
+/// The documents and the sources themselves: what the documents say is what the program does.
+mod docs {
+    mod documents;
+    mod layers;
+    pub(crate) mod readme;
+}
+
 mod support;
-mod syslog;
-mod tcp;
-mod tls;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::readme::anchor;
+use crate::docs::readme::anchor;
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
