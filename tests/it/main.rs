@@ -1,9 +1,10 @@
-//! The integration tests: the real binary between raw clients and real or scripted consumers.
+//! The integration tests. They run the real program between raw clients and consumers that are real
+//! or scripted.
 //!
-//! One binary, one folder per part of the program's promises, one file per promise; what the tests
-//! share is in `support`. A test ends with
-//! `Relay::finish`, which checks the conservation of events (`event_total` against the sum of
-//! what left, what waits and what was counted as lost).
+//! All tests are one binary, with a folder for each part of the program's promises and a file for
+//! each promise; `support` holds what the tests share. A test ends with `Relay::finish`, which
+//! checks the conservation of events: `event_total` equals the sum of the events that left, that
+//! wait and that were counted as lost.
 
 #![allow(
     clippy::disallowed_methods,

@@ -1,7 +1,9 @@
-//! What the tests share. Nothing here knows the relay's code: it sees the binary from outside.
+//! Code that the tests share. Nothing here knows the relay's code: the tests see the program from
+//! outside.
 //!
-//! Every wait polls and is bounded, every port is on 127.0.0.1, every child is ended by its
-//! own process id. Fakes record first and answer after, so what a test reads has happened.
+//! Every wait polls and has a time limit, every port is on 127.0.0.1, and every child process is
+//! ended by its own process id. A fake consumer records a request or message before it answers, so
+//! an answer that a test has seen proves that the record is there.
 
 #![allow(dead_code, reason = "a helper may come before the test that needs it")]
 
@@ -47,10 +49,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
-/// Longest wait for what should take milliseconds; a loaded machine may take seconds.
+/// The longest wait for something that normally takes milliseconds. On a loaded machine it may take
+/// seconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Polls `check` until it gives something. Panics with `what` after `limit`.
+/// Polls `check` until it returns `Some`, and returns that value. Panics with `what` after `limit`.
 pub(crate) fn wait_for<T>(what: &str, limit: Duration, check: impl FnMut() -> Option<T>) -> T {
     try_wait_for(limit, check).unwrap_or_else(|| panic!("waited {limit:?} for {what}"))
 }
@@ -60,7 +63,7 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() ->
     wait_for(what, limit, || check().then_some(()));
 }
 
-/// Polls `check` until it gives something; `None` after `limit`.
+/// Polls `check` until it returns `Some`, and returns that value. Returns `None` after `limit`.
 pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
@@ -74,15 +77,18 @@ pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option
     }
 }
 
-/// A port of 127.0.0.1 that was free a moment ago, for a peer that is told its port. No other test gets it before this one's
-/// process has ended: a relay goes on dialling a consumer that is down, and must not find another test's consumer there.
+/// Returns a port of 127.0.0.1 that was free a moment ago, for a peer that must be told its port.
+/// No other test gets this port before this test's process has ended: a relay goes on dialling a
+/// consumer that is down, and must not find another test's consumer there.
 ///
-/// Not the kernel's choice (port 0): that comes from the range for outgoing connections
-/// (32768 up). While a peer is stopped, another connection could get its port, and a client
-/// that keeps dialling it could even connect to itself. The caller retries on a clash.
+/// The port does not come from the kernel (port 0), because the kernel takes such ports from the
+/// range for outgoing connections (32768 and above). While a peer is stopped, another connection
+/// could then get its port, and a client that keeps dialling the port could even connect to itself.
+/// Another program may still take the port before it is bound; the caller then asks for another
+/// one.
 pub(crate) fn free_port() -> u16 {
     for _ in 0..1000 {
-        // Each RandomState has other keys: enough to keep parallel tests apart.
+        // Each `RandomState` has other keys, which is random enough to keep parallel tests apart.
         let random = std::hash::RandomState::new().hash_one(std::process::id());
         let port = 10_000 + u16::try_from(random % 20_000).expect("below 20,000");
         if reserve(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
@@ -92,7 +98,9 @@ pub(crate) fn free_port() -> u16 {
     panic!("no free port between 10000 and 30000");
 }
 
-/// Takes a port's name, an abstract socket's, which the kernel gives to one process and takes back at its end.
+/// Reserves a port for this process: true if no other process has reserved it. The reservation is
+/// an abstract Unix socket named after the port. The kernel gives such a name to one process only,
+/// and frees it when the process ends.
 fn reserve(port: u16) -> bool {
     let name = format!("kube-audit-forwarder-test-port-{port}");
     let address = UnixAddress::from_abstract_name(name).expect("a short name");

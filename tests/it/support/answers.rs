@@ -1,4 +1,4 @@
-//! What a sender is told, and what is counted for it.
+//! Checks of the relay's answers to a sender, and of the counters that count them.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,8 @@ use super::http::Response;
 use super::metrics::Metrics;
 use super::relay::Relay;
 
-/// Checks that a refusal is the Kubernetes `Status` of its code, with the headers that belong to it; gives its message.
+/// Checks that `response` refuses with `code`: the body is the Kubernetes `Status` for this code,
+/// and the headers that belong to the code are there. Returns the message of the `Status`.
 pub(crate) fn assert_refusal(response: &Response, code: u16) -> String {
     let text = response.text();
     assert_eq!(response.status, code, "{text}");
@@ -45,24 +46,24 @@ pub(crate) fn assert_refusal(response: &Response, code: u16) -> String {
     message
 }
 
-/// Checks that so many events were accepted.
+/// Checks that the answer is a 200 which says that `events` events were accepted.
 pub(crate) fn assert_accepted(response: &Response, events: u64) {
     assert_eq!(response.status, 200, "{}", response.text());
     assert_eq!(response.text(), format!("{{\"accepted\":{events}}}"));
     assert_eq!(response.header("content-type"), Some("application/json"));
 }
 
-/// An EventList of no events: accepted, and nothing for the outputs.
+/// An EventList without events. The relay accepts it, and stores nothing for the outputs.
 pub(crate) const NO_EVENTS: &str =
     r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[]}"#;
 
-/// Checks that the connection is still good for a request.
+/// Checks that the server has kept the connection: another request on it is answered.
 pub(crate) fn assert_kept(client: &mut Client) {
     let response = client.post("/audit", "application/json", NO_EVENTS.as_bytes());
     assert_accepted(&response.expect("the connection was to be kept"), 0);
 }
 
-/// The answers and the rejections that were counted: by code, and by reason. Zeros are left out.
+/// The counted answers by status code, and the counted rejections by reason. Zeros are left out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Counted {
     codes: BTreeMap<String, f64>,
@@ -91,7 +92,8 @@ impl Counted {
         }
     }
 
-    /// The same with one more answer of this code, refused for this reason.
+    /// Returns these counts plus one more answer with this code and, if given, this rejection
+    /// reason.
     pub(crate) fn and(mut self, code: &str, reason: Option<&str>) -> Self {
         *self.codes.entry(code.to_owned()).or_default() += 1.0;
         if let Some(reason) = reason {

@@ -1,4 +1,5 @@
-//! Chromium without a screen, driven by chromedriver: WebDriver (W3C) is JSON over HTTP, which the tests' own client speaks.
+//! Headless Chromium, driven by chromedriver. The WebDriver protocol (W3C) is JSON over HTTP, and
+//! the tests speak it with their own HTTP client.
 
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -18,16 +19,16 @@ use super::PATIENCE;
 use super::http::Client;
 use super::text;
 
-/// A browser with one page. It ends when dropped.
+/// A browser with one page. Dropping it ends the browser and chromedriver.
 pub(crate) struct Browser {
     driver: Child,
     address: SocketAddr,
     session: String,
-    /// Its profile: a new one each time.
+    /// The browser's profile, which is a new directory for each browser.
     _profile: TempDir,
 }
 
-/// Colours that the page is asked for.
+/// The colour scheme that the emulated system prefers (`prefers-color-scheme`).
 #[derive(Clone, Copy)]
 pub(crate) enum Scheme {
     Light,
@@ -35,7 +36,7 @@ pub(crate) enum Scheme {
 }
 
 impl Browser {
-    /// Starts one.
+    /// Starts chromedriver and one browser session.
     pub(crate) fn start() -> Self {
         let profile = TempDir::new().expect("a temporary directory");
         let mut driver = Command::new("chromedriver")
@@ -55,7 +56,7 @@ impl Browser {
         let data = format!("--user-data-dir={}", text(browser._profile.path()));
         let arguments = [
             "--headless=new",
-            // Root has no sandbox.
+            // Chromium refuses to run its sandbox as root.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
@@ -82,7 +83,7 @@ impl Browser {
 
     fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Value> {
         let mut client = Client::connect(self.address)?;
-        // Its start on a busy machine takes longest.
+        // The slowest call is the start of the browser, which takes longer still on a busy machine.
         client.read_timeout(PATIENCE * 3);
         let body = if method == "POST" { body.to_string() } else { String::new() };
         let headers = [("Content-Type", "application/json"), ("Connection", "close")];
@@ -102,22 +103,23 @@ impl Browser {
         self.call("POST", &format!("/session/{}/{what}", self.session), body)
     }
 
-    /// A command of the DevTools protocol.
+    /// Runs a command of the DevTools protocol and returns its result.
     fn devtools(&self, command: &str, parameters: &Value) -> Value {
         self.ask("goog/cdp/execute", &json!({ "cmd": command, "params": parameters }))
     }
 
-    /// Loads a page.
+    /// Loads a page and waits until it is loaded.
     pub(crate) fn open(&self, url: &str) {
         self.ask("url", &json!({ "url": url }));
     }
 
-    /// What these words of JavaScript return.
+    /// Runs JavaScript in the page and returns the value of its `return`.
     pub(crate) fn run(&self, script: &str) -> Value {
         self.ask("execute/sync", &json!({ "script": script, "args": [] }))
     }
 
-    /// The visible text of the first element that a selector finds; nothing where it is not shown.
+    /// Returns the visible text of the first element that `selector` finds; an empty string if
+    /// there is none or it is not shown.
     pub(crate) fn text(&self, selector: &str) -> String {
         let selector = json!(selector);
         let text = self.run(&format!(
@@ -126,7 +128,7 @@ impl Browser {
         text.as_str().expect("text").to_owned()
     }
 
-    /// The colours that the system asks for.
+    /// Sets the colour scheme that the page sees as the system's preference.
     pub(crate) fn prefer(&self, scheme: Scheme) {
         let value = match scheme {
             Scheme::Light => "light",
@@ -136,7 +138,7 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
     }
 
-    /// The size of the window in CSS pixels; below 500 it is a phone.
+    /// Sets the size of the window, in CSS pixels. A width below 500 emulates a phone.
     pub(crate) fn resize(&self, width: u32, height: u32) {
         let mobile = width < 500;
         self.devtools(
@@ -145,7 +147,7 @@ impl Browser {
         );
     }
 
-    /// The whole page as PNG.
+    /// Returns a picture of the whole page, as PNG.
     pub(crate) fn screenshot(&self) -> Vec<u8> {
         let page = "const it = document.documentElement; return [innerWidth, it.scrollHeight]";
         let size = self.run(page);
@@ -155,20 +157,23 @@ impl Browser {
         BASE64_STANDARD.decode(shot["data"].as_str().expect("data")).expect("base64")
     }
 
-    /// What was written to its console since the last call: violations of the policy, errors, failed requests.
+    /// Returns what was written to the browser's console since the last call: violations of the
+    /// content security policy, script errors and failed requests.
     pub(crate) fn console(&self) -> Vec<String> {
         let entries = self.ask("se/log", &json!({ "type": "browser" }));
         let message = |entry: &Value| entry["message"].as_str().expect("a message").to_owned();
         entries.as_array().expect("entries").iter().map(message).collect()
     }
 
-    /// The URLs of all requests since the last call, but those of the browser's own pages.
+    /// Returns the URLs of all requests since the last call, except those of the browser's own
+    /// pages.
     pub(crate) fn requests(&self) -> Vec<String> {
         let entries = self.ask("se/log", &json!({ "type": "performance" }));
         let url = |entry: &Value| {
             let event: Value = serde_json::from_str(entry["message"].as_str()?).ok()?;
             let event = &event["message"];
-            // A browser's own first page asks the browser.
+            // The first page of a new browser is Chromium's own (`chrome://…`), and it makes
+            // requests too.
             let own = event["params"]["documentURL"].as_str()?.starts_with("chrome://");
             let sent = event["method"] == "Network.requestWillBeSent" && !own;
             sent.then(|| event["params"]["request"]["url"].as_str().expect("a URL").to_owned())
@@ -179,7 +184,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // It ends the browser's processes, and waits for them.
+        // Ending the session ends the browser's processes, and waits for them.
         let path = format!("/session/{}", self.session);
         drop(self.try_call("DELETE", &path, &Value::Null));
         drop(self.driver.kill());

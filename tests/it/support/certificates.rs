@@ -1,4 +1,5 @@
-//! A certificate authority for one test, and every right and wrong certificate from it.
+//! A certificate authority for one test, with a valid certificate for each side and certificates
+//! that are wrong in one way each.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -28,7 +29,8 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// A server that presents it, to any client.
+    /// Returns the TLS settings of a server that presents this certificate and asks for no client
+    /// certificate.
     pub(crate) fn server_config(&self) -> Arc<rustls::ServerConfig> {
         let config = rustls::ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -39,31 +41,31 @@ impl Pair {
     }
 }
 
-/// The files live as long as this.
+/// All certificates and keys of one test. Dropping this value deletes the files.
 pub(crate) struct Certificates {
     directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
-    /// The certificate that signed all but `wrong_server` and `wrong_client`.
+    /// The authority that signed every certificate except `wrong_server` and `wrong_client`.
     pub(crate) ca: PathBuf,
-    /// One that signed nothing that a test presents as right.
+    /// An authority that nobody is to trust.
     pub(crate) wrong_ca: PathBuf,
-    /// For localhost and 127.0.0.1.
+    /// A valid server certificate, for localhost and 127.0.0.1.
     pub(crate) server: Pair,
-    /// For client authentication; its common name is `client`.
+    /// A valid certificate for client authentication. Its common name is `client`.
     pub(crate) client: Pair,
-    /// As `server`, from 2020 to 2021.
+    /// Like `server`, but valid from 2020 to 2021 only.
     pub(crate) expired_server: Pair,
-    /// As `client`, from 2020 to 2021.
+    /// Like `client`, but valid from 2020 to 2021 only.
     pub(crate) expired_client: Pair,
-    /// As `server`, signed by `wrong_ca`.
+    /// Like `server`, but signed by `wrong_ca`.
     pub(crate) wrong_server: Pair,
-    /// As `client`, signed by `wrong_ca`.
+    /// Like `client`, but signed by `wrong_ca`.
     pub(crate) wrong_client: Pair,
-    /// As `server`, for elsewhere.example only.
+    /// Like `server`, but for the name elsewhere.example only.
     pub(crate) elsewhere_server: Pair,
 }
 
-/// Names of a server on loopback.
+/// The names of a server on loopback.
 const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
 
 impl Certificates {
@@ -91,12 +93,13 @@ impl Certificates {
         }
     }
 
-    /// Another right server certificate, in files of this name: for what replaces its own.
+    /// Issues another valid server certificate, in files of this name, to replace the first one
+    /// with.
     pub(crate) fn another_server(&self, name: &str) -> Pair {
         issue(self.directory.path(), name, server(&HERE), &self.issuer)
     }
 
-    /// Another right server certificate, which ends in so many days.
+    /// Issues a valid server certificate that expires in `days` days.
     pub(crate) fn server_for(&self, days: u64) -> Pair {
         let mut params = server(&HERE);
         let left = Duration::from_secs(days * 24 * 60 * 60);
@@ -104,12 +107,13 @@ impl Certificates {
         issue(self.directory.path(), &format!("{days}-days"), params, &self.issuer)
     }
 
-    /// Another right client certificate, in files of this name.
+    /// Issues another valid client certificate, in files of this name.
     pub(crate) fn another_client(&self, name: &str) -> Pair {
         issue(self.directory.path(), name, client("client"), &self.issuer)
     }
 
-    /// A server that presents `pair`; with `require_client`, only to clients of our `ca`.
+    /// Returns the TLS settings of a server that presents `pair`. With `require_client` the server
+    /// accepts only clients whose certificate our `ca` has signed.
     pub(crate) fn server_config(
         &self,
         pair: &Pair,
@@ -129,7 +133,7 @@ impl Certificates {
         Arc::new(config.expect("key and certificate fit"))
     }
 
-    /// A server that presents `pair` and speaks nothing newer than TLS 1.2.
+    /// Returns the TLS settings of a server that presents `pair` and speaks TLS 1.2 only.
     pub(crate) fn old_server_config(&self, pair: &Pair) -> Arc<rustls::ServerConfig> {
         let config = rustls::ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS12])
@@ -139,7 +143,8 @@ impl Certificates {
         Arc::new(config.expect("key and certificate fit"))
     }
 
-    /// A client that trusts our `ca` and presents `pair` where it is asked for a certificate.
+    /// Returns the TLS settings of a client that trusts our `ca`. If the server asks for a
+    /// certificate, the client presents `pair`, or none if `pair` is `None`.
     pub(crate) fn client_config(&self, pair: Option<&Pair>) -> Arc<rustls::ClientConfig> {
         let builder = rustls::ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -162,7 +167,7 @@ fn authority(at: &Path, name: &str) -> (PathBuf, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // OpenSSL refuses an authority that may not sign.
+    // OpenSSL refuses an authority whose key usage does not allow signing.
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().expect("randomness");
     let certificate = params.self_signed(&key).expect("valid parameters");
@@ -208,7 +213,7 @@ fn issue(
     pair
 }
 
-/// The certificates of a PEM file.
+/// Reads the certificates of a PEM file.
 pub(crate) fn chain(file: &Path) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect)

@@ -1,8 +1,10 @@
-//! Consumers of our own that are processes, so that they can be killed and stopped: this binary, started again.
+//! Our own consumers as processes that a test can kill and stop. The process is this test binary,
+//! started again for one ignored test.
 //!
-//! What one has stored is in files, one for each connection. It answers for nothing that it has not stored: the HTTP
-//! consumer stores a request before it answers, and that of lines stores what its kernel has before it takes it from there,
-//! so that a kill at any moment finds everything either stored or unread.
+//! A consumer stores the events in files, one file for each connection, and acknowledges nothing
+//! that it has not stored: the HTTP consumer stores a request before it answers, and the consumer
+//! of lines stores bytes before it takes them out of the kernel's buffer. A kill at any moment
+//! therefore finds each event either stored or unread.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -29,26 +31,28 @@ use super::server::Server;
 use super::stream::Stream;
 use super::text;
 
-/// The names of what the process is told.
+/// The environment variables that tell the process what to do.
 const PROTOCOL: &str = "KUBE_AUDIT_FORWARDER_CONSUMER";
 const PORT: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_PORT";
 const DIRECTORY: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_DIRECTORY";
 const CERTIFICATE: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_CERTIFICATE";
 const KEY: &str = "KUBE_AUDIT_FORWARDER_CONSUMER_KEY";
 
-/// A consumer that takes nothing off its kernel soon shows that.
+/// The size of the consumer's receive buffer, in bytes. A small buffer fills soon, so the relay
+/// soon notices that a stopped consumer takes nothing.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
-/// A request is answered so long after it was stored: what strikes then makes a duplicate.
+/// The time between storing a request and answering it. A fault that strikes in between makes the
+/// relay send the stored events again.
 const ANSWER_TIME: Duration = Duration::from_millis(10);
 
-/// What it speaks.
+/// The protocol that the consumer speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     /// JSON lines over TCP.
     Lines,
     Http,
-    /// HTTP over TLS, with [`Certificates::server`].
+    /// HTTP over TLS, presenting [`Certificates::server`].
     Https,
 }
 
@@ -64,7 +68,7 @@ impl Protocol {
     }
 }
 
-/// The process, and what it has stored.
+/// The consumer's process, and the directory of the files that it stores.
 pub(crate) struct Consumer {
     pub(crate) process: Process,
     directory: TempDir,
@@ -74,7 +78,7 @@ impl Consumer {
     pub(crate) fn start(protocol: Protocol, certificates: &Certificates) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let this = std::env::current_exe().expect("this binary");
-        // A test is named by its path behind the crate's name.
+        // The name of a test is its module path without the crate's name.
         let path = concat!(module_path!(), "::the_process");
         let name = path.split_once("::").expect("a module of this crate").1;
         let arguments = [name, "--exact", "--ignored", "--nocapture"];
@@ -93,18 +97,18 @@ impl Consumer {
         self.process.address()
     }
 
-    /// The complete events of each connection, in the order of their beginnings.
+    /// Returns the complete events of each connection, in the order in which the connections began.
     pub(crate) fn connections(&self) -> Vec<Vec<Vec<u8>>> {
         self.files().iter().map(|file| lines_of(file)).collect()
     }
 
-    /// Bytes stored so far, a part of the last event included.
+    /// Returns how many bytes are stored so far, including an incomplete last event.
     pub(crate) fn bytes(&self) -> u64 {
         let length = |file: &PathBuf| std::fs::metadata(file).map_or(0, |file| file.len());
         self.files().iter().map(length).sum()
     }
 
-    /// Those of each life, in order.
+    /// Returns the files of all lives of the process, in order.
     fn files(&self) -> Vec<PathBuf> {
         let lives = sorted(self.directory.path()).into_iter().filter(|path| path.is_dir());
         lives.flat_map(|life| sorted(&life)).collect()
@@ -150,19 +154,20 @@ fn the_process() {
             }))
         }
     };
-    // Until a signal ends it.
+    // The process runs until a signal ends it.
     loop {
         std::thread::park();
     }
 }
 
-/// The file of a connection; what was stored before stays.
+/// Opens the file of a connection for appending, so that stored events are kept.
 fn file(life: &Path, connection: usize) -> File {
     let path = life.join(format!("{connection:06}"));
     File::options().create(true).append(true).open(path).expect("a writable directory")
 }
 
-/// Stores what the kernel has before taking it from there.
+/// Stores the bytes that the kernel holds (by peeking) before it takes them out of the kernel's
+/// buffer.
 fn store_lines(mut socket: TcpStream, connection: &Connection, mut file: File) {
     let mut buffer = vec![0; 64 * 1024];
     while connection.may_go_on() {

@@ -1,4 +1,4 @@
-//! Batches: the recorded ones of `tests/corpus`, and generated ones of the same shape.
+//! Batches of events: the recorded ones in `tests/corpus`, and generated ones that look the same.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use super::repository;
 
 /// A recorded request body.
 pub(crate) struct Body {
-    /// Its file's name.
+    /// The name of the body's file.
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Every recorded EventList, in the order of names.
+/// Returns every recorded EventList, sorted by file name.
 pub(crate) fn corpus() -> Vec<Body> {
     let directory = repository().join("tests/corpus");
     let mut bodies: Vec<Body> = std::fs::read_dir(&directory)
@@ -30,27 +30,33 @@ pub(crate) fn corpus() -> Vec<Body> {
     bodies
 }
 
-/// kube-apiserver's own log of its events: JSON lines whose events carry kind and apiVersion.
+/// Returns a log that kube-apiserver wrote itself. It is JSON lines, and each event carries `kind`
+/// and `apiVersion`.
 pub(crate) fn audit_log() -> Vec<u8> {
     std::fs::read(repository().join("tests/corpus/audit.log")).expect("part of the repository")
 }
 
-/// The events of an EventList as they must arrive: byte for byte, raw line breaks as spaces.
+/// Returns the events of an EventList as a consumer must receive them: byte for byte, except that
+/// raw line breaks are spaces.
 ///
-/// Splits by serde_json's spans, so that the relay's own splitter is not its own judge.
+/// serde_json finds where the events begin and end, so that the relay's own splitter is not its own
+/// judge.
 pub(crate) fn events_of(body: &[u8]) -> Vec<Vec<u8>> {
     let list: BTreeMap<String, &RawValue> = serde_json::from_slice(body).expect("an EventList");
     let items: Vec<&RawValue> = serde_json::from_str(list["items"].get()).expect("an array");
-    // In valid JSON a raw line break stands between tokens only.
+    // Valid JSON has raw line breaks only between tokens, so a space in their place changes
+    // nothing.
     let one_line = |event: &&RawValue| {
         event.get().bytes().map(|b| if b == b'\n' || b == b'\r' { b' ' } else { b }).collect()
     };
     items.iter().map(one_line).collect()
 }
 
-/// An EventList as kube-apiserver sends it, of `events` events of about `event_bytes` each.
+/// Returns an EventList as kube-apiserver sends it, of `events` events with about `event_bytes`
+/// bytes each.
 ///
-/// The auditIDs are unique over all seeds and indexes; the same arguments give the same bytes.
+/// The auditIDs are unique over all seeds and indexes. The same arguments always give the same
+/// bytes.
 pub(crate) fn generated_batch(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     let mut body = Vec::with_capacity(events * (event_bytes + 1) + 128);
     body.extend_from_slice(
@@ -66,7 +72,7 @@ pub(crate) fn generated_batch(seed: u64, events: usize, event_bytes: usize) -> V
     body
 }
 
-/// The auditID that [`generated_batch`] gives its event `index`.
+/// Returns the auditID that [`generated_batch`] gives to its event number `index`.
 pub(crate) fn generated_audit_id(seed: u64, index: usize) -> String {
     format!("{:08x}-{:04x}-4000-8000-{index:012x}", seed >> 16, seed & 0xffff)
 }
@@ -80,13 +86,13 @@ fn generated_event(seed: u64, index: usize, event_bytes: usize) -> String {
         r#"{{"level":"{level}","auditID":"{audit_id}","stage":"ResponseComplete","requestURI":"{uri}","verb":"update","user":{{"username":"system:serviceaccount:{namespace}:default","groups":["system:authenticated"]}},"sourceIPs":["10.0.0.1"],"userAgent":"generated/1.0","objectRef":{{"resource":"configmaps","namespace":"{namespace}","name":"generated-{index}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":""#
     );
     let tail = r#""}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.678901Z","annotations":{"authorization.k8s.io/decision":"allow"}}"#;
-    // Words rather than one letter, so that a shifted or repeated piece shows; with what JSON
-    // escapes and what UTF-8 needs two bytes for.
+    // Different words, rather than one repeated letter, make a shifted or repeated piece visible.
+    // They include characters that JSON escapes and characters that take two bytes in UTF-8.
     let words = [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
     let mut event = head;
     let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index as u64 + 1);
     while event.len() + tail.len() < event_bytes {
-        // xorshift64: any generator that repeats itself for the same seed would do.
+        // xorshift64. Any generator that repeats itself for the same seed would do.
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;

@@ -1,8 +1,9 @@
-//! File systems of a test's own: small, on their own disk, or read-only; and an /etc/hosts of its own. They take root, and a
-//! kernel that lets root mount; where one is missing the test fails.
+//! File systems that belong to one test (small, on a disk of their own, or read-only), and an
+//! /etc/hosts of its own. They need root, and a kernel that lets root mount; without these the test
+//! fails.
 //!
-//! They are mounted in a mount namespace of the test's thread, which its children and later threads share: the kernel takes
-//! all of it away with the process, however that ends.
+//! They are mounted in a mount namespace of the test's thread, which its children and the threads
+//! that it starts later share. The kernel removes the mounts with the process, however it ends.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -13,22 +14,22 @@ use tempfile::TempDir;
 
 use super::text;
 
-/// A mounted file system.
+/// A mounted file system. Dropping it unmounts it.
 pub(crate) struct Mounted {
     directory: TempDir,
 }
 
-/// What kind.
+/// The kind of file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// In memory.
+    /// A file system in memory.
     Tmpfs,
-    /// ext4 on a loop device.
+    /// A real ext4 file system on a loop device.
     Ext4,
 }
 
 impl Mounted {
-    /// A file system of about this size.
+    /// Mounts a file system of about `bytes` bytes.
     pub(crate) fn new(kind: Kind, bytes: u64) -> Self {
         own_namespace();
         let mounted = Self { directory: TempDir::new().expect("a temporary directory") };
@@ -39,7 +40,7 @@ impl Mounted {
                 run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", text(&at)]);
             }
             Kind::Ext4 => {
-                // The image may lie in the directory that it covers.
+                // The image may lie in the directory that the mount then covers.
                 let image = at.join("image");
                 let file = std::fs::File::create(&image).expect("a writable directory");
                 file.set_len(bytes).expect("a sparse file");
@@ -54,7 +55,7 @@ impl Mounted {
         self.directory.path().to_owned()
     }
 
-    /// Takes up room until so many bytes are left.
+    /// Writes the file `ballast` until only `left` bytes are free.
     pub(crate) fn fill_up_to(&self, left: u64, ballast: &Path) {
         let file = std::fs::File::create(ballast).expect("a writable directory");
         let free = self.free_bytes();
@@ -68,12 +69,12 @@ impl Mounted {
         stat.f_bavail * stat.f_frsize
     }
 
-    /// Nothing can be written from now on.
+    /// Remounts the file system read-only: from now on every write to it fails.
     pub(crate) fn make_read_only(&self) {
         run("mount", &["-o", "remount,ro", text(&self.path())]);
     }
 
-    /// The end of [`Mounted::make_read_only`].
+    /// Undoes [`Mounted::make_read_only`].
     pub(crate) fn make_writable(&self) {
         run("mount", &["-o", "remount,rw", text(&self.path())]);
     }
@@ -81,12 +82,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Busy while something of it is open; then it goes with the namespace.
+        // The file system is busy while something in it is open. It then goes with the namespace.
         drop(Command::new("umount").args(["--lazy", text(&self.path())]).status());
     }
 }
 
-/// What names resolve to, for this test and what it starts: another file over /etc/hosts.
+/// The names that this test, and every process that it starts, can resolve: another file mounted
+/// over /etc/hosts.
 pub(crate) struct Hosts {
     directory: TempDir,
 }
@@ -104,35 +106,36 @@ impl Hosts {
         self.directory.path().join("hosts")
     }
 
-    /// From now on these are all names there are, each with its addresses in this order.
+    /// Makes these the only names in the file, each with its addresses in this order.
     pub(crate) fn set(&self, names: &[(&str, &[Ipv4Addr])]) {
         let lines = names.iter().flat_map(|(name, addresses)| {
             addresses.iter().map(move |address| format!("{address} {name}\n"))
         });
-        // In place: what is mounted is this file, and not its name.
+        // The file is written in place, because the mount is bound to the file and not to its name.
         std::fs::write(self.file(), lines.collect::<String>()).expect("a writable directory");
     }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        // What is left goes with the namespace.
+        // A mount that is left over goes with the namespace.
         drop(Command::new("umount").args(["--lazy", "/etc/hosts"]).status());
     }
 }
 
 #[allow(unsafe_code, reason = "unshare(2) has no safe form without another crate")]
 fn own_namespace() {
-    // SAFETY: it takes flags and touches no memory; file descriptors and the working directory stay as they are.
+    // SAFETY: unshare takes flags and touches no memory. File descriptors and the working directory
+    // stay as they are.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     let error = std::io::Error::last_os_error();
     assert_eq!(result, 0, "a mount namespace, which takes root: {error}");
-    // Else what is mounted here shows outside.
+    // Without this, mounts made here would show outside the namespace.
     run("mount", &["--make-rprivate", "/"]);
 }
 
 fn run(program: &str, arguments: &[&str]) {
-    // mkfs is not in everybody's PATH.
+    // mkfs is in a directory that is not in every user's PATH.
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let output = Command::new(program).env("PATH", path).args(arguments).output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));

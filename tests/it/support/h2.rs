@@ -1,4 +1,5 @@
-//! HTTP/2 by hand (RFC 9113): just enough to send what no client would, and to see GOAWAY and RST_STREAM.
+//! HTTP/2 by hand (RFC 9113): just enough to send frames that no real client would send, and to see
+//! GOAWAY and RST_STREAM.
 
 use std::io;
 use std::io::BufReader;
@@ -21,10 +22,10 @@ pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// What a client says first.
+/// The first bytes that a client sends.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// One frame.
+/// One frame of HTTP/2.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -34,26 +35,28 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    /// True where the head says 200: hyper's encoder takes it from HPACK's static table.
+    /// True if the frame is a head with status 200. hyper's encoder takes this status from HPACK's
+    /// static table, so its first byte is known.
     pub(crate) fn is_200(&self) -> bool {
         self.kind == HEADERS && self.payload.first() == Some(&0x88)
     }
 
-    /// The code of RST_STREAM.
+    /// Returns the error code in the payload of an RST_STREAM.
     pub(crate) fn code(&self) -> u32 {
         u32::from_be_bytes(self.payload[..4].try_into().expect("four bytes"))
     }
 }
 
-/// A connection with prior knowledge.
+/// A plain connection that speaks HTTP/2 from its first byte (prior knowledge).
 pub(crate) struct H2 {
     reader: BufReader<Stream>,
-    /// Acknowledges no PING, so that the server does not know whether GOAWAY was heard.
+    /// If true, the client acknowledges no PING, so the server can't know whether the client
+    /// received its GOAWAY.
     pub(crate) deaf: bool,
 }
 
 impl H2 {
-    /// Connected; nothing is sent yet.
+    /// Connects, and sends nothing yet.
     pub(crate) fn dial(address: SocketAddr) -> io::Result<Self> {
         let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -62,12 +65,12 @@ impl H2 {
         Ok(Self::over(Stream::Plain(socket)))
     }
 
-    /// Over a stream that is connected; nothing is sent yet.
+    /// Takes a connected stream, and sends nothing yet.
     pub(crate) fn over(stream: Stream) -> Self {
         Self { reader: BufReader::new(stream), deaf: false }
     }
 
-    /// Connected, with preface and settings sent.
+    /// Connects, and sends the preface and the settings.
     pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         let mut h2 = Self::dial(address)?;
         h2.send(PREFACE)?;
@@ -102,18 +105,19 @@ impl H2 {
         self.send(&frame)
     }
 
-    /// The head of a POST, complete.
+    /// Sends the complete head of a POST. `length` is its Content-Length, if it has any.
     pub(crate) fn post_head(&mut self, stream: u32, length: Option<usize>) -> io::Result<()> {
         self.frame(HEADERS, END_HEADERS, stream, &post_fields(length))
     }
 
-    /// A whole POST of less than a frame.
+    /// Sends a whole POST whose body fits into one frame.
     pub(crate) fn post(&mut self, stream: u32, body: &[u8]) -> io::Result<()> {
         self.post_head(stream, Some(body.len()))?;
         self.frame(DATA, END_STREAM, stream, body)
     }
 
-    /// The next frame, SETTINGS and PING (which are acknowledged) apart; `None` at the end.
+    /// Returns the next frame, or `None` at the end of the connection. SETTINGS and PING are
+    /// skipped, and acknowledged.
     pub(crate) fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
             let mut head = [0; 9];
@@ -139,7 +143,7 @@ impl H2 {
         }
     }
 
-    /// The next frame of this kind; panics where the connection ends before it.
+    /// Returns the next frame of this kind, skipping others. Panics if the connection ends first.
     pub(crate) fn wait_for(&mut self, kind: u8) -> Frame {
         loop {
             let frame = self.next().expect("a frame").expect("a frame before the end");
@@ -149,13 +153,13 @@ impl H2 {
         }
     }
 
-    /// Reads to the end of the connection; the frames until then.
+    /// Reads to the end of the connection and returns the frames until then.
     pub(crate) fn rest(&mut self) -> Vec<Frame> {
         std::iter::from_fn(|| self.next().ok().flatten()).collect()
     }
 }
 
-/// HPACK without its tables: each field as a literal.
+/// Returns the header block of a POST, in HPACK without its tables: each field is a literal.
 pub(crate) fn post_fields(length: Option<usize>) -> Vec<u8> {
     let mut block = Vec::new();
     let length = length.map(|length| length.to_string());

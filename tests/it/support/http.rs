@@ -1,6 +1,8 @@
-//! HTTP/1.1 by hand: a client that may send anything, and what the fake server reads with.
+//! HTTP/1.1 by hand: a client that may send anything, and the parser that the fake server reads
+//! requests with.
 //!
-//! Not a library on purpose: a test must be able to send what no HTTP client would.
+//! The tests use no HTTP library on purpose: a test must be able to send bytes that no HTTP client
+//! would send.
 
 use std::io;
 use std::io::BufRead as _;
@@ -20,18 +22,19 @@ use super::stream::Stream;
 pub(crate) struct Head {
     /// The request line or the status line.
     pub(crate) first_line: String,
-    /// Names in lower case, in the order received.
+    /// The headers in the order received, with their names in lower case.
     pub(crate) headers: Vec<(String, String)>,
 }
 
 impl Head {
-    /// The first header of this name, given in lower case.
+    /// Returns the value of the first header of this name, or `None`. The name is given in lower
+    /// case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|header| header.0 == name).map(|header| header.1.as_str())
     }
 }
 
-/// Reads one head; `None` where the peer has closed before its first byte.
+/// Reads one head. Returns `None` if the peer has closed the connection before the first byte.
 pub(crate) fn read_head(reader: &mut BufReader<Stream>) -> io::Result<Option<Head>> {
     let Some(first_line) = read_line(reader)? else { return Ok(None) };
     let mut head = Head { first_line, headers: Vec::new() };
@@ -47,7 +50,7 @@ pub(crate) fn read_head(reader: &mut BufReader<Stream>) -> io::Result<Option<Hea
     }
 }
 
-/// A line without its end; `None` at the end of the stream.
+/// Reads a line and returns it without its line break, or `None` at the end of the stream.
 fn read_line(reader: &mut BufReader<Stream>) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     if reader.read_until(b'\n', &mut line)? == 0 {
@@ -60,7 +63,7 @@ fn read_line(reader: &mut BufReader<Stream>) -> io::Result<Option<String>> {
     Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// Reads the body that `head` announces; where it says nothing, what `unannounced` says.
+/// Reads the body that `head` announces. If `head` announces none, `unannounced` decides.
 pub(crate) fn read_body(
     reader: &mut BufReader<Stream>,
     head: &Head,
@@ -73,7 +76,7 @@ pub(crate) fn read_body(
             let size = line.split(';').next().unwrap_or_default().trim();
             let size = u64::from_str_radix(size, 16).map_err(io::Error::other)?;
             if size == 0 {
-                // Trailers end with an empty line, as a head does.
+                // The trailers end with an empty line, as a head does.
                 while !read_line(reader)?.ok_or(io::ErrorKind::UnexpectedEof)?.is_empty() {}
                 return Ok(body);
             }
@@ -88,12 +91,12 @@ pub(crate) fn read_body(
     Ok(body)
 }
 
-/// What a head without Content-Length and Transfer-Encoding means.
+/// The meaning of a head with neither Content-Length nor Transfer-Encoding.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unannounced {
-    /// A request, or an answer that has no body.
+    /// There is no body: the head is a request's, or its status allows no body.
     Empty,
-    /// Any other answer.
+    /// The body lasts until the connection is closed: the head is any other answer's.
     UntilClose,
 }
 
@@ -102,7 +105,7 @@ fn read_exactly(reader: &mut BufReader<Stream>, size: u64, body: &mut Vec<u8>) -
     if read as u64 == size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// An answer.
+/// An answer that was read to its end.
 #[derive(Debug, Clone)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -111,37 +114,38 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// The first header of this name, given in lower case.
+    /// Returns the value of the first header of this name, or `None`. The name is given in lower
+    /// case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
 
-    /// The body as JSON.
+    /// Returns the body parsed as JSON. Panics if it is not JSON.
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error} in an answer: {}", self.text()))
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
 
-/// One connection to a server; kept until dropped.
+/// One connection to a server, which stays open until this value is dropped.
 pub(crate) struct Client {
     reader: BufReader<Stream>,
     host: String,
 }
 
 impl Client {
-    /// Plain HTTP.
+    /// Connects with plain HTTP.
     pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         Ok(Self::over(Stream::Plain(dial(address)?), address))
     }
 
-    /// HTTPS to 127.0.0.1 under the name localhost. The handshake is done when this returns;
-    /// with TLS 1.3 a refused client certificate shows at the first read only.
+    /// Connects with HTTPS to 127.0.0.1, under the name localhost. The handshake is complete when
+    /// this returns. With TLS 1.3, a refused client certificate shows only at the first read.
     pub(crate) fn connect_tls(
         address: SocketAddr,
         config: Arc<rustls::ClientConfig>,
@@ -159,17 +163,19 @@ impl Client {
         Self { reader: BufReader::new(stream), host: address.to_string() }
     }
 
-    /// The stream below, for who wants half a request or a sudden end.
+    /// Returns the stream of this connection, for a test that sends half a request or ends the
+    /// connection suddenly.
     pub(crate) fn stream(&mut self) -> &mut Stream {
         self.reader.get_mut()
     }
 
-    /// The stream below, for another protocol; what was read ahead is lost.
+    /// Returns the stream of this connection, for another protocol. Bytes that were read ahead are
+    /// lost.
     pub(crate) fn into_stream(self) -> Stream {
         self.reader.into_inner()
     }
 
-    /// How long a read may wait; [`PATIENCE`] unless told.
+    /// Sets how long a read may wait. The default is [`PATIENCE`].
     pub(crate) fn read_timeout(&mut self, limit: Duration) {
         self.stream().socket().set_read_timeout(Some(limit)).expect("above zero");
     }
@@ -180,7 +186,7 @@ impl Client {
         self.stream().flush()
     }
 
-    /// Reads one answer, an interim one (100 Continue) too.
+    /// Reads one answer, which may be an interim one (100 Continue).
     pub(crate) fn read_response(&mut self) -> io::Result<Response> {
         let head = read_head(&mut self.reader)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let status = head.first_line.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -191,7 +197,8 @@ impl Client {
         Ok(Response { status, head, body })
     }
 
-    /// True once the server has closed: reads until then, at most for the read timeout.
+    /// Returns true if the server has closed the connection, and false if the next byte arrives
+    /// instead. Waits at most for the read timeout; a timeout also returns false.
     pub(crate) fn is_closed_by_server(&mut self) -> bool {
         match self.reader.fill_buf() {
             Ok(bytes) => bytes.is_empty(),
@@ -202,7 +209,8 @@ impl Client {
         }
     }
 
-    /// One request, with Host and Content-Length besides these headers, and its answer.
+    /// Sends one request, with Host and Content-Length besides these headers, and returns its
+    /// answer.
     pub(crate) fn request(
         &mut self,
         method: &str,
@@ -221,7 +229,7 @@ impl Client {
         self.read_response()
     }
 
-    /// A POST as kube-apiserver's, apart from its User-Agent.
+    /// Sends a POST as kube-apiserver does, apart from its User-Agent.
     pub(crate) fn post(
         &mut self,
         path: &str,
@@ -240,7 +248,7 @@ fn dial(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
-/// A POST on a connection of its own.
+/// Sends a POST on a new connection and returns the answer.
 pub(crate) fn post(
     address: SocketAddr,
     path: &str,
@@ -250,7 +258,7 @@ pub(crate) fn post(
     Client::connect(address)?.post(path, content_type, body)
 }
 
-/// A GET on a connection of its own.
+/// Sends a GET on a new connection and returns the answer.
 pub(crate) fn get(address: SocketAddr, path: &str) -> io::Result<Response> {
     Client::connect(address)?.request("GET", path, &[("Connection", "close")], b"")
 }

@@ -26,30 +26,33 @@ use super::wait_until;
 /// A request that has been read to its end.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    /// Counted from 0 over all connections, in the order in which requests became complete.
+    /// The request's number, counted from 0 over all connections in the order in which the requests
+    /// became complete.
     pub(crate) number: usize,
-    /// The connection that brought it, counted from 0.
+    /// The connection that carried the request, counted from 0.
     pub(crate) connection: usize,
     pub(crate) method: String,
-    /// Path and query, as sent.
+    /// The path and the query, as sent.
     pub(crate) target: String,
     pub(crate) head: Head,
-    /// As sent, perhaps compressed.
+    /// The body as sent, which may be compressed.
     pub(crate) body: Vec<u8>,
-    /// When its head was complete, and when its body was.
+    /// When the head was complete (`began`) and when the body was complete (`read`).
     pub(crate) began: Instant,
     pub(crate) read: Instant,
-    /// The status that was written, and when; `None` while it waits or where none was.
+    /// The status that was written, and when. `None` while the request waits for its answer, or if
+    /// no status is written.
     pub(crate) answered: Option<(u16, Instant)>,
 }
 
 impl Request {
-    /// The first header of this name, given in lower case.
+    /// Returns the value of the first header of this name, or `None`. The name is given in lower
+    /// case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
 
-    /// The body without its Content-Encoding.
+    /// Returns the body with its Content-Encoding undone.
     pub(crate) fn decoded(&self) -> Vec<u8> {
         let mut body = Vec::new();
         match self.header("content-encoding") {
@@ -64,13 +67,13 @@ impl Request {
         body
     }
 
-    /// True where 2xx was written.
+    /// True if a 2xx status was written.
     pub(crate) fn is_accepted(&self) -> bool {
         self.answered.is_some_and(|(status, _)| (200..300).contains(&status))
     }
 }
 
-/// What the consumer does with a request.
+/// The reaction of the consumer to one request.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     what: What,
@@ -88,27 +91,28 @@ enum What {
 }
 
 impl Answer {
-    /// This status, without a body.
+    /// Answers with this status and no body.
     pub(crate) fn status(status: u16) -> Self {
         Self::of(What::Response { status, headers: Vec::new(), body: Vec::new() })
     }
 
-    /// These bytes instead of an answer; then the connection is kept unless `closing`.
+    /// Writes these bytes instead of an answer. The connection is kept, unless `closing` is called
+    /// too.
     pub(crate) fn raw(bytes: impl Into<Vec<u8>>) -> Self {
         Self::of(What::Raw(bytes.into()))
     }
 
-    /// No answer: the connection is closed after the request was read.
+    /// Gives no answer: closes the connection once the request is read.
     pub(crate) fn hang_up() -> Self {
         Self::of(What::HangUp)
     }
 
-    /// No answer: the connection is reset after the request was read.
+    /// Gives no answer: resets the connection once the request is read.
     pub(crate) fn reset() -> Self {
         Self::of(What::Reset)
     }
 
-    /// No answer as long as the connection lives.
+    /// Gives no answer for as long as the connection lives.
     pub(crate) fn never() -> Self {
         Self::of(What::Never)
     }
@@ -131,37 +135,38 @@ impl Answer {
         self
     }
 
-    /// Only after this time.
+    /// Answers only after this time.
     pub(crate) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// Then the connection is closed, as an answer with a head says.
+    /// Closes the connection after the answer. An answer with a head announces the close.
     pub(crate) fn closing(mut self) -> Self {
         self.close = true;
         self
     }
 }
 
-/// The consumer. `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen`, …
+/// The consumer. It `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen` and others.
 pub(crate) struct HttpSink {
     server: Server,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl HttpSink {
-    /// Plain HTTP; `answer` is asked once for each request that is complete, by many threads.
+    /// Starts a consumer of plain HTTP. Many threads call `answer`, once for each complete request.
     pub(crate) fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         Self::with(Options::default(), answer)
     }
 
-    /// Answers 200 to everything.
+    /// Starts a consumer that answers 200 to everything.
     pub(crate) fn accepting() -> Self {
         Self::start(|_| Answer::status(200))
     }
 
-    /// One answer for each request in the order of their completion; one more panics.
+    /// Starts a consumer that gives these answers, one for each request in the order in which the
+    /// requests become complete. One request more panics.
     pub(crate) fn script(answers: impl IntoIterator<Item = Answer>) -> Self {
         let answers = Mutex::new(answers.into_iter().collect::<VecDeque<_>>());
         Self::start(move |request| {
@@ -177,7 +182,8 @@ impl HttpSink {
         Self::that(Bodies::Kept, options, answer)
     }
 
-    /// Keeps no bodies, for more of them than memory should hold: `answer` has to look at them.
+    /// Starts a consumer that keeps no bodies, for a test whose bodies together are too large for
+    /// memory. The test looks at each body in `answer`.
     pub(crate) fn forgetful(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         Self::forgetful_with(Options::default(), answer)
     }
@@ -210,22 +216,22 @@ impl HttpSink {
         self.requests.lock().expect("no panic while the requests are held")
     }
 
-    /// Every request so far, in the order in which they became complete.
+    /// Returns every request so far, in the order in which they became complete.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.lock().clone()
     }
 
-    /// How many requests there were.
+    /// Returns how many requests became complete so far.
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
     }
 
-    /// The decoded bodies to which 2xx was written, in the order of arrival.
+    /// Returns the decoded bodies that were answered with 2xx, in the order of arrival.
     pub(crate) fn accepted(&self) -> Vec<Vec<u8>> {
         self.lock().iter().filter(|request| request.is_accepted()).map(Request::decoded).collect()
     }
 
-    /// Waits until at least `count` requests were read.
+    /// Waits until at least `count` requests are complete.
     pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
         wait_until(&format!("{count} requests"), limit, || self.count() >= count);
     }
@@ -245,7 +251,7 @@ impl DerefMut for HttpSink {
     }
 }
 
-/// What becomes of a body once it was answered.
+/// Says if the consumer keeps a body once the request is answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bodies {
     Kept,
@@ -261,7 +267,8 @@ fn serve(
     answer: &dyn Fn(&Request) -> Answer,
 ) {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
-    // A client that resets, or leaves in the middle of a request, has not been answered either.
+    // A client that resets the connection, or leaves in the middle of a request, has been answered
+    // nothing.
     while connection.may_go_on() {
         let Ok(Some(head)) = read_head(&mut reader) else { return };
         let began = Instant::now();
@@ -308,7 +315,7 @@ fn serve(
     }
 }
 
-/// Writes the answer; `None` where the connection is over.
+/// Writes the answer. Returns `None` if the connection is over.
 fn write(
     stream: &mut Stream,
     connection: &Connection,
@@ -346,7 +353,8 @@ fn write(
             return None;
         }
     };
-    // Recorded first: who has read the answer may look at once.
+    // The answer is recorded before it is written, because a test that has read the answer may look
+    // for the record at once.
     let mut requests = requests.lock().expect("not poisoned");
     requests[request.number].answered = status.map(|status| (status, Instant::now()));
     drop(requests);

@@ -1,6 +1,8 @@
-//! librdkafka's mock cluster, which serves clients of other processes too, and what lies in its topics.
+//! librdkafka's mock cluster, and the records in its topics. The mock also serves clients in other
+//! processes.
 //!
-//! It keeps the newest 5 MB of a partition, and holds no client to any password or certificate.
+//! The mock keeps only the newest 5 MB of a partition, and checks no client's password or
+//! certificate.
 
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -32,22 +34,24 @@ use super::peers::program;
 use super::peers::start_on_free_port;
 use super::text;
 
-/// The topic of the tests.
+/// The name of the topic that the tests use.
 pub(crate) const TOPIC: &str = "audit";
 
-/// The group of the tests.
+/// The name of the consumer group that the tests use.
 pub(crate) const GROUP: &str = "relays";
 
-/// Requests that faults can be put on, by the numbers of Kafka's protocol.
+/// Kinds of requests that [`Cluster::fail`] can put errors on, by their numbers in Kafka's
+/// protocol.
 pub(crate) const PRODUCE: i16 = 0;
 pub(crate) const FETCH: i16 = 1;
 pub(crate) const OFFSET_COMMIT: i16 = 8;
 
-/// The mock itself, with what `rdkafka::mocking` has and a little more. Brokers are numbered from 1; -1 is all.
+/// The mock cluster, with the functions of `rdkafka::mocking` and a few more. Brokers are numbered
+/// from 1; broker -1 stands for all of them.
 #[allow(unsafe_code, reason = "librdkafka's mock is C")]
 struct Mock {
     cluster: *mut bindings::rd_kafka_mock_cluster_t,
-    /// The mock lives in a client.
+    /// The client that the mock cluster lives in.
     _client: BaseProducer,
 }
 
@@ -55,17 +59,17 @@ struct Mock {
 impl Mock {
     fn new(brokers: i32) -> Self {
         let client: BaseProducer = ClientConfig::new().create().expect("a client");
-        // SAFETY: the client outlives the cluster, which `drop` ends before it.
+        // SAFETY: the client outlives the cluster, because `drop` ends the cluster first.
         let cluster =
             unsafe { bindings::rd_kafka_mock_cluster_new(client.client().native_ptr(), brokers) };
         assert!(!cluster.is_null(), "the mock starts");
-        // SAFETY: the cluster is whole.
+        // SAFETY: the cluster was created just now, and is not null.
         unsafe { bindings::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0) };
         Self { cluster, _client: client }
     }
 
     fn brokers(&self) -> String {
-        // SAFETY: a string of the cluster, which lives.
+        // SAFETY: the string belongs to the cluster, which lives.
         let brokers =
             unsafe { CStr::from_ptr(bindings::rd_kafka_mock_cluster_bootstraps(self.cluster)) };
         brokers.to_str().expect("addresses").to_owned()
@@ -75,7 +79,7 @@ impl Mock {
 #[allow(unsafe_code, reason = "librdkafka's mock is C")]
 impl Drop for Mock {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and used by nobody any more.
+        // SAFETY: `new` made the cluster, and nothing uses it any more.
         unsafe { bindings::rd_kafka_mock_cluster_destroy(self.cluster) };
     }
 }
@@ -86,8 +90,9 @@ pub(crate) struct Cluster {
     mock: Mock,
 }
 
-/// A cluster whose brokers are reached by TLS only, and by who presents a certificate of our CA only: socat stands before
-/// each, and each says that it is where its socat listens.
+/// A cluster whose brokers accept only TLS, and only clients that present a certificate of our CA.
+/// A socat stands in front of each broker and speaks the TLS; each broker advertises the address of
+/// its socat.
 pub(crate) struct Secure {
     cluster: Cluster,
     fronts: Vec<Process>,
@@ -118,13 +123,14 @@ impl Secure {
         Self { cluster, fronts, _directory: directory }
     }
 
-    /// `localhost:PORT` each.
+    /// Returns the address of each socat, as `localhost:PORT`.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let ports = self.fronts.iter().map(|front| front.address().port());
         ports.map(|port| format!("localhost:{port}")).collect()
     }
 
-    /// The same brokers without TLS.
+    /// Lets clients reach the same brokers without TLS: each broker advertises its own address
+    /// again.
     pub(crate) fn into_plain(self) -> Cluster {
         for (broker, address) in (1..).zip(self.cluster.addresses()) {
             self.cluster.advertise(broker, "127.0.0.1", address.port());
@@ -133,7 +139,7 @@ impl Secure {
     }
 }
 
-/// What lies in a partition.
+/// A record of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) partition: i32,
@@ -144,7 +150,7 @@ pub(crate) struct Record {
 
 #[allow(unsafe_code, reason = "librdkafka's mock is C")]
 impl Cluster {
-    /// So many brokers, and the topic with so many partitions.
+    /// Starts `brokers` brokers, and creates the topic with `partitions` partitions.
     pub(crate) fn start(brokers: i32, partitions: i32) -> Self {
         let cluster = Self::without_topic(brokers, partitions);
         cluster.create_topic();
@@ -170,7 +176,8 @@ impl Cluster {
         assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
 
-    /// The next requests of this kind get these answers, one each; `_TRANSPORT` ends the connection.
+    /// Answers the next requests of this kind with these errors, one each. `_TRANSPORT` ends the
+    /// connection instead of answering.
     pub(crate) fn fail(&self, kind: i16, errors: &[RDKafkaRespErr]) {
         // SAFETY: the cluster lives, and copies the errors.
         unsafe {
@@ -194,7 +201,7 @@ impl Cluster {
         assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
 
-    /// Each answer comes so much later.
+    /// Delays each answer of this broker by this time.
     pub(crate) fn delay(&self, broker: i32, by: Duration) {
         let millis = i32::try_from(by.as_millis()).expect("seconds");
         // SAFETY: the cluster lives.
@@ -217,7 +224,8 @@ impl Cluster {
         assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
 
-    /// What a broker says where it is, which is not where it listens.
+    /// Sets the address that a broker advertises, which may be another than the one that it listens
+    /// on.
     pub(crate) fn advertise(&self, broker: i32, host: &str, port: u16) {
         let host = CString::new(host).expect("no zero");
         // SAFETY: the cluster lives, and copies the name.
@@ -231,13 +239,13 @@ impl Cluster {
         }
     }
 
-    /// Where the brokers listen.
+    /// Returns the addresses that the brokers listen on.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         let brokers = self.mock.brokers();
         brokers.split(',').map(|broker| broker.parse().expect("an address")).collect()
     }
 
-    /// Puts messages into a partition, in this order.
+    /// Puts messages into a partition, in this order, and waits until the brokers have them.
     pub(crate) fn put(&self, partition: i32, payloads: &[Vec<u8>]) {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", self.mock.brokers())
@@ -251,14 +259,15 @@ impl Cluster {
         producer.flush(PATIENCE).expect("the brokers take it");
     }
 
-    /// `brokers` of a config.
+    /// Returns the value of the config's key `brokers`.
     pub(crate) fn brokers(&self) -> String {
         let brokers = self.mock.brokers();
         let brokers: Vec<String> = brokers.split(',').map(|broker| format!("{broker:?}")).collect();
         format!("[{}]", brokers.join(", "))
     }
 
-    /// The output that sends to the topic. `more` holds further keys, tables inline.
+    /// Returns the config of an output that sends to the topic. `more` holds further keys, with
+    /// tables inline.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let retry = if more.contains("retry") {
             ""
@@ -272,7 +281,8 @@ impl Cluster {
         )
     }
 
-    /// The source that reads the topic. The mock forms a group anew a second sooner than `session_timeout`.
+    /// Returns the config of a source that reads the topic. The session timeout is short because
+    /// the mock forms a group anew one second before `session_timeout` is over.
     pub(crate) fn source(&self, more: &str) -> String {
         format!(
             "[[source]]\nname = \"topic\"\ntype = \"kafka\"\nbrokers = {}\ntopic = \"{TOPIC}\"\n\
@@ -289,13 +299,14 @@ impl Cluster {
         list
     }
 
-    /// Waits until the topic holds at least so many messages, and gives them all, by partition.
+    /// Waits until the topic holds at least `count` messages, then half a second for more. Returns
+    /// all of them, sorted by partition and offset.
     pub(crate) fn records(&self, count: usize, limit: Duration) -> Vec<Record> {
         let reader = reader(&self.mock.brokers());
         reader.assign(&self.list(Offset::Beginning)).expect("an assignment");
         let end = Instant::now() + limit;
         let (mut records, mut quiet_since) = (Vec::new(), Instant::now());
-        // What comes after the last that was waited for would be one too many.
+        // The half second shows if more messages come than the test expects.
         while records.len() < count || quiet_since.elapsed() < Duration::from_millis(500) {
             assert!(Instant::now() < end, "{} of {count} messages in {limit:?}", records.len());
             let Some(Ok(message)) = reader.poll(Duration::from_millis(50)) else { continue };
@@ -311,9 +322,11 @@ impl Cluster {
         records
     }
 
-    /// The group's committed offsets, by partition; 0 where there is none.
+    /// Returns the group's committed offset of each partition. The offset is 0 for a partition
+    /// without one.
     pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
-        // One that has known better days of a coordinator may wait for it for long.
+        // The reader is new each time: a reader that has lost its coordinator may wait for another
+        // one for a long time.
         let reader = reader(&self.mock.brokers());
         let list = self.list(Offset::Invalid);
         let committed = reader.committed_offsets(list, PATIENCE).expect("the coordinator");
@@ -323,7 +336,7 @@ impl Cluster {
     }
 }
 
-/// Reads what is there, and joins no group.
+/// Creates a reader of the topic that does not join the group.
 fn reader(brokers: &str) -> BaseConsumer {
     ClientConfig::new()
         .set("bootstrap.servers", brokers)
@@ -333,7 +346,7 @@ fn reader(brokers: &str) -> BaseConsumer {
         .expect("a consumer")
 }
 
-/// Whose events these are, in their order.
+/// Returns the ids of the events in these records, in their order.
 pub(crate) fn ids(records: &[Record]) -> Vec<Id> {
     records.iter().map(|record| identify(&record.payload)).collect()
 }

@@ -1,6 +1,7 @@
-//! A lumberjack server that was not written here (the crate ferro-lumberjack), as a process of its own, which a test can
-//! kill and stop: this test binary, run again for the one test below. It writes each window's events into a file, as lines,
-//! and then acknowledges it.
+//! A lumberjack server that was not written here (the crate ferro-lumberjack). It runs as a process
+//! of its own that a test can kill and stop: this test binary, started again for the one ignored
+//! test below. The server writes the events of each window into a file, one per line, and then
+//! acknowledges the window.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use super::wait_until;
 const PORT: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_PORT";
 const FILE: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_FILE";
 
-/// The process.
+/// The server's process, and the directory of its file.
 pub(crate) struct LumberjackServer {
     pub(crate) process: Process,
     directory: TempDir,
@@ -31,7 +32,7 @@ pub(crate) struct LumberjackServer {
 impl LumberjackServer {
     pub(crate) fn start() -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        // A test is named by its path behind the crate's name.
+        // The name of a test is its module path without the crate's name.
         let path = concat!(module_path!(), "::the_process");
         let name = path.split_once("::").expect("a module of this crate").1;
         let process = start_on_free_port(|port| {
@@ -48,18 +49,19 @@ impl LumberjackServer {
         self.process.address()
     }
 
-    /// Each event, in the order of arrival.
+    /// Returns each stored event, in the order of arrival.
     pub(crate) fn events(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("events"))
     }
 
-    /// Bytes that it has stored.
+    /// Returns how many bytes the server has stored.
     pub(crate) fn bytes(&self) -> u64 {
         let file = self.directory.path().join("events");
         std::fs::metadata(file).map_or(0, |file| file.len())
     }
 
-    /// After a kill: cuts off an event that was written in part. Returns how many complete ones there are.
+    /// After a kill: cuts off an event that was written in part. Returns how many complete events
+    /// remain.
     pub(crate) fn cut_partial_line(&self) -> usize {
         super::peers::cut_partial_line(&self.directory.path().join("events"));
         self.events().len()

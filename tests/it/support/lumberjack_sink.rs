@@ -1,5 +1,6 @@
-//! A consumer of lumberjack, version 2, that takes nothing but what the protocol's description allows, and whose answers a
-//! test decides. Written from that description, apart from the relay's code.
+//! A consumer of lumberjack, version 2, that panics on everything that the protocol's description
+//! does not allow, and whose answers a test decides. The consumer was written from that
+//! description, and shares no code with the relay.
 
 use std::io;
 use std::io::Read;
@@ -18,17 +19,17 @@ use super::server::Server;
 use super::stream::Stream;
 use super::wait_until;
 
-/// What came in one window.
+/// One window, as it arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
-    /// The connection that brought it, counted from 0.
+    /// The connection that brought the window, counted from 0.
     pub(crate) connection: usize,
-    /// In a compressed frame.
+    /// True if the events came in a compressed frame.
     pub(crate) compressed: bool,
     pub(crate) events: Vec<Vec<u8>>,
 }
 
-/// Where a window is answered.
+/// The means to answer one window.
 pub(crate) struct Reply<'a> {
     stream: &'a mut Stream,
     connection: &'a Connection,
@@ -36,32 +37,34 @@ pub(crate) struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// An ACK of the window's events up to this one; 0: a sign of life.
+    /// Acknowledges the events of the window up to number `event`. 0 acknowledges nothing, and is
+    /// only a sign of life.
     pub(crate) fn acknowledge(&mut self, event: usize) {
         let number = u32::try_from(event).expect("a small window");
         self.write(&[b"2A", &number.to_be_bytes()[..]].concat());
     }
 
-    /// Any bytes. A client that has gone does not hear them.
+    /// Writes any bytes. If the client has left, nothing happens.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         drop(self.stream.write_all(bytes).and_then(|()| self.stream.flush()));
     }
 
-    /// Waits; false when the connection is to end.
+    /// Waits for `time`. Returns false as soon as the connection is to end.
     pub(crate) fn rest(&self, time: Duration) -> bool {
         self.connection.rest(time)
     }
 
-    /// How many windows came before this one, over all connections.
+    /// Returns how many windows came before this one, over all connections.
     pub(crate) fn number(&self) -> usize {
         self.received.lock().windows.len() - 1
     }
 }
 
-/// Answers a window; false ends the connection.
+/// Answers a window. If it returns false, the connection is closed.
 type Script = dyn Fn(&Window, &mut Reply<'_>) -> bool + Send + Sync;
 
-/// The consumer. `Deref`s to its [`Server`]. A window is recorded once it is complete, and answered after that.
+/// The consumer. It `Deref`s to its [`Server`]. A window is recorded once it is complete, before it
+/// is answered.
 pub(crate) struct LumberjackSink {
     server: Server,
     received: Arc<Received>,
@@ -85,7 +88,7 @@ impl Received {
 }
 
 impl LumberjackSink {
-    /// Acknowledges each window when it has it.
+    /// Starts a consumer that acknowledges each window in full.
     pub(crate) fn start() -> Self {
         Self::with(Options::default(), |window, reply| {
             reply.acknowledge(window.events.len());
@@ -110,22 +113,22 @@ impl LumberjackSink {
         self.server.address()
     }
 
-    /// From now on each connection is closed once it has brought this many bytes; `None`: never.
+    /// From now on, closes each connection once it has brought this many bytes. `None` stops that.
     pub(crate) fn cut_each_after(&self, bytes: Option<u64>) {
         self.received.lock().cut_after = bytes;
     }
 
-    /// Complete windows, over all connections.
+    /// Returns the complete windows of all connections, in the order of arrival.
     pub(crate) fn windows(&self) -> Vec<Window> {
         self.received.lock().windows.clone()
     }
 
-    /// Their events.
+    /// Returns the events of all complete windows.
     pub(crate) fn events(&self) -> Vec<Vec<u8>> {
         self.received.lock().windows.iter().flat_map(|window| window.events.clone()).collect()
     }
 
-    /// The events of each connection.
+    /// Returns the events of each connection.
     pub(crate) fn runs(&self) -> Vec<Vec<Vec<u8>>> {
         let mut runs = vec![Vec::new(); self.history().len()];
         for window in self.windows() {
@@ -138,7 +141,7 @@ impl LumberjackSink {
         self.received.lock().windows.iter().map(|window| window.events.len()).sum()
     }
 
-    /// Waits until at least `count` events are there.
+    /// Waits until at least `count` events have arrived.
     pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
         wait_until(&format!("{count} events by lumberjack"), limit, || self.count() >= count);
     }
@@ -158,13 +161,14 @@ impl DerefMut for LumberjackSink {
     }
 }
 
-/// Reads one connection to its end, or to where it is cut.
+/// Reads one connection to its end, or to the byte where it is cut.
 fn serve(mut stream: Stream, connection: &Connection, received: &Received, script: &Script) {
     let mut read = 0;
     while connection.may_go_on() {
         let left = received.lock().cut_after.map_or(u64::MAX, |bytes| bytes.saturating_sub(read));
         let mut limited = (&mut stream).take(left);
-        // A connection may end anywhere, by a FIN or otherwise: what is not complete does not count.
+        // A connection may end anywhere, by a FIN or otherwise. A window that is not complete then
+        // does not count.
         let Ok((compressed, events)) = window(&mut limited) else { return };
         read += left - limited.limit();
         let window = Window { connection: connection.number, compressed, events };
@@ -176,7 +180,8 @@ fn serve(mut stream: Stream, connection: &Connection, received: &Received, scrip
     }
 }
 
-/// `2W`, a number of events, and the events: in one compressed frame, or as they are.
+/// Reads a window: `2W`, the number of events, and the events, either in one compressed frame or as
+/// they are. Returns true with the events if they were compressed.
 fn window(from: &mut impl Read) -> io::Result<(bool, Vec<Vec<u8>>)> {
     assert_eq!(kind(from)?, b'W', "a window begins");
     let count = number(from)?;
@@ -211,7 +216,7 @@ fn window(from: &mut impl Read) -> io::Result<(bool, Vec<Vec<u8>>)> {
     }
 }
 
-/// The first two bytes of a frame: its version and its kind.
+/// Reads the first two bytes of a frame, checks the version and returns the kind.
 fn kind(from: &mut impl Read) -> io::Result<u8> {
     let mut head = [0; 2];
     from.read_exact(&mut head)?;
@@ -225,7 +230,8 @@ fn number(from: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-/// A JSON frame behind its kind: its place in the window, a length, an object.
+/// Reads the rest of a JSON frame, after its kind: its number in the window, a length and an
+/// object.
 fn json(from: &mut impl Read, index: u32) -> io::Result<Vec<u8>> {
     assert_eq!(number(from)?, index, "the sequence number");
     let length = number(from)?;

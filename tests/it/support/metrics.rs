@@ -1,23 +1,24 @@
-//! `/metrics` as a map, and the identity that holds whenever nothing is in motion.
+//! `/metrics` as a map, and the conservation identity, which holds whenever no event is in motion.
 
 use std::collections::BTreeMap;
 
-/// Before the names of the relay's own series.
+/// The prefix of the relay's own series.
 const PREFIX: &str = "kube_audit_forwarder_";
 
-/// One scrape.
+/// The series of one scrape.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
-    /// As scraped, for promtool.
+    /// The text as scraped, for promtool.
     pub(crate) text: String,
     series: BTreeMap<Series, f64>,
 }
 
-/// A name with its labels in the order of their names.
+/// A name, and its labels sorted by name.
 type Series = (String, Vec<(String, String)>);
 
 impl Metrics {
-    /// Reads the Prometheus text format. Panics on a line that is none, and on a series twice.
+    /// Reads the Prometheus text format. Panics on a line that can't be read, and on a series that
+    /// comes twice.
     pub(crate) fn parse(text: &str) -> Self {
         let mut series = BTreeMap::new();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -28,7 +29,8 @@ impl Metrics {
         Self { text: text.to_owned(), series }
     }
 
-    /// The series with exactly these labels; the name may leave the relay's prefix out.
+    /// Returns the value of the series with exactly these labels, or `None`. The relay's prefix may
+    /// be left out of the name.
     pub(crate) fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let mut labels: Vec<_> =
             labels.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -38,12 +40,12 @@ impl Metrics {
         self.series.get(&with_prefix).or_else(|| self.series.get(&as_named)).copied()
     }
 
-    /// As [`Metrics::get`], where an absent series counts as 0.
+    /// Like [`Metrics::get`], but an absent series counts as 0.
     pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.get(name, labels).unwrap_or(0.0)
     }
 
-    /// Every series of this name, with its labels.
+    /// Returns every series of this name, as its labels and its value.
     pub(crate) fn all(&self, name: &str) -> Vec<(Vec<(String, String)>, f64)> {
         let with_prefix = format!("{PREFIX}{name}");
         let of_name = |series: &&Series| series.0 == with_prefix || series.0 == name;
@@ -54,13 +56,14 @@ impl Metrics {
             .collect()
     }
 
-    /// The sum over every series of this name, whatever its labels.
+    /// Returns the sum over every series of this name, whatever its labels.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         self.all(name).iter().map(|(_, value)| value).sum()
     }
 }
 
-/// `name{label="value",…} value`, or without labels.
+/// Reads a line `name{label="value",…} value`; the labels may be absent. Returns `None` if it is no
+/// such line.
 fn parse_line(line: &str) -> Option<(Series, f64)> {
     let (mut key, value) = line.rsplit_once(' ')?;
     let mut labels = Vec::new();
@@ -90,16 +93,19 @@ fn parse_line(line: &str) -> Option<(Series, f64)> {
     Some(((key.to_owned(), labels), value.parse().ok()?))
 }
 
-/// The conservation identity for each of these required outputs; panics where it does not hold.
+/// Checks the conservation identity for each of these required outputs, and panics if it does not
+/// hold.
 ///
-/// True whenever nothing is in motion: what was accepted has left, waits, or is counted.
+/// The identity holds whenever no event is in motion: each accepted event has left, waits, or is
+/// counted as lost or filtered.
 pub(crate) fn assert_conservation(metrics: &Metrics, outputs: &[&str]) {
     if let Err(difference) = conservation(metrics, outputs) {
         panic!("{difference}");
     }
 }
 
-/// As [`assert_conservation`], for who wants to ask again.
+/// Like [`assert_conservation`], but returns the difference as an error, so that the caller can ask
+/// again.
 pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), String> {
     for &output in outputs {
         let of_output = |name: &str| metrics.value(name, &[("output", output)]);
@@ -117,7 +123,7 @@ pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), St
             .sum();
         let difference =
             accepted + found_at_start - (delivered + waiting + lost + lost_by_queue + filtered);
-        // Counts are integers; an f64 holds them exactly far beyond any test.
+        // The counts are integers, which an `f64` holds exactly far beyond the numbers of any test.
         if difference != 0.0 {
             return Err(format!(
                 "output {output}: {accepted} accepted + {found_at_start} found at start is not \

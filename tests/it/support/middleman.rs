@@ -1,9 +1,12 @@
 //! A middleman between the relay and a consumer, which does to their connections what networks do.
 //!
-//! It strikes where it is told to: once so many more bytes have passed one way, on the connection that carried them. What
-//! ends one connection in disorder ends the other with RST, as the network between them would have.
+//! The middleman strikes at a byte that the test names: once a given number of further bytes has
+//! passed in one direction, it strikes the connection that carried the last of them. If one of the
+//! two connections of a pair ends with an error, the middleman ends the other with RST, as a
+//! network between the two would.
 //!
-//! One thread with a runtime of its own runs everything, and is joined when this is dropped.
+//! One thread with a runtime of its own runs everything. Dropping the middleman ends the thread and
+//! joins it.
 
 use std::io;
 use std::io::Read as _;
@@ -32,17 +35,19 @@ use super::server::Options;
 use super::server::Server;
 use super::wait_until;
 
-/// Bytes that it takes at once; behind them it holds what the kernel's buffers do.
+/// The most bytes that the middleman reads at once. Besides these, only the kernel's buffers hold
+/// bytes on their way.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// It looks so often whether it runs.
+/// How often the middleman notes that its thread runs.
 const BEAT: Duration = Duration::from_millis(20);
 
-/// Where it did not run for so long, what the kernel held meanwhile may count as delivered for an output whose consumer
-/// does not answer: no reset until [`CALM`] later.
+/// If the thread did not run for this long, the kernel may have taken bytes that an output counts
+/// as delivered when its consumer sends no acknowledgements. A reset would lose them, so the
+/// middleman strikes no reset until [`CALM`] later.
 const HELD_UP: Duration = Duration::from_millis(200);
 
-/// Time in which it passes on what the kernel held.
+/// The time that the middleman then has to pass on what the kernel took.
 const CALM: Duration = Duration::from_millis(100);
 
 /// The direction in which bytes pass.
@@ -52,20 +57,22 @@ pub(crate) enum Way {
     ToRelay,
 }
 
-/// What it does to a connection.
+/// The fault that the middleman inflicts on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Strike {
-    /// Both ends get RST, and what is on its way is lost.
+    /// Both ends get RST, and bytes on their way are lost.
     Reset,
-    /// What comes this way is thrown away from here on, its end too.
+    /// From here on, everything that comes in this direction is thrown away, including the end of
+    /// the stream.
     Swallow(Way),
-    /// This way ends here in order (FIN); what comes after is thrown away. The other way goes on.
+    /// This direction ends in order (FIN) here, and bytes that come later are thrown away. The
+    /// other direction goes on.
     Finish(Way),
-    /// Nothing passes this way for so long.
+    /// Nothing passes in this direction for this time.
     Stall(Way, Duration),
 }
 
-/// The middleman.
+/// The middleman. Connections to its address are passed on to the consumer.
 pub(crate) struct Middleman {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -83,19 +90,19 @@ struct Shared {
 struct Plan {
     armed: Option<Armed>,
     strikes: usize,
-    /// Nothing passes either way.
+    /// If true, nothing passes in either direction.
     held: bool,
-    /// Before each piece that goes to the relay.
+    /// The delay before each piece that goes to the relay.
     delay: Duration,
     beat: Option<Instant>,
-    /// It did not run until then.
+    /// The end of the last time that the thread did not run for [`HELD_UP`] or longer.
     held_up: Option<Instant>,
 }
 
 struct Armed {
-    /// Bytes that pass this way count.
+    /// The direction whose bytes are counted.
     way: Way,
-    /// So many pass before the strike.
+    /// How many more bytes pass before the strike.
     left: u64,
     strike: Strike,
 }
@@ -105,7 +112,8 @@ impl Middleman {
         Self::with_receive_buffer(consumer, None)
     }
 
-    /// The receive buffer of its connections to the relay bounds what it takes while nothing passes.
+    /// Like [`Middleman::start`], with this receive buffer on the connections to the relay, in
+    /// bytes. The buffer bounds what the middleman's kernel takes while nothing passes.
     pub(crate) fn with_receive_buffer(consumer: SocketAddr, bytes: Option<u32>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
@@ -129,29 +137,30 @@ impl Middleman {
         self.address
     }
 
-    /// Strikes once, when `after` more bytes have passed this way over all connections.
+    /// Strikes once, after `after` more bytes have passed in this direction over all connections.
     pub(crate) fn arm(&self, way: Way, after: u64, strike: Strike) {
         let before = self.shared.lock().armed.replace(Armed { way, left: after, strike });
         assert!(before.is_none(), "armed twice");
     }
 
-    /// How often it has struck.
+    /// Returns how often the middleman has struck.
     pub(crate) fn strikes(&self) -> usize {
         self.shared.lock().strikes
     }
 
-    /// Waits until it has struck so often.
+    /// Waits until the middleman has struck `count` times.
     pub(crate) fn wait_for_strikes(&self, count: usize) {
         wait_until("the middleman's strike", PATIENCE, || self.strikes() >= count);
     }
 
-    /// Stands still (true), as a process that is stopped, or goes on (false): the kernel still takes bytes.
+    /// With true, stands still like a stopped process: the kernel still takes bytes. With false,
+    /// goes on.
     pub(crate) fn hold(&self, held: bool) {
         self.shared.lock().held = held;
         self.shared.released.notify_waiters();
     }
 
-    /// From now on each piece that goes to the relay comes so much later.
+    /// From now on, delays each piece that goes to the relay by this time.
     pub(crate) fn delay_answers(&self, by: Duration) {
         self.shared.lock().delay = by;
     }
@@ -170,7 +179,7 @@ impl Shared {
         self.plan.lock().expect("no panic while the plan is held")
     }
 
-    /// Waits while it is held.
+    /// Waits until the middleman is not held.
     async fn release(&self) {
         loop {
             let released = self.released.notified();
@@ -181,7 +190,8 @@ impl Shared {
         }
     }
 
-    /// Of these bytes on this way: how many pass before the strike that is due, if one is.
+    /// Says how many of these bytes in this direction pass before a strike, and returns the strike
+    /// if it is due.
     fn pass(&self, way: Way, bytes: usize) -> (usize, Option<Strike>) {
         let mut plan = self.lock();
         let Some(armed) = plan.armed.as_mut().filter(|armed| armed.way == way) else {
@@ -199,14 +209,15 @@ impl Shared {
 }
 
 impl Plan {
-    /// Nothing lies in a kernel because this thread did not run.
+    /// True if the thread has run steadily, so that no bytes lie in a kernel merely because it did
+    /// not run.
     fn is_calm(&self) -> bool {
         let runs = self.beat.is_some_and(|beat| beat.elapsed() < HELD_UP);
         runs && self.held_up.is_none_or(|until| until.elapsed() > CALM)
     }
 }
 
-/// Notes when this thread did not run. Never ends.
+/// Notes when this thread does not run. Never ends.
 async fn beat(shared: &Shared) {
     loop {
         {
@@ -223,20 +234,20 @@ async fn beat(shared: &Shared) {
 fn listen(receive_buffer: Option<u32>) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v4()?;
     if let Some(bytes) = receive_buffer {
-        // Before listen: a connection inherits it.
+        // The size must be set before `listen`, so that the connections inherit it.
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
     socket.listen(1024)
 }
 
-/// Never ends; its connections end with it.
+/// Serves connections. Never ends by itself; the connections end with this future.
 async fn accept(listener: &TcpListener, consumer: SocketAddr, shared: &Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                // The relay may have given up while it waited.
+                // The relay may have given up before its connection was accepted.
                 let Ok((relay, _)) = accepted else { continue };
                 connections.spawn(serve(relay, consumer, Arc::clone(shared)));
             }
@@ -245,7 +256,7 @@ async fn accept(listener: &TcpListener, consumer: SocketAddr, shared: &Arc<Share
     }
 }
 
-/// One connection of the relay, and the one to the consumer that belongs to it.
+/// Serves one connection of the relay with a connection of its own to the consumer.
 async fn serve(mut relay: TcpStream, consumer: SocketAddr, shared: Arc<Shared>) {
     let dialled = TcpStream::connect(consumer).await;
     let broke = match dialled {
@@ -265,7 +276,8 @@ fn reset_when_dropped(stream: &TcpStream) -> bool {
     true
 }
 
-/// Ends when both ways have ended in order; an error is the disorderly end of either.
+/// Passes bytes until both directions have ended in order. An error means that one of them ended in
+/// disorder.
 async fn pass_both_ways(
     relay: &mut TcpStream,
     consumer: &mut TcpStream,
@@ -281,7 +293,7 @@ async fn pass_both_ways(
     tokio::try_join!(there, back).map(drop)
 }
 
-/// What a strike has made of one way of a connection.
+/// The strike that waits for one direction of a connection.
 #[derive(Default)]
 struct WayState {
     strike: Mutex<Option<Strike>>,
@@ -303,7 +315,7 @@ async fn pass(
 ) -> io::Result<()> {
     let own = &ways[way as usize];
     let mut buffer = vec![0; PIECE_BYTES];
-    // False once it ends, or throws away what comes.
+    // Becomes false once this direction has ended, or throws its bytes away.
     let mut passes = true;
     loop {
         match own.take() {
@@ -343,7 +355,8 @@ async fn pass(
         };
         *ways[struck as usize].strike.lock().expect("nothing panics meanwhile") = Some(strike);
         shared.lock().strikes += 1;
-        // What came behind it on its own way: kept from passing, or passed on late.
+        // The rest of the piece that triggered the strike: it is kept from passing, or passed on
+        // late.
         match strike {
             Strike::Stall(stalled, time) if stalled == way => {
                 own.take();
@@ -360,7 +373,8 @@ async fn pass(
     }
 }
 
-/// A consumer that sends back what it gets, behind a middleman, and a connection to it.
+/// Starts a consumer that sends every byte back, a middleman in front of it, and a connection to
+/// the middleman.
 fn echo() -> (Server, Middleman, std::net::TcpStream) {
     let server = Server::start(Options::default(), |mut stream, connection| {
         let mut buffer = [0; 1024];
@@ -377,7 +391,7 @@ fn echo() -> (Server, Middleman, std::net::TcpStream) {
     (server, middleman, client)
 }
 
-/// What comes back, and how it ends.
+/// Reads to the end. Returns the text, and the error that ended the stream, if any.
 fn read(client: &mut std::net::TcpStream) -> (String, Option<io::ErrorKind>) {
     let mut bytes = Vec::new();
     let ended = client.read_to_end(&mut bytes);
@@ -392,10 +406,10 @@ fn a_middleman_strikes_behind_the_byte_it_is_told() {
         (to_relay, Strike::Swallow(to_relay), ("abc", still_open)),
         (to_relay, Strike::Finish(to_relay), ("abc", None)),
         (to_consumer, Strike::Swallow(to_consumer), ("abc", still_open)),
-        // The consumer ends its side in turn.
+        // The consumer ends its direction in turn.
         (to_consumer, Strike::Finish(to_consumer), ("abc", None)),
         (to_consumer, Strike::Stall(to_consumer, PATIENCE), ("abc", still_open)),
-        // The other way.
+        // The direction that is struck is not the one whose bytes are counted.
         (to_consumer, Strike::Finish(to_relay), ("", None)),
     ] {
         let (_server, middleman, mut client) = echo();

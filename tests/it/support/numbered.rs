@@ -1,16 +1,17 @@
-//! Events that can be told from each other and judged alone: each is made from its sender and its number, both can be read
-//! back from its auditID, and so every byte of it is known.
+//! Events that a test can tell apart and judge alone. Each event is made from the number of its
+//! sender and its own number, and its auditID holds both, so every byte of an event is known from
+//! its auditID.
 
 use std::ops::Range;
 
-/// Who an event is from, and which of that sender's it is.
+/// The sender of an event, and the number of the event among those of this sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id {
     pub(crate) sender: u32,
     pub(crate) number: u64,
 }
 
-/// What JSON may hold and a careless relay would change, in pieces of about 24 bytes.
+/// Text that JSON allows and a careless relay would change, in pieces of about 24 bytes.
 const PIECES: [&str; 6] = [
     "plain ascii of 24 bytes ",
     r"escaped \u00e9\ud83d\ude00",
@@ -20,7 +21,7 @@ const PIECES: [&str; 6] = [
     "日本語日本語日本",
 ];
 
-/// The event; most are small, one in a thousand is large.
+/// Makes the event. Most events are small; one in a thousand is large.
 pub(crate) fn event(id: Id) -> Vec<u8> {
     let Id { sender, number } = id;
     let mut draw = mix(u64::from(sender) << 32 ^ number);
@@ -40,7 +41,7 @@ pub(crate) fn event(id: Id) -> Vec<u8> {
     event.into_bytes()
 }
 
-/// splitmix64: neighbours become strangers.
+/// splitmix64: turns neighbouring numbers into unrelated ones.
 fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -48,7 +49,7 @@ fn mix(number: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Reads back whose event this is; panics where a byte of it is not as it was made.
+/// Returns the id of this event. Panics if any byte differs from the event that was made.
 pub(crate) fn identify(bytes: &[u8]) -> Id {
     let told = || String::from_utf8_lossy(&bytes[..bytes.len().min(400)]).into_owned();
     unchanged(bytes).unwrap_or_else(|| panic!("not an event that was sent, or changed: {}", told()))
@@ -68,12 +69,13 @@ fn id_of(bytes: &[u8]) -> Option<Id> {
     })
 }
 
-/// These events of a sender, one after the other.
+/// Returns the events of a sender with these numbers, one after the other.
 pub(crate) fn events(sender: u32, numbers: Range<u64>) -> Vec<Vec<u8>> {
     numbers.map(|number| event(Id { sender, number })).collect()
 }
 
-/// A body as kube-apiserver sends it; of one event where `alone`, as it is.
+/// Returns a body as kube-apiserver sends it. If `alone`, the body is the one event itself, without
+/// a list.
 pub(crate) fn body(sender: u32, numbers: Range<u64>, alone: bool) -> Vec<u8> {
     if alone {
         assert_eq!(numbers.end - numbers.start, 1, "one event");
@@ -91,7 +93,7 @@ pub(crate) fn body(sender: u32, numbers: Range<u64>, alone: bool) -> Vec<u8> {
     body
 }
 
-/// A body as kube-apiserver sends it.
+/// Returns an EventList as kube-apiserver sends it.
 pub(crate) fn list(sender: u32, numbers: Range<u64>) -> Vec<u8> {
     body(sender, numbers, false)
 }

@@ -1,7 +1,8 @@
-//! Real consumers and proxies as child processes: rsyslog, syslog-ng, nginx, HAProxy, tinyproxy,
-//! and the tools promtool, curl. `./test` installs them; a missing one fails the test that needs it.
+//! Real consumers and proxies as child processes (rsyslog, syslog-ng, nginx, HAProxy, tinyproxy),
+//! and the tools promtool and curl. `./test` installs them; a missing program fails the test that
+//! needs it.
 //!
-//! Each listens on 127.0.0.1, keeps its port over a restart, writes into a directory of its
+//! Each peer listens on 127.0.0.1, keeps its port over a restart, writes into a directory of its
 //! own, and is ended by its own process id.
 
 use std::fs::File;
@@ -27,26 +28,27 @@ use super::text;
 use super::try_wait_for;
 use super::wait_until;
 
-/// The largest message that the syslog peers are told to take.
+/// The largest message that the syslog peers accept, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// TLS of a peer's listener.
+/// The TLS settings of a peer's listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Security {
     Plain,
-    /// It presents [`Certificates::server`].
+    /// The peer presents [`Certificates::server`].
     Tls,
-    /// And takes only clients whose certificate our CA has signed.
+    /// Like `Tls`; the peer also accepts only clients whose certificate our CA has signed.
     MutualTls,
 }
 
-/// A peer's process. `stop`, `kill` and `start` are what a test does to it.
+/// The process of a peer, which a test can `stop`, `kill` and `start` again.
 pub(crate) struct Process {
     program: PathBuf,
     arguments: Vec<String>,
     variables: Vec<(&'static str, String)>,
     port: u16,
-    /// Everything the peer writes to its standard output and error, over all its lives.
+    /// The file with everything that the peer writes to its standard output and error, over all its
+    /// lives.
     log: PathBuf,
     child: Option<Child>,
 }
@@ -63,13 +65,14 @@ impl Process {
         }
     }
 
-    /// An environment variable.
+    /// Sets an environment variable of the process.
     pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
         self.variables.push((name, value.to_owned()));
         self
     }
 
-    /// Starts it on its port and waits until it listens; panics with its log where it does not.
+    /// Starts the process on its port and waits until it listens. Panics with its log if it does
+    /// not.
     pub(crate) fn start(&mut self) {
         if let Err(why) = self.try_start() {
             panic!("{} on port {}: {why}", self.program.display(), self.port);
@@ -87,7 +90,7 @@ impl Process {
             let exited = child.try_wait().expect("our child").is_some();
             (exited || listens(child.id(), self.port)).then_some(!exited)
         });
-        // From here on `drop` ends it.
+        // The child is stored before the outcome is looked at, so that `drop` ends it in any case.
         self.child = Some(child);
         if listening == Some(true) {
             return Ok(());
@@ -96,7 +99,8 @@ impl Process {
         Err(format!("does not listen; its log: {}", self.log()))
     }
 
-    /// Asks it to end (SIGTERM) and waits until it has; kills what does not.
+    /// Asks the process to end (SIGTERM) and waits for its end. Kills it if it has not ended after
+    /// 10 seconds.
     pub(crate) fn stop(&mut self) {
         if let Some(child) = &mut self.child {
             if child.try_wait().expect("our child").is_none() {
@@ -110,22 +114,22 @@ impl Process {
         self.child = None;
     }
 
-    /// Ends it at once (SIGKILL): what it has not read is lost.
+    /// Ends the process at once (SIGKILL). Bytes that it has not read are lost.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // It may have exited already.
+            // The process may have exited already.
             drop(child.kill());
             drop(child.wait());
         }
     }
 
-    /// Stops its execution (SIGSTOP) until [`Process::thaw`]: the kernel still takes bytes. Returns
-    /// when every thread of it stands still.
+    /// Stops the process (SIGSTOP) until [`Process::thaw`]. The kernel still takes bytes for it.
+    /// Returns when all its threads stand still.
     pub(crate) fn freeze(&self) {
         freeze(self.child.as_ref().expect("running"));
     }
 
-    /// Goes on after [`Process::freeze`].
+    /// Lets the process go on after [`Process::freeze`].
     pub(crate) fn thaw(&self) {
         signal_process(self.child.as_ref().expect("running"), libc::SIGCONT);
     }
@@ -134,7 +138,7 @@ impl Process {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
-    /// What it has said so far.
+    /// Returns everything that the process has written so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read(&self.log)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -151,11 +155,11 @@ impl Drop for Process {
     }
 }
 
-/// SIGSTOP; returns when every thread of it stands still.
+/// Sends SIGSTOP, and returns when all threads of the process stand still.
 pub(crate) fn freeze(child: &Child) {
     signal_process(child, libc::SIGSTOP);
     let tasks = format!("/proc/{}/task", child.id());
-    // The state follows the name in parentheses; T is stopped.
+    // In this file the state follows the name in parentheses. T means stopped.
     let stands = |task: &Path| {
         let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
@@ -166,11 +170,12 @@ pub(crate) fn freeze(child: &Child) {
     });
 }
 
-/// True where this very process listens on the port, so that neither a probe's connection
-/// shows in the peer nor somebody else's listener is taken for it.
+/// True if this very process listens on the port. The check makes no connection, which the peer
+/// would see, and does not mistake another program's listener for the peer's.
 fn listens(pid: u32, port: u16) -> bool {
     let Ok(table) = std::fs::read_to_string("/proc/net/tcp") else { return false };
-    // Columns: number, local address, remote address, state (0A: LISTEN), …, inode (9).
+    // The columns of the file: number, local address, remote address, state (0A is LISTEN), …,
+    // inode (9).
     let local = format!("0100007F:{port:04X}");
     let inode = table.lines().find_map(|line| {
         let columns: Vec<&str> = line.split_whitespace().collect();
@@ -186,7 +191,8 @@ fn listens(pid: u32, port: u16) -> bool {
     })
 }
 
-/// Builds a process for a free port and starts it; with another port where that one was taken.
+/// Builds a process for a free port and starts it. If the port was taken meanwhile, tries again
+/// with another one, three times in all.
 pub(crate) fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
     let mut failure = String::new();
     for _ in 0..3 {
@@ -199,7 +205,8 @@ pub(crate) fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
     panic!("the peer does not start: {failure}");
 }
 
-/// A program of the system, also from the directories for administrators.
+/// Finds a program of the system, in PATH or in the directories for administrators. Panics if it is
+/// not installed.
 pub(crate) fn program(name: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -215,16 +222,16 @@ fn write(directory: &TempDir, name: &str, content: &str) -> PathBuf {
     file
 }
 
-/// The complete lines of a file that a peer writes; none where it does not exist yet.
+/// Returns the complete lines of a file that a peer writes; none if the file does not exist yet.
 pub(crate) fn lines_of(file: &Path) -> Vec<Vec<u8>> {
     let bytes = std::fs::read(file).unwrap_or_default();
     let mut lines: Vec<Vec<u8>> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-    // What follows the last line feed is being written, or empty.
+    // The bytes after the last line feed are a line that is still being written, or nothing.
     lines.pop();
     lines
 }
 
-/// Cuts off what a dead peer has written behind its last complete line.
+/// Cuts off the incomplete last line of a file that a dead peer wrote.
 pub(super) fn cut_partial_line(file: &Path) {
     let bytes = std::fs::read(file).unwrap_or_default();
     let complete = memchr::memrchr(b'\n', &bytes).map_or(0, |end| end + 1);
@@ -233,9 +240,10 @@ pub(super) fn cut_partial_line(file: &Path) {
     }
 }
 
-/// rsyslog with `imtcp`, which takes octet counting and newlines on one port, or with `imrelp`.
+/// rsyslog with `imrelp`, or with `imtcp`, which accepts octet counting and newlines on one port.
 ///
-/// Its queue is "Direct": what it has read is in the file before it reads on, and before it answers.
+/// Its queue is "Direct": rsyslog writes a message into the file before it reads on, and before it
+/// answers.
 pub(crate) struct Rsyslog {
     pub(crate) process: Process,
     directory: TempDir,
@@ -250,7 +258,8 @@ impl Rsyslog {
         Self::with(security, certificates, imrelp)
     }
 
-    /// `input` gives its global settings, and the rest of its input.
+    /// Starts rsyslog. `input` returns the global settings of the input module, and the rest of the
+    /// input's config.
     fn with(
         security: Security,
         certificates: &Certificates,
@@ -284,13 +293,13 @@ ruleset(name="peer") {{
         self.process.address()
     }
 
-    /// The MSG part of each message, in the order of arrival.
+    /// Returns the MSG part of each message, in the order of arrival.
     pub(crate) fn messages(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("messages"))
     }
 
-    /// After a kill: cuts off a message that was written in part, so that the next life's first
-    /// is not taken for its end. Returns how many complete ones there are.
+    /// After a kill: cuts off a message that was written in part, so that the first message of the
+    /// next life is not taken for its end. Returns how many complete messages remain.
     pub(crate) fn cut_partial_line(&self) -> usize {
         for name in ["messages", "raw"] {
             cut_partial_line(&self.directory.path().join(name));
@@ -298,13 +307,13 @@ ruleset(name="peer") {{
         self.messages().len()
     }
 
-    /// Bytes of the messages so far, a part of the last included.
+    /// Returns the size of all messages so far in bytes, including an incomplete last message.
     pub(crate) fn bytes(&self) -> u64 {
         let file = std::fs::metadata(self.directory.path().join("messages"));
         file.map_or(0, |file| file.len())
     }
 
-    /// Each message as it came, from its PRI on.
+    /// Returns each message as it came, from its PRI on.
     pub(crate) fn raw(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("raw"))
     }
@@ -331,8 +340,8 @@ fn imtcp(port: u16, security: Security, files: &Certificates) -> (String, String
             ),
         ),
     };
-    // Two limits hold for a message: of the message, and of an octet-counted frame. Above
-    // the second (200,000 by default) imtcp takes the rest of the stream for lines.
+    // Two limits hold: one for a message, and one for an octet-counted frame. If a frame exceeds
+    // the second (200,000 bytes by default), imtcp reads the rest of the stream as lines.
     let input = format!(
         r#"module(load="imtcp" maxFrameSize="{MESSAGE_BYTES_MAX}" {module})
 input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="peer")"#
@@ -345,7 +354,7 @@ fn imrelp(port: u16, security: Security, files: &Certificates) -> (String, Strin
         (text(&files.ca), text(&files.server.certificate), text(&files.server.key));
     let tls = match security {
         Security::Plain => String::new(),
-        // Without a mode it asks for no certificate.
+        // Without an authentication mode, rsyslog asks for no client certificate.
         Security::Tls => {
             format!(
                 r#"tls="on" tls.myCert="{certificate}" tls.myPrivKey="{key}" tls.caCert="{ca}""#
@@ -362,7 +371,7 @@ input(type="imrelp" address="127.0.0.1" port="{port}" maxDataSize="{MESSAGE_BYTE
     (String::new(), input)
 }
 
-/// syslog-ng with its `syslog()` source: octet counting (RFC 6587, RFC 5425) only.
+/// syslog-ng with its `syslog()` source, which accepts only octet counting (RFC 6587, RFC 5425).
 ///
 /// Debian's package conflicts with rsyslog's, so `./test` unpacks it below `target/peers`.
 pub(crate) struct SyslogNg {
@@ -420,7 +429,8 @@ impl SyslogNg {
                 if security == Security::Tls { "optional-untrusted" } else { "required-trusted" }
             ),
         };
-        // The window is divided by max-connections and must stay above its minimum of 100.
+        // syslog-ng divides the window by max-connections, and the result must not be below its
+        // minimum of 100.
         format!(
             r#"@version: {version}
 options {{ log-msg-size({MESSAGE_BYTES_MAX}); use-dns(no); dns-cache(no); keep-hostname(yes); stats-freq(0); }};
@@ -436,12 +446,13 @@ log {{ source(peer); destination(messages); destination(headers); flags(flow-con
         self.process.address()
     }
 
-    /// The MSG part of each message, in the order of arrival.
+    /// Returns the MSG part of each message, in the order of arrival.
     pub(crate) fn messages(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("messages"))
     }
 
-    /// Of each message: PRI, time of receipt, TIMESTAMP, HOSTNAME, APP-NAME, by spaces.
+    /// Returns the PRI, the time of receipt, the TIMESTAMP, the HOSTNAME and the APP-NAME of each
+    /// message, separated by spaces.
     pub(crate) fn headers(&self) -> Vec<Vec<u8>> {
         lines_of(&self.directory.path().join("headers"))
     }
@@ -494,8 +505,8 @@ impl Nginx {
             ),
         };
         let ssl = if security == Security::Plain { "" } else { " ssl" };
-        // One process: its id is the one to stop. `user` counts for root only: a worker as
-        // nobody could not write into the test's directory.
+        // nginx runs as one process, so that its id is the one to stop. `user` is set for root
+        // only: a worker that runs as `nobody` could not write into the test's directory.
         let user = if is_root() { "user root;" } else { "" };
         format!(
             "daemon off;
@@ -532,7 +543,8 @@ http {{
         self.process.address()
     }
 
-    /// One line for each request: method, URI, status, bytes of the request, upstream's status.
+    /// Returns a line for each request: method, URI, status, bytes of the request, status of the
+    /// upstream.
     pub(crate) fn access_log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("access")).unwrap_or_default()
     }
@@ -540,11 +552,12 @@ http {{
 
 #[allow(unsafe_code, reason = "geteuid(2) has no safe form without another crate")]
 fn is_root() -> bool {
-    // SAFETY: it takes nothing and always succeeds.
+    // SAFETY: geteuid takes no arguments and always succeeds.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// The forwarder's haproxy.cfg as the provider's page has it, with these lines in the frontend and in the backend.
+/// Returns the forwarder's haproxy.cfg as the provider's page shows it, with these lines added to
+/// the frontend and the backend.
 pub(crate) fn forwarder(frontend: &str, backend: &str) -> String {
     format!(
         "global
@@ -569,7 +582,7 @@ backend remotelogstash
 /// HAProxy in front of a consumer, configured as the forwarder that the relay replaces.
 pub(crate) struct Haproxy {
     pub(crate) process: Process,
-    // Holds the config and the log.
+    // This directory holds the config and the log.
     directory: TempDir,
 }
 
@@ -579,19 +592,19 @@ impl Haproxy {
         Self::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend))
     }
 
-    /// With any config that listens on this port.
+    /// Starts HAProxy with any config that listens on the port that `config` is given.
     pub(crate) fn with(config: impl Fn(u16) -> String) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let process = start_on_free_port(|port| {
             let config = write(&directory, "haproxy.cfg", &config(port));
-            // -db: one process in the foreground.
+            // -db runs HAProxy as one process in the foreground.
             let arguments = ["-db", "-f", text(&config)];
             Process::new(program("haproxy"), &arguments, port, directory.path())
         });
         Self { process, directory }
     }
 
-    /// Its haproxy.cfg.
+    /// Returns the path of its haproxy.cfg.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.directory.path().join("haproxy.cfg")
     }
@@ -601,15 +614,15 @@ impl Haproxy {
     }
 }
 
-/// tinyproxy, an HTTP proxy that knows CONNECT.
+/// tinyproxy, an HTTP proxy that supports CONNECT.
 pub(crate) struct Tinyproxy {
     pub(crate) process: Process,
-    // Holds the config and the log.
+    // This directory holds the config and the log.
     _directory: TempDir,
 }
 
 impl Tinyproxy {
-    /// `credentials`: user and password that it wants.
+    /// Starts tinyproxy. With `credentials`, tinyproxy asks for this user and password.
     pub(crate) fn start(credentials: Option<(&str, &str)>) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let wanted = credentials.map(|(user, password)| format!("BasicAuth {user} {password}\n"));
@@ -619,7 +632,7 @@ impl Tinyproxy {
                 "Port {port}\nListen 127.0.0.1\nTimeout 60\nMaxClients 50\nLogLevel Connect\n{wanted}"
             );
             let config = write(&directory, "tinyproxy.conf", &config);
-            // -d: in the foreground, its log on standard output.
+            // -d keeps tinyproxy in the foreground, with its log on standard output.
             let arguments = ["-d", "-c", text(&config)];
             Process::new(program("tinyproxy"), &arguments, port, directory.path())
         });
@@ -630,13 +643,13 @@ impl Tinyproxy {
         self.process.address()
     }
 
-    /// How many ways it was asked for.
+    /// Returns how many CONNECT requests tinyproxy has logged.
     pub(crate) fn connects(&self) -> usize {
         self.process.log().matches("): CONNECT ").count()
     }
 }
 
-/// What `promtool check metrics` says against these metrics; nothing where they are right.
+/// Runs `promtool check metrics` on these metrics. Returns its complaints as the error.
 pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
     let mut child = Command::new(program("promtool"))
         .args(["check", "metrics"])
@@ -656,7 +669,7 @@ pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
     Err(format!("{}: {}", output.status, String::from_utf8_lossy(&said)))
 }
 
-/// Runs curl, quiet, bounded to [`PATIENCE`], with a body on its standard input (`@-`).
+/// Runs curl quietly, for at most [`PATIENCE`], with a body on its standard input (`@-`).
 pub(crate) fn curl(arguments: &[&str], body: &[u8]) -> Output {
     let mut child = Command::new(program("curl"))
         .args(["--silent", "--show-error", "--max-time", &PATIENCE.as_secs().to_string()])
@@ -669,7 +682,7 @@ pub(crate) fn curl(arguments: &[&str], body: &[u8]) -> Output {
     let mut stdin = child.stdin.take().expect("piped");
     let body = body.to_vec();
     let writer = std::thread::spawn(move || {
-        // curl may answer and end without having read it.
+        // curl may answer and end before it has read the whole body.
         drop(stdin.write_all(&body));
     });
     let output = child.wait_with_output().expect("our child");

@@ -1,4 +1,5 @@
-//! A real Prometheus that scrapes relays each second, evaluates the rules of the repository, and answers queries.
+//! A real Prometheus that scrapes a relay every second, evaluates the repository's rules, and
+//! answers queries.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,18 +15,18 @@ use super::repository;
 use super::text;
 use super::wait_until;
 
-/// The labels of the target, as a PodMonitor makes them.
+/// The labels of the scraped target, as a PodMonitor sets them.
 pub(crate) const JOB: &str = "kube-audit-forwarder";
 pub(crate) const NAMESPACE: &str = "ibm-kube-audit";
 pub(crate) const POD: &str = "relay-0";
 
-/// Its process and its data, both gone when dropped.
+/// The process of Prometheus and its data. Dropping this value ends and deletes both.
 pub(crate) struct Prometheus {
     process: Process,
     _directory: TempDir,
 }
 
-/// One element of the answer to a query.
+/// One element of the result of a query.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
     pub(crate) labels: BTreeMap<String, String>,
@@ -42,7 +43,7 @@ pub(crate) struct Rule {
 }
 
 impl Prometheus {
-    /// Scrapes this admin address; returns when it has done so once.
+    /// Starts a Prometheus that scrapes this admin address, and waits until it has scraped once.
     pub(crate) fn start(admin: SocketAddr) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let rules = repository().join("deploy/monitoring/rules.yaml");
@@ -57,7 +58,7 @@ impl Prometheus {
                 }],
             }],
         });
-        // JSON is YAML.
+        // Any JSON is also YAML.
         let file = directory.path().join("prometheus.yaml");
         std::fs::write(&file, config.to_string()).expect("a writable directory");
         let process = start_on_free_port(|port| {
@@ -91,7 +92,8 @@ impl Prometheus {
         answer.json()["data"].clone()
     }
 
-    /// The instant vector (or the scalar) that an expression is now; panics where it is none.
+    /// Returns the current value of an expression: an instant vector, or a scalar as one sample
+    /// without labels. Panics if the value is of another kind.
     pub(crate) fn query(&self, expression: &str) -> Vec<Sample> {
         let data = self.get("/api/v1/query", &[("query", expression)]);
         let number = |pair: &serde_json::Value| -> f64 {
@@ -107,14 +109,14 @@ impl Prometheus {
             .collect()
     }
 
-    /// The values of a label among the series of a selector.
+    /// Returns the values of a label among the series of a selector.
     pub(crate) fn label_values(&self, label: &str, selector: &str) -> Vec<String> {
         let path = format!("/api/v1/label/{label}/values");
         let values = self.get(&path, &[("match[]", selector)]);
         serde_json::from_value(values).expect("strings")
     }
 
-    /// Every alerting rule.
+    /// Returns every alerting rule.
     pub(crate) fn rules(&self) -> Vec<Rule> {
         let data = self.get("/api/v1/rules", &[("type", "alert")]);
         let groups = data["groups"].as_array().expect("groups").iter();
