@@ -30,8 +30,8 @@ use super::text;
 use super::try_wait_for;
 use super::wait_for;
 
-/// The beginning of most configs: one listener and the admin routes on ports of the kernel's
-/// choice, and the log that [`Relay`] reads.
+/// The beginning of most configs: one listener and the admin address, on ports that the kernel
+/// chooses, and the log format that [`Relay`] reads.
 pub(crate) const BASE: &str = r#"
 log = { format = "json" }
 admin = { address = "127.0.0.1:0" }
@@ -39,27 +39,27 @@ admin = { address = "127.0.0.1:0" }
 address = "127.0.0.1:0"
 "#;
 
-/// What becomes of the relay's standard output.
+/// The reader of the relay's standard output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stdout {
-    /// Read at once; see [`Relay::stdout`].
+    /// A thread reads the output at once; see [`Relay::stdout`].
     Collected,
-    /// A pipe that nobody reads until [`Relay::take_stdout`].
+    /// Nobody reads the pipe until [`Relay::take_stdout`].
     Held,
 }
 
-/// What becomes of the pipe of the relay's standard error.
+/// The state of the pipe that is the relay's standard error.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stderr {
-    /// Each line is read at once.
+    /// A thread reads each line at once.
     Read,
-    /// No more than what was read already: the pipe fills.
+    /// Nobody reads the pipe any more, except a line that is being read already: the pipe fills.
     Held,
-    /// Closed, once the line that is read is whole.
+    /// The pipe is closed, once the line that is being read is complete.
     Closed,
 }
 
-/// Tells the thread that reads the log.
+/// Tells the thread that reads the log to read, to wait or to close the pipe.
 struct LogPipe {
     state: Mutex<Stderr>,
     changed: Condvar,
@@ -71,7 +71,7 @@ impl LogPipe {
         self.changed.notify_all();
     }
 
-    /// Waits while nobody is to read; false where the pipe is to be closed.
+    /// Waits while the log is held. Returns false if the pipe is to be closed.
     fn may_read(&self) -> bool {
         let state = self.state.lock().expect("not poisoned");
         let held = |state: &mut Stderr| *state == Stderr::Held;
@@ -79,7 +79,7 @@ impl LogPipe {
     }
 }
 
-/// How to start one.
+/// The settings for starting a relay.
 pub(crate) struct Builder {
     config: String,
     stdout: Stdout,
@@ -90,13 +90,15 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// A file that holds the config already, for one that is not written by its name.
+    /// Starts the relay with this file, which holds the config already, instead of a file of the
+    /// builder's own. For tests where the file's path matters.
     pub(crate) fn file(mut self, file: &Path) -> Self {
         self.file = Some(file.to_owned());
         self
     }
 
-    /// A program and its first arguments that becomes the relay, as `setpriv` and `strace -D` do.
+    /// Starts the relay by this program with these first arguments, which then becomes the relay,
+    /// as `setpriv` and `strace -D` do.
     pub(crate) fn launcher(mut self, words: &[&str]) -> Self {
         self.launcher = words.iter().map(|&word| word.to_owned()).collect();
         self
@@ -107,19 +109,20 @@ impl Builder {
         self
     }
 
-    /// An environment variable, for `${env:…}`.
+    /// Sets an environment variable, for `${env:…}`.
     pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// How many listeners are waited for, where some open later (`optional = true`).
+    /// Sets how many listeners `start` waits for, for configs where some listeners open later
+    /// (`optional = true`).
     pub(crate) fn listeners(mut self, count: usize) -> Self {
         self.listeners = Some(count);
         self
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the relay and waits until it listens.
     pub(crate) fn start(self) -> Relay {
         let listeners = self.listeners.unwrap_or_else(|| Shape::of(&self.config).listeners);
         let mut relay = self.launch();
@@ -127,7 +130,7 @@ impl Builder {
         relay
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts the relay and waits for nothing.
     pub(crate) fn launch(self) -> Relay {
         let directory = TempDir::new().expect("a temporary directory");
         let own = directory.path().join("config.toml");
@@ -139,7 +142,7 @@ impl Builder {
     }
 }
 
-/// The binary, run by these words if there are any.
+/// Returns a command that runs the binary by this launcher, or directly if `launcher` is empty.
 fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
     let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
     let Some((program, arguments)) = launcher.split_first() else { return Command::new(binary) };
@@ -148,7 +151,7 @@ fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
     command
 }
 
-/// What the helper has to know of a config.
+/// The facts about a config that [`Relay`] needs.
 struct Shape {
     listeners: usize,
     required_outputs: Vec<String>,
@@ -170,7 +173,8 @@ impl Shape {
     }
 }
 
-/// A running relay. Killed when dropped; [`Relay::finish`] is the end of a test that went well.
+/// A running relay. Dropping it kills the process; a test that goes well ends with
+/// [`Relay::finish`].
 pub(crate) struct Relay {
     child: Child,
     directory: TempDir,
@@ -180,22 +184,22 @@ pub(crate) struct Relay {
     held: Option<ChildStdout>,
     exited: Option<ExitStatus>,
     required_outputs: Vec<String>,
-    /// As configured and as bound, in the order of the log.
+    /// Each listener's address as configured and as bound, in the order of the log.
     listeners: Vec<(String, SocketAddr)>,
     admin: Option<SocketAddr>,
 }
 
-/// What [`Relay::finish`] waits for before it counts.
+/// The condition that [`Relay::finish`] waits for before it checks conservation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backlog {
-    /// Every required output has got everything.
+    /// No required output has a backlog.
     Empty,
-    /// Nothing moves any more: two scrapes in a row, half a second apart, hold the same.
+    /// Nothing moves any more: two scrapes in a row, half a second apart, hold the same numbers.
     Stable,
 }
 
 impl Relay {
-    /// Starts one with this config and waits until it listens.
+    /// Starts a relay with this config and waits until it listens.
     pub(crate) fn start(config: &str) -> Self {
         Self::with(config).start()
     }
@@ -225,7 +229,7 @@ impl Relay {
         let log_pipe =
             Arc::new(LogPipe { state: Mutex::new(Stderr::Read), changed: Condvar::new() });
         let pipe = Arc::clone(&log_pipe);
-        // These threads end with the pipe's other end, the process.
+        // The threads end when the other end of their pipe does, with the process.
         std::thread::spawn(move || {
             let mut lines = stderr.split(b'\n').map_while(Result::ok);
             while pipe.may_read()
@@ -266,7 +270,8 @@ impl Relay {
         assert!(listening, "not listening; exit: {:?}; log:\n{}", self.exited, self.log_text());
     }
 
-    /// Waits for so many listeners, or its end; true where it listens.
+    /// Waits until `listeners` listeners and the admin address are open, or the relay has ended.
+    /// Returns true if the relay listens.
     pub(crate) fn listens_or_exits(&mut self, listeners: usize) -> bool {
         let ready = try_wait_for(PATIENCE, || {
             let fields = self.log_fields();
@@ -288,41 +293,42 @@ impl Relay {
         ready == Some(true)
     }
 
-    /// The address of its only listener.
+    /// Returns the address of the only listener.
     pub(crate) fn address(&self) -> SocketAddr {
         assert_eq!(self.listeners.len(), 1, "several listeners: ask for `listeners`");
         self.listeners[0].1
     }
 
-    /// Each listener as configured, with the address it is bound to, in the order of opening.
+    /// Returns each listener's address as configured and as bound, in the order of opening.
     pub(crate) fn listeners(&self) -> &[(String, SocketAddr)] {
         &self.listeners
     }
 
-    /// Waits for a listener that opens later: this many in all.
+    /// Waits until `count` listeners are open in all, for listeners that open later.
     pub(crate) fn wait_for_listeners(&mut self, count: usize) {
         self.wait_until_listening(count);
     }
 
-    /// The address of `/metrics` and the others.
+    /// Returns the address of `/metrics` and the other admin routes.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin.expect("set when it listens")
     }
 
-    /// POSTs an EventList as kube-apiserver does, on a connection of its own.
+    /// POSTs an EventList as kube-apiserver does, on a new connection, and returns the answer.
     pub(crate) fn post(&self, body: &[u8]) -> http::Response {
         http::post(self.address(), "/audit?timeout=30s", "application/json", body)
             .expect("an answer")
     }
 
-    /// A scrape of `/metrics`.
+    /// Scrapes `/metrics`.
     pub(crate) fn metrics(&self) -> Metrics {
         let response = http::get(self.admin(), "/metrics").expect("an answer of /metrics");
         assert_eq!(response.status, 200, "/metrics: {}", response.text());
         Metrics::parse(&response.text())
     }
 
-    /// Scrapes until `check` gives something; panics with `what` and the last scrape.
+    /// Scrapes until `check` returns `Some`, and returns that value. Panics with `what` and the
+    /// last scrape after `limit`.
     pub(crate) fn wait_for_metrics<T>(
         &self,
         what: &str,
@@ -343,17 +349,17 @@ impl Relay {
         });
     }
 
-    /// Lines of its log so far.
+    /// Returns the lines of the log so far.
     pub(crate) fn log_lines(&self) -> Vec<String> {
         self.log.lock().expect("not poisoned").clone()
     }
 
-    /// Its log so far, for what is said when a test fails.
+    /// Returns the log so far as one text, for the message of a failing test.
     pub(crate) fn log_text(&self) -> String {
         self.log_lines().join("\n")
     }
 
-    /// The message and the fields of each line, whichever the format.
+    /// Returns the message and the fields of each line, in either log format.
     pub(crate) fn log_fields(&self) -> Vec<serde_json::Value> {
         let lines = self.log.lock().expect("not poisoned");
         let fields = |line: &String| match serde_json::from_str::<serde_json::Value>(line) {
@@ -363,39 +369,39 @@ impl Relay {
         lines.iter().filter_map(fields).collect()
     }
 
-    /// Waits for a line with this message and gives its fields.
+    /// Waits for a line with this message and returns its fields.
     pub(crate) fn wait_for_log(&self, message: &str, limit: Duration) -> serde_json::Value {
         wait_for(&format!("the log line '{message}'"), limit, || {
             self.log_fields().into_iter().find(|fields| fields["message"] == message)
         })
     }
 
-    /// What it has written to its standard output so far.
+    /// Returns everything that the relay has written to its standard output so far.
     pub(crate) fn stdout(&self) -> Vec<u8> {
         self.collected.lock().expect("not poisoned").clone()
     }
 
-    /// From now on nobody reads its log, but for a line or two that are read already.
+    /// From now on nobody reads the log, except a line or two that are being read already.
     pub(crate) fn hold_log(&self) {
         self.log_pipe.set(Stderr::Held);
     }
 
-    /// Its log is read again, from where nobody read any more.
+    /// Reads the log again, from where reading stopped.
     pub(crate) fn read_log(&self) {
         self.log_pipe.set(Stderr::Read);
     }
 
-    /// The pipe of its log is closed with the next line.
+    /// Closes the pipe of the log after the next line.
     pub(crate) fn close_log(&self) {
         self.log_pipe.set(Stderr::Closed);
     }
 
-    /// The pipe of [`Stdout::Held`]; dropping it closes it.
+    /// Takes the pipe of [`Stdout::Held`]. Dropping the pipe closes it.
     pub(crate) fn take_stdout(&mut self) -> ChildStdout {
         self.held.take().expect("started with Stdout::Held, and not taken before")
     }
 
-    /// The config file, for what is changed at run time.
+    /// Returns the path of the config file, for tests that change the file at run time.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.directory.path().join("config.toml")
     }
@@ -404,17 +410,17 @@ impl Relay {
         self.child.id()
     }
 
-    /// Sends a signal, `libc::SIGTERM` for example.
+    /// Sends a signal, for example `libc::SIGTERM`.
     pub(crate) fn signal(&self, signal: libc::c_int) {
         signal_process(&self.child, signal);
     }
 
-    /// Resident memory (VmRSS).
+    /// Returns the resident memory (VmRSS), in bytes.
     pub(crate) fn rss_bytes(&self) -> u64 {
         self.memory("VmRSS:")
     }
 
-    /// The most it ever was (VmHWM).
+    /// Returns the highest resident memory so far (VmHWM), in bytes.
     pub(crate) fn rss_bytes_max(&self) -> u64 {
         self.memory("VmHWM:")
     }
@@ -432,7 +438,7 @@ impl Relay {
         line.expect("a line with this key").trim().to_owned()
     }
 
-    /// Ends the strace that it runs under, at once.
+    /// Kills the strace that the relay runs under.
     pub(crate) fn kill_tracer(&self) {
         let tracer = self.proc_status("TracerPid:");
         assert_ne!(tracer, "0", "nobody traces it");
@@ -447,24 +453,25 @@ impl Relay {
         self.exited.is_some()
     }
 
-    /// Waits for its end, at most for [`PATIENCE`].
+    /// Waits for the relay's end, at most for [`PATIENCE`].
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.wait_at_most(PATIENCE)
     }
 
-    /// Waits for its end; panics where it does not come in time.
+    /// Waits for the relay's end. Panics if it does not come within `limit`.
     pub(crate) fn wait_at_most(&mut self, limit: Duration) -> ExitStatus {
         wait_for("the relay's exit", limit, || self.has_exited().then_some(()));
         self.exited.expect("it has exited")
     }
 
-    /// Ends it as a crash does (SIGKILL), and waits until it has ended.
+    /// Ends the relay as a crash does (SIGKILL), and waits until it has ended.
     pub(crate) fn kill(&mut self) {
         self.signal(libc::SIGKILL);
         self.wait();
     }
 
-    /// Ends it in order: SIGTERM, exit status 0. Says how long that took.
+    /// Ends the relay in order, with SIGTERM, and expects exit status 0. Returns how long that
+    /// took.
     pub(crate) fn stop(&mut self) -> Duration {
         let begun = Instant::now();
         self.signal(libc::SIGTERM);
@@ -473,7 +480,8 @@ impl Relay {
         begun.elapsed()
     }
 
-    /// The end of a test: waits for the backlog, checks conservation, SIGTERM, exit status 0.
+    /// Ends a test: waits for the backlog, checks conservation, sends SIGTERM and expects exit
+    /// status 0.
     pub(crate) fn finish(mut self, backlog: Backlog) {
         self.settle(backlog);
         self.stop();
@@ -487,7 +495,8 @@ impl Relay {
         }
         let outputs: Vec<&str> = self.required_outputs.iter().map(String::as_str).collect();
         assert!(!outputs.is_empty(), "no required output to count for");
-        // One scrape is no snapshot: a delivery may end between two of its series.
+        // One scrape is no snapshot: a delivery may end between two of its series. The check is
+        // therefore repeated for up to 2 s.
         let agrees = || conservation(&self.metrics(), &outputs).is_ok().then_some(());
         if try_wait_for(Duration::from_secs(2), agrees).is_none() {
             assert_conservation(&self.metrics(), &outputs);
@@ -520,7 +529,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         if !self.has_exited() {
-            // It may have exited just now; then there is nothing to kill.
+            // The relay may have exited just now. There is then nothing to kill.
             drop(self.child.kill());
             drop(self.child.wait());
         }
@@ -534,7 +543,8 @@ impl Drop for Relay {
     }
 }
 
-/// The fields of a line of `log.format = "text"`: time, level, message, `name=value` each.
+/// Parses a line of `log.format = "text"`: time, level, message, and fields as `name=value`.
+/// Returns `None` for a line that does not begin with a time and a level.
 fn text_fields(line: &str) -> Option<serde_json::Value> {
     let (_time, rest) = line.split_once(' ')?;
     let (_level, rest) = rest.trim_start().split_once(' ')?;
@@ -546,7 +556,7 @@ fn text_fields(line: &str) -> Option<serde_json::Value> {
     let end = words.iter().position(|word| is_name(word)).unwrap_or(words.len());
     let mut fields = serde_json::Map::new();
     fields.insert("message".to_owned(), words[..end].join(" ").into());
-    // Values with spaces are cut at the first: nobody needs them from here.
+    // A value with spaces is cut at the first space, because no test needs such a value.
     for (name, value) in words[end..].iter().filter_map(|word| word.split_once('=')) {
         fields.insert(name.to_owned(), value.trim_matches('"').into());
     }
@@ -565,7 +575,8 @@ fn a_log_line_of_text_has_its_message_and_fields() {
     assert_eq!(text_fields("no line"), None);
 }
 
-/// Sends a signal to a child that has not been waited for, so that its id is still its own.
+/// Sends a signal to a child that has not been waited for, so that its process id still belongs to
+/// it.
 #[allow(unsafe_code, reason = "kill(2) has no safe form without another crate")]
 pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
     let pid = libc::pid_t::try_from(child.id()).expect("a process id");
@@ -574,12 +585,13 @@ pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
     assert_eq!(result, 0, "kill({pid}, {signal}): {}", std::io::Error::last_os_error());
 }
 
-/// Runs the binary to its end, as `check` and `config` are: status, stdout, stderr.
+/// Runs the binary to its end, for commands like `check` and `config`. Returns the exit status, the
+/// standard output and the standard error.
 pub(crate) fn run_command(arguments: &[&str], directory: &Path) -> std::process::Output {
     run_command_with(arguments, directory, &[])
 }
 
-/// As [`run_command`], with environment variables.
+/// Like [`run_command`], with environment variables.
 pub(crate) fn run_command_with(
     arguments: &[&str],
     directory: &Path,
@@ -594,16 +606,16 @@ pub(crate) fn run_command_with(
         .expect("the binary runs")
 }
 
-/// The binary with any arguments, while it runs. Killed when dropped.
+/// A running binary with any arguments. Dropping it kills the process.
 pub(crate) struct Running {
     child: Child,
     stdout: Option<ChildStdout>,
     said: [Arc<Mutex<Vec<u8>>>; 2],
-    /// Reads the standard error.
+    /// The thread that reads the standard error.
     reader: Option<JoinHandle<()>>,
 }
 
-/// Starts the binary; a variable without a value is removed.
+/// Starts the binary. A variable without a value is removed from its environment.
 pub(crate) fn spawn_command(
     arguments: &[&str],
     directory: &Path,
@@ -620,7 +632,8 @@ pub(crate) fn spawn_command(
     running(command, directory)
 }
 
-/// Starts `run` with this config file, by a launcher as [`Builder::launcher`]'s if there is one.
+/// Starts `run` with this config file, by a launcher like [`Builder::launcher`]'s if `launcher` is
+/// not empty.
 pub(crate) fn spawn_run(launcher: &[&str], config: &Path, directory: &Path) -> Running {
     let mut command = launched(launcher);
     command.args(["run", "--config", text(config)]);
@@ -636,7 +649,7 @@ fn running(mut command: Command, directory: &Path) -> Running {
     Running { stdout: child.stdout.take(), child, said, reader }
 }
 
-/// Reads to the end, in a thread that ends with the pipe.
+/// Reads a pipe to its end, in a thread that ends with the pipe.
 fn collect(
     mut pipe: impl std::io::Read + Send + 'static,
     into: &Arc<Mutex<Vec<u8>>>,
@@ -651,12 +664,12 @@ fn collect(
 }
 
 impl Running {
-    /// The unread standard output; dropping it closes the pipe.
+    /// Takes the standard output, which nobody reads yet. Dropping it closes the pipe.
     pub(crate) fn take_stdout(&mut self) -> ChildStdout {
         self.stdout.take().expect("not read yet")
     }
 
-    /// What it has written to its standard output so far.
+    /// Returns everything that the process has written to its standard output so far.
     pub(crate) fn stdout(&mut self) -> Vec<u8> {
         if let Some(pipe) = self.stdout.take() {
             collect(pipe, &self.said[0]);
@@ -664,7 +677,7 @@ impl Running {
         self.said[0].lock().expect("not poisoned").clone()
     }
 
-    /// What it has written to its standard error so far.
+    /// Returns everything that the process has written to its standard error so far.
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.said[1].lock().expect("not poisoned")).into_owned()
     }
@@ -673,10 +686,11 @@ impl Running {
         signal_process(&self.child, signal);
     }
 
-    /// Waits for its end, at most for [`PATIENCE`]: its status, and its standard error.
+    /// Waits for the end of the process, at most for [`PATIENCE`]. Returns its exit status and its
+    /// standard error.
     pub(crate) fn wait(&mut self) -> (ExitStatus, String) {
         let status = wait_for("the end", PATIENCE, || self.child.try_wait().expect("our child"));
-        // The last of it may still be in the pipe.
+        // The end of the standard error may still be in the pipe.
         if let Some(reader) = self.reader.take() {
             reader.join().expect("reading does not panic");
         }
@@ -686,7 +700,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have exited already.
+        // The process may have exited already.
         drop(self.child.kill());
         drop(self.child.wait());
     }

@@ -1,5 +1,5 @@
-//! A consumer of RELP that takes nothing but what the protocol allows, and whose answers a test decides: for what rsyslog
-//! does not do.
+//! A consumer of RELP that panics on everything that the protocol does not allow, and whose answers
+//! a test decides. It does what rsyslog can't be made to do.
 
 use std::io;
 use std::io::Read;
@@ -18,10 +18,10 @@ use super::server::Server;
 use super::stream::Stream;
 use super::wait_until;
 
-/// A frame that came.
+/// A frame from the client.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Command {
-    /// The connection that brought it, counted from 0.
+    /// The connection that carried the frame, counted from 0.
     pub(crate) connection: usize,
     pub(crate) number: u32,
     /// `open`, `syslog` or `close`.
@@ -32,22 +32,22 @@ pub(crate) struct Command {
 /// The answer to an `open`, as rsyslog gives it.
 pub(crate) const OFFERS: &str = "200 OK\nrelp_version=0\nrelp_software=fake\ncommands=syslog";
 
-/// A frame that answers this command.
+/// Returns a frame that answers this command with `data`.
 pub(crate) fn answer(command: &Command, data: &str) -> Vec<u8> {
     format!("{} rsp {} {data}\n", command.number, data.len()).into_bytes()
 }
 
-/// What is written in answer to a command; `None` ends the connection.
+/// Returns the bytes to write in answer to a command. `None` ends the connection.
 type Script = dyn Fn(&Command) -> Option<Vec<u8>> + Send + Sync;
 
-/// The consumer. `Deref`s to its [`Server`]. A command is recorded before it is answered.
+/// The consumer. It `Deref`s to its [`Server`]. A command is recorded before it is answered.
 pub(crate) struct RelpSink {
     server: Server,
     received: Arc<Mutex<Vec<Command>>>,
 }
 
 impl RelpSink {
-    /// Answers 200 to everything.
+    /// Starts a consumer that answers 200 to everything.
     pub(crate) fn start() -> Self {
         Self::with(|command| Some(ok(command)))
     }
@@ -72,12 +72,12 @@ impl RelpSink {
         self.received.lock().expect("no panic while the state is held")
     }
 
-    /// All that came.
+    /// Returns every command so far, in the order of arrival.
     pub(crate) fn commands(&self) -> Vec<Command> {
         self.lock().clone()
     }
 
-    /// The messages of each connection.
+    /// Returns the messages of each connection.
     pub(crate) fn runs(&self) -> Vec<Vec<Vec<u8>>> {
         let mut runs = vec![Vec::new(); self.history().len()];
         for command in self.commands().into_iter().filter(|command| command.name == "syslog") {
@@ -86,7 +86,7 @@ impl RelpSink {
         runs
     }
 
-    /// Waits until so many messages have come.
+    /// Waits until at least `count` messages have arrived.
     pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
         wait_until(&format!("{count} messages by RELP"), limit, || {
             self.lock().iter().filter(|command| command.name == "syslog").count() >= count
@@ -94,7 +94,7 @@ impl RelpSink {
     }
 }
 
-/// 200, with offers where they are due.
+/// Returns an answer with 200, which for an `open` also holds the offers.
 pub(crate) fn ok(command: &Command) -> Vec<u8> {
     answer(command, if command.name == "open" { OFFERS } else { "200 OK" })
 }
@@ -135,7 +135,7 @@ fn serve(
     }
 }
 
-/// `TXNR SP COMMAND SP DATALEN [SP DATA] LF`.
+/// Reads a frame: `TXNR SP COMMAND SP DATALEN [SP DATA] LF`.
 fn frame(from: &mut impl Read) -> io::Result<(u32, String, Vec<u8>)> {
     let (number, end) = word(from)?;
     let (name, second_end) = word(from)?;
@@ -153,7 +153,7 @@ fn frame(from: &mut impl Read) -> io::Result<(u32, String, Vec<u8>)> {
     Ok((number.parse().expect("a number"), name, data))
 }
 
-/// Up to a space or a line feed.
+/// Reads up to a space or a line feed. Returns the word and the byte that ended it.
 fn word(from: &mut impl Read) -> io::Result<(String, u8)> {
     let mut word = String::new();
     loop {

@@ -1,4 +1,5 @@
-//! What an http output sends, taken apart again: events out of request bodies, and configs with such an output.
+//! The http output's side of the tests: configs with such an output, and the events in the bodies
+//! of its requests.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,27 +12,28 @@ use super::http_sink::Request;
 use super::relay::BASE;
 use super::repository;
 
-/// Retries so quick that a test need not wait for them.
+/// Retries that are quick enough for a test to wait for.
 pub(crate) const QUICK: &str =
     "retry = { initial_interval = \"20ms\", max_interval = \"100ms\" }\n";
 
-/// A config with the usual listener and one http output of the name `consumer`.
+/// Returns a config with the usual listener and one http output named `consumer`.
 pub(crate) fn to_http(urls: &[String], more: &str) -> String {
     format!(
         "{BASE}[[output]]\nname = \"consumer\"\ntype = \"http\"\nurls = {urls:?}\n{QUICK}{more}"
     )
 }
 
-/// As [`to_http`], with one plain URL.
+/// Like [`to_http`], with one plain URL.
 pub(crate) fn to_sink(address: SocketAddr, more: &str) -> String {
     to_http(&[format!("http://{address}/ingest")], more)
 }
 
-/// A config of the repository as shipped, on ports of the kernel's choice, with these texts replaced.
+/// Returns one of the repository's shipped configs with these texts replaced, and its listener and
+/// admin address on ports that the kernel chooses.
 pub(crate) fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
     let file = repository().join("config").join(name);
     let mut config = std::fs::read_to_string(file).expect("part of the repository");
-    // Those with a source need no listener.
+    // A config with a source has no listener, and this replacement then changes nothing.
     config = config.replace("0.0.0.0:3000", "127.0.0.1:0");
     for (from, to) in [("0.0.0.0:9090", "127.0.0.1:0")].iter().chain(substitutions) {
         assert!(config.contains(from), "{name} holds no {from}");
@@ -40,7 +42,7 @@ pub(crate) fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
     config
 }
 
-/// The events of a request, whatever the output's format.
+/// Returns the events of a request, in any of the output's formats.
 pub(crate) fn events_in(request: &Request) -> Vec<Vec<u8>> {
     let body = request.decoded();
     if body.starts_with(b"[") {
@@ -55,24 +57,24 @@ pub(crate) fn events_in(request: &Request) -> Vec<Vec<u8>> {
     lines
 }
 
-/// The events that were answered 2xx, in the order of their requests.
+/// Returns the events of the requests that were answered 2xx, in the order of the requests.
 pub(crate) fn accepted_events(sink: &HttpSink) -> Vec<Vec<u8>> {
     let requests = sink.requests();
     requests.iter().filter(|request| request.is_accepted()).flat_map(events_in).collect()
 }
 
-/// Every event that came, answered or not.
+/// Returns the events of all requests, answered or not.
 pub(crate) fn received_events(sink: &HttpSink) -> Vec<Vec<u8>> {
     sink.requests().iter().flat_map(events_in).collect()
 }
 
-/// All of `expected` and nothing else, each once.
+/// Checks that `received` holds each event of `expected` once and nothing else, in any order.
 pub(crate) fn assert_same_set(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!(received.len(), expected.len(), "another number of events");
     assert_none_missing(received, expected);
 }
 
-/// All of `expected` and nothing else; some may have come more than once.
+/// Checks that `received` holds each event of `expected` and nothing else. Events may be repeated.
 pub(crate) fn assert_none_missing(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     let mut counts: BTreeMap<&[u8], i64> = BTreeMap::new();
     expected.iter().for_each(|event| *counts.entry(event).or_default() -= 1);
@@ -85,7 +87,8 @@ pub(crate) fn assert_none_missing(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     assert_eq!(missing, 0, "of {} events", expected.len());
 }
 
-/// All of `expected` in its order: events may be repeated, but none comes before its predecessor has come.
+/// Checks that `received` holds each event of `expected` in its order. Events may be repeated, but
+/// none comes before its predecessor has come.
 pub(crate) fn assert_in_order(received: &[Vec<u8>], expected: &[Vec<u8>]) {
     let places: BTreeMap<&[u8], usize> =
         expected.iter().enumerate().map(|(place, event)| (event.as_slice(), place)).collect();

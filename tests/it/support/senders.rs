@@ -1,4 +1,5 @@
-//! Senders that go on through the ends and beginnings of the relay, and note what each of their events was answered.
+//! Senders that keep sending while relays end and new ones begin, and that note the answer to each
+//! of their bodies.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,13 +15,13 @@ use super::numbered::body;
 use super::tally::Sent;
 use super::wait_until;
 
-/// Senders of numbered events, each a thread that posts one body after the other.
+/// Senders of numbered events. Each sender is a thread that posts one body after the other.
 pub(crate) struct Senders {
     door: Arc<Door>,
     threads: Vec<JoinHandle<Vec<Sent>>>,
 }
 
-/// Where the relay is.
+/// The place where senders learn the current relay's address, or wait for one.
 #[derive(Default)]
 struct Door {
     state: Mutex<State>,
@@ -29,22 +30,23 @@ struct Door {
 
 #[derive(Default)]
 struct State {
-    /// Counts the relays there were.
+    /// The number of relays so far.
     generation: u64,
     address: Option<SocketAddr>,
-    /// How many senders wait for the next.
+    /// The number of senders that wait for the next relay.
     waiting: usize,
     over: bool,
 }
 
-/// How many events a body has.
+/// The numbers of events in the bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bodies {
-    /// Single events, some small batches, and batches as kube-apiserver fills them.
+    /// Mostly single events, with some small batches, and some batches of 400 events, which is as
+    /// many as kube-apiserver puts into one.
     Mixed,
-    /// Megabytes, so that a write takes its time.
+    /// Bodies of megabytes, so that writing one takes some time.
     Large,
-    /// About 1,000 events a second from each sender, in small batches.
+    /// About 1,000 events per second from each sender, in small batches.
     Steady,
 }
 
@@ -59,7 +61,8 @@ impl Bodies {
         }
     }
 
-    /// A load, not a flood: the peers and the tests share the cores.
+    /// Draws the pause after a body. The senders make a load, not a flood, because peers and tests
+    /// share the cores.
     fn pause(self, rng: &mut fastrand::Rng) -> Duration {
         Duration::from_micros(match self {
             Self::Mixed | Self::Large => rng.u64(..6000),
@@ -69,7 +72,7 @@ impl Bodies {
 }
 
 impl Senders {
-    /// So many, which wait for a relay.
+    /// Starts `count` senders, which wait for a relay.
     pub(crate) fn start(count: u32, bodies: Bodies, rng: &mut fastrand::Rng) -> Self {
         let door = Arc::<Door>::default();
         let send = |sender| {
@@ -80,7 +83,7 @@ impl Senders {
         Self { door, threads }
     }
 
-    /// A relay is there.
+    /// Tells the senders that a relay listens at this address.
     pub(crate) fn go_to(&self, address: SocketAddr) {
         let mut state = self.door.lock();
         state.generation += 1;
@@ -88,12 +91,13 @@ impl Senders {
         self.door.changed.notify_all();
     }
 
-    /// It is gone.
+    /// Tells the senders that the relay is gone.
     pub(crate) fn wait(&self) {
         self.door.lock().address = None;
     }
 
-    /// It is not to get more: returns when every sender has its answer.
+    /// Tells the senders to send nothing more to this relay. Returns when every sender has its
+    /// answer.
     pub(crate) fn pause(&self) {
         self.wait();
         let idle = || {
@@ -103,7 +107,8 @@ impl Senders {
         wait_until("the senders' answers", PATIENCE, idle);
     }
 
-    /// Ends them when they have their answers: what they have sent, by sender and in order.
+    /// Ends the senders once they have their answers. Returns everything that they have sent, by
+    /// sender and in order.
     pub(crate) fn finish(self) -> Vec<Sent> {
         self.door.lock().over = true;
         self.door.changed.notify_all();
@@ -116,7 +121,8 @@ impl Door {
         self.state.lock().expect("not poisoned")
     }
 
-    /// The next relay after this generation; `None` when it is over.
+    /// Waits for the next relay after this generation, and returns its generation and address.
+    /// Returns `None` when the senders are to end.
     fn next(&self, after: u64) -> Option<(u64, SocketAddr)> {
         let mut state = self.lock();
         state.waiting += 1;
@@ -133,7 +139,7 @@ impl Door {
         next
     }
 
-    /// Whether this relay is to get more.
+    /// True while this relay is to get more.
     fn is_open(&self, generation: u64) -> bool {
         let state = self.lock();
         !state.over && state.address.is_some() && state.generation == generation
@@ -144,7 +150,8 @@ fn send(sender: u32, door: &Door, bodies: Bodies, mut rng: fastrand::Rng) -> Vec
     let (mut sent, mut number, mut generation) = (Vec::new(), 0, 0);
     while let Some((next, address)) = door.next(generation) {
         generation = next;
-        // Where it refuses connections, it is gone; where it ends one, it may not be.
+        // A relay that refuses connections is gone. A relay that ends one connection may still be
+        // there.
         while let Ok(mut client) = Client::connect(address) {
             while door.is_open(generation) {
                 let events = bodies.events(&mut rng);
@@ -156,7 +163,7 @@ fn send(sender: u32, door: &Door, bodies: Bodies, mut rng: fastrand::Rng) -> Vec
                 sent.push(Sent { sender, numbers, accepted: status == Some(200) });
                 assert!(matches!(status, None | Some(200 | 429 | 503)), "answered {status:?}");
                 std::thread::sleep(bodies.pause(&mut rng));
-                // 503 ends the connection.
+                // The relay ends the connection after a 503.
                 if matches!(status, None | Some(503)) {
                     break;
                 }

@@ -1,7 +1,8 @@
-//! What the fake consumers share: a listener whose connections can be held up, closed and reset.
+//! The listener that the fake consumers share, whose connections a test can hold up, close and
+//! reset.
 //!
-//! One thread accepts, each connection has a thread of its own. All of them have ended when
-//! `close` or `kill` returns. A panic in one of them fails the test when the fake is dropped.
+//! One thread accepts, and each connection has a thread of its own. All of them have ended when
+//! `close` or `kill` returns. If one of them panics, the test fails when the fake is dropped.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -30,19 +31,21 @@ use super::free_port;
 use super::stream::Stream;
 use super::try_wait_for;
 
-/// Serves one connection until its end; the socket is closed when it returns.
+/// Serves one connection. The socket is closed when the handler returns.
 type Handler = dyn Fn(Stream, &Connection) + Send + Sync;
 
-/// How a fake listens.
+/// The settings of a fake's listener.
 #[derive(Default, Clone)]
 pub(crate) struct Options {
-    /// TLS, with or without client certificates.
+    /// The TLS settings, with or without client certificates. `None` is plain TCP.
     pub(crate) tls: Option<Arc<ServerConfig>>,
-    /// The kernel's receive buffer, to bound what a consumer that does not read takes.
+    /// The size of the kernel's receive buffer, in bytes. A small buffer bounds what the kernel
+    /// takes for a consumer that does not read.
     pub(crate) receive_buffer: Option<usize>,
-    /// The port, for a process that is told its own, or one of several addresses of a name; else one that is free.
+    /// The port, for a process that must be told its port, or for one of several addresses of a
+    /// name. `None` takes a free port.
     pub(crate) port: Option<u16>,
-    /// The address, where it is not 127.0.0.1.
+    /// The address to listen on. `None` is 127.0.0.1.
     pub(crate) ip: Option<Ipv4Addr>,
 }
 
@@ -55,7 +58,7 @@ pub(crate) struct Server {
 }
 
 struct Acceptor {
-    /// A second handle of the listening socket: shutting it down ends the accept.
+    /// A second handle of the listening socket. Shutting it down ends the accept.
     listener: TcpListener,
     thread: JoinHandle<()>,
 }
@@ -68,7 +71,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Nothing is served, nothing is read: the kernel's buffers fill.
+    /// If true, nothing is served and nothing is read, so that the kernel's buffers fill.
     paused: bool,
     open: BTreeMap<usize, Open>,
     history: Vec<Times>,
@@ -82,22 +85,22 @@ struct Open {
     ending: bool,
 }
 
-/// When a connection began and ended.
+/// The times when a connection began and ended. `closed` is `None` while the connection is open.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) opened: Instant,
     pub(crate) closed: Option<Instant>,
 }
 
-/// One connection as its handler sees it.
+/// A connection as its handler sees it.
 pub(crate) struct Connection {
-    /// Counted from 0 in the order of accept.
+    /// The connection's number, counted from 0 in the order of accept.
     pub(crate) number: usize,
     shared: Arc<Shared>,
 }
 
 impl Connection {
-    /// Waits while the fake is paused; false when the connection is to end.
+    /// Waits while the fake is paused. Returns false if the connection is to end.
     pub(crate) fn may_go_on(&self) -> bool {
         let mut state = self.shared.lock();
         while state.paused && !state.is_ending(self.number) {
@@ -106,7 +109,7 @@ impl Connection {
         !state.is_ending(self.number)
     }
 
-    /// Waits for `time`; false when the connection is to end.
+    /// Waits for `time`. Returns false as soon as the connection is to end.
     pub(crate) fn rest(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         let mut state = self.shared.lock();
@@ -122,7 +125,8 @@ impl Connection {
 }
 
 impl Server {
-    /// Listens on a port of 127.0.0.1 that stays the same until it is dropped.
+    /// Listens on a port of 127.0.0.1 (or of another address, by `options`) that stays the same
+    /// until the server is dropped.
     pub(crate) fn start(
         options: Options,
         handler: impl Fn(Stream, &Connection) + Send + Sync + 'static,
@@ -132,7 +136,7 @@ impl Server {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        // Another test may take the port between the look and the bind.
+        // Another program may take the port after it was chosen and before it is bound.
         for _ in 0..20 {
             let port = options.port.unwrap_or_else(free_port);
             let address = SocketAddr::from((options.ip.unwrap_or(Ipv4Addr::LOCALHOST), port));
@@ -148,19 +152,20 @@ impl Server {
         self.address
     }
 
-    /// Stops (true) or goes on (false) serving and reading. Connections are still taken by the
-    /// kernel, which fills their buffers: a consumer that hangs.
+    /// With true, stops serving and reading, like a consumer that hangs: the kernel still accepts
+    /// connections and fills their buffers. With false, goes on.
     pub(crate) fn pause(&self, paused: bool) {
         self.shared.lock().paused = paused;
         self.shared.changed.notify_all();
     }
 
-    /// Ends every connection as the end of a process does: FIN, or RST where bytes are unread.
+    /// Ends every connection as the end of a process does: with FIN, or with RST if bytes are
+    /// unread.
     pub(crate) fn close_connections(&self) {
         self.end_connections(End::Close);
     }
 
-    /// Ends every connection with RST (SO_LINGER 0); what is unread is lost.
+    /// Ends every connection with RST (SO_LINGER 0). Bytes that are unread are lost.
     pub(crate) fn reset_connections(&self) {
         self.end_connections(End::Reset);
     }
@@ -168,12 +173,12 @@ impl Server {
     /// Sends FIN on every connection and goes on reading.
     pub(crate) fn finish_writing(&self) {
         for open in self.shared.lock().open.values() {
-            // One that the client has just ended needs no FIN.
+            // A connection that the client has just ended needs no FIN.
             drop(open.socket.shutdown(Shutdown::Write));
         }
     }
 
-    /// Refuses connections from now on and leaves the open ones alone.
+    /// Refuses connections from now on, and leaves the open ones alone.
     pub(crate) fn refuse(&mut self) {
         if let Some(Acceptor { listener, thread }) = self.acceptor.take() {
             SockRef::from(&listener).shutdown(Shutdown::Both).expect("a listening socket");
@@ -181,13 +186,13 @@ impl Server {
         }
     }
 
-    /// The consumer ends: refuses connections and closes the open ones.
+    /// Ends the consumer in order: refuses connections and closes the open ones.
     pub(crate) fn close(&mut self) {
         self.refuse();
         self.close_connections();
     }
 
-    /// The consumer dies: refuses connections and resets the open ones.
+    /// Ends the consumer as a crash does: refuses connections and resets the open ones.
     pub(crate) fn kill(&mut self) {
         self.refuse();
         self.reset_connections();
@@ -202,22 +207,23 @@ impl Server {
         self.acceptor = Some(accept(listener, &self.options, &self.shared));
     }
 
-    /// Whether connections are taken.
+    /// True while new connections are accepted.
     pub(crate) fn is_listening(&self) -> bool {
         self.acceptor.is_some()
     }
 
-    /// Connections so far, in the order of accept.
+    /// Returns the times of all connections so far, in the order of accept.
     pub(crate) fn history(&self) -> Vec<Times> {
         self.shared.lock().history.clone()
     }
 
-    /// Connections open now.
+    /// Returns how many connections are open now.
     pub(crate) fn open(&self) -> usize {
         self.shared.lock().open.len()
     }
 
-    /// What failed before the first byte of a request: a client without certificate, …
+    /// Returns the errors of connections that failed before the first byte of a request, such as a
+    /// client without a certificate.
     pub(crate) fn handshake_failures(&self) -> Vec<String> {
         self.shared.lock().handshake_failures.clone()
     }
@@ -228,8 +234,9 @@ impl Server {
                 SockRef::from(&open.socket).set_linger(Some(Duration::ZERO)).expect("a socket");
             }
             open.ending = true;
-            // Wakes a blocked read, and sends nothing; the last handle's close decides what is
-            // sent. It fails where the client has ended the connection already.
+            // The shutdown wakes a blocked read and sends nothing. The close of the last handle
+            // decides what is sent. The shutdown fails if the client has ended the connection
+            // already.
             drop(open.socket.shutdown(Shutdown::Read));
         }
         self.shared.changed.notify_all();
@@ -269,10 +276,11 @@ impl State {
 
 fn listen(address: SocketAddr, options: &Options) -> std::io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
-    // The connections of the previous listener may be in TIME_WAIT.
+    // Connections of the previous listener may still be in TIME_WAIT.
     socket.set_reuse_address(true)?;
     if let Some(bytes) = options.receive_buffer {
-        // Before listen: a connection inherits it, and its window is agreed on at the start.
+        // The size must be set before `listen`: connections inherit it, and their window is agreed
+        // on at their start.
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.bind(&address.into())?;
@@ -287,7 +295,7 @@ fn accept(listener: TcpListener, options: &Options, shared: &Arc<Shared>) -> Acc
         loop {
             let socket = match listener.accept() {
                 Ok((socket, _)) => socket,
-                // The client gave up while it waited.
+                // The client gave up before its connection was accepted.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
                 // EINVAL: the second handle was shut down.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return,
@@ -308,7 +316,7 @@ fn accept(listener: TcpListener, options: &Options, shared: &Arc<Shared>) -> Acc
     Acceptor { listener: handle, thread }
 }
 
-/// A connection's thread.
+/// Serves one connection in its thread.
 fn serve(socket: TcpStream, number: usize, tls: Option<Arc<ServerConfig>>, shared: &Arc<Shared>) {
     let connection = Connection { number, shared: Arc::clone(shared) };
     let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -319,7 +327,7 @@ fn serve(socket: TcpStream, number: usize, tls: Option<Arc<ServerConfig>>, share
             Ok(stream) => (shared.handler)(stream, &connection),
             Err(error) => {
                 let mut state = shared.lock();
-                // One that we have ended did not fail.
+                // A handshake that the test itself has ended did not fail.
                 if !state.is_ending(number) {
                     state.handshake_failures.push(error.to_string());
                 }
@@ -331,14 +339,15 @@ fn serve(socket: TcpStream, number: usize, tls: Option<Arc<ServerConfig>>, share
         state.panics.push(said(panic.as_ref()));
     }
     state.history[number].closed = Some(Instant::now());
-    // The last handle of the socket: it is closed here.
+    // This removes the last handle of the socket, which closes it.
     state.open.remove(&number);
     shared.changed.notify_all();
 }
 
 fn handshake(socket: TcpStream, tls: Option<Arc<ServerConfig>>) -> std::io::Result<Stream> {
     socket.set_nodelay(true)?;
-    // A client that does not read must not keep this thread: the end of a connection is waited for.
+    // A client that does not read must not block this thread for ever, because ending a connection
+    // waits for its thread.
     socket.set_write_timeout(Some(PATIENCE / 2))?;
     let Some(config) = tls else { return Ok(Stream::Plain(socket)) };
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
@@ -349,7 +358,7 @@ fn handshake(socket: TcpStream, tls: Option<Arc<ServerConfig>>) -> std::io::Resu
     Ok(Stream::Server(Box::new(stream)))
 }
 
-/// The text of a panic.
+/// Returns the text of a panic.
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()

@@ -1,10 +1,10 @@
-//! The relay that most tests of the ingest side want: one listener, one TCP consumer.
+//! The relay that most tests of the ingest side need: one listener, one TCP consumer.
 
 use super::relay::BASE;
 use super::relay::Relay;
 use super::tcp_sink::TcpSink;
 
-/// The config: `listener` are keys of the listener, `tables` are whole tables.
+/// Returns the config. `listener` holds keys of the listener, and `tables` holds whole tables.
 pub(crate) fn config(sink: &TcpSink, listener: &str, tables: &str) -> String {
     let consumer = sink.address();
     format!(
@@ -20,13 +20,13 @@ retry = {{ initial_interval = \"50ms\", max_interval = \"200ms\" }}
     )
 }
 
-/// The relay and its consumer of JSON lines.
+/// Starts a consumer of JSON lines, and a relay that sends to it.
 pub(crate) fn start(listener: &str, tables: &str) -> (Relay, TcpSink) {
     let sink = TcpSink::start();
     (Relay::start(&config(&sink, listener, tables)), sink)
 }
 
-/// The same with a consumer that refuses connections; the drain gives up after a moment.
+/// Like [`start`], but the consumer refuses connections. The drain gives up after 500 ms.
 pub(crate) fn start_with_dead_consumer(listener: &str, tables: &str) -> (Relay, TcpSink) {
     let mut sink = TcpSink::start();
     sink.close();

@@ -1,4 +1,5 @@
-//! A directory of the durable queue, as another program sees it: the files of ARCHITECTURE.md, "The durable queue's files".
+//! A directory of the durable queue, as another program sees it: the files that ARCHITECTURE.md
+//! describes under "The durable queue's files".
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,19 +15,19 @@ use super::text;
 const SEGMENT_MAGIC: &[u8] = b"\xFFKAFSEG\0";
 const RECORD_MAGIC: &[u8] = b"\xFFKAFREC\0";
 
-/// Groups of records start at its multiples.
+/// Groups of records start at multiples of this many bytes.
 pub(crate) const BLOCK: usize = 4096;
 
-/// Bytes before a record's lines.
+/// The bytes of a record before its lines.
 pub(crate) const RECORD_HEADER: usize = 64;
 
-/// Bytes of a segment's header.
+/// The bytes of a segment's header.
 pub(crate) const SEGMENT_HEADER: usize = 48;
 
-/// Bytes of a slot of `cursors`.
+/// The bytes of a slot of `cursors`.
 pub(crate) const SLOT: usize = 16 * 1024;
 
-/// The directory. It is removed with it, unless it is somebody else's.
+/// The directory. Dropping this value removes it, unless it was given by [`Spool::at`].
 pub(crate) struct Spool {
     path: PathBuf,
     _own: Option<TempDir>,
@@ -35,29 +36,29 @@ pub(crate) struct Spool {
 /// A record as it lies in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Path below the directory.
+    /// The segment's path below the directory.
     pub(crate) segment: PathBuf,
     pub(crate) bytes: Range<usize>,
     pub(crate) positions: Range<u64>,
 }
 
-/// What a directory takes up.
+/// The space that a directory takes up, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Usage {
     /// The lengths of all files.
     pub(crate) lengths: u64,
-    /// What the file system has allocated for them.
+    /// The bytes that the file system has allocated for them.
     pub(crate) allocated: u64,
 }
 
 impl Spool {
-    /// One that is not there yet.
+    /// Returns a directory that does not exist yet.
     pub(crate) fn new() -> Self {
         let own = TempDir::new().expect("a temporary directory");
         Self { path: own.path().join("spool"), _own: Some(own) }
     }
 
-    /// At this path.
+    /// Returns the directory at this path.
     pub(crate) fn at(path: PathBuf) -> Self {
         Self { path, _own: None }
     }
@@ -66,12 +67,12 @@ impl Spool {
         &self.path
     }
 
-    /// The table `[queue]` with it. `more` holds further keys.
+    /// Returns the table `[queue]` that uses the directory. `more` holds further keys.
     pub(crate) fn queue(&self, more: &str) -> String {
         format!("[queue]\ndirectory = {:?}\n{more}\n", text(&self.path))
     }
 
-    /// A copy of its files.
+    /// Copies the files into another directory.
     pub(crate) fn copy(&self) -> Self {
         let copy = Self::new();
         for (path, file) in self.files() {
@@ -82,14 +83,14 @@ impl Spool {
         copy
     }
 
-    /// Everything in it, by the path below it.
+    /// Returns every file, by its path below the directory.
     pub(crate) fn files(&self) -> BTreeMap<PathBuf, Entry> {
         let mut files = BTreeMap::new();
         let mut folders = vec![self.path.clone()];
         while let Some(folder) = folders.pop() {
             let Ok(entries) = std::fs::read_dir(&folder) else { continue };
             for path in entries.map(|entry| entry.expect("a readable directory").path()) {
-                // One that is being deleted is not there any more.
+                // A file that is being deleted may be gone already.
                 let Ok(metadata) = path.symlink_metadata() else { continue };
                 if metadata.is_dir() {
                     folders.push(path);
@@ -103,7 +104,7 @@ impl Spool {
         files
     }
 
-    /// What it takes up now, seen from outside while it is in use.
+    /// Returns the space that the directory takes up now. It may be in use meanwhile.
     pub(crate) fn usage(&self) -> Usage {
         let mut usage = Usage { lengths: 0, allocated: 0 };
         let mut folders = vec![self.path.clone()];
@@ -122,7 +123,7 @@ impl Spool {
         usage
     }
 
-    /// Paths of the segments below the directory, oldest first.
+    /// Returns the paths of the segments below the directory, oldest first.
     pub(crate) fn segments(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(self.path.join("segments")) else { return Vec::new() };
         let name = |entry: std::fs::DirEntry| PathBuf::from("segments").join(entry.file_name());
@@ -131,7 +132,7 @@ impl Spool {
         segments
     }
 
-    /// What was copied aside, whole files.
+    /// Returns the contents of the files in quarantine.
     pub(crate) fn quarantined(&self) -> Vec<Vec<u8>> {
         let Ok(entries) = std::fs::read_dir(self.path.join("quarantine")) else {
             return Vec::new();
@@ -147,7 +148,7 @@ impl Spool {
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// Every whole record, in order.
+    /// Returns every complete record, in order.
     pub(crate) fn records(&self) -> Vec<Record> {
         let records = |segment: PathBuf| {
             let bytes = std::fs::read(self.path.join(&segment)).expect("a segment");
@@ -158,7 +159,7 @@ impl Spool {
     }
 }
 
-/// A file.
+/// A file of the directory: its contents and its permissions.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) bytes: Vec<u8>,
@@ -200,7 +201,8 @@ fn records_of(segment: &Path, bytes: &[u8]) -> Vec<Record> {
     records
 }
 
-/// A group of records, each of these lines, that would follow the record which starts with these bytes.
+/// Returns a group of records that would follow the record whose header is `last`. Each element of
+/// `records` is the lines of one record.
 pub(crate) fn group_behind(last: &[u8], records: &[&[u8]]) -> Vec<u8> {
     let (mut first, mut first_byte) =
         (number(last, 8) + number(last, 40), number(last, 16) + number(last, 32));
@@ -221,14 +223,15 @@ pub(crate) fn group_behind(last: &[u8], records: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-/// Sets the format version of a segment's header, which checks again.
+/// Sets the format version in a segment's header, and corrects the header's CRC.
 pub(crate) fn set_segment_version(bytes: &mut [u8], version: u32) {
     bytes[8..12].copy_from_slice(&version.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..44]);
     bytes[44..48].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// The slots of `cursors`, each with its length and generation where it has any, newest first.
+/// Returns the slots of `cursors`, newest first: the range of bytes that each occupies, and its
+/// generation.
 pub(crate) fn slots(bytes: &[u8]) -> Vec<(Range<usize>, u64)> {
     let slot = |at: usize| {
         let length = u32::from_le_bytes(bytes[at + 12..at + 16].try_into().expect("4 bytes"));
@@ -240,7 +243,7 @@ pub(crate) fn slots(bytes: &[u8]) -> Vec<(Range<usize>, u64)> {
     slots
 }
 
-/// Sets the format version of a slot, which checks again.
+/// Sets the format version of a slot, and corrects the slot's CRC.
 pub(crate) fn set_slot_version(bytes: &mut [u8], slot: &Range<usize>, version: u32) {
     bytes[slot.start + 8..slot.start + 12].copy_from_slice(&version.to_le_bytes());
     let crc_at = slot.end - 4;

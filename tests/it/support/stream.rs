@@ -1,4 +1,4 @@
-//! A blocking socket, plain or TLS, from either end.
+//! A blocking socket, plain or with TLS, as either side of a connection.
 
 use std::io;
 use std::io::Read;
@@ -9,7 +9,7 @@ use rustls::ClientConnection;
 use rustls::ServerConnection;
 use rustls::StreamOwned;
 
-/// What both ends of the tests talk through.
+/// The stream that both sides of the tests use.
 pub(crate) enum Stream {
     Plain(TcpStream),
     Client(Box<StreamOwned<ClientConnection, TcpStream>>),
@@ -17,7 +17,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// The socket below, for its options and its end.
+    /// Returns the TCP socket, for its options and for ending it.
     pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -26,7 +26,7 @@ impl Stream {
         }
     }
 
-    /// Sends TLS's close_notify, then FIN: the orderly end of the write side.
+    /// Ends the writing direction in order: sends TLS's close_notify if there is TLS, then FIN.
     pub(crate) fn finish_writing(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => {}

@@ -1,4 +1,5 @@
-//! What arrived at a consumer, event by event, and whether that is what it should have got.
+//! The events that arrived at a consumer, and checks that they are those that it should have
+//! received.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -22,16 +23,16 @@ use super::server::Server;
 use super::stream::Stream;
 use super::wait_until;
 
-/// An event that came, byte for byte as it was sent.
+/// An event that arrived, byte for byte as it was sent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
     pub(crate) at: Instant,
-    /// The connection that brought it, counted from 0.
+    /// The connection that carried the event, counted from 0.
     pub(crate) run: usize,
     pub(crate) id: Id,
 }
 
-/// Arrivals in their order. Clones share them.
+/// Arrivals in their order. Clones share the same arrivals.
 #[derive(Clone, Default)]
 pub(crate) struct Tally(Arc<Mutex<Vec<Arrival>>>);
 
@@ -51,7 +52,7 @@ impl Tally {
         self.0.lock().expect("not poisoned").len()
     }
 
-    /// Different ones.
+    /// Returns the ids that arrived, each once.
     pub(crate) fn ids(&self) -> BTreeSet<Id> {
         self.arrivals().iter().map(|arrival| arrival.id).collect()
     }
@@ -61,7 +62,8 @@ impl Tally {
     }
 }
 
-/// A consumer of numbered events that keeps a [`Tally`] and no bytes. `Deref`s to its [`Server`].
+/// A consumer of numbered events that keeps a [`Tally`] and no bytes. It `Deref`s to its
+/// [`Server`].
 pub(crate) struct Tallying {
     server: Kind,
     pub(crate) tally: Tally,
@@ -73,7 +75,7 @@ enum Kind {
 }
 
 impl Tallying {
-    /// JSON lines over TCP.
+    /// Starts a consumer of JSON lines over TCP.
     pub(crate) fn tcp() -> Self {
         Self::tcp_with(Options::default())
     }
@@ -87,7 +89,7 @@ impl Tallying {
         Self { server: Kind::Tcp(server), tally }
     }
 
-    /// HTTP; answers 200 to everything.
+    /// Starts a consumer of HTTP that answers 200 to everything.
     pub(crate) fn http() -> Self {
         Self::http_with(Options::default())
     }
@@ -102,13 +104,14 @@ impl Tallying {
         Self { server: Kind::Http(sink), tally }
     }
 
-    /// A consumer that is down.
+    /// Makes the consumer refuse connections.
     pub(crate) fn closed(mut self) -> Self {
         self.close();
         self
     }
 
-    /// The output of this name that sends to it. `more` holds further keys, tables inline.
+    /// Returns the config of an output of this name that sends to the consumer. `more` holds
+    /// further keys, with tables inline.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let address = self.address();
         let kind = match self.server {
@@ -118,7 +121,7 @@ impl Tallying {
                 format!("type = \"tcp\"\naddresses = [\"{address}\"]\n{window}")
             }
             Kind::Http(_) => {
-                // One request at a time, so that order is promised.
+                // The relay promises the order of events only with one request at a time.
                 let one = if more.contains("concurrency") { "" } else { "concurrency = 1\n" };
                 format!("type = \"http\"\nurls = [\"http://{address}/\"]\n{one}")
             }
@@ -129,7 +132,7 @@ impl Tallying {
         )
     }
 
-    /// Opens or closes it, where it is not so already.
+    /// Opens or closes the consumer, if it is not so already.
     pub(crate) fn set_open(&mut self, open: bool) {
         match (open, self.is_listening()) {
             (true, false) => self.reopen(),
@@ -173,22 +176,22 @@ fn read_lines(mut stream: Stream, connection: &Connection, tally: &Tally) {
     }
 }
 
-/// What a sender posted, and whether that was answered 200.
+/// The events that a sender posted in one body, and whether the body was answered 200.
 #[derive(Debug, Clone)]
 pub(crate) struct Sent {
     pub(crate) sender: u32,
     pub(crate) numbers: Range<u64>,
-    /// False where the answer was another, or none came: it may be stored or not.
+    /// False if the answer was another one, or none came. The events may then be stored or not.
     pub(crate) accepted: bool,
 }
 
-/// How many events were answered 200.
+/// Returns how many events were answered 200.
 pub(crate) fn accepted(sent: &[Sent]) -> u64 {
     let accepted = sent.iter().filter(|sent| sent.accepted);
     accepted.map(|sent| sent.numbers.end - sent.numbers.start).sum()
 }
 
-/// The events that were answered 200.
+/// Returns the events that were answered 200.
 pub(crate) fn accepted_ids(sent: &[Sent]) -> BTreeSet<Id> {
     let accepted = sent.iter().filter(|sent| sent.accepted);
     let ids = |sent: &Sent| {
@@ -198,16 +201,17 @@ pub(crate) fn accepted_ids(sent: &[Sent]) -> BTreeSet<Id> {
     accepted.flat_map(ids).collect()
 }
 
-/// An event that came again.
+/// An event that arrived again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Repeat {
     pub(crate) id: Id,
-    /// When it came last before.
+    /// When the event had arrived before, the last time.
     pub(crate) before: Instant,
 }
 
-/// Checks that everything accepted has arrived, and in the order in which each sender was answered: a connection brings a
-/// sender's events without a gap, starting at the first that had not come or before. Gives what came more than once.
+/// Checks that everything accepted has arrived, in the order in which each sender was answered.
+/// Each connection must bring a sender's accepted events without a gap, beginning no later than the
+/// sender's first event that had not arrived yet. Returns the events that arrived more than once.
 pub(crate) fn check(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<Repeat> {
     let mut fates: BTreeMap<u32, BTreeMap<u64, bool>> = BTreeMap::new();
     for sent in sent {
@@ -220,9 +224,9 @@ pub(crate) fn check(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<
         of_sender.filter(|(_, accepted)| **accepted).map(|(number, _)| *number).next()
     };
     let mut last_seen: BTreeMap<Id, Instant> = BTreeMap::new();
-    // By sender: behind the last that has come.
+    // For each sender, the number after the last of its events that has arrived.
     let mut fronts: BTreeMap<u32, u64> = BTreeMap::new();
-    // By connection and sender: behind the last that this connection brought.
+    // For each connection and sender, the number after the last event that this connection brought.
     let mut places: BTreeMap<(usize, u32), u64> = BTreeMap::new();
     let mut repeats = Vec::new();
     for Arrival { at, run, id } in arrivals.iter().copied() {
@@ -251,7 +255,7 @@ pub(crate) fn check(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<
     repeats
 }
 
-/// As [`check`], for a consumer that was promised no order.
+/// Like [`check`], for a consumer that was promised no order.
 pub(crate) fn check_unordered(consumer: &str, sent: &[Sent], arrivals: &[Arrival]) -> Vec<Repeat> {
     let mut last_seen: BTreeMap<Id, Instant> = BTreeMap::new();
     let repeats = arrivals.iter().filter_map(|arrival| {

@@ -1,4 +1,4 @@
-//! A consumer of JSON lines or RFC 6587 frames over TCP that can be told to misbehave.
+//! A consumer of JSON lines or RFC 6587 frames over TCP that a test can make misbehave.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ use super::server::Server;
 use super::stream::Stream;
 use super::wait_until;
 
-/// How the stream is cut into messages.
+/// The way in which the stream is divided into messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {
-    /// Each ends with a line feed, which is not part of it.
+    /// Each message ends with a line feed, which is not part of it.
     Lines,
-    /// `LENGTH SP MESSAGE` (RFC 6587 §3.4.1).
+    /// Each message is `LENGTH SP MESSAGE` (RFC 6587 §3.4.1).
     OctetCounting,
 }
 
@@ -29,14 +29,15 @@ pub(crate) enum Framing {
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
     pub(crate) at: Instant,
-    /// The connection that brought it, counted from 0.
+    /// The connection that carried the message, counted from 0.
     pub(crate) connection: usize,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// The consumer. `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen`, …
+/// The consumer. It `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen` and others.
 ///
-/// A message is recorded once it is complete; what a connection ends in the middle of is not.
+/// A message is recorded once it is complete. A message in whose middle a connection ends is not
+/// recorded.
 pub(crate) struct TcpSink {
     server: Server,
     received: Arc<Received>,
@@ -50,7 +51,7 @@ struct Received {
 #[derive(Default)]
 struct State {
     messages: Vec<Message>,
-    /// Of each connection.
+    /// The bytes read from each connection.
     bytes: Vec<u64>,
     cut_after: Option<u64>,
 }
@@ -62,7 +63,7 @@ impl Received {
 }
 
 impl TcpSink {
-    /// Plain TCP, lines.
+    /// Starts a consumer of lines over plain TCP.
     pub(crate) fn start() -> Self {
         Self::with(Framing::Lines, Options::default())
     }
@@ -80,50 +81,52 @@ impl TcpSink {
         self.server.address()
     }
 
-    /// From now on each connection is closed once it has brought this many bytes; `None`: never.
-    /// Where more is on its way the close is an RST, and what the kernel had taken is lost.
+    /// From now on, closes each connection once it has brought this many bytes. `None` stops that.
+    /// If more bytes are on their way, the close is an RST, and bytes that the kernel had taken are
+    /// lost.
     pub(crate) fn cut_each_after(&self, bytes: Option<u64>) {
         self.received.lock().cut_after = bytes;
     }
 
-    /// Complete messages in the order of their completion, over all connections.
+    /// Returns the complete messages of all connections, in the order in which they became
+    /// complete.
     pub(crate) fn messages(&self) -> Vec<Message> {
         self.received.lock().messages.clone()
     }
 
-    /// The bytes of [`TcpSink::messages`].
+    /// Returns the bytes of [`TcpSink::messages`].
     pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
         self.received.lock().messages.iter().map(|message| message.bytes.clone()).collect()
     }
 
-    /// Whether this message is complete; looks at the latest first.
+    /// True if this message has arrived completely. The latest messages are looked at first.
     pub(crate) fn has(&self, message: &[u8]) -> bool {
         self.received.lock().messages.iter().rev().any(|complete| complete.bytes == message)
     }
 
-    /// How many complete messages there are.
+    /// Returns how many complete messages there are.
     pub(crate) fn count(&self) -> usize {
         self.received.lock().messages.len()
     }
 
-    /// Bytes read so far over all connections, incomplete messages included.
+    /// Returns how many bytes were read so far over all connections, including incomplete messages.
     pub(crate) fn bytes(&self) -> u64 {
         self.received.lock().bytes.iter().sum()
     }
 
-    /// Bytes read so far of each connection.
+    /// Returns how many bytes were read so far from each connection.
     pub(crate) fn bytes_of_connections(&self) -> Vec<u64> {
         self.received.lock().bytes.clone()
     }
 
-    /// Forgets messages and byte counts; the connections stay.
+    /// Forgets the messages and the byte counts. The connections stay open.
     pub(crate) fn clear(&self) {
         let mut state = self.received.lock();
         state.messages.clear();
         state.bytes.fill(0);
     }
 
-    /// Waits until at least `count` complete messages are there.
+    /// Waits until at least `count` complete messages have arrived.
     pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
         wait_until(&format!("{count} messages"), limit, || self.count() >= count);
     }
@@ -171,8 +174,9 @@ fn read(mut stream: Stream, connection: &Connection, received: &Received) {
     }
 }
 
-/// Takes the complete messages off the front of `pending`, of which the last `fresh` bytes are
-/// new: long lines are not searched again from their start.
+/// Takes the complete messages off the front of `pending`, whose last `fresh` bytes are new. Lines
+/// are searched for in the new bytes only, so that a long line is not searched again from its
+/// start.
 fn take_complete(pending: &mut Vec<u8>, fresh: usize, framing: Framing) -> Vec<Vec<u8>> {
     let mut complete = Vec::new();
     let mut start = 0;
@@ -197,7 +201,8 @@ fn take_complete(pending: &mut Vec<u8>, fresh: usize, framing: Framing) -> Vec<V
     complete
 }
 
-/// The count at the start of a frame, and how many bytes it and its space take.
+/// Returns the count at the start of a frame, and how many bytes the count and its space take.
+/// Returns `None` if the space has not arrived yet.
 fn octet_count(frame: &[u8]) -> Option<(usize, usize)> {
     let space = frame.iter().take(11).position(|&byte| byte == b' ');
     let digits = &frame[..space.unwrap_or(frame.len().min(11))];
