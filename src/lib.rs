@@ -1,20 +1,24 @@
-//! A relay for the Kubernetes audit webhook: it accepts kube-apiserver's batches of audit events, holds them in a bounded
-//! queue and forwards them, with retries and back-pressure, to Logstash, syslog and HTTP consumers.
+//! A relay for the Kubernetes audit webhook. The relay accepts kube-apiserver's batches of audit
+//! events, holds them in a bounded queue, and forwards them, with retries and back-pressure, to
+//! Logstash, syslog, Kafka and HTTP consumers.
 //!
 //! # The life of a batch
 //!
-//! In: [`listener`] accepts a connection and reads a POST within its bounds; [`audit`] checks the body and splits it in
-//! place into lines; [`queue`] takes the lines, in memory or synced to disk, or refuses them; the answer says which. A
-//! [`source`] does the same with messages of a topic.
+//! In: [`listener`] accepts a connection and reads a POST within its limits. [`audit`] checks the
+//! body and splits it in place into lines. [`queue`] takes the lines, in memory or synced to disk,
+//! or refuses them. The HTTP response tells the sender which of the two happened. A [`source`] does
+//! the same with the messages of a topic.
 //!
-//! Out: each [`output`] has a cursor in the queue. Its delivery loop claims what comes next, sends it in the consumer's
-//! protocol, and finishes the claim when the consumer has it. What every cursor has finished leaves the queue. Where the output has a
-//! [`filter`], less leaves than was claimed: what the audit [`policy`] asks for, without what is to be [redacted](redact).
+//! Out: each [`output`] has a cursor in the queue. The output's delivery loop claims the next
+//! events, sends them in the consumer's protocol, and finishes the claim when the consumer has
+//! them. Events that every cursor has finished leave the queue. If the output has a [`filter`],
+//! fewer events may be sent than were claimed: only those that the audit [`policy`] asks for, and
+//! without the values that are to be [redacted](redact).
 //!
 //! # Layers
 //!
-//! A row imports only from rows above it; listeners, sources and outputs meet at the queue and
-//! nowhere else. `tests/it/docs/layers.rs` holds this table against the sources.
+//! A row imports only from rows above it. Listeners, sources and outputs meet at the queue and
+//! nowhere else. The test `tests/it/docs/layers.rs` compares this table with the sources.
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
@@ -31,12 +35,14 @@
 //!
 //! # Invariants
 //!
-//! - Acknowledged means never lost, or counted: at rest, for every output, events accepted = acknowledged + backlog +
-//!   kept back by its filter, and counted + counted as lost.
-//! - With a directory, nothing is acknowledged, or handed to an output, that is not synced.
-//! - Nothing but the queue holds events; what an output holds on the wire is still in the queue, unless that output is
-//!   optional and the room was needed.
-//! - Everything is bounded, and every wait hears the end.
+//! - An acknowledged event is never lost without being counted. At rest, for every output: events
+//!   accepted = events acknowledged by the consumer + backlog + events kept back by the filter (and
+//!   counted) + events counted as lost.
+//! - With `queue.directory`, no event is acknowledged to its sender, or handed to an output, before
+//!   it is synced.
+//! - Only the queue holds events. An event that an output has on the wire is still in the queue,
+//!   unless the output is optional and the queue needed the room.
+//! - Everything has a limit, and every wait ends when the process is told to end.
 
 pub mod admin;
 pub mod audit;
