@@ -1,12 +1,14 @@
-//! A request body becomes a batch of JSON lines.
+//! Turns a request body into a batch of JSON lines.
 //!
-//! [`decode`] accepts what kube-apiserver's audit webhook sends (an `EventList` of `audit.k8s.io/v1`), a single `Event`,
-//! and JSON lines of Events. It checks every event and splits in place: the separating commas become line breaks, head
-//! and tail are cut off, no event is copied or parsed into a tree, and every byte of an event stays as it was received
-//! (raw line breaks between its tokens aside, which become spaces).
+//! [`decode`] accepts three forms: the `EventList` of `audit.k8s.io/v1` that kube-apiserver's audit
+//! webhook sends, a single `Event`, and JSON lines of `Event`s. [`decode`] checks every event and
+//! splits the body in place: the commas between events become line breaks, and the head and the
+//! tail of the list are cut off. No event is copied into a tree. Every byte of an event stays as it
+//! was received, except that raw line breaks between its tokens become spaces.
 //!
-//! What is written as kube-apiserver writes it is found valid by `fast`, where the CPU has the instructions. For all
-//! else serde_json alone decides what is JSON (`strict`); `event` then says whether it is an audit event.
+//! The module `fast` recognises a body that is written as kube-apiserver writes it, if the CPU has
+//! the instructions. For every other body serde_json alone decides if it is JSON (`strict`), and
+//! `event` then decides if each object is an audit event.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,41 +24,46 @@ pub mod request;
 pub mod scan;
 mod strict;
 
-/// The group and version of the events, and the only one (the beta versions ended with Kubernetes 1.24).
+/// The only accepted API group and version of events. The beta versions ended with Kubernetes 1.24.
 pub const API_VERSION: &str = "audit.k8s.io/v1";
 
-/// What kube-apiserver, and whoever writes as it does, puts in front of the events of a list.
+/// The bytes that kube-apiserver writes before the first event of a list.
 pub(crate) const LIST_HEAD: &[u8] =
     br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 
-/// Deepest nesting of an event, its own braces included. Consumers' parsers give up between 64 and a few thousand levels.
+/// The deepest nesting that an event may have; the event's own braces are level 1. Parsers of
+/// consumers give up at depths between 64 and a few thousand.
 pub const DEPTH_MAX: usize = 1000;
 
-/// The values of the label `level`, in the order of [`Batch::levels`]: upstream's four, and all else.
+/// The values of the metrics' label `level`, in the order of [`Batch::levels`]: the four levels of
+/// Kubernetes, and `other` for every other value.
 pub const LEVELS: [&str; 5] = ["None", "Metadata", "Request", "RequestResponse", "other"];
 
-/// Number of events by level, in the order of [`LEVELS`].
+/// The number of events of each level, in the order of [`LEVELS`].
 pub type LevelCounts = [u64; LEVELS.len()];
 
-/// A checked body.
+/// The events of a body that was checked and accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Each event followed by one `\n`; no other line break. Empty where the list is.
+    /// The events, each followed by one `\n`; there is no other line break. Empty if the list is
+    /// empty.
     pub lines: Bytes,
-    /// Number of events.
+    /// The number of events in `lines`.
     pub events: u64,
-    /// The same by level.
+    /// The number of events in `lines`, by level.
     pub levels: LevelCounts,
 }
 
-/// Why a body was not taken, for the sender: one sentence that names byte and item, and quotes nothing but a kind or version.
+/// The reason why a body was refused, as one sentence for its sender. The sentence names the byte
+/// and the item; of the body it quotes only a kind or a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
-    /// Offset in the (decompressed) body.
+    /// The offset of the fault in the body, in bytes, after decompression.
     pub byte: usize,
-    /// Index in `items`, or of the line's event; absent where the envelope is at fault.
+    /// The index of the faulty event in `items`, or among the JSON lines. `None` if the fault is
+    /// outside of all events.
     pub item: Option<usize>,
-    /// What is wrong.
+    /// The fault, as text.
     pub what: Cow<'static, str>,
 }
 
@@ -71,34 +78,37 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// What [`decode_in_place`] has made of a body.
+/// The result of [`decode_in_place`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// Where the lines are now: each event followed by one `\n`; no other line break. Empty where the list is.
+    /// The range of the slice that holds the lines: each event followed by one `\n`, and no other
+    /// line break. Empty if the list is empty.
     pub lines: Range<usize>,
-    /// Number of events.
+    /// The number of events in `lines`.
     pub events: u64,
-    /// The same by level.
+    /// The number of events in `lines`, by level.
     pub levels: LevelCounts,
 }
 
-/// [`decode_in_place`] for who has a vector.
+/// Does the same as [`decode_in_place`] for a body in a vector, and returns the lines as `Bytes`.
 ///
 /// # Errors
 ///
-/// As [`decode_in_place`].
+/// The same as [`decode_in_place`].
 pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     body.push(b'\n');
     let Split { lines, events, levels } = decode_in_place(&mut body)?;
     Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
 }
 
-/// Checks a body and splits it where it is; the last byte of the slice is not the body's, but room for the last line's
-/// end. It is taken whole or not at all.
+/// Checks a body and splits it into lines in place. The last byte of the slice does not belong to
+/// the body: it is room for the line break after the last event. The body is accepted whole or
+/// refused whole. After an error the slice is unchanged.
 ///
 /// # Errors
 ///
-/// [`Invalid`] where the body is not JSON, is none of the accepted forms, or one of its events is not an audit event.
+/// [`Invalid`] if the body is not JSON, has none of the accepted forms, or contains something that
+/// is not an audit event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
     #[cfg(target_arch = "x86_64")]
@@ -122,8 +132,8 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// [`decode_in_place`] for a part of JSON lines that is not the first: every line is an event, and
-/// none a list.
+/// Does the same as [`decode_in_place`] for a later part of a body of JSON lines. Every value must
+/// be an event; a list is refused.
 fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
     let text = std::str::from_utf8(lines).map_err(|error| Invalid {
@@ -136,15 +146,18 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// The item in which a body that is valid so far breaks off.
+/// The index of the item in which a body breaks off, if `before` is the beginning of a body that is
+/// valid JSON so far. `None` if the body breaks off outside of all items, or has another fault
+/// before its end.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
-    // What is wrong with it before its end is of no interest here.
+    // A fault before the end is not the one that the caller reports.
     let broken_off = strict::split(text).err().filter(|error| error.byte + 1 >= before.len());
     broken_off.and_then(|error| error.item)
 }
 
-/// Where an event is. Half the size of a range: of the smallest events, a body holds one in 32 bytes.
+/// The byte range of one event in a text. A `Span` takes 8 bytes, half of a `Range<usize>`. A body
+/// of the smallest events has one event in every 32 bytes, so the size matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     start: u32,
@@ -152,7 +165,7 @@ struct Span {
 }
 
 impl Span {
-    /// `None` beyond 4 GiB.
+    /// `None` if the range reaches beyond 4 GiB.
     fn new(start: usize, end: usize) -> Option<Self> {
         Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
     }
@@ -165,11 +178,13 @@ impl Span {
         self.range().len()
     }
 
-    /// Appends it to the events of a text of so many bytes.
+    /// Appends this span to `events`, the spans of a text of `text` bytes.
     fn push_to(self, events: &mut Vec<Self>, text: usize) {
         if events.len() == events.capacity() {
-            // Room for as many of its size as the rest of the text may hold, and if that was too few, of the smallest: what
-            // grows by doubling needs its size half again each time, and leaves as much behind.
+            // The first reservation assumes that all events have the size of the first. If that was
+            // too few, the second assumes the smallest events. A `Vec` that grows by doubling would
+            // hold the old and the new buffer at each step, and could end with twice the room that
+            // it needs.
             let size = if events.is_empty() { self.len() } else { EVENT_BYTES_MIN };
             events.reserve_exact((text - self.range().start) / (size + 1) + 1);
         }
@@ -177,14 +192,14 @@ impl Span {
     }
 }
 
-/// The shortest text that is an event: `{"auditID":"a","stage":"Panic"}`.
+/// The length of the shortest event in bytes: `{"auditID":"a","stage":"Panic"}`.
 const EVENT_BYTES_MIN: usize = 31;
 
-/// Makes each event one line, in place, and returns where the lines are.
+/// Makes each event one line, in place, and returns the range of the lines.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.range().start, last.range().end);
-    // In valid JSON a raw line break is white space between tokens.
+    // A raw line break in valid JSON is white space between two tokens, never part of a string.
     let mut from = start;
     while let Some(found) = memchr::memchr2(b'\n', b'\r', &body[from..end]) {
         body[from + found] = b' ';
@@ -203,7 +218,8 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// [`join`] for events that one byte divides.
+/// Does the same as [`join`] if exactly one byte lies between each two events: that byte becomes
+/// the line break, and nothing moves.
 fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     for event in events {
         body[event.range().end] = b'\n';
@@ -244,7 +260,8 @@ mod tests {
     fn what_comes_out_of_the_corpus_is_what_went_in() {
         for (name, body) in corpus() {
             let batch = decode(body.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
-            // kube-apiserver writes compact JSON: putting head, commas and tail back must give its very bytes.
+            // kube-apiserver writes compact JSON: with head, commas and tail put back, the lines
+            // must give the same bytes as the body.
             let mut again =
                 br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#
                     .to_vec();

@@ -1,4 +1,4 @@
-//! The binary: an allocator and an exit code. Everything else is the library's.
+//! The binary: it chooses the allocator and returns the exit code of the library's `cli::main`.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! What makes an object of valid JSON an audit event.
+//! Decides if a JSON object is an audit event.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,9 @@ use super::DEPTH_MAX;
 use super::LEVELS;
 use super::scan;
 
-/// Checks one event, which is valid JSON, and says its index in [`LEVELS`]. Of duplicate keys the first counts.
+/// Checks one event, which must be valid JSON, and returns the index of its level in [`LEVELS`]. If
+/// a key occurs twice, its first value counts. The error is the offset of the fault in the event,
+/// in bytes, and its text.
 pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     if event.first() != Some(&b'{') {
         return Err((0, "not an object".into()));
@@ -66,6 +68,8 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     Ok(known.unwrap_or(LEVELS.len() - 1))
 }
 
+/// The text for an `apiVersion` that is not accepted. `version` is `None` if the event or list has
+/// none, or if it is no string.
 pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
@@ -78,7 +82,8 @@ pub(super) fn wrong_version(version: Option<&str>) -> String {
     }
 }
 
-/// A value of the sender's in a message that ends up in logs: short, and without control characters.
+/// Quotes a value of the sender for a message that may be logged: at most 64 characters, with
+/// control characters escaped.
 pub(super) fn quoted(value: &str) -> String {
     let short: String = value.chars().take(64).collect();
     format!("{short:?}")

@@ -1,22 +1,31 @@
-//! Validates and splits what kube-apiserver sends, 64 bytes at a time.
+//! Validates and splits bodies that are written as kube-apiserver writes them, 64 bytes at a time.
 //!
-//! It says "these are the events" or "I don't know"; it never refuses. What is odd (white space between tokens, another
-//! envelope, nesting beyond 61 levels, an event that names its kind) is unknown here and left to serde_json, which alone
-//! refuses. So nothing may be taken here that serde_json refuses, and nothing else needs to agree.
+//! This scanner has two outcomes: "these are the events" and "unknown". It never refuses a body. A
+//! body with anything unusual (white space between tokens, another envelope, an event nested deeper
+//! than 61 levels, an event with its own kind) is unknown, and is left to serde_json, which alone
+//! refuses bodies. Therefore the scanner must not accept anything that serde_json would refuse; it
+//! may call any other body unknown.
 //!
-//! Audit events are dense: nine tokens in 64 bytes, of which 1.5 are brackets. So tokens are checked 64 at a time, as bit
-//! masks, and only brackets one by one:
+//! Audit events are dense: 64 bytes hold nine tokens on average, of which 1.5 are brackets.
+//! Therefore 64 bytes are checked at once with bit masks, and only brackets are visited one by one.
+//! The steps are:
 //!
-//! 1. *Masks*: a bit for each byte that is a quote, comma, bracket … ([`avx2`], [`avx512`]).
-//! 2. *Strings*: quotes that are not escaped, and what lies between them.
-//! 3. *Neighbours*: behind each of `, : { [`, and only there, a value begins, or its bracket closes at once. That also
-//!    settles what may follow a value. And in each *stretch* between two brackets all bytes are in one container, so
-//!    whether it may be an object's or an array's is found without knowing which ([`rules`]).
-//! 4. *Brackets*: one loop over them compares what each stretch needs with the container that is open
-//!    ([`Pass::brackets`]).
-//! 5. *Escapes, numbers, literals*: one by one; there are few ([`Pass::escapes`], [`Pass::scalars`]).
+//! 1. *Masks*: for each kind of byte (quote, comma, bracket …) a mask has one bit for each byte of
+//!    the text ([`avx2`], [`avx512`]).
+//! 2. *Strings*: escaped quotes are removed from the masks, and the bytes inside of strings are
+//!    found.
+//! 3. *Neighbours*: after each of `, : { [` a value or a key begins, or the bracket that was just
+//!    opened is closed; nowhere else does a value begin. This rule also decides which bytes may
+//!    follow a value. All bytes of a *stretch*, the text between two brackets, belong to one
+//!    container. Each stretch is checked twice, as part of an object and as part of an array,
+//!    before its container is known ([`rules`]).
+//! 4. *Brackets*: one loop visits the brackets and compares the kind of container that each stretch
+//!    needs with the container that is open there ([`Pass::brackets`]).
+//! 5. *Escapes, numbers and literals* are few, and are checked one by one ([`Pass::escapes`],
+//!    [`Pass::scalars`]).
 //!
-//! The method is simdjson's (Langdale and Lemire, "Parsing Gigabytes of JSON per Second", 2019) up to the second step.
+//! Steps 1 and 2 are the method of simdjson (Langdale and Lemire, "Parsing Gigabytes of JSON per
+//! Second", 2019).
 
 use std::cell::RefCell;
 
@@ -35,24 +44,31 @@ mod rules;
 
 pub(super) use isa::Isa;
 
-/// Bytes of a block: bits of a mask.
+/// The bytes of a block. A mask has one bit for each of them.
 const BLOCK: usize = 64;
+/// The bits of a mask, the same number as [`BLOCK`].
 const BITS: u16 = 64;
 
-/// Blocks between two rounds of the loop over brackets: all that it needs stays in the first cache.
+/// The blocks of a chunk. The loop over brackets runs once for each chunk; all data that it needs
+/// stays in the CPU's first-level cache.
 const BLOCKS: usize = 64;
 
+/// The bytes of a chunk.
 const CHUNK: usize = BLOCKS * BLOCK;
 
-/// The bytes of a chunk by what they are, a mask each block.
+/// The masks of a chunk, one for each of its blocks. A bit is set if the byte is of the named kind.
 struct Blocks {
     quote: [u64; BLOCKS],
     backslash: [u64; BLOCKS],
     comma: [u64; BLOCKS],
     colon: [u64; BLOCKS],
+    /// Opening brackets, `{` and `[`.
     open: [u64; BLOCKS],
+    /// Closing brackets, `}` and `]`.
     close: [u64; BLOCKS],
+    /// Bytes that have the bit 0x20. Among brackets, these are the braces.
     curly: [u64; BLOCKS],
+    /// The letter `n`.
     n: [u64; BLOCKS],
 }
 
@@ -72,26 +88,36 @@ impl Blocks {
     }
 }
 
-/// What is among the bytes of some blocks.
+/// The kinds of bytes that some blocks contain.
 struct Seen {
-    /// Below 0x20.
+    /// There is a byte below 0x20 (a control character).
     control: bool,
-    /// Above 0x7f.
+    /// There is a byte above 0x7f (a part of a character that is not ASCII).
     high: bool,
 }
 
-/// Work space of a thread: too large to be cleared for each body.
+/// The work space of a thread. It is kept between bodies, because clearing it for each body would
+/// take too long.
 struct Space {
     blocks: Blocks,
+    /// Brackets outside of strings.
     bracket: [u64; BLOCKS],
+    /// Brackets before which an object must be open; before the other brackets an array must be
+    /// open.
     is_object: [u64; BLOCKS],
+    /// Brackets before which an object has a key that may be `kind` or `apiVersion`.
     named: [u64; BLOCKS],
+    /// First bytes of numbers and literals.
     scalar_start: [u64; BLOCKS],
+    /// Escaped bytes that [`Pass::escapes`] has to check.
     escaped: [u64; BLOCKS],
+    /// Bytes behind the end of the text, which only fill the last blocks.
     padding: [u64; BLOCKS],
-    /// Where the brackets of a chunk are, and room for what is written at once.
+    /// The offsets of the chunk's brackets. The extra room is for offsets that are written
+    /// unconditionally, four for each block, and overwritten later.
     brackets: [u16; CHUNK + BLOCK],
-    /// Those that begin or end an item, or the array.
+    /// The offsets of the brackets after which only the array is open: the array's own opening
+    /// bracket and the last bracket of each item.
     ends: [u16; CHUNK + 1],
 }
 
@@ -112,7 +138,7 @@ impl Space {
     }
 }
 
-/// The bytes of a chunk that only fill it.
+/// Sets the bits of all bytes of a chunk from `length` on: those bytes only fill the last blocks.
 fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     for (block, mask) in masks.iter_mut().enumerate() {
         let valid = length.saturating_sub(block * BLOCK);
@@ -121,25 +147,29 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     masks
 }
 
-/// Depth as a stack of bits, 1 for an object, above a first 1: nothing is open, the array is, an item is.
+/// Values of [`Pass::stack`]. The open containers are a stack of bits, below which stands one 1: a
+/// 1 for an object and a 0 for an array, the innermost lowest. `OUTSIDE`: nothing is open.
 const OUTSIDE: u64 = 0b1;
+/// The array of events is open, but no item.
 const IN_ARRAY: u64 = 0b10;
+/// An item is open, but nothing inside of it.
 const IN_ITEM: u64 = 0b101;
 
-/// One pass over an array of events.
+/// One pass over the array of events of one body.
 struct Pass<'a> {
-    /// The body, up to the end of the array.
+    /// The body up to the end of the array.
     body: &'a [u8],
-    /// Where the array begins.
+    /// The offset of the array's opening bracket.
     start: usize,
     space: &'a mut Space,
     events: &'a mut Vec<Span>,
-    /// Whether the next byte is escaped: 1 or 0.
+    /// 1 if the byte after the last block is escaped by a backslash before it, else 0.
     escaped: u64,
+    /// The containers that are open; see [`OUTSIDE`].
     stack: u64,
-    /// Where the item begins that is open, or is next.
+    /// The offset at which the open item begins, or, between two items, the next.
     next_item: usize,
-    /// Whether there are bytes beyond ASCII.
+    /// The body contains bytes that are not ASCII, so that it must be checked as UTF-8.
     has_high: bool,
 }
 
@@ -147,12 +177,14 @@ thread_local! {
     static SPACE: RefCell<Space> = const { RefCell::new(Space::new()) };
 }
 
-/// Finds and checks the events of a body, one or more, if it is known to be right.
+/// Finds and checks the events of a body. `None` if the body is unknown to the scanner or has no
+/// events; this says nothing about its validity.
 pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     split_by::<CHUNK>(isa, body)
 }
 
-/// [`split`], with so many bytes between two rounds of the loop over brackets; tests want many such borders.
+/// Does the same as [`split`] with chunks of `BYTES` bytes. Tests choose small chunks, to have many
+/// borders between chunks.
 fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let body = body.strip_suffix(b"\n").unwrap_or(body).strip_suffix(b"}")?;
     if !body.starts_with(LIST_HEAD) {
@@ -170,7 +202,9 @@ fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, Lev
     Some((events, levels))
 }
 
-/// Whether a body is known to be an array of events behind its head, and nothing more; only then `events` has them all.
+/// Returns `true` if the bytes after the head of a body are known to be one valid array of one or
+/// more objects, and nothing else. Only after `true` does `events` hold all of them; nothing has
+/// checked yet if the objects are audit events.
 fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> bool {
     let start = LIST_HEAD.len() - 1;
     SPACE.with_borrow_mut(|space| {
@@ -187,7 +221,9 @@ fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> b
     })
 }
 
-/// [`event::check`] for an event that begins as kube-apiserver's do and names neither kind nor version; `None` says nothing.
+/// A fast form of [`event::check`] for an event that begins as kube-apiserver's events do. The
+/// caller has made sure that the event names neither kind nor version. Returns the index of its
+/// level in [`LEVELS`]; `None` if the caller has to ask [`event::check`].
 fn check_usual(event: &[u8]) -> Option<usize> {
     let rest = event.strip_prefix(br#"{"level":""#)?;
     let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
@@ -200,9 +236,11 @@ fn check_usual(event: &[u8]) -> Option<usize> {
     (*first != b'"' && is_known).then_some(level)
 }
 
-// What needs no wide registers. Inlined, so that it is compiled for each instruction set too.
+// These functions need no wide registers. They are inlined into `run`, so that they too are
+// compiled for each instruction set.
 impl Pass<'_> {
-    /// Clears escaped quotes, and leaves the escapes that are not among the frequent ones to [`Self::escapes`].
+    /// Removes escaped quotes from the mask `quote`. Escapes other than `\"`, `\\` and `\n`, which
+    /// are rare, are left in `escaped` for [`Self::escapes`].
     #[inline(always)]
     fn escaped_quotes(&mut self, blocks: usize) {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;
@@ -216,7 +254,7 @@ impl Pass<'_> {
         }
     }
 
-    /// What is checked one by one, in the chunk that begins at `at`.
+    /// Does the steps 4 and 5 for the chunk that begins at `at`. `false` if the body is unknown.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, blocks: usize) -> bool {
         let brackets = self.flatten(blocks);
@@ -224,7 +262,7 @@ impl Pass<'_> {
         self.items(at, ends) && self.escapes(at, blocks) && self.scalars(at, blocks)
     }
 
-    /// Lists the brackets, and says how many there are.
+    /// Lists the offsets of the brackets, and returns their number.
     #[inline(always)]
     fn flatten(&mut self, blocks: usize) -> usize {
         let Space { bracket, brackets, .. } = &mut *self.space;
@@ -233,7 +271,9 @@ impl Pass<'_> {
         for &mask in &bracket[..blocks] {
             let Some(places) = brackets.get_mut(count..count + BLOCK) else { return 0 };
             let mut left = mask;
-            // Without a look at how many there are: most blocks have up to four, and to guess wrong is dearer.
+            // Four offsets are always written, because most blocks have at most four brackets, and
+            // a branch that the CPU predicts wrongly costs more than writing offsets that are
+            // overwritten later.
             for place in &mut places[..4] {
                 *place = base + first_bit(&mut left);
             }
@@ -249,8 +289,10 @@ impl Pass<'_> {
         count
     }
 
-    /// Compares each bracket with the container that is open, and lists those behind which only the array is: its own
-    /// beginning and the ends of items. Says how many; `None` where one is wrong.
+    /// Compares each bracket with the container that is open there. Lists in `ends` the brackets
+    /// after which only the array is open: the array's opening bracket and the last bracket of each
+    /// item. Returns their number; `None` if one of the brackets does not fit, or the nesting is
+    /// too deep.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { brackets, blocks, is_object, named, ends, .. } = &mut *self.space;
@@ -267,11 +309,13 @@ impl Pass<'_> {
             stacks |= stack;
         }
         self.stack = stack;
-        // With the highest bit the stack is full, and what has come after is nonsense.
+        // If the highest bit was ever set, the stack was full: later values of `stack` are wrong.
         (doubts == 0 && stacks >> 63 == 0).then_some(found)
     }
 
-    /// Lists the items: they lie end to end, one comma between two.
+    /// Appends the items that end in this chunk to `events`. Exactly one byte, a comma, lies
+    /// between two items. `false` if an element of the array is not an object, or is too short for
+    /// an event.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {
         for &end in &self.space.ends[..ends] {
@@ -279,7 +323,8 @@ impl Pass<'_> {
             if end == self.start {
                 continue;
             }
-            // Inside of no string, because the byte before it is the array's beginning or the comma behind an item.
+            // This byte is not inside of a string: the byte before it is the array's opening
+            // bracket or the comma after an item.
             if self.body.get(self.next_item) != Some(&b'{') {
                 return false;
             }
@@ -293,6 +338,7 @@ impl Pass<'_> {
         true
     }
 
+    /// Checks the escapes that are listed in `escaped`. `false` if one of them is not valid.
     #[inline(always)]
     fn escapes(&self, at: usize, blocks: usize) -> bool {
         let escapes = self.space.escaped[..blocks].iter().enumerate();
@@ -307,6 +353,8 @@ impl Pass<'_> {
         true
     }
 
+    /// Checks the numbers and literals that begin in this chunk. `false` if one of them is not
+    /// valid.
     #[inline(always)]
     fn scalars(&self, at: usize, blocks: usize) -> bool {
         let starts = self.space.scalar_start[..blocks].iter().enumerate();
@@ -321,16 +369,18 @@ impl Pass<'_> {
         true
     }
 
-    /// Whether all that was begun has ended, with the body, and is text.
+    /// Returns `true` if all containers are closed, the array ends where the body ends, and the
+    /// body is valid UTF-8.
     fn is_whole(&self) -> bool {
-        // Where one more item might begin behind a comma is behind the array's end, which is the body's.
+        // `next_item` lies 2 bytes after the last item's closing brace: after its comma or, at the
+        // end, after the array's closing bracket, which is the last byte of `body`.
         self.stack == OUTSIDE
             && self.next_item == self.body.len()
             && (!self.has_high || simdutf8::basic::from_utf8(self.body).is_ok())
     }
 }
 
-/// The lowest bit, which is taken away; 64 where there is none.
+/// Removes the lowest set bit of `mask` and returns its index; 64 if no bit is set.
 #[inline(always)]
 fn first_bit(mask: &mut u64) -> u16 {
     let place = u16::try_from(mask.trailing_zeros()).unwrap_or(BITS);
@@ -338,13 +388,14 @@ fn first_bit(mask: &mut u64) -> u16 {
     place
 }
 
-/// Whether a text may stand behind a backslash.
+/// Returns `true` if `text` begins with characters that are valid after a backslash.
 #[inline(always)]
 fn is_escape(text: &[u8]) -> bool {
     match text {
         [b'u', a, b, c, d, ..] => {
             let is_hex = |byte: &u8| byte.is_ascii_hexdigit();
-            // Not one by one: they nearly always are.
+            // All four are checked without a branch, because they are nearly always hexadecimal
+            // digits.
             is_hex(a) & is_hex(b) & is_hex(c) & is_hex(d)
         }
         [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,
@@ -352,7 +403,8 @@ fn is_escape(text: &[u8]) -> bool {
     }
 }
 
-/// Whether a text begins with a number or literal and a byte that may stand behind one.
+/// Returns `true` if `text` begins with a number or literal, and the byte after it is a comma or a
+/// closing bracket.
 fn is_scalar(text: &[u8]) -> bool {
     let length = match text {
         [b't', b'r', b'u', b'e', ..] | [b'n', b'u', b'l', b'l', ..] => 4,
@@ -365,7 +417,8 @@ fn is_scalar(text: &[u8]) -> bool {
     matches!(text.get(length), Some(b',' | b'}' | b']'))
 }
 
-/// Length of the number (RFC 8259 §6) that a text begins with.
+/// The length in bytes of the number (RFC 8259 §6) at the beginning of `text`; `None` if there is
+/// no valid number.
 fn number(text: &[u8]) -> Option<usize> {
     let digits = |from: usize| {
         let rest = text.get(from..).unwrap_or_default();
@@ -396,7 +449,9 @@ fn number(text: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// The bytes behind an odd run of backslashes, by simdjson's addition.
+/// The bytes that are escaped: those after an odd number of backslashes. `carry` is 1 if the first
+/// byte is escaped from the block before, and is set for the next block. The addition is
+/// simdjson's.
 #[inline(always)]
 fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     const EVEN: u64 = 0x5555_5555_5555_5555;
@@ -408,7 +463,7 @@ fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     (EVEN ^ (sum << 1)) & follows
 }
 
-// Elsewhere it says nothing to any body.
+// The scanner exists on x86-64 only.
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod tests;

@@ -1,17 +1,17 @@
-//! A large body, decoded in pieces while it arrives.
+//! Decodes a large body in pieces while it arrives.
 //!
 //! [`Pieces`] takes the bytes of a body as they come, cuts them between two events, and decodes
-//! each piece as if it were a small body of its own. Memory holds about one piece and the largest
+//! each piece as if the piece were a small body. Memory holds about one piece and the largest
 //! single event, whatever the body's size.
 //!
 //! A body has one of two forms. The pieces of an `EventList` are parts of its array `items`: each
-//! is decoded with the head of a list before it and the end of one behind it. All bytes outside of
-//! the array are kept (the *frame*), and decoded at the end with an empty array in their middle.
-//! The pieces of JSON lines end at a line break between two events.
+//! piece is decoded between the head and the end of a list. All bytes outside of the array, the
+//! *frame*, are kept, and are decoded at the end with an empty array in their middle. The pieces of
+//! JSON lines end at a line break between two events.
 //!
-//! The cuts decide nothing about validity. A frame that is a valid list with an empty array, and
-//! pieces that are valid as contents of an array, make a valid list when they are put together.
-//! Therefore a body that [`super::decode`] refuses is refused here too, wherever the cuts fell.
+//! The places of the cuts have no influence on validity. If the frame is a valid list with an empty
+//! array, and each piece is valid as the contents of an array, then the whole body is a valid list.
+//! Therefore a body that [`super::decode`] refuses is refused here too, wherever it was cut.
 
 use std::borrow::Cow;
 
@@ -23,73 +23,85 @@ use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
 
-/// Bytes outside of `items` that a large list may have: 1 MiB, where kube-apiserver writes 76
-/// bytes. With small pieces it is half of a piece.
+/// The frame of a large list may have at most this many bytes, 1 MiB; kube-apiserver's has about
+/// 80. If half of a piece is less than 1 MiB, half of a piece is the limit.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// Stands behind the events of a piece while it is decoded: the end of a list, and room for the
-/// last line's end.
+/// The bytes that stand after the events of a piece while the piece is decoded: the end of a list,
+/// and room for the line break after the last event.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
-/// Takes the lines of a large body.
+/// Receives the lines of a large body, piece by piece.
 pub trait Store {
-    /// Why lines could not be stored.
+    /// The reason why a body was not accepted: its lines could not be stored, or the body is
+    /// invalid.
     type Error: From<Invalid>;
 
-    /// Stores lines behind those before: `events` events, each followed by one `\n`.
+    /// Appends lines to those that were stored before: `events` events, each followed by one `\n`.
     ///
     /// # Errors
     ///
-    /// The body is not taken then.
+    /// The lines could not be stored. The whole body is refused then.
     fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Self::Error>;
 }
 
-/// The form of a body, and the part of it that is arriving.
+/// The form of a body, and the part of it whose bytes are arriving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Too little has come to tell the form.
+    /// Too few bytes have come to recognise the form.
     Unknown,
-    /// The array `items` of a list.
+    /// The array `items` of a list is arriving.
     Items,
-    /// Behind that array.
+    /// The array has ended; the rest of the list is arriving.
     Tail,
-    /// JSON lines, or one event.
+    /// The body is JSON lines, or a single event.
     Lines,
 }
 
-/// A body on its way in. The request that reads it owns it.
+/// A body that is arriving. The request that reads the body owns this value.
 ///
-/// The window holds `LIST_HEAD`, and behind it the bytes of the body that were in no piece yet.
+/// The bytes that come are appended to the window. [`Pieces::push`] looks through them once and
+/// remembers the last end of an event. When the window holds a piece, the bytes up to that end are
+/// decoded, given to the [`Store`] and removed from the window. [`Pieces::end`] decodes the rest
+/// and, for a list, the frame.
+///
+/// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded where it is.
+/// The bytes of the body that were in no piece yet follow.
 pub struct Pieces {
-    /// Bytes after which a piece is cut at the next end of an event.
+    /// A piece is cut at the last end of an event, as soon as the window holds this many bytes.
     piece_bytes: usize,
+    /// `LIST_HEAD`, and the bytes of the body that were in no piece yet.
     window: Vec<u8>,
-    /// Bytes of the window that were looked through.
+    /// The offset in the window up to which [`Self::look`] has looked.
     looked: usize,
-    /// End of the last whole event that was seen in the window: at its comma, or behind its line
-    /// break.
+    /// The offset in the window of the last place where a piece can end: at the comma after an
+    /// event, or after a line break. `None` if the window holds no whole event.
     cut: Option<usize>,
-    /// Open brackets at `looked`, those around the events not counted.
+    /// The number of brackets that are open at `looked`; those of the list and its array do not
+    /// count.
     depth: usize,
+    /// The offset `looked` lies inside of a string.
     in_string: bool,
-    /// A backslash in a text was the last byte that was looked at.
+    /// The last byte before `looked` is a backslash in a string, which escapes the next byte.
     escaped: bool,
     part: Part,
-    /// A piece was handed on: what follows in JSON lines is no list.
+    /// A piece was decoded. In JSON lines, no list may follow then.
     has_begun: bool,
-    /// Bytes of the body before the window.
+    /// The number of bytes of the body that were removed from the front of the window.
     before: usize,
-    /// The body's bytes outside of `items`.
+    /// The bytes of the body outside of the array `items`.
     frame: Vec<u8>,
-    /// Bytes of the frame before the contents of `items`, and bytes of these contents.
+    /// The number of bytes of the frame before the contents of `items`.
     items_at: usize,
+    /// The number of bytes of the contents of `items` that were decoded.
     items_bytes: usize,
+    /// The number of events of the pieces that were decoded, in all and by level.
     events: u64,
     levels: LevelCounts,
 }
 
 impl Pieces {
-    /// An empty body, whose pieces are cut at the first end of an event after `piece_bytes` bytes.
+    /// Begins an empty body, whose pieces have about `piece_bytes` bytes.
     #[must_use]
     pub fn new(piece_bytes: usize) -> Self {
         Self {
@@ -111,23 +123,24 @@ impl Pieces {
         }
     }
 
-    /// Bytes of memory that it takes. An event that is much larger than a piece counts twice,
-    /// because the window is copied when it grows.
+    /// The number of bytes of memory that this body takes now. The bytes of the window count twice
+    /// if an event is much larger than a piece, because the window is copied when it grows.
     #[must_use]
     pub fn held(&self) -> usize {
         let copied = if self.waiting() > 4 * self.piece_bytes { self.waiting() } else { 0 };
         self.waiting() + copied + self.frame.len()
     }
 
+    /// The largest allowed frame, in bytes.
     fn frame_max(&self) -> usize {
         FRAME_MAX.min(self.piece_bytes / 2)
     }
 
-    /// Takes the next bytes of the body, and hands on the pieces that are whole.
+    /// Takes the next bytes of the body, and gives the pieces that are whole to `store`.
     ///
     /// # Errors
     ///
-    /// The body is invalid, or the store does not take its lines. The body is not taken then.
+    /// The body is invalid, or the store could not take its lines. The whole body is refused then.
     pub fn push<S: Store>(&mut self, bytes: &[u8], store: &mut S) -> Result<(), S::Error> {
         for step in bytes.chunks(self.piece_bytes) {
             self.make_room(step.len());
@@ -150,11 +163,12 @@ impl Pieces {
         Ok(())
     }
 
-    /// The body has ended. Returns the number of its events, and the same by level.
+    /// Decodes the rest of the body after its last byte has come. Returns the number of events of
+    /// the whole body, in all and by level.
     ///
     /// # Errors
     ///
-    /// As [`Pieces::push`].
+    /// The same as [`Pieces::push`].
     pub fn end<S: Store>(mut self, store: &mut S) -> Result<(u64, LevelCounts), S::Error> {
         if self.part == Part::Unknown {
             self.recognise();
@@ -178,27 +192,28 @@ impl Pieces {
         Ok((self.events, self.levels))
     }
 
-    /// Bytes of the body in the window.
+    /// The number of bytes of the body that are in the window.
     fn waiting(&self) -> usize {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// The window grows by a quarter where an event is large: doubling would hold three times the
-    /// event while it is copied.
+    /// Makes room for `bytes` more bytes in the window. A large window grows by a quarter: if it
+    /// doubled, memory would hold three times the event while the window is copied.
     fn make_room(&mut self, bytes: usize) {
         if self.window.capacity() - self.window.len() < bytes {
             self.window.reserve_exact(bytes + (self.window.len() / 4).max(self.piece_bytes));
         }
     }
 
-    /// Forgets white space in front of the body, which may be long.
+    /// Removes white space before the body, which may be long.
     fn skip_blanks(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
         self.drop_front(blanks.unwrap_or(body.len()));
     }
 
-    /// Tells the form of the body by its beginning.
+    /// Recognises the form of the body by its first bytes. The beginning of a list moves into the
+    /// frame.
     fn recognise(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let Some(length) = items_start(body) else {
@@ -211,7 +226,7 @@ impl Pieces {
         self.drop_front(length);
     }
 
-    /// Forgets the first bytes of the body in the window.
+    /// Removes the first `bytes` bytes of the body from the window.
     fn drop_front(&mut self, bytes: usize) {
         let front = LIST_HEAD.len();
         self.window.drain(front..front + bytes);
@@ -220,7 +235,7 @@ impl Pieces {
         self.cut = None;
     }
 
-    /// Looks through the window for ends of events, up to its end or the end of the list.
+    /// Looks for ends of events in the bytes that are new in the window, up to the end of the list.
     fn look(&mut self) {
         while matches!(self.part, Part::Items | Part::Lines) && self.looked < self.window.len() {
             if self.in_string {
@@ -245,7 +260,7 @@ impl Pieces {
         }
     }
 
-    /// Goes on to behind the end of a text, or to the end of the window.
+    /// Moves `looked` to after the closing quote of a string, or to the end of the window.
     fn skip_text(&mut self) {
         if std::mem::take(&mut self.escaped) {
             self.looked += 1;
@@ -261,12 +276,13 @@ impl Pieces {
         self.looked += found + 1;
     }
 
-    /// Decodes the body's bytes in the window up to `cut`, and stores their lines.
+    /// Decodes the bytes of the body in the window up to the offset `cut`, stores their lines, and
+    /// removes the bytes from the window.
     fn hand_on<S: Store>(&mut self, cut: usize, store: &mut S) -> Result<(), S::Error> {
         let is_list = self.part != Part::Lines && self.part != Part::Unknown;
         let front = LIST_HEAD.len();
         let tail = if is_list { &LIST_TAIL[..] } else { &LIST_TAIL[3..] };
-        // The tail stands in place of the bytes behind the piece while it is decoded.
+        // While the piece is decoded, the tail takes the place of the bytes after the piece.
         let length = self.window.len();
         self.window.resize(length.max(cut + tail.len()), 0);
         let mut behind = [0; LIST_TAIL.len()];
@@ -304,13 +320,14 @@ impl Pieces {
         Ok(())
     }
 
-    /// The array has ended: its last events are handed on, and all that comes is of the frame.
+    /// Decodes the last events after the array has ended; all further bytes belong to the frame.
     fn end_items<S: Store>(&mut self, store: &mut S) -> Result<(), S::Error> {
-        // The bracket is in the frame once the last events were handed on.
+        // The frame is longer than `items_at` once the last events were decoded, because the
+        // array's closing bracket is in the frame then.
         if self.frame.len() == self.items_at {
             self.hand_on(self.looked, store)?;
         }
-        // White space behind the list may be long, and says nothing.
+        // White space after the list may be long. Leaving it out changes nothing.
         let rest = &self.window[LIST_HEAD.len()..];
         let is_whole = self.frame.last() == Some(&b'}');
         if !(is_whole && rest.iter().all(u8::is_ascii_whitespace)) {
@@ -328,6 +345,8 @@ impl Pieces {
         Ok(())
     }
 
+    /// Decodes the frame as a list with an empty array. The offset of a fault counts the bytes of
+    /// the contents of `items`.
     fn check_frame(&mut self) -> Result<(), Invalid> {
         self.frame.push(b'\n');
         let decoded = decode_in_place(&mut self.frame).map_err(|error| {
@@ -342,19 +361,20 @@ impl Pieces {
         Ok(())
     }
 
-    /// The body ended before its list did.
+    /// The fault of a body that ended before its list did.
     fn broken_off(&mut self) -> Invalid {
         self.window.push(b'\n');
         match decode_in_place(&mut self.window) {
             Err(error) => self.place(error, LIST_HEAD.len()),
-            // A list that does not end is never valid.
+            // A list that does not end is never valid; this case only gives it a fault.
             Ok(_) => {
                 Invalid { byte: self.before, item: None, what: "not JSON: it breaks off".into() }
             }
         }
     }
 
-    /// An error of a piece, with the place that it has in the body.
+    /// A fault of a piece, with the offset and the item that it has in the whole body. `shift` is
+    /// the number of bytes that stood before the piece while it was decoded.
     fn place(&self, error: Invalid, shift: usize) -> Invalid {
         let item = error
             .item
@@ -363,7 +383,8 @@ impl Pieces {
     }
 }
 
-/// Offset behind the bracket that opens `items`, where the beginning of a body is that of a list.
+/// The offset after the bracket that opens `items`. `None` if the body does not begin as a list
+/// does.
 fn items_start(body: &[u8]) -> Option<usize> {
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace())?;
     if body[open] != b'{' {
@@ -372,8 +393,8 @@ fn items_start(body: &[u8]) -> Option<usize> {
     let mut has_kind = false;
     for member in scan::members(&body[open..]) {
         match &*scan::key(member.key) {
-            // The first of duplicate keys counts. An event may have a member `items`, and stays an
-            // event.
+            // The first of two keys with the same name counts. An event may have a member `items`
+            // and is still an event.
             b"kind"
                 if !std::mem::replace(&mut has_kind, true)
                     && scan::string(member.value).as_deref() == Some(b"Event") =>
@@ -441,7 +462,8 @@ mod tests {
         Ok((batch.lines.to_vec(), batch.events, batch.levels))
     }
 
-    /// The same events, or a refusal of both.
+    /// Asserts that a body in pieces gives the same events as the whole body, or that both are
+    /// refused.
     fn compare(body: &[u8], steps: &[usize]) {
         let (expected, got) = (whole(body), in_pieces(body, steps));
         match (&expected, &got) {
@@ -554,7 +576,8 @@ mod tests {
             }
         }
         let framed = list.replacen("\"metadata\":{}", &format!("\"x\":\"{}\"", "y".repeat(600)), 1);
-        // A head of more than a MiB is not looked through: then the body is decoded whole.
+        // The test's limit for a frame is 300 bytes. A longer beginning is not searched for
+        // `items`, and the body becomes one piece.
         compare(framed.as_bytes(), &[100]);
         let behind = list.replacen("]}\n", &format!("],\"x\":\"{}\"}}", "y".repeat(600)), 1);
         let error = in_pieces(behind.as_bytes(), &[100]).unwrap_err();
@@ -570,7 +593,7 @@ mod tests {
             for steps in [&[usize::MAX][..], &[1], &[599, 3]] {
                 assert_eq!(in_pieces(body.as_bytes(), steps), whole(body.as_bytes()));
             }
-            // But a text that ends in blanks is not cut short of its end.
+            // The white space at the end must not hide that the list was never closed.
             let open = format!("{}{behind}", body.trim_end().trim_end_matches('}'));
             compare(open.as_bytes(), &[100]);
         }
@@ -586,7 +609,8 @@ mod tests {
     }
 
     proptest! {
-        /// Random bodies with one byte changed, cut or doubled somewhere, in random steps.
+        /// Random bodies, in which one byte is changed, removed or doubled, arrive in random steps.
+        /// They must be accepted in pieces exactly if they are accepted whole.
         #[test]
         fn a_body_is_taken_in_pieces_exactly_if_it_is_taken_whole(
             sizes in prop::collection::vec(0..500_usize, 1..20),

@@ -1,4 +1,5 @@
-//! What an event says of the request that it is about, as far as an audit policy asks: who, what, and which object.
+//! Reads from an event the parts of its request that an audit policy asks for: who asked, for which
+//! verb, and for which object.
 
 use std::borrow::Cow;
 
@@ -11,50 +12,53 @@ mod reader;
 pub use location::Location;
 pub use reader::Reader;
 
-/// A text of an event with its escapes resolved.
+/// A text from an event, with its escapes resolved.
 pub type Text<'a> = Cow<'a, [u8]>;
 
-/// One event's request. What the event does not say is empty.
+/// The request that one event is about. A text that the event does not have is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
-    /// Of the event.
+    /// The event's level.
     pub level: Text<'a>,
-    /// Of the event.
+    /// The event's stage.
     pub stage: Text<'a>,
-    /// Path and query, as the client has escaped them.
+    /// The path and the query of the request, with the percent-encoding of the client.
     pub uri: Uri<'a>,
-    /// Of Kubernetes (`get`, `list` …); of a request about no object, the method in lower case.
+    /// A verb of Kubernetes (`get`, `list` …) if the request is about an object, else the HTTP
+    /// method in lower case.
     pub verb: Text<'a>,
-    /// `None`: nobody was authenticated (a 401).
+    /// `None` if nobody was authenticated (status 401).
     pub user: Option<User<'a>>,
-    /// `None`: it is about no object of the API, but a path.
+    /// `None` if the request is not about an object of the API, but about another path such as
+    /// `/healthz`.
     pub object: Option<Object<'a>>,
 }
 
-/// `requestURI`. Few ask for it, and JSON's escapes are frequent there (kube-apiserver writes `\u0026` for `&`): they are
-/// resolved for who asks.
+/// The value of `requestURI`, not yet decoded. JSON escapes are frequent in it, because
+/// kube-apiserver writes `\u0026` for `&`, and few callers need the URI; therefore the escapes are
+/// resolved only when a caller asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Uri<'a>(&'a [u8]);
 
 impl<'a> Uri<'a> {
-    /// Of what stands between the quotes.
+    /// Makes a `Uri` of the bytes between the quotes of `requestURI`.
     #[must_use]
     pub fn written(raw: &'a [u8]) -> Self {
         Self(raw)
     }
 
-    /// All of it.
+    /// The whole URI, with the escapes of JSON resolved.
     #[must_use]
     pub fn text(&self) -> Text<'a> {
         scan::key(self.0)
     }
 
-    /// Without the query, percent-encoded as it is written. Empty where kube-apiserver saw no path:
-    /// a URI that begins with neither `/` nor is `*` is an opaque one, like `k:x` in the request's
-    /// first line.
+    /// The URI without its query, percent-encoded as it is written. Empty if kube-apiserver saw no
+    /// path: a URI that is not `*` and does not begin with `/` is opaque, like `k:x` in the first
+    /// line of a request.
     #[must_use]
     pub fn path(&self) -> Text<'a> {
-        // The question mark, too, may be written as an escape.
+        // The question mark, too, may be written as an escape of JSON.
         let mut text = self.text();
         if let Some(end) = memchr::memchr(b'?', &text) {
             match &mut text {
@@ -68,44 +72,47 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// The namespace and name that the URL of a request about an object has. `None`: kube-apiserver
-    /// does not read this as the URL of one, so that nobody knows where the object is.
+    /// The namespace and the name of the object, as the URL has them. `None` if kube-apiserver
+    /// would not read this as the URL of a request about an object; the object's place is unknown
+    /// then.
     #[must_use]
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
     }
 }
 
-/// Who asked.
+/// The user who made the request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct User<'a> {
-    /// `username`
+    /// `username`; empty if the event has none.
     pub name: Text<'a>,
-    /// In their order.
+    /// `groups`, in their order.
     pub groups: Vec<Text<'a>>,
 }
 
-/// `objectRef`: what was asked for. Lists have no name, what belongs to no namespace has none.
+/// `objectRef`: the object that the request is about. A list has no name, and an object of no
+/// namespace has no namespace.
 ///
-/// Group, resource and subresource are those of the URL. A namespace or name that the URL lacks is
-/// taken from the body by kube-apiserver, which means from the sender of the request: decisions use
-/// [`Uri::location`].
+/// Group, resource and subresource are those of the URL. If the URL has no namespace or name,
+/// kube-apiserver takes them from the request's body, so that the sender of the request chooses
+/// them. Decisions therefore use [`Uri::location`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
-    /// `apiGroup`; empty: the core group.
+    /// `apiGroup`; empty for the core group.
     pub group: Text<'a>,
-    /// Plural, in lower case.
+    /// The resource in the plural, in lower case, like `pods`.
     pub resource: Text<'a>,
-    /// Like `log`.
+    /// The subresource, like `log`; mostly empty.
     pub subresource: Text<'a>,
-    /// The namespace that the object is in; the sender's word if the URL has none.
+    /// The namespace of the object. If the URL has none, the sender of the request chose it.
     pub namespace: Text<'a>,
-    /// Which one; the sender's word where neither the URL nor, of a list or watch, its field
-    /// selector has one.
+    /// The name of the object. The sender of the request chose it if neither the URL has a name
+    /// nor, for a list or watch, the field selector.
     pub name: Text<'a>,
 }
 
-/// Reads an event, which is valid JSON. Of duplicate keys the first counts; what is no string is empty.
+/// Reads the request from an event, which must be valid JSON. If a key occurs twice, its first
+/// value counts. A value that is no string is read as empty.
 #[must_use]
 pub fn request(event: &[u8]) -> Request<'_> {
     let [level, stage, uri, verb, user, object] =
@@ -120,6 +127,7 @@ pub fn request(event: &[u8]) -> Request<'_> {
     }
 }
 
+/// `None` if the user has neither a name nor groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
     let [name, groups] = firsts(user, ["username", "groups"]);
     let name = text(name);
@@ -135,7 +143,8 @@ fn object(object: &[u8]) -> Object<'_> {
     Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
 }
 
-/// Of each of these members the first; none where it is no object.
+/// The value of the first member with each of these names, `None` for a name without a member. All
+/// are `None` if `object` is no object.
 fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let mut found = [None; N];
     if object.first() != Some(&b'{') {
@@ -150,6 +159,7 @@ fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a
     found
 }
 
+/// The text of a string with its escapes resolved; empty for any other value.
 fn text(value: Option<&[u8]>) -> Text<'_> {
     value.and_then(scan::string).unwrap_or_default()
 }
@@ -195,7 +205,8 @@ mod tests {
 
     #[test]
     fn what_is_no_path_for_kube_apiserver_is_none_here() {
-        // `GET k:%2Fhealthz HTTP/1.1` is recorded as `%2Fhealthz`, and its path is empty.
+        // kube-apiserver records `GET k:%2Fhealthz HTTP/1.1` as `%2Fhealthz`, and its path is
+        // empty.
         for uri in ["%2Fhealthz", "x/healthz", "**", "*x", "?/a", "REDACTED"] {
             assert_eq!(Uri(uri.as_bytes()).path().into_owned(), b"", "{uri}");
         }

@@ -1,4 +1,5 @@
-//! Takes a body apart with serde_json: any order and spacing, every accepted form, and an error for all else.
+//! Splits a body with serde_json: this module accepts every form in any order and spacing, and
+//! returns an error for everything else.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -23,17 +24,19 @@ use super::event;
 use super::event::quoted;
 use super::event::wrong_version;
 
-/// Where the events of a body are. Bounded by the body: what can't be an event takes no place, and nothing behind it does.
+/// The events of a body. Their memory is bounded by the body's size: a value that cannot be an
+/// event is not added, and neither is any value after it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     events: Vec<Span>,
-    /// The first that can't be one.
+    /// The first value that cannot be an event: it is too short, or no object.
     bad: Option<Span>,
-    /// All that were seen.
+    /// The number of all values that were seen.
     count: usize,
 }
 
 impl Found {
+    /// Adds the next value, `item`, which is a slice of `text`.
     fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
         let span = Span::new(start, start + item.len()).ok_or("an event beyond 4 GiB")?;
@@ -50,7 +53,7 @@ impl Found {
     }
 }
 
-/// Finds and checks the events of a body.
+/// Finds and checks the events of a body. Returns where the events are, and their number by level.
 pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
@@ -93,7 +96,7 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     check_all(text, items)
 }
 
-/// One event, or one on each line.
+/// Finds and checks the events of a body that is a single event or JSON lines.
 pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -112,11 +115,13 @@ pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invali
     check_all(text, found)
 }
 
+/// Checks each event that was found, and the first value that cannot be an event.
 fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut levels = LevelCounts::default();
     for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
         let range = span.range();
-        // The ranges are those of slices of the text, so they lie in the text and on its character borders.
+        // Each range is that of a slice of the text, and therefore lies in the text, on character
+        // borders.
         let bytes = text.as_bytes().get(range.clone()).unwrap_or_default();
         match event::check(bytes) {
             Ok(level) => levels[level] += 1,
@@ -134,18 +139,20 @@ fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Inval
     }
 }
 
+/// A fault that lies outside of all events.
 fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
     Invalid { byte, item: None, what: what.into() }
 }
 
-/// serde_json's words without its line and column: the byte is named apart.
+/// The message of serde_json without its line and column, because the byte is given separately.
 fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     format!("not JSON: {what}").into()
 }
 
-/// serde_json counts lines and, in each, bytes from 1.
+/// The offset in the text, in bytes, of an error of serde_json, which counts lines, and bytes in a
+/// line, from 1.
 fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     let line = error.line().saturating_sub(1);
     let start = match line {
@@ -155,18 +162,20 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     (start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// What is read of the outermost object. The events are found, not parsed.
+/// The members of the outermost object that matter. The events are found, not parsed.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
     api_version: Option<&'a RawValue>,
     items: Items,
 }
 
+/// The member `items` of the outermost object.
 #[derive(PartialEq)]
 enum Items {
     Absent,
     NoArray,
-    /// Taking the first would lose the second's events.
+    /// The member occurs twice. Such a body is refused, because using only the first would lose the
+    /// events of the second.
     Twice,
     Array(Found),
 }
@@ -181,6 +190,8 @@ impl Envelope<'_> {
     }
 }
 
+/// The text of a JSON string; `None` if `raw` is `None`, and an error with the text `otherwise` if
+/// it is no string.
 fn text_of<'a>(
     raw: Option<&'a RawValue>,
     otherwise: &'static str,
@@ -191,7 +202,8 @@ fn text_of<'a>(
     .transpose()
 }
 
-/// `items` counts the elements seen, so that a syntax error can name the item it is in.
+/// Reads the outermost object. `items` holds the number of elements of `items` that were read, so
+/// that a syntax error can name its item; `None` outside of `items`.
 struct EnvelopeSeed<'c> {
     text: &'c str,
     items: &'c Cell<Option<usize>>,
@@ -239,6 +251,7 @@ impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
     }
 }
 
+/// The keys of the outermost object.
 enum Key {
     Kind,
     ApiVersion,
@@ -265,11 +278,13 @@ impl<'a> Deserialize<'a> for Key {
                 })
             }
         }
-        // As bytes, because a lone surrogate is valid in JSON and no valid str.
+        // Keys are read as bytes, because a key with a lone surrogate is valid JSON but no valid
+        // `str`.
         deserializer.deserialize_bytes(KeyVisitor)
     }
 }
 
+/// Reads the member `items`; the fields are those of [`EnvelopeSeed`].
 struct ItemsSeed<'c> {
     text: &'c str,
     items: &'c Cell<Option<usize>>,

@@ -1,4 +1,4 @@
-//! [`super::rules`] on 256 bits: four masks at a time.
+//! The operations for [`super::rules`] on registers of 256 bits, which hold four masks.
 
 use std::arch::x86_64 as simd;
 
@@ -11,7 +11,7 @@ use super::Seen;
 use super::Space;
 use super::padding;
 
-/// Masks in a register.
+/// A register that holds the masks of [`LANES`] blocks.
 type Lanes = simd::__m256i;
 
 const LANES: usize = 4;
@@ -69,7 +69,9 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm256_testz_si256(lanes, lanes) == 1
 }
 
-/// Each bit `BYTES` bytes later, out of the block before too; `UNSEEN` is 64 less that.
+/// Moves each bit `BYTES` places up, so that it stands at the byte that comes `BYTES` later. The
+/// top bits of `before`, the register with the preceding blocks, move in at the bottom. `UNSEEN` is
+/// 64 - `BYTES`.
 #[target_feature(enable = "avx2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let crossing = simd::_mm256_permute2x128_si256::<0x21>(before, lanes);
@@ -77,24 +79,26 @@ fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm256_slli_epi64::<BYTES>(lanes), simd::_mm256_srli_epi64::<UNSEEN>(from))
 }
 
-/// The highest bit of each lane.
+/// The highest bit of each lane, as the low bits of the result.
 #[target_feature(enable = "avx2")]
 fn highest(lanes: Lanes) -> u32 {
     simd::_mm256_movemask_pd(simd::_mm256_castsi256_pd(lanes)).cast_unsigned()
 }
 
-/// All ones in the lanes whose bits are set.
+/// A register whose lane i is all ones if bit i of `bits` is set, else zero.
 #[target_feature(enable = "avx2")]
 fn spread(bits: u32) -> Lanes {
     let one = simd::_mm256_set_epi64x(8, 4, 2, 1);
     simd::_mm256_cmpeq_epi64(and(splat(u64::from(bits)), one), one)
 }
 
-/// One long addition.
+/// Adds the lanes as one long number. `carry` is 1 or 0: the carry from the blocks before, and then
+/// the carry to the next.
 #[target_feature(enable = "avx2")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm256_add_epi64(a, b);
-    // Both had the highest bit, or one had and the sum has not.
+    // A lane overflows if both summands have the highest bit, or if one has it and the sum does
+    // not.
     let overflows = highest(or(and(a, b), and_not(or(a, b), sum)));
     let full = highest(simd::_mm256_cmpeq_epi64(sum, splat(u64::MAX)));
     let carried = ((overflows << 1 | *carry) + full) ^ full;
@@ -102,7 +106,8 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm256_sub_epi64(sum, spread(carried))
 }
 
-/// Of each bit whether an odd number of bits is set up to there.
+/// For each bit, returns 1 if the number of bits that are set up to it, itself included, is odd.
+/// `carry` is the parity of all blocks before, and then of these too.
 #[target_feature(enable = "avx2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm256_slli_epi64::<1>(lanes));
@@ -119,13 +124,14 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     xor(all, spread(odd))
 }
 
-/// The bytes of half a block in a register.
+/// A register with the bytes of half a block.
 #[target_feature(enable = "avx2")]
 fn text(words: &[[u8; 8]]) -> Lanes {
     let word = |at: usize| words.get(at).map_or(0, |word| i64::from_le_bytes(*word));
     simd::_mm256_set_epi64x(word(3), word(2), word(1), word(0))
 }
 
+/// A mask of the bytes of a block, given as two halves, that are equal to `byte`.
 #[target_feature(enable = "avx2")]
 fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     let low = simd::_mm256_movemask_epi8(simd::_mm256_cmpeq_epi8(low, byte)).cast_unsigned();
@@ -133,7 +139,7 @@ fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Fills masks, from the block `first` on.
+/// Fills the masks of the blocks from `first` on, and returns which kinds of bytes there are.
 #[target_feature(enable = "avx2")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm256_set1_epi8(byte.cast_signed());

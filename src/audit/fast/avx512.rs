@@ -1,4 +1,4 @@
-//! [`super::rules`] on 512 bits: eight masks at a time.
+//! The operations for [`super::rules`] on registers of 512 bits, which hold eight masks.
 
 use std::arch::x86_64 as simd;
 
@@ -11,7 +11,7 @@ use super::Seen;
 use super::Space;
 use super::padding;
 
-/// Masks in a register.
+/// A register that holds the masks of [`LANES`] blocks.
 type Lanes = simd::__m512i;
 
 const LANES: usize = 8;
@@ -75,14 +75,17 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm512_test_epi64_mask(lanes, lanes) == 0
 }
 
-/// Each bit `BYTES` bytes later, out of the block before too; `UNSEEN` is 64 less that.
+/// Moves each bit `BYTES` places up, so that it stands at the byte that comes `BYTES` later. The
+/// top bits of `before`, the register with the preceding blocks, move in at the bottom. `UNSEEN` is
+/// 64 - `BYTES`.
 #[target_feature(enable = "avx512f")]
 fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> Lanes {
     let from = simd::_mm512_alignr_epi64::<7>(lanes, before);
     or(simd::_mm512_slli_epi64::<BYTES>(lanes), simd::_mm512_srli_epi64::<UNSEEN>(from))
 }
 
-/// One long addition.
+/// Adds the lanes as one long number. `carry` is 1 or 0: the carry from the blocks before, and then
+/// the carry to the next.
 #[target_feature(enable = "avx512f")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm512_add_epi64(a, b);
@@ -93,7 +96,8 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
 }
 
-/// Of each bit whether an odd number of bits is set up to there.
+/// For each bit, returns 1 if the number of bits that are set up to it, itself included, is odd.
+/// `carry` is the parity of all blocks before, and then of these too.
 #[target_feature(enable = "avx512f,avx512dq")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));
@@ -111,7 +115,7 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_xor_epi64(all, odd.to_le_bytes()[0], all, splat(u64::MAX))
 }
 
-/// The bytes of a block in a register.
+/// A register with the bytes of a block.
 #[target_feature(enable = "avx512f")]
 fn text(bytes: &[u8; BLOCK]) -> Lanes {
     let (words, _) = bytes.as_chunks::<8>();
@@ -119,7 +123,7 @@ fn text(bytes: &[u8; BLOCK]) -> Lanes {
     simd::_mm512_set_epi64(word(7), word(6), word(5), word(4), word(3), word(2), word(1), word(0))
 }
 
-/// Fills masks, from the block `first` on.
+/// Fills the masks of the blocks from `first` on, and returns which kinds of bytes there are.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm512_set1_epi8(byte.cast_signed());

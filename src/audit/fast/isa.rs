@@ -1,4 +1,4 @@
-//! Which instructions there are, and the call of what is compiled for them.
+//! The instruction sets that the scanner is compiled for, and the call of the compiled code.
 #![allow(unsafe_code, reason = "a call for each instruction set; the proof is beside it")]
 
 use std::arch::is_x86_feature_detected;
@@ -8,19 +8,22 @@ use super::Pass;
 /// An instruction set that the scanner is written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Isa {
-    /// Haswell, Zen and later.
+    /// AVX2, in Intel Haswell, AMD Zen and later CPUs.
     Avx2,
-    /// Ice Lake, Zen 4 and later. VBMI2 is not used: it tells those CPUs from earlier ones, which lower their clock for
-    /// wide registers.
+    /// AVX-512, in Intel Ice Lake, AMD Zen 4 and later CPUs. The scanner does not use VBMI2, but
+    /// requires it: CPUs that have AVX-512 without VBMI2 lower their clock when they use wide
+    /// registers.
     Avx512,
 }
 
 impl Isa {
-    /// The widest that this CPU has.
+    /// The instruction set with the widest registers that this CPU has; `None` if it has none of
+    /// them.
     pub(in super::super) fn best() -> Option<Self> {
         [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_there())
     }
 
+    /// Returns `true` if this CPU has the instruction set.
     pub(in super::super) fn is_there(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("bmi1")
@@ -35,19 +38,21 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vbmi2")
-                    // The compiler takes them to come with AVX-512.
+                    // The compiler assumes that a CPU with AVX-512 has these two as well.
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
         }
     }
 
-    /// The whole pass, in chunks of so many bytes; `false` also where the CPU lacks the instructions.
+    /// Runs a whole pass, in chunks of `BYTES` bytes. `false` if the body is unknown, or the CPU
+    /// lacks the instructions.
     pub(super) fn run<const BYTES: usize>(self, pass: &mut Pass<'_>) -> bool {
         if !self.is_there() {
             return false;
         }
-        // SAFETY: what the functions need beyond safe code is the instructions, and those are there.
+        // SAFETY: the functions are unsafe to call only because they need certain instructions, and
+        // `is_there` has found those in this CPU.
         unsafe {
             match self {
                 Self::Avx2 => super::avx2::run::<BYTES>(pass),

@@ -1,12 +1,13 @@
-//! The rules that need no stack, on masks; written once for all instruction sets.
+//! The rules that need no stack, on bit masks, written once for all instruction sets.
 //!
-//! A macro, because what is not inlined into a function with a target feature does not have it, and a function that is
-//! generic over the instruction set can't have it. The module that uses it brings `Lanes` (some masks in a register),
-//! how many they are, and the operations.
+//! The rules are a macro. A function that is not inlined into a function with a target feature is
+//! compiled without that feature, and a function that is generic over the instruction set cannot
+//! have one. The module that uses the macro defines `Lanes` (a register that holds several masks),
+//! `LANES` (their number), and the operations on them.
 
 macro_rules! rules {
     ($features:literal) => {
-        /// The whole pass, in chunks of so many bytes.
+        /// Runs a whole pass, in chunks of `BYTES` bytes. `false` if the body is unknown.
         #[target_feature(enable = $features)]
         pub(super) fn run<const BYTES: usize>(pass: &mut Pass<'_>) -> bool {
             const { assert!(BYTES <= CHUNK && BYTES.is_multiple_of(LANES * BLOCK)) }
@@ -41,8 +42,8 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// What blocks hand to their successors: the carries of additions, and of masks that are looked at shifted the
-        /// last ones.
+        /// The values that each block hands to the next: the carries of additions, and masks of
+        /// which the next block needs the last bits.
         struct Rules {
             in_string: u32,
             value: u32,
@@ -59,7 +60,7 @@ macro_rules! rules {
         }
 
         impl Rules {
-            /// In front of the array, as behind a colon.
+            /// The state before the array's opening bracket: as if the byte before it were a colon.
             #[target_feature(enable = $features)]
             fn new() -> Self {
                 let (none, last_byte) = (splat(0), splat(1 << 63));
@@ -79,8 +80,8 @@ macro_rules! rules {
                 }
             }
 
-            /// Whether all do in these blocks, which hold so many bytes; leaves what the loops over brackets and scalars
-            /// need.
+            /// Returns `true` if all rules hold in these blocks, of which the first `length` bytes
+            /// are text. Leaves in `space` the masks that the loops over brackets and scalars need.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
                 let Space { blocks: of, bracket: brackets, .. } = space;
@@ -89,7 +90,8 @@ macro_rules! rules {
                     let quote = load(&of.quote, first);
                     let mut in_string = parity(quote, &mut self.in_string);
                     if length < (first + LANES) * BLOCK {
-                        // What pads the last blocks is inside of a string that has not begun: nothing else.
+                        // The bytes that fill the last blocks count as inside of a string, so that
+                        // no rule looks at them.
                         in_string = or(in_string, load(padding(length, &mut space.padding), first));
                     }
                     let comma = and_not(load(&of.comma, first), in_string);
@@ -108,8 +110,9 @@ macro_rules! rules {
                     let after = later::<1, 63>(before_token, self.before_token);
                     doubts = or(doubts, xor(after, or(token, closed_at_once)));
 
-                    // A string behind a colon is a value: the addition turns its bits, and arrives at its end. In an
-                    // object each other string is a key, and all else a value.
+                    // A string after a colon is a value. The addition clears the bits of such a
+                    // string and sets the bit of its closing quote; the other strings keep their
+                    // bits. In an object every string that is not after a colon is a key.
                     let after_colon = later::<1, 63>(colon, self.colon);
                     let sum = add(in_string, and(string_start, after_colon), &mut self.value);
                     let in_key = and(in_string, sum);
@@ -118,8 +121,8 @@ macro_rules! rules {
                     let no_member = and_not(or(open, scalar_start), after_colon);
                     let bad_in_object = or(xor(after_key, colon), no_member);
 
-                    // Like "kind" and "apiVersion": of that length, and with an n there. Or with an escape, which may
-                    // hide them.
+                    // A key may be "kind" or "apiVersion" if it has 4 or 10 bytes, and an `n` at
+                    // the right place. A key with an escape may be one of the two as well.
                     let n = load(&of.n, first);
                     let (four, ten) = (
                         later::<5, 59>(string_start, self.string_start),
@@ -129,8 +132,10 @@ macro_rules! rules {
                     let name_like = and(key_end, or(and(four, third), and(ten, last)));
                     let named = or(name_like, and(in_key, load(&of.backslash, first)));
 
-                    // The stretch before each bracket: its bits arrive there by addition. What it needs is an object
-                    // where an opening bracket stands behind a colon; a closing bracket says it itself.
+                    // The stretch before each bracket: by the additions, a bit that is set in a
+                    // stretch reaches the bracket that ends it. A closing bracket shows by itself
+                    // if it ends an object or an array. An opening bracket stands in an object if
+                    // there is a colon before it, else in an array.
                     let between = not(bracket);
                     let arrived =
                         add(between, and(bad_in_object, between), &mut self.bad_in_object);

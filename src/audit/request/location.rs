@@ -1,14 +1,16 @@
-//! Namespace and name of the object that a request is about, as its URL says them.
+//! Reads the namespace and the name of a request's object from its URL.
 //!
-//! The reading is that of `RequestInfoFactory.NewRequestInfo` of Kubernetes
-//! (`pkg/endpoints/request/requestinfo.go`), as kube-apiserver's own audit policy sees a request.
-//! `objectRef` cannot stand in for it: kube-apiserver fills what the URL lacks from the request's
-//! body, also for objects of no namespace, so that whoever sends the request chooses it.
+//! The URL is read as Kubernetes reads it in `RequestInfoFactory.NewRequestInfo`
+//! (`pkg/endpoints/request/requestinfo.go`), the function whose result kube-apiserver's own audit
+//! policy sees. `objectRef` cannot replace the URL: kube-apiserver fills in from the request's body
+//! what the URL lacks, even for objects of no namespace, so that the sender of the request chooses
+//! it.
 //!
-//! The event's `requestURI` is Go's `URL.RequestURI()`: scheme and host of an absolute URI are
-//! gone, what a path must not hold is percent-encoded, a fragment's mark too, and decoding it once
-//! gives the path that kube-apiserver divides. Slashes at both ends do not count, double ones
-//! between are empty parts, an encoded slash divides, letters keep their case.
+//! The event's `requestURI` is Go's `URL.RequestURI()`. Scheme and host of an absolute URI are
+//! gone. Characters that a path must not contain are percent-encoded, the `#` of a fragment too.
+//! Decoding the path once gives the path that kube-apiserver divides into parts. Slashes at both
+//! ends do not count, two slashes in the middle have an empty part between them, an encoded slash
+//! divides too, and the case of letters matters.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -16,19 +18,19 @@ use std::ops::Range;
 use super::Text;
 use super::Uri;
 
-/// The place of an object in the API, by the URL of the request about it.
+/// The namespace and the name of the object that a request's URL is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location<'a> {
-    /// Decoded, without the query.
+    /// The decoded path, without the query.
     path: Text<'a>,
-    /// In the path; empty where there is none.
+    /// The range of the namespace in `path`; empty if there is none.
     namespace: Range<usize>,
-    /// In the path; empty where there is none.
+    /// The range of the name in `path`; empty if there is none.
     name: Range<usize>,
 }
 
 impl<'a> Location<'a> {
-    /// `None` where kube-apiserver would not take this for the URL of a request about an object.
+    /// `None` if kube-apiserver would not read this as the URL of a request about an object.
     pub(super) fn of(uri: Uri<'a>) -> Option<Self> {
         let path = decoded(uri)?;
         if path.first() != Some(&b'/') {
@@ -38,25 +40,26 @@ impl<'a> Location<'a> {
         Some(Self { path, namespace, name })
     }
 
-    /// Empty: the request is about no namespace, or about all of them. A request about a namespace
-    /// itself is in it.
+    /// The namespace. Empty if the request is about no namespace, or about all of them. A request
+    /// about a namespace object is in that namespace.
     #[must_use]
     pub fn namespace(&self) -> &[u8] {
         self.path.get(self.namespace.clone()).unwrap_or_default()
     }
 
-    /// Empty: the URL names no object, as when one is created or many are listed.
+    /// The name of the object. Empty if the URL names no object, for example when an object is
+    /// created or many are listed.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         self.path.get(self.name.clone()).unwrap_or_default()
     }
 }
 
-/// The path, decoded. `None` for an escape that Go's `url.ParseRequestURI` refuses, before any
-/// event is made.
+/// The decoded path. `None` if it has an escape that Go's `url.ParseRequestURI` refuses, because
+/// kube-apiserver makes no event for such a request.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
-    // Mostly neither JSON's escapes nor the URL's come before the query: then the path lies in the
-    // event.
+    // In most URIs no escape of JSON and no percent-encoding stands before the query. The path is
+    // then borrowed from the event.
     let raw = uri.0;
     match memchr::memchr3(b'?', b'%', b'\\', raw) {
         None => return Some(Cow::Borrowed(raw)),
@@ -64,7 +67,7 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
         Some(_) => {}
     }
     let path = uri.path();
-    // A backslash that is left is of an escape that stands for no character.
+    // A backslash that is still there belongs to an escape that stands for no character.
     if memchr::memchr(b'\\', &path).is_some() {
         return None;
     }
@@ -84,7 +87,7 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     Some(Cow::Owned(plain))
 }
 
-/// The places of namespace and name in a path.
+/// The ranges of the namespace and the name in a path. `None` if the path is not one of an object.
 fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     let mut parts = Parts::new(path);
     let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();
@@ -105,21 +108,21 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     }
     let Some(namespace) = parts.next() else { return Some((0..0, 0..0)) };
     let name = match parts.next() {
-        // An object, or all of a kind, in the namespace.
+        // The path names an object, or all objects of a resource, in the namespace.
         Some(resource) if !matches!(text(&resource), b"status" | b"finalize") => {
             parts.next().unwrap_or_default()
         }
-        // The namespace itself, or a subresource of it.
+        // The path names the namespace itself, or a subresource of it.
         Some(_) | None => namespace.clone(),
     };
     Some((namespace, name))
 }
 
-/// The places of the parts of a path between its slashes.
+/// Iterates over the ranges of a path's parts, which are divided by slashes.
 struct Parts<'a> {
-    /// Without slashes at its end.
+    /// The path without the slashes at its end.
     path: &'a [u8],
-    /// The place where the next part begins; behind the path's end when there is none.
+    /// The offset at which the next part begins; greater than the path's length if there is none.
     at: usize,
 }
 
@@ -130,7 +133,7 @@ impl<'a> Parts<'a> {
         let behind = path.iter().rev().take_while(is_slash).count();
         match path.len().checked_sub(behind) {
             Some(end) if end > at => Self { path: path.get(..end).unwrap_or_default(), at },
-            // Nothing but slashes has no parts.
+            // A path of slashes only has no parts.
             _ => Self { path: &[], at: 1 },
         }
     }
@@ -152,7 +155,8 @@ impl Iterator for Parts<'_> {
 mod tests {
     use super::*;
 
-    /// Namespace and name, of what stands between the quotes of `requestURI`.
+    /// The namespace and the name that are read from `uri`, the bytes between the quotes of
+    /// `requestURI`.
     fn located(uri: &str) -> Option<(String, String)> {
         let location = Uri::written(uri.as_bytes()).location()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -1,24 +1,24 @@
-//! Where quotes and backslashes are in 64 bytes, by wide registers where the CPU has them.
+//! Finds the quotes and backslashes among 64 bytes, with wide registers if the CPU has them.
 
-/// Bytes that are looked at at once: bits of a mask.
+/// The number of bytes that are examined together. A mask has one bit for each.
 pub(super) const WINDOW: usize = 64;
 
-/// Which bytes of a window are quotes and which backslashes, the first byte's bit lowest.
+/// The quotes and the backslashes of a window, as masks; the lowest bit belongs to the first byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
     pub(super) quote: u64,
     pub(super) backslash: u64,
 }
 
-/// Eight bytes at a time.
+/// Computes the masks with ordinary registers, eight bytes at a time.
 #[inline]
 pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
     const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
     let equal = |word: u64, byte: u8| {
         let other = word ^ u64::from_ne_bytes([byte; 8]);
-        // The high bit of each byte that is 0.
+        // The high bit of each byte is set if the byte of `other` is 0.
         let zeros = !(((other & LOW) + LOW) | other | LOW);
-        // Gathered in the highest byte.
+        // The multiplication gathers the eight bits in the highest byte.
         (zeros >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
     };
     let (words, _) = window.as_chunks();
@@ -34,7 +34,7 @@ pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx2 {
-    //! Masks of 32 bytes at a time.
+    //! Computes the masks with registers of 32 bytes.
     #![allow(unsafe_code, reason = "a call of what needs instructions; the proof is beside it")]
 
     use std::arch::is_x86_feature_detected;
@@ -44,11 +44,12 @@ pub(super) mod avx2 {
     use super::Masks;
     use super::WINDOW;
 
-    /// That the CPU has the instructions: nothing else makes one than [`Self::detect`].
+    /// A proof that the CPU has the instructions: only [`Self::detect`] makes this value.
     #[derive(Debug, Clone, Copy)]
     pub(in super::super) struct Avx2(());
 
     impl Avx2 {
+        /// `None` if the CPU lacks one of the instruction sets.
         pub(in super::super) fn detect() -> Option<Self> {
             let is_there = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("bmi1")
@@ -56,9 +57,10 @@ pub(super) mod avx2 {
             is_there.then_some(Self(()))
         }
 
-        /// [`Reader::usual`], compiled for these instructions.
+        /// [`Reader::usual`], compiled for AVX2. `false` if the event is not of the usual form.
         pub(in super::super) fn usual<'a>(self, reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
-            // SAFETY: what the function needs beyond safe code is the instructions, and `self` is there because they are.
+            // SAFETY: the function is unsafe to call only because it needs certain instructions,
+            // and `self` proves that the CPU has them.
             unsafe { usual(reader, event) }
         }
     }
@@ -72,7 +74,7 @@ pub(super) mod avx2 {
     #[inline]
     fn masks(window: &[u8; WINDOW]) -> Masks {
         let half: *const simd::__m256i = window.as_ptr().cast();
-        // SAFETY: a window is two registers long, and they may lie anywhere.
+        // SAFETY: a window is as long as two registers, and the loads need no alignment.
         let (low, high) =
             unsafe { (simd::_mm256_loadu_si256(half), simd::_mm256_loadu_si256(half.add(1))) };
         let equal = |byte: u8| {

@@ -1,13 +1,16 @@
-//! [`request`](super::request) for all events of a batch, fast where they are written as kube-apiserver writes them.
+//! Reads the requests of all events of a batch: the same as [`request`](super::request) for each,
+//! but fast for events that are written as kube-apiserver writes them.
 //!
-//! Go writes an object's members always in the same order, without white space, and most of what is between texts is
-//! known. So a usual event is compared with what is expected, from one text's end to the next, and only the ends of texts
-//! are searched for. Whatever is not as expected is left to [`request`](super::request): other orders, white space, other
-//! members, and backslashes in texts that are needed.
+//! Go writes the members of an object always in the same order and without white space, and most of
+//! the bytes between two strings are known. Therefore an event of this usual form is compared with
+//! the expected bytes, from the end of one string to the next, and the reader searches only for the
+//! ends of strings. An event of any other form is left to [`request`](super::request): one with
+//! another order, white space, other members, or backslashes in a string whose value is needed.
 //!
-//! Why a usual event says the same there: of duplicate keys the first counts, and all of the six members that are needed
-//! are first where they are read, because every member before them is known. Where there is no object, it is looked for
-//! among all members that follow. A quote without a backslash before it ends its text.
+//! For an event of the usual form the result is the same. Of two keys with the same name the first
+//! counts, and each of the six members that are needed is the first with its name, because all
+//! members before it are known. If no `objectRef` stands at its usual place, it is looked for among
+//! all members that follow. A quote without a backslash before it ends its string.
 
 use std::borrow::Cow;
 
@@ -22,34 +25,41 @@ use super::quotes::WINDOW;
 use crate::audit::scan;
 use crate::audit::scan::Member;
 
-/// Clients that are remembered. The same ones send many events of a batch.
+/// The number of clients that a reader remembers. The same clients send many of a batch's events.
 const CLIENTS: usize = 64;
 
-/// The events of some lines, each with what it says of its request.
+/// Iterates over the events of some lines, and returns each event with its request.
 ///
-/// The same as [`request`](super::request) of each line; for events of the usual form nothing is allocated.
+/// The request is the same as [`request`](super::request) returns for the line. For events of the
+/// usual form nothing is allocated.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    /// Not read yet.
+    /// The lines that were not read yet.
     lines: &'a [u8],
-    /// Its user is the current client's, who has none meanwhile.
+    /// The request of the event that was read last. Its user belongs to the client `current`, and
+    /// is moved back before another client's user takes its place.
     request: Request<'a>,
+    /// The clients that were met last, at the index that [`place`] gives or beside it.
     clients: Vec<Client<'a>>,
+    /// The index of the client whose user is in `request`; `None` if no client's is.
     current: Option<usize>,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
 }
 
-/// What an event says between its verb and its object, and who that is.
+/// A client: the bytes that an event of this client has between its verb and its object, and the
+/// user that they describe.
 #[derive(Debug, Default)]
 struct Client<'a> {
-    /// From the user's brace to the end of the user agent, without backslashes; empty: nobody yet.
+    /// The bytes of an event from the user's opening brace to the end of the user agent, in which
+    /// no string that is read has a backslash. Empty if no client is remembered here.
     text: &'a [u8],
     user: User<'a>,
 }
 
 impl<'a> Reader<'a> {
-    /// Of events that are valid JSON without raw line breaks, each followed by one `\n`.
+    /// Begins to read `lines`: events that are valid JSON without raw line breaks, each followed by
+    /// one `\n`.
     #[must_use]
     pub fn new(lines: &'a [u8]) -> Self {
         let mut clients = Vec::new();
@@ -64,13 +74,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next event, without its `\n`; `None` behind the last.
+    /// The next event, without its `\n`, and its request; `None` after the last event.
     pub fn read(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
         let lines = self.lines;
         if lines.is_empty() {
             return None;
         }
-        // Before the event is read, so that the CPU can begin with the next one while it reads this one.
+        // The end is found before the event is read, so that the CPU can begin with the next event
+        // while it still reads this one.
         let end = memchr::memchr(b'\n', lines).unwrap_or(lines.len());
         let event = lines.get(..end).unwrap_or_default();
         self.lines = lines.get(end + 1..).unwrap_or_default();
@@ -88,7 +99,8 @@ impl<'a> Reader<'a> {
         Some((event, &self.request))
     }
 
-    /// Moves a client's user into the request, and the one who is there back.
+    /// Moves the user of `client` into the request, and the user who was there back to its own
+    /// client.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
@@ -106,7 +118,8 @@ impl<'a> Reader<'a> {
         self.current = client;
     }
 
-    /// Reads an event; `None`: it is not of the usual form, and the request says nothing.
+    /// Reads an event into `self.request`. `None` if the event is not of the usual form; the
+    /// request's contents are meaningless then.
     #[inline(always)]
     pub(super) fn usual(
         &mut self,
@@ -121,7 +134,8 @@ impl<'a> Reader<'a> {
         walk.pass(br#"","user":"#)?;
         let client = self.client(&mut walk)?;
         self.lend(Some(client));
-        // Each where it is to be: what is copied as a whole waits for its parts.
+        // Each value is written to its place. A `Request` that is assembled elsewhere and copied as
+        // a whole would have to wait for all of its parts.
         self.request.level = Cow::Borrowed(level);
         self.request.stage = Cow::Borrowed(stage);
         self.request.uri = Uri(uri);
@@ -135,7 +149,8 @@ impl<'a> Reader<'a> {
         (!behind.any(is_object)).then_some(())
     }
 
-    /// Finds who sent it, or remembers who that is.
+    /// The index of the client that sent the event. A client that is not known is read and
+    /// remembered.
     #[inline(always)]
     fn client<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<usize> {
         let text = walk.rest;
@@ -149,14 +164,15 @@ impl<'a> Reader<'a> {
                 return Some(index);
             }
         }
-        // Not the one that has been there last, whose user is lent.
+        // The client whose user is lent to the request must not be overwritten.
         let index = if self.current == Some(first) { first ^ 1 } else { first };
         self.clients.get_mut(index)?.learn(walk)?;
         Some(index)
     }
 }
 
-/// Where a client would be, or beside it, by what a username mostly is different in.
+/// The index at which a client is kept, or beside it. The index is a hash of the bytes in which
+/// usernames mostly differ.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
@@ -166,9 +182,11 @@ fn place(text: &[u8]) -> usize {
 }
 
 impl<'a> Client<'a> {
+    /// Reads and remembers the client whose bytes begin at the walk. `None` if they are not of the
+    /// usual form.
     fn learn<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<()> {
         let text = walk.rest;
-        // Until all of it is known.
+        // The client stays unknown until all of its bytes are read.
         self.text = &[];
         self.user.groups.clear();
         walk.pass(b"{")?;
@@ -187,7 +205,8 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Up to the URI: level, stage, and what begins with the URI's first character.
+/// Compares the beginning of an event, up to the URI. Returns the level, the stage, and the rest,
+/// which begins with the URI's first character. `None` if the event is not of the usual form.
 #[inline(always)]
 fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     const KIND: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":""#;
@@ -216,14 +235,14 @@ fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     Some((level, stage, text))
 }
 
-/// A walk from string to string.
+/// Walks through an event of the usual form, from string to string.
 struct Walk<'a, M> {
     rest: &'a [u8],
     masks: M,
 }
 
 impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
-    /// Goes on if this is what comes next.
+    /// Moves past `what` and returns `true`, if the rest begins with it.
     #[inline(always)]
     fn passes<const N: usize>(&mut self, what: &[u8; N]) -> bool {
         match self.rest.strip_prefix(what) {
@@ -235,12 +254,14 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
+    /// Moves past `what`; `None` if the rest does not begin with it.
     #[inline(always)]
     fn pass<const N: usize>(&mut self, what: &[u8; N]) -> Option<()> {
         self.passes(what).then_some(())
     }
 
-    /// From behind an opening quote to the next one; says whether there is a backslash too.
+    /// Moves from after an opening quote to the next quote, and returns the bytes between. The
+    /// `bool` is `true` if there is a backslash among them.
     #[inline(always)]
     fn find_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (mut before, mut has_backslash) = (0, false);
@@ -261,7 +282,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.find_last_quote()
     }
 
-    /// [`Self::find_quote`] near the end.
+    /// Does the same as [`Self::find_quote`] if fewer than [`WINDOW`] bytes are left.
     #[cold]
     fn find_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (string, rest) = self.rest.split_at_checked(memchr::memchr(b'"', self.rest)?)?;
@@ -269,21 +290,22 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some((string, memchr::memchr(b'\\', string).is_some()))
     }
 
-    /// Without an escape.
+    /// Moves to the closing quote and returns the string; `None` if it contains a backslash.
     #[inline(always)]
     fn string(&mut self) -> Option<&'a [u8]> {
         let (string, has_backslash) = self.find_quote()?;
         (!has_backslash).then_some(string)
     }
 
-    /// Escapes as written, but none that ends it.
+    /// Moves to the next quote and returns the string, with escapes as written. `None` if a
+    /// backslash stands before the quote, because the quote may then be a part of the string.
     #[inline(always)]
     fn any_string(&mut self) -> Option<&'a [u8]> {
         let (string, _) = self.find_quote()?;
         (string.last() != Some(&b'\\')).then_some(string)
     }
 
-    /// From behind an opening bracket to behind the closing one.
+    /// Moves from after the opening bracket of an array of strings to after its closing bracket.
     #[inline(always)]
     fn skip_strings(&mut self) -> Option<()> {
         self.pass(br#"""#)?;
@@ -296,7 +318,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// From behind an opening bracket to behind the closing one.
+    /// Does the same as [`Self::skip_strings`], and appends the strings to `to`.
     #[inline(always)]
     fn strings(&mut self, to: &mut Vec<Text<'a>>) -> Option<()> {
         self.pass(br#"""#)?;
@@ -309,7 +331,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// From behind an opening brace to behind the closing one.
+    /// Moves from after the opening brace of a user to after its closing brace. Returns the
+    /// username, and appends the groups to `groups` if that is given.
     #[inline(always)]
     fn user(&mut self, groups: Option<&mut Vec<Text<'a>>>) -> Option<&'a [u8]> {
         if self.passes(b"}") {
@@ -340,7 +363,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some(name)
     }
 
-    /// From behind the first key's opening quote to behind the closing brace.
+    /// Moves from after the opening quote of the first key of `objectRef` to after its closing
+    /// brace, and fills in `object`.
     #[inline(always)]
     fn object(&mut self, object: &mut Object<'a>) -> Option<()> {
         self.pass(br#"resource":""#)?;
@@ -361,7 +385,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.pass(br#""}"#)
     }
 
-    /// The text behind this, or an empty one.
+    /// The string after `what`, if the rest begins with `what`, else an empty string.
     #[inline(always)]
     fn optional<const N: usize>(&mut self, what: &[u8; N]) -> Option<Text<'a>> {
         Some(Cow::Borrowed(if self.passes(what) { self.string()? } else { &[] }))
