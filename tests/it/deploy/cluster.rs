@@ -1,5 +1,6 @@
-//! What `deploy/` relies on: a spool that belongs to the group of a user without privileges, and certificates that
-//! `deploy/certificate.sh` makes and rotates under a running relay.
+//! Facts that `deploy/` relies on: the relay works on a spool that belongs to the group of a user
+//! without privileges, and with certificates that `deploy/certificate.sh` makes and rotates while
+//! it runs.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt;
@@ -25,7 +26,8 @@ use crate::support::tally::check;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// As a volume comes with `fsGroup`: of root and that group, and what is made in it is the group's.
+/// Makes a directory like a volume with `fsGroup`: it belongs to root and this group, and
+/// everything created inside belongs to the group.
 fn volume(group: u32) -> Spool {
     let spool = Spool::new();
     std::fs::create_dir(spool.path()).unwrap();
@@ -36,13 +38,17 @@ fn volume(group: u32) -> Spool {
     spool
 }
 
-/// A kill is what the kernel does to a process that has used up its memory; the container starts again on the same volume.
+/// Method: starts the program as this user on a volume of root and the user's group, without
+/// privileges, and kills it as the kernel does when a container has used up its memory. The next
+/// start on the same volume, like the restarted container, must deliver everything. All files must
+/// belong to the user and the group, and nobody else may read them.
 fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
     let group = 65532.max(user);
     let spool = volume(group);
     let shared = TempDir::new().unwrap();
     std::fs::set_permissions(shared.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    // The program and its config where this user may read them, which the build's directory need not be.
+    // The program and its config are copied to a directory that this user may read; the build's
+    // directory need not be readable.
     let script = "install -m 755 \"$1\" \"$0/relay\"; install -m 644 \"$4\" \"$0/config.toml\"; \
                   exec setpriv $SETPRIV --bounding-set=-all --no-new-privs \
                   \"$0/relay\" run --config \"$0/config.toml\"";
@@ -88,7 +94,8 @@ fn a_user_that_openshift_chose_loses_nothing_by_a_kill_on_a_volume_of_root_and_i
     a_kill_loses_nothing(1_000_650_000, &user);
 }
 
-/// A cluster that consists of `tests/peers/kubectl`: its CAs, the calls that were made, the Secret as pods see it.
+/// A cluster that consists of `tests/peers/kubectl`. The directory holds its CAs, the calls that
+/// were made, and the Secret as pods see it.
 struct Cluster {
     directory: TempDir,
 }
@@ -116,7 +123,8 @@ impl Cluster {
             ]);
             assert!(made.status.success(), "{made:?}");
         }
-        // A Secret that is optional and absent is an empty volume; and what is made on the way is made here.
+        // A Secret that is optional and absent is an empty volume (`mount`). `temporary` is the
+        // directory for the script's temporary files.
         for directory in ["mount", "temporary"] {
             std::fs::create_dir(cluster.path(directory)).unwrap();
         }
@@ -148,7 +156,7 @@ impl Cluster {
         std::fs::read_to_string(self.path("calls")).unwrap()
     }
 
-    /// The certificate that a listener presents, as PEM; `None` where it has none.
+    /// Returns the certificate that a listener presents, as PEM, or `None` if it presents none.
     fn presented(&self, port: u16) -> Option<String> {
         let address = format!("127.0.0.1:{port}");
         let said = Command::new("openssl")
@@ -167,7 +175,8 @@ fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What a sender that trusts the cluster's CA sees at this URL, wherever it points.
+/// Posts with curl as a sender that trusts the cluster's CA, to this URL but on loopback and this
+/// port.
 fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
     Command::new("curl")
         .args([
@@ -196,7 +205,7 @@ fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart()
          private_key = \"{0}/tls.key\"\noptional = true\n",
         text(&mount)
     );
-    // On all addresses, so that the port is the same on each.
+    // The TLS listener opens on all addresses, so that the port is the same on each.
     let tls = tls.replace("127.0.0.2", "0.0.0.0");
     let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
     let mut relay = Relay::with(&config).listeners(1).start();
@@ -207,7 +216,7 @@ fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart()
     relay.wait_for_listeners(2);
     let port = relay.listeners()[1].1.port();
     let ca = cluster.path("ca.crt");
-    // Four names and two addresses, each of which a sender may use.
+    // The certificate has four names and two addresses, and a sender may use each of them.
     let batch = numbered::list(0, 0..10);
     let body = cluster.path("batch.json");
     std::fs::write(&body, &batch).unwrap();
@@ -229,7 +238,8 @@ fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart()
     }
     let other = curl(&ca, "https://elsewhere.example/post", port, &body);
     assert!(!other.status.success(), "any name will do");
-    // Nothing secret on a command line, and the Secret has what the manifests name.
+    // No command line holds a secret, and the Secret has the name and the type that the manifests
+    // use.
     let calls = cluster.calls();
     for expected in ["certificate approve kube-audit-forwarder.ibm-kube-audit", "apply -f -"] {
         assert!(calls.lines().any(|call| call == expected), "{calls}");
@@ -254,7 +264,7 @@ fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart()
     assert_eq!(served, std::fs::read_to_string(mount.join("tls.crt")).unwrap());
     let answer = curl(&ca, &format!("https://{}/post", hosts[0]), port, &body);
     assert!(answer.status.success(), "{answer:?}");
-    // The same process, which has closed nobody's connection.
+    // The process is the same, and has closed nobody's connection.
     let kept = plain.post("/", "application/json", &batch).unwrap();
     assert_eq!(kept.status, 200);
     assert_eq!(relay.pid(), pid);

@@ -1,5 +1,5 @@
-//! The files of `config/` as shipped: nothing but addresses, ports and file paths is substituted.
-//! Those for HTTP consumers have their tests with the HTTP output.
+//! The files of `config/` as shipped. Only addresses, ports and file paths are replaced. The
+//! configs for HTTP consumers have their tests in `configs_http.rs`.
 
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
@@ -21,8 +21,8 @@ use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// A shipped file with these texts replaced, each of which must occur. Its listener and admin
-/// addresses become loopback, with ports of the kernel's choice.
+/// Returns a shipped file with these texts replaced, each of which must occur. Its listener and
+/// admin address become loopback, with ports that the kernel chooses.
 fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
     let file = repository().join("config").join(name);
     let mut config = std::fs::read_to_string(file).expect("part of the repository");
@@ -38,7 +38,7 @@ fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
     config
 }
 
-/// Posts the corpus to an address, and gives the events that must arrive.
+/// Posts the corpus to the first listener, and returns the events that must arrive.
 fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
     let mut expected = Vec::new();
     for body in corpus() {
@@ -51,13 +51,14 @@ fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
     expected
 }
 
-/// Waits until everything is final, and until the consumer, whose kernel has it then, has read it.
+/// Waits until every event is acknowledged, and until the consumer has read the last one: the
+/// kernel acknowledges bytes before the consumer reads them.
 fn wait_until_arrived(relay: &Relay, sink: &TcpSink, expected: &[Vec<u8>]) {
     relay.wait_until_delivered(PATIENCE * 2);
     wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
 }
 
-/// `localhost:PORT`, the name in the certificate.
+/// Returns `localhost:PORT`; localhost is the name in the certificate.
 fn by_name(address: std::net::SocketAddr) -> String {
     format!("localhost:{}", address.port())
 }
@@ -193,7 +194,8 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
     let expected = post_corpus(&relay);
     wait_until_arrived(&relay, &first, &expected);
     assert!(first.lines() == expected && second.count() == 0);
-    // Four requests at once: each holds its events in order, and together all of them.
+    // Four requests are sent at once. Each holds its events in order, and together they hold all
+    // events.
     let as_audit_log = |event: &Vec<u8>| {
         let head = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
         [&head[..], event.strip_prefix(b"{").expect("an object")].concat()

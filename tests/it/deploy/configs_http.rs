@@ -1,4 +1,5 @@
-//! The shipped configs of http outputs, with nothing but addresses and paths replaced, between real peers.
+//! The shipped configs with http outputs, between real peers. Only addresses and paths are
+//! replaced.
 
 use std::net::SocketAddr;
 
@@ -20,7 +21,7 @@ use crate::support::requests::shipped;
 use crate::support::server::Options;
 use crate::support::text;
 
-/// POSTs the corpus to any paths of this address, and returns its events.
+/// POSTs the corpus to several paths of this address, and returns its events.
 fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {
     let paths = ["/", "/audit?timeout=30s", "/any/path/at/all", "/%7Etilde/?a=b&c", "//x//"];
     let mut events = Vec::new();
@@ -151,7 +152,7 @@ fn saas_webhook_sends_compressed_lines_to_a_url_with_the_token() {
     std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
     let host = format!("localhost:{}", nginx.address().port());
     let substitutions = [("logs.example.com", host.as_str()), ("/secrets/token", text(&token))];
-    // The file names no CA: the system's roots, here only ours.
+    // The config names no CA, so the system's roots count, which here are only our CA.
     let relay = Relay::with(&shipped("saas-webhook.toml", &substitutions))
         .variable("SSL_CERT_FILE", text(&certificates.ca))
         .start();
@@ -185,7 +186,7 @@ fn durable_keeps_what_was_accepted_through_a_kill() {
     sink.close();
     let relay = Relay::start(&config);
     let events = post_the_corpus(relay.address());
-    // Dropped is killed.
+    // Dropping the relay kills it.
     drop(relay);
     sink.reopen();
     let relay = Relay::start(&config);

@@ -1,4 +1,5 @@
-//! `completions` and `man`: shells load the one, groff sets the other without a complaint.
+//! `completions` and `man`: shells load the completions, and groff formats the man pages without a
+//! warning.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +9,7 @@ use tempfile::TempDir;
 use crate::support::peers::program;
 use crate::support::relay::run_command;
 
-/// Every command, as the help lists them.
+/// Returns every command, as the help lists them.
 fn commands() -> Vec<String> {
     let help = printed(&["--help"]);
     let (_, rest) = help.split_once("Commands:\n").unwrap();

@@ -1,4 +1,5 @@
-//! The admin address: its routes, its limits, and metrics that are complete from the start and that no client can grow.
+//! The admin address: its routes, its limits, and its metrics, which are complete from the start
+//! and to which no client can add a series.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -52,7 +53,7 @@ fn every_route_answers_and_no_other() {
     }
     assert!(verbose.contains("output out"), "{verbose}");
 
-    // A dead consumer and a full queue are told, and are not unready.
+    // A dead consumer is shown in `/readyz?verbose`, but does not make the relay unready.
     sink.close();
     assert_accepted(&relay.post(&generated_batch(1, 10, 600)), 10);
     wait_until("the output's failure", PATIENCE, || {
@@ -100,7 +101,7 @@ fn only_get_is_answered_and_nothing_is_ingested() {
     assert_eq!(client.request("GET", "/livez", &[], b"").unwrap().status, 200);
     let metrics = relay.metrics();
     assert_eq!((metrics.sum("requests_total"), metrics.value("event_total", &[])), (0.0, 0.0));
-    // And the listener serves no admin routes.
+    // The listener of events, in turn, serves no admin routes.
     for path in ["/metrics", "/readyz", "/status", "/"] {
         assert_eq!(get(relay.address(), path).unwrap().status, 405, "{path}");
     }
@@ -113,7 +114,8 @@ fn the_65th_connection_takes_the_place_of_the_one_that_is_idle_longest() {
     let (relay, _sink) = start("", "");
     let admin = relay.admin();
     let mut held: Vec<Client> = (0..64).map(|_| Client::connect(admin).unwrap()).collect();
-    // Each is served, so all of them have been accepted; the first one last.
+    // Each connection gets an answer, so all of them have been accepted. The first connection is
+    // asked last, so the last one in the list has been idle longest.
     for client in held.iter_mut().rev() {
         assert_eq!(client.request("GET", "/livez", &[], b"").unwrap().status, 200);
     }
@@ -136,7 +138,7 @@ fn probes_are_answered_whatever_holds_all_places_of_the_admin_address() {
     let admin = relay.admin();
     let silent = b"";
     let half = b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: ";
-    // Answers that nobody reads fill the socket, so that writing the next one does not end.
+    // The answers that nobody reads fill the socket, so that writing the next answer blocks.
     let unread = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(400);
     for beginning in [&silent[..], &half[..], &unread[..]] {
         let hold = || {
@@ -185,7 +187,7 @@ fn readyz_is_503_while_draining_and_livez_is_not() {
     assert_eq!(sink.count(), 1);
 }
 
-/// Every series: its name and its labels.
+/// Returns every series: its name and its labels.
 fn series(metrics: &Metrics) -> BTreeSet<String> {
     let line = |line: &str| line.rsplit_once(' ').expect("a series and its value").0.to_owned();
     metrics
@@ -307,7 +309,7 @@ fn no_client_can_add_a_series_or_a_line_to_the_log() {
     assert_eq!(series(&metrics), before);
     assert_eq!(metrics.value("level_total", &[("level", "other")]), 50.0);
     assert_eq!(relay.log_lines().len(), lines, "one line per request: {:?}", relay.log_lines());
-    // Garbage on the admin address neither.
+    // Garbage on the admin address adds no series either.
     let mut garbage = Client::connect(relay.admin()).unwrap();
     garbage.stream().write_all(b"\x00\x01\r\n\r\n").unwrap();
     drop(garbage.read_response());

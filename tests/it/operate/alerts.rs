@@ -1,5 +1,6 @@
-//! The alerting rules: promtool's judgement and unit tests, their two forms, their runbooks, and their expressions against a
-//! real Prometheus that scrapes a relay in health and in trouble.
+//! The alerting rules. promtool checks them and runs their unit tests; both forms of the rules are
+//! the same; each alert has a runbook. A real Prometheus evaluates their expressions while it
+//! scrapes a relay, in health and in trouble.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(file(name)).unwrap()
 }
 
-/// What stands behind `key` in the lines that have it.
+/// Returns the values of `key` in the lines that have it.
 fn values<'a>(yaml: &'a str, key: &str) -> Vec<&'a str> {
     let value = |line: &'a str| line.trim_start_matches([' ', '-']).strip_prefix(key);
     yaml.lines().filter_map(value).map(str::trim).collect()
@@ -102,7 +103,8 @@ fn each_alert_has_a_runbook_in_the_readme() {
     }
 }
 
-/// The selectors of an expression: a metric's name, with its matchers. One with alternatives is as many selectors.
+/// Returns the selectors of an expression, each as a metric's name and its matchers. A matcher with
+/// alternatives (`=~"a|b"`) gives one selector for each alternative.
 fn selectors(expression: &str) -> Vec<String> {
     let mut found = Vec::new();
     let is_name = |char: char| char.is_ascii_alphanumeric() || char == '_';
@@ -141,7 +143,8 @@ fn selectors_are_found_in_expressions() {
     assert_eq!(selectors(expression), wanted);
 }
 
-/// A listener and an output with TLS, and an output of lines.
+/// Returns a config with TLS on a listener and on the output `siem`, and with an output `lines` of
+/// JSON lines.
 fn config(certificates: &Certificates, server: &Pair, siem: &HttpSink, lines: &TcpSink) -> String {
     format!(
         "{BASE}tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
@@ -163,7 +166,7 @@ fn siem(certificates: &Certificates) -> HttpSink {
     HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200))
 }
 
-/// Posts over plain HTTP and says the answer's status.
+/// Posts over plain HTTP and returns the status of the answer.
 fn post(relay: &Relay, body: &[u8]) -> u16 {
     let plain = relay.listeners().iter().find(|(label, _)| label == "127.0.0.2:0").unwrap().1;
     crate::support::http::post(plain, "/", "application/json", body).unwrap().status
@@ -195,7 +198,7 @@ fn every_series_of_an_alert_exists_and_none_holds_in_health() {
             });
         }
     }
-    // A scrape may have found events in motion; the next one has not.
+    // One scrape may have found events in motion, but the next one has not.
     for Rule { name, expression, .. } in &rules {
         wait_until(&format!("{name} to be quiet"), PATIENCE, || {
             prometheus.query(expression).is_empty()
@@ -204,11 +207,17 @@ fn every_series_of_an_alert_exists_and_none_holds_in_health() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: one relay with a tiny queue and an expired certificate gets into one trouble after the
+/// other (refused bodies, bodies that are too large, a dead consumer, a full queue, a config that
+/// fails to load, an output removed with its backlog, its own end). A real Prometheus scrapes the
+/// relay every second. The expression of each alert must have no result before its trouble and a
+/// result during it.
 #[test]
 fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     let certificates = Certificates::new();
     let (siem, mut lines) = (siem(&certificates), TcpSink::start());
-    // A quarter of a mebibyte is full after a few batches; its certificate has expired.
+    // The queue holds 256 KiB, which is full after a few batches. The listener's certificate has
+    // expired.
     let queue = "[queue]\nmax_bytes = \"256KiB\"\n[shutdown]\ndrain_timeout = \"500ms\"\n";
     let expired = config(&certificates, &certificates.expired_server, &siem, &lines) + queue;
     let mut relay = Relay::start(&expired);
@@ -230,7 +239,8 @@ fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     assert_eq!(post(&relay, &generated_batch(1, 10, 900)), 200);
     relay.wait_until_delivered(PATIENCE);
 
-    // Five attempts, as kube-apiserver makes them, not all between two scrapes.
+    // Five attempts, as kube-apiserver makes them. They must not all fall between two scrapes,
+    // because the first scrape of a series has no increase.
     let rejections = "sum(kube_audit_forwarder_requests_rejected_total{reason=\"invalid\"})";
     for attempt in 1..=5 {
         assert!(holds("KubeAuditForwarderRequestsRejected").is_empty(), "after {attempt} - 1");
@@ -249,7 +259,7 @@ fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     }
     assert_eq!(wait_for_alert("KubeAuditForwarderBatchTooLarge")[0].value, 2.0);
 
-    // One consumer goes: down, filling, nearly full, full.
+    // One consumer dies: its output is down, then the queue fills, is nearly full, and is full.
     quiet("KubeAuditForwarderOutputDown");
     lines.close();
     let mut seed = 2;
@@ -261,7 +271,7 @@ fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     assert_eq!(labels(&wait_for_alert("KubeAuditForwarderOutputDown"), "output"), ["lines"]);
     wait_until("the queue to fill within an hour", PATIENCE, || {
         assert_eq!(fill(), 200);
-        // One batch each two scrapes.
+        // Each batch is posted only after a scrape has seen the batch before.
         let before = prometheus.query("kube_audit_forwarder_event_total")[0].value;
         wait_until("the next scrape", PATIENCE, || {
             prometheus.query("kube_audit_forwarder_event_total")[0].value > before
@@ -276,7 +286,8 @@ fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     });
     assert_eq!(labels(&waits, "reason"), ["queue_full"]);
 
-    // A config that is refused, then one without the output: its backlog is lost, and it is no concern any more.
+    // The reload of a wrong config fails. The next config has no output `lines`: its backlog is
+    // lost, and its other alerts end.
     std::fs::write(relay.config_file(), "nonsense = 1\n").unwrap();
     wait_for_alert("KubeAuditForwarderReloadFailed");
     quiet("KubeAuditForwarderEventsLost");

@@ -1,5 +1,5 @@
-//! `check` finds what `run` refuses, in the files and directories that a config names too, and
-//! changes nothing; a reload with such a fault changes nothing either.
+//! `check` finds every fault that `run` refuses, also in the files and directories that a config
+//! names, and changes nothing. A reload with such a fault changes nothing either.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ use crate::support::wait_until;
 const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
 const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
 
-/// The exit status of a command on this config, and what it says.
+/// Runs a command on this config. Returns its exit status and its standard error.
 fn run(command: &[&str], config: &str) -> (Option<i32>, String) {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("config.toml"), config).unwrap();
@@ -29,7 +29,8 @@ fn run(command: &[&str], config: &str) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// `check` refuses the config for exactly one thing, at this place and with these words.
+/// Checks that `check` refuses the config for exactly one fault, at this place and with these
+/// words.
 #[track_caller]
 fn assert_refused(config: &str, place: &str, words: &[&str]) {
     let (code, said) = run(&["check"], config);
@@ -65,7 +66,7 @@ fn a_key_that_is_not_the_certificates_is_found_wherever_a_pair_is_named() {
     let config = listener_tls(certificate, key) + OUTPUT;
     let place = "5:15: listener[0].tls.private_key";
     assert_refused(&config, place, &[text(key), "is not the key of", text(certificate)]);
-    // Not an excuse: the files are there.
+    // `optional` is no excuse here, because the files exist.
     let optional = config.replace("[[output]]", "optional = true\n[[output]]");
     assert_refused(&optional, place, &["is not the key of"]);
     let mut outputs = vec![
@@ -123,7 +124,7 @@ fn certificates_that_cannot_be_read_or_used_are_found() {
         let config = listener_tls(&files.server.certificate, file) + OUTPUT;
         assert_refused(&config, "5:15: listener[0].tls.private_key", &["no private key"]);
     }
-    // Authorities, of clients and of consumers.
+    // The files as authorities of clients, and of consumers.
     for file in [&empty, &half, &nonsense] {
         let client_ca = format!("client_ca = \"{}\"\n", text(file));
         let config = listener_tls(&files.server.certificate, key) + &client_ca + OUTPUT;
@@ -188,7 +189,7 @@ fn tokens_that_nobody_could_send_are_found() {
             "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n{token}"
         );
         assert_refused(&config, "7:21: output[0].bearer_token_file", &[what, text(&file)]);
-        // And `run` refuses it with the same words.
+        // `run` refuses the config with the same words.
         let (code, said) = run(&["run"], &config);
         assert_eq!(code, Some(2), "{said}");
         assert!(said.contains("config.toml:7:21: output[0].bearer_token_file: "), "{said}");
@@ -234,7 +235,8 @@ fn a_directory_of_another_user_is_found() {
     std::os::unix::fs::chown(&spool, nobody, nobody).expect("root, who may give files away");
     let config = format!("{LISTENER}{OUTPUT}[queue]\ndirectory = \"{}\"\n", text(&spool));
     let file = write(&parent, "config.toml", config);
-    // Permissions bind root as they bind others: the capability to ignore them is dropped.
+    // Permissions do not bind root. The command therefore runs without the capability to ignore
+    // them.
     let output = std::process::Command::new("setpriv")
         .args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
         .arg(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
@@ -261,16 +263,16 @@ fn a_mandatory_file_that_is_missing_is_an_error_unless_the_config_is_for_elsewhe
     assert_eq!(lines.len(), 2, "{said}");
     assert!(lines[0].starts_with(&format!("config.toml:{place}: warning: the file")), "{said}");
     assert_eq!(lines[1], "ok: 1 listener, 1 output");
-    // A whole setting in a file that is missing.
+    // The whole value of a setting comes from a file that is missing.
     let level = format!("{LISTENER}{OUTPUT}[log]\nlevel = \"${{file:/no/such/level}}\"\n");
     assert_refused(&level, "7:9: log.level", &["/no/such/level"]);
     assert_eq!(run(&["check", "--elsewhere"], &level).0, Some(0));
-    // A directory that can't be made here may be a volume there.
+    // A directory that can't be made on this machine may be a volume on the other one.
     let queue = format!("{LISTENER}{OUTPUT}[queue]\ndirectory = \"/proc/queue\"\n");
     let (code, said) = run(&["check", "--elsewhere"], &queue);
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("queue.directory: warning: "), "{said}");
-    // What tls.optional says is no fault anywhere.
+    // A missing file that `tls.optional` allows is no fault on any machine.
     let missing = Path::new("/no/such/file");
     let optional = listener_tls(missing, missing) + "optional = true\n" + OUTPUT;
     let ok = (Some(0), "ok: 1 listener, 1 output\n".to_owned());
@@ -319,7 +321,7 @@ fn addresses_that_are_named_twice_or_lead_back_are_warned_of() {
         assert!(said.starts_with(&format!("config.toml:{expected}")), "{expected}: {said}");
         assert!(said.ends_with("\nok: 1 listener, 1 output\n"), "{said}");
     }
-    // The proxy's localhost is another machine.
+    // The host localhost, as the proxy resolves it, is another machine.
     let proxied = http("\"http://localhost:3000/\"") + "proxy = \"http://proxy:3128\"\n";
     assert_eq!(run(&["check"], &proxied), (Some(0), "ok: 1 listener, 1 output\n".to_owned()));
 }

@@ -1,4 +1,4 @@
-//! The commands besides `run`: what they print, where, and with which status they end.
+//! The commands besides `run`: what they print, to which stream, and with which status they end.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ use crate::support::text;
 use crate::support::wait_for;
 use crate::support::wait_until;
 
-/// A directory with this config in `config.toml`.
+/// Makes a directory with this config in `config.toml`.
 fn place(config: &str) -> TempDir {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("config.toml"), config).unwrap();
@@ -97,7 +97,7 @@ fn check_ends_with_0_where_there_is_nothing_but_warnings() {
         assert!(lines[0].contains("warning"), "{stderr}");
         assert_eq!(lines[1], ok);
     }
-    // A missing file is an error, with --connect and without.
+    // A missing file is an error, with `--connect` and without.
     for command in [&CHECK[..], &CONNECT] {
         let (code, _, stderr) = run(command, &missing);
         assert_eq!(code, Some(2), "{stderr}");
@@ -105,7 +105,7 @@ fn check_ends_with_0_where_there_is_nothing_but_warnings() {
     }
 }
 
-/// The shipped configs that this binary can run.
+/// Returns the shipped configs that this binary can run.
 fn shipped() -> Vec<PathBuf> {
     let files = std::fs::read_dir(repository().join("config")).unwrap();
     let files = files.map(|entry| entry.unwrap().path());
@@ -128,7 +128,8 @@ fn check_takes_the_shipped_configs() {
         ("/secrets/token", &token),
     ];
     for file in shipped() {
-        // As it is, on a machine that has none of its files.
+        // The config is checked unchanged, for another machine (`--elsewhere`), because this one
+        // has none of its files.
         let output =
             run_command(&["check", "--elsewhere", "--config", text(&file)], Path::new("/"));
         let (code, stdout, stderr) = split(&output);
@@ -138,7 +139,7 @@ fn check_takes_the_shipped_configs() {
         for line in lines {
             assert!(line.contains("warning") && line.contains("missing"), "{line}");
         }
-        // With its files, nothing is said of it.
+        // The config is checked with files that exist, and must cause no warning.
         let mut config = std::fs::read_to_string(&file).unwrap();
         for (theirs, ours) in files {
             config = config.replace(theirs, text(ours));
@@ -280,7 +281,7 @@ fn config_reference_names_every_key_of_the_shipped_configs() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let rows = reference.lines().skip(2);
     rows.for_each(|row| assert_eq!(row.replace("\\|", "").matches(" | ").count(), 3, "{row}"));
-    // Every key that a complete config has, by its path.
+    // Collects every key of a complete config, by its path.
     fn keys(table: &toml::Table, path: &str, found: &mut Vec<String>) {
         for (key, value) in table {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
@@ -361,7 +362,7 @@ fn the_variable_names_the_config_and_the_option_wins() {
         assert_eq!(code, Some(2));
         assert!(stderr.contains("other.toml:2:15: queue.retry_after"), "{command}: {stderr}");
     }
-    // Without a command: run.
+    // Without a command, the program does what `run` does.
     let (code, _, stderr) = split(&run_command_with(&[], directory.path(), &variable));
     assert_eq!(code, Some(2));
     assert!(stderr.contains("config.toml:2:13"), "{stderr}");
@@ -369,7 +370,8 @@ fn the_variable_names_the_config_and_the_option_wins() {
 
 #[test]
 fn without_anything_it_runs_the_embedded_default() {
-    // Its ports are fixed, and may be somebody else's on this machine: then it must say so and end with 1.
+    // The ports of the embedded default are fixed, and another program on this machine may have
+    // them. The relay must then say so and end with status 1.
     let mut child = spawn_command(&[], Path::new("/"), &[("KUBE_AUDIT_FORWARDER_CONFIG", None)]);
     let told = wait_for("a start or its failure", PATIENCE, || {
         let told = child.stderr();

@@ -1,5 +1,5 @@
-//! `queue inspect`, `queue export` and `queue verify`: what they say of a directory, beside a running relay, after its end and
-//! after its death; and that they change nothing.
+//! `queue inspect`, `queue export` and `queue verify`: what they print about a directory beside a
+//! running relay, after its end and after its death, and that they change no file.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -35,12 +35,13 @@ use crate::support::requests::accepted_events;
 use crate::support::requests::received_events;
 use crate::support::wait_until;
 
-/// A queue's directory, in one that goes with it.
+/// The directory of a queue, inside a temporary directory that is removed with it.
 struct Spool {
     parent: TempDir,
 }
 
-/// What can be seen of a file.
+/// Everything that can be seen of a file: contents, mode, time of the last change (seconds and
+/// nanoseconds), length.
 type Seen = (Vec<u8>, u32, (i64, i64), u64);
 
 impl Spool {
@@ -52,7 +53,8 @@ impl Spool {
         self.parent.path().join("spool")
     }
 
-    /// A config with it, small segments, and these outputs, by name and where they send to.
+    /// Returns a config with this directory, small segments and these outputs. An output is given
+    /// as its name and its consumer's address.
     fn config(&self, more: &str, outputs: &[(&str, &str)]) -> String {
         let directory = self.path();
         let mut config = format!(
@@ -84,7 +86,7 @@ impl Spool {
         files
     }
 
-    /// Paths of the segments, oldest first.
+    /// Returns the paths of the segments, oldest first.
     fn segments(&self) -> Vec<PathBuf> {
         let segments = std::fs::read_dir(self.path().join("segments")).unwrap();
         let mut segments: Vec<PathBuf> = segments.map(|entry| entry.unwrap().path()).collect();
@@ -92,7 +94,8 @@ impl Spool {
         segments
     }
 
-    /// `queue` with these words behind it: status, stdout and stderr.
+    /// Runs `queue` with these further words. Returns the exit status, the standard output and the
+    /// standard error.
     fn queue(&self, words: &[&str]) -> (Option<i32>, Vec<u8>, String) {
         split(run_command(&[&["queue"], words].concat(), self.parent.path()))
     }
@@ -103,7 +106,7 @@ impl Spool {
         serde_json::from_slice(&stdout).unwrap()
     }
 
-    /// Where nothing is damaged: what is said.
+    /// Runs `queue verify`, checks that nothing is damaged, and returns its line of output.
     fn verify(&self) -> String {
         let (code, stdout, stderr) = self.queue(&["verify", "spool"]);
         let stdout = String::from_utf8(stdout).unwrap();
@@ -112,7 +115,7 @@ impl Spool {
         stdout
     }
 
-    /// Where nothing is damaged: the events.
+    /// Runs `queue export`, checks that nothing is damaged, and returns the events.
     fn export(&self, more: &[&str]) -> Vec<Vec<u8>> {
         let (code, stdout, stderr) = self.queue(&[&["export", "spool"], more].concat());
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
@@ -130,13 +133,13 @@ fn lines_of(stdout: &[u8]) -> Vec<Vec<u8>> {
     lines
 }
 
-/// Ends it in order.
+/// Ends the relay in order.
 fn stop(mut relay: Relay) {
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(0));
 }
 
-/// POSTs so many batches: their events.
+/// POSTs a batch for each seed, and returns their events.
 fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
     let mut events = Vec::new();
     for seed in seeds {
@@ -147,10 +150,10 @@ fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
     events
 }
 
-/// Nobody is there.
+/// An address where nobody listens.
 const DEAD: &str = "127.0.0.1:1";
 
-/// A queue that was stopped with a backlog, and its events.
+/// Returns a queue that was stopped with a backlog of `batches` batches, and its events.
 fn stopped(batches: u64) -> (Spool, Vec<Vec<u8>>) {
     let spool = Spool::new();
     let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
@@ -159,7 +162,7 @@ fn stopped(batches: u64) -> (Spool, Vec<Vec<u8>>) {
     (spool, events)
 }
 
-/// Senders that post as long as they live, and the events that were answered 200.
+/// Senders that post until they are told to end, and the events that were answered 200.
 struct Load {
     accepted: Arc<Mutex<Vec<Vec<u8>>>>,
     over: Arc<AtomicBool>,
@@ -212,9 +215,12 @@ fn assert_holds(exported: &[Vec<u8>], expected: &[Vec<u8>], delivered: &[Vec<u8>
     assert_eq!(missing, 0, "of {} events", expected.len());
 }
 
-/// How long the commands run beside a relay, at least; and so often.
+/// How long the commands run beside a relay at least, and how many times.
 const BESIDE: (Duration, u32) = (Duration::from_secs(4), 6);
 
+/// Method: a relay writes, delivers and deletes under load, while the three commands run on its
+/// directory again and again. No command may report damage, and every export must hold each event
+/// that was accepted before it began and had not been delivered when it ended.
 #[test]
 fn beside_a_relay_that_writes_and_deletes_nothing_is_damaged_or_missing() {
     let spool = Spool::new();
@@ -271,7 +277,7 @@ fn beside_a_relay_that_drops_the_oldest_nothing_is_missing() {
     assert!(relay_lost_some(&spool), "nothing was dropped");
 }
 
-/// Whether positions are gone that the slowest output had not got.
+/// True if positions are gone that the slowest output had not received.
 fn relay_lost_some(spool: &Spool) -> bool {
     spool.inspect()["first_position"].as_u64().unwrap() > 0
 }
@@ -302,7 +308,7 @@ fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
     let age = dead["oldest_age_seconds"].as_f64().unwrap();
     assert!(age >= begun.elapsed().as_secs_f64() - 0.01 && age < 600.0, "{age}");
 
-    // The table: one line for an output, to be cut by a script.
+    // The table has one line for each output, so that a script can cut it into columns.
     let (code, table, stderr) = spool.queue(&["inspect", "spool"]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let table = String::from_utf8(table).unwrap();
@@ -323,6 +329,9 @@ fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
     assert!(spool.files() == before, "a file was changed");
 }
 
+/// Method: the relay is killed while senders post, and the commands run on the directory that it
+/// left. They must report no damage, agree on the number of events, and change no file; a relay
+/// that then starts must see the same events.
 #[test]
 fn after_a_kill_in_the_middle_of_writes_nothing_is_damaged() {
     for round in 0..3 {
@@ -341,7 +350,7 @@ fn after_a_kill_in_the_middle_of_writes_nothing_is_damaged() {
         assert_eq!(told["end_position"], exported.len());
         assert_eq!(told["outputs"][0]["backlog_events"], exported.len());
         assert!(spool.files() == before, "a file was changed");
-        // The next start sees the same.
+        // The next start sees the same events.
         let relay = Relay::start(&spool.config("", &[("dead", DEAD)]));
         let again = spool.export(&[]);
         assert!(again == exported);
@@ -356,7 +365,8 @@ fn changed_bytes_are_told_with_their_place_and_cost_nothing_else() {
     let whole = std::fs::read(&segment).unwrap();
     let name = format!("segments/{}", segment.file_name().unwrap().to_str().unwrap());
     let first: usize = segment.file_stem().unwrap().to_str().unwrap().parse().unwrap();
-    // In its first record, of 25 events, which is at 4096.
+    // Each changed byte lies in the segment's first record, which begins at byte 4096 and holds 25
+    // events.
     for at in [4096, 4130, 4200, 20_000] {
         let mut bytes = whole.clone();
         bytes[at] ^= 4;
@@ -411,12 +421,12 @@ fn a_read_only_mount_is_enough() {
     assert!(spool.files() == before, "a file was changed");
 }
 
-/// By the owner of what this process has made.
+/// True if the owner of a file that this process made is root.
 fn is_root(made: &Path) -> bool {
     made.metadata().unwrap().uid() == 0
 }
 
-/// Runs without what lets root read everything.
+/// Runs the binary without the capabilities that let root read every file.
 fn as_anybody(words: &[&str], directory: &Path) -> (Option<i32>, Vec<u8>, String) {
     let capabilities = "-dac_override,-dac_read_search";
     let mut command = Command::new("setpriv");
@@ -524,7 +534,7 @@ fn a_reader_who_has_seen_enough_is_no_failure() {
 #[test]
 fn a_relay_starts_while_its_directory_is_read() {
     let (spool, events) = stopped(40);
-    // It fills the pipe, and waits for its reader.
+    // The export fills the pipe, and then waits for its reader.
     let mut child = spawn_command(&["queue", "export", "spool"], spool.parent.path(), &[]);
     let mut stdout = child.take_stdout();
     let mut exported = vec![0; 1];
@@ -538,7 +548,7 @@ fn a_relay_starts_while_its_directory_is_read() {
     stdout.read_to_end(&mut exported).unwrap();
     let (status, stderr) = child.wait();
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
-    // What was delivered meanwhile may be left out.
+    // The export may leave out events that were delivered meanwhile.
     assert_holds(&lines_of(&exported), &events, &accepted_events(&sink));
     stop(relay);
 }

@@ -1,5 +1,5 @@
-//! The Grafana dashboard: what Grafana wants of it, and each of its expressions against a real Prometheus that scrapes the
-//! running relay.
+//! The Grafana dashboard: the fields that Grafana needs, and each expression evaluated by a real
+//! Prometheus that scrapes the running relay.
 
 use std::collections::BTreeSet;
 
@@ -38,7 +38,7 @@ const ROWS: [&str; 9] = [
     "CPU and memory",
 ];
 
-/// Panels that every Grafana from 9 on has.
+/// Types of panels that every Grafana from version 9 on has.
 const TYPES: [&str; 3] = ["bargauge", "stat", "timeseries"];
 
 fn dashboard() -> Value {
@@ -50,7 +50,7 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().expect("an array")
 }
 
-/// All panels but the rows.
+/// Returns all panels except the rows.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     list(&dashboard["panels"]).iter().filter(|panel| panel["type"] != "row")
 }
@@ -59,14 +59,14 @@ fn variables(dashboard: &Value) -> &[Value] {
     list(&dashboard["templating"]["list"])
 }
 
-/// As Grafana replaces them.
+/// Replaces the dashboard's variables in an expression, as Grafana does.
 fn substituted(expression: &str) -> String {
     let replaced = expression
         .replace("$__rate_interval", "15s")
         .replace("$job", JOB)
         .replace("$namespace", NAMESPACE)
         .replace("$pod", POD);
-    // What is left belongs to label_replace.
+    // The `$1` that is left belongs to label_replace.
     assert!(!replaced.replace("\"$1\"", "").contains('$'), "a variable is left: {replaced}");
     replaced
 }
@@ -97,7 +97,8 @@ fn the_dashboard_is_one_page_in_its_order_with_titles_units_and_descriptions() {
             for datasource in [&panel["datasource"], &target["datasource"]] {
                 assert_eq!(datasource["uid"], "${datasource}", "{title}");
             }
-            // Whoever has several relays in sight chooses among them.
+            // Each selector filters by the dashboard's variables, so that a user with several
+            // relays can choose among them.
             let expression = target["expr"].as_str().unwrap();
             let [selectors, filters] =
                 ["{", r#"{job=~"$job", namespace=~"$namespace", pod=~"$pod""#]
@@ -173,7 +174,7 @@ replay_window = "100ms"
             let expression = substituted(target["expr"].as_str().unwrap());
             let what = format!("data for '{}': {expression}", panel["title"]);
             wait_until(&what, PATIENCE, || {
-                // Rates and quantiles need something that changes from scrape to scrape.
+                // Rates and quantiles need a counter that changes from scrape to scrape.
                 post();
                 let samples = prometheus.query(&expression);
                 !samples.is_empty() && samples.iter().all(|sample| sample.value.is_finite())
@@ -187,7 +188,7 @@ replay_window = "100ms"
         let [wanted] = [substituted(&format!("${label}"))];
         assert_eq!(prometheus.label_values(label, selector), [wanted]);
     }
-    // What the page says first.
+    // The panels in the first row.
     relay.wait_until_delivered(PATIENCE);
     let first = |index: usize| {
         let panel = panels(&dashboard).nth(index).unwrap();

@@ -1,4 +1,4 @@
-//! `demo`: the whole path without any set-up, and an end that says what was lost.
+//! `demo`: the whole path without any set-up, and a summary at the end that says what was lost.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::support::relay::spawn_command;
 use crate::support::repository;
 use crate::support::wait_for;
 
-/// A figure of the summary.
+/// Returns a number of the summary.
 fn figure(text: &str, name: &str) -> u64 {
     let lines = text.lines().map(|line| line.trim_end_matches('\r'));
     let mut found = lines.filter_map(|line| line.strip_prefix(&format!("{name}: ")));

@@ -1,4 +1,4 @@
-//! `drain`, which a pod's preStop hook waits for before the relay is told to stop.
+//! The command `drain`, which a pod's preStop hook runs before the relay is told to stop.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::support::relay::run_command_with;
 use crate::support::spool::Spool;
 use crate::support::tally::Tallying;
 
-/// Exit status and standard error.
+/// Runs `drain`. Returns its exit status and its standard error.
 fn drain(relay: &Relay, seconds: u32) -> (Option<i32>, String) {
     let url = format!("http://{}", relay.admin());
     let output = run_command(&["drain", &url, "--seconds", &seconds.to_string()], Path::new("/"));
@@ -38,7 +38,7 @@ fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("300 events for the output down"), "{said}");
 
-    // It is under way when the consumer comes back.
+    // The command is already running when the consumer comes back.
     let waits = std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
             let begun = Instant::now();
@@ -49,7 +49,8 @@ fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
     });
     assert_eq!(waits.0, (Some(0), String::new()));
     assert_eq!(down.tally.count(), 300);
-    // Nothing waits any more; who has not heard yet that the pod ends has time to.
+    // No event waits any more, but the command still waits a few seconds, so that senders that have
+    // not heard yet that the pod ends have time to.
     assert!(waits.1 >= Duration::from_secs(5), "{:?}", waits.1);
     assert_eq!(relay.post(&numbered::list(0, 300..310)).status, 200, "it takes what comes");
     relay.wait_until_delivered(PATIENCE);

@@ -1,5 +1,5 @@
-//! `timeouts.max_connection_age`: connections end in order and are made again, and nobody notices but the consumer's load
-//! balancer.
+//! `timeouts.max_connection_age`: connections end in order and are made again, and only the
+//! consumer's load balancer notices.
 
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
@@ -20,7 +20,8 @@ use crate::support::wait_until;
 
 const AGE: &str = "timeouts = { max_connection_age = \"400ms\" }\n";
 
-/// Connections follow each other under a steady load; gives what came more than once, after nothing has failed.
+/// Sends a steady load until 12 connections have followed each other, and checks that nothing
+/// failed. Returns how many events arrived more than once.
 fn repeats(consumer: &Tallying, more: &str, ordered: bool) -> usize {
     let relay = Relay::start(&format!("{BASE}{}", consumer.output("consumer", more)));
     let senders = Senders::start(2, Bodies::Steady, &mut rng());
@@ -31,7 +32,7 @@ fn repeats(consumer: &Tallying, more: &str, ordered: bool) -> usize {
     let metrics = relay.metrics();
     assert_eq!(metrics.sum("output_errors_total") + metrics.sum("output_retries_total"), 0.0);
     assert!(!relay.log_text().contains("down"), "{}", relay.log_text());
-    // Those that are not used are not kept beyond their age either.
+    // Connections without traffic are not kept beyond their age either.
     wait_until("the end of idle connections", PATIENCE, || consumer.open() == 0);
     let before = consumer.tally.count();
     assert_eq!(relay.post(&crate::support::numbered::list(9, 0..1)).status, 200);
@@ -64,7 +65,7 @@ fn a_window_is_acknowledged_before_its_connection_ends() {
     );
     let relay = Relay::start(&config);
     let mut expected = Vec::new();
-    // A second and more, so that several connections come of age.
+    // The load lasts 2 s, so that several connections reach their age.
     for seed in 0..40 {
         let batch = generated_batch(seed, 20, 900);
         expected.extend(events_of(&batch));

@@ -1,5 +1,5 @@
-//! What a consumer refuses for good is kept in files, with the reason, before it counts as lost; whatever becomes of the
-//! process, and of the disk.
+//! Events that a consumer refuses for good are kept in files, with the reason, before they count as
+//! lost, even if the process or the disk fails.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -43,7 +43,7 @@ struct Letter {
     event: Vec<u8>,
 }
 
-/// The dead-letter files of a directory, oldest first.
+/// Returns the dead-letter files of a directory, oldest first.
 fn files_in(directory: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -51,7 +51,8 @@ fn files_in(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// All letters, oldest first. Only what a file ends with, without a line's end, may be no letter.
+/// Returns all letters, oldest first. The bytes after the last line break of a file are not a
+/// letter, and are left out.
 fn letters_in(directory: &Path) -> Vec<Letter> {
     let mut letters = Vec::new();
     for file in files_in(directory) {
@@ -100,7 +101,7 @@ fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_twenty_requests_at
     assert_eq!((mode(&directory), mode(&files[0].path())), (0o700, 0o600));
     let letter = std::fs::read_to_string(files[0].path()).unwrap();
     assert_eq!(letter.lines().count(), 1);
-    // The event is there byte for byte.
+    // The letter holds the event byte for byte.
     assert!(letter.contains(std::str::from_utf8(&bad).unwrap()), "{letter}");
     let letter: serde_json::Value = serde_json::from_str(&letter.replace("1e400", "1")).unwrap();
     assert_eq!(letter["output"], "consumer");
@@ -109,13 +110,17 @@ fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_twenty_requests_at
     relay.finish(Backlog::Empty);
 }
 
-/// One in so many is refused.
+/// One in this many events is refused.
 const REFUSED: u64 = 17;
 
 fn is_refused(id: Id) -> bool {
     id.number % REFUSED == 3
 }
 
+/// Method: a consumer refuses one in 17 events with 400, while a relay with a directory is killed
+/// and started again at random moments under load. Half of the time the last dead-letter file also
+/// gets a torn line, as a kill in the middle of a write would leave it. In the end each accepted
+/// event must have been delivered or be in a letter, and no healthy event may be in a letter.
 #[test]
 fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     let sink = HttpSink::start(|request| {
@@ -136,14 +141,14 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     for _ in 0..kills {
         let mut relay = start(rng.u32(1..5));
         senders.go_to(relay.address());
-        // From the first refused event on, wherever that is.
+        // The kill comes at a random moment after the consumer has received a request.
         sink.wait_for_count(before + 1, PATIENCE);
         std::thread::sleep(Duration::from_micros(rng.u64(..250_000)));
         relay.kill();
         senders.wait();
         before = sink.count();
         with_letters += usize::from(!letters_in(&directory).is_empty());
-        // As if it had been killed in the middle of a write.
+        // The torn line looks as if the relay had been killed in the middle of a write.
         if let Some(last) = files_in(&directory).last().filter(|_| rng.bool()) {
             let mut last = std::fs::OpenOptions::new().append(true).open(last).unwrap();
             last.write_all(b"{\"time\":\"2026-").unwrap();
@@ -151,7 +156,7 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     }
     let relay = start(4);
     let sent = senders.finish();
-    // What was refused last is final when another was accepted since.
+    // The last refusal becomes final once the consumer has accepted another event.
     assert_eq!(relay.post(&numbered::list(9, 4..9)).status, 200);
     relay.finish(Backlog::Empty);
 
@@ -177,7 +182,8 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
     assert!(with_letters > 0 && kept.len() > 5, "too few to mean anything");
 }
 
-/// A refused event that fits in no block that is there already.
+/// Returns a refused event that is larger than the free space of any block that the disk still has
+/// allocated.
 fn large(number: u32) -> Vec<u8> {
     let text = "x".repeat(200_000);
     format!(
@@ -186,6 +192,9 @@ fn large(number: u32) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Method: the dead letters' directory is on a small file system that becomes full and is freed
+/// again, while the consumer refuses one event of each batch. Deliveries must go on, each refused
+/// event must be counted as lost, and letters must be written again once there is room.
 #[test]
 fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {
     for kind in [Kind::Tmpfs, Kind::Ext4] {
@@ -203,7 +212,7 @@ fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {
             let numbers = posted * 10..(posted + 1) * 10;
             posted += 1;
             let mut events = numbered::events(0, numbers);
-            // The large ones of the numbered events are no longer than that.
+            // The large events among the numbered ones are smaller than the refused event.
             assert!(events.iter().all(|event| event.len() < 200_000));
             events.insert(5, large(u32::try_from(posted).unwrap()));
             let body = [

@@ -1,4 +1,5 @@
-//! `proxy` of http outputs: a real one, with and without credentials, and ones that misbehave.
+//! The key `proxy` of http outputs: a real proxy, with and without credentials, and proxies that
+//! misbehave.
 
 use std::io::Read as _;
 use std::io::Write as _;
@@ -109,6 +110,8 @@ fn credentials_are_sent_to_the_proxy_alone_and_shown_nowhere() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: tinyproxy stands between the relay and its consumer, and is killed and started again in
+/// the middle of every other batch. Every event must arrive, perhaps more than once.
 #[test]
 fn a_proxy_that_is_stopped_and_killed_loses_nothing() {
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
@@ -135,7 +138,7 @@ fn a_proxy_that_is_stopped_and_killed_loses_nothing() {
     relay.finish(Backlog::Empty);
 }
 
-/// Reads a request for a way.
+/// Reads the head of a CONNECT request.
 fn asked(stream: &mut Stream) -> String {
     let (mut head, mut byte) = (Vec::new(), [0]);
     while !head.ends_with(b"\r\n\r\n") {
@@ -147,7 +150,8 @@ fn asked(stream: &mut Stream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// A proxy that answers so, and then keeps the connection without a word.
+/// A proxy that gives this answer to each request, and then keeps the connection without sending
+/// anything.
 fn answering(answer: &'static [u8]) -> Server {
     Server::start(Options::default(), move |mut stream: Stream, connection: &Connection| {
         let request = asked(&mut stream);
@@ -168,7 +172,8 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
         let head = [b"HTTP/1.1 200 OK\r\n", line.repeat(100_000 / line.len()).as_slice()].concat();
         Box::leak(head.into_boxed_slice())
     };
-    // What a consumer would say to a request that it never saw: it must not count.
+    // The second answer is one that a consumer could give to a request that it never saw. It must
+    // not count.
     let early = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let cases: [(&'static [u8], &str, &str); 9] = [
         (b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", "protocol", "answered with no HTTP"),
@@ -210,7 +215,8 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
 
 #[test]
 fn what_a_proxy_sends_behind_its_answer_is_the_consumers() {
-    // It joins the two in one write, and the consumer answers two requests.
+    // The proxy sends its answer in pieces that end anywhere. Everything after its end is the
+    // consumer's: one answer of 200 to each request.
     let proxy = Server::start(Options::default(), |mut stream: Stream, _: &Connection| {
         let request = asked(&mut stream);
         assert!(request.starts_with("CONNECT consumer.example:8080 HTTP/1.1\r\n"), "{request}");
@@ -229,7 +235,7 @@ fn what_a_proxy_sends_behind_its_answer_is_the_consumers() {
             stream.flush().unwrap();
         }
     });
-    // A name that only the proxy knows.
+    // Only the proxy can resolve this name.
     let more = format!("proxy = \"http://{}\"\n", proxy.address());
     let relay = Relay::start(&to_http(&["http://consumer.example:8080/".to_owned()], &more));
     for seed in 0..3 {

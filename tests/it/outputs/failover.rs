@@ -1,5 +1,6 @@
-//! Three addresses, of which one dies, one takes connections and never answers, and one is good: delivery goes on there, and
-//! comes back to the preferred one when that does.
+//! Three addresses: the first one dies and returns, the second one accepts connections and never
+//! answers, and the third one is good. Delivery goes on at the good one, and comes back to the
+//! preferred one when it returns.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -25,13 +26,15 @@ use crate::support::tcp_sink::Framing;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::wait_until;
 
-/// Of the outputs here. Nothing is lost at the silent one, so a `replay_window` is longer: its kernel has taken something.
+/// The `timeouts.request` of the outputs. A tcp output's `replay_window` is longer, so that nothing
+/// is lost at the silent address, whose kernel accepts some bytes.
 const REQUEST: Duration = Duration::from_secs(1);
 
-/// What a busy machine may add to it. A pause before the next address would be longer.
+/// The time that a busy machine may add. A pause of the output before it tries the next address
+/// would be longer (60 s).
 const BUSY: Duration = Duration::from_secs(10);
 
-/// Keys of an output whose pauses would show.
+/// Returns the keys of an output that would pause for 60 s, so that any pause shows.
 fn keys() -> String {
     let request = REQUEST.as_secs();
     format!(
@@ -40,12 +43,17 @@ fn keys() -> String {
     )
 }
 
-/// Under a steady load: the preferred one works, dies, and returns, before a silent one and a good one.
+/// Method: a steady load goes to the preferred address, which dies while a silent address and a
+/// good one follow it in the config. The good one must receive events after one `timeouts.request`
+/// for the silent one, without a further pause. When the preferred address returns, all events must
+/// go there again. Over all addresses, events must arrive in order without a gap, and the return
+/// itself must repeat nothing.
 fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tallying) {
     let relay = Relay::start(config);
     let senders = Senders::start(1, Bodies::Steady, &mut rng());
     senders.go_to(relay.address());
-    // After a break a stream sends half of this before it waits: more than a silent kernel takes.
+    // After a break a stream sends half of this amount before it waits, which is more than the
+    // silent kernel accepts.
     preferred.tally.wait_for_count(1000, PATIENCE);
     assert_eq!(good.tally.count(), 0);
 
@@ -53,7 +61,8 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     preferred.kill();
     good.tally.wait_for_count(1, PATIENCE * 2);
     let resumed = good.tally.arrivals()[0].at - died;
-    // The silent one takes `timeouts.request`; the dead one, and the change, nothing.
+    // The silent address takes `timeouts.request`. The dead one, and the change of address, take no
+    // time.
     assert!(resumed >= REQUEST, "{resumed:?}");
     assert!(resumed < REQUEST + BUSY, "{resumed:?}");
     good.tally.wait_for_count(300, PATIENCE);
@@ -67,7 +76,7 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     preferred.reopen();
     preferred.tally.wait_for_count(before + 1, PATIENCE * 2);
     let came_back = preferred.tally.arrivals()[before].at - returned;
-    // What is under way to the good one still arrives there.
+    // Requests that are on their way to the good address still arrive there.
     let mut last = 0;
     wait_until("the end of what the other one gets", PATIENCE, || {
         std::thread::sleep(Duration::from_millis(300));
@@ -78,13 +87,13 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
 
     let sent = senders.finish();
     relay.finish(Backlog::Empty);
-    // The return has ended the connection to the good one in order.
+    // The return has ended the connection to the good address in order, so it repeats nothing.
     let of_good = good.tally.ids();
     let after = preferred.tally.arrivals().split_off(before);
     let again = after.iter().filter(|arrival| of_good.contains(&arrival.id)).count();
     assert_eq!(again, 0, "came again by the return");
     wait_until("the end", PATIENCE, || preferred.open() + good.open() == 0);
-    // As of one consumer, in the order of time.
+    // The arrivals of both are checked as if one consumer had received them, in the order of time.
     let of_good = good.tally.arrivals().into_iter();
     let of_good = of_good.map(|arrival| Arrival { run: arrival.run + 1_000_000, ..arrival });
     let mut arrivals = preferred.tally.arrivals();
@@ -98,7 +107,7 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     );
 }
 
-/// What `/status` says of the only output's addresses.
+/// Returns the addresses of the only output as `/status` shows them.
 fn addresses(relay: &Relay) -> Vec<serde_json::Value> {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     status["outputs"][0]["addresses"].as_array().unwrap().clone()
@@ -107,7 +116,8 @@ fn addresses(relay: &Relay) -> Vec<serde_json::Value> {
 #[test]
 fn lines_go_on_at_the_good_address_and_come_back_to_the_preferred_one() {
     let (preferred, good) = (Tallying::tcp(), Tallying::tcp());
-    // It takes connections and a few bytes, and reads nothing.
+    // The silent consumer's kernel accepts connections and a few bytes, and the consumer reads
+    // nothing.
     let options = Options { receive_buffer: Some(16 * 1024), ..Options::default() };
     let silent = TcpSink::with(Framing::Lines, options);
     silent.pause(true);
@@ -141,7 +151,7 @@ fn an_address_that_never_finishes_its_handshake_is_passed_over() {
     assert_eq!(good.lines(), events_of(&batch));
     let told = relay.wait_for_log("address down, passed over", PATIENCE);
     assert_eq!(told["address"], addresses[0]);
-    // Probed while it is down, with its handshake.
+    // The address is probed while it is down, and each probe tries the handshake.
     wait_until("probes", PATIENCE, || silent.history().len() > 2);
     assert_eq!(good.history().len(), 1);
     relay.finish(Backlog::Empty);

@@ -1,20 +1,31 @@
-//! Consumers that are killed and stopped, and networks that reset, delay and cut: for each type of output nothing is lost,
-//! and what comes twice is at most one window for each fault.
+//! Consumers that are killed and stopped, and networks that reset, delay and cut. For each type of
+//! output, nothing is lost, and each fault makes at most one window arrive twice.
 //!
-//! A window is what was sent and is not acknowledged when the fault strikes: what the relay has counted as delivered before
-//! does not come again, and of the rest no more than the output's own bound. What "acknowledged" means, and so what is
-//! promised, differs by the protocol:
+//! Method: a relay sends a steady load of numbered events to a real consumer, with a middleman
+//! between them if the fault is the network's. A fault strikes, delivery goes on, and in the end
+//! the numbers that the consumer has stored are compared with those that were sent. An event may be
+//! missing only as far as the protocol allows (see below), and may arrive again only once for each
+//! fault that found it unacknowledged.
 //!
-//! - `http`: the consumer answered 2xx. Ours stores a request before that, so nothing at all may be missing.
-//! - `tcp`: the consumer's kernel has the bytes, and no reset came for `replay_window` after. That holds for what a consumer
-//!   that ends has not read. Ours stores what its kernel has before it reads it, so nothing may be missing.
-//! - `syslog`: the same, but rsyslog stores what it has read: killed in between it loses one read, which no sender can know
-//!   of. It is counted here, and bounded by [`outputs::RSYSLOG_READ_MAX`]; any other fault may cost nothing.
-//! - `lumberjack` and `relp`: the consumer has said so. Ours, and rsyslog with a direct queue, store an event before that, so
-//!   nothing at all may be missing.
-//! - `kafka` (with its feature): the brokers have acknowledged. They are librdkafka's mock, which can't be killed: what stands
-//!   for that is in [`outputs`].
-//! - `stdout`: the pipe has the bytes. Killed, its reader loses what the pipe holds and what it had read itself.
+//! A window is the events that are sent and not acknowledged when the fault strikes. Events that
+//! the relay has counted as delivered before the fault do not arrive again, and of the others no
+//! more than the output's own bound. The meaning of "acknowledged", and with it the promise,
+//! differs by protocol:
+//!
+//! - `http`: the consumer has answered 2xx. Our consumer stores a request before that, so nothing
+//!   may be missing.
+//! - `tcp`: the consumer's kernel has the bytes, and no reset came for `replay_window` afterwards.
+//!   Bytes that a consumer has not read when it ends lead to a reset. Our consumer stores bytes
+//!   before it takes them out of the kernel's buffer, so nothing may be missing.
+//! - `syslog`: the same as `tcp`, but rsyslog stores bytes after it has read them. A kill in
+//!   between loses one read, which no sender can know. The test counts such losses, and bounds them
+//!   by [`outputs::RSYSLOG_READ_MAX`]; no other fault may lose anything.
+//! - `lumberjack` and `relp`: the consumer has acknowledged. Our server, and rsyslog with a direct
+//!   queue, store an event before that, so nothing may be missing.
+//! - `kafka` (with its feature): the brokers have acknowledged. They are librdkafka's mock, which
+//!   can't be killed; [`outputs`] describes what stands for a kill.
+//! - `stdout`: the pipe has the bytes. A reader that is killed loses the bytes in the pipe and
+//!   those that it had read itself.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -62,12 +73,13 @@ use outputs::relp;
 use outputs::syslog;
 use outputs::tcp;
 
-/// Something that may cost a window.
+/// A fault that may cause a window to arrive twice.
 #[derive(Debug, Clone, Copy)]
 struct Fault {
-    /// Events that the consumer had acknowledged when it began: in order, those with lower numbers.
+    /// How many events the consumer had acknowledged when the fault began. With order, these are
+    /// the events with lower numbers.
     acknowledged: u64,
-    /// Those that it had stored when delivery went on.
+    /// How many events the consumer had stored when delivery went on after the fault.
     stored: u64,
 }
 
@@ -82,29 +94,29 @@ struct Scene {
     kills: usize,
 }
 
-/// What is between the relay and the consumer.
+/// The network between the relay and the consumer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Between {
     Nothing,
     Middleman,
-    /// One whose kernel takes little while nothing passes.
+    /// A middleman whose kernel accepts few bytes while nothing passes.
     NarrowMiddleman,
 }
 
-/// Times of the output.
+/// Timeouts of the output.
 #[derive(Clone, Copy)]
 struct Times {
-    /// `timeouts.request`
+    /// The value of `timeouts.request`.
     request: &'static str,
-    /// `replay_window`, where the consumer does not answer.
+    /// The value of `replay_window`, for outputs whose consumer sends no acknowledgements.
     replay: &'static str,
 }
 
-/// The defaults.
+/// The default values.
 const TIMES: Times = Times { request: "60s", replay: "1s" };
 
 impl Scene {
-    /// Starts everything; events flow when it returns.
+    /// Starts everything. Events flow when it returns.
     fn start(output: Output, between: Between, times: Times) -> Self {
         let consumer = output.peer.address();
         let middleman = match between {
@@ -142,7 +154,7 @@ impl Scene {
         std::thread::sleep(most.mul_f64(self.rng.f64()));
     }
 
-    /// Events arrive, and are stored.
+    /// Waits until more events are stored at the consumer.
     fn wait_for_more(&self) {
         let came =
             || self.output.peer.stored().unwrap_or_else(|| self.of_output("output_events_total"));
@@ -155,7 +167,8 @@ impl Scene {
         let acknowledged = self.of_output("output_events_total");
         strike(self);
         self.wait_for_more();
-        // Said, where the output itself has no bound.
+        // An output without a bound of its own is judged by the number of events that are stored
+        // here.
         let stored = match self.output.window {
             None => times(&self.output.peer.stretches(0)).len() as u64,
             Some(_) => acknowledged,
@@ -163,11 +176,11 @@ impl Scene {
         self.faults.push(Fault { acknowledged, stored });
     }
 
-    /// The middleman strikes after a random number of bytes.
+    /// Lets the middleman strike after a random number of bytes.
     fn strike(&mut self, way: Way, strike: Strike) {
         let most = match way {
             Way::ToConsumer => 100_000,
-            // Answers are short.
+            // The bytes of the answers are few.
             Way::ToRelay => 200,
         };
         let after = self.rng.u64(..most);
@@ -179,20 +192,22 @@ impl Scene {
         });
     }
 
-    /// Everything arrives; then what is missing and what came again is counted, said, and judged.
+    /// Waits until everything has arrived. Then counts, prints and judges what is missing and what
+    /// arrived again.
     fn finish(self, what: &str) {
         let Self { output, middleman, relay, senders, faults, kills, .. } = self;
         let sent = senders.finish();
         assert!(sent.iter().all(|sent| sent.accepted), "the queue was full");
         let total = sent.last().expect("something was sent").numbers.end;
         relay.finish(Backlog::Empty);
-        // Without an answer the kernel has it before the consumer does.
+        // A consumer without acknowledgements may still have to read the last event from its
+        // kernel.
         let came =
             |number: u64| output.peer.stretches(total).iter().any(|some| some.contains(&number));
         wait_for_slowly("the last event", || came(total - 1));
         drop(middleman);
         output.peer.is_reached_at(output.peer.address());
-        // And what is on its way for the second time.
+        // Events may be on their way for a second time. They are waited for too.
         let mut stored = output.peer.stored();
         wait_for_slowly("the end of the consumer's rest", || {
             std::mem::replace(&mut stored, output.peer.stored()) == stored
@@ -219,7 +234,7 @@ impl Scene {
         if output.ordered {
             assert_eq!(gaps_in_order(&stretches), missing, "what is skipped does not come later");
             for (number, times) in times {
-                // A fault brings again what it found unacknowledged, once.
+                // A fault repeats, once, the events that it found unacknowledged.
                 let faults = faults.iter().filter(|fault| fault.acknowledged <= number).count();
                 assert!(times <= 1 + faults as u64, "event {number} came {times} times");
             }
@@ -228,14 +243,14 @@ impl Scene {
 }
 
 impl Output {
-    /// How many events a fault may bring again.
+    /// Returns how many events this fault may cause to arrive again.
     fn window_of(&self, fault: &Fault) -> u64 {
         let unacknowledged = fault.stored.saturating_sub(fault.acknowledged);
         self.window.unwrap_or(unacknowledged)
     }
 }
 
-/// For what takes a while to look at.
+/// Polls a check that is slow to make.
 fn wait_for_slowly(what: &str, mut check: impl FnMut() -> bool) {
     wait_until(what, PATIENCE, || {
         std::thread::sleep(Duration::from_millis(250));
@@ -250,7 +265,7 @@ fn count(value: f64) -> u64 {
     count
 }
 
-/// How often each number came.
+/// Returns how often each number arrived.
 fn times(stretches: &[Vec<u64>]) -> BTreeMap<u64, u64> {
     let mut times = BTreeMap::new();
     for number in stretches.iter().flatten() {
@@ -263,7 +278,7 @@ fn repeats(times: &BTreeMap<u64, u64>) -> u64 {
     times.values().map(|times| times - 1).sum()
 }
 
-/// Of the numbers below `total`, what did not come.
+/// Returns the ranges of numbers below `total` that did not arrive.
 fn missing_of(times: &BTreeMap<u64, u64>, total: u64) -> Vec<Range<u64>> {
     let (mut missing, mut next) = (Vec::new(), 0);
     for number in times.keys().copied().chain([total]) {
@@ -275,7 +290,8 @@ fn missing_of(times: &BTreeMap<u64, u64>, total: u64) -> Vec<Range<u64>> {
     missing
 }
 
-/// What was skipped where a stretch began. Panics where one of them goes back or leaves something out.
+/// Returns the ranges that were skipped where a stretch began. Panics if the numbers of a stretch
+/// do not follow each other.
 fn gaps_in_order(stretches: &[Vec<u64>]) -> Vec<Range<u64>> {
     let (mut front, mut gaps) = (0, Vec::new());
     for stretch in stretches.iter().filter(|stretch| !stretch.is_empty()) {
@@ -297,16 +313,17 @@ fn what_is_missing_or_out_of_order_is_found() {
     assert_eq!(missing_of(&times(&stretches), 8), gap(4..6));
     assert_eq!(missing_of(&times(&stretches), 9), [4..6, 8..9]);
     assert_eq!(repeats(&times(&stretches)), 2);
-    // It comes later, and has been skipped all the same.
+    // Number 1 arrives later, but counts as skipped all the same.
     assert_eq!(gaps_in_order(&[vec![0], vec![2], vec![1]]), gap(1..2));
     for wrong in [vec![0, 2], vec![0, 1, 0]] {
         assert!(std::panic::catch_unwind(|| gaps_in_order(&[wrong])).is_err());
     }
 }
 
-/// Half of the time it has stood still for a moment, with something in its kernel that it has not read.
+/// Method: the consumer is killed and started again several times. In every other round it stands
+/// still for a moment before the kill, so that its kernel holds bytes that it has not read.
 fn killed(output: Output) {
-    // So long nobody keeps a consumer from reading but this test.
+    // With a window this long, only this test keeps a consumer from reading long enough to matter.
     let times = Times { replay: "2s", ..TIMES };
     let rounds = output.rounds;
     let mut scene = Scene::start(output, Between::Nothing, times);
@@ -326,7 +343,8 @@ fn killed(output: Output) {
     scene.finish("killed");
 }
 
-/// No timeout passes meanwhile: nothing is sent twice.
+/// Method: the consumer stands still for 20 s and goes on. No timeout passes meanwhile, so nothing
+/// may arrive twice.
 fn stopped_for_20_seconds(output: Output) {
     let mut scene = Scene::start(output, Between::Nothing, TIMES);
     scene.output.peer.suffer(Blow::Freeze);
@@ -336,7 +354,8 @@ fn stopped_for_20_seconds(output: Output) {
     scene.finish("stopped for 20 s");
 }
 
-/// Each timeout is a fault of its own.
+/// Method: the consumer stands still for 5 s, which is longer than the request timeout of 1.5 s,
+/// and goes on. Each timeout that the relay counts is a fault of its own, and may repeat a window.
 fn stopped_for_longer_than_the_request_timeout(output: Output) {
     let times = Times { request: "1500ms", ..TIMES };
     let mut scene = Scene::start(output, Between::Nothing, times);
@@ -352,6 +371,8 @@ fn stopped_for_longer_than_the_request_timeout(output: Output) {
     scene.finish("stopped for longer than timeouts.request");
 }
 
+/// Method: the middleman resets the connection after a random number of bytes, again and again, in
+/// either direction if the consumer sends answers.
 fn reset_at_random_bytes(output: Output) {
     let (rounds, answers) = (output.rounds, output.answers);
     let mut scene = Scene::start(output, Between::Middleman, TIMES);
@@ -362,7 +383,9 @@ fn reset_at_random_bytes(output: Output) {
     scene.finish("reset at random bytes");
 }
 
-/// Slow is no fault: nothing is sent twice.
+/// Method: the middleman delays the consumer's answers, and stalls the bytes to the consumer for 2
+/// s, so that the kernel's acknowledgements come late too. A slow consumer is no fault, so nothing
+/// may arrive twice.
 fn answered_late(output: Output) {
     let answers = output.answers;
     let scene = Scene::start(output, Between::NarrowMiddleman, TIMES);
@@ -373,7 +396,7 @@ fn answered_late(output: Output) {
         middleman.delay_answers(Duration::ZERO);
         scene.wait_for_more();
     }
-    // What the kernel acknowledges comes late too.
+    // The kernel's acknowledgements come late too.
     for strikes in 1..=2 {
         let stall = Strike::Stall(Way::ToConsumer, Duration::from_secs(2));
         middleman.arm(Way::ToConsumer, 1000, stall);
@@ -383,8 +406,9 @@ fn answered_late(output: Output) {
     scene.finish("answered late");
 }
 
-/// The consumer's bytes do not come from some point on: the connection stays without them, or ends. Nor do the relay's: there
-/// is nothing to answer.
+/// Method: from some byte on, the middleman throws away the consumer's bytes or the relay's, or
+/// ends the consumer's direction with FIN. The connection then stays without answers, or ends. A
+/// consumer without answers only gets the FIN.
 fn answers_cut(output: Output) {
     let answers = output.answers;
     let times = Times { request: "3s", ..TIMES };
@@ -401,7 +425,7 @@ fn answers_cut(output: Output) {
     scene.finish("its answers cut");
 }
 
-/// A test for each type of output and each fault.
+/// Makes a test for each type of output and each fault.
 macro_rules! faults {
     ($($output:ident),*) => {
         $(mod $output {
@@ -437,7 +461,7 @@ faults!(http, https, tcp, syslog, lumberjack, relp);
 #[cfg(feature = "kafka")]
 faults!(kafka);
 
-/// At once, because it takes so long.
+/// All outputs run at once, because the test takes 20 s.
 #[test]
 fn all_stopped_for_20_seconds() {
     let outputs: &[fn() -> Output] = &[
@@ -458,7 +482,8 @@ fn all_stopped_for_20_seconds() {
     });
 }
 
-/// The reader of a relay's standard output, which stores it: cat, with a file for each of its lives.
+/// The reader of a relay's standard output: a cat that writes into a file. Each reader has a file
+/// of its own.
 struct Reader {
     child: Child,
     file: PathBuf,
@@ -482,7 +507,7 @@ impl Reader {
     }
 
     fn kill(&mut self) {
-        // It may have ended with the pipe.
+        // The process may have ended with the pipe.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -494,7 +519,8 @@ impl Drop for Reader {
     }
 }
 
-/// Batches so small that some wait while the pipe is full.
+/// Returns a config of a relay that writes to its standard output, with batches so small that some
+/// of them wait while the pipe is full.
 fn to_stdout() -> String {
     format!(
         "{BASE}[[output]]\nname = \"consumer\"\ntype = \"stdout\"\n\
@@ -523,13 +549,15 @@ fn stdouts_reader_stopped_for_20_seconds() {
     assert!(reader.numbers().into_iter().eq(0..total), "something is missing, or came again");
 }
 
-/// What the pipe has is delivered: it is lost with its reader, and so is what that has read. The relay ends with status 1,
-/// and with a directory the next one goes on with what was not in the pipe.
+/// Method: the reader of the relay's standard output stands still and is killed, three times, each
+/// with a new relay on the same directory. Bytes in the pipe count as delivered, so they are lost
+/// with the reader, as are the bytes that the reader itself had read. The relay must end with
+/// status 1, and the next one must go on with the events that were not in the pipe.
 #[test]
 fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
-    /// A pipe's buffer, and cat's.
+    /// The size of a pipe's buffer and of cat's, in bytes.
     const HELD_MAX: usize = (64 + 128) * 1024;
-    /// Batches handed to the thread that writes.
+    /// The events of the batches that are handed to the writing thread at once.
     const WINDOW: u64 = 2 * REQUEST_EVENTS;
     let (directory, spool) = (TempDir::new().expect("a temporary directory"), Spool::new());
     let config = format!("{}{}", to_stdout(), spool.queue(""));
@@ -570,7 +598,8 @@ fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
         kills as u64 * WINDOW,
         missing.len()
     );
-    // What was posted to a relay that was ending may be missing too, in the middle of a life.
+    // An event that was posted while a relay was ending was not answered 200, and may be missing in
+    // the middle of a life.
     let parts: Vec<Vec<u64>> = stretches.iter().flat_map(|life| parts(life)).collect();
     assert_eq!(gaps_in_order(&parts), missing_of(&times, last + 1));
     assert!(lost <= kills * HELD_MAX);

@@ -1,5 +1,6 @@
-//! A full queue: what senders are told, that kube-apiserver's client gets everything through, and what is counted as lost
-//! where the operator has chosen losses. And the other way to answer: `acknowledge = "delivered"`.
+//! A full queue: what senders are told, that kube-apiserver's client gets everything through, and
+//! what is counted as lost if the operator has chosen losses. Also the later answer, `acknowledge =
+//! "delivered"`.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -31,20 +32,23 @@ use crate::support::requests::to_sink;
 use crate::support::wait_for;
 use crate::support::wait_until;
 
-/// kube-apiserver's times, divided by this.
+/// kube-apiserver's pauses and timeouts are divided by this number.
 const FASTER: u32 = 30;
 
-/// What a batch counts in the queue besides its bytes.
+/// The bytes that a batch counts in the queue besides its lines.
 const OVERHEAD: usize = 256;
 
-/// What became of a batch at kube-apiserver's webhook client.
+/// The fate of a batch at kube-apiserver's webhook client: whether it was accepted in the end, and
+/// the refusals before.
 struct Sent {
     accepted: bool,
     refusals: Vec<Response>,
 }
 
-/// Sends as k8s.io/apiserver's webhook backend does: 5 attempts, 10 s × 1.5 with up to 20 % more between them; inside one
-/// attempt up to 10 tries within 30 s on 429 or 5xx with a whole number of seconds in Retry-After.
+/// Sends a batch as the webhook backend of k8s.io/apiserver does, with times divided by `FASTER`.
+/// The client makes 5 attempts. Between them it pauses 10 s, then 1.5 times as long each time, with
+/// up to 20 % more. Within an attempt it tries up to 10 times in 30 s, as long as the answer is 429
+/// or 5xx with a whole number of seconds in Retry-After.
 fn send_as_kube_apiserver(address: SocketAddr, body: &[u8]) -> Sent {
     let mut sent = Sent { accepted: false, refusals: Vec::new() };
     let mut pause = Duration::from_secs(10) / FASTER;
@@ -78,7 +82,7 @@ fn send_as_kube_apiserver(address: SocketAddr, body: &[u8]) -> Sent {
     sent
 }
 
-/// 0 to 1, different in each thread.
+/// Draws a number from 0 to 1, different in each thread.
 fn random() -> f64 {
     use std::hash::BuildHasher as _;
     #[allow(clippy::cast_precision_loss, reason = "a draw, not a count")]
@@ -106,6 +110,9 @@ fn lost(metrics: &Metrics, plugin: &str) -> f64 {
     metrics.value("error_total", &[("plugin", plugin)])
 }
 
+/// Method: 200 threads imitate kube-apiserver's client with times divided by `FASTER`. The consumer
+/// is down for what stands for a minute, so that the queue fills and batches are refused. Every
+/// batch must be accepted in the end, and every event must arrive at the consumer.
 #[test]
 fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     let mut sink = HttpSink::accepting();
@@ -113,7 +120,8 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     let more = "[queue]\nmax_bytes = \"1MiB\"\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
     let address = relay.address();
-    // 200 batches of about 25 KB over 2 s, which stand for 60 s; about 40 of them fill the queue.
+    // The test posts 200 batches of about 25 KB over 2 s, which stand for 60 s. About 40 of them
+    // fill the queue.
     let senders: Vec<JoinHandle<(u64, Sent)>> = (0..200)
         .map(|seed: u64| {
             std::thread::spawn(move || {
@@ -165,18 +173,19 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     relay.finish(Backlog::Empty);
 }
 
-/// A queue of exactly five batches of this size.
+/// Returns the size of a queue, in bytes, that has room for exactly five batches of this size.
 fn room_for_five(batch: &[u8]) -> usize {
     let lines: usize = events_of(batch).iter().map(|event| event.len() + 1).sum();
-    // The body is larger than its lines; its length is what the head check goes by.
+    // A body is larger than its lines, and the check of a request's head goes by the body's length.
     5 * (lines + OVERHEAD) + (batch.len() - lines)
 }
 
-/// Batches of the same size, told apart by their events.
+/// Returns batches of the same size whose events differ.
 fn batches(count: u64) -> Vec<Vec<u8>> {
     let batches: Vec<_> = (0..count).map(|seed| generated_batch(seed, 10, 1000)).collect();
     let longest = batches.iter().map(Vec::len).max().unwrap();
-    // Padded with white space between tokens inside the first event, which belongs to the event.
+    // The shorter bodies are padded with white space inside the first event, where it belongs to
+    // the event.
     let pad = |batch: Vec<u8>| {
         let at = batch.iter().position(|&byte| byte == b'[').unwrap() + 2;
         [&batch[..at], &b" ".repeat(longest - batch.len()), &batch[at..]].concat()
@@ -264,7 +273,7 @@ fn drop_oldest_keeps_the_newest_and_counts_the_rest() {
         .filter(|(_, batch)| received.contains(&events_of(batch)[0]))
         .map(|(place, _)| place)
         .collect();
-    // One may have been on the wire as its turn to be dropped came.
+    // The oldest batch may have been on the wire when it was due to be dropped. It is then kept.
     assert_eq!(places.len(), 5);
     assert_eq!(places[1..], [4, 5, 6, 7]);
     let kept: Vec<_> = places.iter().flat_map(|&place| events_of(&batches[place])).collect();
@@ -284,7 +293,8 @@ fn drop_oldest_costs_only_the_output_that_is_dead() {
     );
     let relay = Relay::start(&config);
     for batch in &batches {
-        // 429 while the dead output has all of them on the wire, for the moment that its attempt takes.
+        // The answer is 429 while the dead output has all batches on the wire, which lasts as long
+        // as its attempt.
         wait_until("room", PATIENCE, || relay.post(batch).status == 200);
         relay.wait_for_metrics("the live output", PATIENCE, |metrics| {
             (metrics.value("output_backlog_events", &[("output", "live")]) == 0.0).then_some(())
@@ -361,7 +371,7 @@ fn a_dead_output_delays_no_other() {
     relay.finish(Backlog::Stable);
 }
 
-/// `acknowledge = "delivered"` with this time.
+/// Returns the tables for `acknowledge = "delivered"` with this timeout.
 fn delivered(timeout: &str) -> String {
     format!(
         "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"{timeout}\"\n[shutdown]\ndrain_timeout = \"300ms\"\n"
@@ -385,7 +395,7 @@ fn delivered_answers_once_every_output_has_the_batch() {
         let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
         client.send(&[head.as_bytes(), &batch].concat()).unwrap();
         slow.wait_for_count(count + 1, PATIENCE);
-        // On the wire: accepted, and not yet acknowledged.
+        // The batch is on the wire: it is accepted, and not yet acknowledged.
         let metrics = relay.metrics();
         assert_eq!(metrics.value("event_total", &[]), real(10 * (count + 1)));
         assert!(metrics.value("in_flight_bytes", &[]) >= real(batch.len()));
@@ -397,7 +407,7 @@ fn delivered_answers_once_every_output_has_the_batch() {
         }
         assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
     }
-    // Several at once, each with its own answer.
+    // Several senders wait at once, and each gets an answer of its own.
     let address = relay.address();
     let senders: Vec<_> = (10..16)
         .map(|seed| {
@@ -431,7 +441,8 @@ fn delivered_answers_also_for_events_that_are_refused_for_good() {
     relay.finish(Backlog::Empty);
 }
 
-/// A relay whose consumer is down and that has begun to send `first`, which was answered 503.
+/// Starts a relay whose consumer is down, and posts `first`, which the output has begun to send
+/// when the sender is answered 503.
 fn waiting(timeout: &str) -> (HttpSink, Relay, Vec<u8>) {
     let mut sink = HttpSink::accepting();
     sink.close();
@@ -464,7 +475,8 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
     assert_eq!(metrics.value("requests_rejected_total", &[("reason", "delivery_timeout")]), 4.0);
     sink.reopen();
     relay.wait_until_delivered(PATIENCE);
-    // kube-apiserver tries again: now it is taken, and nothing of before comes.
+    // kube-apiserver tries again. The batch is now accepted, and the attempts that were answered
+    // 503 before are not delivered.
     let again = generated_batch(1, 10, 1000);
     assert_eq!(relay.post(&again).status, 200);
     let expected = [events_of(&first), events_of(&again)].concat();
@@ -475,7 +487,9 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
 #[test]
 fn delivered_takes_a_batch_out_when_its_sender_goes() {
     let (mut sink, relay, first) = waiting("2s");
-    // Each of these waits behind the first; its timeout would be as good as the sender's end, so there are many.
+    // Each of these batches waits in the queue after the first. The timeout of 2 s would also take
+    // a batch out, so there are five of them, and the counter of timeouts must show that most left
+    // without one.
     for seed in 1..6 {
         let batch = generated_batch(seed, 10, 1000);
         let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", batch.len());
@@ -549,11 +563,14 @@ fn delivered_counts_waiting_bodies_against_max_in_flight_and_the_queue() {
     relay.finish(Backlog::Stable);
 }
 
+/// Method: 30 threads imitate kube-apiserver's client against a relay that answers only once the
+/// consumer has the batch, while the consumer goes down and comes back. Every event must arrive.
+/// Events may arrive twice only if the output had begun to send them when the sender was told 503.
 #[test]
 fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
     let mut sink = HttpSink::accepting();
     sink.close();
-    // 25 s, FASTER: as the client gives up at 30 s.
+    // The timeout is 25 s divided by `FASTER`, because the client gives up at 30 s.
     let more = "concurrency = 1\nbatch = { max_events = 20 }\n".to_owned() + &delivered("833ms");
     let relay = Relay::start(&to_sink(sink.address(), &more));
     let address = relay.address();
@@ -579,7 +596,8 @@ fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
     relay.wait_until_delivered(PATIENCE);
     let received = accepted_events(&sink);
     assert_none_missing(&received, &expected);
-    // Of what the output had begun to send when the sender was told 503, there may be a second copy.
+    // Batches that the output had begun to send when their sender was told 503 may arrive a second
+    // time.
     let different: BTreeSet<_> = received.iter().collect();
     assert_eq!(different.len(), 600);
     assert!(received.len() <= 600 + 5 * 20, "{} events more than were sent", received.len() - 600);

@@ -1,5 +1,11 @@
-//! Any byte of any file of the durable queue changed, and worse: the relay starts, delivers every other record, counts what
-//! is missing, and keeps a copy of what was damaged.
+//! Damage to the files of the durable queue: changed bytes, and worse. The relay starts all the
+//! same, delivers every other record, counts the events that are missing, and keeps a copy of the
+//! damaged bytes.
+//!
+//! Method: a template spool is made once, with two outputs at different positions. Each case copies
+//! the template, damages one place of the copy and starts the real program on it. Only events of
+//! the damaged record may be missing at the consumers, and exactly the missing events must be
+//! counted as lost.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -27,7 +33,8 @@ use crate::support::wait_until;
 
 const EVENTS: u64 = 1500;
 
-/// What one output had before: a backlog that does not start at the first record.
+/// The events that the output `ahead` has delivered before. Its backlog therefore does not begin at
+/// the first record.
 const DELIVERED: u64 = 600;
 
 const QUEUE: &str = "segment_bytes = \"128KiB\"\n";
@@ -37,15 +44,15 @@ fn config(spool: &Spool, ahead: &Tallying, behind: &Tallying) -> String {
     format!("{BASE}{outputs}{}", spool.queue(QUEUE))
 }
 
-/// How the relay ended that made a spool.
+/// How the relay that made a spool ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Stopped,
     Killed,
 }
 
-/// A spool of [`EVENTS`], event n at position n, all of which are waited for by `behind`, and those from [`DELIVERED`] on
-/// by `ahead`.
+/// Makes a spool of [`EVENTS`] events, with event n at position n. The output `behind` still waits
+/// for all of them, and the output `ahead` for those from [`DELIVERED`] on.
 fn template(end: End) -> Spool {
     let spool = Spool::new();
     let (mut ahead, behind) = (Tallying::tcp(), Tallying::http().closed());
@@ -53,7 +60,7 @@ fn template(end: End) -> Spool {
     let post = |relay: &Relay, numbers: Range<u64>| {
         let mut start = numbers.start;
         while start < numbers.end {
-            // Records of many sizes, single events among them.
+            // The records have many sizes, and some are single events.
             let events = (start % 7 * 5 + 1).min(numbers.end - start);
             assert_eq!(relay.post(&list(0, start..start + events)).status, 200);
             start += events;
@@ -77,16 +84,16 @@ fn template(end: End) -> Spool {
     spool
 }
 
-/// What came of a damaged spool.
+/// The result of a start on a damaged spool.
 struct Outcome {
-    /// Events that `behind` did not get.
+    /// The events that `behind` did not receive.
     missing: BTreeSet<u64>,
     metrics: Metrics,
     log: String,
 }
 
-/// Starts the relay on a damaged spool and lets it deliver everything. `what` was done to it is said when it fails; the
-/// events in `damaged` may be missing.
+/// Starts the relay on a damaged spool and lets it deliver everything. The events in `damaged` may
+/// be missing, and no others. `what` describes the damage for the message of a failure.
 fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
     let (ahead, behind) = (Tallying::tcp(), Tallying::http());
     let config = config(spool, &ahead, &behind);
@@ -108,7 +115,8 @@ fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
     let missing_ahead: BTreeSet<u64> = &(DELIVERED..EVENTS).collect() - &numbers(&ahead);
     assert!(missing_ahead.is_subset(&missing), "{what}: the outputs read different logs\n{log}");
     let lost = |output: &str| metrics.value("error_total", &[("plugin", output)]);
-    // Of a log whose end is beyond recognition nobody knows how much it was: then it is counted from what looks like it.
+    // If the end of the log is overwritten with garbage, nobody knows how many events it held. The
+    // relay then counts by what looks like records, and may count too many.
     let counted = lost("behind");
     let exact = counted == real(missing.len());
     let is_end = missing.contains(&(EVENTS - 1)) && what.ends_with(GARBAGE);
@@ -116,11 +124,12 @@ fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
         exact || is_end && counted > real(missing.len()),
         "{what}: {counted}, {missing:?}\n{log}"
     );
-    // It may have started earlier than where it was: what it passes is counted.
+    // The output `ahead` may start earlier than it had been. The missing events that it passes are
+    // counted for it too.
     assert!(lost("ahead") >= real(missing_ahead.len()), "{what}: {}\n{log}", lost("ahead"));
     assert!(lost("ahead") <= lost("behind"), "{what}: {}\n{log}", lost("ahead"));
     assert_eq!(lost("queue"), 0.0, "{what}");
-    // Where nothing is left of a file, no record of it is corrupt.
+    // If nothing is left of a file, the relay finds no record in it that it could count as corrupt.
     if !missing.is_empty() && !what.ends_with(GONE) && !what.ends_with(EMPTY) {
         let corrupt = metrics.value("spool_corrupt_records_total", &[]);
         assert!(corrupt > 0.0, "{what}: {missing:?} missing, and no damage counted\n{log}");
@@ -133,8 +142,9 @@ fn real(count: usize) -> f64 {
     count as f64
 }
 
-/// Bytes that are always changed: of headers and lines where the log begins and ends and where an output goes on, of the
-/// headers of segments, and of both slots of the cursors.
+/// Returns bytes that every run changes: in the headers and lines of the records where the log
+/// begins, where it ends and where `ahead` goes on, in the headers of segments, and in both slots
+/// of the cursors.
 fn edges(spool: &Spool, records: &[Record]) -> Vec<(PathBuf, usize)> {
     let goes_on = records.iter().find(|record| record.positions.contains(&DELIVERED));
     let mut places = Vec::new();
@@ -153,9 +163,9 @@ fn edges(spool: &Spool, records: &[Record]) -> Vec<(PathBuf, usize)> {
     places
 }
 
-/// A byte of a file, by a draw that prefers what matters.
+/// Draws a byte of a file. Bytes that matter more are drawn more often.
 fn place(spool: &Spool, records: &[Record], rng: &mut fastrand::Rng) -> (PathBuf, usize) {
-    // Where the log ends, where outputs go on, and anywhere.
+    // The record is the last one, the first one, the one where `ahead` goes on, or any.
     let record = match rng.u32(..6) {
         0 => records.last(),
         1 => records.first(),
@@ -190,6 +200,10 @@ fn place(spool: &Spool, records: &[Record], rng: &mut fastrand::Rng) -> (PathBuf
     }
 }
 
+/// Method: changes one byte at a time, first at the [`edges`], then at random places, in a spool
+/// whose relay ended in this way. After each change, exactly the events of the record that holds
+/// the byte must be missing (none if the byte belongs to no record), the quarantine must hold the
+/// changed bytes, and the log must name the segment.
 fn flips(end: End) {
     let mut rng = rng();
     let template = template(end);
@@ -211,7 +225,7 @@ fn flips(end: End) {
             record.map_or_else(BTreeSet::new, |record| record.positions.clone().collect());
         let what = format!("{end:?}, {} byte {at} ^ {mask:#04x}, in {record:?}", file.display());
         let outcome = deliver(&spool, &what, &damaged);
-        // Nothing but its own bytes can tell that a record was damaged.
+        // A checksum covers every byte of a record, so any change of a record costs its events.
         assert_eq!(outcome.missing, damaged, "{what}: delivered all the same\n{}", outcome.log);
         if let Some(record) = record {
             with_losses += 1;
@@ -234,7 +248,7 @@ fn flips(end: End) {
     eprintln!("{count} flips of a spool that was {end:?}: {with_losses} records lost and counted");
 }
 
-/// The next start finds nothing left to deliver, and counts no damage again for it.
+/// Checks that the next start finds no backlog, and does not count the same damage again.
 fn assert_counted_once(spool: &Spool, what: &str) {
     let (ahead, behind) = (Tallying::tcp(), Tallying::http());
     let relay = Relay::start(&config(spool, &ahead, &behind));
@@ -257,21 +271,25 @@ fn a_changed_byte_after_a_kill_costs_its_record_at_most() {
     flips(End::Killed);
 }
 
-/// What was done to a segment: it was removed.
+/// Damage to a segment: the file is removed.
 const GONE: &str = "gone";
 
-/// Or overwritten with random bytes.
+/// Damage to a segment: the file is overwritten with random bytes.
 const GARBAGE: &str = "garbage";
 
-/// Or cut to nothing.
+/// Damage to a segment: the file is cut to length 0.
 const EMPTY: &str = "empty";
 
-/// The positions that this segment holds.
+/// Returns the positions that this segment holds.
 fn positions(records: &[Record], segment: &Path) -> BTreeSet<u64> {
     let of_segment = records.iter().filter(|record| record.segment == segment);
     of_segment.flat_map(|record| record.positions.clone()).collect()
 }
 
+/// Method: the first, the second and the last segment are removed, cut at several lengths, filled
+/// with random bytes and filled with zeros, each in a copy of the template. Only events of that
+/// segment may be missing, they must be counted as lost, and the next start must count nothing
+/// more.
 #[test]
 fn a_segment_that_is_gone_or_beyond_recognition_costs_its_events_at_most() {
     let template = template(End::Stopped);
@@ -291,7 +309,8 @@ fn a_segment_that_is_gone_or_beyond_recognition_costs_its_events_at_most() {
         let of_segment: Vec<&Record> =
             records.iter().filter(|record| record.segment == *segment).collect();
         let record = of_segment[of_segment.len() / 2];
-        // Within its lines: the record shows that something is missing.
+        // The cut is within the record's lines, so the record's header shows that bytes are
+        // missing.
         let half = record.bytes.end - 10;
         for (what, length) in [(EMPTY, 0), ("a piece of its header", 17), ("half", half)] {
             let spool = template.copy();
@@ -340,6 +359,10 @@ fn what_is_not_of_the_queue_is_left_alone() {
     }
 }
 
+/// Method: a group of two records is written after the end of a killed relay's log, as a crash in
+/// the middle of a write leaves it: complete, cut at several lengths, or with sectors of 512 bytes
+/// that still hold zeros. No sender was told 200 for the group, so nothing may be missing, nothing
+/// counts as corrupt, and nothing is copied aside.
 #[test]
 fn a_write_that_was_not_finished_costs_nothing() {
     let template = template(End::Killed);
@@ -357,7 +380,8 @@ fn a_write_that_was_not_finished_costs_nothing() {
             let mut group = group_behind(&bytes[last.bytes.start..], &[&first, &second]);
             let length = group.len();
             change(&mut group);
-            // Where it has become shorter, the file ends there; else what was reserved follows.
+            // If the group became shorter, the file ends with it. Otherwise the bytes that were
+            // reserved for the segment follow.
             bytes.resize(bytes.len().max(at + length), 0);
             bytes[at..at + group.len()].copy_from_slice(&group);
             if group.len() < length {

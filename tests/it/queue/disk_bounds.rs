@@ -1,4 +1,5 @@
-//! `queue.max_bytes` on disk, and the fixed cache in memory, whatever the backlog.
+//! The bounds of the durable queue: `queue.max_bytes` on disk, and the fixed cache in memory, for a
+//! backlog of any size.
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -36,7 +37,7 @@ use crate::support::wait_until;
 
 const MIB: u64 = 1024 * 1024;
 
-/// A thread that looks at what a directory takes up all the time.
+/// A thread that measures all the time how much space a directory takes up.
 struct Watch {
     over: Arc<AtomicBool>,
     thread: JoinHandle<Usage>,
@@ -59,7 +60,7 @@ impl Watch {
         Self { over, thread }
     }
 
-    /// The most it was.
+    /// Ends the thread, and returns the most that the directory has taken up.
     fn most(self) -> Usage {
         self.over.store(true, Ordering::SeqCst);
         self.thread.join().expect("looking does not panic")
@@ -74,14 +75,14 @@ fn assert_within(usage: Usage, bytes: u64) {
 
 const MAX: u64 = 8 * MIB;
 
-/// A queue of [`MAX`] bytes.
+/// Returns the table of a queue of [`MAX`] bytes.
 fn queue(spool: &Spool, more: &str) -> String {
     spool.queue(&format!("max_bytes = {MAX}\nsegment_bytes = \"1MiB\"\n{more}"))
 }
 
-/// What senders were answered who posted 400 events of sender `n` each, all at once.
+/// The answers to senders who each posted batches of 400 events, all at once.
 struct Posted {
-    /// By sender, the numbers of the batches.
+    /// The accepted batches, each as its sender and its number.
     accepted: Vec<(u32, u64)>,
     refused: u32,
 }
@@ -92,7 +93,7 @@ impl Posted {
     }
 }
 
-/// Four senders post this many batches of about 200 KB each.
+/// Lets four senders post this many batches of about 200 KB each.
 fn overload(address: SocketAddr, first: u32, batches: u64) -> Posted {
     let senders: Vec<_> = (first..first + 4)
         .map(|sender| {
@@ -128,7 +129,7 @@ fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// The batches of which something arrived; panics where one arrived in part.
+/// Returns the batches of which events arrived. Panics if a batch arrived in part.
 fn arrived(consumer: &Tallying) -> Vec<(u32, u64)> {
     let ids: Vec<_> = consumer.tally.ids().into_iter().collect();
     let mut batches: Vec<(u32, u64)> = Vec::new();
@@ -139,6 +140,9 @@ fn arrived(consumer: &Tallying) -> Vec<(u32, u64)> {
     batches
 }
 
+/// Method: four senders overload the queue several times, with its consumers closed, while it is
+/// being emptied, and after a kill, and a thread measures the directory all the time. The files may
+/// never take up more than `queue.max_bytes`, and exactly the accepted batches must arrive.
 #[test]
 fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     let spool = Spool::new();
@@ -153,7 +157,7 @@ fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     assert_eq!(refused, f64::from(posted.refused));
     assert!(metrics.value("queue_bytes", &[]) <= real(MAX));
     assert_eq!(metrics.get("queue_writable", &[]), Some(1.0), "full is not broken");
-    // Full again and again, while it is emptied and after a kill.
+    // The queue becomes full again and again, while it is being emptied and after a kill.
     for first in [10, 20, 30] {
         consumer.set_open(true);
         let more = overload(relay.address(), first, 10);
@@ -216,7 +220,7 @@ fn drop_oldest_drops_whole_segments_and_counts_them_once() {
         assert_eq!(metrics.value("error_total", &[("plugin", output)]), dropped);
         assert_eq!(of(&metrics, "output_backlog_events", output), held);
     }
-    // What was dropped and counted stays so.
+    // Dropped events that were counted before the kill are not counted again after it.
     relay.kill();
     let relay = Relay::start(&config);
     let metrics = relay.metrics();
@@ -235,6 +239,9 @@ fn drop_oldest_drops_whole_segments_and_counts_them_once() {
     }
 }
 
+/// Method: in eight rounds a relay with `drop_oldest` and a small directory runs under load, while
+/// its consumers open and close at random. The losses that each relay counts are added up. In the
+/// end no more events may be missing at a consumer than were counted for its output.
 #[test]
 fn what_drop_oldest_loses_is_counted_whatever_the_consumers_and_the_relay_do() {
     let mut rng = rng();
@@ -272,7 +279,8 @@ fn what_drop_oldest_loses_is_counted_whatever_the_consumers_and_the_relay_do() {
         wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
         let missing = accepted.difference(&consumer.tally.ids()).count() as u64;
         eprintln!("{name}: {} accepted, {missing} missing, {counted} counted", accepted.len());
-        // What had arrived and was not final when it was dropped is counted too.
+        // Events that had arrived at the consumer, and were dropped before their acknowledgement,
+        // are counted as lost too.
         assert!(real(missing) <= counted, "{name}: {missing} missing, {counted} counted");
         all_missing += missing;
     }
@@ -316,7 +324,7 @@ fn drop_newest_takes_what_it_can_and_counts_the_rest() {
     arrived(&consumer);
 }
 
-/// Counts lines, and keeps nothing.
+/// A consumer that counts lines and keeps nothing.
 fn counting_lines() -> (Server, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);
@@ -361,7 +369,7 @@ fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
         requests.address(),
     );
     let relay = Relay::start(&config);
-    // Few bodies, so that the test itself needs little of the cores.
+    // Few different bodies are generated, so that the test itself takes little time of the cores.
     let bodies: Vec<Vec<u8>> = (0..4).map(|seed| generated_batch(seed, 400, 1600)).collect();
     let bytes: usize = events_of(&bodies[0]).iter().map(|event| event.len() + 1).sum();
     let mut client = Client::connect(relay.address()).unwrap();
@@ -374,7 +382,8 @@ fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
     }
     let filled = relay.rss_bytes_max() / MIB;
     assert!(filled < 90, "{filled} MiB with a backlog of {} MiB", BACKLOG / MIB);
-    // Both from the oldest on, from the files, and at once.
+    // Both consumers read the whole backlog at once, beginning with the oldest event, from the
+    // files.
     lines.reopen();
     requests.reopen();
     wait_until("both to catch up", PATIENCE * 3, || {

@@ -1,7 +1,8 @@
-//! Disks that are full or fail: no 200 for what is not safe, deliveries that go on, and service that resumes by itself.
+//! Disks that are full or fail: no batch is answered 200 before it is safe, deliveries go on, and
+//! the relay accepts batches again by itself once the disk works.
 //!
-//! Full ones are real: a small tmpfs, and ext4 on a loop device. The other errors come from strace, in the place of the
-//! kernel's answer to the relay's own system calls.
+//! Full disks are real: a small tmpfs, and ext4 on a loop device. Other errors come from strace,
+//! which replaces the kernel's result of the relay's own system calls.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -34,7 +35,8 @@ use crate::support::wait_until;
 
 const MIB: u64 = 1024 * 1024;
 
-/// A spool between one sender, a consumer that is there and one that is not.
+/// A spool with one sender, a consumer `live` that is up and a consumer `late` that is down at
+/// first.
 struct Scene {
     spool: Spool,
     queue: &'static str,
@@ -59,7 +61,8 @@ impl Scene {
         Relay::start(&self.config())
     }
 
-    /// Posts the next so many events; true where they were accepted, else they were refused because of the disk.
+    /// Posts the next `events` events. Returns true if they were accepted, and false if they were
+    /// refused because of the disk. Any other answer panics.
     fn post(&mut self, relay: &Relay, events: u64) -> bool {
         let numbers = self.next(events);
         let answer = relay.post(&list(0, numbers.clone()));
@@ -78,7 +81,7 @@ impl Scene {
         number..number + events
     }
 
-    /// Posts until one is accepted.
+    /// Posts until a batch is accepted.
     fn post_until_accepted(&mut self, relay: &Relay) {
         wait_until("an accepted batch", PATIENCE, || self.post(relay, 20));
     }
@@ -87,7 +90,7 @@ impl Scene {
         accepted(&self.sent)
     }
 
-    /// Everything accepted has arrived at the consumer that is there.
+    /// Waits until every accepted event has arrived at the live consumer.
     fn wait_for_live(&self) {
         let expected = accepted_ids(&self.sent);
         wait_until("the live consumer's events", PATIENCE, || {
@@ -95,7 +98,7 @@ impl Scene {
         });
     }
 
-    /// The other consumer comes; everything accepted must arrive at both.
+    /// Opens the other consumer, and checks that every accepted event arrives at both.
     fn finish(mut self, relay: Relay) {
         self.late.set_open(true);
         relay.finish(Backlog::Empty);
@@ -114,10 +117,12 @@ fn real(count: u64) -> f64 {
     count as f64
 }
 
-/// A queue that is larger than the disk below it.
+/// The keys of a queue that is larger than the disk below it.
 const LARGER_THAN_THE_DISK: &str = "max_bytes = \"1GiB\"\nsegment_bytes = \"1MiB\"\n";
 
-/// A disk of 40 MiB that has been filled, partly by somebody else, until the relay refused; what was told then is checked.
+/// Fills a disk of 40 MiB, partly with a file of somebody else, until the relay refuses batches.
+/// Checks the answers, the metrics and `/readyz`, and that events already accepted are still
+/// delivered.
 fn filled(kind: Kind) -> (Mounted, PathBuf, Scene, Relay) {
     let disk = Mounted::new(kind, 40 * MIB);
     let ballast = disk.path().join("ballast");
@@ -145,7 +150,7 @@ fn filled(kind: Kind) -> (Mounted, PathBuf, Scene, Relay) {
     let said = verbose.text();
     assert_eq!(verbose.status, 200);
     assert!(said.contains("disk") || said.contains("space"), "it is to be told: {said}");
-    // What is accepted goes on to flow out.
+    // Accepted events are still delivered.
     scene.wait_for_live();
     (disk, ballast, scene, relay)
 }
@@ -198,7 +203,8 @@ fn a_restart_on_a_full_disk_delivers_the_backlog_and_resumes(kind: Kind) {
     let mut relay = scene.start();
     let start = relay.metrics().value("output_start_events", &[("output", "late")]);
     assert!(start >= real(scene.accepted()), "{start} of {}", scene.accepted());
-    // What was in the way is still there: the answer may be either, but it must be true.
+    // The disk is still full, so the batch may be accepted or refused. Either way the answer must
+    // be true, which `finish` checks.
     scene.post(&relay, 400);
     relay.stop();
     let relay = scene.start();
@@ -222,15 +228,16 @@ fn a_restart_on_a_full_ext4_delivers_the_backlog_and_resumes() {
     a_restart_on_a_full_disk_delivers_the_backlog_and_resumes(Kind::Ext4);
 }
 
-/// A relay some of whose system calls fail, by strace's fault injection: the call and what is done to it. With `paths`, only
-/// calls on these files count. With `-D` the relay stays our child, and strace is its own.
+/// Starts a relay some of whose system calls fail by strace's fault injection. `injection` names
+/// the call and the fault. With `paths`, only calls on these files are counted and fail. `-D` makes
+/// strace a grandchild, so that the relay stays our child.
 fn start_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
     let mut relay = launch_with(config, injection, paths);
     assert!(relay.listens_or_exits(1), "{injection}: it does not start:\n{}", relay.log_text());
     relay
 }
 
-/// As [`start_with`], without waiting for it.
+/// Like [`start_with`], but does not wait for the relay.
 fn launch_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
     let call = injection.split(':').next().expect("a system call");
     let (trace, inject) = (format!("trace={call}"), format!("inject={injection}"));
@@ -240,29 +247,31 @@ fn launch_with(config: &str, injection: &str, paths: &[PathBuf]) -> Relay {
     Relay::with(config).launcher(&words).launch()
 }
 
-/// Segments of a few batches.
+/// The key for segments that hold only a few batches.
 const SMALL_SEGMENTS: &str = "segment_bytes = \"64KiB\"\n";
 
-/// What a fault has led to.
+/// The effects that a series of faults has had.
 #[derive(Debug, Default)]
 struct Met {
-    /// The start failed.
+    /// How many relays failed to start.
     unstarted: u32,
-    /// Some batches were refused.
+    /// How many relays refused some batches.
     refused: u32,
 }
 
-/// Runs the relay with this fault under a load of small batches, until batches are accepted again after it; then kills it,
-/// and starts it on a disk without faults. Whatever was accepted must arrive.
+/// Method: runs the relay with this fault under a load of small batches until batches are accepted
+/// again, kills it, and starts it on a disk without faults. All accepted events must arrive at both
+/// consumers, and every refusal must be counted and logged with the system's error. A relay that
+/// does not start at all must end with status 1 and say why.
 fn with_fault(injection: &str, met: &mut Met) {
     let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
     let mut relay = launch_with(&scene.config(), injection, &[]);
     if relay.listens_or_exits(1) {
-        // Where it fails again and again, it must work in between.
+        // A fault that comes again and again leaves room for only a few accepted batches in a row.
         let enough = if injection.contains('+') { 3 } else { 20 };
         let mut in_a_row = 0;
         let begun = Instant::now();
-        // About 9 KB each: 60 are nine segments.
+        // A batch is about 9 KB, so 60 batches fill nine segments.
         while scene.sent.len() < 60 || in_a_row < enough {
             assert!(begun.elapsed() < PATIENCE, "{injection}: no way back\n{}", relay.log_text());
             if scene.post(&relay, 20) {
@@ -346,7 +355,8 @@ fn a_directory_that_is_not_synced_holds_nothing_acknowledged() {
     with_faults(&["fsync:error=EIO:when=3", "fsync:error=EIO:when=4..6", "fsync:error=EIO:when=5"]);
 }
 
-/// What a disk may do to the calls of a relay, in the middle of its life: `N` stands for the first call that it hits.
+/// The faults of a disk in the middle of a relay's life. `N` stands for the number of the first
+/// call that is hit.
 const FAULTS: [&str; 9] = [
     "fdatasync:error=EIO:when=N",
     "fdatasync:error=EIO:when=N+5",
@@ -359,6 +369,10 @@ const FAULTS: [&str; 9] = [
     "ftruncate:error=EIO:when=N+1",
 ];
 
+/// Method: in each round a relay runs under load with a fault from [`FAULTS`] at a random call, and
+/// is killed at a random moment. At the end a relay without faults starts on the same spool. It
+/// must find no damage, and every event that was ever answered 200 must arrive at both consumers,
+/// in order.
 #[test]
 fn what_was_answered_200_survives_kills_of_a_relay_whose_disk_fails() {
     let rounds = number_from("KUBE_AUDIT_FORWARDER_FAULTS", 20);
@@ -409,6 +423,9 @@ fn where_the_file_system_reserves_nothing_the_files_grow() {
     scene.finish(relay);
 }
 
+/// Method: strace makes four deletions fail, for each of two system calls. Every batch must be
+/// accepted meanwhile, no event may arrive twice at the live consumer, and the segments must be
+/// deleted in the end.
 #[test]
 fn a_segment_that_can_not_be_deleted_is_no_reason_to_refuse_or_to_repeat() {
     let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
@@ -427,11 +444,14 @@ fn a_segment_that_can_not_be_deleted_is_no_reason_to_refuse_or_to_repeat() {
     relay.settle(Backlog::Empty);
     let repeats = check("live", &scene.sent, &scene.live.tally.arrivals());
     assert_eq!(repeats.len(), 0);
-    // 200 batches are 1.8 MB; what is delivered goes in the end.
+    // The 200 batches are 1.8 MB. Delivered segments are deleted in the end.
     wait_until("old segments to be deleted", PATIENCE, || scene.spool.segments().len() <= 3);
     scene.finish(relay);
 }
 
+/// Method: a relay is killed with a backlog, and the next one runs with one failing read of a
+/// segment, at a different read each time. Everything must arrive, and nothing may be counted as
+/// lost.
 #[test]
 fn a_read_that_fails_once_loses_nothing() {
     for when in ["when=2", "when=3", "when=6", "when=9", "when=15"] {
@@ -482,7 +502,7 @@ fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
         std::thread::sleep(Duration::from_millis(5));
     }
     senders.into_iter().for_each(|sender| sender.join().unwrap());
-    // One after the other they would take 64 syncs, 19 s.
+    // Without sharing, 64 batches would take 64 syncs one after the other, which is 19 s.
     let took = begun.elapsed();
     assert!(took < SYNC * 20, "{took:?}");
     assert!(slowest < SYNC, "/readyz waited {slowest:?}");
@@ -493,10 +513,13 @@ fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
     relay.finish(Backlog::Stable);
 }
 
+/// Method: strace delays every sync by a minute, from the eighth on. The relay must go on
+/// delivering the events that are already safe, and must end on SIGTERM within 12 s, although a
+/// sync hangs. The next start must deliver every event that was answered 200.
 #[test]
 fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     let mut scene = Scene::new(Spool::new(), "[shutdown]\ndrain_timeout = \"3s\"\n");
-    // The first syncs are those of the start.
+    // The start makes the first syncs, which do not hang.
     let injection = "fdatasync:delay_enter=60000000:when=8+";
     let mut relay = start_with(&scene.config(), injection, &[]);
     let address = relay.address();
@@ -514,7 +537,7 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     relay.signal(libc::SIGTERM);
     let ended = relay.wait_for_log("ended", Duration::from_secs(12));
     assert_eq!(ended["lost"], 0, "{}", relay.log_text());
-    // As long as it delays the call, strace keeps the process from its end.
+    // The traced process can't end while strace delays its call.
     relay.kill_tracer();
     relay.kill();
     drop(stuck);

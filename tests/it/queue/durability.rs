@@ -1,5 +1,5 @@
-//! `queue.directory` from one run to the next: a backlog that is waited for by nobody, outputs that come and go, cursors that
-//! are lost or damaged, and when the 200 goes out.
+//! `queue.directory` from one run to the next: a backlog that does not delay the end, outputs that
+//! come and go, cursors that are lost or damaged, and when the answer 200 is sent.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -31,12 +31,12 @@ use crate::support::text;
 use crate::support::wait_for;
 use crate::support::wait_until;
 
-/// A config with these outputs and this spool.
+/// Returns a config with these outputs and this spool.
 fn config(outputs: &[String], spool: &Spool) -> String {
     format!("{BASE}{}{}", outputs.concat(), spool.queue("segment_bytes = \"256KiB\"\n"))
 }
 
-/// Posts events `numbers` of sender 0 in batches of 50.
+/// Posts the events `numbers` of sender 0 in batches of 50.
 fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
     let mut client = Client::connect(relay.address()).unwrap();
     for start in numbers.clone().step_by(50) {
@@ -46,7 +46,7 @@ fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
     }
 }
 
-/// The numbers of sender 0 that this consumer has, in the order of arrival.
+/// Returns the numbers of sender 0's events that this consumer has, in the order of arrival.
 fn numbers(consumer: &Tallying) -> Vec<u64> {
     consumer.tally.arrivals().iter().map(|arrival| arrival.id.number).collect()
 }
@@ -85,7 +85,7 @@ fn a_stop_with_a_backlog_waits_for_nobody_and_the_next_start_delivers_it_once() 
         assert_eq!(of_output(&metrics, "output_start_events", output), 0.0);
         assert_eq!(of_output(&metrics, "output_backlog_events", output), 2000.0);
     }
-    // drain_timeout is 20 s.
+    // The `drain_timeout` is 20 s, so the relay does not wait for it.
     let took = relay.stop();
     assert!(took < Duration::from_secs(8), "{took:?}");
     let told = relay.log_text();
@@ -120,7 +120,7 @@ fn a_stop_with_a_consumer_that_hangs_gives_up_in_time_and_loses_nothing() {
     let mut relay = Relay::start(&config);
     post(&relay, 0..100);
     hung.wait_for_count(1, PATIENCE);
-    // Somebody may still answer what is on the wire, so this one takes its time.
+    // The consumer may still answer requests that are on the wire, so this end takes its time.
     let took = relay.stop();
     assert!(took < Duration::from_secs(8), "{took:?}");
     assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0, "{}", relay.log_text());
@@ -130,6 +130,8 @@ fn a_stop_with_a_consumer_that_hangs_gives_up_in_time_and_loses_nothing() {
     assert!(accepted_events(&hung) == expected);
 }
 
+/// Method: the recorded batches and two large ones are posted while the consumer is down, and the
+/// relay is killed. The next start must deliver every event byte for byte and in order.
 #[test]
 fn the_recorded_batches_come_out_as_they_went_in_after_a_kill() {
     let spool = Spool::new();
@@ -143,7 +145,7 @@ fn the_recorded_batches_come_out_as_they_went_in_after_a_kill() {
     let config = config(&[output], &spool);
     let mut relay = Relay::start(&config);
     let mut expected = Vec::new();
-    // Some larger than a segment, the last as large as eighty of them.
+    // Some batches are larger than a segment. The last one is as large as eighty segments.
     let large = [list(0, 0..5000), list(0, 5000..60_000)];
     for body in corpus().into_iter().map(|body| body.bytes).chain(large) {
         assert_eq!(relay.post(&body).status, 200);
@@ -203,13 +205,13 @@ fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
     assert!(relay.log_text().contains("gone"), "a loss is said: {}", relay.log_text());
     post(&relay, 600..700);
     relay.settle(Backlog::Empty);
-    // Counted once: neither by the next start, nor after a kill.
+    // The backlog is counted once: neither the next start nor a kill counts it again.
     relay.kill();
     let mut relay = Relay::start(&one);
     assert_eq!(lost(&relay.metrics(), "gone"), 0.0);
     relay.stop();
 
-    // Under its old name it is a new output.
+    // An output that comes back under its old name is a new output.
     gone.reopen();
     let relay = Relay::start(&both);
     assert_eq!(of_output(&relay.metrics(), "output_start_events", "gone"), 0.0);
@@ -220,7 +222,8 @@ fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
     assert_eq!(arrived, (0..750).collect());
 }
 
-/// A spool that was stopped: `ahead` had all of 1,000 events, `behind` the first 400. Nothing of it was deleted.
+/// A spool of a relay that was stopped. `ahead` had received all of 1,000 events and `behind` the
+/// first 400. No segment was deleted.
 struct Halfway {
     spool: Spool,
     ahead: Tallying,
@@ -247,7 +250,8 @@ fn halfway() -> Halfway {
     Halfway { spool, ahead, behind, config }
 }
 
-/// Starts it again: `starts` are the backlogs of `ahead` and `behind`, and everything arrives from there on.
+/// Starts the relay again. It must begin with backlogs of `starts` events for `ahead` and `behind`,
+/// and deliver everything from there on.
 fn assert_resumes_with(halfway: &Halfway, starts: [u64; 2]) {
     let before = [numbers(&halfway.ahead).len(), numbers(&halfway.behind).len()];
     let relay = Relay::start(&halfway.config);
@@ -279,7 +283,7 @@ fn without_cursors_every_output_starts_at_the_oldest_record() {
     assert_resumes_with(&halfway, [1000, 1000]);
 }
 
-/// Changes a byte of what this slot holds: 0 is the newest.
+/// Changes a byte of a slot of `cursors`. Slot 0 is the newest.
 fn damage_slot(spool: &Spool, which: usize) {
     spool.edit(Path::new("cursors"), |bytes| {
         assert_eq!(bytes.len(), 2 * SLOT);
@@ -294,7 +298,7 @@ fn with_both_slots_damaged_every_output_starts_at_the_oldest_record() {
     damage_slot(&halfway.spool, 0);
     damage_slot(&halfway.spool, 1);
     assert_resumes_with(&halfway, [1000, 1000]);
-    // The next stop has written good ones.
+    // The stop before has written two good slots.
     let relay = Relay::start(&halfway.config);
     assert_eq!(relay.metrics().sum("output_start_events"), 0.0);
     relay.finish(Backlog::Empty);
@@ -352,7 +356,8 @@ fn a_smaller_queue_or_other_segments_lose_nothing_at_the_next_start() {
     relay.stop();
     let files = spool.usage().lengths;
     assert!(files > 2 << 20, "{files}");
-    // Fuller than full: nothing more is taken, and nothing is thrown away.
+    // The files take up more than the queue may hold. No more is accepted, and nothing is thrown
+    // away.
     let relay = Relay::start(&with("max_bytes = \"2MiB\"\nsegment_bytes = \"64KiB\"\n"));
     assert_eq!(of_output(&relay.metrics(), "output_start_events", "out"), 10_000.0);
     assert_eq!(relay.post(&list(0, 10_000..10_001)).status, 429);
@@ -376,7 +381,7 @@ fn a_lone_batch_is_answered_without_waiting_for_others() {
         let answer = client.post("/audit", "application/json", &body).unwrap();
         assert_eq!(answer.status, 200);
     }
-    // A group commit that waits 100 ms for company would take 5 s.
+    // A group commit that waits 100 ms for further batches would take 5 s here.
     let took = begun.elapsed();
     assert!(took < Duration::from_millis(2500), "{took:?}");
     let metrics = relay.metrics();
@@ -385,7 +390,8 @@ fn a_lone_batch_is_answered_without_waiting_for_others() {
     relay.finish(Backlog::Empty);
 }
 
-/// A traced call: what it was called with, and the lines of the trace in which it began and ended.
+/// A traced system call: its name, its text, and the numbers of the lines of the trace in which it
+/// began and ended.
 struct Call {
     name: String,
     text: String,
@@ -393,7 +399,8 @@ struct Call {
     ended: usize,
 }
 
-/// The calls of a trace that strace wrote with `-f`, those of several threads side by side.
+/// Returns the calls of a trace that strace wrote with `-f`, where calls of several threads
+/// overlap.
 fn calls(trace: &str) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut unfinished: std::collections::BTreeMap<&str, Call> = std::collections::BTreeMap::new();
@@ -401,7 +408,7 @@ fn calls(trace: &str) -> Vec<Call> {
         let Some((thread, text)) = text.split_once(' ') else { continue };
         let text = text.trim_start();
         if text.starts_with("<... ") {
-            // Of one that is older than the trace nothing is known.
+            // A call that began before the trace did is left out.
             if let Some(mut call) = unfinished.remove(thread) {
                 call.text.push_str(text);
                 call.ended = line;
@@ -421,6 +428,9 @@ fn calls(trace: &str) -> Vec<Call> {
     calls
 }
 
+/// Method: strace records the relay's system calls while one batch is posted. In the trace, the
+/// write of the batch must end before its sync begins, and the sync must end before the answer 200
+/// is written.
 #[test]
 fn the_200_goes_out_after_the_sync_of_what_it_is_for() {
     let spool = Spool::new();
@@ -444,7 +454,7 @@ fn the_200_goes_out_after_the_sync_of_what_it_is_for() {
     let body = list(0, 77..78);
     assert_eq!(relay.post(&body).status, 200);
     relay.stop();
-    // strace ends after what it traces.
+    // strace ends after the process that it traces.
     let whole = wait_for("the end of the trace", PATIENCE, || {
         let trace = String::from_utf8_lossy(&std::fs::read(&trace).ok()?).into_owned();
         trace.lines().any(|line| line.contains("+++ exited with 0")).then_some(trace)
@@ -493,7 +503,8 @@ fn files_and_directories_are_for_the_relay_alone() {
     }
     relay.finish(Backlog::Stable);
 
-    // One that was made for it (Kubernetes: root's, with the fsGroup) is left as it is.
+    // A directory that was made for the relay (in Kubernetes: root's, with the fsGroup) keeps its
+    // mode.
     let made = Spool::new();
     std::fs::create_dir(made.path()).unwrap();
     let open = std::fs::Permissions::from_mode(0o2770);
@@ -521,7 +532,7 @@ fn readiness_and_status_know_the_durable_queue() {
     assert_eq!(metrics.get("spool_write_errors_total", &[]), Some(0.0));
     assert_eq!(metrics.get("queue_events", &[]), Some(100.0));
     assert_eq!(metrics.get("queue_capacity_bytes", &[]), Some(256.0 * 1024.0 * 1024.0));
-    // Whole files, reserved space included.
+    // The metric counts whole files, including reserved space.
     let segments: u64 = spool
         .segments()
         .iter()

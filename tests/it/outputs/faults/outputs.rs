@@ -1,4 +1,5 @@
-//! The types of outputs that faults strike: for each a row with a consumer, and what its protocol promises.
+//! The types of outputs that the faults strike. Each is a row with a consumer and with what its
+//! protocol promises.
 
 #[cfg(feature = "kafka")]
 use std::collections::BTreeSet;
@@ -26,48 +27,52 @@ use crate::support::peers::Security;
 /// A type of output, and a consumer of it.
 pub(super) struct Output {
     pub(super) name: &'static str,
-    /// Its keys with this address of the consumer.
+    /// Returns the output's keys for a consumer at this address.
     pub(super) keys: Box<dyn Fn(SocketAddr) -> String>,
     pub(super) peer: Box<dyn Peer>,
-    /// Whether events leave one after the other.
+    /// True if the output sends events one after the other, so that they arrive in order.
     pub(super) ordered: bool,
-    /// Whether the consumer says anything; if not, there is a `replay_window`.
+    /// True if the consumer sends acknowledgements. Otherwise the output has a `replay_window`.
     pub(super) answers: bool,
-    /// How many events may be under way, where the output has a bound of its own.
+    /// How many events may be sent and not acknowledged. `None` if the output has no such bound.
     pub(super) window: Option<u64>,
-    /// How often kills and resets strike: after each an output without answers sends little until that is final.
+    /// How many times kills and resets strike. After each, an output without acknowledgements sends
+    /// little until these bytes are final, so it has fewer rounds.
     pub(super) rounds: usize,
-    /// Bytes that the consumer may have read and not stored when it is killed.
+    /// How many bytes the consumer may have read and not stored when it is killed.
     pub(super) unstored_max: usize,
 }
 
-/// A consumer, or what stands for one.
+/// A consumer, or a substitute for one.
 pub(super) trait Peer {
-    /// Where it listens.
+    /// Returns the address that the consumer listens on.
     fn address(&self) -> SocketAddr;
 
-    /// Relays connect to this address from now on: itself, or what is before it.
+    /// Tells the consumer that relays connect to this address from now on: its own, or that of a
+    /// middleman.
     fn is_reached_at(&self, _address: SocketAddr) {}
 
     fn suffer(&mut self, what: Blow);
 
-    /// Bytes that it has stored, where that can be seen at any time.
+    /// Returns how many bytes the consumer has stored. `None` if that can't be seen at any time.
     fn stored(&self) -> Option<u64>;
 
-    /// The numbers of the events that it has stored, at least so many, in stretches that follow each other.
+    /// Returns the numbers of the stored events, at least `at_least` of them, in stretches of
+    /// numbers that follow each other.
     fn stretches(&self, at_least: u64) -> Vec<Vec<u64>>;
 }
 
-/// What is done to a consumer.
+/// A blow to a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blow {
-    /// SIGSTOP
+    /// SIGSTOP: the consumer stands still.
     Freeze,
-    /// SIGCONT
+    /// SIGCONT: the consumer goes on.
     Thaw,
-    /// SIGKILL. What it has written of an event is cut off: the next life's first would be taken for its end.
+    /// SIGKILL. A part of an event that it had written is cut off, so that the first event of its
+    /// next life is not taken for the rest.
     Kill,
-    /// After a kill.
+    /// A start after a kill.
     Start,
 }
 
@@ -80,10 +85,10 @@ fn strike(process: &mut Process, what: Blow) {
     }
 }
 
-/// Events of a request of the http outputs here.
+/// The most events in a request of the http outputs here.
 pub(super) const REQUEST_EVENTS: u64 = 50;
 
-/// What `imtcp` reads at once is half of it.
+/// The most bytes that a kill of rsyslog may lose, which is twice the size of one read of `imtcp`.
 pub(super) const RSYSLOG_READ_MAX: usize = 256 * 1024;
 
 pub(super) fn http() -> Output {
@@ -111,7 +116,8 @@ pub(super) fn https() -> Output {
     Output {
         name: "https",
         keys: Box::new(move |address| {
-            // All of them: their files live as long.
+            // The closure owns all certificates, because their files are deleted when they are
+            // dropped.
             let certificates = &certificates;
             format!(
                 "type = \"http\"\nurls = [\"https://localhost:{}/\"]\nconcurrency = 1\n\
@@ -181,7 +187,7 @@ pub(super) fn relp() -> Output {
         peer: Box::new(Rsyslog::relp(Security::Plain, &certificates)),
         ordered: true,
         answers: true,
-        // The default.
+        // The default `window` of the output.
         window: Some(128),
         rounds: 6,
         unstored_max: 0,
@@ -199,10 +205,11 @@ pub(super) fn kafka() -> Output {
             )
         }),
         peer: Box::new(Broker::start()),
-        // Within a partition.
+        // Events are ordered only within a partition.
         ordered: false,
         answers: true,
-        // Batches under way, if the producer is given up; else nothing comes again.
+        // The batches under way arrive again if the relay gives up its producer; otherwise nothing
+        // does.
         window: Some(4 * REQUEST_EVENTS),
         rounds: 6,
         unstored_max: 0,
@@ -227,7 +234,8 @@ impl Peer for Consumer {
     }
 }
 
-/// It does not say which connection brought what, and reads several at a time.
+/// rsyslog does not tell which connection brought a message, and reads several connections at a
+/// time.
 impl Peer for Rsyslog {
     fn address(&self) -> SocketAddr {
         self.process.address()
@@ -270,8 +278,9 @@ impl Peer for LumberjackServer {
     }
 }
 
-/// A mock cluster of one broker. It keeps what it has in memory, so that it can't be a process that is killed: it goes away,
-/// with its connections, and comes back. A middleman before it is what stops.
+/// A mock cluster of one broker. The mock keeps its records in memory, so it can't be a process
+/// that is killed. For a kill, the broker goes away with its connections and comes back. For a
+/// stop, a middleman in front of it stands still.
 #[cfg(feature = "kafka")]
 struct Broker {
     cluster: Cluster,
@@ -281,7 +290,7 @@ struct Broker {
 #[cfg(feature = "kafka")]
 impl Broker {
     fn start() -> Self {
-        // A partition keeps 5 MB: all of them hold what a test sends.
+        // A partition keeps 5 MB. All eight together hold what a test sends.
         let cluster = Cluster::start(1, 8);
         let before = Middleman::start(cluster.addresses()[0]);
         Self { cluster, before }
@@ -333,7 +342,7 @@ pub(super) fn numbers(events: &[Vec<u8>]) -> Vec<u64> {
     events.iter().map(|event| identify(event).number).collect()
 }
 
-/// Cut where the next number does not follow.
+/// Cuts the list wherever the next number is not the number before plus one.
 pub(super) fn parts(numbers: &[u64]) -> Vec<Vec<u64>> {
     numbers.chunk_by(|a, b| a + 1 == *b).map(<[u64]>::to_vec).collect()
 }
