@@ -1,7 +1,8 @@
-//! Where batches come in: accept, TLS, HTTP/1.1 and h2, the limits of all that, and one service that answers.
+//! Accepts batches from senders over HTTP/1.1 and h2, with or without TLS, and within limits. One
+//! service answers all requests.
 //!
-//! A listener owns its accept loop and its connections. Errors of accepting are logged and waited out, never fatal. It
-//! meets the outputs at the queue and nowhere else.
+//! A listener owns its accept loop and its connections. An error of `accept` is logged and tried
+//! again after a pause; it never ends the process. A listener meets the outputs only at the queue.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -68,30 +69,41 @@ use ingest::Shared;
 use ingest::decoding;
 use large::Sizes;
 
-/// Largest head of a request, and the size of a connection's read buffer: hyper's default of 408 KiB, times 4,096 slow
-/// heads, is 1.6 GiB.
+/// The largest head of a request in bytes, which is also the size of a connection's read buffer.
+/// hyper's default is 408 KiB: 4,096 connections with a slow head would take 1.6 GiB.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// The largest number of headers of a request.
 const HEADERS_MAX: usize = 100;
-/// h2: kube-apiserver has been seen with 22 streams under way.
+/// The largest number of streams of one h2 connection. kube-apiserver has been seen with 22 streams
+/// at once.
 const STREAMS_MAX: u32 = 100;
+/// The largest header list of an h2 request in bytes.
 const HEADER_LIST_MAX: u32 = 16 * 1024;
-/// h2: large enough that a batch of a MiB does not wait for window updates.
+/// The h2 window of one stream in bytes, large enough that a batch of 1 MiB does not wait for
+/// window updates.
 const STREAM_WINDOW: u32 = 1024 * 1024;
+/// The h2 window of one connection in bytes.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// After an error of accept that is not the connection's own, such as too many open files.
+/// The pause after an error of `accept` that does not concern one connection alone, such as too
+/// many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What all listeners share. Owned by `relay`.
+/// The part that all listeners share: connections and requests of all listeners are counted against
+/// the same limits. `relay` owns the gate, and closes it in three steps during the drain:
+/// [`Gate::close`], [`Gate::cut`], [`Gate::closed`].
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
+    /// The limits for connections. A reload replaces them.
     rules: ArcSwap<Rules>,
-    /// Owns the connections' tasks.
+    /// Tracks the task of each connection, so that the drain can wait for all of them.
     connections: TaskTracker,
+    /// Cancelled when the drain is over: each connection that is left is aborted.
     aborted: CancellationToken,
 }
 
-/// What the config says of connections. A connection keeps those that it began with, but for the deadlines.
+/// The settings for connections from the config. A connection keeps those that were valid when it
+/// was accepted, except the deadlines, which change at once.
 struct Rules {
     max_connections: usize,
     max_connection_age: Option<Duration>,
@@ -99,6 +111,7 @@ struct Rules {
     protocols: auto::Builder<TokioExecutor>,
 }
 
+/// The limits for requests from the config.
 fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     Bounds {
         max_body: limits.max_body,
@@ -111,6 +124,7 @@ fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     }
 }
 
+/// The limits for connections from the config.
 fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
     Rules {
         max_connections: limits.max_connections,
@@ -121,7 +135,7 @@ fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
 }
 
 impl Gate {
-    /// Bounds and deadlines of the config, in front of a queue.
+    /// Makes a gate in front of `queue`, with the limits and deadlines of the config.
     #[must_use]
     pub fn new(
         limits: &config::Limits,
@@ -147,13 +161,15 @@ impl Gate {
         }
     }
 
-    /// Other bounds and deadlines, from the next request and the next connection on.
+    /// Replaces the limits and deadlines. The new ones hold from the next request and the next
+    /// connection on.
     pub fn apply(&self, limits: &config::Limits, queue: &config::Queue) {
         self.shared.bounds.store(Arc::new(bounds(limits, queue)));
         self.rules.store(Arc::new(rules(limits, queue)));
     }
 
-    /// Ends connections that stay too long outside a request, until stopped.
+    /// Ends connections that have been outside of a request for longer than their deadline allows.
+    /// Runs until `stop` is cancelled.
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let deadlines = self.rules.load().deadlines;
@@ -165,17 +181,19 @@ impl Gate {
         }
     }
 
-    /// No new connections; kept ones end after their request.
+    /// Makes all listeners stop accepting. Each connection that is open ends after its current
+    /// request.
     pub fn close(&self) {
         self.shared.closing.cancel();
     }
 
-    /// Requests that are still under way are answered 503.
+    /// Answers 503 to all requests that are still under way.
     pub fn cut(&self) {
         self.shared.cut.cancel();
     }
 
-    /// Returns when every connection has ended; those left at the deadline are aborted.
+    /// Waits until every connection has ended. Connections that are left at the deadline are
+    /// aborted.
     pub async fn closed(&self, deadline: Instant) {
         self.connections.close();
         tokio::time::timeout_at(deadline, self.connections.wait()).await.ok();
@@ -184,7 +202,8 @@ impl Gate {
     }
 }
 
-/// What one listener asks of requests: from the config and the files that it names. Replaced whole.
+/// The settings of one listener for requests, from the config and the files that the config names.
+/// A reload replaces them as a whole.
 pub struct Settings {
     path_prefix: String,
     token: Option<Token>,
@@ -192,12 +211,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the files. What has not changed since `current` is kept, so that TLS sessions can be resumed. `None`: the
-    /// certificate is not there yet, and may be absent (`tls.optional`). Blocks.
+    /// Reads the files. If the certificate files have not changed since `current`, its TLS settings
+    /// are kept, so that clients can resume their sessions. Returns `None` if the certificate does
+    /// not exist yet and may be absent (`tls.optional`). Blocks on the disk.
     ///
     /// # Errors
     ///
-    /// What is wrong with which file.
+    /// A text that names the file and its fault.
     pub fn read(config: &config::Listener, current: Option<&Self>) -> Result<Option<Self>, String> {
         let token = config.bearer_token_file.as_deref().map(Token::read).transpose()?;
         let tls = match &config.tls {
@@ -211,9 +231,9 @@ impl Settings {
         Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
     }
 
-    /// Whether connections that were made under the others may stay: the same was asked of their
-    /// handshake. A client's certificate is checked in the handshake alone, so that another CA
-    /// needs another handshake.
+    /// Returns `true` if connections that were made under `others` may stay, because their
+    /// handshake had the same requirements. A client's certificate is checked only in the
+    /// handshake, so that another `client_ca` needs a new handshake.
     #[must_use]
     pub fn is_compatible(&self, others: &Self) -> bool {
         fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
@@ -223,22 +243,26 @@ impl Settings {
     }
 }
 
-/// One bound address. All clones are the same listener.
+/// A listener on one bound address. All clones are the same listener.
 #[derive(Clone)]
 pub struct Listener {
     socket: Arc<TcpListener>,
+    /// The address as configured, which is also the metrics' label `listener`.
     label: String,
+    /// The settings for requests, which a reload replaces.
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
     telemetry: Arc<Telemetry>,
+    /// Cancelled when this listener, or the gate, is closed.
     closing: CancellationToken,
-    /// Other clients are let in now than those that are connected here: their next requests are
-    /// refused.
+    /// Cancelled when the connections of this listener may not stay, because a reload has changed
+    /// who is let in. Their next requests are refused.
     revoked: CancellationToken,
 }
 
 impl Listener {
-    /// On a socket that is bound already: the kernel completes connections, and [`Listener::serve`] takes them.
+    /// Makes a listener on a socket that is already bound. The kernel completes connections from
+    /// then on, and [`Listener::serve`] accepts them.
     #[must_use]
     pub fn new(
         socket: TcpListener,
@@ -260,40 +284,45 @@ impl Listener {
         listener
     }
 
+    /// Sets the metric of the certificate's expiry, if this listener has TLS.
     fn show_expiry(&self) {
         if let Some(not_after) = self.settings.load().tls.as_ref().and_then(|tls| tls.not_after()) {
             self.telemetry.certificate_expiry("listener", &self.label, "server", not_after);
         }
     }
 
-    /// Its address as configured.
+    /// The listener's address as configured.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// Where it listens: the port that the kernel chose where the config says 0.
+    /// The address on which the socket listens. If the config says port 0, this is the port that
+    /// the kernel chose.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The error of the kernel.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// What it asks of requests now.
+    /// The settings for requests that are in force now.
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
-    /// Other settings, from the next handshake and the next request on. Connections stay.
+    /// Replaces the settings. The new ones hold from the next handshake and the next request on;
+    /// connections stay open.
     pub fn apply(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
         self.show_expiry();
     }
 
-    /// A listener on the same socket, for settings under which the connections of this one may not stay.
+    /// Makes a listener with `settings` on the same socket, if connections of this listener may not
+    /// stay under these settings (see [`Settings::is_compatible`]). The caller then revokes this
+    /// one.
     #[must_use]
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
@@ -306,19 +335,20 @@ impl Listener {
         successor
     }
 
-    /// Takes no new connections; those there are end after their request.
+    /// Stops accepting. Each connection that is open ends after its current request.
     pub fn close(&self) {
         self.closing.cancel();
     }
 
-    /// As [`Listener::close`], where the connections may not stay: a request whose head is not
-    /// complete by now is refused, also from an h2 client that does not hear GOAWAY.
+    /// Does the same as [`Listener::close`], and also refuses each request whose head is not
+    /// complete yet. An h2 client that ignores GOAWAY can therefore send no more requests.
     pub fn revoke(&self) {
         self.revoked.cancel();
         self.closing.cancel();
     }
 
-    /// Accepts until it is closed, or the gate is. Each connection is a task of the gate's.
+    /// Accepts connections until this listener or the gate is closed. Each connection runs in a
+    /// task of the gate.
     pub async fn serve(self, gate: Arc<Gate>) {
         let mut failing = false;
         loop {
@@ -344,6 +374,8 @@ impl Listener {
         }
     }
 
+    /// Starts the task of a connection. If the gate has no place for the connection, the connection
+    /// is closed.
     fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
@@ -410,7 +442,8 @@ impl Listener {
     }
 }
 
-/// Such errors concern one connection that has gone again (accept(2)).
+/// Returns `true` for errors of `accept` that concern one connection only, which has already gone
+/// (accept(2)).
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -419,8 +452,10 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The protocols' own bounds. `half_close`: a sender that has shut its write side still gets its answer; where it may wait
-/// for seconds, that can't be told from one that has gone.
+/// The limits of hyper for the protocols. `half_close`: a sender that has shut down its write side
+/// still gets its answer. With `acknowledge = "delivered"` an answer may take seconds, and a sender
+/// that only shut down its write side cannot be told from one that has gone; then `half_close` is
+/// `false`, and hyper drops the request.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -438,6 +473,8 @@ fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// Serves one connection until it ends. When the listener closes, or `max_age` is over, the
+/// connection ends after its current requests.
 async fn serve_connection<T, S>(
     protocols: auto::Builder<TokioExecutor>,
     stream: T,
@@ -457,7 +494,8 @@ async fn serve_connection<T, S>(
     let watched = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
     let mut serving =
         std::pin::pin!(protocols.serve_connection(watched, TowerToHyperService::new(service)));
-    // Only h2 can say GOAWAY without racing with a request; on HTTP/1.1 the next answer says Connection: close.
+    // Only h2 has GOAWAY, which cannot race with a request. On HTTP/1.1 the connection ends with
+    // the next answer, which says `Connection: close`.
     let old = async {
         match max_age {
             Some(age) => tokio::time::sleep(age).await,
@@ -491,7 +529,8 @@ async fn serve_connection<T, S>(
     }
 }
 
-/// Around everything: counts the request and its answer, and ends connections that have come of age.
+/// The outermost layer of a connection's service: it counts each request and its answer, and ends
+/// an HTTP/1.1 connection that has reached its maximum age.
 #[derive(Clone)]
 struct CountLayer {
     connection: Arc<Connection>,
@@ -507,7 +546,7 @@ impl<S> Layer<S> for CountLayer {
     }
 }
 
-/// See [`CountLayer`].
+/// The service of a [`CountLayer`].
 #[derive(Clone)]
 struct Count<S> {
     settings: CountLayer,
@@ -556,12 +595,13 @@ where
     }
 }
 
-/// A request under way; over when dropped, also where its sender has gone.
+/// A request that is under way. The drop ends it, even if its sender has gone and the answer is
+/// never written.
 struct UnderWay {
     connection: Arc<Connection>,
-    /// See [`Connection::begin_request`].
+    /// The result of [`Connection::begin_request`].
     in_time: bool,
-    /// Its answer is a refusal.
+    /// The answer refuses the request.
     refusing: bool,
 }
 

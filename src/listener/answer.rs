@@ -1,4 +1,5 @@
-//! What a sender is told: `{"accepted":N}`, or a Kubernetes `Status` object, which kube-apiserver writes into its log.
+//! The answers to senders: `{"accepted":N}`, or a Kubernetes `Status` object, which kube-apiserver
+//! writes into its log.
 
 use std::time::Duration;
 
@@ -11,14 +12,16 @@ use hyper::header::HeaderValue;
 
 use crate::telemetry::Rejection;
 
-/// The body of every answer.
+/// The body of an answer.
 pub(super) type Body = Full<Bytes>;
 
-/// Why a request is not accepted.
+/// The reason why a request is refused, with the status of its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
+    /// The reason as the metrics count it.
     pub(super) rejection: Rejection,
+    /// One sentence for the sender.
     pub(super) message: String,
 }
 
@@ -31,12 +34,14 @@ impl Refusal {
         Self { status, rejection, message: message.into() }
     }
 
-    /// Whether the sender should find another replica, or can't use the connection any more.
+    /// Returns `true` if the connection must end after this answer: the sender should connect to
+    /// another replica (503), or the connection is not usable any more (408).
     pub(super) fn closes(&self) -> bool {
         matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
     }
 
-    /// The whole answer. `retry_after` is the middle of what 429 and 503 say.
+    /// Makes the whole answer. With 429 and 503 the answer tells the sender when to retry: at a
+    /// random time around `retry_after` (see [`draw`]).
     pub(super) fn answer(&self, retry_after: Duration) -> Response<Body> {
         let mut response = json(self.status, status_object(self.status, &self.message));
         let headers = response.headers_mut();
@@ -54,7 +59,7 @@ impl Refusal {
     }
 }
 
-/// 200.
+/// The answer 200 for a batch of `events` events.
 pub(super) fn accepted(events: u64) -> Response<Body> {
     json(StatusCode::OK, format!("{{\"accepted\":{events}}}"))
 }
@@ -68,8 +73,8 @@ fn json(status: StatusCode, body: String) -> Response<Body> {
     response
 }
 
-/// Whole seconds, evenly from 0.6 to 1.6 times the middle: 5 s gives 3 to 8. Senders that were refused together do not
-/// come back together.
+/// A random number of whole seconds from 0.6 to 1.6 times `middle`; 5 s gives 3 to 8. Senders that
+/// were refused at the same time therefore do not retry at the same time.
 fn draw(middle: Duration) -> u64 {
     let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX).min(15_000);
     let low = (millis * 6).div_ceil(10_000).max(1);
@@ -77,7 +82,7 @@ fn draw(middle: Duration) -> u64 {
     fastrand::u64(low..=high)
 }
 
-/// `metav1.Status` (k8s.io/apimachinery/pkg/apis/meta/v1/types.go).
+/// A `metav1.Status` object (k8s.io/apimachinery/pkg/apis/meta/v1/types.go) as JSON.
 fn status_object(status: StatusCode, message: &str) -> String {
     let reason = match status.as_u16() {
         400 | 431 => "BadRequest",
@@ -103,7 +108,7 @@ fn status_object(status: StatusCode, message: &str) -> String {
     .to_string()
 }
 
-/// A whole HTTP/1.1 answer for a connection on which no request was understood.
+/// The bytes of a whole HTTP/1.1 answer, for a connection on which hyper understood no request.
 pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = status_object(status, message);

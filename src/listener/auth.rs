@@ -1,4 +1,4 @@
-//! The bearer token of a listener.
+//! Checks the bearer token of requests to a listener.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,23 +19,24 @@ use super::answer::Refusal;
 use crate::config::read_token;
 use crate::telemetry::Rejection;
 
-/// The token that a listener asks for.
+/// The token that requests to a listener must carry.
 pub(super) struct Token(String);
 
 impl Token {
-    /// Reads the token of a file; blanks and line breaks around it are no part of it.
+    /// Reads the token from a file. White space around the token is ignored.
     ///
     /// # Errors
     ///
-    /// The file can't be read, is empty, or holds what no header can carry.
+    /// The file cannot be read, is empty, or contains bytes that no header can carry.
     pub(super) fn read(file: &Path) -> Result<Self, String> {
         read_token(file)
             .map(Self)
             .map_err(|error| format!("cannot read the bearer token in {}: {error}", file.display()))
     }
 
-    /// RFC 6750 §2.1; the scheme in any case (RFC 9110 §11.1), blanks around the token aside.
-    /// Compared in constant time.
+    /// Returns `true` if the value of an `Authorization` header carries this token (RFC 6750 §2.1).
+    /// The case of the scheme does not matter (RFC 9110 §11.1), nor does white space around the
+    /// token. The comparison takes constant time.
     fn matches(&self, authorization: Option<&[u8]>) -> bool {
         let Some((scheme, given)) = authorization.and_then(|value| value.split_at_checked(7))
         else {
@@ -46,12 +47,14 @@ impl Token {
     }
 }
 
-/// Leaves a refusal in requests without the token, and in those on connections that may not stay;
-/// ingest answers it, for only ingest knows what to do with the body.
+/// Marks requests without the right token, and requests on connections that may not stay, with a
+/// refusal. The layer does not answer itself: only ingest knows if the body must be read before the
+/// answer.
 #[derive(Clone)]
 pub(super) struct AuthLayer {
     pub(super) settings: Arc<ArcSwap<Settings>>,
-    /// Cancelled once other clients are let in than those that are connected.
+    /// Cancelled when the connections of this listener may not stay, because a reload has changed
+    /// who is let in.
     pub(super) revoked: CancellationToken,
 }
 
@@ -63,7 +66,7 @@ impl<S> Layer<S> for AuthLayer {
     }
 }
 
-/// See [`AuthLayer`].
+/// The service of an [`AuthLayer`].
 #[derive(Clone)]
 pub(super) struct Auth<S> {
     rules: AuthLayer,
@@ -71,7 +74,7 @@ pub(super) struct Auth<S> {
 }
 
 impl AuthLayer {
-    /// Why a request with this header is not accepted.
+    /// The refusal of a request with this header; `None` if the request may go on.
     fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
         if self.revoked.is_cancelled() {
             let message = "TLS or client_ca of this listener has been replaced, connect again";

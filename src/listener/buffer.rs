@@ -1,12 +1,15 @@
-//! Where the bytes of a body go while they arrive, and where its lines stay.
+//! The memory for the bytes of a body while it arrives, and for its lines afterwards.
 //!
-//! The memory of the relay is bounded by what `limits.max_in_flight` and the queue count, so a buffer must not hold much
-//! more than that: not twice its bytes when it grows, not its bytes again when it is cut to size, and nothing once it is
-//! gone. An allocator does all three with large blocks (mimalloc keeps what is freed for a while, which at full speed
-//! came to more than what was in use). So bodies beyond [`HEAP_MAX`] are mappings of their own: untouched pages cost
-//! nothing, the kernel moves them instead of copying, and takes them back at once.
+//! The relay's memory is bounded by the bytes that `limits.max_in_flight` and the queue count.
+//! Therefore a buffer must not hold many more bytes than are counted: it must not need twice its
+//! size while it grows, nor its size again when it is cut to the lines, and it must hold nothing
+//! after it is freed. An allocator does all three with large blocks; mimalloc keeps freed blocks
+//! for a while, and at full speed kept more bytes than were in use. Therefore each body of more
+//! than [`HEAP_MAX`] bytes is a memory mapping of its own. Untouched pages of a mapping take no
+//! memory, the kernel moves pages instead of copying them, and takes them back at once.
 //!
-//! Fresh pages are dear, though (twice the CPU of reading a body). A [`Pool`] keeps a few mappings for the next bodies.
+//! Fresh pages are expensive, however: touching them takes twice the CPU time of reading a body. A
+//! [`Pool`] therefore keeps a few mappings for the next bodies.
 #![allow(unsafe_code, reason = "mremap; the proof is beside the call")]
 
 use std::io;
@@ -19,26 +22,30 @@ use bytes::Bytes;
 use memmap2::MmapMut;
 use memmap2::RemapOptions;
 
-/// Up to here a vector: the allocator keeps little of this size, and the kernel bounds the number of mappings (65,530).
+/// A body of up to this many bytes is a vector. The allocator keeps few freed bytes of blocks of
+/// this size, and the kernel limits the number of mappings (65,530 for each process).
 const HEAP_MAX: usize = 256 * 1024;
 
-/// A body is given its announced size only once so much of it has come.
+/// A body gets a mapping of its announced size only after this many bytes of it have come.
 const FIRST_MAX: usize = 1024 * 1024;
 
-/// Bytes that a pool keeps: a few batches, and a quarter of what the contract leaves for all that is not counted.
+/// The largest number of bytes that a pool keeps: the mappings of a few batches. No limit counts
+/// these bytes, and they are a quarter of the 32 MiB that the relay may take beyond what its limits
+/// count.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
-/// Sizes of mappings are multiples of this, as the kernel's are of the smallest page: what differs by less is the same.
+/// The size of a mapping is a multiple of this, the size of the kernel's smallest page in bytes.
 const PAGE: usize = 4096;
 
-/// Mappings for the next bodies. Shared by all requests.
+/// Free mappings for the next bodies. All requests share one pool.
 #[derive(Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<MmapMut>>,
 }
 
 impl Pool {
-    /// One of at least so many bytes where there is one, else the largest; else a new one of `first` bytes.
+    /// Returns the smallest free mapping of at least `wanted` bytes, or the largest free one if
+    /// none is large enough. Makes a new one of `first` bytes if none is free.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting =
@@ -51,6 +58,7 @@ impl Pool {
         MmapMut::map_anon(first.next_multiple_of(PAGE))
     }
 
+    /// Keeps a mapping for the next body. If the pool is full, the mapping goes back to the kernel.
     fn give_back(&self, map: MmapMut) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let held: usize = free.iter().map(|map| map.len()).sum();
@@ -60,8 +68,9 @@ impl Pool {
     }
 }
 
-/// A mapping on loan.
+/// A mapping that goes back to its pool when dropped.
 struct Mapped {
+    /// `None` only during the drop.
     map: Option<MmapMut>,
     pool: Arc<Pool>,
 }
@@ -75,15 +84,16 @@ impl Mapped {
         self.map.as_deref_mut().unwrap_or_default()
     }
 
-    /// Makes it so large, or up to a page larger.
+    /// Changes the size to `size` bytes, rounded up to whole pages.
     fn resize(&mut self, size: usize) -> io::Result<()> {
         let Some(map) = &mut self.map else { return Err(io::ErrorKind::NotFound.into()) };
         let size = size.next_multiple_of(PAGE);
         if size == map.len() {
             return Ok(());
         }
-        // SAFETY: what the mapping may not be resized under is a file that is shorter, and it is anonymous; pages beyond
-        // its former size are zeros. It may move, and `&mut self` says that nobody holds a reference into it.
+        // SAFETY: a resize is unsound only if the mapping is of a file that is shorter, and this
+        // mapping is anonymous; pages beyond its old size are zeros. The mapping may move, and
+        // `&mut self` proves that nobody holds a reference into it.
         unsafe { map.remap(size, RemapOptions::new().may_move(true)) }
     }
 }
@@ -102,12 +112,14 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// A body, as far as it has come.
+/// The bytes of a body that have come so far.
 pub(super) struct Buffer {
     store: Store,
-    /// Bytes of the body; of a mapping, the rest is room.
+    /// The number of bytes of the body. If the store is a mapping, the bytes after them are free
+    /// room.
     length: usize,
-    /// What its head has announced, with the byte of room that decoding needs.
+    /// The size of the body that its head has announced, plus the byte of room that decoding needs;
+    /// `None` if the head announced none.
     announced: Option<usize>,
     pool: Arc<Pool>,
 }
@@ -118,7 +130,8 @@ enum Store {
 }
 
 impl Buffer {
-    /// Empty. `announced` is its Content-Length; it costs nothing before bytes have come.
+    /// Makes an empty buffer. `announced` is the Content-Length of the body; a large one takes no
+    /// memory before bytes have come.
     pub(super) fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
         let announced = announced.map(|length| length.saturating_add(1));
         let first = announced.filter(|size| *size <= HEAP_MAX).unwrap_or_default();
@@ -134,7 +147,7 @@ impl Buffer {
         self.length
     }
 
-    /// The body, as far as it has come.
+    /// The bytes of the body that have come so far.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.store {
             Store::Heap(vector) => vector,
@@ -152,7 +165,7 @@ impl Buffer {
         self.length = length;
     }
 
-    /// Makes room for a body of so many bytes.
+    /// Makes room for a body of `length` bytes.
     fn make_room(&mut self, length: usize) {
         match &mut self.store {
             Store::Heap(vector) => {
@@ -161,10 +174,11 @@ impl Buffer {
                     return;
                 }
                 let first = size.min(FIRST_MAX).max(length);
-                // Where the kernel has no more mappings, the allocator does what it can.
+                // If the kernel gives no more mappings, the vector grows.
                 let Ok(map) = self.pool.take(size, first) else { return };
                 let mut mapped = Mapped { map: Some(map), pool: Arc::clone(&self.pool) };
-                // What is much larger is resident, and counted by nobody: a slow upload must not keep it.
+                // The pages of a much larger mapping from the pool are in memory, and no limit
+                // counts them. The mapping is cut, so that a slow upload does not keep them.
                 let is_fitting = (first..=2 * first).contains(&mapped.bytes().len());
                 if !is_fitting && mapped.resize(first).is_err() {
                     return;
@@ -182,7 +196,7 @@ impl Buffer {
         }
     }
 
-    /// The body and one byte of room behind it, for decoding in place.
+    /// The body and one byte of room after it, for decoding in place.
     pub(super) fn with_room(&mut self) -> &mut [u8] {
         self.extend(b"\n");
         self.length -= 1;
@@ -192,7 +206,7 @@ impl Buffer {
         }
     }
 
-    /// Keeps this part, and hardly more memory than it needs.
+    /// Returns the bytes of `part`, in memory that is hardly larger than `part`.
     pub(super) fn keep(self, part: Range<usize>) -> Bytes {
         match self.store {
             Store::Heap(mut vector) => {
@@ -212,7 +226,7 @@ impl Buffer {
                     mapped.bytes_mut().copy_within(kept.clone(), 0);
                     kept = 0..kept.len();
                 }
-                // Where it can't be cut to size, it is whole.
+                // A mapping that cannot be cut stays as large as it is.
                 mapped.resize(kept.end).ok();
                 Bytes::from_owner(mapped).slice(kept)
             }
@@ -277,7 +291,7 @@ mod tests {
         buffer.extend(&body);
         assert_eq!(held(), body.len());
         drop(buffer);
-        // What is small after all leaves its mapping to the next.
+        // A body whose kept part is small gives its mapping back to the pool.
         let mut buffer = Buffer::new(Some(body.len()), &pool);
         buffer.extend(&body);
         assert_eq!(buffer.keep(10..20), [b'x'; 10].as_slice());

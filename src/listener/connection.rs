@@ -1,8 +1,10 @@
-//! Who is connected, what each connection is waiting for, and the deadlines of that.
+//! Tracks every connection: its phase, and the deadline of that phase.
 //!
-//! hyper starts its head timeout when a kept connection falls idle, has no idle timeout, and answers unreadable heads
-//! with an empty body. So the socket is wrapped: [`Watched`] notes the phase that the bytes show, [`Registry`] closes
-//! whoever stays too long in one, and answers of hyper's own making become `Status` objects.
+//! hyper alone is not enough. hyper starts its timeout for a head as soon as a kept connection
+//! falls idle, has no idle timeout, and answers an unreadable head with an empty body. Therefore
+//! the socket is wrapped: [`Watched`] derives the connection's phase from its bytes, [`Registry`]
+//! closes a connection that stays too long in one phase, and the answers that hyper makes by itself
+//! are replaced by `Status` objects.
 
 use std::collections::HashMap;
 use std::io;
@@ -28,37 +30,45 @@ use super::framing::Framing;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// After a refusal that was answered before the body was read: so much of it is still taken, for so long, that the
-/// sender finds our answer instead of a reset (RFC 9112 §9.6).
+/// If a refusal was answered before the whole body was read, up to this many bytes of the body are
+/// still read and thrown away, for at most [`LINGER_TIME`]. Otherwise the sender might see a reset
+/// instead of the answer (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
+/// See [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// The same for a sender whose body did not come while its refusal waited for it: the sender has
-/// had its time.
+/// Takes the place of [`LINGER_TIME`] if the body did not come while its refusal waited for it:
+/// this sender has already had its time.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
-/// What HTTP/2 begins with, as far as no HTTP/1 request begins so (RFC 9113 §3.4).
+/// The first line of the preface of HTTP/2 (RFC 9113 §3.4). No HTTP/1 request begins with these
+/// bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// After GOAWAY an h2 client has so long to say that it has understood; who does not is closed (RFC
-/// 9113 §6.8). The same for the rest of a head that had begun when its connection was told to end.
+/// The time that an h2 client has to react to GOAWAY (RFC 9113 §6.8); a client that does not is
+/// closed. A head that had begun when its connection was told to end has the same time to become
+/// complete.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The deadlines of a connection outside a request.
+/// The deadlines of a connection that is outside of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
+    /// The longest time for a head, or for a TLS handshake.
     pub(super) header: Duration,
+    /// The longest time between two requests.
     pub(super) idle: Duration,
 }
 
 impl Deadlines {
-    /// How often [`Registry::enforce`] is called: often enough for the shortest deadline, and never a load.
+    /// The interval between two calls of [`Registry::enforce`]: a tenth of the shorter deadline,
+    /// between 10 and 250 ms.
     pub(super) fn tick(self) -> Duration {
         (self.header.min(self.idle) / 10)
             .clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 }
 
-/// All connections of all listeners, bounded by `limits.max_connections`.
+/// All connections of all listeners, at most `limits.max_connections`. All listeners share one
+/// registry.
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<Entries>,
@@ -66,68 +76,78 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Entries {
+    /// The number of the next connection.
     next: u64,
     open: HashMap<u64, Arc<Connection>>,
 }
 
-/// What a connection is waiting for.
+/// The event that a connection is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The first byte of a request.
+    /// The connection waits for the first byte of a request.
     Idle,
-    /// The rest of a head, or of a TLS handshake.
+    /// The connection waits for the rest of a head, or of a TLS handshake.
     Head,
-    /// Us: so many requests are under way.
+    /// This many requests are under way: the sender waits for the relay.
     Serving(usize),
-    /// The answer is written but not flushed.
+    /// The answer is written, but not flushed yet.
     Answered,
 }
 
-/// Why we end a connection that is in no request.
+/// The way in which the relay ends a connection that is in no request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// Without a word: it idled too long, or its place is needed.
+    /// The connection is closed without an answer: it was idle for too long, or its place is
+    /// needed.
     Close,
-    /// With 408: its head came too slowly.
+    /// The connection is closed after the answer 408: its head came too slowly.
     Timeout,
 }
 
+/// The state of a connection, which its socket and its service change, and which the registry
+/// reads.
 struct State {
     phase: Phase,
+    /// The time at which the phase began, or at which a refused request last made progress.
     since: Instant,
-    /// When it was last without a complete head, or began to be.
+    /// The time since which the connection has had no complete head: when it was opened, or when
+    /// its last request was answered.
     headless: Instant,
+    /// `None` as long as the connection may stay.
     verdict: Option<Verdict>,
-    /// HTTP/2: frames between requests are no beginning of a head.
+    /// The connection speaks HTTP/2. Bytes between two requests may then be frames, not the
+    /// beginning of a head.
     multiplexed: bool,
-    /// h2 has been told that it idled too long.
+    /// An h2 client was sent GOAWAY, because its connection was idle for too long.
     dismissed: bool,
-    /// How long the rest of the body is thrown away at the end, where that is to be done at all.
+    /// The time for which the rest of a body is thrown away before the connection closes; `None` if
+    /// no body is left to throw away.
     linger: Option<Duration>,
-    /// Requests under way that are refused already, and whose bodies are thrown away. At most those
-    /// under way.
+    /// The number of requests under way that are already refused, and whose bodies are thrown away.
+    /// At most the number in [`Phase::Serving`].
     refused: usize,
     /// The answer that is written but not flushed refuses its request.
     refusing: bool,
-    /// No request is to begin here any more. The time is when that was decided, or when the last
-    /// request that had begun before was answered.
+    /// `None` as long as requests may begin. Else the time at which the connection was told to end
+    /// or, if later, at which the last request that had begun before was answered.
     leaving: Option<Instant>,
 }
 
-/// Connections that lose their place to a new one where none is free, the first in this order
-/// first.
+/// The two kinds of connections that may lose their place to a new connection when no place is
+/// free. Connections of the first kind lose theirs first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
-    /// All that it asks for is refused already: only the rest of a body is waited for, or that the
-    /// answer is read.
+    /// All requests of this connection are already refused. The relay only waits for the rest of a
+    /// body, or for the client to read the answer.
     Refused,
-    /// It has no complete head.
+    /// The connection has no complete head.
     Headless,
 }
 
 impl State {
-    /// Whether the connection may lose its place to another, and since when it has been as it is:
-    /// the longest goes first.
+    /// The rank of this connection among those that may lose their place, and the time since which
+    /// it has had that rank; of one rank, the longest loses its place first. `None` if the
+    /// connection must keep its place.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -140,12 +160,29 @@ impl State {
     }
 }
 
-/// One connection, as its task, its socket and the registry see it.
+/// One connection. Its task, its socket ([`Watched`]) and the registry share this value.
+///
+/// The phases follow each other as `Head` (TLS handshake) → `Idle` → `Head` → `Serving` →
+/// `Answered` → `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
+/// last of its requests, and is never `Answered`. The deadlines are:
+///
+/// - `Idle` ends after `idle_timeout`: HTTP/1.1 is closed, and h2 is sent GOAWAY first and closed
+///   after [`FAREWELL`].
+/// - `Head` ends after `header_timeout`, with the answer 408 on HTTP/1.1.
+/// - `Serving` has no deadline here; ingest bounds a request's time.
+/// - `Answered` ends after `header_timeout`, plus the time to throw a body away.
+///
+/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, unless a
+/// request is under way.
+///
+/// A request that may still be accepted is never ended by the registry.
 pub(super) struct Connection {
     state: Mutex<State>,
+    /// Wakes the task that reads or writes the socket, after a verdict.
     waker: AtomicWaker,
     opened: Instant,
     metrics: ListenerMetrics,
+    /// Notified when the connection is to take no further request.
     retired: Notify,
 }
 
@@ -154,6 +191,7 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes the phase, and notes the time.
     fn enter(state: &mut State, phase: Phase) {
         state.phase = phase;
         state.since = Instant::now();
@@ -163,23 +201,26 @@ impl Connection {
         &self.metrics
     }
 
+    /// The time since the connection was accepted.
     pub(super) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
-    /// The handshake is over: the first head may begin.
+    /// The TLS handshake is over, or there is none: the first head may begin. `multiplexed` is
+    /// `true` if the client has chosen h2.
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
         Self::enter(&mut state, Phase::Idle);
     }
 
+    /// Returns `true` if the connection speaks HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
         self.lock().multiplexed
     }
 
-    /// A head is complete. Says whether it came in time: false where the connection had been told
-    /// to end before.
+    /// Notes that a head is complete. Returns `false` if the connection had been told to end before
+    /// that.
     pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
@@ -188,7 +229,9 @@ impl Connection {
         state.leaving.is_none()
     }
 
-    /// An answer was handed to the socket. `in_time` is what [`Connection::begin_request`] said.
+    /// Notes that an answer was handed to the socket, or that its request was dropped. `in_time` is
+    /// the result of [`Connection::begin_request`]; `refusing` is `true` if the answer is a
+    /// refusal.
     pub(super) fn end_request(&self, in_time: bool, refusing: bool) {
         let mut state = self.lock();
         let left =
@@ -206,8 +249,8 @@ impl Connection {
         Self::enter(&mut state, phase);
     }
 
-    /// A request under way is refused, and only the rest of its body is waited for, until the guard
-    /// is dropped.
+    /// Notes that a request under way is refused, and that only the rest of its body is waited for,
+    /// until the guard is dropped.
     pub(super) fn refused(&self) -> RefusedRequest<'_> {
         let mut state = self.lock();
         state.refused += 1;
@@ -215,33 +258,36 @@ impl Connection {
         RefusedRequest(self)
     }
 
-    /// No request is to begin any more: what is idle then, or in a head, ends within [`FAREWELL`].
+    /// Tells the connection that no request may begin any more. If the connection is idle or in a
+    /// head, it ends within [`FAREWELL`].
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
 
-    /// No further request is taken: GOAWAY, or the end of keep-alive.
+    /// Tells hyper to take no further request: h2 sends GOAWAY, HTTP/1.1 ends keep-alive.
     pub(super) fn retire(&self) {
         self.retired.notify_one();
     }
 
-    /// Waits for [`Connection::retire`].
+    /// Waits until [`Connection::retire`] is called.
     pub(super) async fn retired(&self) {
         self.retired.notified().await;
     }
 
-    /// The connection ends after this answer, and the sender is still writing: that is read and
-    /// thrown away for so long.
+    /// Notes that the connection ends after this answer while the sender may still be writing. The
+    /// bytes that come are thrown away for `time`.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().linger = Some(time);
     }
 
+    /// Ends the connection in the way of `verdict`, and wakes its task.
     fn judge(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
         self.waker.wake();
     }
 
-    /// Waits until the registry ends the connection; for phases in which nobody reads through [`Watched`].
+    /// Waits until the registry ends the connection. This is for the TLS handshake, in which nobody
+    /// reads through [`Watched`].
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -251,11 +297,12 @@ impl Connection {
     }
 }
 
-/// A request whose body is thrown away. See [`Connection::refused`].
+/// A guard for a request whose body is thrown away; see [`Connection::refused`].
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Much of the body has come: among the refused, this connection gives way last.
+    /// Notes that a large part of the body has come: of all refused connections, this one now loses
+    /// its place last.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -273,10 +320,10 @@ impl Registry {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a new connection, one of at most `max`. At the limit, one whose requests are
-    /// refused already makes room, else the one that has been longest without a complete head.
-    /// Where every one is in a request that may be accepted, `None`: the new connection is to be
-    /// closed.
+    /// Gives a place to a new connection, if fewer than `max` are taken. At the limit a connection
+    /// whose requests are all refused loses its place, else the one that has been without a
+    /// complete head for the longest time. Returns `None` if every connection is in a request that
+    /// may still be accepted; the caller then closes the new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -308,7 +355,8 @@ impl Registry {
                 .iter()
                 .filter_map(|(id, connection)| Some((connection.lock().gives_way()?, *id)))
                 .min();
-            // Its place is free at once: its task ends as soon as it is scheduled.
+            // The place of the evicted connection is free at once; its task ends when it is
+            // scheduled next.
             let (_, id) = first?;
             let evicted = entries.open.remove(&id)?;
             evicted.judge(Verdict::Close);
@@ -320,7 +368,7 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Ends whoever is beyond a deadline. Called every [`Deadlines::tick`].
+    /// Ends every connection that is beyond its deadline. Called once in each [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
         for connection in self.lock().open.values() {
@@ -331,7 +379,8 @@ impl Registry {
                 _ if state.verdict.is_some() => continue,
                 Phase::Serving(_) => continue,
                 Phase::Head if waited >= header => Verdict::Timeout,
-                // Who does not read our answers gets as long as who does not finish a head.
+                // A client that does not read its answer has the same time as one that does not
+                // complete a head.
                 Phase::Answered if waited >= header + state.linger.unwrap_or_default() => {
                     Verdict::Close
                 }
@@ -353,7 +402,7 @@ impl Registry {
     }
 }
 
-/// A place in the registry; given back when dropped.
+/// The place of a connection in the registry, which is free again after the drop.
 pub(super) struct Registered {
     registry: Arc<Registry>,
     id: u64,
@@ -367,16 +416,21 @@ impl Drop for Registered {
     }
 }
 
-/// A connection's socket, behind TLS where there is TLS.
+/// The socket of a connection, or its TLS stream. All bytes pass through here in both directions,
+/// so that the phase of the connection and the verdict of the registry are known.
 pub(super) struct Watched<T> {
     inner: T,
     connection: Arc<Connection>,
-    /// What is written in place of what hyper writes, and how much of it is out.
+    /// The relay's own answer, which is written in place of hyper's, and the number of its bytes
+    /// that are written; `None` if there is none.
     own_answer: Option<(Vec<u8>, usize)>,
-    /// How much of [`H2_PREFACE`] has come; `None` once something else has.
+    /// The number of bytes of [`H2_PREFACE`] that have come; `None` once other bytes have come, or
+    /// the whole preface.
     preface: Option<usize>,
-    /// HTTP/1: which of the bytes that hyper has taken begin a head.
+    /// Follows the bytes of HTTP/1 that hyper has read, to know if a head has begun.
     framing: Framing,
+    /// The deadline until which the bytes of a refused body are thrown away, and the number of
+    /// those thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -392,7 +446,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// An error once the registry has ended the connection; else it wakes whoever waits to write.
+    /// Returns an error if the registry has closed the connection. Else registers the task of `cx`,
+    /// which a later verdict wakes.
     fn check(&self, cx: &Context<'_>) -> io::Result<()> {
         self.connection.waker.register(cx.waker());
         match self.connection.lock().verdict {
@@ -401,7 +456,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// Writes our own answer whole.
+    /// Writes the relay's own answer completely, and flushes it.
     fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((bytes, written)) = &mut self.own_answer {
             if *written == bytes.len() {
@@ -418,12 +473,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Whether hyper now speaks for itself: it has found no request in what came.
+    /// Returns `true` if no request is under way on HTTP/1: bytes that hyper writes now are its own
+    /// answer to something that was no request.
     fn is_unasked(&self) -> bool {
         let state = self.connection.lock();
         !state.multiplexed && matches!(state.phase, Phase::Idle | Phase::Head)
     }
 
+    /// Prepares the relay's own answer, and counts it.
     fn start_own_answer(&mut self, status: u16) {
         let metrics = self.connection.metrics();
         let (rejection, message) = match status {
@@ -439,7 +496,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 
-    /// Replaces hyper's answer to what was no request; pretends to have written its bytes.
+    /// Writes the relay's own answer in place of hyper's answer `hypers`. Returns `length`, as if
+    /// hyper's bytes were written.
     fn poll_replace(
         &mut self,
         cx: &mut Context<'_>,
@@ -469,11 +527,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 if this.own_answer.is_none() {
                     this.start_own_answer(408);
                 }
-                // Where it does not go out at once, the client has not read what came before it, and won't read this.
+                // If the answer does not go out at once, the client has not read earlier answers
+                // either, and would not read this one.
                 drop(this.poll_own_answer(cx));
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            // The end of the stream: hyper closes in order.
+            // An end of the stream makes hyper close the connection in order.
             Some(Verdict::Timeout | Verdict::Close) => return Poll::Ready(Ok(())),
             None => {}
         }
@@ -489,7 +548,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 }
             }
             if let Some(matched) = this.preface {
-                // The preface may come in pieces, and hyper writes its settings as soon as it is complete.
+                // The preface may come in several reads. hyper writes its settings as soon as the
+                // preface is complete.
                 let expected = H2_PREFACE.get(matched..).unwrap_or_default();
                 let length = expected.len().min(read.len());
                 let matches = read.get(..length) == expected.get(..length);
@@ -540,15 +600,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         std::task::ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
         let mut state = self.connection.lock();
         if state.phase == Phase::Answered {
-            // The beginning of a pipelined head came with the request that was just answered; hyper
-            // holds it.
+            // The beginning of the next head may have come together with the request that was just
+            // answered; hyper then already holds it.
             let phase = if self.framing.is_in_head() { Phase::Head } else { Phase::Idle };
             Connection::enter(&mut state, phase);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Shuts the write side, and where a refused sender is still writing, reads on for a while.
+    /// Shuts the write side down. If a refused sender may still be writing, its bytes are then read
+    /// and thrown away for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;

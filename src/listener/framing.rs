@@ -1,48 +1,51 @@
-//! The framing of HTTP/1: where requests begin and end in a connection's bytes (RFC 9112 §2.2, §6,
-//! §7.1).
+//! Follows the framing of HTTP/1: the places in a connection's bytes at which requests begin and
+//! end (RFC 9112 §2.2, §6, §7.1).
 //!
-//! hyper reads ahead: with the end of a request it may take the beginning of the next head from the
-//! socket, and nobody sees from outside that it holds one. [`Framing`] follows the same bytes and
-//! knows, so that a head that begins while another request is served has its deadline too. The
-//! framing decides nothing but that: what it does not understand counts as a head that has begun,
-//! and hyper alone accepts and refuses.
+//! hyper reads ahead: with the end of one request it may read the beginning of the next head, and
+//! has no way to tell. [`Framing`] follows the same bytes, so that a head that begins while another
+//! request is served has its deadline too. The framing decides nothing else. Bytes that it does not
+//! understand count as a head that has begun; only hyper accepts and refuses.
 
-/// Bytes of a line that are looked at: longer than any `Content-Length`, `Transfer-Encoding` or
-/// chunk size that is needed.
+/// The number of bytes of each line that are kept, more than any `Content-Length`,
+/// `Transfer-Encoding` or chunk size needs.
 const LINE_BYTES: usize = 64;
 
-/// How far the bytes of a connection have come.
+/// The position of a connection's bytes in the framing of HTTP/1.
 pub(super) struct Framing {
     state: State,
+    /// The line that is being read.
     line: Line,
-    /// The `Content-Length` of the head that is read.
+    /// The `Content-Length` of the current head; 0 if it has none.
     length: u64,
-    /// Whether the head that is read announces chunks, which wins over a length.
+    /// The current head announces chunks. Chunks win over a `Content-Length`.
     chunked: bool,
 }
 
+/// The part of a request to which the next byte belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing of a request has come since the last one ended. Empty lines there are skipped.
+    /// The last request has ended, and the next has not begun. Empty lines are skipped here.
     Between,
-    /// In a request line, or in the headers.
+    /// The next byte belongs to a request line or to the headers.
     Head,
-    /// So many bytes of the body are still to come.
+    /// This many bytes of the body are still to come.
     Sized(u64),
-    /// In the line before a chunk.
+    /// The next byte belongs to the line before a chunk.
     ChunkSize,
-    /// So many bytes of a chunk are still to come, its line break counted.
+    /// This many bytes of a chunk are still to come, with its line break.
     Chunk(u64),
-    /// In the lines behind the last chunk.
+    /// The next byte belongs to the lines after the last chunk.
     Trailers,
-    /// Not understood: hyper refuses this and closes.
+    /// The bytes were not understood: hyper refuses them and closes the connection.
     Lost,
 }
 
-/// The line that is read, as far as its first [`LINE_BYTES`] bytes go.
+/// The first [`LINE_BYTES`] bytes of the line that is being read.
 struct Line {
     bytes: [u8; LINE_BYTES],
+    /// The number of bytes that are kept.
     kept: usize,
+    /// The line has more bytes than are kept.
     is_cut: bool,
 }
 
@@ -57,7 +60,7 @@ impl Line {
         self.is_cut |= count < bytes.len();
     }
 
-    /// The line without its line break.
+    /// The kept bytes of the line, without its line break.
     fn text(&self) -> &[u8] {
         let kept = self.bytes.get(..self.kept).unwrap_or_default();
         if self.is_cut { kept } else { kept.strip_suffix(b"\r").unwrap_or(kept) }
@@ -70,13 +73,13 @@ impl Line {
 }
 
 impl Framing {
-    /// At the beginning of a connection.
+    /// The framing at the beginning of a connection.
     pub(super) fn new() -> Self {
         let line = Line { bytes: [0; LINE_BYTES], kept: 0, is_cut: false };
         Self { state: State::Between, line, length: 0, chunked: false }
     }
 
-    /// Whether a head has begun and has not ended.
+    /// Returns `true` if a head has begun and has not ended, or if the framing has lost its way.
     pub(super) fn is_in_head(&self) -> bool {
         matches!(self.state, State::Head | State::Lost)
     }
@@ -119,7 +122,7 @@ impl Framing {
         }
     }
 
-    /// The state behind the line that has just ended.
+    /// The state after the line that has just ended.
     fn after_line(&mut self) -> State {
         let is_empty = self.line.text().is_empty();
         match self.state {
@@ -143,16 +146,17 @@ impl Framing {
         }
     }
 
-    /// Notes what a line of the head says of the body; `None` where that is not understood.
+    /// Notes the length of the body if the current line of the head gives it; `None` if the line
+    /// cannot be understood.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
-        // The request line has a colon too where its target is a whole URL, but then no such name
+        // A request line with a whole URL as its target has a colon too, but none of these names
         // before it.
         let colon = line.iter().position(|byte| *byte == b':');
         let Some((name, value)) = colon.map(|colon| line.split_at(colon)) else { return Some(()) };
         let value = value.get(1..)?.trim_ascii();
         if name.eq_ignore_ascii_case(b"content-length") {
-            // `parse` alone would take "+5" too.
+            // `parse` alone would accept "+5" as well.
             if self.line.is_cut || !value.iter().all(u8::is_ascii_digit) {
                 return None;
             }
@@ -167,7 +171,8 @@ impl Framing {
         Some(())
     }
 
-    /// The size of the chunk behind this line; extensions mean nothing.
+    /// The size of the chunk that follows this line, in bytes. Chunk extensions are ignored. `None`
+    /// if the line begins with no valid size.
     fn chunk_size(&self) -> Option<u64> {
         let line = self.line.text();
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
@@ -179,7 +184,8 @@ impl Framing {
     }
 }
 
-/// Skips `left` bytes; gives how many of them are still to come, and the bytes behind them.
+/// Skips `left` bytes. Returns the number of them that are still to come, and the bytes after those
+/// skipped.
 fn skip(left: u64, bytes: &[u8]) -> (u64, &[u8]) {
     let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     (left - count as u64, bytes.get(count..).unwrap_or_default())
@@ -206,7 +212,8 @@ mod tests {
         ]
     }
 
-    /// A request: its head and its body. The bodies look like heads, ends of heads and chunk sizes.
+    /// The head and the body of a request. The bodies look like heads, ends of heads and chunk
+    /// sizes.
     fn request(form: &Form, end: &str) -> (Vec<u8>, Vec<u8>) {
         let junk =
             |count: usize| b"GET / HTTP/1.1\r\n\r\n0\r\n\r\n".iter().copied().cycle().take(count);
@@ -248,7 +255,7 @@ mod tests {
             for (form, bare, blank) in &requests {
                 let (head, body) = request(form, if *bare { "\n" } else { "\r\n" });
                 let before = if *blank { &b"\r\n"[..] } else { b"" };
-                // True behind each byte of the head but its last.
+                // The expected value is `true` after each byte of the head but its last.
                 in_head.extend(std::iter::repeat_n(false, before.len()));
                 in_head.extend((1..=head.len()).map(|taken| taken < head.len()));
                 in_head.extend(std::iter::repeat_n(false, body.len()));

@@ -1,10 +1,11 @@
-//! One POST becomes one status: the head is judged, the body read within its bounds, decoded and appended.
+//! Turns one POST into one answer: the head is judged, the body is read within its limits, decoded,
+//! and appended to the queue.
 //!
-//! A refusal is answered after the body was read and thrown away, because a Go client that is cut
-//! off while it writes sees a transport error instead of the answer. What is larger than allowed,
-//! or not yet sent (`Expect: 100-continue`), is refused at once, and a body that does not come soon
-//! is not waited for ([`REFUSED_TIME`]). A body that is too large to be held whole is decoded and
-//! stored while it arrives ([`Large`]).
+//! A refusal is answered after the body was read and thrown away, because a Go client whose
+//! connection closes while it writes sees a transport error instead of the answer. There are three
+//! exceptions. A body that is larger than allowed, or not sent yet (`Expect: 100-continue`), is
+//! refused at once. A body that does not come soon is not waited for ([`REFUSED_TIME`]). A body
+//! that is too large to be held whole is decoded and stored while it arrives ([`Large`]).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -58,35 +59,40 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
-/// The body of a refused request has so long to come, and as long again after each
-/// [`REFUSED_BYTES`] of it, but never longer than `limits.body_timeout`. Then the refusal is
-/// answered all the same, and the connection ends: a sender that is still writing finds its answer,
-/// and one that sends nothing, or a byte now and then, does not keep its place.
+/// The body of a refused request has this much time to come, and the same time again after each
+/// [`REFUSED_BYTES`] of it, but never more than `limits.body_timeout`. After that the refusal is
+/// answered anyway, and the connection ends. A sender that is still writing finds its answer, and a
+/// sender that sends nothing, or a byte now and then, does not keep its place.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// See [`REFUSED_TIME`]: 64 KiB each second, which a slow line still does.
+/// See [`REFUSED_TIME`]. The two together ask for 64 KiB each second, which a slow line still
+/// reaches.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
-/// Input of one step of decompression: at gzip's best ratio of 1032, the output of a step stays near 4 MiB.
+/// The compressed bytes that are decompressed in one step. At gzip's best ratio of 1032 the output
+/// of a step is about 4 MiB.
 const GZIP_STEP: usize = 4 * 1024;
 
-/// Bytes by which a gzip body may exceed twice its content. Members without content cost CPU (65 ms
-/// each MB) and nothing else: who compresses at all stays far below.
+/// The number of bytes by which a gzip body may be larger than twice its content. Gzip members
+/// without content cost CPU time (65 ms for each MB) and carry nothing; a sender that compresses at
+/// all stays far below this limit.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
-/// Bodies larger than this are decoded off the runtime's threads: a millisecond each MiB or so, where serde_json does it.
+/// A body of more than this many bytes is decoded off the runtime's threads: serde_json takes about
+/// 1 ms for each MiB.
 const INLINE_MAX: usize = 1024 * 1024;
 
-/// KiB of bodies that are decoded at once off the runtime's threads: besides a body, decoding needs memory for the places
-/// of its events, up to half of it where all but the first are the smallest. A larger body is decoded alone.
+/// The KiB of bodies that may be decoded at the same time off the runtime's threads. Besides the
+/// body, decoding needs memory for the spans of its events: up to half of the body's size, if all
+/// events but the first are of the smallest size. A larger body is decoded alone.
 const DECODING_KIB: u32 = 16 * 1024;
 
-/// See [`DECODING_KIB`].
+/// The semaphore for [`DECODING_KIB`].
 pub(super) fn decoding() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(DECODING_KIB as usize))
 }
 
-/// `limits.max_in_flight`: bytes of bodies that are not yet in the queue or wait for their acknowledgement, counted as
-/// they arrive.
+/// Counts the bytes for `limits.max_in_flight`: bytes of bodies that are not in the queue yet, or
+/// wait for their acknowledgement. Bytes are counted as they arrive.
 pub(super) struct InFlight {
     used: AtomicU64,
     gauge: Gauge,
@@ -98,6 +104,7 @@ impl InFlight {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+    /// Takes `bytes` more bytes, and returns `true`, if at most `max` are taken then.
     fn add(&self, bytes: u64, max: u64) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|sum| *sum <= max)
@@ -114,12 +121,13 @@ impl InFlight {
         self.gauge.decrement(bytes as f64);
     }
 
+    /// Returns `true` if not a single byte more may be taken.
     fn is_full(&self, max: u64) -> bool {
         self.used.load(Ordering::Relaxed) >= max
     }
 }
 
-/// One body's share of [`InFlight`]; given back when dropped.
+/// The bytes of one body that count in [`InFlight`]; the drop gives them back.
 struct Reservation<'a> {
     in_flight: &'a InFlight,
     max: u64,
@@ -127,7 +135,8 @@ struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Makes the share `total` bytes.
+    /// Changes the number of bytes to `total`. The error refuses the request: there is no room for
+    /// the bytes now (429), or one event is too large at any time (413).
     fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
@@ -149,12 +158,13 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// What the config says of requests. A request keeps those that it began with.
+/// The limits for requests from the config. A request keeps the limits that were valid when it
+/// began.
 pub(super) struct Bounds {
-    /// The effective `limits.max_body`.
+    /// The effective `limits.max_body` in bytes: the smallest of several limits.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
-    /// Follow from `max_in_flight`.
+    /// The sizes for large bodies, which follow from `max_in_flight`.
     pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
@@ -162,20 +172,33 @@ pub(super) struct Bounds {
     pub(super) retry_after: Duration,
 }
 
-/// What all requests of all listeners share.
+/// The state that all requests of all listeners share.
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
     pub(super) pool: Arc<Pool>,
     pub(super) decoding: Arc<Semaphore>,
     pub(super) bounds: ArcSwap<Bounds>,
-    /// New requests are refused.
+    /// Cancelled at the beginning of the drain: new requests are refused.
     pub(super) closing: CancellationToken,
-    /// What is still under way is refused too.
+    /// Cancelled in the middle of the drain: requests that are still under way are refused too.
     pub(super) cut: CancellationToken,
 }
 
-/// The service of one connection.
+/// The innermost service of one connection. For each request it does the following:
+///
+/// 1. `judge` decides by the head alone; most refusals are known here.
+/// 2. `take` reads the body in pieces, and decompresses it. All bytes that it holds count in
+///    [`InFlight`]; at its limit the request is refused.
+/// 3. A body of up to 1 MiB is decoded on the spot, a larger one on a thread that may block. With a
+///    durable queue, a body that is too large to be held whole goes in steps to [`Large`], which
+///    decodes it and stores its lines while the rest arrives.
+/// 4. The lines go to the queue, and the answer waits for the ticket, for at most
+///    `delivered_timeout`.
+/// 5. `refuse` answers a refusal, mostly after the rest of the body was thrown away.
+///
+/// A batch is never answered with 200 before its ticket is acknowledged. A request that is dropped,
+/// because its sender has gone, gives back its bytes in [`InFlight`].
 #[derive(Clone)]
 pub(super) struct Ingest {
     pub(super) shared: Arc<Shared>,
@@ -216,7 +239,8 @@ impl Ingest {
             .headers
             .get(header::EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        // 16 KiB for each stream of an h2 connection, if its sender likes.
+        // The head of a request may hold 16 KiB, for each stream of an h2 connection, and is not
+        // needed any more.
         drop(head);
         let outcome = match judged {
             Ok(gzip) => self.take(&bounds, gzip, &mut upload).await,
@@ -231,7 +255,7 @@ impl Ingest {
         }
     }
 
-    /// What the head alone tells. `Ok` says whether the body is gzip.
+    /// Decides by the head alone. `Ok` is `true` if the body is gzip.
     fn judge(
         &self,
         bounds: &Bounds,
@@ -246,7 +270,7 @@ impl Ingest {
         {
             return Err(invalid("a request has exactly one Host header (RFC 9112 §3.2)"));
         }
-        // "/" takes any path, and the `*` of OPTIONS, which is none.
+        // The prefix "/" allows every path, and the `*` of OPTIONS, which is no path.
         let settings = self.settings.load();
         let prefix = settings.path_prefix.trim_end_matches('/');
         let rest = head.uri.path().strip_prefix(prefix);
@@ -280,7 +304,8 @@ impl Ingest {
         Ok(gzip)
     }
 
-    /// Reads, decodes and appends; says how many events were accepted.
+    /// Reads the body, decodes it and appends it to the queue. Returns the number of events that
+    /// were accepted.
     async fn take(
         &self,
         bounds: &Bounds,
@@ -311,8 +336,9 @@ impl Ingest {
         if events == 0 {
             return Ok(0);
         }
-        // A last line without its line break is stored with one. At the bound, which may be the queue's, that byte is too
-        // much for ever, and 429 would say that it fits later.
+        // The last line of a body without a final line break is stored with one. If the body has
+        // exactly the largest allowed size, the lines are one byte too large at any time; 429 would
+        // promise that they fit later.
         if whole.bytes > bounds.max_body {
             return Err(too_large(bounds));
         }
@@ -328,6 +354,7 @@ impl Ingest {
         }
     }
 
+    /// Reads a body that is not compressed.
     async fn collect(
         &self,
         bounds: &Bounds,
@@ -336,7 +363,7 @@ impl Ingest {
     ) -> Result<Intake, Refusal> {
         let announced =
             upload.body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        // With a directory most of a large body never comes to the buffer.
+        // With a durable queue, most bytes of a large body never come into the buffer.
         let most = bounds.sizes.whole + bounds.sizes.step;
         let is_held_whole = !self.shared.queue.is_durable();
         let first = announced.map(|length| if is_held_whole { length } else { length.min(most) });
@@ -352,6 +379,7 @@ impl Ingest {
         Ok(intake)
     }
 
+    /// Reads a gzip body, and decompresses it.
     async fn inflate(
         &self,
         bounds: &Bounds,
@@ -392,7 +420,8 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Hands on the bytes that have come, once they are too many for a body that is decoded whole.
+    /// Once too many bytes for a body that is decoded whole have come, hands them on to [`Large`],
+    /// step by step. Does nothing if the queue has no files.
     async fn settle(
         &self,
         bounds: &Bounds,
@@ -412,8 +441,9 @@ impl Ingest {
         share.set(intake.held())
     }
 
-    /// Does what takes milliseconds, or waits for the disk, on a thread that may block. The work
-    /// goes on when its request has gone, and keeps its turn until it ends.
+    /// Runs `work`, which takes milliseconds or waits for the disk, on a thread that may block.
+    /// `bytes` is the size of the work for [`DECODING_KIB`]. The work continues after its request
+    /// has gone, and keeps its share of the semaphore until it ends.
     async fn off_thread<T: Send + 'static>(
         &self,
         bounds: &Bounds,
@@ -441,7 +471,8 @@ impl Ingest {
         }
     }
 
-    /// Answers a refusal, after the body where that is still to come and small enough.
+    /// Answers a refusal. If the rest of the body is still to come, and is small enough, it is
+    /// thrown away before.
     async fn refuse(
         &self,
         bounds: &Bounds,
@@ -464,8 +495,8 @@ impl Ingest {
             self.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }
         if unread || refusal.closes() {
-            // On h2 the stream is reset with NO_ERROR where its body is unread; the connection ends only for those that
-            // should find another replica.
+            // On h2 the stream of an unread body is reset with NO_ERROR. The connection ends only
+            // if the sender should connect to another replica.
             response
                 .headers_mut()
                 .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -482,7 +513,8 @@ impl Ingest {
     }
 }
 
-/// Neither a consumer nor a disk may hold a request for ever.
+/// The refusal after `delivered_timeout`: neither a consumer nor a disk may hold a request for
+/// ever.
 fn too_late(bounds: &Bounds) -> Refusal {
     let (reason, message) = match bounds.acknowledge {
         Acknowledge::Queued | Acknowledge::Delivered => {
@@ -505,6 +537,7 @@ fn event_too_large(max: u64) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
+/// Decodes a whole body that is in memory.
 fn decode(mut body: Buffer) -> Result<Whole, Stopped> {
     let Split { lines, events, levels } = audit::decode_in_place(body.with_room())?;
     Ok(Whole::in_memory(body.keep(lines), events, levels))
@@ -517,7 +550,7 @@ fn stopped(stopped: Stopped) -> Refusal {
     }
 }
 
-/// Content-Type and Content-Encoding; says whether the body is gzip.
+/// Checks Content-Type and Content-Encoding. Returns `true` if the body is gzip.
 fn media(head: &Parts) -> Result<bool, Refusal> {
     let refuse = |message: &str| {
         Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Rejection::MediaType, message))
@@ -578,22 +611,24 @@ fn shutting_down() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Rejection::ShuttingDown, "shutting down")
 }
 
-/// A body on its way in.
+/// A body that is arriving.
 struct Upload<'a> {
     body: Incoming,
+    /// The time at which the next piece comes too late.
     deadline: Instant,
     cut: &'a CancellationToken,
     connection: &'a Connection,
-    /// Bytes that came, as sent.
+    /// The number of bytes that have come, before decompression.
     sent: u64,
-    /// Whether it was asked for: hyper then answers `Expect: 100-continue`.
+    /// The body was asked for. hyper then answers `Expect: 100-continue`.
     begun: bool,
-    /// Nothing more will come.
+    /// No more bytes will come: the body is complete or broken.
     ended: bool,
 }
 
 impl Upload<'_> {
-    /// The next piece.
+    /// The next piece; `None` if the body is complete. The error refuses the request: the body is
+    /// too slow or broken, or the relay ends.
     async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         loop {
             if self.ended {
@@ -622,7 +657,7 @@ impl Upload<'_> {
                         "the body is shorter than announced, or its chunks are broken",
                     ));
                 }
-                // Trailers say nothing that matters here.
+                // Trailers are ignored.
                 Ok(Some(Ok(frame))) => {
                     if let Ok(piece) = frame.into_data() {
                         self.sent += piece.len() as u64;
@@ -634,8 +669,9 @@ impl Upload<'_> {
         }
     }
 
-    /// Throws the rest away, unless it is more than `max` in all, or does not come within
-    /// [`REFUSED_TIME`]. An error only where the sender is too slow for `limits.body_timeout`.
+    /// Throws the rest of the body away, until more than `max` bytes have come in all, or the rest
+    /// does not come within [`REFUSED_TIME`]. The error is returned only if `limits.body_timeout`
+    /// is over.
     async fn discard(&mut self, max: u64) -> Result<(), Refusal> {
         let refused = self.connection.refused();
         let latest = self.deadline;
@@ -661,10 +697,11 @@ impl Upload<'_> {
     }
 }
 
-/// A body as far as it has come.
+/// The bytes of a body that have come so far and are still in memory.
 struct Intake {
-    /// The bytes that are not handed on yet: all of a body that is held whole.
+    /// The bytes that were not handed on yet. If a body is held whole, these are all of its bytes.
     rest: Buffer,
+    /// `Some` once the body was too large to be held whole.
     large: Option<Large>,
 }
 
@@ -673,7 +710,7 @@ impl Intake {
         Self { rest: Buffer::new(announced, pool), large: None }
     }
 
-    /// Bytes of memory, as `limits.max_in_flight` counts them.
+    /// The number of bytes of memory, as `limits.max_in_flight` counts them.
     fn held(&self) -> usize {
         self.rest.len() + self.large.as_ref().map_or(0, Large::held)
     }
@@ -682,8 +719,9 @@ impl Intake {
 /// Takes the decompressed bytes of a body.
 struct Inflated {
     intake: Intake,
-    /// All that came.
+    /// The number of all decompressed bytes that have come.
     bytes: u64,
+    /// The largest allowed number of these bytes.
     max: u64,
 }
 

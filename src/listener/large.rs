@@ -1,11 +1,11 @@
-//! A body that is too large for memory: decoded in pieces while it arrives, and stored as lines in
+//! Decodes a body that is too large for memory in pieces while it arrives, and stores its lines in
 //! a file of the queue.
 //!
-//! Memory holds a piece and the largest event. A queue in memory has no such file: there a body is
-//! held and decoded whole.
+//! Memory holds one piece and the largest event. Only the durable queue has such a file. With a
+//! queue in memory, every body is held and decoded whole.
 //!
-//! All of it is work for threads that may block: [`Large::push`] decodes megabytes and writes to
-//! the disk.
+//! All functions that decode run on threads that may block: [`Large::push`] decodes megabytes and
+//! writes to the disk.
 
 use bytes::Bytes;
 
@@ -19,25 +19,27 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Ticket;
 
-/// Bodies up to 16 MiB are decoded whole, in place, also with a directory.
+/// The largest body in bytes, 16 MiB, that is decoded whole, in place, also with a durable queue.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// Bytes after which a large body is cut at the next end of an event. One piece becomes one record
-/// of the durable queue, and a cursor that reads a record in parts checks all of it for each part,
-/// so records must not be much larger.
+/// A piece of a large body has about this many bytes; the cut is at the next end of an event. One
+/// piece becomes one record of the durable queue. A cursor that reads a record in parts checks the
+/// whole record for each part, so records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Bytes of a large body that are collected for one step off the runtime's threads.
+/// The bytes of a large body that are collected before they are decoded in one step off the
+/// runtime's threads.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// Sizes from which a body is treated as large, and in which it is then read; smaller ones where
-/// `limits.max_in_flight` is small.
+/// The sizes for large bodies. They are smaller than the constants above if `limits.max_in_flight`
+/// is small.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    /// Bytes of the largest body that is decoded whole.
+    /// The largest body that is decoded whole, in bytes.
     pub(super) whole: usize,
-    /// Bytes that are collected for one step.
+    /// The bytes that are collected for one step.
     pub(super) step: usize,
+    /// The bytes of a piece.
     piece: usize,
 }
 
@@ -50,11 +52,11 @@ impl Sizes {
     }
 }
 
-/// Why a large body was not taken.
+/// The reason why a large body was not accepted.
 pub(super) enum Stopped {
-    /// The body is no list of audit events.
+    /// The body contains something that is not an audit event.
     Invalid(Invalid),
-    /// The queue does not store it.
+    /// The queue could not store the lines.
     Refused(Refused),
 }
 
@@ -64,13 +66,13 @@ impl From<Invalid> for Stopped {
     }
 }
 
-/// A large body on its way in.
+/// A large body that is arriving.
 pub(super) struct Large {
     pieces: Pieces,
     lines: Lines,
 }
 
-/// Where the lines go.
+/// The file of the queue that takes the lines.
 struct Lines(Incoming);
 
 impl Store for Lines {
@@ -82,30 +84,30 @@ impl Store for Lines {
 }
 
 impl Large {
-    /// An empty body, whose lines the queue takes.
+    /// Begins a body whose lines go to `incoming`.
     pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
         Self { pieces: Pieces::new(sizes.piece), lines: Lines(incoming) }
     }
 
-    /// Bytes of memory that it takes.
+    /// The number of bytes of memory that this body takes now.
     pub(super) fn held(&self) -> usize {
         self.pieces.held()
     }
 
-    /// Takes the next bytes. Blocks.
+    /// Takes the next bytes of the body. Blocks on decoding and on the disk.
     ///
     /// # Errors
     ///
-    /// The body is not taken.
+    /// The body is invalid, or the queue could not store it. The whole body is refused then.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Stopped> {
         self.pieces.push(bytes, &mut self.lines)
     }
 
-    /// The body has ended. Blocks until its lines are safe.
+    /// Ends the body: decodes its last bytes, and blocks until its lines are synced.
     ///
     /// # Errors
     ///
-    /// The body is not taken.
+    /// The same as [`Large::push`].
     pub(super) fn end(mut self) -> Result<Whole, Stopped> {
         let (events, levels) = self.pieces.end(&mut self.lines)?;
         let Lines(mut incoming) = self.lines;
@@ -114,26 +116,28 @@ impl Large {
     }
 }
 
-/// A body that has come whole, and is valid.
+/// A body that has arrived completely and is valid.
 pub(super) struct Whole {
     pub(super) events: u64,
-    /// Bytes of its lines.
+    /// The number of bytes of its lines.
     pub(super) bytes: u64,
     batch: Batch,
 }
 
+/// The lines of a whole body: in memory, or in a file of the durable queue.
 enum Batch {
     Memory(Append),
     Disk(Incoming, LevelCounts),
 }
 
 impl Whole {
+    /// Makes a whole body of lines that are in memory.
     pub(super) fn in_memory(lines: Bytes, events: u64, levels: LevelCounts) -> Self {
         let bytes = lines.len() as u64;
         Self { events, bytes, batch: Batch::Memory(Append { lines, events, levels }) }
     }
 
-    /// Hands it to the queue.
+    /// Gives the lines to the queue, and returns the ticket for them.
     pub(super) fn append(self, queue: &Queue) -> Result<Ticket, Refused> {
         match self.batch {
             Batch::Memory(append) => queue.append(append),
