@@ -1,9 +1,10 @@
-//! The path of a batch from its body to an output's claim, for
-//! `tests/it/ingest/instructions.rs`, which counts its instructions.
+//! Runs the path of a batch from its body to an output's claim, for the test
+//! `tests/it/ingest/instructions.rs`, which counts the instructions.
 //!
-//! `hot_path PHASE PASSES` prepares a phase's work, goes through it once, and then so many times in a thread of its own,
-//! whose instructions a profiler can tell from those of the start. Bodies are read from their files again for each pass:
-//! as from a socket, it is the kernel that copies them, and its instructions are not counted.
+//! `hot_path PHASE PASSES` prepares the work of a phase, does one pass of it, and then does
+//! `PASSES` more in a thread of its own, so that a profiler can tell those from the start. Each
+//! pass reads the bodies from their files again: the kernel copies them, as it does from a socket,
+//! and the kernel's instructions are not counted.
 
 #![allow(
     clippy::print_stdout,
@@ -26,21 +27,21 @@ use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
 use kube_audit_forwarder::telemetry::Telemetry;
 
-/// As in the binary.
+/// The same allocator as in the binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// More than the longest body.
+/// The size of the buffer for a body, larger than the longest body.
 const BUFFER: usize = 1 << 20;
 
 /// The default of `output.batch`.
 const TAKE: Take = Take { bytes: 4 << 20, events: 5000 };
 
-/// All else by default.
+/// A config in which every other value is the default.
 const CONFIG: &str =
     "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'output'\ntype = 'stdout'\n";
 
-/// One pass; says how many bytes and events were in it.
+/// Does one pass, and returns the number of bytes and of events in it.
 type Pass = Box<dyn FnMut() -> (usize, u64) + Send>;
 
 fn main() {
@@ -49,13 +50,13 @@ fn main() {
     let passes: u64 = arguments.next().expect("a number of passes").parse().unwrap();
     let mut pass = match phase.as_str() {
         "decode batches" => decode([1, 2, 17, 18, 19].map(recorded)),
-        // Escapes, text beyond ASCII, few events.
+        // Bodies with many escapes, text beyond ASCII, and few events.
         "decode mixed" => decode([4, 5, 9, 10, 11, 12, 13, 14, 15, 16].map(recorded)),
         "decode large events" => decode([recorded(3)]),
         "decode singles" => decode([6, 7, 8].map(recorded)),
         "decode lines" => decode([File::open(path("audit.log")).unwrap()]),
         "queue batches" => queue(&recorded(1), 1, TAKE),
-        // One claim takes all that has come meanwhile.
+        // One claim takes all events that have come since the last one.
         "queue singles" => queue(&recorded(7), 400, TAKE),
         "queue cut batches" => queue(&recorded(1), 1, Take { events: 10, ..TAKE }),
         _ => panic!("no phase {phase}"),
@@ -70,7 +71,7 @@ fn main() {
     println!("{} {bytes} {events}", instruction_set());
 }
 
-/// What the hot path may choose from. Valgrind's CPU has no AVX-512.
+/// The instruction set that the hot path can use here. Valgrind's CPU has no AVX-512.
 fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2")
@@ -88,7 +89,7 @@ fn path(name: &str) -> String {
     format!("{}/tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The body of this number.
+/// Opens the recorded body of this number.
 fn recorded(number: usize) -> File {
     let mut entries = std::fs::read_dir(path("")).unwrap().map(|entry| entry.unwrap().path());
     let prefix = path(&format!("{number:02}-"));
@@ -96,14 +97,14 @@ fn recorded(number: usize) -> File {
     File::open(body.expect("a recorded body")).unwrap()
 }
 
-/// Reads a file to the front of a buffer; says how long it is.
+/// Reads a file into the front of a buffer, and returns its length in bytes.
 fn read(file: &File, buffer: &mut [u8]) -> usize {
     let bytes = usize::try_from(file.metadata().unwrap().len()).unwrap();
     file.read_exact_at(&mut buffer[..bytes], 0).unwrap();
     bytes
 }
 
-/// Checks and splits each body.
+/// A pass that checks and splits each body.
 fn decode<const N: usize>(bodies: [File; N]) -> Pass {
     let mut buffer = vec![0; BUFFER];
     Box::new(move || {
@@ -118,8 +119,9 @@ fn decode<const N: usize>(bodies: [File; N]) -> Pass {
     })
 }
 
-/// Appends a batch so many times to a queue in memory that holds some already; an output claims as much, piece by piece,
-/// and its consumer takes it.
+/// A pass that appends a batch `batches` times to a queue in memory, which holds some batches
+/// already. An output then claims as many events, as much as `take` at a time, and finishes each
+/// claim.
 fn queue(body: &File, batches: u64, take: Take) -> Pass {
     let mut buffer = vec![0; BUFFER];
     let bytes = read(body, &mut buffer);

@@ -1,4 +1,5 @@
-//! Metrics, health, status and the status page, on an address of their own and never on the ingest port.
+//! Serves metrics, health, status and the status page, on an address of their own and never on a
+//! listener's.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -46,52 +47,56 @@ mod places;
 
 use places::Places;
 
-/// A head must come so fast; the same for the next on a kept connection.
+/// The time for the head of a request, and between two requests on a kept connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest life of a connection: whoever idles or reads slowly does not keep its place.
+/// The longest life of a connection. A client that is idle or reads slowly loses its place then.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
-/// What the routes tell of. Shared with `relay`, which sets what changes.
+/// The state that the pages show. `relay` shares this value and updates it.
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
+    /// The outputs, listeners and sources that there are now, in the order of the config.
     outputs: Mutex<Vec<Output>>,
     listeners: Mutex<Vec<Listener>>,
     sources: Mutex<Vec<source::Shown>>,
+    /// The start is over: every part is open.
     started: AtomicBool,
+    /// The drain has begun.
     stopping: AtomicBool,
+    /// The time at which this process began to open its parts.
     since: Instant,
-    /// The machine's name: in Kubernetes the pod's.
+    /// The machine's name, which in Kubernetes is the pod's name.
     host: String,
 }
 
-/// One output as `/status` shows it.
+/// An output as `/status` shows it.
 pub struct Output {
-    /// Its name.
+    /// The output's name.
     pub name: String,
-    /// `http`, `tcp`, ….
+    /// The type in the config: `http`, `tcp` and so on.
     pub kind: &'static str,
-    /// Whether the queue keeps its events until it has them.
+    /// The queue keeps events until this output has them.
     pub required: bool,
-    /// An event that waits for longer is late: the status page says so.
+    /// An event that waits for longer than this is late, and the status page says so.
     pub lag_max: Duration,
-    /// What its delivery reports.
+    /// The state that the output's delivery reports.
     pub status: Arc<Status>,
 }
 
-/// One listener as `/status` shows it.
+/// A listener as `/status` shows it.
 pub struct Listener {
-    /// Its address as configured.
+    /// The address as configured.
     pub label: String,
-    /// Whether it is HTTPS.
+    /// The listener speaks HTTPS.
     pub tls: bool,
-    /// Where it listens; `None`: it does not yet.
+    /// The address on which the socket listens; `None` as long as the listener is not open.
     pub address: Option<SocketAddr>,
 }
 
 impl Admin {
-    /// Neither started nor stopping.
+    /// Makes the state of a relay that has neither started nor begun to stop, and has no parts yet.
     #[must_use]
     pub fn new(telemetry: Arc<Telemetry>, queue: Queue) -> Self {
         Self {
@@ -107,7 +112,7 @@ impl Admin {
         }
     }
 
-    /// Which there are from now on.
+    /// Replaces the outputs, listeners and sources that the pages show.
     pub fn show(
         &self,
         outputs: Vec<Output>,
@@ -119,17 +124,17 @@ impl Admin {
         *lock(&self.sources) = sources;
     }
 
-    /// Everything is open: `/readyz` is 200 from now on.
+    /// Notes that every part is open: `/readyz` answers 200 from now on.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
     }
 
-    /// The drain begins: `/readyz` is 503 from now on.
+    /// Notes that the drain begins: `/readyz` answers 503 from now on.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Answers until stopped.
+    /// Answers requests on `socket` until `stop` is cancelled, and then ends all connections.
     pub async fn serve(self: Arc<Self>, socket: TcpListener, stop: CancellationToken) {
         let places = Arc::<Places>::default();
         let tracker = TaskTracker::new();
@@ -159,7 +164,7 @@ impl Admin {
                     .header_read_timeout(HEAD_TIMEOUT)
                     .max_buf_size(16 * 1024)
                     .serve_connection(TokioIo::new(stream), service);
-                // Errors are the client's: it went away, or sent no HTTP.
+                // Errors are the client's: it has gone, or has sent no HTTP.
                 let bounded = tokio::time::timeout(CONNECTION_TIME, serving);
                 let bounded = place.lost.run_until_cancelled(bounded);
                 drop(stop.run_until_cancelled(bounded).await);
@@ -169,6 +174,7 @@ impl Admin {
         tracker.wait().await;
     }
 
+    /// The answer to one request.
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
@@ -203,7 +209,9 @@ impl Admin {
         }
     }
 
-    /// Whether there is such an output, or such a listener with TLS. Before the start is over, anything may come.
+    /// Returns `true` if there is an output, or a listener with TLS, of this name, so that its
+    /// metrics are shown. Before the start is over the result is always `true`, because the parts
+    /// are not known yet.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;
@@ -216,7 +224,8 @@ impl Admin {
         }
     }
 
-    /// Only what must keep senders away fails it: a full queue or a dead output does not, because a pod that leaves its
+    /// The answer of `/readyz`. It is 503 only for reasons that must keep senders away: the start
+    /// and the drain. A full queue or a dead output is no reason, because a pod that leaves its
     /// Service turns back-pressure into connection errors.
     fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
         let mut reasons = Vec::new();
@@ -234,7 +243,7 @@ impl Admin {
         }
         let mut body = String::new();
         let mut line = |name: &str, failed: Option<&str>| {
-            // Writing to a String can't fail.
+            // Writing to a `String` cannot fail.
             match failed {
                 None => writeln!(body, "[+]{name} ok").ok(),
                 Some(why) => writeln!(body, "[-]{name} {why}").ok(),
@@ -257,7 +266,8 @@ impl Admin {
         text(status, body)
     }
 
-    /// A field means the same as the metric of its name; the README has them all.
+    /// The JSON text of `/status`. A field that has the name of a metric means the same as the
+    /// metric. The README lists all fields.
     fn status(&self) -> String {
         let (bytes, events) = self.queue.held();
         let reading = self.telemetry.read();
@@ -319,7 +329,8 @@ impl Admin {
         lock(&self.sources).iter().map(|it| source(it, reading)).collect()
     }
 
-    /// Those of what there is now: a series stays when its listener or output has gone.
+    /// The certificates of outputs and listeners that exist now. A metric keeps its series when its
+    /// output or listener is removed.
     fn certificates(&self, reading: &Reading) -> Value {
         let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
         reading.certificates().iter().filter(is_here).map(certificate).collect()
@@ -421,11 +432,13 @@ fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Returns `true` if a parameter of the query asks `/readyz` for all of its checks.
 fn is_verbose(parameter: &str) -> bool {
     parameter == "verbose" || parameter.starts_with("verbose=")
 }
 
-/// What holds for every answer: it is of this moment, and is what it says it is.
+/// Adds the headers that every answer has: it must not be cached, and its Content-Type must be
+/// believed.
 fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

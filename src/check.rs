@@ -1,8 +1,9 @@
-//! What a config names, looked at before a relay would: certificates, keys, tokens and directories.
+//! Checks the files and directories that a config names, before a relay uses them: certificates,
+//! keys, tokens and directories.
 //!
-//! [`files`] and [`directories`] find what `run` would refuse, or start with and be of no use, and
-//! say of which key it is. Nothing is changed on the disk, bound or connected. Only regular files
-//! are read: what a pipe holds can be read once.
+//! [`files`] and [`directories`] find the faults with which `run` would refuse to start, or would
+//! start and be of no use, and name the key of each. Nothing is changed on the disk, bound or
+//! connected. Only regular files are read, because the contents of a pipe can be read only once.
 
 use std::io;
 use std::path::PathBuf;
@@ -27,7 +28,8 @@ use crate::tls;
 use crate::tls::Chain;
 use crate::tls::TlsError;
 
-/// Problems of the files that a config names, which the reading of the config does not see. Blocks.
+/// The faults of the files that a config names, as far as reading the config has not already found
+/// them. Blocks.
 #[must_use]
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
@@ -44,7 +46,7 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
     found.problems
 }
 
-/// Problems of the directories that a config names, but for those in use. Blocks.
+/// The faults of the directories that a config names, except those `in_use`. Blocks.
 #[must_use]
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -52,7 +54,8 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     for named in directories.filter(|named| !in_use.contains(&named.path)) {
         let (looked, severity) = match named.key.as_str() {
             "queue.directory" => (queue::place::of_queue(&named.path), Severity::Error),
-            // A relay does without, and counts what it has to drop.
+            // Without this directory a relay still runs, and counts the dead letters that it has to
+            // drop.
             _ => (queue::place::of_dead_letters(&named.path), Severity::Fault),
         };
         if let Err(error) = looked {
@@ -63,8 +66,9 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     problems
 }
 
-/// What listeners, outputs and sources refuse when they read their files, in a config in which
-/// nothing else was found. Policies are left out: their mistakes have lines of their own. Blocks.
+/// The faults that listeners, outputs and sources find when they read their files, for a config in
+/// which nothing else was found. Outputs whose policy has a fault are left out: faults of a policy
+/// are reported with their own lines. Blocks.
 #[must_use]
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -96,19 +100,20 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// The last part of its path in the config.
+/// The last part of the key's path in the config.
 fn key_of(named: &Named) -> &str {
     named.key.rsplit('.').next().unwrap_or_default()
 }
 
+/// The faults that were found so far.
 struct Findings<'a> {
     checked: &'a Checked,
     problems: Vec<Problem>,
 }
 
 impl Findings<'_> {
-    /// One problem for each key and line: what the reading of the config has said is not said
-    /// again.
+    /// Adds a problem. An error is left out if reading the config has already reported one for the
+    /// same key.
     fn add(&mut self, named: &Named, message: impl Into<String>, severity: Severity) {
         let is_known =
             |problem: &Problem| problem.path == named.key && problem.severity != Severity::Warning;
@@ -118,7 +123,7 @@ impl Findings<'_> {
     }
 
     fn report(&mut self, named: &Named, result: Result<(), TlsError>) {
-        // An optional file may go between two looks at it.
+        // An optional file may disappear between two reads.
         let Err(error) = result else { return };
         if named.must_exist || !error.is_missing() {
             let message = format!("{error}, allowed: {}", allowed(named));
@@ -126,7 +131,7 @@ impl Findings<'_> {
         }
     }
 
-    /// A chain, with the key that belongs to it.
+    /// Checks a certificate chain, and that its key belongs to it.
     fn certificate(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -163,7 +168,7 @@ impl Findings<'_> {
         }
         let key = format!("{}private_key", named.key.trim_end_matches("certificate"));
         let key = self.checked.named.iter().find(|other| other.key == key);
-        // A file without a key is reported as such, where its own turn comes.
+        // A file without a key is reported when that file is checked itself.
         let key = key.filter(|key| tls::check_private_key(&key.path).is_ok());
         if let Some(key) = key.filter(|key| key.path.is_file()) {
             let fits = chain.fits(&named.path, &key.path);
@@ -172,6 +177,7 @@ impl Findings<'_> {
         }
     }
 
+    /// Checks a bundle of CA certificates.
     fn authorities(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -187,9 +193,10 @@ impl Findings<'_> {
         }
     }
 
+    /// Checks a file with a bearer token.
     fn token(&mut self, named: &Named) {
         let Some(secret) = self.secret(named) else { return };
-        // Blanks around a token are no part of it, as for those who read it.
+        // White space around a token is ignored, as when the token is used.
         let token = secret.trim_ascii();
         let what = if token.is_empty() {
             "is empty"
@@ -204,6 +211,7 @@ impl Findings<'_> {
         self.add(named, message, Severity::Error);
     }
 
+    /// Checks a file with a password.
     fn password(&mut self, named: &Named) {
         if self.secret(named).is_some_and(|password| password.is_empty()) {
             let message = format!("{} is empty", named.path.display());
@@ -211,6 +219,7 @@ impl Findings<'_> {
         }
     }
 
+    /// The contents of a file with a secret. `None` after a fault, which is then reported.
     fn secret(&mut self, named: &Named) -> Option<String> {
         let error = match config::read_secret(&named.path) {
             Ok(secret) => return Some(secret),
@@ -227,7 +236,7 @@ impl Findings<'_> {
     }
 }
 
-/// What a file of this key may hold.
+/// A description of the contents that a file of this key may have.
 fn allowed(named: &Named) -> &'static str {
     match key_of(named) {
         "certificate" => "a PEM chain, the leaf first",

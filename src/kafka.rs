@@ -1,6 +1,8 @@
-//! What clients of a Kafka cluster have in common: librdkafka's settings, what of them is in files, its errors and its log.
+//! The part that all clients of a Kafka cluster share: the settings of librdkafka, the secrets that
+//! are read from files, and librdkafka's errors and log.
 //!
-//! librdkafka works in threads of its own, and its calls may block: none of them is made on the runtime's threads.
+//! librdkafka works in threads of its own, and its calls may block. Therefore none of its calls is
+//! made on the runtime's threads.
 
 use std::fmt;
 use std::path::Path;
@@ -20,16 +22,17 @@ use crate::config::SaslMechanism;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The shortest and the longest that librdkafka takes for setting up a connection, and for any request.
+/// The range of the timeouts that librdkafka accepts, both for setting up a connection and for a
+/// request.
 const SETUP_MIN: Duration = Duration::from_secs(1);
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
-/// What went wrong. The text names brokers by host and port.
+/// An error of a Kafka client. The text names brokers by host and port.
 #[derive(Debug, Clone)]
 pub struct Trouble {
-    /// For the counters of outputs.
+    /// The reason that the counters of outputs use as a label.
     pub reason: AttemptError,
-    /// For the log and `/status`.
+    /// The text for the log and for `/status`.
     pub message: String,
 }
 
@@ -40,18 +43,20 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// What an error means, in librdkafka's own words where it had some.
+    /// Converts an error of librdkafka. `words` is librdkafka's own description of the error, and
+    /// may be empty.
     #[must_use]
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
         let message = match (error, code) {
-            // Its own text would hold the value too, which may be a password or a key.
+            // The error's own text would contain the value too, which may be a password or a key.
             (KafkaError::ClientConfig(_, what, key, _), _) => format!("{key}: {what}"),
             _ if !words.is_empty() => words.to_owned(),
             (_, Some(code)) => code.to_string(),
             (_, None) => error.to_string(),
         };
-        // A connection that a broker ends for our certificate is a broken one to librdkafka.
+        // If a broker ends a connection because of the client certificate, librdkafka reports a
+        // broken connection.
         let reason = match code {
             Some(RDKafkaErrorCode::BrokerTransportFailure) if message.contains("SSL") => {
                 AttemptError::Tls
@@ -63,7 +68,7 @@ impl Trouble {
     }
 }
 
-/// The labels that errors are counted with; all others are `protocol`.
+/// The labels with which errors are counted. Every other error counts as `protocol`.
 const REASONS: [(RDKafkaErrorCode, AttemptError); 9] = [
     (RDKafkaErrorCode::Resolve, AttemptError::Resolve),
     (RDKafkaErrorCode::SSL, AttemptError::Tls),
@@ -81,50 +86,53 @@ fn reason(code: RDKafkaErrorCode) -> AttemptError {
     known.map_or(AttemptError::Protocol, |(_, reason)| *reason)
 }
 
-/// A line of librdkafka's log. It tells of each attempt; what an operator should know is told by outputs and sources.
+/// Writes a line of librdkafka's log, at the level debug: librdkafka logs each attempt. Outputs and
+/// sources log themselves what an operator needs to know.
 pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(of = name, ?level, facility, message, "librdkafka");
 }
 
-/// What is read from files: the contents, so that a client is made of what was checked together.
+/// The contents of the files that the config names. A client is made of contents that were read and
+/// checked together.
 #[derive(Default, PartialEq)]
 pub struct Secrets {
     ca: Option<String>,
     identity: Option<(String, String)>,
-    /// User name and password.
+    /// The user name and the password.
     sasl: Option<(String, String)>,
-    /// Of the client certificate.
+    /// The notAfter of the client certificate, in seconds since 1970.
     not_after: Option<i64>,
 }
 
-/// Where a topic is, with what it takes to get at it. Shared by the clients that are made of it.
+/// The address of a topic, and the secrets that are needed to use it. All clients that are made for
+/// the topic share this value.
 pub struct Cluster {
     config: config::Kafka,
-    /// `None` until the first [`Cluster::apply`].
+    /// `None` until the first call of [`Cluster::apply`].
     secrets: watch::Sender<Option<Arc<Secrets>>>,
 }
 
 impl Cluster {
-    /// Nothing is read or connected yet.
+    /// Makes a cluster of the config. Nothing is read or connected yet.
     #[must_use]
     pub fn new(config: &config::Kafka) -> Self {
         Self { config: config.clone(), secrets: watch::Sender::new(None) }
     }
 
-    /// Its topic.
+    /// The name of the topic.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.config.topic
     }
 
-    /// `host:port,…` as configured.
+    /// The brokers as `host:port,…`, as configured.
     #[must_use]
     pub fn brokers(&self) -> String {
         let brokers: Vec<_> = self.config.brokers.iter().map(ToString::to_string).collect();
         brokers.join(",")
     }
 
-    /// Puts in use what was read, where it has changed.
+    /// Puts secrets in use. If they differ from those in use, [`Changes`] reports it.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);
@@ -139,13 +147,13 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// What is wrong with which file.
+    /// A text that names the file and its fault.
     pub fn read(&self) -> Result<Secrets, String> {
         let pem =
             |file: &Path| std::fs::read_to_string(file).map_err(|error| cannot_read(file, &error));
         let mut secrets = Secrets::default();
         if let Some(tls) = &self.config.tls {
-            // Only checked so: the connections are OpenSSL's.
+            // The result is used only to check the files: the connections use OpenSSL, not rustls.
             let client = tls::Client::read(tls, &[], None).map_err(|error| error.to_string())?;
             secrets.not_after = client.not_after();
             secrets.ca = tls.ca.as_deref().map(pem).transpose()?;
@@ -163,19 +171,22 @@ impl Cluster {
         Ok(secrets)
     }
 
-    /// notAfter of the client certificate in use, in seconds since 1970.
+    /// The notAfter of the client certificate in use, in seconds since 1970; `None` if there is
+    /// none.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
     }
 
-    /// Tells when a client made before should be replaced.
+    /// Makes a value that reports when secrets change after this call; clients made before should
+    /// then be replaced.
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes(self.secrets.subscribe())
     }
 
-    /// The settings of any client. `connect` bounds setting up a connection, `request` the answer to a request.
+    /// The settings of any client. `connect` is the timeout for setting up a connection, `request`
+    /// the timeout for the answer to a request.
     #[must_use]
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
@@ -194,9 +205,10 @@ impl Cluster {
             .set("socket.connection.setup.timeout.ms", millis(connect))
             .set("socket.timeout.ms", millis(request))
             .set("socket.keepalive.enable", "true")
-            // A typing error must not become a topic with one partition and no replica.
+            // A typing error in the config must not create a topic with one partition and no
+            // replica.
             .set("allow.auto.create.topics", "false")
-            // Nothing goes to the brokers that the config does not ask for.
+            // Brokers must not get metrics that the config does not ask for.
             .set("enable.metrics.push", "false");
         let secrets = self.secrets.borrow().clone().unwrap_or_default();
         if let Some(ca) = &secrets.ca {
@@ -222,11 +234,11 @@ impl Cluster {
         client
     }
 
-    /// Asks the brokers for the topic. Blocks, at most for so long.
+    /// Asks the brokers for the topic. Blocks for at most `limit`.
     ///
     /// # Errors
     ///
-    /// No broker answers, or there is no such topic.
+    /// No broker answers, or the topic does not exist.
     pub fn find_topic<C: ClientContext>(
         &self,
         client: &Client<C>,
@@ -246,23 +258,24 @@ fn cannot_read(file: &Path, error: &std::io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 
-/// Whether the files have changed since a client was made. Taken before it is made.
+/// Reports if the secrets have changed. Take it before the client is made, so that no change is
+/// missed.
 pub struct Changes(watch::Receiver<Option<Arc<Secrets>>>);
 
 impl Changes {
-    /// Returns once they have.
+    /// Waits until the secrets have changed.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped: the change is still reported.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
-            // Nobody reads the files any more.
+            // The cluster is gone, so that nobody will read the files again.
             std::future::pending().await
         }
     }
 
-    /// The same without waiting.
+    /// Returns `true` if the secrets have changed, without waiting.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         self.0.has_changed().unwrap_or(false)

@@ -1,4 +1,4 @@
-//! Binding and dialling TCP, with the socket options that both need. Nothing above TCP.
+//! Binds and dials TCP sockets, and sets their options. Nothing here knows a protocol above TCP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,46 +17,50 @@ mod unacknowledged;
 
 pub use unacknowledged::unacknowledged;
 
-/// Connections that the kernel has completed and we have not accepted yet. kube-apiserver may come with dozens at once
-/// after a pause; beyond a thousand the accept loop itself is the problem.
+/// The number of connections that the kernel may complete before the relay accepts them.
+/// kube-apiserver may open dozens at once after a pause; if more than a thousand wait, the accept
+/// loop itself is the problem.
 const BACKLOG: u32 = 1024;
 
-/// Unsent bytes that the kernel takes from us per connection, beyond what is in flight. What lies there is lost work
-/// when the connection breaks, and one round trip's worth is already in flight.
+/// The number of unsent bytes that the kernel takes for each connection, besides those that are
+/// already on their way to the peer. Bytes that wait there are lost work when the connection
+/// breaks.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
-/// Why there is no connection.
+/// The reason why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
-    /// The name has no address, or the resolver did not answer.
+    /// The name has no address, or the resolver has failed.
     #[error("cannot resolve {host}: {source}")]
     Resolve {
-        /// Name that was looked up.
+        /// The name that was looked up.
         host: String,
-        /// The resolver's answer.
+        /// The error of the resolver.
         source: io::Error,
     },
-    /// No address of the name took the connection; the last one's error.
+    /// No address of the name accepted the connection; this is the error of the last one.
     #[error("cannot connect to {address}: {source}")]
     Connect {
-        /// The address tried last.
+        /// The address that was tried last.
         address: SocketAddr,
-        /// The kernel's answer.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The deadline passed first.
+    /// The deadline was reached before there was a connection.
     #[error("no connection to {to} within the connect timeout")]
     Timeout {
-        /// Address, or name and port, that was dialled.
+        /// The address, or the name and port, that was dialled.
         to: String,
     },
 }
 
-/// Listens. The address may be in TIME_WAIT from our predecessor.
+/// Makes a socket that listens on `address`. The address may still be in TIME_WAIT from a former
+/// process.
 ///
 /// # Errors
 ///
-/// The kernel's: in use, no such address, no permission.
+/// The error of the kernel: the address is in use or does not exist, or the process may not bind
+/// it.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -64,13 +68,14 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// All addresses that a host has now, in the order of the resolver (getaddrinfo(3): the hosts file, the DNS, and what else
-/// the system asks). The resolver may take its time, also where nobody waits for it any more: `held` is dropped when it
-/// has answered, so that callers can bound how many threads it keeps.
+/// Returns all addresses that a host has now, in the order of the resolver (getaddrinfo(3): the
+/// hosts file, the DNS, and other sources of the system). The resolver may be slow, and a lookup
+/// goes on if the future is dropped. `held` is dropped when the resolver has returned, so that
+/// callers can limit the number of threads that wait for it.
 ///
 /// # Errors
 ///
-/// The resolver's.
+/// The error of the resolver.
 pub async fn resolve(
     host: String,
     port: u16,
@@ -84,11 +89,11 @@ pub async fn resolve(
     Ok(looking_up.await.map_err(io::Error::other)??.collect())
 }
 
-/// Connects to one address before the deadline.
+/// Connects to one address before `deadline`.
 ///
 /// # Errors
 ///
-/// [`DialError`].
+/// [`DialError::Connect`] or [`DialError::Timeout`].
 pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
     match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|source| DialError::Connect { address, source }),
@@ -96,7 +101,7 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Resolves `host` anew and connects to the first of its addresses that answers before the deadline.
+/// Looks `host` up and connects to the first of its addresses that accepts before `deadline`.
 ///
 /// # Errors
 ///
@@ -107,7 +112,8 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
         let addresses = resolve(host.to_owned(), port, ()).await.map_err(unresolved)?;
         let mut last = None;
         for (index, address) in addresses.iter().enumerate() {
-            // A silent address may take its share of the time, and leaves the rest to the others.
+            // An address that does not react may use its share of the time left; the rest is for
+            // the other addresses.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             match tokio::time::timeout(share, TcpStream::connect(address)).await {
@@ -130,22 +136,23 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
     }
 }
 
-/// Options of an accepted connection: no delay of small answers, and a dead peer is noticed.
+/// Sets the options of an accepted connection: small answers are sent without delay, and a dead
+/// peer is noticed by keepalive.
 ///
 /// # Errors
 ///
-/// The kernel's; the socket stays usable.
+/// The error of the kernel. The socket stays usable.
 pub fn tune_accepted(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))
 }
 
-/// Options of a connection to a consumer: `silence` is how long sent bytes may stay unacknowledged before the kernel
-/// gives up (TCP_USER_TIMEOUT, RFC 5482).
+/// Sets the options of a connection to a consumer. `silence` is the time for which sent bytes may
+/// stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, RFC 5482).
 ///
 /// # Errors
 ///
-/// The kernel's; the socket stays usable.
+/// The error of the kernel. The socket stays usable.
 pub fn tune_dialled(stream: &TcpStream, keepalive: Duration, silence: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
@@ -154,7 +161,8 @@ pub fn tune_dialled(stream: &TcpStream, keepalive: Duration, silence: Duration) 
     socket.set_tcp_notsent_lowat(NOT_SENT_MAX)
 }
 
-/// Ages of connections are drawn between 90 % and 110 %, so that those made together do not all end together.
+/// Returns a random age between 90 % and 110 % of `age`, so that connections that were made
+/// together do not all end together.
 #[must_use]
 pub fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())

@@ -1,7 +1,10 @@
-//! Where events come from besides the listeners: topics that this relay reads as one of a group.
+//! Reads events from topics, as one reader of a consumer group. Sources are the second way in,
+//! besides the listeners.
 //!
-//! A source appends to the queue as a listener does. It keeps its place at its origin, and moves it on only behind what
-//! every output has acknowledged: whoever reads on from there, after a crash too, misses nothing.
+//! A source appends to the queue as a listener does. The group stores the offset up to which a
+//! partition is finished, and a source moves that offset only past events that every required
+//! output has acknowledged or counted as lost. Therefore the next reader of the partition misses
+//! nothing, also after a crash.
 
 #![cfg_attr(
     not(feature = "kafka"),
@@ -32,48 +35,52 @@ use crate::telemetry::Telemetry;
 #[cfg(feature = "kafka")]
 mod kafka;
 
-/// A source hears within a fraction of it that it is to take nothing more.
+/// The drain waits this long until sources take nothing more. A source that does not hang reacts in
+/// a fraction of this time.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// A reload waits so long for that, which hangs only in a call that never returns.
+/// A reload waits this long until the sources that it removes or changes take nothing more. Only a
+/// call that never returns takes this long.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
-/// One that a reload removes or changes waits so long for what it took to be acknowledged. The rest comes again, to whoever
-/// reads on.
+/// A source that a reload removes or changes waits this long until the events that it took are
+/// acknowledged. The next reader of its partitions reads the rest again.
 const LEAVING: Duration = Duration::from_secs(10);
 
-/// Puts what was read from files in use. Dropped instead, it has changed nothing.
+/// Puts files in use that were read and checked before. If it is dropped instead, nothing has
+/// changed.
 pub type Staged = Box<dyn FnOnce() + Send>;
 
-/// One source. Its calls block: they are made by threads of its own.
+/// One source. Its calls block, so that threads make them which belong to the source.
 trait Source: Send + Sync {
-    /// Reads and checks its files, and changes nothing yet.
+    /// Reads and checks the source's files. Nothing is in use before the result is called.
     fn stage(self: Arc<Self>) -> Result<Staged, String>;
 
-    /// Connects once, and says where to, and how it went.
+    /// Connects once. Returns the address that was tried, and the result.
     fn probe(&self) -> (String, Result<(), String>);
 
-    /// Reads until it is told to end.
+    /// Reads until `orders` tell the source to end.
     fn run(&self, queue: &Queue, orders: Orders);
 
-    /// What it reports.
+    /// The state that the source reports.
     fn status(&self) -> Arc<Status>;
 }
 
-/// What a source reports, for `/status`. Its thread writes it.
+/// The state that a source reports for `/status`. The source's thread writes it.
 #[derive(Default)]
 pub struct Status {
     state: Mutex<Snapshot>,
 }
 
-/// A moment of [`Status`].
+/// The contents of [`Status`] at one moment.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// Nothing is read for a while: the queue has no room, or too much is not acknowledged.
+    /// The source does not read for now: the queue has no room, or too many bytes are not
+    /// acknowledged.
     pub paused: bool,
-    /// Those that this relay reads, of the topic's.
+    /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
-    /// The last trouble, since something was read.
+    /// The last error, if nothing was read since.
     pub last_error: Option<String>,
 }
 
@@ -82,7 +89,7 @@ impl Status {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// What it is now.
+    /// The state now.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -91,76 +98,94 @@ impl Status {
 
 /// A source as `/status` shows it.
 pub struct Shown {
-    /// As the config has it.
+    /// The source's config.
     pub config: config::Source,
-    /// What it reports.
+    /// The state that the source reports.
     pub status: Arc<Status>,
 }
 
-/// What a source is told.
+/// The orders to the thread of a source.
 struct Orders {
-    /// To take nothing more, and to end when what it took is acknowledged.
+    /// Cancelled when the source is to take nothing more, and to end when the events that it took
+    /// are acknowledged.
     closing: CancellationToken,
-    /// To end now. What is not acknowledged comes again.
+    /// Cancelled when the source is to end now. Events that are not acknowledged are read again by
+    /// the next reader.
     stop: CancellationToken,
-    /// Kept as long as it takes something.
+    /// Held by the source as long as it may still take events.
     taking: Option<TaskTrackerToken>,
 }
 
-/// One source of a config that is about to be applied.
+/// One source of a config that is about to be put in force.
 pub struct Planned {
     config: config::Source,
+    /// The largest message in bytes.
     max_body: u64,
     source: Arc<dyn Source>,
-    /// The slot that goes on as it is.
+    /// The index of the running source with the same config, which goes on unchanged; `None` if a
+    /// new one is needed.
     slot: Option<usize>,
 }
 
 impl Planned {
-    /// The name in the config.
+    /// The source's name in the config.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// Reads and checks its files, and changes nothing yet. Blocks.
+    /// Reads and checks the source's files. Nothing is in use before the result is called. Blocks.
     ///
     /// # Errors
     ///
-    /// What is wrong, for the operator.
+    /// The fault, as text for the operator.
     pub fn stage(&self) -> Result<Staged, String> {
         let staged = Arc::clone(&self.source).stage();
         staged.map_err(|error| format!("source {}: {error}", self.config.name))
     }
 
-    /// Connects once: where to, and how it went. After its files were read. Blocks.
+    /// Connects once, after the files were read and put in use. Returns the address that was tried,
+    /// and the result. Blocks.
     pub fn probe(&self) -> (String, Result<(), String>) {
         self.source.probe()
     }
 }
 
-/// The sources of one relay. Owned by `relay`.
+/// The sources of one relay, owned by `relay`.
+///
+/// Each source runs in a thread of its own, and a task waits for the thread's end. A reload goes in
+/// three steps: [`Sources::plan`] compares the new config with the running sources,
+/// [`Sources::close_leaving`] stops those that are removed or changed from taking events, and
+/// [`Sources::commit`] starts the new ones. The drain calls [`Sources::close`] at its beginning and
+/// [`Sources::end`] at its end. A thread that ends without being told to is reported to
+/// [`Failures`]. Threads are never joined: a call of a source may hang for ever, and a thread owns
+/// nothing that the end of the process needs.
 #[derive(Default)]
 pub struct Sources {
+    /// The sources that read now, in the order of the config.
     slots: Vec<Slot>,
+    /// The tasks that wait for the threads.
     tasks: TaskTracker,
+    /// Cancelled when the drain begins.
     closing: CancellationToken,
+    /// Cancelled when the drain is over.
     stop: CancellationToken,
     failures: Failures,
 }
 
-/// A source that reads.
+/// A source that runs.
 struct Slot {
     config: config::Source,
     max_body: u64,
     source: Arc<dyn Source>,
     closing: CancellationToken,
-    /// Empty once it takes nothing more.
+    /// Holds a token as long as the source may still take events.
     taking: TaskTracker,
 }
 
 impl Slot {
-    /// Tells it to take nothing more. The future returns when it does not.
+    /// Tells the source to take nothing more. The future is ready when the source takes nothing
+    /// more.
     fn close(&self) -> impl Future<Output = ()> {
         self.closing.cancel();
         self.taking.close();
@@ -169,14 +194,15 @@ impl Slot {
 }
 
 impl Sources {
-    /// Without any yet. A source that ends although nobody has told it to is one of these failures.
+    /// Makes a value without sources. A source that ends without being told to is reported to
+    /// `failures`.
     #[must_use]
     pub fn new(failures: Failures) -> Self {
         Self { failures, ..Self::default() }
     }
 
-    /// What a config makes of them. Nothing is connected, changed or read from files yet. `max_body` bounds a message as it
-    /// bounds a request's body.
+    /// Compares a config with the sources that run. Nothing is connected, changed or read from
+    /// files yet. `max_body` limits the bytes of a message, as it limits the body of a request.
     #[must_use]
     pub fn plan(
         &self,
@@ -195,18 +221,20 @@ impl Sources {
         configs.iter().map(plan).collect()
     }
 
-    /// Those that a plan removes or changes take nothing more; returns when they don't. Before the queue's settings change: what
-    /// a source takes is acknowledged as those say, and with others an offset might be committed before any output has the
-    /// events.
+    /// Tells the sources that a plan removes or changes to take nothing more, and waits until they
+    /// do, at most [`CLOSING_AT_RELOAD`]. Call this before the queue's settings change: events are
+    /// acknowledged by the settings that hold when a source takes them, and under other settings an
+    /// offset might be committed before any output has the events.
     pub async fn close_leaving(&self, planned: &[Planned]) {
         let is_kept = |index| planned.iter().any(|planned| planned.slot == Some(index));
         let slots = self.slots.iter().enumerate();
         let leaving = slots.filter(|(index, _)| !is_kept(*index)).map(|(_, slot)| slot.close());
-        // One that hangs sees that it is to close before it takes anything.
+        // A source that hangs will see that it is to close before it takes anything.
         tokio::time::timeout(CLOSING_AT_RELOAD, join_all(leaving)).await.ok();
     }
 
-    /// Puts a plan in force whose files are in use: new ones read. Those that go were closed before.
+    /// Puts a plan in force, after its files were put in use: new sources begin to read. The
+    /// sources that leave were closed before.
     pub fn commit(&mut self, planned: Vec<Planned>, queue: &Queue) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, max_body, source, slot } in planned {
@@ -216,6 +244,7 @@ impl Sources {
         }
     }
 
+    /// Starts a source that is new or changed.
     fn start(
         &self,
         config: config::Source,
@@ -231,7 +260,7 @@ impl Sources {
         Slot { config, max_body, source, closing, taking }
     }
 
-    /// Its thread.
+    /// Starts the thread of a source, and the task that waits for the thread's end.
     fn run(&self, name: &str, source: Arc<dyn Source>, queue: &Queue, orders: Orders) {
         let (name, queue, status) = (name.to_owned(), queue.clone(), source.status());
         let (closing, stop) = (orders.closing.clone(), orders.stop.clone());
@@ -239,7 +268,7 @@ impl Sources {
         let thread = std::thread::Builder::new().name(format!("source {name}"));
         let started = thread.spawn(move || {
             source.run(&queue, orders);
-            // Nobody waits for it where it took too long to end.
+            // The task that waits is gone if the thread took too long to end.
             ended.send(()).ok();
         });
         if let Err(error) = started {
@@ -247,13 +276,14 @@ impl Sources {
             return;
         }
         let (all, failures) = (self.closing.clone(), self.failures.clone());
-        // The thread is not joined: a call may hang, and it owns nothing that the end needs.
+        // The thread is not joined: a call may hang, and the thread owns nothing that the end of
+        // the process needs.
         self.tasks.spawn(async move {
             let is_told = || closing.is_cancelled() || stop.is_cancelled();
             let leaving = async {
                 closing.cancelled().await;
                 tokio::time::sleep(LEAVING).await;
-                // The drain has a time of its own.
+                // During the drain, the drain's own deadline stops the source.
                 if !all.is_cancelled() {
                     stop.cancel();
                 }
@@ -273,7 +303,7 @@ impl Sources {
         });
     }
 
-    /// For `/status`.
+    /// The sources as `/status` shows them.
     #[must_use]
     pub fn show(&self) -> Vec<Shown> {
         let show =
@@ -281,14 +311,16 @@ impl Sources {
         self.slots.iter().map(show).collect()
     }
 
-    /// The drain begins: returns when nothing more is taken. What was taken is waited for.
+    /// Begins the drain: waits until no source takes events any more, at most [`CLOSING`]. Events
+    /// that were taken are still waited for by the sources.
     pub async fn close(&self) {
         self.closing.cancel();
         let closed = join_all(self.slots.iter().map(Slot::close));
         tokio::time::timeout(CLOSING, closed).await.ok();
     }
 
-    /// The drain is over: what is not acknowledged is given back. Returns when they have ended, or after so long.
+    /// Ends the drain: tells all sources to end now, and waits until their threads have ended, at
+    /// most `limit`. Events that are not acknowledged are left to the next reader.
     pub async fn end(&self, limit: Duration) {
         self.stop.cancel();
         self.tasks.close();

@@ -1,7 +1,8 @@
-//! TLS of listeners and outputs: settings from PEM files.
+//! Makes the TLS settings of listeners and outputs from PEM files.
 //!
-//! A [`Server`] or [`Client`] is made whole or not at all: what is half written, does not parse or does not fit together
-//! leaves the one in use in place. Reading files blocks; callers do it off the runtime's threads.
+//! A [`Server`] or [`Client`] is made completely or not at all. If a file is half written, cannot
+//! be parsed, or does not fit the others, the settings in use stay in use. Reading files blocks;
+//! callers do it off the runtime's threads.
 
 use std::fmt;
 use std::io;
@@ -29,34 +30,34 @@ use crate::config::ClientTls;
 use crate::config::ListenerTls;
 use crate::config::TlsVersion;
 
-/// Why settings could not be made of files.
+/// The reason why files give no TLS settings.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file could not be read.
     #[error("cannot read {}: {source}", file.display())]
     Read {
-        /// Which.
+        /// The file that could not be read.
         file: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file holds nothing usable.
+    /// A file contains nothing usable.
     #[error("{} holds {what}", file.display())]
     Content {
-        /// Which.
+        /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The fault of its contents.
         what: String,
     },
-    /// The parts do not fit together, for example a key that is not the certificate's.
+    /// rustls does not accept the certificate or CA.
     #[error("{} can't be used: {source}", file.display())]
     Unusable {
         /// The certificate or CA file.
         file: PathBuf,
-        /// rustls' reason.
+        /// The error of rustls.
         source: rustls::Error,
     },
-    /// The key is not the certificate's.
+    /// The private key does not belong to the certificate.
     #[error("{} is not the key of the certificate in {}", key.display(), certificate.display())]
     Mismatch {
         /// The file of the certificate.
@@ -64,7 +65,7 @@ pub enum TlsError {
         /// The file of the key.
         key: PathBuf,
     },
-    /// A certificate that is valid would be replaced by one that is not any more.
+    /// The new certificate has expired, and the one in use has not. The one in use stays.
     #[error("the certificate in {} has expired, and the one in use has not", file.display())]
     Expired {
         /// The file of the new certificate.
@@ -73,34 +74,37 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// Whether a file is absent, as opposed to wrong.
+    /// Returns `true` if a file does not exist, and `false` if a file is wrong or unreadable.
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
-/// The files' contents, in a fixed order.
+/// The contents of the files that settings were made from, in a fixed order.
 type Contents = Vec<Vec<u8>>;
 
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(file).map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
-/// A listener's side: the settings of its handshakes.
+/// The TLS settings of a listener.
 pub struct Server {
     config: ListenerTls,
     made_of: Contents,
     rustls: Arc<ServerConfig>,
+    /// The notAfter of the certificate, in seconds since 1970.
     not_after: Option<i64>,
 }
 
 impl Server {
-    /// Reads the files; `current` where neither they nor the config have changed since.
+    /// Reads the files and makes settings from them. Returns `current` if neither the files nor the
+    /// config have changed since it was made.
     ///
     /// # Errors
     ///
-    /// [`TlsError`].
+    /// [`TlsError`]: a file cannot be read or used, or the certificate has expired and the one of
+    /// `current` has not.
     pub fn read(config: &ListenerTls, current: Option<&Arc<Self>>) -> Result<Arc<Self>, TlsError> {
         let mut contents = vec![read(&config.certificate)?, read(&config.private_key)?];
         if let Some(ca) = &config.client_ca {
@@ -142,42 +146,46 @@ impl Server {
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 
-    /// For the next handshake.
+    /// The settings for the next handshake.
     #[must_use]
     pub fn settings(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.rustls)
     }
 
-    /// The PEM text of the CA that a client's certificate must come from; `None` where clients need
+    /// The PEM text of the CA from which a client's certificate must come; `None` if clients need
     /// no certificate.
     #[must_use]
     pub fn client_ca(&self) -> Option<&[u8]> {
-        // [`Server::read`] puts it behind certificate and key.
+        // The CA is the third file: [`Server::read`] reads it after the certificate and the key.
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
 
-    /// notAfter of the certificate, in seconds since 1970.
+    /// The notAfter of the certificate, in seconds since 1970; `None` if the certificate cannot be
+    /// parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
     }
 }
 
-/// An output's side: the settings of its handshakes.
+/// The TLS settings of an output.
 pub struct Client {
     config: ClientTls,
     made_of: Contents,
     rustls: Arc<ClientConfig>,
+    /// The notAfter of the client certificate, in seconds since 1970.
     not_after: Option<i64>,
 }
 
 impl Client {
-    /// Reads the files; `current` where neither they nor the config have changed since. Without a CA of its own, the
-    /// system's roots are read. `alpn` is what is offered.
+    /// Reads the files and makes settings from them. Returns `current` if neither the files nor the
+    /// config have changed since it was made. If the config names no CA, the system's roots are
+    /// read. `alpn` is the list of protocols that the handshake offers.
     ///
     /// # Errors
     ///
-    /// [`TlsError`].
+    /// [`TlsError`]: a file cannot be read or used, or the client certificate has expired and the
+    /// one of `current` has not.
     pub fn read(
         config: &ClientTls,
         alpn: &[&[u8]],
@@ -247,23 +255,25 @@ impl Client {
         })
     }
 
-    /// For the next handshake.
+    /// The settings for the next handshake.
     #[must_use]
     pub fn settings(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.rustls)
     }
 
-    /// notAfter of the client certificate, in seconds since 1970.
+    /// The notAfter of the client certificate, in seconds since 1970; `None` if there is no client
+    /// certificate.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
     }
 
-    /// The name to verify: the configured one, else the host dialled.
+    /// The name that the server's certificate must have: the configured name, or `host` if none is
+    /// configured.
     ///
     /// # Errors
     ///
-    /// Neither a DNS name nor an IP address.
+    /// The name is neither a DNS name nor an IP address.
     pub fn server_name(
         &self,
         host: &str,
@@ -284,8 +294,10 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     TlsError::Unusable { file: certificate, source }
 }
 
-/// Peers refuse a certificate that has expired: as long as the one in use has not, it stays. What
-/// is in use and expires is served on, and a relay starts with one, since not every client looks.
+/// Refuses to replace a valid certificate by an expired one, because peers refuse an expired
+/// certificate. A certificate that expires while it is in use stays in use. At the start an expired
+/// certificate is accepted, because not every client checks. `new` and `current` are the notAfter
+/// times.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
@@ -295,35 +307,35 @@ fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result
     Ok(())
 }
 
-/// What a file of certificates holds, read as a listener or an output would.
+/// The certificates in a file, read as a listener or an output reads them.
 pub struct Chain(Vec<CertificateDer<'static>>);
 
-/// When a certificate is valid, in seconds since 1970, and in words.
+/// The period in which a certificate is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validity {
-    /// notBefore.
+    /// The notBefore, in seconds since 1970.
     pub from: i64,
-    /// notAfter.
+    /// The notAfter, in seconds since 1970.
     pub until: i64,
-    /// notBefore and notAfter, for people.
+    /// The notBefore and the notAfter as text for people.
     pub words: (String, String),
 }
 
 impl Chain {
-    /// Reads a file. Blocks.
+    /// Reads the certificates of a file. Blocks.
     ///
     /// # Errors
     ///
-    /// It can't be read, or holds no certificate.
+    /// The file cannot be read, or contains no certificate.
     pub fn read(file: &Path) -> Result<Self, TlsError> {
         certificates(file, &read(file)?).map(Self)
     }
 
-    /// When each certificate is valid, in the order of the file.
+    /// The periods in which the certificates are valid, in the order of the file.
     ///
     /// # Errors
     ///
-    /// The position, from 1, of the first that is no X.509 certificate.
+    /// The position, counted from 1, of the first certificate that is not valid X.509.
     pub fn validity(&self) -> Result<Vec<Validity>, usize> {
         let validity = |(index, certificate): (usize, &CertificateDer<'static>)| {
             let parsed = x509_parser::parse_x509_certificate(certificate);
@@ -339,20 +351,21 @@ impl Chain {
         self.0.iter().enumerate().map(validity).collect()
     }
 
-    /// Whether peers can be judged by these certificates.
+    /// Checks that the certificates can be used as authorities for peers.
     ///
     /// # Errors
     ///
-    /// One of them is no authority.
+    /// One of the certificates is no authority.
     pub fn roots(&self, file: &Path) -> Result<(), TlsError> {
         roots_of(file, self.0.clone()).map(drop)
     }
 
-    /// Whether a file holds the key of the first certificate. Blocks.
+    /// Checks that `key_file` contains the key of the first certificate, which was read from
+    /// `file`. Blocks.
     ///
     /// # Errors
     ///
-    /// It can't be read, holds no key, or another's.
+    /// The key file cannot be read, contains no key, or contains another certificate's key.
     pub fn fits(&self, file: &Path, key_file: &Path) -> Result<(), TlsError> {
         let key = private_key(key_file, &read(key_file)?)?;
         ServerConfig::builder_with_provider(provider())
@@ -364,11 +377,11 @@ impl Chain {
     }
 }
 
-/// Whether a file holds a private key. Blocks.
+/// Checks that a file contains a private key. Blocks.
 ///
 /// # Errors
 ///
-/// It can't be read, or holds none.
+/// The file cannot be read, or contains no private key.
 pub fn check_private_key(file: &Path) -> Result<(), TlsError> {
     private_key(file, &read(file)?).map(drop)
 }
@@ -432,21 +445,24 @@ fn roots_of(
     Ok(roots)
 }
 
-/// What of the system's roots can be used; one bad file among them is no reason to refuse the others.
+/// The roots of the system that can be used. A bad file among them is ignored: it is no reason to
+/// refuse the others.
 fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots
 }
 
-/// notAfter of a certificate, in seconds since 1970 (RFC 5280 §4.1.2.5).
+/// The notAfter of a certificate, in seconds since 1970 (RFC 5280 §4.1.2.5); `None` if it cannot be
+/// parsed.
 #[must_use]
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// For `insecure_skip_verify`: any certificate will do, though the handshake must still be signed by it.
+/// The verifier for `insecure_skip_verify`: it accepts every certificate, but the handshake must
+/// still be signed with that certificate's key.
 struct AcceptAny(Arc<CryptoProvider>);
 
 impl fmt::Debug for AcceptAny {

@@ -1,6 +1,7 @@
-//! Bodies as they are, against the same behind a space, which the scanner leaves to serde_json: they give the same events.
+//! Decodes each body twice: as it is, and with a space before it. The scanner leaves a body with a
+//! space to serde_json. Both must give the same events, or both must refuse.
 //!
-//! `cargo +nightly fuzz run decode`
+//! Run it with `cargo +nightly fuzz run decode`.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! The status page: one file, sent with a policy under which a browser runs the script and the style that are in it, and
-//! nothing else, and asks nobody but the relay.
+//! The status page: a single HTML file. Its Content-Security-Policy lets a browser run only the
+//! script and the style in that file, and lets the script send requests only to the relay.
 
 use std::sync::LazyLock;
 
@@ -14,18 +14,20 @@ use ring::digest;
 
 const PAGE: &str = include_str!("page.html");
 
-/// `img-src data:` is for its icon: without one a browser asks for `/favicon.ico`.
+/// The Content-Security-Policy of the page. `img-src data:` is for the page's icon; a page without
+/// an icon makes browsers ask for `/favicon.ico`.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let (script, style) = (source("script"), source("style"));
     let policy = format!(
         "default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self'; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
-    // It is ASCII without control characters; were it not, nothing would be allowed.
+    // The policy is always ASCII without control characters. If it were not, the browser would be
+    // allowed nothing.
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// What a policy calls the only element of this name (CSP Level 3 §2.3.1).
+/// The source expression with the hash of the only element of this name (CSP Level 3 §2.3.1).
 fn source(element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let content = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close));
@@ -34,7 +36,7 @@ fn source(element: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(hash))
 }
 
-/// The answer to a GET of it.
+/// The answer to a GET of the page.
 pub(super) fn response() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(PAGE));
     let headers = response.headers_mut();
@@ -65,7 +67,7 @@ mod tests {
         ] {
             assert!(!PAGE.contains(forbidden), "{forbidden}");
         }
-        // Nor do attributes run scripts or carry styles, which the policy would forbid.
+        // Attributes must not run scripts or carry styles either: the policy would forbid them.
         for attribute in [" onclick=", " onload=", " onerror=", " style="] {
             assert!(!PAGE.contains(attribute), "{attribute}");
         }
@@ -74,7 +76,7 @@ mod tests {
     #[test]
     fn it_is_one_file_that_names_no_other_host() {
         let addresses: Vec<_> = PAGE.match_indices("://").collect();
-        // The name space of the icon, which nobody asks.
+        // The only address is the XML name space of the icon, which no browser fetches.
         assert_eq!(addresses.len(), 1);
         assert!(PAGE.contains("xmlns='http://www.w3.org/2000/svg'"));
         assert!(!PAGE.contains("url(") && !PAGE.contains("@import"));
@@ -89,7 +91,7 @@ mod tests {
         let policy = POLICY.to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
         assert_eq!(policy.matches("'sha256-").count(), 2);
-        // SHA-256 of nothing: an element was not found.
+        // The SHA-256 of an empty text would mean that an element was not found.
         assert!(!policy.contains("47DEQpj8HBSa"), "{policy}");
         assert!(!policy.contains("unsafe"), "{policy}");
     }

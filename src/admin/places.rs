@@ -1,10 +1,10 @@
-//! The places of the admin address: how many connections it has, and which of them gives way to a
-//! new one.
+//! Limits the connections of the admin address, and decides which of them loses its place to a new
+//! one.
 //!
-//! Whoever connects gets a place. Where all are taken, the connection that has gone longest without
-//! asking for anything loses its own, whether it idles, sends a head that never ends, or does not
-//! read its answer: a probe that connects and asks at once is always answered, and a scraper that
-//! finds its kept connection closed connects again.
+//! Every new connection gets a place. If all places are taken, the connection that has sent no
+//! request for the longest time loses its own: it is idle, sends a head that never ends, or does
+//! not read its answer. Therefore a probe that connects and sends its request at once is always
+//! answered. A scraper that finds its kept connection closed connects again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use std::sync::PoisonError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// A scraper, probes and a person or two; more is a mistake, and must not cost the relay anything.
+/// The number of places: enough for a scraper, the probes and a few people. More connections are a
+/// mistake, and must not cost the relay anything.
 const CONNECTIONS_MAX: usize = 64;
 
-/// All places. Shared by the accept loop and its connections.
+/// All places. The accept loop and its connections share this value.
 #[derive(Default)]
 pub(super) struct Places {
     taken: Mutex<Taken>,
@@ -26,14 +27,16 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Taken {
+    /// The number of the next connection.
     next: u64,
-    /// At most [`CONNECTIONS_MAX`].
+    /// The places that are taken, by connection number; at most [`CONNECTIONS_MAX`].
     by_id: HashMap<u64, Entry>,
 }
 
 struct Entry {
-    /// When its last request came; before the first one, when it was opened.
+    /// The time of the connection's last request, or, before the first request, of its opening.
     asked: Instant,
+    /// Cancelled when the connection loses its place.
     lost: CancellationToken,
 }
 
@@ -42,7 +45,7 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a new connection. Where none is free, the connection that has asked for nothing
+    /// Takes a place for a new connection. If none is free, the connection that has sent no request
     /// for the longest time loses its place at once.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
@@ -61,16 +64,16 @@ impl Places {
     }
 }
 
-/// The place of one connection; given back when dropped.
+/// The place of one connection, which is free again after the drop.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
-    /// Cancelled once the place is another's: the connection ends.
+    /// Cancelled when the connection has lost its place: the connection must end.
     pub(super) lost: CancellationToken,
 }
 
 impl Place {
-    /// Notes that a request came.
+    /// Notes that a request has come.
     pub(super) fn asked(&self) {
         if let Some(entry) = self.places.lock().by_id.get_mut(&self.id) {
             entry.asked = Instant::now();
@@ -104,7 +107,7 @@ mod tests {
         assert_eq!(lost(&held), [0_usize; 0]);
         held.push(places.take());
         assert_eq!(lost(&held), [1]);
-        // A place that was given back costs nobody another one.
+        // After a place was given back, a new connection takes no place from another.
         held.truncate(CONNECTIONS_MAX);
         held.push(places.take());
         assert_eq!(lost(&held), [1]);

@@ -1,4 +1,4 @@
-//! One question to the kernel that no safe crate asks: SIOCOUTQ (tcp(7)).
+//! Asks the kernel for SIOCOUTQ (tcp(7)), which no safe crate offers.
 #![allow(unsafe_code, reason = "an ioctl; the proof is beside the call")]
 
 use std::io;
@@ -6,17 +6,19 @@ use std::os::fd::AsRawFd;
 
 use tokio::net::TcpStream;
 
-/// Bytes written to the socket that the peer's kernel has not acknowledged.
+/// The number of bytes that were written to the socket and that the peer's kernel has not
+/// acknowledged.
 ///
-/// After a reset the number means nothing: whoever asks must look for an error of the socket *afterwards*.
+/// After a reset the number is meaningless: the caller must check the socket for an error *after*
+/// this call.
 ///
 /// # Errors
 ///
-/// The kernel's.
+/// The error of the kernel.
 pub fn unacknowledged(stream: &TcpStream) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the descriptor is open as long as `stream` is borrowed, and SIOCOUTQ (TIOCOUTQ on Linux) writes one int to
-    // the given address, which is a live local's.
+    // SAFETY: the descriptor is open while `stream` is borrowed. SIOCOUTQ (TIOCOUTQ on Linux)
+    // writes one int to the given address, which is that of a live local variable.
     let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == -1 {
         return Err(io::Error::last_os_error());

@@ -1,4 +1,4 @@
-//! What the process can't go on without: tasks and threads that run until they are told to end.
+//! Reports the end of tasks and threads without which the process cannot go on.
 
 use std::any::Any;
 use std::future::Future;
@@ -7,20 +7,20 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-/// Notes the first task or thread that has ended although the process needs it. `relay` waits for
-/// that, drains, and ends the process with an error: a relay whose accept loop or deadlines are
-/// gone looks well and is not.
+/// Holds the first failure of a task or thread that the process needs until the end. `relay` waits
+/// for that failure, drains, and ends the process with an error: a relay without its accept loop or
+/// its deadlines would look healthy and would not be.
 ///
-/// Cheap to clone; all clones are the same.
+/// All clones share the same state.
 #[derive(Clone, Default)]
 pub struct Failures {
-    /// Why the process can't go on; `None` while it can.
+    /// The first failure as text; `None` as long as there is none.
     first: watch::Sender<Option<String>>,
 }
 
 impl Failures {
-    /// Notes a failure, unless there is one already, and logs it at once: the end comes only after
-    /// the drain.
+    /// Logs a failure at once, because the process ends only after the drain, and keeps it if it is
+    /// the first.
     pub fn report(&self, error: String) {
         tracing::error!(error, "what the relay needs has ended: it drains and exits with 1");
         self.first.send_if_modified(|first| {
@@ -30,7 +30,7 @@ impl Failures {
         });
     }
 
-    /// The first failure, if there was one.
+    /// The first failure; `None` if there is none.
     #[must_use]
     pub fn first(&self) -> Option<String> {
         self.first.borrow().clone()
@@ -40,18 +40,18 @@ impl Failures {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped: the failure is kept.
     pub async fn wait(&self) -> String {
         let mut first = self.first.subscribe();
         match first.wait_for(Option::is_some).await.ok().and_then(|error| error.clone()) {
             Some(error) => error,
-            // `self` holds the sender, so that the channel does not end.
+            // `self` holds the sender, so the channel cannot close.
             None => std::future::pending().await,
         }
     }
 
-    /// A task that the process needs: where it panics, that is a failure, which begins with `name`.
-    /// Its end without a panic is none: it returns when it is told to.
+    /// Wraps a task that the process needs. If the task panics, a failure that begins with `name`
+    /// is reported. A task that returns is no failure: it was told to end.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,
@@ -65,7 +65,7 @@ impl Failures {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

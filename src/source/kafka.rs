@@ -1,12 +1,14 @@
-//! `type = "kafka"`: reads a topic as a member of a consumer group.
+//! The source `type = "kafka"`: reads a topic as a member of a consumer group.
 //!
-//! One thread owns the consumer and makes all its calls. Each message is a body as a listener takes it; those that are at
-//! hand together become one batch of the queue. Per partition, the offset behind the last batch before which every output
-//! has acknowledged everything is stored, and librdkafka commits it every second, before a partition is given up, and at
-//! the end. So what comes twice after a crash is what was not committed, at most `max_in_flight` and what was acknowledged
-//! in the last second.
+//! One thread owns the consumer and makes all of its calls. Each message is a body, as a listener
+//! accepts it. Messages that are available together become one batch of the queue. For each
+//! partition, the thread stores the offset after the last batch up to which every required output
+//! has acknowledged everything. librdkafka commits the stored offsets every second, before a
+//! partition is given back, and at the end. After a crash the messages that were not committed are
+//! read again: at most `max_in_flight` bytes, and those that were acknowledged in the last second.
 //!
-//! A message that holds no audit events would stop its partition for ever. It is counted, told, and passed over.
+//! A message without audit events would stop its partition for ever. Such a message is counted,
+//! logged and skipped.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -53,50 +55,59 @@ use crate::queue::Ticket;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// Messages become one batch up to here; a larger one is a batch alone.
+/// The bytes of messages that become one batch. A larger message is a batch of its own.
 const GROUP_BYTES: usize = 1024 * 1024;
+/// The number of messages that become one batch.
 const GROUP_MESSAGES: u64 = 5000;
 
-/// Messages that are not acknowledged, however small: the bound of what is remembered of them.
+/// The largest number of messages that are taken and not acknowledged. This bounds the memory for
+/// them, however small they are.
 const MESSAGES_MAX: u64 = 100_000;
 
-/// The longest wait for a message: so soon it hears that it is to end.
+/// The longest wait for a message, and therefore the time in which the thread notices that it is to
+/// end.
 const POLL: Duration = Duration::from_millis(100);
 
-/// While there is no room, it is looked for so often.
+/// The pause between two attempts to append while the queue has no room.
 const FULL: Duration = Duration::from_millis(5);
 
-/// And after so long without room the partitions are paused: what librdkafka has fetched ahead is fetched again then, but
-/// the group hears from us.
+/// After this time without room the partitions are paused, so that the thread can poll again and
+/// the group does not miss it. Messages that librdkafka has fetched ahead are fetched again after
+/// the pause.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
-/// A partition that goes to another reader waits so long for what is under way, so that less of it comes twice.
+/// Before a partition goes to another reader, batches under way have this long to be acknowledged,
+/// so that fewer messages are read twice.
 const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
-/// The group hears from us so often in a `session_timeout`.
+/// The number of heartbeats to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// This thread is missed after so long, should it hang.
+/// The time after which the group takes the partitions from a thread that does not poll any more;
+/// at least `session_timeout`.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
-/// Setting up a connection, and the answer to a request.
+/// The timeout for setting up a connection.
 const CONNECT: Duration = Duration::from_secs(10);
+/// The timeout for the answer to a request.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// Fetched ahead of what is taken, and the most of one answer of a broker.
+/// The KiB of messages that librdkafka may fetch ahead.
 const AHEAD_KIB: u64 = 16 * 1024;
+/// The largest answer of a broker to one fetch, in bytes.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The least time between two lines of the same kind.
+/// The least time between two log lines of the same kind.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The same for messages that are passed over.
+/// The least time between two log lines about skipped messages.
 const SKIPPED: Duration = Duration::from_secs(10);
 
-/// Between consumers that could not be made.
+/// The pause between two attempts to make a consumer.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// One source.
+/// One source of the config. It lives as long as the config does not change it; each of its
+/// consumers is a [`Session`].
 pub(super) struct Reader {
     name: String,
     cluster: Cluster,
@@ -104,7 +115,7 @@ pub(super) struct Reader {
     max_body: u64,
     metrics: ListenerMetrics,
     status: Arc<Status>,
-    /// Messages passed over since the start, whichever consumer read them.
+    /// The number of messages that were skipped since the start, by all consumers.
     skipped: AtomicU64,
 }
 
@@ -121,6 +132,7 @@ impl Reader {
         Self { name, cluster, config, max_body, metrics, status, skipped }
     }
 
+    /// The settings of librdkafka for a consumer.
     fn consumer(&self) -> ClientConfig {
         let mut consumer = self.cluster.client(CONNECT, REQUEST);
         let session = self.config.session_timeout;
@@ -128,13 +140,13 @@ impl Reader {
             (self.max_body.saturating_add(FETCH_BYTES)).clamp(100_000_000, 2_147_483_647);
         consumer
             .set("group.id", &self.config.group)
-            // What is stored is committed, and only what is acknowledged is stored.
+            // librdkafka commits stored offsets, and only acknowledged offsets are stored.
             .set("enable.auto.commit", "true")
             .set("auto.commit.interval.ms", "1000")
             .set("enable.auto.offset.store", "false")
-            // A new group begins with the oldest.
+            // A new group begins with the oldest message.
             .set("auto.offset.reset", "earliest")
-            // Partitions that stay with their reader are not interrupted.
+            // Partitions that stay with their reader are not interrupted by a rebalance.
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session.as_millis().to_string())
             .set("heartbeat.interval.ms", (session / HEARTBEATS).as_millis().to_string())
@@ -146,6 +158,7 @@ impl Reader {
         consumer
     }
 
+    /// Makes a consumer and subscribes to the topic.
     fn open(&self) -> Result<Session<'_>, Trouble> {
         let changes = self.cluster.changes();
         let state = Arc::new(Mutex::new(State::default()));
@@ -191,7 +204,7 @@ impl Source for Reader {
             status: Arc::default(),
         };
         let mut settings = self.consumer();
-        // Without a group nothing is joined.
+        // Without a group the consumer joins nothing.
         settings.remove("group.id");
         let consumer = settings.create_with_context::<_, BaseConsumer<Context>>(context);
         let found =
@@ -231,46 +244,54 @@ impl Source for Reader {
     }
 }
 
-/// What is taken and not acknowledged, by partition. Shared by the thread with itself: librdkafka calls back while it
-/// polls.
+/// The batches that are taken and not acknowledged, by partition. Only the source's thread uses
+/// this value; it is shared because librdkafka calls [`Context`] in the middle of a poll.
 #[derive(Default)]
 struct State {
+    /// The partitions that this consumer reads.
     partitions: BTreeMap<i32, Partition>,
+    /// The number of assignments so far.
     assignments: u64,
+    /// The number of messages in `partitions`.
     messages: u64,
+    /// The bytes of the batches in `partitions`.
     bytes: u64,
+    /// The partitions are paused.
     paused: bool,
-    /// Nothing is waited for any more.
+    /// Partitions are given back at once, without waiting for batches under way.
     hurried: bool,
-    /// The queue has lost what it took: it is to be read again.
+    /// The queue has refused a batch after it was appended. The consumer must be replaced, so that
+    /// the messages are read again.
     refused: bool,
-    /// When the log had trouble with the brokers last, since a message came.
+    /// The time of the last warning about the brokers; `None` once a message has come since.
     told: Option<Instant>,
 }
 
-/// A partition that is ours.
+/// A partition that this consumer reads.
 struct Partition {
-    /// The number of its assignment: it may go and come back.
+    /// The number of this assignment. A partition may go to another reader and come back, with a
+    /// new number.
     assignment: u64,
-    /// In the order of their offsets.
+    /// The batches that are not acknowledged, by rising offset.
     taken: VecDeque<Taken>,
 }
 
-/// A batch.
+/// A batch that was taken from a partition.
 struct Taken {
-    /// The offset behind it.
+    /// The offset after the batch's last message.
     next: i64,
     messages: u64,
-    /// Of them, those that were not passed over.
+    /// The number of its messages that were not skipped.
     accepted: u64,
     bytes: u64,
     begun: Instant,
-    /// `None`: there was nothing in it.
+    /// The queue's ticket for the batch; `None` if the batch has no events.
     ticket: Option<Ticket>,
 }
 
 impl State {
-    /// Forgets what is acknowledged, and gives the offset behind it for each partition that has got on.
+    /// Removes the batches that are acknowledged. Returns each partition whose first batches were
+    /// removed, with the offset after the last of them.
     fn settle(&mut self, metrics: &ListenerMetrics) -> Vec<(i32, i64)> {
         let mut behind = Vec::new();
         for (number, partition) in &mut self.partitions {
@@ -298,12 +319,14 @@ impl State {
         behind
     }
 
+    /// Returns `true` if these partitions have no batches that wait.
     fn is_empty(&self, numbers: &[i32]) -> bool {
         let ours = numbers.iter().filter_map(|number| self.partitions.get(number));
         ours.map(|partition| partition.taken.len()).sum::<usize>() == 0
     }
 
-    /// Gives a partition up. What no output has begun of it leaves the queue.
+    /// Removes a partition, and returns the number of messages in its batches. Events of them that
+    /// no output has begun leave the queue, because their tickets are dropped.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -316,7 +339,7 @@ impl State {
     }
 }
 
-/// Called by librdkafka, in the thread that polls.
+/// The callbacks of librdkafka, which run in the thread that polls.
 struct Context {
     source: String,
     metrics: ListenerMetrics,
@@ -330,7 +353,7 @@ impl Context {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores what is acknowledged, to be committed.
+    /// Stores the offsets of acknowledged batches, so that librdkafka commits them.
     fn settle(&self, consumer: &BaseConsumer<Self>) {
         let behind = self.lock().settle(&self.metrics);
         if behind.is_empty() {
@@ -344,7 +367,8 @@ impl Context {
             }
         }
         if let Err(error) = consumer.store_offsets(&offsets) {
-            // Of partitions that another has got meanwhile; it reads them from where we were before.
+            // Another reader has these partitions meanwhile, and reads from the last offset that
+            // was committed.
             tracing::debug!(source = self.source, %error, "offsets not stored");
         }
     }
@@ -354,6 +378,7 @@ impl Context {
         self.status.update(|status| status.partitions = partitions);
     }
 
+    /// Gives partitions back to the group, after a wait for batches under way.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
         let hurried = self.lock().hurried || consumer.assignment_lost();
         let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
@@ -383,7 +408,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            // What each of them said tells more.
+            // The error of each single broker says more.
             return;
         }
         let error = Trouble::new(&error, reason);
@@ -421,7 +446,7 @@ impl ConsumerContext for Context {
         let paused = state.paused;
         self.show_partitions(&state);
         drop(state);
-        // The group's coordinator has answered.
+        // An assignment means that the group's coordinator has answered.
         self.status.update(|status| status.last_error = None);
         tracing::info!(source = self.source, ?partitions, "partitions assigned");
         if paused && let Err(error) = consumer.pause(list) {
@@ -438,7 +463,7 @@ impl ConsumerContext for Context {
     }
 }
 
-/// Messages that become one batch.
+/// Messages that are to become one batch.
 struct Group {
     partition: i32,
     assignment: u64,
@@ -462,16 +487,19 @@ struct Waiting {
     begun: Instant,
 }
 
-/// From messages to batches of the queue.
+/// Makes batches of messages, and appends them to the queue.
 struct Intake<'a> {
     reader: &'a Reader,
     state: Arc<Mutex<State>>,
+    /// The batch that is being filled.
     group: Option<Group>,
+    /// The batches that the queue has not taken yet, in order.
     waiting: VecDeque<Waiting>,
-    /// Messages passed over since the log told of one, where the first of them is and why, and when
-    /// the log did.
+    /// The number of messages that were skipped since the last log line about one.
     skipped: u64,
+    /// The partition, the offset and the fault of the first of them.
     first: Option<(i32, i64, String)>,
+    /// The time of that log line.
     told: Option<Instant>,
 }
 
@@ -480,6 +508,7 @@ impl Intake<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds a message to the batch that is being filled, or skips it.
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         let (partition, payload) = (message.partition(), message.payload().unwrap_or_default());
         self.reader.metrics.received.increment(payload.len() as u64);
@@ -491,7 +520,7 @@ impl Intake<'_> {
             self.reader.status.update(|status| status.last_error = None);
             tracing::info!(source = self.reader.name, "reading again");
         }
-        // Not ours any more where it was given back since it was fetched.
+        // The partition was given back after the message was fetched: another reader will read it.
         let Some(assignment) = ours else { return };
         let fits = |group: &Group| {
             (group.partition, group.assignment) == (partition, assignment)
@@ -526,12 +555,13 @@ impl Intake<'_> {
         }
     }
 
+    /// The bytes of messages that become one batch.
     fn group_max(&self) -> usize {
         let max_body = usize::try_from(self.reader.max_body).unwrap_or(usize::MAX);
         GROUP_BYTES.min(max_body)
     }
 
-    /// Notes where a message is that can't be taken; nothing of what is in it.
+    /// Notes where a skipped message is, but nothing of its contents.
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
@@ -542,8 +572,8 @@ impl Intake<'_> {
         self.tell_skipped(false);
     }
 
-    /// Tells of what was passed over: its events are lost where it held some. `all`: however soon
-    /// after the last line.
+    /// Logs the messages that were skipped since the last such line. If they had events, those are
+    /// lost. With `all` the line is written even if the last one was written a moment ago.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {
@@ -566,10 +596,10 @@ impl Intake<'_> {
         );
     }
 
-    /// What has come so far becomes a batch.
+    /// Ends the batch that is being filled, and puts it in line for the queue.
     fn close_group(&mut self) {
         let Some(mut group) = self.group.take() else { return };
-        // The queue counts bytes, not capacity.
+        // The queue counts the bytes in the vector, not its capacity.
         group.lines.shrink_to_fit();
         let Group { partition, assignment, next, messages, accepted, begun, .. } = group;
         let Group { lines, events, levels, .. } = group;
@@ -578,7 +608,7 @@ impl Intake<'_> {
         self.waiting.push_back(waiting);
     }
 
-    /// Hands over what the queue takes; the rest waits.
+    /// Appends the batches that the queue and the limits take; the others keep waiting.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some(first) = self.waiting.front() {
@@ -621,7 +651,7 @@ impl Intake<'_> {
     }
 }
 
-/// The log must not end with less than was passed over.
+/// The last skipped messages are logged before the consumer is gone.
 impl Drop for Intake<'_> {
     fn drop(&mut self) {
         self.tell_skipped(true);
@@ -629,7 +659,7 @@ impl Drop for Intake<'_> {
 }
 
 impl Group {
-    /// Checks a message and puts its events behind the others.
+    /// Checks a message and appends its events to the batch.
     fn add(&mut self, payload: &[u8]) -> Result<(), audit::Invalid> {
         let start = self.lines.len();
         self.lines.extend_from_slice(payload);
@@ -655,10 +685,27 @@ impl Group {
 }
 
 /// One consumer, until it has to be replaced.
+///
+/// The loop of [`Session::run`] goes through these steps, all in the source's thread:
+///
+/// 1. It stores the offsets of batches that are acknowledged.
+/// 2. It appends the batches that wait to the queue.
+/// 3. It ends if the source is told to, if the queue has refused a batch afterwards, or if the
+///    secrets in files have changed. A source that is told to close ends only when all of its
+///    batches are acknowledged, or after a second order to stop.
+/// 4. If all batches could be appended, it polls for messages and makes batches of them. If the
+///    queue has no room, it waits; after a second without room it pauses the partitions and polls
+///    on, so that the group does not take them away.
+///
+/// An offset is stored only after every batch before it was acknowledged. When the consumer is
+/// dropped, its partitions go back to the group, the stored offsets are committed, and the messages
+/// that were not acknowledged are read again by the next consumer.
 struct Session<'a> {
     consumer: BaseConsumer<Context>,
     changes: Changes,
     intake: Intake<'a>,
+    /// The time since which the queue has had no room for the batch that waits; `None` if no batch
+    /// waits.
     full_since: Option<Instant>,
 }
 
@@ -691,10 +738,12 @@ impl Session<'_> {
             }
         }
         self.intake.lock().hurried = orders.closing.is_cancelled();
-        // Dropped, the consumer gives its partitions back, commits, and leaves the group.
+        // The drop of the consumer gives its partitions back, commits the offsets and leaves the
+        // group.
     }
 
-    /// Pauses and resumes. `false`: nothing may be read for a moment.
+    /// Pauses or resumes the partitions if needed. Returns `false` if nothing may be read at this
+    /// moment.
     fn has_room(&mut self, closing: bool) -> bool {
         let is_full = !self.intake.waiting.is_empty();
         self.full_since = is_full.then(|| self.full_since.unwrap_or_else(Instant::now));
@@ -715,7 +764,8 @@ impl Session<'_> {
         !is_full || is_paused
     }
 
-    /// Reads what is at hand. `false`: this consumer is of no use any more.
+    /// Reads the messages that are available. Returns `false` if the consumer has failed and must
+    /// be replaced.
     fn read(&mut self, closing: bool) -> bool {
         let mut timeout = if closing { FULL } else { POLL };
         loop {
@@ -728,7 +778,7 @@ impl Session<'_> {
                     tracing::warn!(source, error = %code, "the consumer has failed, connecting anew");
                     return false;
                 }
-                // The context has told of it.
+                // The callback `error` has already reported this error.
                 Some(Err(_)) => {}
             }
             let is_whole = |group: &Group| {
