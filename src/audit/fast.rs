@@ -236,7 +236,7 @@ fn check_usual(event: &[u8]) -> Option<usize> {
     (*first != b'"' && is_known).then_some(level)
 }
 
-// These functions need no wide registers. They are inlined into `run`, so that they too are
+// The following functions need no wide registers. They are inlined into `run`, so that they too are
 // compiled for each instruction set.
 impl Pass<'_> {
     /// Removes escaped quotes from the mask `quote`. Escapes other than `\"`, `\\` and `\n`, which

@@ -1,4 +1,4 @@
-//! A reload and its sources, with one that follows a script.
+//! Reloads with a source that follows a script.
 
 #![cfg(feature = "kafka")]
 
@@ -11,9 +11,9 @@ use crate::audit::LevelCounts;
 use crate::queue::Append;
 use crate::queue::Output;
 
-/// A source that is in the middle of something when it is told to close: it takes one more batch then.
+/// A source that is busy when it is told to close, and takes one more batch after that.
 struct Slow {
-    /// Says that it may.
+    /// Receives the permission to take the last batch.
     go: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -59,6 +59,8 @@ name = \"o\"
 type = \"stdout\"
 ";
 
+/// A reload removes a source that is just about to take its last batch. `close_leaving` must wait
+/// until that batch is in the queue.
 #[tokio::test]
 async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change() {
     let config = config::read(CONFIG).config.expect("it is right");
@@ -76,7 +78,7 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
     planned[0].source = Arc::new(Slow { go: Mutex::new(waits) });
     sources.commit(planned, &queue);
 
-    // The same config again closes nothing.
+    // A reload with the same config closes no source.
     let same = sources.plan(&config.sources, 1000, &telemetry);
     sources.close_leaving(&same).await;
     assert!(!sources.slots[0].closing.is_cancelled());

@@ -1,9 +1,12 @@
-//! The scanner against serde_json, which alone decides: whatever the bytes are, the scanner says what [`strict`] says
-//! where the body is as kube-apiserver writes it ([`is_usual`]), and nothing where it is not. Both ways: what is taken
-//! wrongly fails a test, and so does what is left to serde_json without need.
+//! Compares the scanner with serde_json ([`strict`]), which alone decides if a body is valid.
 //!
-//! Each body is scanned with every instruction set that this CPU has, and in chunks of two sizes: much is carried from
-//! one chunk to the next.
+//! For a valid body that is written as kube-apiserver writes it ([`is_usual`]), the scanner must
+//! return exactly the events and levels that [`strict`] returns. For every other body it must
+//! return `None`. The tests therefore fail in both directions: if the scanner accepts a body that
+//! it must not accept, and if it leaves a body to serde_json without need.
+//!
+//! Each body is scanned with every instruction set that this CPU has, and with chunks of two sizes,
+//! because much state is carried from one chunk to the next.
 
 use super::super::strict;
 use super::*;
@@ -19,10 +22,10 @@ mod sequences;
 
 type Split = (Vec<Span>, LevelCounts);
 
-/// A way to scan a body.
+/// A function that scans a body.
 type Scan = fn(&[u8]) -> Option<Split>;
 
-/// The smallest chunks that are whole registers of AVX-512.
+/// The smallest chunk in bytes that fills a register of AVX-512 with masks.
 const SMALL: usize = 512;
 
 const SCANS: [(Isa, &str, Scan); 4] = [
@@ -32,18 +35,18 @@ const SCANS: [(Isa, &str, Scan); 4] = [
     (Isa::Avx512, "AVX-512, small chunks", |body| split_by::<SMALL>(Isa::Avx512, body)),
 ];
 
-/// What becomes of a body.
+/// The expected result for a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
-    /// [`strict`] refuses it.
+    /// [`strict`] refuses the body.
     Refused,
-    /// [`strict`] takes it, the scanner says nothing.
+    /// [`strict`] accepts the body, and the scanner returns `None`.
     Unusual,
-    /// The scanner takes it.
+    /// The scanner accepts the body.
     Usual,
 }
 
-/// How many bodies ended how.
+/// The number of bodies with each outcome.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     refused: u64,
@@ -61,7 +64,7 @@ impl Counts {
     }
 }
 
-/// Scans a body in all ways, compares with [`strict`], and says what becomes of it.
+/// Scans a body in all ways, asserts that each result is the expected one, and returns the outcome.
 fn check(body: &[u8]) -> Outcome {
     let known = std::str::from_utf8(body).ok().and_then(|text| strict::split(text).ok());
     let outcome = match &known {
@@ -82,7 +85,7 @@ fn check(body: &[u8]) -> Outcome {
     outcome
 }
 
-/// Whether a valid body is one that serde_json is not needed for.
+/// Returns `true` if the scanner must accept this valid body, whose events are `events`.
 fn is_usual(body: &[u8], events: &[Span]) -> bool {
     let Some((first, last)) = events.first().zip(events.last()) else { return false };
     if !body.starts_with(LIST_HEAD) {
@@ -90,7 +93,8 @@ fn is_usual(body: &[u8], events: &[Span]) -> bool {
     }
     let (strings, has_space) = strings(&body[LIST_HEAD.len()..]);
     let is_string = |at: usize| strings.binary_search(&at.wrapping_sub(LIST_HEAD.len())).is_ok();
-    // Ends like "kind" or "apiVersion", as far as that is looked at; or has an escape, which may hide one of them.
+    // The scanner recognises "kind" and "apiVersion" only by their length and one letter `n`; and a
+    // key with an escape may be one of the two.
     let is_named = |key: &[u8]| {
         let end = key.as_ptr() as usize + key.len() - body.as_ptr() as usize;
         body[end - 2] == b'n' && is_string(end - 5)
@@ -108,10 +112,11 @@ fn is_usual(body: &[u8], events: &[Span]) -> bool {
         && events.iter().all(is_usual_event)
 }
 
-/// Deepest nesting of an event that has room in the stack of bits.
+/// The deepest nesting of an event for which the scanner's stack of bits has room.
 const DEPTH: usize = 61;
 
-/// Where strings begin in valid JSON, and whether there is white space between tokens, but for a line break at its end.
+/// The offsets of all strings in valid JSON. The `bool` is `true` if there is white space between
+/// tokens, other than a line break at the end.
 fn strings(json: &[u8]) -> (Vec<usize>, bool) {
     let (mut starts, mut in_string, mut has_space) = (Vec::new(), false, false);
     let mut bytes = json.iter().enumerate();
@@ -121,7 +126,7 @@ fn strings(json: &[u8]) -> (Vec<usize>, bool) {
                 in_string = !in_string;
                 starts.extend(in_string.then_some(at));
             }
-            // Behind it may be a quote that ends nothing.
+            // The byte after a backslash may be a quote that does not end the string.
             b'\\' => {
                 bytes.next();
             }
@@ -132,17 +137,18 @@ fn strings(json: &[u8]) -> (Vec<usize>, bool) {
     (starts, has_space)
 }
 
-/// A body of these items, as kube-apiserver writes it.
+/// A body with these items, written as kube-apiserver writes it.
 fn list(items: impl AsRef<[u8]>) -> Vec<u8> {
     [LIST_HEAD, items.as_ref(), b"]}\n"].concat()
 }
 
-/// An event with such a value in it.
+/// An event that contains this value.
 fn event(value: &str) -> String {
     format!(r#"{{"level":"Metadata","auditID":"a","stage":"Panic","requestObject":{value}}}"#)
 }
 
-/// Its output is always shown (`.config/nextest.toml`): all tests here are as good as the CPU that they run on.
+/// Prints which instruction sets are tested; the output is always shown (`.config/nextest.toml`).
+/// All tests here can test only what the CPU has on which they run.
 #[test]
 fn the_instruction_sets_that_are_tested() {
     for isa in [Isa::Avx2, Isa::Avx512] {
@@ -156,7 +162,7 @@ fn the_instruction_sets_that_are_tested() {
 fn recorded_bodies_need_no_serde_json() {
     for (name, body) in corpus() {
         assert_eq!(check(&body), Outcome::Usual, "{name}");
-        // The line break at its end is optional.
+        // The line break at the end of a body is optional.
         assert_eq!(check(body.trim_ascii_end()), Outcome::Usual, "{name}");
     }
 }

@@ -1,10 +1,12 @@
-//! Random JSON without white space: as dense as what kube-apiserver sends, and of more variety.
+//! Random JSON without white space, as dense as the bodies of kube-apiserver, and with more
+//! variety.
 
 use fastrand::Rng;
 
 use super::*;
 
-/// In strings: what must be escaped, what may be, what is syntax elsewhere, and the borders of UTF-8's lengths.
+/// The contents of strings: characters that must be escaped or may be, characters that are syntax
+/// outside of strings, and the first and last characters of each length in UTF-8.
 const CHARACTERS: &str = concat!(
     r#"a b n kind apiVersion xxxxxxxxxxxxxxxxxxxxxxxx { } [ ] , : / \" \\ \/ \b \f \n \r \t \u0000 \u00e4 \ud800 \uDfFf "#,
     r#"\uD83D\uDE00 \\\\\\\\ \\\" ä "#,
@@ -14,10 +16,10 @@ const CHARACTERS: &str = concat!(
 const NUMBERS: &str = "0 -0 7 -1 10 0.0 -0.10 1.5 1e9 1E+2 0e-0 1.25E-400 1e999 9007199254740993 \
                        123456789012345678901234567890";
 
-/// Keys that mean something in an event.
+/// Keys that have a meaning in an event or in a list.
 const KEYS: &str = "kind apiVersion level auditID stage items metadata";
 
-/// One of some words.
+/// A random one of the words in `words`.
 pub(super) fn word<'a>(rng: &mut Rng, words: &'a str) -> &'a str {
     let words: Vec<_> = words.split_ascii_whitespace().collect();
     words[rng.usize(..words.len())]
@@ -32,12 +34,12 @@ fn string(rng: &mut Rng) -> String {
     format!("\"{}\"", characters.collect::<String>())
 }
 
-/// Some of what is made by a function, with commas.
+/// Up to four results of `make`, with commas between them.
 fn several(rng: &mut Rng, make: impl Fn(&mut Rng) -> String) -> String {
     (0..rng.usize(..5)).map(|_| make(rng)).collect::<Vec<_>>().join(",")
 }
 
-/// A value, nested at most so deep.
+/// A random value with at most `depth` levels of nesting.
 pub(super) fn value(rng: &mut Rng, depth: usize) -> String {
     match rng.u8(..if depth == 0 { 4 } else { 8 }) {
         0 => word(rng, "true false null").into(),
@@ -57,7 +59,7 @@ pub(super) fn value(rng: &mut Rng, depth: usize) -> String {
     }
 }
 
-/// An event that mostly begins as kube-apiserver's do.
+/// A random event, which mostly begins as kube-apiserver's events do.
 pub(super) fn event(rng: &mut Rng) -> String {
     let level = word(rng, "None Metadata Request RequestResponse Loud");
     let stage = word(rng, "RequestReceived ResponseStarted ResponseComplete Panic");
@@ -77,6 +79,7 @@ pub(super) fn event(rng: &mut Rng) -> String {
     format!("{{{}}}", members.join(","))
 }
 
+/// Bodies of random events must all be accepted by the scanner, with the result of [`strict`].
 #[test]
 fn generated_bodies_need_no_serde_json() {
     for seed in seeds(5000) {

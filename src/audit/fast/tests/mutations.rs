@@ -1,15 +1,17 @@
-//! Random changes of recorded and generated events: half of them where the syntax is, others in what has rules of its
-//! own (escapes, numbers, UTF-8), at the borders of blocks, and at the body's end.
+//! Random changes of recorded and generated events. Half of the changes are made at syntax. The
+//! others are made inside of parts with rules of their own (escapes, numbers, UTF-8), at the
+//! borders of blocks, and at the body's end.
 
 use fastrand::Rng;
 
 use super::generated::word;
 use super::*;
 
-/// Bodies for each seed.
+/// The number of changed bodies for each seed.
 const BODIES: usize = 100;
 
-/// Longest recorded event that is changed: with longer ones fewer changes are tried.
+/// The longest recorded event that is changed, in bytes. Longer events take more time, so that
+/// fewer changes would be tried.
 const EVENT_BYTES_MAX: usize = 4000;
 
 const SYNTAX: &[u8] = br#"{}[],:"\"#;
@@ -23,7 +25,8 @@ const ESCAPES: &str = r#"\ \\ \" \n \u \u00 \u0022 \u005C \ud800 \udc00 \ud83d\u
 
 const NUMBERS: &str = "0 -0 - 01 1. .5 +1 1e 1E+2 1e999 1.5e-10 -1.0 00 1e+ 0.0.0 0x1 1- tru nul falsee 12345678901234567890";
 
-/// Right, cut, longer than needed, surrogates, beyond the last.
+/// Valid characters, characters that are cut off, encodings that are longer than needed,
+/// surrogates, and code points beyond the last.
 const CHARACTERS: [&[u8]; 18] = [
     b"\xc3\xa4",
     b"\xe2\x82\xac",
@@ -49,7 +52,7 @@ fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
     from[rng.usize(..from.len())]
 }
 
-/// The events of each recorded body.
+/// The events of each recorded body, without the long ones.
 fn recorded() -> Vec<Vec<Vec<u8>>> {
     let events = |(_, body): (String, Vec<u8>)| {
         let (events, _) = strict::split(std::str::from_utf8(&body).unwrap()).unwrap();
@@ -59,7 +62,7 @@ fn recorded() -> Vec<Vec<Vec<u8>>> {
     corpus().into_iter().map(events).filter(|events| !events.is_empty()).collect()
 }
 
-/// A body to be changed.
+/// A body of one to three random or recorded events, which is still unchanged.
 fn usual(rng: &mut Rng, recorded: &[Vec<Vec<u8>>]) -> Vec<u8> {
     let event = |rng: &mut Rng| match rng.u8(..3) {
         0 => generated::event(rng).into_bytes(),
@@ -72,7 +75,7 @@ fn usual(rng: &mut Rng, recorded: &[Vec<Vec<u8>>]) -> Vec<u8> {
     list(events.join(&b','))
 }
 
-/// Where something is to change.
+/// The offset of the next change.
 fn place(rng: &mut Rng, body: &[u8]) -> usize {
     if body.is_empty() {
         return 0;
@@ -84,7 +87,7 @@ fn place(rng: &mut Rng, body: &[u8]) -> usize {
     match rng.u8(..8) {
         0 => any,
         1 => body.len() - 1 - any % body.len().min(8),
-        // Around the border of a block; they are counted from the array's first byte.
+        // A byte near the border of a block. Blocks are counted from the array's first byte.
         2 => {
             let border = any.next_multiple_of(BLOCK) + LIST_HEAD.len() - 1;
             (border + rng.usize(..5)).saturating_sub(2).min(body.len() - 1)
@@ -94,14 +97,14 @@ fn place(rng: &mut Rng, body: &[u8]) -> usize {
     }
 }
 
-/// Shortly behind some byte that comes next.
+/// An offset up to `by` bytes after the next byte that is `wanted`.
 fn behind(rng: &mut Rng, body: &[u8], wanted: u8, by: usize) -> usize {
     let at = place(rng, body);
     let found = body[at..].iter().position(|byte| *byte == wanted).unwrap_or_default();
     (at + found + 1 + rng.usize(..=by)).min(body.len())
 }
 
-/// One change: so many bytes at a place become others.
+/// Makes one random change: some bytes at one offset are replaced by others.
 fn change(rng: &mut Rng, body: &mut Vec<u8>) {
     let mut at = place(rng, body);
     let mut length = if rng.bool() { 0 } else { rng.usize(..4) };
@@ -155,7 +158,8 @@ fn change(rng: &mut Rng, body: &mut Vec<u8>) {
             let rest = if rng.bool() { "" } else { ",\"a\":" };
             format!("{}{rest}", word(rng, NUMBERS)).into()
         }
-        // These move what follows to other places in blocks and chunks, and mostly are right.
+        // Changes 16 to 18 move the rest of the body to other offsets in blocks and chunks, and
+        // mostly keep it valid.
         16 => {
             (at, length) = (behind(rng, body, b'"', 2), 0);
             vec![b'x'; rng.usize(..700)]
@@ -178,6 +182,8 @@ fn change(rng: &mut Rng, body: &mut Vec<u8>) {
     body.splice(at..(at + length).min(body.len()), with);
 }
 
+/// Each seed takes one body and makes [`BODIES`] changed copies, with one to five changes each. The
+/// scanner and [`strict`] must agree about every copy.
 #[test]
 fn random_changes() {
     let recorded = recorded();
@@ -196,7 +202,7 @@ fn random_changes() {
         }
     }
     println!("{counts:?}");
-    // One seed alone says nothing about how they are spread.
+    // The shares of the outcomes are meaningful only for many seeds.
     let some = (seeds.len() * BODIES / 100) as u64;
     let Counts { refused, unusual, usual } = counts;
     assert!(

@@ -1,17 +1,19 @@
-//! All sequences of a few tokens or bytes, at all offsets in a block, and wherever a block or chunk may end in them.
+//! All sequences of a few tokens or bytes, at all offsets in a block, and at all borders of blocks
+//! and chunks.
 
 use super::*;
 
-/// The grammar's tokens.
+/// The tokens of JSON's grammar.
 const TOKENS: &str = r#"{ } [ ] , : "a" 1 "" "\n""#;
 
-/// What else may be among them, right or wrong; `_` is a space.
+/// More tokens, valid and invalid; `_` stands for a space.
 const MORE: &str = r#"{ } [ ] , : "a" 1 true null -0 0 .5 e1 _ "kind" "\"" ":" "," "{" "\\" ä"#;
 
-/// Bytes that change what the bytes behind them are.
+/// Bytes that change the meaning of the bytes after them.
 const BYTES: &str = r#"" \ u 1 n : , { } [ ]"#;
 
-/// What is before a sequence in its event, and behind it up to the body's end.
+/// The text between the event's beginning and a sequence, and the text after the sequence up to the
+/// end of the body.
 type Place<'a> = (&'a str, &'a str);
 
 const VALUE: Place<'_> = (r#""x":"#, r#","y":"z"}]}"#);
@@ -23,7 +25,7 @@ const BEHIND_EVENT: Place<'_> =
     (r#""x":1}"#, r#",{"level":"None","auditID":"b","stage":"Panic"}]}"#);
 const END: Place<'_> = (r#""x":[{"a":1"#, "");
 
-/// A body with a sequence, so many bytes behind where it is at the earliest.
+/// A body that contains `sequence`, `offset` bytes later than at its earliest place.
 fn body(sequence: &str, (before, behind): Place<'_>, offset: usize) -> Vec<u8> {
     let padding = "x".repeat(offset);
     let event = format!(r#"{{"level":"Request","auditID":"a{padding}","stage":"Panic","#);
@@ -31,7 +33,7 @@ fn body(sequence: &str, (before, behind): Place<'_>, offset: usize) -> Vec<u8> {
         .concat()
 }
 
-/// Calls for each sequence of up to so many words.
+/// Calls `call` for each sequence of up to `most` words.
 fn for_each(words: &str, most: u32, mut call: impl FnMut(&str)) {
     let words: Vec<_> = words.split(' ').map(|word| word.replace('_', " ")).collect();
     let mut sequence = String::new();
@@ -47,11 +49,13 @@ fn for_each(words: &str, most: u32, mut call: impl FnMut(&str)) {
     }
 }
 
-/// All sequences in one place, each at one offset; all offsets in a small chunk have their turn.
+/// Checks all sequences at one place, each at one offset. Over all sequences, each offset in a
+/// small chunk occurs.
 fn each_once(words: &str, most: u32, place: Place<'_>) -> Counts {
     let (mut counts, mut offset) = (Counts::default(), 0);
     for_each(words, most, |sequence| {
-        // Has no divisor in common with the chunk, nor with how many words there are.
+        // The step 197 has no common divisor with the size of the chunk or with the number of
+        // words.
         offset = (offset + 197) % SMALL;
         counts.check(&body(sequence, place, offset));
     });
@@ -109,14 +113,15 @@ fn three_tokens_at_every_offset() {
     for offset in 0..SMALL {
         for_each(TOKENS, 3, |sequence| counts.check(&body(sequence, VALUE, offset)));
     }
-    // Up to the chunk's border, and beyond it.
+    // The offsets reach up to a chunk's border and beyond it.
     for offset in CHUNK - 100..CHUNK {
         for_each(TOKENS, 3, |sequence| counts.check(&body(sequence, VALUE, offset)));
     }
     assert_eq!(counts, Counts { refused: 612 * 1099, unusual: 0, usual: 612 * 12 });
 }
 
-/// What shows that a token is wrong may be the bracket in the next chunk.
+/// The bracket that shows that a token is wrong may lie in the next chunk. Between the sequence and
+/// that bracket are two chunks of other members.
 #[test]
 fn three_tokens_far_from_the_next_bracket() {
     for member in

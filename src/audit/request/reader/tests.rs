@@ -1,5 +1,5 @@
-//! The reader against [`request`](super::super::request), which reads each event by itself: whatever valid events come, and
-//! whatever has come before them, both say the same.
+//! Compares the reader with [`request`](super::super::request), which reads each event by itself.
+//! Both must return the same for all valid events, whatever events came before.
 
 use super::*;
 use crate::audit;
@@ -8,13 +8,13 @@ use crate::tests::corpus;
 use crate::tests::seeds;
 use fastrand::Rng;
 
-/// An event with all that is read.
+/// An event with all the members that the reader reads.
 const FULL: &str = r#"{"level":"Request","auditID":"00000000-0000-4000-8000-000000000000","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods/b/log?c=d\u0026e","verb":"get","user":{"username":"system:serviceaccount:a:b","uid":"1","groups":["c","d"],"extra":{"e":["f","g"],"h":["i"]}},"impersonatedUser":{"username":"j","groups":["k"]},"sourceIPs":["10.0.0.1","10.0.0.2"],"userAgent":"l","objectRef":{"resource":"pods","namespace":"a","name":"b","uid":"2","apiGroup":"m","apiVersion":"v1","resourceVersion":"3","subresource":"log"},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z"}"#;
 
-/// About no object, by nobody.
+/// An event about no object, by a user who is not authenticated.
 const BARE: &str = r#"{"level":"Metadata","auditID":"00000000-0000-4000-8000-000000000000","stage":"Panic","requestURI":"/","verb":"get","user":{},"sourceIPs":["::1"],"responseStatus":{"code":401}}"#;
 
-/// All ways to find quotes that this CPU has.
+/// One reader for each way to find quotes that this CPU has.
 fn readers(lines: &[u8]) -> Vec<Reader<'_>> {
     let best = Reader::new(lines);
     #[cfg(target_arch = "x86_64")]
@@ -24,7 +24,7 @@ fn readers(lines: &[u8]) -> Vec<Reader<'_>> {
     vec![best]
 }
 
-/// Reads lines in all ways and compares.
+/// Reads lines in all ways, and asserts that each request is the one that `request` returns.
 fn check(lines: &[u8]) {
     for mut reader in readers(lines) {
         for line in lines.split_inclusive(|byte| *byte == b'\n') {
@@ -38,14 +38,15 @@ fn check(lines: &[u8]) {
     }
 }
 
-/// How many are as kube-apiserver writes them.
+/// The number of lines that have the usual form.
 fn usual(lines: &[u8]) -> usize {
     let events = lines.split(|byte| *byte == b'\n').filter(|event| !event.is_empty());
     let mut reader = Reader::new(lines);
     events.filter(|event| reader.usual(event, quotes::portable).is_some()).count()
 }
 
-/// Checks a changed event, if it is one, among others that begin like it; whether it is.
+/// If `changed` is still a valid event, checks it among other events that begin like it, and
+/// returns `true`.
 fn check_changed(usual: &[u8], changed: Vec<u8>) -> bool {
     let Ok(batch) = audit::decode(changed) else { return false };
     let line = [usual, b"\n"].concat();
@@ -53,7 +54,7 @@ fn check_changed(usual: &[u8], changed: Vec<u8>) -> bool {
     true
 }
 
-/// The events of recorded bodies, each once, which are not longer than this.
+/// The events of the recorded bodies that have at most `longest` bytes.
 fn recorded(longest: usize) -> Vec<Vec<u8>> {
     let mut events: Vec<Vec<u8>> = Vec::new();
     for (_, body) in corpus() {
@@ -64,7 +65,8 @@ fn recorded(longest: usize) -> Vec<Vec<u8>> {
     events
 }
 
-/// What is odd in recorded events: user agents with quotes, audit IDs that the client has chosen, and a rare member.
+/// Texts of the recorded events that do not have the usual form: a user agent with quotes, audit
+/// IDs that the client has chosen, and a rare member.
 const ODD: [&str; 4] =
     [r#" \"q\"""#, r#""client-chosen-"#, r#""dup-id""#, r#""authenticationMetadata""#];
 
@@ -89,6 +91,8 @@ fn what_the_tests_change_is_read_the_fast_way() {
     check(format!("{FULL}\n{BARE}\n{BARE}\n{FULL}\n{FULL}").as_bytes());
 }
 
+/// Each byte of an event is replaced by each of twelve bytes with a meaning in JSON. The reader
+/// must still return the same request wherever the event stays valid.
 #[test]
 fn every_byte_may_be_another_one() {
     let some = recorded(900);
@@ -107,6 +111,8 @@ fn every_byte_may_be_another_one() {
     assert!(valid > 10_000, "{valid}");
 }
 
+/// At each offset of an event a text is inserted, or up to 64 bytes are removed. The reader must
+/// still return the same request wherever the event stays valid.
 #[test]
 fn anything_may_be_put_anywhere_or_missing() {
     const MORE: [&str; 12] = [
@@ -141,7 +147,7 @@ fn anything_may_be_put_anywhere_or_missing() {
     assert!(valid > 5000, "{valid}");
 }
 
-/// An object's members as written: key and value.
+/// The members of an object as written: key and value.
 type Members = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn members(object: &[u8]) -> Members {
@@ -153,8 +159,9 @@ fn object(members: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     [b"{", &*each.collect::<Vec<_>>().join(&b','), b"}"].concat()
 }
 
-/// The same with one thing different: members missing, twice, elsewhere, of another kind, with escapes, and the same
-/// within their values.
+/// All variants of an object that differ from `text` in one point: a member is missing, twice,
+/// elsewhere, of another kind, or written with escapes. The same is done inside of the members'
+/// values, `depth` levels deep.
 fn variants(text: &[u8], depth: usize) -> Vec<Vec<u8>> {
     const VALUES: &str = r#"null true 7 "" "x" "\"" "\\" "\u0041" "a\"b" [] ["x"] ["]}},"] [1,"\u0041"] ["a",["b"]] {} {"a":"b"} {"resource":"x"} {"username":"x"} {"groups":["x"]} {"username":"","groups":[]}"#;
     let of = members(text);
@@ -205,6 +212,8 @@ fn members_may_be_missing_twice_elsewhere_escaped_or_of_another_kind() {
     assert!(valid > 1000, "{valid}");
 }
 
+/// Each seed makes a batch of up to 29 recorded events, changes up to two members of each, and
+/// compares the reader with `request` for the whole batch.
 #[test]
 fn random_changes_of_members_of_random_events_in_random_batches() {
     let recorded = recorded(3000);
@@ -257,7 +266,7 @@ fn no_bytes_panic_or_are_read_for_ever() {
         }
         bytes.truncate(rng.usize(..=bytes.len()));
         for mut reader in readers(&bytes) {
-            // As many as there can be lines.
+            // There cannot be more lines than bytes.
             for _ in 0..=bytes.len() {
                 reader.read();
             }
