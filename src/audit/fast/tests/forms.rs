@@ -1,8 +1,10 @@
-//! Every form of one thing: characters, escapes, numbers, lengths of strings, depths, envelopes, names that count.
+//! Every form of one thing at a time: characters, escapes, numbers, lengths of strings, depths,
+//! envelopes, and the keys that have a meaning in an event.
 
 use super::super::super::DEPTH_MAX;
 use super::*;
 
+/// Places for a text inside of a string, as the bytes before and after it.
 const TEXTS: [(&str, &str); 4] = [
     (r#""x":""#, r#""}"#),
     (r#""x":["a"#, r#"z"]}"#),
@@ -10,10 +12,12 @@ const TEXTS: [(&str, &str); 4] = [
     (r#""x":{"a"#, r#"z":"\n"}}"#),
 ];
 
+/// Places for a value, as the bytes before and after it.
 const VALUES: [(&str, &str); 4] =
     [(r#""x":"#, "}"), (r#""x":"#, r#","y":1}"#), (r#""x":[0,"#, "]}"), (r#""x":["#, ",{}]}")];
 
-/// What becomes of a text in an event: the same at all offsets in a small chunk.
+/// The outcome for a text in an event. Asserts that the outcome is the same at all offsets in a
+/// small chunk.
 fn at_every_offset(before: &str, text: impl AsRef<[u8]>, behind: &str) -> Outcome {
     let outcome = |offset: usize| {
         let padding = "x".repeat(offset);
@@ -27,7 +31,7 @@ fn at_every_offset(before: &str, text: impl AsRef<[u8]>, behind: &str) -> Outcom
     first
 }
 
-/// The same in several places.
+/// Asserts that a text has the expected outcome at several places.
 fn everywhere(places: &[(&str, &str)], text: impl AsRef<[u8]>, expected: Outcome) {
     let text = text.as_ref();
     for (before, behind) in places {
@@ -36,12 +40,15 @@ fn everywhere(places: &[(&str, &str)], text: impl AsRef<[u8]>, expected: Outcome
     }
 }
 
+/// Each of the 256 bytes stands once inside of a string and once between the tokens of an array, at
+/// every offset.
 #[test]
 fn every_byte_in_and_outside_of_a_string() {
     for byte in 0..=u8::MAX {
         let inside = match byte {
             b'"' | 0..0x20 | 0x80.. => Outcome::Refused,
-            // A backslash makes a backspace of the b.
+            // The byte `\` is valid too: together with the `b` after it, it is the escape of a
+            // backspace.
             _ => Outcome::Usual,
         };
         assert_eq!(at_every_offset(r#""x":"a"#, [byte], r#"b"}"#), inside, "{byte:#x}");
@@ -54,6 +61,8 @@ fn every_byte_in_and_outside_of_a_string() {
     }
 }
 
+/// Valid and invalid escapes in strings and in keys, at every offset. A key with an escape makes
+/// the body unusual.
 #[test]
 fn escapes() {
     let right = r#"\" \\ \/ \b \f \n \r \t \u0000 \u00e4 \uABCD \uabcd \ud800 \udfff \ud83d\ude00 \ude00\ud83d
@@ -62,7 +71,7 @@ fn escapes() {
                   \u00\n \x41 \a \v \0 \1 \' \, \: \{ \} \[ \] \N \T \\\ \\\u \ä";
     for escape in right.split_ascii_whitespace() {
         everywhere(&TEXTS, escape, Outcome::Usual);
-        // Here it may hide a name that counts.
+        // A key with an escape may be one of the keys that have a meaning.
         everywhere(&[(r#"""#, r#"":1}"#), (r#""x":1,"a"#, r#"":{}}"#)], escape, Outcome::Unusual);
     }
     for escape in wrong.split_ascii_whitespace().chain(["\\ ", "\\\n", "\\u 123", "\\\u{7f}"]) {
@@ -70,6 +79,8 @@ fn escapes() {
     }
 }
 
+/// Runs of 0 to 199 backslashes before the end of a string. After an odd number the quote belongs
+/// to the string.
 #[test]
 fn runs_of_backslashes() {
     for length in 0..200 {
@@ -79,11 +90,12 @@ fn runs_of_backslashes() {
             _ => [Outcome::Refused, Outcome::Usual],
         };
         everywhere(&[(r#""x":""#, r#"","y":1}"#)], &run, even);
-        // Behind an odd one, the quote is in the string.
+        // After an odd number of backslashes, the first quote belongs to the string.
         everywhere(&[(r#""x":""#, r#""","y":1}"#)], &run, odd);
     }
 }
 
+/// The first and last encodings of each length, and invalid ones, in strings and outside of them.
 #[test]
 fn utf8() {
     let right: [&[u8]; 8] = [
@@ -125,10 +137,12 @@ fn utf8() {
     for text in wrong {
         everywhere(&TEXTS, text, Outcome::Refused);
     }
-    // Cut by the borders of blocks and chunks, at every byte of each.
+    // Borders of blocks and chunks cut these characters at each of their bytes.
     everywhere(&TEXTS, "ä€😀".repeat(1000), Outcome::Usual);
 }
 
+/// Valid and invalid numbers and literals at all places of a value, at every offset; some are
+/// longer than a chunk.
 #[test]
 fn numbers_and_literals() {
     let long = "7".repeat(700);
@@ -146,12 +160,13 @@ fn numbers_and_literals() {
     }
 }
 
-/// Of all that is syntax elsewhere.
+/// Strings of up to 1,099 characters as keys, values and elements. Their characters would be syntax
+/// outside of a string.
 #[test]
 fn strings_of_every_length() {
     for length in 0..1100 {
         let text: String = r#"},{]:[n\""#.chars().cycle().take(length).collect();
-        // Not cut inside of the escape.
+        // A cut inside of an escape would leave a backslash before the closing quote.
         let text = text.strip_suffix('\\').unwrap_or(&text);
         for (value, expected) in [
             (format!(r#"["{text}","{text}"]"#), Outcome::Usual),
@@ -167,9 +182,12 @@ fn strings_of_every_length() {
     }
 }
 
+/// Nesting around the limits of the scanner (61) and of events (1,000), in containers of several
+/// kinds, with valid and invalid values inside. Long runs of brackets without values follow.
 #[test]
 fn depths() {
-    // What is opened in turn, and closed; the last also has neighbours on every level, which are one deeper.
+    // The brackets that are opened and closed in turn. The last shape has other containers on every
+    // level, which are one level deeper.
     let shapes: [(&[&str], &[&str], usize); 4] = [
         (&["["], &["]"], 0),
         (&[r#"{"a":"#], &["}"], 0),
@@ -178,7 +196,7 @@ fn depths() {
     ];
     for (open, close, neighbour) in shapes {
         for depth in (50..=70).chain([126, 127, 128, 129, 999, 1000, 1001, 3_000_000]) {
-            // The event is the first level.
+            // The event itself is the first level.
             let levels = depth - 1 - neighbour;
             let before: String = (0..levels).map(|level| open[level % open.len()]).collect();
             let behind: String =
@@ -208,6 +226,7 @@ fn depths() {
     }
 }
 
+/// Chunks that consist of brackets fill the list of brackets completely.
 #[test]
 fn chunks_full_of_brackets() {
     let pile = format!("{}{}", "[".repeat(59), "]".repeat(59));
@@ -228,12 +247,15 @@ fn chunks_full_of_brackets() {
     }
 }
 
-/// A bit of everything, in few bytes.
+/// An event with every kind of JSON value and most escapes, in few bytes.
 const VARIED: &str = concat!(
     r#"{"level":"Request","auditID":"7\"","stage":"ResponseStarted","user":{"n":"\\","g":["a",""],"e":{},"x":[]},"#,
     r#""code":-1.5e+3,"ok":true,"no":null,"t":"\u00e4ä€😀\n","o":{"kind":"Pod","k":[[{"a":[false,0]}]]}}"#,
 );
 
+/// At each byte of two bodies: the byte is replaced by every other byte, a text is inserted, up to
+/// five bytes are removed, or the rest is cut off and closed again. The scanner and `strict` must
+/// agree about every body.
 #[test]
 fn one_change_at_every_byte() {
     const INSERTED: &str = r#"" \ \" , : { } [ ] 0 - . e ä 1, ,1 "", "": {}, [], null, \u \n
@@ -253,7 +275,8 @@ fn one_change_at_every_byte() {
             for length in 1..6.min(rest.len()) {
                 counts.check(&[before, &rest[length..]].concat());
             }
-            // What comes behind it twice, first, or not at all.
+            // The byte stands twice, or the rest of the body stands before its beginning, or the
+            // rest stands alone.
             counts.check(&[before, &[*byte], rest].concat());
             counts.check(&[rest, before].concat());
             counts.check(rest);
@@ -266,6 +289,8 @@ fn one_change_at_every_byte() {
     assert!(refused > 100_000 && unusual > 1000 && usual > 10_000, "{counts:?}");
 }
 
+/// A recorded body that is cut anywhere is refused; the scanner and `strict` must agree about the
+/// cut body with a new end.
 #[test]
 fn recorded_bodies_cut_at_every_byte() {
     for (name, body) in corpus().into_iter().filter(|(_, body)| body.len() < 5000) {
@@ -278,7 +303,8 @@ fn recorded_bodies_cut_at_every_byte() {
     }
 }
 
-/// At all offsets too: behind the last block that is full, there is nothing that would show what is wrong.
+/// Each envelope is tried at all offsets: if a fault lies after the last full block, no byte of
+/// that block shows it.
 #[test]
 fn envelopes() {
     for offset in 0..SMALL {
@@ -289,7 +315,8 @@ fn envelopes() {
     }
 }
 
-/// All that may be around an event.
+/// Checks all that may stand around an event: text around the body, ends of the list, other items,
+/// and other heads.
 fn envelope(event: &str) {
     let body = String::from_utf8(list(event)).unwrap();
     let body = body.trim_end();
@@ -355,7 +382,8 @@ fn envelope(event: &str) {
         ("{},_", Outcome::Refused),
         ("\"a\":_", Outcome::Refused),
         ("_,\"a\":_", Outcome::Refused),
-        // Too short, though all is there that an event needs but for one byte.
+        // The first event lacks one byte to the length of the shortest event. Its `auditID` is
+        // empty.
         (r#"_,{"auditID":"","stage":"Panic"}"#, Outcome::Refused),
         (r#"_,{"auditID":"a","stage":"Panic"}"#, Outcome::Usual),
     ] {
@@ -375,7 +403,8 @@ fn envelope(event: &str) {
     assert_eq!(check(event.as_bytes()), Outcome::Unusual);
 }
 
-/// A body of the smallest objects would need several times its size.
+/// An object that is too short for an event is not added to the list of events. For a body of the
+/// smallest objects that list would take several times the size of the body.
 #[test]
 fn what_is_too_short_for_an_event_takes_no_place() {
     let body = list(["{}"; 1000].join(","));
@@ -387,7 +416,7 @@ fn what_is_too_short_for_an_event_takes_no_place() {
     }
 }
 
-/// Events made of all sequences of up to four members, right and wrong, whose names count.
+/// Events of all sequences of up to four members, valid and invalid, whose keys have a meaning.
 #[test]
 fn members_that_count() {
     const MEMBERS: &str = r#""level":"Metadata" "level":"RequestResponse" "level":"Requestor" "level":null
@@ -410,7 +439,7 @@ fn members_that_count() {
             let event = format!("{{{}}}", chosen.join(","));
             let usual = counts.usual;
             counts.check(&list(&event));
-            // The first look at an event is no other than the full one, where it says anything.
+            // `check_usual` must return the same as the full check, whenever it returns something.
             if counts.usual > usual
                 && let Some(level) = check_usual(event.as_bytes())
             {
@@ -420,11 +449,13 @@ fn members_that_count() {
         }
     }
     assert_eq!(counts, Counts { refused: 238_938, unusual: 1296, usual: 5176 });
-    // Two levels, two IDs and two stages, then nothing or one of 14 others.
+    // There are events of two levels, two IDs and two stages, alone or followed by one of 14 other
+    // members.
     assert_eq!(at_first_look, 8 + 8 * 14);
 }
 
-/// At the top of an event, its kind and version count, however they are written; deeper they do not.
+/// In an event's own members, `kind` and `apiVersion` have a meaning, even if the keys are written
+/// with escapes; in nested objects they have none.
 #[test]
 fn kinds_and_versions() {
     const EVENT: &str = r#""level":"None","auditID":"a","stage":"Panic""#;
@@ -462,12 +493,13 @@ fn kinds_and_versions() {
         }
     }
     assert_eq!(check(&list(format!("{{{BOTH},{EVENT}}}"))), Outcome::Unusual);
-    // What only looks like them costs time, and nothing else.
+    // A key that only looks like one of the two is left to serde_json, which costs time and changes
+    // no result.
     for (key, expected) in [
         ("kine", Outcome::Unusual),
         ("xxnx", Outcome::Unusual),
         ("xxxxxxxxxn", Outcome::Unusual),
-        // With the string before it, it has the length.
+        // The text from the string before it on has the length of `apiVersion`.
         (r#"x":"","xxxxxxn"#, Outcome::Unusual),
         (r#"x":"x","xxxxxxn"#, Outcome::Usual),
         ("kid", Outcome::Usual),
