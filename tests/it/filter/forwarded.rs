@@ -1,5 +1,6 @@
-//! `[filter]` and `[output.filter]`: what leaves is what was asked for, all else stays byte for byte, and every event is
-//! delivered or counted. What the README shows is run as it is shown.
+//! `[filter]` and `[output.filter]`: only the events that were asked for leave, everything else in
+//! them stays byte for byte, and every event is delivered or counted. The README's recipes run as
+//! they are shown.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -32,7 +33,7 @@ use crate::support::requests::to_sink;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// An object with its members in their order, as they are written.
+/// The members of an object in their order, each value as it is written.
 type Members = Vec<(String, String)>;
 
 fn members(object: &[u8]) -> Members {
@@ -63,7 +64,8 @@ fn members(object: &[u8]) -> Members {
 }
 
 fn parsed(event: &[u8]) -> Value {
-    // Numbers beyond f64 are in the corpus on purpose, and are of no interest here.
+    // The corpus has numbers beyond the range of an f64 on purpose. Their value does not matter
+    // here.
     let text = String::from_utf8(event.to_vec()).expect("UTF-8").replace("1e400", "1");
     serde_json::from_str(&text).expect("an event")
 }
@@ -83,7 +85,8 @@ fn filtered(relay: &Relay, action: &str) -> f64 {
     relay.metrics().value("filtered_events_total", &[("output", "consumer"), ("action", action)])
 }
 
-/// What an output of this filter gets of the whole corpus, and the relay, at rest.
+/// Posts the whole corpus to a relay whose output has this filter. Returns the events that the
+/// consumer received, and the relay, which has delivered everything.
 fn filter_corpus(filter: &str) -> (Vec<Vec<u8>>, Relay) {
     let sink = HttpSink::accepting();
     let more = format!("concurrency = 1\n{filter}");
@@ -92,14 +95,15 @@ fn filter_corpus(filter: &str) -> (Vec<Vec<u8>>, Relay) {
     (accepted_events(&sink), relay)
 }
 
-/// A file for one policy.
+/// Writes this policy into a file and returns its path.
 fn policy_file(directory: &Path, policy: &str) -> String {
     let file = directory.join("policy.yaml");
     std::fs::write(&file, policy).unwrap();
     text(&file).to_owned()
 }
 
-/// The recipes of the README by their bold beginnings: policy, if any, and config.
+/// Returns the recipes of the README by their bold beginnings: the policy, if there is one, and the
+/// config.
 fn recipes() -> BTreeMap<String, (Option<String>, String)> {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
     let (_, rest) = readme.split_once("\n### Recipes\n").unwrap();
@@ -115,7 +119,8 @@ fn recipes() -> BTreeMap<String, (Option<String>, String)> {
     section.split("\n**").skip(1).map(recipe).collect()
 }
 
-/// Runs a recipe as it is shown, but for where the policy is, over the corpus.
+/// Runs a recipe over the corpus exactly as it is shown, except for the policy's path. Returns the
+/// events that left, and the relay.
 fn run_recipe(beginning: &str) -> (Vec<Vec<u8>>, Relay) {
     let recipes = recipes();
     let (name, (policy, config)) =
@@ -232,7 +237,7 @@ fn recipe_the_security_team_gets_writes_to_rbac_and_whatever_happens_to_secrets(
 #[test]
 fn recipe_every_event_says_which_cluster_it_is_of() {
     let (got, relay) = run_recipe("One SIEM");
-    // The corpus has each event once.
+    // The output deduplicates, so each event of the corpus leaves once.
     let all = all_events();
     let distinct: BTreeSet<&Vec<u8>> = all.iter().collect();
     assert_eq!(got.len(), distinct.len());
@@ -244,7 +249,7 @@ fn recipe_every_event_says_which_cluster_it_is_of() {
         let annotations = parsed(after)["annotations"].clone();
         assert_eq!(annotations["kube-audit-forwarder/cluster"], "prod-eu");
         assert_eq!(annotations["kube-audit-forwarder/forwarder"], relay_name.as_str());
-        // All else is as it was, in its order.
+        // All other members are unchanged and in their order.
         let but = |event: &[u8]| -> Members {
             members(event).into_iter().filter(|(key, _)| key != "annotations").collect()
         };
@@ -282,7 +287,7 @@ fn recipe_no_message_is_larger_than_its_consumer_takes() {
     relay.finish(Backlog::Empty);
 }
 
-/// The provider's default policy, applied to what was recorded under its verbose one.
+/// Applies the provider's default policy to events that were recorded under its verbose one.
 #[test]
 fn a_policy_makes_of_verbose_events_what_kube_apiserver_would_have_recorded_under_it() {
     let policy = repository().join("tests/policies/ibm-default.yaml");
@@ -317,16 +322,16 @@ fn a_policy_makes_of_verbose_events_what_kube_apiserver_would_have_recorded_unde
     relay.finish(Backlog::Empty);
 }
 
-/// A ClusterRoleBinding to cluster-admin as kube-apiserver 1.36 recorded its creation. Its body has
-/// `metadata.namespace`, which means nothing there, and which kube-apiserver copied into
-/// `objectRef`.
+/// Returns the creation of a ClusterRoleBinding to cluster-admin, as kube-apiserver 1.36 recorded
+/// it. Its body has a `metadata.namespace`, which means nothing there, and which kube-apiserver
+/// copied into `objectRef`.
 fn recorded_binding() -> String {
     let file = repository().join("tests/policies/cluster-role-binding.json");
     std::fs::read_to_string(file).unwrap().trim_end().to_owned()
 }
 
-/// The events that an output of this filter gets of these, one request each, and the relay, at
-/// rest.
+/// Posts these events, one in each request, to a relay whose output has this filter. Returns the
+/// events that the consumer received, and the relay, which has delivered everything.
 fn filter_events(filter: &str, events: &[String]) -> (Vec<String>, Relay) {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), &format!("concurrency = 1\n{filter}")));
@@ -390,8 +395,9 @@ fn a_match_by_namespace_or_name_believes_the_url_alone() {
     }
 }
 
-/// A policy whose `None` rules name everything that a sender can write into an event, and a window
-/// for duplicates.
+/// Method: an event of a cluster-wide binding is changed in every member that its sender can
+/// choose, to a value that a `None` rule of the policy names. The filter also deduplicates, and all
+/// variants have the same auditID. None of them may be hidden by the policy or as a duplicate.
 #[test]
 fn nothing_that_its_sender_writes_into_an_event_hides_it() {
     const POLICY: &str = r#"
@@ -416,7 +422,7 @@ rules:
         changed
     };
     let agent = r#""userAgent":"curl/7.88.1""#;
-    // All of one auditID, which is the sender's choice too.
+    // All events have one auditID, because the sender chooses the auditID too.
     let events = [
         binding.clone(),
         with(agent, r#""userAgent":"noise""#),
@@ -498,7 +504,8 @@ fn credentials_that_can_be_known_leave_by_no_output_that_redacts() {
     .iter()
     .map(|(from, to)| of(from, to))
     .collect();
-    // Admission's annotations of an event about a Secret go with the Secret's data.
+    // Annotations that admission adds to an event about a Secret are removed together with the
+    // Secret's data.
     events.push(
         of(r#""resource":"clusterrolebindings""#, r#""resource":"secrets""#)
             .replacen(r#","apiGroup":"rbac.authorization.k8s.io""#, "", 1)
@@ -516,7 +523,7 @@ fn credentials_that_can_be_known_leave_by_no_output_that_redacts() {
     for (before, after) in events[..secrets].iter().zip(&got) {
         assert!(before.contains(TOKEN) || before.contains(SECRET), "{before}");
         assert!(!after.contains("eyJ") && !after.contains(SECRET), "{after}");
-        // Nothing else of it is lost.
+        // No other part of the event is lost.
         let is_same =
             |name: &str| parsed(before.as_bytes())[name] == parsed(after.as_bytes())[name];
         assert!(["stage", "verb", "sourceIPs", "stageTimestamp"].iter().all(|name| is_same(name)));
@@ -572,6 +579,9 @@ fn what_stands_for_all_outputs_adds_to_what_one_says() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: batches are posted twice to an output that deduplicates, and once more after a kill and
+/// after two ends in order. Each event must arrive at the consumer exactly once, which shows that
+/// the deduplication window is rebuilt from the directory at each start.
 #[test]
 fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     let sink = HttpSink::accepting();
@@ -587,16 +597,17 @@ fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(filtered(&relay, "duplicate"), 1000.0);
     relay.settle(Backlog::Empty);
-    // The cursors file may be a second old: what was not in it comes again. So it is given that second.
+    // The cursors file may be a second old, and events whose delivery is not in it would be sent
+    // again. The test waits until the file is up to date.
     std::thread::sleep(Duration::from_millis(1500));
     relay.kill();
-    // What it has got is known behind a kill, behind an end in order, and behind the next.
+    // The delivered events are known after the kill, and after an end in order.
     for _ in 0..2 {
         let mut relay = Relay::start(&config);
         assert_eq!(relay.post(&batches[0]).status, 200);
         relay.wait_until_delivered(PATIENCE);
         assert_eq!(filtered(&relay, "duplicate"), 200.0);
-        // Deletes come some hundred milliseconds apart.
+        // Segments are deleted some hundred milliseconds apart. The pause lets this happen.
         std::thread::sleep(Duration::from_millis(1000));
         relay.stop();
     }
@@ -604,7 +615,7 @@ fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     for batch in &batches {
         assert_eq!(relay.post(batch).status, 200);
     }
-    // The same auditID with other bytes is another event.
+    // An event with the same auditID and other bytes is another event.
     let other = String::from_utf8(batches[0].clone()).unwrap().replace("\"update\"", "\"delete\"");
     assert_eq!(relay.post(other.as_bytes()).status, 200);
     relay.wait_until_delivered(PATIENCE);
@@ -633,7 +644,7 @@ fn a_policy_that_changes_holds_from_then_on_and_a_broken_one_changes_nothing() {
     assert_eq!(post(1), 10);
     policy_file(directory.path(), "rules: [");
     wait_until("the broken one is refused", PATIENCE, || reloads("error") == 1.0);
-    // The log may come after the counter.
+    // The line of the log may come after the counter.
     let mistake = format!("{file}:2:1: not YAML");
     wait_until("the mistake is named", PATIENCE, || relay.log_text().contains(&mistake));
     assert_eq!(post(2), 20);
@@ -692,7 +703,7 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
         Answer::status(if has { 422 } else { 200 })
     });
     let directory = TempDir::new().unwrap();
-    // Of each three events one is at each level.
+    // Each level has one in three of the events.
     let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
     let filter = format!(
         "filter.policy = \"{}\"\nfilter.deduplicate = \"1m\"\n[dead_letter]\ndirectory = \"{}\"\n",
@@ -708,7 +719,8 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
     let lost = metrics.value("error_total", &[("plugin", "consumer")]);
     assert!((1.0..=2.0).contains(&lost), "{lost}");
     assert_eq!(metrics.value("output_events_total", &[("output", "consumer")]), 79.0);
-    // It may come a second time, as it has not left: then it is a letter again.
+    // The refused event may come a second time. It has not left, so it is no duplicate, and becomes
+    // a letter again.
     assert_eq!(filtered(&relay, "duplicate") + lost, 41.0);
     let files = std::fs::read_dir(directory.path().join("letters")).unwrap();
     let letters: String =

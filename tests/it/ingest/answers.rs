@@ -1,5 +1,5 @@
-//! Every row of the contract's table of answers, sent raw over a socket: the status and its object, the headers, what is
-//! counted, and whether the connection lives on.
+//! Every answer of the listener, from requests that are sent raw over a socket: the status and its
+//! object, the headers, the counters, and whether the connection lives on.
 
 use std::io::Read as _;
 use std::io::Write as _;
@@ -38,7 +38,8 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A POST with these header lines (each with its line break) and this body, whatever they say about its length.
+/// Returns a POST with these header lines (each with its line break) and this body. The header
+/// lines may contradict the body's length.
 fn raw(headers: &str, body: &[u8]) -> Vec<u8> {
     let mut request = format!("POST /audit HTTP/1.1\r\nHost: relay\r\n{headers}\r\n").into_bytes();
     request.extend_from_slice(body);
@@ -56,7 +57,8 @@ fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     chunks
 }
 
-/// Sends these bytes on a connection of their own and checks the refusal, and that it is counted once, for this reason.
+/// Sends these bytes on a new connection. Checks that they are refused with `code`, and that this
+/// is counted once, under `reason`. Returns the connection and the message.
 fn refused(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> (Client, String) {
     let before = Counted::of(relay);
     let mut client = Client::connect(relay.address()).unwrap();
@@ -73,14 +75,14 @@ fn refused(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> (Client, Str
     (client, message)
 }
 
-/// As [`refused`], and the connection is kept.
+/// Like [`refused`], and checks that the connection is kept.
 fn refused_and_kept(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> String {
     let (mut client, message) = refused(relay, bytes, code, reason);
     assert_kept(&mut client);
     message
 }
 
-/// As [`refused`], and the connection is closed.
+/// Like [`refused`], and checks that the connection is closed.
 fn refused_and_closed(relay: &Relay, bytes: &[u8], code: u16, reason: &str) -> String {
     let (mut client, message) = refused(relay, bytes, code, reason);
     assert!(client.is_closed_by_server(), "kept after: {message}");
@@ -111,7 +113,7 @@ fn an_event_that_is_none_is_400_and_named_by_item_and_byte() {
         (r#"{"auditID":"a"}"#, 0, "stage is missing"),
         (r#"{"auditID":"a","stage":"Done"}"#, 23, "stage is none of"),
         (r#"{"auditID":"a","stage":7}"#, 23, "stage is none of"),
-        // Of duplicate keys the first counts.
+        // With duplicate keys, the first one counts.
         (r#"{"auditID":"a","stage":"Done","stage":"Panic"}"#, 23, "stage is none of"),
         (r#"{"auditID":"a","stage":"Panic","kind":"Pod"}"#, 38, "kind is not Event"),
         (
@@ -122,7 +124,7 @@ fn an_event_that_is_none_is_400_and_named_by_item_and_byte() {
         (&deep, 0, "nested more than 1000 deep"),
         (r#"{"auditID":"a","stage":tru}"#, 26, "not JSON"),
         (r#"{"auditID":"a" "stage":"Panic"}"#, 15, "not JSON"),
-        // serde_json names the byte before a control character.
+        // serde_json gives the position of the byte before a control character.
         ("{\"auditID\":\"a\nb\",\"stage\":\"Panic\"}", 12, "not JSON"),
         (r#"{"auditID":"\u12G4","stage":"Panic"}"#, 17, "not JSON"),
         (r#"{"auditID":"a","stage":"Panic","n":01}"#, 36, "not JSON"),
@@ -132,7 +134,7 @@ fn an_event_that_is_none_is_400_and_named_by_item_and_byte() {
         let place = format!("item 1 at byte {}: ", second + at);
         assert!(message.starts_with(&place) && message.contains(says), "{item}: {message}");
     }
-    // A level that is not upstream's is no reason to refuse.
+    // A level that Kubernetes does not know is no reason to refuse an event.
     let odd = r#"{"level":"Odd","auditID":"a","stage":"Panic"}"#;
     assert_accepted(&relay.post(&list(odd)), 1);
     sink.wait_for_count(1, PATIENCE);
@@ -148,7 +150,7 @@ fn bytes_that_are_not_utf_8_are_400_and_named_by_item_and_byte() {
     body[at] = 0xff;
     let message = refused_and_kept(&relay, &post(&body), 400, "invalid");
     assert_eq!(message, format!("item 1 at byte {at}: not valid UTF-8"));
-    // A character that is cut in two at the end of the body, and one in the envelope.
+    // A character is cut in two by the end of the body, in the list's own members.
     let message = refused_and_kept(&relay, &post(b"{\"kind\":\"\xc3"), 400, "invalid");
     assert_eq!(message, "at byte 9: not valid UTF-8");
     let mut lines = format!("{EVENT}\n{EVENT}\n").into_bytes();
@@ -254,7 +256,7 @@ fn a_broken_or_truncated_gzip_body_is_400() {
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&send(&whole)).unwrap();
     assert_accepted(&client.read_response().unwrap(), 20);
-    // Two members are one stream (RFC 1952 §2.2).
+    // Two gzip members are one stream (RFC 1952 §2.2).
     let body = generated_batch(2, 20, 500);
     let two = [gzip(&body[..5000]), gzip(&body[5000..])].concat();
     client.send(&send(&two)).unwrap();
@@ -282,7 +284,7 @@ fn a_body_shorter_than_its_content_length_is_400() {
         assert!(client.is_closed_by_server());
         assert_eq!(Counted::of(&relay), before.and("400", Some("invalid")));
     }
-    // Chunks that are none.
+    // A chunked body without valid chunks.
     refused_and_closed(&relay, &raw("Transfer-Encoding: chunked\r\n", b"xyz\r\n"), 400, "invalid");
     relay.finish(Backlog::Empty);
     assert_eq!(sink.count(), 0);
@@ -403,7 +405,8 @@ fn a_path_outside_the_prefix_is_404_and_another_method_405() {
         client.send(&request("POST", inside)).unwrap();
         assert_accepted(&client.read_response().unwrap(), 0);
     }
-    // An answer to HEAD has a head alone, and no body that would be taken for the next answer.
+    // An answer to HEAD is a head alone. It has no body that the client would take for the next
+    // answer.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(b"HEAD /audit HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     let mut head = Vec::new();
@@ -481,7 +484,7 @@ fn another_media_type_or_encoding_is_415() {
 const MIB: usize = 1024 * 1024;
 const SMALL: &str = "[limits]\nmax_body = \"1MiB\"\n";
 
-/// Events and white space of exactly this size.
+/// Returns a body of exactly this size: events, then white space.
 fn padded(size: usize) -> Vec<u8> {
     let mut body = generated_batch(9, 10, 1000);
     body.resize(size, b' ');
@@ -503,7 +506,7 @@ fn a_body_of_max_body_is_accepted_and_one_byte_more_is_413() {
         client.send(&request).unwrap();
         assert_accepted(&client.read_response().unwrap(), 10);
     }
-    // By Content-Length: at once, so the connection ends.
+    // The Content-Length alone is refused at once, so the connection is closed.
     refused_and_closed(
         &relay,
         &raw(&format!("Content-Length: {}\r\n", MIB + 1), b""),
@@ -513,7 +516,7 @@ fn a_body_of_max_body_is_accepted_and_one_byte_more_is_413() {
     refused_and_closed(&relay, &post(&padded(MIB + 1)), 413, "too_large");
     let chunks = chunked(&padded(MIB + 1), 10_000);
     refused(&relay, &raw("Transfer-Encoding: chunked\r\n", &chunks), 413, "too_large");
-    // After gzip: the body as sent is small, so it was read.
+    // The compressed body is small, so it is read, and found too large after decompression.
     let packed = gzip(&padded(MIB + 1));
     refused_and_kept(&relay, &raw(&gzip_headers(packed.len()), &packed), 413, "too_large");
     let bomb = gzip(&vec![b' '; 64 * MIB]);
@@ -554,7 +557,7 @@ fn the_sender_of_a_body_that_is_too_large_finds_the_answer_and_no_reset() {
         assert_refusal(&client.read_response().unwrap(), 413);
         assert!(client.is_closed_by_server());
     }
-    // Whoever goes on writing is not read for ever.
+    // A sender that goes on writing is not read for ever.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&raw("Content-Length: 5000000000\r\n", b"")).unwrap();
     let mut sent = 0;
@@ -580,7 +583,7 @@ fn a_sender_that_expects_100_continue_is_asked_or_refused_at_once() {
         client.send(&body).unwrap();
         assert_accepted(&client.read_response().unwrap(), 1);
     }
-    // Who sends without waiting is served too.
+    // A sender that does not wait for 100 Continue is served too.
     client.send(&[expecting("/audit", body.len(), ""), body.clone()].concat()).unwrap();
     let first = client.read_response().unwrap();
     let last = if first.status == 100 { client.read_response().unwrap() } else { first };
@@ -593,7 +596,7 @@ fn a_sender_that_expects_100_continue_is_asked_or_refused_at_once() {
         ("/audit", body.len(), type_, 415, "media_type"),
     ] {
         refused_and_closed(&relay, &expecting(target, length, headers), code, reason);
-        // One that sends all the same finds the answer.
+        // A sender that sends the body without waiting finds the answer too.
         let request = [expecting(target, length, headers), body.clone()].concat();
         refused_and_closed(&relay, &request, code, reason);
     }
@@ -634,7 +637,7 @@ fn a_request_without_the_bearer_token_is_401() {
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&request("authorization: bEARER secret-token\r\n")).unwrap();
     assert_accepted(&client.read_response().unwrap(), 400);
-    // At once where the body is not sent yet.
+    // If the body is not sent yet, the answer comes at once.
     let expecting = raw("Expect: 100-continue\r\nContent-Length: 1000\r\n", b"");
     refused_and_closed(&relay, &expecting, 401, "unauthorized");
     relay.finish(Backlog::Empty);
@@ -663,7 +666,7 @@ fn blanks_around_the_token_in_its_file_or_in_the_header_are_no_part_of_it() {
     }
 }
 
-/// A 401 after which the same connection carries this good request.
+/// Checks for a 401 after which the same connection carries the good request. Returns the message.
 fn refused_and_kept_with(relay: &Relay, bytes: &[u8], good: &[u8]) -> String {
     let (mut client, message) = refused(relay, bytes, 401, "unauthorized");
     client.send(good).unwrap();
@@ -712,7 +715,7 @@ fn a_batch_that_no_consumer_takes_in_time_is_503_and_taken_out_again() {
     assert!(sink.lines() == events_of(&body), "once, not once for each try");
 }
 
-/// Sends as kube-apiserver does, until it is accepted.
+/// Sends the body as kube-apiserver does, until it is accepted, and returns that answer.
 fn wait_for_accepted(relay: &Relay, body: &[u8]) -> crate::support::http::Response {
     crate::support::wait_for("a 200", PATIENCE, || {
         let response = relay.post(body);
@@ -746,7 +749,8 @@ fn a_body_under_way_at_the_end_is_503_at_half_of_the_drain() {
     let response = hanging.read_response().unwrap();
     assert_refusal(&response, 503);
     assert_eq!(response.header("connection"), Some("close"));
-    // The admin routes answer until the end; whether this scrape comes before it is chance.
+    // The admin routes answer until the end of the process. This scrape may or may not come before
+    // it.
     if let Ok(scrape) = crate::support::http::get(relay.admin(), "/metrics") {
         let metrics = crate::support::metrics::Metrics::parse(&scrape.text());
         let expected = before.and("200", None).and("503", Some("shutting_down"));
@@ -768,7 +772,7 @@ fn slow_heads_and_slow_bodies_are_408() {
     refused_and_closed(&relay, &raw("Content-Length: 100\r\n", b""), 408, "timeout");
     refused_and_closed(&relay, &raw("Content-Length: 100\r\n", b"{\"kind\":"), 408, "timeout");
     refused_and_closed(&relay, &raw("Transfer-Encoding: chunked\r\n", b"10\r\n{"), 408, "timeout");
-    // Also where the body is thrown away.
+    // The time limit also holds for a body that is thrown away.
     let lost = b"POST /other HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n";
     refused_and_closed(&relay, lost, 408, "timeout");
     assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
@@ -898,7 +902,8 @@ fn what_is_no_http_is_400_and_a_head_beyond_its_bounds_431() {
     relay.finish(Backlog::Empty);
 }
 
-/// curl's answers: status, HTTP version and number of new connections of each transfer, and the bodies.
+/// Runs curl. Returns the status, the HTTP version and the number of new connections of each
+/// transfer, and the whole output.
 fn curl(arguments: &[&str]) -> (Vec<String>, String) {
     let output = peers::curl(arguments, b"");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -921,8 +926,9 @@ fn http_2_by_curl_with_prior_knowledge() {
     };
     let batch = generated_batch(5, 400, 2000);
     let batch_file = file("batch", &batch);
-    // curl 7.88 takes RST_STREAM(NO_ERROR) for a failure, so what is refused at once is for the next test. This body
-    // passes as sent and is too large as it is; the next is read, and refused for what it is.
+    // curl 7.88 takes RST_STREAM(NO_ERROR) for a failure, so bodies that are refused at once are
+    // left to the next test. The first body here is small as it is sent and too large when it is
+    // decompressed. The second one is read, and refused for its content.
     let bomb = file("bomb", &gzip(&vec![b' '; 20 * MIB]));
     let invalid = file("invalid", &padded(MIB).split_off(1));
     let url = |path: &str| format!("http://{}{path}", relay.address());
@@ -932,7 +938,8 @@ fn http_2_by_curl_with_prior_knowledge() {
         let own = ["-H", encoding, "--data-binary", body, url];
         fixed.iter().chain(&own).map(|&argument| argument.to_owned()).collect()
     };
-    // One process, one connection: a refused body must not end it for the next request.
+    // All transfers use one process and one connection. A refused body must not end the connection
+    // for the next request.
     let mut arguments = vec!["--http2-prior-knowledge".to_owned()];
     for (url, body, encoding) in [
         (&good, &batch_file, "X: y"),
@@ -943,7 +950,8 @@ fn http_2_by_curl_with_prior_knowledge() {
         (&good, &batch_file, "X: y"),
     ] {
         if arguments.len() > 1 {
-            // With prior knowledge again, curl 7.88 fails on a connection that it knows.
+            // With prior knowledge a second time, curl 7.88 fails on a connection that it already
+            // has.
             arguments.extend(["--next", "--silent", "--http2"].map(str::to_owned));
         }
         arguments.extend(arguments_for(url, body, encoding));
@@ -969,17 +977,18 @@ fn http_2_requests_share_a_connection_and_a_refusal_harms_no_other() {
     let (relay, sink) = start("", SMALL);
     let mut client = H2::connect(relay.address()).unwrap();
     let event = list(EVENT);
-    // Stream 1 has begun its body and waits.
+    // Stream 1 has sent a part of its body, and waits.
     client.post_head(1, Some(event.len())).unwrap();
     client.frame(h2::DATA, 0, 1, &event[..20]).unwrap();
-    // Six bodies refused at once by their length: more than the window of a connection, were it not given back.
+    // Six bodies are refused at once by their length. Together they are larger than a connection's
+    // window, so the relay must give their share of the window back.
     for stream in (3..27).step_by(4) {
         client.post_head(stream, Some(50_000_000)).unwrap();
         let refusal = client.wait_for(h2::HEADERS);
         assert_eq!((refusal.stream, refusal.is_200()), (stream, false));
         let reset = client.wait_for(h2::RST_STREAM);
         assert_eq!((reset.stream, reset.code()), (stream, 0), "NO_ERROR");
-        // What was on its way: as much as a stream's window lets through.
+        // The bytes on their way are as many as the window of a stream lets through.
         for _ in 0..64 {
             client.frame(h2::DATA, 0, stream, &[b' '; 16 * 1024]).unwrap();
         }
@@ -1000,7 +1009,8 @@ fn http_2_is_known_by_its_preface_however_it_is_cut() {
     for cut in [1, 2, 3, 10, h2::PREFACE.len() - 1] {
         let mut client = H2::dial(relay.address()).unwrap();
         client.send(&h2::PREFACE[..cut]).unwrap();
-        // The relay has read it once the connection is in its gauge and a good request has passed after.
+        // The relay has read this beginning once the connection is in its gauge and a good request
+        // has passed after it.
         wait_until("the connection", PATIENCE, || relay.metrics().sum("connections") >= 1.0);
         assert_accepted(&relay.post(NO_EVENTS.as_bytes()), 0);
         client.send(&h2::PREFACE[cut..]).unwrap();

@@ -1,8 +1,9 @@
-//! What decode and queue cost, without a clock: the instructions of `examples/hot_path.rs`, built as a release is (but for
-//! tokio's test-util), counted by valgrind. The same build has the same counts on a busy machine as on an idle one.
+//! The cost of decoding and queueing without a clock: the instructions of `examples/hot_path.rs`,
+//! counted by valgrind. The example is built as a release is, except for tokio's test-util. A build
+//! takes the same number of instructions on a busy machine as on an idle one.
 //!
-//! On a CPU without AVX2 the portable path is counted, against figures of its own. That says nothing of the other path,
-//! and `./test` ends by saying so.
+//! On a CPU without AVX2, the portable path is counted, against its own committed numbers. That
+//! says nothing about the other path, and `./test` then says so at its end.
 
 use std::process::Command;
 use std::process::Output;
@@ -11,19 +12,20 @@ use tempfile::TempDir;
 
 use crate::support::repository;
 
-/// A phase of the program, and what one pass through it takes.
+/// A phase of the program, and the committed cost of one pass through it.
 struct Figure {
     phase: &'static str,
-    /// Enough of them to make what a thread's start takes, some ten thousand instructions, less than a thousandth.
+    /// The number of passes. There are enough of them to make the instructions of a thread's start
+    /// (some ten thousand) less than a thousandth of the total.
     passes: u64,
-    /// In the order of [`INSTRUCTION_SETS`].
+    /// The instructions of one pass, in the order of [`INSTRUCTION_SETS`].
     instructions: [u64; INSTRUCTION_SETS.len()],
 }
 
-/// As the program names them.
+/// The instruction sets, as the program names them.
 const INSTRUCTION_SETS: [&str; 2] = ["x86_64 with AVX2", "x86_64"];
 
-/// A failing test prints the rows of a new one.
+/// The committed numbers. A failing test prints the new row.
 #[rustfmt::skip]
 const FIGURES: [Figure; 8] = [
     Figure { phase: "decode batches", passes: 4, instructions: [5896166, 26473089] },
@@ -36,10 +38,10 @@ const FIGURES: [Figure; 8] = [
     Figure { phase: "queue cut batches", passes: 40, instructions: [1481945, 2677082] },
 ];
 
-/// Per cent, up and down.
+/// The difference from the committed number that is allowed, up and down, in per cent.
 const SLACK: u64 = 10;
 
-/// Of one pass.
+/// The counts of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counted {
     instructions: u64,
@@ -47,6 +49,9 @@ struct Counted {
     events: u64,
 }
 
+/// Method: each phase of the example runs under callgrind, and the instructions of its thread are
+/// divided by the number of passes. A number that is more than a tenth above or below the committed
+/// one fails, because a cost that fell unnoticed could rise again unnoticed.
 #[test]
 fn decode_and_queue_take_the_instructions_that_are_committed() {
     let program = build();
@@ -65,11 +70,12 @@ fn decode_and_queue_take_the_instructions_that_are_committed() {
     );
 }
 
-/// The program, built as the release is, and its path.
+/// Builds the program as the release is built, and returns its path.
 fn build() -> String {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--release", "--locked", "--example", "hot_path"]);
-    // A test has the variables of a package's build. With them ring, and all that needs it, would be built anew.
+    // The test has the environment variables of a package's build. With them, ring and every crate
+    // that needs it would be built anew.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of))
         {
@@ -85,12 +91,13 @@ fn build() -> String {
     executables.next().expect("cargo says what it has built")
 }
 
-/// Goes through a phase; says with which of [`INSTRUCTION_SETS`].
+/// Runs a phase under callgrind. Returns the index in [`INSTRUCTION_SETS`] of the set that it used,
+/// and the counts of one pass.
 fn count(program: &str, figure: &Figure) -> (usize, Counted) {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("counts");
     let mut valgrind = Command::new("valgrind");
-    // What could change the counts.
+    // These variables could change the counts.
     valgrind.env_remove("VALGRIND_OPTS").env_remove("GLIBC_TUNABLES");
     valgrind.args(["--tool=callgrind", "--separate-threads=yes"]);
     valgrind.arg(format!("--callgrind-out-file={}", file.display()));
@@ -100,7 +107,7 @@ fn count(program: &str, figure: &Figure) -> (usize, Counted) {
     let [events, bytes, set] = words[..] else { panic!("the program says {said}") };
     let set = INSTRUCTION_SETS.iter().position(|known| *known == set);
     let set = set.unwrap_or_else(|| panic!("no figures for {said}: add them to FIGURES"));
-    // The start is thread 1, the passes are thread 2.
+    // Thread 1 is the program's start, and thread 2 makes the passes.
     let counts = std::fs::read_to_string(directory.path().join("counts-02")).unwrap();
     let total = counts.lines().find_map(|line| line.strip_prefix("totals: "));
     let total: u64 = total.expect("a sum at the end of the counts").parse().unwrap();
@@ -115,7 +122,7 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// What is wrong with a count.
+/// Returns the message of a failure if the count is too far from the committed number.
 fn judge(figure: &Figure, set: usize, counted: Counted) -> Option<String> {
     let committed = figure.instructions[set];
     let (name, now) = (figure.phase, describe(counted));
@@ -136,7 +143,7 @@ fn describe(Counted { instructions, bytes, events }: Counted) -> String {
     format!("{instructions} instructions, {:.2} a byte, {:.0} an event", of(bytes), of(events))
 }
 
-/// A line of [`FIGURES`] with what was counted.
+/// Returns the line of [`FIGURES`] with the new count.
 fn row(figure: &Figure, set: usize, counted: Counted) -> String {
     let Figure { phase, passes, mut instructions } = *figure;
     instructions[set] = counted.instructions;

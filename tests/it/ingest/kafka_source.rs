@@ -1,5 +1,6 @@
-//! `[[source]]` of type kafka against librdkafka's mock cluster: a relay reads on behind what every output has
-//! acknowledged, and nowhere else, whatever becomes of it, its brokers and its consumers.
+//! `[[source]]` of type kafka against librdkafka's mock cluster. A relay commits exactly the
+//! offsets before which every output has acknowledged everything, and a relay that starts again
+//! reads on from there, after any fault of the relay, its brokers and its consumers.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -29,19 +30,20 @@ use crate::support::tcp_sink::TcpSink;
 use crate::support::try_wait_for;
 use crate::support::wait_until;
 
-/// The beginning of the configs: no listener, and the acknowledgement that a source needs.
+/// The beginning of the configs: no listener, and the acknowledgement that a source requires.
 const WORKER: &str = r#"
 log = { format = "json" }
 admin = { address = "127.0.0.1:0" }
 queue = { acknowledge = "delivered" }
 "#;
 
-/// A relay between the topic and these outputs.
+/// Starts a relay between the topic and these outputs.
 fn worker(cluster: &Cluster, source: &str, outputs: &str) -> Relay {
     Relay::start(&format!("{WORKER}{}{outputs}", cluster.source(source)))
 }
 
-/// Waits until the group has committed these offsets, in the order of the partitions.
+/// Waits until the group has committed these offsets, in the order of the partitions. Panics if an
+/// offset goes beyond.
 fn wait_until_committed(cluster: &Cluster, offsets: &[i64]) {
     let wanted: BTreeMap<i32, i64> = (0..).zip(offsets.iter().copied()).collect();
     let mut last = BTreeMap::new();
@@ -54,7 +56,8 @@ fn wait_until_committed(cluster: &Cluster, offsets: &[i64]) {
     });
 }
 
-/// Events of the sender with the partition's number, each a message whose offset is its number.
+/// Puts events into each partition. The sender of an event has the number of its partition, and the
+/// event's number is its offset.
 fn put(cluster: &Cluster, partitions: u32, numbers: std::ops::Range<u64>) {
     for partition in 0..partitions {
         let number = i32::try_from(partition).expect("few");
@@ -67,14 +70,15 @@ fn ids_of(partitions: u32, numbers: std::ops::Range<u64>) -> BTreeSet<Id> {
     (0..partitions).flat_map(of).collect()
 }
 
-/// What was committed, and how many events had arrived, at one moment.
+/// The committed offsets and the number of events that had arrived, at one moment.
 struct Moment {
     committed: BTreeMap<i32, i64>,
     arrived: usize,
 }
 
 impl Moment {
-    /// Nothing may be committed that the consumer has not got.
+    /// Takes the moment, and checks that every event before a committed offset has arrived at the
+    /// consumer.
     fn take(cluster: &Cluster, tally: &Tally) -> Self {
         let committed = cluster.committed();
         let ids = tally.ids();
@@ -87,7 +91,7 @@ impl Moment {
         Self { committed, arrived: tally.count() }
     }
 
-    /// What comes again later is at most what was not committed.
+    /// Checks that events that arrived after this moment had not been committed by then.
     fn check(&self, tally: &Tally) {
         for arrival in tally.arrivals().iter().skip(self.arrived) {
             let Id { sender, number } = arrival.id;
@@ -98,15 +102,16 @@ impl Moment {
     }
 }
 
-/// Librdkafka's mock of a group ends a member whose time is over also while that waits to be let in, and sends it no answer:
-/// the member waits five minutes for it, as it has to at real brokers. So where no share comes, it is tried with another
-/// cluster, so often.
+/// How many clusters a test tries. librdkafka's mock has a fault: if the time of a member runs out
+/// while the member waits to be let in, the mock removes the member and sends it no answer. The
+/// member then waits five minutes for it, as it has to with real brokers. A test whose relay gets
+/// no share starts over with another cluster.
 const CLUSTERS: usize = 5;
 
-/// A share takes two seconds for each time that the group is formed.
+/// How long a test waits for a share. The group takes two seconds each time that it is formed.
 const SHARE: Duration = Duration::from_secs(20);
 
-/// Waits until each of these has partitions.
+/// Waits until each relay has partitions. Returns false if one of them has none after [`SHARE`].
 fn are_shared(relays: &[&Relay]) -> bool {
     let is_assigned = |line: &serde_json::Value| {
         let partitions = line["partitions"].as_str().unwrap_or_default();
@@ -116,7 +121,7 @@ fn are_shared(relays: &[&Relay]) -> bool {
     try_wait_for(SHARE, || all().then_some(())).is_some()
 }
 
-/// How many came more than once.
+/// Returns how many events arrived more than once.
 fn repeats(tally: &Tally) -> usize {
     tally.count() - tally.ids().len()
 }
@@ -194,6 +199,8 @@ fn a_message_without_events_is_counted_told_and_passed_over() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the relay reads everything while its consumer is down, and is killed. Nothing may have
+/// been committed, and the next relay must read everything again and deliver each event once.
 #[test]
 fn what_no_output_has_acknowledged_is_read_again_after_a_kill() {
     let cluster = Cluster::start(1, 2);
@@ -204,7 +211,7 @@ fn what_no_output_has_acknowledged_is_read_again_after_a_kill() {
     relay.wait_for_metrics("all of it in the queue", PATIENCE, |metrics| {
         (metrics.value("queue_events", &[]) == 600.0).then_some(())
     });
-    // Longer than librdkafka waits before it commits.
+    // The pause is longer than librdkafka waits before it commits.
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(cluster.committed(), BTreeMap::from([(0, 0), (1, 0)]));
     relay.kill();
@@ -229,7 +236,7 @@ fn a_full_queue_stops_the_reading_and_not_the_membership() {
     );
     let relay = Relay::start(&config);
     relay.wait_for_log("queue full", PATIENCE);
-    // Through the pause of the partitions.
+    // The pause outlasts the moment in which the source pauses its partitions.
     std::thread::sleep(Duration::from_secs(2));
     let held = relay.metrics().value("queue_bytes", &[]);
     assert!((1.0..=65_536.0).contains(&held), "{held}");
@@ -255,7 +262,7 @@ fn no_more_is_taken_than_max_in_flight() {
     });
     std::thread::sleep(Duration::from_millis(500));
     let later = relay.metrics().value("queue_bytes", &[]);
-    // A batch larger than that is taken alone.
+    // A batch that is larger than the limit is taken alone.
     assert!(later <= (1024.0 + 256.0) * 1024.0 && later >= held, "{held}, {later}");
     consumer.set_open(true);
     wait_until_committed(&cluster, &[2000]);
@@ -269,8 +276,9 @@ fn an_end_in_order_commits_what_is_delivered_and_gives_back_the_rest() {
     assert!(passed.is_some(), "a member was put out in each of {CLUSTERS} clusters");
 }
 
-/// `None`: a member was forgotten by the mock, or was given no time by this machine for longer than `session_timeout`. What
-/// such a one commits is refused, and comes again.
+/// Runs the test on one cluster. Returns `None` if the mock has forgotten a member, or if this
+/// machine gave a member no time for longer than `session_timeout`. A commit of such a member is
+/// refused, and its events come again.
 fn end_in_order() -> Option<()> {
     let cluster = Cluster::start(1, 2);
     let mut consumer = Tallying::http();
@@ -279,7 +287,8 @@ fn end_in_order() -> Option<()> {
     let mut relay = worker(&cluster, "max_in_flight = \"64KiB\"", &output);
     consumer.tally.wait_for_count(200, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
-    // In the middle of the work: it has taken what `max_in_flight` allows, which is not all, and delivers that as it ends.
+    // The relay is in the middle of its work: it has taken the events that `max_in_flight` allows,
+    // which are not all, and delivers them while it ends.
     consumer.set_open(false);
     put(&cluster, 2, 100..2000);
     wait_until_taken(&relay);
@@ -295,7 +304,8 @@ fn end_in_order() -> Option<()> {
     assert_eq!(usize::try_from(committed).unwrap(), consumer.tally.count());
     assert!((201..4000).contains(&committed), "{committed}");
     Moment::take(&cluster, &consumer.tally);
-    // With the consumer away: nothing of it is lost, it comes again.
+    // With the consumer away, the events that were taken are not lost. The next relay reads them
+    // again.
     consumer.set_open(false);
     let bounded = format!("{output}[shutdown]\ndrain_timeout = \"2s\"\n");
     let mut relay = worker(&cluster, "", &bounded);
@@ -315,19 +325,23 @@ fn end_in_order() -> Option<()> {
     Some(())
 }
 
-/// Whether it got its partitions once, and not again after the group had taken them away.
+/// True if the relay got its partitions once, and not again after the group had taken them away.
 fn was_never_put_out(relay: &Relay) -> bool {
     let lines = relay.log_fields();
     lines.iter().filter(|line| line["message"] == "partitions assigned").count() == 1
 }
 
-/// Waits until it has taken something that its consumer has not got.
+/// Waits until the relay has taken an event that its consumer has not received.
 fn wait_until_taken(relay: &Relay) {
     relay.wait_for_metrics("something in the queue", PATIENCE, |metrics| {
         (metrics.value("queue_events", &[]) > 0.0).then_some(())
     });
 }
 
+/// Method: in twelve rounds, fetches fail, commits fail, the consumer goes away, the relay is
+/// killed, a partition changes its leader, or all brokers go away for a moment. After each fault,
+/// every event before a committed offset must have arrived. In the end all events must have arrived
+/// and all offsets must be committed, and no event may arrive again once it was committed.
 #[test]
 fn faults_of_brokers_and_consumers_lose_nothing_and_commit_nothing_too_early() {
     use rdkafka::types::RDKafkaRespErr::*;
@@ -371,13 +385,16 @@ fn faults_of_brokers_and_consumers_lose_nothing_and_commit_nothing_too_early() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: up to three relays join one group, one leaves in order, and one is killed. Partitions
+/// must be shared evenly, a change of members in order must repeat nothing, and after the kill
+/// every event must arrive, with no repetition of events that were committed.
 #[test]
 fn relays_of_a_group_share_the_partitions_and_take_over_from_one_that_is_killed() {
     let passed = (0..CLUSTERS).find_map(|_| share_and_take_over());
     assert!(passed.is_some(), "no share in {CLUSTERS} clusters");
 }
 
-/// `None`: the mock has forgotten a member.
+/// Runs the test on one cluster. Returns `None` if the mock has forgotten a member.
 fn share_and_take_over() -> Option<()> {
     let cluster = Cluster::start(1, 4);
     let consumer = Tallying::http();
@@ -413,7 +430,8 @@ fn share_and_take_over() -> Option<()> {
     Some(())
 }
 
-/// Posts batches as kube-apiserver does, each until it is answered 200. `front` is where the relay is now.
+/// Posts batches as kube-apiserver does, each until it is answered 200. `front` holds the relay's
+/// current address.
 fn post_until_accepted(front: &Mutex<SocketAddr>, sender: u32, batches: std::ops::Range<u64>) {
     for batch in batches {
         let body = list(sender, batch * 20..(batch + 1) * 20);
@@ -425,6 +443,9 @@ fn post_until_accepted(front: &Mutex<SocketAddr>, sender: u32, batches: std::ops
     }
 }
 
+/// Method: a relay without a directory writes into the topic and two relays read from it, while
+/// senders post until they are answered 200. One of the readers is killed, then the writer, which
+/// is replaced. Every event must arrive at the consumer; repetitions are allowed.
 #[test]
 fn stateless_relays_before_and_behind_the_topic_lose_nothing_when_one_is_killed() {
     let consumer = Tallying::http();
@@ -467,7 +488,7 @@ fn stateless_relays_before_and_behind_the_topic_lose_nothing_when_one_is_killed(
     second.finish(Backlog::Empty);
 }
 
-/// What `/status` says of its only source.
+/// Returns the state of the only source as `/status` shows it.
 fn shown(relay: &Relay) -> serde_json::Value {
     let status = http::get(relay.admin(), "/status").unwrap();
     let mut status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
@@ -494,7 +515,7 @@ fn status_shows_what_a_source_reads_and_what_its_last_trouble_was() {
     cluster.set_up(1, false);
     wait_until("the trouble", PATIENCE, || shown(&relay)["last_error"].is_string());
     cluster.set_up(1, true);
-    // What was said of the trouble may come late: what is read then ends it.
+    // The message about the trouble may arrive late. Messages that are read afterwards clear it.
     let mut next = 10;
     wait_until("no trouble", PATIENCE, || {
         put(&cluster, 1, next..next + 1);
@@ -511,7 +532,7 @@ fn a_reload_puts_no_source_onto_a_queue_on_disk() {
     let (spool, output) = (Spool::new(), consumer.output("out", ""));
     put(&cluster, 1, 0..10);
     let relay = Relay::start(&format!("{BASE}{}{output}", spool.queue("")));
-    // As `check` has it, this is right; but the directory can't change while the relay runs.
+    // `check` accepts this config, but the directory can't change while the relay runs.
     let memory = "[queue]\nacknowledge = \"delivered\"\n";
     let config = format!("{BASE}{memory}{}{output}", cluster.source(""));
     std::fs::write(relay.config_file(), config).unwrap();

@@ -1,4 +1,4 @@
-//! `healthcheck`: its exit status in every state of what it asks, and what it says.
+//! `healthcheck`: its exit status in every state of the relay that it asks, and its messages.
 
 use std::io::Read as _;
 use std::io::Write as _;
@@ -20,7 +20,8 @@ use crate::support::relay::run_command_with;
 use crate::support::setup::start;
 use crate::support::wait_until;
 
-/// Exit status and standard error; the standard output is for nobody.
+/// Runs `healthcheck`. Returns its exit status and its standard error, and checks that it prints
+/// nothing to its standard output.
 fn healthcheck(arguments: &[&str], directory: &Path, config: &str) -> (Option<i32>, String) {
     let arguments = [&["healthcheck"], arguments].concat();
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", config)];
@@ -49,7 +50,7 @@ fn a_relay_is_ready_until_it_drains() {
     let (code, stderr) = ask(&format!("{admin}/nowhere"));
     assert_eq!(code, Some(1));
     assert!(stderr.contains("404"), "{stderr}");
-    // The port of events is no admin port.
+    // The listener of events is no admin address, and answers 405.
     let (code, stderr) = ask(&format!("http://{}", relay.address()));
     assert_eq!(code, Some(1));
     assert!(stderr.contains("405"), "{stderr}");
@@ -84,7 +85,8 @@ fn without_a_url_the_config_says_whom_to_ask() {
     let port = admin.port();
     write("right.toml", &format!("[admin]\naddress = \"{admin}\"\n"));
     write("any.toml", &format!("[admin]\naddress = \"0.0.0.0:{port}\"\n"));
-    // What it can't be run with is no reason to call a relay dead that runs with what was there before.
+    // The running relay goes on with the config that it read before, so a config that became wrong
+    // is no reason to report it as dead.
     write("broken.toml", &format!("[admin]\naddress = \"{admin}\"\n[queue]\nmax_bytes = what\n"));
     write("elsewhere.toml", &format!("[admin]\naddress = \"127.0.0.1:{}\"\n", free_port()));
     write("wrong.toml", "[admin]\naddress = \"nowhere\"\n");
@@ -95,7 +97,7 @@ fn without_a_url_the_config_says_whom_to_ask() {
         assert_eq!(healthcheck(&[], directory.path(), name), ready(), "{name}");
     }
     assert_eq!(with("elsewhere.toml").0, Some(1));
-    // A URL comes before the config.
+    // A URL on the command line wins over the config.
     let url = format!("http://{admin}");
     assert_eq!(healthcheck(&[&url], directory.path(), "elsewhere.toml"), ready());
     for (name, said) in [
@@ -112,7 +114,8 @@ fn without_a_url_the_config_says_whom_to_ask() {
 
 #[test]
 fn the_default_is_port_9090_of_loopback() {
-    // Whether somebody else is there is not ours to say; whom it asked is in its words, unless that is a relay.
+    // Another program on this machine may use the port, so the exit status may be 0 or 1. If it is
+    // 1, the message must name the default address.
     let (code, stderr) = healthcheck(&[], Path::new("/"), "");
     let asked = stderr.starts_with("http://127.0.0.1:9090/readyz: ");
     assert!(code == Some(0) || (code == Some(1) && asked), "{code:?} {stderr}");
@@ -156,9 +159,9 @@ fn what_is_no_relay_is_not_ready() {
 
 #[test]
 fn who_does_not_answer_is_not_ready_after_3_seconds() {
-    // The kernel connects, and nobody reads.
+    // The kernel accepts connections, and nobody reads from them.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    // The head comes, and no end of the body.
+    // The head of the answer comes, and the end of its body never does.
     let slow = TcpListener::bind("127.0.0.1:0").unwrap();
     let addresses = [silent.local_addr().unwrap(), slow.local_addr().unwrap()];
     let answering = std::thread::spawn(move || {

@@ -1,5 +1,6 @@
-//! Answers of an HTTP consumer that come too early or never end: a 2xx means something only if the
-//! consumer had the whole request, and bytes without an answer are none.
+//! Answers of an HTTP consumer that come too early or never end. A 2xx acknowledges a request only
+//! if the consumer had the whole request, and bytes that are no complete answer acknowledge
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -30,12 +31,12 @@ use crate::support::server::Options;
 use crate::support::server::Server;
 use crate::support::stream::Stream;
 
-/// The receive buffer of a consumer that does not read. Bodies here are much larger.
+/// The receive buffer of a consumer that does not read, in bytes. The bodies here are much larger.
 const TAKEN: usize = 64 * 1024;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
 
-/// Sums of `output_errors_total` by reason, without those that are 0.
+/// Returns the sums of `output_errors_total` by reason, without those that are 0.
 fn errors(relay: &Relay) -> BTreeMap<String, f64> {
     let mut errors = BTreeMap::new();
     for (labels, value) in relay.metrics().all("output_errors_total") {
@@ -50,8 +51,8 @@ fn say(stream: &mut Stream, bytes: &[u8]) -> Option<()> {
     stream.write_all(bytes).and_then(|()| stream.flush()).ok()
 }
 
-/// What a consumer does with one request: when it has read so much of the body, it says something,
-/// pauses, and reads the rest; at last it says something else.
+/// The behaviour of a consumer for one request: it reads `read` bytes of the body, says `early`,
+/// pauses, reads the rest, and says `late`.
 #[derive(Debug, Clone, Copy)]
 struct Act {
     read: usize,
@@ -61,19 +62,19 @@ struct Act {
 }
 
 impl Act {
-    /// As a proxy does that answers by itself.
+    /// Answers early and then says nothing, as a proxy does that answers by itself.
     const fn early(read: usize, early: &'static [u8]) -> Self {
         Self { read, early, pause: Duration::from_millis(200), late: b"" }
     }
 }
 
-/// A consumer that does these one after the other, each for one request, and then takes everything.
+/// A consumer that performs the given acts, one for each request, and then accepts everything.
 struct Hasty {
     server: Server,
-    /// Bodies that it had whole before it said 2xx.
+    /// The bodies that the consumer had read completely before it said 2xx.
     taken: Arc<Mutex<Vec<Vec<u8>>>>,
     requests: Arc<AtomicUsize>,
-    /// Requests that came behind an early answer, on the same connection.
+    /// How many requests came on a connection after an early answer on it.
     behind: Arc<AtomicUsize>,
 }
 
@@ -94,13 +95,13 @@ impl Hasty {
         Self { server, taken, requests, behind }
     }
 
-    /// The events of what it has taken.
+    /// Returns the events of the bodies in `taken`.
     fn events(&self) -> Vec<Vec<u8>> {
         self.taken.lock().unwrap().iter().flat_map(|body| events_of(body)).collect()
     }
 }
 
-/// Until the connection ends.
+/// Serves a connection until it ends.
 fn serve(
     reader: &mut BufReader<Stream>,
     connection: &Connection,
@@ -132,8 +133,8 @@ fn serve(
     None
 }
 
-/// One large batch to a consumer that does these first; it gets each event in the end. Gives the
-/// errors that were counted.
+/// Sends one large batch to a consumer that performs these acts first. Each event must arrive in
+/// the end. Returns the errors that were counted, the consumer and the relay's log.
 fn survives(
     acts: &[Act],
     options: Options,
@@ -160,7 +161,8 @@ fn plainly(hasty: &Hasty) -> (String, String) {
     (format!("http://{}/", hasty.server.address()), String::new())
 }
 
-/// At the head, in the middle of the body, behind an interim answer, and with a body of its own.
+/// Early answers of 2xx: at the head, in the middle of the body, after an interim answer, and with
+/// a body of its own.
 const TOO_EARLY: [Act; 5] = [
     Act::early(0, OK),
     Act::early(1_100_000, OK),
@@ -182,7 +184,8 @@ fn a_2xx_before_the_last_byte_of_the_body_acknowledges_nothing() {
     let (errors, hasty, log) = survives(&TOO_EARLY, Options::default(), false, plainly);
     assert_protocol(&errors, &log);
     assert_eq!(hasty.requests.load(Ordering::SeqCst), 6);
-    // One that goes on reading at once may have all of it by the time that its answer is looked at.
+    // Without a pause, the consumer may have read the whole body by the time the relay looks at the
+    // answer.
     let acts = TOO_EARLY.map(|act| Act { pause: Duration::ZERO, ..act });
     let (errors, ..) = survives(&acts, Options::default(), false, plainly);
     assert_eq!(errors, BTreeMap::from([("protocol".to_owned(), 5.0)]));
@@ -234,15 +237,15 @@ fn an_interim_answer_before_the_last_byte_is_none() {
 
 #[test]
 fn a_head_that_begins_before_the_last_byte_and_ends_behind_it_is_too_early() {
-    // Its end is no blank line for `serve`, which so does not count the body as taken.
+    // The late part ends without a blank line, so `serve` does not count the body as taken.
     let late = b"Content-Length: 0\r\n\n";
     let act = Act { late, ..Act::early(0, b"HTTP/1.1 200 OK\r\n") };
     let (errors, ..) = survives(&[act], Options::default(), false, plainly);
     assert_eq!(errors, BTreeMap::from([("protocol".to_owned(), 1.0)]));
 }
 
-/// A consumer that reads its first request, or only its head, and then says this ten times a second
-/// for ever; it takes all others.
+/// A consumer that reads its first request, or only its head, and then says `word` ten times a
+/// second for ever. It accepts all other requests.
 fn talkative(reads: bool, word: &'static [u8]) -> (Server, Arc<Mutex<Vec<Vec<u8>>>>) {
     let bodies = Arc::new(Mutex::new(Vec::new()));
     let taken = Arc::clone(&bodies);
@@ -314,14 +317,16 @@ fn a_consumer_that_talks_and_never_answers_is_no_obstacle_to_fail_over() {
     relay.finish(Backlog::Empty);
 }
 
-/// What `/status` says of the addresses.
+/// Returns the states of the addresses as `/status` shows them.
 fn states(relay: &Relay) -> Vec<String> {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     let addresses = status["outputs"][0]["addresses"].as_array().unwrap().clone();
     addresses.iter().map(|it| it["state"].as_str().unwrap().to_owned()).collect()
 }
 
-/// `timeouts.request` is 60 s here, which no test waits for.
+/// Method: of two URLs in rotation, one accepts requests and never answers. Its requests must go to
+/// the other URL after a moment, without waiting for `timeouts.request`, which is 60 s here and
+/// longer than the test waits. Each event must arrive.
 fn a_silent_url_costs_its_requests_a_moment(concurrency: u32) {
     let (silent, good) = (HttpSink::start(|_| Answer::never()), HttpSink::accepting());
     let urls = [&silent, &good].map(|sink| format!("http://{}/", sink.address()));
@@ -338,8 +343,8 @@ fn a_silent_url_costs_its_requests_a_moment(concurrency: u32) {
     assert_eq!(states(&relay), ["suspect", "up"]);
     let told = relay.wait_for_log("address silent, passed over", PATIENCE);
     assert_eq!(told["address"], silent.address().to_string());
-    // Each request that was given to both is counted: as a timeout of the one, and as an attempt
-    // after the first.
+    // Each request that was sent to both URLs is counted as a timeout of the first, and as an
+    // attempt after the first (a retry).
     let given_twice = u32::try_from(silent.count()).unwrap();
     assert!((1..20).contains(&given_twice), "{given_twice} of 30");
     let twice = f64::from(given_twice);

@@ -1,4 +1,5 @@
-//! Several URLs, and real proxies in front of a consumer: what goes down, comes back or dies loses nothing.
+//! Several URLs, and real proxies in front of a consumer. Addresses that go down, come back or die
+//! lose nothing.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -55,7 +56,7 @@ fn failover_keeps_to_the_first_url_and_comes_back_to_it() {
         post();
     }
     assert_eq!((first.count(), second.count()), (3, 5));
-    // Probes find out that it is still down, and no request.
+    // Probes find that the first URL is still down. No request goes there.
     std::thread::sleep(Duration::from_secs(3));
     post();
     assert_eq!(relay.metrics().sum("output_errors_total"), 1.0);
@@ -136,6 +137,9 @@ fn round_robin_takes_the_next_url_for_each_request() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: in the middle of each batch the consumer is killed, closed or reset, and comes back,
+/// with one request at a time and with four. Every event must arrive, and with one request at a
+/// time in order.
 #[test]
 fn a_consumer_that_dies_and_comes_back_all_the_time_gets_everything() {
     for concurrency in [1, 4] {
@@ -168,8 +172,9 @@ fn a_consumer_that_dies_and_comes_back_all_the_time_gets_everything() {
     }
 }
 
-/// The corpus and generated batches go through while the proxy is stopped, killed and frozen, and while the consumer
-/// behind it dies.
+/// Method: the corpus and generated batches are posted while the proxy is killed, stopped and
+/// started again, and while the consumer after it is killed and its connections are reset. Every
+/// event must arrive, the generated ones in order, and nothing may be counted as lost.
 fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     proxy: &mut Process,
     url: String,
@@ -186,7 +191,8 @@ fn a_proxy_that_is_stopped_and_killed_loses_nothing(
         assert_eq!(relay.post(body).status, 200);
     };
     for (round, body) in corpus().iter().enumerate() {
-        // Some events of the corpus are alike; those of these batches tell order and completeness.
+        // Some events of the corpus are equal. The events of this batch all differ, so they prove
+        // order and completeness.
         let batch = generated_batch(u64::try_from(round).unwrap(), 120, 1600);
         let requests = sink.count();
         post(&body.bytes);

@@ -1,4 +1,5 @@
-//! `type = "http"`: what a consumer gets, and that no answer of its can lose, change or block an event.
+//! `type = "http"`: the requests that a consumer receives, and answers of every kind, none of which
+//! may lose, change or block an event.
 
 use std::collections::BTreeMap;
 use std::io::BufReader;
@@ -39,7 +40,7 @@ use crate::support::wait_until;
 const FORMATS: [&str; 4] = ["event_list", "ndjson", "json_array", "audit_log"];
 const COMPRESSIONS: [&str; 3] = ["none", "gzip", "zstd"];
 
-/// Sums of `output_errors_total` by reason, without those that are 0.
+/// Returns the sums of `output_errors_total` by reason, without those that are 0.
 fn errors(relay: &Relay) -> BTreeMap<String, f64> {
     let mut errors = BTreeMap::new();
     for (labels, value) in relay.metrics().all("output_errors_total") {
@@ -50,20 +51,20 @@ fn errors(relay: &Relay) -> BTreeMap<String, f64> {
     errors
 }
 
-/// The lines of its log that are no information.
+/// Returns the lines of the relay's log whose level is not INFO.
 fn complaints(relay: &Relay) -> Vec<serde_json::Value> {
     let lines = relay.log_lines();
     let lines = lines.iter().filter_map(|line| serde_json::from_str(line).ok());
     lines.filter(|line: &serde_json::Value| line["level"] != "INFO").collect()
 }
 
-/// An event as kube-apiserver's audit.log has it.
+/// Returns an event as it stands in kube-apiserver's audit.log.
 fn as_logged(event: &[u8]) -> Vec<u8> {
     let head: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
     if event.starts_with(head) { event.to_vec() } else { [head, &event[1..]].concat() }
 }
 
-/// One relay with an output for each format and compression, and the whole corpus through all of them.
+/// Posts the whole corpus to one relay that has an output for each format and compression.
 fn every_format_carries_the_corpus(concurrency: usize) {
     let sink = HttpSink::accepting();
     let mut config = BASE.to_owned();
@@ -182,13 +183,13 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
     assert!(bearer.header("user-agent").unwrap().starts_with("kube-audit-forwarder/"));
     assert_eq!(bearer.header("content-length"), Some(bearer.body.len().to_string().as_str()));
     assert_eq!(bearer.header("transfer-encoding"), None);
-    // printf 'prod:pass:wörd' | base64
+    // The value comes from `printf 'prod:pass:wörd' | base64`.
     assert_eq!(basic.header("authorization"), Some("Basic cHJvZDpwYXNzOnfDtnJk"));
     assert_eq!(basic.header("x-tenant"), None);
 
     file("token", "second-token");
     file("password", "other");
-    // As Kubernetes swaps a mounted Secret: another file under the same name.
+    // Another file takes the name, as when Kubernetes swaps a mounted Secret.
     std::fs::rename(file("tenant-new", "second-tenant\n"), &tenant).unwrap();
     let changed = Instant::now();
     let mut number = 2;
@@ -200,7 +201,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
             && basic.header("authorization") == Some("Basic cHJvZDpvdGhlcg==")
     });
     assert!(changed.elapsed() < Duration::from_secs(6), "3 s, and as much for a loaded machine");
-    // A file that is gone, or that no header can hold, changes nothing.
+    // A file that is gone, or whose content no header can hold, changes nothing.
     std::fs::remove_file(&token).unwrap();
     file("password", "two\nlines\n\n");
     relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
@@ -242,7 +243,7 @@ fn a_connection_is_kept_and_used_again() {
     assert_eq!(sink.history().len(), 1);
     assert_eq!(accepted_events(&sink).len(), 100);
 
-    // Closed while idle: not an error, and not noticed by anybody.
+    // The connections are closed while they are idle. The relay counts no error, and replaces them.
     sink.close_connections();
     assert_eq!(relay.post(&generated_batch(100, 5, 900)).status, 200);
     relay.wait_until_delivered(PATIENCE);
@@ -270,8 +271,8 @@ fn no_more_connections_are_open_than_concurrency_says() {
 
 #[test]
 fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_complaint() {
-    // The second request of a connection gets no answer: as from a server that closes an idle
-    // connection while the request is on its way.
+    // The second request on a connection gets no answer, like a request to a server that closes the
+    // idle connection while the request is on its way.
     let seen = std::sync::Mutex::new(std::collections::BTreeSet::new());
     let sink = HttpSink::start(move |request| {
         let first = seen.lock().unwrap().insert(request.connection);
@@ -296,7 +297,8 @@ fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_comp
     relay.finish(Backlog::Empty);
 }
 
-/// A consumer that gives these bytes, one piece after the other, to each request; answers are taken in turn.
+/// A consumer that writes these answers, each in pieces. The answers are used in turn, one for each
+/// request.
 fn in_pieces(answers: &'static [&'static [&'static [u8]]]) -> (Server, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let requests = Arc::clone(&count);
@@ -322,7 +324,7 @@ fn in_pieces(answers: &'static [&'static [&'static [u8]]]) -> (Server, Arc<Atomi
     (server, count)
 }
 
-/// An empty piece closes the connection.
+/// Valid ways to say 2xx, each in pieces. An empty piece closes the connection.
 const STRANGE_ANSWERS: [&[&[u8]]; 14] = [
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"2\r\nok\r\n", b"0\r\n\r\n"],
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nTrailer: 1\r\n\r\n"],
@@ -335,7 +337,7 @@ const STRANGE_ANSWERS: [&[&[u8]]; 14] = [
     &[b"HTTP/1.1 200 OK\r\nconnection: Close\r\n\r\n", b"until", b" the end", b""],
     &[b"HTTP/1.0 200 OK\r\n\r\nold", b""],
     &[b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n"],
-    // 2xx is the acknowledgement: what breaks after it is no failure.
+    // The 2xx is the acknowledgement. Errors in the rest of the answer are no failure.
     &[b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", b""],
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b""],
     &[b"HTTP/1.1 299 Odd\r\nContent-Length: 0\r\n\r\nmore than announced", b""],
@@ -436,7 +438,7 @@ fn an_expired_token_is_told_once_a_minute_and_not_for_each_attempt() {
     relay.finish(Backlog::Stable);
 }
 
-/// The wait between the first answer, which has this Retry-After, and the second request.
+/// Returns the time between the first answer, which has this Retry-After, and the second request.
 fn wait_after(status: u16, retry_after: &str) -> Duration {
     let first = Answer::status(status).header("Retry-After", retry_after);
     let sink = HttpSink::script([first, Answer::status(200)]);
@@ -460,7 +462,8 @@ fn retry_after_in_seconds_is_heeded() {
 #[test]
 fn retry_after_as_a_date_is_heeded() {
     let at = SystemTime::now() + Duration::from_secs(4);
-    // Whole seconds: 3 to 4 s from now, less what the start of the relay takes.
+    // The date has whole seconds, so it is 3 to 4 s from now, less the time that the relay takes to
+    // start.
     let waited = wait_after(503, &httpdate::fmt_http_date(at));
     assert!(waited >= Duration::from_secs(1), "{waited:?}");
 }
@@ -483,7 +486,8 @@ fn a_retry_after_beyond_all_clocks_stops_nothing_for_longer_than_five_minutes() 
         let config = to_sink(sink.address(), more);
         let relay = Relay::start(&format!("{config}[shutdown]\ndrain_timeout = \"200ms\"\n"));
         assert_eq!(relay.post(&generated_batch(1, 20, 900)).status, 200);
-        // All four lanes: the second failure of a moment adds to the first one's wait.
+        // All four requests at once must fail first, because the second failure of one moment adds
+        // to the wait of the first.
         sink.wait_for_count(4, PATIENCE);
         relay.wait_for_metrics("the failures", PATIENCE, |metrics| {
             (metrics.sum("output_errors_total") >= 4.0).then_some(())
@@ -513,7 +517,7 @@ fn each_reason_of_failure_is_counted_under_its_name() {
     });
     let plain = TcpSink::start();
     let nobody = free_port();
-    // getaddrinfo refuses a label of more than 63 characters without asking anybody.
+    // getaddrinfo refuses a label of more than 63 characters without asking a server.
     let no_name = format!("{}.invalid", "x".repeat(64));
     let outputs = [
         ("resolve", format!("http://{no_name}/")),
@@ -541,7 +545,7 @@ fn each_reason_of_failure_is_counted_under_its_name() {
             (metrics.value("output_errors_total", &labels) >= 3.0).then_some(())
         });
     }
-    // Under no other name.
+    // Each failure is counted under its own reason only.
     for (labels, value) in relay.metrics().all("output_errors_total") {
         let of = |key: &str| labels.iter().find(|(name, _)| name == key).unwrap().1.clone();
         let right = of("output").trim_end_matches("-head") == of("reason");
@@ -626,7 +630,8 @@ fn a_consumer_that_hangs_in_the_middle_of_a_body_is_left_and_gets_it_again() {
 
 #[test]
 fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
-    // 6 MB at 128 KiB in 200 ms: about 10 s, of which more than 1.5 s for what lies in buffers alone.
+    // The body of 6 MB is read at 128 KiB per 200 ms, which takes about 10 s. The bytes in buffers
+    // alone take more than 1.5 s.
     let options = Options { receive_buffer: Some(64 * 1024), ..Options::default() };
     let requests = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&requests);
@@ -646,7 +651,7 @@ fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
                     return;
                 }
             }
-            // Its answer drips too.
+            // The answer comes in drips too.
             for piece in [&b"HTTP/1.1 200 OK\r\n"[..], b"Content-Length: 0\r\n", b"\r\n"] {
                 if reader.get_mut().write_all(piece).is_err()
                     || !connection.rest(Duration::from_millis(100))

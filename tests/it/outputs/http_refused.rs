@@ -1,5 +1,5 @@
-//! Refused for good: 400, 413 and 422 cost the events that are refused and nothing else, and a consumer that refuses
-//! everything costs nothing.
+//! Events that the consumer refuses for good: 400, 413 and 422 cost the refused events and no
+//! others, and a consumer that refuses everything costs nothing.
 
 use std::collections::BTreeSet;
 use std::io::BufReader;
@@ -35,7 +35,8 @@ use crate::support::wait_until;
 
 type Events = Vec<Vec<u8>>;
 
-/// Events of some generated batches, with those at `bad` apart.
+/// Returns the events of these batches in two parts: the good ones, and the bad ones, which are
+/// those at the places in `bad`.
 fn parted(batches: &[Vec<u8>], bad: &[usize]) -> (Events, BTreeSet<Vec<u8>>) {
     let all = batches.iter().flat_map(|batch| events_of(batch)).enumerate();
     let (bad, good): (Vec<_>, Vec<_>) = all.partition(|(place, _)| bad.contains(place));
@@ -45,7 +46,8 @@ fn parted(batches: &[Vec<u8>], bad: &[usize]) -> (Events, BTreeSet<Vec<u8>>) {
     )
 }
 
-/// Answers `status` where one of these events is among those of the request.
+/// Returns a consumer's script that answers `status` if a request holds one of these events, and
+/// 200 otherwise.
 fn refuses(bad: BTreeSet<Vec<u8>>, status: u16) -> impl Fn(&Request) -> Answer {
     move |request| {
         let refused = events_in(request).iter().any(|event| bad.contains(event));
@@ -61,7 +63,7 @@ fn delivered(relay: &Relay) -> f64 {
     relay.metrics().value("output_events_total", &[("output", "consumer")])
 }
 
-/// Messages of its log, without those at the start and the end.
+/// Returns the messages of the log at this level.
 fn messages(relay: &Relay, level: &str) -> Vec<String> {
     let lines = relay.log_lines();
     let lines =
@@ -160,7 +162,7 @@ fn a_limit_by_bytes_makes_batches_smaller_and_costs_only_what_exceeds_it_alone()
         for batch in batches.iter().chain([&huge]) {
             assert_eq!(relay.post(batch).status, 200);
         }
-        // The last batch waits for another that is accepted.
+        // The last batch is refused until another batch has been accepted.
         let after = generated_batch(10, 1, 900);
         assert_eq!(relay.post(&after).status, 200);
         relay.wait_until_delivered(PATIENCE);
@@ -181,7 +183,8 @@ fn a_limit_by_bytes_makes_batches_smaller_and_costs_only_what_exceeds_it_alone()
 
 #[test]
 fn a_413_that_comes_before_the_body_was_read_is_understood() {
-    // As nginx: the answer at the head, Connection: close, and the rest read for a while.
+    // The consumer answers as nginx does: at the head, with `Connection: close`, and it reads the
+    // rest of the request for a while.
     let accepted = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&accepted);
     let server = Server::start(Options::default(), move |stream, _| {
@@ -242,7 +245,8 @@ fn a_lone_bad_event_waits_until_another_is_accepted() {
     }
 }
 
-/// All of it arrives, and in its order, events that were repeated at their last place.
+/// Checks that every event arrived, and in order if only the last arrival of a repeated event
+/// counts.
 fn assert_last_in_order(accepted: &Events, expected: &Events) {
     let mut seen = BTreeSet::new();
     let mut last: Events =
@@ -283,7 +287,8 @@ fn a_consumer_that_refuses_everything_for_a_while(
 
 #[test]
 fn a_consumer_that_refuses_everything_for_a_while_costs_nothing_and_order_is_kept() {
-    // From the first refusal, over the middle of the halving, to rounds of probes.
+    // The numbers of refusals end the trouble at different stages: after the first refusal, in the
+    // middle of the halving, and in the rounds of probes.
     for refusals in [1, 2, 7, 30, 52, 80] {
         a_consumer_that_refuses_everything_for_a_while(400, 1, refusals);
     }
@@ -298,7 +303,8 @@ fn a_consumer_that_refuses_everything_for_a_while_costs_nothing_with_requests_in
 
 #[test]
 fn what_was_under_way_when_the_refusals_began_is_no_proof_against_the_rest() {
-    // A consumer whose setting is changed while three requests are under way: it finishes them, and refuses all else.
+    // The setting of the consumer changes while three requests are under way: it finishes these,
+    // and refuses everything else.
     let mended = Arc::new(AtomicBool::new(false));
     let works = Arc::clone(&mended);
     let sink = HttpSink::start(move |request| match request.number {
@@ -351,7 +357,7 @@ fn a_consumer_that_refuses_everything_is_heeded_when_it_says_until_when() {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     let next = status["outputs"][0]["next_retry_seconds"].as_f64().unwrap();
     assert!((50.0..=60.0).contains(&next), "{next}");
-    // The batch, its halves, its events, and no more.
+    // The seven requests are the batch, its halves and its single events.
     assert_eq!(sink.count(), 7);
     relay.finish(Backlog::Stable);
 }
@@ -393,8 +399,9 @@ fn a_bad_event_is_told_by_every_url_of_a_round() {
 
 #[test]
 fn a_wrong_standby_loses_nothing_while_the_first_url_is_down() {
-    // The first accepts what it has, but nothing new; the standby refuses whatever comes. What the first has accepted
-    // says nothing of the standby's judgement.
+    // The first URL accepts the requests that it has, but no new ones, and the standby refuses
+    // everything. The requests that the first has accepted say nothing about the standby's
+    // judgement.
     let mended = Arc::new(AtomicBool::new(false));
     let works = Arc::clone(&mended);
     let first = HttpSink::start(move |request| match request.number {
@@ -412,7 +419,7 @@ fn a_wrong_standby_loses_nothing_while_the_first_url_is_down() {
     wrong.wait_for_count(40, PATIENCE);
     assert_eq!(lost(&relay), 0.0);
     mended.store(true, Ordering::SeqCst);
-    // Ten seconds pass before the first is tried again.
+    // The first URL is tried again only after ten seconds.
     relay.wait_until_delivered(PATIENCE * 2);
     assert_eq!((delivered(&relay), lost(&relay)), (100.0, 0.0));
     assert_none_missing(&accepted_events(&first), &parted(&batches, &[]).0);

@@ -1,4 +1,4 @@
-//! https: who is trusted, who is presented, and what becomes of changed files.
+//! HTTPS: which consumers are trusted, which certificate is presented, and changes of the files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,8 @@ fn not_after(pair: &Pair) -> f64 {
     seconds
 }
 
-/// An output of a matrix: its name, the consumer, the host dialled, its `[output.tls]`, and why it fails.
+/// An output of the matrix: its name, its consumer, the host that it dials, its `[output.tls]`, and
+/// whether it must fail.
 struct Row<'a> {
     name: &'a str,
     sink: HttpSink,
@@ -193,7 +194,7 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     said("UnknownIssuer");
     copy(&files.ca, "ca.crt");
     said("xpired");
-    // Key and certificate don't fit for a moment: the old pair stays in use, and nothing breaks.
+    // For a moment, key and certificate don't fit. The old pair stays in use, and nothing breaks.
     copy(&files.client.certificate, "client.crt");
     relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
     assert_eq!(sink.count(), 0);
@@ -208,6 +209,8 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: in the middle of each batch the consumer is killed and comes back, or resets its
+/// connections. Every event must arrive, perhaps more than once.
 #[test]
 fn a_consumer_that_resets_and_dies_under_tls_gets_everything() {
     let files = Certificates::new();

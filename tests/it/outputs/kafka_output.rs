@@ -1,5 +1,5 @@
-//! `type = "kafka"` against librdkafka's mock cluster, with faults of its brokers: nothing lost, nothing out of order
-//! within a partition, and what comes twice counted.
+//! `type = "kafka"` against librdkafka's mock cluster, with faults of its brokers: nothing is lost,
+//! nothing is out of order within a partition, and repeated events are bounded.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -17,7 +17,8 @@ use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 
-/// Checks that each partition has the events of sender 0 in order, first arrivals, and gives what came twice.
+/// Checks that each partition has the events of sender 0 in order, if only first arrivals count.
+/// Returns how many events arrived again.
 fn repeats_in_order(records: &[Record], count: u64) -> usize {
     let mut fronts: BTreeMap<i32, u64> = BTreeMap::new();
     let mut seen = BTreeSet::new();
@@ -63,7 +64,7 @@ fn each_event_is_a_message_as_it_was_received_with_its_audit_id_as_the_key() {
     relay.finish(Backlog::Empty);
 }
 
-/// Posts batches of sender 0, so many events each, and waits for no delivery.
+/// Posts these batches of sender 0 with `size` events each. Does not wait for their delivery.
 fn post(relay: &Relay, batches: std::ops::Range<u64>, size: u64) {
     for batch in batches {
         let answer = relay.post(&list(0, batch * size..(batch + 1) * size));
@@ -88,6 +89,9 @@ fn without_a_key_and_compressed_the_bytes_are_the_same() {
     assert_eq!(numbers, twice);
 }
 
+/// Method: the mock answers produce requests with errors that librdkafka retries by itself, while
+/// partitions change their leader. Every event must arrive once and in order within its partition,
+/// and the relay itself must not retry.
 #[test]
 fn what_brokers_refuse_for_a_while_comes_in_order_and_once() {
     use rdkafka::types::RDKafkaRespErr::*;
@@ -117,10 +121,14 @@ fn what_brokers_refuse_for_a_while_comes_in_order_and_once() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: each broker goes away and comes back, and answers late for a while; then all brokers are
+/// away for longer than `timeouts.request`, so that the relay gives up its producer. Every event
+/// must arrive, in order within its partition. A producer that is given up may repeat at most one
+/// window of 200 events.
 #[test]
 fn brokers_that_go_and_come_lose_nothing() {
     let cluster = Cluster::start(3, 3);
-    // A window is four batches, of 50 events here.
+    // A window is four batches, and a batch has at most 50 events here.
     let keys = "timeouts = { connect = \"2s\", request = \"5s\" }\nbatch = { max_events = 50 }\n";
     let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", keys)));
     let mut batches = 0;
@@ -138,7 +146,7 @@ fn brokers_that_go_and_come_lose_nothing() {
         more(10);
         cluster.delay(broker, Duration::ZERO);
     }
-    // All of them, for longer than `timeouts.request`.
+    // All brokers are away for longer than `timeouts.request`.
     cluster.set_up(-1, false);
     more(10);
     let down = |metrics: &crate::support::metrics::Metrics| {
@@ -156,7 +164,8 @@ fn brokers_that_go_and_come_lose_nothing() {
     let count = batches * 20;
     let records = cluster.records(usize::try_from(count).unwrap(), PATIENCE);
     let repeats = repeats_in_order(&records, count);
-    // A producer that is given up costs a window, an attempt that finds no broker nothing.
+    // A producer that is given up may repeat a window. An attempt that finds no broker repeats
+    // nothing.
     let metrics = relay.metrics();
     let unreached = [("output", "topic"), ("reason", "connect")];
     let given_up =
@@ -218,12 +227,12 @@ fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_tak
 
     const TOO_LARGE: rdkafka::types::RDKafkaRespErr = RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
     let cluster = Cluster::start(1, 1);
-    // Only what the test does ends a pause.
+    // The pauses are so long that only the test's own actions end them.
     let keys = "retry = { initial_interval = \"60s\", max_interval = \"60s\", \
                 randomization_factor = 0.0 }\n";
     let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", keys)));
-    // The batch of four, its half, and a single event of it: refused. All that follows is accepted, until the event that
-    // was refused alone comes again.
+    // The batch of four, its half and a single event are refused. Everything after that is
+    // accepted, also the event that was refused alone, when it comes again.
     cluster.fail(PRODUCE, &[TOO_LARGE, TOO_LARGE, TOO_LARGE]);
     post(&relay, 0..1, 4);
     let refused = |count: f64| {
@@ -232,14 +241,15 @@ fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_tak
             (metrics.value("output_errors_total", &protocol) == count).then_some(())
         });
     };
-    // Accepting the second event proves that the first can be refused for good; it is tried once more.
+    // Once the second event is accepted, the first could be given up as refused for good. It is
+    // tried once more before that.
     refused(3.0);
     relay.wait_until_delivered(PATIENCE);
-    // It was taken in the end.
+    // This time it is accepted.
     let numbers: Vec<u64> = ids(&cluster.records(4, PATIENCE)).iter().map(|id| id.number).collect();
     assert_eq!(numbers.iter().copied().collect::<BTreeSet<_>>(), (0..4).collect());
 
-    // A lone event is refused until another has been taken, and then once more.
+    // A lone event is refused until another event has been accepted, and is then tried once more.
     cluster.fail(PRODUCE, &[TOO_LARGE, RD_KAFKA_RESP_ERR_NO_ERROR, TOO_LARGE]);
     assert_eq!(relay.post(&list(0, 4..5)).status, 200);
     refused(4.0);

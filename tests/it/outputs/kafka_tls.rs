@@ -1,4 +1,5 @@
-//! Kafka over TLS: who is trusted, who is presented, what becomes of changed files, and the shipped configs of a fleet.
+//! Kafka over TLS: which brokers are trusted, which certificate is presented, changes of the files,
+//! and the shipped configs of a fleet.
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::support::tally::Tallying;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// The keys of an output or a source that goes there.
+/// Returns the keys of an output or a source that uses this cluster.
 fn keys(secure: &Secure, ca: &Path, identity: Option<&Pair>) -> String {
     let identity = identity.map(|Pair { certificate, key }| {
         format!(", certificate = {:?}, private_key = {:?}", text(certificate), text(key))
@@ -120,7 +121,7 @@ fn a_changed_client_certificate_is_used_without_a_restart() {
     relay.wait_for_log("output down, events are kept", PATIENCE);
     install(&certificates.client);
     relay.wait_until_delivered(PATIENCE);
-    // And one that works is exchanged for another without a repetition.
+    // A certificate that works is exchanged for another one, and no event arrives twice.
     install(&certificates.another_client("another"));
     let producers = || {
         let lines = relay.log_fields();

@@ -1,5 +1,11 @@
-//! `queue.directory` through kill -9: what was answered 200 arrives, whenever the process ends, and what arrives twice is
-//! what the last second before brought.
+//! `queue.directory` through kill -9: every event that was answered 200 arrives, at whatever moment
+//! the process ends, and only events of about the last second before a kill arrive twice.
+//!
+//! Method: senders post numbered events all the time, and three consumers note each arrival, while
+//! relays on one directory start and are killed or stopped at random moments and consumers close
+//! and open. In the end a last relay delivers the rest. Then each consumer's arrivals are compared
+//! with the events that were answered 200: none may be missing, order must hold where it is
+//! promised, and each repeated event must have arrived shortly before a kill.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -20,14 +26,17 @@ use crate::support::tally::check;
 use crate::support::tally::check_unordered;
 use crate::support::wait_until;
 
-/// A cursor in the file is at most a second behind what it was in memory, and a tcp output calls delivered what it sent
-/// 100 ms ago. The rest is for the cursor's own write and sync on a busy machine.
+/// The longest time before a kill at which an event may have arrived that arrives again. The
+/// cursors file is at most a second older than the cursors in memory, and a tcp output counts bytes
+/// as delivered 100 ms after it sent them. The rest is for the write and the sync of the cursors
+/// file on a busy machine.
 const REPEATED_MAX: Duration = Duration::from_millis(1000 + 100 + 1400);
 
-/// Restarts of one spool; more rounds take more spools, so that what is kept of each stays small.
+/// How many kills one spool gets. A run with more kills uses several spools, so that the notes kept
+/// for each stay small.
 const ROUNDS_OF_ONE_SPOOL: u64 = 60;
 
-/// A relay between start and end.
+/// A relay from its start to its end.
 struct Life {
     started: Instant,
     ended: Instant,
@@ -42,13 +51,14 @@ enum End {
     Stop,
 }
 
-/// The output of four requests at once, which come in any order.
+/// The output with four requests at once, whose events may arrive in any order.
 const PARALLEL: &str = "parallel";
 
-/// Segments so small that they roll and are deleted all the time.
+/// The keys of the queue. Its segments are so small that new ones begin, and old ones are deleted,
+/// all the time.
 const QUEUE: &str = "max_bytes = \"64MiB\"\nsegment_bytes = \"256KiB\"\n";
 
-/// One spool and all who have to do with it.
+/// One spool, with its senders, its consumers and the lives of its relays.
 struct Campaign {
     spool: Spool,
     consumers: Vec<(&'static str, Tallying)>,
@@ -72,7 +82,8 @@ impl Campaign {
 
     fn launch(&self) -> Relay {
         let output = |(name, consumer): &(&str, Tallying)| match *name {
-            // Its cursor stands in the middle of a record most of the time.
+            // With batches of 97 events, this output's cursor is in the middle of a record most of
+            // the time.
             PARALLEL => consumer.output(name, "concurrency = 4\nbatch = { max_events = 97 }\n"),
             _ => consumer.output(name, ""),
         };
@@ -81,7 +92,7 @@ impl Campaign {
         Relay::with(&config).launch()
     }
 
-    /// Starts one and sends the load there.
+    /// Starts a relay and points the senders to it.
     fn start(&self) -> Relay {
         let mut relay = self.launch();
         assert!(relay.listens_or_exits(1), "it does not start:\n{}", relay.log_text());
@@ -96,7 +107,8 @@ impl Campaign {
         }
         self.lives.push(Life { started, ended: Instant::now(), how });
         self.senders.wait();
-        // What a dead relay has sent belongs to its life.
+        // Bytes that a dead relay has sent belong to its life, so they are read before the next one
+        // starts.
         wait_for_ends(&self.consumers);
     }
 
@@ -108,7 +120,7 @@ impl Campaign {
         let started = Instant::now();
         if how == End::Kill && rng.u32(..4) == 0 {
             let relay = self.launch();
-            // While it recovers, or has just begun to listen.
+            // The kill comes while the relay recovers, or has just begun to listen.
             std::thread::sleep(Duration::from_micros(rng.u64(..80_000)));
             return self.end(relay, started, how);
         }
@@ -122,7 +134,7 @@ impl Campaign {
         self.end(relay, started, how);
     }
 
-    /// The last relay delivers everything; then it is counted.
+    /// Lets a last relay deliver everything, and checks and counts the arrivals.
     fn finish(mut self) -> Counts {
         for (_, consumer) in &mut self.consumers {
             consumer.set_open(true);
@@ -148,14 +160,15 @@ impl Campaign {
     }
 }
 
-/// Waits until what the ended relay has sent is read.
+/// Waits until the consumers have read everything that the ended relay has sent.
 fn wait_for_ends(consumers: &[(&str, Tallying)]) {
     for (name, consumer) in consumers {
         wait_until(&format!("the end of {name}"), PATIENCE, || consumer.open() == 0);
     }
 }
 
-/// An event that comes again came just before a kill the last time; after a SIGTERM nothing comes again.
+/// Checks that a repeated event had arrived shortly before a kill. After a SIGTERM no event may
+/// arrive again.
 fn assert_bounded(consumer: &str, repeat: &Repeat, lives: &[Life]) {
     let life = lives.iter().rfind(|life| life.started <= repeat.before);
     let life = life.expect("nothing comes before the first life");
@@ -167,7 +180,7 @@ fn assert_bounded(consumer: &str, repeat: &Repeat, lives: &[Life]) {
 #[derive(Debug, Default)]
 struct Counts {
     accepted: u64,
-    /// Over all consumers.
+    /// The arrivals at all consumers together.
     delivered: usize,
     repeats: usize,
 }
@@ -204,7 +217,7 @@ fn a_kill_after_a_while_repeats_at_most_about_the_last_second() {
     for _ in 0..2 {
         let started = Instant::now();
         let relay = campaign.start();
-        // Long enough that most of it must not come again.
+        // The life is so long that most of its events must not arrive again.
         std::thread::sleep(REPEATED_MAX * 2);
         campaign.end(relay, started, End::Kill);
     }
