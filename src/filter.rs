@@ -26,6 +26,7 @@ use crate::policy::Level;
 use crate::policy::Matcher;
 use crate::policy::Policy;
 use crate::policy::Problem;
+use crate::position::Position;
 use crate::redact;
 use crate::redact::Annotations;
 use crate::redact::Change;
@@ -179,7 +180,7 @@ pub struct Asked<'a> {
     /// What it says of its request.
     pub request: &'a Request<'a>,
     /// Its number: what is asked about twice has the same one.
-    pub position: u64,
+    pub position: Position,
     /// How long ago it was accepted.
     pub age: Duration,
 }
@@ -216,7 +217,7 @@ impl Filter {
     }
 
     /// Before a batch: takes over policies that were read anew. Nothing before this position is asked for again.
-    pub fn renew(&mut self, settled: u64) {
+    pub fn renew(&mut self, settled: Position) {
         self.policies = self.rules.policies.load_full();
         if let Some(seen) = &mut self.seen {
             seen.settled(settled);
@@ -236,7 +237,7 @@ impl Filter {
     }
 
     /// What has left already, before this process.
-    pub fn remember(&mut self, event: &[u8], position: u64, age: Duration) {
+    pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }
 
@@ -246,7 +247,7 @@ impl Filter {
     }
 
     /// These have not left after all.
-    pub fn forget(&mut self, positions: Range<u64>) {
+    pub fn forget(&mut self, positions: Range<Position>) {
         if let Some(seen) = &mut self.seen {
             seen.forget(positions);
         }
@@ -301,7 +302,7 @@ impl Filter {
             redact::apply(event, request, &change, changed);
         if is_too_large && rules.gives_up {
             if let Some(seen) = seen {
-                seen.forget(position..position + 1);
+                seen.forget(position..position.next());
             }
             return Verdict::TooLarge;
         }
@@ -312,7 +313,7 @@ impl Filter {
     }
 }
 
-fn has_left(seen: &mut Option<Seen>, event: &[u8], position: u64, age: Duration) -> bool {
+fn has_left(seen: &mut Option<Seen>, event: &[u8], position: Position, age: Duration) -> bool {
     let Some(seen) = seen else { return false };
     let received = seen.received(age);
     seen.check(event, position, received)

@@ -22,7 +22,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 1 | [`audit`] | JSON and events |
+//! | 1 | [`audit`] [`position`] | JSON and events · the number of an event |
 //! | 2 | [`policy`] [`redact`] | audit policies · one event's change |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
@@ -58,6 +58,7 @@ pub mod listener;
 pub mod net;
 pub mod output;
 pub mod policy;
+pub mod position;
 pub mod process;
 pub mod queue;
 pub mod redact;

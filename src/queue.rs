@@ -32,12 +32,10 @@ mod segment;
 mod spool;
 mod tail;
 
+pub use crate::position::Position;
 pub use disk::OpenError;
 pub use outputs::Output;
 pub use spool::Incoming;
-
-/// The number of an event: how many were accepted before it.
-pub type Position = u64;
 
 /// What is appended.
 #[derive(Debug, Clone)]
@@ -117,6 +115,18 @@ pub struct Claim {
     pub start: Position,
     /// Behind the last.
     pub end: Position,
+}
+
+/// Tests write positions as numbers.
+#[cfg(test)]
+impl Claim {
+    pub(crate) fn of(start: u64, end: u64) -> Self {
+        Self { start: Position::new(start), end: Position::new(end) }
+    }
+
+    pub(crate) fn numbers(self) -> std::ops::Range<u64> {
+        self.start.get()..self.end.get()
+    }
 }
 
 /// Claimed events.

@@ -20,6 +20,8 @@ use hashbrown::HashTable;
 use ring::digest;
 use tokio::time::Instant;
 
+use crate::position::Position;
+
 /// Events that are remembered. Each takes 32 bytes, and 10 to be found by: a million are 44 MB, which is as much as kube-apiserver
 /// sends in five minutes at 3,000 events a second. Its retries of a batch end earlier.
 const EVENTS_MAX: usize = 1_000_000;
@@ -34,7 +36,7 @@ type Hash = [u64; 2];
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: Hash,
-    position: u64,
+    position: Position,
     /// In ms.
     received: u64,
 }
@@ -87,7 +89,7 @@ impl Seen {
     ///
     /// Positions are asked for in order, and again in order from any one on.
     #[must_use]
-    pub fn check(&mut self, event: &[u8], position: u64, received: Duration) -> bool {
+    pub fn check(&mut self, event: &[u8], position: Position, received: Duration) -> bool {
         let (hash, received) = (hash(event), millis(received));
         let mut is_duplicate = false;
         for number in self.table.iter_hash(hash[0]) {
@@ -108,7 +110,7 @@ impl Seen {
     }
 
     /// What is at these positions has not left, and will not: what repeats it is to leave.
-    pub fn forget(&mut self, positions: Range<u64>) {
+    pub fn forget(&mut self, positions: Range<Position>) {
         let start = self.entries.partition_point(|known| known.position < positions.start);
         let inside = self.entries.range(start..).enumerate();
         let inside = inside.take_while(|(_, known)| known.position < positions.end);
@@ -122,7 +124,7 @@ impl Seen {
 
     /// All before this position is final, and will not be asked for again: of that, what is outside the window of all that may
     /// be is forgotten.
-    pub fn settled(&mut self, watermark: u64) {
+    pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {
             return;

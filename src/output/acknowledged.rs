@@ -297,7 +297,7 @@ impl InFlight {
         if events == claim.end - claim.start {
             let (mut start, mut rejected) = (claim.start, rejected.into_iter());
             for (events, sent) in runs {
-                let claim = Claim { start, end: start + events };
+                let claim = Claim { start, end: start + *events };
                 let count = usize::try_from(*events).unwrap_or(usize::MAX);
                 self.0.push_back(match sent {
                     true => Sent { claim, awaited: *events, rejected: Vec::new() },
@@ -683,7 +683,7 @@ mod tests {
     fn told(events: &mut VecDeque<Event>) -> Vec<(u64, u64, u64)> {
         let tell = |event| {
             let Event::Accepted { claim, rejected } = event else { panic!("{event:?}") };
-            (claim.start, claim.end, rejected.len() as u64)
+            (claim.start.get(), claim.end.get(), rejected.len() as u64)
         };
         events.drain(..).map(tell).collect()
     }
@@ -691,8 +691,8 @@ mod tests {
     #[test]
     fn what_an_answer_covers_is_final_and_no_more() {
         let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim { start: 10, end: 14 }, "ssss", &mut events);
-        add(&mut in_flight, Claim { start: 20, end: 22 }, "ss", &mut events);
+        add(&mut in_flight, Claim::of(10, 14), "ssss", &mut events);
+        add(&mut in_flight, Claim::of(20, 22), "ss", &mut events);
         assert_eq!((told(&mut events), in_flight.events()), (vec![], 6));
         assert_eq!(in_flight.acknowledge(1, &mut events), 0);
         assert_eq!(told(&mut events), [(10, 11, 0)]);
@@ -708,7 +708,7 @@ mod tests {
     #[test]
     fn what_cannot_be_sent_is_final_in_its_turn() {
         let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim { start: 0, end: 7 }, "xxssxsx", &mut events);
+        add(&mut in_flight, Claim::of(0, 7), "xxssxsx", &mut events);
         assert_eq!((told(&mut events), in_flight.events()), (vec![(0, 2, 2)], 3));
         in_flight.acknowledge(1, &mut events);
         assert_eq!(told(&mut events), [(2, 3, 0)]);
@@ -716,7 +716,7 @@ mod tests {
         assert_eq!(told(&mut events), [(3, 4, 0), (4, 5, 1)]);
         in_flight.acknowledge(1, &mut events);
         assert_eq!(told(&mut events), [(5, 6, 0), (6, 7, 1)]);
-        add(&mut in_flight, Claim { start: 7, end: 9 }, "xx", &mut events);
+        add(&mut in_flight, Claim::of(7, 9), "xx", &mut events);
         assert_eq!(told(&mut events), [(7, 9, 2)]);
         assert!(in_flight.is_empty());
     }
@@ -724,7 +724,7 @@ mod tests {
     #[test]
     fn a_claim_with_a_gap_is_final_as_a_whole() {
         let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim { start: 0, end: 9 }, "ssxs", &mut events);
+        add(&mut in_flight, Claim::of(0, 9), "ssxs", &mut events);
         in_flight.acknowledge(2, &mut events);
         assert_eq!((told(&mut events), in_flight.events()), (vec![], 1));
         in_flight.acknowledge(1, &mut events);

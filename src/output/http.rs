@@ -1056,7 +1056,7 @@ mod tests {
     fn batch(events: u64, bytes: usize) -> Batch {
         let lines = Bytes::from("x".repeat(bytes - 1) + "\n");
         Batch {
-            claim: Claim { start: 0, end: events },
+            claim: Claim::of(0, events),
             events,
             bytes: bytes as u64,
             pieces: vec![lines],

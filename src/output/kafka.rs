@@ -663,7 +663,7 @@ mod tests {
         let lines: String = lengths.iter().map(|length| "x".repeat(*length) + "\n").collect();
         let events = lengths.len() as u64;
         Batch {
-            claim: Claim { start, end: start + events },
+            claim: Claim::of(start, start + events),
             events,
             bytes: lines.len() as u64,
             pieces: vec![lines.into()],
@@ -687,7 +687,7 @@ mod tests {
         let mut verdicts = Vec::new();
         while verdicts.len() < 3 {
             match reported.try_recv() {
-                Ok(Report::Done(claim, verdict)) => verdicts.push((claim.start, verdict)),
+                Ok(Report::Done(claim, verdict)) => verdicts.push((claim.start.get(), verdict)),
                 // What it says of the broker.
                 Ok(Report::Trouble { .. }) => {}
                 Err(error) => panic!("{error}, batches behind it were sent: {verdicts:?}"),

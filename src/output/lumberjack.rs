@@ -158,7 +158,7 @@ mod tests {
         let pieces: Vec<_> = lines.iter().map(|line| Bytes::from(format!("{line}\n"))).collect();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         let events = lines.len() as u64;
-        Batch { claim: Claim { start: 0, end: events }, events, bytes, pieces, origins: Vec::new() }
+        Batch { claim: Claim::of(0, events), events, bytes, pieces, origins: Vec::new() }
     }
 
     /// Two events: the second has 9 characters and 10 bytes.

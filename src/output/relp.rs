@@ -267,7 +267,7 @@ mod tests {
     fn batch(lines: &[&str]) -> Batch {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let events = lines.len() as u64;
-        let claim = Claim { start: 0, end: events };
+        let claim = Claim::of(0, events);
         let (bytes, pieces) = (text.len() as u64, vec![Bytes::from(text)]);
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }

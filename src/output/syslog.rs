@@ -242,7 +242,7 @@ mod tests {
 
     fn batch(lines: &str) -> Batch {
         Batch {
-            claim: Claim { start: 0, end: 1 },
+            claim: Claim::of(0, 1),
             events: lines.lines().count() as u64,
             bytes: lines.len() as u64,
             pieces: vec![Bytes::from(lines.to_owned())],

@@ -32,7 +32,7 @@ const CRC: usize = 4;
 
 /// A place in the log: events and bytes of lines before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct LogOffset {
     pub(super) position: Position,
     pub(super) byte: u64,
 }
@@ -50,9 +50,9 @@ pub(super) struct Hole {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Contents {
     /// The end of the log, as known then.
-    pub(super) end: Place,
+    pub(super) end: LogOffset,
     /// By name.
-    pub(super) outputs: BTreeMap<String, Place>,
+    pub(super) outputs: BTreeMap<String, LogOffset>,
     /// In order.
     pub(super) holes: Vec<Hole>,
 }
@@ -61,14 +61,14 @@ pub(super) struct Contents {
 pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
-        (events + hole.end - hole.start.max(position), bytes + hole.bytes)
+        (events + (hole.end - hole.start.max(position)), bytes + hole.bytes)
     })
 }
 
 /// How many of these positions were dropped.
 pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
-        |hole: &Hole| hole.end.min(positions.end).saturating_sub(hole.start.max(positions.start));
+        |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
     holes.iter().map(overlap).sum()
 }
 
@@ -102,8 +102,8 @@ pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
     /// How far the log goes at least.
-    pub(super) fn known(&self) -> Place {
-        self.outputs.values().copied().fold(self.end, Place::max)
+    pub(super) fn known(&self) -> LogOffset {
+        self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
 
     fn encode(&self, generation: u64) -> Vec<u8> {
@@ -112,14 +112,14 @@ impl Contents {
         slot.extend(VERSION.to_le_bytes());
         slot.extend([0; 4]);
         slot.extend(generation.to_le_bytes());
-        slot.extend(self.end.position.to_le_bytes());
+        slot.extend(self.end.position.get().to_le_bytes());
         slot.extend(self.end.byte.to_le_bytes());
         slot.extend([0; 8]);
         for (name, place) in &self.outputs {
             // Names have at most 63 bytes.
             slot.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
             slot.extend(name.bytes().take(u8::MAX.into()));
-            slot.extend(place.position.to_le_bytes());
+            slot.extend(place.position.get().to_le_bytes());
             slot.extend(place.byte.to_le_bytes());
         }
         // The oldest matter first; those that find no room are counted twice after a start. There are no more of them than
@@ -127,7 +127,7 @@ impl Contents {
         let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
         for hole in holes {
-            for number in [hole.start, hole.end, hole.bytes] {
+            for number in [hole.start.get(), hole.end.get(), hole.bytes] {
                 slot.extend(number.to_le_bytes());
             }
         }
@@ -179,8 +179,12 @@ impl Reader<'_> {
         self.take().map(u64::from_le_bytes)
     }
 
-    fn place(&mut self) -> Option<Place> {
-        Some(Place { position: self.u64()?, byte: self.u64()? })
+    fn position(&mut self) -> Option<Position> {
+        self.u64().map(Position::new)
+    }
+
+    fn place(&mut self) -> Option<LogOffset> {
+        Some(LogOffset { position: self.position()?, byte: self.u64()? })
     }
 
     fn contents(&mut self) -> Option<(u64, Contents)> {
@@ -195,7 +199,11 @@ impl Reader<'_> {
             contents.outputs.insert(name, self.place()?);
         }
         for _ in 0..holes {
-            contents.holes.push(Hole { start: self.u64()?, end: self.u64()?, bytes: self.u64()? });
+            contents.holes.push(Hole {
+                start: self.position()?,
+                end: self.position()?,
+                bytes: self.u64()?,
+            });
         }
         Some((generation, contents))
     }
@@ -290,12 +298,15 @@ mod tests {
     use super::*;
 
     fn contents() -> Contents {
-        let place = |position, byte| Place { position, byte };
+        let place = |position, byte| LogOffset { position, byte };
         Contents {
-            end: place(900, 80_000),
-            outputs: [("logstash".to_owned(), place(7, 600)), ("x".repeat(63), place(900, 80_000))]
-                .into(),
-            holes: vec![Hole { start: 20, end: 40, bytes: 2_000 }],
+            end: place(Position::new(900), 80_000),
+            outputs: [
+                ("logstash".to_owned(), place(Position::new(7), 600)),
+                ("x".repeat(63), place(Position::new(900), 80_000)),
+            ]
+            .into(),
+            holes: vec![Hole { start: Position::new(20), end: Position::new(40), bytes: 2_000 }],
         }
     }
 
@@ -314,8 +325,9 @@ mod tests {
 
     #[test]
     fn as_many_outputs_as_are_allowed_find_room() {
-        let outputs = (0..OUTPUTS_MAX).map(|n| (format!("{n:063}"), Place::default())).collect();
-        let holes = vec![Hole { start: 1, end: 2, bytes: 3 }; 1000];
+        let outputs =
+            (0..OUTPUTS_MAX).map(|n| (format!("{n:063}"), LogOffset::default())).collect();
+        let holes = vec![Hole { start: Position::new(1), end: Position::new(2), bytes: 3 }; 1000];
         let slot = Contents { outputs, holes, ..Contents::default() }.encode(1);
         assert!(slot.len() <= SLOT);
         let (_, read) = decode(&slot).expect("this version").expect("it checks");

@@ -21,7 +21,7 @@ use super::Position;
 use super::cursors;
 use super::cursors::Contents;
 use super::cursors::Found;
-use super::cursors::Place;
+use super::cursors::LogOffset;
 use super::disk;
 use super::disk::Access;
 use super::disk::Disk;
@@ -241,7 +241,7 @@ impl fmt::Display for Finding {
                 write!(f, "{file} offset {offset}: {bytes} bytes damaged, {events} events missing")
             }
             Self::Missing { positions: Range { start, end }, events } => {
-                let last = end.saturating_sub(1);
+                let last = end.saturating_back(1);
                 write!(
                     f,
                     "positions {start} to {last}: {events} events missing, no segment has them"
@@ -340,7 +340,7 @@ impl Directory {
     /// Not where something is damaged: that is told.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
-        let mut from = 0;
+        let mut from = Position::START;
         if let Some(name) = output {
             let outputs = found.contents().map(|contents| &contents.outputs);
             let place = outputs.and_then(|outputs| outputs.get(name));
@@ -356,7 +356,8 @@ impl Directory {
     /// Not where something is damaged: that is told.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
-        Walk::new(self, Want { lines: false, output: None, from: 0 }, tell).run(&found)
+        Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
+            .run(&found)
     }
 
     fn failed(&self, file: &str, error: io::Error) -> Error {
@@ -429,7 +430,7 @@ impl Directory {
     }
 
     /// Where the log ends; `None` where its last segment has gone meanwhile.
-    fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<Place>, Error> {
+    fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
         let (mut known, mut next) = (contents.known(), None);
         for &first in segments.iter().rev() {
             let file = match self.segment(first) {
@@ -440,7 +441,7 @@ impl Directory {
             };
             let header = self.header(&*file, first, next.is_none())?;
             let limit = walk::limit(first, next, &contents.holes);
-            let begin = Place { position: first, byte: header.map_or(0, |it| it.first_byte) };
+            let begin = LogOffset { position: first, byte: header.map_or(0, |it| it.first_byte) };
             let end = walk::tail(&*file, begin, limit, known.position).end.max(known);
             if header.is_some() || end.position > first {
                 return Ok(Some(end));
@@ -533,7 +534,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-fn no_output(name: &str, outputs: Option<&BTreeMap<String, Place>>) -> Error {
+fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error {
     let names: Vec<String> =
         outputs.into_iter().flatten().map(|(name, _)| printable(name)).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };

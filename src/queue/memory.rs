@@ -397,7 +397,7 @@ impl Queue {
             records: VecDeque::new(),
             bytes: 0,
             spare: Spare::default(),
-            next: 0,
+            next: Position::START,
             cursors: Slab::new(),
             departed: Departed::default(),
             counted: Amount::default(),

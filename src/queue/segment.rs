@@ -59,7 +59,7 @@ pub(super) fn file_name(first: Position) -> String {
 pub(super) fn position_of(name: &str) -> Option<Position> {
     let digits = name.strip_suffix(".seg")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    all.then(|| digits.parse().ok()).flatten()
+    all.then(|| digits.parse().ok().map(Position::new)).flatten()
 }
 
 /// The first positions of all segments, in order.
@@ -105,7 +105,7 @@ impl SegmentHeader {
         let mut bytes = [0; SEGMENT_HEADER];
         bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
         bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.first.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first.get().to_le_bytes());
         bytes[24..32].copy_from_slice(&self.first_byte.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.made.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..44]);
@@ -120,7 +120,7 @@ impl SegmentHeader {
         match (checks, u32_at(bytes, 8)) {
             (false, _) | (true, 0) => Err(BadHeader::Damaged),
             (true, VERSION) => Ok(Self {
-                first: u64_at(bytes, 16),
+                first: Position::new(u64_at(bytes, 16)),
                 first_byte: u64_at(bytes, 24),
                 made: u64_at(bytes, 32),
             }),
@@ -175,8 +175,14 @@ impl RecordHeader {
     pub(super) fn encode(&self) -> [u8; RECORD_HEADER_LENGTH] {
         let mut bytes = [0; RECORD_HEADER_LENGTH];
         bytes[..8].copy_from_slice(&RECORD_MAGIC);
-        let fields =
-            [self.first, self.first_byte, self.received, self.length, self.events, self.group];
+        let fields = [
+            self.first.get(),
+            self.first_byte,
+            self.received,
+            self.length,
+            self.events,
+            self.group.get(),
+        ];
         for (field, value) in bytes[8..56].chunks_exact_mut(8).zip(fields) {
             field.copy_from_slice(&value.to_le_bytes());
         }
@@ -192,19 +198,19 @@ impl RecordHeader {
             return None;
         }
         let header = Self {
-            first: u64_at(bytes, 8),
+            first: Position::new(u64_at(bytes, 8)),
             first_byte: u64_at(bytes, 16),
             received: u64_at(bytes, 24),
             length: u64_at(bytes, 32),
             events: u64_at(bytes, 40),
-            group: u64_at(bytes, 48),
+            group: Position::new(u64_at(bytes, 48)),
             crc: u32_at(bytes, 56),
         };
         // So that sums of a record that was forged with a right checksum do not overflow either.
         let sane = header.events > 0
             && header.length >= header.events
             && header.group <= header.first
-            && [header.first, header.first_byte].iter().all(|number| *number < 1 << 62)
+            && [header.first.get(), header.first_byte].iter().all(|number| *number < 1 << 62)
             && header.length < 1 << 62;
         sane.then_some(header)
     }

@@ -39,7 +39,7 @@ use super::Refused;
 use super::cursors;
 use super::cursors::Contents;
 use super::cursors::Hole;
-use super::cursors::Place;
+use super::cursors::LogOffset;
 use super::disk::Disk;
 use super::disk::OpenError;
 use super::disk::RealDisk;
@@ -233,7 +233,7 @@ struct State {
     /// of incoming bodies.
     files: u64,
     /// The end of what is synced.
-    end: Place,
+    end: LogOffset,
     /// The newest synced records.
     tail: VecDeque<TailRecord>,
     tail_bytes: u64,
@@ -276,9 +276,9 @@ struct State {
 
 /// One file of the log.
 struct Segment {
-    first: Place,
+    first: LogOffset,
     /// Behind its last record: what the next segment begins with.
-    end: Place,
+    end: LogOffset,
     /// The file's offset there.
     offset: u64,
     /// Bytes of the file.
@@ -293,7 +293,7 @@ struct Segment {
 
 /// A synced record in memory.
 struct TailRecord {
-    first: Place,
+    first: LogOffset,
     events: u64,
     lines: Bytes,
     received: u64,
@@ -344,7 +344,7 @@ impl State {
             has_dropper: false,
             incoming_count: 0,
             files: 0,
-            end: Place::default(),
+            end: LogOffset::default(),
             tail: VecDeque::new(),
             tail_bytes: 0,
             waiting: VecDeque::new(),

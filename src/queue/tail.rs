@@ -3,7 +3,7 @@
 //! The start cuts it off there, and those who look at a directory from outside call the same damage and the same unfinished.
 
 use super::Position;
-use super::cursors::Place;
+use super::cursors::LogOffset;
 use super::segment::Damage;
 use super::segment::Found;
 use super::segment::RecordHeader;
@@ -13,7 +13,7 @@ use super::segment::Scan;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tail {
     /// The log's end.
-    pub(super) end: Place,
+    pub(super) end: LogOffset,
     /// The offset behind what belongs to the log.
     pub(super) kept: u64,
     /// What does not check, and was acknowledged.
@@ -24,22 +24,23 @@ pub(super) struct Tail {
 
 impl Tail {
     /// Reads to the end of a scan that checks lines and begins at a place. `known`: what is before it was synced.
-    pub(super) fn read(mut scan: Scan<'_>, begin: Place, known: Position) -> Self {
+    pub(super) fn read(mut scan: Scan<'_>, begin: LogOffset, known: Position) -> Self {
         let (mut end, mut kept) = (begin, scan.offset());
         // Damage of the last group, each with the log's end before it. A record of a later group would prove that this one
         // was synced, and what is before a group's first record is not of it.
-        let mut unsure: Vec<(Damage, Place)> = Vec::new();
+        let mut unsure: Vec<(Damage, LogOffset)> = Vec::new();
         let mut damages: Vec<Damage> = Vec::new();
         while let Some(found) = scan.next() {
             match found {
                 Found::Damage(damage) => unsure.push((damage, end)),
                 Found::Record(record) => {
                     let RecordHeader { first, group, .. } = record.header;
-                    let is_earlier = |(_, before): &(Damage, Place)| before.position < group;
+                    let is_earlier = |(_, before): &(Damage, LogOffset)| before.position < group;
                     if first == group || unsure.first().is_some_and(is_earlier) {
                         damages.extend(unsure.drain(..).map(|(damage, _)| damage));
                     }
-                    end = Place { position: record.header.end(), byte: record.header.end_byte() };
+                    end =
+                        LogOffset { position: record.header.end(), byte: record.header.end_byte() };
                     kept = scan.offset();
                 }
             }

@@ -13,6 +13,10 @@ fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+fn p(number: u64) -> Position {
+    Position::new(number)
+}
+
 fn seen() -> Seen {
     Seen::new(WINDOW)
 }
@@ -20,12 +24,12 @@ fn seen() -> Seen {
 #[test]
 fn an_event_leaves_once_within_the_window_and_again_behind_it() {
     let mut seen = seen();
-    assert!(!seen.check(b"a", 0, at(0)));
-    assert!(seen.check(b"a", 1, at(1)));
-    assert!(!seen.check(b"b", 2, at(1)));
-    assert!(seen.check(b"a", 3, at(300)));
-    assert!(!seen.check(b"a", 4, at(301)), "what was kept back makes the window no longer");
-    assert!(seen.check(b"a", 5, at(600)), "the one before it has left");
+    assert!(!seen.check(b"a", p(0), at(0)));
+    assert!(seen.check(b"a", p(1), at(1)));
+    assert!(!seen.check(b"b", p(2), at(1)));
+    assert!(seen.check(b"a", p(3), at(300)));
+    assert!(!seen.check(b"a", p(4), at(301)), "what was kept back makes the window no longer");
+    assert!(seen.check(b"a", p(5), at(600)), "the one before it has left");
 }
 
 #[test]
@@ -35,7 +39,7 @@ fn an_event_that_is_read_again_is_itself_and_its_duplicates_are_what_they_were()
     let mut read = || -> Vec<bool> {
         (0..)
             .zip(log)
-            .map(|(position, (event, time))| seen.check(event, position, at(time)))
+            .map(|(position, (event, time))| seen.check(event, p(position), at(time)))
             .collect()
     };
     let first = read();
@@ -48,16 +52,16 @@ fn an_event_that_is_read_again_is_itself_and_its_duplicates_are_what_they_were()
 #[test]
 fn the_second_leaves_where_the_first_was_given_up() {
     let mut seen = seen();
-    assert!(!seen.check(b"a", 5, at(0)));
-    assert!(!seen.check(b"b", 6, at(0)));
-    assert!(seen.check(b"a", 7, at(0)));
-    seen.forget(5..6);
-    assert!(!seen.check(b"a", 7, at(0)), "it is taken again");
-    assert!(seen.check(b"a", 8, at(1)), "now that one has left");
-    assert!(seen.check(b"b", 10, at(2)), "that was not given up");
-    seen.forget(0..u64::MAX);
-    assert!(!seen.check(b"a", 11, at(3)));
-    assert!(!seen.check(b"b", 12, at(3)));
+    assert!(!seen.check(b"a", p(5), at(0)));
+    assert!(!seen.check(b"b", p(6), at(0)));
+    assert!(seen.check(b"a", p(7), at(0)));
+    seen.forget(p(5)..p(6));
+    assert!(!seen.check(b"a", p(7), at(0)), "it is taken again");
+    assert!(seen.check(b"a", p(8), at(1)), "now that one has left");
+    assert!(seen.check(b"b", p(10), at(2)), "that was not given up");
+    seen.forget(p(0)..p(u64::MAX));
+    assert!(!seen.check(b"a", p(11), at(3)));
+    assert!(!seen.check(b"b", p(12), at(3)));
 }
 
 #[test]
@@ -68,22 +72,25 @@ fn no_event_is_hidden_behind_anothers_audit_id() {
         )
     };
     let mut seen = seen();
-    assert!(!seen.check(event("get").as_bytes(), 0, at(0)));
-    assert!(!seen.check(event("delete").as_bytes(), 1, at(0)));
-    assert!(!seen.check(format!("{} ", event("get")).as_bytes(), 2, at(0)), "not even a blank");
-    assert!(seen.check(event("get").as_bytes(), 3, at(0)));
+    assert!(!seen.check(event("get").as_bytes(), p(0), at(0)));
+    assert!(!seen.check(event("delete").as_bytes(), p(1), at(0)));
+    assert!(
+        !seen.check(format!("{} ", event("get")).as_bytes(), Position::new(2), at(0)),
+        "not even a blank"
+    );
+    assert!(seen.check(event("get").as_bytes(), p(3), at(0)));
 }
 
 #[test]
 fn the_oldest_are_forgotten_first_and_then_leave_again() {
     let mut seen = Seen::with_room(WINDOW, 3);
     for (position, event) in (0..).zip([b"a", b"b", b"c"]) {
-        assert!(!seen.check(event, position, at(0)));
+        assert!(!seen.check(event, p(position), at(0)));
     }
-    assert!(seen.check(b"a", 3, at(0)));
-    assert!(!seen.check(b"d", 4, at(0)));
-    assert!(!seen.check(b"a", 5, at(0)), "it was forgotten");
-    assert!(seen.check(b"c", 6, at(0)), "it was not");
+    assert!(seen.check(b"a", p(3), at(0)));
+    assert!(!seen.check(b"d", p(4), at(0)));
+    assert!(!seen.check(b"a", p(5), at(0)), "it was forgotten");
+    assert!(seen.check(b"c", p(6), at(0)), "it was not");
     assert_eq!((seen.entries.len(), seen.table.len()), (3, 3));
 }
 
@@ -91,37 +98,37 @@ fn the_oldest_are_forgotten_first_and_then_leave_again() {
 fn what_is_final_and_outside_the_window_takes_no_memory() {
     let mut seen = seen();
     for position in 0..1000 {
-        assert!(!seen.check(&position.to_string().into_bytes(), position, at(position)));
-        seen.settled(position.saturating_sub(400));
+        assert!(!seen.check(&position.to_string().into_bytes(), p(position), at(position)));
+        seen.settled(Position::new(position.saturating_sub(400)));
     }
     assert_eq!((seen.entries.len(), seen.table.len()), (702, 702), "more may be asked for again");
-    seen.settled(1000);
+    seen.settled(p(1000));
     assert_eq!((seen.entries.len(), seen.table.len()), (301, 301));
-    assert!(seen.check(b"699", 1000, at(999)));
-    assert!(!seen.check(b"698", 1001, at(999)));
+    assert!(seen.check(b"699", p(1000), at(999)));
+    assert!(!seen.check(b"698", p(1001), at(999)));
 }
 
 #[test]
 fn what_is_not_final_is_judged_by_what_was_before_it_however_much_came_since() {
     let mut seen = seen();
-    assert!(!seen.check(b"a", 0, at(0)));
-    assert!(seen.check(b"a", 1, at(1)));
-    seen.settled(1);
-    assert!(!seen.check(b"b", 2, at(10_000)));
-    seen.settled(1);
-    assert!(seen.check(b"a", 1, at(1)), "its request has failed, and is sent again");
+    assert!(!seen.check(b"a", p(0), at(0)));
+    assert!(seen.check(b"a", p(1), at(1)));
+    seen.settled(p(1));
+    assert!(!seen.check(b"b", p(2), at(10_000)));
+    seen.settled(p(1));
+    assert!(seen.check(b"a", p(1), at(1)), "its request has failed, and is sent again");
 }
 
 #[test]
 fn numbers_begin_again_behind_the_last() {
     let mut seen = Seen { first: u32::MAX - 1, ..Seen::with_room(WINDOW, 4) };
     for position in 0..20_u64 {
-        assert!(!seen.check(&position.to_le_bytes(), 2 * position, at(0)));
-        assert!(seen.check(&position.to_le_bytes(), 2 * position + 1, at(0)));
+        assert!(!seen.check(&position.to_le_bytes(), p(2 * position), at(0)));
+        assert!(seen.check(&position.to_le_bytes(), p(2 * position + 1), at(0)));
     }
-    seen.forget(0..37);
-    assert!(!seen.check(&18_u64.to_le_bytes(), 40, at(0)));
-    assert!(seen.check(&19_u64.to_le_bytes(), 41, at(0)));
+    seen.forget(p(0)..p(37));
+    assert!(!seen.check(&18_u64.to_le_bytes(), p(40), at(0)));
+    assert!(seen.check(&19_u64.to_le_bytes(), p(41), at(0)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +145,7 @@ fn a_million_events_take_less_than_64_bytes_each() {
     let mut seen = seen();
     let most = u64::try_from(EVENTS_MAX).unwrap();
     for position in 0..most + 1000 {
-        assert!(!seen.check(&position.to_le_bytes(), position, at(0)));
+        assert!(!seen.check(&position.to_le_bytes(), p(position), at(0)));
     }
     assert_eq!((seen.entries.len(), seen.table.len()), (EVENTS_MAX, EVENTS_MAX));
     let bytes = seen.entries.capacity() * size_of::<Entry>() + seen.table.allocation_size();
@@ -192,7 +199,7 @@ impl Model {
 
     fn ask(&mut self, seen: &mut Seen, position: usize, little: bool) -> Result<(), TestCaseError> {
         let (event, received) = self.log[position];
-        let real = seen.check(&[event], position as u64, at(received));
+        let real = seen.check(&[event], p(position as u64), at(received));
         let told = self.has_left_before(position) && !self.left.contains(&position);
         match little {
             true => prop_assert!(told || !real, "{position}: nothing like it has left"),
@@ -227,12 +234,12 @@ fn run(steps: &[Step], little: bool) -> Result<(), TestCaseError> {
             }
             Step::Forget { from, events } => {
                 let from = end.saturating_sub(*from).max(settled) as u64;
-                seen.forget(from..from + events);
+                seen.forget(p(from)..p(from + events));
                 model.left.retain(|left| !(from..from + events).contains(&(*left as u64)));
             }
             Step::Settled { events } => {
                 settled = end.saturating_sub(usize::try_from(*events).unwrap()).max(settled);
-                seen.settled(settled as u64);
+                seen.settled(p(settled as u64));
             }
         }
     }

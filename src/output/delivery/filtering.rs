@@ -142,7 +142,7 @@ impl Filtering {
             let mut events = filter.events(&piece);
             while let Some((event, request)) = events.next() {
                 let (start, position) = (end, next);
-                (end, next) = (start + event.len() + 1, position + 1);
+                (end, next) = (start + event.len() + 1, position.next());
                 self.changed.clear();
                 let asked = Asked { event, request, position, age: origin.age };
                 let mark = match filter.judge(&asked, &mut self.changed) {
@@ -277,10 +277,12 @@ fn events<'a>(
     origin: &Origin,
 ) -> impl Iterator<Item = (Position, usize, usize)> + use<'a> {
     let ends = memchr::memchr_iter(b'\n', piece).map(|end| end + 1);
-    let mut start = 0;
-    (origin.first..)
-        .zip(ends)
-        .map(move |(position, end)| (position, std::mem::replace(&mut start, end), end))
+    let (mut next, mut start) = (origin.first, 0);
+    ends.map(move |end| {
+        let line = (next, std::mem::replace(&mut start, end), end);
+        next = next.next();
+        line
+    })
 }
 
 /// Lines that are put together of others.

@@ -182,7 +182,7 @@ impl GivenUp {
             && let (Some(error), Some(tried)) = (&self.failed, &mut self.tried)
         {
             let until = tried.over_until();
-            let old = until.saturating_sub(cursor.position());
+            let old = until.saturating_since(cursor.position());
             let events = if old > 0 { old } else { u64::MAX }.min(max.max_events);
             match cursor.next(Take { bytes: max.max_bytes, events }) {
                 Some(batch) if batch.claim.end <= until => {

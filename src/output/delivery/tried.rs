@@ -52,7 +52,10 @@ impl Tried {
         let now = Instant::now();
         let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;
         let count = self.entries.partition_point(over);
-        count.checked_sub(1).and_then(|last| self.entries.get(last)).map_or(0, |entry| entry.end)
+        count
+            .checked_sub(1)
+            .and_then(|last| self.entries.get(last))
+            .map_or(Position::START, |entry| entry.end)
     }
 }
 
@@ -68,10 +71,10 @@ mod tests {
     async fn an_event_keeps_the_time_of_its_first_attempt() {
         let second = Duration::from_secs(1);
         let mut tried = Tried::new(10 * second);
-        tried.note(claim(0, 5), 0);
+        tried.note(claim(Position::new(0), Position::new(5)), Position::new(0));
         tokio::time::advance(4 * second).await;
         // Again, with what has come since.
-        tried.note(claim(0, 8), 0);
+        tried.note(claim(Position::new(0), Position::new(8)), Position::new(0));
         tokio::time::advance(5 * second).await;
         assert_eq!(tried.over_until(), 0);
         tokio::time::advance(second).await;
@@ -86,16 +89,19 @@ mod tests {
         let mut tried = Tried::new(max);
         let mut firsts = Vec::new();
         for position in 0..100_000 {
-            tried.note(claim(position, position + 1), 0);
+            tried.note(
+                claim(Position::new(position), Position::new(position + 1)),
+                Position::new(0),
+            );
             firsts.push(Instant::now());
             tokio::time::advance(Duration::from_millis(10)).await;
         }
         assert!(tried.entries.len() <= 1001, "{}", tried.entries.len());
-        let over = usize::try_from(tried.over_until()).unwrap();
+        let over = usize::try_from(tried.over_until().get()).unwrap();
         assert!(firsts[..over].iter().all(|first| first.elapsed() >= max));
         tokio::time::advance(max / 1000).await;
         assert_eq!(tried.over_until(), 100, "at most a thousandth too late");
-        tried.note(claim(100_000, 100_001), 100_000);
+        tried.note(claim(Position::new(100_000), Position::new(100_001)), Position::new(100_000));
         assert_eq!(tried.entries.len(), 1);
     }
 }

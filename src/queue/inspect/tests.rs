@@ -23,40 +23,40 @@ use crate::queue::segment::WINDOW;
 const LINE: u64 = 100;
 
 /// When the event of a position was received, before now.
-fn received(position: Position) -> u64 {
+fn received(position: u64) -> u64 {
     spool::now() - 1_000_000 + position
 }
 
-fn line(position: Position) -> Vec<u8> {
+fn line(position: u64) -> Vec<u8> {
     let mut line = format!("{{\"n\":{position},\"x\":\"").into_bytes();
     line.resize(usize::try_from(LINE).unwrap() - 3, b'x');
     line.extend(b"\"}\n");
     line
 }
 
-fn lines(positions: Range<Position>) -> Vec<u8> {
+fn lines(positions: Range<u64>) -> Vec<u8> {
     positions.flat_map(line).collect()
 }
 
-fn place(position: Position) -> Place {
-    Place { position, byte: position * LINE }
+fn place(position: u64) -> LogOffset {
+    LogOffset { position: Position::new(position), byte: position * LINE }
 }
 
 /// A log as its writer makes it.
 struct Log {
     disk: SimulatedDisk,
-    end: Position,
+    end: u64,
     /// The segment that is written to, and the offset behind its last record.
     active: Option<(Arc<dyn File>, u64)>,
     /// Segment, offset and positions of each record.
-    records: Vec<(String, u64, Range<Position>)>,
+    records: Vec<(String, u64, Range<u64>)>,
 }
 
 /// Of a segment while it is written to.
 const RESERVED: u64 = 16 * BLOCK;
 
 impl Log {
-    fn new(end: Position) -> Self {
+    fn new(end: u64) -> Self {
         Self { disk: SimulatedDisk::new(1), end, active: None, records: Vec::new() }
     }
 
@@ -78,7 +78,8 @@ impl Log {
 
     fn segment(&mut self) -> &mut Self {
         self.seal();
-        let file = self.disk.create(&segment::file_name(self.end), RESERVED).unwrap();
+        let file =
+            self.disk.create(&segment::file_name(Position::new(self.end)), RESERVED).unwrap();
         let first = place(self.end);
         let header = SegmentHeader { first: first.position, first_byte: first.byte, made: 1 };
         file.write_at(&[&header.encode()], 0).unwrap();
@@ -106,11 +107,11 @@ impl Log {
     }
 
     /// The cursors file, with the log's end as it was known then.
-    fn cursors(&self, outputs: &[(&str, Position)], holes: &[Range<Position>], end: Position) {
+    fn cursors(&self, outputs: &[(&str, u64)], holes: &[Range<u64>], end: u64) {
         let outputs = outputs.iter().map(|(name, at)| ((*name).to_owned(), place(*at))).collect();
-        let hole = |hole: &Range<Position>| Hole {
-            start: hole.start,
-            end: hole.end,
+        let hole = |hole: &Range<u64>| Hole {
+            start: Position::new(hole.start),
+            end: Position::new(hole.end),
             bytes: (hole.end - hole.start) * LINE,
         };
         let contents =
@@ -145,14 +146,14 @@ impl Log {
     }
 }
 
-fn header(positions: &Range<Position>, group: Position, lines: &[u8]) -> RecordHeader {
+fn header(positions: &Range<u64>, group: u64, lines: &[u8]) -> RecordHeader {
     RecordHeader {
-        first: positions.start,
+        first: Position::new(positions.start),
         first_byte: positions.start * LINE,
         received: received(positions.start),
         length: lines.len() as u64,
         events: positions.end - positions.start,
-        group,
+        group: Position::new(group),
         crc: crc32c::crc32c(lines),
     }
 }
@@ -196,7 +197,7 @@ fn export(directory: &Directory, output: Option<&str>) -> (Vec<u8>, Vec<String>)
 /// All that can be seen, for comparisons.
 fn seen(directory: &Directory) -> (Vec<String>, Vec<u8>, u64) {
     let ((lines, told), summary) = (export(directory, None), directory.summary().unwrap());
-    (told, lines, summary.end)
+    (told, lines, summary.end.get())
 }
 
 #[test]
@@ -210,7 +211,7 @@ fn a_whole_log_is_shown_exported_and_verified_and_nothing_is_changed() {
     let size = |name: &String| log.disk.contents(name).len() as u64;
     assert_eq!(summary.segments, 3);
     assert_eq!(summary.segment_bytes, log.names().iter().map(size).sum::<u64>());
-    assert_eq!((summary.first, summary.end), (0, 182));
+    assert_eq!((summary.first.get(), summary.end.get()), (0, 182));
     assert_eq!((summary.format, summary.cursors), (1, CursorsFile::Whole));
     assert_eq!((summary.damaged_headers, summary.quarantine), (0, (1, 77)));
     let [fast, slow] = summary.outputs.as_slice() else { panic!("{summary:?}") };
@@ -238,7 +239,7 @@ fn an_output_is_exported_from_any_place() {
         log.cursors(&[("slow", at)], &[], 182);
         assert_eq!(log.export(Some("slow")), (lines(at..182), vec![]), "from {at}");
         let summary = log.directory().summary().unwrap();
-        assert_eq!((summary.outputs[0].events, summary.end), (182 - at, 182));
+        assert_eq!((summary.outputs[0].events, summary.end.get()), (182 - at, 182));
     }
 }
 
@@ -294,7 +295,7 @@ fn a_changed_byte_in_a_segments_header_costs_nothing_and_is_told() {
         assert_eq!(told, [format!("{name} offset 0: 48 bytes damaged, 0 events missing")]);
         assert_eq!(verdict.events, 182);
         let summary = log.directory().summary().unwrap();
-        assert_eq!((summary.damaged_headers, summary.end), (1, 182));
+        assert_eq!((summary.damaged_headers, summary.end.get()), (1, 182));
         assert_eq!(summary.outputs[1].bytes, 142 * LINE);
     }
 }
@@ -360,16 +361,16 @@ fn a_segment_that_was_about_to_be_made_is_no_damage() {
     for bytes in [0, RESERVED] {
         let mut log = Log::usual();
         log.seal();
-        log.disk.create(&segment::file_name(log.end), bytes).unwrap();
+        log.disk.create(&segment::file_name(Position::new(log.end)), bytes).unwrap();
         let (verdict, told) = log.verify();
         assert_eq!(told, Vec::<String>::new());
-        assert_eq!(verdict.unfinished, Some((segment::file_name(182), 0)));
+        assert_eq!(verdict.unfinished, Some((segment::file_name(Position::new(182)), 0)));
         assert_eq!(seen(&log.directory()), (vec![], lines(0..182), 182));
         assert_eq!(log.directory().summary().unwrap().damaged_headers, 0);
     }
     let mut log = Log::usual();
     log.seal();
-    let file = log.disk.create(&segment::file_name(log.end), RESERVED).unwrap();
+    let file = log.disk.create(&segment::file_name(Position::new(log.end)), RESERVED).unwrap();
     file.write_at(&[b"not a header"], 0).unwrap();
     assert_eq!(log.verify().1, Vec::<String>::new());
     // What the cursors file knows of was in it.
@@ -413,7 +414,7 @@ fn what_a_failed_write_left_behind_is_no_damage() {
 
 #[test]
 fn missing_events_are_told_as_far_as_an_output_needs_them() {
-    let gap = |start: Position, end: Position| {
+    let gap = |start: u64, end: u64| {
         let events = end - start;
         vec![format!(
             "positions {start} to {}: {events} events missing, no segment has them",
@@ -475,7 +476,7 @@ fn without_the_cursors_file_everything_is_needed() {
     let summary = log.directory().summary().unwrap();
     assert_eq!(
         (summary.cursors, summary.outputs, summary.end),
-        (CursorsFile::Damaged, vec![], 182)
+        (CursorsFile::Damaged, vec![], Position::new(182))
     );
     log.disk.remove(cursors::FILE).unwrap();
     assert!(log.verify().1[0].contains("cursors: missing"));
@@ -526,7 +527,7 @@ fn a_file_that_cannot_be_opened_is_told_and_passed() {
     assert!(told[0].contains("00065.seg: cannot be read, 65 events"), "{told:?}");
     assert!(told[0].ends_with("; run this as the user that runs the relay, or as root"));
     let summary = closed(0).summary().unwrap();
-    assert_eq!((summary.segments, summary.unreadable.len(), summary.end), (2, 1, 182));
+    assert_eq!((summary.segments, summary.unreadable.len(), summary.end.get()), (2, 1, 182));
     log.disk.fail(Operation::Open, 0, Errno::ACCESS);
     let error = log.directory().summary().unwrap_err().to_string();
     assert!(error.starts_with("cannot read /spool/cursors: "), "{error}");
@@ -685,12 +686,12 @@ impl File for BusyFile {
 }
 
 /// Outputs go on to a place, and what none needs is deleted.
-fn deliver(log: &Arc<Mutex<Log>>, to: Position) {
+fn deliver(log: &Arc<Mutex<Log>>, to: u64) {
     let log = log.lock().unwrap();
     log.cursors(&[("fast", log.end.max(to)), ("slow", to)], &[], log.end);
     let segments = segment::list(&log.disk).unwrap();
     for (first, next) in with_next(&segments) {
-        if next.is_some_and(|next| next <= to) {
+        if next.is_some_and(|next| next <= Position::new(to)) {
             log.disk.remove(&segment::file_name(first)).unwrap();
         }
     }
@@ -727,7 +728,7 @@ fn segments_that_are_delivered_and_deleted_meanwhile_are_not_missing() {
             assert_eq!(told, Vec::<String>::new(), "{what} {n}");
             assert!(exported.ends_with(&lines(left.start.max(to)..left.end)), "{what} {n}");
             let summary = begin().0.summary().unwrap();
-            assert_eq!((summary.end, summary.unreadable.len()), (182, 0), "{what} {n}");
+            assert_eq!((summary.end.get(), summary.unreadable.len()), (182, 0), "{what} {n}");
         }
     }
 }
@@ -828,7 +829,7 @@ fn a_summary_is_made_again_where_the_last_segment_has_gone() {
         }
     });
     let summary = directory.summary().unwrap();
-    assert_eq!((summary.first, summary.end, summary.segments), (182, 200, 1));
+    assert_eq!((summary.first.get(), summary.end.get(), summary.segments), (182, 200, 1));
     assert_eq!(summary.outputs[1].events, 0);
 }
 
@@ -874,31 +875,33 @@ fn eight_gibibytes_are_summed_up_at_once() {
     // One long record in each, whose lines nobody has written.
     let length = SIZE - FIRST_RECORD - RECORD_HEADER;
     for first in 0..128 {
-        let path = root.join(segment::file_name(first));
+        let path = root.join(segment::file_name(Position::new(first)));
         fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
-        let file = disk.open(&segment::file_name(first), Access::Write).unwrap();
-        let segment = SegmentHeader { first, first_byte: first * length, made: 1 };
+        let file = disk.open(&segment::file_name(Position::new(first)), Access::Write).unwrap();
+        let segment =
+            SegmentHeader { first: Position::new(first), first_byte: first * length, made: 1 };
         let record = RecordHeader {
-            first,
+            first: Position::new(first),
             first_byte: first * length,
             received: received(first),
             length,
             events: 1,
-            group: first,
+            group: Position::new(first),
             crc: 0,
         };
         file.write_at(&[&segment.encode()], 0).unwrap();
         file.write_at(&[&record.encode()], FIRST_RECORD).unwrap();
     }
-    let outputs =
-        (0..128).map(|at| (format!("o{at:03}"), Place { position: at, byte: at * length }));
-    let end = Place { position: 128, byte: 128 * length };
+    let outputs = (0..128).map(|at| {
+        (format!("o{at:03}"), LogOffset { position: Position::new(at), byte: at * length })
+    });
+    let end = LogOffset { position: Position::new(128), byte: 128 * length };
     let contents = Contents { end, outputs: outputs.collect(), holes: Vec::new() };
     Cursors::open(&disk, &Found::Nothing, 0).unwrap().write(&disk, &contents).unwrap();
     let begun = tokio::time::Instant::now();
     let summary = Directory::open(root).unwrap().summary().unwrap();
     let took = begun.elapsed();
-    assert_eq!((summary.segments, summary.segment_bytes, summary.end), (128, 8 << 30, 128));
+    assert_eq!((summary.segments, summary.segment_bytes, summary.end.get()), (128, 8 << 30, 128));
     for (output, at) in summary.outputs.iter().zip(0..) {
         assert_eq!((output.events, output.bytes), (128 - at, (128 - at) * length));
         assert!(output.oldest.is_some());

@@ -16,7 +16,7 @@ use crate::queue::Position;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Hole;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::disk::File;
 use crate::queue::segment;
 use crate::queue::segment::Check;
@@ -62,7 +62,7 @@ impl<'a, 't> Walk<'a, 't> {
             tell,
             floor: None,
             holes: Vec::new(),
-            position: 0,
+            position: Position::START,
             verdict: Verdict::default(),
         }
     }
@@ -123,14 +123,14 @@ impl<'a, 't> Walk<'a, 't> {
         if events == 0 {
             return Ok(());
         }
-        let start = positions.start.max(self.floor.unwrap_or(0));
+        let start = positions.start.max(self.floor.unwrap_or_default());
         self.find(&Finding::Missing { positions: start..until, events })
     }
 
     /// How many of these events are needed.
     fn needed(&self, positions: &Range<Position>) -> u64 {
-        let positions = positions.start.max(self.floor.unwrap_or(0))..positions.end;
-        let events = positions.end.saturating_sub(positions.start);
+        let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
+        let events = positions.end.saturating_since(positions.start);
         events.saturating_sub(cursors::dropped_in(&self.holes, &positions))
     }
 
@@ -147,7 +147,7 @@ impl<'a, 't> Walk<'a, 't> {
             Ok(None) => return Ok(()),
             Err(error) => {
                 self.position = next.unwrap_or(known).max(first);
-                let events = self.position.saturating_sub(first.max(self.want.from));
+                let events = self.position.saturating_since(first.max(self.want.from));
                 return self.find(&Finding::Unreadable { file: name, error, events });
             }
         };
@@ -156,7 +156,7 @@ impl<'a, 't> Walk<'a, 't> {
         let limit = limit(first, next, &self.holes);
         let mut segment = Segment { file: &*file, first, size: u64::MAX, limit, end: limit };
         if next.is_none() {
-            let tail = tail(&*file, Place { position: first, byte: 0 }, limit, known);
+            let tail = tail(&*file, LogOffset { position: first, byte: 0 }, limit, known);
             (segment.size, segment.end) = (tail.kept, tail.end.position);
             let unfinished = tail.unfinished.map(|offset| (name.clone(), offset));
             if header.is_none() && tail.damages.is_empty() && tail.end.position.max(known) <= first
@@ -192,7 +192,7 @@ impl<'a, 't> Walk<'a, 't> {
                 Ok(())
             }
             Step::Damaged { offset, bytes, positions } => {
-                let events = positions.end.saturating_sub(positions.start.max(self.want.from));
+                let events = positions.end.saturating_since(positions.start.max(self.want.from));
                 self.position = positions.end;
                 self.find(&Finding::Damaged { file: name.to_owned(), offset, bytes, events })
             }
@@ -203,7 +203,7 @@ impl<'a, 't> Walk<'a, 't> {
     /// Tells the lines of a record. `false`: they do not check any more.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
-        let passed = self.want.from.saturating_sub(header.first);
+        let passed = self.want.from.saturating_since(header.first);
         let (begin, end) = (record.offset + RECORD_HEADER, record.offset + header.size());
         let start = scan.nth_line(begin..end, passed);
         if let Some(lines) = &record.lines {
@@ -234,10 +234,10 @@ pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> 
 
 /// The last segment behind what is known to be synced, read again as long as something in it does not check: a relay may be
 /// writing it. `first`: where it begins.
-pub(super) fn tail(file: &dyn File, first: Place, limit: Position, known: Position) -> Tail {
+pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Position) -> Tail {
     let segment = Segment { file, first: first.position, size: u64::MAX, limit, end: limit };
     let (offset, position) = segment.place_of(known);
-    let begin = Place { position, ..first };
+    let begin = LogOffset { position, ..first };
     let mut attempts = ATTEMPTS;
     loop {
         let scan = Scan::new(file, (offset, position), u64::MAX, limit, Check::Lines);

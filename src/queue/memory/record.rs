@@ -65,7 +65,7 @@ impl Record {
 
     /// Where the line of this event starts; for the end, the length.
     fn offset(&mut self, position: Position) -> usize {
-        let Ok(line) = usize::try_from(position.saturating_sub(self.first)) else {
+        let Ok(line) = usize::try_from(position.saturating_since(self.first)) else {
             return self.lines.len();
         };
         if line == 0 {

@@ -536,10 +536,13 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
     tokio::time::advance(Duration::from_secs(2)).await;
     let origin = |first, seconds| Origin { first, age: Duration::from_secs(seconds) };
     let taken = cursor.next(ALL).expect("both");
-    assert_eq!(taken.origins, [origin(0, 7), origin(3, 2)]);
+    assert_eq!(taken.origins, [origin(Position::new(0), 7), origin(Position::new(3), 2)]);
     cursor.release(taken.claim);
     let (left, right) = cursor.split(taken.claim).expect("halves");
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(cursor.retake(left).expect("the left").origins, [origin(0, 8)]);
-    assert_eq!(cursor.retake(right).expect("the right").origins, [origin(2, 8), origin(3, 3)]);
+    assert_eq!(cursor.retake(left).expect("the left").origins, [origin(Position::new(0), 8)]);
+    assert_eq!(
+        cursor.retake(right).expect("the right").origins,
+        [origin(Position::new(2), 8), origin(Position::new(3), 3)]
+    );
 }

@@ -14,7 +14,7 @@ use crate::queue::disk::simulated::Operation;
 use crate::queue::disk::simulated::SimulatedDisk;
 
 /// Where the log of these tests starts.
-const FIRST: Position = 1_000;
+const FIRST: Position = Position::new(1_000);
 const FIRST_BYTE: u64 = 70_000;
 
 const CHECKS: [Check; 2] = [Check::Headers, Check::Lines];
@@ -197,7 +197,8 @@ fn segment() -> Segment {
 
 #[test]
 fn the_bytes_are_those_of_the_tables() {
-    let segment = SegmentHeader { first: 7, first_byte: 600, made: 1_700_000_000_000 };
+    let segment =
+        SegmentHeader { first: Position::new(7), first_byte: 600, made: 1_700_000_000_000 };
     let wanted = [
         b"\xFFKAFSEG\0\x01\0\0\0\0\0\0\0".as_slice(),
         b"\x07\0\0\0\0\0\0\0\x58\x02\0\0\0\0\0\0\0\x68\xE5\xCF\x8B\x01\0\0\0\0\0\0",
@@ -205,12 +206,12 @@ fn the_bytes_are_those_of_the_tables() {
     ];
     assert_eq!(segment.encode().as_slice(), wanted.concat());
     let header = RecordHeader {
-        first: 7,
+        first: Position::new(7),
         first_byte: 600,
         received: 1_700_000_000_001,
         length: 11,
         events: 2,
-        group: 5,
+        group: Position::new(5),
         crc: crc32c::crc32c(b"{\"a\":1}\n{}\n"),
     };
     let wanted = [
@@ -224,24 +225,25 @@ fn the_bytes_are_those_of_the_tables() {
 
 #[test]
 fn headers_read_back_and_any_changed_byte_is_seen() {
-    let segment = SegmentHeader { first: 7, first_byte: 600, made: 1_700_000_000_000 };
+    let segment =
+        SegmentHeader { first: Position::new(7), first_byte: 600, made: 1_700_000_000_000 };
     assert_eq!(
         SegmentHeader::decode(&[&segment.encode(), [9; 20].as_slice()].concat()),
         Ok(segment)
     );
     assert_eq!(SegmentHeader::decode(&segment.encode()[..47]), Err(BadHeader::Damaged));
     let record = RecordHeader {
-        first: (1 << 62) - 1,
+        first: Position::new((1 << 62) - 1),
         first_byte: (1 << 62) - 1,
         received: u64::MAX,
         length: (1 << 62) - 1,
         events: 3,
-        group: 9,
+        group: Position::new(9),
         crc: 5,
     };
     assert_eq!(RecordHeader::decode(&record.encode()), Some(record));
     assert_eq!(RecordHeader::decode(&record.encode()[..RECORD_HEADER_LENGTH - 1]), None);
-    assert_eq!((record.end(), record.end_byte()), ((1 << 62) + 2, (1 << 63) - 2));
+    assert_eq!((record.end().get(), record.end_byte()), ((1 << 62) + 2, (1 << 63) - 2));
     for mask in 1..=u8::MAX {
         for at in 0..SEGMENT_HEADER {
             let mut bytes = segment.encode();
@@ -259,7 +261,7 @@ fn headers_read_back_and_any_changed_byte_is_seen() {
 
 #[test]
 fn a_newer_version_is_believed_only_with_the_right_checksum() {
-    let segment = SegmentHeader { first: 7, first_byte: 600, made: 1 };
+    let segment = SegmentHeader { first: Position::new(7), first_byte: 600, made: 1 };
     let decode = |version: u32, checks: bool| {
         let mut bytes = segment.encode();
         bytes[8..12].copy_from_slice(&version.to_le_bytes());
@@ -278,21 +280,21 @@ fn a_newer_version_is_believed_only_with_the_right_checksum() {
 #[test]
 fn a_record_header_with_numbers_that_cannot_be_is_none() {
     let good = RecordHeader {
-        first: 1,
+        first: Position::new(1),
         first_byte: 1,
         received: 1,
         length: 10,
         events: 2,
-        group: 1,
+        group: Position::new(1),
         crc: 0,
     };
     for bad in [
         RecordHeader { events: 0, ..good },
         RecordHeader { events: 11, ..good },
         RecordHeader { length: 1 << 62, ..good },
-        RecordHeader { first: 1 << 62, ..good },
+        RecordHeader { first: Position::new(1 << 62), ..good },
         RecordHeader { first_byte: u64::MAX, ..good },
-        RecordHeader { group: 2, ..good },
+        RecordHeader { group: Position::new(2), ..good },
     ] {
         assert_eq!(RecordHeader::decode(&bad.encode()), None, "{bad:?}");
     }
@@ -301,11 +303,11 @@ fn a_record_header_with_numbers_that_cannot_be_is_none() {
 #[test]
 fn files_are_named_by_their_first_position() {
     for first in [0, 42, u64::MAX] {
-        let name = file_name(first);
+        let name = file_name(Position::new(first));
         let name = name.strip_prefix("segments/").expect("it is in the directory");
-        assert_eq!(position_of(name), Some(first));
+        assert_eq!(position_of(name), Some(Position::new(first)));
     }
-    assert_eq!(file_name(42), "segments/00000000000000000042.seg");
+    assert_eq!(file_name(Position::new(42)), "segments/00000000000000000042.seg");
     for name in [
         "42.seg",
         "000000000000000000042.seg",
@@ -390,7 +392,7 @@ fn missing_events_are_the_difference_of_positions() {
                 Some(Found::Record(record)) => {
                     assert_eq!(scan.position(), record.header.end());
                     assert_eq!(scan.offset(), record.offset + record.header.size());
-                    missing.extend((expected..record.header.first).map(|it| it - FIRST));
+                    missing.extend(expected - FIRST..record.header.first - FIRST);
                 }
             }
         }

@@ -22,7 +22,7 @@ use super::now;
 use crate::queue::Origin;
 use crate::queue::Position;
 use crate::queue::Take;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::disk::Access;
 use crate::queue::disk::File;
 use crate::queue::segment;
@@ -68,7 +68,12 @@ struct Part {
 
 impl Before {
     /// What lies before this place, from a position on.
-    pub(super) fn new(shared: Arc<Shared>, from: Position, place: Place, within: Duration) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        from: Position,
+        place: LogOffset,
+        within: Duration,
+    ) -> Self {
         let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
         let limits = Limits {
             end: place.position,

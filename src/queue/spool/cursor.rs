@@ -31,7 +31,7 @@ use crate::queue::Take;
 use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
 use crate::queue::cursors;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::outputs::show_start;
 use crate::queue::outputs::signed;
 use crate::queue::segment::FIRST_RECORD;
@@ -112,7 +112,7 @@ struct Gap {
 }
 
 impl CursorState {
-    pub(super) fn new(output: Output, at: Place) -> Self {
+    pub(super) fn new(output: Output, at: LogOffset) -> Self {
         Self {
             output,
             claims: Claims::at(at.position),
@@ -145,7 +145,7 @@ impl CursorState {
     pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
         let behind = self.counted.iter().filter(|gap| gap.end > position);
         behind.fold((0, 0), |(events, bytes), gap| {
-            (events + gap.end - gap.start.max(position), bytes + gap.bytes)
+            (events + (gap.end - gap.start.max(position)), bytes + gap.bytes)
         })
     }
 
@@ -156,9 +156,9 @@ impl CursorState {
     }
 
     /// What the cursors file is to say.
-    pub(super) fn saved(&self) -> Place {
+    pub(super) fn saved(&self) -> LogOffset {
         let byte = self.claims.iter().next().map_or(self.read_byte, |entry| entry.note.first_byte);
-        Place { position: self.claims.watermark(), byte }
+        LogOffset { position: self.claims.watermark(), byte }
     }
 
     /// Nothing is on the wire, or nobody will say what became of it.
@@ -176,7 +176,7 @@ impl CursorState {
         // What is being read may be of it.
         self.epoch += 1;
         let read = self.claims.read;
-        let mut missed = dropped.end.saturating_sub(dropped.start.max(read));
+        let mut missed = dropped.end.saturating_since(dropped.start.max(read));
         missed =
             missed.saturating_sub(overlap(&self.counted, dropped.start.max(read)..dropped.end));
         for entry in self.claims.overlapping_mut(dropped.clone()) {
@@ -209,9 +209,9 @@ impl CursorState {
     }
 
     /// Where the pieces end.
-    fn ahead(&self) -> Place {
-        let read = Place { position: self.claims.read, byte: self.read_byte };
-        self.pieces.back().map_or(read, |piece| Place {
+    fn ahead(&self) -> LogOffset {
+        let read = LogOffset { position: self.claims.read, byte: self.read_byte };
+        self.pieces.back().map_or(read, |piece| LogOffset {
             position: piece.end(),
             byte: piece.first_byte + piece.bytes(),
         })
@@ -282,7 +282,7 @@ fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: boo
 /// How many of these positions are in gaps.
 fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     let overlap =
-        |gap: &Gap| gap.end.min(positions.end).saturating_sub(gap.start.max(positions.start));
+        |gap: &Gap| gap.end.min(positions.end).saturating_since(gap.start.max(positions.start));
     gaps.iter().map(overlap).sum()
 }
 

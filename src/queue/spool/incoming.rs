@@ -33,7 +33,7 @@ use crate::audit::LevelCounts;
 use crate::config::WhenFull;
 use crate::queue::Append;
 use crate::queue::Refused;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::disk::File;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::segment::BLOCK;
@@ -329,7 +329,7 @@ impl State {
     /// The file of a large body is the log's last segment now, and nothing more is written to it.
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let first = self.end;
-        self.end = Place { position: first.position + events, byte: first.byte + stored.bytes };
+        self.end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
         self.accepted += events;
         let last = stored.records.last();
         self.segments.push_back(Segment {

@@ -16,7 +16,7 @@ use super::TailRecord;
 use super::quarantine_bytes;
 use crate::queue::Position;
 use crate::queue::Take;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
@@ -134,8 +134,8 @@ pub(super) struct Job {
     pub(super) to: Option<Position>,
     pub(super) chunk: u64,
     /// Of the segment.
-    pub(super) first: Place,
-    pub(super) end: Place,
+    pub(super) first: LogOffset,
+    pub(super) end: LogOffset,
     /// Where it ends in the file; 0: it is not there.
     pub(super) offset: u64,
     /// Where it is known to be damaged.
@@ -267,7 +267,7 @@ fn copy_aside(
 struct Reader<'a> {
     job: &'a Job,
     /// What comes next, as far as pieces were read.
-    at: Place,
+    at: LogOffset,
     bytes: u64,
     has_read_all: bool,
     loaded: Loaded,
@@ -277,7 +277,7 @@ impl<'a> Reader<'a> {
     fn new(job: &'a Job) -> Self {
         Self {
             job,
-            at: Place { position: job.from, byte: job.first.byte },
+            at: LogOffset { position: job.from, byte: job.first.byte },
             bytes: 0,
             has_read_all: true,
             loaded: Loaded {
@@ -373,7 +373,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Marks what is missing before a place.
-    fn miss(&mut self, until: Place, spot: Spot) {
+    fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
             let missing = match self.loaded.pieces.last() {
@@ -394,7 +394,7 @@ impl<'a> Reader<'a> {
     }
 
     fn push(&mut self, piece: Piece) {
-        self.at = Place { position: piece.end(), byte: piece.first_byte + piece.bytes() };
+        self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;
         self.loaded.pieces.push(piece);
     }
@@ -403,7 +403,7 @@ impl<'a> Reader<'a> {
     fn end(&mut self) {
         let end = self.job.to.unwrap_or(self.job.end.position);
         let spot = Spot { offset: self.job.offset, ..self.job.spot };
-        self.miss(Place { position: end, byte: self.job.end.byte }, spot);
+        self.miss(LogOffset { position: end, byte: self.job.end.byte }, spot);
         self.loaded.next = None;
     }
 
@@ -411,7 +411,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let whole = TailRecord {
-            first: Place { position: header.first, byte: header.first_byte },
+            first: LogOffset { position: header.first, byte: header.first_byte },
             events: header.events,
             lines: lines.clone(),
             received: header.received,
@@ -419,7 +419,7 @@ impl<'a> Reader<'a> {
             offset: record.offset,
         };
         let piece = piece_of(&whole, self.at.position..self.job.to.unwrap_or(header.end()));
-        let begins = Place { position: piece.first, byte: piece.first_byte };
+        let begins = LogOffset { position: piece.first, byte: piece.first_byte };
         self.miss(begins, piece.spot);
         self.push(piece);
     }
@@ -460,7 +460,7 @@ impl<'a> Reader<'a> {
                 position,
             };
             let first_byte = header.first_byte + (line - begin);
-            self.miss(Place { position, byte: first_byte }, spot);
+            self.miss(LogOffset { position, byte: first_byte }, spot);
             line += lines.len() as u64;
             let received = header.received;
             self.push(Piece {

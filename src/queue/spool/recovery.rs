@@ -33,7 +33,7 @@ use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Cursors;
 use crate::queue::cursors::Hole;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::disk;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
@@ -195,7 +195,8 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.start = signed(backlog.events);
     show_start(&cursor.output.metrics, cursor.start);
     if backlog.events > 0 {
-        let (output, events, position) = (&cursor.output.name, backlog.events, cursor.claims.read);
+        let (output, events, position) =
+            (&cursor.output.name, backlog.events, cursor.claims.read.get());
         tracing::info!(output, events, position, "goes on with its backlog");
     }
 }
@@ -218,7 +219,7 @@ fn join(
             (None, Trust::Names) => {
                 tracing::info!(
                     output = name,
-                    position = state.end.position,
+                    position = state.end.position.get(),
                     "new: begins with the next event"
                 );
                 state.end
@@ -234,7 +235,7 @@ fn join(
     };
     let mut cursor = CursorState::new(output.clone(), at);
     if contents.is_some_and(|(contents, _)| contents.outputs.contains_key(name)) {
-        cursor.since = 0;
+        cursor.since = Position::START;
     }
     if let Some((spot, received)) = locate(state, disk, at.position) {
         cursor.spot = Some(spot);
@@ -265,7 +266,7 @@ struct Log {
     segments: VecDeque<Segment>,
     /// What is not in the log: first position and size.
     doomed: Vec<(Position, u64)>,
-    end: Place,
+    end: LogOffset,
 }
 
 /// Told of damage: the file, the segment's first position, and what.
@@ -293,7 +294,7 @@ impl Log {
                     (first_byte(&*file, size, position, segments.back()), Some(0))
                 }
             };
-            let first = Place { position, byte };
+            let first = LogOffset { position, byte };
             if let Some(before) = segments.back_mut() {
                 before.end = first;
             }
@@ -328,7 +329,7 @@ impl Log {
         let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
         self.doomed.extend(dropped.map(|segment| (segment.first.position, segment.size)));
         self.segments.retain(|segment| !is_dropped(segment.first.position));
-        let behind: Vec<Place> = self.segments.iter().skip(1).map(|next| next.first).collect();
+        let behind: Vec<LogOffset> = self.segments.iter().skip(1).map(|next| next.first).collect();
         for (segment, end) in self.segments.iter_mut().zip(behind) {
             segment.end = end;
         }
@@ -340,7 +341,7 @@ impl Log {
             let limit_here = behind.chain([limit]).min().unwrap_or(limit);
             self.end = judge_last(&mut last, limit_here, disk, known, report)?;
             if self.end.position < known.position {
-                self.end = Place { byte: known.byte.max(self.end.byte), ..known };
+                self.end = LogOffset { byte: known.byte.max(self.end.byte), ..known };
             }
             if self.end.position > first {
                 last.end = self.end;
@@ -363,7 +364,7 @@ impl Log {
             };
             while let Some(hole) = holes.iter().find(|hole| is_behind(hole, segment)) {
                 let byte = segment.end.byte.saturating_sub(hole.bytes);
-                segment.end = Place { position: hole.start, byte };
+                segment.end = LogOffset { position: hole.start, byte };
             }
         }
         for segment in self.segments.iter().filter(|segment| segment.damaged.contains(&0)) {
@@ -382,9 +383,9 @@ fn judge_last(
     last: &mut Segment,
     limit: Position,
     disk: &dyn Disk,
-    known: Place,
+    known: LogOffset,
     report: Report<'_>,
-) -> io::Result<Place> {
+) -> io::Result<LogOffset> {
     let first = last.first.position;
     let name = segment::file_name(first);
     // A segment that could not be deleted may not be writable either: what is in it is read, nothing is cut off, and new

@@ -19,7 +19,7 @@ use super::now;
 use crate::queue::Position;
 use crate::queue::Refused;
 use crate::queue::cursors::Cursors;
-use crate::queue::cursors::Place;
+use crate::queue::cursors::LogOffset;
 use crate::queue::disk::File;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::named;
@@ -105,7 +105,7 @@ impl Writer {
             shared,
             cursors,
             active: None,
-            saved_end: 0,
+            saved_end: Position::START,
             save_at: now,
             tried: 0,
             unnamed: true,
@@ -263,7 +263,7 @@ impl Writer {
 
     /// Writes the headers of an incoming file, whose lines are synced, and gives the file its name
     /// in the log.
-    fn adopt(&self, incoming: &IncomingFile, received: u64, end: Place) -> io::Result<()> {
+    fn adopt(&self, incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<()> {
         let started = Instant::now();
         let mut place = end;
         for record in &incoming.records {
@@ -279,7 +279,7 @@ impl Writer {
                 crc: record.crc,
             };
             incoming.file.write_at(&[&header.encode()], record.offset)?;
-            place = Place { position: header.end(), byte: header.end_byte() };
+            place = LogOffset { position: header.end(), byte: header.end_byte() };
         }
         let header = SegmentHeader { first: end.position, first_byte: end.byte, made: now() };
         incoming.file.write_at(&[&header.encode()], 0)?;
@@ -334,7 +334,7 @@ impl Writer {
             };
             records.push((at, header));
             at += header.size();
-            place = Place { position: header.end(), byte: header.end_byte() };
+            place = LogOffset { position: header.end(), byte: header.end_byte() };
         }
         let headers: Vec<_> = records.iter().map(|(_, header)| header.encode()).collect();
         let pieces: Vec<&[u8]> = headers
@@ -359,7 +359,7 @@ impl Writer {
         let before = segment.offset.next_multiple_of(BLOCK);
         if let Some((offset, last)) = records.last() {
             segment.offset = offset + last.size();
-            segment.end = Place { position: last.end(), byte: last.end_byte() };
+            segment.end = LogOffset { position: last.end(), byte: last.end_byte() };
             state.end = segment.end;
         }
         let used = segment.offset.next_multiple_of(BLOCK) - before;
@@ -373,7 +373,7 @@ impl Writer {
             metrics.accepted(waiting.append.events, bytes, &waiting.append.levels);
             state.accepted += waiting.append.events;
             let record = TailRecord {
-                first: Place { position: header.first, byte: header.first_byte },
+                first: LogOffset { position: header.first, byte: header.first_byte },
                 events: header.events,
                 lines: waiting.append.lines,
                 received: header.received,
@@ -542,7 +542,7 @@ impl Writer {
     }
 
     /// Where the next segment begins, once no other file has its name.
-    fn make_way(&mut self) -> io::Result<Place> {
+    fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
             // A segment without a record is in the way of its successor, which has the same name.

@@ -172,7 +172,7 @@ impl ModelCursor {
             .claims
             .iter()
             .filter(|(_, (_, stage))| stages.contains(stage))
-            .map(|(start, (end, _))| Claim { start: *start, end: *end })
+            .map(|(start, (end, _))| Claim::of(*start, *end))
             .collect();
         (!open.is_empty()).then(|| open[index % open.len()])
     }
@@ -239,7 +239,7 @@ impl Model {
         let events = self.records.iter().filter(|record| record.here).flat_map(|record| {
             (record.first..)
                 .zip(record.events.iter().cloned())
-                .filter(|(position, _)| (claim.start..claim.end).contains(position))
+                .filter(|(position, _)| claim.numbers().contains(position))
         });
         events.collect()
     }
@@ -419,7 +419,7 @@ impl Pair {
             Step::Release { cursor, claim } => {
                 let model = &mut self.model.cursors[cursor % cursors];
                 let Some(claim) = model.pick(*claim, &[Stage::OnWire]) else { return Ok(()) };
-                model.claims.insert(claim.start, (claim.end, Stage::Released));
+                model.claims.insert(claim.start.get(), (claim.end.get(), Stage::Released));
                 self.cursors[cursor % cursors].release(claim);
             }
             Step::Retake { cursor, claim } => self.retake(cursor % cursors, *claim)?,
@@ -499,7 +499,7 @@ impl Pair {
     fn finish(&mut self, cursor: usize, claim: usize, fate: queue::Fate) {
         let model = &mut self.model.cursors[cursor];
         let Some(claim) = model.pick(claim, &[Stage::OnWire]) else { return };
-        model.claims.insert(claim.start, (claim.end, Stage::Done));
+        model.claims.insert(claim.start.get(), (claim.end.get(), Stage::Done));
         self.cursors[cursor].finish(claim, fate);
         let positions = self.model.events_of(claim);
         let model = &mut self.model.cursors[cursor];
@@ -527,7 +527,7 @@ impl Pair {
         same("retaken", real.as_ref().map(read).unwrap_or_default(), wanted)?;
         self.compare_origins(real.as_ref())?;
         let stage = if real.is_some() { Stage::OnWire } else { Stage::Dropped };
-        self.model.cursors[cursor].claims.insert(claim.start, (claim.end, stage));
+        self.model.cursors[cursor].claims.insert(claim.start.get(), (claim.end.get(), stage));
         Ok(())
     }
 
@@ -543,15 +543,15 @@ impl Pair {
         let halves = [left, right].map(|half| self.model.events_of(half).len());
         same("halves", halves, [events / 2, events - events / 2])?;
         let model = &mut self.model.cursors[cursor];
-        let (_, stage) = model.claims[&claim.start];
-        model.claims.insert(left.start, (left.end, stage));
-        model.claims.insert(right.start, (right.end, stage));
+        let (_, stage) = model.claims[&claim.start.get()];
+        model.claims.insert(left.start.get(), (left.end.get(), stage));
+        model.claims.insert(right.start.get(), (right.end.get(), stage));
         Ok(())
     }
 
     fn next(&mut self, cursor: usize, take: Take) -> TestCaseResult {
         let read_before = self.model.cursors[cursor].read;
-        let rest = Claim { start: read_before, end: u64::MAX };
+        let rest = Claim::of(read_before, u64::MAX);
         let waiting = self.model.events_of(rest);
         let real = self.cursors[cursor].next(take);
         same("something is there", real.is_some(), !waiting.is_empty())?;
@@ -564,7 +564,7 @@ impl Pair {
         let fits = real.bytes <= take.bytes && real.events <= take.events;
         same("within its bounds, or one event", fits || real.events == 1, true)?;
         same("claim", (real.claim.start, real.claim.end), {
-            (waiting[0].0, waiting[got.len() - 1].0 + 1)
+            (Position::new(waiting[0].0), Position::new(waiting[got.len() - 1].0 + 1))
         })?;
         // Cut only where the first batch does not fit alone; then as much of it as fits.
         let positions = &waiting[..got.len()];
@@ -585,8 +585,8 @@ impl Pair {
         }
         same("could be longer", next_fits, false)?;
         let model = &mut self.model.cursors[cursor];
-        model.read = real.claim.end;
-        model.claims.insert(real.claim.start, (real.claim.end, Stage::OnWire));
+        model.read = real.claim.end.get();
+        model.claims.insert(real.claim.start.get(), (real.claim.end.get(), Stage::OnWire));
         Ok(())
     }
 
@@ -611,7 +611,7 @@ impl Pair {
         same("within its bounds", held.0 <= self.model.bound, true)?;
         same("accepted", self.real.shared.lock().counted.events, self.model.accepted())?;
         self.compare_tickets()?;
-        let all = self.model.events_of(Claim { start: 0, end: u64::MAX });
+        let all = self.model.events_of(Claim::of(0, u64::MAX));
         let backlogs: BTreeMap<String, Backlog> = self.real.backlogs().into_iter().collect();
         same("outputs", backlogs.len(), self.model.cursors.len())?;
         for cursor in &self.model.cursors {

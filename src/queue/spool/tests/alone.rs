@@ -107,7 +107,7 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.fill_segment();
-    let stuck = segment::file_name(0);
+    let stuck = segment::file_name(Position::new(0));
     scene.disk.undeletable(&stuck);
     for round in 0..500 {
         assert!(scene.queue.admits(5000).is_ok(), "round {round}");
@@ -152,7 +152,7 @@ fn a_full_queue_with_a_stuck_segment_says_full_and_not_that_the_disk_fails() {
     let mut scene = Scene::new(&settings(256 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.fill_segment();
-    scene.disk.undeletable(&segment::file_name(0));
+    scene.disk.undeletable(&segment::file_name(Position::new(0)));
     scene.deliver();
     scene.writer.perform(Step::Reclaim);
     let refused = (0..1000).find_map(|_| scene.send(5000).err());
@@ -173,12 +173,12 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     scene.deliver();
     // The next segment is made, and its first group is not synced: it is empty, and in the way of
     // its successor.
-    let next = segment::file_name(scene.sent);
+    let next = segment::file_name(Position::new(scene.sent));
     while scene.queue.shared.lock().free >= needed(5000) {
         assert_eq!(scene.send(5000), Ok(()));
         scene.deliver();
     }
-    let name = segment::file_name(scene.sent);
+    let name = segment::file_name(Position::new(scene.sent));
     assert_ne!(next, name);
     scene.disk.undeletable(&name);
     // Its header is synced, the group is not.
@@ -234,7 +234,7 @@ fn a_part_of_a_claim_gets_nothing_of_the_rest() {
             scene.cursor.take_in(job.epoch, loaded);
         };
         let mut wanted = Vec::new();
-        (half.start..half.end).for_each(|number| write_line(number, 200, &mut wanted));
+        half.numbers().for_each(|number| write_line(number, 200, &mut wanted));
         assert!(batch.pieces.concat() == wanted, "{half:?} has {} events", batch.events);
         assert_eq!(batch.events, half.end - half.start);
     }

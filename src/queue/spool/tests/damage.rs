@@ -63,12 +63,18 @@ impl Running {
         Self { telemetry, queue, cursors, writer, counts }
     }
 
-    fn positions(&self) -> Vec<Position> {
-        self.queue.shared.lock().cursors.iter().map(|(_, cursor)| cursor.claims.read).collect()
+    fn positions(&self) -> Vec<u64> {
+        self.queue
+            .shared
+            .lock()
+            .cursors
+            .iter()
+            .map(|(_, cursor)| cursor.claims.read.get())
+            .collect()
     }
 
-    fn end(&self) -> Position {
-        self.queue.shared.lock().end.position
+    fn end(&self) -> u64 {
+        self.queue.shared.lock().end.position.get()
     }
 
     fn append(&self, events: impl Iterator<Item = (u64, usize)>) {
@@ -140,7 +146,7 @@ impl Running {
 struct Placed {
     file: String,
     bytes: Range<u64>,
-    positions: Range<Position>,
+    positions: Range<u64>,
 }
 
 /// A spool, and what it should give.
@@ -149,12 +155,12 @@ struct Spool {
     config: config::Queue,
     names: &'static [&'static str],
     /// Where the outputs are.
-    starts: Vec<Position>,
-    end: Position,
+    starts: Vec<u64>,
+    end: u64,
     /// What the cursors file says of it.
-    known: Position,
+    known: u64,
     /// Of all that is there.
-    lines: BTreeMap<Position, Vec<u8>>,
+    lines: BTreeMap<u64, Vec<u8>>,
     records: Vec<Placed>,
 }
 
@@ -227,7 +233,7 @@ impl Spool {
         let mut running = Running::open(&without, &config, &["all"]);
         let lines = Delivered::drain(&mut running, 0, rng).lines;
         assert_eq!(lines.keys().next_back().map(|last| last + 1).unwrap_or(end), end);
-        Self { disk, config, names, starts, end, known, lines, records }
+        Self { disk, config, names, starts, end, known: known.get(), lines, records }
     }
 
     fn records(disk: &SimulatedDisk) -> Vec<Placed> {
@@ -244,7 +250,7 @@ impl Spool {
                 records.push(Placed {
                     file: name.clone(),
                     bytes: record.offset..record.offset + record.header.size(),
-                    positions: record.header.first..record.header.end(),
+                    positions: record.header.first.get()..record.header.end().get(),
                 });
             }
         }
@@ -255,9 +261,9 @@ impl Spool {
 /// What an output got.
 #[derive(Default)]
 struct Delivered {
-    lines: BTreeMap<Position, Vec<u8>>,
+    lines: BTreeMap<u64, Vec<u8>>,
     /// The last that was taken.
-    last: Option<Position>,
+    last: Option<u64>,
 }
 
 impl Delivered {
@@ -266,7 +272,7 @@ impl Delivered {
         let bytes = batch.pieces.concat();
         let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
         assert_eq!(lines.len() as u64, batch.events);
-        let mut positions = batch.claim.start..batch.claim.end;
+        let mut positions = batch.claim.numbers();
         for line in lines {
             let number = line.split(|byte| *byte == b' ').next().expect("a number");
             let number = std::str::from_utf8(number).expect("a number").parse();
@@ -278,8 +284,8 @@ impl Delivered {
     }
 
     fn note(&mut self, batch: &Batch) {
-        assert!(self.last.is_none_or(|last| last < batch.claim.start), "out of order");
-        self.last = Some(batch.claim.end - 1);
+        assert!(self.last.is_none_or(|last| last < batch.claim.start.get()), "out of order");
+        self.last = Some(batch.claim.end.get() - 1);
     }
 
     /// So many claims, each finished, some of them released and taken again before.
@@ -431,10 +437,10 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     assert!(held <= spool.config.max_bytes);
     assert!(running.queue.backlogs().iter().all(|(_, backlog)| backlog.events == 0));
 
-    let victims: BTreeSet<Position> = hit().flat_map(|record| record.positions.clone()).collect();
+    let victims: BTreeSet<u64> = hit().flat_map(|record| record.positions.clone()).collect();
     let mut most = 0;
     for (chosen, delivered) in delivered.iter().enumerate() {
-        let missing: BTreeSet<Position> =
+        let missing: BTreeSet<u64> =
             (starts[chosen]..end).filter(|at| !delivered.lines.contains_key(at)).collect();
         assert!(missing.is_subset(&victims), "{missing:?} are missing, {victims:?} were hit");
         assert_eq!(lost[chosen], missing.len() as u64, "{missing:?}");
@@ -508,17 +514,17 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
         running.work(&[Step::Commit, Step::Reclaim]);
     };
     (0..8).step_by(2).for_each(|number| append(&mut running, number));
-    disk.flip(&segment::file_name(2), FIRST_RECORD + RECORD_HEADER, 1);
-    let first = Claim { start: 0, end: 2 };
+    disk.flip(&segment::file_name(Position::new(2)), FIRST_RECORD + RECORD_HEADER, 1);
+    let first = Claim::of(0, 2);
     assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(first));
-    assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(Claim { start: 4, end: 6 }));
+    assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(Claim::of(4, 6)));
     assert_eq!(running.counts[0].lost(), 2);
     running.cursors[0].rewind();
     // What is on the wire stays, what is behind it is dropped.
     assert_eq!(running.next(1, ALL).map(|batch| batch.claim), Some(first));
     (8..40).step_by(2).for_each(|number| append(&mut running, number));
-    assert!(disk.names().contains(&segment::file_name(0)));
-    assert!(!disk.names().contains(&segment::file_name(2)));
+    assert!(disk.names().contains(&segment::file_name(Position::new(0))));
+    assert!(!disk.names().contains(&segment::file_name(Position::new(2))));
 
     let conserved = |running: &Running| {
         for (counts, (name, backlog)) in running.counts.iter().zip(running.queue.backlogs()) {

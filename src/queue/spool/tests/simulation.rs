@@ -115,9 +115,9 @@ struct Output {
     counted: u64,
     /// By position.
     fates: Vec<Fate>,
-    read: Position,
+    read: u64,
     /// By start: end, and on the wire or released.
-    claims: BTreeMap<Position, (Position, Stage)>,
+    claims: BTreeMap<u64, (u64, Stage)>,
     /// Were dropped while they were released, or on the wire of an optional output, and the output does not know.
     dropped: Vec<Claim>,
     start: i64,
@@ -126,11 +126,11 @@ struct Output {
     filtered: [u64; 2],
     lost: u64,
     /// The cursors file has it at least here.
-    saved: Position,
+    saved: u64,
     /// It has it at all.
     named: bool,
     /// Where the log ended as it joined.
-    joined: Position,
+    joined: u64,
     /// Its bytes were guessed when a claim was split.
     guessed: bool,
     /// They were once.
@@ -140,7 +140,7 @@ struct Output {
 
 impl Output {
     /// The first position that is not finished, and where it is if what was dropped is passed.
-    fn watermark(&self) -> (Position, Position) {
+    fn watermark(&self) -> (u64, u64) {
         let Some((start, _)) = self.claims.first_key_value() else {
             return (self.read, self.next().unwrap_or(self.fates.len() as u64));
         };
@@ -148,7 +148,7 @@ impl Output {
     }
 
     /// What comes next.
-    fn next(&self) -> Option<Position> {
+    fn next(&self) -> Option<u64> {
         let unread = self.fates.get(index(self.read)..)?;
         let next = unread.iter().position(|fate| *fate == Fate::Waiting)?;
         Some(self.read + next as u64)
@@ -159,17 +159,17 @@ impl Output {
     }
 
     fn first(&self) -> Option<Claim> {
-        self.claims.first_key_value().map(|(start, (end, _))| Claim { start: *start, end: *end })
+        self.claims.first_key_value().map(|(start, (end, _))| Claim::of(*start, *end))
     }
 
     fn pick(&self, rng: &mut Rng, stages: &[Stage]) -> Option<Claim> {
         let of_stage = self.claims.iter().filter(|(_, (_, stage))| stages.contains(stage));
-        let claims = of_stage.map(|(start, (end, _))| Claim { start: *start, end: *end });
+        let claims = of_stage.map(|(start, (end, _))| Claim::of(*start, *end));
         rng.choice(claims.collect::<Vec<_>>())
     }
 
     /// Says how many were waiting.
-    fn settle(&mut self, positions: Range<Position>, fate: Fate) -> u64 {
+    fn settle(&mut self, positions: Range<u64>, fate: Fate) -> u64 {
         let mut count = 0;
         for old in &mut self.fates[index(positions.start)..index(positions.end)] {
             if *old == Fate::Waiting {
@@ -182,18 +182,20 @@ impl Output {
     }
 
     /// A dropped segment. Says how many it had not got.
-    fn drop_segment(&mut self, positions: &Range<Position>) -> u64 {
+    fn drop_segment(&mut self, positions: &Range<u64>) -> u64 {
         let inside: Vec<Claim> = self
             .claims
             .range(..positions.end)
-            .map(|(start, (end, _))| Claim { start: *start, end: *end })
-            .filter(|claim| claim.end > positions.start)
+            .map(|(start, (end, _))| Claim::of(*start, *end))
+            .filter(|claim| claim.end > Position::new(positions.start))
             .collect();
         for claim in inside {
-            let (_, stage) = self.claims.remove(&claim.start).expect("it is there");
+            let (_, stage) = self.claims.remove(&claim.start.get()).expect("it is there");
             let may_be = stage == Stage::Released || !self.required;
             assert!(may_be, "{}: {claim:?} is dropped", self.name);
-            assert!(positions.start <= claim.start && claim.end <= positions.end);
+            assert!(
+                positions.start <= claim.start.get() && claim.end <= Position::new(positions.end)
+            );
             self.dropped.push(claim);
         }
         if positions.contains(&self.read) {
@@ -206,10 +208,10 @@ impl Output {
 /// Where an output may go on after a start.
 #[derive(Debug, Clone, Copy)]
 struct Known {
-    from: Position,
-    to: Position,
+    from: u64,
+    to: u64,
     named: bool,
-    joined: Position,
+    joined: u64,
     guessed: bool,
     /// It has left, or did not come to join: where it may have been is only one place for it to begin.
     free: bool,
@@ -274,7 +276,7 @@ struct Simulation {
     /// The number of each position's event; `None`: it was found at a start, and nobody has got it yet.
     log: Vec<Option<u64>>,
     /// By position: it was dropped once.
-    dropped: BTreeSet<Position>,
+    dropped: BTreeSet<u64>,
     known: BTreeMap<String, Known>,
     /// The machine will crash by itself.
     armed: bool,
@@ -298,7 +300,7 @@ struct Simulation {
     tally: Tally,
 }
 
-fn index(position: Position) -> usize {
+fn index(position: u64) -> usize {
     usize::try_from(position).expect("a small log")
 }
 
@@ -365,13 +367,13 @@ impl Simulation {
         (sent, index(number - self.sent[sent].first))
     }
 
-    fn length(&self, position: Position) -> Option<u64> {
+    fn length(&self, position: u64) -> Option<u64> {
         let (sent, event) = self.find(self.log[index(position)]?);
         Some(self.sent[sent].lengths[event] as u64)
     }
 
     /// An output has got an event that nobody was told of.
-    fn learn(&mut self, position: Position, lines: &[u8]) {
+    fn learn(&mut self, position: u64, lines: &[u8]) {
         let end = lines.iter().position(|byte| *byte == b' ').expect("a number, and a space");
         let number = std::str::from_utf8(&lines[..end]).expect("a number").parse();
         let (sent, event) = self.find(number.expect("a number"));
@@ -394,7 +396,7 @@ impl Simulation {
         let got = batch.pieces.concat();
         assert_eq!(batch.bytes, got.len() as u64);
         let mut wanted = Vec::with_capacity(got.len());
-        for position in batch.claim.start..batch.claim.end {
+        for position in batch.claim.numbers() {
             if self.log[index(position)].is_none() {
                 self.learn(position, &got[wanted.len().min(got.len())..]);
             }
@@ -418,8 +420,8 @@ impl Simulation {
             let (found, watermark) = (cursor.before(Duration::MAX).all(), cursor.watermark());
             let mut next = 0;
             for (origin, lines) in found {
-                assert!(next <= origin.first, "{} is behind {next}", origin.first);
-                next = origin.first;
+                assert!(next <= origin.first.get(), "{} is behind {next}", origin.first);
+                next = origin.first.get();
                 for line in lines.split_inclusive(|byte| *byte == b'\n') {
                     if let Some(number) = self.log[index(next)] {
                         let (sent, event) = self.find(number);
@@ -430,7 +432,7 @@ impl Simulation {
                     next += 1;
                     self.tally.before += 1;
                 }
-                assert!(next <= watermark, "{next} is behind {watermark}");
+                assert!(next <= watermark.get(), "{next} is behind {watermark}");
             }
         }
     }
@@ -585,12 +587,13 @@ impl Simulation {
         true
     }
 
-    fn segments(&self) -> Vec<Range<Position>> {
-        self.state().segments.iter().map(Segment::positions).collect()
+    fn segments(&self) -> Vec<Range<u64>> {
+        let numbers = |segment: &Segment| segment.first.position.get()..segment.end.position.get();
+        self.state().segments.iter().map(numbers).collect()
     }
 
     /// A segment is gone. Whether for required outputs too.
-    fn dropped(&mut self, range: Range<Position>, drop_oldest: bool) {
+    fn dropped(&mut self, range: Range<u64>, drop_oldest: bool) {
         let mut required = self.outputs.iter().filter(|output| output.required);
         let is_spare = required.all(|output| output.watermark().1 >= range.end);
         assert!(is_spare || drop_oldest, "{range:?} is gone, and needed: {}", self.shown());
@@ -654,7 +657,7 @@ impl Simulation {
 
     /// What the writer has taken away that only optional outputs needed: the disk was full, or the queue was, but for the
     /// segment that was written to.
-    fn note_dropped(&mut self, before: Vec<Range<Position>>, told_full: bool) {
+    fn note_dropped(&mut self, before: Vec<Range<u64>>, told_full: bool) {
         let after = self.segments();
         for range in before.into_iter().filter(|segment| !after.contains(segment)) {
             // One that was written to has grown.
@@ -675,7 +678,7 @@ impl Simulation {
     /// Reads the answers of those who wait. So many may have been written.
     fn hear(&mut self, written: usize) {
         let end = self.state().end.position;
-        let mut new = end - self.log.len() as u64;
+        let mut new = end - Position::new(self.log.len() as u64);
         let mut waiting = VecDeque::new();
         for (number, (sent, mut ticket)) in
             std::mem::take(&mut self.waiting).into_iter().enumerate()
@@ -742,17 +745,17 @@ impl Simulation {
             assert!(next.is_none() || job.is_some(), "{} stands at {next:?}", output.name);
             return false;
         };
-        assert_eq!(Some(got.claim.start), next, "{} skips, or goes back", output.name);
+        assert_eq!(Some(got.claim.start.get()), next, "{} skips, or goes back", output.name);
         let fits = got.bytes <= take.bytes && got.events <= take.events;
         assert!(fits || got.events == 1, "within its bounds, or one event");
         self.compare(&got);
         let output = &mut self.outputs[chosen];
         let Claim { start, end } = got.claim;
-        let fates = &output.fates[index(start)..index(end)];
+        let fates = &output.fates[index(start.get())..index(end.get())];
         assert!(fates.iter().all(|fate| *fate == Fate::Waiting), "it had some of {start}..{end}");
         output.guessed &= !output.claims.is_empty();
-        output.claims.insert(start, (end, Stage::OnWire));
-        output.read = end;
+        output.claims.insert(start.get(), (end.get(), Stage::OnWire));
+        output.read = end.get();
         if self.rng.bool() {
             self.ask(chosen, true);
         }
@@ -776,9 +779,9 @@ impl Simulation {
         let fate = queue::Fate { lost, dropped, duplicate };
         say!(self, "{} finishes {claim:?}, {fate:?}", self.outputs[chosen].name);
         let output = &mut self.outputs[chosen];
-        output.claims.remove(&claim.start);
-        output.settle(claim.start..claim.end - lost, Fate::Finished);
-        output.settle(claim.end - lost..claim.end, Fate::Lost);
+        output.claims.remove(&claim.start.get());
+        output.settle(claim.start.get()..claim.end.get() - lost, Fate::Finished);
+        output.settle(claim.end.get() - lost..claim.end.get(), Fate::Lost);
         output.filtered = [output.filtered[0] + dropped, output.filtered[1] + duplicate];
         self.tally.delivered += claim.end - claim.start - lost;
         self.process().cursors[chosen].finish(claim, fate);
@@ -790,7 +793,7 @@ impl Simulation {
         if output.ordered {
             return;
         }
-        output.claims.insert(claim.start, (claim.end, Stage::Released));
+        output.claims.insert(claim.start.get(), (claim.end.get(), Stage::Released));
         say!(self, "{} releases {claim:?}", self.outputs[chosen].name);
         self.process().cursors[chosen].release(claim);
     }
@@ -814,9 +817,9 @@ impl Simulation {
         let parts = (left.start, left.end, right.start, right.end);
         assert_eq!(parts, (claim.start, middle, middle, claim.end));
         let output = &mut self.outputs[chosen];
-        let (_, stage) = output.claims[&claim.start];
-        output.claims.insert(left.start, (left.end, stage));
-        output.claims.insert(right.start, (right.end, stage));
+        let (_, stage) = output.claims[&claim.start.get()];
+        output.claims.insert(left.start.get(), (left.end.get(), stage));
+        output.claims.insert(right.start.get(), (right.end.get(), stage));
         (output.guessed, output.has_guessed) = (true, true);
     }
 
@@ -876,7 +879,7 @@ impl Simulation {
                 }
             }
         }
-        self.outputs[chosen].claims.insert(claim.start, (claim.end, Stage::OnWire));
+        self.outputs[chosen].claims.insert(claim.start.get(), (claim.end.get(), Stage::OnWire));
         true
     }
 
@@ -1017,16 +1020,16 @@ impl Simulation {
         };
         say!(self, "start with {names:?} at {places:?}: {}", self.shown());
         let before = self.log.len() as u64;
-        assert!(end >= before, "the end is {end}, it was {before}");
+        assert!(end >= Position::new(before), "the end is {end}, it was {before}");
         if self.is_ambiguous(before) {
             self.ambiguous = true;
             self.tally.ambiguous += 1;
             return;
         }
-        self.log.resize(index(end), None);
+        self.log.resize(index(end.get()), None);
         (self.accepted, self.dropped_newest, self.dropped_oldest) = (0, 0, 0);
         let mut holed = vec![false; self.log.len()];
-        for position in holes.iter().flat_map(|hole| hole.start..hole.end) {
+        for position in holes.iter().flat_map(|hole| hole.start.get()..hole.end.get()) {
             assert!(self.dropped.contains(&position), "{position} was never dropped");
             holed[index(position)] = true;
         }
@@ -1035,8 +1038,9 @@ impl Simulation {
             let known = match self.known.get(*name) {
                 Some(known) => {
                     // It may stand before what was dropped, or behind.
-                    let behind = (at..end).find(|position| !holed[index(*position)]);
-                    let goes_on = known.from <= behind.unwrap_or(end) && at <= known.to;
+                    let behind = (at.get()..end.get()).find(|position| !holed[index(*position)]);
+                    let goes_on =
+                        known.from <= behind.unwrap_or(end.get()) && at <= Position::new(known.to);
                     // Nothing was stored for it.
                     let joins = !known.named
                         && (at == end || at == oldest)
@@ -1048,16 +1052,16 @@ impl Simulation {
                     assert!(at == end || at == oldest, "{name} is new, and at {at}");
                     Known {
                         from: 0,
-                        to: end,
+                        to: end.get(),
                         named: false,
-                        joined: end,
+                        joined: end.get(),
                         guessed: false,
                         free: false,
                     }
                 }
             };
-            let fate = |(position, holed): (Position, &bool)| match holed {
-                _ if position < at => Fate::Finished,
+            let fate = |(position, holed): (u64, &bool)| match holed {
+                _ if position < at.get() => Fate::Finished,
                 true => Fate::Lost,
                 false => Fate::Waiting,
             };
@@ -1068,14 +1072,14 @@ impl Simulation {
                 counts,
                 counted: 0,
                 fates: (0..).zip(&holed).map(fate).collect(),
-                read: at,
+                read: at.get(),
                 claims: BTreeMap::new(),
                 dropped: Vec::new(),
                 start: 0,
                 finished: 0,
                 filtered: [0; 2],
                 lost: 0,
-                saved: if safe { at } else { known.from },
+                saved: if safe { at.get() } else { known.from },
                 named: safe || known.named,
                 joined: known.joined,
                 guessed: known.guessed,
@@ -1095,7 +1099,7 @@ impl Simulation {
 
     /// Whether records that nobody was told of are there but for their last byte, which is a line break. The same bytes are
     /// found where such a byte of an acknowledged record has become a zero, so they are damage, and counted as lost.
-    fn is_ambiguous(&self, before: Position) -> bool {
+    fn is_ambiguous(&self, before: u64) -> bool {
         let (segment, damaged) = match self.state().segments.back() {
             Some(last) if !last.damaged.is_empty() => (last.first, last.damaged.clone()),
             Some(_) | None => return false,
@@ -1105,7 +1109,8 @@ impl Simulation {
             let (header, lines) = bytes[index(*offset)..].split_at(index(RECORD_HEADER));
             let Some(header) = RecordHeader::decode(header) else { return false };
             let Some((0, lines)) = lines[..index(header.length)].split_last() else { return false };
-            header.first >= before && header.crc == crc32c::crc32c(&[lines, b"\n"].concat())
+            header.first >= Position::new(before)
+                && header.crc == crc32c::crc32c(&[lines, b"\n"].concat())
         };
         damaged.iter().all(lacks_its_end)
     }
@@ -1498,7 +1503,8 @@ impl Simulation {
             }
             // What it still needs is there.
             if let Some((oldest, _)) = waiting_at().next() {
-                let holds = |segment: &Segment| segment.positions().contains(&oldest);
+                let holds =
+                    |segment: &Segment| segment.positions().contains(&Position::new(oldest));
                 assert!(state.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
             }
         }
@@ -1506,8 +1512,8 @@ impl Simulation {
         let to = self.outputs.iter().map(|output| output.watermark().1).min().unwrap_or(0);
         let from = self.outputs.iter().map(|output| output.watermark().0).min().unwrap_or(0);
         let held = state.watermark();
-        let before = (held..from).all(|position| self.dropped.contains(&position));
-        assert!(before && held <= to, "{held} is held, not {from} to {to}");
+        let before = (held.get()..from).all(|position| self.dropped.contains(&position));
+        assert!(before && held <= Position::new(to), "{held} is held, not {from} to {to}");
         let names = self.disk.names();
         for segment in &state.segments {
             let name = segment::file_name(segment.first.position);

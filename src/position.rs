@@ -1,0 +1,109 @@
+//! The number of an event in the log.
+//!
+//! A type of its own, so that a position can't be passed for a count of events, a byte number or a
+//! file offset: those are plain `u64`.
+
+use std::fmt;
+use std::ops::Add;
+use std::ops::AddAssign;
+use std::ops::Sub;
+
+/// The number of an event: how many events were accepted before it. With files the count goes on
+/// over restarts, from the moment the directory was made; in memory it begins with the process.
+///
+/// A position plus a count of events is a position; the difference of two positions is a count.
+/// For example, a claim of positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5
+/// events.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Position(u64);
+
+impl Position {
+    /// The position of the first event that a new queue accepts.
+    pub const START: Self = Self(0);
+
+    /// A position behind every event: no queue reaches it.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// The position of the event that `number` events were accepted before.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number, as files, logs and commands show it.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The position of the next event.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The number of events from `earlier` up to this position; 0 if `earlier` is at or behind it.
+    #[must_use]
+    pub const fn saturating_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The position `events` before this one; [`Position::START`] if there are not so many.
+    #[must_use]
+    pub const fn saturating_back(self, events: u64) -> Self {
+        Self(self.0.saturating_sub(events))
+    }
+}
+
+impl Add<u64> for Position {
+    type Output = Self;
+
+    fn add(self, events: u64) -> Self {
+        Self(self.0 + events)
+    }
+}
+
+impl AddAssign<u64> for Position {
+    fn add_assign(&mut self, events: u64) {
+        self.0 += events;
+    }
+}
+
+impl Sub for Position {
+    /// A number of events.
+    type Output = u64;
+
+    fn sub(self, earlier: Self) -> u64 {
+        self.0 - earlier.0
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Tests write positions as numbers.
+#[cfg(test)]
+impl PartialEq<u64> for Position {
+    fn eq(&self, number: &u64) -> bool {
+        self.0 == *number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_of_positions_is_a_number_of_events() {
+        let (start, end) = (Position::new(10), Position::new(10) + 5);
+        assert_eq!(end - start, 5);
+        assert_eq!(end.saturating_since(start), 5);
+        assert_eq!(start.saturating_since(end), 0);
+        assert_eq!(start.saturating_back(11), Position::START);
+        assert_eq!(Position::new(14).next(), end);
+        assert_eq!(format!("{start:05} {end}"), "00010 15");
+    }
+}
