@@ -164,7 +164,7 @@ impl Admin {
                     .header_read_timeout(HEAD_TIMEOUT)
                     .max_buf_size(16 * 1024)
                     .serve_connection(TokioIo::new(stream), service);
-                // Errors are the client's: it has gone, or has sent no HTTP.
+                // An error is the client's: the client has gone, or has sent no HTTP.
                 let bounded = tokio::time::timeout(CONNECTION_TIME, serving);
                 let bounded = place.lost.run_until_cancelled(bounded);
                 drop(stop.run_until_cancelled(bounded).await);
@@ -224,9 +224,9 @@ impl Admin {
         }
     }
 
-    /// The answer of `/readyz`. It is 503 only for reasons that must keep senders away: the start
-    /// and the drain. A full queue or a dead output is no reason, because a pod that leaves its
-    /// Service turns back-pressure into connection errors.
+    /// The answer of `/readyz`. The status is 503 only for reasons that must keep senders away: the
+    /// start and the drain. A full queue or a dead output is no reason, because a pod that leaves
+    /// its Service turns back-pressure into connection errors.
     fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {

@@ -313,7 +313,7 @@ mod tests {
     fn numbers_escapes_and_duplicate_keys_pass_as_they_are() {
         let event = r#"{"auditID":"\u00e4","stage":"Panic","requestObject":{"n":1e400,"m":123456789012345678901234567890,"s":"\ud800","k":1,"k":-0}}"#;
         assert_eq!(lines(&list(event)), [event]);
-        // The first of duplicate keys counts, and a key may be written with escapes.
+        // The first of two equal keys counts, and a key may be written with escapes.
         assert_eq!(lines(r#"{"auditID":"a","stage":"Panic","stage":"Nothing"}"#).len(), 1);
         assert!(refusal(r#"{"auditID":"a","stage":"Nothing","stage":"Panic"}"#).contains("stage"));
         assert_eq!(lines(r#"{"\u0061uditID":"a","st\u0061ge":"Panic"}"#).len(), 1);
@@ -331,7 +331,7 @@ mod tests {
             while at + size < text {
                 let before = places.capacity();
                 Span::new(at, at + size).unwrap().push_to(&mut places, text);
-                // While it grows, both are there.
+                // While the `Vec` grows, the old and the new buffer are both in memory.
                 let both = if before == places.capacity() { 0 } else { before };
                 most = most.max((both + places.capacity()) * size_of::<Span>());
                 (at, size) = (at + size + 1, EVENT_BYTES_MIN);
@@ -500,7 +500,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against serde_json's tree: the same events, each still the same value.
+        /// Lists of random events, with random white space around their commas, must be split into
+        /// the same events, in which only line breaks have become spaces.
         #[test]
         fn random_events_come_out_as_they_went_in(objects in prop::collection::vec(json(4), 1..6), gap in "[ \n\r\t]{0,3}") {
             let events: Vec<String> = objects

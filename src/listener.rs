@@ -595,8 +595,8 @@ where
     }
 }
 
-/// A request that is under way. The drop ends it, even if its sender has gone and the answer is
-/// never written.
+/// A request that is under way. Dropping this value ends the request, even if its sender has gone
+/// and no answer is ever written.
 struct UnderWay {
     connection: Arc<Connection>,
     /// The result of [`Connection::begin_request`].

@@ -222,7 +222,7 @@ impl Sources {
     }
 
     /// Tells the sources that a plan removes or changes to take nothing more, and waits until they
-    /// do, at most [`CLOSING_AT_RELOAD`]. Call this before the queue's settings change: events are
+    /// do, at most `CLOSING_AT_RELOAD`. Call this before the queue's settings change: events are
     /// acknowledged by the settings that hold when a source takes them, and under other settings an
     /// offset might be committed before any output has the events.
     pub async fn close_leaving(&self, planned: &[Planned]) {
@@ -311,7 +311,7 @@ impl Sources {
         self.slots.iter().map(show).collect()
     }
 
-    /// Begins the drain: waits until no source takes events any more, at most [`CLOSING`]. Events
+    /// Begins the drain: waits until no source takes events any more, at most `CLOSING`. Events
     /// that were taken are still waited for by the sources.
     pub async fn close(&self) {
         self.closing.cancel();

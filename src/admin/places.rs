@@ -64,7 +64,7 @@ impl Places {
     }
 }
 
-/// The place of one connection, which is free again after the drop.
+/// The place of one connection. The place is free again when this value is dropped.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,

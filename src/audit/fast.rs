@@ -96,7 +96,7 @@ struct Seen {
     high: bool,
 }
 
-/// The work space of a thread. It is kept between bodies, because clearing it for each body would
+/// The work space of a thread, which is kept between bodies: clearing all of it for each body would
 /// take too long.
 struct Space {
     blocks: Blocks,
@@ -449,9 +449,9 @@ fn number(text: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// The bytes that are escaped: those after an odd number of backslashes. `carry` is 1 if the first
-/// byte is escaped from the block before, and is set for the next block. The addition is
-/// simdjson's.
+/// The bytes of a block that are escaped: those after an odd number of backslashes. `carry` is 1 if
+/// the block's first byte is escaped by the block before, and is then updated for the next block.
+/// The addition is simdjson's.
 #[inline(always)]
 fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     const EVEN: u64 = 0x5555_5555_5555_5555;

@@ -610,7 +610,7 @@ mod tests {
 
     proptest! {
         /// Random bodies, in which one byte is changed, removed or doubled, arrive in random steps.
-        /// They must be accepted in pieces exactly if they are accepted whole.
+        /// A body must be accepted in pieces exactly if it is accepted whole, with the same events.
         #[test]
         fn a_body_is_taken_in_pieces_exactly_if_it_is_taken_whole(
             sizes in prop::collection::vec(0..500_usize, 1..20),

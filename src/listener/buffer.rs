@@ -26,7 +26,8 @@ use memmap2::RemapOptions;
 /// this size, and the kernel limits the number of mappings (65,530 for each process).
 const HEAP_MAX: usize = 256 * 1024;
 
-/// A body gets a mapping of its announced size only after this many bytes of it have come.
+/// The size of the first mapping of a body is at most about this, even if the head has announced
+/// more. The body gets a mapping of its announced size when more bytes than this have come.
 const FIRST_MAX: usize = 1024 * 1024;
 
 /// The largest number of bytes that a pool keeps: the mappings of a few batches. No limit counts
@@ -70,7 +71,7 @@ impl Pool {
 
 /// A mapping that goes back to its pool when dropped.
 struct Mapped {
-    /// `None` only during the drop.
+    /// `None` only while this value is dropped.
     map: Option<MmapMut>,
     pool: Arc<Pool>,
 }
@@ -240,6 +241,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        /// Random pieces go into a buffer, with a right or wrong announced length and with used
+        /// mappings in the pool. A part of the buffer that is kept must have the bytes that came.
         #[test]
         fn what_is_kept_is_what_came(
             pieces in proptest::collection::vec((any::<u8>(), 0..400_000_usize), 0..8),

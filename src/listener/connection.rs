@@ -34,7 +34,7 @@ use crate::telemetry::Rejection;
 /// still read and thrown away, for at most [`LINGER_TIME`]. Otherwise the sender might see a reset
 /// instead of the answer (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-/// See [`LINGER_BYTES`].
+/// The longest time for which bytes are thrown away; see [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
 /// Takes the place of [`LINGER_TIME`] if the body did not come while its refusal waited for it:
 /// this sender has already had its time.
@@ -286,8 +286,8 @@ impl Connection {
         self.waker.wake();
     }
 
-    /// Waits until the registry ends the connection. This is for the TLS handshake, in which nobody
-    /// reads through [`Watched`].
+    /// Waits until the registry ends the connection. The TLS handshake needs this, because nobody
+    /// reads through [`Watched`] before its end.
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -402,7 +402,7 @@ impl Registry {
     }
 }
 
-/// The place of a connection in the registry, which is free again after the drop.
+/// The place of a connection in the registry. The place is free again when this value is dropped.
 pub(super) struct Registered {
     registry: Arc<Registry>,
     id: u64,

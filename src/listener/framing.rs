@@ -10,7 +10,7 @@
 /// `Transfer-Encoding` or chunk size needs.
 const LINE_BYTES: usize = 64;
 
-/// The position of a connection's bytes in the framing of HTTP/1.
+/// Follows the bytes of a connection, to know to which part of a request the next byte belongs.
 pub(super) struct Framing {
     state: State,
     /// The line that is being read.
@@ -246,6 +246,8 @@ mod tests {
     }
 
     proptest! {
+        /// Random requests, with bodies that look like heads, arrive in pieces of random sizes.
+        /// After each piece the framing must know if a head has begun and not ended.
         #[test]
         fn a_head_is_known_from_its_first_byte_to_its_last_however_the_bytes_are_cut(
             requests in proptest::collection::vec((forms(), any::<bool>(), any::<bool>()), 1..6),

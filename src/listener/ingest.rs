@@ -103,8 +103,9 @@ impl InFlight {
         Self { used: AtomicU64::new(0), gauge }
     }
 
+    /// Counts `bytes` more bytes and returns `true`. If more than `max` bytes would be counted
+    /// then, counts none and returns `false`.
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
-    /// Takes `bytes` more bytes, and returns `true`, if at most `max` are taken then.
     fn add(&self, bytes: u64, max: u64) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
             used.checked_add(bytes).filter(|sum| *sum <= max)
@@ -127,7 +128,8 @@ impl InFlight {
     }
 }
 
-/// The bytes of one body that count in [`InFlight`]; the drop gives them back.
+/// The bytes of one body that are counted in [`InFlight`]. They are given back when this value is
+/// dropped.
 struct Reservation<'a> {
     in_flight: &'a InFlight,
     max: u64,
@@ -471,8 +473,8 @@ impl Ingest {
         }
     }
 
-    /// Answers a refusal. If the rest of the body is still to come, and is small enough, it is
-    /// thrown away before.
+    /// Answers a refusal. If the rest of the body is still to come, and is small enough, the rest
+    /// is read and thrown away before the answer.
     async fn refuse(
         &self,
         bounds: &Bounds,

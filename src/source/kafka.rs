@@ -800,6 +800,8 @@ mod tests {
     use crate::queue::Output;
     use crate::telemetry::Telemetry;
 
+    /// The only output of three batches ends before it has any of them. However often the batches
+    /// are looked at after that, no offset is returned for a commit.
     #[test]
     fn what_was_refused_is_never_committed_however_often_it_is_settled() {
         let config = config::read(config::EMBEDDED).config.expect("it is right");

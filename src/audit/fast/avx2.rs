@@ -106,8 +106,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm256_sub_epi64(sum, spread(carried))
 }
 
-/// For each bit, returns 1 if the number of bits that are set up to it, itself included, is odd.
-/// `carry` is the parity of all blocks before, and then of these too.
+/// A mask in which a bit is 1 if an odd number of bits of `lanes` is set, from the first up to this
+/// one. The bits of earlier blocks count too: `carry` is 1 if an odd number of those is set, and is
+/// then updated for the next blocks.
 #[target_feature(enable = "avx2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm256_slli_epi64::<1>(lanes));

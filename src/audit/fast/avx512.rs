@@ -96,8 +96,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
 }
 
-/// For each bit, returns 1 if the number of bits that are set up to it, itself included, is odd.
-/// `carry` is the parity of all blocks before, and then of these too.
+/// A mask in which a bit is 1 if an odd number of bits of `lanes` is set, from the first up to this
+/// one. The bits of earlier blocks count too: `carry` is 1 if an odd number of those is set, and is
+/// then updated for the next blocks.
 #[target_feature(enable = "avx512f,avx512dq")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));
