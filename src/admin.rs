@@ -32,8 +32,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::output::AddressState;
-use crate::output::Status;
+use crate::delivery::AddressState;
+use crate::delivery::Status;
 use crate::queue::Queue;
 use crate::source;
 use crate::telemetry;

@@ -9,11 +9,11 @@
 //! or refuses them. The HTTP response tells the sender which of the two happened. A [`source`] does
 //! the same with the messages of a topic.
 //!
-//! Out: each [`output`] has a cursor in the queue. The output's delivery loop claims the next
-//! events, sends them in the consumer's protocol, and finishes the claim when the consumer has
-//! them. Events that every cursor has finished leave the queue. If the output has a [`filter`],
-//! fewer events may be sent than were claimed: only those that the audit [`policy`] asks for, and
-//! without the values that are to be [redacted](redact).
+//! Out: each output has a cursor in the queue. The output's [`delivery`] loop claims the next events,
+//! sends them in the consumer's protocol (a file of [`output`]), and finishes the claim when the
+//! consumer has them. Events that every cursor has finished leave the queue. If the output has a
+//! [`filter`], fewer events may be sent than were claimed: only those that the audit [`policy`] asks
+//! for, and without the values that are to be [redacted](redact).
 //!
 //! # Layers
 //!
@@ -27,11 +27,12 @@
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · what of an event leaves by an output · clients of a cluster (feature `kafka`) |
-//! | 6 | [`listener`] [`source`] [`output`] [`replay`] | requests · topics · deliveries · files of events |
-//! | 7 | [`admin`] [`check`] | metrics, health, status · what a config names |
-//! | 8 | [`relay`] | which parts there are; how they change and end |
-//! | 9 | [`demo`] | the relay between a sender and a consumer of its own |
-//! | 10 | [`cli`] | commands; the only one that prints |
+//! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] | requests · topics · the loop of an output · files of events |
+//! | 7 | [`output`] | the protocols |
+//! | 8 | [`admin`] [`check`] | metrics, health, status · what a config names |
+//! | 9 | [`relay`] | which parts there are; how they change and end |
+//! | 10 | [`demo`] | the relay between a sender and a consumer of its own |
+//! | 11 | [`cli`] | commands; the only one that prints |
 //!
 //! # Invariants
 //!
@@ -49,6 +50,7 @@ pub mod audit;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod delivery;
 pub mod demo;
 pub mod filter;
 pub mod haproxy;

@@ -45,29 +45,29 @@ mod proxy;
 mod silence;
 mod wire;
 
-use super::Expiry;
-use super::Failure;
-use super::Files;
-use super::Staged;
-use super::connection::Tls;
-use super::connection::dial_failure;
-use super::delivery::Connect;
-use super::delivery::Event;
-use super::delivery::Link;
-use super::delivery::Probed;
-use super::endpoints;
-use super::endpoints::Attempt;
-use super::endpoints::Endpoints;
-use super::endpoints::Place;
-use super::endpoints::Watch;
-use super::retry::RETRY_AFTER_MAX;
-use super::tcp::audit_log;
+use super::json_lines::audit_log;
+use super::transport::connection::dial_failure;
+use super::transport::tls_session::Expiry;
+use super::transport::tls_session::Tls;
 use crate::audit::LIST_HEAD;
 use crate::config;
 use crate::config::Compression;
 use crate::config::HostPort;
 use crate::config::HttpFormat;
 use crate::config::Strategy;
+use crate::delivery::endpoints;
+use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Place;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::endpoints::Watch;
+use crate::delivery::failure::Failure;
+use crate::delivery::failure::RETRY_AFTER_MAX;
+use crate::delivery::files::Files;
+use crate::delivery::files::Staged;
+use crate::delivery::link::Connect;
+use crate::delivery::link::Event;
+use crate::delivery::link::Link;
 use crate::net;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -977,7 +977,9 @@ impl Link for HttpLink {
     async fn close(self) {
         drop((self.lanes, self.busy));
         self.client.drivers.close();
-        tokio::time::timeout(super::delivery::CLOSE_TIME, self.client.drivers.wait()).await.ok();
+        tokio::time::timeout(crate::delivery::link::CLOSE_TIME, self.client.drivers.wait())
+            .await
+            .ok();
     }
 }
 
@@ -1046,7 +1048,7 @@ mod tests {
         let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
         let config::OutputKind::Http(http) = &output.kind else { panic!("{text}") };
         let telemetry = Arc::new(crate::telemetry::Telemetry::new());
-        let expiry = Expiry { telemetry: Arc::clone(&telemetry), output: "o".to_owned() };
+        let expiry = Expiry::new(&telemetry, "o");
         let client = Client::new(http, &output, telemetry.output("o"), expiry);
         let mut connector = Connector::of(client);
         (Connect::files(&connector).unwrap().stage().unwrap())();

@@ -29,20 +29,20 @@ use tokio::sync::mpsc as async_mpsc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Expiry;
-use super::Failure;
-use super::Files;
-use super::Staged;
-use super::delivery::CLOSE_TIME;
-use super::delivery::Connect;
-use super::delivery::Event;
-use super::delivery::Link;
-use super::delivery::Probed;
-use super::tcp::lines;
+use super::transport::tls_session::Expiry;
 use crate::audit::scan;
 use crate::config;
 use crate::config::Compression;
 use crate::config::MessageKey;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::failure::Failure;
+use crate::delivery::files::Files;
+use crate::delivery::files::Staged;
+use crate::delivery::lines::lines;
+use crate::delivery::link::CLOSE_TIME;
+use crate::delivery::link::Connect;
+use crate::delivery::link::Event;
+use crate::delivery::link::Link;
 use crate::kafka::Changes;
 use crate::kafka::Cluster;
 use crate::kafka::Trouble;
@@ -653,7 +653,7 @@ mod tests {
         let output = config::read(text).config.expect(text).outputs.remove(0);
         let config::OutputKind::Kafka(kafka) = &output.kind else { panic!("{text}") };
         let telemetry = Arc::new(Telemetry::new());
-        let expiry = Expiry { telemetry: Arc::clone(&telemetry), output: "o".to_owned() };
+        let expiry = Expiry::new(&telemetry, "o");
         let connector = Connector::new(kafka, &output, telemetry.output("o"), expiry);
         (connector.shared, telemetry)
     }

@@ -20,11 +20,11 @@ use bytes::BytesMut;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 
-use super::acknowledged::Answers;
-use super::acknowledged::Encoding;
-use super::acknowledged::Frames;
-use super::acknowledged::Protocol;
-use super::tcp::lines;
+use super::transport::acknowledged::Answers;
+use super::transport::acknowledged::Encoding;
+use super::transport::acknowledged::Frames;
+use super::transport::acknowledged::Protocol;
+use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
 /// Logstash keeps a length in a signed integer of 32 bits.

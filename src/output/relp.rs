@@ -13,14 +13,14 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
-use super::acknowledged::Answers;
-use super::acknowledged::Encoding;
-use super::acknowledged::Frames;
-use super::acknowledged::Protocol;
-use super::acknowledged::Trouble;
-use super::connection::Wire;
 use super::syslog::Rfc5424;
-use super::tcp::lines;
+use super::transport::acknowledged::Answers;
+use super::transport::acknowledged::Encoding;
+use super::transport::acknowledged::Frames;
+use super::transport::acknowledged::Protocol;
+use super::transport::acknowledged::Trouble;
+use super::transport::connection::Wire;
+use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
 /// The highest number of a command, after which they begin at 1 again, and of bytes in a frame.

@@ -6,15 +6,15 @@ use std::sync::LazyLock;
 use bytes::BytesMut;
 use memchr::memmem::FinderRev;
 
-use super::stream::Encode;
-use super::stream::Encoded;
-use super::tcp::line;
-use super::tcp::lines;
+use super::transport::encode::Encode;
+use super::transport::encode::Encoded;
 use crate::audit::scan;
 use crate::config;
 use crate::config::Framing;
 use crate::config::Rejected;
 use crate::config::SyslogOutput;
+use crate::delivery::lines::line;
+use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
 /// How events become messages, each behind its frame.

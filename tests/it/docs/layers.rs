@@ -1,5 +1,8 @@
-//! The layer table of `src/lib.rs`, held against the sources: a row imports from rows above it only, the metrics are
-//! named in `telemetry` alone, and `cli` alone prints.
+//! The layer table of `src/lib.rs` and the floor tables of rooms, held against the sources.
+//!
+//! A row of `lib.rs` imports only from rows above it, metrics are named in `telemetry` alone, and
+//! `cli` alone prints. A room is a module whose documentation has a table of floors: its files import
+//! only from floors below their own, so that no two files of a room import each other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -144,6 +147,154 @@ fn the_sources_keep_to_the_layer_table() {
         for (number, line) in code(text).filter(|(_, line)| line.contains("use crate::")) {
             assert!(!line.contains('{'), "{}:{number}: {line}", path.display());
         }
+    }
+}
+
+/// The floors of a room, from the table in its documentation: the name of each file, without its
+/// extension, and its floor. `None` if the module has no such table.
+fn floors(text: &str) -> Option<BTreeMap<String, usize>> {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with("//! | floor | files |"));
+    lines.next()?;
+    let mut floors = BTreeMap::new();
+    let table = lines.take_while(|line| line.starts_with("//! |"));
+    for line in table.filter_map(|line| line.strip_prefix("//! | ")) {
+        let mut cells = line.split(" | ");
+        let Some(Ok(floor)) = cells.next().map(str::parse::<usize>) else { continue };
+        for name in cells.next().expect("a cell of files").split_whitespace() {
+            let name = name.trim_matches('`').to_owned();
+            assert!(floors.insert(name.clone(), floor).is_none(), "{name} has two floors");
+        }
+    }
+    Some(floors)
+}
+
+/// The files of the room at `room` (a path below `src`, without `.rs`) that a file at `path` imports,
+/// one for each `super::` or `crate::` path in `line`. The room's own file has an empty name.
+fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
+    let own = path.with_extension("");
+    let mut found = Vec::new();
+    let in_room = |mut module: Vec<String>, rest: &str| {
+        let names = rest.split("::").map(|name| {
+            let end = |char: char| !(char.is_alphanumeric() || char == '_');
+            name.split(end).next().unwrap_or_default().to_owned()
+        });
+        // Modules are in lower case; an item belongs to the module before it.
+        module.extend(names.take_while(|name| {
+            name.chars().next().is_some_and(|first| first.is_lowercase() || first == '_')
+        }));
+        let room: Vec<_> = room.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        module.starts_with(&room).then(|| module.get(room.len()).cloned().unwrap_or_default())
+    };
+    let parents = |levels: usize| {
+        let mut module: Vec<_> = own.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        module.truncate(module.len().saturating_sub(levels));
+        module
+    };
+    // A visibility names a module, and imports nothing.
+    let paths = line.replace("(in crate::", "(");
+    for rest in paths.split("crate::").skip(1) {
+        found.extend(in_room(Vec::new(), rest));
+    }
+    if let Some(rest) = line.split_once("super::").map(|(_, rest)| rest) {
+        let levels = 1 + rest.matches("super::").count();
+        found.extend(in_room(parents(levels), rest.trim_start_matches("super::")));
+    }
+    found
+}
+
+/// Imports of a room's files from their own floor or one above, and files without a floor.
+fn floor_violations(sources: &[(PathBuf, String)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in sources {
+        let Some(floors) = floors(text) else { continue };
+        let room = path.with_extension("");
+        for (path, text) in sources.iter().filter(|(path, _)| path.starts_with(&room)) {
+            let inside = path.strip_prefix(&room).unwrap().with_extension("");
+            let name = inside.iter().next().unwrap().to_str().unwrap().to_owned();
+            if path.ends_with("tests.rs") || path.iter().any(|part| part == "tests") {
+                continue;
+            }
+            let Some(own) = floors.get(&name) else {
+                found.push(format!(
+                    "{}: {name} has no floor in {}",
+                    path.display(),
+                    room.display()
+                ));
+                continue;
+            };
+            for (number, line) in code(text) {
+                for import in imports_in_room(&room, path, line) {
+                    let is_below = floors.get(&import).is_some_and(|floor| floor < own);
+                    if import != name && !is_below {
+                        let import =
+                            if import.is_empty() { "the room's own file" } else { &import };
+                        found.push(format!(
+                            "{}:{number}: {name} (floor {own}) imports {import}",
+                            path.display()
+                        ));
+                    }
+                }
+            }
+        }
+        for name in floors.keys() {
+            let file = room.join(name).with_extension("rs");
+            if !sources.iter().any(|(path, _)| *path == file) {
+                found.push(format!("{}: {name} has a floor and no file", room.display()));
+            }
+        }
+    }
+    found
+}
+
+/// The rooms that must have a table of floors.
+const ROOMS: [&str; 3] = ["delivery.rs", "output.rs", "output/transport.rs"];
+
+#[test]
+fn files_of_a_room_import_only_from_the_floors_below() {
+    let root = repository().join("src");
+    let sources: Vec<_> = sources()
+        .into_iter()
+        .map(|source| (source.path.strip_prefix(&root).unwrap().to_owned(), source.text))
+        .collect();
+    for room in ROOMS {
+        let (_, text) = sources.iter().find(|(path, _)| path == Path::new(room)).expect(room);
+        assert!(floors(text).is_some_and(|floors| floors.len() > 2), "{room} has no floors");
+    }
+    let found = floor_violations(&sources);
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn an_import_against_the_flow_inside_a_room_would_be_found() {
+    let table = "//! | floor | files | x |\n//! |---|---|---|\n//! | 1 | `low` `side` | x |\n\
+                 //! | 2 | `high` | x |\n";
+    let count = |path: &str, text: &str| {
+        let mut sources = vec![(PathBuf::from("room.rs"), table.to_owned())];
+        for name in ["low", "side", "high"] {
+            let file = PathBuf::from(format!("room/{name}.rs"));
+            if file != Path::new(path) {
+                sources.push((file, String::new()));
+            }
+        }
+        sources.push((PathBuf::from(path), text.to_owned()));
+        floor_violations(&sources).len()
+    };
+    for (path, text, wrong) in [
+        ("room/high.rs", "use super::low::Item;\nuse crate::room::side::Item;", 0),
+        ("room/high/deep.rs", "use super::super::low::Item;\nuse super::other;", 0),
+        ("room/high/deep.rs", "use crate::room::high::Item;", 0),
+        ("room/low.rs", "use super::high::Item;", 1),
+        ("room/low.rs", "use super::side::Item;", 1),
+        ("room/low/deep.rs", "use super::super::high::Item;", 1),
+        ("room/low/deep.rs", "use crate::room::high;", 1),
+        ("room/low.rs", "use super::Item;", 1),
+        ("room/low.rs", "// use super::high::Item;", 0),
+        ("room/low.rs", "pub(super) fn f() {}", 0),
+        ("room/low.rs", "let x = super::high::f();", 1),
+        ("room/low.rs", "#[cfg(test)]\nuse super::high::Item;", 0),
+        ("room/new.rs", "", 1),
+    ] {
+        assert_eq!(count(path, text), wrong, "{path}: {text}");
     }
 }
 

@@ -1,16 +1,18 @@
-//! `type = "tcp"`: JSON lines, as Logstash's `json_lines` codec reads them; and the same for stdout.
+//! Batches as JSON lines, as they are stored or as kube-apiserver writes them to its own log. Used by
+//! `tcp` and `stdout`, and by `http` for one of its formats.
 
 use bytes::Bytes;
 use bytes::BytesMut;
 
-use super::stream::Encode;
-use super::stream::Encoded;
+use super::transport::encode::Encode;
+use super::transport::encode::Encoded;
 use crate::audit;
 use crate::audit::scan;
 use crate::config::LineFormat;
+use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
-/// Lines, as stored or as kube-apiserver's own audit.log has them.
+/// Encodes a batch as JSON lines of one format.
 #[derive(Clone, Copy)]
 pub(super) struct Lines {
     format: LineFormat,
@@ -32,7 +34,8 @@ impl Encode for Lines {
     }
 }
 
-/// Puts kind and apiVersion first where an event lacks them; the items of an EventList carry neither.
+/// The lines as in kube-apiserver's own `audit.log`: `kind` and `apiVersion` come first in an event
+/// that lacks them. The items of an EventList lack both.
 pub(super) fn audit_log(pieces: &[Bytes]) -> Bytes {
     let mut out = BytesMut::new();
     for line in lines(pieces) {
@@ -48,20 +51,6 @@ pub(super) fn audit_log(pieces: &[Bytes]) -> Bytes {
         out.extend_from_slice(b"\n");
     }
     out.freeze()
-}
-
-/// Each event without its line break.
-pub(super) fn lines(pieces: &[Bytes]) -> impl Iterator<Item = &[u8]> {
-    pieces.iter().flat_map(|piece| {
-        let mut start = 0;
-        memchr::memchr_iter(b'\n', piece)
-            .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
-    })
-}
-
-/// An event with its line break, apart from its batch, whose bytes may go.
-pub(super) fn line(event: &[u8]) -> Bytes {
-    Bytes::from([event, b"\n"].concat())
 }
 
 #[cfg(test)]

@@ -8,20 +8,24 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Failure;
-use super::Files;
 use super::dead_letter::DeadLetters;
 use super::dead_letter::Written;
-use super::endpoints::Endpoints;
+use super::failure::Failure;
+use super::filtering::Filtering;
+use super::filtering::INSPECTED_BYTES_MAX;
+use super::given_up::GivenUp;
+use super::given_up::Reason;
 use super::health::Health;
+use super::in_flight::Work;
+use super::link::Connect;
+use super::link::Event;
+use super::link::Link;
 use super::retry::Retry;
 use crate::config::BatchLimits;
 use crate::config::Rejected;
@@ -35,14 +39,6 @@ use crate::queue::Position;
 use crate::queue::Retaken;
 use crate::queue::Take;
 use crate::telemetry::Cause;
-
-mod filtering;
-mod given_up;
-mod tried;
-
-use filtering::Filtering;
-use given_up::GivenUp;
-use given_up::Reason;
 
 /// Events of later batches that are tried, and held, while a consumer refuses everything. Beyond it, only those held
 /// are tried.
@@ -66,9 +62,6 @@ const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// What letters that are being written get at the end. What is not safe by then is the next start's, or lost with the queue.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// Who looks through events of which nothing leaves, or all is given up, leaves the thread to others after so much.
-const SIFTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
-
 /// Why an event is given up that the filter could not make smaller.
 const TOO_LARGE: &str = "larger than filter.max_event_bytes, also without its objects";
 
@@ -79,108 +72,6 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 
 /// What of the queue has left before is looked at for so long, at the start; who is not told all may send something twice.
 const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
-
-/// A link keeps events that can't be sent until all before them is final. From so many bytes of them on it has no room.
-pub(super) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
-
-/// Makes connections.
-pub(super) trait Connect: Send {
-    /// What it makes.
-    type Link: Link;
-
-    /// Whether a connection is made at the start, before there is anything to send.
-    const EAGER: bool;
-
-    /// Whether events leave one request after the other.
-    fn is_ordered(&self) -> bool {
-        true
-    }
-
-    /// What is read from files for it.
-    fn files(&self) -> Option<Arc<dyn Files>> {
-        None
-    }
-
-    /// Its addresses, where it has some, for `/status`.
-    fn endpoints(&self) -> Option<Arc<Endpoints>> {
-        None
-    }
-
-    /// Connects to each address once, and says how it went.
-    fn probe(&mut self) -> impl Future<Output = Probed> + Send;
-
-    /// Tries every address once.
-    fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
-}
-
-/// For each address whether it could be connected, or why not.
-pub(super) type Probed = Vec<(String, Result<(), String>)>;
-
-/// A connection with a window: several batches may be on the wire.
-pub(super) trait Link: Send {
-    /// How much may be sent now; `None` while the window is full.
-    fn room(&self) -> Option<Take>;
-
-    /// Hands over a batch, which was taken within [`Link::room`].
-    fn send(&mut self, batch: Batch);
-
-    /// Does the work of the connection until there is something to say. Polled also while nothing is on the wire, so
-    /// that the peer's closing is seen.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when dropped; it is called again.
-    fn event(&mut self) -> impl Future<Output = Event> + Send;
-
-    /// Which of several consumers the last event came from.
-    fn consumer(&self) -> usize {
-        0
-    }
-
-    /// Ends the connection in order, within bounded time.
-    fn close(self) -> impl Future<Output = ()> + Send;
-}
-
-/// What became of something.
-#[derive(Debug)]
-pub(super) enum Event {
-    /// Final: the consumer has it, but for the events that can't be put in its protocol: a line each, ended by `\n`. Of a
-    /// link that finishes in order, it may be the front of what was sent together; the rest is still on the wire.
-    Accepted { claim: Claim, rejected: Vec<Bytes> },
-    /// The consumer objects to the events themselves.
-    Refused(Claim, Failure),
-    /// There is room again, without anything having become final.
-    Room,
-    /// To be sent again; the link works on.
-    Failed(Claim, Failure),
-    /// The link is gone, and everything not yet accepted is to be sent again. `progress`: something was accepted on it.
-    Broken { failure: Failure, progress: bool },
-    /// Time to end the link in order, with nothing on the wire.
-    Closed,
-    /// As [`Event::Broken`], of links that refuse events or finish out of order: what is on the wire is to be sent again,
-    /// what was refused or failed before stays so. Without a failure it is nobody's fault.
-    #[cfg(any(feature = "kafka", test))]
-    Gone(Option<Failure>),
-    /// Nothing moves, for this reason; the link goes on trying.
-    #[cfg(any(feature = "kafka", test))]
-    Troubled(Failure),
-    /// The process can't go on.
-    Fatal(String),
-}
-
-/// Something taken from the queue that is not final.
-#[derive(Debug, Clone, Copy)]
-struct Work {
-    claim: Claim,
-    events: u64,
-    attempts: u32,
-    /// The number of refusals before it was sent.
-    sent_at: u64,
-    /// Where a consumer has refused it, or what it was a part of: the number of that refusal.
-    refused_at: Option<u64>,
-    /// It was refused alone, and kept.
-    suspected: bool,
-}
 
 /// One output's delivery. Run by one task.
 pub(super) struct Delivery<C> {
@@ -486,7 +377,7 @@ impl<C: Connect> Delivery<C> {
         let mut retired = None;
         loop {
             if self.bury() {
-                self.sifted_bytes = SIFTED_BYTES_MAX;
+                self.sifted_bytes = INSPECTED_BYTES_MAX;
             }
             if retired.is_some() && self.wire.is_empty() {
                 link.close().await;
@@ -573,7 +464,7 @@ impl<C: Connect> Delivery<C> {
 
     /// Leaves the thread to others where much was looked through.
     async fn give_way(&mut self) -> bool {
-        let is_much = self.sifted_bytes >= SIFTED_BYTES_MAX;
+        let is_much = self.sifted_bytes >= INSPECTED_BYTES_MAX;
         if is_much {
             self.sifted_bytes = 0;
             tokio::task::yield_now().await;
@@ -627,7 +518,9 @@ impl<C: Connect> Delivery<C> {
 
     /// Sends as long as the link has room.
     fn fill(&mut self, link: &mut C::Link) {
-        while self.paused_until.is_none() && self.may_send() && self.sifted_bytes < SIFTED_BYTES_MAX
+        while self.paused_until.is_none()
+            && self.may_send()
+            && self.sifted_bytes < INSPECTED_BYTES_MAX
         {
             let Some(room) = link.room() else { return };
             let Some((batch, mut work)) = self.take(room) else { return };
@@ -944,9 +837,6 @@ impl<C: Connect> Delivery<C> {
         self.health.next_attempt(until.saturating_duration_since(Instant::now()));
     }
 }
-
-/// The longest that an orderly end of a connection may take.
-pub(super) const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests;

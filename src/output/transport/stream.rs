@@ -32,19 +32,20 @@ use tokio::io::ReadBuf;
 use tokio::time::Instant;
 use tokio::time::Sleep;
 
-use super::Failure;
-use super::Files;
 use super::connection::Endpoint;
 use super::connection::Wire;
-use super::delivery::CLOSE_TIME;
-use super::delivery::Connect;
-use super::delivery::Event;
-use super::delivery::Link;
-use super::delivery::Probed;
-use super::delivery::REJECTED_BYTES_MAX;
-use super::endpoints::Attempt;
-use super::endpoints::Endpoints;
-use super::endpoints::Watch;
+use super::encode::Encode;
+use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::endpoints::Watch;
+use crate::delivery::failure::Failure;
+use crate::delivery::files::Files;
+use crate::delivery::link::CLOSE_TIME;
+use crate::delivery::link::Connect;
+use crate::delivery::link::Event;
+use crate::delivery::link::Link;
+use crate::delivery::link::REJECTED_BYTES_MAX;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
@@ -69,26 +70,8 @@ const CLAIMS_MAX: usize = 65_536;
 /// Slices of one vectored write.
 const SLICES_MAX: usize = 64;
 
-/// How a batch becomes bytes.
-pub trait Encode: Send + 'static {
-    /// The bytes of a batch.
-    ///
-    /// # Errors
-    ///
-    /// Where an event can't be sent and may not be dropped: what is wrong with it.
-    fn encode(&self, batch: Batch) -> Result<Encoded, String>;
-}
-
-/// A batch as bytes.
-pub struct Encoded {
-    /// What is written; empty where every event was rejected.
-    pub pieces: Vec<Bytes>,
-    /// Events that can't be sent and are given up: a line each, ended by `\n`.
-    pub rejected: Vec<Bytes>,
-}
-
 /// Makes connections that speak one encoding. Owned by the delivery loop.
-pub(super) struct Connector<E> {
+pub(in crate::output) struct Connector<E> {
     endpoint: Arc<Endpoint>,
     encode: Arc<E>,
     replay_window: Duration,
@@ -97,7 +80,7 @@ pub(super) struct Connector<E> {
 }
 
 impl<E: Encode> Connector<E> {
-    pub(super) fn new(endpoint: Endpoint, encode: E, replay_window: Duration) -> Self {
+    pub(in crate::output) fn new(endpoint: Endpoint, encode: E, replay_window: Duration) -> Self {
         Self {
             endpoint: Arc::new(endpoint),
             encode: Arc::new(encode),
@@ -224,7 +207,7 @@ struct Writing {
 }
 
 /// One connection.
-pub(super) struct StreamLink<E> {
+pub(in crate::output) struct StreamLink<E> {
     wire: Wire,
     attempt: Attempt,
     endpoint: Arc<Endpoint>,

@@ -9,13 +9,13 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::lines::line;
+use super::link::REJECTED_BYTES_MAX;
 use crate::filter::Asked;
 use crate::filter::Changes;
 use crate::filter::Filter;
 use crate::filter::Seen;
 use crate::filter::Verdict;
-use crate::output::delivery::REJECTED_BYTES_MAX;
-use crate::output::tcp::line;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
@@ -30,6 +30,10 @@ const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// The room for one changed event is kept for the next, unless it is more than this.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
+
+/// Bytes of events that the loop may inspect without sending any (all filtered, or all given up)
+/// before it yields to the runtime, so that other tasks on this thread are not starved.
+pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Owned by the delivery loop. Without a filter it passes everything and costs nothing.
 pub(super) struct Filtering {

@@ -23,7 +23,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::tcp::lines;
+use super::lines::lines;
 use crate::config::Config;
 use crate::telemetry::DroppedLetters;
 use crate::telemetry::Telemetry;

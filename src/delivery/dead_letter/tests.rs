@@ -10,21 +10,21 @@ use tempfile::TempDir;
 use super::*;
 
 /// Letters that a test answers.
-pub(in crate::output) struct Desk {
+pub(in crate::delivery) struct Desk {
     queue: mpsc::Receiver<Job>,
     /// Begun with, as the thread begins with all that waits.
     taken: VecDeque<Given>,
 }
 
 /// Some of them.
-pub(in crate::output) struct Given {
-    pub(in crate::output) reason: String,
-    pub(in crate::output) events: Vec<String>,
+pub(in crate::delivery) struct Given {
+    pub(in crate::delivery) reason: String,
+    pub(in crate::delivery) events: Vec<String>,
     done: oneshot::Sender<Written>,
 }
 
 impl Desk {
-    pub(in crate::output) fn new(telemetry: &Telemetry) -> (DeadLetters, Self) {
+    pub(in crate::delivery) fn new(telemetry: &Telemetry) -> (DeadLetters, Self) {
         let letters = DeadLetters::new(telemetry);
         let (jobs, desk) = mpsc::channel(JOBS_MAX);
         let directory = PathBuf::from("/nowhere");
@@ -36,7 +36,7 @@ impl Desk {
         (letters, Self { queue: desk, taken: VecDeque::new() })
     }
 
-    pub(in crate::output) async fn next(&mut self) -> Option<Given> {
+    pub(in crate::delivery) async fn next(&mut self) -> Option<Given> {
         loop {
             if let Some(given) = self.taken.pop_front() {
                 return Some(given);
@@ -46,7 +46,7 @@ impl Desk {
     }
 
     /// What has been handed over already.
-    pub(in crate::output) fn try_next(&mut self) -> Option<Given> {
+    pub(in crate::delivery) fn try_next(&mut self) -> Option<Given> {
         while let Ok(job) = self.queue.try_recv() {
             self.taken.extend(Taken::of(job).map(Given::new));
         }
@@ -54,7 +54,7 @@ impl Desk {
     }
 
     /// Lets this time pass, and begins with what is handed over meanwhile.
-    pub(in crate::output) async fn pass(&mut self, time: Duration) {
+    pub(in crate::delivery) async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(Some(job)) = tokio::time::timeout_at(end, self.queue.recv()).await {
             self.taken.extend(Taken::of(job).map(Given::new));
@@ -71,7 +71,7 @@ impl Given {
     }
 
     /// As the thread answers. `false`: nobody waits any more.
-    pub(in crate::output) fn written(self, events: u64, error: Option<&str>) -> bool {
+    pub(in crate::delivery) fn written(self, events: u64, error: Option<&str>) -> bool {
         self.done.send(Written { events, error: error.map(str::to_owned) }).is_ok()
     }
 }

@@ -9,45 +9,42 @@ use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 
-use arc_swap::ArcSwapOption;
 use socket2::SockRef;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Expiry;
-use super::Failure;
-use super::Files;
-use super::Staged;
-use super::delivery::Probed;
-use super::endpoints::Attempt;
-use super::endpoints::Endpoints;
-use super::endpoints::Place;
-use super::endpoints::Target;
-use super::endpoints::Watch;
+use super::tls_session::Expiry;
+use super::tls_session::Tls;
 use crate::config;
 use crate::config::HostPort;
+use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Place;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::endpoints::Target;
+use crate::delivery::endpoints::Watch;
+use crate::delivery::failure::Failure;
+use crate::delivery::files::Files;
 use crate::net;
 use crate::net::DialError;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
-use crate::tls;
 
 /// Where an output connects to, and with which settings.
-pub(super) struct Endpoint {
-    pub(super) endpoints: Arc<Endpoints>,
+pub(in crate::output) struct Endpoint {
+    pub(in crate::output) endpoints: Arc<Endpoints>,
     tls: Option<Arc<Tls>>,
-    pub(super) settings: config::Stream,
-    pub(super) timeouts: config::Timeouts,
-    pub(super) metrics: OutputMetrics,
+    pub(in crate::output) settings: config::Stream,
+    pub(in crate::output) timeouts: config::Timeouts,
+    pub(in crate::output) metrics: OutputMetrics,
 }
 
 impl Endpoint {
-    pub(super) fn new(
+    pub(in crate::output) fn new(
         stream: &config::Stream,
         output: &config::Output,
         metrics: OutputMetrics,
@@ -66,17 +63,17 @@ impl Endpoint {
     }
 
     /// What it reads from files.
-    pub(super) fn files(&self) -> Option<Arc<dyn Files>> {
+    pub(in crate::output) fn files(&self) -> Option<Arc<dyn Files>> {
         self.tls.clone().map(|tls| tls as Arc<dyn Files>)
     }
 
     /// Connects to each address once, and says how it went.
-    pub(super) async fn probe(&self) -> Probed {
+    pub(in crate::output) async fn probe(&self) -> Probed {
         self.endpoints.try_all(|place| place.name.to_string(), |place| self.dial(place)).await
     }
 
     /// Connects to where it is to go next, and tries one address after the other, each once.
-    pub(super) async fn connect(
+    pub(in crate::output) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,
     ) -> Result<(Wire, Attempt), Failure> {
@@ -104,7 +101,7 @@ impl Endpoint {
     }
 
     /// Connects to a place.
-    pub(super) async fn dial(&self, place: Place) -> Result<Wire, Failure> {
+    pub(in crate::output) async fn dial(&self, place: Place) -> Result<Wire, Failure> {
         let Some(address) = place.socket else {
             return Err(Failure::new(AttemptError::Resolve, format!("{place} has no address")));
         };
@@ -121,7 +118,7 @@ impl Endpoint {
 
 impl Wire {
     /// Why the connection to a place has ended, from an error that reading or writing it has met.
-    pub(super) fn failure(&mut self, place: &Place, error: &io::Error) -> Failure {
+    pub(in crate::output) fn failure(&mut self, place: &Place, error: &io::Error) -> Failure {
         // With TLS 1.3 a server refuses our certificate when we believe the handshake done.
         if let Some(refusal) = self.refusal() {
             return place.failure(AttemptError::Tls, refusal);
@@ -139,7 +136,7 @@ impl Wire {
 }
 
 /// What dialling says, for the counters and the log.
-pub(super) fn dial_failure(error: &DialError) -> Failure {
+pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     let reason = match error {
         DialError::Resolve { .. } => AttemptError::Resolve,
         DialError::Connect { .. } => AttemptError::Connect,
@@ -148,66 +145,10 @@ pub(super) fn dial_failure(error: &DialError) -> Failure {
     Failure::new(reason, error.to_string())
 }
 
-/// An output's side of TLS, as its files are now. Shared by its connections.
-pub(super) struct Tls {
-    config: config::ClientTls,
-    alpn: &'static [&'static [u8]],
-    current: ArcSwapOption<tls::Client>,
-    expiry: Expiry,
-}
-
-impl Tls {
-    /// No files are read yet. `alpn` is what is offered.
-    pub(super) fn new(
-        config: config::ClientTls,
-        alpn: &'static [&'static [u8]],
-        expiry: Expiry,
-    ) -> Self {
-        Self { config, alpn, current: ArcSwapOption::empty(), expiry }
-    }
-
-    /// The client's part of a handshake.
-    pub(super) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
-        &self,
-        host: &str,
-        port: u16,
-        stream: T,
-        deadline: Instant,
-    ) -> Result<TlsStream<T>, Failure> {
-        let failure = |what: String| {
-            Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
-        };
-        let client =
-            self.current.load_full().ok_or_else(|| failure("no usable settings".into()))?;
-        let name = client.server_name(host).map_err(|error| failure(error.to_string()))?;
-        let connecting = TlsConnector::from(client.settings()).connect(name, stream);
-        let stream = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(failure(error.to_string())),
-            Err(_) => return Err(failure("no answer within the connect timeout".into())),
-        };
-        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        self.expiry.set("server", peer.and_then(tls::not_after));
-        Ok(stream)
-    }
-}
-
-impl Files for Tls {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
-        let current = self.current.load_full();
-        let client = tls::Client::read(&self.config, self.alpn, current.as_ref())
-            .map_err(|error| error.to_string())?;
-        Ok(Box::new(move || {
-            self.expiry.set("client", client.not_after());
-            self.current.store(Some(client));
-        }))
-    }
-}
-
 /// A socket that knows how many bytes were written to it: with TLS, those of its records.
-pub(super) struct Counted {
+pub(in crate::output) struct Counted {
     stream: TcpStream,
-    pub(super) written: u64,
+    pub(in crate::output) written: u64,
 }
 
 impl Counted {
@@ -262,24 +203,27 @@ impl AsyncWrite for Counted {
 }
 
 /// A connection.
-pub(super) enum Wire {
+pub(in crate::output) enum Wire {
     Plain(Counted),
     Tls(Box<TlsStream<Counted>>),
 }
 
-pub(super) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(in crate::output) trait Duplex:
+    AsyncRead + AsyncWrite + Unpin + Send
+{
+}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Wire {
-    pub(super) fn counted(&self) -> &Counted {
+    pub(in crate::output) fn counted(&self) -> &Counted {
         match self {
             Self::Plain(counted) => counted,
             Self::Tls(stream) => stream.get_ref().0,
         }
     }
 
-    pub(super) fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
+    pub(in crate::output) fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
         match self {
             Self::Plain(counted) => Pin::new(counted),
             Self::Tls(stream) => Pin::new(stream.as_mut()),
@@ -303,13 +247,13 @@ impl Wire {
     /// Has our kernel acknowledge at once what was read. A peer that writes small answers without TCP_NODELAY holds each of
     /// them back until the one before it is acknowledged (RFC 896), which a kernel with nothing to send puts off by 40 ms.
     /// The kernel forgets it: to be said after each read.
-    pub(super) fn acknowledge_at_once(&self) {
+    pub(in crate::output) fn acknowledge_at_once(&self) {
         // Slower without it, no more.
         SockRef::from(&self.counted().stream).set_tcp_quickack(true).ok();
     }
 
     /// Bytes that the peer's kernel has acknowledged, or the error that the socket has met.
-    pub(super) fn acknowledged(&self) -> io::Result<u64> {
+    pub(in crate::output) fn acknowledged(&self) -> io::Result<u64> {
         let counted = self.counted();
         let unacknowledged = net::unacknowledged(&counted.stream)?;
         // Asked in this order: after a reset the number above means nothing.

@@ -1,6 +1,7 @@
 //! The loop against a scripted consumer, a real queue and paused time.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -9,9 +10,11 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::config;
 use crate::config::WhenFull;
+use crate::delivery::dead_letter::tests::Desk;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::health::Status;
+use crate::delivery::link::CLOSE_TIME;
 use crate::filter::Rules;
-use crate::output::dead_letter::tests::Desk;
-use crate::output::health::Status;
 use crate::policy;
 use crate::policy::Policy;
 use crate::queue;

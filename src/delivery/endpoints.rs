@@ -33,8 +33,7 @@ use tokio::time::Instant;
 
 mod circuit;
 
-use super::Failure;
-use super::delivery::Probed;
+use super::failure::Failure;
 use crate::config::HostPort;
 use crate::config::Strategy;
 use crate::config::Timeouts;
@@ -62,16 +61,19 @@ const QUIET: Duration = Duration::from_secs(60);
 type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
+/// Each address of an output, with the reason why it could not be connected to, if so.
+pub(crate) type Probed = Vec<(String, Result<(), String>)>;
+
 /// A configured endpoint.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Target {
-    pub(super) name: HostPort,
+pub(crate) struct Target {
+    pub(crate) name: HostPort,
     /// False where something else resolves the name: a proxy.
-    pub(super) resolved_here: bool,
+    pub(crate) resolved_here: bool,
 }
 
 /// The set. Shared by the output's connections, its watch and `/status`.
-pub(super) struct Endpoints {
+pub(crate) struct Endpoints {
     output: String,
     strategy: Strategy,
     timeouts: Timeouts,
@@ -120,19 +122,19 @@ struct Address {
 
 /// One address of the set.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The index of the configured endpoint.
-    pub(super) entry: usize,
+    pub(crate) entry: usize,
     /// The address, as long as it is in the set.
-    pub(super) id: usize,
-    pub(super) name: HostPort,
+    pub(crate) id: usize,
+    pub(crate) name: HostPort,
     /// `None` where it is not known here.
-    pub(super) socket: Option<SocketAddr>,
+    pub(crate) socket: Option<SocketAddr>,
 }
 
 impl Place {
     /// Why a connection to it has failed.
-    pub(super) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
+    pub(crate) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         Failure::new(reason, format!("connection to {self}: {what}"))
     }
 }
@@ -151,7 +153,7 @@ impl fmt::Display for Place {
 }
 
 /// A delivery, or a connection, that is begun at an address. Says how it went, if it can; dropped, it has ended.
-pub(super) struct Attempt {
+pub(crate) struct Attempt {
     set: Arc<Endpoints>,
     place: Place,
     begun: Instant,
@@ -313,7 +315,7 @@ enum Job {
 
 impl Endpoints {
     /// Empty until [`Endpoints::set`].
-    pub(super) fn new(output: &str, strategy: Strategy, timeouts: &Timeouts) -> Self {
+    pub(crate) fn new(output: &str, strategy: Strategy, timeouts: &Timeouts) -> Self {
         let state = State {
             entries: Vec::new(),
             round: 0,
@@ -344,7 +346,7 @@ impl Endpoints {
     }
 
     /// The endpoints as configured, in order. What is known of those that stay the same stays.
-    pub(super) fn set(&self, targets: Vec<Target>) {
+    pub(crate) fn set(&self, targets: Vec<Target>) {
         let mut state = self.lock();
         let mut old: Vec<Option<Entry>> =
             std::mem::take(&mut state.entries).into_iter().map(Some).collect();
@@ -365,7 +367,7 @@ impl Endpoints {
     /// Where to go next: with `failover` the first in order that works, or has to be tried again; with `round_robin` the
     /// next such. Where none is known to work each is tried once, in order; then a new round begins. `None` while the set
     /// is empty.
-    pub(super) fn pick(self: &Arc<Self>) -> Option<Attempt> {
+    pub(crate) fn pick(self: &Arc<Self>) -> Option<Attempt> {
         let now = Instant::now();
         let mut state = self.lock();
         let from = match self.strategy {
@@ -391,13 +393,13 @@ impl Endpoints {
     }
 
     /// An attempt at a place that was not its turn.
-    pub(super) fn attempt(self: &Arc<Self>, place: Place) -> Attempt {
+    pub(crate) fn attempt(self: &Arc<Self>, place: Place) -> Attempt {
         Attempt { set: Arc::clone(self), place, begun: Instant::now(), tries: false }
     }
 
     /// The addresses that may be used, but for one: first those that are known to work, each in the
     /// order of their turns.
-    pub(super) fn others(&self, id: usize) -> Vec<Place> {
+    pub(crate) fn others(&self, id: usize) -> Vec<Place> {
         let state = self.lock();
         let count = state.count().max(1);
         let mut others: Vec<_> = state
@@ -414,7 +416,7 @@ impl Endpoints {
     }
 
     /// A delivery that is given to a place whose turn it is not.
-    pub(super) fn give(self: &Arc<Self>, place: Place) -> Attempt {
+    pub(crate) fn give(self: &Arc<Self>, place: Place) -> Attempt {
         let mut state = self.lock();
         let tries = state.address(&place).is_some_and(|address| address.circuit.take());
         drop(state);
@@ -425,7 +427,7 @@ impl Endpoints {
 
     /// An address has said nothing for so long, while another one works: it is passed over until it
     /// answers.
-    pub(super) fn suspect(&self, id: usize, waited: Duration) {
+    pub(crate) fn suspect(&self, id: usize, waited: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
         let all = state.all();
@@ -450,7 +452,7 @@ impl Endpoints {
 
     /// Makes a connection for an attempt: looks its name up, and connects to its address, or to another of the same name
     /// that is usable where that fails.
-    pub(super) async fn dial<T, F>(
+    pub(crate) async fn dial<T, F>(
         &self,
         attempt: &mut Attempt,
         connect: impl Fn(Place) -> F,
@@ -474,7 +476,7 @@ impl Endpoints {
     }
 
     /// Looks every name up, connects to each address once, and says how it went. `shown` is what an endpoint is called.
-    pub(super) async fn try_all<T, F>(
+    pub(crate) async fn try_all<T, F>(
         &self,
         shown: impl Fn(&Place) -> String,
         connect: impl Fn(Place) -> F,
@@ -552,23 +554,23 @@ impl Endpoints {
     }
 
     /// Changes whenever [`Endpoints::is_over`] may.
-    pub(super) fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
     /// Waits for a change after this call.
-    pub(super) fn changed(&self) -> impl Future<Output = ()> {
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> {
         self.changed.notified()
     }
 
     /// Whether the name of a place does not resolve to it any more.
-    pub(super) fn is_gone(&self, place: &Place) -> bool {
+    pub(crate) fn is_gone(&self, place: &Place) -> bool {
         self.lock().address(place).is_none()
     }
 
     /// Whether a connection that is used for everything should be ended in order: its address is gone, or one that is
     /// preferred is back. One that has not shown yet that it works is no reason to be elsewhere.
-    pub(super) fn is_over(&self, place: &Place) -> bool {
+    pub(crate) fn is_over(&self, place: &Place) -> bool {
         let mut state = self.lock();
         let Some(address) = state.address(place) else { return true };
         let works = address.circuit.is_closed() && !state.failing;
@@ -579,18 +581,18 @@ impl Endpoints {
     }
 
     /// When a connection made now should be ended in order.
-    pub(super) fn expiry(&self) -> Option<Instant> {
+    pub(crate) fn expiry(&self) -> Option<Instant> {
         let age = self.timeouts.max_connection_age?;
         Some(Instant::now() + net::jittered(age))
     }
 
     /// How many addresses there are.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.lock().count()
     }
 
     /// What is known of each address.
-    pub(super) fn states(&self) -> Vec<AddressState> {
+    pub(crate) fn states(&self) -> Vec<AddressState> {
         let state = self.lock();
         let states = state.all().map(|(index, entry, address)| AddressState {
             address: entry.place(index, address).to_string(),
@@ -694,12 +696,12 @@ impl Endpoints {
 }
 
 impl Attempt {
-    pub(super) fn place(&self) -> &Place {
+    pub(crate) fn place(&self) -> &Place {
         &self.place
     }
 
     /// Notes that it failed; says whether there is another address to try at once.
-    pub(super) fn failed(&self, failure: &Failure) -> bool {
+    pub(crate) fn failed(&self, failure: &Failure) -> bool {
         // Of a connection's life only the end was waiting.
         let late = failure.reason == AttemptError::Timeout;
         let waited = if late { self.begun.elapsed() } else { Duration::ZERO };
@@ -709,7 +711,7 @@ impl Attempt {
 
     /// Notes that the consumer refused what others may take; likewise. Where nobody is left who has not refused it, it was
     /// no consumer's fault.
-    pub(super) fn refused(&self, failure: &Failure) -> bool {
+    pub(crate) fn refused(&self, failure: &Failure) -> bool {
         let left = self.note(failure, Fault::Refused);
         if !left {
             let mut state = self.set.lock();
@@ -753,7 +755,7 @@ impl Attempt {
     }
 
     /// Notes that it succeeded.
-    pub(super) fn succeeded(&self) {
+    pub(crate) fn succeeded(&self) {
         let now = Instant::now();
         let mut state = self.set.lock();
         let Some(address) = state.address(&self.place) else { return };
@@ -772,7 +774,7 @@ impl Attempt {
     }
 
     /// Notes that there is a connection, for `/status`.
-    pub(super) fn connected(&self) {
+    pub(crate) fn connected(&self) {
         self.set.lock().used = Some(self.place.id);
     }
 
@@ -826,13 +828,13 @@ impl Drop for Attempt {
 
 /// The task that watches a set. Owned by what makes the output's connections, and ends with it.
 #[derive(Default)]
-pub(super) struct Watch {
+pub(crate) struct Watch {
     task: JoinSet<()>,
 }
 
 impl Watch {
     /// Begins to watch, unless it does already.
-    pub(super) fn start<F>(
+    pub(crate) fn start<F>(
         &mut self,
         set: &Arc<Endpoints>,
         probe: impl Fn(Place) -> F + Send + Sync + 'static,

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::AddressState;
-use super::Failure;
+use super::endpoints::AddressState;
 use super::endpoints::Endpoints;
+use super::failure::Failure;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Cause;
 use crate::telemetry::Loss;

@@ -2,8 +2,8 @@
 //! `retry.max_elapsed` is over.
 
 use super::*;
-use crate::output::dead_letter::GROUP_BYTES_MAX;
-use crate::output::dead_letter::tests::Given;
+use crate::delivery::dead_letter::GROUP_BYTES_MAX;
+use crate::delivery::dead_letter::tests::Given;
 
 /// A place for dead letters, and requests one at a time.
 fn with_desk() -> Setting {

@@ -32,21 +32,21 @@ use tokio::io::ReadBuf;
 use tokio::time::Instant;
 use tokio::time::Sleep;
 
-use super::Failure;
-use super::Files;
 use super::connection::Endpoint;
 use super::connection::Wire;
-use super::delivery::CLOSE_TIME;
-use super::delivery::Connect;
-use super::delivery::Event;
-use super::delivery::Link;
-use super::delivery::Probed;
-use super::delivery::REJECTED_BYTES_MAX;
-use super::endpoints::Attempt;
-use super::endpoints::Endpoints;
-use super::endpoints::Place;
-use super::endpoints::Watch;
-use super::tcp::line;
+use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Place;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::endpoints::Watch;
+use crate::delivery::failure::Failure;
+use crate::delivery::files::Files;
+use crate::delivery::lines::line;
+use crate::delivery::link::CLOSE_TIME;
+use crate::delivery::link::Connect;
+use crate::delivery::link::Event;
+use crate::delivery::link::Link;
+use crate::delivery::link::REJECTED_BYTES_MAX;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
@@ -56,7 +56,7 @@ use crate::telemetry::AttemptError;
 const READ_BYTES: usize = 4096;
 
 /// What is said to one consumer over one connection. It knows bytes, and no socket.
-pub(super) trait Protocol: Send + 'static {
+pub(in crate::output) trait Protocol: Send + 'static {
     /// What comes before the first event. What is left in `unread` is answers to events.
     fn open(
         &mut self,
@@ -85,12 +85,12 @@ pub(super) trait Protocol: Send + 'static {
 }
 
 /// What came of [`Protocol::encode`]; an error where an event can't be sent and may not be given up.
-pub(super) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> + Send>>;
+pub(in crate::output) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> + Send>>;
 
 /// A batch as it is sent.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Frames {
-    pub(super) bytes: Bytes,
+pub(in crate::output) struct Frames {
+    pub(in crate::output) bytes: Bytes,
     /// Of each run of events, in order: how many, and whether they are in the frames.
     runs: Vec<(u64, bool)>,
     /// The events that are not: a line each.
@@ -99,12 +99,12 @@ pub(super) struct Frames {
 
 impl Frames {
     /// The next event is in the frames.
-    pub(super) fn with(&mut self) {
+    pub(in crate::output) fn with(&mut self) {
         self.push(true);
     }
 
     /// The next event can't be sent, and is given up.
-    pub(super) fn without(&mut self, event: &[u8]) {
+    pub(in crate::output) fn without(&mut self, event: &[u8]) {
         self.rejected.push(line(event));
         self.push(false);
     }
@@ -124,18 +124,18 @@ impl Frames {
 
 /// What a consumer has said.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Answers {
+pub(in crate::output) struct Answers {
     /// So many events more, in the order of sending, are acknowledged.
-    pub(super) acknowledged: u64,
+    pub(in crate::output) acknowledged: u64,
     /// It lives and works on what it got.
-    pub(super) alive: bool,
+    pub(in crate::output) alive: bool,
     /// It is about to end the connection.
-    pub(super) closing: bool,
+    pub(in crate::output) closing: bool,
 }
 
 /// Why [`Protocol::open`] failed.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(in crate::output) enum Trouble {
     /// Reading or writing.
     Io(io::Error),
     /// What the consumer says.
@@ -149,7 +149,7 @@ impl From<io::Error> for Trouble {
 }
 
 /// Makes connections that speak one protocol. Owned by the delivery loop.
-pub(super) struct Connector<P> {
+pub(in crate::output) struct Connector<P> {
     endpoint: Arc<Endpoint>,
     make: Box<dyn Fn() -> P + Send + Sync>,
     limit: Arc<Limit>,
@@ -187,7 +187,7 @@ struct Opened<P> {
 
 impl<P: Protocol> Connector<P> {
     /// `make` gives the protocol of a new connection, `window` bounds the events that are under way.
-    pub(super) fn new(
+    pub(in crate::output) fn new(
         endpoint: Endpoint,
         window: u64,
         make: impl Fn() -> P + Send + Sync + 'static,
@@ -337,7 +337,7 @@ impl InFlight {
 }
 
 /// One connection.
-pub(super) struct AcknowledgedLink<P> {
+pub(in crate::output) struct AcknowledgedLink<P> {
     wire: Wire,
     attempt: Attempt,
     endpoint: Arc<Endpoint>,

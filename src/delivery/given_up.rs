@@ -9,18 +9,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Failure;
-use super::SIFTED_BYTES_MAX;
-use super::Work;
+use super::dead_letter::CLAIMS_MAX;
+use super::dead_letter::DeadLetters;
+use super::dead_letter::GROUP_BYTES_MAX;
+use super::dead_letter::Writing;
+use super::dead_letter::Written;
+use super::failure::Failure;
 use super::filtering::Filtering;
+use super::filtering::INSPECTED_BYTES_MAX;
+use super::health::Health;
+use super::in_flight::Work;
 use super::tried::Tried;
 use crate::config::BatchLimits;
-use crate::output::dead_letter::CLAIMS_MAX;
-use crate::output::dead_letter::DeadLetters;
-use crate::output::dead_letter::GROUP_BYTES_MAX;
-use crate::output::dead_letter::Writing;
-use crate::output::dead_letter::Written;
-use crate::output::health::Health;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Fate;
@@ -191,7 +191,7 @@ impl GivenUp {
                     sifted += batch.bytes;
                     let (lines, fate) = filtering.originals(batch, cursor);
                     self.end_with(claim, fate, lines, &reason, cursor, health);
-                    if sifted >= SIFTED_BYTES_MAX {
+                    if sifted >= INSPECTED_BYTES_MAX {
                         return true;
                     }
                 }
@@ -216,7 +216,7 @@ impl GivenUp {
         health: &mut Health,
     ) -> bool {
         let mut sifted = 0;
-        while !self.is_full() && !self.unread && sifted < SIFTED_BYTES_MAX {
+        while !self.is_full() && !self.unread && sifted < INSPECTED_BYTES_MAX {
             let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { break };
             if self.place.is_none() && !filtering.is_on() {
                 // A released claim may have been dropped already.
@@ -241,7 +241,7 @@ impl GivenUp {
                 }
             }
         }
-        sifted >= SIFTED_BYTES_MAX
+        sifted >= INSPECTED_BYTES_MAX
     }
 
     /// A claim is final, and these are the lines of what `fate` counts as lost.

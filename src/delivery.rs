@@ -1,0 +1,42 @@
+//! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
+//!
+//! The files of this room stand on floors; a file imports only from floors below its own.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `failure` `files` `lines` `retry` `tried` `in_flight` | why an attempt failed · files that an output reads · lines of a batch · waits · ages · claims that are not final |
+//! | 2 | `endpoints` `dead_letter` | addresses and their circuits · letters and their files |
+//! | 3 | `link` `health` | the contract with a protocol · "down" and "up again" |
+//! | 4 | `filtering` | what of a batch leaves |
+//! | 5 | `given_up` | events that are given up, and their letters |
+//! | 6 | `run` | the loop |
+//! | 7 | `prepared` | an output that can be started |
+//!
+//! A protocol (a file of [`output`](crate::output)) imports `link` and the floors below, and never
+//! the loop.
+
+pub(crate) mod dead_letter;
+pub(crate) mod endpoints;
+pub(crate) mod failure;
+pub(crate) mod files;
+mod filtering;
+mod given_up;
+pub(crate) mod health;
+mod in_flight;
+pub(crate) mod lines;
+pub(crate) mod link;
+pub(crate) mod prepared;
+mod retry;
+mod run;
+mod tried;
+
+pub use dead_letter::DeadLetters;
+pub use endpoints::AddressState;
+pub use files::Files;
+pub use files::Staged;
+pub use health::Snapshot;
+pub use health::Status;
+pub use prepared::Prepared;
+pub use prepared::Running;
+pub use run::HandOver;
+pub use run::Orders;

@@ -1,0 +1,39 @@
+//! The files that an output reads (certificates, tokens, policies), and how a reload replaces them.
+//!
+//! A reload first stages the files of every output, which changes nothing, and applies them only
+//! when all could be read. A file with a mistake therefore leaves all outputs as they were.
+
+use std::sync::Arc;
+
+use crate::filter::Rules;
+
+/// The files of one output, or of a part of it.
+pub trait Files: Send + Sync {
+    /// Reads and checks the files, and changes nothing yet. Blocks the thread.
+    ///
+    /// # Errors
+    ///
+    /// The text tells the operator which file is wrong, and why.
+    fn stage(self: Arc<Self>) -> Result<Staged, String>;
+}
+
+/// Puts the content that was read in use when it is called. If it is dropped instead, nothing has
+/// changed.
+pub type Staged = Box<dyn FnOnce() + Send>;
+
+/// All of the files are staged, or none.
+impl Files for Vec<Arc<dyn Files>> {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let staged = self.iter().map(|files| Arc::clone(files).stage());
+        let staged = staged.collect::<Result<Vec<_>, _>>()?;
+        Ok(Box::new(move || staged.into_iter().for_each(|staged| staged())))
+    }
+}
+
+/// The audit policies and rules of a filter.
+impl Files for Rules {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let read = self.read().map_err(|mistakes| mistakes.join("; "))?;
+        Ok(Box::new(move || self.apply(read)))
+    }
+}

@@ -1,0 +1,96 @@
+//! The client side of TLS for outputs: certificate files that a reload replaces, and the handshake.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config;
+use crate::delivery::failure::Failure;
+use crate::delivery::files::Files;
+use crate::delivery::files::Staged;
+use crate::telemetry::AttemptError;
+use crate::telemetry::Telemetry;
+use crate::tls;
+
+/// Reports when the certificates that an output meets expire.
+#[derive(Clone)]
+pub(crate) struct Expiry {
+    telemetry: Arc<Telemetry>,
+    output: String,
+}
+
+impl Expiry {
+    /// For the output of this name.
+    pub(crate) fn new(telemetry: &Arc<Telemetry>, output: &str) -> Self {
+        Self { telemetry: Arc::clone(telemetry), output: output.to_owned() }
+    }
+
+    /// Sets the gauge of a certificate's end, in seconds since 1970, for `role` `client` or
+    /// `server`. `None` leaves the gauge as it is.
+    pub(crate) fn set(&self, role: &'static str, not_after: Option<i64>) {
+        if let Some(not_after) = not_after {
+            self.telemetry.certificate_expiry("output", &self.output, role, not_after);
+        }
+    }
+}
+
+/// An output's side of TLS, as its files are now. Shared by its connections.
+pub(in crate::output) struct Tls {
+    config: config::ClientTls,
+    alpn: &'static [&'static [u8]],
+    current: ArcSwapOption<tls::Client>,
+    expiry: Expiry,
+}
+
+impl Tls {
+    /// No files are read yet. `alpn` is what is offered.
+    pub(in crate::output) fn new(
+        config: config::ClientTls,
+        alpn: &'static [&'static [u8]],
+        expiry: Expiry,
+    ) -> Self {
+        Self { config, alpn, current: ArcSwapOption::empty(), expiry }
+    }
+
+    /// The client's part of a handshake.
+    pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        host: &str,
+        port: u16,
+        stream: T,
+        deadline: Instant,
+    ) -> Result<TlsStream<T>, Failure> {
+        let failure = |what: String| {
+            Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
+        };
+        let client =
+            self.current.load_full().ok_or_else(|| failure("no usable settings".into()))?;
+        let name = client.server_name(host).map_err(|error| failure(error.to_string()))?;
+        let connecting = TlsConnector::from(client.settings()).connect(name, stream);
+        let stream = match tokio::time::timeout_at(deadline, connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(failure(error.to_string())),
+            Err(_) => return Err(failure("no answer within the connect timeout".into())),
+        };
+        let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        self.expiry.set("server", peer.and_then(tls::not_after));
+        Ok(stream)
+    }
+}
+
+impl Files for Tls {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let current = self.current.load_full();
+        let client = tls::Client::read(&self.config, self.alpn, current.as_ref())
+            .map_err(|error| error.to_string())?;
+        Ok(Box::new(move || {
+            self.expiry.set("client", client.not_after());
+            self.current.store(Some(client));
+        }))
+    }
+}
