@@ -1,8 +1,8 @@
-//! The layer table of `src/lib.rs` and the floor tables of rooms, held against the sources.
+//! Checks the layer table of `src/lib.rs`, and the floor tables of rooms, against the sources.
 //!
-//! A row of `lib.rs` imports only from rows above it, metrics are named in `telemetry` alone, and
-//! `cli` alone prints. A room is a module whose documentation has a table of floors: its files import
-//! only from floors below their own, so that no two files of a room import each other.
+//! A row of `lib.rs` imports only from rows above it, only `telemetry` names metrics, and only
+//! `cli` prints. A room is a module whose documentation has a table of floors. Its files import
+//! only from floors below their own, so no two files of a room import each other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::support::repository;
 
-/// A source file: the module of the crate's root that it belongs to, and its text.
+/// A source file: its path, the module of the crate's root that it belongs to, and its text.
 struct Source {
     path: PathBuf,
     module: String,
@@ -43,7 +43,7 @@ fn source(root: &Path, path: PathBuf, text: String) -> Source {
     Source { path, module, text }
 }
 
-/// Modules with their rows, from the table in the documentation of `lib.rs`.
+/// Returns the row of each module, from the table in the documentation of `lib.rs`.
 fn rows(lib: &str) -> BTreeMap<String, usize> {
     let mut rows = BTreeMap::new();
     for line in lib.lines().filter_map(|line| line.strip_prefix("//! | ")) {
@@ -58,7 +58,8 @@ fn rows(lib: &str) -> BTreeMap<String, usize> {
     rows
 }
 
-/// The lines that are code: without comments, and without the tests at the end of a file.
+/// Returns the lines that are code, with their numbers: without comments, and without the tests at
+/// the end of a file.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim_start()));
     lines
@@ -66,19 +67,19 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
         .filter(|(_, line)| !line.starts_with("//"))
 }
 
-/// What a piece of code names after `crate::`, wherever it does.
+/// Returns each module that a line of code names after `crate::`, anywhere in the line.
 fn imports(line: &str) -> impl Iterator<Item = String> {
     line.split("crate::").skip(1).map(|rest| {
         rest.chars().take_while(|char| char.is_alphanumeric() || *char == '_').collect()
     })
 }
 
-/// Everything that the table forbids.
+/// Returns every violation of the table.
 fn violations(sources: &[Source], rows: &BTreeMap<String, usize>) -> Vec<String> {
     let mut found = Vec::new();
     for Source { path, module, text } in sources {
         let of = |line: usize, what: String| format!("{}:{line}: {what}", path.display());
-        // A `tests.rs` beside its module is in no build but the tests'.
+        // A `tests.rs` beside its module is compiled for tests only.
         if module == "main" || module == "lib" || path.ends_with("tests.rs") {
             continue;
         }
@@ -113,8 +114,8 @@ fn violations(sources: &[Source], rows: &BTreeMap<String, usize>) -> Vec<String>
                 found.push(of(number, "a metric is made outside telemetry".to_owned()));
             }
             let prints = ["println!", "print!", "eprint!", "dbg!", "io::stdout()", "io::stderr()"];
-            // The output of this name writes events to stdout, and the log goes to stderr.
-            // Tests print seeds.
+            // The output `stdout` writes events to stdout, `telemetry` writes the log to stderr,
+            // and tests print seeds.
             let is_test = path.components().any(|part| part.as_os_str() == "tests");
             let may_print = module == "cli"
                 || path.ends_with("output/stdout.rs")
@@ -142,7 +143,7 @@ fn the_sources_keep_to_the_layer_table() {
     }
     let found = violations(&sources, &rows);
     assert!(found.is_empty(), "\n{}", found.join("\n"));
-    // One import a line, so that edges are seen.
+    // Each line imports one name, so that the dependencies are easy to see.
     for Source { path, text, .. } in &sources {
         for (number, line) in code(text).filter(|(_, line)| line.contains("use crate::")) {
             assert!(!line.contains('{'), "{}:{number}: {line}", path.display());
@@ -150,8 +151,8 @@ fn the_sources_keep_to_the_layer_table() {
     }
 }
 
-/// The floors of a room, from the table in its documentation: the name of each file, without its
-/// extension, and its floor. `None` if the module has no such table.
+/// Returns the floors of a room, from the table in its documentation: the name of each file without
+/// its extension, and its floor. Returns `None` if the documentation has no such table.
 fn floors(text: &str) -> Option<BTreeMap<String, usize>> {
     let mut lines = text.lines().skip_while(|line| !line.starts_with("//! | floor | files |"));
     lines.next()?;
@@ -168,8 +169,9 @@ fn floors(text: &str) -> Option<BTreeMap<String, usize>> {
     Some(floors)
 }
 
-/// The files of the room at `room` (a path below `src`, without `.rs`) that a file at `path` imports,
-/// one for each `super::` or `crate::` path in `line`. The room's own file has an empty name.
+/// Returns the files of the room at `room` (a path below `src`, without `.rs`) that a file at
+/// `path` imports, one for each `super::` or `crate::` path in `line`. The room's own file has an
+/// empty name.
 fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
     let own = path.with_extension("");
     let mut found = Vec::new();
@@ -202,7 +204,8 @@ fn imports_in_room(room: &Path, path: &Path, line: &str) -> Vec<String> {
     found
 }
 
-/// Imports of a room's files from their own floor or one above, and files without a floor.
+/// Returns the imports of a room's files from their own floor or from one above, and the files
+/// without a floor.
 fn floor_violations(sources: &[(PathBuf, String)]) -> Vec<String> {
     let mut found = Vec::new();
     for (path, text) in sources {

@@ -1,4 +1,4 @@
-//! What the README says of keys, configs and commands is what the program does.
+//! What the README says about keys, configs and commands is what the program does.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ fn the_readme_names_every_shipped_config_and_no_other() {
     assert_eq!(named, shipped);
 }
 
-/// A heading's anchor, as GitHub makes it.
+/// Returns the anchor of a heading, as GitHub makes it.
 pub(crate) fn anchor(heading: &str) -> String {
     let kept = |char: &char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_');
     heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
@@ -78,7 +78,7 @@ fn what_the_readme_names_of_deploy_is_there() {
     for path in named {
         assert!(repository().join(path).exists(), "{path}");
     }
-    // The names of Service and ports are deploy/base's.
+    // The names of the Service and its ports are those in deploy/base.
     let service = std::fs::read_to_string(repository().join("deploy/base/service.yaml")).unwrap();
     for scheme in ["http", "https"] {
         let url = format!(

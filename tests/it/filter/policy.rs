@@ -1,4 +1,4 @@
-//! `policy explain`: what it says of recorded events under the shipped policies, and of mistakes.
+//! `policy explain`: its output for recorded events under the shipped policies, and for mistakes.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,8 @@ use crate::support::repository;
 
 const EXPLAIN: [&str; 3] = ["policy", "explain", "--policy"];
 
-/// With this file of `tests/policies`, of this one of `tests/corpus`.
+/// Runs the command with a file of `tests/policies` on a file of `tests/corpus`, and returns its
+/// standard output.
 fn explained(policy: &str, events: &str) -> String {
     let (policy, events) = (format!("tests/policies/{policy}"), format!("tests/corpus/{events}"));
     let [first, second, third] = EXPLAIN;
@@ -22,14 +23,15 @@ fn explained(policy: &str, events: &str) -> String {
     said(&output)
 }
 
-/// Its standard output; all went well.
+/// Checks that the command succeeded without a message, and returns its standard output.
 fn said(output: &Output) -> String {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What it says on standard error with these files, at exit status 2.
+/// Runs the command with these contents of the two files. Checks that its exit status is 2, and
+/// returns its standard error.
 fn refused(policy: &str, events: &str) -> String {
     let directory = TempDir::new().unwrap();
     for (name, text) in [("policy.yaml", policy), ("events.json", events)] {

@@ -1,10 +1,10 @@
-//! A batch that is too large for memory hides nothing: it is taken whole, kept in order, and costs
-//! no more memory than the README promises. A crash while it arrives leaves nothing of it, and
-//! whatever refuses it leaves no trace.
+//! A batch that is too large for memory hides no event: it is accepted as a whole, kept in order,
+//! and costs no more memory than the README promises. A crash while it arrives leaves nothing of
+//! it, and neither does any refusal.
 //!
-//! Any editor of a namespace can make such a batch: 45 writes of 1 MB within a second and a half,
-//! at level RequestResponse, are one body of 90 MB, and the events of everybody else are in the
-//! same body.
+//! Any editor of a namespace can cause such a batch: 45 writes of 1 MB within a second and a half,
+//! at level RequestResponse, make one body of 90 MB, and the same body holds the events of
+//! everybody else.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -34,8 +34,8 @@ use crate::support::wait_until;
 
 const MIB: usize = 1024 * 1024;
 
-/// With so little in memory, a body of more than 256 KiB is large, and is cut at the first event
-/// after 128 KiB.
+/// With so little memory, a body of more than 256 KiB is large, and is cut at the first event after
+/// 128 KiB.
 const LITTLE_MEMORY: &str = "[limits]\nmax_in_flight = \"1MiB\"\n";
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -66,7 +66,7 @@ fn chunked(body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// An EventList of exactly this many bytes, with white space at its end.
+/// Returns an EventList of exactly `size` bytes, with white space at its end.
 fn body_of(seed: u64, size: usize, event_bytes: usize) -> Vec<u8> {
     let one = generated_batch(seed, 1, event_bytes).len();
     let mut events = size / one;
@@ -80,7 +80,7 @@ fn body_of(seed: u64, size: usize, event_bytes: usize) -> Vec<u8> {
     body
 }
 
-/// An output whose consumer is away.
+/// Returns the config of an output whose consumer is away.
 fn away() -> String {
     away_from(free_port())
 }
@@ -89,7 +89,7 @@ fn away_from(port: u16) -> String {
     format!("[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:{port}\"]\n")
 }
 
-/// All events that a directory holds, in their order.
+/// Returns all events that a directory holds, in their order.
 fn exported(spool: &Spool) -> Vec<Vec<u8>> {
     let output = run_command(&["queue", "export", text(spool.path())], std::path::Path::new("/"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -97,13 +97,14 @@ fn exported(spool: &Spool) -> Vec<Vec<u8>> {
     lines.map(<[u8]>::to_vec).collect()
 }
 
-/// Files of bodies that are in no segment.
+/// Returns the files of large bodies that became no segment.
 fn leftovers(spool: &Spool) -> Vec<String> {
     let names = spool.files().into_keys().map(|path| path.to_string_lossy().into_owned());
     names.filter(|name| name.ends_with(".incoming")).collect()
 }
 
-/// Counts lines and their bytes; that many events of a GiB fit no test's memory.
+/// A consumer that counts lines and their bytes and keeps neither, because the events of a GiB
+/// would not fit into a test's memory.
 fn counting_consumer() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex<(u64, u64)>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -123,6 +124,8 @@ fn counting_consumer() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex
     (address, seen)
 }
 
+/// Method: one body of exactly 1 GiB is sent and delivered, and the relay's highest resident memory
+/// is compared with the README's promise. Every event and every byte must arrive at the consumer.
 #[test]
 fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
     let (consumer, seen) = counting_consumer();
@@ -133,7 +136,7 @@ fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
         spool.queue("max_bytes = \"2GiB\"\n")
     ));
     let idle = relay.rss_bytes();
-    // The default of max_body with a directory, to the byte.
+    // The body has exactly the size that `max_body` allows by default with a directory.
     let head = generated_batch(7, 1, MIB);
     let event = events_of(&head).remove(0);
     let list_head = head.len() - event.len() - b"]}\n".len();
@@ -156,8 +159,8 @@ fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
     wait_until("all events at the consumer", PATIENCE * 6, || {
         *seen.lock().unwrap() >= (events as u64, bytes)
     });
-    // What the README promises beyond an idle process: max_in_flight, 32 MiB of the queue, 32 MiB
-    // more, 64 KiB a connection, and here twice an event of 1 MiB.
+    // The README promises, beyond an idle process: max_in_flight, 32 MiB for the queue, 32 MiB
+    // more, 64 KiB for each connection, and here twice an event of 1 MiB.
     let most = idle + (32 + 32 + 32 + 2 + 2) * MIB as u64;
     let used = relay.rss_bytes_max();
     assert!(used < most, "{} MiB were resident, {} promised", used >> 20, most >> 20);
@@ -254,16 +257,17 @@ fn a_large_body_that_is_refused_leaves_nothing() {
     assert!(response.text().contains(&format!("item {item} at byte ")), "{}", response.text());
     let cut_off = &body_of(2, 4 * MIB, 900)[..3 * MIB];
     assert_refusal(&relay.post(cut_off), 400);
-    // One event that memory has no room for.
+    // A single event that is too large for memory.
     let event = body_of(3, 3 * MIB, 3 * MIB - 1000);
     let response = relay.post(&event);
     assert_refusal(&response, 413);
     assert!(response.text().contains("max_in_flight"), "{}", response.text());
-    // More than max_body, which is half of max_bytes here, told only while it comes.
+    // The body is larger than `max_body`, which is half of `max_bytes` here. A chunked body shows
+    // that only while it arrives.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&chunked(&body_of(4, 8 * MIB + 1, 900))).ok();
     assert_refusal(&client.read_response().unwrap(), 413);
-    // Senders that go.
+    // Senders that leave in the middle of a body.
     for sent in [MIB / 2, 2 * MIB, 6 * MIB] {
         let mut client = Client::connect(relay.address()).unwrap();
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 7000000\r\n\r\n").unwrap();
@@ -302,9 +306,9 @@ fn a_large_body_without_room_is_429_and_its_repetition_counts_once_as_accepted()
     };
     let metrics = relay.metrics();
     assert_eq!(metrics.value("accepted_bytes_total", &[]), lines(&bodies[..2]));
-    // A refusal by the head's Content-Length still reads the body, and counts it as received.
+    // A body that is refused by its Content-Length is still read, and counts as received.
     assert_eq!(metrics.sum("received_bytes_total"), 4.0 * 6.0 * MIB as f64);
-    // The consumer comes, and the repetition finds room.
+    // A consumer comes by a reload, and the repeated bodies find room.
     let config = std::fs::read_to_string(relay.config_file()).unwrap();
     let config = config.replace(&format!("127.0.0.1:{dead}"), &sink.address().to_string());
     std::fs::write(relay.config_file(), config).unwrap();
@@ -344,10 +348,10 @@ fn a_full_queue_that_drops_counts_the_events_of_large_bodies_too() {
     }
 }
 
-/// Each round: a spool of its own, a batch that is acknowledged, then a body of a random size
-/// around a limit, and kill -9 at a random moment while the body arrives, is stored, or is
-/// answered. After the next start all of the body is in the log, or nothing; all of it where the
-/// sender heard 200.
+/// Method: in each round, on a spool of its own, a batch is acknowledged, and then a body arrives
+/// whose size is random around a limit. The relay is killed at a random moment while the body
+/// arrives, is stored or is answered. After the next start, the log must hold all of the body or
+/// nothing, and all of it if the sender was answered 200.
 #[test]
 fn a_kill_while_a_large_body_arrives_leaves_all_of_it_or_nothing() {
     let mut rng = rng();
@@ -363,7 +367,8 @@ fn a_kill_while_a_large_body_arrives_leaves_all_of_it_or_nothing() {
         let mut relay = Relay::start(&config);
         let first = generated_batch(round << 8, 10, 500);
         assert_accepted(&relay.post(&first), 10);
-        // Decoded whole up to 256 KiB, cut after 128 KiB, refused above 8 MiB.
+        // A body of up to 256 KiB is decoded as a whole. A larger one is cut after 128 KiB, and one
+        // above 8 MiB is refused.
         let limit = *rng.choice(&[128 << 10, 256 << 10, 384 << 10, 8 << 20]).unwrap();
         let size =
             if rng.bool() { limit - 2 + rng.usize(..5) } else { rng.usize(300_000..8_000_000) };
@@ -428,7 +433,7 @@ fn gzip_without_content_is_refused_before_it_costs_cpu() {
     let response = client.read_response().unwrap();
     assert_refusal(&response, 400);
     assert!(response.text().contains("members without content"), "{}", response.text());
-    // A good body in many members stays welcome: each event compressed for itself.
+    // A body of many gzip members with content, one for each 900 bytes, is still accepted.
     let body = generated_batch(1, 2000, 800);
     let members: Vec<u8> = body.chunks(900).flat_map(gzip).collect();
     let response = post(relay.address(), "Content-Encoding: gzip\r\n", &members).unwrap();

@@ -1,5 +1,5 @@
-//! The limits of the ingest side: deadlines, connections, bytes in flight, memory. Whoever is beyond one of them pays
-//! alone; a good sender beside him notices nothing.
+//! The limits of the ingest side: deadlines, connections, bytes in flight and memory. A sender
+//! beyond a limit is the only one that pays for it; a good sender at the same time notices nothing.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ const JSON: &str = "application/json";
 const MIB: usize = 1024 * 1024;
 const EVENT: &str = r#"{"auditID":"a","stage":"Panic"}"#;
 
-/// The head of a POST of so many bytes.
+/// Returns the head of a POST with a body of `length` bytes.
 fn head(length: usize) -> Vec<u8> {
     format!("POST /audit HTTP/1.1\r\nHost: relay\r\nContent-Length: {length}\r\n\r\n").into_bytes()
 }
@@ -46,14 +46,14 @@ fn wait_for_gauge(relay: &Relay, name: &str, wanted: f64) {
     });
 }
 
-/// Sends a byte now and then, until the relay has answered.
+/// Sends a byte every 20 ms until the relay has answered. Returns how long that took.
 fn trickle(client: &mut Client, byte: &[u8]) -> Duration {
     let began = Instant::now();
     client.read_timeout(Duration::from_millis(20));
     let mut peeked = [0];
     while client.stream().socket().peek(&mut peeked).is_err() {
         assert!(began.elapsed() < PATIENCE, "no answer");
-        // It may have been answered just now, and closed.
+        // The relay may have answered and closed the connection just now.
         drop(client.send(byte));
     }
     client.read_timeout(PATIENCE);
@@ -70,7 +70,7 @@ fn a_head_must_end_within_header_timeout_however_its_bytes_come() {
     assert_refusal(&client.read_response().unwrap(), 408);
     assert!(client.is_closed_by_server());
 
-    // The same for the second head of a kept connection, from its first byte on.
+    // The same limit holds for the second head of a kept connection, from its first byte on.
     let mut client = connect(&relay);
     assert_kept(&mut client);
     std::thread::sleep(Duration::from_millis(700));
@@ -104,7 +104,7 @@ fn the_beginning_of_a_pipelined_head_has_header_timeout_too() {
         assert_refusal(&answer.unwrap_or_else(|error| panic!("{beginning:?}: {error}")), 408);
         assert!(client.is_closed_by_server());
     }
-    // An empty line behind a request begins no head: old clients send one (RFC 9112 §2.2).
+    // An empty line after a request begins no head, because old clients send one (RFC 9112 §2.2).
     let mut kept = connect(&relay);
     kept.send(&[&plain(NO_EVENTS.as_bytes()), &b"\r\n"[..]].concat()).unwrap();
     assert_accepted(&kept.read_response().unwrap(), 0);
@@ -133,7 +133,7 @@ fn a_body_must_end_within_body_timeout_however_its_bytes_come() {
     client.post_head(1, Some(1000)).unwrap();
     client.frame(h2::DATA, 0, 1, b"{").unwrap();
     assert!(!client.wait_for(h2::HEADERS).is_200());
-    // The connection is closed in order, for the sender to choose another.
+    // The connection is closed in order, so that the sender chooses another one.
     assert!(client.rest().iter().any(|frame| frame.kind == h2::GOAWAY));
     let metrics = relay.metrics();
     assert_eq!(metrics.value("requests_rejected_total", &[("reason", "timeout")]), 3.0);
@@ -144,7 +144,7 @@ fn a_body_must_end_within_body_timeout_however_its_bytes_come() {
 #[test]
 fn at_max_connections_the_one_that_is_longest_without_a_head_makes_room() {
     let (relay, _sink) = start("", "[limits]\nmax_connections = 3\n");
-    // Opened first, but it was in a request after the second was opened.
+    // The connection `busy` is opened first, but makes a request after the second one is opened.
     let mut busy = connect(&relay);
     wait_for_gauge(&relay, "connections", 1.0);
     let mut silent = connect(&relay);
@@ -190,7 +190,7 @@ fn where_every_connection_is_in_a_request_the_new_one_is_closed() {
         client.send(&body[100..]).unwrap();
         assert_accepted(&client.read_response().unwrap(), 1);
     }
-    // They are idle now.
+    // Both connections are idle now.
     let mut next = connect(&relay);
     assert_kept(&mut next);
     assert!(working[0].is_closed_by_server());
@@ -199,7 +199,7 @@ fn where_every_connection_is_in_a_request_the_new_one_is_closed() {
     assert_eq!(sink.count(), 2);
 }
 
-/// A listener that wants a token.
+/// A relay whose listener requires a token.
 struct Guarded {
     _directory: tempfile::TempDir,
     relay: Relay,
@@ -220,7 +220,7 @@ impl Guarded {
         (Self { _directory: directory, relay }, sink)
     }
 
-    /// A POST with the token.
+    /// POSTs with the right token, and checks that the answer is 200.
     fn assert_good(&self, client: &mut Client) {
         let body = NO_EVENTS.as_bytes();
         let answer = client.request("POST", "/audit", &[TOKEN], body);
@@ -228,7 +228,7 @@ impl Guarded {
     }
 
     /// Sends a refused head and the first byte of its body, and waits until the relay throws that
-    /// away.
+    /// byte away.
     fn begin_refused(&self, bytes: &[u8]) -> Client {
         let mut client = connect(&self.relay);
         self.wait_for_byte(|| client.send(bytes).unwrap());
@@ -243,7 +243,8 @@ impl Guarded {
     }
 }
 
-/// Requests that their head refuses, each with the first byte of its body, and their answers.
+/// Requests that are refused by their head, each with the first byte of its body, and the status of
+/// its answer.
 const REFUSED: [(&str, u16); 8] = [
     ("POST /audit HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n{", 401),
     ("POST /audit HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", 401),
@@ -266,7 +267,8 @@ const REFUSED: [(&str, u16); 8] = [
         415,
     ),
     ("POST /audit HTTP/1.1\r\nAuthorization: Bearer right\r\nContent-Length: 9\r\n\r\n{", 400),
-    // Refused by what has come of it: the rest is thrown away as well.
+    // This request is refused for the beginning of its body. The rest of the body is thrown away as
+    // well.
     (
         "POST /audit HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer right\r\nContent-Encoding: gzip\r\n\
          Content-Length: 90\r\n\r\nthis is no gzip",
@@ -278,7 +280,7 @@ const REFUSED: [(&str, u16); 8] = [
 fn requests_that_are_refused_already_give_way_before_a_good_idle_connection() {
     let (guarded, _sink) = Guarded::start("[limits]\nmax_connections = 3\n");
     for (bytes, _) in REFUSED {
-        // The good sender has been without a head for longer than the others have been refused.
+        // The good sender has been without a request for longer than the others have been refused.
         let mut good = connect(&guarded.relay);
         guarded.assert_good(&mut good);
         let refused = [0; 2].map(|_| guarded.begin_refused(bytes.as_bytes()));
@@ -336,7 +338,8 @@ fn h2_gives_way_where_all_its_streams_are_refused_and_not_where_one_is_good() {
         h2.frame(h2::DATA, 0, 3, b"{").unwrap();
     });
     assert!(connect(&relay).is_closed_by_server(), "every one is in a good request");
-    // The refused stream is answered and reset, long before body_timeout, and its connection stays.
+    // The refused stream is answered and reset long before `body_timeout`, and its connection
+    // stays.
     let answer = h2.wait_for(h2::HEADERS);
     assert_eq!((answer.stream, answer.is_200()), (3, false));
     let reset = h2.wait_for(h2::RST_STREAM);
@@ -352,7 +355,7 @@ fn h2_gives_way_where_all_its_streams_are_refused_and_not_where_one_is_good() {
 
 #[test]
 fn a_refused_request_gets_2_s_for_a_body_that_does_not_come() {
-    // Nothing else ends these requests before the test's patience does.
+    // No other limit ends these requests before the test gives up.
     let (guarded, _sink) = Guarded::start("[limits]\nbody_timeout = \"5m\"\n");
     let began = Instant::now();
     let mut silent: Vec<_> = REFUSED
@@ -404,7 +407,8 @@ fn a_refused_body_that_comes_for_longer_than_2_s_is_read_to_its_end() {
 fn a_batch_that_is_429_by_its_head_gives_way_too_and_gets_2_s() {
     let tables = "[limits]\nmax_connections = 3\n[queue]\nmax_bytes = \"64KiB\"\n";
     let (relay, _sink) = start_with_dead_consumer("", tables);
-    // There is room for a little, and not for what the refused ones announce.
+    // The queue has room for a little more, but not for the bodies that the refused requests
+    // announce.
     assert_accepted(&relay.post(&generated_batch(1, 10, 900)), 10);
     let mut good = connect(&relay);
     assert_kept(&mut good);
@@ -439,7 +443,7 @@ fn answers_that_refuse_and_are_not_read_give_way() {
     let requests = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n".repeat(1000);
     let answered = || guarded.relay.metrics().sum("requests_total");
     let mut at = 0;
-    // The relay stops in the midst of its answers: it takes no more requests, and answers none.
+    // The relay stops in the middle of its answers: it reads no more requests, and answers none.
     wait_until("a relay that can write no more", PATIENCE, || {
         let (before, mut socket, mut wrote) = (answered(), unread.stream().socket(), false);
         while let Ok(count) = socket.write(&requests[at..]) {
@@ -527,7 +531,7 @@ fn sockets_that_announce_much_and_send_nothing_take_no_room() {
     }
     wait_for_gauge(&relay, "connections", 64.0);
     send_some();
-    // A byte each: now the buffers are there.
+    // Each sender sends one byte, so the buffers exist now.
     for client in &mut idle {
         client.send(b"{").unwrap();
     }
@@ -572,7 +576,7 @@ fn idle_timeout_closes_without_a_word_and_h2_with_goaway() {
     assert!(began.elapsed() >= Duration::from_millis(450), "{:?}", began.elapsed());
     assert!(fresh.is_closed_by_server());
     assert!(h2.rest().iter().any(|frame| frame.kind == h2::GOAWAY), "no race with a request");
-    // A client that says nothing to GOAWAY is closed all the same.
+    // A client that does not react to GOAWAY is closed all the same.
     let mut deaf = H2::connect(relay.address()).unwrap();
     deaf.post(1, NO_EVENTS.as_bytes()).unwrap();
     wait_for_gauge(&relay, "connections", 0.0);
@@ -663,7 +667,8 @@ fn a_drain_does_not_wait_for_a_client_that_does_not_hear_goaway() {
 #[allow(unsafe_code, reason = "getrlimit and setrlimit have no safe form without another crate")]
 fn the_soft_limit_of_open_files_does_not_bound_max_connections() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both take the address of a live local. This test is a process of its own.
+    // SAFETY: both functions take the address of a live local variable. This test is a process of
+    // its own.
     unsafe {
         assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
         limit.rlim_cur = limit.rlim_max.min(256);
@@ -671,7 +676,7 @@ fn the_soft_limit_of_open_files_does_not_bound_max_connections() {
     }
     let (relay, _sink) = start("", "");
     limit.rlim_cur = limit.rlim_max;
-    // SAFETY: as above.
+    // SAFETY: the same as above.
     unsafe {
         assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
     }
@@ -682,7 +687,7 @@ fn the_soft_limit_of_open_files_does_not_bound_max_connections() {
     relay.finish(Backlog::Empty);
 }
 
-/// Ends a thread's loop, also where the test panics.
+/// Ends a thread's loop when it is dropped, so also if the test panics.
 struct Flag(Arc<AtomicBool>);
 
 impl Drop for Flag {
@@ -691,7 +696,7 @@ impl Drop for Flag {
     }
 }
 
-/// A thousand connections of which half never end a head and half never end a body.
+/// Opens a thousand connections. Half of them never end a head, and the others never end a body.
 fn slow_connections(address: SocketAddr, over: &AtomicBool) {
     let mut slow: Vec<Client> = (0..1000).map(|_| Client::connect(address).unwrap()).collect();
     for (index, client) in slow.iter_mut().enumerate() {
@@ -701,14 +706,14 @@ fn slow_connections(address: SocketAddr, over: &AtomicBool) {
     }
     while !over.load(Ordering::Relaxed) {
         for client in &mut slow {
-            // Those that the relay has ended are of no more interest.
+            // Connections that the relay has ended do not matter any more.
             drop(client.send(b" "));
         }
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-/// So many bytes that are no events: as bodies, and as no HTTP at all.
+/// Sends this many random bytes, which are no events: as bodies, and as no HTTP at all.
 fn garbage(address: SocketAddr, seed: u64, bytes: usize) {
     let mut piece = Vec::with_capacity(5 * MIB);
     let mut random = seed | 1;
@@ -725,12 +730,15 @@ fn garbage(address: SocketAddr, seed: u64, bytes: usize) {
             assert_refusal(&response, 400);
         }
         let mut client = Client::connect(address).unwrap();
-        // Refused at some point, so a write may fail.
+        // The relay refuses the bytes at some point, so a write may fail.
         drop(client.send(&piece));
         sent += 2 * piece.len();
     }
 }
 
+/// Method: a thousand slow connections and several senders of garbage run beside a good sender,
+/// which posts batches on new and kept connections. Each of its batches must be answered 200 within
+/// a second.
 #[test]
 fn garbage_and_a_thousand_slow_connections_leave_a_good_sender_below_one_second() {
     let (relay, sink) = start("", "");
@@ -748,7 +756,7 @@ fn garbage_and_a_thousand_slow_connections_leave_a_good_sender_below_one_second(
     let (mut longest, mut posted) = (Duration::ZERO, 0);
     while posted < 100 || spoilers.iter().any(|spoiler| !spoiler.is_finished()) {
         let began = Instant::now();
-        // Every other on a new connection: accepting must not suffer either.
+        // Every other batch uses a new connection, because accepting must not suffer either.
         if posted % 2 == 0 {
             client = Client::connect(address).unwrap();
         }
@@ -770,7 +778,8 @@ const IN_FLIGHT: u64 = 32 * MIB as u64;
 const QUEUE: u64 = 64 * MIB as u64;
 const BOUNDS: &str = "[limits]\nmax_in_flight = \"32MiB\"\n[queue]\nmax_bytes = \"64MiB\"\n";
 
-/// Sends a request again and again on so many connections; gives how many were accepted and how many refused.
+/// Sends a request again and again on `connections` connections. Returns how many were accepted and
+/// how many refused.
 fn hammer(relay: &Relay, connections: usize, rounds: usize, request: &[u8]) -> (u64, u64) {
     let (accepted, refused) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -792,7 +801,7 @@ fn hammer(relay: &Relay, connections: usize, rounds: usize, request: &[u8]) -> (
     (accepted.into_inner(), refused.into_inner())
 }
 
-/// The most that the contract allows, with a TCP output.
+/// Checks that the relay's highest resident memory was within the promised bound, for a TCP output.
 #[track_caller]
 fn assert_within_bounds(relay: &Relay, connections: usize) {
     let used = relay.rss_bytes_max();
@@ -827,7 +836,7 @@ fn zipped(body: &[u8]) -> Vec<u8> {
     [head.into_bytes(), packed].concat()
 }
 
-/// One event of so many bytes.
+/// Returns one event of `bytes` bytes.
 fn one_event(bytes: usize) -> Vec<u8> {
     let mut event = EVENT.as_bytes().to_vec();
     event.pop();
@@ -852,7 +861,8 @@ fn memory_stays_bounded_with_senders_at_full_speed_and_a_dead_consumer() {
 #[test]
 fn memory_stays_bounded_with_small_batches_in_chunks() {
     let (relay, _sink) = start_with_dead_consumer("", BOUNDS);
-    // The size at which what a buffer has too much weighs most against what the queue counts.
+    // At this size, the unused part of a body's buffer is largest compared with what the queue
+    // counts for it.
     let batch = generated_batch(1, 1, 1150);
     let (accepted, refused) = hammer(&relay, 8, 8000, &in_chunks(&batch, 600));
     assert!(accepted > 20_000 && refused > 1000, "{accepted} accepted, {refused} refused");
@@ -939,11 +949,11 @@ fn memory_stays_bounded_with_many_heads_that_never_end() {
     let (relay, _sink) = start_with_dead_consumer("", BOUNDS);
     let mut idle: Vec<Client> = (0..1000).map(|_| connect(&relay)).collect();
     let mut beginning = b"POST /audit HTTP/1.1\r\nX: ".to_vec();
-    // Ten times a real one. Twice as much is allowed, but hyper's buffer grows by copying, and what it leaves behind then
-    // comes to as much again for a moment.
+    // The heads are ten times as large as a real one. Twice as much is allowed, but hyper's buffer
+    // grows by copying, and for a moment the old buffers take as much again.
     beginning.resize(31 * 1024, b'x');
     for client in &mut idle {
-        // One that is refused in between is no failure here.
+        // A connection that the relay refuses meanwhile is no failure here.
         drop(client.send(&beginning));
     }
     wait_until("the heads", PATIENCE, || relay.metrics().sum("connections") >= 1000.0);

@@ -1,4 +1,5 @@
-//! HTTPS listeners: who may come in, and certificates and tokens that are replaced while in use.
+//! HTTPS listeners: which clients are let in, and certificates and tokens that are replaced while
+//! they are in use.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -36,7 +37,7 @@ use crate::support::wait_until;
 
 const JSON: &str = "application/json";
 
-/// The listener's TLS keys.
+/// Returns the listener's TLS keys.
 fn tls(pair: &Pair, more: &str) -> String {
     format!(
         "[listener.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n{more}\n",
@@ -49,14 +50,14 @@ fn connect(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> std::io::Result
     Client::connect_tls(relay.address(), Arc::clone(config))
 }
 
-/// The certificate that a new handshake is shown.
+/// Returns the certificate that a new handshake presents.
 fn presented(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> CertificateDer<'static> {
     let mut client = connect(relay, config).unwrap();
     let Stream::Client(tls) = client.stream() else { panic!("a TLS client") };
     tls.conn.peer_certificates().expect("done")[0].clone().into_owned()
 }
 
-/// A client of one protocol version that trusts everything: only the handshake's success is asked for.
+/// True if a client of one version of the protocol completes its handshake.
 fn connects_with(
     relay: &Relay,
     certificates: &Certificates,
@@ -89,7 +90,7 @@ fn https_takes_batches_over_http_1_1_and_h2() {
     std::fs::write(&body, &batch).unwrap();
     let (data, ca) = (format!("@{}", text(&body)), text(&certificates.ca));
     let url = format!("https://localhost:{}/audit", relay.address().port());
-    // ALPN: h2 where the client knows it, else HTTP/1.1.
+    // ALPN chooses h2 if the client offers it, and HTTP/1.1 otherwise.
     for (wish, version) in [("--http2", "2"), ("--http1.1", "1.1"), ("--no-alpn", "1.1")] {
         let told = "%{http_code} %{http_version}";
         let arguments = [
@@ -108,7 +109,7 @@ fn https_takes_batches_over_http_1_1_and_h2() {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(said, format!("{{\"accepted\":400}}200 {version}"), "{wish}: {output:?}");
     }
-    // What speaks no TLS is closed, and does no harm.
+    // A connection that does not speak TLS is closed, and does no harm.
     let mut plain = Client::connect(relay.address()).unwrap();
     let answer = plain.post("/audit", JSON, &batch);
     assert!(answer.is_err(), "{answer:?}");
@@ -146,7 +147,7 @@ fn a_client_ca_lets_nobody_in_without_its_certificate() {
         Some(&certificates.expired_client),
         Some(&certificates.server),
     ] {
-        // With TLS 1.3 the refusal comes after the client's side of the handshake.
+        // With TLS 1.3, the refusal comes after the client's side of the handshake.
         let answer = connect(&relay, &certificates.client_config(wrong))
             .and_then(|mut client| client.post("/", JSON, &batch));
         assert!(answer.is_err(), "{wrong:?}: {answer:?}");
@@ -155,7 +156,7 @@ fn a_client_ca_lets_nobody_in_without_its_certificate() {
     let mut client =
         connect(&relay, &certificates.client_config(Some(&certificates.client))).unwrap();
     assert_accepted(&client.post("/", JSON, &batch).unwrap(), 3);
-    // Whose certificate runs out is seen beforehand.
+    // The gauge shows when the client's certificate expires.
     let labels = [("listener", "127.0.0.1:0"), ("role", "client")];
     let expiry = relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);
     assert!(expiry.is_some_and(|seconds| seconds > 1_800_000_000.0), "{expiry:?}");
@@ -171,7 +172,7 @@ fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
     let began = Instant::now();
     let mut silent = Client::connect(relay.address()).unwrap();
     let mut begun = Client::connect(relay.address()).unwrap();
-    // The beginning of a ClientHello.
+    // These bytes begin a ClientHello.
     begun.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
     assert!(silent.is_closed_by_server());
     assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
@@ -179,7 +180,7 @@ fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
     relay.wait_for_metrics("their ends", PATIENCE, |metrics| {
         (metrics.sum("connections") == 0.0).then_some(())
     });
-    // After the handshake a head has the time to itself, and its 408 comes over TLS.
+    // After the handshake a head has the whole timeout for itself, and its 408 comes over TLS.
     let mut client = connect(&relay, &certificates.client_config(None)).unwrap();
     client.send(b"POST / HT").unwrap();
     assert_refusal(&client.read_response().unwrap(), 408);
@@ -206,7 +207,7 @@ fn handshakes_make_room_at_max_connections() {
     relay.finish(Backlog::Empty);
 }
 
-/// A certificate and key at fixed paths, whose contents change.
+/// A certificate and a key at fixed paths, whose contents a test replaces.
 struct Files {
     directory: TempDir,
     pair: Pair,
@@ -230,7 +231,7 @@ impl Files {
     }
 }
 
-/// Waits until a handshake is shown this certificate, at most for the contract's 3 s and what a busy machine adds.
+/// Waits until a handshake presents this certificate. The promise is 3 s.
 fn wait_for_certificate(relay: &Relay, client_config: &Arc<rustls::ClientConfig>, pair: &Pair) {
     let wanted = chain(&pair.certificate)[0].clone();
     let began = Instant::now();
@@ -253,12 +254,13 @@ fn a_handshake_3_s_after_the_files_change_has_the_new_certificate() {
         files.put(&another);
         wait_for_certificate(&relay, &client_config, &another);
     }
-    // Who was connected stays so.
+    // Connections that were open stay open.
     assert_kept(&mut kept);
     relay.finish(Backlog::Empty);
 }
 
-/// A client of our `ca` that presents `pair`, in one version of TLS; it resumes sessions.
+/// Returns the settings of a client that trusts our `ca` and presents `pair`, in one version of
+/// TLS. The client resumes sessions.
 fn client_of(
     certificates: &Certificates,
     pair: &Pair,
@@ -276,7 +278,8 @@ fn client_of(
     Arc::new(config.unwrap())
 }
 
-/// Whether a new connection of this client is let in, and whether it resumed a session.
+/// Makes a new connection of this client. Returns whether the client was let in, and whether it
+/// resumed a session.
 fn enters(relay: &Relay, config: &Arc<rustls::ClientConfig>) -> (bool, bool) {
     let Ok(mut client) = connect(relay, config) else { return (false, false) };
     let is_in = client.post("/", JSON, NO_EVENTS.as_bytes()).is_ok();
@@ -297,7 +300,8 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     let old = versions.map(|version| client_of(&certificates, &certificates.client, version));
     let new = certificates.client_config(Some(&certificates.wrong_client));
 
-    // Another certificate of the server, and the same CA: who is connected stays so.
+    // The server gets another certificate, and the CA of the clients stays. Open connections stay
+    // open.
     let mut idle = connect(&relay, &old[1]).unwrap();
     assert_kept(&mut idle);
     let another = certificates.another_server("another");
@@ -312,7 +316,7 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     let mut half = connect(&relay, &old[1]).unwrap();
     half.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Le").unwrap();
     let mut fresh = connect(&relay, &old[1]).unwrap();
-    // It has a stream under way, and will not say that it has heard GOAWAY.
+    // This client has a stream under way, and does not tell that it has received GOAWAY.
     let mut deaf = H2::over(connect(&relay, &old[1]).unwrap().into_stream());
     deaf.deaf = true;
     deaf.send(h2::PREFACE).unwrap();
@@ -338,7 +342,8 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     }
     assert!(idle.is_closed_by_server());
     assert!(fresh.is_closed_by_server());
-    // What was under way is answered, and what begins after the change is not taken.
+    // Requests that were under way are answered, and requests that begin after the change are
+    // refused.
     working.send(&body[100..]).unwrap();
     let response = working.read_response().unwrap();
     assert_accepted(&response, 1);
@@ -351,7 +356,7 @@ fn a_replaced_client_ca_ends_the_connections_that_the_old_one_let_in() {
     let answer = deaf.wait_for(h2::HEADERS);
     assert_eq!((answer.stream, answer.is_200()), (3, true));
     deaf.rest();
-    // It may have been closed before its head was whole.
+    // The relay may have closed this connection before its head was complete.
     drop(half.send(format!("ngth: {}\r\n\r\n", body.len()).as_bytes()));
     drop(half.send(&body));
     if let Ok(response) = half.read_response() {
@@ -384,7 +389,7 @@ fn connections_end_however_client_ca_changes_and_stay_where_it_is_the_same() {
         (ca(&certificates.ca), false),
         (of(""), false),
     ] {
-        // Under the CA that signed nothing nobody is connected.
+        // No client has a certificate of the wrong CA, so with it nobody is connected.
         let client = connect(&relay, &client_config);
         let kept = client.and_then(|mut client| {
             client.post("/", JSON, NO_EVENTS.as_bytes()).map(|answer| (client, answer.status))
@@ -405,7 +410,8 @@ fn connections_end_however_client_ca_changes_and_stay_where_it_is_the_same() {
     relay.finish(Backlog::Empty);
 }
 
-/// As the kubelet writes a Secret: `tls.crt` → `..data/tls.crt`, `..data` → a directory of its own, swapped by rename.
+/// Writes a Secret as the kubelet does: `tls.crt` links to `..data/tls.crt`, and `..data` links to
+/// a directory of this version and is swapped by rename.
 fn kubelet_writes(volume: &Path, version: &str, pair: Option<&Pair>) {
     let directory = volume.join(format!("..{version}"));
     std::fs::create_dir(&directory).unwrap();
@@ -479,7 +485,7 @@ fn a_broken_file_keeps_the_old_certificate_and_is_told_once() {
         wait_until(what, PATIENCE, || told(&relay) == index + 1);
         assert_eq!(presented(&relay, &client_config), old, "{what}");
     }
-    // Polled again several times meanwhile, and told no more.
+    // The relay has looked at the files several times meanwhile, and has logged no more.
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(told(&relay), 4);
     let log = relay.log_lines().join("\n");
@@ -502,7 +508,7 @@ fn an_optional_listener_opens_when_its_files_appear() {
     assert_accepted(&relay.post(&batch), 3);
     let answered = [("listener", "127.0.0.2:0"), ("code", "200")];
     assert_eq!(relay.metrics().get("requests_total", &answered), Some(0.0), "from the start");
-    // The certificate alone is not enough.
+    // The certificate without its key is not enough.
     std::fs::copy(&certificates.server.certificate, &files.pair.certificate).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(relay.listeners().len(), 1);
@@ -518,7 +524,7 @@ fn an_optional_listener_opens_when_its_files_appear() {
     let mut client = Client::connect_tls(address, certificates.client_config(None)).unwrap();
     assert_accepted(&client.post("/", JSON, &batch).unwrap(), 3);
     assert!(relay.metrics().get(expiry.0, &expiry.1).is_some());
-    // Gone again: what is in use stays.
+    // The file is removed again. The certificate in use stays.
     std::fs::remove_file(&files.pair.certificate).unwrap();
     std::thread::sleep(Duration::from_millis(1500));
     let mut again = Client::connect_tls(address, certificates.client_config(None)).unwrap();
@@ -544,7 +550,7 @@ fn a_listener_whose_files_are_missing_or_broken_is_an_error_of_the_start() {
     for (pair, more, says) in [
         (&missing, "", "/nowhere/tls.crt"),
         (&broken.pair, "", "tls.crt"),
-        // Optional is for files that are absent, not for those that are wrong.
+        // `optional` allows files that are absent, not files that are wrong.
         (&broken.pair, "optional = true", "tls.crt"),
         (&mixed, "", "server.crt"),
     ] {
@@ -581,7 +587,7 @@ fn a_bearer_token_that_changes_is_asked_for_anew() {
     std::fs::write(&file, "second").unwrap();
     wait_until("the new token", Duration::from_secs(3), || status("second") == 200);
     assert_eq!(status("first"), 401);
-    // An empty file opens nothing: the last token stays.
+    // An empty file lets nobody in without a token: the last token stays in use.
     std::fs::write(&file, "\n").unwrap();
     relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
     assert_eq!((status("second"), status("")), (200, 401));
@@ -599,7 +605,7 @@ fn the_expiry_gauge_follows_the_certificate() {
     let labels = [("listener", "127.0.0.1:0"), ("role", "server")];
     let expiry =
         |relay: &Relay| relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);
-    // 2021-01-01T00:00:00Z
+    // The expected time is 2021-01-01T00:00:00Z.
     assert_eq!(expiry(&relay), Some(1_609_459_200.0));
     files.put(&certificates.server);
     wait_until("the new expiry", PATIENCE, || {

@@ -1,4 +1,4 @@
-//! The log on standard error: whoever does not read it stops nothing.
+//! The log on standard error: a reader that does not read holds up nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,7 @@ use crate::support::requests::assert_same_set;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// One line for each request and delivery.
+/// Returns a config whose log has lines for each request and delivery.
 fn config(format: &str, sink: &HttpSink, more: &str) -> String {
     format!(
         "log = {{ format = \"{format}\", level = \"trace\" }}\n\
@@ -37,13 +37,13 @@ fn dropped(metrics: &Metrics) -> f64 {
     metrics.value("log_dropped_lines_total", &[])
 }
 
-/// Posts one event after the other until lines are dropped; says how many that were.
+/// Posts one event after the other until lines are dropped. Returns how many events that were.
 fn post_until_lines_are_dropped(relay: &Relay, client: &mut Client, from: u64) -> u64 {
     for number in from..from + 20_000 {
         let body = numbered::list(0, number..number + 1);
         let response = client.post("/", "application/json", &body).expect("an answer");
         assert_eq!(response.status, 200, "{}", response.text());
-        // More lines, which cost nobody else anything.
+        // The GET only makes more lines.
         assert_eq!(client.request("GET", "/", &[], &[]).expect("an answer").status, 405);
         if number % 50 == 0 && dropped(&relay.metrics()) > 0.0 {
             return number + 1 - from;
@@ -90,7 +90,7 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
     let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
     relay.wait_until_delivered(PATIENCE);
     relay.read_log();
-    // The log tells of every line that was dropped.
+    // The log must report every line that was dropped.
     let told = |relay: &Relay| -> f64 {
         let fields = relay.log_fields();
         let told = fields.iter().filter(|fields| {
@@ -102,7 +102,7 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
         let dropped = dropped(&relay.metrics());
         dropped > 0.0 && told(&relay) == dropped
     });
-    // And it is a log again: whole lines, and the last are there.
+    // Afterwards the log has whole lines again, and the last lines are there.
     let accepted = |relay: &Relay| {
         let fields = relay.log_fields();
         fields.iter().filter(|fields| fields["message"] == "batch accepted").count() as u64
@@ -155,7 +155,7 @@ fn a_second_signal_is_heard_while_nobody_reads_the_log() {
     wait_until("the drain", PATIENCE, || {
         http::get(relay.admin(), "/readyz").unwrap().status == 503
     });
-    // What comes within 10 ms is taken for the first one, sent twice.
+    // A signal within 10 ms of the first counts as the same signal, sent twice.
     std::thread::sleep(Duration::from_millis(100));
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1));

@@ -1,6 +1,7 @@
-//! What the operator reads of losses: each kind at its first event and then in a line now and then,
-//! with numbers that add up to the counters; that events are kept only where that is so; and the
-//! totals at the end. And what `delivered` must not say of events that nobody has.
+//! What the operator reads about losses: each kind is logged at its first event and then only now
+//! and then, with numbers that add up to the counters; "events are kept" is said only if it is
+//! true; and the totals come at the end. Also, `delivered` must not answer 200 for events that
+//! nobody has.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::support::requests::to_sink;
 use crate::support::spool::Spool;
 use crate::support::wait_until;
 
-/// Lines of this level: their messages and fields.
+/// Returns the message and the fields of the lines of this level.
 fn lines(relay: &Relay, level: &str) -> Vec<Value> {
     let parsed = |line: &String| serde_json::from_str::<Value>(line).ok();
     let all = relay.log_lines();
@@ -34,12 +35,12 @@ fn with_message(lines: &[Value], message: &str) -> Vec<Value> {
     lines.iter().filter(|line| line["message"] == message).cloned().collect()
 }
 
-/// The sum of a field.
+/// Returns the sum of a field over these lines.
 fn sum(lines: &[Value], field: &str) -> u64 {
     lines.iter().map(|line| line[field].as_u64().expect("a number")).sum()
 }
 
-/// The very last line of the log.
+/// Waits for the end of the log, and returns the fields of its very last line.
 fn last_line(relay: &Relay) -> Value {
     wait_until("the log's end", PATIENCE, || relay.log_text().contains("\"ended\""));
     let line: Value = serde_json::from_str(relay.log_lines().last().unwrap()).expect("JSON");
@@ -72,7 +73,8 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         let mut relay = Relay::start(&dead_end(&format!("{queue}when_full = \"{when_full}\"\n")));
         let mut accepted = 0;
         for seed in 0..300 {
-            // 429 while all of it is on the wire, for the moment that an attempt takes.
+            // The answer is 429 while all batches are on the wire, which lasts as long as an
+            // attempt.
             wait_until("room", PATIENCE, || {
                 relay.post(&generated_batch(seed, 10, 1000)).status == 200
             });
@@ -89,7 +91,8 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         relay.stop();
         let errors = lines(&relay, "ERROR");
         let told = with_message(&errors, message);
-        // The first, one in ten seconds, and what was left at the end.
+        // At most these lines are logged: the first, one every ten seconds, and the rest at the
+        // end.
         let most = 2 + begun.elapsed().as_secs() / 10;
         assert!((1..=most).contains(&(told.len() as u64)), "{} of {most}", told.len());
         let output = (plugin != "queue").then_some(plugin);
@@ -153,7 +156,7 @@ fn a_removed_outputs_backlog_is_said_when_it_is_lost_by_a_reload_and_by_a_restar
 
     let mut relay = Relay::start(&second);
     assert_eq!(relay.post(&generated_batch(2, 20, 1000)).status, 200);
-    // The other output has all of it: only the removed one keeps something.
+    // The other output has all events, so only the removed one has a backlog.
     wait_until("30 events at the consumer", PATIENCE, || {
         let backlog = &[("output", "consumer")];
         relay.metrics().value("output_backlog_events", backlog) == 0.0
@@ -174,7 +177,7 @@ fn the_last_line_has_the_totals_also_where_the_process_ends_at_once() {
     assert_eq!(relay.post(&generated_batch(1, 10, 1000)).status, 200);
     relay.signal(libc::SIGTERM);
     relay.wait_for_log("draining", PATIENCE);
-    // What comes within a moment counts as the same signal.
+    // A second signal within a moment counts as the same signal.
     std::thread::sleep(Duration::from_millis(100));
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1));
@@ -198,7 +201,8 @@ fn a_sender_that_waits_for_an_output_that_ends_is_told_503_and_not_200() {
         let mut relay = Relay::with(&config).stdout(Stdout::Held).start();
         let pipe = relay.take_stdout();
         let address = relay.address();
-        // More than the pipe holds: some of it is on the wire, and the rest has not been begun.
+        // The batches are more than the pipe holds. Some are on the wire, and the others have not
+        // been begun.
         let batches: Vec<_> = (0..4).map(|seed| generated_batch(seed, 300, 1000)).collect();
         let senders: Vec<_> = batches
             .iter()
@@ -218,7 +222,8 @@ fn a_sender_that_waits_for_an_output_that_ends_is_told_503_and_not_200() {
         }
         assert_eq!(relay.wait().code(), Some(1), "{}", relay.log_text());
         let ended = last_line(&relay);
-        // What was begun is counted; what was not is its sender's alone.
+        // Batches that the output had begun are counted as lost. The others are only their senders'
+        // concern, and are not counted.
         let (accepted, lost) = (ended["accepted"].as_u64(), ended["lost"].as_u64());
         assert!(lost <= accepted && lost.is_some(), "{ended}");
         if others {

@@ -1,4 +1,5 @@
-//! `migrate haproxy`: the config that it makes forwards what the real HAProxy forwards with the original file.
+//! `migrate haproxy`: a relay with the printed config forwards the same requests as the real
+//! HAProxy with the original file.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -29,7 +30,8 @@ use crate::support::server::Options;
 use crate::support::text;
 use crate::support::wait_for;
 
-/// The relay with the config that comes of this HAProxy's, on ports of the kernel's choice.
+/// Starts a relay with the config that `migrate` prints for this HAProxy, on ports that the kernel
+/// chooses.
 fn migrated(haproxy: &Haproxy) -> Relay {
     let file = haproxy.config_file();
     let output = run_command(&["migrate", "haproxy", text(&file)], Path::new("/"));
@@ -49,7 +51,7 @@ fn migrated(haproxy: &Haproxy) -> Relay {
     Relay::start(&config.replace(&listens, "127.0.0.1:0").replace("0.0.0.0:9090", "127.0.0.1:0"))
 }
 
-/// Sends the corpus to a forwarder and returns what has come to the consumer since.
+/// Sends the corpus to a forwarder. Returns the bodies that have arrived at the consumer since.
 fn forward(sink: &HttpSink, mut post: impl FnMut(&[u8])) -> Vec<Vec<u8>> {
     let before = sink.accepted().len();
     let mut count = 0;
@@ -78,7 +80,7 @@ fn post(address: SocketAddr) -> impl FnMut(&[u8]) {
     }
 }
 
-/// A PEM file with chain and key, as HAProxy wants them.
+/// Writes the chain and the key into one PEM file, as HAProxy needs them.
 fn joined(pair: &Pair, directory: &TempDir) -> PathBuf {
     let file = directory.path().join("joined.pem");
     let parts = [&pair.certificate, &pair.key].map(|part| std::fs::read(part).unwrap());
@@ -171,7 +173,7 @@ fn a_backup_gets_everything_while_the_first_server_is_down() {
     );
     let haproxy = Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend));
     let relay = migrated(&haproxy);
-    // HAProxy looks each two seconds, and believes the third failure.
+    // HAProxy checks a server every two seconds, and takes it for down after the third failure.
     wait_for("HAProxy to use its backup", PATIENCE, || {
         let answer = http::post(haproxy.address(), "/", "application/json", b"{}").ok()?;
         (answer.status == 200).then_some(())

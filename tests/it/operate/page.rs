@@ -1,6 +1,6 @@
-//! The status page, in a browser, on the real relay: what an operator sees in each state.
+//! The status page in a browser, on the real relay: what an operator sees in each state.
 //!
-//! `KUBE_AUDIT_FORWARDER_SCREENSHOTS=DIR` writes what it looked like: these are the pictures in `docs/`.
+//! `KUBE_AUDIT_FORWARDER_SCREENSHOTS=DIR` writes pictures of the page, which are those in `docs/`.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -29,7 +29,8 @@ use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// The page asks every two seconds, and a rate needs two answers: on a busy machine that is some of them.
+/// How long a test waits for the page to show something. The page asks the relay every two seconds,
+/// and needs two answers for a rate; a busy machine takes longer.
 const SEEN: Duration = PATIENCE.saturating_mul(2);
 
 fn open(relay: &Relay) -> Browser {
@@ -40,7 +41,7 @@ fn open(relay: &Relay) -> Browser {
     browser
 }
 
-/// Waits until an element says this.
+/// Waits until an element shows these words.
 fn wait_for_text(browser: &Browser, selector: &str, words: &str) {
     let mut last = String::new();
     let found = crate::support::try_wait_for(SEEN, || {
@@ -50,22 +51,23 @@ fn wait_for_text(browser: &Browser, selector: &str, words: &str) {
     assert!(found.is_some(), "{selector} does not say \"{words}\" but \"{last}\"");
 }
 
-/// The number in front of the first word.
+/// Returns the number at the beginning of the text, or `None` if its first word is no number.
 fn number(text: &str) -> Option<f64> {
     text.split(' ').next()?.replace(',', "").parse().ok()
 }
 
-/// Looked at by people, where they ask for it.
+/// Writes a picture of the page, if the environment asks for pictures.
 fn picture(browser: &Browser, name: &str) {
     if let Ok(directory) = std::env::var("KUBE_AUDIT_FORWARDER_SCREENSHOTS") {
-        // Time for a trend.
+        // The pause gives the page time to draw a trend.
         std::thread::sleep(Duration::from_secs(25));
         let file = PathBuf::from(directory).join(format!("status-page-{name}.png"));
         std::fs::write(file, browser.screenshot()).unwrap();
     }
 }
 
-/// Nothing is wider than the window, light and dark, on a desk and on a phone; it ends on the phone.
+/// Checks that nothing is wider than the window, at the widths of a desk and of a phone. The window
+/// has the width of a phone afterwards.
 fn assert_fits(browser: &Browser) {
     for width in [1100, 800, 360] {
         browser.resize(width, 740);
@@ -73,13 +75,14 @@ fn assert_fits(browser: &Browser) {
             "const wide = [...document.body.querySelectorAll('*')].filter((it) => it.getBoundingClientRect().right > innerWidth + 0.5);
              return [document.documentElement.scrollWidth, innerWidth, wide.map((it) => it.outerHTML).join('\\n')]",
         );
-        // A scroll bar takes its part of a desk's window.
+        // A scroll bar takes a part of the window's width.
         assert!(wide[0].as_u64() <= Some(width.into()), "{wide}");
         assert_eq!((&wide[1], &wide[2]), (&Value::from(width), &Value::from("")), "{wide}");
     }
 }
 
-/// The contrast of an element's text against what is behind it (WCAG 2.2, 1.4.3).
+/// A script that measures the contrast of each element's text against its background (WCAG 2.2,
+/// 1.4.3).
 const CONTRAST: &str = "
     const rgb = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
     const behind = (it) => {
@@ -108,7 +111,7 @@ fn assert_readable(browser: &Browser) {
     }
 }
 
-/// The page asked nobody but this relay, and broke no rule of its policy.
+/// Checks that the page asked only this relay, and violated no rule of its content security policy.
 fn assert_quiet(browser: &Browser, admin: SocketAddr) {
     assert_eq!(browser.console(), [""; 0]);
     let asked: BTreeSet<String> = browser.requests().into_iter().collect();
@@ -171,7 +174,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     wait_until("the title", SEEN, || {
         browser.run("return document.title").as_str().unwrap().starts_with("lost: 0")
     });
-    // What is read aloud has no figure that changes each time.
+    // The part that is read aloud holds no number that changes each time.
     assert_eq!(
         browser.run("return document.querySelector('#findings').getAttribute('role')"),
         "status"
@@ -213,7 +216,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     let backlog = number(&browser.text(&format!("{down} [data-is=backlog]")));
     assert!(backlog >= Some(20_000.0), "{backlog:?}");
     wait_for_text(&browser, "#outputs li:nth-child(2) .pill", "up");
-    // The next retry counts down, between two answers too.
+    // The time until the next retry counts down, also between two answers of the relay.
     let wait = || {
         let text = browser.text(&format!("{down} [data-is=retry]"));
         number(text.strip_prefix("in ")?).filter(|seconds| *seconds <= 20.0)
@@ -266,14 +269,14 @@ fn the_verdict_is_no_good_news_while_one_of_two_addresses_is_down() {
     assert_fits(&browser);
     assert_quiet(&browser, relay.admin());
 
-    // The address is on trial first, which is good enough.
+    // The address is on trial at first, which counts as good.
     first.reopen();
     wait_for_text(&browser, "#findings", "Every output works, and nothing is lost.");
     assert_eq!(verdict(), "good");
     relay.finish(Backlog::Empty);
 }
 
-/// The page shows what `/status` would say after this change to it.
+/// Makes the page show what `/status` would say after this change to it.
 fn pretend(browser: &Browser, change: &str) {
     let script = format!(
         "window.asked = window.asked || window.fetch;
@@ -301,7 +304,7 @@ fn the_verdict_knows_events_that_are_late_and_addresses_that_are_not_good() {
     assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
     relay.wait_until_delivered(PATIENCE);
     let status = http::get(relay.admin(), "/status").unwrap().json();
-    // Longer by what the protocol itself waits.
+    // The limit of the lag is longer by the time that the protocol itself waits.
     assert_eq!(status["outputs"][0]["lag_max_seconds"], 32.0);
     assert_eq!(status["outputs"][1]["lag_max_seconds"], 30.0);
     let browser = open(&relay);
@@ -313,7 +316,7 @@ fn the_verdict_knows_events_that_are_late_and_addresses_that_are_not_good() {
     for (change, state, words) in [
         ("status.outputs[0].backlog_events = 9; status.outputs[0].lag_seconds = 61;", "warn", late),
         ("status.outputs[0].backlog_events = 9; status.outputs[0].lag_seconds = 31;", "good", good),
-        // Nothing waits: the age is of no event.
+        // No event waits, so the age means nothing.
         ("status.outputs[0].lag_seconds = 61;", "good", good),
         (
             "Object.assign(status.outputs[1], { backlog_events: 9, lag_seconds: 61 });",
@@ -346,7 +349,7 @@ const HOSTILE: &str = "<script>document.title=1</script>";
 
 #[test]
 fn a_full_queue_and_what_clients_and_peers_say_are_text() {
-    // A consumer that answers with markup, as far as its protocol lets it.
+    // The consumer answers with markup, as far as its protocol allows.
     let sink =
         RelpSink::with(|command| Some(relp_sink::answer(command, &format!("500 {HOSTILE}"))));
     let config = format!(
@@ -381,7 +384,7 @@ fn a_full_queue_and_what_clients_and_peers_say_are_text() {
         let bar = browser.run(bar);
         bar[0].as_f64() > Some(90.0) && bar[1].as_f64() > Some(90.0) && bar[2] == "bad"
     });
-    // Nothing of that became an element, or ran.
+    // None of the markup became an element, or ran.
     let made = "return [document.querySelectorAll('script').length, document.querySelectorAll('img').length, document.title]";
     let made = browser.run(made);
     assert_eq!((&made[0], &made[1]), (&Value::from(1), &Value::from(0)));
@@ -408,7 +411,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     wait_for_text(&browser, "#in-accepted", "400 events");
     wait_for_text(&browser, "#outputs [data-is=delivered]", "400 events");
     assert_eq!(browser.text("#gone"), "");
-    // Whatever is shown as a rate, ever.
+    // The script records everything that the page ever shows as a rate.
     browser.run(
         "window.rates = []; const see = () => rates.push(...[...document.querySelectorAll('.rate b')].map((it) => it.textContent));
          new MutationObserver(see).observe(document.body, { subtree: true, childList: true, characterData: true })",
@@ -419,7 +422,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     wait_for_text(&browser, "#gone", " s ago");
     assert_eq!(browser.run("return document.querySelector('#gone').getAttribute('role')"), "alert");
     assert!(browser.run("return document.title").as_str().unwrap().contains("no answer"));
-    // What it said last stays, and is no rate any more.
+    // The last totals stay on the page, and rates disappear.
     assert_eq!(browser.text("#in-accepted"), "400 events");
     assert_eq!(browser.text("#in-rate"), "–");
     wait_for_text(&browser, "#findings", "is not known here");
@@ -439,7 +442,7 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
         let rate = rate.as_str().unwrap();
         assert!(rate == "–" || number(rate).is_some_and(|rate| rate >= 0.0), "{rate}");
     }
-    // The failed requests are all that it says of that.
+    // The failed requests are all that the console reports.
     for message in browser.console() {
         assert!(
             message.contains("/status - Failed to load resource: net::ERR_CONNECTION_"),
@@ -482,7 +485,7 @@ fn the_page_is_sent_with_a_policy_that_allows_nothing_else() {
     let (_, noscript) = text.split_once("<noscript>").unwrap();
     let (noscript, _) = noscript.split_once("</noscript>").unwrap();
     assert!(noscript.contains("/status") && noscript.contains("/metrics"), "{noscript}");
-    // All answers are of this moment, and what they say they are.
+    // No answer may be cached, and its type may not be guessed from its content.
     for path in ["/status", "/metrics", "/readyz", "/nowhere"] {
         let answer = http::get(relay.admin(), path).unwrap();
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");

@@ -1,5 +1,5 @@
-//! A running relay gets another config: SIGHUP, files that are rewritten, renamed and swapped; what stays, what goes, and
-//! that nothing is lost on the way.
+//! A running relay gets another config, by SIGHUP or by files that are rewritten, renamed and
+//! swapped: what stays, what goes, and that nothing is lost meanwhile.
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -43,15 +43,16 @@ use crate::support::text;
 use crate::support::wait_for;
 use crate::support::wait_until;
 
-/// So many reloads with this result.
+/// Returns how many reloads have had this result.
 fn reloads(metrics: &Metrics, result: &str) -> f64 {
     metrics.value("config_reload_total", &[("result", result)])
 }
 
-/// Another config by SIGHUP; returns when it is counted with this result.
+/// Replaces the config and sends SIGHUP. Returns once a reload with this result is counted.
 fn reload(relay: &Relay, config: &str, result: &str) {
     let before = relay.metrics();
-    // Whole at any time: this thread may be held up between the beginning and the end of a write.
+    // The rename keeps the config file complete at any time, although this thread may be held up in
+    // the middle of a write.
     let beside = relay.config_file().with_extension("new");
     std::fs::write(&beside, config).unwrap();
     std::fs::rename(&beside, relay.config_file()).unwrap();
@@ -87,7 +88,7 @@ fn a_changed_output_goes_on_from_its_place_and_an_unchanged_one_keeps_its_connec
     let mut client = Client::connect(relay.address()).unwrap();
     let mut sent = vec![post(&mut client, 0..100)];
     relay.wait_until_delivered(PATIENCE);
-    // What it has not got when it changes, the new place gets.
+    // Events that the output has not delivered when it changes go to its new consumer.
     let mut from = from.closed();
     sent.push(post(&mut client, 100..300));
     reload(&relay, &format!("{BASE}{stays_output}{}", to.output("moves", "")), "success");
@@ -130,7 +131,8 @@ fn what_is_on_the_wire_of_a_changed_output_is_waited_for_and_comes_once() {
 
 #[test]
 fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
-    // The first request hangs, those behind it are answered: the cursor has holes when the output becomes another.
+    // The first request hangs and those after it are answered, so the cursor has gaps of finished
+    // events when the output becomes another type.
     let first = numbered::events(0, 0..1);
     let http = HttpSink::start(move |request| match events_in(request).starts_with(&first) {
         true => Answer::never(),
@@ -146,7 +148,8 @@ fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
     assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
     wait_until("answers behind the first request", PATIENCE, || http.accepted().len() == 9);
     reload(&relay, &format!("{BASE}{}", tcp.output("out", "")), "success");
-    // It waits ten seconds for the answer that never comes, and does so alone.
+    // The old delivery waits ten seconds for the answer that never comes, and nothing else waits
+    // for it.
     relay.wait_until_delivered(PATIENCE);
     let (first, rest) = (numbered::events(0, 0..10), numbered::events(0, 10..100));
     assert_same_set(&accepted_events(&http), &rest);
@@ -181,7 +184,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
             reload(&relay, &alone, "success");
             wait_until("the loss", PATIENCE, || lost(&relay, "second") == before + 50.0);
             assert_eq!(backlog(&relay, "second"), 0.0);
-            // No alert goes on about it.
+            // The metrics of the removed output are gone, so no alert goes on about it.
             for state in ["output_up", "output_required"] {
                 let of = |name| relay.metrics().get(state, &[("output", name)]).is_some();
                 assert_eq!(["first", "second"].map(of), [true, false], "{state}");
@@ -193,7 +196,8 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
         assert_eq!(check("first", &sent, &first.tally.arrivals()).len(), 0);
         assert_eq!(first.history().len(), 1);
         assert_eq!(second.tally.count(), 150);
-        // It counts from where it joined: conservation holds for it as well.
+        // The output counts from the event at which it joined, so conservation holds for it as
+        // well.
         reload(&relay, &both, "success");
         post(&mut client, 350..360);
         second.tally.wait_for_count(160, PATIENCE);
@@ -227,7 +231,7 @@ fn where_not_all_new_outputs_can_join_those_that_did_have_lost_nothing() {
             next
         });
         wait_until("events", PATIENCE, || stays.tally.count() > 0);
-        // One more than the queue's directory has room for: all but one of them join.
+        // The queue's directory has no room for this many outputs: all but one of them join.
         reload(&relay, &config(0..200), "error");
         done.store(true, Ordering::Relaxed);
         let sent = sender.join().unwrap();
@@ -259,7 +263,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     let mut relay = Relay::start(&format!("{BASE}{output}"));
     let mut client = Client::connect(relay.address()).unwrap();
     post(&mut client, 0..1);
-    // Another beside it.
+    // The reload adds a listener.
     let more = "[[listener]]\naddress = \"127.0.0.2:0\"\n";
     reload(&relay, &format!("{BASE}{more}{output}"), "success");
     relay.wait_for_listeners(2);
@@ -267,7 +271,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     let mut other = Client::connect(second).unwrap();
     post(&mut client, 1..2);
     post(&mut other, 2..3);
-    // Other demands hold for connections that are there, too.
+    // The changed settings also hold for connections that are already open.
     let asks = format!("path_prefix = \"/audit\"\nbearer_token_file = \"{}\"\n", text(&token));
     reload(&relay, &format!("{BASE}{asks}{more}{output}"), "success");
     let with = |client: &mut Client, path: &str, token: &str| {
@@ -278,7 +282,8 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     assert_eq!(with(&mut client, "/elsewhere", "first"), 404);
     assert_eq!(with(&mut client, "/audit", "first"), 200);
     post(&mut other, 4..5);
-    // The second goes: its kept connections end, and nobody listens any more.
+    // The reload removes the second listener: its kept connections end, and nobody listens there
+    // any more.
     reload(&relay, &format!("{BASE}{output}"), "success");
     assert!(other.is_closed_by_server());
     wait_until("nobody to listen", PATIENCE, || Client::connect(second).is_err());
@@ -307,7 +312,7 @@ fn a_listener_becomes_https_on_the_same_port_and_its_plain_connections_end() {
     let config = certificates.client_config(None);
     let mut secure = Client::connect_tls(relay.address(), config).unwrap();
     post(&mut secure, 1..2);
-    // And back.
+    // The reload turns the listener back to plain HTTP.
     reload(&relay, &format!("{BASE}{output}"), "success");
     assert!(secure.is_closed_by_server());
     post(&mut Client::connect(relay.address()).unwrap(), 2..3);
@@ -375,7 +380,7 @@ fn a_changed_config_is_seen_however_it_is_written() {
     let sink = Tallying::tcp();
     let directory = TempDir::new().unwrap();
     let mount = directory.path();
-    // As Kubernetes mounts a ConfigMap.
+    // The directory looks like a ConfigMap that Kubernetes has mounted.
     let version = |name: &str, config: &str| {
         std::fs::create_dir(mount.join(name)).unwrap();
         std::fs::write(mount.join(name).join("config.toml"), config).unwrap();
@@ -395,13 +400,13 @@ fn a_changed_config_is_seen_however_it_is_written() {
         assert_eq!(reloads(&relay.metrics(), "error"), 0.0);
     };
     let listener = |number: u8| format!("[[listener]]\naddress = \"127.0.0.{number}:0\"\n");
-    // A swap, with another content and with the same.
+    // The directory is swapped, with another content and with the same.
     version("..2026_2", &config(&listener(2)));
     count(&relay);
     relay.wait_for_listeners(2);
     version("..2026_3", &config(&listener(2)));
     count(&relay);
-    // An editor that writes in place, and one that renames.
+    // One editor writes in place, and another one renames.
     std::fs::write(&file, config(&listener(3))).unwrap();
     count(&relay);
     relay.wait_for_listeners(3);
@@ -465,7 +470,7 @@ fn bounds_change_and_what_cannot_is_said() {
     relay.finish(Backlog::Stable);
 }
 
-/// What runs as long as the relay does: threads, descriptors, tasks.
+/// Returns the number of the relay's threads, file descriptors and tasks.
 fn resources(relay: &Relay) -> (usize, usize, u64) {
     let count =
         |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", relay.pid())).unwrap().count();
@@ -473,6 +478,9 @@ fn resources(relay: &Relay) -> (usize, usize, u64) {
     (count("task"), count("fd"), status["tasks"].as_u64().unwrap())
 }
 
+/// Method: a relay is reloaded a thousand times with a changing output, and with an output and a
+/// listener that come and go. Its threads, file descriptors and tasks must be no more than after
+/// the second reload, and every event must have arrived once at the outputs that stayed.
 #[test]
 fn a_thousand_reloads_leave_nothing_behind() {
     const RELOADS: u64 = 1000;
@@ -490,7 +498,7 @@ fn a_thousand_reloads_leave_nothing_behind() {
     let relay = Relay::start(&config(0));
     let mut client = Client::connect(relay.address()).unwrap();
     let mut sent = vec![post(&mut client, 0..1)];
-    // Twice with everything, so that what is made once and kept is there.
+    // Two reloads come first, so that everything that is made once and kept exists.
     for round in 1..=2 {
         reload(&relay, &config(round), "success");
         sent.push(post(&mut client, round..round + 1));
@@ -505,7 +513,7 @@ fn a_thousand_reloads_leave_nothing_behind() {
         }
     }
     relay.wait_until_delivered(PATIENCE);
-    // Threads that read files, and connections on their way out, go after a while.
+    // Threads that read files, and connections that are ending, go after a while.
     let after = wait_for("what it was", PATIENCE * 2, || {
         let now = resources(&relay);
         (now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2).then_some(now)
@@ -517,6 +525,9 @@ fn a_thousand_reloads_leave_nothing_behind() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: four senders post 200 batches per second in all, half of them over TLS, during a hundred
+/// reloads that change an output and rotate a certificate. Every batch must be answered 200, and
+/// every event must arrive once at each consumer.
 #[test]
 fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
     let seconds = chance::number_from("KUBE_AUDIT_FORWARDER_RELOAD_SECONDS", 60);
@@ -544,7 +555,7 @@ fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
     let over = Arc::new(AtomicBool::new(false));
     let senders: Vec<_> = (0..SENDERS)
         .map(|sender| {
-            // Half of them over TLS, which connect again every now and then, as kube-apiserver does.
+            // Half of the senders use TLS, and connect again now and then, as kube-apiserver does.
             let address = relay.listeners()[usize::from(sender % 2 == 1)].1;
             let tls = (sender % 2 == 0).then(|| certificates.client_config(None));
             let over = Arc::clone(&over);
@@ -574,7 +585,7 @@ fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
     relay.finish(Backlog::Empty);
 }
 
-/// A Secret with another certificate, swapped as Kubernetes does.
+/// Swaps a Secret for one with another certificate, as Kubernetes does.
 fn rotate(directory: &Path, pair: &Pair) {
     let new = directory.join(format!("..{:?}", Instant::now()).replace(' ', ""));
     std::fs::create_dir(&new).unwrap();
@@ -584,7 +595,8 @@ fn rotate(directory: &Path, pair: &Pair) {
     std::fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
 }
 
-/// Batches of ten at a steady rate; panics where one is not answered 200.
+/// Posts batches of ten events at a steady rate until `over`. Panics if one of them is not answered
+/// 200. Returns what was sent.
 fn steady(
     sender: u32,
     address: SocketAddr,
@@ -618,7 +630,7 @@ fn steady(
 fn a_reload_that_can_not_open_a_listener_says_that_the_rest_is_in_force_and_listens_where_it_did() {
     let (first, second) = (Tallying::http(), Tallying::http());
     let port = free_port();
-    // Whoever listens there keeps all addresses of the port from being bound.
+    // A listener on this address keeps the port from being bound on all addresses.
     let other = TcpListener::bind(("127.0.0.2", port)).unwrap();
     let config = |address: &str, outputs: &[String]| {
         format!(
@@ -641,7 +653,7 @@ fn a_reload_that_can_not_open_a_listener_says_that_the_rest_is_in_force_and_list
     assert!(error.contains(&format!("cannot listen on 0.0.0.0:{port}")), "{error}");
     assert!(error.ends_with(&format!("still listening on 127.0.0.1:{port}")), "{error}");
     assert!(!relay.log_text().contains("config not reloaded"), "{}", relay.log_text());
-    // Senders find it where it was, and the new output is there.
+    // Senders find the listener at its old address, and the new output works.
     let more = post(&mut Client::connect(relay.address()).unwrap(), 10..20);
     second.tally.wait_for_count(10, PATIENCE);
     drop(other);

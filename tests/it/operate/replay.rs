@@ -1,4 +1,5 @@
-//! `replay`: every form of input arrives byte for byte; nothing is skipped in silence, whatever ends it.
+//! `replay`: every form of input arrives byte for byte, and whatever ends the command, no event is
+//! skipped without a message.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -35,10 +36,10 @@ use crate::support::requests::to_sink;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// Attempts that fail are followed at once.
+/// Arguments that make the pause after a failed attempt short.
 const QUICK: [&str; 2] = ["--backoff", "10ms"];
 
-/// A directory, and what is run in it.
+/// A directory, and the commands that run in it.
 struct Place {
     directory: TempDir,
 }
@@ -72,7 +73,7 @@ impl Place {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // It may end before it has read all.
+        // The command may end before it has read everything.
         child.stdin.take().unwrap().write_all(bytes).ok();
         Said::of(child.wait_with_output().unwrap())
     }
@@ -82,7 +83,7 @@ impl Place {
     }
 }
 
-/// How a replay has ended, and what it said.
+/// The exit status of a replay, and its output.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -100,7 +101,7 @@ impl Said {
         }
     }
 
-    /// A figure of the summary.
+    /// Returns a number of the summary.
     fn figure(&self, name: &str) -> u64 {
         let line = self.stdout.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
         line.unwrap_or_else(|| panic!("{name} is not in {self:?}")).parse().unwrap()
@@ -137,7 +138,7 @@ fn lines(bytes: &[u8]) -> Vec<Vec<u8>> {
     lines.map(<[u8]>::to_vec).collect()
 }
 
-/// So many numbered events, a line each.
+/// Returns this many numbered events, one per line.
 fn numbered_log(events: u64) -> Vec<u8> {
     numbered::events(0, 0..events).iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect()
 }
@@ -204,7 +205,7 @@ fn what_a_relay_refused_or_still_holds_is_replayed_to_another() {
     place.replay(&url(&sink), &[text(&letters[0])]).assert_done(1, 0);
     assert_same_set(&accepted_events(&sink), &refused);
 
-    // What waits in a spool for a consumer that is away.
+    // Events that wait in a spool for a consumer that is away.
     let away = HttpSink::start(|_| Answer::status(503));
     let spool = place.path("spool");
     let keys = format!("[queue]\ndirectory = {:?}\n", text(&spool));
@@ -235,7 +236,8 @@ fn requests_are_event_lists_of_400_events_in_the_order_of_the_files() {
         assert!(request.body.starts_with(head.as_bytes()) && request.body.ends_with(b"]}\n"));
     }
 
-    // Fewer where there would be too many bytes; one that is larger goes alone.
+    // A request has fewer events if it would have too many bytes otherwise. An event that is larger
+    // than the limit goes alone.
     let sink = HttpSink::accepting();
     place
         .replay(&url(&sink), &[&first, "--batch-bytes", "4KiB", "--batch", "7"])
@@ -255,7 +257,8 @@ fn a_rate_is_kept_with_more_and_smaller_requests() {
     let took = begun.elapsed();
     let sizes: Vec<_> = sink.requests().iter().map(|it| events_in(it).len()).collect();
     assert_eq!(sizes, [100, 100, 100]);
-    // The third is due half a second after the first; how much later, is the machine's business.
+    // The third request is due half a second after the first. How much later it comes depends on
+    // the machine.
     assert!(took >= Duration::from_millis(500), "{took:?}");
 }
 
@@ -265,16 +268,17 @@ fn errors_are_retried_and_nothing_is_accepted_twice() {
     let file = place.write("log", &numbered_log(10));
     let retry_after = |status| Answer::status(status).header("Retry-After", "0");
     let sink = HttpSink::script([
-        // First attempt.
+        // The first attempt.
         Answer::status(503),
-        // Second: a kept connection that breaks says nothing of the request, the next one does.
+        // The second attempt: a kept connection that breaks says nothing about the request, so the
+        // request is sent again, and that break counts.
         Answer::hang_up(),
         Answer::reset(),
-        // Third: as often as they are asked to.
+        // The third attempt: the request is repeated each time that the answer asks for it.
         retry_after(429),
         retry_after(503),
         Answer::raw("HTTP/1.1 500 x\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"),
-        // A date is none for kube-apiserver.
+        // kube-apiserver takes no date in Retry-After, so this answer ends the attempt.
         Answer::status(429).header("Retry-After", "Fri, 20 Nov 2026 10:00:00 GMT"),
         Answer::status(408),
         Answer::status(200).body(r#"{"accepted":10}"#),
@@ -283,7 +287,7 @@ fn errors_are_retried_and_nothing_is_accepted_twice() {
         place.replay(&url(&sink), &[&[file.as_str(), "--attempts", "5"], &QUICK[..]].concat());
     said.assert_done(10, 0);
     let retries = said.stderr.lines().filter(|line| line.contains("lines 1 to 10: http://"));
-    // Four attempts, and the first time that it is told when to come again.
+    // The lines are for four attempts, and for the first answer that says when to come again.
     assert_eq!(retries.count(), 5, "{said:?}");
     let told = "answered 429 Too Many Requests and says when to come again; attempt 3 of 5";
     assert!(said.stderr.contains(told), "{said:?}");
@@ -331,14 +335,14 @@ fn what_is_given_up_is_said_and_gone_on_with() {
     assert_eq!(said.figure("accepted before"), 400);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 400..1000));
 
-    // Once more: there is nothing left. Then the log grows, and is gzipped under another name.
+    // A second run finds nothing left. Then the log grows, and is compressed under another name.
     place.replay(&url(&sink), &arguments.concat()).assert_done(0, 0);
     let grown = place.write("grown.gz", &gzip(&numbered_log(1005)));
     let sink = HttpSink::accepting();
     place.replay(&url(&sink), &[&[grown.as_str()], &resume[..]].concat()).assert_done(5, 0);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 1000..1005));
 
-    // Another file is not taken for it, and a shorter one neither.
+    // Another file is not mistaken for the first one, nor is a shorter one.
     let other = place.write("other", &audit_log());
     let said = place.replay(&url(&sink), &[&[other.as_str()], &resume[..]].concat());
     said.assert_stopped(0, &["is not the file that the resume file is of"]);
@@ -446,7 +450,7 @@ fn a_gzip_file_that_is_cut_off_is_never_taken_for_whole() {
     let line = format!("line {}: cannot read on", accepted + 1);
     said.assert_stopped(accepted, &[&line]);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
-    // Skipped, the other files are sent, and it is an error nevertheless.
+    // With `skip` the other files are sent, and the command fails nevertheless.
     let sink = HttpSink::accepting();
     let said = place.replay(&url(&sink), &[&cut, &whole, "--on-bad-line", "skip"]);
     let line = line.replace("cannot", "skipped: cannot");
@@ -511,8 +515,8 @@ fn https_with_a_client_certificate_and_a_token() {
         place.replay(&to, &all)
     };
     replay(&[&identity, &bearer]).assert_stopped(0, &["UnknownIssuer"]);
-    // With TLS 1.3 a server refuses after the handshake: it says why, before the request or at it, or the connection ends
-    // as the body is written.
+    // With TLS 1.3 a server refuses after the handshake. The refusal is seen before the request, at
+    // the request, or when the connection ends while the body is written.
     let refused = replay(&[&ca, &bearer]);
     refused.assert_stopped(0, &["given up"]);
     let whys = ["ertificate", "Broken pipe", "Connection reset"];
@@ -525,13 +529,13 @@ fn https_with_a_client_certificate_and_a_token() {
     relay.finish(Backlog::Empty);
 }
 
-/// What the resume file says.
+/// Returns the number of events that the resume file says are done.
 fn saved_events(file: &Path) -> u64 {
     let text = std::fs::read(file).unwrap();
     serde_json::from_slice::<serde_json::Value>(&text).unwrap()["events"].as_u64().unwrap()
 }
 
-/// Different events that were accepted.
+/// Returns how many different events were accepted.
 fn distinct(sink: &HttpSink) -> u64 {
     let mut numbers: Vec<_> =
         accepted_events(sink).iter().map(|event| numbered::identify(event).number).collect();
@@ -540,13 +544,16 @@ fn distinct(sink: &HttpSink) -> u64 {
     numbers.len() as u64
 }
 
+/// Method: a replay of two files is killed and interrupted in turn at random moments, and run again
+/// with the same resume file each time. The resume file may never be ahead of the accepted events,
+/// an interrupt may repeat only a few requests, and in the end every event must have been accepted.
 #[test]
 fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_saved() {
-    // 600 requests: more than all rounds can take.
+    // 600 requests are more than all rounds together can send.
     const EVENTS: u64 = 30_000;
     let mut random = rng();
     let place = Place::new();
-    // In two files, one of them gzipped.
+    // The events are in two files, one of which is compressed.
     let log = numbered_log(EVENTS);
     let half = memchr::memchr(b'\n', &log[log.len() / 2..]).unwrap() + log.len() / 2 + 1;
     let files = [place.write("a.gz", &gzip(&log[..half])), place.write("b", &log[half..])];
@@ -572,7 +579,8 @@ fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_
         if signal == libc::SIGINT {
             assert_eq!(status.code(), Some(1), "{stderr}");
             assert!(stderr.contains("stopped: interrupted") && stderr.contains("same command"));
-            // What was accepted beyond a gap: twice the requests under way.
+            // The repeated events were accepted after a gap: at most twice the requests that were
+            // under way.
             assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
         }
         assert!(saved <= distinct(&sink), "{saved} events are not all there");

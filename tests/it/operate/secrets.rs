@@ -1,5 +1,5 @@
-//! Secrets are shown nowhere: with `config/saas-webhook.toml` as shipped, whatever goes wrong, at the most talkative
-//! level of the log.
+//! Secrets are shown nowhere: with `config/saas-webhook.toml` as shipped, whatever fails, at the
+//! most detailed level of the log.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -26,10 +26,10 @@ use crate::support::text;
 use crate::support::wait_until;
 
 const TOKEN: &str = "sEcReT-t0ken/with+odd=signs";
-/// What of it would be found even if parts were escaped.
+/// A part of the token that would be found even if other parts were escaped.
 const TRACE: &str = "sEcReT";
 
-/// A place for the config and the token.
+/// A directory with the config and the token.
 struct Place {
     directory: TempDir,
     variables: Vec<(String, String)>,
@@ -63,7 +63,8 @@ impl Place {
         builder.start()
     }
 
-    /// What the commands say of this config, with their exit status: `config`, `check`, `check --connect`.
+    /// Runs `config`, `check` and `check --connect` on this config. Returns the exit status and the
+    /// output of each.
     fn commands(&self, config: &str) -> Vec<(Option<i32>, String)> {
         let file = self.directory.path().join("config.toml");
         std::fs::write(&file, config).unwrap();
@@ -79,7 +80,7 @@ impl Place {
     }
 }
 
-/// Everything that can be read of a relay.
+/// Returns everything that can be read from a relay.
 fn shown(relay: &Relay) -> String {
     let mut shown = relay.log_lines().join("\n");
     shown.push_str(&String::from_utf8_lossy(&relay.stdout()));
@@ -94,7 +95,8 @@ fn assert_hides(shown: &str, secret: &str) {
     assert_eq!(line, None, "shows {secret}");
 }
 
-/// One consumer that answers so, and a look at everything after some attempts.
+/// Starts a relay whose consumer listens on this port, waits until `is_reached`, and checks that
+/// neither the relay nor the commands show the token.
 fn nothing_is_shown_where(
     port: u16,
     place: &Place,
@@ -119,7 +121,7 @@ fn failures(relay: &Relay, reason: &str) -> f64 {
     relay.metrics().value("output_errors_total", &[("output", "saas"), ("reason", reason)])
 }
 
-/// Answers with everything that it was told.
+/// Returns a script that answers with this status and with everything that the request said.
 fn echo(status: u16) -> impl Fn(&Request) -> Answer {
     move |request| {
         let header = format!("https://x{}", request.target);
@@ -188,7 +190,7 @@ fn the_token_is_shown_nowhere_while_tls_fails() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("certificate"), "{said}");
     }
-    // A server that speaks plain HTTP there.
+    // A server that speaks plain HTTP on the port of HTTPS.
     let sink = HttpSink::accepting();
     nothing_is_shown_where(sink.address().port(), &place, "failed handshakes", |relay| {
         failures(relay, "tls") >= 2.0
@@ -219,7 +221,7 @@ fn a_token_that_breaks_the_url_is_not_quoted() {
             assert_hides(&said, TRACE);
         }
     }
-    // Broken while it runs: the old one stays in use, and neither is shown.
+    // The URL breaks while the relay runs. The old one stays in use, and neither is shown.
     let sink = HttpSink::accepting();
     std::fs::write(place.token(), format!("{}/sEcReT", sink.address())).unwrap();
     let urls = [format!("http://${{file:{}}}", text(&place.token()))];
@@ -288,7 +290,7 @@ fn a_changed_token_is_used_within_three_seconds() {
     let mut last = String::new();
     for round in 0..3 {
         let token = format!("sEcReT-{round}");
-        // As Kubernetes swaps a mounted Secret: another file under the same name.
+        // Another file takes the name, as when Kubernetes swaps a mounted Secret.
         let new = place.directory.path().join("new");
         std::fs::write(&new, &token).unwrap();
         std::fs::rename(&new, place.token()).unwrap();

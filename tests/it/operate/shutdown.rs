@@ -1,4 +1,5 @@
-//! The end, and the beginnings that fail: SIGTERM drains in order and within its time, nothing is lost in silence.
+//! The end of the relay, and starts that fail: SIGTERM drains in order and in time, and no event is
+//! lost without a message.
 
 use std::io::Read as _;
 use std::io::Write as _;
@@ -38,7 +39,7 @@ fn drain(timeout: &str) -> String {
     format!("[shutdown]\ndrain_timeout = \"{timeout}\"\n")
 }
 
-/// The head of a POST with such a body.
+/// Returns the head of a POST whose body has `length` bytes.
 fn head(length: usize) -> Vec<u8> {
     format!("POST /audit HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n")
         .into_bytes()
@@ -48,7 +49,7 @@ fn metrics_if_any(admin: SocketAddr) -> Option<Metrics> {
     Some(Metrics::parse(&http::get(admin, "/metrics").ok()?.text()))
 }
 
-/// The events that the log names as lost, by output, and the sum of its last line.
+/// Returns the events that the log names as lost, by output, and the total of its last line.
 fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
     let fields = relay.log_fields();
     let of =
@@ -106,12 +107,12 @@ fn the_drain_refuses_new_senders_ends_kept_connections_and_delivers_what_is_left
     );
     wait_until("closed doors", PATIENCE, || TcpStream::connect(relay.address()).is_err());
     assert!(idle.is_closed_by_server(), "a connection that idles is closed");
-    // What was under way may finish, and is the last on its connection.
+    // The request that was under way may finish, and is the last one on its connection.
     under_way.send(&second[half..]).unwrap();
     let response = under_way.read_response().unwrap();
     assert_eq!((response.status, response.header("connection")), (200, Some("close")));
     assert!(under_way.is_closed_by_server());
-    // The admin routes go on until the end.
+    // The admin routes answer until the end.
     assert_eq!(relay.metrics().value("event_total", &[]), 20.0);
     held.store(false, Ordering::SeqCst);
     assert_eq!(relay.wait().code(), Some(0));
@@ -124,7 +125,7 @@ fn a_request_that_comes_during_the_drain_is_refused_with_503() {
     let sink = HttpSink::accepting();
     let mut relay = Relay::start(&to_sink(sink.address(), &drain("4s")));
     let body = generated_batch(1, 10, 900);
-    // A head that has begun, so that the connection is not idle.
+    // The head has begun, so the connection is not idle.
     let mut late = Client::connect(relay.address()).unwrap();
     let head = head(body.len());
     late.send(&head[..20]).unwrap();
@@ -133,14 +134,14 @@ fn a_request_that_comes_during_the_drain_is_refused_with_503() {
     wait_until("both connections", PATIENCE, || relay.metrics().sum("connections") == 2.0);
     relay.signal(libc::SIGTERM);
     relay.wait_for_log("draining", PATIENCE);
-    // Either answer is fine by the contract: none, with the connection closed, or 503.
+    // Two outcomes are right: no answer, with the connection closed, or 503.
     let answer =
         late.send(&head[20..]).and_then(|()| late.send(&body)).and_then(|()| late.read_response());
     if let Ok(answer) = answer {
         assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
         assert!(answer.header("retry-after").is_some());
     }
-    // The stuck one is told at half of the time.
+    // The stuck sender is answered at half of the time.
     let answer = stuck.read_response().unwrap();
     assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
     assert!(answer.header("retry-after").is_some());
@@ -190,7 +191,7 @@ fn with_a_dead_consumer_the_drain_takes_its_time_and_no_longer_and_says_what_is_
     live.wait_for_count(1, PATIENCE);
     let begun = Instant::now();
     relay.signal(libc::SIGTERM);
-    // The last scrape: what is lost is counted before the process goes.
+    // The last scrape: lost events are counted before the process ends.
     let mut last = None;
     wait_until("the end", PATIENCE, || {
         last = metrics_if_any(relay.admin()).or(last.take());
@@ -227,7 +228,7 @@ fn a_second_signal_ends_at_once() {
         assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
         relay.signal(first);
         relay.wait_for_log("draining", PATIENCE);
-        // What comes within 10 ms is taken for the first one, sent twice.
+        // A signal within 10 ms of the first counts as the same signal, sent twice.
         std::thread::sleep(Duration::from_millis(100));
         let begun = Instant::now();
         relay.signal(second);
@@ -244,7 +245,7 @@ fn a_signal_sent_twice_at_once_is_one() {
     let mut relay = Relay::start(&to_sink(sink.address(), ""));
     let batch = generated_batch(1, 10, 900);
     assert_eq!(relay.post(&batch).status, 200);
-    // As timeout(1) does.
+    // timeout(1) sends the signal twice, too.
     relay.signal(libc::SIGTERM);
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(0));
@@ -300,7 +301,8 @@ fn delivered_waiters_get_their_200_or_503_before_the_end() {
     assert_eq!(statuses, [200, 503, 503]);
     assert!(answers.iter().all(|answer| answer.header("connection") == Some("close")));
     assert_eq!(relay.wait().code(), Some(0));
-    // The second was on the wire, so it counts; the third was taken out.
+    // The second batch was on the wire, so it counts as lost. The third one was taken out of the
+    // queue.
     assert_eq!(told_lost(&relay), (vec![("consumer".to_owned(), 10)], Some(10)));
 }
 
@@ -349,14 +351,14 @@ fn an_idle_h2_connection_is_told_goaway() {
     let sink = HttpSink::accepting();
     let mut relay = Relay::start(&to_sink(sink.address(), ""));
     let mut client = Client::connect(relay.address()).unwrap();
-    // The preface, and SETTINGS without any (RFC 9113 §3.4, §6.5).
+    // The client sends the preface, and SETTINGS without any setting (RFC 9113 §3.4, §6.5).
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
     let mut frame = || {
         let mut head = [0; 9];
         client.stream().read_exact(&mut head).ok()?;
         let mut payload = vec![0; usize::from(head[1]) * 256 + usize::from(head[2])];
         client.stream().read_exact(&mut payload).unwrap();
-        // As a client does: acknowledges SETTINGS (4) and PING (6).
+        // Like a real client, this one acknowledges SETTINGS (4) and PING (6).
         if matches!(head[3], 4 | 6) && head[4] & 1 == 0 {
             let answer = if head[3] == 4 { Vec::new() } else { payload.clone() };
             head[2] = u8::try_from(answer.len()).unwrap();
@@ -389,7 +391,8 @@ fn a_full_standard_output_does_not_hold_up_the_end() {
     assert_eq!(sum, Some(lost[0].1));
 }
 
-/// The status and the standard error of `run` with this config, which does not start.
+/// Runs `run` with this config, which does not start. Returns its exit status and its standard
+/// error.
 fn fails_to_start(config: &str) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.toml");
@@ -458,7 +461,7 @@ fn a_wrong_config_or_a_missing_file_ends_the_start_with_2() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/config"));
 }
 
-/// Writes another config and asks for it; waits for nothing.
+/// Writes another config and sends SIGHUP. Waits for nothing.
 fn ask_for(relay: &Relay, config: &str) {
     let beside = relay.config_file().with_extension("new");
     std::fs::write(&beside, config).unwrap();
@@ -470,8 +473,9 @@ fn http_output(name: &str, address: SocketAddr) -> String {
     format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{address}/\"]\n")
 }
 
-/// A relay in the middle of a reload: an output whose consumer hangs was removed, and its name is
-/// asked for again, beside a new output, which has joined already.
+/// Starts a relay and brings it into the middle of a reload: an output whose consumer hangs was
+/// removed, and the reload adds an output of the same name, for which it has to wait, and a new
+/// output, which has joined already.
 fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more: &str) -> Relay {
     let base = format!("{BASE}{}{more}", http_output("live", live.address()));
     let with = format!("{base}{}", http_output("hung", hung.address()));
@@ -491,12 +495,12 @@ fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more
         "the reload waits for the output that had this name, which is leaving",
         PATIENCE,
     );
-    // For the new one as well, were the reload to come into force.
+    // If the reload came into force, the new output would get this batch as well.
     assert_eq!(relay.post(&generated_batch(2, 10, 900)).status, 200);
     relay
 }
 
-/// Messages of its log, in their order.
+/// Returns the messages of the log, in their order.
 fn messages(relay: &Relay) -> Vec<String> {
     let message = |fields: &serde_json::Value| fields["message"].as_str().map(str::to_owned);
     relay.log_fields().iter().filter_map(message).collect()
@@ -517,7 +521,7 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         let said = messages(&relay);
         let at = |message: &str| said.iter().position(|it| it == message);
         let drains = at("draining").expect("it drains");
-        // Which takes ten seconds.
+        // Without the signal, the removed output would take ten seconds to leave.
         let left = at("events not delivered to the output that was removed, lost and counted");
         assert!(left.is_none_or(|left| drains < left), "{said:#?}");
         let reloads = said.iter().filter(|message| *message == "config reloaded").count();
@@ -525,11 +529,12 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         let batches = [generated_batch(1, 10, 900), generated_batch(2, 10, 900)];
         let all = batches.each_ref().map(|batch| events_of(batch)).concat();
         assert_same_set(&accepted_events(&live), &all);
-        // The one that joined has never been there, and nothing is lost or kept for it.
+        // The reload did not come into force, so the new output never received an event, and
+        // nothing is lost or kept for it.
         assert_eq!(new.count(), 0);
         let (lost, sum) = told_lost(&relay);
         let Some(directory) = directory else {
-            // What leaves is owed all that came until it has left.
+            // The removed output is due all events that were accepted until it has left.
             assert_eq!((lost, sum), (vec![("hung".to_owned(), 20)], Some(20)), "{said:#?}");
             continue;
         };
@@ -563,7 +568,7 @@ fn a_second_signal_ends_at_once_what_the_first_has_interrupted_in_a_reload() {
     let mut relay = in_a_reload_that_waits(&hung, &live, &new, &drain("100s"));
     relay.signal(libc::SIGTERM);
     relay.wait_for_log("draining", PATIENCE);
-    // What comes within 10 ms is taken for the first one, sent twice.
+    // A signal within 10 ms of the first counts as the same signal, sent twice.
     std::thread::sleep(Duration::from_millis(100));
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(1));

@@ -1,4 +1,5 @@
-//! Names that resolve to several addresses, and to others later, as those of Kubernetes' headless services do.
+//! Names that resolve to several addresses, and to other addresses later, like those of Kubernetes'
+//! headless services.
 
 use std::net::Ipv4Addr;
 
@@ -25,10 +26,10 @@ use crate::support::wait_until;
 
 const NAME: &str = "consumers.test";
 
-/// Names are looked up every 30 s.
+/// How long a test waits for a lookup. The relay looks names up every 30 s.
 const LOOKED_UP: std::time::Duration = PATIENCE.saturating_mul(2);
 
-/// The same port on 127.0.0.2 and so on.
+/// Makes consumers that all listen on one port, on 127.0.0.2, 127.0.0.3 and so on.
 fn consumers<const COUNT: usize>(
     make: impl Fn(Options) -> Tallying,
 ) -> ([Ipv4Addr; COUNT], [Tallying; COUNT], u16) {
@@ -61,7 +62,7 @@ fn a_stream_goes_to_another_address_when_one_dies_and_when_one_disappears() {
     assert_eq!(shown(0), format!("{NAME}:{port} ({one})"));
     assert_eq!(shown(1), format!("{NAME}:{port} ({two})"));
 
-    // The one in use goes, and its pod with it, a little later.
+    // The address in use leaves the name. Its pod would end a little later.
     hosts.set(&[(NAME, &[three])]);
     third.tally.wait_for_count(100, LOOKED_UP);
     wait_until("the end of the old connection", PATIENCE, || second.open() == 0);

@@ -1,7 +1,8 @@
-//! `type = "lumberjack"` against a server that was not written here, as a process that is killed and stopped, and against
-//! one that takes the protocol's description at its word and answers as a test wants.
+//! `type = "lumberjack"`, against a server that was not written here, as a process that is killed
+//! and stopped, and against one that follows the protocol's description strictly and answers as a
+//! test wants.
 //!
-//! What the consumer has acknowledged is never sent again, and what it has not is never lost.
+//! Events that the consumer has acknowledged are never sent again, and others are never lost.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,7 +26,8 @@ use crate::support::spool::Spool;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// One lumberjack output, with waits that suit a test. `more` holds further keys, tables inline.
+/// Returns a config with one lumberjack output, whose retries are quick enough for a test. `more`
+/// holds further keys, with tables inline.
 fn config(addresses: &[SocketAddr], more: &str) -> String {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!(
@@ -40,7 +42,7 @@ retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
     )
 }
 
-/// Posts EventLists one after the other, and gives the events that must arrive.
+/// Posts EventLists one after the other, and returns the events that must arrive.
 fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
     for body in bodies {
         let response = relay.post(body);
@@ -53,7 +55,7 @@ fn corpus_bodies() -> Vec<Vec<u8>> {
     corpus().into_iter().map(|body| body.bytes).collect()
 }
 
-/// Batches of 400 events that arrive while something is done to the peer.
+/// Returns batches of 400 events, which arrive while a fault strikes the peer.
 fn stream_of_batches() -> Vec<Vec<u8>> {
     (0..6).map(|seed| generated_batch(seed, 400, 1500)).collect()
 }
@@ -72,7 +74,7 @@ fn a_server_that_was_not_written_here_gets_the_corpus() {
     let relay = Relay::start(&config(&[server.address()], ""));
     let expected = post(&relay, &corpus_bodies());
     relay.wait_until_delivered(PATIENCE);
-    // Acknowledged is written: there is nothing to wait for.
+    // The server writes events before it acknowledges them, so the test need not wait for it.
     assert!(server.events() == expected, "an event is changed, missing or there twice");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
     assert_eq!(of_output(&relay, "output_events_total"), expected.len() as f64);
@@ -133,7 +135,8 @@ fn no_more_than_the_window_is_under_way() {
         (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
     });
     let runs = sink.runs();
-    // What fits of whole batches; after a break, half of that.
+    // At first the output sends as many whole batches as fit into the window, and after a break
+    // half of that.
     let under_way = [&runs[0], &runs[1]].map(Vec::len);
     assert!((250..=500).contains(&under_way[0]), "{under_way:?}");
     assert!((1..=under_way[0] / 2).contains(&under_way[1]), "{under_way:?}");
@@ -143,7 +146,9 @@ fn no_more_than_the_window_is_under_way() {
     relay.finish(Backlog::Stable);
 }
 
-/// Ends the server in the middle of a stream, and starts it again. `end` gives what it has posted.
+/// Method: ends the server in the middle of a stream and starts it again, several times. `end` ends
+/// the server, and may post more batches before; it returns their events. Every event must arrive
+/// in order, and each end may repeat at most one window.
 fn everything_arrives_though(end: impl Fn(&mut LumberjackServer, &Relay) -> Vec<Vec<u8>>) {
     const WINDOW: usize = 200;
     let mut server = LumberjackServer::start();
@@ -155,7 +160,8 @@ fn everything_arrives_though(end: impl Fn(&mut LumberjackServer, &Relay) -> Vec<
         expected.extend(post(&relay, bodies));
         server.wait_for_count(before + 1, PATIENCE);
         expected.extend(end(&mut server, &relay));
-        // A line that a kill has cut in the middle would be continued by the next life.
+        // Without the cut, the next life of the server would continue a line that the kill has left
+        // incomplete.
         ends.push(server.cut_partial_line());
         server.process.start();
     }
@@ -181,7 +187,8 @@ fn nothing_is_lost_when_the_server_is_killed_with_a_window_unread() {
     everything_arrives_though(|server, relay| {
         server.process.freeze();
         let more = post(relay, &stream_of_batches()[..1]);
-        // More than it has written is in its kernel, and it will not acknowledge it.
+        // The server's kernel holds more events than the server has written, and the server will
+        // not acknowledge them.
         wait_until("events in its kernel", PATIENCE, || {
             of_output(relay, "output_bytes_total") >= (server.bytes() + 20_000) as f64
         });
@@ -206,8 +213,12 @@ fn a_frozen_server_gets_everything_once_when_it_goes_on() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer acknowledges a half, then two thirds of the first window of each
+/// connection, and ends the connection; from the twentieth window on it acknowledges everything.
+/// Events that were acknowledged must not arrive again, and all must arrive.
 fn what_a_part_of_a_window_acknowledges_is_final(queue: &str) {
-    // Two thirds of each connection's first window are acknowledged, then the connection ends; at last, all of it.
+    // Two thirds of the first window of each connection are acknowledged, and then the connection
+    // ends. In the end, whole windows are.
     let part = |window: &Window| window.events.len() - window.events.len() / 3;
     let sink = LumberjackSink::with(Options::default(), move |window, reply| {
         let in_order = reply.number() >= 20;
@@ -281,7 +292,7 @@ fn delivered_answers_when_the_consumer_has_acknowledged() {
 #[test]
 fn a_consumer_that_cuts_every_connection_gets_everything_at_last() {
     let sink = LumberjackSink::start();
-    // Less than two events, compressed to nothing or not.
+    // The bytes are fewer than two events have, without compression.
     sink.cut_each_after(Some(3000));
     let relay = Relay::start(&config(&[sink.address()], "compression_level = 0"));
     let expected = post(&relay, &[generated_batch(1, 60, 1500)]);

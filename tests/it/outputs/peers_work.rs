@@ -1,5 +1,5 @@
-//! The peers themselves, without the relay: what arrives is what was sent. A test of the relay
-//! that fails against a peer which passes here has found a fault of the relay.
+//! The peers alone, without the relay: they receive exactly what was sent. If a test of the relay
+//! fails against a peer that passes here, it has found a fault of the relay.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,18 +24,19 @@ use crate::support::tcp_sink::Framing;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::wait_until;
 
-/// A message of RFC 5424 without its frame.
+/// Returns a message of RFC 5424 without a frame.
 fn rfc5424(event: &[u8]) -> Vec<u8> {
     let header = b"<134>1 2026-01-02T03:04:05.678901Z relay.example kube-audit - - - ";
     [header, event].concat()
 }
 
-/// An octet-counted frame (RFC 6587 §3.4.1).
+/// Returns an octet-counted frame (RFC 6587 §3.4.1).
 fn octet_counted(message: &[u8]) -> Vec<u8> {
     [message.len().to_string().as_bytes(), b" ", message].concat()
 }
 
-/// The recorded events that hold what a syslog server likes to change, and one of 500 KB.
+/// Returns the recorded events with characters that a syslog server may change, and an event of 500
+/// KB.
 fn difficult_events() -> Vec<Vec<u8>> {
     let mut events: Vec<Vec<u8>> = corpus()
         .iter()
@@ -43,7 +44,8 @@ fn difficult_events() -> Vec<Vec<u8>> {
         .flat_map(|body| events_of(&body.bytes))
         .collect();
     events.extend(events_of(&generated_batch(7, 1, 500_000)));
-    // Raw in JSON: a tab between tokens, and in strings DEL, a C1 control and U+2028.
+    // Characters that JSON allows unescaped: a tab between tokens, and in strings DEL, a C1 control
+    // and U+2028.
     let raw = "{\"a\":\t\"\u{7f}\u{80}\u{2028} %msg% $MSG ${MSG} \\\\n\" , \"b\":1  }";
     events.push(raw.as_bytes().to_vec());
     events
@@ -143,7 +145,7 @@ fn peers_that_require_a_client_certificate_refuse_who_has_none() {
     let frame = octet_counted(&rfc5424(b"{}"));
     for address in [rsyslog.address(), syslog_ng.address()] {
         for pair in [None, Some(&certificates.wrong_client), Some(&certificates.expired_client)] {
-            // With TLS 1.3 the refusal comes after the client's handshake is done.
+            // With TLS 1.3, the refusal comes after the client has completed its handshake.
             let config = certificates.client_config(pair);
             let closed = Client::connect_tls(address, config).and_then(|mut client| {
                 client.send(&frame)?;

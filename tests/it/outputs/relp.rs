@@ -1,5 +1,5 @@
-//! `type = "relp"` against rsyslog's `imrelp`, whose answer means here that the message is in its file: through any end of
-//! it nothing is lost, and what comes twice was in the window.
+//! `type = "relp"` against rsyslog's `imrelp`, whose acknowledgement means here that the message is
+//! in its file. Whatever ends it, nothing is lost, and only messages of the window arrive twice.
 
 use std::net::SocketAddr;
 
@@ -21,10 +21,11 @@ use crate::support::sequence::lives;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// The default of `window`.
+/// The default value of `window`.
 const WINDOW: usize = 128;
 
-/// One relp output, with waits that suit a test. `more` holds further keys, tables inline.
+/// Returns a config with one relp output, whose retries are quick enough for a test. `more` holds
+/// further keys, with tables inline.
 fn config(addresses: &[SocketAddr], more: &str) -> String {
     let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!(
@@ -53,7 +54,7 @@ fn tls(security: Security, certificates: &Certificates) -> String {
     }
 }
 
-/// Posts EventLists one after the other, and gives the events that must arrive.
+/// Posts EventLists one after the other, and returns the events that must arrive.
 fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
     for body in bodies {
         let response = relay.post(body);
@@ -70,7 +71,7 @@ fn errors(relay: &Relay, reason: &str) -> f64 {
     relay.metrics().value("output_errors_total", &[("output", "relp"), ("reason", reason)])
 }
 
-/// The message of an event as RFC 5424 wants it.
+/// Returns the message of an event as RFC 5424 defines it.
 fn message(event: &[u8]) -> Vec<u8> {
     let json: serde_json::Value = serde_json::from_slice(event).expect("an event");
     let time = json["stageTimestamp"].as_str().unwrap_or("-");
@@ -84,7 +85,7 @@ fn rsyslog_gets_the_corpus(security: Security) {
     let bodies: Vec<_> = corpus().into_iter().map(|body| body.bytes).collect();
     let expected = post(&relay, &bodies);
     relay.wait_until_delivered(PATIENCE);
-    // Acknowledged is written: there is nothing to wait for.
+    // rsyslog writes a message before it acknowledges it, so the test need not wait for it.
     assert!(rsyslog.messages() == expected, "an event is changed, missing or there twice");
     let messages: Vec<_> = expected.iter().map(|event| message(event)).collect();
     assert!(rsyslog.raw() == messages, "a header is wrong");
@@ -108,13 +109,15 @@ fn rsyslog_gets_the_corpus_by_relp_over_mutual_tls() {
     rsyslog_gets_the_corpus(Security::MutualTls);
 }
 
-/// Batches that arrive while something is done to the peer.
+/// Returns batches that arrive while a fault strikes the peer.
 fn stream_of_batches() -> Vec<Vec<u8>> {
     (0..6).map(|seed| generated_batch(seed, 400, 1500)).collect()
 }
 
-/// Ends rsyslog in the middle of a stream, and starts it again, twice. `end` gives what it has posted. Returns how many
-/// events rsyslog had each time.
+/// Method: ends rsyslog in the middle of a stream and starts it again, twice. `end` ends rsyslog,
+/// and may post more batches before; it returns their events. Every event must arrive in order, and
+/// each end may repeat at most one window. Returns how many events were posted, and how many
+/// rsyslog had at each end.
 fn everything_arrives_though(
     end: impl Fn(&mut Rsyslog, &Relay) -> Vec<Vec<u8>>,
 ) -> (usize, Vec<usize>) {
@@ -127,7 +130,8 @@ fn everything_arrives_though(
         expected.extend(post(&relay, bodies));
         rsyslog.wait_for_count(before + 1, PATIENCE);
         expected.extend(end(&mut rsyslog, &relay));
-        // A line that a kill has cut in the middle would be continued by the next life.
+        // Without the cut, the next life of rsyslog would continue a line that the kill has left
+        // incomplete.
         ends.push(rsyslog.cut_partial_line());
         rsyslog.process.start();
     }
@@ -154,7 +158,8 @@ fn nothing_is_lost_when_rsyslog_is_killed_in_the_middle_of_a_window() {
     let (posted, ends) = everything_arrives_though(|rsyslog, relay| {
         rsyslog.process.freeze();
         let more = post(relay, &stream_of_batches()[..1]);
-        // More than it has written is in its kernel, and it will not answer it.
+        // rsyslog's kernel holds more messages than rsyslog has written, and rsyslog will not
+        // answer them.
         let written: usize = rsyslog.raw().iter().map(Vec::len).sum();
         wait_until("messages in its kernel", PATIENCE, || {
             of_output(relay, "output_bytes_total") >= (written + 20_000) as f64
@@ -208,7 +213,8 @@ fn a_window_is_sent_again_to_another_rsyslog_when_the_first_stays_frozen() {
     let first = frozen.messages();
     assert!(first == expected[..400], "{} events", first.len());
     assert_covers(&expected, &[first, other.messages()]);
-    // What the first one had in its kernel: at most a window, which it writes when it goes on.
+    // The first rsyslog's kernel holds at most a window of messages, which rsyslog writes when it
+    // goes on.
     frozen.process.thaw();
     relay.finish(Backlog::Empty);
 }
@@ -254,7 +260,7 @@ fn only_200_makes_a_message_final() {
     let runs = sink.runs();
     let messages: Vec<_> = expected.iter().map(|event| message(event)).collect();
     assert_covers(&messages, &runs);
-    // The two before it were acknowledged.
+    // The two messages before the refused one were acknowledged.
     assert!(runs[1][0] == messages[2]);
     let status = relay.wait_for_log("output up", PATIENCE);
     assert_eq!(status["output"], "relp");
@@ -294,7 +300,7 @@ fn a_hint_that_the_consumer_closes_is_heeded_and_the_end_says_so() {
         _ => Some(ok(command)),
     });
     let mut relay = Relay::start(&config(&[sink.address()], ""));
-    // The hint comes with the answer to the last of them.
+    // The hint comes with the answer to the last of these messages.
     let mut expected = post(&relay, &[generated_batch(1, 4, 100)]);
     relay.wait_until_delivered(PATIENCE);
     wait_until("the end of the connection", PATIENCE, || sink.open() == 0);

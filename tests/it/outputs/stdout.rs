@@ -1,4 +1,4 @@
-//! `type = "stdout"`: lines on the standard output, from a thread that blocks nothing else.
+//! `type = "stdout"`: lines on the standard output, from a thread that holds up nothing else.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -73,7 +73,8 @@ fn a_lone_event_is_written_at_once() {
     relay.finish(Backlog::Empty);
 }
 
-/// Answers come within milliseconds; a busy machine may take longer.
+/// Checks that requests are answered soon. An answer takes milliseconds, and longer on a busy
+/// machine.
 fn answers_at_once(relay: &Relay, body: &[u8]) {
     for (what, ask) in [
         ("ingest", &(|| relay.post(body).status) as &dyn Fn() -> u16),
@@ -95,7 +96,7 @@ fn a_pipe_that_nobody_reads_blocks_nothing_else_and_loses_nothing_once_it_is_rea
     );
     let mut relay = Relay::with(&format!("{BASE}{OUTPUT}{tcp}")).stdout(Stdout::Held).start();
     let mut expected = Vec::new();
-    // Far more than a pipe holds.
+    // The events are many more than a pipe holds.
     for seed in 0..10 {
         let body = generated_batch(seed, 100, 1000);
         answers_at_once(&relay, &body);
@@ -122,7 +123,7 @@ fn a_pipe_that_nobody_reads_does_not_keep_the_end_from_coming_and_the_loss_is_co
     let mut relay = Relay::with(&format!("{BASE}{shutdown}{OUTPUT}")).stdout(Stdout::Held).start();
     let mut accepted = 0;
     for seed in 0..5 {
-        // One batch is on its way into the pipe; the others wait.
+        // One batch is on its way into the pipe, and the others wait.
         assert_eq!(relay.post(&generated_batch(seed, 100, 1000)).status, 200);
         accepted += 100;
     }
@@ -150,7 +151,7 @@ fn a_closed_pipe_ends_the_process_with_1() {
     assert!(log.contains("lost and counted"), "what was accepted is not forgotten: {log}");
 }
 
-/// The stdout output, and an HTTP consumer.
+/// Returns a config with the stdout output, and an http output to this consumer.
 fn with_consumer(consumer: std::net::SocketAddr) -> String {
     format!(
         "{BASE}{OUTPUT}[[output]]\nname = \"web\"\ntype = \"http\"\nurls = [\"http://{consumer}/\"]\n\
@@ -174,7 +175,7 @@ fn a_closed_pipe_costs_the_other_outputs_nothing() {
 fn a_pipe_that_closes_while_the_relay_drains_ends_it_with_1_and_at_once() {
     let web = HttpSink::accepting();
     let mut relay = Relay::with(&with_consumer(web.address())).stdout(Stdout::Held).start();
-    // More than the pipe holds, so that the drain waits for its reader.
+    // The batch is larger than the pipe, so the drain waits for the reader.
     assert_eq!(relay.post(&generated_batch(1, 300, 1000)).status, 200);
     relay.signal(libc::SIGTERM);
     relay.wait_for_log("draining", PATIENCE);

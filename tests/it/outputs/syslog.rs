@@ -1,10 +1,11 @@
 //! `type = "syslog"` against rsyslog and syslog-ng: each event is one message, byte for byte.
 //!
-//! What can be proved of a peer that ends: whatever its kernel had taken and it had not read is
-//! sent again (the RST says so), and so is everything younger than the replay window. What it had
-//! read itself and not yet written dies with it, and no sender can know; RELP is for that. Nor can
-//! one know of what lies in its kernel for longer than the window before it ends: rsyslog takes a
-//! while to stop, so these tests have a long one.
+//! The tests of peers that end prove as much as a sender can know. Bytes that the peer's kernel had
+//! taken and the peer had not read are sent again, because a reset tells of them, and so is
+//! everything younger than the replay window. Bytes that the peer had read and not yet written die
+//! with it, and no sender can know that; RELP solves this. Nor can a sender know of bytes that lie
+//! in the peer's kernel for longer than the window before the peer ends. rsyslog takes a while to
+//! stop, so these tests have a long window.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -33,7 +34,8 @@ use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// One syslog output, with waits that suit a test. `more` holds further keys, tables inline.
+/// Returns a config with one syslog output, whose retries are quick enough for a test. `more` holds
+/// further keys, with tables inline.
 fn config(address: SocketAddr, more: &str) -> String {
     let window = if more.contains("replay_window") { "" } else { "replay_window = \"500ms\"" };
     format!(
@@ -49,7 +51,7 @@ retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
     )
 }
 
-/// For peers that end: see above.
+/// A long window for peers that end; see above.
 const PATIENT: &str = "replay_window = \"3s\"";
 
 fn tls(security: Security, certificates: &Certificates) -> String {
@@ -65,7 +67,7 @@ fn tls(security: Security, certificates: &Certificates) -> String {
     }
 }
 
-/// Posts EventLists one after the other, and gives the events that must arrive.
+/// Posts EventLists one after the other, and returns the events that must arrive.
 fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
     for body in bodies {
         let response = relay.post(body);
@@ -86,7 +88,7 @@ fn of_output(relay: &Relay, name: &str) -> f64 {
     relay.metrics().value(name, &[("output", "syslog")])
 }
 
-/// The message of an event as RFC 5424 wants it.
+/// Returns the message of an event as RFC 5424 defines it.
 fn message(priority: u8, hostname: &str, app_name: &str, event: &[u8]) -> Vec<u8> {
     let json: serde_json::Value = serde_json::from_slice(event).expect("an event");
     let time = json["stageTimestamp"].as_str().unwrap_or("-");
@@ -172,7 +174,7 @@ fn the_header_says_what_the_config_says() {
     let more = "facility = \"auth\"\nseverity = \"notice\"\nhostname = \"h\"\napp_name = \"a\"";
     let relay = Relay::start(&config(sink.address(), more));
     let mut expected = post(&relay, &[generated_batch(1, 2, 1000)]);
-    // Without a stageTimestamp, and with one that would add a field.
+    // The events have no stageTimestamp, or one that would add a field to the header.
     for time in ["", r#","stageTimestamp":"2026-01-02 03:04:05Z x""#, r#","stageTimestamp":7"#] {
         let event = format!(r#"{{"auditID":"a","stage":"Panic"{time}}}"#);
         assert_eq!(relay.post(event.as_bytes()).status, 200);
@@ -222,11 +224,13 @@ fn everything_arrives_when_rsyslog_comes_back_after_it_was_stopped() {
     relay.finish(Backlog::Empty);
 }
 
-/// Batches that arrive while something is done to the peer.
+/// Returns batches that arrive while a fault strikes the peer.
 fn stream_of_batches() -> Vec<Vec<u8>> {
     (0..6).map(|seed| generated_batch(seed, 400, 1500)).collect()
 }
 
+/// Method: rsyslog is stopped with SIGTERM in the middle of a stream and started again, several
+/// times. Every event must arrive, in order; repetitions are allowed.
 #[test]
 fn everything_arrives_while_rsyslog_is_restarted_in_the_middle() {
     let certificates = Certificates::new();
@@ -237,13 +241,14 @@ fn everything_arrives_while_rsyslog_is_restarted_in_the_middle() {
         let before = rsyslog.messages().len();
         expected.extend(post(&relay, bodies));
         rsyslog.wait_for_count(before + 1, PATIENCE);
-        // SIGTERM: it writes what it has read, and its kernel answers RST for what it has not.
+        // On SIGTERM rsyslog writes the messages that it has read, and its kernel answers RST for
+        // the others.
         rsyslog.process.stop();
         ends.push(rsyslog.messages().len());
         rsyslog.process.start();
     }
     relay.wait_until_delivered(PATIENCE);
-    // It writes a moment after its kernel has acknowledged.
+    // rsyslog writes a message a moment after its kernel has acknowledged it.
     let last = expected.last().cloned();
     wait_until("the last event", PATIENCE, || rsyslog.messages().last() == last.as_ref());
     assert_covers(&expected, &lives(rsyslog.messages(), &ends));
@@ -274,9 +279,13 @@ fn everything_arrives_while_syslog_ng_is_restarted_in_the_middle() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: rsyslog is killed in the middle of a stream and started again, several times. Between
+/// two of its lives, at most the bytes of one read may be missing; all other events must arrive, in
+/// order.
 #[test]
 fn of_a_killed_rsyslog_only_what_it_had_read_itself_can_be_missing() {
-    /// What one read of imtcp may hold; what its kernel held is resent.
+    /// The most bytes that one read of imtcp returns. Bytes that were still in the kernel are sent
+    /// again.
     const READ_MAX: usize = 256 * 1024;
     let certificates = Certificates::new();
     let mut rsyslog = Rsyslog::start(Security::Plain, &certificates);
@@ -287,7 +296,8 @@ fn of_a_killed_rsyslog_only_what_it_had_read_itself_can_be_missing() {
         expected.extend(post(&relay, bodies));
         rsyslog.wait_for_count(before + 1, PATIENCE);
         rsyslog.process.kill();
-        // A line that the kill has cut in the middle would be continued by the next life.
+        // Without the cut, the next life of rsyslog would continue a line that the kill has left
+        // incomplete.
         ends.push(rsyslog.cut_partial_line());
         rsyslog.process.start();
     }
@@ -300,14 +310,17 @@ fn of_a_killed_rsyslog_only_what_it_had_read_itself_can_be_missing() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: rsyslog stands still while its kernel takes a batch, and is killed. Its kernel then
+/// resets the connection, so the whole batch must arrive at its next life.
 #[test]
 fn everything_that_a_frozen_and_then_killed_rsyslog_had_not_read_arrives() {
     let certificates = Certificates::new();
     let mut rsyslog = Rsyslog::start(Security::Plain, &certificates);
-    // Longer than this test takes from the freeze to the kill.
+    // The window is longer than this test takes from the freeze to the kill.
     let relay = Relay::start(&config(rsyslog.address(), "replay_window = \"4s\""));
     let mut expected = post(&relay, &[generated_batch(1, 400, 1000)]);
-    // It has written what it has read: the kill costs nothing that no sender can know of.
+    // rsyslog has written all messages that it has read, so the kill loses nothing that a sender
+    // can't know of.
     rsyslog.wait_for_count(expected.len(), PATIENCE);
     rsyslog.process.freeze();
     let sent = of_output(&relay, "output_bytes_total");
@@ -342,7 +355,7 @@ fn a_frozen_peer_gets_everything_once_when_it_goes_on() {
     syslog_ng.process.freeze();
     let bodies = stream_of_batches();
     let expected = relays.each_ref().map(|relay| post(relay, &bodies));
-    // Far more than the kernels' buffers hold.
+    // The batches are much larger than the kernels' buffers.
     for relay in &relays {
         let backlog = of_output(relay, "output_backlog_events");
         assert!(backlog > 0.0, "{backlog}");
@@ -359,7 +372,7 @@ fn a_frozen_peer_gets_everything_once_when_it_goes_on() {
     }
 }
 
-/// Events whose messages have exactly this many bytes with [`message`]'s hostname `h`.
+/// Returns an event whose message has exactly `bytes` bytes, if the hostname is `h`.
 fn event_of_message(bytes: usize, name: &str) -> Vec<u8> {
     let event = |padding: usize| {
         let padding = "x".repeat(padding);
@@ -389,7 +402,7 @@ fn a_message_longer_than_the_limit_is_refused_and_counted_and_its_neighbours_pas
         event_of_message(500, "d"),
     ];
     assert_eq!(relay.post(&list(&events)).status, 200);
-    // And a batch of nothing else.
+    // Another batch holds only such an event.
     assert_eq!(relay.post(&events[2]).status, 200);
     relay.wait_until_delivered(PATIENCE);
     sink.wait_for_count(4, PATIENCE);
@@ -437,10 +450,11 @@ fn with_rejected_retry_a_message_too_long_blocks_loudly_and_nothing_before_it() 
     relay.finish(Backlog::Stable);
 }
 
-/// A JSON string as kube-apiserver or an API client may write it.
+/// Generates a JSON string as kube-apiserver or an API client may write it.
 fn odd_string() -> impl Strategy<Value = String> {
     prop_oneof![
-        // serde_json escapes what must be; the rest is raw UTF-8 of one to four bytes.
+        // serde_json escapes the characters that must be escaped. The others are raw UTF-8 of one
+        // to four bytes.
         ".{0,40}".prop_map(|text| serde_json::to_string(&text).unwrap()),
         Just(r#""\u2028\u0000\ud83d\ude00\ud800 \\n\\ \/ <>&""#.to_owned()),
         Just("\"\u{7f}\u{80}\u{85}\u{feff}\u{2028} %msg% ${MSG} 17 <13>1 \"".to_owned()),

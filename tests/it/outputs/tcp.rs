@@ -30,7 +30,8 @@ use crate::support::text;
 use crate::support::wait_for;
 use crate::support::wait_until;
 
-/// One tcp output, with waits that suit a test. `more` holds further keys, tables inline.
+/// Returns the config of one tcp output, whose retries are quick enough for a test. `more` holds
+/// further keys, with tables inline.
 fn output(name: &str, addresses: &[&str], more: &str) -> String {
     let window = if more.contains("replay_window") { "" } else { "replay_window = \"500ms\"" };
     format!(
@@ -46,20 +47,20 @@ retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
     )
 }
 
-/// For consumers that end connections: what lies in a consumer's kernel for longer than the window
-/// counts as read, and a fake's thread may wait for a core of a busy machine.
+/// A long window, for consumers that end connections. Bytes that lie in a consumer's kernel for
+/// longer than the window count as read, and a fake's thread may wait for a core of a busy machine.
 const PATIENT: &str = "replay_window = \"2s\"";
 
 fn config(address: SocketAddr, more: &str) -> String {
     format!("{BASE}{}", output("logstash", &[&address.to_string()], more))
 }
 
-/// A relay in front of this consumer.
+/// Starts a relay with one output to this consumer.
 fn relay(sink: &TcpSink, more: &str) -> Relay {
     Relay::start(&config(sink.address(), more))
 }
 
-/// Posts EventLists one after the other, and gives the events that must arrive.
+/// Posts EventLists one after the other, and returns the events that must arrive.
 fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
     for body in bodies {
         let response = relay.post(body);
@@ -76,24 +77,25 @@ fn corpus_bodies() -> Vec<Vec<u8>> {
     corpus().into_iter().map(|body| body.bytes).collect()
 }
 
-/// Waits until everything is final, and until the consumer, whose kernel has it then, has read it.
+/// Waits until every event is acknowledged, and until the consumer has read the last one: the
+/// kernel acknowledges bytes before the consumer reads them.
 fn wait_until_arrived(relay: &Relay, sink: &TcpSink, expected: &[Vec<u8>]) {
     relay.wait_until_delivered(PATIENCE * 2);
     wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
 }
 
-/// Batches of 400 events of this size, as long as they are not more than `bytes` together.
+/// Returns batches of 400 events of this size, as many as have at most `bytes` bytes together.
 fn generated(bytes: usize, event_bytes: usize) -> Vec<Vec<u8>> {
     let batches = bytes / (400 * event_bytes);
     (0..batches as u64).map(|seed| generated_batch(seed, 400, event_bytes)).collect()
 }
 
-/// Size of events as lines.
+/// Returns the size of these events as lines, in bytes.
 fn size(events: &[Vec<u8>]) -> u64 {
     events.iter().map(|event| event.len() as u64 + 1).sum()
 }
 
-/// What each connection has brought.
+/// Returns the messages of each connection.
 fn runs(sink: &TcpSink) -> Vec<Vec<Vec<u8>>> {
     let mut runs = vec![Vec::new(); sink.history().len()];
     for message in sink.messages() {
@@ -117,7 +119,8 @@ fn of_output(relay: &Relay, name: &str) -> f64 {
     relay.metrics().value(name, &[("output", "logstash")])
 }
 
-/// A consumer whose buffers are small, so that what it does not read soon stands still.
+/// Options of a consumer with a small receive buffer, so that the stream soon stands still if it
+/// does not read.
 fn small() -> Options {
     Options { receive_buffer: Some(16 * 1024), ..Options::default() }
 }
@@ -154,7 +157,7 @@ fn audit_log_lines_are_those_of_kube_apiservers_own_log() {
         .collect();
     sink.wait_for_count(expected.len(), PATIENCE);
     assert!(sink.lines() == expected, "not the lines of audit.log");
-    // kube-apiserver's own lines pass as they are.
+    // kube-apiserver's own lines pass unchanged.
     let log = crate::support::corpus::audit_log();
     sink.clear();
     let response = crate::support::http::post(relay.address(), "/", "application/x-ndjson", &log);
@@ -184,6 +187,8 @@ fn everything_arrives_when_the_consumer_comes_back_after_it_was_stopped() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer is closed or killed in the middle of a stream and opened again, many times.
+/// Every event must arrive in order, and no connection may skip one.
 #[test]
 fn everything_arrives_while_the_consumer_is_restarted_again_and_again() {
     let mut sink = TcpSink::start();
@@ -223,16 +228,19 @@ fn everything_arrives_though_the_consumer_closes_connections_in_the_middle() {
     relay.finish(Backlog::Empty);
 }
 
-/// The consumer's kernel has acknowledged what the consumer has not read when this is called.
+/// Method: the consumer stops reading while its kernel takes and acknowledges bytes, and ends by
+/// `die`, which makes its kernel send a reset. Events in the kernel must be sent again: every event
+/// must arrive, in order.
 fn dies_with_unread_data(die: impl Fn(&mut TcpSink)) {
     let mut sink = TcpSink::start();
-    // Longer than this test takes to kill: what was sent is not final before.
+    // The window is longer than this test takes to end the consumer, so that no event is final
+    // before.
     let relay = relay(&sink, "replay_window = \"3s\"");
     let first = post(&relay, &[generated_batch(1000, 1, 1000)]);
     sink.wait_for_count(1, PATIENCE);
-    // A read that has begun still takes one buffer's worth.
+    // A read that has begun already still takes one buffer full.
     sink.pause(true);
-    // Small batches, so that whole ones are acknowledged.
+    // The batches are small, so that whole ones are acknowledged.
     let bodies: Vec<_> = (0..50).map(|seed| generated_batch(seed, 20, 1000)).collect();
     let expected = [first, post(&relay, &bodies)].concat();
     wait_until("what its kernel takes to be sent", PATIENCE, || {
@@ -261,7 +269,7 @@ fn a_consumer_that_closes_with_unread_data_loses_nothing() {
 fn a_consumer_that_sends_fin_and_then_rst_loses_nothing() {
     dies_with_unread_data(|sink| {
         sink.finish_writing();
-        // The relay has seen the FIN when it has had time to; the RST comes within the window.
+        // The pause gives the relay time to see the FIN. The RST comes within the window.
         std::thread::sleep(Duration::from_millis(200));
         sink.kill();
     });
@@ -284,7 +292,7 @@ fn a_consumer_that_reads_nothing_is_given_up_after_the_request_timeout_and_tried
 
 #[test]
 fn a_slow_consumer_that_reads_a_little_all_the_time_gets_nothing_twice() {
-    // 16 KB each 20 ms: the whole takes three times the request timeout.
+    // At 16 KB per 20 ms, the whole takes three times the request timeout.
     let (server, seen) = recording(small(), |stream, connection, record| {
         let mut buffer = vec![0; 16 * 1024];
         while let Ok(size @ 1..) = stream.read(&mut buffer) {
@@ -311,7 +319,7 @@ fn after_the_consumers_fin_nothing_more_is_sent_on_that_connection() {
     let relay = relay(&sink, "");
     let first = post(&relay, &[generated_batch(1, 10, 1000)]);
     relay.wait_until_delivered(PATIENCE);
-    // With nothing under way it is the orderly end of a connection, and no error.
+    // With nothing under way, the FIN is the orderly end of a connection, and no error.
     sink.finish_writing();
     wait_until("our FIN", PATIENCE, || sink.open() == 0);
     assert_eq!(sink.history().len(), 1, "no connection without something to send");
@@ -340,8 +348,8 @@ fn a_consumer_that_half_closes_and_reads_on_gets_everything() {
     relay.finish(Backlog::Empty);
 }
 
-/// Bytes that a consumer of cut connections has been sent, at most so many times those of the
-/// events, by our count and by what it saw.
+/// Checks that the bytes sent to a consumer that cuts connections are at most `times` those of the
+/// events, both by the relay's count and by the consumer's (`saw`).
 fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64) {
     let sent = of_output(relay, "output_bytes_total");
     let all = size(expected);
@@ -363,10 +371,11 @@ fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_
     relay.finish(Backlog::Empty);
 }
 
-/// What each connection brought.
+/// The bytes that each connection brought.
 type Seen = Arc<Mutex<Vec<Vec<u8>>>>;
 
-/// A consumer with a way of its own to read; `serve` hands what it read to its last argument.
+/// Starts a consumer that reads by `serve`, which hands the bytes that it has read to its last
+/// argument.
 fn recording(
     options: Options,
     serve: impl Fn(&mut Stream, &Connection, &dyn Fn(&[u8])) + Send + Sync + 'static,
@@ -385,19 +394,19 @@ fn recording(
     (server, seen)
 }
 
-/// The complete lines of each connection.
+/// Returns the complete lines of each connection.
 fn lines(seen: &Seen) -> Vec<Vec<Vec<u8>>> {
     let lines = |bytes: &Vec<u8>| {
         let mut lines: Vec<_> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-        // Behind the last line feed: nothing, or what was cut.
+        // The bytes after the last line feed are a line that was cut, or none.
         lines.pop();
         lines
     };
     seen.lock().unwrap().iter().map(lines).collect()
 }
 
-/// A consumer that ends each connection after so many bytes: FIN once it has read exactly these,
-/// and a little later the close, which is an RST where more has come.
+/// Starts a consumer that reads exactly this many bytes of each connection and sends FIN. It closes
+/// the connection a little later, which sends RST if more bytes have come.
 fn finishing(bytes: usize) -> (Server, Seen) {
     recording(Options::default(), move |stream, connection, record| {
         let (mut left, mut buffer) = (bytes, vec![0; 64 * 1024]);
@@ -407,7 +416,7 @@ fn finishing(bytes: usize) -> (Server, Seen) {
             record(&buffer[..size]);
             left -= size;
         }
-        // The relay may have ended it by now.
+        // The relay may have ended the connection by now.
         drop(stream.socket().shutdown(Shutdown::Write));
         connection.rest(Duration::from_millis(20));
     })
@@ -447,7 +456,7 @@ fn a_consumer_that_cuts_one_byte_after_an_event_gets_everything() {
     let sink = TcpSink::start();
     let bodies = [generated_batch(1, 4, 1000)];
     let longest = events(&bodies).iter().map(Vec::len).max().unwrap() as u64;
-    // The event, its line feed, and a byte.
+    // The limit is the longest event, its line feed, and one byte more.
     sink.cut_each_after(Some(longest + 2));
     let relay = relay(&sink, PATIENT);
     let expected = post(&relay, &bodies);
@@ -459,7 +468,8 @@ fn a_consumer_that_cuts_one_byte_after_an_event_gets_everything() {
 #[test]
 fn a_consumer_that_cuts_between_a_small_and_a_large_event_gets_everything() {
     let sink = TcpSink::start();
-    // One large event fits into what it takes of a connection; behind a small one it does not.
+    // The consumer reads enough of a connection for one large event, but not for a small one and a
+    // large one.
     let bodies: Vec<_> = (0..6)
         .map(|seed| generated_batch(seed, 1, if seed % 2 == 0 { 1000 } else { 3000 }))
         .collect();
@@ -487,7 +497,8 @@ fn nothing_is_final_before_its_replay_window_has_passed() {
     }
     wait_until_arrived(&relay, &sink, &expected);
     assert!(before.elapsed() >= Duration::from_secs(2));
-    // And not much later: ten samples in a window, and a margin for a busy machine.
+    // The window ends soon after that: the output takes ten samples in a window, and a busy machine
+    // needs a margin.
     assert!(before.elapsed() < arrived + Duration::from_secs(5));
     assert!(sink.lines() == expected, "once");
     relay.finish(Backlog::Empty);
@@ -515,7 +526,7 @@ fn a_lone_event_is_sent_at_once_whatever_waits_for_its_window() {
         let before = Instant::now();
         post(&relay, &[generated_batch(seed, 1, 1000)]);
         sink.wait_for_count(usize::try_from(seed).unwrap() + 1, PATIENCE);
-        // Milliseconds; a busy machine may take longer, but not as long as a window.
+        // An event takes milliseconds. A busy machine may take longer, but less than a window.
         assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
     }
     relay.finish(Backlog::Empty);
@@ -535,7 +546,7 @@ fn an_idle_connection_is_ended_and_made_again_when_there_is_something_to_send() 
     for times in &history {
         assert!(times.closed.unwrap() - times.opened >= Duration::from_millis(300));
     }
-    // The first may have been idle before there was anything to send.
+    // The first connection may have been idle before there was anything to send.
     assert!((3..=4).contains(&history.len()), "{}", history.len());
     assert!(sink.lines() == expected, "once");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
@@ -581,7 +592,8 @@ fn a_first_address_that_takes_nothing_does_not_keep_the_second_from_its_turn() {
     let relay = Relay::start(&format!("{BASE}{output}"));
     let expected = post(&relay, &generated(4_000_000, 1500));
     wait_until_arrived(&relay, &second, &expected);
-    // What the first has in its buffers is not final: the second got all of it.
+    // Bytes in the first consumer's buffers are not final, so the second consumer received all
+    // events.
     assert_covers(&expected, &runs(&second));
     assert!(errors(&relay, "timeout") > 0.0);
     relay.finish(Backlog::Empty);
@@ -625,7 +637,7 @@ fn a_name_is_resolved_at_each_connect() {
 #[test]
 fn a_name_that_does_not_exist_is_an_error_of_its_own_and_the_next_address_is_tried() {
     let sink = TcpSink::start();
-    // RFC 6761 §6.4: no resolver has it.
+    // No resolver knows a name of this domain (RFC 6761 §6.4).
     let addresses = ["does-not-exist.invalid:5000", &sink.address().to_string()];
     let relay = Relay::start(&format!("{BASE}{}", output("logstash", &addresses, "")));
     wait_for_errors(&relay, "resolve");
@@ -667,8 +679,9 @@ fn the_corpus_arrives_over_tls_with_ca_and_client_certificate() {
     relay.finish(Backlog::Empty);
 }
 
-/// What the TLS of a consumer that ends has taken from its kernel, and not handed on, dies with it,
-/// and no sender can know: two records.
+/// Like `assert_covers`, but two records of TLS may be missing between two connections. The TLS of
+/// a consumer that ends may have taken that much from its kernel without handing it on, and no
+/// sender can know that.
 fn assert_covers_but_for_records(expected: &[Vec<u8>], sink: &TcpSink) {
     let may_skip = |from: usize, to: usize| size(&expected[from..to]) <= 2 * 16 * 1024;
     assert_eq!(covered(expected, &runs(sink), may_skip), expected.len());
@@ -709,7 +722,8 @@ fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_what_it_has_not_rea
     relay.finish(Backlog::Empty);
 }
 
-/// Settings that do not fit the consumer: errors `tls`, retried for ever, nothing lost.
+/// Checks that an output with settings that do not fit its consumer counts errors `tls`, tries for
+/// ever, and loses nothing.
 fn is_refused(consumer: &TcpSink, settings: &str) {
     let output = output("logstash", &[&consumer.address().to_string()], settings);
     let shutdown = "[shutdown]\ndrain_timeout = \"1s\"\n";
@@ -785,7 +799,7 @@ fn insecure_skip_verify_takes_any_certificate_and_warns() {
 #[test]
 fn a_batch_is_cut_at_lines_and_one_event_larger_than_the_limit_travels_alone() {
     let sink = TcpSink::start();
-    // Smaller than a large event, and than a few small ones.
+    // The limit is smaller than a large event, and smaller than a few small ones.
     let relay = relay(&sink, "batch = { max_bytes = \"4KiB\", max_events = 3 }");
     let bodies = [
         generated_batch(1, 400, 1000),

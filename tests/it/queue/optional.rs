@@ -1,5 +1,6 @@
-//! `required = false`: an output whose consumer is away, or hangs, costs nobody else anything. Events are kept for it as
-//! long as nothing else needs the room; then it loses the oldest, alone, and that is counted.
+//! `required = false`: an output whose consumer is away or hangs costs nobody else anything. Events
+//! are kept for it as long as nothing else needs the room. Then it alone loses the oldest ones, and
+//! that is counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,10 +22,11 @@ use crate::support::requests::to_sink;
 use crate::support::spool::Spool;
 use crate::support::wait_until;
 
-/// Events of a batch.
+/// The number of events in a batch.
 const EVENTS: usize = 10;
 
-/// A required output to one consumer, and an optional one, `archive`, to the other.
+/// Returns a config with a required output to one consumer, and an optional output `archive` to the
+/// other.
 fn config(required: SocketAddr, archive: SocketAddr, more: &str) -> String {
     format!(
         "{}[shutdown]\ndrain_timeout = \"500ms\"\n[[output]]\nname = \"archive\"\ntype = \"http\"\n\
@@ -33,13 +35,15 @@ fn config(required: SocketAddr, archive: SocketAddr, more: &str) -> String {
     )
 }
 
-/// Room for a few batches of ten events and ten kilobytes, in memory and on disk.
+/// Returns queues with room for a few batches of ten events and ten kilobytes, in memory and on
+/// disk.
 fn queues(spool: &Spool) -> [String; 2] {
     let memory = "[queue]\nmax_bytes = \"64KiB\"\n".to_owned();
     [memory, spool.queue("max_bytes = \"512KiB\"\nsegment_bytes = \"32KiB\"\n")]
 }
 
-/// Batches, each behind the other: what the required output needs of the queue is one of them.
+/// Posts batches one after the other, so that the required output never needs more room in the
+/// queue than for one of them. Returns their events.
 fn post(relay: &Relay, seeds: std::ops::Range<u64>) -> Vec<Vec<u8>> {
     let mut sent = Vec::new();
     for seed in seeds {
@@ -56,7 +60,8 @@ fn of_archive(metrics: &Metrics, name: &str) -> f64 {
     metrics.value(name, &[("output", "archive")])
 }
 
-/// What the optional output lost is counted for it, and for nobody else.
+/// Checks that losses are counted for the optional output only, and logged. Returns how many events
+/// it has lost.
 fn assert_lost_alone(relay: &Relay) -> usize {
     let metrics = relay.metrics();
     assert_conservation(&metrics, &["consumer", "archive"]);
@@ -91,7 +96,7 @@ fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it
             (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
         });
         assert!(accepted_events(&archive) == sent[lost..], "not the newest, in order");
-        // From now on it keeps up.
+        // From now on the archive keeps up.
         let more = post(&relay, 60..63);
         relay.wait_for_metrics("the archive", PATIENCE, |metrics| {
             (of_archive(metrics, "output_backlog_events") == 0.0).then_some(())
@@ -132,6 +137,9 @@ fn an_optional_consumer_that_hangs_blocks_nobody_and_what_it_answers_late_counts
     }
 }
 
+/// Method: an optional output loses its oldest events on disk while its consumer is away, and the
+/// relay is killed. After the next start, its consumer must receive the newest events, in order and
+/// at least as many as had not been counted as lost.
 #[test]
 fn what_an_optional_output_did_not_get_on_disk_is_there_after_a_crash() {
     let spool = Spool::new();
@@ -162,7 +170,7 @@ fn delivered_does_not_wait_for_an_optional_output() {
     let (required, archive) = (HttpSink::accepting(), HttpSink::start(|_| Answer::never()));
     let queue = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"20s\"\n";
     let relay = Relay::start(&config(required.address(), archive.address(), queue));
-    // It would be 503 after 20 s.
+    // If the relay waited for the archive, the answer would be 503 after 20 s.
     let sent = post(&relay, 0..5);
     assert!(accepted_events(&required) == sent);
     archive.wait_for_count(1, PATIENCE);

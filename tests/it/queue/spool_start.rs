@@ -1,4 +1,5 @@
-//! Directories that can't be used: the relay does not start, says what to do about it, and has changed nothing.
+//! Directories that can't be used: the relay does not start, says what to do about it, and has
+//! changed nothing.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
@@ -21,13 +22,14 @@ use crate::support::spool::set_slot_version;
 use crate::support::spool::slots;
 use crate::support::tally::Tallying;
 
-/// An output whose consumer is down, so that everything stays in the spool.
+/// Returns a config with one output. Its consumer is down at first, so that all events stay in the
+/// spool.
 fn config(spool: &Spool, consumer: &Tallying) -> String {
     let queue = spool.queue("segment_bytes = \"64KiB\"\n");
     format!("{BASE}{}{queue}", consumer.output("out", ""))
 }
 
-/// Fills the spool with events of sender 0, a few segments of them, and stops.
+/// Fills the spool with a few segments of events of sender 0, and stops the relay.
 fn fill(spool: &Spool, consumer: &Tallying) {
     let mut relay = Relay::start(&config(spool, consumer));
     for start in (0..1000).step_by(100) {
@@ -36,7 +38,7 @@ fn fill(spool: &Spool, consumer: &Tallying) {
     relay.stop();
 }
 
-/// The exit status and the standard error of a relay that does not start.
+/// Starts a relay that must fail. Returns its exit status and its standard error.
 fn refusal(config: &str, launcher: &[&str]) -> (Option<i32>, String) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.toml");
@@ -45,7 +47,7 @@ fn refusal(config: &str, launcher: &[&str]) -> (Option<i32>, String) {
     (status.code(), said)
 }
 
-/// It does not start, says these words, and the spool is as before.
+/// Checks that the relay does not start, says these words, and leaves the spool as it was.
 fn assert_refused(spool: &Spool, config: &str, launcher: &[&str], words: &[&str]) {
     let before: BTreeMap<PathBuf, Entry> = spool.files();
     let (code, said) = refusal(config, launcher);
@@ -57,7 +59,7 @@ fn assert_refused(spool: &Spool, config: &str, launcher: &[&str], words: &[&str]
     assert_eq!(spool.files(), before, "{said}");
 }
 
-/// The backlog of [`fill`] is delivered by the relay that is started now.
+/// Checks that a relay which starts now delivers the backlog of [`fill`].
 fn assert_intact(spool: &Spool, mut consumer: Tallying) {
     consumer.set_open(true);
     let relay = Relay::start(&config(spool, &consumer));
@@ -77,7 +79,7 @@ fn a_directory_that_another_relay_holds() {
     relay.settle(Backlog::Stable);
     let path = spool.path().display().to_string();
     assert_refused(&spool, &config, &[], &[&path, "another process", "stop"]);
-    // The first goes on.
+    // The first relay goes on.
     assert_eq!(relay.metrics().value("output_start_events", &[("output", "out")]), 1000.0);
     relay.finish(Backlog::Stable);
     assert_intact(&spool, consumer);
@@ -114,7 +116,7 @@ fn cursors_of_a_newer_version() {
     assert_intact(&spool, consumer);
 }
 
-/// Permissions bind root as they bind others: the capability to ignore them is dropped.
+/// Permissions do not bind root. These words start the relay without the capability to ignore them.
 const WITHOUT_PRIVILEGE: &[&str] =
     &["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
 
@@ -134,7 +136,7 @@ fn a_directory_of_another_user() {
     assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
     owner(0);
 
-    // One that can be read and not written.
+    // A directory that can be read, but not written.
     let mode = |mode| {
         std::fs::set_permissions(spool.path(), std::fs::Permissions::from_mode(mode)).unwrap();
     };
@@ -142,7 +144,7 @@ fn a_directory_of_another_user() {
     std::fs::remove_file(spool.path().join("spool.lock")).unwrap();
     assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
     mode(0o700);
-    // And one whose segments can't be written, where the rest can.
+    // A directory whose segments can't be written, but everything else can.
     let segments = spool.path().join("segments");
     chown(&segments, Some(NOBODY), Some(NOBODY)).unwrap();
     let (code, said) = refusal(&config, WITHOUT_PRIVILEGE);
@@ -225,7 +227,7 @@ fn a_config_error_is_told_before_the_directory_is_touched() {
     assert_refused(&missing, &wrong(&missing), &[], &["queue_"]);
     assert!(!missing.path().exists());
 
-    // Also one that is seen only when the files are read.
+    // This fault is seen only when the files are read.
     let no_file = "bearer_token_file = \"/no/such/file\"\n";
     let listener = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
     let no_token = config(&missing, &consumer).replace(listener, &format!("{listener}{no_file}"));
