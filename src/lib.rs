@@ -25,13 +25,13 @@
 //! | 1 | [`audit`] [`position`] | JSON and events · the number of an event |
 //! | 2 | [`policy`] [`redact`] | audit policies · one event's change |
 //! | 3 | [`config`] | the config file |
-//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · another's config |
-//! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and bounds; no JSON, no HTTP · what of an event leaves by an output · clients of a cluster (feature `kafka`) |
+//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
+//! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] | requests · topics · the loop of an output · files of events |
 //! | 7 | [`output`] | the protocols |
-//! | 8 | [`admin`] [`check`] | metrics, health, status · what a config names |
+//! | 8 | [`admin`] [`check`] | metrics, health, status · files that a config names |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
-//! | 10 | [`demo`] | the relay between a sender and a consumer of its own |
+//! | 10 | [`demo`] | a relay between its own sender and consumer |
 //! | 11 | [`cli`] | commands; the only one that prints |
 //!
 //! # Invariants

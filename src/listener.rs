@@ -161,8 +161,8 @@ impl Gate {
         }
     }
 
-    /// Replaces the limits and deadlines. The new ones hold from the next request and the next
-    /// connection on.
+    /// Replaces the limits, from the next request and the next connection on, and the deadlines, at
+    /// once.
     pub fn apply(&self, limits: &config::Limits, queue: &config::Queue) {
         self.shared.bounds.store(Arc::new(bounds(limits, queue)));
         self.rules.store(Arc::new(rules(limits, queue)));

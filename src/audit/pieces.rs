@@ -23,8 +23,8 @@ use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
 
-/// The frame of a large list may have at most this many bytes, 1 MiB; kube-apiserver's has about
-/// 80. If half of a piece is less than 1 MiB, half of a piece is the limit.
+/// The frame of a large list may have at most this many bytes, 1 MiB; kube-apiserver's has 76. If
+/// half of a piece is less than 1 MiB, half of a piece is the limit.
 const FRAME_MAX: usize = 1024 * 1024;
 
 /// The bytes that stand after the events of a piece while the piece is decoded: the end of a list,

@@ -178,7 +178,8 @@ pub fn string_end(text: &[u8], at: usize) -> usize {
     text.len()
 }
 
-/// Resolves the escapes in the bytes between the quotes of a key.
+/// Resolves the escapes in the bytes between the quotes of a key. A key with a lone surrogate,
+/// which is no text, is returned as written.
 #[must_use]
 pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {

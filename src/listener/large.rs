@@ -22,9 +22,9 @@ use crate::queue::Ticket;
 /// The largest body in bytes, 16 MiB, that is decoded whole, in place, also with a durable queue.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// A piece of a large body has about this many bytes; the cut is at the next end of an event. One
-/// piece becomes one record of the durable queue. A cursor that reads a record in parts checks the
-/// whole record for each part, so records must not be much larger.
+/// A piece of a large body has about this many bytes, or is one larger event. One piece becomes one
+/// record of the durable queue. A cursor that reads a record in parts checks the whole record for
+/// each part, so records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
 /// The bytes of a large body that are collected before they are decoded in one step off the

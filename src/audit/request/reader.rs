@@ -150,7 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The index of the client that sent the event. A client that is not known is read and
-    /// remembered.
+    /// remembered. `None` if its bytes are not of the usual form.
     #[inline(always)]
     fn client<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<usize> {
         let text = walk.rest;
