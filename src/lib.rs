@@ -9,11 +9,11 @@
 //! or refuses them. The HTTP response tells the sender which of the two happened. A [`source`] does
 //! the same with the messages of a topic.
 //!
-//! Out: each output has a cursor in the queue. The output's [`delivery`] loop claims the next events,
-//! sends them in the consumer's protocol (a file of [`output`]), and finishes the claim when the
-//! consumer has them. Events that every cursor has finished leave the queue. If the output has a
-//! [`filter`], fewer events may be sent than were claimed: only those that the audit [`policy`] asks
-//! for, and without the values that are to be [redacted](redact).
+//! Out: each output has a cursor in the queue. The output's [`delivery`] loop claims the next
+//! events, sends them in the consumer's protocol (a file of [`output`]), and finishes the claim
+//! when the consumer has them. Events that every cursor has finished leave the queue. If the output
+//! has a [`filter`], fewer events may be sent than were claimed: only those that the audit
+//! [`policy`] asks for, and without the values that are to be [redacted](redact).
 //!
 //! # Layers
 //!

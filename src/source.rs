@@ -43,12 +43,13 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// call that never returns takes this long.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
-/// A source that a reload removes or changes waits this long until the events that it took are
-/// acknowledged. The next reader of its partitions reads the rest again.
+/// The longest time that a source, after a reload has removed or changed it, waits for the events
+/// that it took to be acknowledged. The next reader of its partitions reads again what was not
+/// acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
 
-/// Puts files in use that were read and checked before. If it is dropped instead, nothing has
-/// changed.
+/// Puts files in use that were read and checked before. If this closure is dropped without a call,
+/// nothing has changed.
 pub type Staged = Box<dyn FnOnce() + Send>;
 
 /// One source. Its calls block, so that threads make them which belong to the source.
@@ -80,7 +81,7 @@ pub struct Snapshot {
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
-    /// The last error, if nothing was read since.
+    /// The last error; `None` once a message was read, or partitions were assigned, after it.
     pub last_error: Option<String>,
 }
 

@@ -147,8 +147,9 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     masks
 }
 
-/// Values of [`Pass::stack`]. The open containers are a stack of bits, below which stands one 1: a
-/// 1 for an object and a 0 for an array, the innermost lowest. `OUTSIDE`: nothing is open.
+/// The value of [`Pass::stack`] while no container is open. A `stack` holds one bit for each open
+/// container, 1 for an object and 0 for an array, the innermost in the lowest bit. One more 1
+/// stands above them, so that the number of containers is known.
 const OUTSIDE: u64 = 0b1;
 /// The array of events is open, but no item.
 const IN_ARRAY: u64 = 0b10;

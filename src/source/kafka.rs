@@ -83,8 +83,8 @@ const REVOKE_WAIT: Duration = Duration::from_secs(2);
 /// The number of heartbeats to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// The time after which the group takes the partitions from a thread that does not poll any more;
-/// at least `session_timeout`.
+/// If the thread does not poll for this long, or for `session_timeout` if that is longer, the group
+/// gives its partitions to another reader.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
 /// The timeout for setting up a connection.
@@ -92,7 +92,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The timeout for the answer to a request.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// The KiB of messages that librdkafka may fetch ahead.
+/// The largest amount of messages that librdkafka fetches ahead, in KiB.
 const AHEAD_KIB: u64 = 16 * 1024;
 /// The largest answer of a broker to one fetch, in bytes.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
@@ -497,9 +497,10 @@ struct Intake<'a> {
     waiting: VecDeque<Waiting>,
     /// The number of messages that were skipped since the last log line about one.
     skipped: u64,
-    /// The partition, the offset and the fault of the first of them.
+    /// The partition, the offset and the fault of the first message that was skipped since the last
+    /// log line about one.
     first: Option<(i32, i64, String)>,
-    /// The time of that log line.
+    /// The time of the last log line about a skipped message.
     told: Option<Instant>,
 }
 
