@@ -1,4 +1,5 @@
-//! `[filter]` and `[output.filter]`: what is read, what is merged, and what is wrong where.
+//! `[filter]` and `[output.filter]`: how they are read and merged, and where their mistakes are
+//! reported.
 
 use super::super::*;
 use super::OUTPUT;

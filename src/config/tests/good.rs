@@ -1,5 +1,5 @@
-//! Configs without problems: the defaults of the contract, every key, the way back from the effective
-//! config, and texts that must not break the reader.
+//! Configs without problems: the defaults, every key, the way back from the effective config, and
+//! texts that must not break the reader.
 
 use proptest::prelude::*;
 use proptest::strategy::Strategy as Generator;
@@ -23,7 +23,7 @@ fn the_embedded_config_is_one() {
     assert_eq!(config.outputs[0].kind, OutputKind::Stdout(LineFormat::Ndjson));
 }
 
-/// One output of each type, as short as it can be.
+/// A config with one output of each type, as short as possible.
 const SHORTEST: &str = "\
 [[listener]]
 address = '0.0.0.0:3000'
@@ -52,7 +52,7 @@ addresses = ['a:1']
 hostname = 'machine'
 ";
 
-/// What every output has.
+/// The keys that every output has.
 const COMMON: &str = r#"
 [output.retry]
 initial_interval = "500ms"
@@ -168,7 +168,8 @@ drain_timeout = "20s"
     assert_eq!(checked.effective(), expected);
 }
 
-/// The other half of the test before: what is printed as a default is what is used.
+/// The counterpart of the test before: the defaults that are printed are the defaults that are
+/// used.
 #[test]
 fn defaults_are_the_same_whether_written_or_not() {
     let short = checked(SHORTEST);
@@ -365,7 +366,7 @@ proptest! {
 
     #[test]
     fn no_text_is_too_broken_to_be_read(edits in edits()) {
-        // Files that do not exist: an edit must not name one that does, by chance.
+        // The paths do not exist, so that an edit can't name an existing file by chance.
         let text = edited(&everything(std::path::Path::new("/no/such/directory")), &edits);
         let found = read_with(&text, &env);
         let lines = text.split('\n').count();

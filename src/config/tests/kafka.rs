@@ -1,9 +1,10 @@
-//! Kafka: outputs, sources, and a binary that has neither.
+//! Kafka: outputs, sources, and a binary built without Kafka.
 
 use super::assert_problems;
 use super::files;
 
-/// What a binary without Kafka says besides, at the type.
+/// Returns the problems that are expected: the given ones, and, in a binary without Kafka, one more
+/// at the type.
 fn at_the_type<'a>(place: &str, others: &[&'a str], says: &'a mut String) -> Vec<&'a str> {
     let mut expected = others.to_vec();
     if !cfg!(feature = "kafka") {
@@ -173,7 +174,7 @@ fn every_key_arrives() {
     assert_eq!(sasl.as_ref().unwrap().mechanism, SaslMechanism::ScramSha256);
     let tls = tls.as_ref().unwrap();
     assert!(tls.insecure_skip_verify && tls.ca.is_some() && tls.identity.is_some());
-    // And back.
+    // The effective config must read back to the same.
     let again = read_with(&checked.effective(), &super::env);
     assert_eq!(again.config.as_ref(), checked.config.as_ref(), "{}", checked.effective());
 }

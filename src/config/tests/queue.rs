@@ -1,4 +1,5 @@
-//! A queue on disk and one in memory: what goes with a directory, and what only without.
+//! A queue on disk and one in memory: the keys that need a directory, and the keys that exclude
+//! one.
 
 use super::super::*;
 use super::assert_problems;
@@ -24,7 +25,7 @@ fn what_200_means_follows_from_where_the_queue_is() {
             Err(why) => assert_problems(&text, &[&format!("2:15: queue.acknowledge: {why}")]),
         }
     }
-    // With "synced" there would be nothing wrong with the rest.
+    // With "synced", the other keys would be right.
     assert_problems(
         "[queue]\ndirectory = '/no'\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n\
          delivered_timeout = '1s'\n[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n",
@@ -53,7 +54,8 @@ fn a_directory_that_is_none_is_one_problem() {
         );
         assert_problems(&text, &[&format!("3:13: queue.directory: {expected}")]);
     }
-    // What is not TOML may have been the directory.
+    // A value that is not TOML may have been the directory, so no other problem is derived from its
+    // absence.
     assert_problems(
         "[queue]\ndirectory = /no\nacknowledge = 'synced'\nsegment_bytes = '16KiB'\n",
         &["2:13: not TOML: "],
@@ -73,7 +75,7 @@ fn a_queue_on_disk_has_room_for_a_few_files() {
         &format!("[limits]\nmax_body = '1KiB'\n{disk}max_bytes = 262143\n"),
         &["5:13: queue.max_bytes: is too small with queue.directory, allowed: at least 256KiB"],
     );
-    // One problem, not the limits that follow from it too.
+    // The only problem is the size, not the limits that follow from it.
     assert_problems(
         &format!("{disk}max_bytes = '2KiB'\nsegment_bytes = '1MiB'\n"),
         &["3:13: queue.max_bytes: is too small with queue.directory"],

@@ -1,4 +1,5 @@
-//! Whole, torn, damaged and missing; and a relay that works on the directory at the worst moments.
+//! The commands on directories that are whole, torn, damaged or incomplete, and beside a relay that
+//! changes the directory at the worst moments.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -19,10 +20,11 @@ use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::WINDOW;
 
-/// Bytes of each event's line.
+/// The length of each event's line, in bytes.
 const LINE: u64 = 100;
 
-/// When the event of a position was received, before now.
+/// Returns the time at which the event at a position was received, in milliseconds since 1970. It
+/// is before now.
 fn received(position: u64) -> u64 {
     spool::now() - 1_000_000 + position
 }
@@ -46,13 +48,13 @@ fn place(position: u64) -> LogOffset {
 struct Log {
     disk: SimulatedDisk,
     end: u64,
-    /// The segment that is written to, and the offset behind its last record.
+    /// The active segment, and the offset after its last record.
     active: Option<(Arc<dyn File>, u64)>,
-    /// Segment, offset and positions of each record.
+    /// The segment, the offset and the positions of each record.
     records: Vec<(String, u64, Range<u64>)>,
 }
 
-/// Of a segment while it is written to.
+/// The bytes that are reserved for the active segment.
 const RESERVED: u64 = 16 * BLOCK;
 
 impl Log {
@@ -60,7 +62,7 @@ impl Log {
         Self { disk: SimulatedDisk::new(1), end, active: None, records: Vec::new() }
     }
 
-    /// Two segments and the one that is written to, and two outputs.
+    /// Makes a log with two segments, an active one, and two outputs.
     fn usual() -> Self {
         let mut log = Self::new(0);
         log.segment().group(&[3, 1]).group(&[60]).group(&[1]);
@@ -87,7 +89,7 @@ impl Log {
         self
     }
 
-    /// Records of so many events each.
+    /// Adds a group of records with this many events each.
     fn group(&mut self, records: &[u64]) -> &mut Self {
         let (file, mut offset) = self.active.take().expect("a segment");
         let name = self.names().pop().expect("a segment");
@@ -106,7 +108,7 @@ impl Log {
         self
     }
 
-    /// The cursors file, with the log's end as it was known then.
+    /// Writes the cursors file, with the end of the log as it is known at that time.
     fn cursors(&self, outputs: &[(&str, u64)], holes: &[Range<u64>], end: u64) {
         let outputs = outputs.iter().map(|(name, at)| ((*name).to_owned(), place(*at))).collect();
         let hole = |hole: &Range<u64>| Hole {
@@ -132,7 +134,7 @@ impl Log {
         on(Arc::new(self.disk.clone()))
     }
 
-    /// Writes over a file.
+    /// Overwrites a part of a file.
     fn put(&self, name: &str, offset: u64, bytes: &[u8]) {
         self.disk.open(name, Access::Write).unwrap().write_at(&[bytes], offset).unwrap();
     }
@@ -194,7 +196,7 @@ fn export(directory: &Directory, output: Option<&str>) -> (Vec<u8>, Vec<String>)
     (lines, told)
 }
 
-/// All that can be seen, for comparisons.
+/// Returns everything that the commands show, for comparisons.
 fn seen(directory: &Directory) -> (Vec<String>, Vec<u8>, u64) {
     let ((lines, told), summary) = (export(directory, None), directory.summary().unwrap());
     (told, lines, summary.end.get())
@@ -218,7 +220,7 @@ fn a_whole_log_is_shown_exported_and_verified_and_nothing_is_changed() {
     assert_eq!((fast.name.as_str(), fast.events, fast.bytes), ("fast", 0, 0));
     assert_eq!(fast.oldest, Some(Duration::ZERO));
     assert_eq!((slow.name.as_str(), slow.events, slow.bytes), ("slow", 142, 142 * LINE));
-    // Its record holds positions 4 to 63.
+    // The record of the oldest event holds the positions 4 to 63.
     let age = slow.oldest.expect("it can be read").as_millis();
     assert!((999_996..1_060_000).contains(&age), "{age}");
 
@@ -328,7 +330,8 @@ fn a_write_that_was_cut_off_is_no_damage() {
     for (name, offset, positions) in log.records.iter().skip(8).cloned() {
         let end = offset + RECORD_HEADER + (positions.end - positions.start) * LINE;
         let whole = log.disk.contents(&name);
-        // From any sector on nothing was written, or any one sector was not. What its group has behind it does not count.
+        // From each sector on nothing was written, or each single sector was not. The records after
+        // it in the same group do not count either.
         for sector in offset / 512 + 1..end / 512 {
             for upto in [end, (sector + 1) * 512] {
                 log.put(&name, 0, &whole);
@@ -341,7 +344,7 @@ fn a_write_that_was_cut_off_is_no_damage() {
                 assert_eq!(seen(&log.directory()), (vec![], lines(0..kept), kept));
             }
         }
-        // What the cursors file knows of was acknowledged.
+        // Events before the end that the cursors file knows were acknowledged.
         log.cursors(&[("fast", 182), ("slow", 40)], &[], 182);
         let (verdict, told) = log.verify();
         let events = positions.end - positions.start;
@@ -350,7 +353,7 @@ fn a_write_that_was_cut_off_is_no_damage() {
         log.put(&name, 0, &whole);
         log.cursors(&[("fast", 132), ("slow", 40)], &[], 132);
     }
-    // What a later group follows was synced.
+    // A group that is followed by another group was synced.
     let (name, offset, _) = log.records[5].clone();
     log.put(&name, offset + 500, &[0; 600]);
     assert_eq!(log.verify().1.len(), 1);
@@ -373,11 +376,11 @@ fn a_segment_that_was_about_to_be_made_is_no_damage() {
     let file = log.disk.create(&segment::file_name(Position::new(log.end)), RESERVED).unwrap();
     file.write_at(&[b"not a header"], 0).unwrap();
     assert_eq!(log.verify().1, Vec::<String>::new());
-    // What the cursors file knows of was in it.
+    // By the cursors file, the segment held events.
     log.cursors(&[("slow", 182)], &[], 190);
     assert_eq!(log.verify().1.len(), 2);
     assert_eq!(log.directory().summary().unwrap().end, 190);
-    // With records in it, its header was there.
+    // A segment that holds records had a header.
     let log = Log::usual();
     let name = log.names().pop().unwrap();
     log.put(&name, 0, &[0; SEGMENT_HEADER]);
@@ -390,7 +393,7 @@ fn a_segment_that_was_about_to_be_made_is_no_damage() {
 fn what_a_failed_write_left_behind_is_no_damage() {
     let mut log = Log::usual();
     let name = log.names().pop().unwrap();
-    // Never acknowledged, and its positions were given again.
+    // The lost record was never acknowledged, and its positions were given to later events.
     let lost = lines(182..200);
     let offset = log.active.as_ref().unwrap().1.next_multiple_of(BLOCK);
     for (head, torn) in [(true, false), (true, true), (false, true)] {
@@ -422,7 +425,7 @@ fn missing_events_are_told_as_far_as_an_output_needs_them() {
         )]
     };
     let remove = |log: &Log, index: usize| log.disk.remove(&log.names()[index]).unwrap();
-    // A file in the middle.
+    // A file in the middle is missing.
     let log = Log::usual();
     remove(&log, 1);
     assert_eq!(log.verify().1, gap(65, 130));
@@ -434,24 +437,25 @@ fn missing_events_are_told_as_far_as_an_output_needs_them() {
     log.cursors(&[("fast", 182), ("slow", 40)], std::slice::from_ref(&(65..130)), 182);
     assert_eq!(log.verify().1, Vec::<String>::new());
     assert_eq!(log.directory().summary().unwrap().outputs[1].events, 142 - 65);
-    // The oldest one.
+    // The oldest file is missing.
     let log = Log::usual();
     remove(&log, 0);
     assert_eq!(log.verify().1, gap(40, 65));
     log.cursors(&[("slow", 65)], &[], 182);
     assert_eq!(log.verify().1, Vec::<String>::new());
-    // The newest one, as far as it is known.
+    // The newest file is missing; the cursors file knows the end of the log.
     let log = Log::usual();
     remove(&log, 2);
     assert_eq!(log.verify().1, gap(130, 182));
-    // All of them.
+    // All files are missing.
     remove(&log, 0);
     remove(&log, 0);
     assert_eq!(log.verify().1, gap(40, 182));
     assert_eq!(log.directory().summary().unwrap().outputs[1].oldest, None);
     log.cursors(&[("slow", 182)], &[], 182);
     assert_eq!(log.verify().1, Vec::<String>::new());
-    // A record without a trace, which has a place, and the end of a file.
+    // A record is missing without a trace, but its place is known, and then a record at the end of
+    // a file.
     let log = Log::usual();
     let (name, offset, _) = log.records[2].clone();
     log.put(&name, offset, &vec![0; usize::try_from(RECORD_HEADER + 60 * LINE).unwrap()]);
@@ -483,7 +487,7 @@ fn without_the_cursors_file_everything_is_needed() {
     log.disk.remove(&log.names()[1]).unwrap();
     assert_eq!(log.verify().1.len(), 2);
     assert_eq!(log.export(None).0, [lines(0..65), lines(130..182)].concat());
-    // One that was never used.
+    // This queue was never used.
     let log = Log::new(0);
     assert_eq!(log.verify().1, Vec::<String>::new());
     assert_eq!(seen(&log.directory()), (vec![], vec![], 0));
@@ -578,7 +582,7 @@ fn a_summary_reads_headers_and_what_is_newer_than_the_cursors() {
     assert!(read < 20 * BLOCK, "{read} bytes");
 }
 
-/// A disk on which a relay works: it may do something before each operation.
+/// A disk on which a relay works. A test can change the disk before any operation.
 #[derive(Clone)]
 struct Busy {
     disk: SimulatedDisk,
@@ -594,7 +598,7 @@ fn busy(
     on(Arc::new(Busy { disk: disk.clone(), act: Arc::new(act) }))
 }
 
-/// It does something at the n-th operation of this name, from 0.
+/// Makes a disk that calls `act` before the n-th operation of this name, counted from 0.
 fn busy_at(
     disk: &SimulatedDisk,
     what: &'static str,
@@ -621,7 +625,7 @@ impl fmt::Debug for Busy {
     }
 }
 
-/// Of [`Busy`].
+/// A file of [`Busy`].
 #[derive(Debug)]
 struct BusyFile {
     disk: Busy,
@@ -685,7 +689,7 @@ impl File for BusyFile {
     }
 }
 
-/// Outputs go on to a place, and what none needs is deleted.
+/// Moves the outputs to a position, and deletes the segments that no output needs any more.
 fn deliver(log: &Arc<Mutex<Log>>, to: u64) {
     let log = log.lock().unwrap();
     log.cursors(&[("fast", log.end.max(to)), ("slow", to)], &[], log.end);
@@ -745,7 +749,8 @@ fn a_segment_that_is_deleted_and_was_needed_is_missing() {
 
 #[test]
 fn a_list_that_lacks_an_older_segment_is_made_again() {
-    // The first list begins before both are made, and has only the younger one.
+    // The first list of the directory begins before both segments are made, and holds only the
+    // younger one.
     let mut log = Log::usual();
     log.segment().group(&[8]);
     let hidden = log.names()[2].clone();
@@ -756,7 +761,7 @@ fn a_list_that_lacks_an_older_segment_is_made_again() {
         file.write_at(&[&bytes], 0).unwrap();
     });
     assert_eq!(verify(&directory).1, Vec::<String>::new());
-    // What is made after the first list is not waited for.
+    // Segments that are made after the first list are not waited for.
     let log = Arc::new(Mutex::new(Log::usual()));
     let disk = log.lock().unwrap().disk.clone();
     let directory = busy_at(&disk, "list segments", 1, move |_| {
@@ -767,7 +772,8 @@ fn a_list_that_lacks_an_older_segment_is_made_again() {
 
 #[test]
 fn a_record_that_is_being_written_is_read_again() {
-    // Parts of the last group become visible while it is read: of a record before another, and of the last one.
+    // Parts of the last group become visible while it is being read: parts of a record before
+    // another one, and of the last one.
     let log = Log::usual();
     log.cursors(&[("fast", 150), ("slow", 40)], &[], 150);
     let whole = log.disk.contents("segments/00000000000000000130.seg");
@@ -782,7 +788,7 @@ fn a_record_that_is_being_written_is_read_again() {
         let zeros = vec![0; usize::try_from(hidden.end - hidden.start).unwrap()];
         log.put(&name, 0, &whole);
         log.put(&name, offset + hidden.start, &zeros);
-        // It is found damaged several times before it is whole.
+        // The record is found damaged several times before it is whole.
         let directory = busy_at(&log.disk, "read last", 6, {
             let (name, whole) = (name.clone(), whole.clone());
             move |disk| disk.open(&name, Access::Write).unwrap().write_at(&[&whole], 0).unwrap()
@@ -872,7 +878,7 @@ fn eight_gibibytes_are_summed_up_at_once() {
     let root = directory.path();
     fs::create_dir(root.join(SEGMENTS)).unwrap();
     let disk = RealDisk::look(root);
-    // One long record in each, whose lines nobody has written.
+    // Each segment holds one long record, whose lines were never written.
     let length = SIZE - FIRST_RECORD - RECORD_HEADER;
     for first in 0..128 {
         let path = root.join(segment::file_name(Position::new(first)));
@@ -906,6 +912,6 @@ fn eight_gibibytes_are_summed_up_at_once() {
         assert_eq!((output.events, output.bytes), (128 - at, (128 - at) * length));
         assert!(output.oldest.is_some());
     }
-    // Its lines would take ten times as long.
+    // Reading the lines would take ten times as long.
     assert!(took < Duration::from_secs(1), "{took:?}");
 }

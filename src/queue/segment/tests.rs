@@ -1,4 +1,4 @@
-//! The format against changed, torn and missing bytes.
+//! The format of segments, with changed, torn and missing bytes.
 
 use std::iter;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::queue::disk::Disk;
 use crate::queue::disk::simulated::Operation;
 use crate::queue::disk::simulated::SimulatedDisk;
 
-/// Where the log of these tests starts.
+/// The position and the byte number at which the log of these tests begins.
 const FIRST: Position = Position::new(1_000);
 const FIRST_BYTE: u64 = 70_000;
 
 const CHECKS: [Check; 2] = [Check::Headers, Check::Lines];
 
-/// Into bytes in memory.
+/// Converts an offset into an index of bytes in memory.
 fn index(offset: u64) -> usize {
     usize::try_from(offset).expect("a small file")
 }
@@ -45,7 +45,7 @@ impl Written {
 struct Segment {
     bytes: Vec<u8>,
     records: Vec<Written>,
-    /// Offsets of the groups.
+    /// The offset of each group.
     groups: Vec<u64>,
 }
 
@@ -57,7 +57,7 @@ impl Segment {
         Self { bytes, records: Vec::new(), groups: Vec::new() }
     }
 
-    /// Lines of a record each.
+    /// Adds a group. Each element of `records` is the lines of one record.
     fn group(&mut self, records: impl IntoIterator<Item = Vec<u8>>) -> &mut Self {
         self.groups.push(self.bytes.len() as u64);
         for lines in records {
@@ -78,7 +78,7 @@ impl Segment {
         self.reserve(0)
     }
 
-    /// Up to the next block, and so many bytes.
+    /// Fills the segment with zeros up to the next block, and with this many bytes more.
     fn reserve(&mut self, bytes: u64) -> &mut Self {
         let size = (self.bytes.len() as u64).next_multiple_of(BLOCK) + bytes;
         self.bytes.resize(index(size), 0);
@@ -89,7 +89,7 @@ impl Segment {
         file_name(FIRST)
     }
 
-    /// On a disk, all synced.
+    /// Puts the segment on a disk, with everything synced.
     fn put(&self) -> (SimulatedDisk, Arc<dyn File>) {
         let disk = SimulatedDisk::new(0);
         let file = disk.create(&Self::name(), self.bytes.len() as u64).unwrap();
@@ -99,12 +99,13 @@ impl Segment {
         (disk, file)
     }
 
-    /// The record with this byte.
+    /// Returns the record that holds this byte, or `None`.
     fn at(&self, offset: u64) -> Option<&Written> {
         self.records.iter().find(|record| record.bytes().contains(&offset))
     }
 
-    /// What a scan finds where the bytes of some records have changed, by whether they did and how it is reported then.
+    /// Returns what a scan must find. `damage` returns what is found instead of a record whose
+    /// bytes have changed, and `None` for a record that is unchanged.
     fn expect(&self, check: Check, damage: impl Fn(&Written) -> Option<Found>) -> Vec<Found> {
         let found = |written: &Written| match damage(written) {
             Some(damage) => damage,
@@ -122,7 +123,8 @@ fn scan(file: &dyn File, check: Check) -> Scan<'_> {
     Scan::new(file, (FIRST_RECORD, FIRST), u64::MAX, Position::MAX, check)
 }
 
-/// Everything that is left; lines that were too long are read in parts.
+/// Returns everything that the scan still finds. Lines that were too long for the scan are read in
+/// parts.
 fn all(mut scan: Scan<'_>) -> Vec<Found> {
     let mut found: Vec<Found> = iter::from_fn(|| scan.next()).collect();
     for found in &mut found {
@@ -166,7 +168,8 @@ fn assert_same(found: &[Found], expected: &[Found], why: impl Fn() -> String) {
     assert!(found == expected, "{}: {found:#?}\nexpected {expected:#?}", why());
 }
 
-/// Lines with about so many bytes, of anything that JSON may hold, and of what looks nearly like a magic.
+/// Returns lines of about this many bytes together, made of characters that JSON may hold and of
+/// bytes that look nearly like a magic.
 fn lines(rng: &mut fastrand::Rng, events: usize, bytes: usize) -> Vec<u8> {
     let pieces = ["{\"a\":1}", "x", "KAFREC", "\u{FF}KAFREC", "ü", "\u{10FFFF}", "\\u0000"];
     let mut lines = Vec::new();
@@ -179,8 +182,8 @@ fn lines(rng: &mut fastrand::Rng, events: usize, bytes: usize) -> Vec<u8> {
     lines
 }
 
-/// Three groups: small records, one of more than a block that ends with the first byte of a sector, small ones again; and
-/// room behind them.
+/// Makes a segment of three groups, with reserved room after them: small records, a record of more
+/// than a block that ends with the first byte of a sector, and small records again.
 fn segment() -> Segment {
     let mut rng = fastrand::Rng::with_seed(1);
     let mut long = lines(&mut rng, 6, 4400);
@@ -323,6 +326,9 @@ fn files_are_named_by_their_first_position() {
     }
 }
 
+/// Method: every byte of the records, and some of those between, is changed in six ways, one at a
+/// time. A scan must find every other record, and must report the record that holds the byte as
+/// damaged.
 #[test]
 fn any_changed_byte_costs_its_record_and_nothing_else() {
     let segment = segment();
@@ -330,7 +336,7 @@ fn any_changed_byte_costs_its_record_and_nothing_else() {
     let (mut changes, mut of_records) = (0, 0);
     for offset in FIRST_RECORD..segment.bytes.len() as u64 {
         let hit = segment.at(offset);
-        // Most of what is between records is far from them.
+        // Most bytes between records are far from them, and one in 41 of these is enough.
         if hit.is_none() && offset % 41 > 0 && segment.at(offset - 1).is_none() {
             continue;
         }
@@ -377,7 +383,8 @@ fn any_changed_byte_costs_its_record_and_nothing_else() {
 fn missing_events_are_the_difference_of_positions() {
     let segment = segment();
     let (disk, file) = segment.put();
-    // A header, lines, and a header of the last record of a group.
+    // The changed bytes are in a header, in lines, in a header, and in the header of a group's last
+    // record.
     for (record, byte) in [(0, 9), (1, RECORD_HEADER + 1), (2, 30), (5, 40)] {
         disk.flip(&Segment::name(), segment.records[record].offset + byte, 1);
     }
@@ -396,7 +403,7 @@ fn missing_events_are_the_difference_of_positions() {
                 }
             }
         }
-        // Events of the records: 3, 1, 20, 7, 1, 10, 2.
+        // The records have 3, 1, 20, 7, 1, 10 and 2 events.
         let lines = (check == Check::Lines).then_some(3);
         let wanted: Vec<u64> = (0..3).chain(lines).chain(4..24).chain(32..42).collect();
         assert_eq!(missing, wanted, "{check:?}");
@@ -404,6 +411,8 @@ fn missing_events_are_the_difference_of_positions() {
     }
 }
 
+/// Method: the file is cut at every byte of its last group. A scan must find the records before the
+/// cut, and report the rest as torn and not as damaged.
 #[test]
 fn a_file_cut_short_anywhere_is_torn_there() {
     let segment = segment();
@@ -425,12 +434,15 @@ fn a_file_cut_short_anywhere_is_torn_there() {
     }
 }
 
-/// Whether a record ends so near to a sector's edge that nothing tells a sector that was not written from padding, or
-/// from a changed byte.
+/// True if a record ends so near to the edge of a sector that a sector which was not written can't
+/// be told from padding or from a changed byte.
 fn ends_at_an_edge(record: &Written) -> bool {
     record.bytes().end % SECTOR < 2
 }
 
+/// Method: in each of 3,000 rounds, a group of random records is written and not synced, and the
+/// machine crashes, so that any of its sectors may be missing. A scan must find exactly the records
+/// that survived whole, and must report the rest as torn.
 #[test]
 fn of_a_group_that_was_never_synced_what_is_broken_is_torn() {
     let (mut torn, mut nothing, mut whole) = (0, 0, 0);
@@ -516,11 +528,11 @@ fn a_page_that_cannot_be_read_costs_the_records_it_holds_and_is_not_torn() {
 #[test]
 fn a_read_that_fails_at_times_costs_nothing() {
     let segment = segment();
-    // The window, and then its first block.
+    // The failing reads are that of the window, and then those of its first block.
     for failures in 1..=u64::from(READS) {
         let (disk, file) = segment.put();
         (0..failures).for_each(|read| disk.fail(Operation::Read, read, Errno::IO));
-        // One that is torn, to see that it still is.
+        // The last record is torn, to check that it is still reported so.
         let last = segment.records.last().expect("the last");
         file.truncate(last.bytes().end - 1).unwrap();
         let found = all(scan(&*file, Check::Lines));
@@ -541,14 +553,15 @@ fn what_is_at_or_beyond_the_limit_is_another_segments() {
             let found = limited(record.header.first, check);
             assert_same(&found, &segment.expect(check, |_| None)[..count], || format!("{count}"));
         }
-        // What a write that failed has left there does not count, whatever it is.
+        // A record at the limit that a failed write has left there does not count, in whatever
+        // state it is.
         let [.., before, last] = segment.records.as_slice() else { panic!("several") };
         disk.flip(&Segment::name(), last.offset + 8, 1);
         let found = limited(last.header.first, check);
         assert_eq!(records(&found).len(), segment.records.len() - 1);
         assert!(damages(&found).is_empty(), "{found:?}");
         disk.flip(&Segment::name(), last.offset + 8, 1);
-        // What is missing before it does.
+        // A record that is missing before the limit does count.
         disk.flip(&Segment::name(), before.offset + 8, 1);
         let found = limited(last.header.first, check);
         assert_eq!(records(&found).len(), segment.records.len() - 2);
@@ -588,7 +601,8 @@ fn records_of_the_past_are_not_found_again() {
     let mut segment = Segment::new();
     segment.group([b"{}\n".to_vec()]);
     let old = segment.bytes[index(FIRST_RECORD)..].to_vec();
-    // One where the next one should be, and inside of lines what looks like a header, and is none that comes next.
+    // An old record lies where the next one should be, and the lines of another record hold bytes
+    // that look like a header but can't come next.
     segment.bytes.extend(&old);
     let stale = FIRST_RECORD + BLOCK;
     let decoy = RecordHeader { events: 0, ..segment.records[0].header }.encode();
@@ -673,7 +687,7 @@ fn long_records_are_read_in_parts() {
         }
         assert!(matches!(scan.next(), Some(Found::Record(last)) if last.offset == end));
     }
-    // Each byte of it is checked, though it is never in memory as a whole.
+    // Each byte of the long record is checked, though the record is never in memory as a whole.
     let last = segment.records[1].bytes().end - 2;
     disk.flip(&Segment::name(), last, 1);
     let found = all(scan(&*file, Check::Lines).ahead(1000));
@@ -697,7 +711,7 @@ fn lines_that_are_gone_meanwhile_read_as_zeros() {
     }
 }
 
-/// What each record of each group has: events, bytes of its lines.
+/// Generates the shapes of groups: the number of events and the bytes of the lines of each record.
 fn shapes() -> impl Strategy<Value = Vec<Vec<(usize, usize)>>> {
     let bytes = prop_oneof![6 => 0_usize..300, 3 => 300_usize..6000, 1 => 6000_usize..40_000];
     prop::collection::vec(prop::collection::vec((1_usize..40, bytes), 1..8), 1..6)

@@ -1,5 +1,9 @@
-//! The queue against a model that is too simple to be wrong: every event with what each output has done about it, while
-//! outputs come and go, and settings change.
+//! The queue in memory against a model that is too simple to be wrong: every event with the fate
+//! that each output has given it, while outputs come and go and settings change.
+//!
+//! Method: proptest makes random sequences of steps. Each step is applied to the real queue and to
+//! the model, and then everything that can be seen of the two is compared: claims, lines, origins,
+//! answers to senders, counters and sizes. A sequence that fails is shortened by proptest.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +16,8 @@ use super::*;
 use crate::queue;
 use crate::queue::tests::Counts;
 
-/// What is done to the queue. Numbers choose among what there is, modulo.
+/// One step. Its numbers choose among the cursors, claims and tickets that there are, modulo their
+/// number.
 #[derive(Debug, Clone)]
 enum Step {
     Append(Vec<usize>),
@@ -41,7 +46,7 @@ enum Step {
     Rewind {
         cursor: usize,
     },
-    /// The sender of a batch that waits for its delivery goes.
+    /// The sender of a batch that waits for its delivery leaves.
     Withdraw {
         ticket: usize,
     },
@@ -107,7 +112,7 @@ fn settings_step() -> impl Strategy<Value = Settings> {
     )
 }
 
-/// What one cursor has done about one event.
+/// The fate of an event for one cursor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Waiting,
@@ -118,11 +123,11 @@ enum Fate {
 struct ModelRecord {
     first: u64,
     events: Vec<String>,
-    /// Neither dropped nor withdrawn.
+    /// True unless the batch was dropped or withdrawn.
     here: bool,
-    /// It is accepted.
+    /// True once the batch is accepted.
     begun: bool,
-    /// The answer to its sender, once there is one.
+    /// The answer to the batch's sender, or `None` if it has none yet.
     answered: Option<Result<(), Refused>>,
 }
 
@@ -136,7 +141,7 @@ impl ModelRecord {
     }
 }
 
-/// What an output has on its counters, whether it is there or not.
+/// The counters of an output, whether it is there or not.
 #[derive(Default, Clone, Copy)]
 struct Totals {
     delivered: u64,
@@ -147,12 +152,12 @@ struct Totals {
 struct ModelCursor {
     name: usize,
     required: bool,
-    /// The log's end as it joined.
+    /// The end of the log when the output joined.
     joined: u64,
     read: u64,
-    /// By start: end, and where it stands.
+    /// The claims, by their first position: the position after the last, and the stage.
     claims: BTreeMap<u64, (u64, Stage)>,
-    /// Of the events behind where it joined.
+    /// The fates of the events after the position at which the output joined.
     fates: BTreeMap<u64, Fate>,
 }
 
@@ -183,25 +188,26 @@ impl ModelCursor {
         })
     }
 
-    /// What of these positions it has not finished becomes so. Says how many.
+    /// Gives these positions this fate if they wait. Returns how many did.
     fn settle(&mut self, positions: std::ops::Range<u64>, fate: Fate) -> u64 {
         let waiting = self.fates.range_mut(positions).filter(|(_, fate)| **fate == Fate::Waiting);
         waiting.map(|(_, old)| *old = fate).count() as u64
     }
 }
 
-/// What becomes of a batch.
+/// The fate of a batch that is appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Taken {
     Stored,
-    /// Its sender is told that it is stored.
+    /// The batch is dropped, and its sender is told that it is stored.
     Lost,
     No,
 }
 
 struct Model {
     settings: Settings,
-    /// More than the capacity, where that was more.
+    /// The limit of the queue's size. It is more than the capacity if the queue held more when the
+    /// capacity became less.
     bound: u64,
     records: Vec<ModelRecord>,
     cursors: Vec<ModelCursor>,
@@ -234,7 +240,7 @@ impl Model {
         begun.map(|record| record.events.len() as u64).sum()
     }
 
-    /// The events of a claim that are still here.
+    /// Returns the events of a claim that are still in the queue, with their positions.
     fn events_of(&self, claim: Claim) -> Vec<(u64, String)> {
         let events = self.records.iter().filter(|record| record.here).flat_map(|record| {
             (record.first..)
@@ -244,7 +250,7 @@ impl Model {
         events.collect()
     }
 
-    /// Drops for a batch what may be dropped.
+    /// Appends a batch, and drops for it the batches that may be dropped.
     fn append(&mut self, events: &[String]) -> Taken {
         let first = self.records.last().map_or(0, ModelRecord::end);
         let begun = self.settings.acknowledge == Acknowledge::Queued;
@@ -297,7 +303,7 @@ impl Model {
         Taken::Stored
     }
 
-    /// A batch is taken out where no output has begun it. Whether that was so.
+    /// Takes a batch out if no output has begun it. Returns true if so.
     fn withdraw(&mut self, first: u64) -> bool {
         let record = self.records.iter_mut().find(|record| record.first == first);
         let record = record.expect("it was appended");
@@ -321,8 +327,8 @@ impl Model {
         lost
     }
 
-    /// Senders are told of what all required outputs have finished: that it is delivered, unless
-    /// none of these was to get it.
+    /// Answers the senders of the batches that all required outputs have finished. A batch counts
+    /// as delivered, unless no required output was to receive it.
     fn answer(&mut self) {
         let required = self.required_watermark();
         let passed = |it: &&mut ModelRecord| it.here && it.end() <= required;
@@ -402,7 +408,7 @@ impl Pair {
         });
     }
 
-    /// Whether one is required besides this.
+    /// True if another output besides this one is required.
     fn can_spare(&self, cursor: usize) -> bool {
         let mut others = self.model.cursors.iter().enumerate();
         others.any(|(index, other)| index != cursor && other.required)
@@ -566,7 +572,8 @@ impl Pair {
         same("claim", (real.claim.start, real.claim.end), {
             (Position::new(waiting[0].0), Position::new(waiting[got.len() - 1].0 + 1))
         })?;
-        // Cut only where the first batch does not fit alone; then as much of it as fits.
+        // A batch is cut only if it is the first and does not fit as a whole. The claim then holds
+        // as much of it as fits.
         let positions = &waiting[..got.len()];
         let (mut records, mut next_fits) = (0, false);
         for record in &mut self.model.records {
@@ -590,7 +597,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Each piece says where its lines are in the log.
+    /// Checks that each piece's origin says where its lines are in the log.
     fn compare_origins(&self, batch: Option<&Batch>) -> TestCaseResult {
         let Some(batch) = batch else { return Ok(()) };
         same("origins", batch.origins.len(), batch.pieces.len())?;
@@ -654,7 +661,7 @@ impl Pair {
         Ok(())
     }
 
-    /// Those that are answered are answered, and no others.
+    /// Checks that exactly those senders are answered whose batches the model has answered.
     fn compare_tickets(&mut self) -> TestCaseResult {
         let mut waiting = Vec::new();
         for (first, mut ticket) in std::mem::take(&mut self.tickets) {
@@ -675,7 +682,7 @@ impl Pair {
         Ok(())
     }
 
-    /// The counters, and that the rest comes out and leaves nothing behind.
+    /// Checks the counters, lets everything come out, and checks that nothing is left.
     fn end(mut self) -> TestCaseResult {
         for cursor in 0..self.cursors.len() {
             while self.model.cursors[cursor].pick(0, &[Stage::Released]).is_some() {
@@ -725,7 +732,7 @@ fn is_of_old(step: &Step) -> bool {
     !matches!(step, Step::Join { .. } | Step::Leave { .. } | Step::Require { .. } | Step::Apply(_))
 }
 
-/// Steps without outputs that come and go.
+/// Steps without changes of outputs and settings.
 fn alone() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step().prop_filter("nothing changes", is_of_old), 1..80)
 }

@@ -1,4 +1,4 @@
-//! Promises of the queue in files that need a scene of their own, on a disk that does what the test
+//! Promises of the durable queue that need a scene of their own, on a disk that does what the test
 //! says.
 
 use bytes::Bytes;
@@ -53,7 +53,7 @@ impl Scene {
         self.queue.append(append)
     }
 
-    /// What the sender of one event of so many bytes is told.
+    /// Appends one event of this many bytes and writes it. Returns the answer to its sender.
     fn send(&mut self, bytes: usize) -> Result<(), Refused> {
         let mut ticket = self.append(1, bytes)?;
         self.writer.perform(Step::Commit);
@@ -62,7 +62,7 @@ impl Scene {
         answer
     }
 
-    /// Takes and finishes all there is.
+    /// Takes and finishes everything that there is.
     fn deliver(&mut self) {
         loop {
             while let Some(batch) = self.cursor.next(ALL) {
@@ -79,7 +79,7 @@ impl Scene {
         names.filter(|name| name.starts_with(SEGMENTS)).collect()
     }
 
-    /// Sends until the segment that is written to begins with another event than now.
+    /// Sends events until another segment is the active one.
     fn fill_segment(&mut self) {
         let active = |scene: &Self| scene.queue.shared.lock().segments.back().map(|it| it.first);
         let before = active(self);
@@ -125,7 +125,7 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     assert!(segments.contains(&stuck) && segments.len() == 2, "{segments:?}");
     assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
 
-    // The next start finds it, and is not stopped either.
+    // The next start finds the file that can't be deleted, and is not stopped by it.
     scene.writer.end();
     let (disk, config) = (scene.disk, settings(512 << 10, 32 << 10, WhenFull::Reject));
     let mut scene = Scene::on(disk, &config);
@@ -136,7 +136,7 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     assert!(scene.segments().contains(&stuck));
     assert_eq!(scene.counts.lost(), 0);
 
-    // Whatever was in its way is gone one day.
+    // Later the file can be deleted again.
     scene.disk.calm();
     scene.writer.perform(Step::Reclaim);
     assert!(!scene.segments().contains(&stuck), "it was not tried again");
@@ -171,8 +171,8 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.deliver();
-    // The next segment is made, and its first group is not synced: it is empty, and in the way of
-    // its successor.
+    // The first group of the next segment can't be synced. The segment stays empty, and its file is
+    // in the way of its successor.
     let next = segment::file_name(Position::new(scene.sent));
     while scene.queue.shared.lock().free >= needed(5000) {
         assert_eq!(scene.send(5000), Ok(()));
@@ -181,7 +181,7 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     let name = segment::file_name(Position::new(scene.sent));
     assert_ne!(next, name);
     scene.disk.undeletable(&name);
-    // Its header is synced, the group is not.
+    // The segment's header is synced, and the group is not.
     let mut ticket = scene.append(1, 5000).expect("there is room");
     scene.disk.fail(Operation::Write, 1, Errno::IO);
     scene.writer.perform(Step::Commit);
@@ -211,14 +211,14 @@ fn a_part_of_a_claim_gets_nothing_of_the_rest() {
     scene.sent = 10;
     let whole = scene.cursor.next(ALL).expect("ten events").claim;
     scene.cursor.release(whole);
-    // What comes behind takes its place in memory.
+    // Later events take the claim's place in memory.
     for _ in 0..8 {
         assert_eq!(scene.send(5000), Ok(()));
     }
     assert!(matches!(scene.cursor.retake(whole), Retaken::NotYet), "it has to be read");
     let job = scene.cursor.job(false).expect("to read all of it");
     let loaded = scene.queue.shared.read(&job).expect("the disk is well");
-    // While it is read, the claim is cut, and its second half is asked for.
+    // While the claim is being read, it is split, and its second half is asked for.
     let (left, right) = scene.cursor.split(whole).expect("two halves");
     assert!(matches!(scene.cursor.retake(right), Retaken::NotYet));
     scene.cursor.take_in(job.epoch, loaded);

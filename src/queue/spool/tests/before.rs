@@ -1,4 +1,5 @@
-//! What an output has got and is still in the files: found after a crash, within its bounds, and at nobody's cost.
+//! Events that an output has received and that are still in the files: they are found after a
+//! crash, within the time that is asked for, and reading them costs nobody else anything.
 
 use bytes::Bytes;
 
@@ -20,7 +21,7 @@ const NOTHING: [u64; 0] = [];
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A queue on one thread, with outputs that are required.
+/// A queue on one thread, with required outputs.
 struct Scene {
     disk: SimulatedDisk,
     names: Vec<&'static str>,
@@ -29,7 +30,7 @@ struct Scene {
     queue: Queue,
     writer: Writer,
     cursors: Vec<Cursor>,
-    /// By position.
+    /// The lines that were sent, by position.
     lines: Vec<Vec<u8>>,
 }
 
@@ -47,7 +48,8 @@ fn open(
 }
 
 impl Scene {
-    /// The first output is to be looked at; the others keep the files.
+    /// Opens a queue. The tests look at the first output; the others keep the files from being
+    /// deleted.
     fn new(names: &[&'static str]) -> Self {
         let disk = SimulatedDisk::new(1);
         let config = settings(1 << 20, 32 << 10, WhenFull::Reject);
@@ -56,7 +58,7 @@ impl Scene {
         Self { disk, names, config, telemetry, queue, writer, cursors, lines: Vec::new() }
     }
 
-    /// A batch of events of so many bytes that was received so long ago.
+    /// Sends a batch of events with `bytes` bytes each, as if it had been received this long ago.
     fn send(&mut self, events: u64, bytes: usize, ago: Duration) {
         let mut all = Vec::new();
         for _ in 0..events {
@@ -74,7 +76,7 @@ impl Scene {
         ticket.place = None;
     }
 
-    /// The first output takes and finishes so many events.
+    /// Lets the first output take and finish this many events.
     fn deliver(&mut self, mut events: u64) {
         let cursor = &mut self.cursors[0];
         while events > 0 {
@@ -89,7 +91,7 @@ impl Scene {
         }
     }
 
-    /// The machine crashes when the cursors are saved, and starts again.
+    /// Saves the cursors, crashes the machine, and starts again.
     fn crash(&mut self) {
         self.writer.perform(Step::Save);
         self.disk = self.disk.crash(&mut fastrand::Rng::with_seed(7));
@@ -97,7 +99,8 @@ impl Scene {
             open(&self.disk, &self.names, &self.config);
     }
 
-    /// Positions of what is before the first output, whose lines are as they were sent.
+    /// Returns the positions found before the first output's position, and checks that their lines
+    /// are as they were sent.
     fn found(&self, within: Duration) -> Vec<u64> {
         self.positions(&self.cursors[0].before(within).all())
     }
@@ -116,7 +119,7 @@ impl Scene {
         positions
     }
 
-    /// Nothing was counted, or told as lost.
+    /// Checks that nothing was counted or logged as lost.
     fn check_counts(&self) {
         let series = ["spool_corrupt_records_total", "error_total{plugin=\"o\"}"];
         assert_eq!(values(&self.telemetry, series), [0, 0]);
@@ -132,7 +135,7 @@ fn what_was_delivered_before_a_crash_is_found_after_it() {
         scene.send(5, 300, Duration::ZERO);
     }
     assert_eq!(scene.found(ALWAYS), NOTHING, "nothing was delivered");
-    // Into a batch.
+    // The last delivered event is in the middle of a batch.
     scene.deliver(123);
     let delivered: Vec<_> = (0..123).collect();
     assert_eq!(scene.found(ALWAYS), delivered);
@@ -140,7 +143,7 @@ fn what_was_delivered_before_a_crash_is_found_after_it() {
     assert_eq!(scene.found(ALWAYS), delivered);
     assert_eq!(scene.cursors[0].watermark(), 123);
     scene.check_counts();
-    // The rest comes as it would have come.
+    // The other events come as they would have come without the crash.
     scene.deliver(77);
     assert_eq!(scene.found(ALWAYS), (0..200).collect::<Vec<_>>());
 }
@@ -154,7 +157,7 @@ fn what_was_received_before_the_window_is_left_out_and_ages_are_told() {
     scene.deliver(240);
     scene.crash();
     let found = scene.cursors[0].before(MINUTE * 10 + MINUTE / 2).all();
-    // 10, 9, … and 0 minutes ago.
+    // The events are those that came 10, 9, … and 0 minutes ago.
     assert_eq!(scene.positions(&found), (218..240).collect::<Vec<_>>());
     for (minutes, (_, age)) in (0..11).rev().zip(found.iter().map(|(it, _)| (it.first, it.age))) {
         assert!((MINUTE * minutes..MINUTE * minutes + MINUTE / 2).contains(&age), "{age:?}");
@@ -196,7 +199,7 @@ fn an_output_that_joins_has_got_nothing_of_what_is_there() {
     scene.writer.perform(Step::Save);
     let cursor = joining.end().expect("it is saved");
     assert_eq!(scene.positions(&cursor.before(ALWAYS).all()), NOTHING);
-    // Nor one that the config has since the start.
+    // An output that the config has only since this start has received nothing either.
     scene.names.push("late");
     scene.crash();
     assert_eq!(scene.positions(&scene.cursors[2].before(ALWAYS).all()), NOTHING);

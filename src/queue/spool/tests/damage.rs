@@ -1,7 +1,9 @@
-//! What is on the disk changes: any byte, any page that can't be read any more, any file that is gone.
+//! Changes on the disk: any byte, any page that can't be read any more, any file that is gone.
 //!
-//! A spool is made, and opened once as it is: that says what each output is to get. Then it is damaged, each time in one
-//! place and in a copy of its own. What is not in that place must be delivered, what is missing counted once.
+//! Method: a random spool is made, and opened once as it is, which shows what each output must
+//! receive. Then it is damaged, each time in one place and in a copy of its own, before the start
+//! or while it runs. Every event outside the damaged place must be delivered, and every missing
+//! event must be counted once. Damage must be logged and copied aside.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -29,7 +31,7 @@ use crate::queue::segment::Scan;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
-/// A disk with the same files, all synced.
+/// Returns a disk with the same files, all synced.
 fn copy(disk: &SimulatedDisk) -> SimulatedDisk {
     let copy = SimulatedDisk::new(0);
     for name in disk.names() {
@@ -86,11 +88,12 @@ impl Running {
         }
         let append = Append { lines: lines.into(), events: count, levels: LevelCounts::default() };
         let mut ticket = self.queue.append(append).expect("there is room");
-        // It is not withdrawn.
+        // Without this, dropping the ticket would withdraw the batch.
         ticket.place = None;
     }
 
-    /// The next of an output; reads for it what it needs.
+    /// Takes an output's next batch, and reads the files for it if needed. Returns `None` if there
+    /// is none.
     fn next(&mut self, chosen: usize, take: Take) -> Option<Batch> {
         loop {
             if let Some(batch) = self.cursors[chosen].next(take) {
@@ -102,7 +105,8 @@ impl Running {
         }
     }
 
-    /// What [`Cursor::readable`] does. Whether there was something to be read.
+    /// Reads for an output as [`Cursor::readable`] does. Returns false if there was nothing to
+    /// read.
     fn read(&self, chosen: usize) -> bool {
         let cursor = &self.cursors[chosen];
         let Some(mut job) = cursor.job(false) else { return false };
@@ -114,7 +118,7 @@ impl Running {
         true
     }
 
-    /// Takes a released claim again; `None` where it is lost.
+    /// Takes a released claim again. Returns `None` if it is lost.
     fn retake(&mut self, chosen: usize, claim: Claim) -> Option<Batch> {
         for _ in 0..3 {
             match self.cursors[chosen].retake(claim) {
@@ -142,24 +146,24 @@ impl Running {
     }
 }
 
-/// A record of the spool.
+/// A record of the spool, and where it lies.
 struct Placed {
     file: String,
     bytes: Range<u64>,
     positions: Range<u64>,
 }
 
-/// A spool, and what it should give.
+/// A spool, and what a start on it must give.
 struct Spool {
     disk: SimulatedDisk,
     config: config::Queue,
     names: &'static [&'static str],
-    /// Where the outputs are.
+    /// The positions of the outputs.
     starts: Vec<u64>,
     end: u64,
-    /// What the cursors file says of it.
+    /// The end of the log as the cursors file knows it.
     known: u64,
-    /// Of all that is there.
+    /// The line at each position that is there.
     lines: BTreeMap<u64, Vec<u8>>,
     records: Vec<Placed>,
 }
@@ -189,7 +193,7 @@ impl Spool {
                 1 => running.work(&[Step::Reclaim]),
                 2 => {
                     running.stop();
-                    // Another may join.
+                    // Another output may join.
                     if rng.bool() {
                         names = &["a", "b"];
                     }
@@ -258,16 +262,16 @@ impl Spool {
     }
 }
 
-/// What an output got.
+/// The events that an output has received.
 #[derive(Default)]
 struct Delivered {
     lines: BTreeMap<u64, Vec<u8>>,
-    /// The last that was taken.
+    /// The last position that was taken.
     last: Option<u64>,
 }
 
 impl Delivered {
-    /// What is taken again may have lost some.
+    /// Notes the lines of a batch. A claim that is taken again may have lost some.
     fn take(&mut self, batch: &Batch) {
         let bytes = batch.pieces.concat();
         let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
@@ -288,7 +292,8 @@ impl Delivered {
         self.last = Some(batch.claim.end.get() - 1);
     }
 
-    /// So many claims, each finished, some of them released and taken again before.
+    /// Takes and finishes up to this many claims. Some of them are released and taken again before.
+    /// Returns false if there were fewer.
     fn some(&mut self, running: &mut Running, chosen: usize, claims: usize, rng: &mut Rng) -> bool {
         for _ in 0..claims {
             let take = match rng.u8(..3) {
@@ -316,7 +321,7 @@ impl Delivered {
     }
 }
 
-/// What happens to the disk.
+/// The damage that happens to the disk.
 #[derive(Debug, Clone)]
 enum Damage {
     Flip { file: String, offset: u64, mask: u8 },
@@ -333,7 +338,7 @@ impl Damage {
             0 => Self::Gone { file },
             1 | 2 => Self::Unreadable { offset: rng.u64(..bytes), file },
             dice => {
-                // Headers are small.
+                // Headers are small, so they are hit more often than chance would.
                 let records: Vec<_> =
                     spool.records.iter().filter(|record| record.file == file).collect();
                 let offset = match rng.choice(records) {
@@ -365,7 +370,7 @@ impl Damage {
         }
     }
 
-    /// Whether it hits a record.
+    /// True if the damage hits this record.
     fn hits(&self, record: &Placed) -> bool {
         let bytes = &record.bytes;
         let inside = match self {
@@ -380,11 +385,13 @@ impl Damage {
     }
 }
 
-/// How many events are missing.
+/// Damages a copy of the spool, starts on it and delivers everything. Returns the most events that
+/// are missing for an output.
 fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     let disk = copy(&spool.disk);
     let of_cursors = damage.file() == cursors::FILE;
-    // Slots are read only at a start. A long record is read in parts, and all of it checked for each.
+    // The slots of the cursors are read only at a start. A long record is read in parts, and its
+    // whole checksum is checked for each part, so damage may also come while the queue runs.
     let hit = || spool.records.iter().filter(|record| damage.hits(record));
     let is_late =
         rng.u8(..4) == 0 && hit().next().is_some() && !matches!(damage, Damage::Gone { .. });
@@ -397,7 +404,8 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
         assert!(start == wanted || (of_cursors && start < wanted), "at {start}, not {wanted}");
     }
     let first = running.end();
-    // Acknowledged, and nothing is left that knows of it: neither the cursors nor a record behind it.
+    // Events may have been acknowledged without a trace of them being left: neither the cursors
+    // file nor a later record knows them.
     let unknown = spool.end.saturating_sub(first);
     let can_be = (first >= spool.known || of_cursors) && !matches!(damage, Damage::Flip { .. });
     assert!(unknown == 0 || can_be, "the end is {first}, it was {}", spool.end);
@@ -409,7 +417,8 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     }
     assert_eq!(running.end(), end);
 
-    // Each gets some, then the process may be another, then each gets the rest.
+    // Each output takes some events, then the process may be restarted, then each output takes the
+    // rest.
     let mut delivered: Vec<Delivered> = Vec::new();
     for chosen in 0..spool.names.len() {
         let claims = rng.usize(..6);
@@ -471,7 +480,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     most
 }
 
-/// Copies of what was damaged in a file, each with its offset there.
+/// Returns the copies of damaged bytes of a file, each with its offset in the file.
 fn aside(disk: &SimulatedDisk, file: &str) -> Vec<(usize, Vec<u8>)> {
     let stem = file.trim_start_matches("segments/").trim_end_matches(".seg");
     let copies = disk.names().into_iter().filter_map(|name| {
@@ -509,7 +518,7 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     let config = settings(256 << 10, 16 << 10, WhenFull::DropOldest);
     let mut running = Running::open(&disk, &config, &["a", "b"]);
     let append = |running: &mut Running, number: u64| {
-        // It fills a segment.
+        // The two events fill a segment.
         running.append([(number, 6000), (number + 1, 6000)].into_iter());
         running.work(&[Step::Commit, Step::Reclaim]);
     };
@@ -520,7 +529,7 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(Claim::of(4, 6)));
     assert_eq!(running.counts[0].lost(), 2);
     running.cursors[0].rewind();
-    // What is on the wire stays, what is behind it is dropped.
+    // The claim on the wire stays, and segments after it are dropped.
     assert_eq!(running.next(1, ALL).map(|batch| batch.claim), Some(first));
     (8..40).step_by(2).for_each(|number| append(&mut running, number));
     assert!(disk.names().contains(&segment::file_name(Position::new(0))));

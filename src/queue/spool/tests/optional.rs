@@ -1,4 +1,5 @@
-//! Optional outputs, and outputs that join, where the simulation lets the queue choose: here it has to do what it can.
+//! Optional outputs, and outputs that join, in cases where the simulation lets the queue choose.
+//! Here the queue must do all that it can.
 
 use bytes::Bytes;
 
@@ -14,12 +15,12 @@ use crate::queue::disk::simulated::SimulatedDisk;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
-/// A queue on one thread with two outputs: one is required, the other is not.
+/// A queue on one thread with two outputs, one required and one optional.
 struct Scene {
     disk: SimulatedDisk,
     queue: Queue,
     writer: Writer,
-    /// The required one's, and the other's.
+    /// The cursors of the required output and of the optional one.
     cursors: [Cursor; 2],
     counts: [Counts; 2],
     telemetry: Telemetry,
@@ -45,7 +46,7 @@ impl Scene {
         self.writer.perform(step);
     }
 
-    /// One event of so many bytes. What its sender is told.
+    /// Sends one event of this many bytes. Returns the answer to its sender.
     fn send(&mut self, bytes: usize) -> Result<(), Refused> {
         let mut lines = Vec::new();
         write_line(self.sent, bytes, &mut lines);
@@ -59,7 +60,7 @@ impl Scene {
         answer
     }
 
-    /// The required one takes and finishes all there is.
+    /// Lets the required output take and finish everything that there is.
     fn deliver(&mut self) {
         let cursor = &mut self.cursors[0];
         loop {
@@ -73,7 +74,7 @@ impl Scene {
         assert_eq!(self.counts[0].delivered(), self.sent);
     }
 
-    /// The other takes something, and its consumer hangs with it.
+    /// Lets the optional output take a claim, which its consumer never acknowledges.
     fn hang(&mut self) -> Claim {
         self.cursors[1].next(ALL).expect("it is in memory").claim
     }
@@ -133,7 +134,7 @@ fn a_disk_that_is_smaller_than_the_queue_may_use_takes_from_the_optional_output_
 fn the_segment_that_is_written_to_makes_room_too_whoever_hangs() {
     let mut scene = Scene::new(&settings(256 << 10, 64 << 10, WhenFull::Reject));
     for number in 0..20 {
-        // All that a body may be: two of them never have room beside each other.
+        // The body is as large as a body may be. Two such bodies never fit into the queue together.
         let bytes = 128 << 10;
         if scene.send(bytes) == Err(Refused::Full) {
             scene.work(Step::Reclaim);
@@ -151,7 +152,7 @@ fn a_smaller_queue_drops_nothing_and_keeps_to_what_it_has_planned() {
     for _ in 0..80 {
         assert_eq!(scene.send(8000), Ok(()));
     }
-    // It is to begin a segment.
+    // The batch is large enough to begin a segment.
     let append = |bytes: usize| Append {
         lines: Bytes::from([vec![b'x'; bytes - 1], vec![b'\n']].concat()),
         events: 1,
@@ -175,7 +176,7 @@ async fn who_is_not_saved_in_time_has_not_joined() {
     let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     let (queue, counts) = (scene.queue.clone(), Counts::default());
     let guest = counts.output(&scene.telemetry, "guest", true);
-    // Nobody does the writer's work.
+    // Nobody does the writer's work, so joining takes too long.
     let refused = queue.join(guest.clone()).await.err();
     assert!(matches!(refused, Some(JoinError::Disk { within: HANGS, .. })), "{refused:?}");
     assert_eq!(queue.backlogs().len(), 2);

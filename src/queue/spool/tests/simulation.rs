@@ -1,11 +1,18 @@
-//! The queue against a model that is too simple to be wrong, on a disk that forgets, tears and refuses.
+//! The durable queue against a model that is too simple to be wrong, on a disk that forgets, tears
+//! and refuses.
 //!
-//! All happens on one thread. The test itself performs the writer's steps and the cursors' reads, each when chance says so,
-//! in any order in which the threads might. The model is the log, event by event, with what each output has done about it;
-//! only where the queue is free to choose (what is dropped, how far a saved cursor is behind), it is asked, and the answer
-//! checked.
+//! Everything happens on one thread. The test itself performs the writer's steps and the cursors'
+//! reads, each when chance decides so, in any order in which the threads might perform them. A seed
+//! gives the same run each time.
 //!
-//! An event is known by its number, which its line begins with. One that nobody was told of may be there after a crash:
+//! The model is the log, event by event, with the fate of each event for each output. After every
+//! step the test compares the queue's backlogs, counters, segments and sizes with the model. The
+//! model asks the queue only about things that the queue may choose (which segments are dropped,
+//! how old a saved cursor is), and then checks that the choice was allowed.
+//!
+//! An event is known by its number, which its line begins with. After a crash, a batch whose sender
+//! was told nothing may be in the log or not. The model learns its numbers when the first output
+//! receives the batch.
 //! the model learns which it is as the first output gets it.
 
 use std::collections::BTreeMap;
@@ -40,50 +47,52 @@ use crate::queue::outputs::signed;
 use crate::queue::segment;
 use crate::queue::segment::RecordHeader;
 
-/// The outputs that there may be.
+/// The names that outputs may have.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
-/// What a test makes likely.
+/// The likelihoods and settings of one simulation.
 #[derive(Debug, Clone)]
 struct Profile {
-    /// Crashes, in a thousand steps.
+    /// The number of crashes in a thousand steps.
     crashes: u32,
-    /// Ends of the process, in order or not, in a thousand steps.
+    /// The number of ends of the process, in order or not, in a thousand steps.
     restarts: u32,
-    /// Changes of what the disk refuses, in a thousand steps.
+    /// How many times in a thousand steps the faults of the disk change.
     faults: u32,
-    /// Outputs that join, leave, or are required or not from then on, and other settings, in a thousand steps.
+    /// How many times in a thousand steps an output joins, leaves, or becomes required or optional,
+    /// or other settings are applied.
     changes: u32,
     when_full: &'static [WhenFull],
-    /// `queue.max_bytes` in segments.
+    /// The value of `queue.max_bytes`, in segments.
     segments: std::ops::RangeInclusive<u64>,
 }
 
-/// What was appended.
+/// A batch that was appended.
 struct Sent {
-    /// The number of its first event.
+    /// The number of the batch's first event.
     first: u64,
-    /// Bytes of each line.
+    /// The length of each line, in bytes.
     lengths: Vec<usize>,
     told: Told,
 }
 
-/// What is known of it.
+/// What the model knows about a batch's fate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
-    /// It waits to be written.
+    /// The batch waits to be written.
     Waiting,
-    /// It was not written, and is never to be seen.
+    /// The batch was not written, and must never be seen.
     Never,
-    /// It was written, and nobody was told: it may be there after a crash.
+    /// The batch was written, and its sender was told nothing. The batch may be there after a
+    /// crash.
     Perhaps,
-    /// It is in the log.
+    /// The batch is in the log.
     Stored,
 }
 
-/// What an output has done about an event.
+/// The fate of an event for one output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Waiting,
@@ -91,55 +100,59 @@ enum Fate {
     Lost,
 }
 
-/// Of the claims that were released.
+/// Says which released claim to take again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
     First,
     Any,
 }
 
-/// A read for a cursor, on a thread of its own.
+/// A read for a cursor, which in the real queue runs on a thread of its own.
 enum Loading {
     Asked(Job),
     Done(u64, Loaded),
 }
 
-/// One output of this run.
+/// One output of the current process, as the model knows it.
 struct Output {
     name: String,
     required: bool,
-    /// It finishes in order, and rewinds; others release.
+    /// If true, the output finishes its claims in order, and rewinds. If false, it releases single
+    /// claims.
     ordered: bool,
     counts: Counts,
-    /// What of its loss was counted elsewhere, as it was not in the config.
+    /// The part of its losses that was counted while the output was not in the config.
     counted: u64,
-    /// By position.
+    /// The fate of each event, by position.
     fates: Vec<Fate>,
     read: u64,
-    /// By start: end, and on the wire or released.
+    /// The claims, by their first position: the position after the last, and whether the claim is
+    /// on the wire or released.
     claims: BTreeMap<u64, (u64, Stage)>,
-    /// Were dropped while they were released, or on the wire of an optional output, and the output does not know.
+    /// Claims that were dropped while they were released, or on the wire of an optional output. The
+    /// output does not know it yet.
     dropped: Vec<Claim>,
     start: i64,
-    /// Delivered or filtered.
+    /// The number of events that were delivered or filtered.
     finished: u64,
     filtered: [u64; 2],
     lost: u64,
-    /// The cursors file has it at least here.
+    /// The lowest position that the cursors file may hold for this output.
     saved: u64,
-    /// It has it at all.
+    /// True if the cursors file names this output.
     named: bool,
-    /// Where the log ended as it joined.
+    /// The end of the log when the output joined.
     joined: u64,
-    /// Its bytes were guessed when a claim was split.
+    /// True while the bytes of the backlog are an estimate, because a claim was split.
     guessed: bool,
-    /// They were once.
+    /// True if the bytes were an estimate at any time.
     has_guessed: bool,
     loading: Option<Loading>,
 }
 
 impl Output {
-    /// The first position that is not finished, and where it is if what was dropped is passed.
+    /// Returns the first position that is not finished, and the same position if dropped events are
+    /// passed.
     fn watermark(&self) -> (u64, u64) {
         let Some((start, _)) = self.claims.first_key_value() else {
             return (self.read, self.next().unwrap_or(self.fates.len() as u64));
@@ -147,7 +160,7 @@ impl Output {
         (*start, *start)
     }
 
-    /// What comes next.
+    /// Returns the next position that the output has to take, or `None` if there is none.
     fn next(&self) -> Option<u64> {
         let unread = self.fates.get(index(self.read)..)?;
         let next = unread.iter().position(|fate| *fate == Fate::Waiting)?;
@@ -168,7 +181,7 @@ impl Output {
         rng.choice(claims.collect::<Vec<_>>())
     }
 
-    /// Says how many were waiting.
+    /// Gives these positions this fate if they wait. Returns how many did.
     fn settle(&mut self, positions: Range<u64>, fate: Fate) -> u64 {
         let mut count = 0;
         for old in &mut self.fates[index(positions.start)..index(positions.end)] {
@@ -181,7 +194,7 @@ impl Output {
         count
     }
 
-    /// A dropped segment. Says how many it had not got.
+    /// Drops a segment. Returns how many of its events the output had not received.
     fn drop_segment(&mut self, positions: &Range<u64>) -> u64 {
         let inside: Vec<Claim> = self
             .claims
@@ -205,7 +218,7 @@ impl Output {
     }
 }
 
-/// Where an output may go on after a start.
+/// The positions at which an output may go on after a start.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     from: u64,
@@ -213,11 +226,12 @@ struct Known {
     named: bool,
     joined: u64,
     guessed: bool,
-    /// It has left, or did not come to join: where it may have been is only one place for it to begin.
+    /// True if the output has left, or did not complete its joining. The positions above are then
+    /// only one possibility for its beginning.
     free: bool,
 }
 
-/// What an output that has left has on its counters.
+/// The counters of an output that has left.
 #[derive(Default, Clone)]
 struct Left {
     counts: Counts,
@@ -227,11 +241,11 @@ struct Left {
     counted: u64,
 }
 
-/// What runs.
+/// The running process: its queue, its writer and its cursors.
 struct Process {
     telemetry: Telemetry,
     queue: Queue,
-    /// `None`: it has ended.
+    /// `None` once the writer has ended.
     writer: Option<Writer>,
     cursors: Vec<Cursor>,
 }
@@ -242,21 +256,21 @@ struct Tally {
     delivered: u64,
     starts: u64,
     crashes: u64,
-    /// Crashes at an operation, not between two.
+    /// Crashes in the middle of an operation, not between two.
     inside: u64,
-    /// Batches that nobody was told of, and that are there.
+    /// Batches whose senders were told nothing, and that were found after a crash.
     untold: u64,
     dropped: u64,
     faults: u64,
     full: u64,
     loads: u64,
-    /// Events that were read before outputs' places.
+    /// Events that were read again from before the outputs' positions.
     before: u64,
     ambiguous: u64,
     joined: u64,
     not_joined: u64,
     left: u64,
-    /// Events that only optional outputs lost for want of room.
+    /// Events that only optional outputs lost because room was needed.
     spared: u64,
     /// Bodies that were stored while they arrived.
     incoming: u64,
@@ -268,30 +282,33 @@ struct Simulation {
     rng: Rng,
     disk: SimulatedDisk,
     config: config::Queue,
-    /// What may be taken: more than `max_bytes` where that was more.
+    /// The limit of the queue's size. It is more than `max_bytes` if the queue held more when
+    /// `max_bytes` became less.
     bound: u64,
-    /// How likely an append is.
+    /// The likelihood of an append, in per cent of the steps that are nothing else.
     pressure: u32,
     sent: Vec<Sent>,
-    /// The number of each position's event; `None`: it was found at a start, and nobody has got it yet.
+    /// The number of the event at each position. `None` if the event was found at a start, and no
+    /// output has received it yet.
     log: Vec<Option<u64>>,
-    /// By position: it was dropped once.
+    /// The positions that were dropped at least once.
     dropped: BTreeSet<u64>,
     known: BTreeMap<String, Known>,
-    /// The machine will crash by itself.
+    /// True if the machine will crash at one of the next operations.
     armed: bool,
-    /// Something is set to fail.
+    /// True if an operation is set to fail.
     failing: bool,
-    /// Something was, since the machine started.
+    /// True if an operation was set to fail since the machine started.
     faulty: bool,
-    /// What one process could not sync the next one has found: a crash may take that away.
+    /// True if a process found records that the one before could not sync. A crash may take these
+    /// records away.
     shaky: bool,
-    /// What was found cannot be judged: the run ends.
+    /// True if the records that were found can't be judged. The run then ends.
     ambiguous: bool,
 
     process: Option<Process>,
     outputs: Vec<Output>,
-    /// By name, since the process started.
+    /// The outputs that have left since the process started, by name.
     left: BTreeMap<String, Left>,
     waiting: VecDeque<(usize, Ticket)>,
     accepted: u64,
@@ -304,7 +321,7 @@ fn index(position: u64) -> usize {
     usize::try_from(position).expect("a small log")
 }
 
-/// Says each step, where one seed was asked for.
+/// Prints each step if the environment asks for one seed.
 macro_rules! say {
     ($simulation:expr, $($what:tt)+) => {
         if $simulation.talks {
@@ -359,9 +376,10 @@ impl Simulation {
         self.process.as_ref().expect("it runs").queue.shared.lock()
     }
 
-    // The log.
+    // Functions about the log.
 
-    /// The number of a batch's sent that holds an event, and which of its events that is.
+    /// Returns the index of the batch in `sent` that holds an event, and the index of the event in
+    /// the batch.
     fn find(&self, number: u64) -> (usize, usize) {
         let sent = self.sent.partition_point(|sent| sent.first <= number) - 1;
         (sent, index(number - self.sent[sent].first))
@@ -372,7 +390,8 @@ impl Simulation {
         Some(self.sent[sent].lengths[event] as u64)
     }
 
-    /// An output has got an event that nobody was told of.
+    /// Learns the numbers of a batch whose sender was told nothing, when the first output receives
+    /// it.
     fn learn(&mut self, position: u64, lines: &[u8]) {
         let end = lines.iter().position(|byte| *byte == b' ').expect("a number, and a space");
         let number = std::str::from_utf8(&lines[..end]).expect("a number").parse();
@@ -389,7 +408,7 @@ impl Simulation {
         self.tally.untold += 1;
     }
 
-    /// Compares with the log.
+    /// Compares a batch that an output has taken with the log.
     fn compare(&mut self, batch: &Batch) {
         assert_eq!(batch.events, batch.claim.end - batch.claim.start);
         assert!(batch.pieces.iter().all(|piece| piece.ends_with(b"\n")), "whole lines");
@@ -413,7 +432,8 @@ impl Simulation {
         }
     }
 
-    /// What is read before an output's place is in the log there, and as it was sent.
+    /// Checks that everything read again from before an output's position is in the log at this
+    /// position, and unchanged.
     fn compare_before(&mut self) {
         for chosen in 0..self.process().cursors.len() {
             let cursor = &self.process().cursors[chosen];
@@ -437,7 +457,7 @@ impl Simulation {
         }
     }
 
-    // What is done.
+    // Functions that act on the queue.
 
     fn batch(&mut self) -> (u64, Vec<usize>) {
         let first = self.sent.last().map_or(0, |last| last.first + last.lengths.len() as u64);
@@ -449,7 +469,7 @@ impl Simulation {
             18 => self.rng.u64(1..segment * 5 / 4),
             _ => self.rng.u64(1..self.config.max_bytes / 2),
         };
-        // About one in a block ends where the block does.
+        // One batch in ten ends where a block does, or a few bytes from there.
         let bytes = match self.rng.u8(..10) {
             0 => (bytes.next_multiple_of(BLOCK) - RECORD_HEADER)
                 .saturating_add_signed(self.rng.i64(-9..9)),
@@ -478,7 +498,8 @@ impl Simulation {
         };
     }
 
-    /// A body that is stored while it arrives. Whether it was taken.
+    /// Appends a body that is stored while it arrives. Returns true if it was accepted and is in
+    /// line.
     fn send_incoming(&mut self, first: u64, lengths: Vec<usize>) -> bool {
         let mut incoming = self.process().queue.incoming();
         let (mut number, mut at) = (first, 0);
@@ -523,7 +544,7 @@ impl Simulation {
         true
     }
 
-    /// Room for lines of an incoming body, for which the writer may have to work.
+    /// Reserves room for lines of an incoming body. The writer may have to work for it.
     #[allow(clippy::panic_in_result_fn, reason = "a writer that makes no room is a fault")]
     fn reserve(&mut self, incoming: &mut Incoming, lines: &[u8]) -> Result<(), Refused> {
         for _ in 0..100 {
@@ -542,7 +563,7 @@ impl Simulation {
         Err(Refused::Disk)
     }
 
-    /// Whether it was taken.
+    /// Appends a batch. Returns true if it was accepted and is in line.
     fn send(&mut self, first: u64, lengths: Vec<usize>) -> bool {
         let mut lines = Vec::new();
         for (number, length) in (first..).zip(&lengths) {
@@ -592,7 +613,8 @@ impl Simulation {
         self.state().segments.iter().map(numbers).collect()
     }
 
-    /// A segment is gone. Whether for required outputs too.
+    /// Notes that a segment is gone, and checks that it could go. `drop_oldest` is true if required
+    /// outputs may have needed it.
     fn dropped(&mut self, range: Range<u64>, drop_oldest: bool) {
         let mut required = self.outputs.iter().filter(|output| output.required);
         let is_spare = required.all(|output| output.watermark().1 >= range.end);
@@ -610,7 +632,7 @@ impl Simulation {
         self.dropped.extend(range);
     }
 
-    /// A sender goes.
+    /// A sender that waits leaves.
     fn withdraw(&mut self) {
         if self.waiting.is_empty() {
             return;
@@ -637,7 +659,7 @@ impl Simulation {
         due
     }
 
-    /// Whether the writer had something to do.
+    /// Performs one step of the writer. Returns false if there was nothing to do.
     fn work(&mut self) -> bool {
         let due = self.due();
         let Some(step) = self.rng.choice(due) else { return false };
@@ -655,12 +677,12 @@ impl Simulation {
         true
     }
 
-    /// What the writer has taken away that only optional outputs needed: the disk was full, or the queue was, but for the
-    /// segment that was written to.
+    /// Notes segments that the writer has deleted although optional outputs needed them. The writer
+    /// may do so if the disk was full, or if the queue was full except for the active segment.
     fn note_dropped(&mut self, before: Vec<Range<u64>>, told_full: bool) {
         let after = self.segments();
         for range in before.into_iter().filter(|segment| !after.contains(segment)) {
-            // One that was written to has grown.
+            // A segment that begins at the same position is the same segment, and has grown.
             if after.iter().any(|segment| segment.start == range.start) {
                 continue;
             }
@@ -675,7 +697,8 @@ impl Simulation {
         }
     }
 
-    /// Reads the answers of those who wait. So many may have been written.
+    /// Reads the answers to the senders that wait. The first `written` batches may have been
+    /// written.
     fn hear(&mut self, written: usize) {
         let end = self.state().end.position;
         let mut new = end - Position::new(self.log.len() as u64);
@@ -732,7 +755,7 @@ impl Simulation {
         )
     }
 
-    /// Whether something was there.
+    /// Lets an output take its next claim. Returns false if there was none.
     fn next(&mut self, chosen: usize, take: Take) -> bool {
         let got = self.process().cursors[chosen].next(take);
         let cursor = &self.process().cursors[chosen];
@@ -800,7 +823,8 @@ impl Simulation {
 
     fn split(&mut self, chosen: usize) {
         let output = &mut self.outputs[chosen];
-        // Those that finish in order do so with a part of the first, those that do not send halves again.
+        // An output that finishes in order splits its first claim anywhere. Another output splits
+        // any claim in half, to send the halves again.
         let ordered = output.ordered;
         let picked = match ordered {
             true => output.first(),
@@ -838,7 +862,8 @@ impl Simulation {
         self.process().cursors[chosen].rewind();
     }
 
-    /// A released claim is taken to be sent again, or only to be finished. Whether it could be.
+    /// Takes a released claim again, to send it, or only to finish it (`only`). Returns false if
+    /// there was none, or if it can't be taken yet.
     fn retake(&mut self, chosen: usize, which: Which, only: bool) -> bool {
         let Self { outputs, rng, .. } = self;
         let output = &mut outputs[chosen];
@@ -848,7 +873,7 @@ impl Simulation {
             let only_gone = self.rng.bool();
             let cursor = &mut self.process().cursors[chosen];
             if !only_gone {
-                // It was on the wire: whatever becomes of it counts no more.
+                // The dropped claim was on the wire. Nothing that happens to it counts any more.
                 cursor.release(claim);
                 cursor.finish(claim, queue::Fate::lost(1));
             }
@@ -883,7 +908,7 @@ impl Simulation {
         true
     }
 
-    /// Begins a read, if none is under way.
+    /// Begins a read for a cursor, unless one has begun already.
     fn ask(&mut self, chosen: usize, ahead: bool) {
         if self.outputs[chosen].loading.is_none() {
             let job = self.process().cursors[chosen].job(ahead);
@@ -891,7 +916,7 @@ impl Simulation {
         }
     }
 
-    /// The next part of a read.
+    /// Does the next part of a read.
     fn load(&mut self, chosen: usize) {
         self.ask(chosen, false);
         let Some(loading) = self.outputs[chosen].loading.take() else { return };
@@ -915,7 +940,7 @@ impl Simulation {
         self.outputs[chosen].loading = loading;
     }
 
-    /// Takes everything, and finishes it.
+    /// Takes everything for an output, and finishes it.
     fn drain(&mut self, chosen: usize) {
         let mut patience = 0;
         loop {
@@ -937,7 +962,8 @@ impl Simulation {
                 assert_eq!(self.outputs[chosen].next(), None, "something is left");
                 return;
             }
-            // One that was under way may be of no use; each brings a claim, or what one segment has, or what is missing.
+            // A read that had begun may be useless. Every other read brings a claim, the lines of
+            // one segment, or the news that something is missing.
             patience += 1;
             let most = 10 + 3 * self.state().segments.len();
             let name = &self.outputs[chosen].name;
@@ -950,9 +976,9 @@ impl Simulation {
     }
 }
 
-/// The machine.
+/// Functions about the machine: starts, ends, crashes and faults.
 impl Simulation {
-    /// The queue is opened, on a disk where the machine may crash meanwhile.
+    /// Opens the queue, on a disk where the machine may crash meanwhile.
     fn start(&mut self) {
         let mut names: Vec<&str> = self
             .outputs
@@ -1009,7 +1035,7 @@ impl Simulation {
         }
     }
 
-    /// What was there at the start is as it should be.
+    /// Checks that the log, the cursors and the counters are right after a start.
     fn find_again(&mut self, names: &[&str], counts: Vec<Counts>, required: Vec<bool>) {
         let (end, holes, oldest, places, safe) = {
             let state = self.state();
@@ -1037,11 +1063,11 @@ impl Simulation {
         for (((name, counts), required), at) in names.iter().zip(counts).zip(required).zip(places) {
             let known = match self.known.get(*name) {
                 Some(known) => {
-                    // It may stand before what was dropped, or behind.
+                    // The output may stand before the dropped events, or after them.
                     let behind = (at.get()..end.get()).find(|position| !holed[index(*position)]);
                     let goes_on =
                         known.from <= behind.unwrap_or(end.get()) && at <= Position::new(known.to);
-                    // Nothing was stored for it.
+                    // Nothing was stored for the output, so it joins anew.
                     let joins = !known.named
                         && (at == end || at == oldest)
                         && (known.joined == before || known.free);
@@ -1097,8 +1123,10 @@ impl Simulation {
         self.check_counters();
     }
 
-    /// Whether records that nobody was told of are there but for their last byte, which is a line break. The same bytes are
-    /// found where such a byte of an acknowledged record has become a zero, so they are damage, and counted as lost.
+    /// True if the log holds records whose senders were told nothing and that lack only their last
+    /// byte, which is a line break. The same bytes appear if the last byte of an acknowledged
+    /// record has become a zero. The queue therefore takes them for damage and counts their events
+    /// as lost, which the model can't follow.
     fn is_ambiguous(&self, before: u64) -> bool {
         let (segment, damaged) = match self.state().segments.back() {
             Some(last) if !last.damaged.is_empty() => (last.first, last.damaged.clone()),
@@ -1115,13 +1143,14 @@ impl Simulation {
         damaged.iter().all(lacks_its_end)
     }
 
-    /// What outputs had not got that are not there any more is lost, and counted as long as the file names them.
+    /// Checks that events which removed outputs had not received are counted as lost, as long as
+    /// the cursors file names these outputs.
     fn check_removed(&mut self, names: &[&str]) {
         let telemetry = &self.process.as_ref().expect("it runs").telemetry;
         for (name, known) in self.known.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
             let series = format!("error_total{{plugin=\"{name}\"}}");
             let counted = value(telemetry, &series).unwrap_or(0);
-            // What was dropped, and is there again, may be counted again.
+            // Events that were dropped, and are in the log again, may be counted again.
             let end = self.log.len() as u64;
             let least = (known.to..end).filter(|at| !self.dropped.contains(at)).count() as u64;
             let may_be = least..=end - known.from;
@@ -1131,7 +1160,8 @@ impl Simulation {
         }
     }
 
-    /// A process without some outputs may have written a cursors file that does not name them, whatever became of that.
+    /// Notes that the outputs without these names may be missing in the cursors file, because a
+    /// process without them may have written it, completely or not.
     fn leave_out(&mut self, names: &[&str]) {
         let end = self.log.len() as u64;
         for (_, known) in self.known.iter_mut().filter(|(name, _)| !names.contains(&name.as_str()))
@@ -1140,7 +1170,7 @@ impl Simulation {
         }
     }
 
-    /// The process is gone; says what the next one may find.
+    /// Ends the process without notice, and notes where the next one may find its outputs.
     fn stop(&mut self) {
         for (sent, _) in self.waiting.drain(..) {
             self.sent[sent].told = Told::Never;
@@ -1180,7 +1210,7 @@ impl Simulation {
         self.start();
     }
 
-    /// The process ends, in order or not, and the machine does not.
+    /// Ends the process, in order or not, and starts another one. The machine goes on.
     fn restart(&mut self, in_order: bool) {
         say!(self, "restart, in order: {in_order}");
         if in_order {
@@ -1207,11 +1237,11 @@ impl Simulation {
         self.note_saved();
     }
 
-    /// Where the cursors file is not outdated, it has all.
+    /// If the cursors file is up to date, it holds all positions.
     fn note_saved(&mut self) {
         let safe = !self.state().stale;
         if safe {
-            // Only outputs of this run are in the file.
+            // The file names only the outputs of this process.
             self.known.clear();
         }
         for output in self.outputs.iter_mut().filter(|_| safe) {
@@ -1254,16 +1284,17 @@ impl Simulation {
         let Profile { crashes, restarts, faults, changes, .. } = self.profile;
         if dice < crashes {
             if self.shaky {
-                // Nothing.
+                // Nothing happens: a crash could take away records that a process has found.
             } else if self.rng.u8(..4) == 0 {
                 say!(self, "crash between two operations");
                 self.crash();
             } else {
-                // It is worst while a group is written.
+                // A crash matters most while a group is being written.
                 if self.rng.bool() {
                     (0..self.rng.u8(1..5)).for_each(|_| self.append());
                 }
-                // A large body is written as it comes: the machine may have crashed then.
+                // A large body is written while it arrives, so the machine may have crashed
+                // already.
                 if self.disk.is_dead() {
                     say!(self, "crash at an operation");
                     return self.crash();
@@ -1319,7 +1350,7 @@ impl Simulation {
         }
     }
 
-    // What a reload does.
+    // Functions that change outputs and settings, as a reload does.
 
     fn change(&mut self) {
         match self.rng.u8(..10) {
@@ -1330,13 +1361,14 @@ impl Simulation {
         }
     }
 
-    /// Whether one is required besides this.
+    /// True if another output besides this one is required.
     fn can_spare(&self, chosen: usize) -> bool {
         let mut others = self.outputs.iter().enumerate();
         others.any(|(index, other)| index != chosen && other.required)
     }
 
-    /// It is there as soon as it has asked, and joins when the writer has saved it, unless that takes too long.
+    /// An output joins. The queue holds events for it as soon as it has asked, and it has joined
+    /// once the writer has saved it. Sometimes that takes too long, and it does not join.
     fn join(&mut self) {
         let gone = |name: &&str| self.outputs.iter().all(|output| output.name != *name);
         let names: Vec<_> = NAMES.into_iter().filter(gone).collect();
@@ -1410,11 +1442,11 @@ impl Simulation {
         self.forget(output);
     }
 
-    /// An output is not there any more. The cursors file may have it yet, or again.
+    /// Notes that an output is gone. The cursors file may still name it, or name it again.
     fn forget(&mut self, output: Output) {
         assert_eq!(output.counts.lost(), output.lost, "lost for {}", output.name);
         let (from, to) = (output.saved, output.watermark().1);
-        // The file may not know yet that it has left before.
+        // The file may not show yet that the output has left once before.
         let before = self.known.get(&output.name);
         let known = Known {
             from: before.map_or(from, |before| before.from.min(from)),
@@ -1456,12 +1488,12 @@ impl Simulation {
         self.process().queue.apply(&config);
     }
 
-    /// The writer does all there is to do. Whether it comes to an end.
+    /// Lets the writer do everything that there is to do. Returns true if it came to an end.
     fn settle(&mut self) -> bool {
         (0..200).any(|_| !self.work() || self.disk.is_dead())
     }
 
-    // What must hold.
+    // Functions that check what must hold.
 
     fn check(&mut self) {
         self.note_saved();
@@ -1491,24 +1523,24 @@ impl Simulation {
                 signed(output.finished + backlog.events + output.lost + output.counted),
                 "conservation, {name}"
             );
-            // Of joined holes only all bytes together are known.
+            // Of holes that are joined, only the sum of their bytes is known.
             let read = cursor.claims.read;
             let is_within = state.holes.iter().any(|hole| hole.start < read && read < hole.end);
             if !output.guessed && !is_within {
                 let waiting = waiting_at().map(|(position, _)| self.length(position));
-                // Of some only their number is known yet.
+                // The lengths of some events are not known yet.
                 let bytes: Option<u64> = waiting.sum();
                 let got = backlog.bytes;
                 assert!(bytes.is_none_or(|bytes| bytes == got), "{name} has {got}, not {bytes:?}");
             }
-            // What it still needs is there.
+            // A segment that an output still needs must be there.
             if let Some((oldest, _)) = waiting_at().next() {
                 let holds =
                     |segment: &Segment| segment.positions().contains(&Position::new(oldest));
                 assert!(state.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
             }
         }
-        // What was dropped may be passed, or not.
+        // A cursor may have passed dropped events, or not.
         let to = self.outputs.iter().map(|output| output.watermark().1).min().unwrap_or(0);
         let from = self.outputs.iter().map(|output| output.watermark().0).min().unwrap_or(0);
         let held = state.watermark();
@@ -1524,7 +1556,7 @@ impl Simulation {
             [SEGMENTS, QUARANTINE, ""].map(|directory| self.disk.bytes_in(directory));
         assert_eq!(quarantine, 0, "nothing is damaged: {names:?}");
         let held = self.process().queue.held().0;
-        // What was cut off and could not be synced counts on.
+        // Bytes that were cut off a file still count if the cut could not be synced.
         let files = segments + cursors::BYTES;
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
         let taken = held + self.state().opening + cursors::BYTES;
@@ -1548,7 +1580,7 @@ impl Simulation {
         assert_eq!(values(&process.telemetry, series), wanted, "{series:?}");
     }
 
-    /// Without faults all comes to its end.
+    /// Without faults, everything must come to its end.
     fn finish_all(&mut self) {
         say!(self, "the end");
         self.calm();
@@ -1556,7 +1588,7 @@ impl Simulation {
         assert!(self.settle(), "the writer never rests: {}", self.shown());
         assert_eq!(self.process().queue.fault(), None, "the disk is well");
         self.drain_all();
-        // All that a body may be.
+        // The body is as large as a body may be.
         let (first, bytes) = (
             self.sent.last().map_or(0, |last| last.first + last.lengths.len() as u64),
             self.config.max_bytes / 2,
@@ -1568,7 +1600,7 @@ impl Simulation {
         };
         if !send(self) {
             assert!(self.settle());
-            // The sender of an incoming body may go, by chance.
+            // The sender of an incoming body may leave, by chance.
             let taken = (0..20).any(|_| {
                 let taken = send(self);
                 assert!(taken || staged, "it is empty, and full: {}", self.shown());
@@ -1625,6 +1657,9 @@ fn run_all(usual: u64, profile: &Profile) {
     println!("{} seeds: {tally:?}", seeds.len());
 }
 
+/// Method: the machine often crashes, between operations and in the middle of them, on a disk
+/// without faults that forgets and tears what was not synced. Every event that was acknowledged
+/// must be there after each start.
 #[test]
 fn nothing_is_lost_whenever_the_machine_crashes() {
     let profile = Profile {
@@ -1638,6 +1673,9 @@ fn nothing_is_lost_whenever_the_machine_crashes() {
     run_all(800, &profile);
 }
 
+/// Method: the disk refuses operations of any kind, for a while or for ever, and the machine
+/// crashes now and then. Every event that was acknowledged must be there, and the queue must work
+/// again once the disk does.
 #[test]
 fn nothing_is_lost_whatever_the_disk_refuses() {
     let profile = Profile {
@@ -1651,6 +1689,8 @@ fn nothing_is_lost_whatever_the_disk_refuses() {
     run_all(800, &profile);
 }
 
+/// Method: the queue is small and drops the oldest or the newest events, with crashes in between.
+/// Exactly the dropped events must be counted as lost.
 #[test]
 fn what_a_full_queue_drops_is_counted_and_nothing_else() {
     let profile = Profile {
@@ -1664,6 +1704,8 @@ fn what_a_full_queue_drops_is_counted_and_nothing_else() {
     run_all(800, &profile);
 }
 
+/// Method: crashes, ends, faults of the disk, changes of outputs and settings, and each `when_full`
+/// come together.
 #[test]
 fn all_at_once() {
     let profile = Profile {
@@ -1677,6 +1719,8 @@ fn all_at_once() {
     run_all(800, &profile);
 }
 
+/// Method: outputs join, leave and become required or optional all the time, with crashes in
+/// between. An output may lose only events that are counted for it.
 #[test]
 fn outputs_come_and_go_and_lose_only_what_is_counted() {
     let profile = Profile {

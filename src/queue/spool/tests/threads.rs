@@ -27,7 +27,7 @@ fn open(directory: &Path, config: &config::Queue) -> (Queue, Vec<Cursor>, Teleme
     (queue, cursors, telemetry)
 }
 
-/// A sender sends one batch after another; each event says whose it is, and which.
+/// Sends one batch after another. Each event holds its sender and its number.
 async fn send(queue: Queue, sender: usize, full: Arc<AtomicUsize>) {
     let mut rng = fastrand::Rng::with_seed(sender as u64);
     let mut number = 0;
@@ -56,7 +56,7 @@ async fn send(queue: Queue, sender: usize, full: Arc<AtomicUsize>) {
     }
 }
 
-/// Takes events until so many are there, or, without a number, until nothing comes any more.
+/// Takes and finishes `left` events.
 async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
     let mut rng = fastrand::Rng::with_seed(7);
     let mut got = Vec::new();
@@ -87,7 +87,7 @@ async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
     got
 }
 
-/// How many events all senders send.
+/// Returns how many events all senders send together.
 fn total() -> u64 {
     let of = |sender: usize| {
         let mut rng = fastrand::Rng::with_seed(sender as u64);
@@ -114,7 +114,7 @@ async fn many_senders_and_outputs_lose_nothing_and_keep_the_order() {
     for sender in 0..SENDERS {
         senders.spawn(send(queue.clone(), sender, Arc::clone(&full)));
     }
-    // What is left for the next start differs.
+    // The outputs leave different numbers of events for the next start.
     let left = [0, 100, 333];
     let mut outputs = JoinSet::new();
     for ((cursor, name), left) in cursors.into_iter().zip(NAMES).zip(left) {
@@ -184,7 +184,7 @@ async fn who_joins_while_many_send_gets_all_from_then_on() {
         let (mut got, events) = (Vec::new(), rng.usize(..100));
         while got.len() < events && !senders.is_empty() {
             while senders.try_join_next().is_some() {}
-            // The last batch may be there already.
+            // The last batch may have come already.
             let _ready = tokio::time::timeout(Duration::from_millis(50), cursor.readable()).await;
             let Some(batch) = cursor.next(Take { bytes: 3000, events: 20 }) else { continue };
             let lines = String::from_utf8(batch.pieces.concat()).expect("as it was sent");
