@@ -1,12 +1,15 @@
-//! Audit policies: which rule an event's request falls under, and what that rule asks for.
+//! Audit policies: which rule an event's request matches, and what that rule asks for.
 //!
-//! [`Policy::read`] takes a file of the kind that `--audit-policy-file` of kube-apiserver takes and names every mistake
-//! where it stands. [`Policy::decide`] answers as kube-apiserver does: the first rule whose criteria all hold decides, no
-//! rule is level None. [`Policy::explain`] says why. What [`Matcher`] does for the rules of a policy it does for any list
-//! of [`Criteria`].
+//! [`Policy::read`] takes a file in the format of kube-apiserver's `--audit-policy-file` and
+//! reports every mistake in it with its line and column. [`Policy::decide`] decides as
+//! kube-apiserver does: the first rule whose criteria all hold decides; if no rule matches, the
+//! level is None. [`Policy::explain`] tells an operator why. [`Matcher`] finds the first match,
+//! both for a policy's rules and for any other list of [`Criteria`].
 //!
-//! Decisions are made on recorded events. What kube-apiserver learned after it had decided is left out of account where
-//! that can be told (the name of what a create request made); nothing is changed here, only decided.
+//! Decisions are made on recorded events. A recorded event may contain facts that kube-apiserver
+//! did not know when it decided, such as the name that a create request gave to its object;
+//! decisions ignore such facts if they can be told apart. The code here only decides: it changes no
+//! event.
 
 mod criteria;
 mod explain;
@@ -28,30 +31,32 @@ use std::fmt;
 
 use crate::audit::request::Request;
 
-/// A file of more bytes is not read: etcd would not hold it either, were it a ConfigMap.
+/// The largest policy file in bytes; a larger file is refused. A ConfigMap of more than 1 MiB would
+/// not fit into etcd either.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// Rules of a policy. The largest that providers ship have about fifty.
+/// The largest number of rules in a policy. The largest policies that providers ship have about
+/// fifty.
 pub const RULES_MAX: usize = 1024;
 
 /// How much of a request an event records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
-    /// Nothing: there is no event.
+    /// Nothing is recorded: there is no event.
     None,
-    /// Who, what, when and whether it was allowed.
+    /// Who asked, for what, when, and whether the request was allowed.
     Metadata,
-    /// The same, and what the client sent.
+    /// As `Metadata`, and the body that the client sent.
     Request,
-    /// The same, and what it got.
+    /// As `Request`, and the body of the response.
     RequestResponse,
 }
 
 impl Level {
-    /// From the least to the most.
+    /// All levels, from the one that records least to the one that records most.
     pub const ALL: [Self; 4] = [Self::None, Self::Metadata, Self::Request, Self::RequestResponse];
 
-    /// As policies and events have it.
+    /// The level's name, as policies and events write it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -62,7 +67,7 @@ impl Level {
         }
     }
 
-    /// The level of this name, exactly.
+    /// The level with exactly this name; `None` if there is none.
     #[must_use]
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.name().as_bytes() == name)
@@ -75,25 +80,25 @@ impl fmt::Display for Level {
     }
 }
 
-/// When in a request's life an event is made.
+/// The moment in a request's life at which an event is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
-    /// Before it is handled.
+    /// kube-apiserver has the request, and has not handled it yet.
     RequestReceived,
-    /// The head of an answer is sent whose body takes long.
+    /// The head of the response is sent, and its body will take long, as for a watch.
     ResponseStarted,
-    /// Nothing more is sent.
+    /// The response is complete.
     ResponseComplete,
-    /// There was a panic.
+    /// The handler of the request panicked.
     Panic,
 }
 
 impl Stage {
-    /// In the order of a request's life.
+    /// All stages, in the order of a request's life.
     pub const ALL: [Self; 4] =
         [Self::RequestReceived, Self::ResponseStarted, Self::ResponseComplete, Self::Panic];
 
-    /// As policies and events have it.
+    /// The stage's name, as policies and events write it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -104,30 +109,31 @@ impl Stage {
         }
     }
 
-    /// The stage of this name, exactly.
+    /// The stage with exactly this name; `None` if there is none.
     #[must_use]
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name().as_bytes() == name)
     }
 }
 
-/// A rule as it is written.
+/// A rule as the policy file has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Of its file.
+    /// The line of the file in which the rule begins, counted from 1.
     pub line: usize,
-    /// How much the events of its requests record.
+    /// How much the events of matching requests record.
     pub level: Level,
-    /// Which requests.
+    /// Which requests the rule matches.
     pub criteria: Criteria,
-    /// Besides those that the policy omits.
+    /// Stages whose events are dropped, in addition to those that the whole policy omits.
     pub omit_stages: Vec<Stage>,
-    /// `None`: as the policy says.
+    /// Whether `managedFields` are left out. `None`: the rule does not say, and the policy's own
+    /// `omitManagedFields` holds.
     pub omit_managed_fields: Option<bool>,
 }
 
 impl Rule {
-    /// Whether events of what it matches leave, at whichever level.
+    /// Whether the rule keeps the events that it matches: true for every level but `None`.
     fn keeps(&self) -> bool {
         self.level != Level::None
     }
@@ -136,9 +142,9 @@ impl Rule {
 /// A mistake in a policy file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// From 1.
+    /// The line in the file, counted from 1.
     pub line: usize,
-    /// From 1, in characters.
+    /// The column in characters, counted from 1.
     pub column: usize,
     /// What is wrong and what is allowed.
     pub what: String,
@@ -150,20 +156,21 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a policy asks for of one event.
+/// What a policy asks for one event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
-    /// The index of the rule that decided; `None`: none matches.
+    /// The index of the rule that decided; `None` if no rule matches.
     pub rule: Option<usize>,
-    /// What is to be recorded. It may be more than the event has.
+    /// The level to record. It may be higher than the event's own level; what was not recorded
+    /// cannot be added.
     pub level: Level,
-    /// There is no event of this stage.
+    /// Whether events of this event's stage are omitted: if so, the event is dropped.
     pub omit_stage: bool,
-    /// The bodies are without `managedFields`.
+    /// Whether `managedFields` are taken out of the bodies.
     pub omit_managed_fields: bool,
 }
 
-/// A policy, ready to decide. Shared by all who ask; nothing in it changes.
+/// A policy that is ready to decide. It never changes, so that any number of threads can share it.
 #[derive(Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
@@ -172,7 +179,7 @@ pub struct Policy {
     otherwise: Outcome,
 }
 
-/// What a rule and its policy say together.
+/// What a rule and the whole policy together ask for.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     level: Level,
@@ -180,7 +187,7 @@ struct Outcome {
     omit_managed_fields: bool,
 }
 
-/// A set of stages, a bit for each.
+/// A set of stages, with one bit for each stage.
 #[derive(Debug, Clone, Copy)]
 struct Stages(u8);
 
@@ -208,12 +215,12 @@ impl Policy {
     ///
     /// # Errors
     ///
-    /// Every mistake that the text has, in its order.
+    /// All mistakes in the text, in the order of their lines.
     pub fn read(text: &str) -> Result<Self, Vec<Problem>> {
         read::read(text)
     }
 
-    /// A policy of these rules, of which only the first [`RULES_MAX`] count.
+    /// A policy of these rules. Rules after the first [`RULES_MAX`] are dropped.
     #[must_use]
     pub fn new(omit_stages: &[Stage], omit_managed_fields: bool, mut rules: Vec<Rule>) -> Self {
         rules.truncate(RULES_MAX);
@@ -234,19 +241,19 @@ impl Policy {
         }
     }
 
-    /// What this policy asks for of the event of this request.
+    /// What this policy asks for the event of this request.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         self.decision(self.matcher.first(request), request)
     }
 
-    /// Why [`Self::decide`] decides as it does.
+    /// Explains, rule by rule, why [`Self::decide`] decides as it does.
     #[must_use]
     pub fn explain(&self, request: &Request<'_>) -> Explanation {
         Explanation::new(self, request)
     }
 
-    /// As they are written.
+    /// The rules, in the order of the file.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules

@@ -1,7 +1,8 @@
-//! The criteria of a rule: what they may say, and which one a request does not meet.
+//! The criteria of a rule: which values are mistakes, and which criterion a request fails to meet.
 //!
-//! This is the plain reading, criterion by criterion in the order of kube-apiserver, which explanations are made of. The
-//! quick one is `matcher.rs`.
+//! The code here compares criterion by criterion, in the order of kube-apiserver, and the
+//! explanations of a policy are made from it. `matcher.rs` decides the same question fast, for many
+//! rules.
 
 use std::fmt;
 
@@ -9,51 +10,55 @@ use crate::audit::request::Location;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
 
-/// Which requests a rule is about. All that is not empty must hold.
+/// Which requests a rule matches: those that meet every field that is not empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
-    /// One of these asked.
+    /// The user name is one of these.
     pub users: Vec<String>,
-    /// Who asked is in one of these.
+    /// The user is in at least one of these groups.
     pub user_groups: Vec<String>,
-    /// It is one of these.
+    /// The verb is one of these.
     pub verbs: Vec<String>,
-    /// It is about an object of one of these kinds.
+    /// The request is about an object of one of these kinds.
     pub resources: Vec<GroupResources>,
-    /// It is about an object in one of these; `""` is outside of all.
+    /// The request is about an object in one of these namespaces; `""` stands for objects of no
+    /// namespace.
     pub namespaces: Vec<String>,
-    /// It is about no object, but one of these paths; `*` at the end is any rest.
+    /// The request is about no object, and its path is one of these. A path that ends in `*` stands
+    /// for every path that begins with the text before the `*`.
     pub non_resource_urls: Vec<String>,
 }
 
 /// Kinds of objects of one API group.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GroupResources {
-    /// `""` is the core group, `*` is any.
+    /// The API group: `""` is the core group, `*` is any group.
     pub group: String,
-    /// `pods`, `pods/log`, `pods/*` (`pods` too), `*/log`, `*`. None: all of the group.
+    /// Resources such as `pods`, `pods/log`, `pods/*` (which includes `pods`), `*/log` and `*`.
+    /// Empty: all resources of the group.
     pub resources: Vec<String>,
-    /// Objects of these names only. Needs `resources`.
+    /// Only objects with one of these names; empty: any name. Names are allowed only with
+    /// `resources`.
     pub resource_names: Vec<String>,
 }
 
-/// How the fields are spelled where a rule is written.
+/// The names that fields have in the file in which a rule is written, for messages about mistakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// Of [`Criteria`].
+    /// [`Criteria::resources`].
     pub resources: &'static str,
-    /// Of [`Criteria`].
+    /// [`Criteria::namespaces`].
     pub namespaces: &'static str,
-    /// Of [`Criteria`].
+    /// [`Criteria::non_resource_urls`].
     pub non_resource_urls: &'static str,
-    /// Of [`GroupResources`].
+    /// [`GroupResources::group`].
     pub group: &'static str,
-    /// Of [`GroupResources`].
+    /// [`GroupResources::resource_names`].
     pub resource_names: &'static str,
 }
 
 impl Names {
-    /// In policies.
+    /// The names in audit policies.
     pub const POLICY: Self = Self {
         resources: "resources",
         namespaces: "namespaces",
@@ -61,7 +66,7 @@ impl Names {
         group: "group",
         resource_names: "resourceNames",
     };
-    /// In config files.
+    /// The names in the relay's config files.
     pub const CONFIG: Self = Self {
         non_resource_urls: "non_resource_urls",
         resource_names: "resource_names",
@@ -69,26 +74,26 @@ impl Names {
     };
 }
 
-/// What cannot be meant as it is written.
+/// A value that its author cannot have meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// From the criteria to the value.
+    /// The path from the criteria to the value.
     pub path: Vec<Step>,
-    /// What is wrong and what is allowed.
+    /// What is wrong, and what is allowed.
     pub what: String,
 }
 
-/// One step down.
+/// One step of a path, from a value to a value inside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// To the field of this name.
+    /// To the field with this name.
     Field(&'static str),
-    /// To the item of this index.
+    /// To the item with this index, counted from 0.
     Item(usize),
 }
 
 impl fmt::Display for Mistake {
-    /// `resources[0].group: what`.
+    /// Writes the path and the mistake, as in `resources[0].group: what is wrong`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, step) in self.path.iter().enumerate() {
             match step {
@@ -102,7 +107,8 @@ impl fmt::Display for Mistake {
 }
 
 impl Criteria {
-    /// What kube-apiserver refuses, and what it takes though it never matches.
+    /// All mistakes in the criteria: values that kube-apiserver refuses, and values that it accepts
+    /// but that can never match. `names` are the field names to use in the messages.
     #[must_use]
     pub fn mistakes(&self, names: &Names) -> Vec<Mistake> {
         let mut found = Vec::new();
@@ -146,10 +152,12 @@ impl Criteria {
         found
     }
 
-    /// Of the criteria that this request does not meet the first, and how the two differ.
+    /// The first criterion that this request does not meet, as a sentence that tells how the two
+    /// differ; `None` if the request meets all of them.
     ///
-    /// `keeps`: whether events are kept for these criteria. Then a namespace or name that cannot be
-    /// known meets them, and else it does not: what nobody knows hides no event.
+    /// `keeps` says whether events that match these criteria are kept. If so, a namespace or name
+    /// that is unknown meets the criteria; if not, it does not. In both cases an unknown value
+    /// never causes an event to be dropped.
     pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
@@ -268,7 +276,8 @@ impl Criteria {
 }
 
 impl GroupResources {
-    /// A name that is not known is one of those that are asked for if `unknown` says so.
+    /// Whether the object is one of these. If the object's name is unknown (`None`) and names are
+    /// asked for, `unknown` is the result of comparing the names.
     fn matches(&self, object: &Object<'_>, name: Option<&[u8]>, unknown: bool) -> bool {
         let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
         let named = self.resource_names.is_empty()
@@ -306,7 +315,8 @@ fn has(list: &[String], value: &[u8]) -> bool {
     list.iter().any(|item| item.as_bytes() == value)
 }
 
-/// Whether this is `resource`, or with a subresource `resource/sub`.
+/// Whether `spec` names exactly this object's kind: `resource`, or `resource/sub` for an object
+/// with a subresource.
 pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     match &*object.subresource {
         b"" => *spec == *object.resource,
@@ -317,9 +327,9 @@ pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     }
 }
 
-/// The name that kube-apiserver's policy saw: the URL's, or, of a list or watch, the one that its
-/// field selector asks for, which `objectRef` has. The name of what is created comes from the body,
-/// and only later.
+/// The object's name as kube-apiserver's policy saw it: the name in the URL. For a list or watch of
+/// one object it is the name in the field selector, which `objectRef` has. A create request has no
+/// name there: its name comes from the body, which is read after the decision.
 pub(super) fn name<'r>(
     request: &Request<'_>,
     object: &'r Object<'_>,
@@ -331,7 +341,7 @@ pub(super) fn name<'r>(
     }
 }
 
-/// Why namespace and name of an event are not known.
+/// Explains why the namespace and the name of an event's object are unknown.
 fn unknown(request: &Request<'_>) -> String {
     let uri = shown(&request.uri.text());
     format!(
@@ -340,12 +350,13 @@ fn unknown(request: &Request<'_>) -> String {
     )
 }
 
-/// With `%41` as `A`: policies see a path so.
+/// The path with its percent-encoding resolved, as in `A` for `%41`. Policies are compared with
+/// paths in this form.
 pub(super) fn unescaped(path: &[u8]) -> Vec<u8> {
     unescaping(path).collect()
 }
 
-/// The bytes of [`unescaped`]. What begins no escape is itself.
+/// The bytes of [`unescaped`], one by one. A `%` without two hexadecimal digits stays as it is.
 pub(super) fn unescaping(path: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let mut rest = path;
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -375,13 +386,15 @@ fn wrong_url(url: &str) -> Option<String> {
     })
 }
 
-/// Whether requests can be about it: one name or two, and not `*/*`, where `*` is meant.
+/// Whether this is a resource, or a resource and a subresource, in a form that policies allow.
+/// `*/*` is refused, because its authors mean `*`.
 fn is_resource(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"
 }
 
-/// Kubernetes wants DNS subdomains in lower case (RFC 1123 §2.1).
+/// What is wrong with an API group; `None` if it is valid. Kubernetes allows DNS subdomains in
+/// lower case (RFC 1123 §2.1).
 fn wrong_group(group: &str) -> Option<String> {
     if group.is_empty() || group == "*" {
         return None;
@@ -403,10 +416,10 @@ fn wrong_group(group: &str) -> Option<String> {
     })
 }
 
-/// So many values of a list are shown.
+/// The most values of a list that a message shows.
 const SHOWN: usize = 8;
 
-/// A list for a sentence.
+/// Shows a list in a sentence, as in `[get list]`.
 struct Listed<'a, T>(&'a [T]);
 
 impl<T: AsRef<str>> Listed<'_, T> {

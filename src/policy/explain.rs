@@ -1,4 +1,5 @@
-//! Why a policy decides as it does, for people: one line for each rule up to the one that matches, then what follows.
+//! Explains a policy's decision to people: one line for each rule up to the first that matches,
+//! then what the decision means for the event.
 
 use std::fmt;
 
@@ -9,7 +10,7 @@ use super::Rule;
 use super::Stage;
 use crate::audit::request::Request;
 
-/// The way to a decision. Its `Display` is lines, each ended.
+/// The steps to a decision. `Display` writes them as lines, each with a line break at its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     decision: Decision,
@@ -43,7 +44,7 @@ impl Explanation {
         Self { decision, lines }
     }
 
-    /// What the lines explain.
+    /// The decision that the lines explain.
     #[must_use]
     pub fn decision(&self) -> Decision {
         self.decision
@@ -56,7 +57,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// What becomes of the event, but for `managedFields`.
+/// What happens to the event, apart from `managedFields`.
 fn consequence(decision: Decision, request: &Request<'_>) -> String {
     if decision.level == Level::None {
         return "the event is dropped".to_owned();
@@ -84,8 +85,9 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// Says what is done with `managedFields`, which are in bodies only. A patch is recorded as it was
-/// sent: kube-apiserver leaves it as it is, and so does the filter.
+/// What happens to `managedFields`, which occur only in bodies; `None` if no body is recorded. A
+/// patch is recorded as the client sent it: kube-apiserver leaves its managed fields in, and the
+/// filter does the same.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

@@ -1,11 +1,12 @@
-//! Which of many criteria a request meets first, in a few lookups.
+//! Finds the first of many criteria that a request meets, in a few lookups.
 //!
-//! Every rule is a bit. For each criterion there is a table from a value to the rules that it
-//! leaves in the race: those that list it and those that do not ask. The sets of a request's verb,
-//! namespace, resource, user and groups are cut one after another, the cheapest first, until no
-//! rule is left; of those that are, only what no table holds (groups and names of resources, paths)
-//! is compared. Nothing is allocated, but for a path with escapes, and no table is asked that no
-//! rule in the race needs.
+//! A set of rules is a bit set, with one bit for each rule. For each criterion, a table maps a
+//! value to the rules that this value does not exclude: the rules that list the value, and the
+//! rules that do not use the criterion. The search begins with all rules and intersects the sets of
+//! the request's verb, resource, namespace, user and groups, one after the other. Only the rules
+//! that are left are compared one by one, and only for what no table holds: API groups,
+//! subresources, names of objects, and paths. The search allocates memory only if the request's URI
+//! has escapes. A table is skipped if no rule that is left uses its criterion.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -27,17 +28,18 @@ const WORDS_MAX: usize = RULES_MAX / 64;
 /// A list of criteria, compiled.
 #[derive(Debug)]
 pub struct Matcher {
-    /// What the tables do not hold of each rule.
+    /// For each rule, what the tables do not hold.
     rest: Vec<Rest>,
-    /// Rules that a request about an object may match; one about a path.
+    /// The rules that a request about an object can match.
     about_object: Vec<u64>,
+    /// The rules that a request about a path can match.
     about_path: Vec<u64>,
     verbs: Table,
     namespaces: Table,
-    /// Rules that are left where nobody knows which namespace a request is about: those that do not
-    /// ask, and those that keep events.
+    /// The rules that are left if the namespace of a request is unknown: those without
+    /// `namespaces`, and those that keep events.
     unlocated: Vec<u64>,
-    /// By resource, without its subresource.
+    /// By resource, without the subresource.
     resources: Table,
     users: Table,
     groups: Table,
@@ -45,7 +47,7 @@ pub struct Matcher {
 
 #[derive(Debug, Default)]
 struct Rest {
-    /// Whether it matches where the name of an object is not known.
+    /// Whether the rule matches an object whose name is unknown.
     keeps: bool,
     resources: Vec<OfGroup>,
     paths: Vec<Path>,
@@ -53,22 +55,22 @@ struct Rest {
 
 #[derive(Debug)]
 struct OfGroup {
-    /// `None`: any.
+    /// The API group; `None` matches every group.
     group: Option<Box<[u8]>>,
-    /// Empty: all.
+    /// The kinds of objects; if empty, all kinds match.
     kinds: Vec<Kind>,
-    /// Empty: all.
+    /// The names of objects; if empty, all names match.
     names: Vec<Box<[u8]>>,
 }
 
 #[derive(Debug)]
 enum Kind {
     Any,
-    /// `*/sub`
+    /// `*/sub`: this subresource of any resource.
     Sub(Box<[u8]>),
-    /// `resource/*`
+    /// `resource/*`: this resource and all its subresources.
     Under(Box<[u8]>),
-    /// `resource`, `resource/sub`
+    /// `resource` or `resource/sub`: exactly this resource, with exactly this subresource or none.
     Exactly(Box<[u8]>),
 }
 
@@ -78,27 +80,29 @@ struct Path {
     is_prefix: bool,
 }
 
-/// For the values of one criterion: which rules are left.
+/// For the values of one criterion, the rules that each value does not exclude.
 #[derive(Debug)]
 struct Table {
-    /// Rules that do not ask for it.
+    /// The rules that do not use the criterion.
     indifferent: Vec<u64>,
-    /// Where the set of a value begins in `sets`.
+    /// For each value, the index in `sets` at which its set begins.
     places: HashMap<Box<[u8]>, usize, FixedState>,
-    /// Each holds the indifferent, too.
+    /// One set after the other, each of as many words as `indifferent`. Each set also contains the
+    /// indifferent rules.
     sets: Vec<u64>,
 }
 
 impl Matcher {
-    /// Compiles these, in their order; what is beyond [`RULES_MAX`] never matches. Events are kept
-    /// for what they match: one whose namespace and name cannot be known meets what is asked of
-    /// these.
+    /// Compiles the criteria in their order; criteria after the first [`RULES_MAX`] never match. A
+    /// match means that an event is kept. If the namespace or the name of an object is unknown, the
+    /// request therefore meets every criterion about namespaces or names.
     pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
         Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
     }
 
-    /// [`Self::new`], each criteria with whether events are kept for what they match. Those that
-    /// are not, the rules of level `None`, match only requests of which all that they ask is known.
+    /// As [`Self::new`], but each `bool` says whether the rule keeps the events that it matches. A
+    /// rule that does not keep them (level `None`) matches only if everything that it asks about is
+    /// known.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
@@ -136,13 +140,13 @@ impl Matcher {
         }
     }
 
-    /// Whether any of them is met.
+    /// Whether the request meets any of the criteria.
     #[must_use]
     pub fn matches(&self, request: &Request<'_>) -> bool {
         self.first(request).is_some()
     }
 
-    /// The index of the first that is met.
+    /// The index of the first criteria that the request meets; `None` if it meets none.
     #[must_use]
     pub fn first(&self, request: &Request<'_>) -> Option<usize> {
         let mut room = [0; WORDS_MAX];
@@ -177,7 +181,8 @@ impl Matcher {
     }
 }
 
-/// A request with what its URL says, which is read when the first rule asks for it.
+/// A request, and the location that its URL names. The URL is read when the first rule needs the
+/// location.
 struct Located<'r> {
     request: &'r Request<'r>,
     location: OnceCell<Option<Location<'r>>>,
@@ -189,13 +194,13 @@ impl Located<'_> {
     }
 }
 
-/// The bits that are set, as indices.
+/// The indices of the bits that are set, from the lowest to the highest.
 fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     words.iter().enumerate().flat_map(|(index, &word)| {
         let mut word = word;
         std::iter::from_fn(move || {
             (word != 0).then(|| {
-                // At most 63.
+                // A bit index is at most 63.
                 let bit = word.trailing_zeros() as usize;
                 word &= word - 1;
                 index * 64 + bit
@@ -204,7 +209,8 @@ fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// The values of the table of resources; none where any will do.
+/// The resources that this rule lists, as keys of the table of resources. Empty if the rule matches
+/// any resource.
 fn resources(criteria: &Criteria) -> Vec<String> {
     let mut values = Vec::new();
     for of in &criteria.resources {
@@ -222,7 +228,7 @@ fn resources(criteria: &Criteria) -> Vec<String> {
 }
 
 impl Table {
-    /// From each rule's values; one without any is indifferent.
+    /// Builds the table from the values that each rule lists; a rule without values is indifferent.
     fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
         let rules: Vec<Vec<String>> = rules.collect();
         let mut indifferent = vec![0; words];
@@ -242,7 +248,7 @@ impl Table {
         table
     }
 
-    /// Whether a rule in the race asks for this.
+    /// Whether any rule that is left uses this criterion.
     fn is_asked(&self, left: &[u64]) -> bool {
         left.iter().zip(&self.indifferent).any(|(left, indifferent)| left & !indifferent != 0)
     }
@@ -337,7 +343,8 @@ impl OfGroup {
 }
 
 impl Kind {
-    /// What a policy means by this; two things by `*/*`, in which no star is any.
+    /// What kube-apiserver understands by this text. It reads `*/*` in two ways, and in neither of
+    /// them is `*` a wildcard for both parts, so `*/*` gives two kinds.
     fn of(spec: &str) -> Vec<Self> {
         match spec.split_once('/') {
             None if spec == "*" => vec![Self::Any],

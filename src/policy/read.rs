@@ -1,8 +1,9 @@
-//! A policy file → its rules, or every mistake in it with its place and what is allowed.
+//! Reads a policy file: gives its rules, or every mistake in it with its position and what is
+//! allowed instead.
 //!
-//! What kube-apiserver refuses is refused. Besides, unknown fields are, and duplicate ones: kube-apiserver reads such a
-//! file as if they were not there and warns in its log, so that a criterion with a slip in its name is none, and its rule
-//! matches more than was meant.
+//! Everything that kube-apiserver refuses is refused. Unknown and duplicate fields are refused too:
+//! kube-apiserver ignores them and only warns in its log, so that a rule with a misspelt criterion
+//! has no such criterion and matches more requests than its author meant.
 
 use std::cell::RefCell;
 
@@ -25,11 +26,11 @@ use crate::audit::API_VERSION;
 
 const KIND: &str = "Policy";
 
-/// Fields of the whole.
+/// The fields of the whole policy.
 const POLICY: &[&str] =
     &["apiVersion", "kind", "metadata", "omitStages", "omitManagedFields", "rules"];
 
-/// Fields of a rule.
+/// The fields of a rule.
 const RULE: &[&str] = &[
     "level",
     "users",
@@ -42,10 +43,11 @@ const RULE: &[&str] = &[
     "omitManagedFields",
 ];
 
-/// Fields of an entry of `resources`.
+/// The fields of an entry of `resources`.
 const GROUP_RESOURCES: &[&str] = &["group", "resources", "resourceNames"];
 
-/// What other rules of Kubernetes call them.
+/// Names that other Kubernetes objects use for the same thing, each with the name that a policy
+/// uses.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("groups", "userGroups"),
     ("apiGroup", "group"),
@@ -63,7 +65,8 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
     let problems = Problems::default();
     let policy = problems.policy(&document);
     let mut problems = problems.found.into_inner();
-    // What aliases stand for is met more than once.
+    // A node that aliases refer to is read once for each alias, and its mistakes are found each
+    // time.
     problems.sort();
     problems.dedup();
     match policy {
@@ -72,20 +75,21 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
     }
 }
 
-/// What a reading has found so far.
+/// Reads the parts of a document, and collects the mistakes.
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,
 }
 
-/// The fields of a map that are known, each once.
+/// The fields of a map whose names are known, each once.
 struct Fields<'n> {
     place: Place,
     fields: Vec<(&'static str, &'n Node)>,
 }
 
 impl<'n> Fields<'n> {
-    /// Null is absent, as for kube-apiserver.
+    /// The value of the field. `None` if the field is missing or null: kube-apiserver treats null
+    /// as missing.
     fn get(&self, name: &str) -> Option<&'n Node> {
         let (_, node) = self.fields.iter().find(|(known, _)| *known == name)?;
         (!is_null(node)).then_some(node)
@@ -132,7 +136,9 @@ impl Problems {
         Some(Policy::new(&omit_stages, omit_managed_fields, rules))
     }
 
-    /// Whether it says so itself: of anything else only this is said.
+    /// Whether `kind` is `Policy`. A document of another kind gets this one mistake and is not read
+    /// further. `None` if the document is no map or its `kind` is no text; a missing `kind` is
+    /// noted as a mistake, and the document is read as a policy.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         let pairs = self.map(document)?;
         let kind = pairs
@@ -204,7 +210,8 @@ impl Problems {
         Some(Rule { line, level: level?, criteria, omit_stages, omit_managed_fields })
     }
 
-    /// An entry that is none is empty, so that those behind it keep their index.
+    /// Reads an entry of `resources`. For an entry that is not a map it returns an empty value, so
+    /// that the entries after it keep their index.
     fn group_resources(&self, node: &Node) -> GroupResources {
         let Some(fields) = self.fields(node, GROUP_RESOURCES) else {
             return GroupResources::default();
@@ -232,7 +239,8 @@ impl Problems {
         found.copied()
     }
 
-    /// The known fields of a map; what else is there is put on record.
+    /// The known fields of a map, each with its value. Unknown and duplicate fields are noted as
+    /// mistakes. `None` if the node is no map.
     fn fields<'n>(&self, node: &'n Node, known: &'static [&'static str]) -> Option<Fields<'n>> {
         let mut fields: Vec<(&'static str, &Node)> = Vec::new();
         for (key, value) in self.map(node)? {
@@ -284,7 +292,8 @@ impl Problems {
         Some(nodes)
     }
 
-    /// An item that is none is empty, so that those behind it keep their index.
+    /// Reads a list of texts; the list is empty if the field is missing. An item that is no text
+    /// becomes an empty text, so that the items after it keep their index.
     fn texts(&self, fields: &Fields<'_>, name: &str) -> Vec<String> {
         let list = fields.get(name).and_then(|node| self.list(node)).unwrap_or_default();
         list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
@@ -325,7 +334,8 @@ impl Problems {
     }
 }
 
-/// Where in this map the path ends, or where there is no more of it.
+/// The position of the node to which the path leads. If the path leads to nothing, the position of
+/// the last node on it that exists.
 fn place_of(node: &Node, path: &[Step]) -> Place {
     let mut node = node;
     for step in path {
@@ -359,7 +369,8 @@ fn is_null_text(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// As kube-apiserver's YAML 1.1 has it.
+/// The boolean that a text without quotes stands for in YAML 1.1, which kube-apiserver reads;
+/// `None` if it stands for none.
 fn flag(text: &str) -> Option<bool> {
     match text {
         "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => {
@@ -380,7 +391,8 @@ fn is_number(text: &str) -> bool {
         || matches!(digits.to_ascii_lowercase().as_str(), ".inf" | ".nan")
 }
 
-/// What to write for it: the nearest of these, or all.
+/// The end of a message about an unknown text: the known name that is nearest to it, or all known
+/// names if none is near.
 fn instead(text: &str, known: &[&str]) -> String {
     let lower = text.to_lowercase();
     let typos_max = (text.chars().count() / 3).max(1);

@@ -1,8 +1,10 @@
-//! YAML (and so JSON) as a tree in which everything has its place.
+//! Parses YAML (and thereby JSON) into a tree in which each value has its position.
 //!
-//! One document, without tags that change what a value is. Aliases are copies of what they stand for, and count as such
-//! towards the bounds: a few lines cannot become gigabytes. What plain scalars are (numbers, flags) is for who knows what
-//! is wanted there.
+//! The text must be one document, without tags that change the type of a value. An alias becomes a
+//! copy of the value that it refers to, and the copy counts towards the size limit, so that a file
+//! of a few lines cannot grow to gigabytes. The tree does not decide whether a text without quotes
+//! is a number, a boolean or null: the code that reads the tree does, because only that code knows
+//! which type it expects.
 
 use std::collections::HashMap;
 
@@ -14,14 +16,15 @@ use saphyr_parser::Tag;
 
 use super::Problem;
 
-/// Deepest nesting of lists and maps. A policy needs six.
+/// The deepest nesting of lists and maps. A policy needs six levels.
 const DEPTH_MAX: usize = 64;
 
-/// Bytes of all texts of a tree, aliases written out, with [`NODE`] for each value: what a file may grow to by aliases.
+/// The most bytes that a tree may have, with its aliases written out: the bytes of all texts, and
+/// [`NODE`] bytes for each value.
 const SIZE_MAX: usize = 8 << 20;
 const NODE: usize = 16;
 
-/// Where something stands, both from 1; columns in characters.
+/// A position in the text: line and column, both counted from 1, the column in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) line: usize,
@@ -29,11 +32,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Of the first character.
+    /// The position of the first character.
     pub(super) const START: Self = Self { line: 1, column: 1 };
 
     fn of(marker: Marker) -> Self {
-        // Of an empty text the parser says line 0.
+        // For an empty text the parser reports line 0.
         Self { line: marker.line().max(1), column: marker.col() + 1 }
     }
 
@@ -42,28 +45,30 @@ impl Place {
     }
 }
 
-/// A value and where it begins.
+/// A value and the position at which it begins.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) place: Place,
     pub(super) value: Value,
-    /// What it counts towards [`SIZE_MAX`], all below it included.
+    /// What this value and all values in it count towards [`SIZE_MAX`], in bytes.
     size: usize,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Value {
-    /// `plain`: without quotes, so that `1` is a number and nothing is null.
+    /// `plain`: whether the text is without quotes, so that `1` is a number and an empty text is
+    /// null.
     Scalar {
         text: String,
         plain: bool,
     },
     List(Vec<Node>),
-    /// In order, keys as they are written, duplicates included.
+    /// The pairs in the order of the text. Keys are kept as they are written, and duplicate keys
+    /// are kept too.
     Map(Vec<(Node, Node)>),
 }
 
-/// A list or map that is not at its end.
+/// A list or map whose end the parser has not reached.
 struct Open {
     anchor: usize,
     place: Place,
@@ -72,11 +77,11 @@ struct Open {
     size: usize,
 }
 
-/// The one document of a text.
+/// Parses a text that is one document.
 ///
 /// # Errors
 ///
-/// The first place where it is none; there is no sense in what comes behind it.
+/// The first mistake; the text after it is not read.
 pub(super) fn parse(text: &str) -> Result<Node, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parser = Parser::new_from_str(text);
@@ -94,7 +99,7 @@ pub(super) fn parse(text: &str) -> Result<Node, Problem> {
 struct Tree {
     root: Option<Node>,
     open: Vec<Open>,
-    /// What aliases stand for.
+    /// The values that have an anchor, by the anchor's number, for the aliases that refer to them.
     anchored: HashMap<usize, Node>,
     size: usize,
 }
@@ -165,7 +170,8 @@ impl Tree {
         self.put(anchor, Node { place, value, size })
     }
 
-    /// Into the list or map that is open.
+    /// Adds a complete value to the list or map that is open; if none is open, the value becomes
+    /// the root. A value with an anchor (`anchor` is not 0) is also kept for aliases.
     fn put(&mut self, anchor: usize, node: Node) -> Result<(), Problem> {
         if anchor != 0 {
             self.count(node.size, node.place)?;
@@ -181,7 +187,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Counts what is to be made.
+    /// Counts a value before it is made. `Err` if the tree would be larger than [`SIZE_MAX`].
     fn count(&mut self, size: usize, place: Place) -> Result<(), Problem> {
         self.size += size;
         match self.size > SIZE_MAX {
@@ -191,7 +197,8 @@ impl Tree {
     }
 }
 
-/// Whether there is a tag, which then says what the value is anyway.
+/// Whether the value has a tag that names its usual type, such as `!!str`. `Err` if it has another
+/// tag.
 fn check_tag(tag: Option<&Tag>, place: Place, usual: &str) -> Result<bool, Problem> {
     match tag {
         None => Ok(false),
