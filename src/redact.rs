@@ -1,15 +1,18 @@
-//! Changes one event: less of it, without what must not leave, no larger than its consumer takes, with constants added.
+//! Changes one event for an output: lowers its level, takes out what must not leave, drops bodies
+//! that are too large for the consumer, and adds constant annotations.
 //!
-//! [`apply`] cuts bytes out of an event and puts others in. It never writes JSON anew: what nobody asked to change leaves
-//! byte for byte and in its order, whatever its numbers, escapes and duplicate keys are. What comes out is valid JSON, and
-//! an audit event.
+//! [`apply`] cuts bytes out of an event and inserts others. It never writes the JSON anew:
+//! everything that no rule changes leaves byte for byte and in its order, including unusual
+//! numbers, escapes and duplicate keys. The result is valid JSON, and still an audit event.
 //!
-//! It does not decide what is asked of which event, apart from rules by resource (`rule`) and what
-//! always holds (`redaction`). Where a value is written is found by `walk`, credentials in a URI by
-//! `uri` (and by their names, `named`), JSON Web Tokens by `web_token`. These go last, so that a
-//! hash in the place of a value is of the value as it came.
+//! The caller decides which changes an event gets, with two exceptions: `rule` finds the redaction
+//! rules for the event's resource, and `redaction` adds the redactions that always hold. `walk`
+//! finds where a value is written, `uri` finds credentials in a URI (`named` finds those that have
+//! a telling name), and `web_token` finds JSON Web Tokens. Tokens are replaced last, so that a hash
+//! that stands for a value is the hash of the value as it was received.
 //!
-//! A key counts wherever it occurs, however it is written: parsers differ in which of duplicates they read.
+//! A key counts wherever it occurs and however it is escaped, because parsers differ in which of
+//! two duplicate keys they read.
 
 use crate::audit::request::Request;
 
@@ -38,48 +41,53 @@ use walk::Removal;
 use walk::Walk;
 use walk::Wish;
 
-/// What is to be done to one event, in this order.
+/// What to do to one event, in the order in which it is done.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
-    /// Lower to this level.
+    /// The level to lower the event to; `None`: the event keeps its level.
     pub level: Option<Level>,
-    /// Leave out `metadata.managedFields` of the objects in bodies, as kube-apiserver does.
+    /// Whether to leave out `metadata.managedFields` of the objects in bodies, as kube-apiserver
+    /// does.
     pub omit_managed_fields: bool,
-    /// What must not leave.
+    /// What must not leave; `None`: everything may leave.
     pub redaction: Option<&'a Redaction>,
-    /// What is added.
+    /// The annotations to add.
     pub annotations: Option<&'a Annotations>,
-    /// What is larger goes without its response, and if that does not help, without its request.
+    /// The largest size in bytes. A larger event loses its response body, and if it is still too
+    /// large, its request body.
     pub event_bytes_max: Option<usize>,
 }
 
-/// A level that others can be lowered to.
+/// A level to which an event of a higher level can be lowered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Without bodies, and what webhooks have changed in them.
+    /// Without bodies, and without the annotations in which webhooks record their changes to
+    /// bodies.
     Metadata,
-    /// Without the response's body.
+    /// Without the response body.
     Request,
 }
 
-/// What was done; the default: nothing.
+/// What [`apply`] did to an event. The default value means that it did nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// It has a lower level, or no managed fields any more.
+    /// The level was lowered, or managed fields were taken out.
     pub lowered: bool,
-    /// Something must not leave.
+    /// Something that must not leave was taken out or replaced.
     pub redacted: bool,
-    /// It had bodies that were too large.
+    /// A body was taken out because the event was too large.
     pub trimmed: bool,
-    /// Something was added.
+    /// An annotation was added.
     pub annotated: bool,
-    /// What was written is still too large.
+    /// The event is larger than `event_bytes_max`, even after all changes.
     pub is_too_large: bool,
 }
 
-/// Appends the changed event to `out`; where nothing is changed, appends nothing and says so.
+/// Appends the changed event to `out` and returns what was done. If nothing is changed, `out` stays
+/// as it is.
 ///
-/// The event is one that [`crate::audit`] has found valid, and `request` what it says of itself.
+/// The event must be one that [`crate::audit`] has found valid, and `request` must be read from
+/// this event.
 pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
     let redacts = change.redaction.is_some();
     let spells_letters = redacts && ambiguous::spells_letters(event);
@@ -95,12 +103,12 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
 struct Asked<'a> {
     event: &'a [u8],
     request: &'a Request<'a>,
-    /// Whether letters of it may be written as escapes.
+    /// Whether some letters of the event may be written as escapes, such as `\u0041` for `A`.
     spells_letters: bool,
 }
 
 impl Asked<'_> {
-    /// [`apply`], but that JSON Web Tokens stay.
+    /// Does what [`apply`] does, but leaves JSON Web Tokens in the event.
     fn with_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let Some(Changed { edits, mut done, .. }) = changed(self, change) else {
             return Done::default();
@@ -114,8 +122,9 @@ impl Asked<'_> {
         done
     }
 
-    /// [`apply`] of an event that may have JSON Web Tokens. Its size counts without them: its
-    /// bodies go only if it is too large even so.
+    /// Does what [`apply`] does, for an event that may have JSON Web Tokens. The size of the event
+    /// is measured after its tokens are replaced: bodies are dropped only if the event is too large
+    /// even then.
     fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
         let mut last = (Vec::new(), Done::default());
@@ -138,7 +147,7 @@ impl Asked<'_> {
     }
 }
 
-/// `None`: nothing is asked of it.
+/// Finds the changes to an event, apart from JSON Web Tokens; `None` if there are none.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, spells_letters } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
@@ -174,13 +183,14 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     Some(changed)
 }
 
-/// Few events have none, but those with bodies: then there is no need to look for them.
+/// Whether to look for `managedFields` in the event. Events without bodies do not have them, and
+/// this check is much faster than the search.
 fn may_have_managed_fields(event: &[u8]) -> bool {
     let has = |text: &[u8]| memchr::memmem::find(event, text).is_some();
     has(b"managedFields") || has(b"\\u00")
 }
 
-/// The members of an event that are treated by their names.
+/// The members of an event that are handled by their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Name {
     Level,
@@ -206,7 +216,8 @@ impl Name {
     }
 }
 
-/// What stays of an event with more edits than [`walk::EDITS_MAX`], each once: what makes it one, and says what it is about.
+/// The members that stay if an event has more edits than [`walk::EDITS_MAX`], each of them once.
+/// They make it an audit event and name the request that it is about.
 const ESSENTIAL: [&[u8]; 11] = [
     b"kind",
     b"apiVersion",
@@ -221,16 +232,17 @@ const ESSENTIAL: [&[u8]; 11] = [
     b"stageTimestamp",
 ];
 
-/// What becomes of an event.
+/// The changes to an event.
 struct Changed {
-    /// In their order.
+    /// The edits, in the order of the event's bytes.
     edits: Vec<Edit>,
     done: Done,
-    /// Those that stay.
+    /// The bodies that stay in the event.
     bodies: Vec<Name>,
 }
 
-/// What is asked of an event, but for its size.
+/// Finds the edits that an event needs. `wishes` lead from the top of the event to the values to
+/// change.
 struct Reader<'a, 'r> {
     event: &'a [u8],
     level: Option<Level>,
@@ -239,7 +251,8 @@ struct Reader<'a, 'r> {
 }
 
 impl<'a> Reader<'a, '_> {
-    /// Of members nothing is kept but the edits: an event may have millions of them.
+    /// Finds the edits of all members, without the members in `without`. Nothing is kept of a
+    /// member but its edits: an event may have millions of members.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
         let (mut bodies, mut has_annotations) = (Vec::new(), false);
@@ -286,12 +299,14 @@ impl<'a> Reader<'a, '_> {
             let place = kept.unwrap_or(self.event.len().min(1));
             edits.push(Edit { place: place..place, with: with.into() });
         }
-        // Where two begin, what is added comes before what is cut out. No two begin and end at the same places.
+        // If two edits begin at the same byte, the insertion comes before the removal. No two edits
+        // have the same begin and the same end.
         edits.sort_unstable_by_key(|edit| (edit.place.start, edit.place.end));
         Changed { edits, done, bodies }
     }
 
-    /// Whether it stays.
+    /// Adds the edits of one member to `walk`. Returns `false` if the whole member is to be
+    /// removed.
     fn member(
         &self,
         name: Name,
@@ -380,7 +395,9 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// Which annotations stay is found once more: it is asked for few events, or for events without wishes here.
+    /// The edit that adds annotations; `None` if nothing is missing. The annotations that stay are
+    /// computed a second time here, because only few events need this, or the annotations have no
+    /// wishes and the computation is cheap.
     fn added(
         &self,
         annotations: &'a [u8],

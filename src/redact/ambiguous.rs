@@ -1,29 +1,31 @@
-//! Whether what an event is about is there twice, so that others may read it in another way than we do.
+//! Decides whether an event names its object or its URI twice, so that a consumer's parser may read
+//! another object than this program does.
 //!
-//! kube-apiserver writes each key once, and no letter as an escape: then two searches and a look at one small object settle it.
+//! kube-apiserver writes each key once and never writes a letter as an escape. For its events, two
+//! searches and a look at one small object are enough.
 
 use memchr::memmem;
 
 use crate::audit::scan;
 
-/// What an event is about, quoted as it usually is.
+/// The key of the object that an event is about, with its quotes, in its usual spelling.
 const OBJECT: &[u8] = br#""objectRef""#;
 
-/// By which rules are found.
+/// The members of `objectRef` by which redaction rules are found.
 const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 
-/// Where the request went, likewise.
+/// The key of the request's URI, with its quotes, in its usual spelling.
 const URI: &[u8] = br#""requestURI""#;
 
-/// Whether `objectRef`, what rules ask of it, or `requestURI` is there twice. `spells_letters`:
-/// what [`spells_letters`] says of the event.
+/// Whether `objectRef`, one of its [`PARTS`], or `requestURI` occurs twice in the event.
+/// `spells_letters` is the result of [`spells_letters`] for this event.
 pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     let mut places = memmem::find_iter(event, OBJECT);
     match (places.next(), places.next()) {
         _ if spells_letters => is_repeated(event),
         _ if memmem::find_iter(event, URI).nth(1).is_some() => is_repeated(event),
         (None, _) => false,
-        // Others may lie in bodies.
+        // The second one may be inside a body.
         (Some(_), Some(_)) => is_repeated(event),
         (Some(at), None) => {
             let behind = event.get(at + OBJECT.len()..).unwrap_or_default();
@@ -33,7 +35,8 @@ pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     }
 }
 
-/// Whether a letter may be written as an escape: `\u0041` and behind. What kube-apiserver writes so comes before.
+/// Whether the event may have a letter that is written as an escape: `\u0040` or a later character.
+/// The characters that kube-apiserver escapes, such as `\u0026`, come before `\u0040`.
 pub(super) fn spells_letters(event: &[u8]) -> bool {
     memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
@@ -47,7 +50,8 @@ fn is_repeated(event: &[u8]) -> bool {
     })
 }
 
-/// Of the object that a text begins with; no other value has members.
+/// Whether one of [`PARTS`] occurs twice in the object with which the text begins. `false` if the
+/// text begins with another value, which has no members.
 fn repeats_parts(object: &[u8]) -> bool {
     if object.first() != Some(&b'{') {
         return false;

@@ -1,17 +1,18 @@
-//! Members that an event's `annotations` get, besides those that it has.
+//! Adds members to an event's `annotations`.
 
 use std::ops::Range;
 
 use super::walk::Child;
 use super::walk::Edit;
 
-/// Says that the bodies of an event were larger than what takes it; kube-apiserver's own word for it.
+/// Marks an event that lost a body because it was too large. kube-apiserver marks the events that
+/// it truncates with the same annotation.
 pub(super) static TRUNCATED: Addition = Addition {
     key: std::borrow::Cow::Borrowed("audit.k8s.io/truncated"),
     member: std::borrow::Cow::Borrowed(r#""audit.k8s.io/truncated":"true""#),
 };
 
-/// Constants for every event, as JSON.
+/// Constant annotations for every event, already written as JSON.
 #[derive(Debug)]
 pub struct Annotations {
     additions: Vec<Addition>,
@@ -24,10 +25,10 @@ pub(super) struct Addition {
 }
 
 impl Annotations {
-    /// What their keys begin with.
+    /// The prefix of all keys that the relay adds.
     pub const PREFIX: &str = "kube-audit-forwarder/";
 
-    /// Of names, each once, and their values.
+    /// Makes annotations of names and their values. Each name must occur once.
     pub fn new<'a>(constants: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let json = |text: &str| serde_json::Value::from(text).to_string();
         let addition = |(name, value)| {
@@ -43,10 +44,11 @@ impl Annotations {
     }
 }
 
-/// What to write into the `annotations` of an event, or one of them where it has several; `None`: it has all of these, or
-/// nothing can be added to it.
+/// The edit that adds the missing `additions` to `value`, which is the `annotations` member of an
+/// event (or one of several) and begins at `place`. `None` if no addition is missing, or if `value`
+/// is neither an object nor null, so that nothing can be added.
 ///
-/// `kept` are those of its members that stay.
+/// `kept` are the members of `value` that stay in the event.
 pub(super) fn added<'a>(
     place: Range<usize>,
     value: &[u8],
@@ -79,7 +81,7 @@ pub(super) fn added<'a>(
     Some(Edit { place, with: with.into() })
 }
 
-/// The whole member, for an event that has none.
+/// The whole `annotations` member, for an event that has none.
 pub(super) fn whole(additions: &[&Addition]) -> Vec<u8> {
     [b"\"annotations\":{", &*members(additions), b"}"].concat()
 }

@@ -1,13 +1,13 @@
-//! Credentials that are known by the name in front of them: `token=…`, `--password …`.
+//! Finds credentials by the name that precedes them, as in `token=…` and `--password …`.
 //!
-//! Names are compared without case, `-` and `_`, and in brackets: `ID-Token`, `accessToken`,
-//! `token[]`, `user[token]`.
+//! Names are compared without regard to case, `-` and `_`, and also if they are in brackets:
+//! `ID-Token`, `accessToken`, `token[]` and `user[token]` are all found.
 
 use std::ops::Range;
 
 use super::uri::REDACTED;
 
-/// Names in URIs and selectors, in lower case, without `-` and `_`.
+/// Names of credentials in URIs and selectors, in lower case, without `-` and `_`.
 const NAMES: [&[u8]; 11] = [
     b"token",
     b"accesstoken",
@@ -22,22 +22,24 @@ const NAMES: [&[u8]; 11] = [
     b"apikey",
 ];
 
-/// More of them in the words of a command, where they may also end a longer name:
-/// `AWS_SECRET_ACCESS_KEY`.
+/// More names of credentials, for the words of a command only. In a command, a name of either list
+/// may also be the end of a longer name, as in `AWS_SECRET_ACCESS_KEY`.
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
 
-/// Words in front of a credential that are not the credential.
+/// Words that may stand between a name and its credential, as in `Authorization: Bearer …`.
 const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
 
-/// No name is longer than this, with its `-` and `_`.
+/// The longest name in bytes, with its `-` and `_`. Longer texts are not compared with the known
+/// names.
 const NAME_BYTES_MAX: usize = 64;
 
-/// Characters that a name in front of a `=` does not reach over.
+/// Characters that cannot be part of a name before a `=`: the name begins after the last of them.
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
-/// The value of the first name that is known in a text of `NAME=VALUE` between any signs, up to the
-/// text's end.
+/// Finds the first `NAME=VALUE` in the text whose name is known and whose value is not empty.
+/// Returns the range of the value, which reaches to the end of the text; `None` if there is no such
+/// name.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
@@ -52,8 +54,8 @@ pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     })
 }
 
-/// The values of known names in a label or field selector, as in `token=a`, `x/token!=a` and
-/// `token in (a,b)`.
+/// Reports to `found` the values of known names in a label or field selector, as in `token=a`,
+/// `x/token!=a` and `token in (a,b)`.
 pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     let mut at = 0;
     while at < text.len() {
@@ -92,16 +94,18 @@ pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     }
 }
 
-/// Looks at the words of a command that was sent in several parts, one after the other.
+/// Finds credentials in a command that arrives in several parts, such as the repeated parameter
+/// `command=` of a URI. The parts must be given in their order.
 #[derive(Debug, Default)]
 pub(super) struct Command {
-    /// The next word is a credential: what was before was `--password`, or `Authorization:`.
+    /// Whether the next word is a credential, because the last word was `--password` or
+    /// `Authorization:`, for example.
     expects: bool,
 }
 
 impl Command {
-    /// The credentials in the next part of a command: an argument, or several in one text for a
-    /// shell.
+    /// Reports to `found` the credentials in the next part of the command. A part is one argument,
+    /// or a text for a shell with several arguments in it.
     pub(super) fn part(&mut self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
         let mut at = 0;
         while let Some(byte) = text.get(at) {
@@ -122,7 +126,8 @@ impl Command {
                     self.expects = true;
                     continue;
                 }
-                // Another option instead: the program asks for the credential.
+                // The next option stands in the credential's place: the program will ask for the
+                // credential.
                 if text[start] != b'-' {
                     let value = quoted(text, start, end);
                     at = end.max(value.end);
@@ -134,7 +139,8 @@ impl Command {
         }
     }
 
-    /// A word in which names may be; says how far it was read.
+    /// Looks for names and their values in one word of `text`. Returns the index at which to go on;
+    /// it may be after `end`, because a value in quotes may reach over several words.
     fn word(
         &mut self,
         text: &[u8],
@@ -143,7 +149,7 @@ impl Command {
     ) -> usize {
         let dashes = text[start..end].iter().take_while(|byte| **byte == b'-').count();
         let mut name = start + dashes;
-        // A short option may stand right before its value: `-HAuthorization:`.
+        // A short option may stand directly before its value: `-HAuthorization:`.
         let is_named = |name: usize, at: usize| {
             let is_short = dashes == 1 && name == start + 1 && name < at;
             is_name_of_command(&text[name..at])
@@ -181,7 +187,7 @@ impl Command {
     }
 }
 
-/// The password of `scheme://user:password@host`.
+/// The password in `scheme://user:password@host`; `None` if the text has none.
 fn password(url: &[u8]) -> Option<Range<usize>> {
     let start = memchr::memmem::find(url, b"://")? + 3;
     let rest = url.get(start..)?;
@@ -190,8 +196,8 @@ fn password(url: &[u8]) -> Option<Range<usize>> {
     Some(start + colon + 1..start + end)
 }
 
-/// A value that begins here: to the quote that closes it, if one stands before it, else to the end
-/// of its word.
+/// The range of a value that begins at `start`. If a quote stands before `start`, the value ends at
+/// the closing quote, else at `end`, the end of its word.
 fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     let quote = start.checked_sub(1).and_then(|before| text.get(before));
     if let Some(quote @ (b'"' | b'\'')) = quote {
@@ -203,7 +209,7 @@ fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     start..end - word.iter().rev().take_while(is_quote).count()
 }
 
-/// Nothing is no credential, nor is what has been taken out.
+/// The value, or `None` if the value is empty or was redacted already.
 fn value_of(text: &[u8], value: Range<usize>) -> Option<Range<usize>> {
     let is_one = text.get(value.clone()).is_some_and(|text| !text.is_empty() && text != REDACTED);
     is_one.then_some(value)
@@ -220,7 +226,8 @@ fn is_scheme(word: &[u8]) -> bool {
     SCHEMES.iter().any(|scheme| unquoted(word).eq_ignore_ascii_case(scheme))
 }
 
-/// Whether values of this name are credentials; so are those of a name with it in brackets.
+/// Whether this is the name of a credential. In a name with brackets, such as `user[token]`, each
+/// part counts.
 fn is_name(name: &[u8]) -> bool {
     let mut names = name.split(|byte| matches!(byte, b'[' | b']'));
     names.any(|name| NAMES.iter().any(|known| is_same(name.trim_ascii(), known)))
@@ -241,7 +248,7 @@ fn is_name_of_command(name: &[u8]) -> bool {
         || ends.any(|(at, _)| is_known(name.get(at + 1..).unwrap_or_default()))
 }
 
-/// Whether it is the same but for case, `-` and `_`.
+/// Whether the two names are equal, without regard to case, `-` and `_` in `name`.
 fn is_same(name: &[u8], known: &[u8]) -> bool {
     (known.len()..=NAME_BYTES_MAX).contains(&name.len())
         && name
@@ -255,7 +262,7 @@ fn is_same(name: &[u8], known: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// The parts of a command with each credential as dots.
+    /// The parts of a command, each credential replaced by three dots.
     fn shown(parts: &[&str]) -> Vec<String> {
         let mut command = Command::default();
         let show = |part: &&str| {
@@ -303,7 +310,7 @@ mod tests {
             ),
             (&["sh", "-c", "echo {\"token\":\"X\"}"], &["sh", "-c", "echo {\"token\":\"...\"}"]),
             (&["x", "bearer", "X"], &["x", "bearer", "..."]),
-            // Nothing of that.
+            // No credentials.
             (&["mysql", "--password", "--host=h", "h"], &["mysql", "--password", "--host=h", "h"]),
             (&["cat", "/run/token", "token"], &["cat", "/run/token", "token"]),
             (
@@ -322,8 +329,8 @@ mod tests {
 
     #[test]
     fn a_long_command_costs_no_more_than_a_few_times_its_length() {
-        // Each of these took the square of its length, if every name were looked at from its
-        // beginning.
+        // Reading each of these would take time quadratic in its length if every name were compared
+        // from its beginning.
         for one in [
             "a", "-", "_", "=", ":", "token", "--token ", "token=", "'", "token='", "a://", "[",
             "(",

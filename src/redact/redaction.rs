@@ -1,14 +1,16 @@
-//! What must not leave of an event, by the object that it is about: the rules, and what always holds.
+//! Decides what must not leave of an event: the rules for the event's object, and the redactions
+//! that always hold.
 //!
-//! Always: the contents and annotations of Secrets; the bodies of requests that make or check
-//! tokens, and of OpenShift's OAuth objects; credentials in a request's URI; JSON Web Tokens
-//! everywhere (`web_token`). Of Secrets only shapes that are known are taken apart; of any other
-//! the whole body goes.
+//! Four things are always redacted: the contents and annotations of Secrets; the bodies of requests
+//! that make or check tokens, and of OpenShift's OAuth objects; credentials in a request's URI; and
+//! JSON Web Tokens anywhere (`web_token`). The body of a request about Secrets is taken apart only
+//! if its shape is known; any other shape is dropped as a whole.
 //!
-//! Where something in a body must not leave, the server's words about the body must not either,
-//! unless its reason is one whose words come from the server alone: a validation error quotes the
-//! value that it is about. With them go the annotations of the event that are not known to be
-//! kube-apiserver's own: webhooks and admission policies put there what they like of the body.
+//! If something in a body must not leave, the server's message about that body must not leave
+//! either, because a validation error quotes the value that it is about. Messages stay if their
+//! reason is one whose message comes from kube-apiserver alone. Annotations of the event that are
+//! not known to be kube-apiserver's own are dropped along with the message: webhooks and admission
+//! policies can quote any part of the body there.
 
 use std::sync::LazyLock;
 
@@ -30,44 +32,47 @@ use crate::audit::scan;
 
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
 
-/// Rules that are ready for use, and what always holds.
+/// The compiled rules of an output, and the redactions that always hold.
 #[derive(Debug)]
 pub struct Redaction {
     rules: Vec<Compiled>,
 }
 
-/// What is to be done with the bodies as a whole.
+/// What happens to the bodies of an event as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bodies {
+    /// The bodies stay.
     Stay,
-    /// Those of Secrets.
+    /// The bodies are about Secrets: a body of a known shape stays, and the secret parts in it are
+    /// redacted; any other body is dropped.
     Secret,
+    /// The bodies are dropped.
     Go,
 }
 
-/// What is asked for one event.
+/// The redactions that one event needs.
 #[derive(Debug)]
 pub(super) struct Plan<'r> {
-    /// From the event's top.
+    /// Paths from the top of the event to the values to redact.
     pub(super) wishes: Vec<Wish<'r>>,
     pub(super) bodies: Bodies,
-    /// Whether the server's words may quote what must not leave.
+    /// Whether the server's message may quote something that must not leave.
     pub(super) is_quotable: bool,
 }
 
 impl Redaction {
-    /// Without rules, what always holds.
+    /// Compiles the rules. Without rules, only the redactions that always hold remain.
     ///
     /// # Errors
     ///
-    /// The first [`Mistake`].
+    /// The first [`Mistake`] in the rules.
     pub fn new(rules: &[Rule]) -> Result<Self, Mistake> {
         let compiled = rules.iter().enumerate().map(|(index, rule)| Compiled::new(index, rule));
         Ok(Self { rules: compiled.collect::<Result<_, _>>()? })
     }
 
-    /// `None`: nothing, but for JSON Web Tokens. `spells_letters`: whether the event may have
-    /// letters as escapes.
+    /// The redactions that this event needs, apart from JSON Web Tokens; `None` if it needs none.
+    /// `spells_letters` says whether the event may have letters that are written as escapes.
     pub(super) fn plan(
         &self,
         event: &[u8],
@@ -100,7 +105,7 @@ impl Redaction {
 }
 
 fn has_secrets(uri: &[u8]) -> bool {
-    // What `request` could not resolve is left as it is written.
+    // `request` keeps an escape that it cannot resolve as it is written.
     uri.len() > uri::BYTES_MAX
         || memchr::memchr(b'\\', uri).is_some()
         || !uri::secrets(uri).is_empty()
@@ -125,28 +130,30 @@ fn bodies(object: Option<&Object<'_>>) -> Bodies {
     }
 }
 
-/// What is secret in a Secret, and in those of a list.
+/// The paths to the secret parts of a Secret in a body, and of the Secrets in a list or table.
 static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let inside: [&[Step]; 3] = [
         &[Step::Known(b"data"), Step::Any],
         &[Step::Known(b"stringData"), Step::Any],
-        // Copies of the object, and whatever controllers keep there: OpenShift's, a service account's token.
+        // Annotations hold copies of the object, and values of controllers: OpenShift keeps a
+        // service account's token there.
         &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::Any],
     ];
     in_bodies(&BODIES, &inside)
 });
 
-/// What mutating webhooks have put into the object: kube-apiserver records their patches from the level Request on, which
-/// webhook has changed something (`mutation.webhook.admission.k8s.io/`) at each.
+/// The annotations with the patches of mutating webhooks. kube-apiserver records these from level
+/// Request on; the annotations that name the webhooks (`mutation.webhook.admission.k8s.io/`) it
+/// records at every level.
 const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
-/// Whatever webhooks and admission policies have put into the event's annotations, where it may
-/// quote a body: all that is not known to be kube-apiserver's own.
+/// The annotations of an event in which webhooks and admission policies may quote a body: all that
+/// are not known to be kube-apiserver's own.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// Annotations with words of kube-apiserver's own, or ours: whole, or up to the slash that ends
-/// them.
+/// The annotations that kube-apiserver or this relay writes with its own words: whole names, or
+/// prefixes that end in a slash.
 const OF_THE_SERVER: [&[u8]; 19] = [
     b"apiserver.k8s.io/",
     b"apiserver.latency.k8s.io/",
@@ -169,7 +176,7 @@ const OF_THE_SERVER: [&[u8]; 19] = [
     b"pod-security.kubernetes.io/exempt",
 ];
 
-/// Whether an annotation of an event is by admission, as far as its name says.
+/// Whether a webhook or an admission policy may have written the annotation with this name.
 pub(super) fn is_of_admission(name: &[u8]) -> bool {
     !OF_THE_SERVER.iter().any(|own| match own.ends_with(b"/") {
         true => name.starts_with(own),
@@ -177,18 +184,20 @@ pub(super) fn is_of_admission(name: &[u8]) -> bool {
     })
 }
 
-/// What is no part of an event at the level Metadata, besides its bodies.
+/// The annotations that an event of level Metadata does not have. Such an event has no bodies
+/// either.
 pub(super) fn above_metadata<'w>() -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, Why::Lowered)
 }
 
-/// What `omitManagedFields` of an audit policy takes away, in both bodies.
+/// The paths to `managedFields`, which `omitManagedFields` of an audit policy drops, for the
+/// request body and for the response body.
 static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
     let inside: [&[Step]; 1] = [&[Step::Known(b"metadata"), Step::Known(b"managedFields")]];
     BODIES.map(|body| in_bodies(&[body], &inside))
 });
 
-/// The same paths in each body, in the items of lists and in the rows of tables.
+/// The paths `inside` for each body, for the items of lists and for the rows of tables in it.
 fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     let mut paths = Vec::new();
     for body in bodies {
@@ -200,18 +209,21 @@ fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     paths
 }
 
-/// kube-apiserver records a patch as it was sent, with the managed fields in it, if any.
+/// Wishes to drop the managed fields from both bodies. The request body of a patch is not touched:
+/// kube-apiserver records a patch as the client sent it, with any managed fields in it.
 pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     let bodies = MANAGED_FIELDS.iter().skip(usize::from(*request.verb == *b"patch"));
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Whether a body of a request about Secrets is one of those whose secret parts are known.
+/// Whether a body of a request about Secrets has a shape whose secret parts are known.
 pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
     body == b"null" || is_known(body, true)
 }
 
-/// Items are Secrets and nothing else.
+/// Whether an object has a known shape. `is_body`: whether the object is a whole body, which may
+/// have the members of a list, a Status or DeleteOptions; an item of a list may have only those of
+/// a Secret.
 fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {
@@ -235,7 +247,7 @@ fn is_known(object: &[u8], is_body: bool) -> bool {
                 }
                 b"metadata" | b"data" | b"stringData" => true,
                 b"apiVersion" | b"type" | b"immutable" => is_plain,
-                // A Status has these, and DeleteOptions.
+                // Members of a Status or of DeleteOptions.
                 b"details" | b"preconditions" | b"dryRun" => is_body,
                 b"status" | b"message" | b"reason" | b"code" => is_body && is_plain,
                 b"gracePeriodSeconds" | b"orphanDependents" | b"propagationPolicy" => {
@@ -246,7 +258,8 @@ fn is_known(object: &[u8], is_body: bool) -> bool {
         })
 }
 
-/// What to take away from a Status that may quote its request.
+/// Wishes to drop the message and the causes from a Status that may quote its request. Empty if it
+/// cannot quote: every reason in it is [`is_the_servers`], and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
@@ -269,8 +282,8 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Reasons whose messages name the object and quote no values. `Forbidden` and `Unauthorized` are not among them: admission
-/// policies give them, with words of their own.
+/// Whether messages with this reason name the object and quote no values. `Forbidden` and
+/// `Unauthorized` are not among these reasons: admission policies use them with words of their own.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,
@@ -287,12 +300,13 @@ fn is_the_servers(reason: &[u8]) -> bool {
     )
 }
 
-/// An admission webhook denies with any reason and any words; kube-apiserver puts these in front of them.
+/// Whether the message is an admission webhook's. A webhook may deny with any reason and any words;
+/// kube-apiserver writes `admission webhook` before them.
 fn is_a_webhooks(message: &[u8]) -> bool {
     memchr::memmem::find(message, b"admission webhook ").is_some()
 }
 
-/// Whether a body is the server's word about a request.
+/// Whether a body is a Status: the server's message about a request.
 pub(super) fn is_status(body: &[u8]) -> bool {
     body.first() == Some(&b'{')
         && scan::members(body).any(|member| {

@@ -1,52 +1,57 @@
-//! The rules of a redaction as they are written, and what is made of them once.
+//! The rules of a redaction as a config file has them, and their compiled form.
 //!
-//! A resource is `RESOURCE` (of the core group), `GROUP/RESOURCE` or `GROUP/RESOURCE/SUBRESOURCE`, with `*` for any part;
-//! without a subresource it is the resource with all of them, which carry the same object. A field is a path from the
-//! event's top: names divided by dots, `["…"]` for a name with dots in it, `*` for any member or element.
+//! A resource is written `RESOURCE` (of the core group), `GROUP/RESOURCE` or
+//! `GROUP/RESOURCE/SUBRESOURCE`, with `*` for any part. Without a subresource it means the resource
+//! and all its subresources, because they carry the same object. A field is a path from the top of
+//! the event: names separated by dots, `["…"]` for a name with dots in it, `*` for any member or
+//! element.
 //!
-//! A path into a body means the object there. So it is also looked for in the items of a list and in the objects of a
-//! table's rows, and with it goes the copy of the whole object that `kubectl apply` keeps in an annotation.
+//! A path into a body means the object in that body. It is therefore also looked for in the items
+//! of a list and in the objects of a table's rows. The copy of the whole object that `kubectl
+//! apply` keeps in an annotation is redacted along with the path.
 
 use super::walk::Path;
 use super::walk::Step;
 use crate::audit::request::Object;
 
-/// What becomes of the fields of these resources.
+/// What happens to some fields of events about some resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// None: every event, also one about no object.
+    /// The resources. Empty: every event, even one that is about no object.
     pub resources: Vec<String>,
-    /// At least one.
+    /// The paths of the fields; at least one.
     pub fields: Vec<String>,
-    /// What becomes of them.
+    /// What happens to the values of these fields.
     pub with: With,
 }
 
-/// What becomes of a value that is not to leave.
+/// What happens to a value that must not leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum With {
-    /// It goes with its name.
+    /// The value is removed together with its name.
     Drop,
-    /// Its SHA-256 takes its place: equal values can still be told from others, and what can be guessed can be found.
+    /// The value is replaced by its SHA-256. Equal values can still be recognised as equal; a value
+    /// that can be guessed can be found by its hash.
     Sha256,
 }
 
-/// A rule that says nothing, or not what is meant.
+/// A mistake in a rule: the rule says nothing, or cannot mean what it says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Mistake {
-    /// Index of the rule.
+    /// The index of the rule, counted from 0.
     pub rule: usize,
-    /// The text at fault; empty where something is missing.
+    /// The text with the mistake; empty if something is missing.
     pub text: String,
-    /// What is wrong with it, and what is allowed.
+    /// What is wrong with the text, and what is allowed.
     pub what: String,
 }
 
-/// The longest path, in names. What walks along it calls itself for each.
+/// The longest path, in steps. The code that follows a path calls itself once for each step.
 pub(super) const STEPS_MAX: usize = 64;
 
-/// What a path may begin with. Without the others an event is none, or its time and place are lost.
+/// The members of an event with which a path may begin. The other members must stay: without them
+/// it is no audit event, or nobody knows its time or its object.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",
@@ -60,7 +65,8 @@ const ROOTS: [&str; 10] = [
     "sourceIPs",
 ];
 
-/// Of `objectRef`, only these: by the others the rules are found.
+/// The members of `objectRef` that a path may name. The others must stay, because rules are chosen
+/// by them.
 const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
 
 /// The API groups whose names have no dot, besides the core group.
@@ -69,7 +75,7 @@ const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "
 #[derive(Debug)]
 pub(super) struct Compiled {
     resources: Vec<Resource>,
-    /// Whether it looks into bodies.
+    /// Whether one of the paths leads into a body.
     pub(super) of_bodies: bool,
     pub(super) paths: Vec<Path>,
     pub(super) with: With,
@@ -109,11 +115,11 @@ impl Compiled {
     }
 }
 
-/// Where `kubectl apply` and its like keep a copy of an object.
+/// The path to the annotation in which `kubectl apply` and similar tools keep a copy of the object.
 const COPY: [Step; 3] =
     [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
 
-/// The same path in the items of a list, and in the objects of a table's rows.
+/// The path `inside` for the items of a list in `root`, and for the objects of a table's rows.
 pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     let root = Step::Name(root.into());
     [
@@ -259,7 +265,8 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
     }
 }
 
-/// What is in a bracket, and what is behind it.
+/// The step in a bracket, and the text after the bracket; `None` if the bracket is not written
+/// correctly.
 fn bracket(inside: &str) -> Option<(Step, &str)> {
     if let Some(behind) = inside.strip_prefix("*]") {
         return Some((Step::Any, behind));

@@ -1,11 +1,12 @@
-//! Texts of JSON with their escapes resolved, and where each byte of them was written.
+//! Resolves the escapes of JSON strings and URIs, and finds where each byte of the resolved text
+//! was written.
 //!
-//! A lone surrogate becomes U+FFFD, as in Go: what is written behind it is read all the same.
+//! A lone surrogate becomes U+FFFD, as in Go, and the text after it is read as usual.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// What stands between the quotes of a string, with its escapes resolved.
+/// The text of a JSON string with its escapes resolved. `raw` is what stands between the quotes.
 pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -15,7 +16,7 @@ pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text)
 }
 
-/// A value's text, where it is a string.
+/// The text of a value that is a JSON string; `None` for any other value.
 pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     match value {
         [b'"', inner @ .., b'"'] => Some(unescape(inner)),
@@ -23,24 +24,27 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-/// Makes of parts of an [`unescape`]d text those of what was written. They are in their order, and none reaches into another.
+/// Changes `parts` from ranges of the [`unescape`]d text to the ranges of `raw` in which those
+/// bytes are written. The parts must be in their order and must not overlap.
 pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk(raw, take));
 }
 
-/// The bytes that `%41` and its like stand for (RFC 3986 §2.1), among the others.
+/// Resolves percent-encoding (RFC 3986 §2.1), as in `A` for `%41`. All other bytes stay as they
+/// are.
 pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(raw.len());
     walk_percents(raw, |_, bytes| text.extend_from_slice(bytes));
     text
 }
 
-/// [`to_written`] of a [`percent_decode`]d text.
+/// Does what [`to_written`] does, for a [`percent_decode`]d text.
 pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk_percents(raw, take));
 }
 
-/// Goes through the text once more, so that no place of it is kept.
+/// Changes the bounds of `parts` from the decoded text to the raw text, which has `length` bytes.
+/// The text is decoded once more for this, so that no table from decoded to raw bytes is needed.
 fn trace(
     length: usize,
     parts: &mut [Range<usize>],
@@ -70,7 +74,8 @@ fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Hands out each character, or run of such as are not escaped, with its place.
+/// Calls `take` with each character of a JSON string, decoded, and with the index at which it is
+/// written. Bytes that are not part of an escape are handed over one by one.
 fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -86,7 +91,7 @@ fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// The character that an escape stands for, and the length of the escape.
+/// The character for the escape at the beginning of `text`, and the length of the escape in bytes.
 fn escape(text: &[u8]) -> (char, usize) {
     let unit = |text: &[u8]| match text {
         [b'\\', b'u', digits @ ..] => digits.get(..4).and_then(hex),

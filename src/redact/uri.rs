@@ -1,11 +1,11 @@
-//! Parts of a request's URI that let its reader act as somebody else: values of names such as
-//! `token`, and JSON Web Tokens anywhere.
+//! Finds the parts of a request's URI that let their reader act as somebody else: values of names
+//! such as `token`, and JSON Web Tokens anywhere.
 //!
-//! The URI is looked at as the server reads it: percent-encoding hides neither the name of a
-//! parameter nor a token. Names count in the query, within a parameter of it
-//! (`labelSelector=token=…`, a URI inside of the URI, the words of a `command` that is to be run in
-//! a pod) and in the path (`/a;token=…`). Tokens under another name that are no JSON Web Tokens are
-//! not known for what they are, and what is encoded twice is decoded once.
+//! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
+//! nor a token. Names are looked for in the query, within its parameters (`labelSelector=token=…`,
+//! a URI inside the URI, the words of a `command` that is to run in a pod), and in the path
+//! (`/a;token=…`). Two kinds of credentials are not found: one under an unknown name that is no
+//! JSON Web Token, and one that is encoded twice, because the URI is decoded once.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,17 +15,18 @@ use super::named::Command;
 use super::text;
 use super::web_token::web_tokens;
 
-/// What stands in a token's place.
+/// The text that replaces a credential.
 pub(super) const REDACTED: &[u8] = b"REDACTED";
 
-/// What stands in the place of a whole URI, as JSON.
+/// The text that replaces a whole URI, as a JSON string.
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 
-/// What is longer is not looked at, but goes as a whole: kube-apiserver takes no heads of requests beyond 1 MiB (Go's
-/// `http.DefaultMaxHeaderBytes`).
+/// The longest URI, in bytes, that is searched. A longer URI is replaced as a whole: kube-apiserver
+/// refuses requests with more than 1 MiB of headers (Go's `http.DefaultMaxHeaderBytes`), so it
+/// sends no longer one.
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
-/// The parts of a URI that are to be replaced by [`REDACTED`], in their order.
+/// The parts of a URI to replace by [`REDACTED`], in their order. They do not overlap.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let query = memchr::memchr(b'?', uri).unwrap_or(uri.len());
@@ -51,7 +52,7 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
-/// In each part between slashes what follows a name, up to the next slash.
+/// Finds credentials in the path. The value of a known name reaches to the next slash.
 fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     if memchr::memchr2(b'=', b'%', path).is_none() {
         return;
@@ -69,8 +70,8 @@ fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// Behind the question mark. A value reaches to the next `&` as it is written: it may hold whatever
-/// divides others.
+/// Finds credentials in the query, which begins at `at`. A value reaches to the next `&` that is
+/// not encoded: it may contain all other separators.
 fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     let mut command = Command::default();
     while at < uri.len() {
@@ -95,7 +96,7 @@ fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// A part of a query as the server reads it: with `+` for a space, and without percent-encoding.
+/// A part of the query as the server reads it: `+` means a space, and percent-encoding is resolved.
 fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr2(b'%', b'+', part).is_none() {
         return Cow::Borrowed(part);
@@ -105,7 +106,8 @@ fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text::percent_decode(&spaced))
 }
 
-/// Values in the decoded text of a part, which begins here: where they are written.
+/// Adds `values` to `found`. The values are ranges of the decoded text of `part`; what is added are
+/// the ranges of the URI in which they are written. `part` begins at `at` in the URI.
 fn note(part: &[u8], at: usize, mut values: Vec<Range<usize>>, found: &mut Vec<Range<usize>>) {
     if values.is_empty() {
         return;

@@ -1,10 +1,12 @@
-//! Goes through the values of an event along paths, and notes what is to be cut out or replaced.
+//! Follows paths through the values of an event, and notes which bytes to cut out or replace.
 //!
-//! A *wish* is what is left of a path at a value. It is met where nothing is left, and also where a name was followed to
-//! what cannot hold the rest: a text or number where an object is expected, an array where a name is looked for. What is
-//! written there is not what the path's author had in mind, so it is treated as all of it.
+//! A *wish* is the part of a path that is still to be followed at a value. It is met if no step is
+//! left. It is also met if a name led to a value that cannot hold the rest of the path: a text or
+//! number instead of an object, or an array in which a name is looked for. The author of the path
+//! did not expect such a value, so the whole value is treated as the one to redact.
 //!
-//! Each call goes one step along a path, so that paths bound how deep it calls itself, and events do not.
+//! Each recursive call follows one step of a path. The depth of the recursion is therefore bounded
+//! by the paths, not by the event.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -15,28 +17,29 @@ use super::rule::With;
 use super::text;
 use crate::audit::scan;
 
-/// From the event's top.
+/// The steps from the top of the event to a value.
 pub(super) type Path = Box<[Step]>;
 
 /// One step of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// The member of this name.
+    /// To the member with this name, which a rule of the config gives.
     Name(Box<[u8]>),
-    /// The same.
+    /// To the member with this name, which is a constant of the program.
     Known(&'static [u8]),
-    /// Any member or element.
+    /// To every member or element.
     Any,
-    /// An annotation with a copy of the object that it is on.
+    /// To annotations that hold a copy of the object that they are on.
     CopyOfTheObject,
-    /// Any member whose name begins so.
+    /// To every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
-    /// An annotation of an event that is not kube-apiserver's own.
+    /// To annotations of an event that are not kube-apiserver's own.
     OfAdmission,
 }
 
 impl Step {
-    /// Whether it leads to a member of this name, or where there is none, to an element.
+    /// Whether the step leads to a member with this name, or, if `name` is `None`, to an element of
+    /// an array.
     fn leads_to(&self, name: Option<&[u8]>) -> bool {
         match self {
             Self::Name(own) => name == Some(own),
@@ -51,22 +54,23 @@ impl Step {
     }
 }
 
-/// Why something is changed.
+/// The reason for a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The policy asks for less. Then a path that leads nowhere asks for nothing.
+    /// The policy asks for less of the event. A wish for this reason is met only if no step is
+    /// left.
     Lowered,
-    /// It must not leave.
+    /// The value must not leave.
     Redacted,
 }
 
-/// What is left of a path at a value.
+/// The part of a path that is still to be followed at a value, and what to do at the path's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish<'p> {
     rest: &'p [Step],
     with: With,
     why: Why,
-    /// Whether the last step was to a name.
+    /// Whether the last step led to a certain name, and not to any member or element.
     by_name: bool,
 }
 
@@ -75,7 +79,8 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Of those at a container, those at its child.
+    /// The wishes at a child of a container, from the wishes at the container. `name` is `None` for
+    /// an element of an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -85,14 +90,15 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// Of several wishes, the least gentle is followed.
+    /// The key by which the strongest of several wishes is the smallest: removing is stronger than
+    /// hashing.
     fn gentleness(wish: &&Self) -> bool {
         wish.with == With::Sha256
     }
 
     fn is_met_by(&self, value: &[u8]) -> bool {
         let Some(next) = self.rest.first() else { return true };
-        // What `*` has led to is one of many, and most of them may well be something else.
+        // A child that `*` led to is one of many, and the path may well not be about all of them.
         self.by_name
             && self.why == Why::Redacted
             && match value.first() {
@@ -102,24 +108,26 @@ impl<'p> Wish<'p> {
             }
     }
 
-    /// Whether an operation at this place of a document (RFC 6902) is about what the path leads to, or part of it, or holds it.
+    /// Whether a JSON Patch operation (RFC 6902) at this place is about the value to which the path
+    /// leads, about a part of it, or about a value that holds it.
     fn concerns(&self, pointer: &[Vec<u8>]) -> bool {
         self.rest.iter().zip(pointer).all(|(step, name)| step.leads_to(Some(name)))
     }
 }
 
-/// Bytes of the event that others take the place of.
+/// A range of the event's bytes, and the bytes that replace it.
 #[derive(Debug)]
 pub(super) struct Edit {
     pub(super) place: Range<usize>,
     pub(super) with: Cow<'static, [u8]>,
 }
 
-/// The most edits in one value. Each takes more memory than what it may be about: a value with more of them, a list of a
-/// hundred thousand objects, goes as a whole.
+/// The most edits in one value. An edit takes more memory than the text that it replaces may take.
+/// A value that needs more edits, such as a list of a hundred thousand objects, is dropped as a
+/// whole.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
-/// What is to be changed in one value.
+/// The edits in one value of the event, and the reasons for them.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     event: &'a [u8],
@@ -133,12 +141,13 @@ impl<'a> Walk<'a> {
         Self { event, edits: Vec::new(), lowered: false, redacted: false }
     }
 
-    /// Whether it has given up: then the whole value is to go.
+    /// Whether there are too many edits. If so, the caller must drop the whole value.
     pub(super) fn is_full(&self) -> bool {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Treats a value as the wishes at it say; `false`: it is to go.
+    /// Notes the edits that the wishes ask for in this value. Returns `false` if the caller must
+    /// remove the value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
         let Some(strongest) = met.min_by_key(Wish::gentleness) else {
@@ -175,7 +184,8 @@ impl<'a> Walk<'a> {
         removal.finish(&mut self.edits);
     }
 
-    /// [`Walk::value`] of a body: what a JSON patch (RFC 6902) puts into an object is treated as if it were in place.
+    /// Does what [`Walk::value`] does, for a body. If the body is a JSON Patch (RFC 6902), the
+    /// values that it puts into an object are treated as if they were in their place in the object.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let is_whole = |wish: &&Wish<'_>| wish.rest.is_empty();
         let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !is_whole(&wish);
@@ -200,7 +210,9 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// With the wishes at the body, and those of them at an element of it.
+    /// Notes the edits in one operation of a JSON Patch. `wishes` are those at the body,
+    /// `as_element` those at an element of the body. Returns `false` if the caller must remove the
+    /// operation.
     fn operation(
         &mut self,
         operation: &'a [u8],
@@ -209,7 +221,7 @@ impl<'a> Walk<'a> {
     ) -> bool {
         let redacting = wishes.iter().filter(|wish| wish.why == Why::Redacted);
         if operation.first() != Some(&b'{') {
-            // No operation: nobody knows what it is about.
+            // The element is no operation, and nobody knows what it is about.
             let Some(strongest) = redacting.min_by_key(Wish::gentleness) else {
                 return self.value(operation, as_element);
             };
@@ -246,9 +258,11 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The wishes that an operation of a JSON patch concerns; `None`: it does not say what it is about.
+/// The wishes that an operation of a JSON Patch concerns; `None` if the operation does not say what
+/// it is about.
 ///
-/// One place after the other: an operation may have as many as it has bytes.
+/// The members `path` and `from` are handled one after the other, without a list of them: an
+/// operation may repeat them millions of times.
 fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w Wish<'p>>> {
     let (mut others, mut has_path) = (wishes.iter().collect::<Vec<_>>(), false);
     let mut found = Vec::new();
@@ -263,7 +277,9 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
     has_path.then_some(found)
 }
 
-/// The first names of a place (RFC 6901). Where it has more, what begins as it does counts as being about it.
+/// The names in a JSON Pointer (RFC 6901), at most the first [`STEPS_MAX`] of them; a longer
+/// pointer counts as being about everything that begins like it. `None` if the text is no JSON
+/// Pointer.
 fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -288,23 +304,25 @@ fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(names.take(STEPS_MAX).map(unescape).collect())
 }
 
-/// A member of an object or element of an array, and where it begins.
+/// A member of an object or an element of an array, and its range in the event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Child<'a> {
-    /// As written.
+    /// The name of a member as it is written, without its quotes; `None` for an element.
     key: Option<&'a [u8]>,
+    /// The begin and the end in the event. A member begins with the quote of its name.
     pub(super) place: (usize, usize),
     pub(super) value: &'a [u8],
 }
 
 impl<'a> Child<'a> {
-    /// A member's name.
+    /// The name of a member with its escapes resolved; `None` for an element.
     pub(super) fn name(&self) -> Option<Cow<'a, [u8]>> {
         self.key.map(text::unescape)
     }
 }
 
-/// The members or elements of an object or array of the event.
+/// The members of an object, or the elements of an array; nothing for any other value. `container`
+/// must be a part of `event`.
 pub(super) fn children<'a>(
     event: &'a [u8],
     container: &'a [u8],
@@ -315,29 +333,32 @@ pub(super) fn children<'a>(
     let elements = scan::elements(container).map(|element| (None, element));
     members.chain(elements).map(|(key, value)| {
         let own = place(event, value);
-        // A key begins behind its quote.
+        // `key` begins after its quote.
         let start = key.map_or(own.start, |key| place(event, key).start - 1);
         Child { key, place: (start, own.end), value }
     })
 }
 
-/// Where in the event a part of it is.
+/// The range of the event's bytes that `part` is. `part` must be a slice of `event`.
 pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - event.as_ptr() as usize;
     start..start + part.len()
 }
 
-/// Cuts children out of a container, each run of them with one comma.
+/// Cuts children out of a container. Adjacent children are one run, and each run is cut out
+/// together with one of the commas beside it.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
-    /// Where the run begins that is under way, and where its last child ends.
+    /// The run that is not yet cut out: where its first child begins, and where its last child
+    /// ends.
     run: Option<(usize, usize)>,
-    /// Behind the last child that stays.
+    /// The end of the last child that stays.
     kept: Option<usize>,
 }
 
 impl Removal {
-    /// In their order.
+    /// Takes the next child of the container; `stays` says whether it stays. Children must be given
+    /// in their order.
     pub(super) fn pass(&mut self, child: &Child<'_>, stays: bool, edits: &mut Vec<Edit>) {
         let (start, end) = child.place;
         if !stays {
@@ -350,7 +371,8 @@ impl Removal {
         self.kept = Some(end);
     }
 
-    /// Says where the last child that stays ends.
+    /// Cuts out the last run. Returns the end of the last child that stays, `None` if no child
+    /// stays.
     pub(super) fn finish(self, edits: &mut Vec<Edit>) -> Option<usize> {
         if let Some((first, end)) = self.run {
             edits.push(Edit { place: self.kept.unwrap_or(first)..end, with: Cow::default() });
@@ -359,7 +381,8 @@ impl Removal {
     }
 }
 
-/// Of a text its characters, whichever way they are written; of all else what is written.
+/// The SHA-256 of a value as a JSON string, `"sha256:…"`. A text is hashed with its escapes
+/// resolved, so that its spelling does not matter; any other value is hashed as it is written.
 fn sha256(value: &[u8]) -> Vec<u8> {
     let text = text::string(value);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_deref().unwrap_or(value));

@@ -1,8 +1,9 @@
-//! JSON Web Tokens, wherever an event has one: in values and names, in each of its members.
+//! Finds JSON Web Tokens in an event: in every string, whether it is a value or a name.
 //!
-//! `eyJ…` is how the JSON object begins in base64 that a token (RFC 7519) begins with. Its parts
-//! are of base64's letters and divided by dots, none of which JSON has to escape. Whoever sends a
-//! patch may escape them all the same, so that texts with escapes are read with these resolved.
+//! A token (RFC 7519) begins with a JSON object in base64, and such an object begins with `eyJ`.
+//! The parts of a token consist of the letters of base64 and are separated by dots, and JSON
+//! requires no escape for any of these characters. The sender of a patch may escape them
+//! nevertheless, so strings with escapes are searched after their escapes are resolved.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -14,16 +15,17 @@ use super::uri::REDACTED;
 use super::walk::EDITS_MAX;
 use crate::audit::scan;
 
-/// How a token begins.
+/// The first characters of every token.
 static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));
 
-/// Whether [`redact`] is to look for tokens in this event: few have what one begins with.
-/// `spells_letters`: whether the event may have letters as escapes.
+/// Whether [`redact`] must search this event for tokens. `false` for most events, because they do
+/// not contain the beginning of a token. `spells_letters` says whether the event may have letters
+/// that are written as escapes; such an event is always searched.
 pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     let mut at = 0;
     while let Some(found) = BEGINNING.find(event.get(at..).unwrap_or_default()) {
         at = run(event, at + found);
-        // Behind a backslash the header may go on.
+        // After a backslash, an escaped character may continue the token's header.
         if matches!(event.get(at), Some(b'.' | b'\\')) {
             return true;
         }
@@ -31,10 +33,11 @@ pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     spells_letters
 }
 
-/// The event without tokens, which is never longer; `None`: it has none.
+/// The event with its tokens replaced; `None` if it has no tokens. The result is never longer than
+/// the event.
 ///
-/// Names that are tokens get a number from the second one on, where there is room, so that no two
-/// become the same.
+/// If names of members are tokens, the second and later ones get a number, as far as there is room,
+/// so that no two names become equal.
 pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let (mut copied, mut at, mut names) = (0, 0, 0_usize);
@@ -62,7 +65,8 @@ pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Writes what takes a token's place, in at most so many bytes.
+/// Writes the replacement of a token into at most `length` bytes, with its number if the number is
+/// more than 1 and there is room for it.
 fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     let numbered = format!("-{number}");
     out.extend_from_slice(REDACTED.get(..length).unwrap_or(REDACTED));
@@ -71,7 +75,8 @@ fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     }
 }
 
-/// The tokens of what stands between the quotes of a string; all of it where there are too many.
+/// The tokens between the quotes of a string. If there are [`EDITS_MAX`] or more, one range that
+/// covers the whole string.
 fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
     let some = |text: &[u8]| web_tokens(text).take(EDITS_MAX).collect::<Vec<_>>();
     let mut parts;
@@ -88,20 +93,21 @@ fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
     parts
 }
 
-/// The tokens of a text, in their order.
+/// The ranges of the tokens in a text, in their order.
 pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     web_tokens_by(text, |from| run(text, from))
 }
 
-/// Finds the end of the letters of base64 that begin here.
+/// The end of the run of base64 letters that begins at `from`.
 fn run(text: &[u8], from: usize) -> usize {
     let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let rest = text.get(from..).unwrap_or_default();
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Looks at each run at most twice, as a header and as the claims behind one: a text may be nothing
-/// but beginnings of tokens.
+/// Finds tokens, with `run` to find the end of a run of base64 letters. Each run is read at most
+/// twice, as a header and as the claims after a header, so that a text of nothing but beginnings of
+/// tokens costs no more than its length.
 fn web_tokens_by(
     text: &[u8],
     mut run: impl FnMut(usize) -> usize,
@@ -111,14 +117,15 @@ fn web_tokens_by(
         while let Some(found) = BEGINNING.find(text.get(at..)?) {
             let start = at + found;
             let header = run(start);
-            // Whatever follows this run follows all that may begin further on in it.
+            // A token that begins later in this run would be followed by the same character, so the
+            // rest of the run is skipped.
             at = header;
             if text.get(header) != Some(&b'.') {
                 continue;
             }
             let claims = run(header + 1);
             if claims > header + 1 && text.get(claims) == Some(&b'.') {
-                // An encrypted one (RFC 7516) has five parts.
+                // An encrypted token (RFC 7516) has five parts.
                 at = claims;
                 while text.get(at) == Some(&b'.') {
                     at = run(at + 1);
@@ -157,10 +164,10 @@ mod tests {
                 r#"{"eyJh.eyJz.Signature":1,"eyJh.eyJy.Signature" :2,"eyJh.eyJ.c":"eyJh.eyJz.Signature"}"#,
                 r#"{"REDACTED":1,"REDACTED-2" :2,"REDACTED-3":"REDACTED"}"#,
             ),
-            // As short as may be: never longer than it was.
+            // The replacement is cut, because it is never longer than the token.
             (r#"{"a":"eyJ.b."}"#, r#"{"a":"REDACT"}"#),
             (r#"{"eyJ.b.c":"eyJ.b.c"}"#, r#"{"REDACTE":"REDACTE"}"#),
-            // Texts within texts, and escapes.
+            // JSON inside a string, and strings with escapes.
             (r#"{"a":"{\"b\":\"eyJh.eyJz.Sig\"}"}"#, r#"{"a":"{\"b\":\"REDACTED\"}"}"#),
             (r#"{"a":"\u0065yJh\u002eeyJz.S\u0069g\n"}"#, r#"{"a":"REDACTED\n"}"#),
             (r#"{"a":"\u123eyJh.eyJz.Sig"}"#, r#"{"a":"\u123eyJh.eyJz.Sig"}"#),
@@ -169,7 +176,7 @@ mod tests {
                 r#"{"a":"x\"eyJh.eyJz.Sig","b\\":"eyJh.eyJz.Sig"}"#,
                 r#"{"a":"x\"REDACTED","b\\":"REDACTED"}"#,
             ),
-            // None of these is one.
+            // No tokens.
             (r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#, r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#),
             (r#"{"a":"eyJh.eyJz"}"#, r#"{"a":"eyJh.eyJz"}"#),
             (r#"{"a":"eyJh","b":".eyJz.Sig"}"#, r#"{"a":"eyJh","b":".eyJz.Sig"}"#),
