@@ -1,10 +1,13 @@
-//! What leaves by an output, event by event: which events, and what of them.
+//! Decides, event by event, what an output sends: whether the event leaves, and with which changes.
 //!
-//! An event is looked at in this order: does it match (`match`), what level do the policies ask for (`policy`), has it left
-//! before (`deduplicate`), and then what of it leaves: bodies and managed fields that the policies leave out, what is to be
-//! redacted (`redact`), what is added (`annotate`), and what has to go because it is too large (`max_event_bytes`).
+//! The decisions are made in this order: does the event match (`match`); which level do the
+//! policies ask for (`policy`); has the event left before (`deduplicate`). If it leaves, the
+//! changes are made in this order: bodies and managed fields that the policies omit, what must not
+//! leave (`redact`), what is added (`annotate`), and bodies that make the event too large
+//! (`max_event_bytes`).
 //!
-//! It knows events and no batches, queues or consumers. It is never asked where an output has no filter.
+//! The filter knows events, and no batches, queues or consumers. It is not called for an output
+//! without filter settings.
 
 use std::fs::File;
 use std::io;
@@ -37,33 +40,35 @@ mod seen;
 
 pub use seen::Seen;
 
-/// What becomes of an event.
+/// What happens to an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It leaves as it is.
+    /// The event leaves as it is.
     Untouched,
-    /// It leaves changed.
+    /// The event leaves changed.
     Changed(Changes),
-    /// It is not for this output.
+    /// The event does not match, or a policy drops it: it is not meant for this output.
     Dropped,
-    /// It has left before.
+    /// The same event has left before.
     Duplicate,
-    /// Without its bodies it is still too large.
+    /// The event is too large even without its bodies, and this output does not send such events.
     TooLarge,
 }
 
-/// What was changed, as it is counted; an event that only got annotations has none of it.
+/// The changes to an event that are counted. All are `false` for an event that only got
+/// annotations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// A policy asks for less of it.
+    /// A policy asked for less than the event had.
     pub lowered: bool,
-    /// It held what is redacted.
+    /// The event had something that must not leave.
     pub redacted: bool,
-    /// It was too large.
+    /// The event was too large, and lost a body.
     pub trimmed: bool,
 }
 
-/// The rules of one output. What they read from files can be read again while they are in use.
+/// The filter settings of one output. Their policy files can be read again while the rules are in
+/// use.
 pub struct Rules {
     matches: Vec<Matcher>,
     files: Vec<PathBuf>,
@@ -72,12 +77,13 @@ pub struct Rules {
     annotations: Option<Annotations>,
     bytes_max: Option<usize>,
     window: Option<Duration>,
-    /// What is too large does not leave.
+    /// Whether an event that is too large is given up. If not, it leaves, and the consumer decides.
     gives_up: bool,
 }
 
 impl Rules {
-    /// As the config says, but for the policies: [`Rules::read`] and [`Rules::apply`] come before any event.
+    /// The rules of this config, without policies yet: call [`Rules::read`] and [`Rules::apply`]
+    /// before the first event.
     #[must_use]
     pub fn new(config: &config::Filter, rejected: Rejected) -> Self {
         let annotate = config.annotate.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -86,24 +92,25 @@ impl Rules {
             matches: config.matches.iter().map(Matcher::new).collect(),
             files: config.policies.clone(),
             policies: ArcSwap::default(),
-            // The config was read with it.
+            // The config's reader has compiled these rules already, to check them.
             redaction: config
                 .redact
                 .as_ref()
                 .map(|rules| Redaction::new(rules).expect("rules that were checked")),
             annotations: (!config.annotate.is_empty()).then(|| Annotations::new(annotate)),
-            // Beyond memory is no limit.
+            // A limit that does not fit into `usize` is more than the memory, and therefore no
+            // limit.
             bytes_max: bytes_max.and_then(Result::ok),
             window: config.deduplicate,
             gives_up: rejected != Rejected::Retry,
         }
     }
 
-    /// Reads the policies. Blocks.
+    /// Reads the policy files. Blocks.
     ///
     /// # Errors
     ///
-    /// What is wrong with them, one line each.
+    /// What is wrong with the files, one line for each mistake.
     pub fn read(&self) -> Result<Vec<Policy>, Vec<String>> {
         let (mut policies, mut wrong) = (Vec::new(), Vec::new());
         for file in &self.files {
@@ -115,23 +122,23 @@ impl Rules {
         if wrong.is_empty() { Ok(policies) } else { Err(wrong) }
     }
 
-    /// Puts what was read in force, from the next batch on.
+    /// Makes these policies apply, from the next batch on.
     pub fn apply(&self, policies: Vec<Policy>) {
         self.policies.store(Arc::new(policies));
     }
 }
 
-/// Reads a file with an audit policy. Blocks.
+/// Reads an audit policy from a file. Blocks.
 ///
 /// # Errors
 ///
-/// Every mistake in it, as `FILE:LINE:COLUMN: what`.
+/// Every mistake in the file, as `FILE:LINE:COLUMN: what`.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     let name = file.display();
     let unreadable = |error: io::Error| vec![format!("{name}: cannot read it: {error}")];
     let mut bytes = Vec::new();
     let opened = File::open(file).map_err(unreadable)?;
-    // One byte more tells one that is too large.
+    // One byte more than allowed is read, so that a file that is too large is recognised.
     opened.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
@@ -146,16 +153,16 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     })
 }
 
-/// The events of some lines, one after the other.
+/// An iterator over the events of some lines.
 pub enum Events<'a> {
-    /// Each with what it says of its request.
+    /// Each event with its request, read from the event.
     Read(Reader<'a>),
-    /// Where nobody asks for that.
+    /// Each event with an empty request, because no rule needs the request.
     Split(&'a [u8], Request<'a>),
 }
 
 impl<'a> Events<'a> {
-    /// The next, without its line's end.
+    /// The next event, without the line break at its end; `None` after the last event.
     #[allow(
         clippy::should_implement_trait,
         reason = "what it gives is its own until it is asked again"
@@ -172,30 +179,34 @@ impl<'a> Events<'a> {
     }
 }
 
-/// An event that [`Filter::judge`] is asked about.
+/// An event for [`Filter::judge`] to decide about.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
-    /// As it was received.
+    /// The event's bytes as they were received.
     pub event: &'a [u8],
-    /// What it says of its request.
+    /// The event's request.
     pub request: &'a Request<'a>,
-    /// Its number: what is asked about twice has the same one.
+    /// The event's position. An event that is judged again, for a retry, has the same position
+    /// again.
     pub position: Position,
-    /// How long ago it was accepted.
+    /// The time since the event was accepted.
     pub age: Duration,
 }
 
-/// The rules of an output, with what they remember. Owned by its delivery.
+/// The rules of an output, and the memory of the events that have left. Owned by the output's
+/// delivery.
 pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
     seen: Option<Seen>,
-    /// What has left before is still to be told to `seen`.
+    /// Whether the history is not loaded yet: `seen` must still be told which events left before
+    /// this process began.
     knows_nothing: bool,
 }
 
 impl Filter {
-    /// With what the one before it remembers.
+    /// A filter with these rules. `seen` is the memory of the filter that this one replaces, if
+    /// there was one.
     #[must_use]
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
@@ -210,13 +221,15 @@ impl Filter {
         Self { rules, policies, seen, knows_nothing }
     }
 
-    /// What it remembers, for the next; nothing, where it was not told all that it asks for.
+    /// The memory for the filter that replaces this one. `None` if this filter remembers nothing,
+    /// or if its history was not loaded completely.
     #[must_use]
     pub fn into_seen(self) -> Option<Seen> {
         self.seen.filter(|_| !self.knows_nothing)
     }
 
-    /// Before a batch: takes over policies that were read anew. Nothing before this position is asked for again.
+    /// To be called before each batch: takes over policies that were read again. Events before
+    /// position `settled` are final and will not be judged again.
     pub fn renew(&mut self, settled: Position) {
         self.policies = self.rules.policies.load_full();
         if let Some(seen) = &mut self.seen {
@@ -224,36 +237,37 @@ impl Filter {
         }
     }
 
-    /// For how long what has left is remembered; `None`: not at all.
+    /// How long events that have left are remembered; `None` if they are not.
     #[must_use]
     pub fn window(&self) -> Option<Duration> {
         self.rules.window
     }
 
-    /// How far back [`Filter::remember`] is to be told what has left; `None`: not at all.
+    /// How far back [`Filter::remember`] must be told which events have left; `None` if nothing
+    /// needs to be told.
     #[must_use]
     pub fn asks_for(&self) -> Option<Duration> {
         self.rules.window.filter(|_| self.knows_nothing)
     }
 
-    /// What has left already, before this process.
+    /// Tells the filter about an event that left before this process began.
     pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }
 
-    /// That was all.
+    /// Tells the filter that [`Filter::remember`] was called for all events of the history.
     pub fn remembers(&mut self) {
         self.knows_nothing = false;
     }
 
-    /// These have not left after all.
+    /// Tells the filter that the events at these positions have not left after all.
     pub fn forget(&mut self, positions: Range<Position>) {
         if let Some(seen) = &mut self.seen {
             seen.forget(positions);
         }
     }
 
-    /// The events of some lines, as [`Filter::judge`] wants them.
+    /// Splits lines into events for [`Filter::judge`].
     #[must_use]
     pub fn events<'a>(&self, lines: &'a [u8]) -> Events<'a> {
         let Self { rules, policies, .. } = self;
@@ -264,7 +278,8 @@ impl Filter {
         }
     }
 
-    /// What becomes of an event. Where it leaves changed, `changed` gets it.
+    /// Decides what happens to an event. For [`Verdict::Changed`], the changed event is appended to
+    /// `changed`, which must be empty.
     pub fn judge(&mut self, asked: &Asked<'_>, changed: &mut Vec<u8>) -> Verdict {
         let Asked { event, request, position, age } = *asked;
         let Self { rules, policies, seen, .. } = self;
@@ -290,7 +305,7 @@ impl Filter {
         if has_left(seen, event, position, age) {
             return Verdict::Duplicate;
         }
-        // What has another level than the four may hold anything.
+        // An event of an unknown level may have bodies, so it is treated as the highest level.
         if level < Level::of(&request.level).unwrap_or(Level::RequestResponse) {
             change.level = match level {
                 Level::Request => Some(redact::Level::Request),

@@ -1,16 +1,19 @@
-//! The memory of what has left, so that an event that kube-apiserver sends again leaves once.
+//! Remembers which events have left, so that an event that kube-apiserver sends twice leaves once.
 //!
-//! An event is known by SHA-256 of its bytes as they were received, cut to 128 bits. Not by its auditID: who sends a request
-//! chooses it, and could hide an event behind another's. And not by a faster hash: he chooses other bytes of events as well,
-//! and must not be able to make two that collide.
+//! An event is recognised by the SHA-256 of its bytes as they were received, cut to 128 bits. Its
+//! auditID cannot be used: the sender of a request chooses it, and could hide an event by giving it
+//! the auditID of another. A faster hash cannot be used either: the sender also chooses other bytes
+//! of the event, and must not be able to make two events with the same hash.
 //!
-//! What is taken for a duplicate does not leave, so every doubt is decided the other way: what was forgotten, what comes out
-//! of order, and what is outside the window leaves again. An event is never a duplicate of itself, however often it is read:
-//! a retry has the position that it had. All that has left within the window is remembered with its position, and not only
-//! the last of its kind, so that what is read again from some position on is judged as it was the first time.
+//! An event that is taken for a duplicate does not leave, and is lost if that was wrong. In every
+//! doubtful case the event therefore leaves again: if its first copy is forgotten, out of order, or
+//! outside the window. An event is never a duplicate of itself, however often it is read: a retry
+//! has the same position. All events that have left within the window are remembered, each with its
+//! position, and not only the last copy of each. When the queue is read again from an earlier
+//! position, every event is therefore judged as it was the first time.
 //!
-//! It does not know what became of an event: whoever asks says which did not leave after all ([`Seen::forget`]), and how far
-//! everything is final ([`Seen::settled`]).
+//! The memory does not know what happened to an event. Its user tells it which events did not leave
+//! after all ([`Seen::forget`]), and up to which position everything is final ([`Seen::settled`]).
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -22,41 +25,45 @@ use tokio::time::Instant;
 
 use crate::position::Position;
 
-/// Events that are remembered. Each takes 32 bytes, and 10 to be found by: a million are 44 MB, which is as much as kube-apiserver
-/// sends in five minutes at 3,000 events a second. Its retries of a batch end earlier.
+/// The most events that are remembered. An event takes 32 bytes, and 10 bytes in the hash table: a
+/// million events take 44 MB. At 3,000 events per second, kube-apiserver sends a million in five
+/// minutes, and it stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// What [`Seen::received`] has before its own beginning. Nothing in a queue is older.
+/// How far the axis of [`Seen::received`] reaches back before this memory was made. No event in a
+/// queue is older.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// 128 bits.
+/// The first 128 bits of an event's SHA-256.
 type Hash = [u64; 2];
 
-/// An event that has left, or is about to.
+/// An event that has left or is about to leave.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: Hash,
     position: Position,
-    /// In ms.
+    /// When the event was received, in milliseconds on the axis of [`Seen::received`].
     received: u64,
 }
 
-/// What has left through one output. Owned by its delivery, and handed on to the one that takes its place.
+/// The events that have left through one output. Owned by the output's delivery, which hands the
+/// memory on to the delivery that replaces it.
 pub struct Seen {
-    /// In ms.
+    /// The deduplication window in milliseconds.
     window: u64,
     events_max: usize,
     begun: Instant,
-    /// By position. What was forgotten stays here until it is the oldest, and is in the table no more.
+    /// The events in the order of their positions. A forgotten event stays here until it is the
+    /// oldest, but is no longer in the table.
     entries: VecDeque<Entry>,
-    /// The number of the first of them.
+    /// The number of the first entry. The number of each further entry is one more.
     first: u32,
-    /// Their numbers, by hash.
+    /// The numbers of the entries, by hash.
     table: HashTable<u32>,
 }
 
 impl Seen {
-    /// Nothing has left yet.
+    /// A memory in which no event has left yet.
     #[must_use]
     pub fn new(window: Duration) -> Self {
         Self::with_room(window, EVENTS_MAX)
@@ -73,21 +80,24 @@ impl Seen {
         }
     }
 
-    /// From now on the window is another. What was forgotten by the old one stays so.
+    /// Changes the window. Events that were forgotten because of the old window stay forgotten.
     pub fn set_window(&mut self, window: Duration) {
         self.window = millis(window);
     }
 
-    /// When something was received that is so old now, on an axis that begins long before this memory does.
+    /// The time at which an event of this age was received. It is counted from a moment 100 years
+    /// before this memory was made, so that it is never negative.
     #[must_use]
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
-    /// Whether these bytes have left at an earlier position, and were received within the window before or after. If not, they
-    /// are about to leave, and are remembered, unless something behind them is already.
+    /// Whether the same bytes have left at an earlier position and were received at most one window
+    /// before or after this event. If not, the event is remembered as leaving, unless an event at a
+    /// later position is remembered already.
     ///
-    /// Positions are asked for in order, and again in order from any one on.
+    /// Positions must be passed in ascending order. The caller may go back to an earlier position,
+    /// and must ascend again from there.
     #[must_use]
     pub fn check(&mut self, event: &[u8], position: Position, received: Duration) -> bool {
         let (hash, received) = (hash(event), millis(received));
@@ -109,7 +119,8 @@ impl Seen {
         is_duplicate
     }
 
-    /// What is at these positions has not left, and will not: what repeats it is to leave.
+    /// Tells the memory that the events at these positions have not left and will not leave. An
+    /// event that repeats one of them may leave.
     pub fn forget(&mut self, positions: Range<Position>) {
         let start = self.entries.partition_point(|known| known.position < positions.start);
         let inside = self.entries.range(start..).enumerate();
@@ -122,8 +133,8 @@ impl Seen {
         }
     }
 
-    /// All before this position is final, and will not be asked for again: of that, what is outside the window of all that may
-    /// be is forgotten.
+    /// Tells the memory that everything before `watermark` is final and will not be checked again.
+    /// Events that no later event can repeat within the window are then forgotten.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {
@@ -153,7 +164,7 @@ impl Seen {
     fn forget_oldest(&mut self) {
         let Some(oldest) = self.entries.pop_front() else { return };
         let number = self.first;
-        // Otherwise it was forgotten before.
+        // If the table has no such number, the event was forgotten before.
         if let Ok(found) = self.table.find_entry(oldest.hash[0], |other| *other == number) {
             found.remove();
         }
@@ -161,7 +172,8 @@ impl Seen {
     }
 }
 
-/// Numbers begin again at 0 behind the last; there are never so many at a time.
+/// The number of the entry at `index`. Numbers wrap around to 0 after the largest `u32`; there are
+/// never so many entries at a time.
 fn number(first: u32, index: usize) -> u32 {
     first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX))
 }
