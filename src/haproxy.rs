@@ -1,10 +1,12 @@
-//! haproxy.cfg of a forwarder → a config of ours: what `migrate haproxy` prints.
+//! Translates a forwarder's haproxy.cfg into a config of this relay: the work of `migrate haproxy`.
 //!
-//! HAProxy passes each request to one server of one backend; here every output gets every event. So one backend becomes
-//! one output, its servers the output's URLs, and every frontend that sends to it a listener. A line that has no
-//! counterpart, or that is done differently here, is named with the reason, and never dropped in silence.
+//! HAProxy passes each request to one server of one backend, but in a relay every output gets every
+//! event. One backend therefore becomes one output, the servers of that backend become the output's
+//! URLs, and each frontend that sends to the backend becomes a listener. A line that has no
+//! counterpart, or whose counterpart works differently, is reported with the reason. No line is
+//! dropped in silence.
 //!
-//! Source: HAProxy's configuration manual, 2.6.
+//! Source: HAProxy's configuration manual, version 2.6.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,48 +25,49 @@ mod write;
 use options::Bind;
 use output::Output;
 
-/// A config of ours, made from one of HAProxy's.
+/// A config of this relay, made from a haproxy.cfg.
 #[derive(Debug)]
 pub struct Migrated {
-    /// The TOML, with what is in `left` as comments before it.
+    /// The config as TOML. It begins with a comment for each entry of `left`.
     pub config: String,
-    /// Directives without a counterpart, in the order of their lines.
+    /// The directives without a counterpart, in the order of their lines.
     pub left: Vec<Left>,
 }
 
-/// A directive that could not be carried over, or is done differently.
+/// A directive that could not be carried over, or whose counterpart works differently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
-    /// From 1.
+    /// The line in the haproxy.cfg, counted from 1.
     pub line: usize,
-    /// As the file has it, white space aside; passwords are left out.
+    /// The directive as the file has it, with single spaces between its words. Passwords are left
+    /// out.
     pub directive: String,
-    /// Why, and what the relay does instead.
+    /// Why the directive was not carried over, and what the relay does instead.
     pub reason: String,
 }
 
-/// There is nothing to make a config from.
+/// The error for a haproxy.cfg from which no config can be made.
 #[derive(Debug, Error)]
 #[error("{missing}: nothing is written")]
 pub struct Unusable {
     missing: &'static str,
-    /// What could not be used.
+    /// The directives that were tried and could not be used.
     pub left: Vec<Left>,
 }
 
-/// The config that does what `text`, a haproxy.cfg, does for a forwarder of audit events. `name` is what comments call
-/// that file.
+/// Makes the config that does for audit events what `text`, a haproxy.cfg, does. `name` is the name
+/// of that file for comments in the config.
 ///
 /// # Errors
 ///
-/// No frontend listens, or none of them leads to a server.
+/// No frontend has a usable `bind` line, or no frontend leads to a usable server.
 pub fn migrate(text: &str, name: &str) -> Result<Migrated, Unusable> {
     let file = read::read(text);
     let mut notes = Notes::default();
     for (line, why) in &file.unreadable {
         notes.left(line, *why);
     }
-    // Only what was tried: that nothing else is used goes without saying.
+    // Report only the lines that were tried: no config is written, so no other line is used either.
     let unusable = |missing: &'static str, notes: &mut Notes| {
         Err(Unusable { missing, left: std::mem::take(&mut notes.left) })
     };
@@ -108,15 +111,15 @@ pub fn migrate(text: &str, name: &str) -> Result<Migrated, Unusable> {
     Ok(Migrated { config: config.to_string(), left })
 }
 
-/// What became of each line so far.
+/// The lines of the haproxy.cfg that are dealt with so far.
 #[derive(Debug, Default)]
 struct Notes {
-    /// Numbers of lines that need no explanation.
+    /// The lines that are carried over completely, by their numbers. They need no explanation.
     carried: BTreeSet<usize>,
     left: Vec<Left>,
 }
 
-/// A directive and a reason are shown up to here.
+/// The most characters that are shown of a directive or a reason.
 const SHOWN_CHARS_MAX: usize = 300;
 
 impl Notes {
@@ -124,12 +127,12 @@ impl Notes {
         self.carried.insert(line.number);
     }
 
-    /// The whole line.
+    /// Reports a whole line as not carried over.
     fn left(&mut self, line: &Line, reason: impl Into<String>) {
         self.part(line, &shown(line), reason);
     }
 
-    /// Part of a line.
+    /// Reports a part of a line as not carried over.
     fn part(&mut self, line: &Line, directive: &str, reason: impl Into<String>) {
         let left = Left {
             line: line.number,
@@ -139,7 +142,8 @@ impl Notes {
         self.left.push(left);
     }
 
-    /// Explains every line that nothing was said of.
+    /// Adds a reason for every line that is neither carried over nor reported yet. Returns all
+    /// reports in the order of their lines. `used` are the sections that are carried over.
     fn finish(mut self, file: &File, used: &BTreeSet<usize>) -> Vec<Left> {
         let explained: BTreeSet<usize> = self.left.iter().map(|left| left.line).collect();
         for (place, section) in file.sections.iter().enumerate() {
@@ -160,17 +164,18 @@ impl Notes {
     }
 }
 
-/// At most so much of it, on one line: it becomes part of a comment.
+/// The text as it may stand in a comment of one line: at most [`SHOWN_CHARS_MAX`] characters, and
+/// no control characters.
 fn printable(text: &str) -> String {
     let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().take(SHOWN_CHARS_MAX).map(printable).collect()
 }
 
-/// The line's words, but no passwords.
+/// The words of the line without passwords.
 fn shown(line: &Line) -> String {
     let secret_from = match (line.word(0), line.word(1)) {
         ("stats", "auth") | ("user", _) => 2,
-        // A header may hold a token.
+        // The value of a header may be a token.
         ("http-request" | "http-response", "set-header" | "add-header") => 3,
         _ => usize::MAX,
     };
@@ -181,7 +186,7 @@ fn shown(line: &Line) -> String {
     shown
 }
 
-/// Why a directive has no counterpart, by its first words.
+/// Why the relay has no counterpart for a directive, by the directive's first words.
 fn reason(line: &Line) -> &'static str {
     match (line.word(0), line.word(1)) {
         ("option", "httplog" | "tcplog") | ("log-format", _) => {
@@ -216,7 +221,7 @@ fn reason(line: &Line) -> &'static str {
     }
 }
 
-/// Lines of the sections that are carried over, by what they are about.
+/// The sections that are carried over: some frontends and the backend to which they send.
 struct Chain<'a> {
     file: &'a File,
     frontends: &'a [usize],
@@ -224,14 +229,15 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// The sections, the nearer to the sender first, each before its defaults.
+    /// The sections from the frontends to the backend, each followed by its `defaults` section.
     fn sections(&self) -> impl Iterator<Item = usize> {
         let own = self.frontends.iter().copied().chain([self.backend]);
         let with_defaults = |place: usize| [Some(place), self.file.sections[place].defaults];
         own.flat_map(with_defaults).flatten()
     }
 
-    /// The lines that begin so in these sections or, where they have none, in their defaults; each once.
+    /// The lines in these sections that begin with these words. If a section has none, the lines of
+    /// its `defaults` section count. Each line occurs once in the result.
     fn lines(&self, places: &[usize], words: &[&str]) -> Vec<&'a Line> {
         let mut found: Vec<&Line> = Vec::new();
         for &place in places {
@@ -267,12 +273,12 @@ fn matching<'a>(section: &'a Section, words: &[&str]) -> Vec<&'a Line> {
     section.lines.iter().filter(|line| line.is(words)).collect()
 }
 
-/// What the `global` sections say that others build on.
+/// The settings of the `global` sections that other sections depend on.
 #[derive(Debug, Default)]
 struct Global {
     ca_base: Option<String>,
     crt_base: Option<String>,
-    /// `ssl-server-verify none`.
+    /// Whether `ssl-server-verify none` is set, so that servers' certificates are not checked.
     trusts_all_servers: bool,
     bind_options: Vec<String>,
     server_options: Vec<String>,
@@ -295,7 +301,8 @@ impl Global {
                     Some(count) => global.maxconn = Some(count),
                     None => continue,
                 },
-                // `log` is for whoever says `log global`.
+                // A `log` line takes effect only in sections with `log global`; `Log::read` looks
+                // there.
                 _ => continue,
             }
             notes.carried(line);
@@ -303,7 +310,7 @@ impl Global {
         global
     }
 
-    /// A path as HAProxy finds it.
+    /// The path of a file, relative to the base directory as HAProxy reads it.
     fn path(base: Option<&String>, path: &str) -> String {
         match base {
             Some(base) if !path.starts_with('/') => {
@@ -314,7 +321,7 @@ impl Global {
     }
 }
 
-/// The section that shows HAProxy's statistics and sends nowhere.
+/// The section that shows HAProxy's statistics and sends to no server; `None` if the file has none.
 fn statistics_of(file: &File, notes: &mut Notes) -> Option<usize> {
     let place = file.sections.iter().position(|section| {
         let has = |words: &[&str]| !matching(section, words).is_empty();
@@ -338,13 +345,16 @@ fn statistics_of(file: &File, notes: &mut Notes) -> Option<usize> {
     Some(place)
 }
 
-/// Where the statistics were: our status page.
+/// The address of HAProxy's statistics page, which the relay's status page takes over; `None` if
+/// that address cannot be used.
 fn bind_of_statistics(section: &Section, notes: &mut Notes) -> Option<Bind> {
     let binds = binds(section, &Global::default(), notes);
     binds.into_iter().find(|bind| bind.tls.is_none())
 }
 
-/// `admin.address`: where the statistics were, else where the probes of a pod reach it, at a port that no listener has.
+/// The value of `admin.address`: the address of HAProxy's statistics page if its port is free, else
+/// all addresses of the pod with the first free port from 9090 on. A port is free if no listener
+/// has it.
 fn admin_address(statistics: Option<Bind>, binds: &[Bind]) -> String {
     let is_free = |port: &str| binds.iter().all(|bind| bind.port() != port);
     if let Some(bind) = statistics.filter(|bind| is_free(bind.port())) {
@@ -354,7 +364,8 @@ fn admin_address(statistics: Option<Bind>, binds: &[Bind]) -> String {
     format!("0.0.0.0:{port}")
 }
 
-/// The backend, and the frontends that send to it: those of the first frontend that leads to a server.
+/// The backend to carry over, and all frontends that send to it. The backend is that of the first
+/// frontend that leads to a server; `None` if no frontend does.
 fn route(file: &File, statistics: Option<usize>, notes: &mut Notes) -> Option<(usize, Vec<usize>)> {
     let mut routes: Vec<(usize, usize)> = Vec::new();
     for (place, section) in file.sections.iter().enumerate() {
@@ -382,7 +393,8 @@ fn route(file: &File, statistics: Option<usize>, notes: &mut Notes) -> Option<(u
     Some((backend, ours.into_iter().map(|(front, _)| front).collect()))
 }
 
-/// Where a frontend sends to.
+/// The section to whose servers a frontend sends; `None` if the frontend names none that exists. A
+/// `listen` section may have the servers itself.
 fn backend_of(file: &File, place: usize, notes: &mut Notes) -> Option<usize> {
     let section = &file.sections[place];
     let find = |name: &str| {
@@ -417,16 +429,17 @@ fn backend_of(file: &File, place: usize, notes: &mut Notes) -> Option<usize> {
     backend
 }
 
-/// The addresses that a section listens on.
+/// The listeners for the `bind` lines of a section.
 fn binds(section: &Section, global: &Global, notes: &mut Notes) -> Vec<Bind> {
     let lines = matching(section, &["bind"]);
     lines.into_iter().flat_map(|line| Bind::read(line, global, notes)).collect()
 }
 
-/// The most that `limits.max_connections` takes.
+/// The largest value that `limits.max_connections` accepts.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// The number of a `maxconn`.
+/// The value of a `maxconn` line, lowered to what the relay accepts; `None` if it is not a number
+/// above 0.
 fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     let count = line.word(1).parse().ok().filter(|&count: &u64| count > 0)?;
     if count > CONNECTIONS_MAX {
@@ -435,11 +448,12 @@ fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     Some(count.min(CONNECTIONS_MAX))
 }
 
-/// Why a time is not carried over.
+/// The reason for a time that is not carried over.
 const NO_TIME: &str =
     "no time from 1ms to a year: the relay's default stays, since every wait of it has an end";
 
-/// A time of HAProxy: milliseconds where it has no unit. `None`: it is none, or zero, which means no limit.
+/// Reads a time of HAProxy; a number without a unit is in milliseconds. `None` if the text is no
+/// time, or a time below 1 ms or above a year. HAProxy takes 0 to mean no limit.
 fn time(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -453,11 +467,11 @@ fn time(text: &str) -> Option<Duration> {
         "d" => number.checked_mul(86_400_000)?,
         _ => return None,
     };
-    // A year is the longest that our config takes.
+    // The relay's config accepts no time above a year.
     (1..=31_536_000_000).contains(&millis).then(|| Duration::from_millis(millis))
 }
 
-/// `[limits]`, where it is not its default.
+/// The settings of `[limits]` that differ from their defaults; `None` is the default.
 #[derive(Debug, Default)]
 struct Limits {
     max_connections: Option<u64>,
@@ -466,10 +480,11 @@ struct Limits {
     idle_timeout: Option<Duration>,
 }
 
-/// kube-apiserver keeps a connection for 90 s: whoever closes earlier meets its next request.
+/// kube-apiserver keeps an idle connection open for 90 s. A server that closes it earlier may break
+/// kube-apiserver's next request.
 const KEPT_BY_SENDERS: Duration = Duration::from_secs(90);
 
-/// `limits.body_timeout` by default.
+/// The default of `limits.body_timeout`.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Limits {
@@ -511,7 +526,7 @@ impl Limits {
     }
 }
 
-/// `[log]`, where it is not its default.
+/// The settings of `[log]` that differ from their defaults.
 #[derive(Debug, Default)]
 struct Log {
     level: Option<&'static str>,
@@ -532,7 +547,8 @@ impl Log {
         log
     }
 
-    /// `log TARGET [len N] [format F] … FACILITY [LEVEL [MINLEVEL]]`.
+    /// Takes the format and the level of a line `log TARGET [len N] [format F] … FACILITY [LEVEL
+    /// [MINLEVEL]]`.
     fn take(&mut self, line: &Line, notes: &mut Notes) {
         if !["stdout", "stderr", "fd@1", "fd@2"].contains(&line.word(1)) {
             let why = "the relay logs to standard error, where the node's log collector takes it";

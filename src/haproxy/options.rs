@@ -1,4 +1,4 @@
-//! The options of `bind` and `server` lines, and what becomes of a `bind`.
+//! Reads the options of `bind` and `server` lines, and makes listeners of `bind` lines.
 
 use std::net::IpAddr;
 
@@ -6,7 +6,7 @@ use super::Global;
 use super::Notes;
 use super::read::Line;
 
-/// Options that stand alone; all others are followed by one word.
+/// The options without a value. Every other option is followed by one word, its value.
 const ALONE: [&str; 46] = [
     "accept-proxy",
     "agent-check",
@@ -56,7 +56,7 @@ const ALONE: [&str; 46] = [
     "v6only",
 ];
 
-/// An option and its word, where it has one.
+/// An option, and its value, which is empty for an option without one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Switch {
     pub(super) name: String,
@@ -64,12 +64,12 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Whether it has the word that it needs.
+    /// Whether the option has the value that it needs.
     pub(super) fn is_whole(&self) -> bool {
         !self.value.is_empty() || ALONE.contains(&self.name.as_str())
     }
 
-    /// As the line has it.
+    /// The option as the line has it.
     pub(super) fn shown(&self) -> String {
         if self.value.is_empty() {
             self.name.clone()
@@ -79,7 +79,7 @@ impl Switch {
     }
 }
 
-/// The options among these words.
+/// Reads these words as options.
 pub(super) fn switches(words: &[String]) -> Vec<Switch> {
     let mut switches = Vec::new();
     let mut words = words.iter();
@@ -91,40 +91,41 @@ pub(super) fn switches(words: &[String]) -> Vec<Switch> {
     switches
 }
 
-/// The lowest version of TLS that an option asks for, where it is about that: ours are 1.2 and 1.3.
+/// The lowest TLS version that an option asks for, if the option is about that; else `None`.
+/// `Some(None)` means that the relay's default is enough: its lowest version is 1.2.
 pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
     match (switch.name.as_str(), switch.value.as_str()) {
         ("ssl-min-ver", "TLSv1.3") | ("force-tlsv13" | "no-tlsv12", _) => Some(Some("1.3")),
-        // The relay begins at 1.2.
+        // The relay accepts no TLS below 1.2, so these options ask for nothing more.
         ("ssl-min-ver", _) | ("no-sslv3" | "no-tlsv10" | "no-tlsv11", _) => Some(None),
         _ => None,
     }
 }
 
-/// A listener.
+/// A listener, made from one address of a `bind` line.
 #[derive(Debug)]
 pub(super) struct Bind {
-    /// `IP:PORT`.
+    /// The address, as `IP:PORT`.
     pub(super) address: String,
     pub(super) tls: Option<BindTls>,
 }
 
-/// `[listener.tls]`.
+/// A table `[listener.tls]` of the config.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BindTls {
-    /// The chain and the key, one file.
+    /// The file with both the certificate chain and the private key.
     pub(super) certificate: String,
     pub(super) client_ca: Option<String>,
     pub(super) min_version: Option<&'static str>,
 }
 
 impl Bind {
-    /// Its port, which servers without one of their own have.
+    /// The port of the listener. A server without a port of its own has this port.
     pub(super) fn port(&self) -> &str {
         host_and_port(&self.address).map_or("", |(_, port)| port)
     }
 
-    /// `bind ADDRESS[,…] [options]`: one each.
+    /// Makes a listener for each address in `bind ADDRESS[,…] [options]`.
     pub(super) fn read(line: &Line, global: &Global, notes: &mut Notes) -> Vec<Self> {
         let mut words = global.bind_options.clone();
         words.extend_from_slice(line.words.get(2..).unwrap_or_default());
@@ -147,7 +148,7 @@ impl Bind {
                 }
                 "ca-file" => ca = Some(Global::path(global.ca_base.as_ref(), &switch.value)),
                 "verify" => verify.clone_from(&switch.value),
-                // Both are offered here.
+                // The relay offers both protocols.
                 "alpn" if switch.value.contains("http/1.1") || switch.value.contains("h2") => {}
                 _ => notes.part(line, &format!("bind … {}", switch.shown()), reason(switch)),
             }
@@ -197,7 +198,8 @@ fn reason(switch: &Switch) -> &'static str {
     }
 }
 
-/// `IP:PORT` of `[ADDRESS]:PORT`; all of IPv4 where there is no address.
+/// The `IP:PORT` of a listener for `[ADDRESS]:PORT`; without an address, all of IPv4. `None` if the
+/// text is neither.
 fn bind_address(text: &str) -> Option<String> {
     let (host, port) = host_and_port(text)?;
     match host {
@@ -210,13 +212,14 @@ fn bind_address(text: &str) -> Option<String> {
     }
 }
 
-/// Whether it is known only where the relay runs.
+/// Whether the text has an environment variable, so that its value is known only when the relay
+/// runs.
 pub(super) fn is_variable(text: &str) -> bool {
     text.contains("${env:")
 }
 
-/// What stands before and behind the colon of an address, the host without brackets. `None`: there is no port, or none
-/// that could be one.
+/// The host, without brackets, and the port of an address. `None` if the address has no port, or
+/// one that is not between 1 and 65535.
 pub(super) fn host_and_port(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
     let (host, port) = match text.rsplit_once(':')? {

@@ -1,4 +1,4 @@
-//! A backend and its servers: an `http` output.
+//! Makes an `http` output of a backend and its servers.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use super::read::Line;
 use super::time;
 use crate::config;
 
-/// `[[output]]`.
+/// A table `[[output]]` of the config. Settings that are `None` keep their default.
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) name: String,
     pub(super) urls: Vec<String>,
-    /// Only where it is not the default.
+    /// Whether `strategy` is `round_robin`. If not, the default strategy holds.
     pub(super) is_round_robin: bool,
     pub(super) headers: Vec<(String, String)>,
     pub(super) tls: Option<ServerTls>,
@@ -29,31 +29,32 @@ pub(super) struct Output {
     pub(super) request: Option<Duration>,
 }
 
-/// `[output.tls]`.
+/// A table `[output.tls]` of the config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ServerTls {
     pub(super) ca: Option<String>,
-    /// The chain and the key, one file.
+    /// The file with both the certificate chain and the private key.
     pub(super) certificate: Option<String>,
     pub(super) server_name: Option<String>,
     pub(super) min_version: Option<&'static str>,
     pub(super) insecure_skip_verify: bool,
 }
 
-/// A `server` line.
+/// A `server` line of the backend.
 struct Server<'a> {
     line: &'a Line,
-    /// `host:port`.
+    /// The server's address, as `host:port`.
     address: String,
     tls: Option<ServerTls>,
     is_backup: bool,
 }
 
-/// `timeouts.request` by default.
+/// The default of `timeouts.request`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Output {
-    /// `None`: no server can be used. `port` is that of the frontend.
+    /// Makes the output. `None` if no server can be used. Servers without a port of their own get
+    /// `port`, the port of the first listener.
     pub(super) fn read(
         chain: &Chain<'_>,
         global: &Global,
@@ -61,9 +62,10 @@ impl Output {
         notes: &mut Notes,
     ) -> Option<Self> {
         let mut servers = servers(chain, global, port, notes);
-        // The order is that of use: a backup comes after all others.
+        // URLs are used in their order, so the backup servers come after all others.
         servers.sort_by_key(|server| server.is_backup);
-        // Who verifies goes first: nobody's carelessness becomes another's.
+        // If the servers' TLS settings differ, settings that verify certificates win: one server
+        // without verification must not switch it off for the others.
         let settings = || servers.iter().filter_map(|server| server.tls.as_ref());
         let verifying = settings().find(|tls| !tls.insecure_skip_verify);
         let tls = verifying.or_else(|| settings().next()).cloned();
@@ -80,7 +82,7 @@ impl Output {
         for server in &servers {
             let scheme = if server.tls.is_some() { "https" } else { "http" };
             let url = format!("{scheme}://{}/", server.address);
-            // Those of a server-template are one name.
+            // All servers of a `server-template` have the same URL.
             if !urls.contains(&url) {
                 urls.push(url);
             }
@@ -95,7 +97,8 @@ impl Output {
     }
 }
 
-/// `strategy`: HAProxy takes the servers in turn unless told otherwise.
+/// Whether the output takes its URLs in turn (`strategy = "round_robin"`). HAProxy takes the
+/// servers in turn by default.
 fn balance(chain: &Chain<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool {
     let has_backup = servers.iter().any(|server| server.is_backup);
     let lines = chain.of_backend(&["balance"]);
@@ -155,7 +158,8 @@ fn timeouts(chain: &Chain<'_>, notes: &mut Notes) -> (Option<Duration>, Option<D
     (connect, request)
 }
 
-/// `http-request set-header NAME VALUE` without condition or expression.
+/// The headers that lines such as `http-request set-header NAME VALUE` set, if they have neither a
+/// condition nor an expression.
 fn headers(chain: &Chain<'_>, notes: &mut Notes) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::new();
     for line in chain.of_all(&["http-request"]) {
@@ -195,7 +199,8 @@ fn servers<'a>(
     for line in &chain.file.sections[chain.backend].lines {
         let at = match line.word(0) {
             "server" => 2,
-            // `server-template PREFIX COUNT NAME:PORT`: all addresses of the name are used.
+            // In `server-template PREFIX COUNT NAME:PORT` the address is the third word. One URL is
+            // enough, because the relay uses all addresses of a name.
             "server-template" => 3,
             _ => continue,
         };
@@ -279,7 +284,7 @@ fn server<'a>(
     Some(Server { line, address, tls: is_tls.then_some(tls), is_backup })
 }
 
-/// Whether a certificate can be for it.
+/// Whether the text can be the name in a certificate.
 fn is_name(text: &str) -> bool {
     is_variable(text) || config::server_name(text).is_ok()
 }
@@ -313,7 +318,8 @@ fn reason(switch: &Switch) -> &'static str {
     }
 }
 
-/// `host:port` of a URL; HAProxy's server has the frontend's port where it names none.
+/// The `host:port` of a URL for a server's address; `port` is used if the address has none. `None`
+/// if the address is not a host.
 fn address(text: &str, port: &str) -> Option<String> {
     let (host, port) = host_and_port(text).unwrap_or((text, port));
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -325,13 +331,13 @@ fn address(text: &str, port: &str) -> Option<String> {
     }
 }
 
-/// A name for metrics and cursors, made from a backend's.
+/// Makes an output's name, which metrics and cursors use, from a backend's name.
 fn name(backend: &str) -> String {
     let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = backend.chars().map(part).take(56).collect();
     match name.trim_start_matches('-') {
         "" => "consumer".to_owned(),
-        // What metrics call the queue itself.
+        // Metrics use `queue` for the queue itself.
         "queue" => "backend-queue".to_owned(),
         name => name.to_owned(),
     }

@@ -1,39 +1,40 @@
-//! haproxy.cfg as sections of lines of words ("Quoting and escaping" and "Environment variables" of HAProxy's
-//! configuration manual, section 2).
+//! Reads a haproxy.cfg into sections, lines and words, by the rules of "Quoting and escaping" and
+//! "Environment variables" in section 2 of HAProxy's configuration manual.
 //!
-//! A word is a string of our config at once: `${env:NAME}` where HAProxy reads `${NAME}`, and `$${` for `${` itself.
+//! Each word is returned as a string of the relay's config: an environment variable that HAProxy
+//! would insert becomes `${env:NAME}`, and a literal `${` becomes `$${`.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// A line that says something.
+/// A line with at least one word. Empty lines and comments are skipped.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// From 1.
+    /// The line number, counted from 1.
     pub(super) number: usize,
-    /// At least one.
+    /// The words of the line; at least one.
     pub(super) words: Vec<String>,
 }
 
 impl Line {
-    /// The word at this place, or nothing.
+    /// The word with this index, or an empty text if the line has fewer words.
     pub(super) fn word(&self, index: usize) -> &str {
         self.words.get(index).map_or("", String::as_str)
     }
 
-    /// Whether it begins so.
+    /// Whether the line begins with these words.
     pub(super) fn is(&self, words: &[&str]) -> bool {
         words.iter().enumerate().all(|(index, word)| self.word(index) == *word)
     }
 }
 
-/// From one section keyword to the next.
+/// A section: its keyword's line, and all lines up to the next section's keyword.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Section {
-    /// `frontend`, say.
+    /// The line with the section's keyword, such as `frontend main`.
     pub(super) head: Line,
     pub(super) lines: Vec<Line>,
-    /// The place of the `defaults` section that it starts from.
+    /// The index of the `defaults` section that applies to this section; `None` if none applies.
     pub(super) defaults: Option<usize>,
 }
 
@@ -47,11 +48,11 @@ impl Section {
     }
 }
 
-/// What a file holds.
+/// The contents of a haproxy.cfg.
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) sections: Vec<Section>,
-    /// Lines that can't be read or stand in no section, and why.
+    /// The lines that cannot be read or are in no section, each with the reason.
     pub(super) unreadable: Vec<(Line, &'static str)>,
 }
 
@@ -102,7 +103,8 @@ pub(super) fn read(text: &str) -> File {
     file
 }
 
-/// The `defaults` that a section names behind `from`, else the last one before it.
+/// The `defaults` section that applies to a new section: the one that the section names after
+/// `from`, else the last one before the section. A `defaults` section without `from` has none.
 fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
     let from = match head.words.iter().position(|word| word == "from") {
         Some(place) => head.word(place + 1),
@@ -115,7 +117,7 @@ fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
     sections.iter().rposition(matches)
 }
 
-/// The words of a line, and whether its last quote has an end.
+/// The words of a line, and whether all of its quotes are closed.
 fn words(text: &str) -> (Vec<String>, bool) {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -144,7 +146,7 @@ fn words(text: &str) -> (Vec<String>, bool) {
     (words, true)
 }
 
-/// A character that stands for itself.
+/// Adds a character that has no special meaning. A literal `${` is written as `$${`.
 fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     word.push(c);
     if c == '$' && rest.peek() == Some(&'{') {
@@ -152,7 +154,7 @@ fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Behind a backslash outside strong quotes.
+/// Reads the rest of an escape, after a backslash that is not between single quotes.
 fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     match rest.next() {
         Some('n') => word.push('\n'),
@@ -167,7 +169,8 @@ fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Up to the closing `'`: nothing in it means anything.
+/// Reads up to the closing `'`; no character before it has a special meaning. `false` if the quote
+/// is not closed.
 fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         if c == '\'' {
@@ -178,7 +181,7 @@ fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     false
 }
 
-/// Up to the closing `"`: escapes and variables.
+/// Reads up to the closing `"`, with escapes and variables. `false` if the quote is not closed.
 fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         match c {
@@ -191,7 +194,7 @@ fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     false
 }
 
-/// `$NAME`, `${NAME}` or `${NAME-default}`, behind its `$`.
+/// Reads `$NAME`, `${NAME}` or `${NAME-default}`, whose `$` is read already.
 fn variable(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     let is_braced = rest.next_if_eq(&'{').is_some();
     let in_a_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';

@@ -1,4 +1,4 @@
-//! A config of ours as TOML.
+//! Writes a config of this relay as TOML.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::Log;
 use super::options::Bind;
 use super::output::Output;
 
-/// What there is to write.
+/// The parts of the config to write.
 pub(super) struct Config<'a> {
     pub(super) name: &'a str,
     pub(super) left: &'a [Left],
@@ -127,7 +127,8 @@ fn time(f: &mut fmt::Formatter<'_>, key: &str, limit: Option<Duration>) -> fmt::
     }
 }
 
-/// A basic string of TOML, which takes JSON's escapes.
+/// A basic string of TOML. The escapes of JSON are valid in TOML too; only U+007F must be escaped
+/// in addition.
 fn string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
