@@ -14,6 +14,7 @@ pub(crate) mod chance;
 pub(crate) mod consumer;
 pub(crate) mod corpus;
 pub(crate) mod filesystem;
+pub(crate) mod generated;
 pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod http_sink;
