@@ -1,8 +1,12 @@
-//! `replay`: sends the events of audit.log files again, as kube-apiserver's webhook would have.
+//! Sends the events of audit.log files again, as kube-apiserver's webhook would have sent them: the
+//! work of the command `replay`.
 //!
-//! One thread reads and checks (`input`), some requests are under way at once (`client`), and a *frontier* follows what has
-//! been accepted without a gap: the resume file holds it, and nothing behind it is ever passed over. What was accepted
-//! beyond it comes again after a stop; requests that may be are bounded. It never prints: [`Replay::run`] sends notes.
+//! One thread reads and checks the files (`input`). Several requests are under way at once
+//! (`client`). The *frontier* is the point up to which everything has been accepted without a gap.
+//! The resume file holds the frontier, so that a later run skips nothing that was not accepted.
+//! Events that were accepted after the frontier are sent a second time by a later run; the number
+//! of such requests is bounded. The code here never prints: [`Replay::run`] sends notes to its
+//! caller.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -32,123 +36,129 @@ use input::Item;
 use input::Place;
 use resume::State;
 
-/// Requests that may be accepted beyond one that is not, as a multiple of those under way.
+/// How far requests may run ahead of the oldest one that is not accepted: the most requests after
+/// the frontier, as a multiple of the requests under way at once.
 const WINDOW: usize = 2;
 
-/// Bytes of requests under way; a larger one goes alone.
+/// The most bytes of request bodies under way at once. A larger request is sent while no other is
+/// under way.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// The resume file is written so often.
+/// How often the resume file is written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// With a rate, requests may be so much late and still be followed at once by the next.
+/// With a rate: how far the sending may fall behind the rate and still catch up. What it falls
+/// behind further is not made up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// With a rate, so many requests a second at least, if need be with fewer events each.
+/// With a rate: the least number of requests per second. If the rate is low, requests have fewer
+/// events, so that the stream stays even.
 const REQUESTS_PER_SECOND: u32 = 4;
 
-/// What to do with a line that is no event.
+/// What to do with a line that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLine {
-    /// Nothing behind it is sent.
+    /// Stop: nothing after the line is sent.
     Stop,
-    /// It is told and counted.
+    /// Skip the line, and report and count it.
     Skip,
 }
 
-/// What to send, and how.
+/// What to send, and how to send it.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// In this order; `-` is standard input.
+    /// The files, in the order in which they are sent; `-` is standard input.
     pub files: Vec<PathBuf>,
-    /// Events per second.
+    /// The rate in events per second; `None`: as fast as the consumer accepts them.
     pub rate: Option<NonZeroU32>,
-    /// Events of a request, at most.
+    /// The most events of a request.
     pub batch_events: usize,
-    /// Bytes of a request, at most; one larger event goes alone.
+    /// The most bytes of a request. A larger event is sent in a request of its own.
     pub batch_bytes: usize,
-    /// Requests under way at once.
+    /// The most requests under way at once.
     pub concurrency: usize,
-    /// Where the progress is kept.
+    /// The resume file, which keeps the progress; `None`: the progress is not kept.
     pub resume: Option<PathBuf>,
-    /// See there.
+    /// What to do with a line that is not an event.
     pub on_bad_line: OnBadLine,
 }
 
-/// Something to tell while it runs.
+/// A message to the operator while the replay runs.
 #[derive(Debug, Clone)]
 pub enum Note {
-    /// A line that is skipped.
+    /// A line was skipped.
     BadLine {
-        /// Its file.
+        /// The file of the line.
         file: PathBuf,
-        /// Counted from 1.
+        /// The line's number, counted from 1.
         line: u64,
-        /// What is wrong.
+        /// What is wrong with the line.
         what: String,
     },
-    /// A request that is tried again.
+    /// A request has failed and will be tried again.
     Retrying {
-        /// Its file, and its lines counted from 1.
+        /// The file from which the request's events were read.
         file: PathBuf,
-        /// The first.
+        /// The first line of the request's events, counted from 1.
         first_line: u64,
-        /// And the last.
+        /// The last line of the request's events, counted from 1.
         last_line: u64,
-        /// Why and when.
+        /// Why the attempt failed, and when the next one follows.
         failed: Failed,
     },
 }
 
-/// How far it is.
+/// The progress of a replay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    /// Events in requests, each counted once.
+    /// Events of the requests that were sent. An event in a request that is tried again counts
+    /// once.
     pub sent: u64,
-    /// Those that were accepted.
+    /// Events that were accepted.
     pub accepted: u64,
-    /// Bytes of the bodies that were accepted.
+    /// Bytes of the request bodies that were accepted.
     pub bytes: u64,
-    /// Lines that were skipped.
+    /// Lines that were skipped because they are not events.
     pub bad_lines: u64,
-    /// Of the files' sizes, what is done without a gap.
+    /// Bytes of the files up to the frontier.
     pub file_bytes: u64,
-    /// Events that earlier runs of this resume file have sent.
+    /// Events that earlier runs with the same resume file have sent.
     pub events_before: u64,
 }
 
-/// Why it has ended before the end of the files.
+/// Why a replay stopped before the end of its files.
 #[derive(Debug, Clone)]
 pub struct Stopped {
-    /// What happened.
+    /// The reason.
     pub what: String,
-    /// Everything before this place is accepted: the file, and the line to go on with, counted from 1. `None`: everything
-    /// that could be read is.
+    /// The file and the line, counted from 1, with which the next run goes on; everything before is
+    /// accepted. `None`: everything that could be read is accepted.
     pub at: Option<(PathBuf, u64)>,
-    /// The lines of the request that was not accepted, in a file.
+    /// The file, and the first and last line, that caused the stop; `None` if no line did.
     pub lines: Option<(PathBuf, u64, u64)>,
 }
 
-/// Why it has not begun.
+/// Why a replay could not start.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unusable(String);
 
-/// What is ready to be run.
+/// A replay that is ready to run.
 pub struct Replay {
     settings: Settings,
     state: State,
 }
 
 impl Replay {
-    /// Looks at the files and reads the resume file. Blocks.
+    /// Checks that the files can be read, and reads the resume file. Blocks.
     ///
     /// # Errors
     ///
-    /// [`Unusable`]: what can't be read or written.
+    /// [`Unusable`] names the file that cannot be read or written.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
         for file in settings.files.iter().filter(|file| file.as_os_str() != "-") {
-            // A pipe is opened once, or its writer would meet the end of the first opening.
+            // Only regular files are opened for this check. A pipe must be opened only once,
+            // because closing it would end it for its writer.
             let found = std::fs::metadata(file).and_then(|found| {
                 if found.is_file() {
                     std::fs::File::open(file)?;
@@ -181,7 +191,8 @@ impl Replay {
         Ok(Self { settings, state })
     }
 
-    /// Where it goes on, if another run has begun: the file, and the line counted from 1.
+    /// The file and the line, counted from 1, with which this run begins; `None` if no earlier run
+    /// has sent anything.
     #[must_use]
     pub fn resumes_at(&self) -> Option<(PathBuf, u64)> {
         let last = self.state.files.last().filter(|last| last.lines > 0)?;
@@ -189,7 +200,7 @@ impl Replay {
         Some((file.clone(), last.lines + 1))
     }
 
-    /// The files' sizes together, where all of them have one.
+    /// The size of all files together, in bytes; `None` if one of them has no size, such as a pipe.
     #[must_use]
     pub fn file_bytes(&self) -> Option<u64> {
         let size = |file: &PathBuf| {
@@ -199,11 +210,12 @@ impl Replay {
         self.settings.files.iter().map(size).sum()
     }
 
-    /// Sends everything, until `stop`.
+    /// Sends all events, until the end of the files or until `stop` is cancelled.
     ///
     /// # Errors
     ///
-    /// [`Stopped`]: what can't be sent or read, or `stop`. The resume file is written.
+    /// [`Stopped`] says what could not be sent or read, or that `stop` was cancelled. The resume
+    /// file is written in either case.
     pub async fn run(
         self,
         client: Client,
@@ -225,7 +237,8 @@ impl Replay {
         };
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();
-        // It ends when nobody takes its items any more. One that hangs in a read is left behind with the process.
+        // The thread ends when `items` is dropped. A thread that hangs in a read is left behind,
+        // and ends with the process.
         let reading = std::thread::Builder::new()
             .name("replay-reader".to_owned())
             .spawn(move || input::read_all(&plan, &sender, &for_reader));
@@ -255,7 +268,8 @@ impl Replay {
     }
 }
 
-/// A request that has been sent, in the order of the files.
+/// A request that has been sent and that the frontier has not passed. They are kept in the order of
+/// the files.
 struct Sent {
     end: Place,
     events: u64,
@@ -263,13 +277,15 @@ struct Sent {
     accepted: bool,
 }
 
-/// What has been accepted without a gap, and what has been sent behind it.
+/// The point up to which everything has been accepted without a gap, and the requests that were
+/// sent after it.
 struct Frontier {
     state: State,
-    /// The number of the first request in `sent`.
+    /// The number of the first request in `sent`. Requests are numbered from 0.
     first: u64,
     sent: VecDeque<Sent>,
-    /// The file that it is in, and the lines before it there.
+    /// The index of the file in which the frontier is, and the number of lines before it in that
+    /// file.
     at: (usize, u64),
 }
 
@@ -291,7 +307,8 @@ impl Frontier {
         }
     }
 
-    /// Takes what is done at its front.
+    /// Passes the first request and returns it; `None` if it is not accepted yet. `files` are the
+    /// paths for the resume file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Sent> {
         let done = self.sent.pop_front_if(|sent| sent.accepted)?;
         self.first += 1;
@@ -312,7 +329,7 @@ impl Frontier {
     }
 }
 
-/// Writes the resume file beside everything else.
+/// Writes the resume file in the background.
 #[derive(Default)]
 struct Saver {
     saved: Option<State>,
@@ -320,7 +337,7 @@ struct Saver {
 }
 
 impl Saver {
-    /// Begins to write, where something has changed and nothing is being written.
+    /// Begins to write, if the state has changed and no write is under way.
     fn save(&mut self, file: Option<&PathBuf>, state: &State) {
         let Some(file) = file.filter(|_| self.writing.is_none()) else { return };
         if self.saved.as_ref() != Some(state) {
@@ -330,11 +347,11 @@ impl Saver {
         }
     }
 
-    /// Waits until it is written.
+    /// Waits until the write that is under way has ended; waits for ever if there is none.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it is written on; it is waited for by the next call.
+    /// If the future is dropped, the write goes on, and the next call waits for it.
     async fn written(&mut self) -> Result<(), String> {
         let Some(writing) = &mut self.writing else { return std::future::pending().await };
         let written = writing.await;
@@ -347,12 +364,13 @@ impl Saver {
     }
 }
 
-/// Why it stops.
+/// The reason to stop.
 struct Trouble {
     what: String,
-    /// The file and the lines that it is about.
+    /// The file, and the first and last line, that caused the stop.
     lines: Option<(PathBuf, u64, u64)>,
-    /// What was read before is sent to its end, with all attempts.
+    /// Whether the requests that were read before are still sent, with all their attempts. If not,
+    /// no attempt follows, and the requests under way end after five seconds at most.
     finishes: bool,
 }
 
@@ -366,7 +384,7 @@ impl Trouble {
     }
 }
 
-/// As [`Client::post`], with what to say of a failure.
+/// Does what [`Client::post`] does, and describes the failure as text.
 async fn post(
     client: &Client,
     connection: &mut Option<Connection>,
@@ -382,7 +400,7 @@ async fn post(
     })
 }
 
-/// What a lane brings back.
+/// The result of a lane. A lane is the future that sends one request.
 struct Done {
     number: u64,
     events: u64,
@@ -393,6 +411,26 @@ struct Done {
 
 type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 
+/// A replay while it runs. [`Replay::run`] owns it, and its loop runs in the caller's task.
+///
+/// Each turn of the loop takes the first of these that is ready: a lane that has ended, the next
+/// batch from the reader thread, the moment at which the rate allows the next request, the caller's
+/// `stop`, a written resume file, or the tick that begins to write the resume file.
+///
+/// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,
+/// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier, and when its
+/// bytes fit into [`IN_FLIGHT_BYTES_MAX`]. A lane brings back its connection, which is kept for a
+/// later lane.
+///
+/// The loop ends at the end of the files or at the first trouble, in both cases after the last lane
+/// has ended. A file that cannot be read is a trouble that lets the lanes finish, with all their
+/// attempts. Any other trouble (a request that is refused for good, `stop`, a resume file that
+/// cannot be written) cancels `stop`, so that the lanes end within five seconds. A request that is
+/// refused for good replaces an earlier trouble of the first kind. The resume file is written once
+/// more at the end.
+///
+/// The frontier never passes a request that was not accepted: a later run with the same resume file
+/// may send events twice, but never leaves one out.
 struct Running {
     settings: Settings,
     client: Arc<Client>,
@@ -405,7 +443,7 @@ struct Running {
     lanes: FuturesUnordered<Lane>,
     idle: Vec<Connection>,
     in_flight_bytes: usize,
-    /// When the next request may go, by the rate.
+    /// When the next request may be sent, according to the rate.
     due: Instant,
 }
 
@@ -492,7 +530,8 @@ impl Running {
         }
         if let Some(rate) = self.settings.rate {
             let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            // What a consumer has held up is not sent the faster, what a busy machine has is.
+            // Time during which the consumer was slow is not made up for. Delays of this machine,
+            // up to [`CATCH_UP`], are.
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
         }
@@ -504,7 +543,7 @@ impl Running {
             let failed = |failed: Failed| {
                 let file = file.clone();
                 let note = Note::Retrying { file, first_line, last_line, failed };
-                // Whoever reads none of hundreds misses one.
+                // If the channel is full of unread notes, this note is dropped.
                 notes.try_send(note).ok();
             };
             let posted = post(&client, &mut connection, &body, events, failed).await;
@@ -538,10 +577,10 @@ impl Running {
         }
     }
 
-    /// Writes the resume file a last time.
+    /// Writes the resume file for the last time, and returns the result of the replay.
     async fn ended(mut self, trouble: Option<Trouble>) -> Result<(), Stopped> {
         if self.saver.writing.is_some() {
-            // The next one says it again.
+            // The next write reports the same error.
             self.saver.written().await.ok();
         }
         self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);

@@ -1,9 +1,12 @@
-//! POSTs batches as kube-apiserver's webhook does, and tries again as it does.
+//! POSTs batches and retries them in the way of kube-apiserver's webhook.
 //!
-//! Up to five attempts with 10 s × 1.5 and up to 20 % jitter between, each of at most 30 s; inside an attempt up to ten
-//! more requests where the answer is 429 or 5xx with a Retry-After in seconds. Two things differ: an answer that can't get
-//! better (a redirect, 4xx but 408 and 429) ends it at once, and so does a 200 of something that is no relay's. No message
-//! holds a path or a query: they may hold a token.
+//! A batch gets up to five attempts. The first pause between attempts is 10 s and each further one
+//! is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s. Within an
+//! attempt, up to ten more requests follow if the response is 429 or 5xx with a Retry-After in
+//! seconds. Two things differ from kube-apiserver. A response that cannot change (a redirect, or
+//! 4xx other than 408 and 429) ends the batch at once. So does a success response that says another
+//! number of events was accepted, because it is no relay's. No message contains a path or a query,
+//! because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,41 +38,42 @@ use crate::config::HostPort;
 use crate::net;
 use crate::tls;
 
-/// One attempt, with the requests that Retry-After asks for.
+/// How long one attempt may last, including the requests that follow a Retry-After.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// Requests of an attempt after its first.
+/// The most requests of an attempt after its first.
 const AGAIN_MAX: u32 = 10;
 
-/// Each pause to the next, and how much longer than that it may be.
+/// The factor from each pause to the next.
 const MULTIPLIER: f64 = 1.5;
+/// The largest jitter, as a share of the pause.
 const JITTER: f64 = 0.2;
 
-/// An answer is read so far; a relay's is far shorter.
+/// The most bytes of a response body that are read. The response of a relay is much shorter.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What of an answer's text is shown.
+/// The most characters of a response body that a message shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
-/// TCP keepalive of kept connections.
+/// The TCP keepalive time of connections that are kept.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// What is under way when the end is asked for may still take so long.
+/// How long the requests under way may still take after a stop was requested.
 const STOPPING: Duration = Duration::from_secs(5);
 
 const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
-/// How often, and after which pause, a batch is tried again.
+/// How often a batch is tried, and how long the pauses are.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// In all.
+    /// The most attempts, including the first.
     pub attempts: u32,
-    /// Before the second one.
+    /// The pause before the second attempt.
     pub pause: Duration,
 }
 
 impl Default for Retry {
-    /// kube-apiserver's.
+    /// The values of kube-apiserver.
     fn default() -> Self {
         Self { attempts: 5, pause: Duration::from_secs(10) }
     }
@@ -78,28 +82,28 @@ impl Default for Retry {
 /// Why a batch was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// It would be the same the next time.
+    /// The next attempt would fail in the same way.
     Final(String),
-    /// All attempts are used up; what the last one met.
+    /// All attempts have failed; the text is the reason of the last one.
     GivenUp(String),
-    /// The end was asked for first.
+    /// A stop was requested before the batch was accepted.
     Stopped,
 }
 
-/// An attempt that has failed, and is followed by another.
+/// A request has failed, and another one will follow.
 #[derive(Debug, Clone)]
 pub struct Failed {
-    /// What it met.
+    /// Why the request failed.
     pub what: String,
-    /// Which one it was, counted from 1, of how many.
+    /// The number of the attempt, counted from 1.
     pub attempt: u32,
-    /// See there.
+    /// The most attempts of a batch.
     pub attempts: u32,
-    /// Until the next one.
+    /// The time until the next request.
     pub pause: Duration,
 }
 
-/// Where batches go.
+/// Sends batches to one URL.
 pub struct Client {
     https: bool,
     at: HostPort,
@@ -108,21 +112,22 @@ pub struct Client {
     tls: Option<Arc<tls::Client>>,
     authorization: Option<HeaderValue>,
     retry: Retry,
-    /// Ends the pauses.
+    /// A stop was requested: pauses end at once, requests after [`STOPPING`].
     stop: CancellationToken,
-    /// Owns the tasks that drive connections.
+    /// Owns the tasks that drive the connections.
     drivers: TaskTracker,
 }
 
-/// A connection that is kept for the next request.
+/// A connection that is kept open for the next request.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     driver: JoinHandle<hyper::Result<()>>,
 }
 
 impl Connection {
-    /// Why a request failed. Where the connection ended before the request was taken, the request does not know: a server
-    /// that refuses our certificate says so after the handshake, as soon as it likes.
+    /// Why a request failed. If the connection ended before the request was written, the request's
+    /// error does not say why, and the task that drives the connection is asked: a server that
+    /// refuses our certificate may say so at any time after the handshake.
     async fn why(self, error: &hyper::Error) -> String {
         let Self { sender, driver } = self;
         drop(sender);
@@ -131,32 +136,34 @@ impl Connection {
     }
 }
 
-/// What a relay says of what it took.
+/// A relay's response to a request that it accepted.
 #[derive(Deserialize)]
 struct Accepted {
     accepted: u64,
 }
 
-/// What it, and Kubernetes, say of what they did not.
+/// The response of a relay, or of Kubernetes, to a request that it did not accept.
 #[derive(Deserialize)]
 struct Status {
     message: String,
 }
 
-/// What became of one request.
+/// The result of one request.
 enum Outcome {
     Accepted,
-    /// Perhaps it is better the next time; after so long, if the answer says.
+    /// The next request may succeed. The duration is the pause that the response asks for, if it
+    /// asks for one.
     Failed(String, Option<Duration>),
     Final(String),
 }
 
 impl Client {
-    /// To a URL. `tls` is for `https://`. `stop` ends the pauses, and after five seconds the requests that are under way.
+    /// A client for this URL. `tls` is used for `https://`. When `stop` is cancelled, pauses end at
+    /// once, and requests under way end after five seconds.
     ///
     /// # Errors
     ///
-    /// The URL or the token can't be used; it is not quoted.
+    /// Says why the URL or the token cannot be used. The text does not quote them.
     pub fn new(
         url: &str,
         tls: Option<Arc<tls::Client>>,
@@ -203,15 +210,17 @@ impl Client {
         })
     }
 
-    /// Sends a body of so many events until it is accepted, and tells of each attempt that is followed by another.
+    /// Sends a body with this many events until it is accepted. `failed` is called for each failure
+    /// that is followed by another request. `kept` is the connection to use, if there is one, and
+    /// becomes the connection to keep.
     ///
     /// # Errors
     ///
-    /// [`Failure`].
+    /// [`Failure`] says why the batch was not accepted.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it may have been accepted or not.
+    /// If the future is dropped, the batch may or may not have been accepted.
     pub async fn post(
         &self,
         kept: &mut Option<Connection>,
@@ -260,7 +269,8 @@ impl Client {
         }
     }
 
-    /// `told`: the first time that it waits as it was asked to.
+    /// Makes one attempt. `told` is called before the attempt waits for the first time because of a
+    /// Retry-After.
     async fn attempt(
         &self,
         kept: &mut Option<Connection>,
@@ -283,7 +293,7 @@ impl Client {
             let due = Instant::now() + after;
             let wait = tokio::time::sleep_until(due.min(deadline));
             let is_last = again >= AGAIN_MAX || due >= deadline;
-            // What it has met is what was answered, though the time is over.
+            // If the time is over, the result is the last response, and not the timeout.
             if again < AGAIN_MAX && self.stop.run_until_cancelled(wait).await.is_none() || is_last {
                 return outcome;
             }
@@ -291,7 +301,7 @@ impl Client {
         }
     }
 
-    /// One request.
+    /// Sends one request, on the kept connection or on a new one.
     async fn exchange(
         &self,
         kept: &mut Option<Connection>,
@@ -317,7 +327,8 @@ impl Client {
             };
             let response = match connection.sender.send_request(request).await {
                 Ok(response) => response,
-                // The peer has closed a kept connection as we wrote to it: no word about this request.
+                // The peer closed the kept connection while the request was written. The peer has
+                // said nothing about this request, so it is sent again.
                 Err(_) if reused => continue,
                 Err(error) => {
                     let why = connection.why(&error).await;
@@ -370,7 +381,8 @@ impl Client {
         Ok(Connection { sender, driver })
     }
 
-    /// What an answer means. An error where the connection can't be kept.
+    /// Decides what a response means. It is an `Err` if the connection cannot be kept, because the
+    /// response was not read to its end.
     async fn judge(&self, response: Response<Incoming>, events: u64) -> Result<Outcome, Outcome> {
         let (head, body) = response.into_parts();
         let status = head.status;
@@ -381,7 +393,7 @@ impl Client {
         let told = || format!("{self}: answered {status}{}", shown(&text));
         let outcome = if status.is_success() {
             match serde_json::from_slice::<Accepted>(&text) {
-                // Some other consumer of EventLists; the status is all that it says.
+                // The receiver is another consumer of EventLists, and says no more than the status.
                 Err(_) => Outcome::Accepted,
                 Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
                 Ok(Accepted { accepted }) => Outcome::Final(format!(
@@ -399,14 +411,14 @@ impl Client {
     }
 }
 
-/// Where it goes, as far as it may be shown.
+/// The URL without its path and query.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.at)
     }
 }
 
-/// Whether a URL needs TLS.
+/// Whether the URL needs TLS.
 fn is_https(url: &Url) -> Result<bool, String> {
     match url.scheme() {
         "https" => Ok(true),
@@ -415,7 +427,7 @@ fn is_https(url: &Url) -> Result<bool, String> {
     }
 }
 
-/// Whole seconds; as for client-go, anything else is none.
+/// Reads a Retry-After in whole seconds; `None` for any other value, as in client-go.
 fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
@@ -429,7 +441,8 @@ fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// The message of a Kubernetes Status, else the text, made safe for a terminal.
+/// The message of a Kubernetes Status, or else the whole text, for the end of a sentence. Control
+/// characters become spaces, so that the text is safe for a terminal.
 fn shown(text: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(text) {
         Ok(status) => status.message,
@@ -445,7 +458,7 @@ fn shown(text: &[u8]) -> String {
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
 
-/// An error with its causes, as far as they say more.
+/// The error with its causes. A cause whose text is already there is left out.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -468,7 +481,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_is_away_gets_five_attempts_at_kube_apiservers_pauses() {
-        // Nothing can listen on port 0, and nobody is asked.
+        // Nothing can listen on port 0, so every attempt fails without reaching anybody.
         let (url, stop) = ("http://127.0.0.1:0/", CancellationToken::new());
         let client = Client::new(url, None, None, Retry::default(), stop).unwrap();
         let failures = Mutex::new(Vec::new());

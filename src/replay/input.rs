@@ -1,8 +1,9 @@
-//! The files of a replay, cut into requests by one thread.
+//! Reads the files of a replay in one thread, and cuts them into requests.
 //!
-//! Files are read in the given order, one buffer at a time, whether they are plain or gzipped (told by their first bytes;
-//! a gzip file may have several members). Offsets and lines are those of the text. However large a file and however long
-//! a line, what is in memory is one line and one request, and the request that waits to be taken.
+//! The files are read in the given order, one buffer at a time. A file may be plain or gzipped,
+//! which its first bytes tell; a gzip file may have several members. Offsets and line numbers are
+//! those of the uncompressed text. However large a file and however long its lines, memory holds at
+//! most one line, the request that is being filled, and the request that waits to be taken.
 
 use std::fs::File;
 use std::io;
@@ -28,68 +29,74 @@ use super::resume::Head;
 use super::resume::Read as Resumed;
 use crate::audit::LIST_HEAD;
 
-/// Behind the events of a list.
+/// The end of a request body, after the events.
 const LIST_TAIL: &[u8] = b"]}\n";
 
-/// The longest line that can be sent: with head and tail it is a body of 64 MiB, the largest that a relay takes by default.
+/// The longest line, in bytes, that can be sent. With the list around it, it makes a body of 64
+/// MiB, the largest that a relay accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
-/// What is read from a file at once.
+/// The bytes that are read from a file at once.
 const BUFFER: usize = 256 * 1024;
 
-/// A buffer for lines that has grown beyond is given back.
+/// The largest buffer, in bytes, that is kept for the next line or request. A buffer that has grown
+/// larger is freed.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// After so many bad lines, what is behind them is done, though no request may tell.
+/// After this many bad lines without a request, an empty batch is handed out, so that the frontier
+/// moves past them.
 const BAD_LINES_MAX: u64 = 1000;
 
-/// The name of standard input.
+/// The name that stands for standard input.
 const STDIN: &str = "-";
 
-/// A place in the files.
+/// A point in the files, between two lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
-    /// Which file.
+    /// The index of the file.
     pub(super) file: usize,
-    /// What tells it from others.
+    /// The beginning of the file, by which a later run recognises the file.
     pub(super) head: Head,
-    /// Bytes of its text before the place, and lines.
+    /// Bytes of the uncompressed text before this point.
     pub(super) offset: u64,
+    /// Lines before this point.
     pub(super) lines: u64,
-    /// Bytes read of the file itself, which may be compressed.
+    /// Bytes that were read of the file itself, which may be compressed.
     pub(super) bytes_read: u64,
 }
 
-/// A request.
+/// One request, or an empty batch that only moves the frontier.
 pub(super) struct Batch {
-    /// An EventList; none where there was nothing to send.
+    /// The request body, an EventList; empty if the batch has no events.
     pub(super) body: Bytes,
     pub(super) events: u64,
-    /// The lines that it is made of, counted from 1.
+    /// The first line of the batch's events, counted from 1.
     pub(super) first_line: u64,
+    /// The last line of the batch's events, counted from 1.
     pub(super) last_line: u64,
-    /// Once it is accepted, everything before is done.
+    /// The point that the frontier reaches when this batch and all before it are accepted.
     pub(super) end: Place,
-    /// Bad lines that were skipped since the batch before.
+    /// Bad lines that were skipped since the previous batch.
     pub(super) bad_lines: u64,
 }
 
-/// What comes next.
+/// The next thing that the reader has for the sender.
 pub(super) enum Item {
     Batch(Batch),
-    /// There is nothing behind it.
+    /// Reading has failed at this line. No item follows.
     Failed {
         file: usize,
         line: u64,
         what: String,
     },
-    /// So many files have not been read to their ends, which was told.
+    /// All files are read. `cut_short` of them could not be read to their ends; each was reported.
+    /// No item follows.
     End {
         cut_short: u64,
     },
 }
 
-/// What is to be read, and how.
+/// The files to read, and how to cut them.
 pub(super) struct Plan {
     pub(super) files: Vec<PathBuf>,
     pub(super) resumed: Vec<Resumed>,
@@ -98,13 +105,13 @@ pub(super) struct Plan {
     pub(super) on_bad_line: OnBadLine,
 }
 
-/// Why reading has ended before the last file.
+/// Why reading has ended before the end of the last file.
 enum Ended {
     Failed {
         line: u64,
         what: String,
     },
-    /// Nobody wants more.
+    /// The receiver of the items is gone.
     Unwanted,
 }
 
@@ -114,7 +121,7 @@ impl From<mpsc::error::SendError<Item>> for Ended {
     }
 }
 
-/// The thread: reads all files.
+/// The body of the reader thread: reads all files, and ends with [`Item::Failed`] or [`Item::End`].
 pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
     let mut reader = Reader { plan, items, notes, cut_short: 0 };
     let mut last = Ok(());
@@ -129,7 +136,7 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
         Err((file, Ended::Failed { line, what })) => Item::Failed { file, line, what },
         Err((_, Ended::Unwanted)) => return,
     };
-    // Nobody wants it where that has ended.
+    // If the receiver is gone, nobody needs the item.
     items.blocking_send(item).ok();
 }
 
@@ -184,19 +191,21 @@ impl Reader<'_> {
                     batch.bad_lines += 1;
                     self.tell(path, number, what);
                     if text.is_torn {
-                        // Whoever writes the file may not be at the line's end yet: a resume begins with it.
+                        // The program that writes the file may not have finished this line. The
+                        // next run begins with it.
                         batch.end = before;
                         break;
                     }
                 }
             }
-            // The events of one line may go in several requests: only the last of them brings the place behind it.
+            // The events of one line may be sent in several requests. Only the last of them moves
+            // the frontier past the line.
             batch.end = text.place;
             if batch.bad_lines >= BAD_LINES_MAX {
                 batch.flush(self.items)?;
             }
         }
-        // Also without events: the file is done.
+        // A batch without events is sent too: it tells that the file is done.
         batch.flush(self.items)
     }
 
@@ -206,7 +215,7 @@ impl Reader<'_> {
     }
 }
 
-/// A request that is being filled.
+/// The request that is being filled.
 struct Filling {
     body: Vec<u8>,
     events: usize,
@@ -221,7 +230,8 @@ impl Filling {
         Self { body: Vec::new(), events: 0, first_line: 0, last_line: 0, end, bad_lines: 0 }
     }
 
-    /// One event larger than all goes alone.
+    /// Whether an event of this many bytes may be added. An empty request takes an event of any
+    /// size.
     fn has_room(&self, plan: &Plan, bytes: usize) -> bool {
         let length = self.body.len() + 1 + bytes + LIST_TAIL.len();
         self.events == 0 || self.events < plan.events_max && length <= plan.bytes_max
@@ -246,7 +256,7 @@ impl Filling {
             std::mem::replace(self, next);
         if events > 0 {
             body.extend_from_slice(LIST_TAIL);
-            // The next one will be about as long.
+            // The next request will have about the same length.
             self.body.reserve(capacity.min(KEPT_BYTES_MAX));
         }
         let (body, events) = (Bytes::from(body), events as u64);
@@ -255,7 +265,7 @@ impl Filling {
     }
 }
 
-/// What [`Text::next`] has found.
+/// What [`Text::next`] has read.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Line,
@@ -263,20 +273,20 @@ enum Next {
     End,
 }
 
-/// The text of one file.
+/// The text of one file, read line by line.
 struct Text {
     reader: Box<dyn BufRead + Send>,
-    /// Bytes read of the file.
+    /// Bytes that were read of the file itself.
     bytes_read: Arc<AtomicU64>,
     is_gzip: bool,
-    /// The last line had no end.
+    /// Whether the last line ended without a line break.
     is_torn: bool,
-    /// Behind the last line that was read.
+    /// The point after the last line that was read.
     place: Place,
 }
 
 impl Text {
-    /// At its beginning, or where another replay has left it.
+    /// Opens a file at its beginning, or at the point up to which an earlier run has sent it.
     fn open(path: &Path, file: usize, resumed: Option<&Resumed>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("cannot read it: {error}");
         let Some(resumed) = resumed.filter(|resumed| resumed.lines > 0) else {
@@ -312,7 +322,7 @@ impl Text {
         Ok(Self { reader, bytes_read, is_gzip, is_torn: false, place })
     }
 
-    /// Goes on to where the other replay was.
+    /// Goes on to the point up to which an earlier run has sent the file.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<()> {
         let shorter = || io::Error::other("it is shorter than it was");
         let plain = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
@@ -349,7 +359,7 @@ impl Text {
         Ok(())
     }
 
-    /// The next line, with a `\n` at its end also where the text has none.
+    /// Reads the next line. `line` ends with `\n`, even if the last line of the text has none.
     fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
         line.clear();
         if line.capacity() > KEPT_BYTES_MAX {
@@ -395,7 +405,7 @@ impl Text {
     }
 }
 
-/// Counts what is read.
+/// A reader that counts the bytes it has read.
 struct Counted {
     source: Box<dyn Read + Send>,
     bytes: Arc<AtomicU64>,

@@ -1,7 +1,8 @@
-//! One line of a file: the events in it, as the relay itself would take them.
+//! Finds the events in one line of a file, by the rules by which a relay accepts them.
 //!
-//! A line is an event as kube-apiserver's and OpenShift's audit.log have it, the same behind a node's name (`oc adm
-//! node-logs`), a dead letter with its event, or an EventList as the webhook sends it. Events are not changed.
+//! A line may be an event, as in the audit.log of kube-apiserver and OpenShift; an event after a
+//! node's name, as `oc adm node-logs` prints it; a dead letter with its event; or an EventList, as
+//! the webhook sends it. The events are not changed.
 
 use std::ops::Range;
 
@@ -11,10 +12,10 @@ use serde_json::value::RawValue;
 use crate::audit;
 use crate::audit::Invalid;
 
-/// A name of a node is a DNS subdomain (RFC 1123).
+/// The longest name of a node, in bytes. A node's name is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
 
-/// What `src/output/dead_letter.rs` writes.
+/// A dead letter, as `src/delivery/dead_letter.rs` writes it.
 #[derive(Deserialize)]
 struct Letter<'a> {
     #[serde(rename = "time")]
@@ -27,8 +28,8 @@ struct Letter<'a> {
     event: &'a RawValue,
 }
 
-/// Finds the events of a line, which ends with `\n`: where they are, each with its `\n`. None in an empty line. Else says
-/// what is wrong with it.
+/// Finds the events in a line, which must end with `\n`. Returns the range of the events, each
+/// ended by `\n`; the range is empty for an empty line. `Err` says what is wrong with the line.
 pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
     if line.trim_ascii().is_empty() {
         return Ok(0..0);
@@ -38,9 +39,10 @@ pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    // Only what is no event may be a letter.
+    // The line is tried as a dead letter only now, because every event is sent as it is, even one
+    // that looks like a letter.
     match event_of_letter(line, start) {
-        // The byte behind the event is the letter's own, and makes room.
+        // The byte after the event belongs to the letter. The event needs it for its `\n`.
         Some(event) => decode(line, event.start..event.end + 1)
             .map_err(|error| format!("the event of a dead letter, {error}")),
         None => Err(as_event),
@@ -56,7 +58,7 @@ fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> 
     }
 }
 
-/// Length of the node's name in front of an event, with the blanks behind it.
+/// The length of a node's name before the event, with the white space after it; 0 if there is none.
 fn node_bytes(line: &[u8]) -> usize {
     let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
         return 0;
@@ -67,7 +69,7 @@ fn node_bytes(line: &[u8]) -> usize {
     if is_prefix { brace } else { 0 }
 }
 
-/// Where the event of a dead letter is; `None` where the line is none.
+/// The range of the event in a dead letter; `None` if the line is no dead letter.
 fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
     let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
     let event = letter.event.get();

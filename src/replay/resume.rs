@@ -1,7 +1,8 @@
 //! The resume file: how much of each file has been accepted.
 //!
-//! JSON, replaced as a whole by a rename. A file is known by the beginning of its first line, whatever its name, so that a
-//! log that was rotated or gzipped meanwhile is known again and another one of the same name is not.
+//! The resume file is JSON, and each write replaces it by a rename. A file is recognised by the
+//! beginning of its first line, not by its name. A log that was rotated or gzipped in the meantime
+//! is therefore recognised, and another log of the same name is not taken for it.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +13,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// The one that is written, and the only one that is read.
+/// The version of the format. Only this version is written and read.
 const VERSION: u32 = 1;
 
-/// What tells a file from others: its first line, or as much of it as this.
+/// The beginning of a file, by which the file is recognised: its first line, or the first
+/// [`Head::BYTES_MAX`] bytes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Head {
     first_line_bytes: u64,
@@ -25,7 +27,7 @@ pub(super) struct Head {
 impl Head {
     pub(super) const BYTES_MAX: usize = 4096;
 
-    /// Of the first line.
+    /// The head of the file with this first line.
     pub(super) fn of(line: &[u8]) -> Self {
         let line = &line[..line.len().min(Self::BYTES_MAX)];
         Self { first_line_bytes: line.len() as u64, first_line_crc32c: crc32c::crc32c(line) }
@@ -35,22 +37,24 @@ impl Head {
 /// How much of a file has been accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
-    /// As it was named; it counts for nothing.
+    /// The path with which the file was named, for people who read the resume file. It is not used.
     pub(super) path: PathBuf,
     #[serde(flatten)]
     pub(super) head: Head,
-    /// Bytes of its text.
+    /// Bytes of the uncompressed text that have been accepted.
     pub(super) offset: u64,
+    /// Lines that have been accepted.
     pub(super) lines: u64,
 }
 
-/// All of it.
+/// The contents of the resume file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
     version: u32,
-    /// Events accepted by now, all runs together.
+    /// Events that have been accepted by all runs together.
     pub(super) events: u64,
-    /// Those that have been begun, in their order. All but the last have been read to their ends.
+    /// The files that have been begun, in their order. All but the last have been read to their
+    /// ends.
     pub(super) files: Vec<Read>,
 }
 
@@ -61,7 +65,7 @@ impl Default for State {
 }
 
 impl State {
-    /// What another run has left there; nothing where there is no such file.
+    /// Reads the resume file. If there is no such file, the state of a replay that has not begun.
     pub(super) fn load(file: &Path) -> Result<Self, String> {
         let text = match std::fs::read(file) {
             Ok(text) => text,
@@ -78,7 +82,7 @@ impl State {
         Ok(state)
     }
 
-    /// Replaces the file. Blocks.
+    /// Replaces the resume file. Blocks.
     pub(super) fn save(&self, file: &Path) -> io::Result<()> {
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(".new");
@@ -87,7 +91,7 @@ impl State {
         text.push(b'\n');
         let mut written = File::create(&new)?;
         written.write_all(&text)?;
-        // A rename may reach the disk before the contents do.
+        // Without this sync, the rename might reach the disk before the contents.
         written.sync_data()?;
         std::fs::rename(&new, file)
     }
