@@ -1,7 +1,8 @@
-//! `demo`: the whole path in one process on loopback: events as kube-apiserver sends them, the relay as it always runs, and
-//! a consumer that goes away in the middle.
+//! Shows the whole path in one process on loopback: events as kube-apiserver sends them, the relay
+//! as it always runs, and a consumer that goes away for a while.
 //!
-//! Whether anything is lost is not asked of the relay: each event has a number, and the consumer notes which have come.
+//! The demo does not ask the relay whether events were lost. Each event has a number, and the
+//! consumer notes which numbers have arrived.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -31,81 +32,88 @@ use crate::replay::client::Connection;
 use crate::replay::client::Failure;
 use crate::replay::client::Retry;
 
-/// kube-apiserver sends ten batches a second at most (`--audit-webhook-batch-throttle-qps`).
+/// How often a batch is sent. kube-apiserver sends at most ten batches per second
+/// (`--audit-webhook-batch-throttle-qps`).
 const BATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// Batches under way. kube-apiserver knows no limit; this one is never met where the relay answers.
+/// The most batches under way. kube-apiserver has no such limit; the demo does not reach it as long
+/// as the relay responds.
 const UNDER_WAY_MAX: usize = 64;
 
-/// The consumer is away from here on, as a part of the whole time, for a quarter of it, and no longer than this.
+/// When the consumer goes away, as a share of the demo's length.
 const AWAY_FROM: f64 = 0.4;
+/// How long the consumer is away, as a share of the demo's length.
 const AWAY_PART: f64 = 0.25;
+/// The longest time for which the consumer is away.
 const AWAY_MAX: Duration = Duration::from_secs(5);
 
-/// Figures are renewed so often.
+/// How often the figures are renewed.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// At the end, what the consumer has not got by then, or no more of for so long, is lost.
+/// How long the demo waits at the end for events to arrive. An event that has not arrived by then
+/// counts as lost.
 const DELIVERY_MAX: Duration = Duration::from_secs(60);
+/// How long the demo waits at the end while no event arrives.
 const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
 
-/// What is happening.
+/// What the demo is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// Addresses are being opened.
+    /// The demo opens its addresses.
     #[default]
     Starting,
-    /// Events flow.
+    /// The demo sends events, and the consumer accepts them.
     Flowing,
-    /// The consumer resets every connection.
+    /// The demo sends events, and the consumer resets every connection.
     Away,
-    /// No more events are made; the queue empties.
+    /// The demo makes no more events, and waits until the queue is empty.
     Emptying,
 }
 
-/// What there is to see.
+/// The state of the demo at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
-    /// What is happening.
+    /// What the demo is doing.
     pub phase: Phase,
     /// Events that the relay has accepted.
     pub sent: u64,
-    /// Those that the consumer has, each counted once.
+    /// Events that the consumer has, each counted once.
     pub delivered: u64,
-    /// What is in the queue.
+    /// Events in the relay's queue.
     pub queue_events: u64,
-    /// The same in bytes.
+    /// Bytes in the relay's queue.
     pub queue_bytes: u64,
-    /// Accepted, and neither in the queue nor at the consumer; or refused for good.
+    /// Events that are lost: they were accepted and are neither in the queue nor at the consumer,
+    /// or the relay refused them for good.
     pub lost: u64,
-    /// Where the relay's status page is.
+    /// The address of the relay's status page; `None` until it is open.
     pub admin: Option<SocketAddr>,
 }
 
-/// What came of it.
+/// The result of a demo.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    /// Events that the relay has accepted, or has refused for good.
+    /// Events that the relay has accepted or has refused for good.
     pub sent: u64,
-    /// Those that the consumer has, each counted once.
+    /// Events that the consumer has, each counted once.
     pub delivered: u64,
-    /// How often the consumer got one that it had.
+    /// How many times the consumer got an event that it had already.
     pub repeated: u64,
-    /// Those that it has not.
+    /// Events that the consumer does not have.
     pub lost: u64,
     /// How long the consumer was away.
     pub away: Duration,
-    /// What the queue held at most.
+    /// The most events that the queue held.
     pub queue_events_max: u64,
-    /// The same in bytes.
+    /// The most bytes that the queue held.
     pub queue_bytes_max: u64,
 }
 
-/// Runs all three for so long, or until `stop`.
+/// Runs the sender, the relay and the consumer for `length`, or until `stop` is cancelled.
 ///
 /// # Errors
 ///
-/// The relay does not start, or ends.
+/// The relay did not start, or it ended before the demo did.
 pub async fn run(
     length: Duration,
     figures: watch::Sender<Figures>,
@@ -136,7 +144,7 @@ pub async fn run(
         }
     };
     relay_stop.cancel();
-    // What it has not delivered is in the summary.
+    // The summary already counts what the relay has not delivered.
     relay.await.ok();
     Ok(summary)
 }
@@ -158,13 +166,22 @@ retry = {{ initial_interval = "100ms", max_interval = "500ms" }}
     )
 }
 
-/// A batch that was sent.
+/// A batch that was sent, and the result.
 struct Posted {
     numbers: Range<u64>,
     connection: Option<Connection>,
     result: Result<(), Failure>,
 }
 
+/// The running demo. [`run`] owns it, and its loop runs in the caller's task, beside the relay.
+///
+/// The loop has two phases. In the first, which lasts for the length of the demo or until `stop`,
+/// it sends a batch every [`BATCH_EVERY`], each by a task of its own; for a while in the middle of
+/// this phase the consumer is away. In the second phase it sends nothing more, and waits until all
+/// events that were accepted have arrived.
+///
+/// Every [`LOOK`] the loop renews the figures. An event counts as sent when the relay has accepted
+/// it or refused it for good; whatever counts as sent and never arrives at the consumer is lost.
 struct Demo {
     queue: Queue,
     client: Arc<Client>,
@@ -173,10 +190,11 @@ struct Demo {
     stop: CancellationToken,
     posting: JoinSet<Posted>,
     idle: Vec<Connection>,
-    /// Events accepted, and refused for good.
+    /// Events that the relay accepted.
     accepted: u64,
+    /// Events that the relay refused for good.
     refused: u64,
-    /// All of these.
+    /// The numbers of all events that were accepted or refused.
     sent: Vec<Range<u64>>,
     queue_max: (u64, u64),
 }
@@ -262,7 +280,8 @@ impl Demo {
         });
     }
 
-    /// `None`: it has panicked, and its events are missed at the end.
+    /// Takes the result of a batch. `None` means that the task panicked; nobody has promised to
+    /// deliver its events, so they are not counted.
     fn posted(&mut self, posted: Option<Posted>) {
         let Some(Posted { numbers, connection, result }) = posted else { return };
         self.idle.extend(connection);
@@ -271,14 +290,15 @@ impl Demo {
             Err(Failure::Final(_) | Failure::GivenUp(_)) => {
                 self.refused += numbers.end - numbers.start;
             }
-            // Nobody has promised anything for them.
+            // The relay has not promised to deliver these events.
             Err(Failure::Stopped) => return,
         }
         self.sent.push(numbers);
     }
 
     fn show(&mut self, phase: Phase) {
-        // In this order: what was accepted is in the queue until the consumer has it.
+        // The order matters. An accepted event is in the queue until the consumer has it; read in
+        // this order, each accepted event is found in at least one of the two places.
         let sent = self.accepted;
         let (queue_bytes, queue_events) = self.queue.held();
         let delivered = self.consumer.delivered();
@@ -290,7 +310,8 @@ impl Demo {
         });
     }
 
-    /// Waits until what was accepted has arrived, within bounds.
+    /// Waits until all accepted events have arrived, for at most [`DELIVERY_MAX`], and for at most
+    /// [`DELIVERY_PAUSE_MAX`] without progress.
     async fn empty(&mut self) {
         let begun = Instant::now();
         let mut moved = (Instant::now(), 0);

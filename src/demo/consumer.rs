@@ -1,6 +1,8 @@
-//! A consumer of JSON lines over HTTP that notes which events have come, and goes away when told to.
+//! A consumer of JSON lines over HTTP. It notes which events have arrived, and goes away on
+//! request.
 //!
-//! Away, it resets whoever connects. It keeps its port: another process could get it else.
+//! While the consumer is away, it resets every connection. It keeps listening on its port, because
+//! another process could take a port that is closed.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,19 +33,19 @@ use tokio::task::JoinSet;
 
 use super::events;
 
-/// The relay's requests have 4 MiB, or one event.
+/// The most bytes of a request body. The relay's requests have at most 4 MiB, or one larger event.
 const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// Runs until it is dropped.
+/// The consumer. It runs until it is dropped.
 pub(super) struct Consumer {
     address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
     away: watch::Sender<bool>,
-    /// The accept loop, and with it the connections.
+    /// The accept loop, which owns the connections. Both end when this set is dropped.
     _tasks: JoinSet<()>,
 }
 
-/// Which events have come: a bit for each number.
+/// Which events have arrived: one bit for each number.
 #[derive(Default)]
 struct Seen {
     bits: Vec<u64>,
@@ -86,22 +88,22 @@ impl Consumer {
         self.address
     }
 
-    /// From now on.
+    /// Makes the consumer go away (`true`) or come back (`false`), at once.
     pub(super) fn set_away(&self, away: bool) {
         self.away.send_if_modified(|now| std::mem::replace(now, away) != away);
     }
 
-    /// Events that have come, each counted once.
+    /// The number of events that have arrived, each counted once.
     pub(super) fn delivered(&self) -> u64 {
         lock(&self.seen).events
     }
 
-    /// How often one came that was here.
+    /// How many times an event arrived that was here already.
     pub(super) fn repeated(&self) -> u64 {
         lock(&self.seen).repeated
     }
 
-    /// How many of these have not come.
+    /// How many of the events with these numbers have not arrived.
     pub(super) fn missing(&self, numbers: &[Range<u64>]) -> u64 {
         let seen = lock(&self.seen);
         let missing = numbers.iter().cloned().flatten().filter(|number| !seen.has(*number));
@@ -117,7 +119,7 @@ async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiv
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = socket.accept().await else {
-            // No more files, for a moment.
+            // The process may have no free file descriptors for a moment.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
@@ -126,16 +128,16 @@ async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiv
     }
 }
 
-/// Until the relay closes it, or the consumer goes away.
+/// Serves a connection until the relay closes it or the consumer goes away.
 async fn serve(stream: TcpStream, seen: Arc<Mutex<Seen>>, mut away: watch::Receiver<bool>) {
-    // Where it ends early, by a reset.
+    // A connection that is dropped early is reset, and not closed in order.
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).ok();
     let service = service_fn(|request| note(request, Arc::clone(&seen)));
     let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         biased;
         _ = away.wait_for(|away| *away) => {}
-        // An error is the relay's: it has gone.
+        // An error means that the relay has closed the connection.
         _ = serving => {}
     }
 }

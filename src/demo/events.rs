@@ -1,4 +1,4 @@
-//! Events with the sizes of a real cluster's, each with a number that can be read back.
+//! Makes events with the sizes of a real cluster's events. Each has a number that can be read back.
 
 use std::ops::Range;
 
@@ -6,26 +6,28 @@ use bytes::Bytes;
 
 use crate::audit::LIST_HEAD;
 
-/// kube-apiserver's `--audit-webhook-batch-max-size`.
+/// The largest batch, in events. kube-apiserver's default for `--audit-webhook-batch-max-size`.
 const BATCH_EVENTS: u64 = 400;
 
-/// The number of an event is the end of its auditID, in so many hexadecimal digits.
+/// The hexadecimal digits of an event's number, which are the end of its auditID.
 const DIGITS: usize = 12;
 
-/// In front of the number.
+/// The text of an event before its number.
 const HEAD: &str = r#"{"level":"RequestResponse","auditID":"00000000-0000-4000-8000-"#;
 
-/// The longest object in an event: the largest seen in a real cluster.
+/// The largest object in an event, in bytes: the size of the largest that was seen in a real
+/// cluster.
 const OBJECT_BYTES_MAX: usize = 427_000;
 
-/// What objects are made of, as JSON has it.
+/// The text that objects consist of, escaped as in JSON.
 const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
 
-/// Sizes of a thousand events, measured at a real kube-apiserver: up to so many bytes of object for so many of them. Half
-/// of all events have about 700 bytes, one in ten more than 1.3 KB, one in a hundred more than 66 KB.
+/// The sizes of objects, by rank among 1,000 events, as measured at a real kube-apiserver. `(900,
+/// 700)` means that 900 of 1,000 events have an object of less than 700 bytes. Half of all events
+/// have about 700 bytes, one in ten has more than 1.3 KB, and one in a hundred more than 66 KB.
 const SIZES: [(u32, usize); 4] = [(500, 60), (900, 700), (990, 65_000), (1000, OBJECT_BYTES_MAX)];
 
-/// Makes them.
+/// Makes events and batches.
 pub(super) struct Generator {
     next: u64,
     random: fastrand::Rng,
@@ -35,11 +37,12 @@ pub(super) struct Generator {
 impl Generator {
     pub(super) fn new() -> Self {
         let filler = LINE.repeat(OBJECT_BYTES_MAX / LINE.len());
-        // The same each time: what it shows is not a matter of luck.
+        // The seed is fixed, so that every demo shows the same.
         Self { next: 0, random: fastrand::Rng::with_seed(1), filler }
     }
 
-    /// A body as kube-apiserver sends it, and the numbers of its events. Most are full, as under load.
+    /// A request body as kube-apiserver sends it, and the numbers of its events. Three batches in
+    /// four are full, as under load.
     pub(super) fn batch(&mut self) -> (Bytes, Range<u64>) {
         let is_full = self.random.u32(0..4) > 0;
         let events = if is_full { BATCH_EVENTS } else { self.random.u64(40..BATCH_EVENTS) };
@@ -60,7 +63,7 @@ impl Generator {
         let length = self.object_bytes();
         let verb = ["update", "patch", "create"][self.random.usize(0..3)];
         let object = self.random.u32(0..500);
-        // Whole lines, so that no escape is cut.
+        // Only whole lines are taken, so that no escape is cut.
         let text = self.filler.get(..length / LINE.len() * LINE.len()).unwrap_or_default();
         let event = format!(
             r#"{HEAD}{number:0DIGITS$x}","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/shop/configmaps/settings-{object}","verb":"{verb}","user":{{"username":"system:serviceaccount:shop:controller","groups":["system:serviceaccounts","system:authenticated"]}},"sourceIPs":["10.0.0.7"],"userAgent":"controller/v1.2.3 (linux/amd64)","objectRef":{{"resource":"configmaps","namespace":"shop","name":"settings-{object}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":"{text}"}}}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.682345Z","annotations":{{"authorization.k8s.io/decision":"allow"}}}}"#
@@ -68,7 +71,8 @@ impl Generator {
         body.extend_from_slice(event.as_bytes());
     }
 
-    /// Within each range, small ones are more frequent than large ones.
+    /// A random size for an object. Within each range of [`SIZES`], small sizes are more frequent
+    /// than large ones.
     fn object_bytes(&mut self) -> usize {
         let drawn = self.random.u32(0..1000);
         let mut least = 0;
@@ -83,7 +87,7 @@ impl Generator {
     }
 }
 
-/// The number of an event; `None` where it is none of these.
+/// The number of an event; `None` if the event is not one of the demo's.
 pub(super) fn number(event: &[u8]) -> Option<u64> {
     let digits = event.strip_prefix(HEAD.as_bytes())?.get(..DIGITS)?;
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
@@ -111,7 +115,7 @@ mod tests {
         }
         sizes.sort_unstable();
         let at = |part: usize| sizes[sizes.len() * part / 1000];
-        // Of a real kube-apiserver: 726 B, 1.3 KB, 66 KB, 427 KB.
+        // The sizes at a real kube-apiserver: 726 B, 1.3 KB, 66 KB, 427 KB.
         assert!((600..900).contains(&at(500)) && (900..1600).contains(&at(900)), "{sizes:?}");
         assert!((20_000..90_000).contains(&at(990)), "{}", at(990));
         assert!(sizes[sizes.len() - 1] < 450_000);
