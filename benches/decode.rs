@@ -1,15 +1,17 @@
-//! `audit::decode_in_place` beside what it could be compared with: MB/s over bodies.
+//! The speed of `audit::decode_in_place` over bodies, in MB/s, beside functions that it can be
+//! compared with.
 //!
-//! `cargo bench --bench decode`. Each body is copied into one buffer, as a socket's read would bring it, and read there. In
-//! each sample every method takes its turn on the same bodies, so that whatever else the machine does hits all of them; the
-//! first only copies, and its time is taken off the others'. Dropping what was made counts. Tables hold medians of the
-//! samples, of CPU time.
+//! Run it with `cargo bench --bench decode`. Each body is copied into one buffer, as the read of a
+//! socket would do, and decoded there. In each sample, every method takes its turn on the same
+//! bodies, so that other work of the machine hits all of them. The first method only copies, and
+//! its time is subtracted from the others'. Dropping the result counts. The tables hold medians of
+//! the samples, of CPU time.
 //!
-//! The second table is of what an audit policy asks of each event (`audit::request`), beside a search for the ends of lines:
-//! nanoseconds an event.
+//! The second table shows the cost of reading what an audit policy asks about each event
+//! (`audit::request`), beside a search for the ends of lines, in nanoseconds per event.
 //!
-//! A recorded body is read again and again, and a CPU learns what comes in it: that flatters every method, and small bodies
-//! most. The last rows are of bodies that are all different.
+//! A recorded body is read again and again, and a CPU learns its contents. All methods look faster
+//! for this, and with small bodies most of all. The last rows are for bodies that all differ.
 
 #![allow(
     clippy::print_stdout,
@@ -39,17 +41,18 @@ mod work;
 use figures::spread;
 use work::Work;
 
-/// As in the binary.
+/// The allocator of the real program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What a sample of a recorded body goes over, so that the clock's own cost is none.
+/// The bytes of a recorded body that a sample decodes at least. The cost of the clock itself does
+/// not matter then.
 const BYTES_PER_SAMPLE: usize = 512 * 1024;
 
-/// Of the bodies that are all different; larger than any cache of a core.
+/// The bytes of the bodies that all differ. They are larger than any cache of a core.
 const VARIED_BYTES: usize = 22_400_000;
 
-/// A way to go over a body, with room for one byte behind it.
+/// A way to decode a body, which is followed by one byte of free space.
 type Method = fn(&mut [u8]);
 
 const METHODS: [(&str, Method); 4] = [
@@ -59,7 +62,7 @@ const METHODS: [(&str, Method); 4] = [
     ("serde_json::Value", value),
 ];
 
-/// Ways to read what the events of some lines say of their requests.
+/// Ways to read the requests that the events of some lines describe.
 const READERS: [(&str, Method); 4] = [
     ("memcpy", copy),
     ("ends of lines", ends_of_lines),
@@ -98,7 +101,7 @@ fn main() {
     println!("\n- load average after: {}", figures::load_average());
 }
 
-/// The recorded EventLists, in the order of names.
+/// Returns the recorded EventLists, sorted by name.
 fn corpus() -> Vec<(String, Vec<u8>)> {
     let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/corpus");
     let mut bodies: Vec<_> = std::fs::read_dir(directory)
@@ -114,7 +117,7 @@ fn corpus() -> Vec<(String, Vec<u8>)> {
     bodies
 }
 
-/// Prints a row.
+/// Prints the row of a body, or of several bodies.
 fn measure(name: &str, bodies: &[&[u8]], samples: usize) {
     let longest = bodies.iter().map(|body| body.len()).max().unwrap();
     let mut buffer = vec![0; longest + 1];
@@ -134,7 +137,7 @@ fn measure(name: &str, bodies: &[&[u8]], samples: usize) {
     println!("| {name} | {} | {rates} | {} |", bytes / bodies.len(), spread(ratios).show(2));
 }
 
-/// Prints a row.
+/// Prints the row of a work in the second table.
 fn measure_readers(work: &Work) {
     const SAMPLES: usize = 21;
     let lines = work.requests.iter().map(|request| {
@@ -158,7 +161,7 @@ fn measure_readers(work: &Work) {
     println!("| {} | {} | {} |", work.name, work.lines() / work.events, costs[1..].join(" | "));
 }
 
-/// CPU time of this thread for all bodies.
+/// Returns the CPU time that this thread takes for all bodies.
 fn timed(bodies: &[&[u8]], buffer: &mut [u8], method: Method) -> Duration {
     let now = || rustix::time::clock_gettime(ClockId::ThreadCPUTime);
     let begun = now();
@@ -181,7 +184,7 @@ fn value(body: &mut [u8]) {
     black_box(serde_json::from_slice::<serde_json::Value>(without_room(body))).unwrap();
 }
 
-/// Validates and finds the events; looks into none of them.
+/// Validates the list and finds its events, but looks into none of them.
 fn raw_values(body: &mut [u8]) {
     let text = std::str::from_utf8(without_room(body)).unwrap();
     black_box(serde_json::from_str::<Items<'_>>(text)).unwrap();

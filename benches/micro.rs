@@ -1,10 +1,12 @@
-//! What single parts cost: the queue in memory, the encoding for syslog, the queue on disk and its start.
+//! The cost of single parts: the queue in memory, the encoding for syslog, the queue on disk and
+//! its start.
 //!
-//! `cargo bench --bench micro`, or with a part of a name behind `--`. Time is CPU time of this process, of all its threads and
-//! of the kernel's work for them: what others do on the machine, and how fast its disk is, stays outside. For whom it
-//! matters how long a batch waits for the disk there is `cargo bench --bench spool`; decode has a bench of its own.
+//! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches. Time is the
+//! CPU time of this process, with all its threads and the kernel's work for them. Other work of the
+//! machine and the speed of its disk do not count. `cargo bench --bench spool` measures how long a
+//! batch waits for the disk, and decoding has a bench of its own.
 //!
-//! Files go where those of the spool's bench go.
+//! The files are in the same place as those of the spool's bench.
 
 #![allow(clippy::unwrap_used, reason = "a bench panics where it cannot go on")]
 
@@ -44,7 +46,7 @@ mod work;
 
 use work::Work;
 
-/// As in the binary.
+/// The allocator of the real program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -53,7 +55,7 @@ const TAKE: Take = Take { bytes: 4 << 20, events: 5000 };
 
 const MIB: u64 = 1 << 20;
 
-/// CPU time of the process.
+/// A clock of the CPU time of this process.
 struct CpuTime;
 
 impl CpuTime {
@@ -106,18 +108,18 @@ fn main() {
     criterion.final_summary();
 }
 
-/// What is appended: checked and split.
+/// Returns a decoded batch, as it is appended to a queue.
 fn batch_of(work: &Work) -> Append {
     let batch = audit::decode(work.body.clone()).expect("an EventList");
     Append { lines: batch.lines, events: batch.events, levels: batch.levels }
 }
 
-/// As a request of one event brings it.
+/// Returns the batch of a request with one event.
 fn single() -> Append {
     batch_of(&Work::single())
 }
 
-/// As a request of 400 events brings it.
+/// Returns the batch of a request with 400 events.
 fn batch() -> Append {
     batch_of(&Work::metadata())
 }
@@ -129,7 +131,7 @@ fn config(queue: &str, output: &str) -> Config {
     config::read(&text).config.unwrap_or_else(|| panic!("a valid config, not {text}"))
 }
 
-/// Its clock is measured when it is made, which takes as long as it likes.
+/// Creating a `Telemetry` measures its clock, which takes some time, so all benches share one.
 static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
 
 fn output(name: String) -> Output {
@@ -137,7 +139,7 @@ fn output(name: String) -> Output {
     Output { name, required: true, keeps: Duration::ZERO, metrics }
 }
 
-/// All that a queue is opened with.
+/// The parameters for opening a queue.
 struct Closed {
     config: config::Queue,
     outputs: Vec<Output>,
@@ -160,7 +162,7 @@ impl Closed {
     }
 }
 
-/// A queue with its outputs' cursors.
+/// An open queue, and the cursors of its outputs.
 struct Open {
     queue: Queue,
     cursors: Vec<Cursor>,
@@ -168,7 +170,7 @@ struct Open {
 }
 
 impl Open {
-    /// Appends a batch so many times, as their senders do who all wait.
+    /// Appends a batch `times` times, and waits until all of them are acknowledged.
     fn append(&self, batch: &Append, times: usize) {
         let append = |_| self.queue.append(batch.clone()).expect("room");
         let mut tickets: Vec<_> = (0..times).map(append).collect();
@@ -179,7 +181,7 @@ impl Open {
         });
     }
 
-    /// Every output claims so many events, and its consumer takes them.
+    /// Lets every output claim and finish this many events.
     fn read(&mut self, events: u64) {
         for cursor in &mut self.cursors {
             let mut left = events;
@@ -195,7 +197,7 @@ impl Open {
         }
     }
 
-    /// In and out.
+    /// Appends batches and lets every output finish them.
     fn pass(&mut self, batch: &Append, times: usize) {
         self.append(batch, times);
         self.read(batch.events * times as u64);
@@ -253,7 +255,7 @@ fn syslog(criterion: &mut Criterion<CpuTime>) {
     }
 }
 
-/// Where files go.
+/// Returns a new directory for files.
 fn disk() -> TempDir {
     let named = std::env::var_os("SPOOL_BENCH_DIRECTORY");
     let below = named.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
@@ -261,7 +263,7 @@ fn disk() -> TempDir {
     tempfile::Builder::new().prefix("micro-bench-").tempdir_in(below).unwrap()
 }
 
-/// The keys of a queue in this directory.
+/// Returns the config keys of a queue in this directory.
 fn durable(directory: &Path) -> String {
     format!("queue.max_bytes = '2GiB'\nqueue.directory = '{}'", directory.display())
 }
@@ -273,7 +275,7 @@ fn spool(criterion: &mut Criterion<CpuTime>) {
         ("8 batches of 400 events at once", batch(), 8, 0),
         ("single event", single(), 1, 0),
         ("64 single events at once", single(), 64, 0),
-        // Behind what is kept in memory.
+        // The backlog is longer than the queue keeps in memory.
         ("batch of 400 events, read from files", batch(), 1, 256),
     ] {
         let directory = disk();
@@ -283,7 +285,7 @@ fn spool(criterion: &mut Criterion<CpuTime>) {
     }
 }
 
-/// A start after the process was killed: nothing was closed.
+/// Measures a start after a kill of the process: the queue was not closed.
 fn recovery(criterion: &mut Criterion<CpuTime>) {
     let mut group = criterion.benchmark_group("queue on disk, start");
     group.sample_size(20);

@@ -1,4 +1,4 @@
-//! The directory that everything is written to, and what the disk below it can do by itself.
+//! The directory that a bench writes to, and the speed of the disk below it without a relay.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -17,21 +17,23 @@ use crate::interrupt;
 use crate::load::percentile;
 use crate::process::thread_cpu;
 
-/// Before a record's lines in a segment; groups start at multiples of a block (ARCHITECTURE.md).
+/// The bytes of a record before its lines. Groups of records start at multiples of a block
+/// (ARCHITECTURE.md).
 const RECORD_HEADER: usize = 56;
 const BLOCK: u64 = 4096;
 
-/// The raw writes end where this file ends, if not before.
+/// The largest size of the file for raw writes, in bytes. The raw writes end where the file ends.
 const RAW_FILE_MAX: u64 = 4 << 30;
 
-/// More in one call is slower: in one of 20 MiB, the kernel took 0.7 CPU s/GB and not 0.15 where it was measured (a
-/// virtual machine whose large free pages belong to the host).
+/// The most bytes that one call writes. More in one call is slower: with 20 MiB per call, the
+/// kernel took 0.7 CPU s/GB instead of 0.15 on the machine where this was measured (a virtual
+/// machine whose large free pages belong to the host).
 const PIECE: usize = 1 << 20;
 
-/// `f_type` of tmpfs (statfs(2)).
+/// The `f_type` of tmpfs (statfs(2)).
 const TMPFS: i64 = 0x0102_1994;
 
-/// A directory of our own below the one given, removed when dropped.
+/// A new directory below the given one. It is removed when dropped.
 pub(crate) struct Disk {
     directory: TempDir,
 }
@@ -49,13 +51,13 @@ impl Disk {
         self.directory.path()
     }
 
-    /// Bytes that are free for us.
+    /// Returns how many bytes are free for this process.
     pub(crate) fn free(&self) -> u64 {
         let system = rustix::fs::statvfs(self.path()).expect("a file system");
         system.f_bavail * system.f_frsize
     }
 
-    /// Device and file system, as the kernel names them.
+    /// Returns the device and the file system, as the kernel names them.
     pub(crate) fn describe(&self) -> String {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let path = self.path().canonicalize().expect("it is there");
@@ -70,15 +72,17 @@ impl Disk {
         })
     }
 
-    /// What others have left to be written would otherwise be synced with our first bytes.
+    /// Syncs the whole file system. Without this, bytes that others have written would be synced
+    /// together with the first bytes of a run.
     pub(crate) fn settle(&self) {
         interrupt::check();
         let directory = File::open(self.path()).expect("it is there");
         rustix::fs::syncfs(directory).expect("a disk that syncs");
     }
 
-    /// Writes groups of `batches` records of so many bytes of lines and syncs each by one `fdatasync`, by this one thread,
-    /// into a file whose room is reserved: all that a queue in files could do here.
+    /// Measures the most that a queue in files could do on this disk. One thread writes groups of
+    /// `batches` records with `lines` bytes of lines each into a file whose space is reserved, and
+    /// syncs each group with one `fdatasync`, until `limit`.
     pub(crate) fn raw(&self, batches: usize, lines: u64, limit: Duration) -> Raw {
         self.settle();
         let path = self.path().join("raw");
@@ -108,11 +112,11 @@ impl Disk {
     }
 }
 
-/// What raw writes took.
+/// The results of raw writes.
 pub(crate) struct Raw {
     pub(crate) writes: u64,
     pub(crate) elapsed: Duration,
-    /// CPU seconds.
+    /// The CPU time of the writing thread, in seconds.
     pub(crate) cpu: f64,
     took: Vec<Duration>,
 }
@@ -123,10 +127,11 @@ impl Raw {
     }
 }
 
-/// Makes the kernel forget what it holds of a queue's segments, so that they are read from the disk. All of it is synced.
+/// Makes the kernel forget the cached pages of a queue's segments, which are all synced, so that
+/// they are read from the disk.
 pub(crate) fn drop_cached(queue: &Path) {
     for segment in segments(queue) {
-        // The relay may be deleting it.
+        // The relay may be deleting the segment.
         let Ok(file) = File::open(segment) else { continue };
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).expect("advice that Linux knows");
     }

@@ -1,10 +1,10 @@
-//! Medians with their spread, and where they were measured.
+//! Medians with their spread, and a description of the machine.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
 use std::process::Command;
 
-/// Of some rounds.
+/// The median, the least and the most of the values of some rounds.
 pub(crate) struct Spread {
     pub(crate) median: f64,
     least: f64,
@@ -32,7 +32,7 @@ pub(crate) fn spread(mut values: Vec<f64>) -> Spread {
     }
 }
 
-/// Where, with what and when.
+/// Returns the machine, the commit and the time of a measurement, as Markdown.
 pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
@@ -55,7 +55,7 @@ pub(crate) fn first_line(command: &mut Command) -> String {
     String::from_utf8_lossy(&output).lines().next().unwrap_or("?").to_owned()
 }
 
-/// Of 1, 5 and 15 minutes: what else the machine does.
+/// Returns the load averages of 1, 5 and 15 minutes, which show what else the machine does.
 pub(crate) fn load_average() -> String {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').take(3).collect::<Vec<_>>().join(" ")

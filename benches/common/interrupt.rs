@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM end a bench as a panic does: what it started is ended, what it wrote is removed.
+//! SIGINT and SIGTERM end a bench like a panic: its processes are ended and its files are removed.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -8,7 +8,7 @@ use tokio::signal::unix::signal;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on [`check`] knows of them. A second one ends the process at once.
+/// Makes [`check`] notice the signals from now on. A second signal ends the process at once.
 pub(crate) fn watch() {
     std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
@@ -28,7 +28,7 @@ pub(crate) fn watch() {
     });
 }
 
-/// Panics where one has come. Called by everything that takes long.
+/// Panics if a signal has come. Everything that takes long calls this function.
 pub(crate) fn check() {
     assert!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
 }

@@ -1,4 +1,5 @@
-//! The senders: blocking sockets, one request under way on each, the bytes made beforehand.
+//! The senders: blocking sockets with one request under way on each. The bytes are made before the
+//! measurement.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -17,76 +18,81 @@ use crate::sink::Sink;
 use crate::sink::content_length;
 use crate::work::Work;
 
-/// Longest wait for an answer.
+/// The longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Who sends what, and where to.
+/// The settings of a load: the requests, the address, the number of senders, and the sink.
 pub(crate) struct Load<'a> {
     pub(crate) work: &'a Work,
     pub(crate) address: SocketAddr,
     pub(crate) senders: usize,
     pub(crate) sink: &'a Sink,
-    /// No new request while so many bytes are missing at the sink: a relay that answers before it delivers would
-    /// otherwise be measured on filling its queue.
+    /// No new request is sent while this many bytes have been answered and have not arrived at the
+    /// sink. Without this limit, the measurement of a relay that answers before it delivers would
+    /// show how it fills its queue.
     pub(crate) ahead_max: u64,
 }
 
-/// When a load ends.
+/// The end of a load.
 #[derive(Clone, Copy)]
 pub(crate) enum Until {
-    /// So many requests.
+    /// The load ends after this many requests.
     Requests(u64),
-    /// So long.
+    /// The load ends after this time.
     Over(Duration),
-    /// So many requests, each due at its time, so many a second, whether those before are answered or not. An answer takes
-    /// from then on: who waits for a free sender waits for the proxy.
+    /// The load sends this many requests. Each is due at a fixed time, by the rate, even if earlier
+    /// requests are not answered yet. The duration of an answer counts from the time at which the
+    /// request was due, so it includes the wait for a free sender, which is a wait for the proxy.
     Paced { requests: u64, per_second: f64 },
 }
 
-/// What became of it.
+/// The result of a load.
 pub(crate) struct Outcome {
     pub(crate) requests: u64,
-    /// Answers other than 200; each of these requests was sent again.
+    /// The number of answers other than 200. Each of these requests was sent again.
     pub(crate) refused: u64,
-    /// From the first byte sent to the last answer.
+    /// The time from the first byte sent to the last answer.
     pub(crate) took: Duration,
-    /// CPU seconds of the senders.
+    /// The CPU time of the senders, in seconds.
     pub(crate) cpu: f64,
-    /// From the first byte of a request, or from when it was due, to the last of its answer; sorted.
+    /// For each request the time from its first byte, or from when it was due, to the end of its
+    /// answer. Sorted.
     answers: Vec<Duration>,
-    /// From when paced requests were due to their first bytes; sorted.
+    /// For each paced request the time from when it was due to its first byte. Sorted.
     late: Vec<Duration>,
 }
 
 impl Outcome {
-    /// The longest of the answers but for the slowest part of them; 100: of all.
+    /// Returns the time within which `percent` per cent of the requests were answered. 100 gives
+    /// the slowest one.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         percentile(&self.answers, percent)
     }
 
-    /// The same in thousandths.
+    /// Like [`Self::percentile`], but in thousandths.
     pub(crate) fn permille(&self, permille: usize) -> Duration {
         self.answers[(self.answers.len() * permille / 1000).min(self.answers.len() - 1)]
     }
 
-    /// Of paced requests, from when they were due to their first bytes.
+    /// Returns the delay within which `percent` per cent of the paced requests were sent.
     pub(crate) fn late(&self, percent: usize) -> Duration {
         percentile(&self.late, percent)
     }
 }
 
-/// Of sorted durations.
+/// Returns the value at this percentage of sorted durations.
 pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
 }
 
 impl Load<'_> {
-    /// Sends the work's requests in turn, each sender the next one when its last one is answered.
+    /// Sends the requests of the work in turn. Each sender sends the next one when its last one is
+    /// answered.
     pub(crate) fn run(&self, until: Until) -> Outcome {
         self.run_on(&mut self.connect(|stream| stream), until)
     }
 
-    /// A connection for each sender.
+    /// Makes a connection for each sender.
     pub(crate) fn connect<S>(&self, wrap: impl Fn(TcpStream) -> S) -> Vec<S> {
         let connect = |_| {
             let stream = TcpStream::connect(self.address).expect("the proxy listens");
@@ -97,7 +103,7 @@ impl Load<'_> {
         (0..self.senders).map(connect).collect()
     }
 
-    /// The same as [`Self::run`] on connections that there are, which are kept.
+    /// Like [`Self::run`], on existing connections, which are kept.
     pub(crate) fn run_on<S: Read + Write + Send>(
         &self,
         connections: &mut [S],
@@ -191,14 +197,15 @@ impl Load<'_> {
     }
 }
 
-/// Ends the 50 µs by which the kernel lets this thread oversleep (prctl(2), PR_SET_TIMERSLACK).
+/// Turns off the 50 µs by which the kernel may let this thread sleep too long (prctl(2),
+/// PR_SET_TIMERSLACK).
 fn sleep_exactly() {
     let task = std::fs::read_link("/proc/thread-self").expect("Linux");
     let thread = task.file_name().expect("PID/task/TID").display();
     std::fs::write(format!("/proc/{thread}/timerslack_ns"), "1").expect("a thread may");
 }
 
-/// One sender's part.
+/// The results of one sender.
 struct Sent {
     answers: Vec<Duration>,
     late: Vec<Duration>,
@@ -206,7 +213,7 @@ struct Sent {
     cpu: f64,
 }
 
-/// Reads an answer to its end and gives its status.
+/// Reads an answer to its end and returns its status.
 fn read_answer(stream: &mut impl Read) -> u16 {
     let mut buffer = [0; 4096];
     let mut filled = 0;

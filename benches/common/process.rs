@@ -1,4 +1,5 @@
-//! A program that is measured, and what `/proc` says of it. It is ended by its own id when dropped.
+//! A program that is measured, and its figures from `/proc`. Dropping it ends the program by its
+//! process id.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -6,10 +7,10 @@ use std::ops::Sub;
 use std::process::Child;
 use std::process::Command;
 
-/// Unit of CPU time in `/proc/PID/stat` (USER_HZ): 100 on every Linux with glibc.
+/// The unit of CPU time in `/proc/PID/stat` (USER_HZ), which is 100 on every Linux with glibc.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A child of ours.
+/// A child process.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -22,17 +23,18 @@ impl Process {
         &mut self.0
     }
 
-    /// CPU time of the process, of its threads that have ended, and of children waited for.
+    /// Returns the CPU time of the process, including threads that have ended and children that
+    /// were waited for.
     pub(crate) fn cpu(&self) -> Cpu {
         cpu_of(&self.0.id().to_string())
     }
 
-    /// CPU time of its thread of this name; none where there is no such thread.
+    /// Returns the CPU time of the thread with this name, or zero if there is no such thread.
     pub(crate) fn cpu_of_thread(&self, name: &str) -> Cpu {
         let tasks = format!("/proc/{}/task", self.0.id());
         for task in std::fs::read_dir(tasks).expect("the process lives") {
             let task = task.expect("a thread").path();
-            // Others may end meanwhile.
+            // Other threads may end meanwhile.
             let comm = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
             if comm.trim_end() == name {
                 let task = task.strip_prefix("/proc").expect("what was listed");
@@ -42,7 +44,7 @@ impl Process {
         Cpu { user: 0.0, system: 0.0 }
     }
 
-    /// How often its threads have begun to wait; of those that live.
+    /// Returns how many times the living threads of the process have begun to wait.
     pub(crate) fn waits(&self) -> u64 {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id()));
         let waits = tasks.expect("the process lives").map(|task| {
@@ -56,7 +58,7 @@ impl Process {
         waits.sum()
     }
 
-    /// A line of `/proc/PID/status`, in MiB.
+    /// Returns the value of a line of `/proc/PID/status`, in MiB.
     pub(crate) fn memory(&self, key: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()));
         let status = status.expect("the process lives");
@@ -68,13 +70,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         drop(self.0.kill());
         drop(self.0.wait());
     }
 }
 
-/// User and system seconds.
+/// CPU time in user mode and in the kernel, in seconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Cpu {
     pub(crate) user: f64,
@@ -95,7 +97,7 @@ impl Sub for Cpu {
     }
 }
 
-/// CPU time of this process: load and sink.
+/// Returns the CPU time of this process, which runs the load and the sink.
 pub(crate) fn own_cpu() -> Cpu {
     cpu_of("self")
 }
@@ -103,19 +105,21 @@ pub(crate) fn own_cpu() -> Cpu {
 fn cpu_of(task: &str) -> Cpu {
     let stat = std::fs::read_to_string(format!("/proc/{task}/stat"));
     let stat = stat.expect("the process lives");
-    // Behind the name, which may hold anything: field 3 and on (proc(5)).
+    // The name in brackets may hold any character. Field 3 and the following ones come after it
+    // (proc(5)).
     let (_, rest) = stat.rsplit_once(')').expect("a name in brackets");
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let seconds = |field: usize| {
         let ticks: f64 = fields[field - 3].parse().expect("a number");
         ticks / TICKS_PER_SECOND
     };
-    // utime and stime, cutime and cstime: those of a thread are its process's.
+    // The fields are utime and stime, cutime and cstime. For a thread, the last two are those of
+    // its process, and do not count.
     let children = if task.contains("task") { 0.0 } else { 1.0 };
     Cpu { user: seconds(14) + children * seconds(16), system: seconds(15) + children * seconds(17) }
 }
 
-/// CPU seconds of the calling thread.
+/// Returns the CPU time of the calling thread, in seconds.
 pub(crate) fn thread_cpu() -> f64 {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
     let nanoseconds: f64 =

@@ -1,4 +1,4 @@
-//! The relay's own binary, with a listener and an admin address on ports of the kernel's choice.
+//! The relay's own program, with a listener and an admin address on ports that the kernel chooses.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 
-/// Longest wait for an empty queue.
+/// The longest wait for an empty queue.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running relay with one output.
@@ -27,18 +27,19 @@ pub(crate) struct Relay {
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
     admin: SocketAddr,
-    /// From the start of the process until it listens.
+    /// The time from the start of the process until it listens.
     pub(crate) until_listening: Duration,
     _config: TempDir,
 }
 
 impl Relay {
-    /// `queue`: keys with values of the config; `output`: the keys of its table, all but the name.
+    /// Starts a relay. `queue` holds keys of the config with their values, and `output` the keys of
+    /// the output's table except the name.
     pub(crate) fn start(binary: &Path, queue: &str, output: &str) -> Self {
         Self::start_with(binary, queue, "", output)
     }
 
-    /// The same with more keys of the listener's table than its address.
+    /// Like [`Self::start`], with more keys in the listener's table than its address.
     pub(crate) fn start_with(binary: &Path, queue: &str, listener: &str, output: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let file = directory.path().join("relay.toml");
@@ -57,19 +58,19 @@ impl Relay {
         Self { process, address, admin, until_listening: begun.elapsed(), _config: directory }
     }
 
-    /// What `/metrics` says now.
+    /// Scrapes `/metrics`.
     pub(crate) fn metrics(&self) -> Metrics {
         Metrics(get(self.admin, "/metrics"))
     }
 
-    /// Waits until the consumer has acknowledged so many events, and the relay holds no more.
+    /// Waits until the consumer has acknowledged `events` events and the relay holds none.
     pub(crate) fn wait_until_empty(&self, events: u64) {
         let end = Instant::now() + PATIENCE;
         loop {
             let metrics = self.metrics();
             let delivered = metrics.of_output("output_events_total");
             assert!(delivered <= events, "each event is counted once");
-            // One scrape is no snapshot: both have to say it.
+            // One scrape is no snapshot, so both numbers must be right in it.
             if delivered == events && metrics.of_output("output_backlog_events") == 0 {
                 assert_eq!(metrics.of_output("output_retries_total"), 0);
                 return;
@@ -80,7 +81,8 @@ impl Relay {
     }
 }
 
-/// Reads from the relay's log where it listens, and goes on reading in a thread that ends with it.
+/// Reads the addresses of the listener and of the admin routes from the relay's log. A thread goes
+/// on reading the log and ends with it.
 fn addresses(log: ChildStderr) -> (SocketAddr, SocketAddr) {
     let mut lines = BufReader::new(log).lines();
     let (mut listener, mut admin) = (None, None);
@@ -109,16 +111,16 @@ fn show_trouble(line: &str) {
     }
 }
 
-/// Prometheus' text.
+/// A scrape in Prometheus' text format.
 pub(crate) struct Metrics(String);
 
 impl Metrics {
-    /// A metric without its prefix, of the one output.
+    /// Returns the value of a metric of the one output. The name has no prefix.
     pub(crate) fn of_output(&self, name: &str) -> u64 {
         self.series(&format!("{name}{{output=\"sink\"}}"))
     }
 
-    /// A series without its prefix.
+    /// Returns the value of a series. Its name has no prefix.
     pub(crate) fn series(&self, series: &str) -> u64 {
         let series = format!("kube_audit_forwarder_{series} ");
         let value = self.0.lines().find_map(|line| line.strip_prefix(&series));

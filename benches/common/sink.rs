@@ -1,4 +1,5 @@
-//! The consumer: reads, counts, forgets. One thread for each connection, which ends with it.
+//! The consumer, which reads, counts and forgets. Each connection has a thread of its own, which
+//! ends with it.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -21,13 +22,13 @@ use std::time::Instant;
 use crate::interrupt;
 use crate::work;
 
-/// Read at once; larger reads make the sink no cheaper.
+/// The bytes that the sink reads at once. Larger reads do not make it cheaper.
 const BUFFER: usize = 256 * 1024;
 
-/// Longest wait for what is missing.
+/// The longest wait for missing bytes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What a proxy speaks to its consumer.
+/// The protocol between a proxy and its consumer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
     /// POSTs of EventLists.
@@ -36,7 +37,8 @@ pub(crate) enum Wire {
     Stream,
 }
 
-/// Listens on a port of the kernel's choice until dropped; the proxy must have ended by then.
+/// A consumer on a port that the kernel chooses. It listens until dropped; the proxy must have
+/// ended by then.
 pub(crate) struct Sink {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -45,18 +47,20 @@ pub(crate) struct Sink {
 
 #[derive(Default)]
 struct Shared {
-    /// Bytes of events: see [`work::lines_of_list`]; of streams, all bytes.
+    /// The bytes of events that have arrived (see [`work::lines_of_list`]). For a stream, all
+    /// bytes.
     arrived: AtomicU64,
-    /// Bytes of events whose sender has its 200.
+    /// The bytes of events whose sender was answered 200.
     expected: AtomicU64,
-    /// Bytes that frame a stream's events, in millionths of theirs.
+    /// The bytes that frame a stream's events, in millionths of the bytes of the events.
     framing: AtomicU64,
     /// See [`Sink::hold_back`].
     held_back: AtomicU64,
     /// See [`Sink::expect_more`].
     more: AtomicU64,
     stopped: AtomicBool,
-    /// Taken after each change that somebody may wait for, who holds it while he looks.
+    /// Taken after each change that another thread may wait for. A thread that waits holds it while
+    /// it checks.
     turn: Mutex<()>,
     turns: Condvar,
 }
@@ -66,7 +70,7 @@ impl Sink {
         Self::start_on(wire, |stream| stream)
     }
 
-    /// Speaks over what `wrap` makes of each connection.
+    /// Like [`Self::start`], over the stream that `wrap` makes of each connection.
     pub(crate) fn start_on<S: Read + Write>(
         wire: Wire,
         wrap: impl Fn(TcpStream) -> S + Clone + Send + 'static,
@@ -100,7 +104,7 @@ impl Sink {
         self.shared.arrived.load(Ordering::Relaxed)
     }
 
-    /// Counts what its sender was answered for.
+    /// Counts bytes of events whose sender was answered 200.
     pub(crate) fn expect(&self, bytes: u64) {
         let times = 1 + self.shared.more.load(Ordering::Relaxed);
         self.shared.expected.fetch_add(times * bytes, Ordering::Relaxed);
@@ -109,19 +113,21 @@ impl Sink {
         }
     }
 
-    /// From now on each event comes so many times besides the first: from further outputs.
+    /// From now on, expects each event `times` more times, from further outputs.
     pub(crate) fn expect_more(&self, times: u64) {
         self.shared.more.store(times, Ordering::Relaxed);
     }
 
-    /// From now on answers POSTs only as far as so many bytes that their senders were answered for are still missing:
-    /// [`u64::MAX`] takes nothing. 0, as at the start, answers all at once.
+    /// From now on, answers a POST only if afterwards at least this many bytes are still missing of
+    /// those whose senders were answered. [`u64::MAX`] answers none. 0, which is the value at the
+    /// start, answers all at once.
     pub(crate) fn hold_back(&self, bytes: u64) {
         self.shared.held_back.store(bytes, Ordering::Relaxed);
         self.shared.take_turns();
     }
 
-    /// Bytes that its senders were answered for and that are not here, but for what is held back.
+    /// Returns how many bytes have been answered to their senders and have not arrived, without
+    /// those that are held back.
     pub(crate) fn missing(&self) -> u64 {
         let expected = self.shared.expected.load(Ordering::Relaxed);
         let held_back = self.shared.held_back.load(Ordering::Relaxed);
@@ -140,8 +146,9 @@ impl Sink {
         }
     }
 
-    /// To be called when all that was expected has arrived: what came besides frames the events, and from now on counts
-    /// no longer; but for a hundredth of it, as the lengths of other events may have fewer digits.
+    /// Learns how many bytes frame the events of a stream. Must be called when everything that was
+    /// expected has arrived: the other bytes are the framing, and do not count from now on. A
+    /// hundredth of them is left out, because the lengths of other events may have fewer digits.
     pub(crate) fn learn_framing(&self) {
         let expected = self.shared.expected.load(Ordering::Relaxed).max(1);
         let more = self.arrived().saturating_sub(expected) * 99 / 100;
@@ -159,7 +166,7 @@ impl Drop for Sink {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.shared.take_turns();
-        // Wakes the accept loop, which then ends.
+        // This connection wakes the accept loop, which then ends.
         drop(TcpStream::connect(self.address));
         if let Some(accepting) = self.accepting.take() {
             drop(accepting.join());
@@ -180,7 +187,8 @@ impl Shared {
         self.turns.notify_all();
     }
 
-    /// Waits until a POST may be answered whose last byte is the one before `end`; `false`: it never may.
+    /// Waits until a POST that ends before byte `end` may be answered. Returns false if it may
+    /// never be.
     fn may_take(&self, end: u64) -> bool {
         let waits = |(): &mut ()| {
             let held_back = self.held_back.load(Ordering::Relaxed);
@@ -194,7 +202,7 @@ impl Shared {
     }
 }
 
-/// Answers each POST with 200 once its body is read and its turn has come.
+/// Answers each POST with 200 once its body is read and may be answered.
 fn answer(mut stream: impl Read + Write, shared: &Shared) {
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
@@ -211,7 +219,7 @@ fn answer(mut stream: impl Read + Write, shared: &Shared) {
         let mut left = body;
         let taken = left.min(filled - head);
         left -= taken;
-        // Only a proxy that pipelines sends more; neither does.
+        // Only a proxy that pipelines sends more than one request at once, and no proxy here does.
         assert_eq!(head + taken, filled, "more than one request at once");
         filled = 0;
         while left > 0 {
@@ -232,7 +240,7 @@ fn answer(mut stream: impl Read + Write, shared: &Shared) {
     }
 }
 
-/// The value of a head's Content-Length.
+/// Returns the value of a head's Content-Length.
 pub(crate) fn content_length(head: &[u8]) -> usize {
     let head = std::str::from_utf8(head).expect("a head is ASCII");
     let value = head.lines().find_map(|line| {

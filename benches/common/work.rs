@@ -1,5 +1,5 @@
-//! What is sent: EventLists as kube-apiserver writes them, many different ones: of one that comes again and again, a
-//! CPU's branch predictor learns every quote.
+//! The requests: EventLists as kube-apiserver writes them. There are many different ones, because a
+//! CPU's branch predictor learns every quote of a body that comes again and again.
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
@@ -8,24 +8,26 @@ use std::fmt::Write as _;
 
 use serde_json::value::RawValue;
 
-/// Around the events of an EventList, as kube-apiserver and the relay's `event_list` write it.
+/// The bytes around the events of an EventList, as kube-apiserver and the relay's `event_list`
+/// write them.
 const HEAD: &str = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 const TAIL: &str = "]}\n";
 
-/// Different bodies of a work with batches: more than the caches of a core hold.
+/// The number of different bodies of a work with batches. Together they are larger than the caches
+/// of a core.
 const BATCHES: u64 = 40;
 
-/// Different bodies of a work with single events.
+/// The number of different bodies of a work with single events.
 const SINGLES: u64 = 4000;
 
 /// Requests of one kind.
 pub(crate) struct Work {
     pub(crate) name: &'static str,
-    /// Of one of them; all bodies have as many bytes and events.
+    /// One of the bodies. All bodies have as many bytes and events.
     pub(crate) body: Vec<u8>,
-    /// With their heads, to be sent in turn.
+    /// The requests, each a head and a body, to be sent in turn.
     pub(crate) requests: Vec<Vec<u8>>,
-    /// Of each body.
+    /// The number of events in each body.
     pub(crate) events: u64,
 }
 
@@ -42,12 +44,13 @@ impl Work {
         Self { name, body, requests, events }
     }
 
-    /// Recorded; the events of each body in another order.
+    /// Returns recorded events at level Metadata. Each body has the events in another order.
     pub(crate) fn metadata() -> Self {
         Self::recorded("metadata, 400 events of 0.8 KB", "01-batch400-metadata.json", 400)
     }
 
-    /// Recorded with what was asked and answered; the events of each body in another order.
+    /// Returns recorded events with request and response objects. Each body has the events in
+    /// another order.
     pub(crate) fn responses() -> Self {
         let file = "02-batch-requestresponse-allstages.json";
         Self::recorded("requests and responses, 400 events of 1.0 KB", file, 400)
@@ -68,7 +71,7 @@ impl Work {
         Self::new(name, events, bodies)
     }
 
-    /// Of 1.0 to 2.0 KB each.
+    /// Returns generated events of 1.0 to 2.0 KB each.
     pub(crate) fn generated() -> Self {
         let bodies = (0..BATCHES).map(|seed| generated(seed, 400, 1500));
         Self::new("generated, 400 events of 1.5 KB", 400, bodies)
@@ -79,7 +82,7 @@ impl Work {
         Self::new("single event of 2 KB", 1, bodies)
     }
 
-    /// Generated, with so many events of 1.5 KB in each body.
+    /// Returns generated bodies with `events` events of 1.5 KB each.
     pub(crate) fn batches_of(events: u64) -> Self {
         let count = (BATCHES * 400 / events).clamp(8, SINGLES);
         let length = usize::try_from(events).expect("a batch");
@@ -87,20 +90,21 @@ impl Work {
         Self::new("generated, events of 1.5 KB", events, bodies)
     }
 
-    /// How many requests have about so many bytes.
+    /// Returns how many requests have about `bytes` bytes together.
     pub(crate) fn requests_of(&self, bytes: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an argument")]
         let requests = (bytes / self.body.len() as f64).ceil() as u64;
         requests
     }
 
-    /// Bytes of the events of one request, each with the byte that ends it or divides it from the next.
+    /// Returns the bytes of the events of one request, each with the byte that ends it or separates
+    /// it from the next one.
     pub(crate) fn lines(&self) -> u64 {
         lines_of_list(self.body.len() as u64)
     }
 }
 
-/// As kube-apiserver writes it.
+/// Returns a request with this body as kube-apiserver writes it.
 fn request(body: &[u8]) -> Vec<u8> {
     let head = format!(
         "POST /?timeout=30s HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: Go-http-client/1.1\r\n\
@@ -110,14 +114,15 @@ fn request(body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Bytes of the events of an EventList of so many bytes, each with the byte behind it. However a
-/// relay cuts and joins batches, the sum over all lists stays.
+/// Returns the bytes of the events of an EventList of `body` bytes, each with the byte after it.
+/// The sum over all lists stays the same, however a relay splits and joins batches.
 pub(crate) fn lines_of_list(body: u64) -> u64 {
     (body + 1).saturating_sub((HEAD.len() + TAIL.len()) as u64)
 }
 
-/// An EventList whose events have so many bytes on average, half of which are text with what JSON escapes and with what
-/// UTF-8 needs two bytes for. Each seed gives another one of the same length.
+/// Returns an EventList whose events have `event_bytes` bytes on average. Half of them are text
+/// with characters that JSON escapes and characters of two bytes in UTF-8. Each seed gives another
+/// list of the same length.
 fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut body = String::from(HEAD);
@@ -126,7 +131,7 @@ fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
         if index > 0 {
             body.push(',');
         }
-        // Of two events, one is so much longer as the other one is shorter.
+        // Of two events, one is longer than the average by as many bytes as the other is shorter.
         let bytes = if index % 2 == 1 {
             event_bytes - differs
         } else if index + 1 < events {
@@ -141,7 +146,7 @@ fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     body.into_bytes()
 }
 
-/// Appends an event of exactly so many bytes.
+/// Appends an event of exactly `bytes` bytes.
 fn event(random: &mut fastrand::Rng, bytes: usize, to: &mut String) {
     const WORDS: [&str; 6] =
         [r"alpha\n", "bravo ", "größe ", r#"\"quoted\" "#, r"\u003ctag\u003e ", "delta "];
@@ -170,9 +175,9 @@ fn event(random: &mut fastrand::Rng, bytes: usize, to: &mut String) {
     to.push_str(TAIL);
 }
 
-/// An EventList whose events are all different in length, names, numbers and in what the object holds, while their parts
-/// follow each other as in kube-apiserver's: what was learned from one helps with the next as far as it does with real ones.
-/// The same seed gives the same bytes.
+/// Returns an EventList whose events all differ in length, names, numbers and the members of the
+/// object, while their parts follow each other as in kube-apiserver's events. A CPU learns from one
+/// event as much about the next as it does with real events. The same seed gives the same bytes.
 pub(crate) fn varied(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut body = String::from(HEAD);
@@ -195,10 +200,11 @@ pub(crate) fn varied(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
     body.into_bytes()
 }
 
-/// `~` stands for a word, `^` for a number, `%` for one of eight digits.
+/// The beginning of an event. `~` stands for a word, `^` for a number, and `%` for a number of one
+/// digit.
 const BEGINNING: &str = r#"{"level":"RequestResponse","auditID":"00000000-%%%%-4000-8000-%%%%%%%%%%%%","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/~/~/~-^","verb":"~","user":{"username":"system:serviceaccount:~:~","uid":"00000000-%%%%-4000-8000-%%%%%%%%%%%%","groups":["system:serviceaccounts","system:serviceaccounts:~","system:authenticated"]},"sourceIPs":["10.0.0.%"],"userAgent":"~/v1.36.2 (linux/amd64)","objectRef":{"resource":"~","namespace":"~","name":"~-^","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":20%},"requestObject":{"kind":"~","apiVersion":"v1","spec":{"replicas":%"#;
 
-/// Of objects, each behind another member.
+/// Parts of objects, each of which follows another member.
 const PARTS: &[&str] = &[
     r#","labels":{"app":"~","app.kubernetes.io/name":"~","pod-template-hash":"^"}"#,
     r#","annotations":{"kubernetes.io/restartedAt":"2026-01-02T0%:0%:0%Z","example/revision":"%"}"#,

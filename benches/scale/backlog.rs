@@ -1,7 +1,9 @@
-//! What a batch costs, in and out, while a backlog of some size lies before it; and how long a start takes then.
+//! The cost of a batch, in and out, while a backlog of some size lies before it, and the time that
+//! a start then takes.
 //!
-//! One relay for each size, all running; in each round every one takes its turn. The consumer takes exactly as much as
-//! is sent, so what it gets was sent that many bytes before.
+//! There is one relay for each size, and all of them run. In each round each relay takes its turn.
+//! The consumer accepts exactly as many bytes as are sent, so the bytes that it receives were sent
+//! a whole backlog before.
 
 use std::path::PathBuf;
 
@@ -19,46 +21,47 @@ use crate::work::Work;
 
 const SENDERS: usize = 8;
 
-/// The backlog is at most so much more than it should be.
+/// The most bytes by which the backlog may be larger than it should be.
 const AHEAD_MAX: u64 = 1 << 20;
 
-/// Requests before each measurement: what was read ahead, or lay in memory, before the cache was dropped.
+/// The requests before each measurement. They use up the events that were read ahead, or lay in
+/// memory, before the cache was dropped.
 const WARM_UP: u64 = 100;
 
-/// Requests between two starts: the last segment is about half full.
+/// The requests between two starts. They leave the last segment about half full.
 const BETWEEN_STARTS: u64 = 100;
 
 /// A relay with its backlog.
 struct Backlog<'a> {
     work: &'a Work,
     mebibytes: u64,
-    /// Of a queue on disk.
+    /// The directory of the queue, or `None` for a queue in memory.
     directory: Option<PathBuf>,
     filled: Outcome,
     rounds: Vec<Round>,
-    /// MiB, now and at most.
+    /// The resident memory now and at most, in MiB.
     memory: (f64, f64),
     starts: Vec<f64>,
-    // In this order: the sink's threads end when its connections do.
+    // The order of these fields matters: the sink's threads end when the connections do.
     relay: Option<Relay>,
     sink: Sink,
 }
 
 struct Round {
-    /// At its end, in MiB.
+    /// The backlog at the end of the round, in MiB.
     backlog: f64,
     cpu: f64,
     writer_cpu: f64,
     load: Outcome,
 }
 
-/// The table of queues on disk: a row for each size.
+/// Returns the table of queues on disk, with a row for each size.
 pub(crate) fn on_disk(disk: &Disk, arguments: &Arguments) -> String {
     let (sizes, text) = fitting(disk, &arguments.backlogs);
     text + &table(Some(disk), &sizes, arguments)
 }
 
-/// The same of queues in memory.
+/// Returns the same table for queues in memory.
 pub(crate) fn in_memory(arguments: &Arguments) -> String {
     table(None, &arguments.memory_backlogs, arguments)
 }
@@ -95,11 +98,12 @@ fn table(disk: Option<&Disk>, sizes: &[u64], arguments: &Arguments) -> String {
     text
 }
 
-/// The sizes that leave as much of the disk free as they take, and what to say of the others.
+/// Returns the sizes that leave as much of the disk free as they take, and a text about the others.
 fn fitting(disk: &Disk, sizes: &[u64]) -> (Vec<u64>, String) {
     let (free, mut fitting, mut text) = (disk.free() >> 20, Vec::new(), String::new());
     for &mebibytes in sizes {
-        // A segment's room, and what one has been sent more.
+        // A backlog also takes the space that is reserved for its segment, and the bytes that are
+        // sent in addition.
         let needed: u64 = fitting.iter().chain([&mebibytes]).map(|size| size + 512).sum();
         if 2 * needed <= free {
             fitting.push(mebibytes);
@@ -145,7 +149,7 @@ impl<'a> Backlog<'a> {
         self.relay.as_ref().expect("it runs")
     }
 
-    /// So much in, and as much out.
+    /// Sends some bytes while the consumer accepts as many, and measures the round.
     fn pass_through(&mut self, arguments: &Arguments) {
         let (relay, sink) = (self.relay(), &self.sink);
         let load = Load {
@@ -177,7 +181,8 @@ impl<'a> Backlog<'a> {
         self.memory = (process.memory("VmRSS:"), process.memory("VmHWM:"));
     }
 
-    /// Killed under load, and started while nothing of its files is in memory.
+    /// Kills the relay under load, and measures a start while none of its files is in the kernel's
+    /// cache.
     fn start_again(&mut self, arguments: &Arguments) {
         let Some(directory) = self.directory.clone() else { return };
         self.sink.hold_back(u64::MAX);
@@ -231,7 +236,7 @@ impl<'a> Backlog<'a> {
 }
 
 fn start(arguments: &Arguments, mebibytes: u64, directory: Option<&PathBuf>, sink: &Sink) -> Relay {
-    // Never full; and a consumer that holds back is no dead one.
+    // The queue never becomes full, and a consumer that holds back does not count as dead.
     let mut queue = format!("queue.max_bytes = '{}MiB'", 2 * mebibytes + 1024);
     if let Some(directory) = directory {
         queue += &format!("\nqueue.directory = '{}'", directory.display());

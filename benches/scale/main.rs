@@ -1,12 +1,14 @@
-//! What a batch costs with more of everything: backlog, outputs, connections, events in a batch, rules of a policy.
+//! The cost of a batch with more of everything: backlog, outputs, connections, events in a batch,
+//! rules of a policy.
 //!
-//! `cargo bench --bench scale` drives the relay's own binary, on 127.0.0.1, between a load and a sink that live in this
-//! process, and prints a Markdown table for each. All relays of a table run at once; in each round every one takes its
-//! turn while the others are idle. The tables hold medians over the rounds, with least and most; "÷ first" is the median
-//! of the ratios within each round. CPU is that of the relay's process, in and out.
+//! `cargo bench --bench scale` runs the relay's own program on 127.0.0.1, between a load and a sink
+//! in this process, and prints a Markdown table for each. All relays of a table run at once. In
+//! each round each relay takes its turn while the others are idle. The tables hold medians over the
+//! rounds, with the least and the most value; "÷ first" is the median of the ratios within each
+//! round. CPU time is that of the relay's process, in and out.
 //!
-//! Files go below a directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, target/ if none does. They are removed
-//! at the end, also after a panic and after Ctrl-C.
+//! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or below
+//! target/ otherwise. They are removed at the end, also after a panic or Ctrl-C.
 
 #![allow(
     clippy::disallowed_methods,
@@ -48,7 +50,7 @@ use disk::Disk;
 use variant::Setting;
 use work::Work;
 
-/// Under way at once, where there are as many connections.
+/// The number of requests under way at once, if there are as many connections.
 const SENDERS: usize = 8;
 
 /// Measures what a batch costs with more of everything
@@ -118,7 +120,7 @@ fn main() {
         return;
     }
     interrupt::watch();
-    // As the relay does: there are two sockets for each connection.
+    // The relay raises this limit too. This process has two sockets for each connection.
     kube_audit_forwarder::process::raise_open_files().expect("a limit that can be raised");
     let disk = Disk::new(&arguments.directory);
     print!("{}", figures::machine());
@@ -137,14 +139,16 @@ fn main() {
     println!("\n- load average after: {}", figures::load_average());
 }
 
-/// What comes is sent at once, and what is read was sent so many bytes before.
+/// Measures with backlogs. Every batch is sent at once, and the batch that the consumer receives
+/// was sent a whole backlog before.
 fn backlog(disk: &Disk, arguments: &Arguments) {
     println!("\n## Backlog\n\n{}, rounds of {} GB.", Work::metadata().name, arguments.gigabytes);
     print!("\n### queue on disk\n{}", backlog::on_disk(disk, arguments));
     print!("\n### queue in memory\n{}", backlog::in_memory(arguments));
 }
 
-/// Each output gets every byte, so that each one more costs as much; what an output costs must not rise.
+/// Measures with several outputs. Each output sends every byte, so each further output costs as
+/// much as the first; the cost of one output must not rise.
 fn outputs(disk: &Disk, arguments: &Arguments) {
     println!("\n## Outputs");
     for (work, on_disk) in
@@ -164,8 +168,8 @@ fn outputs(disk: &Disk, arguments: &Arguments) {
     }
 }
 
-/// A fixed number of requests under way, each time on another connection, so that all of them are kept and none is idle
-/// for long.
+/// Measures with several connections. A fixed number of requests is under way, each on another
+/// connection than the one before, so that all connections are kept and none is idle for long.
 fn connections(arguments: &Arguments) {
     println!("\n## Connections");
     for work in [Work::metadata(), Work::single()] {
@@ -183,7 +187,8 @@ fn connections(arguments: &Arguments) {
     }
 }
 
-/// A batch costs something by itself and something for each byte; neither may rise.
+/// Measures with batches of different sizes. A batch costs something by itself and something for
+/// each byte, and neither may rise.
 fn batches(disk: &Disk, arguments: &Arguments) {
     println!("\n## Events in a batch");
     let works: Vec<Work> =
@@ -203,7 +208,8 @@ fn batches(disk: &Disk, arguments: &Arguments) {
     }
 }
 
-/// No rule but the last matches, and that one leaves every event as it is: what is measured is reading and deciding.
+/// Measures with several rules. Only the last rule matches, and it leaves every event unchanged, so
+/// the cost is that of reading and deciding.
 fn rules(disk: &Disk, arguments: &Arguments) {
     println!("\n## Rules of a policy");
     let filter = |rules: usize| match rules {
@@ -229,8 +235,8 @@ fn rules(disk: &Disk, arguments: &Arguments) {
     }
 }
 
-/// So many rules as they are in policies of providers: each asks for something that is frequent, and something that is
-/// nowhere.
+/// Returns a policy with `rules` rules like those of providers' policies. Each rule asks for a
+/// frequent value and for one that never occurs.
 fn policy(rules: usize) -> String {
     let mut text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n".to_owned();
     for rule in 1..rules {

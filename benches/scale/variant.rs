@@ -1,4 +1,4 @@
-//! Relays that differ in one number, and a table of what that changes.
+//! Relays that differ in one number, and the table of what this number changes.
 
 use std::io;
 use std::io::Read;
@@ -20,35 +20,37 @@ use crate::sink::Sink;
 use crate::sink::Wire;
 use crate::work::Work;
 
-/// So far ahead of the sink the senders are at most: within what a queue on disk keeps in memory (16 MiB).
+/// The most bytes by which the senders may be ahead of the sink. A queue on disk keeps more than
+/// that in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
 
-/// Requests on each connection before the first round.
+/// The requests on each connection before the first round.
 const WARM_UP: usize = 4;
 
-/// Longest wait until a relay says that it holds nothing any more.
+/// The longest wait until a relay reports that it holds nothing any more.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is different between the relays of a table.
+/// The settings of one relay of a table.
 pub(crate) struct Setting<'a> {
-    /// That by which they are compared.
+    /// The number by which the relays are compared.
     pub(crate) number: usize,
     pub(crate) work: &'a Work,
     pub(crate) outputs: usize,
     pub(crate) connections: usize,
-    /// Requests under way at once.
+    /// The number of requests under way at once.
     pub(crate) senders: usize,
-    /// Where the queue is; `None`: in memory.
+    /// The disk of the queue, or `None` for a queue in memory.
     pub(crate) on_disk: Option<&'a Disk>,
     /// More keys of each output.
     pub(crate) output: String,
 }
 
-/// A relay, and what its rounds have shown.
+/// A relay, and the results of its rounds.
 struct Variant<'a> {
     setting: Setting<'a>,
     rounds: Vec<Round>,
-    // In this order: the relay's threads and the sink's end when their connections do.
+    // The order of these fields matters: the threads of the relay and of the sink end when the
+    // connections do.
     senders: Vec<Turns>,
     relay: Relay,
     sink: Sink,
@@ -56,20 +58,20 @@ struct Variant<'a> {
 
 struct Round {
     cpu: Cpu,
-    /// Of the relay's threads.
+    /// How many times the relay's threads have begun to wait.
     waits: u64,
     load: Outcome,
 }
 
-/// A sender's connections, one after the other.
+/// The connections of a sender, used in turn.
 struct Turns {
     streams: Vec<TcpStream>,
     current: usize,
-    /// What is written next is another request.
+    /// True if an answer was read, so that the next bytes written are another request.
     answered: bool,
 }
 
-/// Runs all of them and prints the table.
+/// Runs all relays of a table and prints it.
 pub(crate) fn table(title: &str, what: &str, settings: Vec<Setting<'_>>, arguments: &Arguments) {
     let mut variants: Vec<Variant<'_>> =
         settings.into_iter().map(|setting| Variant::start(setting, arguments)).collect();
@@ -92,7 +94,7 @@ pub(crate) fn table(title: &str, what: &str, settings: Vec<Setting<'_>>, argumen
 }
 
 impl<'a> Variant<'a> {
-    /// Its connections are made and used.
+    /// Starts the relay, makes its connections and uses them.
     fn start(setting: Setting<'a>, arguments: &Arguments) -> Self {
         let sink = Sink::start(Wire::Http);
         sink.expect_more(setting.outputs as u64 - 1);
@@ -138,7 +140,8 @@ impl<'a> Variant<'a> {
         Round { cpu: process.cpu() - cpu, waits: process.waits().saturating_sub(waits), load }
     }
 
-    /// What the sink has may not be acknowledged yet.
+    /// Waits until the relay has no backlog: bytes that the sink has received may not be
+    /// acknowledged yet.
     fn wait_until_empty(&self) {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -189,7 +192,7 @@ impl<'a> Variant<'a> {
     }
 }
 
-/// Of a relay's outputs.
+/// Returns the names of a relay's outputs.
 fn names(outputs: usize) -> impl Iterator<Item = String> {
     (0..outputs).map(|index| if index == 0 { "sink".to_owned() } else { format!("sink-{index}") })
 }

@@ -1,22 +1,25 @@
-//! The relay beside the HAProxy that it replaces: the same work through each in turn, in one run.
+//! The relay beside the HAProxy that it replaces: the same work goes through each in turn, in one
+//! run.
 //!
 //! `cargo bench --bench side_by_side` starts both anew for each run, on 127.0.0.1, between a load
-//! and a sink that live in this process, and prints Markdown, for each work at most two tables:
+//! and a sink in this process. It prints Markdown, with at most two tables for each work:
 //!
 //! - **At saturation**: a fixed number of senders, each with one request under way on a kept
-//!   connection, for a fixed time. CPU seconds of the proxy's process for each GB (10⁹ bytes) of
-//!   request bodies and for each million events, throughput, memory, and what load and sink took
-//!   themselves. The relay answers before it has delivered, so the senders stay at most 8 MiB ahead of
-//!   the sink, and a run ends when everything has arrived and nothing is left in the relay's queue.
-//! - **Answers at half load**: requests come at a fixed rate, due at fixed times, and an answer takes
-//!   from when its request was due, not from when a sender came to it. Each proxy gets half of what it
-//!   took at saturation, and of a relay and its HAProxy each also half of what the slower one took.
+//!   connection, for a fixed time. The table holds the CPU seconds of the proxy's process for each
+//!   GB (10⁹ bytes) of request bodies and for each million events, the throughput, the memory, and
+//!   the CPU seconds of load and sink. The relay answers before it has delivered, so the senders
+//!   stay at most 8 MiB ahead of the sink, and a run ends when everything has arrived and nothing
+//!   is left in the relay's queue.
+//! - **Answers at half load**: requests come at a fixed rate, and each is due at a fixed time. The
+//!   duration of an answer counts from the time at which its request was due, not from when a
+//!   sender was free for it. Each proxy gets half of its own rate at saturation. A relay and its
+//!   HAProxy also each get half of the rate of the slower one.
 //!
-//! All that is compared takes its turn in each round. The tables hold medians over the rounds, with
-//! least and most; a ratio to HAProxy is the median of the ratios within each round. A relay that
-//! speaks TLS is compared with a HAProxy that does, on both sides.
+//! Everything that is compared takes its turn in each round. The tables hold medians over the
+//! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
+//! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
-//! CPU seconds hold on a machine that others use too, throughput and times do not.
+//! CPU seconds are right on a machine that others use too. Throughput and times are not.
 
 #![allow(
     clippy::disallowed_methods,
@@ -81,7 +84,8 @@ struct Arguments {
     /// Only these modes of the relay
     #[arg(long, value_delimiter = ',')]
     mode: Vec<Mode>,
-    /// Everything with every work, and answers at half load too: 25 minutes, unless other options choose from it
+    /// Everything with every work, and answers at half load too: 25 minutes, unless other options
+    /// choose from it
     #[arg(long)]
     full: bool,
     /// Parallel connections of the load
@@ -104,11 +108,12 @@ struct Arguments {
     bench: bool,
 }
 
-/// What goes through what. Without `--full` it leaves out what ten minutes have no room for.
+/// The runs of one work. Without `--full` the plan leaves out runs for which ten minutes are too
+/// short.
 struct Plan {
     work: Work,
     saturated: fn(Route, Mode) -> bool,
-    /// At half load; of what is saturated.
+    /// The runs at half load, among those at saturation.
     paced: fn(Route, Mode) -> bool,
 }
 
@@ -126,7 +131,8 @@ impl Plan {
 }
 
 impl Arguments {
-    /// What is chosen, each HAProxy before the first relay that is compared with it.
+    /// Returns the runs to make. Each HAProxy comes before the first relay that is compared with
+    /// it.
     fn choose(&self, planned: fn(Route, Mode) -> bool) -> Vec<Through> {
         let mut chosen = Vec::new();
         for mode in Mode::value_variants() {

@@ -1,4 +1,4 @@
-//! The programs compared.
+//! The programs that are compared.
 
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -20,13 +20,14 @@ use crate::relay::Relay;
 use crate::sink::Wire;
 use crate::tls::Tls;
 
-/// `queue.max_bytes` of the relay: more than twice what the replay window holds, which the report shows.
+/// The relay's `queue.max_bytes`, in MiB. It is more than twice the bytes of a replay window, which
+/// the report shows.
 pub(crate) const QUEUE_MIB: u32 = 4096;
 
-/// Longest wait for a start.
+/// The longest wait for a start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the relay speaks.
+/// The protocols of the relay, in and out.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Route {
     /// HTTP to HTTP, event_list
@@ -50,7 +51,7 @@ pub(crate) enum Mode {
     Delivered,
 }
 
-/// What stands between load and sink.
+/// The program between load and sink.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Through {
     Haproxy { tls: bool },
@@ -82,7 +83,7 @@ impl Through {
         matches!(self, Self::Haproxy { tls: true } | Self::Relay(Route::Tls, _))
     }
 
-    /// What it is compared with: the HAProxy that speaks TLS where it does.
+    /// Returns the HAProxy that this proxy is compared with. It speaks TLS if the proxy does.
     pub(crate) fn haproxy(self) -> Self {
         Self::Haproxy { tls: self.tls() }
     }
@@ -94,7 +95,7 @@ impl Through {
         }
     }
 
-    /// Whether what it counts as its queue is memory.
+    /// True if the bytes that the relay counts as its queue are in memory.
     pub(crate) fn counts_memory(self) -> bool {
         matches!(self, Self::Relay(_, Mode::Memory | Mode::Delivered))
     }
@@ -103,7 +104,7 @@ impl Through {
         matches!(self, Self::Relay(_, Mode::Disk))
     }
 
-    /// Whether an answer takes the replay window.
+    /// True if an answer takes at least the replay window.
     pub(crate) fn answers_late(self) -> bool {
         self.wire() == Wire::Stream && matches!(self, Self::Relay(_, Mode::Delivered))
     }
@@ -142,21 +143,22 @@ impl Proxy {
         }
     }
 
-    /// Waits until the relay's consumer has acknowledged so many events, and it holds no more.
-    /// HAProxy holds nothing.
+    /// Waits until the relay's consumer has acknowledged `events` events and the relay holds none.
+    /// HAProxy holds no events, so there is nothing to wait for.
     pub(crate) fn wait_until_empty(&self, events: u64) {
         if let Self::Relay { relay, .. } = self {
             relay.wait_until_empty(events);
         }
     }
 
-    /// MiB of memory beyond what is in the relay's queue and in requests under way. HAProxy does not say.
+    /// Returns the relay's memory without its queue and the requests under way, in MiB. HAProxy
+    /// does not report these, so its value is 0.
     pub(crate) fn rss_beyond(&self) -> f64 {
         let Self::Relay { relay, delivered, .. } = self else { return 0.0 };
         let metrics = relay.metrics();
         let rss = relay.process.memory("VmRSS:");
         let (queue, in_flight) = (metrics.series("queue_bytes"), metrics.series("in_flight_bytes"));
-        // What waits to be delivered is in both.
+        // Events that wait for their delivery are in both numbers.
         let held = if *delivered { queue.max(in_flight) } else { queue + in_flight };
         rss - held as f64 / f64::from(1 << 20)
     }
@@ -202,8 +204,9 @@ fn start_relay(
     Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory }
 }
 
-/// HAProxy with the config of the forwarder that the relay replaces, on every core as is its
-/// default; with TLS on both sides if given. Its log goes to /dev/null. `./test` installs it.
+/// Starts HAProxy with the config of the forwarder that the relay replaces, on every core, which is
+/// its default, and with TLS on both sides if `tls` is given. Its log goes to /dev/null. `./test`
+/// installs it.
 fn start_haproxy(consumer: SocketAddr, tls: Option<&Tls>) -> Proxy {
     let (bind, server) = match tls {
         None => (String::new(), ""),
@@ -234,12 +237,12 @@ backend consumer
         );
         std::fs::write(&file, config).expect("a writable directory");
         let mut command = Command::new(haproxy());
-        // -db: one process in the foreground, without children.
+        // -db runs HAProxy as one process in the foreground, without children.
         command.args(["-db", "-f"]).arg(&file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::start(&mut command);
         let end = Instant::now() + PATIENCE;
-        // It ends at once where somebody else has got the port.
+        // HAProxy ends at once if another program has taken the port.
         while process.child().try_wait().expect("our child").is_none() && Instant::now() < end {
             if TcpStream::connect(address).is_ok() {
                 return Proxy::Haproxy { process, address, _directory: directory };
@@ -250,7 +253,7 @@ backend consumer
     panic!("HAProxy does not start");
 }
 
-/// Debian puts it where only root's PATH leads.
+/// Returns HAProxy's path. Debian installs it in a directory that only root has in PATH.
 pub(crate) fn haproxy() -> PathBuf {
     let debian = Path::new("/usr/sbin/haproxy");
     if debian.exists() { debian.to_owned() } else { "haproxy".into() }

@@ -16,7 +16,7 @@ use crate::run::Saturation;
 use crate::sink::Wire;
 use crate::work::Work;
 
-/// Where, with what, how and when.
+/// Returns the conditions of the measurement: the machine, the versions, the options and the time.
 pub(crate) fn conditions(arguments: &Arguments) -> String {
     let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
     format!(
@@ -33,14 +33,14 @@ pub(crate) fn conditions(arguments: &Arguments) -> String {
     )
 }
 
-/// A figure of a run.
+/// Returns one figure of a run.
 type Value = fn(&Saturation) -> f64;
 
 fn over<T>(samples: &[T], value: impl Fn(&T) -> f64) -> Spread {
     spread(samples.iter().map(value).collect())
 }
 
-/// Of each round.
+/// Returns the spread of the ratios within each round.
 fn ratio<T>(samples: &[T], others: &[T], value: impl Fn(&T) -> f64) -> Spread {
     let pairs = samples.iter().zip(others);
     spread(pairs.map(|(sample, other)| value(sample) / value(other)).collect())
@@ -54,16 +54,16 @@ fn none() -> String {
     "–".to_owned()
 }
 
-/// One work at saturation.
+/// The results of one work at saturation.
 pub(crate) struct Throughput {
     pub(crate) work: Work,
     pub(crate) rows: Vec<Saturated>,
 }
 
-/// One proxy's part.
+/// The results of one proxy at saturation.
 pub(crate) struct Saturated {
     pub(crate) through: Through,
-    /// One of each round.
+    /// One sample for each round.
     pub(crate) samples: Vec<Saturation>,
 }
 
@@ -77,7 +77,7 @@ impl Throughput {
         self.rows.iter().find(|row| row.through == through)
     }
 
-    /// The CPU of the same work as a multiple of HAProxy's.
+    /// Returns the CPU time as a multiple of HAProxy's for the same work.
     fn ratio(&self, row: &Saturated) -> Spread {
         let haproxy = self.of(row.through.haproxy()).expect("each relay has its HAProxy");
         ratio(&row.samples, &haproxy.samples, |it| it.cpu.total() / it.gigabytes)
@@ -115,7 +115,7 @@ impl Throughput {
         text + &self.replay_window(arguments.replay_window)
     }
 
-    /// How much of the queue it takes.
+    /// Returns a text about the part of the queue that the replay window takes.
     fn replay_window(&self, milliseconds: u32) -> String {
         let streams = self.rows.iter().filter(|row| row.through.wire() == Wire::Stream);
         let speeds =
@@ -131,44 +131,44 @@ impl Throughput {
 }
 
 impl Saturated {
-    /// Requests a second.
+    /// Returns the requests per second.
     fn rate(&self) -> f64 {
         over(&self.samples, |it| it.requests as f64 / it.seconds).median
     }
 }
 
-/// One work at half load.
+/// The results of one work at half load.
 pub(crate) struct Answers {
     pub(crate) rows: Vec<Pace>,
 }
 
-/// One proxy at one rate.
+/// The results of one proxy at one rate.
 pub(crate) struct Pace {
     pub(crate) through: Through,
-    /// Requests a second: half of what this one took at saturation.
+    /// The rate in requests per second: half of the rate of `half_of` at saturation.
     pub(crate) rate: f64,
     half_of: Through,
-    /// One of each round.
+    /// One sample for each round.
     pub(crate) samples: Vec<Paced>,
 }
 
-/// Of a relay with its HAProxy.
+/// The way in which a relay is compared with its HAProxy.
 #[derive(Clone, Copy)]
 enum Comparison {
-    /// Each has half of what it took itself.
+    /// Each of the two gets half of its own rate at saturation.
     EachAtHalf,
-    /// Both have half of what the slower one took.
+    /// Both get half of the rate of the slower one.
     SameRate,
 }
 
 impl Answers {
-    /// The rates follow from what was measured at saturation. Rows of the same proxy follow each other.
+    /// Makes the rows from the rates at saturation. Rows of the same proxy follow each other.
     pub(crate) fn new(throughput: &Throughput, throughs: &[Through]) -> Self {
         let mut rows = Vec::new();
         let half = |through| Some(throughput.of(through)?.rate() / 2.0);
         for &through in throughs {
             let Some(own) = half(through) else { continue };
-            // The slower ones among those that it is compared with.
+            // The slower proxies among those that this one is compared with.
             let others = throughs
                 .iter()
                 .filter(|other| through.haproxy() == **other || through == other.haproxy());
@@ -184,7 +184,8 @@ impl Answers {
         Self { rows }
     }
 
-    /// The row of HAProxy that a relay's is compared with.
+    /// Returns the row of the HAProxy that a relay's row is compared with, or `None` if there is
+    /// none.
     fn haproxy(&self, row: &Pace, comparison: Comparison) -> Option<&Pace> {
         let haproxy = row.through.haproxy();
         let half_of = match comparison {
@@ -235,7 +236,7 @@ impl Answers {
         text
     }
 
-    /// A relay's p99 as a multiple of HAProxy's.
+    /// Returns a relay's p99 as a multiple of HAProxy's.
     fn p99(&self, through: Through, comparison: Comparison) -> Option<Spread> {
         let mut rows = self.rows.iter().filter(|row| row.through == through);
         rows.find_map(|row| {
@@ -245,7 +246,7 @@ impl Answers {
     }
 }
 
-/// What it aims at, and what came of it: medians, with least and most.
+/// Returns the aims and what was reached: medians, with the least and the most value.
 pub(crate) fn in_short(measured: &[(Throughput, Answers)]) -> String {
     const HTTP: Through = Through::Relay(Route::Http, Mode::Memory);
     const BATCHES: [(Through, f64); 4] = [

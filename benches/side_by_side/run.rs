@@ -1,4 +1,5 @@
-//! One run: a new sink, a new proxy, kept connections, a little to warm up, and what is measured.
+//! One run: a new sink, a new proxy, kept connections, some requests to warm up, and the
+//! measurement.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -21,42 +22,43 @@ use crate::tls::Stream;
 use crate::tls::Tls;
 use crate::work::Work;
 
-/// See [`Load::ahead_max`]. As for a consumer that keeps up: a few batches, and with the queue on disk within what it keeps
-/// in memory (16 MiB).
+/// The value of [`Load::ahead_max`]. It suits a consumer that keeps up: a few batches, and less
+/// than a queue on disk keeps in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
 
-/// After its start a proxy is idle for so long before we look at its memory.
+/// How long a proxy is idle after its start before its memory is measured.
 const IDLE: Duration = Duration::from_millis(200);
 
-/// How often we ask the relay what it holds; 0.1 ms of its CPU each time.
+/// How often the relay is asked what it holds. Each time costs 0.1 ms of its CPU.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What saturation showed.
+/// The results of a run at saturation.
 pub(crate) struct Saturation {
-    /// Of the proxy's process.
+    /// The CPU time of the proxy's process.
     pub(crate) cpu: Cpu,
     pub(crate) load_cpu: f64,
     pub(crate) sink_cpu: f64,
     pub(crate) requests: u64,
     pub(crate) events: u64,
-    /// Of request bodies, 10⁹ bytes each.
+    /// The size of the request bodies, in units of 10⁹ bytes.
     pub(crate) gigabytes: f64,
-    /// From the first byte sent to the last at the sink.
+    /// The time from the first byte sent to the last byte at the sink, in seconds.
     pub(crate) seconds: f64,
     pub(crate) refused: u64,
-    /// MiB.
+    /// The resident memory after the start, in MiB.
     pub(crate) rss_idle: f64,
     pub(crate) rss_peak: f64,
-    /// MiB of memory beyond what is in the relay's queue and in requests, at most of what was seen.
+    /// The most memory without the relay's queue and the requests under way that was seen, in MiB.
     pub(crate) rss_beyond: f64,
 }
 
-/// What a paced load showed.
+/// The results of a paced load.
 pub(crate) struct Paced {
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
     pub(crate) p999: Duration,
-    /// From when requests were due to their first bytes: much where all senders wait, or for a core.
+    /// The delay from when a request was due to its first byte, for 99 % of the requests. It is
+    /// long if all senders wait, or if they wait for a core.
     pub(crate) late_p99: Duration,
     pub(crate) refused: u64,
 }
@@ -66,15 +68,16 @@ struct Run<'a> {
     work: &'a Work,
     through: Through,
     arguments: &'a Arguments,
-    /// Events sent so far.
+    /// The number of events sent so far.
     events: u64,
-    // In this order: the proxy's threads and the sink's end when their connections do.
+    // The order of these fields matters: the threads of the proxy and of the sink end when the
+    // connections do.
     connections: Vec<Box<dyn Stream>>,
     proxy: Proxy,
     sink: Sink,
 }
 
-/// Each sender the next request as soon as its last one is answered.
+/// Makes a run in which each sender sends the next request as soon as its last one is answered.
 pub(crate) fn saturate(
     work: &Work,
     through: Through,
@@ -110,7 +113,7 @@ pub(crate) fn saturate(
     }
 }
 
-/// At each of these rates (requests a second) in turn.
+/// Makes a run at each of these rates in turn, in requests per second.
 pub(crate) fn pace(
     work: &Work,
     through: Through,
@@ -166,7 +169,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Connects, too.
+    /// Connects the senders, and sends some requests.
     fn warm_up(&mut self, tls: &Tls) {
         let through = self.through;
         let wrap = |stream| -> Box<dyn Stream> {
@@ -176,7 +179,7 @@ impl<'a> Run<'a> {
         let requests = 8 * self.connections.len() as u64;
         self.send(Until::Requests(requests));
         if through.wire() == Wire::Stream {
-            // What holds a replay window's worth has its memory then.
+            // A proxy that holds the bytes of a replay window has its memory by then.
             let window = Duration::from_millis(self.arguments.replay_window.into());
             self.send(Until::Over(2 * window));
         }
@@ -185,8 +188,8 @@ impl<'a> Run<'a> {
         self.sink.restart();
     }
 
-    /// Waits until all has arrived. Gives also the most memory beyond what is held, see [`Proxy::rss_beyond`], if
-    /// the load saturates the proxy.
+    /// Sends a load and waits until everything has arrived. Returns its outcome, and the most
+    /// memory without the held events (see [`Proxy::rss_beyond`]) if the load saturates the proxy.
     fn send(&mut self, until: Until) -> (Outcome, f64) {
         let mut connections = std::mem::take(&mut self.connections);
         let looks = matches!(until, Until::Over(_));
@@ -210,7 +213,7 @@ impl<'a> Run<'a> {
         (outcome, beyond)
     }
 
-    /// What has been deleted is not written in the next run's time.
+    /// Ends the run, and syncs the disk, so that deleted files are not written during the next run.
     fn end(self) {
         let on_disk = self.through.on_disk().then_some(&self.arguments.directory);
         drop((self.connections, self.proxy, self.sink));

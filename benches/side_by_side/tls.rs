@@ -1,5 +1,5 @@
-//! Certificate and TLS settings of load, sink and proxies. Load and sink speak TLS 1.3 with AES-256-GCM and nothing else,
-//! so a proxy does on both sides.
+//! The certificate, and the TLS settings of the load, the sink and the proxies. Load and sink speak
+//! only TLS 1.3 with AES-256-GCM, so a proxy speaks the same on both sides.
 
 use std::io::Read;
 use std::io::Write;
@@ -19,12 +19,12 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 
-/// What load and sink read and write; plain or TLS.
+/// A stream of the load or the sink, plain or with TLS.
 pub(crate) trait Stream: Read + Write + Send {}
 
 impl<T: Read + Write + Send> Stream for T {}
 
-/// For everybody here: one certificate, of 127.0.0.1, that signs itself (ECDSA, P-256).
+/// One certificate for everybody, for 127.0.0.1, which signs itself (ECDSA, P-256).
 pub(crate) struct Tls {
     directory: TempDir,
     client: Arc<ClientConfig>,
@@ -37,7 +37,7 @@ impl Tls {
         let rcgen::CertifiedKey { cert, signing_key } = made.expect("a valid name");
         let directory = TempDir::new().expect("a temporary directory");
         let (chain, key) = (cert.pem(), signing_key.serialize_pem());
-        // HAProxy wants both in one file.
+        // HAProxy needs both in one file.
         for (name, text) in [("chain", &chain), ("key", &key), ("both", &(chain.clone() + &key))] {
             std::fs::write(directory.path().join(name), text).expect("a writable directory");
         }
@@ -62,35 +62,35 @@ impl Tls {
         Self { directory, client: Arc::new(client), server: Arc::new(server) }
     }
 
-    /// PEM of the certificate.
+    /// Returns the path of the certificate, as PEM.
     pub(crate) fn chain(&self) -> PathBuf {
         self.directory.path().join("chain")
     }
 
-    /// PEM of its key.
+    /// Returns the path of its key, as PEM.
     pub(crate) fn key(&self) -> PathBuf {
         self.directory.path().join("key")
     }
 
-    /// PEM of both.
+    /// Returns the path of a file with both.
     pub(crate) fn both(&self) -> PathBuf {
         self.directory.path().join("both")
     }
 
-    /// The load's end of a connection; the handshake comes with the first write.
+    /// Returns the load's side of a connection. The handshake comes with the first write.
     pub(crate) fn connect(&self, stream: TcpStream) -> impl Stream + use<> {
         let name = ServerName::try_from("127.0.0.1").expect("an address");
         let client = ClientConnection::new(Arc::clone(&self.client), name);
         StreamOwned::new(client.expect("valid settings"), stream)
     }
 
-    /// The sink's settings, for [`accept`].
+    /// Returns the sink's settings, for [`accept`].
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }
 }
 
-/// The sink's end of a connection.
+/// Returns the sink's side of a connection.
 pub(crate) fn accept(server: Arc<ServerConfig>, stream: TcpStream) -> impl Stream {
     StreamOwned::new(ServerConnection::new(server).expect("valid settings"), stream)
 }

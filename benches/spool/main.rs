@@ -1,13 +1,15 @@
-//! The durable queue: what is acknowledged once it is synced, beside the raw disk and beside the queue in memory. What a
-//! batch costs with backlogs of different sizes is in `cargo bench --bench scale`.
+//! The durable queue, which acknowledges once a batch is synced, beside the raw disk and beside the
+//! queue in memory. `cargo bench --bench scale` measures the cost of a batch with backlogs of
+//! different sizes.
 //!
-//! `cargo bench --bench spool` drives the relay's own binary, on 127.0.0.1, between a load and a sink that live in this
-//! process, and prints Markdown. All that is compared takes its turn in each round; the table holds medians over the
-//! rounds, with least and most. CPU seconds are those of the relay's process for each GB (10⁹ bytes) of request bodies,
-//! in and out.
+//! `cargo bench --bench spool` runs the relay's own program on 127.0.0.1, between a load and a sink
+//! in this process, and prints Markdown. Everything that is compared takes its turn in each round;
+//! the table holds medians over the rounds, with the least and the most value. CPU seconds are
+//! those of the relay's process for each GB (10⁹ bytes) of request bodies, in and out.
 //!
-//! Files go below a directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, target/ if none does: what counts is
-//! the disk under it. They are removed at the end, also after a panic and after Ctrl-C.
+//! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or below
+//! target/ otherwise; the disk below it decides the results. The files are removed at the end, also
+//! after a panic or Ctrl-C.
 
 #![allow(
     clippy::disallowed_methods,

@@ -1,4 +1,5 @@
-//! What is acknowledged and what it costs: the queue in files, the raw disk and the queue in memory in turn.
+//! The rate and the cost of acknowledged batches: the queue in files, the raw disk and the queue in
+//! memory take turns.
 
 use std::time::Duration;
 
@@ -13,22 +14,23 @@ use crate::sink::Sink;
 use crate::sink::Wire;
 use crate::work::Work;
 
-/// So close to the sink the senders stay: within what the queue in files keeps in memory (16 MiB).
+/// The most bytes by which the senders may be ahead of the sink. A queue in files keeps more than
+/// that in memory (16 MiB).
 const AHEAD_MAX: u64 = 8 << 20;
 
-/// How the bytes get to the disk, or not.
+/// The way of the bytes to the disk, if they go there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Through {
     Spool,
-    /// A batch of each sender in each write.
+    /// Raw writes, each with a batch of each sender.
     Raw,
-    /// As many batches in each write as the spool has just had.
+    /// Raw writes, each with as many batches as a sync of the spool has just had.
     RawGrouped,
     Memory,
 }
 
 impl Through {
-    /// In the order of a round.
+    /// All ways, in the order of a round.
     const ALL: [Self; 4] = [Self::Spool, Self::Raw, Self::RawGrouped, Self::Memory];
 
     fn name(self) -> &'static str {
@@ -41,24 +43,24 @@ impl Through {
     }
 }
 
-/// One run.
+/// The results of one run.
 struct Sample {
     through: Through,
-    /// Of request bodies, or of as many as were written.
+    /// The request bodies per second, or the bytes written, in 10⁶ bytes.
     megabytes_per_second: f64,
     p50: Duration,
     p99: Duration,
     max: Duration,
     syncs_per_second: f64,
     batches_per_sync: f64,
-    /// Of the relay's process or of the thread that writes, for each GB.
+    /// The CPU time of the relay's process, or of the thread that writes, for each GB.
     cpu: f64,
-    /// Of the relay's thread that writes.
+    /// The CPU time of the relay's writer thread.
     writer_cpu: f64,
     refused: u64,
 }
 
-/// The table: each work from each number of senders, through everything.
+/// Returns the table: each work, from each number of senders, in each way.
 pub(crate) fn table(disk: &Disk, arguments: &Arguments) -> String {
     let mut text = String::from(
         "\n| work | senders | through | MB/s | ÷ raw | p50 ms | p99 ms | max ms | syncs/s | batches/sync \
@@ -93,7 +95,7 @@ fn row(work: &Work, senders: usize, through: Through, rounds: &[Vec<Sample>]) ->
     let over = |value: &dyn Fn(&Sample) -> f64, digits| {
         spread(pairs.iter().map(|(_, sample)| value(sample)).collect()).show(digits)
     };
-    // Within each round.
+    // Computes the ratios within each round.
     let ratio = |other: Through, value: &dyn Fn(&Sample) -> f64| {
         let ratios = pairs
             .iter()
@@ -133,7 +135,7 @@ impl Through {
     }
 }
 
-/// One round.
+/// Measures one round.
 fn measure(work: &Work, senders: usize, disk: &Disk, arguments: &Arguments) -> Vec<Sample> {
     let limit = Duration::from_secs_f64(arguments.seconds);
     let raw = |through, batches: usize| {
@@ -169,7 +171,7 @@ impl Sample {
     }
 }
 
-/// A new sink, a new relay, a little to warm up, the work.
+/// Measures one run: a new sink, a new relay, some requests to warm up, and the work.
 fn relayed(
     through: Through,
     work: &Work,

@@ -13,7 +13,6 @@
 //! An event is known by its number, which its line begins with. After a crash, a batch whose sender
 //! was told nothing may be in the log or not. The model learns its numbers when the first output
 //! receives the batch.
-//! the model learns which it is as the first output gets it.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
