@@ -1,43 +1,106 @@
-//! The config file: its schema, its defaults, and every problem in it at once.
+//! The config file: every key with its kind, default and range, and every problem at once.
 //!
-//! [`read`] is the only way in. This module is the only one that knows the keys (`schema` declares
-//! them); past it, values are checked and typed: nobody checks twice. It looks whether the files
-//! that a config names are there, but does not judge what is in them.
+//! [`read`] is the only way in. Each table of the file has a module here: its struct, the reading
+//! of its keys, and what its keys contradict. Beyond this module values are checked and typed, so
+//! that nobody checks them twice. Three things are not done here: the files that a config names are
+//! looked for, but what is in them is not judged (`check` does that); names are not resolved; and
+//! nothing is connected.
+//!
+//! A new key is one call in the function that reads its table, beside a field of the struct. The
+//! effective config, the reference and the messages follow from that call; see [`table::Table`].
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod dead_letter;
+mod delivery;
 mod filter;
+mod format;
+mod kafka;
+mod limits;
+mod listener;
+mod log;
+mod messages;
+mod output;
 mod print;
+mod protocols;
+mod queue;
 mod reader;
-mod schema;
-mod table;
+mod source;
+mod stream;
+pub mod table;
 mod targets;
 mod template;
+mod tls;
 mod values;
 
 #[cfg(test)]
 mod tests;
 
+use table::Table;
+
+pub use dead_letter::DeadLetter;
+pub use delivery::BatchLimits;
+pub use delivery::Rejected;
+pub use delivery::Retry;
+pub use delivery::Timeouts;
 pub use filter::Filter;
+pub use format::Compression;
+pub use format::LineFormat;
+pub use kafka::Kafka;
+pub use kafka::KafkaTopic;
+pub use kafka::Sasl;
+pub use kafka::SaslMechanism;
+pub use limits::Limits;
+pub use listener::Listener;
+pub use listener::ListenerTls;
+pub use log::Log;
+pub use log::LogFormat;
+pub use log::LogLevel;
+pub use messages::Messages;
+pub use output::Output;
+pub use protocols::BasicAuth;
+pub use protocols::Framing;
+pub use protocols::HttpFormat;
+pub use protocols::HttpOutput;
+pub use protocols::KafkaOutput;
+pub use protocols::LumberjackOutput;
+pub use protocols::MessageKey;
+pub use protocols::OutputKind;
+pub use protocols::RelpOutput;
+pub use protocols::SyslogOutput;
+pub use protocols::TcpOutput;
+pub use queue::Acknowledge;
+pub use queue::BATCH_OVERHEAD;
+pub use queue::Queue;
+pub use queue::WhenFull;
+pub use source::KafkaSource;
+pub use source::Source;
+pub use source::SourceKind;
+pub use stream::HostPort;
+pub use stream::Strategy;
+pub use stream::Stream;
 pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
 pub use template::read_token;
+pub use tls::ClientTls;
+pub use tls::TlsVersion;
 pub use values::header_name;
 pub use values::header_value;
+pub use values::host_port;
+pub use values::printable;
+pub use values::proxy_url;
 pub use values::server_name;
 pub use values::size;
 pub use values::time;
+pub use values::url;
+pub use values::user_name;
 
-/// What a batch counts in the queue beyond its bytes, for the bookkeeping of it.
-pub const BATCH_OVERHEAD: u64 = 256;
-
-/// What `run` uses where no file is named.
+/// The config that `run` uses if no file is named.
 pub const EMBEDDED: &str = r#"[[listener]]
 address = "127.0.0.1:3000"
 
@@ -49,33 +112,34 @@ type = "stdout"
 address = "127.0.0.1:9090"
 "#;
 
-/// Something in the config file that its author should know.
+/// Something that the author of a config file should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// From 1.
+    /// The line in the file, from 1.
     pub line: usize,
-    /// From 1, in characters.
+    /// The column in the line, in characters, from 1.
     pub column: usize,
-    /// `output[1].retry.multiplier`, indices from 0; empty where the file is not TOML.
+    /// The key, with indices from 0: `output[1].retry.multiplier`. Empty if the file is not TOML.
     pub path: String,
-    /// What is wrong, what is allowed. One line, without the value of any variable or secret.
+    /// One line that says what is wrong and what is allowed. It never shows the value of a variable
+    /// or a secret.
     pub message: String,
-    /// What follows from it.
+    /// What the problem means for `run` and `check`.
     pub severity: Severity,
 }
 
-/// What follows from a [`Problem`].
+/// What a [`Problem`] means for `run` and `check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Severity {
     /// The config cannot be used.
     Error,
-    /// It can.
+    /// The config can be used, but the relay will probably not do what its author wants.
     Warning,
-    /// A file that the config names is missing: a warning where the config is checked away from its
-    /// files, else an error; see [`Checked::strict`].
+    /// A file that the config names is missing. This is an error on the machine that runs the relay
+    /// ([`Checked::strict`]), and a warning if the config is checked elsewhere.
     MissingFile,
-    /// `check` refuses it. A relay starts with it and says so, since most of it works all the same:
-    /// a certificate that has expired, dead letters that can't be written.
+    /// `check` refuses the config. A relay starts with it and logs the problem, since most of the
+    /// relay works: a certificate that has expired, dead letters that can't be written.
     Fault,
 }
 
@@ -92,47 +156,50 @@ impl Problem {
     }
 }
 
-/// What a reading of a config file found.
+/// The result of reading a config file.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// `None` if any problem is an error, or if a setting comes from a missing `${file:…}`. With
-    /// other files missing there is one.
+    /// The config. `None` if one of the problems is an error, or if a setting comes from a
+    /// `${file:…}` that is missing. Other missing files leave a config.
     pub config: Option<Config>,
-    /// By position.
+    /// All problems, by their position in the file.
     pub problems: Vec<Problem>,
-    /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`. Also of one that can't be used.
+    /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`. They are
+    /// known even if there is no config.
     pub files: Vec<PathBuf>,
-    /// Those of them that are audit policies, each once.
+    /// The audit policies among the files.
     pub policies: BTreeSet<PathBuf>,
-    /// The keys that name files and directories, in the order of reading. Also of a config that
-    /// can't be used.
+    /// The keys that name files and directories, in the order of reading. They are known even if
+    /// there is no config.
     pub named: Vec<Named>,
+    /// See [`Checked::effective`].
     effective: String,
-    /// Line and column of each value and table header, by path.
+    /// Line and column of each value and table header, by its path.
     places: BTreeMap<String, (usize, usize)>,
 }
 
 /// A key that names a file or a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
-    /// `listener[0].tls.certificate`.
+    /// The key's path: `listener[0].tls.certificate`.
     pub key: String,
-    /// The path that it names.
+    /// The path of the file or directory.
     pub path: PathBuf,
-    /// Whether it names a directory.
+    /// True: the key names a directory.
     pub is_directory: bool,
     /// False: the file may be absent (`tls.optional`).
     pub must_exist: bool,
 }
 
 impl Checked {
-    /// The config as TOML with every default filled in and `${…}` as it is; reads back to the same
-    /// config. Means something only without errors.
+    /// The config as TOML with every default filled in, and with each `${…}` unexpanded. Reading it
+    /// gives the same config. The text means nothing if one of the problems is an error.
     pub fn effective(&self) -> String {
         self.effective.clone()
     }
 
-    /// A problem of a key, at the place where the key stands, or the innermost table around it.
+    /// A problem of the key `key`, at the position of its value. If the file does not set the key,
+    /// the position is that of the innermost table around it.
     #[must_use]
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
@@ -140,8 +207,8 @@ impl Checked {
         Problem { line, column, path: key.to_owned(), message: message.into(), severity }
     }
 
-    /// Adds problems that were found in what the config names. An error among them leaves no
-    /// config.
+    /// Adds problems that were found later, in the files that the config names. An error among them
+    /// takes the config away.
     #[must_use]
     pub fn with(mut self, problems: Vec<Problem>) -> Self {
         let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
@@ -151,7 +218,8 @@ impl Checked {
         self
     }
 
-    /// For those who need the files now: a missing one is an error.
+    /// Turns each missing file into an error, for callers that need the files now. The config is
+    /// taken away if there is one.
     #[must_use]
     pub fn strict(mut self) -> Self {
         for problem in &mut self.problems {
@@ -164,17 +232,18 @@ impl Checked {
     }
 }
 
-/// Reads a config file, with the variables of this process.
+/// Reads a config file, with the environment variables of this process.
 pub fn read(text: &str) -> Checked {
     read_with(text, &|name| std::env::var(name).ok())
 }
 
-/// Reads a config file, with these variables.
+/// Reads a config file, with `env` as the environment: it returns the value of a variable, or
+/// `None` if the variable is not set.
 pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
-    // A byte order mark would shift the columns of the first line.
+    // Editors on Windows begin a file with U+FEFF, which would shift the columns of the first line.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (cx, table) = reader::Context::new(text, env);
-    let config = schema::config(&cx, table);
+    let config = whole(&cx, table);
     let found = cx.finish();
     let failed = found.problems.iter().any(|problem| problem.severity == Severity::Error);
     let config = config.filter(|_| !failed && found.complete);
@@ -189,29 +258,30 @@ pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
     }
 }
 
-/// `admin.address` alone, also of a config that can't be used.
+/// Reads `admin.address` alone, so that `healthcheck` and `drain` find a relay whose config file
+/// has problems elsewhere by now.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and with the file as far as it is no TOML.
+/// The problems of that key, and the syntax errors of the file, if the address can't be read.
 pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
     let (cx, table) = reader::Context::new(text, &env);
-    let address = schema::admin(&mut table::Table::root(&cx, table));
+    let address = admin(&mut Table::root(&cx, table));
     let as_error = |problem| Problem { severity: Severity::Error, ..problem };
     address.ok_or_else(|| cx.finish().problems.into_iter().map(as_error).collect())
 }
 
-/// All keys with kind, default and meaning, as a Markdown table.
+/// All keys with kind, default and meaning, as a Markdown table: `config --reference`.
 pub fn reference() -> String {
-    print::reference(&schema::entries(), &schema::TYPES.map(|(name, _)| name))
+    print::reference(&entries(), &protocols::TYPES.map(|(name, _)| name))
 }
 
 /// A whole, valid configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `[[listener]]`; at least one of them or of the sources.
+    /// `[[listener]]`. There is at least one listener or source.
     pub listeners: Vec<Listener>,
     /// `[[source]]`.
     pub sources: Vec<Source>,
@@ -219,11 +289,11 @@ pub struct Config {
     pub limits: Limits,
     /// `[queue]`.
     pub queue: Queue,
-    /// `[[output]]`, at least one.
+    /// `[[output]]`. There is at least one, and at least one is required.
     pub outputs: Vec<Output>,
     /// `[dead_letter]`.
     pub dead_letter: DeadLetter,
-    /// `[admin]`.
+    /// `admin.address`.
     pub admin: SocketAddr,
     /// `[log]`.
     pub log: Log,
@@ -232,7 +302,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where dead letters go: as configured, or below the queue's directory; `None` without either.
+    /// The directory for dead letters: the configured one, else `dead-letter` below the queue's
+    /// directory. `None`: neither is configured, and there are no dead letters.
     #[must_use]
     pub fn dead_letter_directory(&self) -> Option<PathBuf> {
         let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
@@ -240,548 +311,119 @@ impl Config {
     }
 }
 
-/// One `[[listener]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Listener {
-    /// As the config has it (after `${…}`): the value of the label `listener`.
-    pub label: String,
-    /// Where to bind.
-    pub address: SocketAddr,
-    /// Requests outside it are 404. Starts with `/`.
-    pub path_prefix: String,
-    /// Its presence makes a bearer token required.
-    pub bearer_token_file: Option<PathBuf>,
-    /// Its presence makes the listener HTTPS.
-    pub tls: Option<ListenerTls>,
-}
+/// Reads all tables of the file. The result means nothing if there is an error among the problems.
+///
+/// The order of the calls is the order of the effective config and of the reference.
+fn whole<'a>(cx: &reader::Context<'a>, table: toml::de::DeTable<'a>) -> Option<Config> {
+    let mut t = Table::root(cx, table);
+    let has_input = t.has_any("listener") || t.has_any("source");
+    let listeners = t.sections_if_any("listener", listener::read);
+    let sources = t.sections_if_any("source", source::read);
+    let is_durable = t.sets("queue", "directory");
+    let mut limits = t.section("limits", |t| limits::read(t, is_durable));
+    let queue = t.section("queue", queue::read);
+    let filter = filter::filter(&mut t);
+    let outputs = t.sections("output", output::read);
+    let dead_letter = t.section("dead_letter", dead_letter::read);
+    let admin = admin(&mut t);
+    let log = t.section("log", log::read);
+    let drain_timeout = t.section("shutdown", drain_timeout);
+    t.refuse_rest(|_| None);
 
-/// `[listener.tls]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ListenerTls {
-    /// PEM chain, leaf first.
-    pub certificate: PathBuf,
-    /// PEM key of the leaf.
-    pub private_key: PathBuf,
-    /// Its presence requires a client certificate.
-    pub client_ca: Option<PathBuf>,
-    /// The listener opens when the files appear.
-    pub optional: bool,
-    /// Lowest protocol version offered.
-    pub min_version: TlsVersion,
-}
-
-/// `"1.2"` or `"1.3"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsVersion {
-    /// TLS 1.2 and 1.3.
-    V1_2,
-    /// TLS 1.3 only.
-    V1_3,
-}
-
-/// `[limits]`. Sizes are bytes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Limits {
-    /// Effective: the smallest of the configured `max_body`, `max_in_flight` and `queue.max_bytes`
-    /// - 256. With a directory `max_in_flight` is not among them, and half of `queue.max_bytes` is.
-    pub max_body: u64,
-    /// Bytes of bodies that are not yet in the queue or wait for their acknowledgement.
-    pub max_in_flight: u64,
-    /// Of all listeners together.
-    pub max_connections: usize,
-    /// From the first byte of a head to its end.
-    pub header_timeout: Duration,
-    /// From the end of a head to the end of its body.
-    pub body_timeout: Duration,
-    /// Between requests of a kept connection.
-    pub idle_timeout: Duration,
-    /// `None`: never.
-    pub max_connection_age: Option<Duration>,
-}
-
-/// `[queue]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Queue {
-    /// In memory a batch counts its bytes plus 256; on disk whole files count, with what is reserved in them.
-    pub max_bytes: u64,
-    /// Where the durable queue lives; `None`: memory only.
-    pub directory: Option<PathBuf>,
-    /// Size of one spool file; means something only with a directory.
-    pub segment_bytes: u64,
-    /// What 200 means: with a directory `Synced`, else one of the others.
-    pub acknowledge: Acknowledge,
-    /// 503 after it, where `acknowledge` is `Delivered` or `Synced`.
-    pub delivered_timeout: Duration,
-    /// What an append to a full queue does.
-    pub when_full: WhenFull,
-    /// The middle of the `Retry-After` that is drawn.
-    pub retry_after: Duration,
-}
-
-/// `queue.acknowledge`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Acknowledge {
-    /// 200 once in the queue.
-    Queued,
-    /// 200 once every required output has acknowledged or counted it.
-    Delivered,
-    /// 200 after fdatasync.
-    Synced,
-}
-
-/// `queue.when_full`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WhenFull {
-    /// 429 with Retry-After.
-    Reject,
-    /// The oldest batches that no required output has on the wire are lost and counted.
-    DropOldest,
-    /// The new batch is lost and counted.
-    DropNewest,
-}
-
-/// One `[[output]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Output {
-    /// Unique; label in metrics.
-    pub name: String,
-    /// The queue keeps events until it has them; at least one output is.
-    pub required: bool,
-    /// What it speaks, with that protocol's own keys.
-    pub kind: OutputKind,
-    /// `[output.retry]`.
-    pub retry: Retry,
-    /// `[output.timeouts]`.
-    pub timeouts: Timeouts,
-    /// `[output.batch]`.
-    pub batch: BatchLimits,
-    /// `[output.rejected]`.
-    pub rejected: Rejected,
-    /// `[filter]` and `[output.filter]`.
-    pub filter: Filter,
-}
-
-/// The protocol of an output.
-#[derive(Debug, Clone, PartialEq)]
-pub enum OutputKind {
-    /// `type = "http"`.
-    Http(HttpOutput),
-    /// `type = "tcp"`.
-    Tcp(TcpOutput),
-    /// `type = "syslog"`.
-    Syslog(SyslogOutput),
-    /// `type = "stdout"`.
-    Stdout(LineFormat),
-    /// `type = "lumberjack"`.
-    Lumberjack(LumberjackOutput),
-    /// `type = "relp"`.
-    Relp(RelpOutput),
-    /// `type = "kafka"`.
-    #[cfg(feature = "kafka")]
-    Kafka(KafkaOutput),
-}
-
-impl OutputKind {
-    /// The value of `type`.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Http(_) => "http",
-            Self::Tcp(_) => "tcp",
-            Self::Syslog(_) => "syslog",
-            Self::Stdout(_) => "stdout",
-            Self::Lumberjack(_) => "lumberjack",
-            Self::Relp(_) => "relp",
-            #[cfg(feature = "kafka")]
-            Self::Kafka(_) => "kafka",
-        }
+    limits.max_body = limits::effective_max_body(cx, &limits, &queue);
+    if !has_input {
+        cx.error("listener", "is missing, allowed: one or more [[listener]] or [[source]]");
     }
+    queue::contradictions(cx, &queue, &outputs);
+    source::contradictions(cx, &queue, &sources);
+    listener::contradictions(cx, &listeners, admin);
+    output::contradictions(cx, &outputs);
+    targets::warn(cx, &listeners, admin, &outputs);
+    dead_letter::warn_without_directory(cx, &dead_letter, &outputs);
+
+    Some(Config {
+        listeners: listeners.into_iter().map(|(_, listener)| listener).collect::<Option<_>>()?,
+        sources: sources.into_iter().map(|(_, source)| source).collect::<Option<_>>()?,
+        limits,
+        queue,
+        outputs: output::with_filter(&filter?, outputs)?,
+        dead_letter,
+        admin: admin?,
+        log: log?,
+        drain_timeout,
+    })
 }
 
-/// One `[[source]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Source {
-    /// Unique; the label `listener` in metrics.
-    pub name: String,
-    /// What it reads from, with that protocol's own keys.
-    pub kind: SourceKind,
+/// Reads `[admin]`. `None`: the address has a problem.
+fn admin(t: &mut Table<'_, '_>) -> Option<SocketAddr> {
+    t.section("admin", |t| {
+        t.word_or(
+            ("address", "IP:PORT", "metrics, health and status page; GET only"),
+            "127.0.0.1:9090",
+            None,
+            values::socket_address,
+        )
+    })
 }
 
-/// The protocol of a source. In a binary without Kafka there is none.
-#[derive(Debug, Clone, PartialEq)]
-pub enum SourceKind {
-    /// `type = "kafka"`.
-    #[cfg(feature = "kafka")]
-    Kafka(KafkaSource),
+/// Reads `[shutdown]`.
+fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
+    t.time(
+        "drain_timeout",
+        values::secs(20),
+        ..,
+        "SIGTERM: time to answer what is under way and to empty the queue",
+    )
 }
 
-impl Source {
-    /// The values of `type`, `topic` and `group`.
-    #[must_use]
-    pub fn origin(&self) -> [&str; 3] {
-        match self.kind {
-            #[cfg(feature = "kafka")]
-            SourceKind::Kafka(ref kafka) => ["kafka", &kafka.cluster.topic, &kafka.group],
-        }
-    }
-}
+/// A config with every section and every type of output and source. Its values are missing or
+/// empty, which does not matter: reading it declares every key.
+const SAMPLE: &str = "
+[[listener]]
+tls = {}
+[filter]
+match = [{ resources = [{}] }]
+redact = [{}]
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'http'
+tls = {}
+basic_auth = {}
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'tcp'
+tls = {}
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'syslog'
+tls = {}
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'stdout'
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'lumberjack'
+tls = {}
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'relp'
+tls = {}
+[[output]]
+filter = { match = [{ resources = [{}] }], redact = [{}] }
+type = 'kafka'
+tls = {}
+sasl = {}
+[[source]]
+type = 'kafka'
+tls = {}
+sasl = {}
+[queue]
+acknowledge = 'delivered'
+";
 
-/// `[[source]]` of `type = "kafka"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KafkaSource {
-    /// Where the topic is.
-    pub cluster: Kafka,
-    /// Relays of one group share the topic's partitions.
-    pub group: String,
-    /// Bytes of messages that are taken and not acknowledged by every output yet; a larger message is taken alone.
-    pub max_in_flight: u64,
-    /// A member of the group that is not heard of for so long is replaced.
-    pub session_timeout: Duration,
-}
-
-/// `[[output]]` of `type = "kafka"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct KafkaOutput {
-    /// Where the topic is.
-    pub cluster: Kafka,
-    /// What decides about a message's partition.
-    pub key: MessageKey,
-    /// Of the messages that are sent together.
-    pub compression: Compression,
-}
-
-/// A topic, and how to get at it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Kafka {
-    /// Not empty; the others of the cluster are found through them.
-    pub brokers: Vec<HostPort>,
-    /// 1 to 249 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
-    pub topic: String,
-    /// Its presence means TLS. Without `server_name`, and with the lowest version that OpenSSL takes.
-    pub tls: Option<ClientTls>,
-    /// How it authenticates, besides a client certificate.
-    pub sasl: Option<Sasl>,
-}
-
-/// `sasl = { mechanism, username, password_file }`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sasl {
-    /// How.
-    pub mechanism: SaslMechanism,
-    /// User name.
-    pub username: Template,
-    /// File with the password.
-    pub password_file: PathBuf,
-}
-
-/// `mechanism` of `sasl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SaslMechanism {
-    /// RFC 4616.
-    Plain,
-    /// RFC 7677.
-    ScramSha256,
-    /// RFC 7677, with the longer hash.
-    ScramSha512,
-}
-
-/// `key` of a Kafka output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MessageKey {
-    /// The event's `auditID`: its stages are in one partition, in order.
-    AuditId,
-    /// None: spread evenly.
-    None,
-}
-
-/// `type = "http"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HttpOutput {
-    /// Not empty; each expands to an http or https URL (checked at load where its files exist).
-    pub urls: Vec<Template>,
-    /// Which of them is taken.
-    pub strategy: Strategy,
-    /// Settings of https URLs; defaults where the section is absent.
-    pub tls: ClientTls,
-    /// Shape of the request body.
-    pub format: HttpFormat,
-    /// Content-Encoding of requests.
-    pub compression: Compression,
-    /// Extra request headers; names are valid and lower case.
-    pub headers: BTreeMap<String, Template>,
-    /// `Authorization: Bearer`.
-    pub bearer_token_file: Option<PathBuf>,
-    /// `Authorization: Basic`.
-    pub basic_auth: Option<BasicAuth>,
-    /// Requests at once, at least 1.
-    pub concurrency: usize,
-    /// Expands to `http://[USER:PASSWORD@]HOST[:PORT]`: connections are asked of it, by CONNECT.
-    pub proxy: Option<Template>,
-}
-
-/// `basic_auth = { username, password_file }`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BasicAuth {
-    /// User name.
-    pub username: Template,
-    /// File with the password.
-    pub password_file: PathBuf,
-}
-
-/// `type = "tcp"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TcpOutput {
-    /// Shape of a line.
-    pub format: LineFormat,
-    /// The connection.
-    pub stream: Stream,
-    /// Sent bytes are final when no reset came for so long after the peer's kernel acknowledged them.
-    pub replay_window: Duration,
-}
-
-/// `type = "syslog"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SyslogOutput {
-    /// How messages are told apart.
-    pub framing: Framing,
-    /// What is in them.
-    pub messages: Messages,
-    /// The connection.
-    pub stream: Stream,
-    /// Sent bytes are final when no reset came for so long after the peer's kernel acknowledged them.
-    pub replay_window: Duration,
-}
-
-/// `type = "lumberjack"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LumberjackOutput {
-    /// Of zlib, 0 to 9; 0: events are not compressed.
-    pub compression_level: u32,
-    /// Events that may be unacknowledged, at least 1.
-    pub window: u64,
-    /// The connection.
-    pub stream: Stream,
-}
-
-/// `type = "relp"`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RelpOutput {
-    /// What is in the messages.
-    pub messages: Messages,
-    /// Messages that may be unacknowledged, at least 1.
-    pub window: u64,
-    /// The connection.
-    pub stream: Stream,
-}
-
-/// The messages of `syslog` and `relp`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Messages {
-    /// PRI: facility × 8 + severity.
-    pub priority: u8,
-    /// HOSTNAME: 1 to 255 printable ASCII characters. Default: the machine's.
-    pub hostname: String,
-    /// APP-NAME: 1 to 48 printable ASCII characters.
-    pub app_name: String,
-    /// Longer messages are rejected; 0: no limit.
-    pub max_message_bytes: u64,
-}
-
-/// What `tcp`, `syslog`, `lumberjack` and `relp` have in common.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Stream {
-    /// Not empty.
-    pub addresses: Vec<HostPort>,
-    /// Which of them is taken.
-    pub strategy: Strategy,
-    /// Its presence means TLS.
-    pub tls: Option<ClientTls>,
-    /// TCP keepalive interval.
-    pub keepalive: Duration,
-    /// Reconnect after so long without events; `None`: never.
-    pub idle_timeout: Option<Duration>,
-}
-
-/// `host:port`, IPv6 in brackets.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// Never 0.
-    pub port: u16,
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
-    }
-}
-
-/// `[output.tls]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ClientTls {
-    /// PEM bundle; else the system's roots.
-    pub ca: Option<PathBuf>,
-    /// Client certificate and its key: both or none.
-    pub identity: Option<(PathBuf, PathBuf)>,
-    /// SNI and the name verified; else the host of the address.
-    pub server_name: Option<String>,
-    /// Lowest protocol version accepted.
-    pub min_version: TlsVersion,
-    /// Accepts any certificate.
-    pub insecure_skip_verify: bool,
-}
-
-impl Default for ClientTls {
-    fn default() -> Self {
-        Self {
-            ca: None,
-            identity: None,
-            server_name: None,
-            min_version: TlsVersion::V1_2,
-            insecure_skip_verify: false,
-        }
-    }
-}
-
-/// `strategy`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// The first healthy one, in order.
-    Failover,
-    /// http: the next for each request; others: the next at each connect.
-    RoundRobin,
-}
-
-/// `format` of http.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HttpFormat {
-    /// `{"kind":"EventList",…,"items":[…]}`, as kube-apiserver sends it.
-    EventList,
-    /// Each event a line, as received.
-    Ndjson,
-    /// `[…]`.
-    JsonArray,
-    /// Each event a line of kube-apiserver's audit.log.
-    AuditLog,
-}
-
-/// `format` of tcp and stdout.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LineFormat {
-    /// Each event as received.
-    Ndjson,
-    /// With kind and apiVersion first, as kube-apiserver's audit.log.
-    AuditLog,
-}
-
-/// `compression`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compression {
-    /// As is.
-    None,
-    /// RFC 1952.
-    Gzip,
-    /// RFC 8878.
-    Zstd,
-}
-
-/// `framing` of syslog.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// `LENGTH SP MESSAGE` (RFC 6587 §3.4.1, RFC 5425 §4.3).
-    OctetCounting,
-    /// `MESSAGE LF` (RFC 6587 §3.4.2).
-    Newline,
-}
-
-/// `[output.retry]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Retry {
-    /// First wait.
-    pub initial_interval: Duration,
-    /// Longest wait before jitter.
-    pub max_interval: Duration,
-    /// At least 1.
-    pub multiplier: f64,
-    /// 0 to 1: each wait is drawn from `1 ± factor` times the interval.
-    pub randomization_factor: f64,
-    /// What could not be delivered for so long since its first attempt is given up; `None`: never.
-    pub max_elapsed: Option<Duration>,
-}
-
-/// `[output.timeouts]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Timeouts {
-    /// Of a lookup; and of connect, CONNECT and TLS handshake together, for each address.
-    pub connect: Duration,
-    /// Without any progress towards an acknowledgement.
-    pub request: Duration,
-    /// `None`: never.
-    pub max_connection_age: Option<Duration>,
-}
-
-/// `[output.batch]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatchLimits {
-    /// Of one request or write; one larger event travels alone.
-    pub max_bytes: u64,
-    /// At least 1.
-    pub max_events: u64,
-}
-
-/// `[output.rejected]` `action`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejected {
-    /// Into the dead-letter files; without a directory for them as `Drop`.
-    DeadLetter,
-    /// Counted and gone.
-    Drop,
-    /// Sent again for ever.
-    Retry,
-}
-
-/// `[dead_letter]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// Where the files are; `None`: see [`Config::dead_letter_directory`].
-    pub directory: Option<PathBuf>,
-    /// Of all files together.
-    pub max_bytes: u64,
-}
-
-/// `[log]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Log {
-    /// Lowest level that is written.
-    pub level: LogLevel,
-    /// Shape of a line.
-    pub format: LogFormat,
-}
-
-/// `log.level`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Something is lost or somebody must act.
-    Error,
-    /// Unexpected, nothing lost.
-    Warn,
-    /// Changes of state.
-    Info,
-    /// One line per request and delivery.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// `log.format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people; control characters escaped.
-    Text,
-    /// For machines.
-    Json,
+/// All keys, for the reference and for messages about keys of another type of output.
+fn entries() -> Vec<reader::Entry> {
+    let (cx, table) = reader::Context::new(SAMPLE, &|_| None);
+    whole(&cx, table);
+    print::merged(cx.finish().items)
 }

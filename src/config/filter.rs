@@ -1,12 +1,12 @@
-//! `[filter]` and `[output.filter]`: what leaves, and in which form.
+//! `[filter]` and `[output.filter]`: which events leave, and in which form.
 //!
-//! What stands in `[filter]` holds for each output beside what its own `[output.filter]` says: [`merged`].
+//! `[filter]` holds for every output, together with the output's own `[output.filter]`; [`merged`]
+//! says how.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::schema::secs;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::Tables;
@@ -14,6 +14,7 @@ use super::table::derived;
 use super::table::optional;
 use super::table::required;
 use super::values::MIB;
+use super::values::secs;
 use crate::policy::Criteria;
 use crate::policy::GroupResources;
 use crate::policy::Mistake;
@@ -23,44 +24,50 @@ use crate::redact;
 use crate::redact::Redaction;
 use crate::redact::With;
 
-/// What remains of an event without its bodies has at least so many bytes.
+/// The least of `max_event_bytes`: an event without its bodies may still have this many bytes.
 const EVENT_BYTES_MIN: u64 = 1024;
 
-/// The longest window for duplicates: what is remembered is bounded by events, not by time.
+/// The longest `deduplicate`. The memory of a window is bounded by a number of events: a longer
+/// window would forget events before its time is over.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
-/// RFC 5424 allows names of 32 characters in structured data.
+/// The longest name of an annotation: names in RFC 5424's structured data have at most 32
+/// characters.
 const ANNOTATION_CHARS_MAX: usize = 32;
 
-/// Kubernetes bounds what all annotations of an object take; ours are in each event.
+/// The most bytes of an annotation's value. Each event carries it.
 const ANNOTATION_BYTES_MAX: usize = 256;
 
-/// What leaves by an output. Its default changes nothing.
+/// Which events leave by an output, and in which form. The default lets every event leave as it is.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {
-    /// An event has to meet the criteria of one of each of these lists.
+    /// One list for `[filter]` and one for `[output.filter]`, if they are set. An event leaves if
+    /// it meets one of the criteria of each list.
     pub matches: Vec<Vec<Criteria>>,
-    /// Files with audit policies; each may keep events back, or lower them.
+    /// Files with audit policies. Each of them may drop an event, or lower its level.
     pub policies: Vec<PathBuf>,
-    /// What is redacted, beside what always is; `None`: nothing is.
+    /// The rules of redaction. They come on top of the redaction of Kubernetes' own secrets, which
+    /// is done even if this list is empty. `None`: nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
-    /// Larger events lose their bodies.
+    /// An event of more bytes loses its bodies; `None`: there is no limit.
     pub max_event_bytes: Option<u64>,
-    /// What has left within so long does not leave again.
+    /// An event of the same bytes does not leave again within this time; `None`: it does.
     pub deduplicate: Option<Duration>,
-    /// Added to each event's annotations, by their names without prefix.
+    /// Annotations that are added to each event, by their names without the prefix
+    /// `kube-audit-forwarder/`.
     pub annotate: BTreeMap<String, String>,
 }
 
 impl Filter {
-    /// Every event leaves as it is.
+    /// Whether every event leaves as it is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What holds for an output: what stands in `[filter]`, and what in its own.
+/// The filter of an output: `all` is `[filter]`, `own` is `[output.filter]`. Lists are joined, of
+/// two sizes the smaller counts, and otherwise the output's own value counts.
 pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
     Filter {
@@ -76,7 +83,7 @@ pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
     }
 }
 
-/// The section of the whole file, or of an output. `None` where something is wrong with it.
+/// Reads the section `filter` of the whole file or of an output. `None`: there is a problem.
 pub(super) fn filter(t: &mut Table<'_, '_>) -> Option<Filter> {
     let key =
         optional("filter", TABLE, "events leave as they are", "what leaves, and how much of it");
@@ -86,6 +93,7 @@ pub(super) fn filter(t: &mut Table<'_, '_>) -> Option<Filter> {
     }
 }
 
+/// Reads the keys of the section.
 fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
     let policy = t.file(
         optional(
@@ -151,7 +159,7 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
     })
 }
 
-/// `None` where one of them is wrong.
+/// The tables, `Some(None)` if the key is absent, and `None` if one of them has a problem.
 fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
     match tables {
         Some(tables) => tables.into_iter().collect::<Option<Vec<_>>>().map(Some),
@@ -159,7 +167,8 @@ fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
     }
 }
 
-/// A table of `match`. A Policy's spelling is taken too: rules are copied from there.
+/// Reads a table of `match`. The spelling of a Policy (`userGroups`) is accepted too, because rules
+/// are copied from there. `None`: there is a problem.
 fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]
@@ -209,6 +218,7 @@ fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
     (mistakes.is_empty() && !is_empty).then_some(criteria)
 }
 
+/// Reads a table of `match.resources`.
 fn group_resources(t: &mut Table<'_, '_>) -> GroupResources {
     t.rename("resourceNames", "resource_names");
     let group = t.word_or(
@@ -223,7 +233,7 @@ fn group_resources(t: &mut Table<'_, '_>) -> GroupResources {
     GroupResources { group: group.unwrap_or_default(), resources, resource_names }
 }
 
-/// A table of `redact`.
+/// Reads a table of `redact`. `None`: there is a problem.
 fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     let checked = |resources: &[&str], fields: &[&str]| {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
@@ -258,6 +268,7 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     Some(redact::Rule { resources, fields: fields?, with: with? })
 }
 
+/// Reads an array of any strings; an absent one is empty.
 fn words(
     t: &mut Table<'_, '_>,
     name: &'static str,
@@ -268,6 +279,7 @@ fn words(
     t.words(key, |text| Ok(text.to_owned())).unwrap_or_default()
 }
 
+/// Parses the name of an annotation, without the prefix.
 fn annotation_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_end = |c: char| c.is_ascii_alphanumeric();
@@ -283,6 +295,7 @@ fn annotation_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Parses the value of an annotation.
 fn annotation_value(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > ANNOTATION_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(format!(

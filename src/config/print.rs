@@ -1,4 +1,4 @@
-//! What a reading is printed as: the effective config, the reference, and values in messages.
+//! Printing: the effective config, the reference, and values in messages.
 
 use std::fmt::Write as _;
 
@@ -7,10 +7,11 @@ use toml::de::DeValue;
 use super::reader::Entry;
 use super::reader::Item;
 
-/// Longer values are cut in messages.
+/// A value of more characters is cut in messages.
 const SHOWN_CHARS_MAX: usize = 60;
 
-/// The config as TOML with every default filled in. Strings are as the file has them.
+/// The config as TOML with every default filled in. Strings are as the file has them: a `${…}` in
+/// them is not expanded.
 pub(super) fn effective(items: &[Item]) -> String {
     let mut printed = String::new();
     let mut header = None;
@@ -18,7 +19,7 @@ pub(super) fn effective(items: &[Item]) -> String {
         match item {
             Item::Header(section) => header = Some(section),
             Item::Key(Entry { name, value: Some(value), .. }) => {
-                // A section without a value says nothing.
+                // The header of a section is printed with its first key that has a value.
                 if let Some(section) = header.take() {
                     let gap = if printed.is_empty() { "" } else { "\n" };
                     printed.push_str(&format!("{gap}{section}\n"));
@@ -31,8 +32,8 @@ pub(super) fn effective(items: &[Item]) -> String {
     printed
 }
 
-/// Entries of all types of output: those that say the same of several types become one, and each
-/// section's stand together.
+/// The keys among the items. Keys of several types of output that are declared in the same words
+/// become one entry with all these types, and the keys of one section stand together.
 pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for item in items {
@@ -59,7 +60,8 @@ pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     entries
 }
 
-/// All keys as a Markdown table; `types` are all types of output.
+/// All keys as a Markdown table. `types` are all types of output: a key that all of them have is
+/// printed without their names.
 pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
     let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     for entry in entries {
@@ -77,7 +79,7 @@ pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
     table
 }
 
-/// A TOML basic string.
+/// A text as a basic string of TOML, with its quotes.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     for c in text.chars() {
@@ -87,7 +89,8 @@ pub(super) fn quoted(text: &str) -> String {
             '\n' => quoted.push_str("\\n"),
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
-            // Control characters must be escaped; the marks that turn text around or hide should be.
+            // TOML requires escapes for control characters. The others here hide text, or turn its
+            // direction, where a message is shown.
             c if c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
             {
@@ -101,13 +104,13 @@ pub(super) fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A key as TOML has it.
+/// A key as TOML: quoted only if it has to be.
 pub(super) fn bare_or_quoted(key: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { quoted(key) }
 }
 
-/// A value as TOML.
+/// A value as TOML, on one line.
 pub(super) fn literal(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => quoted(text),
@@ -131,12 +134,12 @@ pub(super) fn literal(value: &DeValue<'_>) -> String {
     }
 }
 
-/// A value in a message: on one line, cut where it is long.
+/// A value as a message shows it: as TOML, on one line, and cut after 60 characters.
 pub(super) fn shown(value: &DeValue<'_>) -> String {
     cut(literal(value))
 }
 
-/// See [`shown`].
+/// Cuts a text after 60 characters; see [`shown`].
 pub(super) fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
         text.truncate(end);

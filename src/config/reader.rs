@@ -1,7 +1,7 @@
-//! One reading of a config file: its positions, its problems, and how each kind of value is read.
+//! One reading of a config file: positions, problems, and the reading of each kind of value.
 //!
-//! Tables and the declarations of their keys are `table.rs`, which keys there are is `schema.rs`,
-//! what is done with the items that a reading leaves is `print.rs`.
+//! `table.rs` has the tables and the declarations of their keys; `print.rs` prints the items that a
+//! reading leaves. No key is named in these three files.
 
 use std::cell::Cell;
 use std::cell::RefCell;
@@ -25,91 +25,116 @@ use super::print::quoted;
 use super::print::shown;
 use super::values;
 
-/// Variables of the environment, real or a test's.
+/// The environment: returns the value of a variable, or `None` if it is not set. Tests have their
+/// own.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// One reading of one config file: what all its tables share.
+/// One reading of one config file: the text, and the records that all its tables write.
+///
+/// Reading goes on after a problem, so that one run reports all of them; each is recorded here with
+/// the byte position of the value. The records are in cells, because a table and the tables inside
+/// it write them in turn; all of it stays on one thread. [`Context::finish`] turns the records into
+/// the result.
 pub(super) struct Context<'a> {
     text: &'a str,
     env: Env<'a>,
-    /// With their byte positions.
+    /// The problems, each with its byte position.
     problems: RefCell<Vec<(usize, Problem)>>,
-    /// Where the value of a key, or the header of a table, stands, by its path.
+    /// The byte position of each value and table header that was taken, by its path.
     pub(super) spots: RefCell<BTreeMap<String, usize>>,
-    /// Paths whose value is not known: contradictions with them are not looked for.
+    /// Paths of keys without a usable value. Contradictions with them are not reported: they would
+    /// follow from a default that nobody has asked for.
     pub(super) unknown: RefCell<BTreeSet<String>>,
-    /// Lines (by the position of their start) that are not TOML: what else is wrong there follows
-    /// from that.
+    /// The lines that are not TOML, by the byte position of their start. No other problem is
+    /// reported there, because it would follow from the syntax error.
     broken: BTreeSet<usize>,
+    /// The sections and keys that were declared, in the order of reading.
     pub(super) items: RefCell<Vec<Item>>,
+    /// The files that the config names, in the order of reading.
     files: RefCell<Vec<PathBuf>>,
+    /// The audit policies among the files.
     pub(super) policies: RefCell<BTreeSet<PathBuf>>,
+    /// The keys that name files and directories.
     named: RefCell<Vec<Named>>,
+    /// True: the value of a setting is in a `${file:…}` that is missing, so that there is no
+    /// config.
     incomplete: Cell<bool>,
-    /// The type of the output that is being read, for the reference.
+    /// The type of the output that is being read; `None` outside of outputs. The reference lists
+    /// the types that have a key.
     pub(super) scope: Cell<Option<&'static str>>,
 }
 
-/// What a reading found.
+/// The records of a reading, at its end.
 pub(super) struct Finished {
-    /// By position.
+    /// All problems, by their position in the file.
     pub(super) problems: Vec<Problem>,
+    /// The sections and keys that were declared, in the order of reading.
     pub(super) items: Vec<Item>,
-    /// Sorted, each once.
+    /// The files that the config names, sorted, each once.
     pub(super) files: Vec<PathBuf>,
+    /// The audit policies among the files.
     pub(super) policies: BTreeSet<PathBuf>,
+    /// The keys that name files and directories, in the order of reading.
     pub(super) named: Vec<Named>,
-    /// Line and column of what stands in the file, by path.
+    /// Line and column of each value and table header, by its path.
     pub(super) places: BTreeMap<String, (usize, usize)>,
-    /// No setting is in a missing file.
+    /// False: the value of a setting is in a `${file:…}` that is missing.
     pub(super) complete: bool,
 }
 
-/// What the effective config and the reference are made of, in the order of reading.
+/// One declaration. The effective config and the reference are printed from all of them, in the
+/// order of reading.
 pub(super) enum Item {
-    /// `[section]` or `[[section]]`.
+    /// The header of a table: `[section]` or `[[section]]`.
     Header(String),
-    /// A key of the latest header.
+    /// A key of the table with the latest header.
     Key(Entry),
 }
 
-/// A key as declared, and as found.
+/// A key as it is declared, with its value in this file.
 pub(super) struct Entry {
-    /// Without indices: `output.tls`.
+    /// The table's path without indices: `output.tls`.
     pub(super) section: String,
-    /// Types of output that have it.
+    /// The types of output that have the key; empty for a key outside of outputs.
     pub(super) scopes: Vec<&'static str>,
+    /// The key's name.
     pub(super) name: &'static str,
+    /// The kind of its values, with the range: `size, at least 1KiB`.
     pub(super) kind: String,
-    /// As the reference shows it.
+    /// The text for the reference's column `default`.
     pub(super) default: String,
+    /// The text for the reference's column `meaning`.
     pub(super) meaning: &'static str,
-    /// Set or default, as TOML; `None`: neither.
+    /// The value that the file sets, else the default, as TOML; `None`: there is neither.
     pub(super) value: Option<String>,
 }
 
-/// A key's value where it stands.
+/// The value of a key in the file.
 pub(super) struct Found<'d> {
+    /// The key's path, with indices.
     pub(super) path: String,
+    /// The byte position of the value.
     pub(super) at: usize,
+    /// The value as TOML.
     pub(super) value: DeValue<'d>,
 }
 
-/// Why a value is none.
+/// The reason why a value can't be used.
 pub(super) enum Wrong {
-    /// What is wrong and what is allowed.
+    /// The value is wrong; the message says in which way, and what is allowed.
     Is(String),
-    /// A `${file:…}` in it is missing.
+    /// A `${file:…}` in the value is missing; the message names it.
     Missing(String),
-    /// The problem is on record already.
+    /// The problem is recorded already.
     Told,
 }
 
-/// A value, or why it is none.
+/// A value, or the reason why it can't be used.
 pub(super) type Read<T> = Result<T, Wrong>;
 
 impl<'a> Context<'a> {
-    /// Parses the text, puts its syntax errors on record, and hands out its keys.
+    /// Parses the text and records its syntax errors. Returns the table of the whole file, as far
+    /// as it is TOML.
     pub(super) fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut cx = Self {
@@ -132,7 +157,7 @@ impl<'a> Context<'a> {
             .collect();
         errors.sort_unstable();
         for (at, message) in errors {
-            // What follows on the same line mostly follows from the first.
+            // Of several syntax errors in a line, all but the first mostly follow from the first.
             if cx.broken.insert(cx.line_start(at)) {
                 cx.push(at, String::new(), format!("not TOML: {message}"), Severity::Error);
             }
@@ -140,6 +165,7 @@ impl<'a> Context<'a> {
         (cx, table.into_inner())
     }
 
+    /// The text before a byte position; a position inside a character counts as its start.
     fn before(&self, at: usize) -> &str {
         let mut at = at.min(self.text.len());
         while !self.text.is_char_boundary(at) {
@@ -148,11 +174,12 @@ impl<'a> Context<'a> {
         self.text.get(..at).unwrap_or_default()
     }
 
+    /// The byte position of the start of the line that `at` is in.
     fn line_start(&self, at: usize) -> usize {
         self.before(at).rfind('\n').map_or(0, |newline| newline + 1)
     }
 
-    /// Line and column of a byte position.
+    /// Line and column (in characters) of a byte position, both from 1.
     fn place(&self, at: usize) -> (usize, usize) {
         let before = self.before(at);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
@@ -160,26 +187,28 @@ impl<'a> Context<'a> {
         (line, column)
     }
 
+    /// Records a problem in any case.
     fn push(&self, at: usize, path: String, message: String, severity: Severity) {
         let (line, column) = self.place(at);
         let problem = Problem { line, column, path, message, severity };
         self.problems.borrow_mut().push((at, problem));
     }
 
-    /// Puts a problem on record, unless its line is broken anyway.
+    /// Records a problem, unless its line has a syntax error.
     pub(super) fn report(&self, at: usize, path: String, message: String, severity: Severity) {
         if !self.broken.contains(&self.line_start(at)) {
             self.push(at, path, message, severity);
         }
     }
 
-    /// A contradiction, or whatever else concerns a key as a whole: stands at its value, or at the
-    /// header of the innermost table around it.
+    /// Records an error that concerns a key as a whole, such as a contradiction. Its position is
+    /// that of the key's value; if the file does not set the key, that of the innermost table
+    /// around it.
     pub(super) fn error(&self, path: &str, message: impl Into<String>) {
         self.problem_at(path, path, message, Severity::Error);
     }
 
-    /// As [`Context::error`], but about `path` and at `spot`.
+    /// Records a problem of the key `path`, at the position of the key or table `spot`.
     pub(super) fn problem_at(
         &self,
         path: &str,
@@ -187,34 +216,36 @@ impl<'a> Context<'a> {
         message: impl Into<String>,
         severity: Severity,
     ) {
-        // What is absent or contradicts in a file that is not TOML may be in its broken part.
+        // If a part of the file is not TOML, the key that seems absent may be in that part.
         if self.broken.is_empty() {
             self.report(self.spot(spot), path.to_owned(), message.into(), severity);
         }
     }
 
+    /// The byte position of a value, or of the innermost table around it; 0 without either.
     fn spot(&self, path: &str) -> usize {
         let spots = self.spots.borrow();
         enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
     }
 
-    /// Whether the file sets it.
+    /// Whether the file sets a key. Only for keys that were taken.
     pub(super) fn is_set(&self, path: &str) -> bool {
         self.spots.borrow().contains_key(path)
     }
 
-    /// Whether all of these have a value, their own or a default.
+    /// Whether all of these keys have a usable value: one from the file, or a default.
     pub(super) fn are_known(&self, paths: &[&str]) -> bool {
         let unknown = self.unknown.borrow();
         paths.iter().all(|path| !unknown.contains(*path))
     }
 
-    /// What is declared from here on belongs to this type of output.
+    /// Says to which type of output the keys belong that are declared from here on; `None`: to
+    /// none.
     pub(super) fn set_scope(&self, scope: Option<&'static str>) {
         self.scope.set(scope);
     }
 
-    /// What the reading found.
+    /// Ends the reading, and sorts what it has recorded.
     pub(super) fn finish(self) -> Finished {
         let spots = self.spots.borrow().clone();
         let places = spots.into_iter().map(|(path, at)| (path, self.place(at))).collect();
@@ -234,7 +265,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Puts on record why a value is none.
+    /// Records the reason why a value can't be used.
     pub(super) fn fail(&self, at: usize, path: &str, wrong: Wrong) {
         match wrong {
             Wrong::Is(message) => self.report(at, path.to_owned(), message, Severity::Error),
@@ -246,6 +277,7 @@ impl<'a> Context<'a> {
         }
     }
 
+    /// Reads a string with `${…}` in it; `kind` ends the message if it is no string.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
         let template = Template::parse(source, self.env).map_err(Wrong::Is)?;
@@ -253,12 +285,14 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
+    /// Reads a string and expands it.
     fn string(&self, value: &DeValue<'_>, kind: &str) -> Read<String> {
         let template = self.template(value, kind)?;
         template.expand().map_err(|error| Wrong::Missing(missing_part(&error)))
     }
 
-    /// A string by its parser, whose complaint gets the value in front.
+    /// Reads a string and parses it. The error of `parse` is the end of a sentence; the value is
+    /// put in front of it.
     pub(super) fn word<T>(
         &self,
         value: &DeValue<'_>,
@@ -269,7 +303,8 @@ impl<'a> Context<'a> {
             .map_err(|why| Wrong::Is(format!("{} {why}", shown(value))))
     }
 
-    /// A secret string: its complaint does not show it, and a missing file leaves it a template.
+    /// Reads a string that may be a secret: no message shows it. If a `${file:…}` in it is missing,
+    /// that is recorded, and the template is returned unchecked.
     pub(super) fn secret(
         &self,
         found: &Found<'_>,
@@ -286,6 +321,7 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
+    /// Reads a path that is not empty; `of` is "a file" or "a directory".
     fn path(&self, value: &DeValue<'_>, of: &str) -> Read<PathBuf> {
         self.word(value, "a path", |path| match path {
             "" => Err(format!("is empty, allowed: the path of {of}")),
@@ -293,12 +329,14 @@ impl<'a> Context<'a> {
         })
     }
 
+    /// Records that the key names a file or directory.
     fn name(&self, found: &Found<'_>, path: &Path, is_directory: bool, must_exist: bool) {
         let (key, path) = (found.path.clone(), path.to_owned());
         self.named.borrow_mut().push(Named { key, path, is_directory, must_exist });
     }
 
-    /// Names a file; `must_exist` says so where it does not.
+    /// Reads the path of a file. The path is returned even if the file is missing or can't be read;
+    /// with `must_exist`, that is recorded. A directory is an error.
     pub(super) fn file(&self, found: &Found<'_>, must_exist: bool) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
@@ -308,7 +346,7 @@ impl<'a> Context<'a> {
                 let message = format!("{} is a directory, allowed: a file", shown(&found.value));
                 return Err(Wrong::Is(message));
             }
-            // Only a regular file is opened: a pipe would wait for its writer.
+            // A pipe is not opened: that would wait until somebody writes to it.
             Ok(metadata) if !metadata.is_file() => {}
             found_one => {
                 let opened = found_one.and_then(|_| std::fs::File::open(&path));
@@ -321,7 +359,7 @@ impl<'a> Context<'a> {
         Ok(path)
     }
 
-    /// Names a directory, which need not exist. It is none of the files that the config names.
+    /// Reads the path of a directory, which need not exist. A file of that name is an error.
     pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
         self.name(found, &path, true, true);
@@ -335,7 +373,8 @@ impl<'a> Context<'a> {
     }
 }
 
-/// A path, then those of the items and tables around it, outwards.
+/// A path, then the paths of the elements and tables around it, outwards: `output[0].tls.ca`,
+/// `output[0].tls`, `output[0]`, `output`.
 pub(super) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| {
         let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
@@ -343,12 +382,12 @@ pub(super) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The complaint about a `${file:…}`.
+/// The message about a `${file:…}` that can't be read.
 fn missing_part(error: &ExpandError) -> String {
     missing(&cut(quoted(&error.file.display().to_string())), &error.source)
 }
 
-/// The complaint about a file, by its name as TOML.
+/// The message about a file that can't be read; `file` is its name as TOML.
 fn missing(file: &str, error: &std::io::Error) -> String {
     if error.kind() == std::io::ErrorKind::NotFound {
         return format!("the file {file} is missing, allowed: one that is there");
@@ -356,7 +395,7 @@ fn missing(file: &str, error: &std::io::Error) -> String {
     format!("the file {file} cannot be read: {error}, allowed: one that the relay may read")
 }
 
-/// The complaint about a value of another type than `kind`.
+/// The message about a value of the wrong type; `kind` says which values are allowed.
 pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     let found = match value {
         DeValue::Integer(_) => "an integer",
@@ -370,7 +409,7 @@ pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     Wrong::Is(format!("is {found}, allowed: {kind}"))
 }
 
-/// The number, if it is in its range.
+/// The number, if it is in the range; else the message with the value as the file has it.
 pub(super) fn within<T: Copy + PartialOrd>(
     number: T,
     value: &DeValue<'_>,
@@ -384,7 +423,7 @@ pub(super) fn within<T: Copy + PartialOrd>(
     Err(Wrong::Is(format!("{} is out of range, allowed: {allowed}", shown(value))))
 }
 
-/// `"64MiB"`, or a number of bytes.
+/// Reads a size in bytes: a string such as `"64MiB"`, or a number.
 pub(super) fn read_size(
     cx: &Context<'_>,
     value: &DeValue<'_>,
@@ -401,7 +440,7 @@ pub(super) fn read_size(
     within(size, value, range, values::show_size)
 }
 
-/// `"10s"`.
+/// Reads a time: a string such as `"10s"`.
 pub(super) fn read_time(
     cx: &Context<'_>,
     value: &DeValue<'_>,
@@ -411,13 +450,14 @@ pub(super) fn read_time(
     within(time, value, range, values::show_time)
 }
 
-/// A whole number that is not negative, in any notation of TOML.
+/// The value as a whole number, in any notation of TOML (`0x10`, `1_000`). `None`: it is no
+/// integer, negative, or larger than a `u64`.
 pub(super) fn read_integer(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-/// `true` or `false`.
+/// Reads `true` or `false`.
 pub(super) fn read_flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| other_type(value, "true or false"))
 }

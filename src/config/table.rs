@@ -1,8 +1,11 @@
-//! Tables of the config file: keys are declared where they are taken.
+//! Tables of the config file: a key is declared by the call that takes it out of its table.
 //!
-//! One declaration (name, kind, default, allowed values, meaning) gives the typed value, every
-//! problem with its line and column, the line of the effective config and the row of the reference.
-//! What is left in a table after its keys were taken is unknown.
+//! One declaration (name, kind, default, allowed values, meaning) yields four things: the typed
+//! value, each problem with its line and column, the line of the effective config, and the row of
+//! the reference. A key that no call has taken is unknown, and is reported as such.
+//!
+//! [`Table`] is also the interface by which the outputs read their own keys. It knows no key
+//! itself.
 
 use std::collections::BTreeMap;
 use std::ops::RangeBounds;
@@ -32,32 +35,38 @@ use super::reader::read_time;
 use super::reader::within;
 use super::values;
 
-/// What a key's declaration says besides its range.
-pub(super) struct Key {
+/// The declaration of a key, without its range: the part that the reference prints.
+///
+/// [`required`], [`optional`] and [`derived`] make it.
+pub struct Key {
     name: &'static str,
     kind: String,
     absent: Absent,
     meaning: &'static str,
 }
 
-/// The kind of an optional section.
-pub(super) const TABLE: &str = "table";
+/// The `kind` of a key that is a section of its own, such as `[output.tls]`.
+pub const TABLE: &str = "table";
 
+/// How the relay behaves if a key is absent.
 enum Absent {
+    /// The absence is a problem.
     Required,
-    /// What its absence means.
+    /// The key has no default. The text is for the reference and says how the relay behaves
+    /// without the key: `memory only`.
     Optional(&'static str),
-    /// The default as TOML; as the reference says it.
+    /// The default: first as TOML, then as the reference prints it.
     Default(String, String),
 }
 
-/// A key that must be there.
-pub(super) fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
+/// Declares a key that must be there. `kind` is the reference's word for its values: `host:port`.
+pub fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
     Key { name, kind: kind.to_owned(), absent: Absent::Required, meaning }
 }
 
-/// A key that may be absent, and what that means.
-pub(super) fn optional(
+/// Declares a key that may be absent. `otherwise` tells the reader of the reference how the relay
+/// behaves then: `no authentication`.
+pub fn optional(
     name: &'static str,
     kind: &str,
     otherwise: &'static str,
@@ -66,13 +75,14 @@ pub(super) fn optional(
     Key { name, kind: kind.to_owned(), absent: Absent::Optional(otherwise), meaning }
 }
 
+/// Declares a key with a default that is the same in every config. `default` is TOML.
 fn defaulted(name: &'static str, kind: String, default: String, meaning: &'static str) -> Key {
     Key { name, kind, absent: Absent::Default(default.clone(), default), meaning }
 }
 
-/// A size whose default follows from other keys: what it is here, if anything, and how the reference
-/// says it.
-pub(super) fn derived(
+/// Declares a size whose default depends on other keys. `default` holds the default in this config
+/// (`None`: it has none), and the text by which the reference describes the rule.
+pub fn derived(
     name: &'static str,
     kind: &str,
     (default, reference): (Option<u64>, &'static str),
@@ -85,17 +95,19 @@ pub(super) fn derived(
     Key { name, kind: kind.to_owned(), absent, meaning }
 }
 
+/// The kind of a value with its range, for the reference: `size, at least 1KiB`.
 fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
 
-/// A size as TOML, in its shortest form.
+/// A size as TOML, in its shortest form: `"64MiB"`, or `512` without quotes.
 fn size_literal(size: u64) -> String {
     let shown = values::show_size(size);
     if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
 }
 
-/// The known word that was probably meant.
+/// The known word that is nearest to `text`; `None` if none is near. A word is near if it differs
+/// by at most a third of the letters: `multplier` finds `multiplier`, `x` finds nothing longer.
 fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
     words
@@ -105,19 +117,42 @@ fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w s
         .map(|(_, word)| word)
 }
 
-/// The keys of one table that are not taken yet.
-pub(super) struct Table<'c, 'a> {
+/// Turns the result of [`Table::optional_section`] inside out, for a reader that may fail: an
+/// absent section becomes `Some(None)`, one that was read `Some(Some(…))`, and one with a problem
+/// `None`.
+pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
+    match section {
+        Some(read) => read.map(Some),
+        None => Some(None),
+    }
+}
+
+/// One table of the config file while it is being read.
+///
+/// Each method that takes a key declares it at the same time, and takes it out of the table. A
+/// method that meets a wrong value puts the problem on record with its position and returns the
+/// default, or `None` if there is no default; the reading goes on, so that one run reports every
+/// problem. A config in which an error was found is never used, so that a default in the place of a
+/// wrong value does no harm. A table that was read ends with a complaint about each key that is
+/// left in it.
+///
+/// The order of the calls is the order of the keys in `config` and in the reference. Plain keys
+/// come before sections: in TOML, a key after the header `[output.tls]` belongs to that section.
+pub struct Table<'c, 'a> {
+    /// The records that all tables of this reading share.
     pub(super) cx: &'c Context<'a>,
     /// `output[0].tls`; empty for the whole file.
     pub(super) path: String,
-    /// `output.tls`.
+    /// The path without indices: `output.tls`.
     section: String,
-    /// Each with the position of its name.
+    /// The keys that no call has taken yet, with the byte position of the name and the value.
     keys: BTreeMap<String, (usize, Spanned<DeValue<'a>>)>,
+    /// Every key that a call has asked for, whether it was there or not.
     known: Vec<&'static str>,
 }
 
-/// Tables that are there and not read yet.
+/// Tables that were taken out of an outer table and are not read yet; see
+/// [`Table::found_tables`].
 pub(super) struct Tables<'a> {
     name: &'static str,
     kind: String,
@@ -125,13 +160,14 @@ pub(super) struct Tables<'a> {
 }
 
 impl Tables<'_> {
+    /// Whether the array is there and has no table in it.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
 }
 
 impl<'c, 'a> Table<'c, 'a> {
-    /// The whole file.
+    /// The table that is the whole file.
     pub(super) fn root(cx: &'c Context<'a>, table: DeTable<'a>) -> Self {
         Self::new(cx, String::new(), String::new(), table)
     }
@@ -147,8 +183,9 @@ impl<'c, 'a> Table<'c, 'a> {
         Self { cx, path, section, keys, known: Vec::new() }
     }
 
-    /// The path of one of its keys.
-    pub(super) fn path_of(&self, name: &str) -> String {
+    /// The full path of a key of this table: `output[0].tls` for `tls`.
+    #[must_use]
+    pub fn path_of(&self, name: &str) -> String {
         let name = bare_or_quoted(name);
         match self.path.as_str() {
             "" => name,
@@ -156,7 +193,26 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Removes a key and remembers that it is known, and where it stands.
+    /// Whether the file sets a key of this table. Only for keys that were taken.
+    #[must_use]
+    pub fn is_set(&self, name: &str) -> bool {
+        self.cx.is_set(&self.path_of(name))
+    }
+
+    /// Records a contradiction as an error of the key `name`, which was taken. The position is that
+    /// of the key's value, or that of this table's header if the file does not set the key.
+    pub fn error(&self, name: &str, message: impl Into<String>) {
+        self.cx.error(&self.path_of(name), message);
+    }
+
+    /// Records a warning about the key `name`, at the position that [`Table::error`] would use.
+    pub fn warn(&self, name: &str, message: impl Into<String>) {
+        let path = self.path_of(name);
+        self.cx.problem_at(&path, &path, message, Severity::Warning);
+    }
+
+    /// Takes a key out of the table, and records that the key is known and the position of its
+    /// value. `None`: the file does not set the key.
     fn remove(&mut self, name: &'static str) -> Option<Found<'a>> {
         self.known.push(name);
         let (_, value) = self.keys.remove(name)?;
@@ -166,7 +222,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Found { path, at, value: value.into_inner() })
     }
 
-    /// Puts a key on record for the effective config and the reference.
+    /// Records a key for the effective config and the reference; `found` is its value in the file.
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
@@ -178,6 +234,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.record(key.name, &key.kind, reference, key.meaning, printed);
     }
 
+    /// The second half of [`Table::declare`]: `value` is the value as TOML, set or default.
     fn record(
         &self,
         name: &'static str,
@@ -197,7 +254,7 @@ impl<'c, 'a> Table<'c, 'a> {
         }));
     }
 
-    /// Takes a key by its reader.
+    /// Takes a key and reads its value. `None`: the key is absent, or `read` refused its value.
     fn take<T>(
         &mut self,
         key: Key,
@@ -224,8 +281,9 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// A size.
-    pub(super) fn size(
+    /// Takes a size in bytes (`"64MiB"`, or a number). Returns the default if it is absent or
+    /// wrong.
+    pub fn size(
         &mut self,
         name: &'static str,
         default: u64,
@@ -237,13 +295,13 @@ impl<'c, 'a> Table<'c, 'a> {
         self.size_of(key, range).unwrap_or(default)
     }
 
-    /// A size by its key; see [`derived`].
-    pub(super) fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
+    /// Takes a size in bytes by its declaration, see [`derived`]. `None`: it is absent or wrong.
+    pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
         self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
-    /// A time.
-    pub(super) fn time(
+    /// Takes a time (`"10s"`). Returns the default if it is absent or wrong.
+    pub fn time(
         &mut self,
         name: &'static str,
         default: Duration,
@@ -258,8 +316,9 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// A time without a default; `otherwise` is what its absence means.
-    pub(super) fn optional_time(
+    /// Takes a time that has no default. `otherwise` tells the reference how the relay behaves
+    /// without it. `None`: it is absent or wrong.
+    pub fn optional_time(
         &mut self,
         name: &'static str,
         range: impl RangeBounds<Duration>,
@@ -272,8 +331,8 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// A whole number.
-    pub(super) fn count(
+    /// Takes a whole number. Returns the default if it is absent or wrong.
+    pub fn count(
         &mut self,
         name: &'static str,
         default: u64,
@@ -294,8 +353,8 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// A number.
-    pub(super) fn number(
+    /// Takes a number that may have a fraction. Returns the default if it is absent or wrong.
+    pub fn number(
         &mut self,
         name: &'static str,
         default: f64,
@@ -312,26 +371,22 @@ impl<'c, 'a> Table<'c, 'a> {
             });
             let digits = digits.ok_or_else(|| other_type(value, "a number"))?;
             let number = digits.parse().ok();
-            // Neither NaN nor infinity is in a range that we mean.
+            // TOML knows `nan` and `inf`. As NaN, both are outside every range.
             let number = number.filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN);
             within(number, value, &range, show)
         })
         .unwrap_or(default)
     }
 
-    /// `true` or `false`.
-    pub(super) fn flag(
-        &mut self,
-        name: &'static str,
-        default: bool,
-        meaning: &'static str,
-    ) -> bool {
+    /// Takes `true` or `false`. Returns the default if it is absent or wrong.
+    pub fn flag(&mut self, name: &'static str, default: bool, meaning: &'static str) -> bool {
         let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
         self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// One of a few words.
-    pub(super) fn choice<T: Copy + PartialEq>(
+    /// Takes one of a few words, and returns the value beside it. If the key is absent or wrong:
+    /// the default, or `None` without a default. A key without a default is required.
+    pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
         words: &[(&'static str, T)],
@@ -361,8 +416,9 @@ impl<'c, 'a> Table<'c, 'a> {
         taken.or(default.map(|(_, value)| *value))
     }
 
-    /// A string by its parser.
-    pub(super) fn word<T>(
+    /// Takes a string and parses it. The error of `parse` is the end of a sentence that begins with
+    /// the string: `is not IP:PORT, allowed: …`. `None`: it is absent or wrong.
+    pub fn word<T>(
         &mut self,
         key: Key,
         parse: impl FnOnce(&str) -> Result<T, String>,
@@ -370,8 +426,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.word(&found.value, "a string", parse))
     }
 
-    /// A string by its parser, with a default; `reference` is how the reference says the default.
-    pub(super) fn word_or<T>(
+    /// Takes a string with a default, and parses it as [`Table::word`] does. `reference` is the
+    /// text by which the reference names the default; `None`: the default itself. `None` is
+    /// returned only if the string is wrong.
+    pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
         default: &str,
@@ -389,18 +447,20 @@ impl<'c, 'a> Table<'c, 'a> {
         self.word(key, parse)
     }
 
-    /// A file.
-    pub(super) fn file(&mut self, key: Key, must_exist: bool) -> Option<PathBuf> {
+    /// Takes the path of a file. The path is returned even if the file is missing; that is a
+    /// problem of its own if `must_exist` is set. `None`: the key is absent or wrong.
+    pub fn file(&mut self, key: Key, must_exist: bool) -> Option<PathBuf> {
         self.take(key, |cx, found| cx.file(found, must_exist))
     }
 
-    /// A directory.
-    pub(super) fn directory(&mut self, key: Key) -> Option<PathBuf> {
+    /// Takes the path of a directory, which need not exist. `None`: it is absent or wrong.
+    pub fn directory(&mut self, key: Key) -> Option<PathBuf> {
         self.take(key, Context::directory)
     }
 
-    /// A string that may be a secret.
-    pub(super) fn secret(
+    /// Takes a string that may be a secret: no message shows it. It may come from a file by
+    /// `${file:…}`; if that file is missing, `check` is not called. `None`: it is absent or wrong.
+    pub fn secret(
         &mut self,
         key: Key,
         check: impl FnOnce(&str) -> Result<(), String>,
@@ -408,7 +468,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.secret(found, check))
     }
 
-    /// An array of at least one string, each by its reader.
+    /// Takes an array of at least one string, and reads each. `None`: it is absent, or one is
+    /// wrong.
     fn array<T>(
         &mut self,
         key: Key,
@@ -435,8 +496,9 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// An array of strings by their parser.
-    pub(super) fn words<T>(
+    /// Takes an array of at least one string, and parses each as [`Table::word`] does. `None`: it
+    /// is absent, or one of the strings is wrong.
+    pub fn words<T>(
         &mut self,
         key: Key,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -444,8 +506,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(key, |cx, found| cx.word(&found.value, "a string", &parse))
     }
 
-    /// An array of strings by a check whose complaint names the string.
-    pub(super) fn texts(
+    /// Takes an array of at least one string, and checks each. The error of `check` is a whole
+    /// sentence, which names the string. `None`: it is absent, or one of the strings is wrong.
+    pub fn texts(
         &mut self,
         key: Key,
         check: impl Fn(&str) -> Result<(), String>,
@@ -456,8 +519,9 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// An array of strings that may be secrets.
-    pub(super) fn secrets(
+    /// Takes an array of at least one string, each as [`Table::secret`] does. `None`: it is absent,
+    /// or one of the strings is wrong.
+    pub fn secrets(
         &mut self,
         key: Key,
         check: impl Fn(&str) -> Result<(), String>,
@@ -465,8 +529,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(key, |cx, found| cx.secret(found, &check))
     }
 
-    /// A table of free names with strings that may be secrets; empty by default.
-    pub(super) fn secret_map(
+    /// Takes a table whose keys are free names (`headers = { X-Scope = "a" }`) and whose values may
+    /// be secrets. `declared` is name, kind and meaning. The map is empty if the table is absent,
+    /// and leaves out an entry that is wrong.
+    pub fn secret_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
         parse_name: impl Fn(&str) -> Result<String, String>,
@@ -475,8 +541,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.secret(found, &check))
     }
 
-    /// A table of free names with strings by their parser; empty by default.
-    pub(super) fn word_map<T>(
+    /// As [`Table::secret_map`], for values that are no secrets and are parsed as by
+    /// [`Table::word`].
+    pub fn word_map<T>(
         &mut self,
         declared: (&'static str, &str, &'static str),
         parse_name: impl Fn(&str) -> Result<String, String>,
@@ -485,6 +552,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.word(&found.value, "a string", &parse))
     }
 
+    /// Takes a table of free names, and reads each of its values.
     fn map<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -523,12 +591,14 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or_default()
     }
 
-    /// Whether it has no key at all.
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether the table has no key that is not taken yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Takes another spelling of a key for its own.
+    /// Accepts the key `other` as another spelling of the key `name`. If both are there, `other`
+    /// stays in the table and is reported as unknown.
     pub(super) fn rename(&mut self, other: &str, name: &str) {
         if !self.keys.contains_key(name)
             && let Some(value) = self.keys.remove(other)
@@ -537,11 +607,12 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Whether a flag that is not taken yet is `true`.
+    /// Whether a flag that is not taken yet is `true`, for a key before it that depends on it.
     pub(super) fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
+    /// The inner table `name`, or the element `index` of the array of tables of that name.
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
         let mut path = self.path_of(name);
         if let Some(index) = index {
@@ -556,12 +627,9 @@ impl<'c, 'a> Table<'c, 'a> {
         Self::new(self.cx, path, section, table)
     }
 
-    /// `[name]`, with its defaults where it is absent.
-    pub(super) fn section<T>(
-        &mut self,
-        name: &'static str,
-        read: impl FnOnce(&mut Self) -> T,
-    ) -> T {
+    /// Takes and reads the section `[name]`. An absent section is read as an empty one, so that its
+    /// keys have their defaults.
+    pub fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> T) -> T {
         let table = match self.remove(name) {
             Some(Found { value: DeValue::Table(table), .. }) => table,
             Some(found) => {
@@ -577,8 +645,9 @@ impl<'c, 'a> Table<'c, 'a> {
         value
     }
 
-    /// `[name]`, whose presence means something; its key says what.
-    pub(super) fn optional_section<T>(
+    /// Takes and reads a section whose presence has a meaning, as that of `[output.tls]`. `None`:
+    /// it is absent or no table. See [`whole`] for a reader that may fail.
+    pub fn optional_section<T>(
         &mut self,
         key: Key,
         read: impl FnOnce(&mut Self) -> T,
@@ -594,7 +663,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(value)
     }
 
-    /// `[[name]]`, one or more.
+    /// Takes and reads all tables `[[name]]`, of which there must be at least one.
     pub(super) fn sections<T>(
         &mut self,
         name: &'static str,
@@ -608,19 +677,21 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Whether the file sets this key of this table, for a default that depends on a later table.
+    /// Whether the inner table `table`, which is not taken yet, has the key `key`. For a default
+    /// that depends on a table which is read later.
     pub(super) fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
     }
 
-    /// Whether there is at least one `[[name]]` that is not read yet, whatever is in it.
+    /// Whether there is at least one `[[name]]` that is not taken yet. A value that is no array
+    /// counts as one.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
     }
 
-    /// `[[name]]`, any number.
+    /// Takes and reads all tables `[[name]]`; there may be none.
     pub(super) fn sections_if_any<T>(
         &mut self,
         name: &'static str,
@@ -634,7 +705,7 @@ impl<'c, 'a> Table<'c, 'a> {
                 if !found.value.is_table() {
                     return Vec::new();
                 }
-                // Its keys may hold more problems.
+                // `[output]` for `[[output]]`: its keys may hold more problems.
                 vec![Spanned::new(found.at..found.at, found.value)]
             }
             None => Vec::new(),
@@ -642,13 +713,15 @@ impl<'c, 'a> Table<'c, 'a> {
         self.tables(name, found, &allowed, read)
     }
 
-    /// A table, or an array of them, that are printed as sections; to be read when all other keys are. `None` where it is
-    /// absent.
+    /// Takes a table, or an array of tables, without reading them: they are printed as sections, so
+    /// that the plain keys of this table come first. [`Table::read_tables`] reads them. `None`: the
+    /// key is absent.
     pub(super) fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
         let (name, kind) = (key.name, key.kind.clone());
         let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());
         let found = self.remove(name);
-        // What is in them is declared, and printed, by itself; that there are none is not.
+        // The keys in the tables are declared, and printed, when the tables are read. Only an empty
+        // array has to be printed here.
         self.declare(
             &key,
             found.as_ref().map(|found| &found.value).filter(|value| is_empty(value)),
@@ -665,7 +738,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Tables { name, kind, tables })
     }
 
-    /// Reads them.
+    /// Reads the tables that [`Table::found_tables`] has taken.
     pub(super) fn read_tables<T>(
         &mut self,
         found: Tables<'a>,
@@ -674,6 +747,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.tables(found.name, found.tables, &found.kind, read)
     }
 
+    /// Reads each of `found` as an element of the array `name`. An element that is no table is a
+    /// problem; `allowed` ends the message.
     fn tables<T>(
         &mut self,
         name: &'static str,
@@ -698,8 +773,8 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Refuses the keys that nobody took; `explain` may know more about one, and may let it pass by
-    /// an empty answer.
+    /// Reports each key that no call has taken. `explain` may return a better message for a key; an
+    /// empty message lets the key pass.
     pub(super) fn refuse_rest(&mut self, explain: impl Fn(&str) -> Option<String>) {
         for (name, (at, _)) in std::mem::take(&mut self.keys) {
             let message = explain(&name).unwrap_or_else(|| {

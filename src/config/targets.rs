@@ -1,5 +1,5 @@
-//! Where outputs lead: the same place twice, or back to the relay itself. Both are allowed and
-//! nearly always a mistake, so that they are warned of.
+//! Warnings about addresses of outputs: one that is configured twice, and one that leads back to
+//! the relay itself. Both are allowed, and nearly always a mistake.
 //!
 //! Nothing is resolved or connected: a name is compared as it is written.
 
@@ -12,34 +12,36 @@ use url::Host;
 use url::Url;
 
 use super::HostPort;
-use super::Listener;
 use super::Output;
 use super::OutputKind;
 use super::Severity;
 use super::Stream;
 use super::Template;
+use super::listener;
+use super::output;
 use super::reader::Context;
-use super::schema::Draft;
 
-/// One configured address of an output.
+/// One configured address of an output, as far as it is compared with others.
 struct Target {
-    /// `output[0].urls[1]`.
+    /// The key's path: `output[0].urls[1]`.
     key: String,
-    /// Lower case, without brackets or a dot at the end.
+    /// Name or address in lower case, without brackets or a dot at its end.
     host: String,
+    /// Port of the address, or the default port of the URL's scheme.
     port: u16,
-    /// Two of the same output are one place if these are equal: the whole URL, or host and port.
+    /// The text that is equal for two targets of an output if they are the same: the whole URL, or
+    /// host and port.
     whole: String,
-    /// A proxy resolves the host, so that `localhost` is another machine.
+    /// True: a proxy resolves the host, so that `localhost` means another machine.
     resolved_elsewhere: bool,
 }
 
-/// Warns of each address that is named twice, and of each that is one of the relay's own.
+/// Warns of each address that an output has twice, and of each that is an address of this relay.
 pub(super) fn warn(
     cx: &Context<'_>,
-    listeners: &[(Option<SocketAddr>, Option<Listener>)],
+    listeners: &[listener::Draft],
     admin: Option<SocketAddr>,
-    outputs: &[Draft],
+    outputs: &[output::Draft],
 ) {
     let listeners = listeners.iter().enumerate().filter_map(|(index, (address, _))| {
         Some((format!("listener[{index}].address"), (*address)?))
@@ -66,6 +68,7 @@ pub(super) fn warn(
     }
 }
 
+/// The configured addresses of an output whose path is `path`.
 fn targets_of(path: &str, output: &Output) -> Vec<Target> {
     let streams = |stream: &Stream| host_ports(path, "addresses", &stream.addresses);
     match &output.kind {
@@ -87,6 +90,7 @@ fn targets_of(path: &str, output: &Output) -> Vec<Target> {
     }
 }
 
+/// The targets of a list of addresses under the key `key`.
 fn host_ports(path: &str, key: &str, addresses: &[HostPort]) -> Vec<Target> {
     let target = |(index, address): (usize, &HostPort)| {
         let host = plain(&address.host);
@@ -97,7 +101,8 @@ fn host_ports(path: &str, key: &str, addresses: &[HostPort]) -> Vec<Target> {
     addresses.iter().enumerate().map(target).collect()
 }
 
-/// A host as it is compared. An address is written in its shortest form.
+/// A host in the form in which hosts are compared: lower case, no dot at the end, and an address in
+/// its shortest form.
 fn plain(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
@@ -105,7 +110,7 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// `None` where the URL can't be read here; that is told elsewhere.
+    /// The target of a URL. `None`: the URL can't be read, which is reported elsewhere.
     fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;
         let host = match url.host()? {
@@ -117,14 +122,15 @@ impl Target {
         Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere })
     }
 
-    /// Whether a connection to it reaches a socket that is bound to this address on this machine.
+    /// Whether a connection to the target reaches a socket of this machine that is bound to
+    /// `bound`.
     fn is(&self, bound: SocketAddr) -> bool {
         if bound.port() == 0 || bound.port() != self.port || self.resolved_elsewhere {
             return false;
         }
         let bound = bound.ip().to_canonical();
         match self.host.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            // To connect to 0.0.0.0 or [::] is to connect to loopback.
+            // A connection to 0.0.0.0 or [::] goes to loopback.
             Ok(address) if address.is_unspecified() || bound.is_unspecified() => {
                 let reaches = if address.is_unspecified() { bound } else { address };
                 reaches.is_unspecified() || reaches.is_loopback() || is_of_this_machine(reaches)
@@ -138,11 +144,13 @@ impl Target {
     }
 }
 
+/// The name of this machine, in the form in which hosts are compared.
 fn machine_name() -> String {
     plain(&rustix::system::uname().nodename().to_string_lossy())
 }
 
-/// Only an address of this machine can be bound to. Nothing is sent.
+/// Whether an address belongs to this machine: only then a socket can be bound to it. Nothing is
+/// sent.
 fn is_of_this_machine(address: IpAddr) -> bool {
     address != IpAddr::V4(Ipv4Addr::BROADCAST)
         && !address.is_multicast()

@@ -1,8 +1,9 @@
-//! Strings of the config file with `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` in them.
+//! Strings of the config file in which `${env:NAME}`, `${env:NAME:-default}` and `${file:PATH}` are
+//! replaced.
 //!
-//! Variables are expanded once, when the config is read; files are read again at every
-//! [`Template::expand`], so that a rotated secret is taken up without a restart. What a variable or
-//! a file holds is shown nowhere: `Debug` and all messages have the source only.
+//! Variables are expanded once, when the config is read. Files are read again at every
+//! [`Template::expand`], so that a rotated secret is used without a restart. The content of a
+//! variable or a file is never shown: `Debug` and all messages have the source only.
 
 use std::fmt;
 use std::fs::File;
@@ -11,38 +12,44 @@ use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// Tokens and passwords are short: a file beyond this is a mistake (a device, a log), not a secret.
+/// The most bytes of a file with a token or password. A larger file (a device, a log) was named by
+/// mistake.
 const SECRET_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A string of the config file, ready to be expanded.
+/// A string of the config file whose variables are expanded, and whose files are not read yet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Template {
+    /// The string as the config file has it.
     source: String,
+    /// The string in pieces; put together they are its expansion.
     parts: Vec<Part>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 enum Part {
+    /// Text from the string itself, or from a variable.
     Text(String),
+    /// The file of a `${file:PATH}`.
     File(PathBuf),
 }
 
-/// A `${file:PATH}` that cannot be read. Names the file, never what is in it.
+/// A `${file:PATH}` that cannot be read. The message names the file and never shows its content.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the file {}", file.display())]
 pub struct ExpandError {
     /// The PATH.
     pub file: PathBuf,
-    /// Why.
+    /// The reason.
     pub source: io::Error,
 }
 
 impl Template {
-    /// Takes the string apart and expands its variables by `env`.
+    /// Takes a string apart and expands its variables. `env` returns the value of a variable, or
+    /// `None` if it is not set.
     ///
     /// # Errors
     ///
-    /// What is wrong with it: all of it, separated by semicolons, without the value of any variable.
+    /// Every mistake in the string, separated by semicolons, without the value of any variable.
     pub fn parse(source: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
         let mut text = String::new();
         let mut parts = Vec::new();
@@ -91,8 +98,8 @@ impl Template {
         Ok(Self { source: source.to_owned(), parts })
     }
 
-    /// The string with its files as they are now. Reads them: not for a runtime's thread where a
-    /// file system may hang.
+    /// The string with the content of its files as it is now. Blocks while it reads them, and a
+    /// file system may hang: keep the call off the threads of the runtime.
     ///
     /// # Errors
     ///
@@ -131,12 +138,13 @@ impl fmt::Debug for Template {
     }
 }
 
+/// The inside of a `${…}`.
 enum Reference<'a> {
     Env { name: &'a str, default: Option<&'a str> },
     File(&'a str),
 }
 
-/// What stands between `${` and `}`.
+/// Parses the text between `${` and `}`. The error is the message for the operator.
 fn reference(inside: &str) -> Result<Reference<'_>, String> {
     if inside.contains("${") {
         return Err("a `${…}` cannot stand inside another one".to_owned());
@@ -165,7 +173,8 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
     Ok(Reference::Env { name, default })
 }
 
-/// What a file of a `*_file` key or of `${file:…}` holds, without its trailing line break.
+/// Reads the content of a file that a `*_file` key or a `${file:…}` names, without one line break
+/// at its end. Blocks.
 ///
 /// # Errors
 ///
@@ -185,13 +194,13 @@ pub fn read_secret(path: &Path) -> io::Result<String> {
     Ok(secret)
 }
 
-/// The bearer token in a file, without the blanks and line breaks around it: none of them can be
-/// part of a token (RFC 6750 §2.1), and editors and `echo` leave them behind.
+/// Reads the bearer token in a file, without the blanks and line breaks around it: editors and
+/// `echo` add them, and none of them can be part of a token (RFC 6750 §2.1). Blocks.
 ///
 /// # Errors
 ///
-/// As [`read_secret`]; or the file holds no token, or characters that no header can carry, so that
-/// nobody could ever present it.
+/// Those of [`read_secret`]; an empty token; or a control character in it, which no header can
+/// carry, so that nobody could ever present the token.
 pub fn read_token(path: &Path) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let secret = read_secret(path)?;
@@ -199,7 +208,7 @@ pub fn read_token(path: &Path) -> io::Result<String> {
     if token.is_empty() {
         return Err(invalid("the file holds no token"));
     }
-    // U+FEFF is the mark that some editors put in front of a text.
+    // Editors on Windows put U+FEFF in front of a text.
     if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
         return Err(invalid(
             "the token has a line break or another control character in it, allowed: one line",

@@ -1,7 +1,8 @@
-//! From the words of the config file to values and back: sizes, times, addresses, names.
+//! Parsers of the config's strings (sizes, times, addresses, names), and the way back to text.
 //!
-//! Every parser answers what is wrong and what is allowed, as the end of a sentence that begins with
-//! the value; the reader puts the value in front, or leaves it out where it may be a secret.
+//! The error of a parser says what is wrong and what is allowed, and is the end of a sentence that
+//! begins with the value: `is not a size, allowed: …`. The reader puts the value in front, or
+//! leaves it out if it may be a secret.
 
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
@@ -21,20 +22,38 @@ pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// No size is larger (1 PiB), so that sums of them never overflow.
+/// The largest size, 1 PiB. A sum of several sizes never overflows a `u64`.
 pub(super) const SIZE_MAX: u64 = 1 << 50;
 
-/// No time is longer (a year), so that a point in time plus a few of them never overflows.
+/// The longest time, a year. A point in time plus several times never overflows.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The shortest time of keys for which zero would mean "at once, always".
+pub(super) const TIME_MIN: Duration = Duration::from_millis(1);
 
 /// The longest host name of the DNS (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 
-/// `"64MiB"`, `"4MB"`, or a number of bytes.
+/// A time of `secs` seconds.
+pub(super) const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+/// A time of `millis` milliseconds.
+pub(super) const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// The time, or `None` if it is zero: several keys have `"0s"` for "never".
+pub(super) fn unless_zero(time: Duration) -> Option<Duration> {
+    (!time.is_zero()).then_some(time)
+}
+
+/// Parses a size in bytes: `64MiB`, `4MB`, or `512`.
 ///
 /// # Errors
 ///
-/// What is wrong, and what is allowed.
+/// Says what is wrong, and what is allowed.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("", 1),
@@ -59,11 +78,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// `"500ms"`, `"10s"`, `"5m"`, `"24h"`.
+/// Parses a time: `500ms`, `10s`, `5m`, `24h`.
 ///
 /// # Errors
 ///
-/// What is wrong, and what is allowed.
+/// Says what is wrong, and what is allowed.
 pub fn time(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     let (number, unit) = number_and_unit(text);
@@ -79,7 +98,8 @@ pub fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `None`: it does not begin with a digit; `Some(Err)`: more digits than a `u64` holds.
+/// Splits a text into the number at its start and the rest. The number is `None` if the text does
+/// not begin with a digit, and `Some(Err)` if it is larger than a `u64`.
 fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     match text.split_at_checked(digits) {
@@ -88,7 +108,7 @@ fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>,
     }
 }
 
-/// The shortest way to write a size.
+/// A size in its shortest form that [`size`] reads: `64MiB`, or `1000`.
 pub(super) fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {
@@ -98,11 +118,11 @@ pub(super) fn show_size(size: u64) -> String {
     size.to_string()
 }
 
-/// A short way to write a time of whole milliseconds.
+/// A time of whole milliseconds in a short form that [`time`] reads: `5m`, `90s`.
 pub(super) fn show_time(time: Duration) -> String {
     let millis = time.as_millis();
     for (name, unit) in [("h", 3_600_000), ("m", 60_000)] {
-        // "60s" and "90s" are how people write these.
+        // One minute is printed as "60s", and 90 seconds as "90s", as people write them.
         if millis > unit && millis.is_multiple_of(unit) {
             return format!("{}{name}", millis / unit);
         }
@@ -110,7 +130,7 @@ pub(super) fn show_time(time: Duration) -> String {
     if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
 }
 
-/// `at least 1s`, `1s to 15s`, or nothing for all values.
+/// A range in words: `at least 1s`, or `1s to 15s`. `None`: every value is allowed.
 pub(super) fn allowed<T: Copy>(
     range: &impl RangeBounds<T>,
     show: impl Fn(T) -> String,
@@ -125,7 +145,8 @@ pub(super) fn allowed<T: Copy>(
     }
 }
 
-/// `IP:PORT` of a socket that we bind; port 0 lets the kernel choose.
+/// Parses `IP:PORT`, the address of a socket that the relay binds. Port 0 lets the kernel choose
+/// one.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\", or \"[::]:3000\" \
@@ -134,8 +155,12 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// `host:port` of a peer.
-pub(super) fn host_port(text: &str) -> Result<HostPort, String> {
+/// Parses `host:port`, the address of a peer.
+///
+/// # Errors
+///
+/// Says what is wrong, and what is allowed.
+pub fn host_port(text: &str) -> Result<HostPort, String> {
     let wrong = |what: &str| {
         Err(format!("{what}, allowed: host:port such as \"10.0.0.5:5000\", IPv6 in brackets"))
     };
@@ -153,7 +178,7 @@ pub(super) fn host_port(text: &str) -> Result<HostPort, String> {
     if host.len() > HOST_BYTES_MAX || !host.chars().all(in_a_name) {
         return wrong("has a host that is neither an address nor a name");
     }
-    // `parse` alone would take "+5" too.
+    // `parse` alone would accept "+5".
     match port.parse::<u16>() {
         Ok(number) if number != 0 && port.bytes().all(|c| c.is_ascii_digit()) => {
             Ok(HostPort { host: host.to_owned(), port: number })
@@ -162,9 +187,13 @@ pub(super) fn host_port(text: &str) -> Result<HostPort, String> {
     }
 }
 
-/// An http or https URL of a consumer. The answer never holds any of it: its path, query and
-/// userinfo may be secrets.
-pub(super) fn url(text: &str) -> Result<Url, String> {
+/// Parses an http or https URL of a consumer. The error shows nothing of the URL: path, query and
+/// user may be secrets.
+///
+/// # Errors
+///
+/// Says what is wrong, and what is allowed.
+pub fn url(text: &str) -> Result<Url, String> {
     let allowed = "allowed: http://HOST[:PORT]/PATH or https://…";
     let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -182,8 +211,13 @@ pub(super) fn url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The URL of an HTTP proxy, with or without a user and password. The answer never holds any of it.
-pub(super) fn proxy_url(text: &str) -> Result<(), String> {
+/// Checks the URL of an HTTP proxy, with or without a user and password. The error shows nothing of
+/// the URL.
+///
+/// # Errors
+///
+/// Says what is wrong, and what is allowed.
+pub fn proxy_url(text: &str) -> Result<(), String> {
     let allowed = "allowed: http://[USER:PASSWORD@]HOST[:PORT]";
     let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
     if url.scheme() != "http" {
@@ -198,7 +232,7 @@ pub(super) fn proxy_url(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The name of an output.
+/// Parses the name of an output or a source.
 pub(super) fn output_name(text: &str) -> Result<String, String> {
     let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let in_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -211,7 +245,7 @@ pub(super) fn output_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The name of a topic in Kafka.
+/// Parses the name of a Kafka topic.
 pub(super) fn topic(text: &str) -> Result<String, String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if !(1..=249).contains(&text.len())
@@ -223,7 +257,7 @@ pub(super) fn topic(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The path below which a listener takes events.
+/// Parses the path below which a listener accepts events.
 pub(super) fn path_prefix(text: &str) -> Result<String, String> {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
     if !text.starts_with('/') || !text.chars().all(in_a_path) {
@@ -234,8 +268,13 @@ pub(super) fn path_prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// A name of RFC 5424: printable ASCII without space, of bounded length.
-pub(super) fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
+/// Parses a name as RFC 5424 has them: 1 to `bytes_max` characters of printable ASCII without
+/// space.
+///
+/// # Errors
+///
+/// Says what is wrong, and what is allowed.
+pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
             "is not allowed here, allowed: 1 to {bytes_max} printable ASCII characters without space"
@@ -244,11 +283,11 @@ pub(super) fn printable(text: &str, bytes_max: usize) -> Result<String, String> 
     Ok(text.to_owned())
 }
 
-/// The name that a peer's certificate must have.
+/// Parses the name that a peer's certificate must have: a DNS name or an IP address.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and what is allowed.
+/// Says what is wrong, and what is allowed.
 pub fn server_name(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -259,8 +298,13 @@ pub fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// The user name of Basic authentication (RFC 7617 §2: no colon, no control character).
-pub(super) fn user_name(text: &str) -> Result<(), String> {
+/// Checks the user name of Basic authentication (RFC 7617 §2: no colon, no control character). The
+/// error does not show it.
+///
+/// # Errors
+///
+/// Says what is wrong, and what is allowed.
+pub fn user_name(text: &str) -> Result<(), String> {
     if text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
         return Err("is not a user name, allowed: at least one character, none of them a colon \
                     or a control character"
@@ -269,13 +313,13 @@ pub(super) fn user_name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A request header's name, in lower case.
+/// Parses the name of a request header, and returns it in lower case.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and what is allowed.
+/// Says what is wrong, and what is allowed.
 pub fn header_name(text: &str) -> Result<String, String> {
-    // Ours to set: they describe the body and the connection that we make.
+    // The relay sets these itself: they describe the body and the connection.
     const OURS: [&str; 6] = [
         "host",
         "content-length",
@@ -293,59 +337,18 @@ pub fn header_name(text: &str) -> Result<String, String> {
     Ok(name.as_str().to_owned())
 }
 
-/// A request header's value. The answer never holds any of it.
+/// Checks the value of a request header. The error does not show it.
 ///
 /// # Errors
 ///
-/// What is wrong with it, and what is allowed.
+/// Says what is wrong, and what is allowed.
 pub fn header_value(text: &str) -> Result<(), String> {
-    // Stricter than RFC 9110's obsolete 0x80 to 0xff, which peers read in different ways.
+    // RFC 9110 allows 0x80 to 0xff too, as obsolete. Peers read them in different ways.
     if !text.chars().all(|c| matches!(c, '\t' | ' '..='~')) {
         return Err("is not a header value, allowed: printable ASCII, space and tab".to_owned());
     }
     Ok(())
 }
-
-/// PRI is facility × 8 + severity (RFC 5424 §6.2.1); the names are those of syslog.conf(5) and, for
-/// the facilities 12 to 15, rsyslog's.
-pub(super) const FACILITIES: [(&str, u8); 24] = [
-    ("kern", 0),
-    ("user", 1),
-    ("mail", 2),
-    ("daemon", 3),
-    ("auth", 4),
-    ("syslog", 5),
-    ("lpr", 6),
-    ("news", 7),
-    ("uucp", 8),
-    ("cron", 9),
-    ("authpriv", 10),
-    ("ftp", 11),
-    ("ntp", 12),
-    ("audit", 13),
-    ("alert", 14),
-    ("clock", 15),
-    ("local0", 16),
-    ("local1", 17),
-    ("local2", 18),
-    ("local3", 19),
-    ("local4", 20),
-    ("local5", 21),
-    ("local6", 22),
-    ("local7", 23),
-];
-
-/// See [`FACILITIES`].
-pub(super) const SEVERITIES: [(&str, u8); 8] = [
-    ("emerg", 0),
-    ("alert", 1),
-    ("crit", 2),
-    ("err", 3),
-    ("warning", 4),
-    ("notice", 5),
-    ("info", 6),
-    ("debug", 7),
-];
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,69 @@
+//! `[dead_letter]`: where events go that a consumer refuses for good.
+
+use std::path::PathBuf;
+
+use super::Rejected;
+use super::Severity;
+use super::output;
+use super::queue;
+use super::reader::Context;
+use super::table::Table;
+use super::table::optional;
+use super::values::MIB;
+
+/// The least of `max_bytes`. An event that is longer than `max_bytes` can't be kept at all, and an
+/// event with its bodies may have some hundred KiB.
+const DEAD_LETTER_MIN: u64 = MIB;
+
+/// `[dead_letter]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The directory of the files; `None`: see [`Config::dead_letter_directory`].
+    ///
+    /// [`Config::dead_letter_directory`]: super::Config::dead_letter_directory
+    pub directory: Option<PathBuf>,
+    /// Bytes of all files together.
+    pub max_bytes: u64,
+}
+
+/// Reads `[dead_letter]`.
+pub(super) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
+    DeadLetter {
+        directory: t.directory(optional(
+            "directory",
+            "path",
+            "dead-letter/ below queue.directory",
+            "where rejected events go, as JSON lines; made 0700 if missing; without either \
+             directory they are dropped and counted",
+        )),
+        max_bytes: t.size(
+            "max_bytes",
+            64 * MIB,
+            DEAD_LETTER_MIN..,
+            "of all dead-letter files together; the oldest go first, counted",
+        ),
+    }
+}
+
+/// Warns once if an output asks for dead letters by name and there is no directory for them.
+pub(super) fn warn_without_directory(
+    cx: &Context<'_>,
+    dead_letter: &DeadLetter,
+    outputs: &[output::Draft],
+) {
+    let is_set = cx.is_set("dead_letter.directory") || dead_letter.directory.is_some();
+    if queue::is_durable(cx) || is_set {
+        return;
+    }
+    let action = |draft: &output::Draft| format!("{}.rejected.action", draft.path);
+    let asks = |draft: &&output::Draft| {
+        cx.is_set(&action(draft))
+            && draft.output.as_ref().is_some_and(|it| it.rejected == Rejected::DeadLetter)
+    };
+    if let Some(draft) = outputs.iter().find(asks) {
+        let path = action(draft);
+        let message = "needs dead_letter.directory or queue.directory: without either, rejected \
+                       events are dropped and counted";
+        cx.problem_at(&path, &path, message, Severity::Warning);
+    }
+}

@@ -1,0 +1,149 @@
+//! The sections that every output has: `retry`, `timeouts`, `batch` and `rejected`.
+
+use std::time::Duration;
+
+use super::table::Table;
+use super::values::MIB;
+use super::values::TIME_MIN;
+use super::values::millis;
+use super::values::secs;
+use super::values::unless_zero;
+
+/// `[output.retry]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retry {
+    /// The wait after the first failure.
+    pub initial_interval: Duration,
+    /// The longest wait, before it is randomized.
+    pub max_interval: Duration,
+    /// Each wait is this many times the one before; at least 1.
+    pub multiplier: f64,
+    /// 0 to 1. With 0.5 and an interval of 10 s, a wait is drawn from 5 s to 15 s.
+    pub randomization_factor: f64,
+    /// An event that is not delivered this long after its first attempt is given up when the next
+    /// attempt fails; `None`: never.
+    pub max_elapsed: Option<Duration>,
+}
+
+/// `[output.timeouts]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timeouts {
+    /// The time for the lookup of a name; and, for each address, for TCP, the proxy's CONNECT and
+    /// the TLS handshake together.
+    pub connect: Duration,
+    /// The time without any progress towards an acknowledgement after which an attempt fails.
+    pub request: Duration,
+    /// The age at which a connection is finished and dialled again; `None`: never.
+    pub max_connection_age: Option<Duration>,
+}
+
+/// `[output.batch]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Bytes of one request or write. An event that is larger travels alone.
+    pub max_bytes: u64,
+    /// Events of one request or write; at least 1.
+    pub max_events: u64,
+}
+
+/// `[output.rejected]` `action`: what becomes of an event that the consumer refuses for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejected {
+    /// It is written to the dead-letter files; without a directory for them this is `Drop`.
+    DeadLetter,
+    /// It is counted as lost.
+    Drop,
+    /// It is sent again for ever.
+    Retry,
+}
+
+/// Reads `[output.retry]`.
+pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
+    let retry = Retry {
+        initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "first wait"),
+        max_interval: t.time("max_interval", secs(30), TIME_MIN.., "longest wait, before jitter"),
+        multiplier: t.number("multiplier", 2.0, 1.0.., "of each wait to the next"),
+        randomization_factor: t.number(
+            "randomization_factor",
+            0.5,
+            0.0..=1.0,
+            "each wait is drawn from 1 ± this times the interval",
+        ),
+        max_elapsed: t.optional_time(
+            "max_elapsed",
+            TIME_MIN..,
+            "for ever",
+            "what is not delivered so long after its first attempt is given up when the next one \
+             fails, as rejected.action says",
+        ),
+    };
+    let [initial, max] = ["initial_interval", "max_interval"].map(|name| t.path_of(name));
+    if retry.initial_interval > retry.max_interval && t.cx.are_known(&[&initial, &max]) {
+        if t.is_set("initial_interval") {
+            t.error("initial_interval", "is longer than max_interval, allowed: at most that");
+        } else {
+            t.error("max_interval", "is shorter than initial_interval, allowed: at least that");
+        }
+    }
+    retry
+}
+
+/// Reads `[output.timeouts]`.
+pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
+    Timeouts {
+        connect: t.time(
+            "connect",
+            secs(5),
+            TIME_MIN..,
+            "for the lookup of a name; and for TCP, proxy and TLS together, for each address; as long \
+             again for relp's open",
+        ),
+        request: t.time(
+            "request",
+            secs(60),
+            TIME_MIN..,
+            "without any progress towards an acknowledgement; longer than a slow consumer takes, \
+             or it gets the same batch again and again. http: as soon as the consumer's kernel has \
+             the whole request, until the end of the final answer's head",
+        ),
+        max_connection_age: unless_zero(t.time(
+            "max_connection_age",
+            Duration::ZERO,
+            ..,
+            "then a connection is finished in order and dialled again, jittered; \"0s\": never",
+        )),
+    }
+}
+
+/// Reads `[output.batch]`.
+pub(super) fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
+    BatchLimits {
+        max_bytes: t.size(
+            "max_bytes",
+            4 * MIB,
+            1..,
+            "of one request or one write; one larger event travels alone",
+        ),
+        max_events: t.count(
+            "max_events",
+            5000,
+            1..=u64::from(u32::MAX),
+            "of one request or one write",
+        ),
+    }
+}
+
+/// Reads `[output.rejected]`. `None`: there is a problem.
+pub(super) fn rejected(t: &mut Table<'_, '_>) -> Option<Rejected> {
+    t.choice(
+        "action",
+        &[
+            ("dead_letter", Rejected::DeadLetter),
+            ("drop", Rejected::Drop),
+            ("retry", Rejected::Retry),
+        ],
+        Some(Rejected::DeadLetter),
+        "for events that the consumer refuses for good; without a place for dead letters they \
+         are dropped; both are counted as errors",
+    )
+}

@@ -1,0 +1,117 @@
+//! The keys that an output and a source of type `kafka` share: brokers, topic, SASL and TLS.
+//!
+//! They are read with or without the feature `kafka`, so that a binary without it reports the same
+//! problems of a config, and one more.
+
+use std::path::PathBuf;
+
+use super::ClientTls;
+use super::HostPort;
+use super::Template;
+use super::table::TABLE;
+use super::table::Table;
+use super::table::optional;
+use super::table::required;
+use super::table::whole;
+use super::values;
+
+/// A topic of a Kafka cluster, and how clients reach and authenticate to the brokers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kafka {
+    /// Brokers that are asked for the others of the cluster; at least one.
+    pub brokers: Vec<HostPort>,
+    /// 1 to 249 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
+    pub topic: String,
+    /// The settings of TLS; `None`: plain TCP. `server_name` and `min_version` have their defaults
+    /// and mean nothing: OpenSSL decides about both.
+    pub tls: Option<ClientTls>,
+    /// User and password; `None`: clients authenticate by their certificate, or not at all.
+    pub sasl: Option<Sasl>,
+}
+
+/// `sasl = { mechanism, username, password_file }`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sasl {
+    /// How the password is proved.
+    pub mechanism: SaslMechanism,
+    /// User name.
+    pub username: Template,
+    /// File with the password.
+    pub password_file: PathBuf,
+}
+
+/// `mechanism` of `sasl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SaslMechanism {
+    /// RFC 4616: sends the password itself.
+    Plain,
+    /// RFC 7677.
+    ScramSha256,
+    /// RFC 7677, with the longer hash.
+    ScramSha512,
+}
+
+/// Brokers and topic: the plain keys of a cluster. `None`: there is a problem in them.
+pub type KafkaTopic = Option<(Vec<HostPort>, String)>;
+
+impl Kafka {
+    /// Reads the plain keys. [`Kafka::read`] reads the sections, after the table's other keys.
+    pub fn read_topic(t: &mut Table<'_, '_>) -> KafkaTopic {
+        let brokers = t.words(
+            required(
+                "brokers",
+                "array of host:port",
+                "the others of the cluster are found by them",
+            ),
+            values::host_port,
+        );
+        let topic = t.word(required("topic", "name", "it must exist"), values::topic);
+        brokers.zip(topic)
+    }
+
+    /// Reads the sections `sasl` and `tls`, and puts all of it together. `None`: there is a problem
+    /// in it.
+    pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
+        let sasl = t.optional_section(
+            optional("sasl", TABLE, "none", "user and password for the brokers"),
+            Sasl::keys,
+        );
+        let tls = ClientTls::read_for_kafka(t);
+        let is_plain = matches!(&sasl, Some(Some(Sasl { mechanism: SaslMechanism::Plain, .. })));
+        if is_plain && tls.is_none() {
+            let path = format!("{}.mechanism", t.path_of("sasl"));
+            let message = "sends the password readable without tls, better: tls, or SCRAM-SHA-512";
+            t.cx.problem_at(&path, &path, message, super::Severity::Warning);
+        }
+        let ((brokers, topic), tls, sasl) = (topic?, whole(tls)?, whole(sasl)?);
+        Some(Self { brokers, topic, tls, sasl })
+    }
+}
+
+impl Sasl {
+    fn keys(t: &mut Table<'_, '_>) -> Option<Self> {
+        let mechanism = t.choice(
+            "mechanism",
+            &[
+                ("SCRAM-SHA-512", SaslMechanism::ScramSha512),
+                ("SCRAM-SHA-256", SaslMechanism::ScramSha256),
+                ("PLAIN", SaslMechanism::Plain),
+            ],
+            Some(SaslMechanism::ScramSha512),
+            "as the brokers want it; PLAIN sends the password as it is",
+        );
+        let username = t.secret(required("username", "string", "user"), values::user_name);
+        let file = required("password_file", "path", "file with the password");
+        let password_file = t.file(file, true);
+        Some(Self { mechanism: mechanism?, username: username?, password_file: password_file? })
+    }
+}
+
+/// Reports, at the key `type`, that this binary knows no Kafka. The keys were read all the same:
+/// they may hold more problems.
+#[cfg(not(feature = "kafka"))]
+pub fn without_kafka(t: &Table<'_, '_>) {
+    let message = "this binary was built without kafka: build it, or the image, with the \
+                   feature kafka (README, \"Scaling out on Kafka\")";
+    t.error("type", message);
+}

@@ -1,0 +1,134 @@
+//! `[limits]`: the bounds of requests and connections.
+
+use std::time::Duration;
+
+use super::BATCH_OVERHEAD;
+use super::Queue;
+use super::Severity;
+use super::queue;
+use super::reader::Context;
+use super::table::Table;
+use super::table::derived;
+use super::values::KIB;
+use super::values::MIB;
+use super::values::TIME_MIN;
+use super::values::secs;
+use super::values::unless_zero;
+
+/// The least of `max_in_flight`, and of the queue's `max_bytes` in memory: one small event fits.
+pub(super) const ROOM_MIN: u64 = KIB;
+
+/// The most connections that may be configured: no process is allowed more sockets than this
+/// (`fs.nr_open` is 1,048,576 by default), and the semaphore that counts them has a limit too.
+const CONNECTIONS_MAX: u64 = 1 << 20;
+
+/// A batch of 400 events at level RequestResponse is seldom larger. If the other bounds leave less
+/// than the default of `max_body`, that is worth a warning only below this size.
+const USUAL_BODY: u64 = 64 * MIB;
+
+/// `[limits]`. Sizes are bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// The largest body that is accepted; a larger one is answered with 413. It is the smallest of
+    /// the configured `max_body`, `max_in_flight`, and `queue.max_bytes` - 256; with a directory
+    /// the smaller of the configured `max_body` and half of `queue.max_bytes`.
+    pub max_body: u64,
+    /// Bytes of bodies that are not yet in the queue, or wait for their acknowledgement.
+    pub max_in_flight: u64,
+    /// Open connections of all listeners together.
+    pub max_connections: usize,
+    /// The time from the first byte of a request's head to the end of the head.
+    pub header_timeout: Duration,
+    /// The time from the end of a request's head to the end of its body.
+    pub body_timeout: Duration,
+    /// The time that a kept connection may wait for its next request.
+    pub idle_timeout: Duration,
+    /// The age at which a connection is closed after the request under way; `None`: never.
+    pub max_connection_age: Option<Duration>,
+}
+
+/// Reads `[limits]`. `max_body` is the configured value still; see [`effective_max_body`].
+pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
+    let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
+    let key = derived(
+        "max_body",
+        "size, at least 1KiB",
+        (Some(max_body), "`\"256MiB\"`, with queue.directory `\"1GiB\"`"),
+        "decompressed, and as sent; larger: 413. What takes effect is the smallest of it, max_in_flight and \
+         queue.max_bytes - 256 (with queue.directory: the smaller of it and queue.max_bytes / 2, and one \
+         event is at most half of max_in_flight)",
+    );
+    Limits {
+        max_body: t.size_of(key, KIB..).unwrap_or(max_body),
+        max_in_flight: t.size(
+            "max_in_flight",
+            256 * MIB,
+            ROOM_MIN..,
+            "bytes of bodies in memory that are not yet in the queue or wait for their \
+             acknowledgement; beyond: 429",
+        ),
+        max_connections: usize::try_from(t.count(
+            "max_connections",
+            4096,
+            1..=CONNECTIONS_MAX,
+            "all listeners together; for one more, a request that is refused already gives way, \
+             else the connection that is longest without a whole head",
+        ))
+        .unwrap_or(usize::MAX),
+        header_timeout: t.time(
+            "header_timeout",
+            secs(10),
+            TIME_MIN..,
+            "from the first byte of a request's head to its end",
+        ),
+        body_timeout: t.time(
+            "body_timeout",
+            secs(30),
+            TIME_MIN..,
+            "the whole body must have arrived by then: 408; that of a refused request gets 2s, and \
+             2s more with each 128KiB",
+        ),
+        idle_timeout: t.time(
+            "idle_timeout",
+            secs(300),
+            TIME_MIN..,
+            "between requests of a kept connection",
+        ),
+        max_connection_age: unless_zero(t.time(
+            "max_connection_age",
+            secs(900),
+            ..,
+            "then Connection: close or GOAWAY after the current answer, jittered; \"0s\": never",
+        )),
+    }
+}
+
+/// The largest body that all bounds together allow. Warns if that is less than the `max_body` that
+/// the file sets, or less than usual batches need.
+///
+/// With a directory a large body is in a file while it arrives, so that `max_in_flight` does not
+/// bound it.
+pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
+    let (in_flight, room, room_shown) = if queue::is_durable(cx) {
+        (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
+    } else {
+        (limits.max_in_flight, queue.max_bytes - BATCH_OVERHEAD, "queue.max_bytes - 256")
+    };
+    let bounds = [
+        (limits.max_body, "limits.max_body", "max_body"),
+        (in_flight, "limits.max_in_flight", "limits.max_in_flight"),
+        (room, "queue.max_bytes", room_shown),
+    ];
+    // Of equal bounds the first is taken: max_body itself, if it is among them.
+    let [configured, ..] = bounds;
+    let smallest = bounds.into_iter().min_by_key(|(size, ..)| *size).unwrap_or(configured);
+    let known = cx.are_known(&["limits.max_body", "limits.max_in_flight", "queue.max_bytes"]);
+    let is_asked_for = cx.is_set(configured.1) || smallest.0 < USUAL_BODY;
+    if smallest.0 < configured.0 && known && is_asked_for {
+        // If the file leaves max_body out, the key that overrules its default is the place to look.
+        let spot = if cx.is_set(configured.1) { configured.1 } else { smallest.1 };
+        let message = format!("{} is smaller, and takes effect instead", smallest.2);
+        cx.problem_at(configured.1, spot, message, Severity::Warning);
+    }
+    smallest.0
+}

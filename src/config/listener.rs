@@ -1,0 +1,150 @@
+//! `[[listener]]`: where the relay accepts requests.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::TlsVersion;
+use super::reader::Context;
+use super::table::TABLE;
+use super::table::Table;
+use super::table::optional;
+use super::table::required;
+use super::table::whole;
+use super::tls;
+use super::values;
+
+/// One `[[listener]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listener {
+    /// The address as the config writes it, with `${…}` expanded: the value of the metrics' label
+    /// `listener`.
+    pub label: String,
+    /// The address that the listener binds. Port 0 lets the kernel choose one.
+    pub address: SocketAddr,
+    /// A path that starts with `/`. A request to a path outside it is answered with 404.
+    pub path_prefix: String,
+    /// The file with the bearer token that each request must present; `None`: no token is asked
+    /// for.
+    pub bearer_token_file: Option<PathBuf>,
+    /// The settings of HTTPS; `None`: the listener speaks plain HTTP.
+    pub tls: Option<ListenerTls>,
+}
+
+/// `[listener.tls]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenerTls {
+    /// PEM file with the certificate chain, the leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key of the leaf.
+    pub private_key: PathBuf,
+    /// PEM file with the authorities of client certificates. If it is set, each client must present
+    /// a certificate.
+    pub client_ca: Option<PathBuf>,
+    /// True: the files may be missing; the listener opens when they appear.
+    pub optional: bool,
+    /// The lowest protocol version that the listener accepts.
+    pub min_version: TlsVersion,
+}
+
+/// A listener as far as it could be read: its address, and all of it. The address alone is enough
+/// to find contradictions with other addresses.
+pub(super) type Draft = (Option<SocketAddr>, Option<Listener>);
+
+/// Reads one `[[listener]]`.
+pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+    let address = t
+        .word(required("address", "IP:PORT", "where to listen for POSTs of events"), |text| {
+            Ok((text.to_owned(), values::socket_address(text)?))
+        });
+    let path_prefix = t.word_or(
+        ("path_prefix", "path", "POST to any path below it is ingest; others are 404"),
+        "/",
+        None,
+        values::path_prefix,
+    );
+    let bearer_token_file = t.file(
+        optional(
+            "bearer_token_file",
+            "path",
+            "no authentication",
+            "the token that senders need, blanks around it aside; kube-apiserver sends it over \
+             HTTPS only",
+        ),
+        true,
+    );
+    let tls = t.optional_section(
+        optional("tls", TABLE, "plain HTTP", "its presence makes it HTTPS (h2 and http/1.1)"),
+        read_tls,
+    );
+    if bearer_token_file.is_some() && tls.is_none() {
+        // client-go leaves token, password and client certificate out if the server's URL is not
+        // https (clientcmd, `ClientConfig`).
+        let message = "kube-apiserver sends no token over plain HTTP, so that each of its batches \
+                       is 401, better: listener.tls, or no token and a NetworkPolicy";
+        t.warn("bearer_token_file", message);
+    }
+    let bound = address.as_ref().map(|(_, address)| *address);
+    let read = || {
+        let ((label, address), tls) = (address?, whole(tls)?);
+        Some(Listener { label, address, path_prefix: path_prefix?, bearer_token_file, tls })
+    };
+    (bound, read())
+}
+
+fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
+    let must_exist = !t.is_true("optional");
+    let certificate =
+        t.file(required("certificate", "path", "PEM chain, the leaf first"), must_exist);
+    let private_key = t.file(required("private_key", "path", "PEM key of the leaf"), must_exist);
+    let client_ca = t.file(
+        optional(
+            "client_ca",
+            "path",
+            "none",
+            "its presence requires a client certificate (mTLS); once replaced, connections that \
+             the old one let in end after the request under way",
+        ),
+        must_exist,
+    );
+    let optional = t.flag(
+        "optional",
+        false,
+        "true: no error while the files are absent; the listener opens when they appear",
+    );
+    let min_version = tls::min_version(t);
+    Some(ListenerTls {
+        certificate: certificate?,
+        private_key: private_key?,
+        client_ca,
+        optional,
+        min_version: min_version?,
+    })
+}
+
+/// Reports each pair of listeners, and each listener and the admin address, that could not be bound
+/// at the same time. An address with port 0 never contradicts another.
+pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Option<SocketAddr>) {
+    for (index, (address, _)) in listeners.iter().enumerate() {
+        let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+        let path = format!("listener[{index}].address");
+        let first =
+            listeners.iter().position(|(other, _)| other.is_some_and(|it| meets(it, address)));
+        if let Some(first) = first.filter(|first| *first < index) {
+            let message = format!("is the address of listener[{first}] too, allowed: another");
+            cx.error(&path, message);
+        }
+        if admin.is_some_and(|admin| meets(admin, address)) {
+            let spot = if cx.is_set("admin.address") { "admin.address" } else { &path };
+            let message = format!("is the address of listener[{index}] too, allowed: another");
+            cx.problem_at("admin.address", spot, message, super::Severity::Error);
+        }
+    }
+}
+
+/// Whether the kernel refuses to bind one of these addresses while the other is bound.
+fn meets(one: SocketAddr, other: SocketAddr) -> bool {
+    let wildcard = |it: SocketAddr| it.ip().is_unspecified();
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    one == other
+        || (one.port() == other.port() && same_family && (wildcard(one) || wildcard(other)))
+}

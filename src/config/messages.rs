@@ -1,0 +1,96 @@
+//! The keys of syslog messages, which `syslog` and `relp` share.
+
+use super::table::Table;
+use super::values;
+
+/// The parts of an RFC 5424 message that are the same in every message of an output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Messages {
+    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1). `local0` and `info` are 16 × 8 + 6 = 134.
+    pub priority: u8,
+    /// HOSTNAME: 1 to 255 printable ASCII characters. The default is the machine's name.
+    pub hostname: String,
+    /// APP-NAME: 1 to 48 printable ASCII characters.
+    pub app_name: String,
+    /// A message of more bytes is rejected, never cut; 0: there is no limit.
+    pub max_message_bytes: u64,
+}
+
+impl Messages {
+    /// Reads the keys. `None`: there is a problem.
+    pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let facility = t.choice("facility", &FACILITIES, Some(16), "of each message");
+        let severity = t.choice("severity", &SEVERITIES, Some(6), "of each message");
+        let hostname = t.word_or(
+            ("hostname", "name", "HOSTNAME of each message"),
+            &machine_name(),
+            Some("the machine's"),
+            |text| values::printable(text, 255),
+        );
+        let app_name = t.word_or(
+            ("app_name", "name", "APP-NAME of each message"),
+            "kube-audit",
+            None,
+            |text| values::printable(text, 48),
+        );
+        let max_message_bytes = t.size(
+            "max_message_bytes",
+            0,
+            ..,
+            "longer messages are rejected, never cut; 0: no limit",
+        );
+        Some(Self {
+            priority: facility? * 8 + severity?,
+            hostname: hostname?,
+            app_name: app_name?,
+            max_message_bytes,
+        })
+    }
+}
+
+/// The name of this machine (in a pod: the pod's name), or `-`, RFC 5424's word for none.
+fn machine_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
+}
+
+/// Facilities of RFC 5424 §6.2.1. The names are those of syslog.conf(5); the facilities 12 to 15
+/// have rsyslog's names.
+const FACILITIES: [(&str, u8); 24] = [
+    ("kern", 0),
+    ("user", 1),
+    ("mail", 2),
+    ("daemon", 3),
+    ("auth", 4),
+    ("syslog", 5),
+    ("lpr", 6),
+    ("news", 7),
+    ("uucp", 8),
+    ("cron", 9),
+    ("authpriv", 10),
+    ("ftp", 11),
+    ("ntp", 12),
+    ("audit", 13),
+    ("alert", 14),
+    ("clock", 15),
+    ("local0", 16),
+    ("local1", 17),
+    ("local2", 18),
+    ("local3", 19),
+    ("local4", 20),
+    ("local5", 21),
+    ("local6", 22),
+    ("local7", 23),
+];
+
+/// Severities of RFC 5424 §6.2.1, by the names of syslog.conf(5).
+const SEVERITIES: [(&str, u8); 8] = [
+    ("emerg", 0),
+    ("alert", 1),
+    ("crit", 2),
+    ("err", 3),
+    ("warning", 4),
+    ("notice", 5),
+    ("info", 6),
+    ("debug", 7),
+];

@@ -1,0 +1,141 @@
+//! `[[output]]`: the keys that all outputs have, and what contradicts what among outputs.
+
+use std::time::Duration;
+
+use super::BatchLimits;
+use super::Filter;
+use super::Rejected;
+use super::Retry;
+use super::Timeouts;
+use super::delivery;
+use super::filter;
+use super::protocols;
+use super::protocols::OutputKind;
+use super::protocols::Type;
+use super::reader::Context;
+use super::table::Table;
+use super::table::required;
+use super::values;
+
+/// One `[[output]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// Unique among the outputs; the value of the metrics' label `output`.
+    pub name: String,
+    /// True: the queue keeps an event until this output has finished it. At least one output of a
+    /// config is required.
+    pub required: bool,
+    /// The protocol that the output speaks, with that protocol's own keys.
+    pub kind: OutputKind,
+    /// `[output.retry]`.
+    pub retry: Retry,
+    /// `[output.timeouts]`.
+    pub timeouts: Timeouts,
+    /// `[output.batch]`.
+    pub batch: BatchLimits,
+    /// `[output.rejected]`.
+    pub rejected: Rejected,
+    /// `[filter]` and `[output.filter]` together.
+    pub filter: Filter,
+}
+
+/// An output as far as it could be read. Contradictions with other outputs are found even if
+/// something else in it is wrong.
+pub(super) struct Draft {
+    /// `output[0]`.
+    pub(super) path: String,
+    name: Option<String>,
+    pub(super) required: bool,
+    kind: Option<Type>,
+    /// The value of the key `replay_window`, if the protocol has it.
+    pub(super) replay_window: Option<Duration>,
+    /// All of it; `None`: there is a problem.
+    pub(super) output: Option<Output>,
+}
+
+/// Reads one `[[output]]`.
+pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+    let name = t.word(
+        required("name", "name", "label in metrics and logs; unique, not \"queue\""),
+        values::output_name,
+    );
+    let kind = t.choice("type", &protocols::TYPES, None, "what it speaks");
+    let required = t.flag(
+        "required",
+        true,
+        "false: events are kept for it as long as nothing else needs the room, then dropped for it \
+         alone, and counted; no 200 waits for it. At least one output is required",
+    );
+    let type_name =
+        protocols::TYPES.iter().find(|(_, it)| Some(*it) == kind).map(|(name, _)| *name);
+    t.cx.set_scope(type_name);
+    let protocol = kind.and_then(|kind| protocols::read(t, kind));
+    let retry = t.section("retry", delivery::retry);
+    let timeouts = t.section("timeouts", delivery::timeouts);
+    let batch = t.section("batch", delivery::batch);
+    let rejected = t.section("rejected", delivery::rejected);
+    if rejected == Some(Rejected::Retry) && retry.max_elapsed.is_some() {
+        let path = format!("{}.retry.max_elapsed", t.path);
+        t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
+    }
+    let filter = filter::filter(t);
+    t.refuse_rest(|key| of_another_type(key, type_name));
+    t.cx.set_scope(None);
+
+    let replay_window = protocol.as_ref().and_then(OutputKind::replay_window);
+    let read = || {
+        let (name, kind, rejected, filter) = (name.clone()?, protocol?, rejected?, filter?);
+        Some(Output { name, required, kind, retry, timeouts, batch, rejected, filter })
+    };
+    let output = read();
+    Draft { path: t.path.clone(), name, required, kind, replay_window, output }
+}
+
+/// The message about a key that other types of output have and this type has not. `None`: no type
+/// has it. The message is empty, so that nothing is reported, if the type itself is the problem.
+fn of_another_type(key: &str, type_name: Option<&str>) -> Option<String> {
+    let owners: Vec<&str> = super::entries()
+        .iter()
+        .filter(|entry| entry.section == "output" && entry.name == key)
+        .flat_map(|entry| entry.scopes.clone())
+        .collect();
+    if owners.is_empty() {
+        return None;
+    }
+    let message =
+        |name| format!("type {name} has no key `{key}`, allowed: with type {}", owners.join(", "));
+    Some(type_name.map(message).unwrap_or_default())
+}
+
+/// The outputs of the drafts, each with `[filter]` merged into its own. `None`: one has a problem.
+pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
+    let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
+    drafts.into_iter().map(|draft| draft.output.map(with)).collect()
+}
+
+/// Reports outputs of which none is required, names that are there twice, and a second output to
+/// stdout.
+pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
+    if let Some(first) = outputs.first()
+        && outputs.iter().all(|draft| !draft.required)
+    {
+        let message =
+            "is false for every output, allowed: true for at least one, which events are kept for";
+        cx.error(&format!("{}.required", first.path), message);
+    }
+    for (index, draft) in outputs.iter().enumerate() {
+        let before = outputs.iter().take(index);
+        if let Some(name) = &draft.name
+            && let Some(first) = before.clone().find(|other| other.name.as_ref() == Some(name))
+        {
+            let message = format!("is the name of {} too, allowed: another", first.path);
+            cx.error(&format!("{}.name", draft.path), message);
+        }
+        if draft.kind == Some(Type::Stdout)
+            && let Some(first) = before.clone().find(|other| other.kind == Some(Type::Stdout))
+        {
+            let message = format!("{} writes to stdout already, allowed: one", first.path);
+            cx.error(&format!("{}.type", draft.path), message);
+        }
+    }
+}

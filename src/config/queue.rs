@@ -1,0 +1,211 @@
+//! `[queue]`: what the relay holds, and what a sender's 200 means.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::limits::ROOM_MIN;
+use super::output;
+use super::reader::Context;
+use super::table::Table;
+use super::table::derived;
+use super::table::optional;
+use super::values;
+use super::values::KIB;
+use super::values::MIB;
+use super::values::TIME_MIN;
+use super::values::secs;
+
+/// The bytes that a batch counts in the queue beyond its own, for the records about it.
+pub const BATCH_OVERHEAD: u64 = 256;
+
+/// The least of `max_bytes` on disk. Whole files count there, and half of it bounds a body.
+const DISK_MIN: u64 = 256 * KIB;
+
+/// The least of `segment_bytes`. With smaller files the queue would spend most of its time on
+/// making and syncing them.
+const SEGMENT_MIN: u64 = 16 * KIB;
+
+/// `[queue]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    /// The bytes that the queue may take. In memory a batch counts its bytes plus 256
+    /// ([`BATCH_OVERHEAD`]); on disk whole files count, with the space that is reserved in them.
+    pub max_bytes: u64,
+    /// The directory of the durable queue; `None`: the queue is in memory only.
+    pub directory: Option<PathBuf>,
+    /// Bytes of one file of the durable queue. Means nothing without a directory.
+    pub segment_bytes: u64,
+    /// When a sender gets its 200: `Synced` with a directory, else one of the other two.
+    pub acknowledge: Acknowledge,
+    /// The time after which a sender that waits for `Delivered` or `Synced` gets 503.
+    pub delivered_timeout: Duration,
+    /// What an append to a full queue does.
+    pub when_full: WhenFull,
+    /// The `Retry-After` of 429 and 503 is drawn evenly from 0.6 to 1.6 times this.
+    pub retry_after: Duration,
+}
+
+/// `queue.acknowledge`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// 200 once the batch is in the queue.
+    Queued,
+    /// 200 once every required output has each event acknowledged, or counted as lost or dropped.
+    Delivered,
+    /// 200 once the batch is synced to disk (fdatasync).
+    Synced,
+}
+
+/// `queue.when_full`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// The sender gets 429 with Retry-After.
+    Reject,
+    /// The oldest batches that no required output has on the wire are lost, and counted.
+    DropOldest,
+    /// The new batch is lost, and counted; the sender gets 200.
+    DropNewest,
+}
+
+/// Whether the queue is on disk, even if the name of its directory is wrong. Only once `[queue]` is
+/// read, or being read behind `directory`.
+pub(super) fn is_durable(cx: &Context<'_>) -> bool {
+    cx.is_set("queue.directory")
+}
+
+/// Reads `[queue]`.
+pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
+    let cx = t.cx;
+    let max_bytes = t.size(
+        "max_bytes",
+        256 * MIB,
+        ROOM_MIN..,
+        "memory that waiting events may take (a batch counts its bytes plus 256), or disk when \
+         directory is set: whole files, reserved space included, at least 256KiB",
+    );
+    let directory = t.directory(optional(
+        "directory",
+        "path",
+        "memory only",
+        "where the queue lives on disk; made 0700 if missing",
+    ));
+    if is_durable(cx) && max_bytes < DISK_MIN {
+        let path = t.path_of("max_bytes");
+        let least = values::show_size(DISK_MIN);
+        cx.error(&path, format!("is too small with queue.directory, allowed: at least {least}"));
+        // Other limits follow from this one: complaints about them would only repeat it.
+        cx.unknown.borrow_mut().insert(path);
+    }
+    let default = if is_durable(cx) { Acknowledge::Synced } else { Acknowledge::Queued };
+    let acknowledge = t.choice(
+        "acknowledge",
+        &[
+            ("queued", Acknowledge::Queued),
+            ("delivered", Acknowledge::Delivered),
+            ("synced", Acknowledge::Synced),
+        ],
+        Some(default),
+        "when the sender gets its 200: once the batch is in the queue, once every required \
+         output has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
+         and is the default and the only choice with one",
+    );
+    let delivered_timeout = t.time(
+        "delivered_timeout",
+        secs(25),
+        TIME_MIN..,
+        "with \"delivered\": 503 after it (kube-apiserver gives up at 30 s); with a directory: \
+         503 after a batch has waited so long for its fdatasync",
+    );
+    let when_full = t.choice(
+        "when_full",
+        &[
+            ("reject", WhenFull::Reject),
+            ("drop_oldest", WhenFull::DropOldest),
+            ("drop_newest", WhenFull::DropNewest),
+        ],
+        Some(WhenFull::Reject),
+        "429 with Retry-After, or 200 and a counted loss (not with \"delivered\")",
+    );
+    let retry_after = t.time(
+        "retry_after",
+        secs(5),
+        secs(1)..=secs(15),
+        "Retry-After of 429 and 503, drawn evenly from 0.6 to 1.6 times it",
+    );
+    let segment_bytes = segment_bytes(t, max_bytes);
+    Queue {
+        max_bytes,
+        directory,
+        segment_bytes,
+        acknowledge: acknowledge.unwrap_or(default),
+        delivered_timeout,
+        when_full: when_full.unwrap_or(WhenFull::Reject),
+        retry_after,
+    }
+}
+
+/// Reads `segment_bytes`, at most a quarter of `max_bytes`: a drop deletes whole files.
+fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
+    let (cx, path) = (t.cx, t.path_of("segment_bytes"));
+    let durable = is_durable(cx);
+    let limit_known = cx.are_known(&["queue.max_bytes"]);
+    let limit = max_bytes / 4;
+    let default = limit.min(64 * MIB);
+    let key = derived(
+        "segment_bytes",
+        "size, 16KiB to max_bytes / 4",
+        ((durable && limit_known).then_some(default), "the smaller of 64MiB and max_bytes / 4"),
+        "of one file of the queue; needs a directory",
+    );
+    let least = if durable { SEGMENT_MIN } else { 0 };
+    let segment_bytes = t.size_of(key, least..).unwrap_or(default);
+    if !limit_known {
+        return segment_bytes;
+    }
+    if durable && segment_bytes > limit {
+        let most = values::show_size(limit);
+        cx.error(&path, format!("is larger than queue.max_bytes / 4, allowed: at most {most}"));
+    }
+    if !durable && segment_bytes != default {
+        let only = values::show_size(default);
+        let message = format!("needs queue.directory, allowed without it: {only}, or leave it out");
+        cx.error(&path, message);
+    }
+    segment_bytes
+}
+
+/// Reports contradictions between `acknowledge`, `directory`, `when_full`, and the outputs.
+pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
+    match (is_durable(cx), queue.acknowledge) {
+        (false, Acknowledge::Queued) | (true, Acknowledge::Synced) => {}
+        (false, Acknowledge::Delivered) => contradictions_of_delivered(cx, queue, outputs),
+        (false, Acknowledge::Synced) => cx.error(
+            "queue.acknowledge",
+            "needs queue.directory, allowed without it: \"queued\", \"delivered\"",
+        ),
+        (true, Acknowledge::Queued | Acknowledge::Delivered) => cx
+            .error("queue.acknowledge", "contradicts queue.directory, allowed with it: \"synced\""),
+    }
+}
+
+/// A 200 that waits for the outputs can neither be taken back by a drop, nor come before each
+/// output has waited out its own time.
+fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
+    if queue.when_full != WhenFull::Reject {
+        let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";
+        cx.error("queue.when_full", message);
+    }
+    let timeout_path = "queue.delivered_timeout";
+    for draft in outputs.iter().filter(|draft| draft.required) {
+        let path = format!("{}.replay_window", draft.path);
+        let Some(window) = draft.replay_window else { continue };
+        if window >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {
+            let spot = if cx.is_set(&path) { &path } else { timeout_path };
+            let message = format!(
+                "must be over before {timeout_path} is with acknowledge = \"delivered\", \
+                 allowed: less than that"
+            );
+            cx.problem_at(&path, spot, message, super::Severity::Error);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! `[[source]]`: where the relay fetches events itself, rather than have them sent.
+
+use std::time::Duration;
+
+use super::Acknowledge;
+use super::Kafka;
+use super::Queue;
+use super::Severity;
+use super::limits::ROOM_MIN;
+use super::queue;
+use super::reader::Context;
+use super::table::Table;
+use super::table::required;
+use super::values;
+use super::values::MIB;
+use super::values::secs;
+
+/// One `[[source]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Source {
+    /// Unique among the sources; the value of the metrics' label `listener`.
+    pub name: String,
+    /// The protocol that the source speaks, with that protocol's own keys.
+    pub kind: SourceKind,
+}
+
+/// The protocol of a source. A binary without Kafka has none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SourceKind {
+    /// `type = "kafka"`.
+    #[cfg(feature = "kafka")]
+    Kafka(KafkaSource),
+}
+
+impl Source {
+    /// The values of `type`, `topic` and `group`.
+    #[must_use]
+    pub fn origin(&self) -> [&str; 3] {
+        match self.kind {
+            #[cfg(feature = "kafka")]
+            SourceKind::Kafka(ref kafka) => ["kafka", &kafka.cluster.topic, &kafka.group],
+        }
+    }
+}
+
+/// `[[source]]` of `type = "kafka"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KafkaSource {
+    /// The topic, and the cluster that has it.
+    pub cluster: Kafka,
+    /// The consumer group. The relays of one group share the topic's partitions.
+    pub group: String,
+    /// Bytes of messages that are taken and not acknowledged by every output yet. A message that is
+    /// larger than this is taken alone.
+    pub max_in_flight: u64,
+    /// A member of the group that the brokers have not heard of for this long loses its partitions
+    /// to the others.
+    pub session_timeout: Duration,
+}
+
+/// A source as far as it could be read: its name, and all of it. The name alone is enough to find
+/// one that is there twice.
+pub(super) type Draft = (Option<String>, Option<Source>);
+
+/// Reads one `[[source]]`.
+pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+    let name = t.word(
+        required("name", "name", "the label `listener` in metrics; unique"),
+        values::output_name,
+    );
+    let kind = t.choice("type", &[("kafka", ())], None, "where events come from");
+    let topic = Kafka::read_topic(t);
+    let group = t.word(
+        required("group", "name", "consumer group: its relays share the topic's partitions"),
+        |text| values::printable(text, 255),
+    );
+    let max_in_flight = t.size(
+        "max_in_flight",
+        64 * MIB,
+        ROOM_MIN..,
+        "bytes of messages taken that not every output has acknowledged: what a crash repeats",
+    );
+    let session_timeout = t.time(
+        "session_timeout",
+        secs(10),
+        secs(1)..=secs(1800),
+        "a relay that was killed is missed after so long, and the group's others take its partitions \
+         over; brokers allow 6s to 30m by default",
+    );
+    let cluster = Kafka::read(t, topic);
+    #[cfg(not(feature = "kafka"))]
+    if kind.is_some() {
+        super::kafka::without_kafka(t);
+    }
+    let read = || {
+        let ((), cluster, group) = (kind?, cluster?, group?);
+        let kafka = KafkaSource { cluster, group, max_in_flight, session_timeout };
+        Some(Source { name: name.clone()?, kind: source_kind(kafka)? })
+    };
+    let source = read();
+    (name, source)
+}
+
+/// The kind of a source on Kafka; `None` in a binary without Kafka.
+#[cfg(feature = "kafka")]
+#[allow(clippy::unnecessary_wraps, reason = "there is none in a binary without kafka")]
+fn source_kind(source: KafkaSource) -> Option<SourceKind> {
+    Some(SourceKind::Kafka(source))
+}
+
+#[cfg(not(feature = "kafka"))]
+fn source_kind(_: KafkaSource) -> Option<SourceKind> {
+    None
+}
+
+/// Reports names that are there twice, and a queue that goes with no source: an offset may be
+/// committed only when every output has the events.
+pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft]) {
+    for (index, (name, _)) in sources.iter().enumerate() {
+        let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());
+        if let Some(first) = first.filter(|first| *first < index) {
+            let message = format!("is the name of source[{first}] too, allowed: another");
+            cx.error(&format!("source[{index}].name"), message);
+        }
+    }
+    let path = "queue.acknowledge";
+    if sources.is_empty() || !cx.are_known(&[path]) {
+        return;
+    }
+    if queue::is_durable(cx) {
+        let message = "contradicts [[source]]: offsets are committed when every output has the \
+                       events, and what the disk has would come again after a restart, allowed: \
+                       leave it out";
+        cx.error("queue.directory", message);
+    } else if queue.acknowledge != Acknowledge::Delivered {
+        let spot = if cx.is_set(path) { path } else { "source[0]" };
+        let message = "contradicts [[source]]: an offset would be committed before the outputs \
+                       have the events, and a crash would lose them, allowed: \"delivered\"";
+        cx.problem_at(path, spot, message, Severity::Error);
+    }
+}

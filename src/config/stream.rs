@@ -1,0 +1,114 @@
+//! The keys of outputs that hold one TCP connection: `addresses`, `strategy`, keepalive, TLS.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::ClientTls;
+use super::table::Table;
+use super::table::required;
+use super::values;
+use super::values::secs;
+use super::values::unless_zero;
+
+/// The longest `keepalive`: Linux refuses a longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE).
+const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
+
+/// The most events that may be unacknowledged: after a break all of them are sent again, and a
+/// larger window delivers no faster.
+const WINDOW_MAX: u64 = 1 << 16;
+
+/// The addresses of an output that speaks over one TCP connection, and the connection's settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stream {
+    /// The consumer's addresses, at least one.
+    pub addresses: Vec<HostPort>,
+    /// Which address is dialled.
+    pub strategy: Strategy,
+    /// The settings of TLS; `None`: plain TCP.
+    pub tls: Option<ClientTls>,
+    /// The interval of TCP keepalive.
+    pub keepalive: Duration,
+    /// A connection that carried no event for this long is replaced; `None`: it is kept.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Stream {
+    /// Reads the keys. They come after the protocol's own, since `tls` is a section. `None`: there
+    /// is a problem.
+    pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let addresses = t.words(
+            required("addresses", "array of host:port", "IPv6 in brackets"),
+            values::host_port,
+        );
+        let strategy = Strategy::read(t);
+        let keepalive =
+            t.time("keepalive", secs(30), secs(1)..=KEEPALIVE_MAX, "interval of TCP keepalive");
+        let idle_timeout = unless_zero(t.time(
+            "idle_timeout",
+            Duration::ZERO,
+            ..,
+            "reconnect after so long without events, before a load balancer drops the connection; \
+             \"0s\": never",
+        ));
+        let tls = ClientTls::read_optional(t)?;
+        Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
+    }
+
+    /// Reads `replay_window`, of protocols without acknowledgements. A break of the connection that
+    /// lost bytes shows within this time after the peer's kernel has acknowledged them, so that
+    /// older bytes count as delivered, and younger ones are sent again.
+    pub fn read_replay_window(t: &mut Table<'_, '_>) -> Duration {
+        t.time(
+            "replay_window",
+            secs(1),
+            ..=secs(300),
+            "what was sent is final when no reset came for so long after the peer's kernel had it; \
+             after a break everything younger is sent again",
+        )
+    }
+
+    /// Reads `window`, of protocols with acknowledgements: how many events (or messages, as
+    /// `meaning` says) may be unacknowledged. At least 1.
+    pub fn read_window(t: &mut Table<'_, '_>, default: u64, meaning: &'static str) -> u64 {
+        t.count("window", default, 1..=WINDOW_MAX, meaning)
+    }
+}
+
+/// `strategy`: which of an output's addresses is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// The first healthy address, in the order of the config.
+    Failover,
+    /// The next address: for each request (http), or at each connect (the others).
+    RoundRobin,
+}
+
+impl Strategy {
+    /// Reads `strategy`. `None`: there is a problem.
+    pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        t.choice(
+            "strategy",
+            &[("failover", Self::Failover), ("round_robin", Self::RoundRobin)],
+            Some(Self::Failover),
+            "the first healthy one, in order; or the next one, for each request (http) or each connect",
+        )
+    }
+}
+
+/// `host:port`, an IPv6 address in brackets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Never 0.
+    pub port: u16,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
