@@ -1,4 +1,5 @@
-//! Puts the parts together, applies another config to them while they run, and ends them in order.
+//! Starts the parts of the relay, applies another config to them while they run, and ends them in
+//! order.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,67 +45,80 @@ use listeners::Listeners;
 use outputs::Outputs;
 use watch::Watch;
 
-/// How often histograms are folded.
+/// How often the histograms are folded, so that they stay small.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// What outputs get to end their connections, beyond the drain.
+/// How long outputs and sources may take to close their connections, after the drain.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// A reload waits so long for a file system.
+/// How long a reload waits for the file system.
 const READING: Duration = Duration::from_secs(30);
 
-/// Problems of a config that are logged one by one.
+/// The most problems of a config that are logged one by one.
 const PROBLEMS_MAX: usize = 20;
 
-/// Why the relay does not run, or ended.
+/// Why the relay did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The config names what can't be used: the operator mends it.
+    /// The config names something that cannot be used. An operator must correct the config.
     #[error("{0}")]
     Config(String),
-    /// The machine or a peer refused.
+    /// The operating system or a peer refused something.
     #[error("{0}")]
     Run(String),
-    /// A running relay could not go on, or was not let end in order. The log has it, with the
-    /// totals behind it.
+    /// A running relay could not go on, or could not end in order. The error is in the log already,
+    /// followed by the totals.
     #[error("{0}")]
     Ended(String),
 }
 
 impl Error {
-    /// Tells the log what has ended a relay that ran.
+    /// Logs the error that ended a running relay, and returns it.
     fn ended(error: String) -> Self {
         tracing::error!(error, "failed");
         Self::Ended(error)
     }
 }
 
-/// What comes from outside while the relay runs.
+/// What a caller can ask of a running relay.
 pub struct Signals<S, A> {
-    /// Ends it in order.
+    /// When this future completes, the relay drains and ends.
     pub stopped: S,
-    /// Ends it at once, while it drains.
+    /// When this future completes during the drain, the relay ends at once.
     pub aborted: A,
-    /// Each message: the config is to be read again.
+    /// For each message, the config is read again.
     pub reload: mpsc::Receiver<()>,
-    /// Gets what a caller in this process needs of the relay, once it runs.
+    /// Receives what a caller in this process needs of the relay, once the relay runs.
     pub opened: Option<oneshot::Sender<Opened>>,
 }
 
-/// What a running relay has opened.
+/// The addresses and the queue of a running relay.
 pub struct Opened {
-    /// Where its listeners listen.
+    /// The addresses of the listeners.
     pub listeners: Vec<SocketAddr>,
-    /// Where the admin routes are.
+    /// The address of the admin routes.
     pub admin: SocketAddr,
-    /// The queue.
+    /// The relay's queue.
     pub queue: Queue,
 }
 
-/// The parts of a running relay.
+/// The parts of a running relay. [`run`] owns them; the relay's own task runs [`serve`] on them.
+///
+/// - The *start* binds all addresses first, opens the queue, then starts outputs, listeners and
+///   sources in this order. No batch is accepted before every output has a cursor.
+/// - While the relay *runs*, [`serve`] waits for a signal, for the failure of a part that the relay
+///   needs, and for a changed config. A changed config goes through two steps: [`Parts::prepare`]
+///   does everything that can fail or take time and changes nothing, and [`Parts::reload`] puts the
+///   result in force. A signal to end drops a prepare that is under way.
+/// - The *drain* closes the listeners, lets the outputs go on until the queue is empty or the time
+///   is over, and then ends outputs, sources, dead letters and queue in this order.
+///
+/// A reload that fails leaves the config in use as it was. Only one error can appear later: the
+/// address of a listener turns out to be taken. Everything else is then in force. Every task and
+/// thread that the relay needs reports its failure, so that the relay never runs on without a part.
 struct Parts {
     config: Config,
-    /// Where it comes from; `None`: built in.
+    /// The config file; `None` for the config that is built into the program.
     file: Option<PathBuf>,
     telemetry: Arc<Telemetry>,
     reloads: ReloadMetrics,
@@ -116,23 +130,26 @@ struct Parts {
     sources: Sources,
     dead_letters: DeadLetters,
     watch: Watch,
-    /// Every task and thread that the relay can't go on without reports its failure here, but for
-    /// the outputs: `outputs` takes one that has failed out of the queue first.
+    /// Every task and thread that the relay needs reports its failure here. Outputs are an
+    /// exception: `outputs` first removes a failed output from the queue, and then reports it
+    /// itself.
     failures: Failures,
-    /// What is wrong with the config that was read last, until it is logged.
+    /// The problems of the config that was read last, until they are logged.
     problems: Vec<Problem>,
-    /// Deadlines, upkeep, the admin routes.
+    /// The tasks for deadlines, histograms, reports and the admin routes.
     tasks: TaskTracker,
-    /// Ends them.
+    /// Ends the tasks in `tasks`.
     stop: CancellationToken,
 }
 
-/// Runs the relay until it is stopped, and drains. `file` is what `config` was read from, and is read from again.
+/// Runs the relay until it is stopped or cannot go on, and drains it. `file` is the file from which
+/// `config` was read; a reload reads it again.
 ///
 /// # Errors
 ///
-/// [`Error::Config`] before anything is open; [`Error::Run`] where an address can't be bound;
-/// [`Error::Ended`] where an output, or a task that the relay needs, can't go on.
+/// [`Error::Config`] if a file that the config names cannot be used; [`Error::Run`] if an address
+/// cannot be bound or the queue cannot be opened; [`Error::Ended`] if an output, or a task that the
+/// relay needs, cannot go on.
 pub async fn run(
     file: Option<PathBuf>,
     config: Config,
@@ -141,7 +158,7 @@ pub async fn run(
     if let Err(error) = process::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-    // Some kernels and sandboxes have none.
+    // Some kernels and sandboxes do not have this setting.
     if let Err(error) = process::refuse_huge_pages() {
         tracing::debug!(%error, "cannot refuse transparent huge pages");
     }
@@ -149,13 +166,14 @@ pub async fn run(
     let mut stopped = std::pin::pin!(stopped);
     let parts = tokio::select! {
         started = start(file, config, opened) => started?,
-        // A file system that hangs must not keep it from ending.
+        // The relay must be able to end even while a file system hangs.
         () = &mut stopped => return Ok(()),
     };
     serve(parts, reload, stopped, aborted).await
 }
 
-/// Reloads until it is told to end, or has to, and drains.
+/// Runs the loop of a running relay: reloads until a signal or a failure ends the relay, then
+/// drains.
 async fn serve(
     mut parts: Parts,
     mut reload: mpsc::Receiver<()>,
@@ -168,7 +186,8 @@ async fn serve(
             biased;
             () = &mut stopped => break Ok(()),
             error = failures.wait() => break Err(Error::Ended(error)),
-            // One that has ended for good ends the process; the others are drained as at a signal.
+            // An output that has ended for good ends the process. The other outputs are drained as
+            // after a signal.
             error = parts.outputs.ended() => {
                 tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
                 break Err(Error::Ended(error));
@@ -176,8 +195,9 @@ async fn serve(
             Some(()) = reload.recv() => {}
             () = parts.watch.changed() => {}
         }
-        // A file system that hangs, and an output or a source that takes its time to leave, must
-        // not keep it from ending: nothing is in force before the last wait is over.
+        // A signal ends the relay even if a file system hangs, or if an output or a source takes
+        // long to leave. Dropping `prepare` is safe, because nothing is in force until its last
+        // wait is over.
         tokio::select! {
             biased;
             () = &mut stopped => break Ok(()),
@@ -211,7 +231,8 @@ async fn start(
     };
     let (files, path) = (files_of(&outputs), file.clone());
     let (read, plan, watch) = blocking(move || {
-        // Looked at before they are read; what has changed since the config was checked is not missed either.
+        // The watch looks at the files before they are read. A change after the config was checked
+        // is therefore noticed later.
         let (files_named, seen) = look(path.as_ref());
         let read = plan.read(files);
         (read, plan, Watch::new(files_named, seen))
@@ -225,8 +246,8 @@ async fn start(
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
     let Plan { listeners, sources } = plan;
     let listeners = listeners::bind(listeners, settings, &[]).map_err(Error::Run)?;
-    // Every address is ours before a directory is touched, and every output has its cursor before the first batch is
-    // accepted.
+    // All addresses are bound before a directory is touched, and every output has its cursor before
+    // the first batch is accepted.
     let (queue, cursors) = open_queue(&config, &telemetry, &outputs).await?;
     for (output, cursor) in outputs.iter_mut().zip(cursors) {
         output.opened(cursor);
@@ -262,7 +283,7 @@ async fn start(
     parts.admin.started();
     if let Some(opened) = opened {
         let listeners = parts.listeners.show().iter().filter_map(|shown| shown.address).collect();
-        // Whoever asked may have gone.
+        // The receiver may be gone.
         opened.send(Opened { listeners, admin: address, queue: parts.queue.clone() }).ok();
     }
     Ok(parts)
@@ -279,19 +300,19 @@ async fn open_queue(
     opened.map_err(Error::Run)?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
-/// What of the outputs is read from files, with their names.
+/// The files of the outputs that have any, each with the output's name.
 fn files_of(outputs: &[outputs::Planned]) -> Vec<outputs::NamedFiles> {
     outputs.iter().filter_map(outputs::Planned::files).collect()
 }
 
-/// Where events come from, in a config that is about to be applied.
+/// The listeners and sources of a config that is about to be applied.
 struct Plan {
     listeners: Vec<listeners::Planned>,
     sources: Vec<source::Planned>,
 }
 
 impl Plan {
-    /// Reads what they and these outputs name, and changes nothing. Blocks.
+    /// Reads the files of these listeners, sources and outputs, and changes nothing. Blocks.
     fn read(
         &self,
         outputs: Vec<outputs::NamedFiles>,
@@ -307,7 +328,7 @@ impl Plan {
     }
 }
 
-/// Reads a config file; `None` for the one that is built in. Blocks.
+/// Reads and checks the config file, or the built-in config if `file` is `None`. Blocks.
 fn read_config(file: Option<&PathBuf>) -> Result<Checked, String> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
@@ -317,7 +338,7 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, String> {
     Ok(config::read(&text).strict())
 }
 
-/// The config file and all that it names, and what they are now. Blocks.
+/// The config file and all files that it names, and their present state. Blocks.
 fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
     let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
     let files: Vec<_> = file.cloned().into_iter().chain(named).collect();
@@ -337,14 +358,14 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|panic| format!("a file could not be read: {panic}"))
 }
 
-/// Keeps the histograms small.
+/// Folds the histograms from time to time, so that they stay small.
 async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();
     }
 }
 
-/// What was read and checked for a reload, and has changed nothing yet.
+/// Everything that was read and checked for a reload. Nothing is changed yet.
 struct Staging {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -354,7 +375,8 @@ struct Staging {
 }
 
 impl Parts {
-    /// Starts what runs until [`Parts::stop`], beside listeners, sources and outputs.
+    /// Starts the tasks that run until [`Parts::stop`] is cancelled. Listeners, sources and outputs
+    /// have their own tasks.
     fn start_tasks(&self, admin_socket: TcpListener) {
         let stop = || self.stop.clone();
         let deadlines = Arc::clone(&self.gate).enforce_deadlines(stop());
@@ -371,14 +393,14 @@ impl Parts {
         });
     }
 
-    /// A task that the relay can't go on without.
+    /// Starts a task that the relay cannot run without. `name` is the task's name in messages.
     fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.failures.watched(name.to_owned(), task));
     }
 }
 
-/// What is ready to be put in force. Dropped instead, nothing has changed, but that sources which
-/// were to leave take nothing more.
+/// A reload that is ready to be put in force. If it is dropped, nothing has changed, except that
+/// sources that were to leave accept nothing more.
 struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -387,16 +409,18 @@ struct Prepared {
     listeners: Vec<listeners::Staged>,
 }
 
-/// The reload: everything is read, checked, bound and joined first, and put in force where all of that succeeds.
+/// The reload. Everything is first read, checked, bound and joined; only if all of that succeeds is
+/// it put in force.
 impl Parts {
-    /// All that can fail, and all that may take its time: files, outputs of the same name that are
-    /// still on their way out, the disk that notes a new one, sources that are to take nothing
-    /// more.
+    /// Does everything in a reload that can fail or take time: reads files, waits for outputs that
+    /// are still leaving and whose name is used again, notes new outputs on disk, and stops sources
+    /// that are to leave.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, outputs that had joined have never been there. What sources had taken is theirs to
-    /// finish; those that were to leave take nothing more, so that only the end may follow.
+    /// If the future is dropped, outputs that had joined the queue leave it without a trace.
+    /// Sources that were to leave finish what they have taken, and take nothing more. Therefore the
+    /// relay may drop this future only to end.
     async fn prepare(&mut self) -> Result<Prepared, String> {
         let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
         let Plan { listeners, sources } = plan;
@@ -407,7 +431,8 @@ impl Parts {
         Ok(Prepared { config, outputs, files, sources, listeners })
     }
 
-    /// What does not fit together may be half written: it is an error once it has come to rest.
+    /// Reads a config and its files. If that fails, the files may be half written, so they are read
+    /// again until they no longer change; only then is it an error.
     async fn stage(&mut self) -> Result<Staging, String> {
         loop {
             let staging = self.try_stage().await;
@@ -451,11 +476,12 @@ impl Parts {
         }
     }
 
-    /// Returns within moments: nobody hears a signal meanwhile.
+    /// Puts a reload in force. This returns within moments, which matters because no signal is
+    /// noticed meanwhile.
     ///
     /// # Errors
     ///
-    /// A listener could not be opened. Everything else is in force.
+    /// A listener that could not be opened. Everything else is in force.
     async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
         let Prepared { config, outputs, files, sources, listeners } = prepared;
         files.into_iter().for_each(|staged| staged());
@@ -471,7 +497,8 @@ impl Parts {
         committed
     }
 
-    /// The config as its file has it now; from here on its files are watched, whether or not it can be used.
+    /// Reads the config file again. From here on the files that this config names are watched,
+    /// whether or not the config can be used.
     async fn read(&mut self) -> Result<Config, String> {
         let file = self.file.clone();
         let now = &self.config;
@@ -481,7 +508,8 @@ impl Parts {
             let (files, seen) = look(file.as_ref());
             let checked = read_config(file.as_ref()).map(|checked| {
                 let mut problems = check::directories(&checked, &in_use);
-                // The ones in use stay in use whatever their disks do; others have to work.
+                // A directory that is in use stays in use, whatever its disk does. Any other
+                // directory must work.
                 problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
                 problems.extend(check::files(&checked));
                 checked.with(problems)
@@ -496,7 +524,8 @@ impl Parts {
         config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
     }
 
-    /// Once for each reload, however often a half-written file was read.
+    /// Logs the problems of the config, once for each reload, even if a half-written file was read
+    /// several times.
     fn tell_problems(&mut self) {
         for problem in self.problems.drain(..).take(PROBLEMS_MAX) {
             let Problem { line, path: key, message, severity, .. } = problem;
@@ -507,8 +536,8 @@ impl Parts {
         }
     }
 
-    /// The queue's directory and the admin's address stay until the next start. A config whose
-    /// sources can't do with the queue that stays is refused.
+    /// Keeps the settings that cannot change without a restart: the queue's directory and the admin
+    /// address. `Err` if the new config has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), String> {
         let now = &self.config;
         if config.admin != now.admin {
@@ -517,12 +546,13 @@ impl Parts {
         }
         if config.queue.directory != now.queue.directory {
             tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
-            // Nearly every other key of the queue means something else with a directory, and so does what follows from them.
+            // With a directory, nearly every other key of the queue has another meaning, and so
+            // have the values derived from them.
             config.queue = now.queue.clone();
             config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
             if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
-                // The source would commit offsets of events that no output has, as `check` says of
-                // such a config.
+                // The source would commit offsets of events that no output has yet. `check` reports
+                // such a config with the same reason.
                 return Err("a [[source]] needs a queue in memory with acknowledge = \"delivered\", and \
                             queue.directory can't change without a restart: restart the relay, or leave \
                             the [[source]] out"
@@ -537,7 +567,7 @@ impl Parts {
     }
 }
 
-/// As [`blocking`], for so long as a reload may wait.
+/// Does what [`blocking`] does, for at most [`READING`].
 async fn in_time<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
@@ -545,11 +575,11 @@ async fn in_time<T: Send + 'static>(
     done.unwrap_or_else(|_| Err("the file system does not answer".to_owned()))
 }
 
-/// Ends everything in order, as `[shutdown]` says.
+/// Ends all parts in order, within the times that `[shutdown]` sets.
 ///
 /// # Errors
 ///
-/// An output that ends for good meanwhile; the others go on.
+/// An output that ended for good during the drain; the other outputs go on.
 async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
@@ -596,7 +626,8 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     result.and_then(|()| failures.first().map_or(Ok(()), |error| Err(Error::Ended(error))))
 }
 
-/// Counts what was not delivered and is lost with the process, and tells what is kept.
+/// Counts the events that were not delivered and are lost with the process, and logs those that are
+/// kept.
 fn abandon(queue: &Queue) {
     for (output, left) in queue.abandon() {
         if let Left::Kept(events @ 1..) = left {
@@ -605,8 +636,8 @@ fn abandon(queue: &Queue) {
     }
 }
 
-/// The last line of a relay that ran: what has become of all events since its start. Summed over
-/// the outputs, an event counts for each of them.
+/// Logs the last line of a relay that ran: what happened to all events since its start. The sums
+/// are over all outputs, so an event counts once for each output.
 fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     telemetry.reports().flush();
     queue.observe();

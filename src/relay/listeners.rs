@@ -1,8 +1,8 @@
 //! The listeners of a running relay, by their addresses.
 //!
-//! One that stays keeps its socket and its connections; what it asks of requests is replaced. Where
-//! other handshakes are asked for (TLS or not, client certificates or not, of another CA), the
-//! socket stays, and connections end after their request.
+//! A listener that a reload keeps also keeps its socket and its connections; only the settings for
+//! its requests are replaced. If the reload changes its handshakes (TLS or not, client certificates
+//! or not, another CA for them), the socket stays, and each connection ends after its request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,26 +21,27 @@ use crate::net;
 use crate::process::Failures;
 use crate::telemetry::Telemetry;
 
-/// What was read for a listener; `None`: its certificate is not there yet.
+/// The settings that were read for a listener; `None` if its certificate does not exist yet.
 pub(super) type Read = Option<Settings>;
 
-/// A listener of a config that is about to be applied, and the one that is there.
+/// A listener of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Listener,
-    /// The slot that it takes over.
+    /// The index of the slot that this listener takes over; `None` if it is new.
     slot: Option<usize>,
+    /// The settings in use; `None` if the listener is not open.
     current: Option<Arc<Settings>>,
 }
 
 impl Planned {
-    /// Reads its files. Blocks.
+    /// Reads the listener's files. Blocks.
     pub(super) fn read(&self) -> Result<Read, String> {
         Settings::read(&self.config, self.current.as_deref())
             .map_err(|error| format!("listener {}: {error}", self.config.label))
     }
 }
 
-/// One that can be put in force.
+/// A listener that is ready to be put in force.
 pub(super) struct Staged {
     config: config::Listener,
     slot: Option<usize>,
@@ -49,20 +50,21 @@ pub(super) struct Staged {
 }
 
 enum Socket {
-    /// There is one, or none is needed yet.
+    /// The listener has a socket already, or needs none yet.
     Kept,
     New(TcpListener),
-    /// Its port is taken by one that goes.
+    /// Another listener, which is about to close, still has the port.
     Awaited,
 }
 
-/// Their sockets.
+/// The listeners of the relay, and the tasks that accept their connections. [`super::Parts`] owns
+/// them.
 pub(super) struct Listeners {
     gate: Arc<Gate>,
     telemetry: Arc<Telemetry>,
     failures: Failures,
     slots: Vec<Slot>,
-    /// Owns the accept loops.
+    /// The tasks of the accept loops.
     tasks: TaskTracker,
 }
 
@@ -76,14 +78,14 @@ struct Open {
     accepting: JoinHandle<()>,
 }
 
-/// All listeners of the first config.
+/// Plans all listeners of the first config.
 pub(super) fn plan_start(configs: &[config::Listener]) -> Vec<Planned> {
     let plan =
         |config: &config::Listener| Planned { config: config.clone(), slot: None, current: None };
     configs.iter().map(plan).collect()
 }
 
-/// Binds what is new; `taken` are the addresses of those that go.
+/// Binds the sockets of new listeners. `taken` are the addresses of the listeners that will close.
 pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
@@ -115,7 +117,8 @@ impl Listeners {
         Self { gate, telemetry, failures, slots: Vec::new(), tasks: TaskTracker::new() }
     }
 
-    /// What a config makes of them. Changes nothing.
+    /// Compares a config with the listeners in use, and plans what happens to each listener.
+    /// Changes nothing.
     pub(super) fn plan(&self, configs: &[config::Listener]) -> Vec<Planned> {
         let mut left: Vec<_> = self.slots.iter().enumerate().collect();
         let plan = |config: &config::Listener| {
@@ -131,7 +134,7 @@ impl Listeners {
         configs.iter().map(plan).collect()
     }
 
-    /// The addresses of those that a plan does not keep.
+    /// The addresses of the listeners that a plan does not keep.
     pub(super) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
         let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
         let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
@@ -142,9 +145,8 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// An address that one of them has left is taken by somebody else, or can't be bound for
-    /// another reason that shows only now. Everything else is in force, and the listener that has
-    /// left it listens again where it did before.
+    /// An address cannot be bound, although the listener that had its port is closed now.
+    /// Everything else is in force, and the closed listener listens again.
     pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), String> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -159,10 +161,12 @@ impl Listeners {
             listener.close();
             gone.push((config, listener.settings()));
             drop(listener);
-            // It ends at once, and with it the socket. Where it has panicked, that was reported.
+            // The accept loop ends at once and closes its socket. If it has panicked, the failure
+            // was reported already.
             accepting.await.ok();
         }
-        // Their series exist before the first of them opens, also of one that opens later.
+        // The metrics of all listeners exist before the first listener opens, even those of a
+        // listener that opens later.
         slots.iter().for_each(|(config, ..)| drop(self.telemetry.listener(&config.label)));
         let mut errors = Vec::new();
         for (config, settings, socket, open) in slots {
@@ -172,7 +176,8 @@ impl Listeners {
                 let is_its = |(gone, _): &&(config::Listener, _)| {
                     gone.address.port() == config.address.port()
                 };
-                // Only once: the next listener that wants this port has nothing to give back.
+                // Each closed listener is opened again only once: a second listener that wanted the
+                // same port has nothing to give back.
                 if let Some(index) = gone.iter().position(|it| is_its(&it)) {
                     let (before, settings) = gone.swap_remove(index);
                     error.push_str(&self.reopen(&before, settings));
@@ -185,9 +190,9 @@ impl Listeners {
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
-    /// Listens again on an address that was given up for one that can't be bound: senders that
-    /// still know it must not find it closed. The next reload sees it as one that goes. Says how
-    /// that went.
+    /// Opens a listener again whose address was given up for a listener that cannot be bound, so
+    /// that senders that still use the address can connect. The next reload closes it. Returns the
+    /// end of the error message, which says whether this worked.
     fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
         let socket = net::bind(config.address);
         let listener = socket.and_then(|socket| self.listener(config, settings, socket));
@@ -235,13 +240,13 @@ impl Listeners {
         Ok(Some(self.accept(listener)))
     }
 
-    /// Starts an accept loop.
+    /// Starts the accept loop of a listener.
     fn accept(&self, listener: Listener) -> Open {
         let accepting = listener.clone().serve(Arc::clone(&self.gate));
         self.own(listener, accepting)
     }
 
-    /// Owns an accept loop: the relay can't go on where it panics.
+    /// Runs an accept loop as a task. If it panics, the relay ends.
     fn own(
         &self,
         listener: Listener,
@@ -265,7 +270,7 @@ impl Listeners {
         Ok(listener)
     }
 
-    /// Another accept loop for the first listener.
+    /// Replaces the accept loop of the first listener.
     #[cfg(test)]
     pub(super) fn replace_accept_loop(
         &mut self,
@@ -275,7 +280,7 @@ impl Listeners {
         self.slots[0].open = Some(self.own(open.listener, accepting));
     }
 
-    /// For `/status`.
+    /// The listeners as `/status` shows them.
     pub(super) fn show(&self) -> Vec<admin::Listener> {
         let show = |slot: &Slot| admin::Listener {
             label: slot.config.label.clone(),
@@ -285,12 +290,13 @@ impl Listeners {
         self.slots.iter().map(show).collect()
     }
 
-    /// Lets go of the sockets, when the gate has closed: with the accept loops, which end by themselves, they are closed.
+    /// Drops the listeners, after the gate has closed. The accept loops end by themselves and close
+    /// the sockets.
     pub(super) fn close(&mut self) {
         self.slots.clear();
     }
 
-    /// Waits for the accept loops; after the gate has closed.
+    /// Waits until all accept loops have ended. The gate must be closed.
     pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

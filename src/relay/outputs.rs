@@ -1,7 +1,9 @@
-//! The outputs of a running relay: a task each, which outlives changes of its settings.
+//! The outputs of a running relay. Each has a task, which outlives changes of the output's
+//! settings.
 //!
-//! A changed output is not stopped and started: its task is told what comes next, lets what is on the wire become final
-//! (for ten seconds at most), and goes on from its place in the log with the new settings. Nobody waits for that.
+//! A changed output is not stopped and started. Its task learns the new settings, lets the events
+//! on the wire become final (for ten seconds at most), and goes on from its cursor with the new
+//! settings. Nobody waits for this.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,22 +30,35 @@ use crate::queue::Cursor;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 
-/// Owns their tasks.
+/// The outputs of the relay, and their tasks. [`super::Parts`] owns them.
+///
+/// A slot is an output of the config in use. Its task runs one delivery after the other: when a
+/// reload changes the output, the task hands the cursor and the claims that are not final to the
+/// next delivery. A removed output loses its slot at once; its task ends some seconds later, and
+/// until then no new output can join the queue under the same name.
+///
+/// A reload has three steps. [`Outputs::plan`] compares the config with the slots,
+/// [`Outputs::join`] gives each new output a cursor, and [`Outputs::commit`] puts the plan in
+/// force. Until the commit nothing has changed; a dropped plan takes its new cursors out of the
+/// queue again.
+///
+/// A task that ends without being told to is a failure: [`Outputs::ended`] returns it, and the
+/// relay ends. The queue keeps no event for an output whose task has ended.
 pub(super) struct Outputs {
     telemetry: Arc<Telemetry>,
     queue: Queue,
     dead_letters: DeadLetters,
     slots: Vec<Slot>,
     tasks: JoinSet<Result<Ended, String>>,
-    /// Whose task is whose.
+    /// The name of the output for each task.
     names: HashMap<tokio::task::Id, String>,
-    /// What all are told: the drain, and the end.
+    /// The orders that all outputs share: the drain has begun, and the end.
     orders: Orders,
-    /// Why one has ended, until somebody asks.
+    /// The first failure of an output, until [`Outputs::ended`] or [`Outputs::stop`] returns it.
     failed: Option<String>,
 }
 
-/// An output that is there.
+/// An output of the config in use.
 struct Slot {
     config: config::Output,
     files: Option<Arc<dyn Files>>,
@@ -51,28 +66,29 @@ struct Slot {
     inbox: Arc<Inbox>,
 }
 
-/// Why a task has ended.
+/// Why an output's task has ended.
 enum Ended {
-    /// It was told to, at the end of the process.
+    /// It was told to end, at the end of the process.
     Stopped,
-    /// The config does not name it any more. What it had not got was counted as lost.
+    /// A reload removed the output. The events that it had not delivered were counted as lost.
     Left,
 }
 
-/// What becomes of an output.
+/// What happens to an output next.
 enum Next {
     Replace(Box<Prepared>, CancellationToken),
     Leave,
 }
 
-/// Tells an output's task what becomes of it. What is told last counts.
+/// Tells an output's task what happens next. A later message replaces one that the task has not
+/// taken.
 struct Inbox {
     state: Mutex<InboxState>,
 }
 
 struct InboxState {
     next: Option<Next>,
-    /// Of the delivery that runs, or of the one in `next`.
+    /// Ends the running delivery. If `next` holds a delivery, this token is for that one.
     retire: CancellationToken,
 }
 
@@ -103,7 +119,7 @@ impl Inbox {
     }
 }
 
-/// One output of a config that is about to be applied.
+/// An output of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Output,
     files: Option<Arc<dyn Files>>,
@@ -111,17 +127,17 @@ pub(super) struct Planned {
 }
 
 enum Step {
-    /// The slot of this index goes on as it is.
+    /// The slot with this index stays as it is.
     Keep(usize),
-    /// The slot of this index gets other settings.
+    /// The slot with this index gets new settings.
     Replace(usize, Prepared),
-    /// It is new. The place is there once it has one.
+    /// The output is new. The place is `None` until the output has one.
     Add(Prepared, Option<Place>),
 }
 
 /// A new output's place in the log.
 enum Place {
-    /// From the start of the process, where it may be an old one that goes on.
+    /// The cursor was opened at the start of the process. It may be an old cursor that goes on.
     Opened(Cursor),
     Joined(Joined),
 }
@@ -135,8 +151,9 @@ impl Place {
     }
 }
 
-/// A place that a reload asked for. Where the reload fails or is given up, the output has never
-/// joined: its cursor would keep, for nobody, what comes.
+/// A cursor that a reload has made. If the reload fails or is dropped, the cursor leaves the queue
+/// as if it had never joined; otherwise the queue would keep events for an output that does not
+/// exist.
 struct Joined(Option<Cursor>);
 
 impl Drop for Joined {
@@ -147,17 +164,18 @@ impl Drop for Joined {
     }
 }
 
-/// What an output reads from files, and whose it is.
+/// The output's name for messages, and the files that the output reads.
 pub(super) type NamedFiles = (String, Arc<dyn Files>);
 
 impl Planned {
-    /// What is read from files for it.
+    /// The files that the output reads; `None` if it reads none.
     pub(super) fn files(&self) -> Option<NamedFiles> {
         let files = self.files.clone()?;
         Some((format!("output {}", self.config.name), files))
     }
 
-    /// For the queue, where it is new.
+    /// The output as the queue must know it; `None` if the output is not new or has its place
+    /// already.
     pub(super) fn joins(&self) -> Option<queue::Output> {
         match &self.step {
             Step::Add(prepared, None) => Some(prepared.in_queue()),
@@ -165,7 +183,7 @@ impl Planned {
         }
     }
 
-    /// Its place in the log, as the start has found or made it.
+    /// Gives a new output the cursor that the start has found or made.
     pub(super) fn opened(&mut self, cursor: Cursor) {
         self.set_place(Place::Opened(cursor));
     }
@@ -187,7 +205,7 @@ impl Planned {
     }
 }
 
-/// All outputs of the first config.
+/// Plans all outputs of the first config.
 pub(super) fn plan_start(
     configs: &[config::Output],
     telemetry: &Arc<Telemetry>,
@@ -210,14 +228,16 @@ impl Outputs {
         }
     }
 
-    /// What a config makes of them. Changes nothing.
+    /// Compares a config with the outputs in use, and plans what happens to each output. Changes
+    /// nothing.
     pub(super) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
         let plan = |config: &config::Output| {
             let index = self.slots.iter().position(|slot| slot.config.name == config.name);
             let Some((index, slot)) = index.and_then(|at| Some((at, self.slots.get(at)?))) else {
                 return Planned::add(config, &self.telemetry, &self.dead_letters);
             };
-            // Whether others wait for it is the queue's business alone.
+            // Only the queue needs to know whether an output is required, so a change of that key
+            // keeps the slot.
             let as_before = config::Output { required: slot.config.required, ..config.clone() };
             if as_before == slot.config {
                 let files = slot.files.clone();
@@ -230,12 +250,12 @@ impl Outputs {
         configs.iter().map(plan).collect()
     }
 
-    /// Gives each new one its place in the log. The places are theirs once the plan is put in
-    /// force.
+    /// Gives each new output a cursor in the queue. The outputs keep their cursors once the plan is
+    /// committed.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// If the future is dropped, nothing is lost.
     pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), String> {
         for new in planned.iter_mut() {
             let Some(queue::Output { name, required, metrics, .. }) = new.joins() else { continue };
@@ -246,7 +266,7 @@ impl Outputs {
                     "the reload waits for the output that had this name, which is leaving"
                 );
             }
-            // For some seconds, where its consumer hangs.
+            // This takes some seconds if the consumer hangs.
             while leaves(self) {
                 self.reap().await;
             }
@@ -258,7 +278,7 @@ impl Outputs {
         Ok(())
     }
 
-    /// Puts a plan in force, in which every new one has joined.
+    /// Puts a plan in force. Every new output in it must have joined.
     pub(super) fn commit(&mut self, planned: Vec<Planned>) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, files, step } in planned {
@@ -271,7 +291,7 @@ impl Outputs {
                     slot.inbox.replace(prepared);
                     Slot { config, files, status, inbox: slot.inbox }
                 }),
-                // Without a place in the log there is nothing to deliver.
+                // An output without a cursor has nothing to deliver.
                 Step::Add(prepared, place) => {
                     let cursor = place.and_then(Place::keep);
                     cursor.map(|cursor| self.start(config, files, prepared, cursor))
@@ -279,7 +299,8 @@ impl Outputs {
             };
             self.slots.extend(slot);
         }
-        // Those that become required first: at no time is there none.
+        // Outputs that become required are marked first, so that there is a required output at any
+        // time.
         self.slots.iter().filter(|slot| slot.config.required).for_each(|slot| self.require(slot));
         self.slots.iter().filter(|slot| !slot.config.required).for_each(|slot| self.require(slot));
         for left in before.into_iter().flatten() {
@@ -308,11 +329,12 @@ impl Outputs {
         Slot { config, files, status, inbox }
     }
 
-    /// Waits until one ends that was not told to, and takes it out of the queue. For ever where none is left.
+    /// Waits until an output's task ends that was not told to, and returns the error. That output
+    /// is out of the queue by then. Waits for ever if there is no task.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// If the future is dropped, nothing is lost.
     pub(super) async fn ended(&mut self) -> String {
         loop {
             if let Some(error) = self.failed.take() {
@@ -325,11 +347,12 @@ impl Outputs {
         }
     }
 
-    /// Waits for the next that ends, and notes where it should not have.
+    /// Waits for the next task that ends. If the task should not have ended, its output is taken
+    /// out of the queue, and the error is kept in `failed`.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// If the future is dropped, nothing is lost.
     async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next_with_id().await else { return };
         let (id, message) = match ended {
@@ -350,7 +373,7 @@ impl Outputs {
         self.failed.get_or_insert(format!("output {name}: {message}"));
     }
 
-    /// For `/status`.
+    /// The outputs as `/status` shows them.
     pub(super) fn show(&self) -> Vec<admin::Output> {
         let show = |slot: &Slot| admin::Output {
             name: slot.config.name.clone(),
@@ -362,12 +385,13 @@ impl Outputs {
         self.slots.iter().map(show).collect()
     }
 
-    /// The drain begins.
+    /// Tells all outputs that the drain has begun.
     pub(super) fn hurry(&self) {
         self.orders.draining.cancel();
     }
 
-    /// Ends all of them, and waits for that. Says why one has ended that should not have.
+    /// Ends all outputs and waits until their tasks have ended. Returns the error of an output that
+    /// ended without being told to; `None` if there is none.
     pub(super) async fn stop(&mut self) -> Option<String> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {
@@ -377,13 +401,14 @@ impl Outputs {
     }
 }
 
-/// An output that works has its events confirmed by the consumer within this time; an event that
-/// waits for longer waits for an answer that does not come, or behind others. A batch takes
-/// milliseconds, a retry after a lone failure less than a second, and a consumer that is silent is
-/// given up after `timeouts.request`, a minute by default: half of it.
+/// How long an event may wait for an output that works. A batch takes milliseconds, and a retry
+/// after a single failure less than a second; an event that waits longer waits for a response that
+/// does not come, or for the events before it. The limit is half of the default of
+/// `timeouts.request` (a minute), after which the relay gives up on a silent consumer.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
-/// [`LAG_MAX`], and what the protocol itself waits before an event is final.
+/// The lag after which `/status` shows an output as late: [`LAG_MAX`], and the time that the
+/// protocol waits before an event is final.
 fn lag_max(kind: &OutputKind) -> Duration {
     let waits = match kind {
         OutputKind::Tcp(tcp) => tcp.replay_window,
@@ -398,7 +423,7 @@ fn lag_max(kind: &OutputKind) -> Duration {
     LAG_MAX + waits
 }
 
-/// One output's task.
+/// An output's task: runs one delivery after the other, until the output is stopped or removed.
 async fn deliver(
     mut prepared: Prepared,
     cursor: Cursor,
@@ -414,7 +439,7 @@ async fn deliver(
             Some(Next::Replace(next, retire)) => {
                 (prepared, orders.retire, begin) = (*next, retire, left);
             }
-            // Without a word it was not retired.
+            // A delivery retires only after a message in the inbox, so `None` does not occur.
             Some(Next::Leave) | None => {
                 left.cursor.leave();
                 return Ok(Ended::Left);

@@ -1,5 +1,6 @@
-//! What becomes of the relay when a task or a thread that it needs panics: it drains, and says
-//! which it was.
+//! When a task or thread that the relay needs panics, the relay drains and names what panicked.
+//! Each test starts a relay, makes one part panic, and compares the error with which the relay
+//! ends.
 
 use std::future::pending;
 use std::path::Path;
@@ -14,7 +15,7 @@ use crate::audit::LevelCounts;
 use crate::queue::Append;
 use crate::queue::Refused;
 
-/// A relay with one listener, and an output to this address.
+/// A relay with one listener, and one output to this address.
 async fn started(consumer: SocketAddr, queue: &str) -> Parts {
     let text = format!(
         "admin = {{ address = \"127.0.0.1:0\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
@@ -28,7 +29,7 @@ fn on_disk(directory: &Path) -> String {
     format!("[queue]\ndirectory = {directory:?}\nsegment_bytes = \"1MiB\"\n")
 }
 
-/// Lets it run until it ends by itself.
+/// Lets the relay run until it ends by itself.
 async fn ended(parts: Parts) -> Result<(), String> {
     let stopped = std::pin::pin!(pending());
     let served = serve(parts, mpsc::channel(1).1, stopped, pending()).await;
@@ -39,7 +40,7 @@ fn address(parts: &Parts) -> SocketAddr {
     parts.listeners.show()[0].address.expect("it listens")
 }
 
-/// A consumer that takes everything.
+/// A consumer that accepts everything.
 async fn consumer(tasks: &mut JoinSet<()>) -> SocketAddr {
     let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = socket.local_addr().expect("it has one");
@@ -52,7 +53,7 @@ async fn consumer(tasks: &mut JoinSet<()>) -> SocketAddr {
     address
 }
 
-/// The status of the answer to a POST of one event; `None` where none came.
+/// POSTs one event. Returns the status of the response; `None` if no response came.
 async fn post(to: SocketAddr) -> Option<String> {
     let body = r#"{"auditID":"a","stage":"Panic"}"#;
     let length = body.len();
@@ -67,14 +68,14 @@ async fn post(to: SocketAddr) -> Option<String> {
     answer.get(9..12).map(str::to_owned)
 }
 
-/// Makes the thread that writes the queue panic, after its first event: there are no numbers for so
-/// many, and the sum of them overflows.
+/// Makes the thread that writes the queue panic after its first event: a batch claims so many
+/// events that the sum of the positions overflows.
 async fn break_writer(queue: &Queue) {
     let lines = bytes::Bytes::from_static(b"{}\n");
     let absurd = Append { lines, events: u64::MAX, levels: LevelCounts::default() };
     let mut ticket = queue.append(absurd.clone()).expect("there is room");
     assert_eq!(ticket.acknowledged().await, Err(Refused::Disk));
-    // Whatever comes while the thread unwinds is refused as well.
+    // While the thread unwinds, all further batches are refused too.
     let next = Append { events: 1, ..absurd };
     let refused = match queue.append(next.clone()) {
         Ok(mut ticket) => ticket.acknowledged().await,
@@ -135,12 +136,12 @@ async fn a_spool_writer_that_panics_ends_the_relay_after_what_is_on_the_wire_and
     assert_eq!((&*backlogs[0].0, backlogs[0].1.events), ("consumer", 0), "it was on the wire");
 }
 
-/// The directory is good for the next start.
+/// The directory can be used by the next start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_before_a_spool_writer_panicked_is_there_at_the_next_start() {
     let directory = tempfile::tempdir().expect("a directory");
     let queue = on_disk(directory.path());
-    // Nobody takes it.
+    // Nothing listens on this port, so no output takes the event.
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
     let parts = started(nobody, &queue).await;
     let (log, to) = (parts.queue.clone(), address(&parts));

@@ -1,7 +1,7 @@
-//! Sees that the config, or a file that it names, has changed.
+//! Notices that the config file, or a file that it names, has changed.
 //!
-//! By polling: watching a file tells nothing after the first swap of the symlinks of a ConfigMap or Secret, and nothing at
-//! all on network file systems.
+//! The files are polled. A watch on a file would report nothing after the first swap of the
+//! symlinks in a ConfigMap or Secret, and nothing at all on network file systems.
 
 use std::fs::File;
 use std::hash::DefaultHasher;
@@ -13,34 +13,36 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often is looked: a handshake 3 s after a change has the new certificate.
+/// How often the files are looked at. It is short enough that a handshake 3 s after a change gets
+/// the new certificate.
 const POLL: Duration = Duration::from_secs(1);
 
-/// What changes is looked at again after so long, until it is twice the same: an editor may be half-way, or a certificate
-/// be there before its key.
+/// The pause before a changed file is looked at again, until two looks give the same. An editor may
+/// be halfway through a file, or a certificate may be written before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// So often at most: what never rests is read as it is.
+/// The most such looks. A file that never stops changing is read as it is.
 const SETTLE_MAX: u32 = 10;
 
-/// What can't be used is looked at so often again, for whoever writes it takes his time.
+/// How many times a config that cannot be used is looked at again, because its writer may not be
+/// done.
 const UNFINISHED: u32 = 3;
 
-/// More of a file is not looked at.
+/// The most bytes of a file that are compared.
 const BYTES_MAX: u64 = 16 << 20;
 
-/// What files are now. Equal where nothing has changed.
+/// The state of some files at one moment. Two states are equal if nothing has changed.
 #[derive(PartialEq, Eq)]
 pub(super) struct Seen(Vec<Print>);
 
-/// Where a path leads, and a hash of what is there. `None`: it can't be read.
+/// The file to which a path leads, and a hash of its contents. Each is `None` if it cannot be read.
 #[derive(PartialEq, Eq)]
 struct Print {
     target: Option<PathBuf>,
     content: Option<u64>,
 }
 
-/// Looks at files. Blocks.
+/// Reads the state of the files. Blocks.
 pub(super) fn look(files: &[PathBuf]) -> Seen {
     Seen(
         files
@@ -58,27 +60,30 @@ fn hash(file: &Path) -> std::io::Result<u64> {
     Ok(hasher.finish())
 }
 
-/// Files, and what they were when they were read.
+/// The files that are watched, and their state before they were last read. The relay's own task
+/// polls them by [`Watch::changed`].
 pub(super) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,
     next: Instant,
-    /// How often they have moved while they were read.
+    /// How often the files have changed while they were being read.
     moved: u32,
 }
 
 impl Watch {
-    /// `seen` was looked at before the files were read, so that no change is missed.
+    /// `seen` must be the state of the files before they were read, so that no change is missed.
     pub(super) fn new(files: Vec<PathBuf>, seen: Seen) -> Self {
         Self { files, seen, next: Instant::now() + POLL, moved: 0 }
     }
 
-    /// Other files, or the same after they were read again.
+    /// Replaces the files and their state, after the config was read again.
     pub(super) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
         (self.files, self.seen) = (files, seen);
     }
 
-    /// Whether they change again soon after they were read, and not for ever.
+    /// Waits up to 300 ms for a change of the files. `true` if they have changed, so that the
+    /// config should be read again; `false` if they are at rest, or have changed [`SETTLE_MAX`]
+    /// times already.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;
@@ -91,11 +96,11 @@ impl Watch {
         false
     }
 
-    /// Waits until they are others, and at rest.
+    /// Waits until the files have changed and are at rest.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// If the future is dropped, nothing is lost.
     pub(super) async fn changed(&mut self) {
         loop {
             tokio::time::sleep_until(self.next).await;
@@ -115,11 +120,13 @@ impl Watch {
         }
     }
 
-    /// Off the runtime's threads. A file system that hangs is waited for: there is nothing else to do here.
+    /// Reads the state of the files on a thread for blocking work. If the file system hangs, this
+    /// waits for it.
     async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;
-        // A panic is none of the files' doing; the next look shows it again, or not.
+        // A panic says nothing about the files. Their state counts as changed, and the next look
+        // corrects that.
         looked.unwrap_or(Seen(Vec::new()))
     }
 }
