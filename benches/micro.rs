@@ -32,7 +32,7 @@ use kube_audit_forwarder::output::syslog::Messages;
 use kube_audit_forwarder::queue::Append;
 use kube_audit_forwarder::queue::Batch;
 use kube_audit_forwarder::queue::Cursor;
-use kube_audit_forwarder::queue::Fate;
+use kube_audit_forwarder::queue::Disposition;
 use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
@@ -189,7 +189,7 @@ impl Open {
                 match cursor.next(Take { events: left, ..TAKE }) {
                     None => self.runtime.block_on(cursor.readable()),
                     Some(claimed) => {
-                        cursor.finish(claimed.claim, Fate::default());
+                        cursor.acknowledge(claimed.claim, Disposition::default());
                         left -= black_box(claimed).events;
                     }
                 }

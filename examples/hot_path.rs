@@ -21,7 +21,7 @@ use futures_util::FutureExt as _;
 use kube_audit_forwarder::audit;
 use kube_audit_forwarder::config;
 use kube_audit_forwarder::queue::Append;
-use kube_audit_forwarder::queue::Fate;
+use kube_audit_forwarder::queue::Disposition;
 use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
@@ -152,7 +152,7 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
         while left > 0 {
             let claimed = cursor.next(Take { events: take.events.min(left), ..take });
             let claimed = black_box(claimed).expect("it is queued");
-            cursor.finish(claimed.claim, Fate::default());
+            cursor.acknowledge(claimed.claim, Disposition::default());
             left -= claimed.events;
         }
         (bytes * usize::try_from(batches).unwrap(), events)

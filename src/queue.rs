@@ -5,8 +5,8 @@
 //! nothing else needs its room. [`Queue::append`] alone decides whether there is room, and never waits for it.
 //!
 //! An output *claims* what it takes ([`Cursor::next`]), and for each claim says what became of it:
-//! [`Cursor::finish`] (final), [`Cursor::release`] (not on the wire any more, to be sent again) and then
-//! [`Cursor::retake`]. What is on the wire of a required output is never dropped.
+//! [`Cursor::acknowledge`] (final), [`Cursor::release`] (not on the wire any more, to be sent again) and then
+//! [`Cursor::redeliver`]. What is on the wire of a required output is never dropped.
 //!
 //! Outputs come ([`Queue::join`]) and go ([`Cursor::leave`]) while events flow.
 //!
@@ -88,9 +88,9 @@ pub enum JoinError {
     Closed,
 }
 
-/// What [`Cursor::retake`] gives.
+/// What [`Cursor::redeliver`] gives.
 #[derive(Debug)]
-pub enum Retaken {
+pub enum Redelivery {
     /// The claim is on the wire again.
     Batch(Batch),
     /// All of it was dropped meanwhile, and the claim is gone.
@@ -156,7 +156,7 @@ pub struct Origin {
 /// What became of those events of a claim that the consumer did not get, though the claim is final. Each is in one of them
 /// at most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Fate {
+pub struct Disposition {
     /// Refused for good, or given up: counted as lost for this output.
     pub lost: u64,
     /// Not for this output, as its settings say.
@@ -165,7 +165,7 @@ pub struct Fate {
     pub duplicate: u64,
 }
 
-impl Fate {
+impl Disposition {
     /// So many were lost, and the consumer has the rest.
     #[must_use]
     pub fn lost(events: u64) -> Self {
@@ -516,7 +516,7 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
+    /// Waits until [`Cursor::next`], or the [`Cursor::redeliver`] that was asked for last, has something to say.
     ///
     /// # Cancel safety
     ///
@@ -549,11 +549,11 @@ impl Cursor {
         }
     }
 
-    /// The claim is final: acknowledged by the consumer, but for the events that `fate` counts.
-    pub fn finish(&self, claim: Claim, fate: Fate) {
+    /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
+    pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         match self {
-            Self::Memory(cursor) => cursor.finish(claim, fate),
-            Self::Spool(cursor) => cursor.finish(claim, fate),
+            Self::Memory(cursor) => cursor.acknowledge(claim, disposition),
+            Self::Spool(cursor) => cursor.acknowledge(claim, disposition),
         }
     }
 
@@ -567,19 +567,21 @@ impl Cursor {
 
     /// Takes a released claim again, to send it.
     #[must_use]
-    pub fn retake(&mut self, claim: Claim) -> Retaken {
+    pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
-            Self::Memory(cursor) => cursor.retake(claim).map_or(Retaken::Gone, Retaken::Batch),
-            Self::Spool(cursor) => cursor.retake(claim),
+            Self::Memory(cursor) => {
+                cursor.redeliver(claim).map_or(Redelivery::Gone, Redelivery::Batch)
+            }
+            Self::Spool(cursor) => cursor.redeliver(claim),
         }
     }
 
     /// Takes a released claim again only to finish it; `false` where it was dropped meanwhile.
     #[must_use]
-    pub fn reclaim(&self, claim: Claim) -> bool {
+    pub fn take_back(&self, claim: Claim) -> bool {
         match self {
-            Self::Memory(cursor) => cursor.retake(claim).is_some(),
-            Self::Spool(cursor) => cursor.reclaim(claim),
+            Self::Memory(cursor) => cursor.redeliver(claim).is_some(),
+            Self::Spool(cursor) => cursor.take_back(claim),
         }
     }
 

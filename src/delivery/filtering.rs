@@ -19,7 +19,7 @@ use crate::filter::Verdict;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
-use crate::queue::Fate;
+use crate::queue::Disposition;
 use crate::queue::Origin;
 use crate::queue::Position;
 use crate::telemetry::OutputMetrics;
@@ -195,9 +195,9 @@ impl Filtering {
     }
 
     /// The lines of a batch that is given up, as they were received, without those that would not have left anyway.
-    pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Fate) {
+    pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
-            return (batch.pieces, Fate::lost(batch.events));
+            return (batch.pieces, Disposition::lost(batch.events));
         }
         // It may never have been sent.
         self.pass(batch.clone(), cursor);
@@ -216,7 +216,7 @@ impl Filtering {
             lines.pass(piece, run, piece.len());
         }
         let (lost, pieces) = lines.end();
-        (pieces, Fate { lost, ..self.give_up(batch.claim) })
+        (pieces, Disposition { lost, ..self.give_up(batch.claim) })
     }
 
     /// What of a claim's events does not leave because it is too large.
@@ -236,12 +236,12 @@ impl Filtering {
     }
 
     /// The claim is final: counts what it changed, and says what of it did not leave, but for what is too large.
-    pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Fate {
-        let mut fate = Fate::default();
+    pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
+        let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
             match mark {
-                Mark::Dropped => fate.dropped += 1,
-                Mark::Duplicate => fate.duplicate += 1,
+                Mark::Dropped => disposition.dropped += 1,
+                Mark::Duplicate => disposition.duplicate += 1,
                 Mark::TooLarge(_) => {}
                 Mark::Changed(Changes { lowered, redacted, trimmed }) => {
                     metrics.filtered.lowered.increment(lowered.into());
@@ -250,7 +250,7 @@ impl Filtering {
                 }
             }
         }
-        fate
+        disposition
     }
 
     /// Some events of a claim have not left, and who has them is not known: what repeats one of it may leave.
@@ -261,17 +261,17 @@ impl Filtering {
     }
 
     /// The claim is given up, or gone: nothing of it has left.
-    pub(super) fn give_up(&mut self, claim: Claim) -> Fate {
-        let mut fate = Fate::default();
+    pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
+        let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
             match mark {
-                Mark::Dropped => fate.dropped += 1,
-                Mark::Duplicate => fate.duplicate += 1,
+                Mark::Dropped => disposition.dropped += 1,
+                Mark::Duplicate => disposition.duplicate += 1,
                 Mark::TooLarge(_) | Mark::Changed(_) => {}
             }
         }
         self.forget(claim.start..claim.end);
-        fate
+        disposition
     }
 }
 

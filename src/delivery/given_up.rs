@@ -23,8 +23,8 @@ use super::tried::Tried;
 use crate::config::BatchLimits;
 use crate::queue::Claim;
 use crate::queue::Cursor;
-use crate::queue::Fate;
-use crate::queue::Retaken;
+use crate::queue::Disposition;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::telemetry::Cause;
 use crate::telemetry::LostAs;
@@ -74,7 +74,7 @@ impl Reason {
 struct Ending {
     claim: Claim,
     /// What of it the consumer did not get.
-    fate: Fate,
+    disposition: Disposition,
     /// Of their lines.
     bytes: u64,
     reason: Reason,
@@ -189,8 +189,8 @@ impl GivenUp {
                     let reason = Self::too_old(tried, error);
                     let claim = batch.claim;
                     sifted += batch.bytes;
-                    let (lines, fate) = filtering.originals(batch, cursor);
-                    self.end_with(claim, fate, lines, &reason, cursor, health);
+                    let (lines, disposition) = filtering.originals(batch, cursor);
+                    self.end_with(claim, disposition, lines, &reason, cursor, health);
                     if sifted >= INSPECTED_BYTES_MAX {
                         return true;
                     }
@@ -220,22 +220,22 @@ impl GivenUp {
             let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { break };
             if self.place.is_none() && !filtering.is_on() {
                 // A released claim may have been dropped already.
-                if cursor.reclaim(claim) {
-                    let fate = Fate::lost(events);
-                    self.end_with(claim, fate, Vec::new(), &reason, cursor, health);
+                if cursor.take_back(claim) {
+                    let disposition = Disposition::lost(events);
+                    self.end_with(claim, disposition, Vec::new(), &reason, cursor, health);
                 }
                 continue;
             }
-            match cursor.retake(claim) {
-                Retaken::Batch(batch) => {
+            match cursor.redeliver(claim) {
+                Redelivery::Batch(batch) => {
                     sifted += batch.bytes;
-                    let (lines, fate) = filtering.originals(batch, cursor);
-                    self.end_with(claim, fate, lines, &reason, cursor, health);
+                    let (lines, disposition) = filtering.originals(batch, cursor);
+                    self.end_with(claim, disposition, lines, &reason, cursor, health);
                 }
-                Retaken::Gone => {
+                Redelivery::Gone => {
                     filtering.give_up(claim);
                 }
-                Retaken::NotYet => {
+                Redelivery::NotYet => {
                     self.doomed.push_front(Doomed { claim, events, reason });
                     self.unread = true;
                 }
@@ -244,31 +244,37 @@ impl GivenUp {
         sifted >= INSPECTED_BYTES_MAX
     }
 
-    /// A claim is final, and these are the lines of what `fate` counts as lost.
+    /// A claim is final, and these are the lines of what `disposition` counts as lost.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,
-        fate: Fate,
+        disposition: Disposition,
         lines: Vec<Bytes>,
         reason: &Reason,
         cursor: &Cursor,
         health: &mut Health,
     ) {
-        if fate.lost == 0 {
+        if disposition.lost == 0 {
             // Nothing of it would have left.
-            cursor.finish(claim, fate);
+            cursor.acknowledge(claim, disposition);
             return;
         }
         let bytes = lines.iter().map(|piece| piece.len() as u64).sum();
         let Reason { cause, text } = reason;
         let place = self.place.as_ref();
         let Some(writing) = place.and_then(|place| place.write(&self.output, lines, text)) else {
-            health.given_up(fate.lost, *cause, LostAs::Dropped, text);
-            cursor.finish(claim, fate);
+            health.given_up(disposition.lost, *cause, LostAs::Dropped, text);
+            cursor.acknowledge(claim, disposition);
             return;
         };
         self.bytes += bytes;
-        self.endings.push_back(Ending { claim, fate, bytes, reason: reason.clone(), writing });
+        self.endings.push_back(Ending {
+            claim,
+            disposition,
+            bytes,
+            reason: reason.clone(),
+            writing,
+        });
     }
 
     /// Waits for the letters that were handed over first. For ever where there are none.
@@ -286,13 +292,13 @@ impl GivenUp {
     /// What [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, cursor: &Cursor, health: &mut Health) {
         let Some(ending) = self.endings.pop_front() else { return };
-        let Ending { claim, fate, bytes, reason: Reason { cause, text }, .. } = ending;
-        cursor.finish(claim, fate);
+        let Ending { claim, disposition, bytes, reason: Reason { cause, text }, .. } = ending;
+        cursor.acknowledge(claim, disposition);
         self.bytes -= bytes;
         health.metrics.dead_letters.increment(written.events);
         health.given_up(written.events, cause, LostAs::DeadLetter, &text);
         if let Some(error) = written.error {
-            let unwritten = fate.lost.saturating_sub(written.events);
+            let unwritten = disposition.lost.saturating_sub(written.events);
             health.given_up(unwritten, cause, LostAs::Unwritten, &format!("{error}; {text}"));
         }
     }

@@ -34,9 +34,9 @@ use crate::filter::Seen;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
-use crate::queue::Fate;
+use crate::queue::Disposition;
 use crate::queue::Position;
-use crate::queue::Retaken;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::telemetry::Cause;
 
@@ -553,15 +553,15 @@ impl<C: Connect> Delivery<C> {
             return None;
         }
         while let Some(mut work) = self.pending.pop_front() {
-            match self.cursor.retake(work.claim) {
-                Retaken::Batch(batch) => {
+            match self.cursor.redeliver(work.claim) {
+                Redelivery::Batch(batch) => {
                     work.events = batch.events;
                     return Some((batch, work));
                 }
-                Retaken::Gone => {
+                Redelivery::Gone => {
                     self.filtering.give_up(work.claim);
                 }
-                Retaken::NotYet => {
+                Redelivery::NotYet => {
                     self.pending.push_front(work);
                     return None;
                 }
@@ -641,8 +641,8 @@ impl<C: Connect> Delivery<C> {
 
     /// The consumer has what of this claim was for it.
     fn finish(&mut self, claim: Claim) {
-        let fate = self.filtering.finish(claim, &self.health.metrics);
-        self.cursor.finish(claim, fate);
+        let disposition = self.filtering.finish(claim, &self.health.metrics);
+        self.cursor.acknowledge(claim, disposition);
     }
 
     /// Nothing of a claim leaves, whatever the consumer says of others.
@@ -668,9 +668,9 @@ impl<C: Connect> Delivery<C> {
         }
         lines.append(&mut too_large);
         let kept = self.filtering.finish(claim, &self.health.metrics);
-        let fate = Fate { lost: lines.len() as u64, ..kept };
+        let disposition = Disposition { lost: lines.len() as u64, ..kept };
         let (reason, health) = (Reason::new(Cause::TooLong, reason), &mut self.health);
-        self.given_up.end_with(claim, fate, lines, &reason, &self.cursor, health);
+        self.given_up.end_with(claim, disposition, lines, &reason, &self.cursor, health);
     }
 
     /// A claim is not on the wire any more, and will be sent again.

@@ -18,7 +18,7 @@ use super::Append;
 use super::Backlog;
 use super::Batch;
 use super::Claim;
-use super::Fate;
+use super::Disposition;
 use super::JoinError;
 use super::Origin;
 use super::Output;
@@ -220,7 +220,7 @@ impl State {
         }
     }
 
-    /// The fate of a record that every required output that goes on has finished, as its sender is
+    /// The disposition of a record that every required output that goes on has finished, as its sender is
     /// to hear it. One that has ended for good will never have it; and where the only output that
     /// was to get it has left, or is not required any more, no required one has.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
@@ -764,8 +764,8 @@ impl Cursor {
         state.read(claim, self.index)
     }
 
-    /// The claim is final: acknowledged by the consumer, but for the events that `fate` counts.
-    pub fn finish(&self, claim: Claim, fate: Fate) {
+    /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
+    pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         let from = state.index_at(claim.start);
@@ -782,7 +782,7 @@ impl Cursor {
             amount.bytes += record.slice(start, end).len() as u64;
             cursor.output.metrics.delivery.record(record.accepted.elapsed().as_secs_f64());
         }
-        fate.count(amount.events, &cursor.output.metrics);
+        disposition.count(amount.events, &cursor.output.metrics);
         cursor.passed.add(amount);
         cursor.claims.forget_done();
         state.free();
@@ -801,7 +801,7 @@ impl Cursor {
 
     /// Reads a released claim again, to send it. `None`: all of it was dropped meanwhile, and the claim is gone.
     #[must_use]
-    pub fn retake(&self, claim: Claim) -> Option<Batch> {
+    pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         let batch = state.read(claim, self.index);

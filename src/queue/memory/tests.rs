@@ -80,7 +80,7 @@ fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
     let taken = cursor.next(ALL).expect("four events");
     assert_eq!(taken.events, 4);
     assert!(queue.append(batch(&names("z"))).is_err(), "taken is not finished");
-    cursor.finish(taken.claim, Fate::default());
+    cursor.acknowledge(taken.claim, Disposition::default());
     assert_eq!(queue.held(), (0, 0));
     assert!(queue.admits(344).is_ok() && queue.admits(345).is_err());
 }
@@ -95,7 +95,7 @@ fn drop_newest_counts_what_no_output_can_get_once() {
     for (cursor, name) in cursors.iter().zip(["o", "p"]) {
         let taken = cursor.next(ALL).expect("what was kept");
         assert_eq!(read(&taken), ["a", "b"]);
-        cursor.finish(taken.claim, Fate::default());
+        cursor.acknowledge(taken.claim, Disposition::default());
         assert_eq!(value(&telemetry, &format!("error_total{{plugin=\"{name}\"}}")), 0);
     }
     assert_eq!(value(&telemetry, "event_total"), 5);
@@ -113,7 +113,7 @@ fn drop_oldest_counts_for_each_output_what_it_had_not_got() {
     // One has the first event of the first batch, and the second of it released.
     let first = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
     let second = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("b");
-    ahead.finish(first.claim, Fate::default());
+    ahead.acknowledge(first.claim, Disposition::default());
     store(&queue, &names("g h"), "the second batch goes: b is on the wire");
     assert_eq!(read(&behind.next(ALL).expect("the rest")), names("a b e f g h"));
     assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 2);
@@ -127,7 +127,7 @@ fn drop_oldest_counts_for_each_output_what_it_had_not_got() {
     store(&queue, &names("i j"), "now the first batch may go");
     assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 3, "it had a already");
     assert_eq!(value(&telemetry, "error_total{plugin=\"behind\"}"), 4);
-    assert!(ahead.retake(second.claim).is_none(), "it is gone");
+    assert!(ahead.redeliver(second.claim).is_none(), "it is gone");
     let larger_than_all = batch(&["x".repeat(1000)]);
     assert!(queue.append(larger_than_all).is_err());
     assert_eq!(queue.held().1, 6, "and nothing was dropped for it");
@@ -143,11 +143,11 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
     let one = Take { bytes: u64::MAX, events: 1 };
     let claims: Vec<_> = (0..3).map(|_| cursor.next(one).expect("an event").claim).collect();
     cursor.release(claims[0]);
-    cursor.finish(claims[1], Fate::default());
+    cursor.acknowledge(claims[1], Disposition::default());
     store(&queue, &names("d"), "a is dropped");
-    cursor.finish(claims[2], Fate::default());
+    cursor.acknowledge(claims[2], Disposition::default());
     let rest = cursor.next(one).expect("d");
-    cursor.finish(rest.claim, Fate::default());
+    cursor.acknowledge(rest.claim, Disposition::default());
     let waiting = queue.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     runtime.expect("a runtime").block_on(async {
@@ -155,7 +155,7 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
         tokio::pin!(drained);
         // It waits: the dropped claim is still open.
         tokio::select! { biased; () = &mut drained => panic!("not yet"), () = std::future::ready(()) => {} }
-        assert!(cursor.retake(claims[0]).is_none());
+        assert!(cursor.redeliver(claims[0]).is_none());
         let told = tokio::time::timeout(std::time::Duration::from_secs(10), drained).await;
         assert!(told.is_ok(), "the drain does not hear of it");
     });
@@ -177,7 +177,7 @@ async fn delivered_is_answered_when_every_output_has_finished_the_batch() {
         assert!(waiting.is_err(), "not before every output has it");
         let taken = cursor.next(ALL).expect("the batch");
         assert_eq!(value(&telemetry, "event_total"), 2);
-        cursor.finish(taken.claim, Fate::lost(1));
+        cursor.acknowledge(taken.claim, Disposition::lost(1));
     }
     assert_eq!(ticket.delivered().await, Ok(()));
     drop(ticket);
@@ -216,7 +216,7 @@ fn a_batch_is_cut_at_any_line_whatever_its_length() {
             let taken = cursor.next(Take { bytes, events: count }).expect("more of it");
             assert!(taken.events == 1 || (taken.bytes <= bytes && taken.events <= count));
             got.extend(read(&taken));
-            cursor.finish(taken.claim, Fate::default());
+            cursor.acknowledge(taken.claim, Disposition::default());
         }
         assert_eq!(got, events);
         assert!(cursor.next(ALL).is_none());
@@ -229,7 +229,7 @@ fn abandon_counts_what_each_output_has_not_got() {
     let cursors = ["o", "p"].map(|name| join(&queue, &telemetry, name));
     store(&queue, &names("a b c"), "room");
     let taken = cursors[0].next(Take { bytes: u64::MAX, events: 2 }).expect("two");
-    cursors[0].finish(taken.claim, Fate::default());
+    cursors[0].acknowledge(taken.claim, Disposition::default());
     assert_eq!(queue.abandon(), [("o".to_owned(), 1), ("p".to_owned(), 3)]);
     assert_eq!(queue.abandon(), [("o".to_owned(), 0), ("p".to_owned(), 0)], "once");
     assert_eq!(value(&telemetry, "error_total{plugin=\"p\"}"), 3);
@@ -250,7 +250,7 @@ fn join_counted(
 /// Finishes what a cursor takes; says what that was.
 fn deliver(cursor: &Cursor) -> Vec<String> {
     let taken = cursor.next(ALL).expect("something is there");
-    cursor.finish(taken.claim, Fate::default());
+    cursor.acknowledge(taken.claim, Disposition::default());
     read(&taken)
 }
 
@@ -270,7 +270,7 @@ fn an_optional_output_loses_the_oldest_alone_and_nobody_is_refused() {
         assert_eq!(deliver(&required), names("38 39"));
         assert!(queue.held().0 <= 3 * 262 && !queue.is_full());
         assert_eq!(counts.lost(), 40 - 6, "it has a share in the room that nobody else needs");
-        optional.finish(hanging.claim, Fate::default());
+        optional.acknowledge(hanging.claim, Disposition::default());
         assert_eq!((counts.delivered(), counts.lost()), (0, 34), "and counts nothing twice");
         assert_eq!(deliver(&optional), names("34 35 36 37 38 39"));
         assert_eq!(queue.held(), (0, 0));
@@ -375,10 +375,10 @@ async fn of_several_required_outputs_one_that_has_ended_is_enough_for_a_refusal(
     let one = Take { bytes: u64::MAX, events: 1 };
     for cursor in [&ending, &going] {
         let taken = cursor.next(one).expect("a");
-        cursor.finish(taken.claim, Fate::default());
+        cursor.acknowledge(taken.claim, Disposition::default());
     }
     let taken = going.next(one).expect("b");
-    going.finish(taken.claim, Fate::default());
+    going.acknowledge(taken.claim, Disposition::default());
     queue.give_up("ending");
     assert_eq!(both.delivered().await, Ok(()), "both have it");
     assert_eq!(other.delivered().await, Err(Refused::Undelivered), "only one has it");
@@ -410,7 +410,7 @@ async fn a_batch_that_no_required_output_has_is_not_delivered_by_a_reload() {
     let _second = join(&queue, &telemetry, "second");
     queue.require("first", false);
     assert_eq!(begun.delivered().await, Err(Refused::Undelivered));
-    first.finish(taken.claim, Fate::default());
+    first.acknowledge(taken.claim, Disposition::default());
     assert_eq!((counts.delivered(), counts.lost()), (1, 0), "it may have it all the same");
 }
 
@@ -441,7 +441,7 @@ fn an_output_comes_and_goes_a_thousand_times_and_leaves_one_number() {
         let guest = queue.join(counts.output(&telemetry, "guest", round % 2 == 0)).expect("free");
         store(&queue, &names("a b c"), "room");
         let taken = guest.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
-        guest.finish(taken.claim, Fate::default());
+        guest.acknowledge(taken.claim, Disposition::default());
         assert_eq!(guest.leave(), 2);
         store(&queue, &names("d"), "room, without it");
         deliver(&staying);
@@ -491,7 +491,7 @@ fn a_smaller_queue_drops_nothing_and_refuses_until_there_is_room() {
     for left in (1..=6_u64).rev() {
         assert!(queue.append(batch(&names("c d"))).is_err(), "{left} batches too many");
         let taken = cursor.next(Take { bytes: 4, events: 2 }).expect("more");
-        cursor.finish(taken.claim, Fate::default());
+        cursor.acknowledge(taken.claim, Disposition::default());
     }
     let ticket = queue.append(batch(&names("c d"))).expect("room");
     assert!(matches!(ticket.delivered, Delivered::Waits(_)), "senders wait from now on");
@@ -504,7 +504,7 @@ fn what_did_not_leave_is_counted_by_its_fate_and_never_twice() {
     let cursor = join(&queue, &telemetry, "o");
     store(&queue, &names("a b c d e f"), "room");
     let six = cursor.next(ALL).expect("six");
-    cursor.finish(six.claim, Fate { lost: 1, dropped: 2, duplicate: 1 });
+    cursor.acknowledge(six.claim, Disposition { lost: 1, dropped: 2, duplicate: 1 });
     let counts = || {
         let filtered =
             |action| format!("filtered_events_total{{output=\"o\",action=\"{action}\"}}");
@@ -519,9 +519,9 @@ fn what_did_not_leave_is_counted_by_its_fate_and_never_twice() {
     assert_eq!(counts(), [2, 1, 2, 1]);
     store(&queue, &names("g h i"), "room");
     let three = cursor.next(ALL).expect("three");
-    cursor.finish(three.claim, Fate { lost: 2, dropped: u64::MAX, duplicate: 3 });
+    cursor.acknowledge(three.claim, Disposition { lost: 2, dropped: u64::MAX, duplicate: 3 });
     assert_eq!(counts(), [2, 3, 3, 1], "never more than were there");
-    cursor.finish(three.claim, Fate::default());
+    cursor.acknowledge(three.claim, Disposition::default());
     assert_eq!(counts(), [2, 3, 3, 1], "it is final");
 }
 
@@ -540,9 +540,9 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
     cursor.release(taken.claim);
     let (left, right) = cursor.split(taken.claim).expect("halves");
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(cursor.retake(left).expect("the left").origins, [origin(Position::new(0), 8)]);
+    assert_eq!(cursor.redeliver(left).expect("the left").origins, [origin(Position::new(0), 8)]);
     assert_eq!(
-        cursor.retake(right).expect("the right").origins,
+        cursor.redeliver(right).expect("the right").origins,
         [origin(Position::new(2), 8), origin(Position::new(3), 3)]
     );
 }

@@ -22,11 +22,11 @@ use super::now;
 use crate::queue::Backlog;
 use crate::queue::Batch;
 use crate::queue::Claim;
-use crate::queue::Fate;
+use crate::queue::Disposition;
 use crate::queue::Origin;
 use crate::queue::Output;
 use crate::queue::Position;
-use crate::queue::Retaken;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
@@ -565,7 +565,7 @@ impl Cursor {
         Self { shared, index, readable, loading: None, failing: None, told: None }
     }
 
-    /// Waits until [`Cursor::next`], or the [`Cursor::retake`] that was asked for last, has something to say.
+    /// Waits until [`Cursor::next`], or the [`Cursor::redeliver`] that was asked for last, has something to say.
     ///
     /// # Cancel safety
     ///
@@ -660,8 +660,8 @@ impl Cursor {
         batch
     }
 
-    /// The claim is final: acknowledged by the consumer, but for the events that `fate` counts.
-    pub fn finish(&self, claim: Claim, fate: Fate) {
+    /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
+    pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
         let cursor = &mut state.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
@@ -669,7 +669,7 @@ impl Cursor {
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
-        fate.count(events, &cursor.output.metrics);
+        disposition.count(events, &cursor.output.metrics);
         let took = age(note.received, now());
         cursor.output.metrics.delivery.record(took.as_secs_f64());
         state.unsaved += note.bytes;
@@ -689,31 +689,31 @@ impl Cursor {
 
     /// Takes a released claim again, to send it.
     #[must_use]
-    pub fn retake(&mut self, claim: Claim) -> Retaken {
+    pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
         if state.draining {
-            return Retaken::NotYet;
+            return Redelivery::NotYet;
         }
         let from_tail = state.in_tail(claim, self.index);
         let cursor = &mut state.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
-            return Retaken::Gone;
+            return Redelivery::Gone;
         };
         let fetched = cursor.fetched.take().filter(|fetched| fetched.claim == claim);
         let tells = cursor.tells_origins;
         let fetched = fetched.map(|fetched| batch_of(claim, fetched.pieces.into_iter(), tells));
         let Some(batch) = from_tail.or(fetched) else {
             cursor.wanted = Some(claim);
-            return Retaken::NotYet;
+            return Redelivery::NotYet;
         };
         entry.stage = Stage::OnWire;
         cursor.wanted = None;
-        Retaken::Batch(batch)
+        Redelivery::Batch(batch)
     }
 
     /// Takes a released claim again without its lines; `false` where it was dropped meanwhile.
     #[must_use]
-    pub fn reclaim(&self, claim: Claim) -> bool {
+    pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
         let claims = &mut state.cursors[self.index].claims;
         let Some(entry) = claims.find(claim).filter(|entry| entry.stage.is_open()) else {

@@ -13,7 +13,6 @@ use proptest::test_runner::TestCaseResult;
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
-use crate::queue;
 use crate::queue::tests::Counts;
 
 /// One step. Its numbers choose among the cursors, claims and tickets that there are, modulo their
@@ -29,7 +28,7 @@ enum Step {
     Finish {
         cursor: usize,
         claim: usize,
-        fate: queue::Fate,
+        fate: Disposition,
     },
     Release {
         cursor: usize,
@@ -82,7 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(cursor, bytes, events)| Step::Next { cursor, bytes, events }),
         6 => (cursor.clone(), index.clone(), (0_u64..3, 0_u64..3, 0_u64..3))
             .prop_map(|(cursor, claim, (lost, dropped, duplicate))| {
-                let fate = queue::Fate { lost, dropped, duplicate };
+                let fate = Disposition { lost, dropped, duplicate };
                 Step::Finish { cursor, claim, fate }
             }),
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Release { cursor, claim }),
@@ -502,16 +501,16 @@ impl Pair {
         Ok(())
     }
 
-    fn finish(&mut self, cursor: usize, claim: usize, fate: queue::Fate) {
+    fn finish(&mut self, cursor: usize, claim: usize, fate: Disposition) {
         let model = &mut self.model.cursors[cursor];
         let Some(claim) = model.pick(claim, &[Stage::OnWire]) else { return };
         model.claims.insert(claim.start.get(), (claim.end.get(), Stage::Done));
-        self.cursors[cursor].finish(claim, fate);
+        self.cursors[cursor].acknowledge(claim, fate);
         let positions = self.model.events_of(claim);
         let model = &mut self.model.cursors[cursor];
         let totals = &mut self.model.totals[model.name];
         for (index, (position, _)) in positions.iter().enumerate() {
-            let queue::Fate { lost, dropped, duplicate } = fate;
+            let Disposition { lost, dropped, duplicate } = fate;
             let ends = [lost, lost + dropped, lost + dropped + duplicate];
             let [dropped, duplicate] = &mut totals.filtered;
             let total = match ends.iter().position(|end| (index as u64) < *end) {
@@ -529,7 +528,7 @@ impl Pair {
         let Some(claim) = picked else { return Ok(()) };
         let wanted: Vec<String> =
             self.model.events_of(claim).into_iter().map(|(_, event)| event).collect();
-        let real = self.cursors[cursor].retake(claim);
+        let real = self.cursors[cursor].redeliver(claim);
         same("retaken", real.as_ref().map(read).unwrap_or_default(), wanted)?;
         self.compare_origins(real.as_ref())?;
         let stage = if real.is_some() { Stage::OnWire } else { Stage::Dropped };
@@ -689,7 +688,7 @@ impl Pair {
                 self.apply(&Step::Retake { cursor, claim: 0 })?;
             }
             while self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_some() {
-                self.apply(&Step::Finish { cursor, claim: 0, fate: queue::Fate::default() })?;
+                self.apply(&Step::Finish { cursor, claim: 0, fate: Disposition::default() })?;
             }
             let before = self.model.cursors[cursor].read;
             loop {
@@ -697,7 +696,7 @@ impl Pair {
                 if self.model.cursors[cursor].pick(0, &[Stage::OnWire]).is_none() {
                     break;
                 }
-                self.apply(&Step::Finish { cursor, claim: 0, fate: queue::Fate::default() })?;
+                self.apply(&Step::Finish { cursor, claim: 0, fate: Disposition::default() })?;
             }
             same("never back", self.model.cursors[cursor].read >= before, true)?;
         }

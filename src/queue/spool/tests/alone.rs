@@ -10,8 +10,8 @@ use super::super::writer::Step;
 use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Fate;
-use crate::queue::Retaken;
+use crate::queue::Disposition;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::simulated::Operation;
@@ -66,7 +66,7 @@ impl Scene {
     fn deliver(&mut self) {
         loop {
             while let Some(batch) = self.cursor.next(ALL) {
-                self.cursor.finish(batch.claim, Fate::default());
+                self.cursor.acknowledge(batch.claim, Disposition::default());
             }
             let Some(job) = self.cursor.job(false) else { break };
             let loaded = self.queue.shared.read(&job).expect("the disk is well");
@@ -215,19 +215,19 @@ fn a_part_of_a_claim_gets_nothing_of_the_rest() {
     for _ in 0..8 {
         assert_eq!(scene.send(5000), Ok(()));
     }
-    assert!(matches!(scene.cursor.retake(whole), Retaken::NotYet), "it has to be read");
+    assert!(matches!(scene.cursor.redeliver(whole), Redelivery::NotYet), "it has to be read");
     let job = scene.cursor.job(false).expect("to read all of it");
     let loaded = scene.queue.shared.read(&job).expect("the disk is well");
     // While the claim is being read, it is split, and its second half is asked for.
     let (left, right) = scene.cursor.split(whole).expect("two halves");
-    assert!(matches!(scene.cursor.retake(right), Retaken::NotYet));
+    assert!(matches!(scene.cursor.redeliver(right), Redelivery::NotYet));
     scene.cursor.take_in(job.epoch, loaded);
     for half in [right, left] {
         let batch = loop {
-            match scene.cursor.retake(half) {
-                Retaken::Batch(batch) => break batch,
-                Retaken::Gone => panic!("it was not dropped"),
-                Retaken::NotYet => {}
+            match scene.cursor.redeliver(half) {
+                Redelivery::Batch(batch) => break batch,
+                Redelivery::Gone => panic!("it was not dropped"),
+                Redelivery::NotYet => {}
             }
             let job = scene.cursor.job(false).expect("it is to be read");
             let loaded = scene.queue.shared.read(&job).expect("the disk is well");

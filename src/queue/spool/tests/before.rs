@@ -9,7 +9,7 @@ use super::super::writer::Step;
 use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Fate;
+use crate::queue::Disposition;
 use crate::queue::Origin;
 use crate::queue::Take;
 use crate::queue::disk::simulated::SimulatedDisk;
@@ -87,7 +87,7 @@ impl Scene {
                 continue;
             };
             events -= batch.events;
-            cursor.finish(batch.claim, Fate::default());
+            cursor.acknowledge(batch.claim, Disposition::default());
         }
     }
 
@@ -254,7 +254,7 @@ async fn it_is_read_by_threads_that_may_block() {
         cursor.readable().await;
         let Some(batch) = cursor.next(Take { bytes: u64::MAX, events: left }) else { continue };
         left -= batch.events;
-        cursor.finish(batch.claim, Fate::default());
+        cursor.acknowledge(batch.claim, Disposition::default());
     }
     queue.close().await;
     drop((queue, cursors));

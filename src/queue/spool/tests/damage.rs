@@ -17,8 +17,8 @@ use super::*;
 use crate::audit::LevelCounts;
 use crate::queue::Batch;
 use crate::queue::Claim;
-use crate::queue::Fate;
-use crate::queue::Retaken;
+use crate::queue::Disposition;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::queue::disk::Access;
 use crate::queue::disk::QUARANTINE;
@@ -121,10 +121,10 @@ impl Running {
     /// Takes a released claim again. Returns `None` if it is lost.
     fn retake(&mut self, chosen: usize, claim: Claim) -> Option<Batch> {
         for _ in 0..3 {
-            match self.cursors[chosen].retake(claim) {
-                Retaken::Batch(batch) => return Some(batch),
-                Retaken::Gone => return None,
-                Retaken::NotYet => assert!(self.read(chosen), "{claim:?} never comes"),
+            match self.cursors[chosen].redeliver(claim) {
+                Redelivery::Batch(batch) => return Some(batch),
+                Redelivery::Gone => return None,
+                Redelivery::NotYet => assert!(self.read(chosen), "{claim:?} never comes"),
             }
         }
         panic!("{claim:?} never comes");
@@ -203,7 +203,7 @@ impl Spool {
                     let chosen = rng.usize(..names.len());
                     let take = Take { bytes: rng.u64(1..9000), events: u64::MAX };
                     if let Some(batch) = running.next(chosen, take) {
-                        running.cursors[chosen].finish(batch.claim, Fate::default());
+                        running.cursors[chosen].acknowledge(batch.claim, Disposition::default());
                     }
                 }
                 _ => {}
@@ -309,7 +309,7 @@ impl Delivered {
                 batch = again;
             }
             self.take(&batch);
-            running.cursors[chosen].finish(batch.claim, Fate::default());
+            running.cursors[chosen].acknowledge(batch.claim, Disposition::default());
         }
         true
     }
@@ -543,7 +543,7 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     };
     conserved(&running);
     while let Some(batch) = running.next(0, ALL) {
-        running.cursors[0].finish(batch.claim, Fate::default());
+        running.cursors[0].acknowledge(batch.claim, Disposition::default());
         conserved(&running);
     }
     assert_eq!(running.counts[0].lost(), running.counts[1].lost());

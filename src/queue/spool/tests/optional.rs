@@ -9,7 +9,7 @@ use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
 use crate::queue::Claim;
-use crate::queue::Fate;
+use crate::queue::Disposition;
 use crate::queue::Take;
 use crate::queue::disk::simulated::SimulatedDisk;
 
@@ -65,7 +65,7 @@ impl Scene {
         let cursor = &mut self.cursors[0];
         loop {
             while let Some(batch) = cursor.next(ALL) {
-                cursor.finish(batch.claim, Fate::default());
+                cursor.acknowledge(batch.claim, Disposition::default());
             }
             let Some(job) = cursor.job(false) else { break };
             let loaded = self.queue.shared.read(&job).expect("the disk is well");
@@ -111,7 +111,7 @@ fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
         }
         let lost = scene.counts[1].lost();
         assert!((440..480).contains(&lost), "{lost}: it has what room there is");
-        scene.cursors[1].finish(hanging, Fate::default());
+        scene.cursors[1].acknowledge(hanging, Disposition::default());
         assert_eq!((scene.counts[1].delivered(), scene.counts[1].lost()), (0, lost), "twice");
         scene.check();
     }
@@ -234,6 +234,6 @@ fn drop_oldest_drops_the_oldest_also_from_the_wire_of_an_optional_output() {
     let lost = optional.lost();
     let backlogs = scene.queue.backlogs();
     assert!(backlogs.iter().all(|(_, backlog)| backlog.events == scene.sent - lost));
-    scene.cursors[1].finish(hanging, Fate::default());
+    scene.cursors[1].acknowledge(hanging, Disposition::default());
     assert_eq!((scene.counts[1].delivered(), scene.counts[1].lost()), (0, lost), "counted once");
 }

@@ -35,7 +35,7 @@ use crate::audit::LevelCounts;
 use crate::queue;
 use crate::queue::Batch;
 use crate::queue::Claim;
-use crate::queue::Retaken;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::queue::claims::Stage;
 use crate::queue::disk::QUARANTINE;
@@ -798,7 +798,7 @@ impl Simulation {
             some
         };
         let (lost, dropped, duplicate) = (some(), some(), some());
-        let fate = queue::Fate { lost, dropped, duplicate };
+        let fate = queue::Disposition { lost, dropped, duplicate };
         say!(self, "{} finishes {claim:?}, {fate:?}", self.outputs[chosen].name);
         let output = &mut self.outputs[chosen];
         output.claims.remove(&claim.start.get());
@@ -806,7 +806,7 @@ impl Simulation {
         output.settle(claim.end.get() - lost..claim.end.get(), Fate::Lost);
         output.filtered = [output.filtered[0] + dropped, output.filtered[1] + duplicate];
         self.tally.delivered += claim.end - claim.start - lost;
-        self.process().cursors[chosen].finish(claim, fate);
+        self.process().cursors[chosen].acknowledge(claim, fate);
     }
 
     fn release(&mut self, chosen: usize) {
@@ -874,10 +874,10 @@ impl Simulation {
             if !only_gone {
                 // The dropped claim was on the wire. Nothing that happens to it counts any more.
                 cursor.release(claim);
-                cursor.finish(claim, queue::Fate::lost(1));
+                cursor.acknowledge(claim, queue::Disposition::lost(1));
             }
-            assert!(!cursor.reclaim(claim), "it was dropped");
-            assert!(matches!(cursor.retake(claim), Retaken::Gone), "it was dropped");
+            assert!(!cursor.take_back(claim), "it was dropped");
+            assert!(matches!(cursor.redeliver(claim), Redelivery::Gone), "it was dropped");
             return true;
         }
         let picked = match which {
@@ -886,17 +886,17 @@ impl Simulation {
         };
         let Some(claim) = picked else { return false };
         if only {
-            assert!(self.process().cursors[chosen].reclaim(claim), "it was not dropped");
+            assert!(self.process().cursors[chosen].take_back(claim), "it was not dropped");
         } else {
-            let retaken = self.process().cursors[chosen].retake(claim);
+            let retaken = self.process().cursors[chosen].redeliver(claim);
             say!(self, "{} takes {claim:?} again: {retaken:?}", self.outputs[chosen].name);
             match retaken {
-                Retaken::Batch(batch) => {
+                Redelivery::Batch(batch) => {
                     assert_eq!(batch.claim, claim);
                     self.compare(&batch);
                 }
-                Retaken::Gone => panic!("{claim:?} was not dropped"),
-                Retaken::NotYet => {
+                Redelivery::Gone => panic!("{claim:?} was not dropped"),
+                Redelivery::NotYet => {
                     let stands = self.process().cursors[chosen].job(false).is_none();
                     assert!(!stands, "nothing will ever bring {claim:?}");
                     return false;

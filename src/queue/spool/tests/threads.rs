@@ -8,8 +8,8 @@ use tokio::task::JoinSet;
 use super::super::cursor::Cursor;
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Fate;
-use crate::queue::Retaken;
+use crate::queue::Disposition;
+use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::queue::outputs::signed;
 
@@ -71,10 +71,10 @@ async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
             let claim = batch.claim;
             cursor.release(claim);
             batch = loop {
-                match cursor.retake(claim) {
-                    Retaken::Batch(batch) => break batch,
-                    Retaken::NotYet => cursor.readable().await,
-                    Retaken::Gone => panic!("nothing is dropped"),
+                match cursor.redeliver(claim) {
+                    Redelivery::Batch(batch) => break batch,
+                    Redelivery::NotYet => cursor.readable().await,
+                    Redelivery::Gone => panic!("nothing is dropped"),
                 }
             };
         }
@@ -82,7 +82,7 @@ async fn receive(mut cursor: Cursor, name: &str, mut left: u64) -> Vec<String> {
         let lines = batch.pieces.concat();
         let lines = String::from_utf8(lines).expect("as it was sent");
         got.extend(lines.lines().map(str::to_owned));
-        cursor.finish(batch.claim, Fate::default());
+        cursor.acknowledge(batch.claim, Disposition::default());
     }
     got
 }
@@ -189,7 +189,7 @@ async fn who_joins_while_many_send_gets_all_from_then_on() {
             let Some(batch) = cursor.next(Take { bytes: 3000, events: 20 }) else { continue };
             let lines = String::from_utf8(batch.pieces.concat()).expect("as it was sent");
             got.extend(lines.lines().map(str::to_owned));
-            cursor.finish(batch.claim, Fate::default());
+            cursor.acknowledge(batch.claim, Disposition::default());
         }
         cursor.leave();
         stays.push(got);
