@@ -1,4 +1,5 @@
-//! The commands, and the only file that prints: data to stdout, messages for people to stderr.
+//! The command line. Only this file and the files below it print: data to stdout, messages for
+//! people to stderr.
 #![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
 use std::io::Write;
@@ -45,19 +46,21 @@ mod policy;
 mod queue;
 mod replay;
 
-/// Failed while running.
+/// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// Wrong usage or config; clap uses the same.
+/// The exit status for wrong usage or a wrong config. clap uses the same.
 const WRONG: u8 = 2;
 
-/// More threads than this only pass batches between cores.
+/// The most worker threads. More threads would only pass batches from core to core.
 const WORKERS_MAX: usize = 4;
 
-/// A thread for blocking work goes after so long without any. With tokio's ten seconds, a look at files each second keeps
-/// all that were ever needed at once.
+/// The time after which an idle thread for blocking work ends. With tokio's default of ten seconds,
+/// looking at the files once a second would keep every thread that was ever needed at the same
+/// time.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 
-/// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP consumers.
+/// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP
+/// consumers.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -87,7 +90,8 @@ enum Command {
         #[arg(long)]
         reference: bool,
     },
-    /// See it work: sends events to a relay of its own, whose consumer goes away for a while, and counts what arrives
+    /// See it work: sends events to a relay of its own, whose consumer goes away for a while, and
+    /// counts what arrives
     Demo(demo::Arguments),
     /// Send the events of audit logs to a relay, as kube-apiserver's webhook would have
     Replay(replay::Arguments),
@@ -116,7 +120,8 @@ enum Command {
         /// http://HOST:PORT of its admin address; without one, what the config says of it
         url: Option<String>,
     },
-    /// Wait until a running relay has delivered what it holds: exit status 0 when it has, 1 when it has not in time
+    /// Wait until a running relay has delivered what it holds: exit status 0 when it has, 1 when it
+    /// has not in time
     Drain {
         /// http://HOST:PORT of its admin address; without one, what the config says of it
         url: Option<String>,
@@ -126,7 +131,7 @@ enum Command {
     },
 }
 
-/// Does what the command line says.
+/// Runs the command that the command line names, and returns the process's exit status.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -152,7 +157,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The text of the config, and what to call it.
+/// The text of the config, and its name for messages.
 fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     let Some(file) = file else {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
@@ -166,7 +171,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     }
 }
 
-/// Prints every problem; an error where one of them is.
+/// Prints every problem of the config. `Err` if one of them is an error.
 fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     for problem in &checked.problems {
         eprintln!("{}", problem.render(name));
@@ -175,8 +180,8 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     if checked.problems.iter().any(is_wrong) { Err(WRONG) } else { Ok(()) }
 }
 
-/// Prints every mistake in the policies that a config names; an error where there is one. That one is missing was said of
-/// the config.
+/// Prints every mistake in the policy files that the config names. `Err` if there is one. A policy
+/// file that does not exist is skipped here, because it is a problem of the config already.
 fn report_policies(checked: &Checked) -> Result<(), u8> {
     let mut result = Ok(());
     for policy in checked.policies.iter().filter(|policy| policy.exists()) {
@@ -195,7 +200,8 @@ fn show(file: Option<&Path>) -> Result<(), u8> {
     print(&checked.effective())
 }
 
-/// To standard output; a reader who has seen enough, as `head`, is no failure.
+/// Writes to standard output. It is no failure if the reader has seen enough and closed the pipe,
+/// as `head` does.
 fn print(text: &str) -> Result<(), u8> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -220,13 +226,13 @@ fn check(file: Option<&Path>, connect: bool, elsewhere: bool) -> Result<(), u8> 
     if let Some(config) = checked.config.as_ref().filter(|_| connect) {
         runtime()?.block_on(probe(config))?;
     }
-    // Without a config, a setting is in a file that is missing here.
+    // There is no config if a setting is in a file that does not exist on this machine.
     let parts = checked.config.as_ref().map(parts).unwrap_or_default();
     eprintln!("ok{parts}");
     Ok(())
 }
 
-/// With the problems of what the config names.
+/// Adds the problems of the files and directories that the config names.
 fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     let mut problems = check::directories(&checked, &[]);
     if elsewhere {
@@ -242,7 +248,7 @@ fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     if elsewhere { checked } else { checked.strict() }
 }
 
-/// `: 2 listeners, 1 output`.
+/// The parts of the config for the end of a message, such as `: 2 listeners, 1 output`.
 fn parts(config: &Config) -> String {
     let counts = [
         (config.listeners.len(), "listener"),
@@ -257,7 +263,7 @@ fn parts(config: &Config) -> String {
     format!(": {}", parts.join(", "))
 }
 
-/// Connects every output once.
+/// Connects to every output and source once, and prints the results.
 async fn probe(config: &Config) -> Result<(), u8> {
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);
@@ -336,7 +342,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         eprintln!("cannot start the log: {error}");
         return Err(FAILED);
     }
-    // From here on nothing is printed: a stderr that nobody reads would hold it up.
+    // From here on nothing is printed, because a stderr that nobody reads would block the process.
     for Problem { line, path: key, message, severity, .. } in &checked.problems {
         match severity {
             Severity::Error | Severity::Fault => {
@@ -350,7 +356,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
     let result = run_relay(file, config.clone());
     match &result {
-        // The log's last line is the relay's totals.
+        // The relay has logged its totals already, and they are the last line of the log.
         Ok(()) | Err(relay::Error::Ended(_)) => {}
         Err(error @ (relay::Error::Config(_) | relay::Error::Run(_))) => {
             tracing::error!(%error, "failed");
@@ -363,7 +369,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     })
 }
 
-/// The relay in a runtime of its own, from its start to its end.
+/// Runs the relay from its start to its end, in a runtime of its own.
 fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     let runtime = build_runtime()
         .map_err(|error| relay::Error::Run(format!("cannot start the runtime: {error}")))?;
@@ -384,24 +390,27 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
         }
         result
     });
-    // A thread that hangs in a file system or in a full pipe must not hold up the end.
+    // A thread that hangs in a file system or in a full pipe must not delay the end.
     runtime.shutdown_background();
     result
 }
 
-/// What comes so soon after the first signal is the same one: timeout(1), for one, sends it to its child and to the group.
+/// A second signal so soon after the first counts as the same signal. timeout(1), for example,
+/// sends its signal to its child and to the group.
 const TWICE: Duration = Duration::from_millis(10);
 
-/// Reloads that may wait for the one under way; what comes beyond is one with the last of them.
+/// The most reloads that wait for the one under way. A further request is covered by the last of
+/// them.
 const RELOADS: usize = 16;
 
-/// SIGTERM and SIGINT, the first and the second of them; SIGHUP.
+/// The signals to this process. `first` is cancelled by the first SIGTERM or SIGINT, `second` by
+/// the second one; `reload` has a message for each SIGHUP.
 struct Heard {
     first: CancellationToken,
     second: CancellationToken,
     reload: mpsc::Receiver<()>,
-    /// Hears them as long as the process lives: its end is a panic, which counts as the first
-    /// signal.
+    /// The task that listens for signals as long as the process lives. It can end only by a panic,
+    /// which counts as the first signal.
     listening: JoinHandle<()>,
 }
 

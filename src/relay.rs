@@ -130,9 +130,8 @@ struct Parts {
     sources: Sources,
     dead_letters: DeadLetters,
     watch: Watch,
-    /// Every task and thread that the relay needs reports its failure here. Outputs are an
-    /// exception: `outputs` first removes a failed output from the queue, and then reports it
-    /// itself.
+    /// Every task and thread that the relay needs reports its failure here, except the tasks of the
+    /// outputs. `outputs` reports these, after it has told the queue not to wait for the output.
     failures: Failures,
     /// The problems of the config that was read last, until they are logged.
     problems: Vec<Problem>,

@@ -1,5 +1,5 @@
-//! `demo`: one line that changes on a terminal, a line a second elsewhere, and the summary. All of it goes to stdout: it is
-//! what this command is for.
+//! The command `demo`: on a terminal one line that changes, elsewhere a line every second, and the
+//! summary. All of this goes to stdout, because it is the result of the command.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -23,8 +23,9 @@ use crate::demo::Figures;
 use crate::demo::Phase;
 use crate::demo::Summary;
 
-/// The line is drawn, or another printed, so often.
+/// How often the line is drawn on a terminal.
 const DRAW: Duration = Duration::from_millis(200);
+/// How often a line is printed if stdout is no terminal.
 const LINE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
@@ -86,12 +87,12 @@ fn said(summary: &Summary) -> String {
     )
 }
 
-/// The line.
+/// Shows the figures of the running demo.
 struct Display {
     line: ProgressBar,
     is_terminal: bool,
     begun: Instant,
-    /// When a line was made, and the figures in it.
+    /// When the last line was made, and the figures in it.
     before: (Instant, Figures),
     is_announced: bool,
 }

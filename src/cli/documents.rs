@@ -1,4 +1,4 @@
-//! `completions` and `man`: what shells and man(1) want to know of the command line.
+//! The commands `completions` and `man`: describe the command line to shells and to man(1).
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use super::FAILED;
 use super::print;
 
-/// The name that the binary has, whatever it was called by.
+/// The name of the program, by whatever name it was called.
 const NAME: &str = "kube-audit-forwarder";
 
 /// Prints the completions for a shell.
@@ -18,7 +18,7 @@ pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> 
     print(&String::from_utf8_lossy(&script))
 }
 
-/// Prints the man page of the whole, or writes a page for each command into a directory.
+/// Prints the main man page, or writes a page for each command into the directory.
 pub(super) fn man(directory: Option<&Path>, command: Command) -> Result<(), u8> {
     let Some(directory) = directory else {
         let mut page = Vec::new();

@@ -1,7 +1,8 @@
-//! `drain`: waits until a relay has delivered what it holds, for a pod's preStop hook in an image without a shell.
+//! The command `drain`: waits until a relay has delivered the events that it holds. It serves as a
+//! pod's preStop hook in an image without a shell.
 //!
-//! It changes nothing at the relay, which is told to stop afterwards, by a signal: until then it goes on with what still
-//! comes in, and with what waits.
+//! The command changes nothing at the relay. Until a signal stops the relay afterwards, the relay
+//! goes on to accept new events and to deliver the waiting ones.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,16 +15,16 @@ use url::Url;
 use super::FAILED;
 use super::healthcheck;
 
-/// At least so long: a pod that ends is still in its Service for a moment.
+/// The least time to wait. A pod that ends still gets requests from its Service for a moment.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Of an answer: `/status` has some lines for each address of each output.
+/// The most bytes of a response body. `/status` has some lines for each address of each output.
 const STATUS_MAX: usize = 1024 * 1024;
 
-/// Between looks.
+/// The pause between two requests.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Waits for the relay at this URL, or for the one that the config describes.
+/// Waits for the relay at this URL, or else for the relay that the config describes.
 pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Result<(), u8> {
     let mut url = healthcheck::url_of(url, file)?;
     url.set_path("/status");
@@ -35,7 +36,7 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
     })
 }
 
-/// Returns when no required output has a backlog; an error when that takes longer than the limit.
+/// Returns when no required output has a backlog. `Err` if that takes longer than the limit.
 async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {
@@ -57,7 +58,8 @@ async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// What each output has not got yet, for people. A relay that has no time to answer is no reason to stop it.
+/// The backlog of each required output that has one, as text for people. If the relay does not
+/// respond in time, the text says so, and the caller goes on waiting.
 async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     let Some(answered) = healthcheck::ask_in_time(url, STATUS_MAX).await else {
         return Ok(vec!["the relay does not answer".to_owned()]);
@@ -69,12 +71,13 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     let status: Value =
         serde_json::from_str(&body).map_err(|error| format!("no status of a relay: {error}"))?;
     let outputs = status["outputs"].as_array().ok_or("no status of a relay: it has no outputs")?;
-    // One that is not required holds nobody up: no 200 has waited for it.
+    // Senders have not waited for an output that is not required, so its backlog is no reason to
+    // wait.
     let required = outputs.iter().filter(|output| output["required"] != Value::Bool(false));
     required.filter_map(of_output).collect()
 }
 
-/// `None` where it has got everything.
+/// The backlog of one output, as text for people; `None` if it has no backlog.
 fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("no status of a relay: an output without backlog_events".to_owned()));

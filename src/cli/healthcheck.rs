@@ -1,4 +1,5 @@
-//! `healthcheck`: one GET of a relay's `/readyz`, whose exit status is the answer, for images without a shell.
+//! The command `healthcheck`: sends one GET to a relay's `/readyz`, and exits with 0 if the relay
+//! is ready. It serves images without a shell.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -25,20 +26,21 @@ use super::WRONG;
 use super::read;
 use crate::config;
 
-/// For all of it, the lookup of a name too. A relay answers within milliseconds. Docker waits 30 s; a kubelet waits for
-/// its probe's `timeoutSeconds`, 1 s unless told, and says no more than that it was too short.
+/// How long everything may take, including the lookup of a name. A relay responds within
+/// milliseconds. Docker waits 30 s for a health check. A kubelet waits for the probe's
+/// `timeoutSeconds`, by default 1 s, and then reports only that the time was too short.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Of an answer's body. A relay's is some lines.
+/// The most bytes of a response body. A relay's response has some lines.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// Of an answer's head.
+/// The most bytes of a response's head.
 const HEAD_MAX: usize = 16 * 1024;
 
-/// Of these, as many are printed.
+/// The most lines of a response body that are printed.
 const LINES_MAX: usize = 50;
 
-/// Asks the relay at this URL, or the one that the config describes.
+/// Asks the relay at this URL, or else the relay that the config describes.
 pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     let url = url_of(url, file)?;
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
@@ -57,7 +59,8 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     }
 }
 
-/// `/readyz` at this URL, or of the relay that the config describes.
+/// The given URL, with `/readyz` if it has no path; without a URL, `/readyz` of the relay that the
+/// config describes.
 pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> {
     match url {
         Some(text) => parse(text).map_err(|wrong| {
@@ -68,7 +71,7 @@ pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> 
     }
 }
 
-/// Runs it on this thread; a lookup that hangs does not hold up the end.
+/// Runs the future on this thread. A lookup that hangs does not delay the return.
 pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
@@ -80,7 +83,7 @@ pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     Ok(result)
 }
 
-/// [`ask`]; `None` where it takes longer than a relay may.
+/// Does what [`ask`] does; `None` if that takes longer than [`TIMEOUT`].
 pub(super) async fn ask_in_time(
     url: &Url,
     body_max: usize,
@@ -88,7 +91,7 @@ pub(super) async fn ask_in_time(
     tokio::time::timeout(TIMEOUT, ask(url, body_max)).await.ok()
 }
 
-/// The URL that a person has written; one without a path means `/readyz`.
+/// Reads a URL that a person has written. A URL without a path means `/readyz`.
 fn parse(text: &str) -> Result<Url, String> {
     const ALLOWED: &str = "allowed: http://HOST:PORT or http://HOST:PORT/PATH";
     let mut url = Url::parse(text).map_err(|error| format!("is no URL ({error}), {ALLOWED}"))?;
@@ -110,8 +113,8 @@ fn parse(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// `/readyz` at the admin address of a config. What else is wrong with the config is not asked: a relay that runs goes on
-/// with the one it has.
+/// The URL of `/readyz` at the admin address of a config. Other mistakes in the config do not
+/// matter here, because a running relay goes on with the config that it has.
 fn configured(file: Option<&Path>) -> Result<Url, u8> {
     let (text, name) = read(file)?;
     let address = config::admin_address(&text).map_err(|problems| {
@@ -129,7 +132,8 @@ fn configured(file: Option<&Path>) -> Result<Url, u8> {
     })
 }
 
-/// An address to connect to: one that stands for all of the machine's is on loopback too.
+/// The address to connect to: for an address that means all addresses of the machine, the loopback
+/// address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let loopback: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -139,7 +143,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The answer's status, and its body within bounds.
+/// Sends a GET. Returns the response's status and its body, which may have at most `body_max`
+/// bytes.
 async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String> {
     let port = url.port_or_known_default().unwrap_or(80);
     let connecting = async {
@@ -170,7 +175,7 @@ async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String>
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
     let driver = async {
-        // Where it fails, so does the exchange, which says why.
+        // If the connection fails, the exchange fails too, and its error says why.
         connection.await.ok();
         std::future::pending().await
     };

@@ -1,4 +1,5 @@
-//! `migrate haproxy`: the config to standard output, what it could not carry over to standard error as well.
+//! The command `migrate haproxy`: prints the config to standard output, and the directives that it
+//! could not carry over to standard error as well.
 
 use std::io::Read;
 use std::path::Path;
@@ -11,12 +12,13 @@ use super::print;
 use crate::haproxy;
 use crate::haproxy::Left;
 
-/// Far beyond any haproxy.cfg that people write.
+/// The largest haproxy.cfg in bytes, far larger than any that people write.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// From the haproxy.cfg of a forwarder; what it could not carry over is named as a comment and on stderr
+    /// From the haproxy.cfg of a forwarder; what it could not carry over is named as a comment and
+    /// on stderr
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]

@@ -1,4 +1,5 @@
-//! `policy explain`: which rule of a policy an event falls under, why no rule before it does, and what becomes of the event.
+//! The command `policy explain`: prints which rule of a policy decides about an event, why no rule
+//! before it does, and what happens to the event.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -17,19 +18,23 @@ use crate::audit::scan;
 use crate::filter;
 use crate::policy::Policy;
 
-/// An audit.log is rotated at 100 MiB.
+/// The most bytes of a file with events. kube-apiserver rotates an audit.log at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Print for each event the rule that decides, why those before it do not, and what becomes of the event
+    /// Print for each event the rule that decides, why those before it do not, and what becomes of
+    /// the event
     ///
-    /// A policy with mistakes is not used: each is printed with line and column, and the exit status is 2.
+    /// A policy with mistakes is not used: each is printed with line and column, and the exit
+    /// status is 2.
     Explain {
-        /// The policy, in YAML or JSON: a Policy of audit.k8s.io/v1, as for kube-apiserver's --audit-policy-file
+        /// The policy, in YAML or JSON: a Policy of audit.k8s.io/v1, as for kube-apiserver's
+        /// --audit-policy-file
         #[arg(long, value_name = "FILE")]
         policy: PathBuf,
-        /// The events: one Event, an EventList, or JSON lines such as an audit.log; `-` is standard input
+        /// The events: one Event, an EventList, or JSON lines such as an audit.log; `-` is standard
+        /// input
         #[arg(value_name = "EVENT.json")]
         events: PathBuf,
     },
@@ -51,14 +56,14 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         let request = request(event);
         text.push_str(&head(index + 1, event, &request));
         for line in policy.explain(&request).to_string().lines() {
-            // Writing into memory does not fail.
+            // A write into memory cannot fail.
             writeln!(text, "  {line}").ok();
         }
     }
     print(&text)
 }
 
-/// Prints every mistake, if there are any.
+/// Reads a policy. If it has mistakes, prints all of them.
 fn policy(file: &Path) -> Result<Policy, u8> {
     filter::read_policy(file).map_err(|mistakes| {
         for mistake in mistakes {
@@ -86,7 +91,7 @@ fn read(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// Which event this is: its place, stage and audit ID; who asked for what.
+/// The line that names an event: its number, stage and audit ID, and who asked for what.
 fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     let id = scan::member(event, "auditID").and_then(scan::string).unwrap_or_default();
     let user = match &request.user {
@@ -102,7 +107,8 @@ fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     )
 }
 
-/// What senders choose must not move a terminal's cursor.
+/// A text with control characters escaped. The sender of an event chooses such texts, and they must
+/// not move a terminal's cursor.
 fn printable(text: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(text);
     match text.contains(|char: char| char.is_control()) {

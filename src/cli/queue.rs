@@ -1,4 +1,5 @@
-//! `queue inspect`, `queue export`, `queue verify`: the directory of a durable queue, for people and for scripts.
+//! The commands `queue inspect`, `queue export` and `queue verify`: show the directory of a durable
+//! queue to people and scripts.
 
 use std::fmt;
 use std::io;
@@ -23,10 +24,10 @@ use crate::queue::inspect::Summary;
 use crate::queue::inspect::Verdict;
 use crate::queue::inspect::printable;
 
-/// What is written to standard output at once.
+/// The bytes that are written to standard output at once.
 const BUFFER: usize = 256 << 10;
 
-/// Progress is shown so often.
+/// How often the progress is shown.
 const EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
@@ -65,7 +66,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     }
 }
 
-/// Says why it does not work.
+/// Prints the error. Returns the exit status.
 fn failed(error: Error) -> u8 {
     eprintln!("{error}");
     if matches!(error, Error::NoOutput { .. }) { WRONG } else { FAILED }
@@ -112,7 +113,8 @@ fn line(name: &str, value: impl fmt::Display) -> [String; 2] {
     [name.to_owned(), value.to_string()]
 }
 
-/// Each as wide as its widest cell, the last one as it is.
+/// The rows as a table. Each column is as wide as its widest cell, except the last, which is not
+/// padded.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
@@ -173,7 +175,7 @@ fn export(directory: &Path, output: Option<&str>) -> Result<(), u8> {
         Seen::Progress(..) => Ok(()),
     });
     let flushed = exported.and_then(|_| stdout.flush().map_err(Error::Told));
-    // What could not be written is not tried again.
+    // The rest of the buffer is dropped: if a write failed, it must not be tried again.
     drop(stdout.into_parts());
     ended(flushed, found)
 }
@@ -201,7 +203,8 @@ fn verify(directory: &Path) -> Result<(), u8> {
     ended(told, found)
 }
 
-/// The end of a command that may have `found` something. A reader who has seen enough, as `head`, is no failure.
+/// The result of a command. It fails if `found` is true, which means that the command reported a
+/// finding. It is no failure if the reader has seen enough and closed the pipe, as `head` does.
 fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
     match result {
         Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -235,7 +238,7 @@ fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// How far it is, for someone who waits at a terminal.
+/// Shows the progress to a person who waits at a terminal.
 struct Progress {
     is_terminal: bool,
     shown: bool,

@@ -1,4 +1,4 @@
-//! `replay`: arguments, the progress on a terminal or in lines, and what is said at the end.
+//! The command `replay`: its arguments, the progress on a terminal or in lines, and the summary.
 
 use std::io::Read as _;
 use std::num::NonZeroU32;
@@ -36,20 +36,22 @@ use crate::replay::client::Failed;
 use crate::replay::client::Retry;
 use crate::tls;
 
-/// The progress is looked at so often, and told so often where nobody sees it change.
+/// How often the progress is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often the progress is printed if no bar is drawn.
 const TELL: Duration = Duration::from_secs(5);
 
-/// Notes that may wait to be printed.
+/// The most notes that wait to be printed.
 const NOTES: usize = 256;
 
-/// Retry-After and pauses end at once at a signal; a reader of a pipe may hang.
+/// How long the runtime may take to end. All waits end at once at a signal; only the reader thread
+/// may hang, in a pipe.
 const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Audit logs, in this order: JSON lines, plain or gzipped, of kube-apiserver, OpenShift or `oc adm node-logs`; dead
-    /// letters; what `queue export` prints. `-` is standard input
+    /// Audit logs, in this order: JSON lines, plain or gzipped, of kube-apiserver, OpenShift or `oc
+    /// adm node-logs`; dead letters; what `queue export` prints. `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Where to POST them, such as http://127.0.0.1:3000/
@@ -76,7 +78,8 @@ pub(super) struct Arguments {
     /// How often a request is tried before the replay stops
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
-    /// The pause before the second attempt; each one is 1.5 times as long as that before, and up to a fifth longer by chance
+    /// The pause before the second attempt; each one is 1.5 times as long as that before, and up to
+    /// a fifth longer by chance
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
     backoff: Duration,
     /// PEM file with the CAs that the receiver's certificate must end in [default: the system's]
@@ -107,7 +110,8 @@ enum BadLine {
     Skip,
 }
 
-/// Less than an event holds, or more than a relay takes, is a mistake.
+/// Reads the size of a batch. A size below 1 KiB, which no event fits into, and a size above 64
+/// MiB, which no relay accepts by default, are mistakes.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {
@@ -132,7 +136,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     }
     let runtime = runtime()?;
     let result = runtime.block_on(send(arguments, replay, client, stop));
-    // The thread that reads may hang in a pipe.
+    // The thread that reads the files may hang in a pipe.
     runtime.shutdown_timeout(LEAVING);
     result
 }
@@ -200,7 +204,7 @@ async fn send(
             Some(note) = notes.recv() => display.note(&note),
             _ = look.tick() => display.look(*progress.borrow()),
             () = heard.first.cancelled(), if !stop.is_cancelled() => stop.cancel(),
-            // The terminal is gone; as if it had been interrupted.
+            // SIGHUP means that the terminal is gone, and counts as an interrupt.
             Some(()) = hangup.recv() => stop.cancel(),
             () = heard.second.cancelled() => break None,
         }
@@ -224,7 +228,7 @@ async fn send(
     }
 }
 
-/// Where it has stopped, and how to go on.
+/// Says where the replay has stopped, and how to go on from there.
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();
@@ -256,7 +260,7 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     text
 }
 
-/// A file's name, safe for a terminal.
+/// A file's name, with control characters escaped, so that it is safe for a terminal.
 fn shown(file: &Path) -> String {
     let escape = |char: char| match char.is_control() {
         true => char.escape_debug().to_string(),
@@ -265,19 +269,21 @@ fn shown(file: &Path) -> String {
     file.to_string_lossy().chars().map(escape).collect()
 }
 
-/// The progress and the messages, on a terminal or in lines.
+/// Shows the progress and the messages, on a terminal as a bar, elsewhere in lines.
 struct Display {
     bar: ProgressBar,
     file_bytes: Option<u64>,
     begun: Instant,
-    /// When the last line was printed, and how much was accepted then.
+    /// When the last line was printed, and how many events were accepted by then.
     told: (Instant, u64),
-    /// What of the files was done before the first look that saw some, and when that was.
+    /// The first progress in the files that was seen: when, and in bytes. An earlier run may have
+    /// done this part.
     from: Option<(Instant, u64)>,
 }
 
 impl Display {
-    /// On a terminal it draws; nothing is drawn elsewhere.
+    /// A display for files of this size; `None`: the size is unknown. A bar is drawn only on a
+    /// terminal.
     fn new(file_bytes: Option<u64>) -> Self {
         let bar = match file_bytes {
             Some(bytes) => ProgressBar::new(bytes).with_style(style(
@@ -311,7 +317,8 @@ impl Display {
         let rate = rate(progress.accepted, self.begun.elapsed());
         let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
         if self.from.is_none() && progress.file_bytes > 0 {
-            // Where another run has left it: no pace of this one.
+            // An earlier run may have done this part, so it does not count for the pace of this
+            // run.
             self.from = Some((Instant::now(), progress.file_bytes));
             self.bar.set_position(progress.file_bytes);
             self.bar.reset_eta();
@@ -345,7 +352,7 @@ impl Display {
         eprintln!("{} events accepted, {}/s{left}", progress.accepted, rate);
     }
 
-    /// By the pace so far.
+    /// The time left, by the pace of this run so far; empty if there is no pace yet.
     fn time_left(&self, progress: Progress, bytes: u64) -> String {
         let Some((since, from)) = self.from.filter(|(_, from)| progress.file_bytes > *from) else {
             return String::new();
@@ -378,18 +385,18 @@ impl Display {
     }
 }
 
-/// The template is ours; one that were wrong would cost the bar and nothing else.
+/// A style from a template. A template that is wrong would cost only the bar.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Events per second.
+/// The rate in events per second.
 fn rate(events: u64, time: Duration) -> u64 {
     let millis = time.as_millis().max(1);
     u64::try_from(u128::from(events) * 1000 / millis).unwrap_or(u64::MAX)
 }
 
-/// How to send a file again from a line on.
+/// Explains how to send a file again from this line on.
 fn rest_of(file: &Path, line: u64) -> String {
     let name = shown(file);
     let is_file = std::fs::metadata(file).is_ok_and(|found| found.is_file());

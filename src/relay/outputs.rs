@@ -43,7 +43,7 @@ use crate::telemetry::Telemetry;
 /// queue again.
 ///
 /// A task that ends without being told to is a failure: [`Outputs::ended`] returns it, and the
-/// relay ends. The queue keeps no event for an output whose task has ended.
+/// relay ends. The queue's drain does not wait for an output whose task has ended.
 pub(super) struct Outputs {
     telemetry: Arc<Telemetry>,
     queue: Queue,
@@ -329,8 +329,8 @@ impl Outputs {
         Slot { config, files, status, inbox }
     }
 
-    /// Waits until an output's task ends that was not told to, and returns the error. That output
-    /// is out of the queue by then. Waits for ever if there is no task.
+    /// Waits until an output's task ends that was not told to, and returns the error. By then the
+    /// queue knows that it must not wait for that output. Waits for ever if there is no task.
     ///
     /// # Cancel safety
     ///
@@ -347,8 +347,8 @@ impl Outputs {
         }
     }
 
-    /// Waits for the next task that ends. If the task should not have ended, its output is taken
-    /// out of the queue, and the error is kept in `failed`.
+    /// Waits for the next task that ends. If the task should not have ended, the queue is told not
+    /// to wait for its output, and the error is kept in `failed`.
     ///
     /// # Cancel safety
     ///
