@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Builds the book of docs/ into target/book. Installs mdBook if it is missing (about 3 minutes of
+# CPU time). Fails if a page of docs/SUMMARY.md is missing.
+#
+# On GitHub a page may link to any file of the repository. A book holds only the pages, so links
+# that leave docs/ become links to GitHub here, in a copy below target/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+version=0.5.4
+repository=https://github.com/kube-audit-forwarder/kube-audit-forwarder/blob/main
+
+if ! mdbook --version 2>/dev/null | grep -qF "v$version"; then
+  cargo install --locked mdbook --version "$version" --no-default-features --features search
+fi
+
+target=${CARGO_TARGET_DIR:-target}
+copy=$target/book-source
+rm -rf "$copy" "$target/book"
+mkdir -p "$copy"
+cp -r docs "$copy/docs"
+sed '/^edit-url-template/d' book.toml >"$copy/book.toml"
+find "$copy/docs" -maxdepth 1 -name '*.md' -exec sed -i "s#](\.\./#]($repository/#g" {} +
+find "$copy/docs" -mindepth 2 -name '*.md' -exec sed -i "s#](\.\./\.\./#]($repository/#g" {} +
+mdbook build "$copy" --dest-dir "$(realpath "$target")/book"
