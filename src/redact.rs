@@ -98,7 +98,7 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
     }
 }
 
-/// An event that is to be changed.
+/// An event to change, with its request.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     event: &'a [u8],

@@ -44,8 +44,7 @@ const TELL: Duration = Duration::from_secs(5);
 /// The most notes that wait to be printed.
 const NOTES: usize = 256;
 
-/// How long the runtime may take to end. All waits end at once at a signal; only the reader thread
-/// may hang, in a pipe.
+/// How long the end of the process waits for blocking work, such as a lookup that hangs.
 const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
@@ -110,8 +109,8 @@ enum BadLine {
     Skip,
 }
 
-/// Reads the size of a batch. A size below 1 KiB, which no event fits into, and a size above 64
-/// MiB, which no relay accepts by default, are mistakes.
+/// Reads the size of a batch. `Err` for a size below 1 KiB, into which most events do not fit, and
+/// for a size above 64 MiB, which no relay accepts by default.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {
@@ -136,7 +135,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     }
     let runtime = runtime()?;
     let result = runtime.block_on(send(arguments, replay, client, stop));
-    // The thread that reads the files may hang in a pipe.
+    // Blocking work (a lookup, a write of the resume file) may hang, and must not delay the end.
     runtime.shutdown_timeout(LEAVING);
     result
 }

@@ -223,7 +223,7 @@ pub(super) fn is_variable(text: &str) -> bool {
 pub(super) fn host_and_port(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
     let (host, port) = match text.rsplit_once(':')? {
-        // A variable has colons of its own.
+        // A variable, such as `${env:PORT}`, contains a colon itself.
         (_, rest) if rest.contains('}') => {
             let place = text.find(":${")?;
             (text.get(..place)?, text.get(place + 1..)?)

@@ -123,7 +123,7 @@ impl Matcher {
             unlocated[rule / 64] |= 1 << (rule % 64);
         }
         Self {
-            // Resources and namespaces go before paths where a rule has both.
+            // If a rule has both, its resources and namespaces count, and its paths do not.
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
             about_path: set(&|of| !asks_object(of)),
             verbs: table(&|criteria| criteria.verbs.clone()),

@@ -1,4 +1,5 @@
-//! What the tests of policies share: requests from a few words, and the policies of the repository.
+//! Helpers that the tests of policies share: they make requests from a few words, and read the
+//! policies of the repository.
 
 mod corpus;
 mod explained;
@@ -19,7 +20,8 @@ fn text(text: &str) -> Text<'_> {
     Cow::Borrowed(text.as_bytes())
 }
 
-/// An event at level RequestResponse and stage ResponseComplete; nobody asks, for nothing.
+/// A request at level RequestResponse and stage ResponseComplete, without a user and without an
+/// object.
 fn asked<'a>(verb: &'a str, uri: &'a str) -> Request<'a> {
     Request {
         level: text("RequestResponse"),
@@ -34,7 +36,7 @@ fn user<'a>(name: &'a str, groups: &[&'a str]) -> Option<User<'a>> {
     Some(User { name: text(name), groups: groups.iter().map(|group| text(group)).collect() })
 }
 
-/// From `namespace/resource/name/subresource`, where each but the resource may be empty.
+/// An object, from `namespace/resource/name/subresource`. Every part but the resource may be empty.
 fn object<'a>(group: &'a str, path: &'a str) -> Option<Object<'a>> {
     let mut parts = path.split('/').map(text).chain(std::iter::repeat(text("")));
     let mut next = || parts.next().unwrap_or_default();
@@ -42,13 +44,13 @@ fn object<'a>(group: &'a str, path: &'a str) -> Option<Object<'a>> {
     Some(Object { group: text(group), resource, subresource, namespace, name })
 }
 
-/// A policy of these rules, which are without mistakes.
+/// A policy with these rules, which must have no mistakes.
 fn rules(rules: &str) -> Policy {
     let text = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n{rules}");
     Policy::read(&text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
 }
 
-/// One of `tests/policies`.
+/// One of the policies in `tests/policies`.
 fn shipped(name: &str) -> Policy {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
     let text = std::fs::read_to_string(folder.join(name)).unwrap();

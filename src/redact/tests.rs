@@ -1,4 +1,4 @@
-//! What each change does to events that are written out here, and to those that were recorded.
+//! Tests of each change, on events that are written out here and on recorded events.
 
 use super::*;
 use crate::audit;
@@ -24,7 +24,8 @@ fn rules(rules: &[(&str, &str, With)]) -> Redaction {
     Redaction::new(&rules).unwrap()
 }
 
-/// The event behind the change, or `None`: unchanged. Whatever was done, it is an event, and doing it again does nothing.
+/// The changed event, or `None` if nothing changed, and what was done. Asserts that the result is
+/// still one event.
 fn changed(event: &str, change: &Change<'_>) -> (Option<String>, Done) {
     let is_event = |text: &[u8]| audit::decode(text.to_vec()).map(|batch| batch.events) == Ok(1);
     assert!(is_event(event.as_bytes()), "{event}");
@@ -40,7 +41,7 @@ fn changed(event: &str, change: &Change<'_>) -> (Option<String>, Done) {
     (Some(out), done)
 }
 
-/// What is put into the gaps of an event, beside what every event has.
+/// An event about this resource, with `rest` added to its members.
 fn event(resource: &str, rest: &str) -> String {
     let parts: Vec<_> = resource.split('/').collect();
     let (group, resource, sub) = match *parts {
@@ -54,7 +55,8 @@ fn event(resource: &str, rest: &str) -> String {
     )
 }
 
-/// Checks what becomes of the gap.
+/// Asserts that `before`, as part of an event about this resource, becomes `after`, and that a
+/// second change does nothing more.
 fn becomes(resource: &str, change: &Change<'_>, before: &str, after: &str) {
     let whole = event(resource, before);
     let (out, done) = changed(&whole, change);
@@ -86,15 +88,16 @@ fn lowering_takes_bodies_away_and_writes_the_level() {
         r#"{"level":"Request","auditID":"a","requestObject":{"a":1},"stage":"Panic","x":1e400}"#
     );
     for (before, level, after) in [
-        // Never raised; bodies go all the same.
+        // A level is never raised. Bodies that the level does not allow are removed even if the
+        // level stays.
         (r#"{"level":"Metadata""#, Level::Request, r#"{"level":"Metadata""#),
         (r#"{"level":"None""#, Level::Metadata, r#"{"level":"None""#),
         (r#"{"level":"Request""#, Level::Request, r#"{"level":"Request""#),
         (r#"{"level":"Metadata","requestObject":1"#, Level::Metadata, r#"{"level":"Metadata""#),
-        // Unknown levels may be higher ones.
+        // An unknown level may be higher than the wanted one, so it is lowered.
         (r#"{"level":"Loud""#, Level::Request, r#"{"level":"Request""#),
         (r#"{"level":7"#, Level::Metadata, r#"{"level":"Metadata""#),
-        // Duplicates, escapes and white space.
+        // Duplicate keys, escapes and white space.
         (
             r#"{ "level" : "Request" , "l\u0065vel":"R\u0065quest","requestObject":1 , "request\u004fbject" : {}"#,
             Level::Metadata,
@@ -185,13 +188,13 @@ fn fields_go_by_rules_however_they_are_written() {
             r#","requestObject":{"metadata":{"annotations":{"a":"b","kubectl.kubernetes.io/last-applied-configuration":"s"}}}"#,
             r#","requestObject":{"metadata":{"annotations":{"a":"b"}}}"#,
         ),
-        // What is not an object where one is expected.
+        // Another value where the path expects an object.
         ("configmaps", r#","requestObject":"s","x":1"#, r#","x":1"#),
         ("configmaps", r#","requestObject":{"data":"s"}"#, r#","requestObject":{}"#),
         ("configmaps", r#","requestObject":{"data":["s",{}]}"#, r#","requestObject":{"data":[]}"#),
         ("configmaps", r#","requestObject":{"spec":[{"password":"s"}]}"#, r#","requestObject":{}"#),
         ("configmaps", r#","requestObject":{"spec":null,"data":null}"#, ""),
-        // By resource, and by body.
+        // Rules choose events by their resource, and paths choose the body.
         ("pods", r#","requestObject":{"data":{"a":"s"}}"#, ""),
         ("x.example.com/configmaps", r#","requestObject":{"data":{"a":"s"}}"#, ""),
         ("configmaps", r#","responseObject":{"data":{"a":"s"}}"#, ""),
@@ -210,7 +213,7 @@ fn fields_go_by_rules_however_they_are_written() {
             r#","userAgent":"s","user":{"username":"u","extra":{"token":["s"]}}"#,
             r#","user":{"username":"u","extra":{}}"#,
         ),
-        // The server quotes what it found wrong, unless the reason says otherwise.
+        // The server's message quotes the wrong value, unless the reason rules that out.
         (
             "configmaps",
             r#","responseStatus":{"reason":"Invalid","message":"s","details":{"name":"n","causes":[{"message":"s"}]},"code":422}"#,
@@ -226,7 +229,7 @@ fn fields_go_by_rules_however_they_are_written() {
             r#","responseStatus":{"reason":"NotFound","message":"no n","code":404}"#,
             "",
         ),
-        // So do admission policies and webhooks, whatever the reason that they give.
+        // Admission policies and webhooks may quote the value whatever reason they give.
         (
             "configmaps",
             r#","responseStatus":{"reason":"Forbidden","message":"s","code":403}"#,
@@ -247,7 +250,7 @@ fn fields_go_by_rules_however_they_are_written() {
         let after = if after.is_empty() { before } else { after };
         becomes(resource, &change, before, after);
     }
-    // Nobody can tell what it is about.
+    // The event names two objects, so all rules apply, and all bodies are dropped.
     let twice = event(
         "pods",
         r#","objectRef":{"resource":"configmaps"},"requestObject":{"data":{"a":"s"}}"#,
@@ -265,11 +268,11 @@ fn hashes_take_the_place_of_values() {
         ("pods", "requestObject.a.b", With::Drop),
     ]);
     let change = Change { redaction: Some(&redaction), ..Change::default() };
-    // printf abc | sha256sum; printf '{"c": 1}' | sha256sum
+    // The hashes come from `printf abc | sha256sum` and `printf '{"c": 1}' | sha256sum`.
     let abc = r#""sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad""#;
     becomes("pods", &change, r#","requestURI":"a\u0062c""#, &format!(r#","requestURI":{abc}"#));
     becomes("pods", &change, r#","requestURI":"abc""#, &format!(r#","requestURI":{abc}"#));
-    // A path into a value that is hashed, and one into a text.
+    // A path into a value that is hashed as a whole, and a path into a text.
     let redacted =
         changed(&event("pods", r#","requestObject":{"a":{"b":"s"},"c":1}"#), &change).0.unwrap();
     assert!(
@@ -296,7 +299,7 @@ fn json_patches_are_redacted_by_what_they_are_about() {
             r#"{"value":"s","op":"replace","path":"\/data\u002fpassword"}"#,
             r#"{"op":"replace","path":"\/data\u002fpassword"}"#,
         ),
-        // Above and below.
+        // Operations on a value that holds the path's value, or on a part of it.
         (
             r#"{"op":"add","path":"/data","value":{"password":"s"}}"#,
             r#"{"op":"add","path":"/data"}"#,
@@ -313,7 +316,7 @@ fn json_patches_are_redacted_by_what_they_are_about() {
             r#"{"op":"add","path":"/spec/a~1b~0/c","value":"s"}"#,
             r#"{"op":"add","path":"/spec/a~1b~0/c"}"#,
         ),
-        // Paths of which one counts, or nobody knows which.
+        // Operations with several paths, or without a path that can be read.
         (
             r#"{"op":"add","path":"/x","path":"/data","value":"s"}"#,
             r#"{"op":"add","path":"/x","path":"/data"}"#,
@@ -327,7 +330,7 @@ fn json_patches_are_redacted_by_what_they_are_about() {
         (r#"{"op":"add","path":"data","value":"s","x":1}"#, r#"{"op":"add","path":"data"}"#),
         (r#""s""#, ""),
         (r#"["s"]"#, ""),
-        // Others.
+        // Operations on other values.
         (
             r#"{"op":"add","path":"/data/user","value":"v"}"#,
             r#"{"op":"add","path":"/data/user","value":"v"}"#,
@@ -378,7 +381,7 @@ fn secrets_and_tokens_never_leave_without_any_rule() {
         (r#"{"kind":"Status","status":"Success","details":{"name":"n"}}"#, "="),
         (r#"{"kind":"DeleteOptions","dryRun":["All"],"gracePeriodSeconds":0}"#, "="),
         (r#"null"#, "="),
-        // When in doubt.
+        // A body of an unknown shape is dropped.
         (r#"[{"op":"add","path":"/data/a","value":"s"}]"#, ""),
         (r#""s""#, ""),
         (r#"7"#, ""),
@@ -497,10 +500,10 @@ fn web_tokens_never_leave_wherever_they_stand() {
         r#","requestURI":"/a/T/b?c=T","x":{"T":"T"}"#,
         r#","requestURI":"/a?b=c","objectRef":{"name":"T"}"#,
     ] {
-        // Names get numbers from the second on; none of these gaps has two.
+        // Names that are tokens get numbers from the second one on; none of these gaps has two.
         let (before, after) = (gap.replace('T', TOKEN), gap.replace('T', "REDACTED"));
         if gap.contains("objectRef") {
-            // Nobody can tell what this one is about.
+            // The event names two objects, so `becomes` cannot be used.
             let (out, done) = changed(&event("pods", &before), &change);
             assert_eq!(out.unwrap(), event("pods", &after));
             assert!(done.redacted);
@@ -512,7 +515,7 @@ fn web_tokens_never_leave_wherever_they_stand() {
     let (out, done) = changed(&of_id(&format!("a-{TOKEN}-b")), &change);
     assert_eq!(out.unwrap(), of_id("a-REDACTED"));
     assert_eq!(done, Done { redacted: true, ..Done::default() });
-    // Without a redaction it is not asked for.
+    // Tokens are replaced only if the change has a redaction.
     let lower = Change { level: Some(Level::Metadata), ..Change::default() };
     assert_eq!(changed(&of_id(TOKEN), &lower), (None, Done::default()));
 }
@@ -593,7 +596,7 @@ fn what_is_too_large_goes_without_its_bodies() {
         trimmed(without_bodies.len() - 1),
         (Some(without_bodies), Done { is_too_large: true, ..done })
     );
-    // One without bodies is what it is.
+    // An event without bodies cannot become smaller.
     let small = r#"{"auditID":"a","stage":"Panic"}"#;
     let change = Change { event_bytes_max: Some(30), ..Change::default() };
     assert_eq!(changed(small, &change), (None, Done { is_too_large: true, ..Done::default() }));
@@ -637,7 +640,7 @@ fn constants_are_added_and_no_key_is_replaced() {
             assert_eq!(changed(&out, &change).0, None);
         }
     }
-    // With annotations of which some go.
+    // Some of the event's own annotations are dropped.
     let redaction = rules(&[("", "annotations.a annotations.b", With::Drop)]);
     let change = Change { redaction: Some(&redaction), ..change };
     for (before, after) in [
@@ -691,7 +694,7 @@ fn the_deepest_event_and_the_longest_path_need_little_stack() {
             assert!(out.is_empty() || audit::decode(out).is_ok());
         }
     };
-    // Tokio's threads have 2 MiB.
+    // The stack is much smaller than that of tokio's threads, which have 2 MiB.
     std::thread::Builder::new().stack_size(256 << 10).spawn(work).unwrap().join().unwrap();
 }
 
@@ -724,7 +727,8 @@ fn recorded_events_stay_events_and_keep_no_secret() {
                 );
                 trimmed += usize::from(done.trimmed);
             }
-            // Every value of a Secret's data, as it stands in the recorded event.
+            // Every value of a Secret's data must be in the recorded event, and must not be in the
+            // result.
             let event: serde_json::Value = serde_json::from_str(line).unwrap();
             let (out, done) = changed(line, &only);
             if event["objectRef"]["resource"] != "secrets" {

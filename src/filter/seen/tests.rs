@@ -1,4 +1,8 @@
-//! What the memory of what has left promises, one by one, and against a model that is too simple to be wrong.
+//! The promises of the memory of seen events, each in a test, and a comparison with a model. The
+//! model keeps the whole log in a list and looks through it for each question. Random steps ask for
+//! the next event, ask again, forget events and settle positions; after each, the memory must give
+//! the model's result. A memory with room for five events may only let more events leave than the
+//! model does.
 
 use std::collections::BTreeSet;
 
@@ -153,16 +157,16 @@ fn a_million_events_take_less_than_64_bytes_each() {
     assert!(bytes < 46_000_000, "{bytes} bytes");
 }
 
-/// What is asked of a memory.
+/// A random step on the memory.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The next event of the log: one of a few, so many seconds later.
+    /// The next event of the log: one of eight, received some seconds after the last.
     Next { event: u8, later: u64 },
-    /// So many of the last are asked for again, in order.
+    /// The last events of the log are checked again, in order.
     Again { events: usize },
-    /// Some of those are given up.
+    /// Some events did not leave after all. `from` counts back from the end of the log.
     Forget { from: usize, events: u64 },
-    /// So many of the last are not final.
+    /// All but the last events are final.
     Settled { events: u64 },
 }
 
@@ -176,19 +180,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Everything that was asked for, and what of it has left.
+/// The whole log, and which of its events have left.
 #[derive(Default)]
 struct Model {
-    /// By position: the event, and when it was received.
+    /// For each position, the event and the second in which it was received.
     log: Vec<(u8, u64)>,
-    /// Positions.
+    /// The positions of the events that have left.
     left: BTreeSet<usize>,
-    /// The highest that ever was among them.
+    /// The highest position that was ever in `left`.
     highest: Option<usize>,
 }
 
 impl Model {
-    /// Slow, and without a table: has one like it left before?
+    /// Whether an equal event has left before, within the window. This looks through the whole log.
     fn has_left_before(&self, position: usize) -> bool {
         let (event, received) = self.log[position];
         self.left.range(..position).any(|other| {
@@ -205,7 +209,7 @@ impl Model {
             true => prop_assert!(told || !real, "{position}: nothing like it has left"),
             false => prop_assert_eq!(real, told, "{}", position),
         }
-        // What comes out of order is not remembered, and what repeats it may leave.
+        // An event out of order is not remembered, so its copy may leave.
         if !real && (little || self.highest.is_none_or(|highest| highest < position)) {
             self.left.insert(position);
             self.highest = self.highest.max(Some(position));
@@ -214,7 +218,8 @@ impl Model {
     }
 }
 
-/// Whether a memory with enough room says what the model says, and one with little only lets more leave.
+/// Takes the steps on a model and a memory. With enough room the memory must agree with the model;
+/// with little room (`little`) it may only let more events leave.
 fn run(steps: &[Step], little: bool) -> Result<(), TestCaseError> {
     let room = if little { 5 } else { 10_000 };
     let (mut model, mut seen) = (Model::default(), Seen::with_room(WINDOW, room));

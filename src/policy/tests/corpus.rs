@@ -1,5 +1,6 @@
-//! The shipped policies on recorded events: what kube-apiserver recorded under a policy, that policy keeps as it is; of
-//! what it recorded in full, each policy leaves what it would have recorded.
+//! The shipped policies, applied to recorded events. A policy must keep unchanged what
+//! kube-apiserver recorded under that policy. Of events that were recorded in full, each policy
+//! must keep what kube-apiserver would have recorded under it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use crate::audit::decode;
 use crate::audit::request::Request;
 use crate::audit::request::request;
 
-/// Calls for each event of a recorded body, and says how many there were.
+/// Calls `call` for each event of a recorded body. Returns the number of events.
 fn each(name: &str, mut call: impl FnMut(&[u8], &Request<'_>)) -> usize {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let lines = decode(std::fs::read(folder.join(name)).unwrap()).unwrap().lines;
@@ -61,7 +62,8 @@ fn of_writes_recorded_in_full_the_default_keeps_metadata() {
     assert_eq!(count, 113);
 }
 
-/// Told without a policy: from the event alone, as its JSON says.
+/// The level and whether the stage is omitted, worked out from the event's JSON alone, without a
+/// policy.
 fn expected(event: &serde_json::Value) -> (Level, bool) {
     let path = event["requestURI"].as_str().unwrap().split('?').next().unwrap().to_owned();
     let about_path = event.get("objectRef").is_none();
@@ -101,7 +103,8 @@ fn of_all_stages_in_full_the_default_keeps_what_it_would_have_recorded() {
     }
     let of = |name, level, omit_stage| outcomes.get(&(name, level, omit_stage)).copied();
     let all = "02-batch-requestresponse-allstages.json";
-    // 183 events of the stage RequestReceived and 217 later ones; of the 12 about paths 10 are of /readyz.
+    // The body has 183 events of the stage RequestReceived and 217 of later stages. Of its 12
+    // events about paths, 10 are about /readyz.
     assert_eq!(of(all, Level::None, true), Some(5));
     assert_eq!(of(all, Level::None, false), Some(5));
     assert_eq!(of(all, Level::Metadata, true), Some(178));

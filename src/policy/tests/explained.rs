@@ -1,4 +1,4 @@
-//! Explanations, word for word.
+//! The explanations of decisions, compared word for word.
 
 use super::asked;
 use super::object;

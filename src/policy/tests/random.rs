@@ -1,6 +1,8 @@
-//! Random policies and requests over small alphabets, so that things match: what the compiled
-//! matcher decides of an event is what a slow reading of the rules decides of its request, and what
-//! the explanation says.
+//! Random policies and requests over small alphabets, so that rules often match. Each event is
+//! written as kube-apiserver writes it, read, and decided three times: by the compiled matcher, by
+//! the explanation, and by a slow model here (`is_met`) that follows kube-apiserver's steps on
+//! strings. All three must agree. Further tests change the namespace and name in `objectRef`, which
+//! must change no decision, and put the matching rules behind hundreds of others.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -44,8 +46,8 @@ const URIS: [&str; 12] = [
     "",
 ];
 
-/// Parts that paths of the API are made of, as a URL has it: some parts are spelled in several
-/// ways, some hold a slash.
+/// Parts of paths of the API, as a URL spells them. Some have several spellings, and some contain a
+/// slash.
 const PARTS: [&str; 17] = [
     "a",
     "b",
@@ -66,7 +68,8 @@ const PARTS: [&str; 17] = [
     "b%252f",
 ];
 
-/// Mostly a path of the API, mostly with a namespace, and sometimes a query that looks like one.
+/// A random URI: mostly a path of the API, mostly with a namespace, sometimes with a query that
+/// looks like a path.
 fn uri() -> impl Strategy<Value = String> {
     let part = || select(&PARTS[..]);
     let root = select(
@@ -91,7 +94,7 @@ fn uri() -> impl Strategy<Value = String> {
 }
 
 fn words(alphabet: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<String>> {
-    // Half of all criteria are absent.
+    // Half of all criteria are empty.
     prop_oneof![Just(Vec::new()), vec(select(alphabet).prop_map(str::to_owned), 0..=most)]
 }
 
@@ -130,8 +133,8 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// An event's request, and its URI. In `objectRef` namespace and name are others than those of the
-/// URL, as where the sender of a request has written them into its body.
+/// A random request, and its URI. The namespace and name in `objectRef` differ from those in the
+/// URI, as if the sender of the request had written them into its body.
 fn asked() -> impl Strategy<Value = (Request<'static>, String)> {
     (request(), uri())
 }
@@ -169,7 +172,7 @@ fn request() -> impl Strategy<Value = Request<'static>> {
     )
 }
 
-/// The event that says so, as kube-apiserver writes it.
+/// The event of this request, as kube-apiserver writes it.
 fn event(request: &Request<'_>, uri: &str) -> String {
     let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
     let user = request.user.as_ref().map(|user| {
@@ -191,8 +194,8 @@ fn event(request: &Request<'_>, uri: &str) -> String {
     event.to_string().replace('&', "\\u0026")
 }
 
-/// Namespace and name of a URL of the API, in the steps of kube-apiserver's `NewRequestInfo`, on
-/// strings; `None`: it is no such URL, or one that Go refuses.
+/// The namespace and name in a URL of the API, found in the steps of kube-apiserver's
+/// `NewRequestInfo`, on strings. `None` if the URL is not of that kind, or if Go refuses it.
 fn requested(uri: &str) -> Option<(String, String)> {
     let escaped = uri.split('?').next().unwrap();
     let mut decoded = String::new();
@@ -238,8 +241,8 @@ fn requested(uri: &str) -> Option<(String, String)> {
     Some((namespace.to_owned(), name.to_owned()))
 }
 
-/// Does what kube-apiserver does, one criterion after another, on strings. `keeps`: whether events
-/// are kept for the criteria.
+/// Whether a request meets the criteria, decided as kube-apiserver decides, one criterion after
+/// another, on strings. `keeps` says whether events that match are kept.
 fn is_met(criteria: &Criteria, request: &Request<'_>, uri: &str, keeps: bool) -> bool {
     let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
     if !criteria.users.is_empty() || !criteria.user_groups.is_empty() {
@@ -292,7 +295,7 @@ fn is_met(criteria: &Criteria, request: &Request<'_>, uri: &str, keeps: bool) ->
     }
     let path = uri.split('?').next().unwrap();
     let path = if path.starts_with('/') || path == "*" { path } else { "" };
-    // All the escapes that URIS and PARTS have, in the order of one decoding.
+    // All escapes that URIS and PARTS contain, resolved in such an order that each is decoded once.
     let path = path.replace("%252f", "%25_2f");
     let path = path.replace("%20", " ").replace("%C3%a9", "é").replace("%61", "a");
     let path = path.replace("%6e", "n").replace("%2F", "/").replace("%25_", "%");
@@ -336,8 +339,8 @@ proptest! {
         }
     }
 
-    /// If the URL is readable, what `objectRef` says of namespace and name changes no decision,
-    /// but the name of a list or watch, which is the URL's too.
+    /// If the URL can be read, the namespace and name in `objectRef` change no decision. The name
+    /// of a list or watch is an exception, because the URL has it too.
     #[test]
     fn the_namespace_and_name_of_a_body_change_no_decision(
         rules in vec(rule(), 0..9),
@@ -363,7 +366,7 @@ proptest! {
         index in 0..300_usize,
         asked in vec(asked(), 8),
     ) {
-        // A rule that no request meets, so often that the sets have several words.
+        // A rule that no request meets is repeated, so that the sets have several words.
         let never = Criteria { verbs: vec!["never".to_owned()], ..Criteria::default() };
         let mut all = vec![never; index];
         all.extend_from_slice(&few);

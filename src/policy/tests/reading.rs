@@ -1,4 +1,5 @@
-//! Policy files: both notations, and every mistake with its place and what is allowed.
+//! Reading policy files: YAML and JSON give the same rules, and every mistake is reported with its
+//! position and what is allowed.
 
 use proptest::prelude::*;
 
@@ -13,7 +14,7 @@ use super::super::Stage;
 
 const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n";
 
-/// `LINE:COLUMN: what` of each.
+/// The mistakes in a policy, each as `LINE:COLUMN: what`.
 fn problems(text: &str) -> Vec<String> {
     match Policy::read(text) {
         Ok(_) => Vec::new(),
@@ -21,7 +22,7 @@ fn problems(text: &str) -> Vec<String> {
     }
 }
 
-/// The same for rules, the first of which is in line 1.
+/// The mistakes in the rules of a policy, with lines counted from the first rule.
 fn in_rules(rules: &str) -> Vec<String> {
     let found = Policy::read(&format!("{HEAD}rules:\n{rules}"));
     let below = |problem: &super::super::Problem| {
@@ -30,7 +31,7 @@ fn in_rules(rules: &str) -> Vec<String> {
     found.err().unwrap_or_default().iter().map(below).collect()
 }
 
-/// Whether these are they, and each begins as is said.
+/// Asserts that the mistakes are these: each must begin with the expected text.
 #[track_caller]
 fn assert_are(found: &[String], expected: &[&str]) {
     assert_eq!(found.len(), expected.len(), "{found:#?}");
@@ -94,7 +95,7 @@ fn yaml_and_json_give_the_same_rules() {
     assert_eq!(first.criteria.users, ["tim", "", "1"]);
     assert_eq!(first.criteria.resources[1].resource_names, ["edit"]);
     assert_eq!(yaml.rules()[1].criteria.verbs, Vec::<String>::new());
-    // Windows' line ends and mark.
+    // A file with a byte order mark and Windows line ends.
     let text = format!("\u{feff}{HEAD}rules:\n- level: None\n").replace('\n', "\r\n");
     assert_eq!(Policy::read(&text).unwrap().rules()[0].line, 4);
 }
@@ -259,7 +260,7 @@ fn what_is_too_large_is_refused_before_it_grows() {
     let rules = "- level: None\n".repeat(RULES_MAX + 1);
     assert_are(&in_rules(&rules), &["1025:3: 1025 rules: 1024 are allowed"]);
     assert_eq!(in_rules(&"- level: None\n".repeat(RULES_MAX)), Vec::<String>::new());
-    // Ten lines that stand for a thousand million values.
+    // These ten lines stand for a thousand million values.
     let mut laughs = "a0: &a0 [lol]\n".to_owned();
     for level in 1..10 {
         let before = format!("*a{}, ", level - 1).repeat(9);
@@ -267,7 +268,7 @@ fn what_is_too_large_is_refused_before_it_grows() {
     }
     let found = problems(&laughs);
     assert!(found.len() == 1 && found[0].ends_with("too large, with its aliases written out"));
-    // A text that is large by itself, a thousand times.
+    // A large text, to which a thousand aliases refer.
     let text = format!("a: &a {}\nb: [{}]", "x".repeat(900_000), "*a,".repeat(1000));
     let found = problems(&text);
     assert!(found.len() == 1 && found[0].ends_with("too large, with its aliases written out"));

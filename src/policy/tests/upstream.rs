@@ -1,5 +1,6 @@
-//! kube-apiserver's own cases (`pkg/audit/policy/checker_test.go` of Kubernetes 1.28 to 1.36, and the validation of its
-//! policies) as a table: which of these rules, in this order, give which level for which request.
+//! kube-apiserver's own test cases as a table (`pkg/audit/policy/checker_test.go` of Kubernetes
+//! 1.28 to 1.36, and the validation of its policies): which of these rules, in this order, give
+//! which level for which request.
 
 use super::super::Level;
 use super::super::Policy;

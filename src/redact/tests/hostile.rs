@@ -1,9 +1,11 @@
-//! Events whose sender wants us to spend memory and time: each grows in one way in which an event can.
+//! Events whose sender wants to make the relay spend memory and time. Each shape repeats one part
+//! of an event until the event has 4 MiB. The tests assert that the edits stay below a bound and
+//! that the result is still one event.
 
 use super::*;
 use walk::EDITS_MAX;
 
-/// What a change keeps of an event until it is written.
+/// The bytes that a change keeps in memory for an event until the event is written.
 fn kept(changed: &Changed) -> usize {
     let texts = changed.edits.iter().map(|edit| match &edit.with {
         std::borrow::Cow::Owned(text) => text.capacity(),
@@ -20,7 +22,7 @@ fn all_rules() -> Redaction {
     ])
 }
 
-/// Before what is repeated, that, and behind it.
+/// The text before the repeated part, the repeated part, and the text after it.
 const SHAPES: [[&str; 3]; 26] = [
     [r#","level":"Metadata""#, r#","level":1"#, ""],
     ["", r#","level":1,"":1"#, ""],
@@ -57,7 +59,7 @@ fn hostile([before, repeated, behind]: [&str; 3], bytes: usize) -> String {
         times = (audit::DEPTH_MAX - 8) / 2;
         behind = format!("{}}}", "]}".repeat(times));
     }
-    // The path's opening quote.
+    // The path needs an opening quote, which cannot be part of the repeated text.
     let quote = if repeated == "/" { "\"" } else { "" };
     event("configmaps", &format!("{before}{quote}{}{behind}", repeated.repeat(times)))
 }
@@ -81,7 +83,7 @@ fn no_event_takes_more_than_a_few_times_its_size() {
             let spells_letters = ambiguous::spells_letters(event_bytes);
             let asked = Asked { event: event_bytes, request: &request, spells_letters };
             let changed = super::super::changed(&asked, &change).unwrap();
-            // Of the event, and of the last value in it.
+            // The event may have [`EDITS_MAX`] edits, and its last value as many again.
             assert!(changed.edits.len() <= 2 * EDITS_MAX + ESSENTIAL.len(), "{shape:?}");
             let kept = kept(&changed);
             assert!(kept <= 4 * bytes, "{kept} for {}: {shape:?}", event.len());

@@ -1,16 +1,17 @@
-//! What a change makes of an event, said once more: slowly, on a tree, each value by its whole path.
+//! The oracle for random changes: it makes the same change slowly, on a tree, and finds each value
+//! by its whole path from the top. The code under test must give the same tree.
 
 use super::super::Level;
 use super::super::With;
 use super::tree::Tree;
 
-/// A path as it is meant: `None` is any member or element.
+/// A path to a value. `None` stands for any member or element.
 pub(super) type Pattern = Vec<Option<String>>;
 
 pub(super) struct Asked {
     pub(super) level: Option<Level>,
     pub(super) omit_managed_fields: bool,
-    /// Only rules that apply.
+    /// The rules that apply to the event; all other rules are left out.
     pub(super) rules: Vec<(Pattern, With)>,
     pub(super) annotations: Vec<(String, String)>,
 }
@@ -20,7 +21,8 @@ const PATCHES: &str = "(patches)";
 const OF_ADMISSION: &str = "(of admission)";
 
 struct Paths {
-    /// `None`: for managed fields.
+    /// Each path, and what happens to its value. `None` marks the paths to managed fields and to
+    /// patches of webhooks, which are dropped because the policy asks for less.
     all: Vec<(Pattern, Option<With>)>,
     quotable: bool,
 }
@@ -141,7 +143,7 @@ fn leads_to(step: Option<&String>, name: Option<&str>) -> bool {
             name.ends_with("last-applied-configuration") || name == "kapp.k14s.io/original"
         }
         (Some(PATCHES), Some(name)) => name.starts_with("patch.webhook.admission.k8s.io/"),
-        // True of the keys that the tests have.
+        // This is enough for the annotations that the random events have.
         (Some(OF_ADMISSION), Some(name)) => {
             !name.starts_with("kube-audit-forwarder/") && name != "authorization.k8s.io/reason"
         }
@@ -156,7 +158,7 @@ fn strongest(all: impl Iterator<Item = With>) -> Option<With> {
 }
 
 fn met(with: With) -> Option<Tree> {
-    // What the hash is of is not the oracle's concern.
+    // The oracle does not compute hashes; they are compared without their digits.
     (with == With::Sha256).then(|| Tree::text("sha256:"))
 }
 

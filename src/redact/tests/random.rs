@@ -1,4 +1,7 @@
-//! Random events, spelled in random ways, under random changes: against the oracle, and with a secret in them.
+//! Random events, written with random escapes and white space, under random changes. Three
+//! properties are tested: a change gives what the oracle gives (`agrees_with_the_oracle`); a secret
+//! is not in the result (`hides_the_secret`); web tokens, and nothing else, are replaced
+//! (`loses_only_web_tokens`).
 
 use super::super::Annotations;
 use super::super::Change;
@@ -14,7 +17,7 @@ use super::tree::Tree;
 use crate::audit;
 use crate::audit::request::request;
 
-/// Few, so that paths lead somewhere.
+/// There are only a few names, so that random paths often lead to a value.
 const NAMES: [&str; 9] =
     ["data", "spec", "a", "x/y.z", "ä~\n", "items", "rows", "object", "metadata"];
 
@@ -90,7 +93,7 @@ fn status(rng: &mut fastrand::Rng) -> Tree {
     Tree::Object(members)
 }
 
-/// An event about this resource with these bodies, among other members.
+/// A random event about this resource, with these bodies among its members.
 pub(super) fn event(rng: &mut fastrand::Rng, resource: &str, bodies: Vec<Tree>) -> Tree {
     let levels = ["None", "Metadata", "Request", "RequestResponse", "Loud"];
     let mut members = vec![
@@ -175,7 +178,7 @@ pub(super) fn is_event(text: &str) -> bool {
     audit::decode(text.as_bytes().to_vec()).is_ok_and(|batch| batch.events == 1)
 }
 
-/// What stands for a hash in the oracle.
+/// The tree with each hash replaced by the text that the oracle writes for a hash.
 fn without_digests(tree: Tree) -> Tree {
     match tree {
         Tree::Text(text) if text.starts_with("sha256:") && text.len() == 71 => {
@@ -189,7 +192,8 @@ fn without_digests(tree: Tree) -> Tree {
     }
 }
 
-/// One random event and change. Says whether the event was changed.
+/// Compares one random change of one random event with the oracle. Returns whether the event was
+/// changed.
 pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
     let bodies = (0..rng.usize(..4)).map(|_| body(rng)).collect();
     let tree = event(rng, "configmaps", bodies);
@@ -246,7 +250,7 @@ pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
     {
         assert_eq!(applied(out, &change).0, None, "again: {text}\n{out}");
     }
-    // However small it is to be: smaller, or not at all.
+    // With a random limit, the result is small enough, or the change says that it is too large.
     let small = Change { event_bytes_max: Some(rng.usize(..text.len() * 2)), ..change };
     let (trimmed, done) = applied(&text, &small);
     let trimmed = trimmed.unwrap_or_else(|| text.clone());
@@ -260,7 +264,7 @@ pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
 
 const SECRET: &str = "hunter2";
 
-/// Something with the secret in it, deep down or right here.
+/// A random tree that contains the secret somewhere.
 fn hiding(rng: &mut fastrand::Rng) -> Tree {
     let mut tree = Tree::Text(format!("{}{SECRET}!", pick(rng, &["", "x", "\\"])));
     for _ in 0..rng.usize(..3) * rng.usize(..40) {
@@ -273,7 +277,8 @@ fn hiding(rng: &mut fastrand::Rng) -> Tree {
     tree
 }
 
-/// A body of a request about Secrets; the secret is where kube-apiserver would take it from, or in what is no Secret.
+/// A random body of a request about Secrets. The secret is in places from which kube-apiserver
+/// would read it, or in members that a Secret does not have.
 fn secret_body(rng: &mut fastrand::Rng, may_be_list: bool) -> Tree {
     let mut members = Vec::new();
     for _ in 0..rng.usize(..6) {
@@ -306,14 +311,15 @@ fn secret_body(rng: &mut fastrand::Rng, may_be_list: bool) -> Tree {
         };
         members.push((name.to_owned(), value));
     }
-    // What is no Status has no message.
+    // Only a Status has a message.
     if !members.iter().any(|(_, value)| *value == Tree::text("Status")) {
         members.retain(|(name, _)| name != "message");
     }
     Tree::Object(members)
 }
 
-/// Secrets, tokens and a rule's fields in random events: none of it in what comes out.
+/// Puts the secret into a random event: into Secrets, token reviews, a rule's fields and the URI.
+/// Asserts that the result does not contain it.
 pub(super) fn hides_the_secret(rng: &mut fastrand::Rng) {
     let rule = Rule {
         resources: vec!["configmaps".to_owned()],
@@ -374,7 +380,7 @@ pub(super) fn hides_the_secret(rng: &mut fastrand::Rng) {
     assert!(!Tree::read(&out).mentions(SECRET), "{text}\nbecame\n{out}");
 }
 
-/// With tokens in them, and what is none.
+/// Texts with and without tokens.
 const TEXTS: [&str; 9] = [
     "eyJhbGciOi.eyJzdWIiOi.c2ln",
     "Bearer eyJhbGciOi.eyJzdWIiOi. x",
@@ -387,7 +393,7 @@ const TEXTS: [&str; 9] = [
     "eyJ",
 ];
 
-/// Puts texts of [`TEXTS`] into names and values of a tree.
+/// Replaces some names and values of the tree by texts of [`TEXTS`].
 fn with_tokens(rng: &mut fastrand::Rng, tree: Tree) -> Tree {
     match tree {
         Tree::Array(elements) => {
@@ -407,8 +413,8 @@ fn with_tokens(rng: &mut fastrand::Rng, tree: Tree) -> Tree {
     }
 }
 
-/// A text without tokens, letter by letter. `names`: how many tokens names had before, of which
-/// this text is another.
+/// The text with its tokens replaced, found letter by letter. For the name of a member, `names`
+/// counts the tokens in names so far.
 fn without_tokens(text: &str, mut names: Option<&mut usize>) -> String {
     let letters: Vec<char> = text.chars().collect();
     let is_letter = |at: &usize| {
@@ -462,12 +468,13 @@ fn tree_without_tokens(tree: Tree, names: &mut usize) -> Tree {
     }
 }
 
-/// One random event with tokens in its members' values. Says whether it had any.
+/// Puts tokens into the members of a random event, and compares the result with a slow model.
+/// Returns whether the event had any token.
 pub(super) fn loses_only_web_tokens(rng: &mut fastrand::Rng) -> bool {
     let bodies = (0..rng.usize(..3)).map(|_| body(rng)).collect();
     let Tree::Object(members) = event(rng, "configmaps", bodies) else { panic!("no event") };
     let members = members.into_iter().map(|(name, value)| {
-        // The change asks for what these say.
+        // The change reads these members, so they stay as they are.
         let stays = ["stage", "objectRef", "requestURI"].contains(&&*name);
         let value = if stays { value } else { with_tokens(rng, value) };
         (name, value)

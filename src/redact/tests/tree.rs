@@ -1,4 +1,5 @@
-//! JSON as a tree that keeps order, duplicate keys and numbers as written; written in many spellings, read by serde_json.
+//! JSON as a tree that keeps the order of members, duplicate keys, and numbers as they are written.
+//! A tree can be written with random spelling and white space, and is read by serde_json.
 
 use std::fmt;
 
@@ -7,7 +8,7 @@ use serde_json::value::RawValue;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Tree {
-    /// A number or literal, as written.
+    /// A number, `true`, `false` or `null`, as it is written.
     Plain(String),
     Text(String),
     Array(Vec<Tree>),
@@ -19,7 +20,7 @@ impl Tree {
         Self::Text(text.to_owned())
     }
 
-    /// Reads JSON.
+    /// The tree of this JSON, which must be valid.
     pub(super) fn read(json: &str) -> Self {
         match json.as_bytes()[0] {
             b'"' => Self::Text(serde_json::from_str(json).unwrap()),
@@ -40,7 +41,7 @@ impl Tree {
         }
     }
 
-    /// Writes it with escapes and white space where chance wants them.
+    /// Writes the tree as JSON, with random escapes and random white space.
     pub(super) fn write(&self, rng: &mut fastrand::Rng, out: &mut String) {
         match self {
             Self::Plain(plain) => out.push_str(plain),
@@ -72,7 +73,7 @@ impl Tree {
         }
     }
 
-    /// Whether a text or key in it has this in it.
+    /// Whether a text or a key in the tree contains the word.
     pub(super) fn mentions(&self, word: &str) -> bool {
         match self {
             Self::Plain(text) | Self::Text(text) => text.contains(word),
@@ -83,7 +84,7 @@ impl Tree {
         }
     }
 
-    /// The values of all members of this name.
+    /// The values of all members with this name; empty if the tree is no object.
     pub(super) fn all(&self, name: &str) -> Vec<&Self> {
         match self {
             Self::Object(members) => {
