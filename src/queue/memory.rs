@@ -50,7 +50,7 @@ pub struct Queue {
 }
 
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
     metrics: QueueMetrics,
     /// Told whenever a cursor finishes something: the drain waits on it.
     progress: Notify,
@@ -59,12 +59,12 @@ struct Shared {
 impl Shared {
     /// A panic while the lock was held is a bug that the panicking task has reported; the counts it left are the best
     /// there are.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-struct State {
+struct MemoryState {
     capacity: u64,
     when_full: WhenFull,
     acknowledge: Acknowledge,
@@ -166,14 +166,14 @@ impl CursorState {
     }
 }
 
-impl State {
+impl MemoryState {
     /// Index of the first record that ends behind a position.
     fn index_at(&self, position: Position) -> usize {
         self.records.partition_point(|record| record.end() <= position)
     }
 
     /// Not as soon as there is room, or a queue at its edge would fill the log.
-    fn tell_room(&mut self, metrics: &QueueMetrics) {
+    fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
         }
@@ -184,7 +184,7 @@ impl State {
         }
     }
 
-    fn tell_full(&mut self, metrics: &QueueMetrics) {
+    fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = written(self.when_full);
             metrics.changed(Told::QueueFull { bytes: self.bytes, when_full });
@@ -255,7 +255,7 @@ impl State {
     }
 
     /// Answers what every required output has finished, and lets go of what every output has.
-    fn free(&mut self) {
+    fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
             let watermark = cursor.claims.watermark();
@@ -390,7 +390,7 @@ impl Queue {
         outputs: &[Output],
     ) -> (Self, Vec<Cursor>) {
         metrics.writable.set(1.0);
-        let state = State {
+        let state = MemoryState {
             capacity: config.max_bytes,
             when_full: config.when_full,
             acknowledge: config.acknowledge,
@@ -425,7 +425,7 @@ impl Queue {
         for (_, cursor) in &state.cursors {
             cursor.output.show_keeping(config.when_full);
         }
-        state.tell_room(&self.shared.metrics);
+        state.log_not_full(&self.shared.metrics);
     }
 
     /// A cursor at the end of the log: what was appended is before it, what will be is behind it.
@@ -445,7 +445,7 @@ impl Queue {
         Ok(self.add(state, output))
     }
 
-    fn add(&self, state: &mut State, output: Output) -> Cursor {
+    fn add(&self, state: &mut MemoryState, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
         output.show_keeping(state.when_full);
@@ -476,8 +476,8 @@ impl Queue {
         }
         // Of what only others needed, it may need some.
         state.spare = Spare::default();
-        state.free();
-        state.tell_room(&self.shared.metrics);
+        state.free_finished();
+        state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
     }
@@ -491,7 +491,7 @@ impl Queue {
         let mut state = self.shared.lock();
         let needed = state.bytes - state.spare.bytes + bytes + BATCH_OVERHEAD;
         if state.when_full == WhenFull::Reject && needed > state.capacity {
-            state.tell_full(&self.shared.metrics);
+            state.log_full(&self.shared.metrics);
             return Err(Refused::Full);
         }
         Ok(())
@@ -524,7 +524,7 @@ impl Queue {
         if after > state.capacity {
             let is_full = after - state.spare.bytes > state.capacity;
             if is_full {
-                state.tell_full(&self.shared.metrics);
+                state.log_full(&self.shared.metrics);
             }
             if is_full && state.when_full == WhenFull::DropNewest {
                 metrics.drop_newest(batch.events, batch.lines.len() as u64, &batch.levels);
@@ -539,7 +539,7 @@ impl Queue {
         let ticket = match state.acknowledge {
             // `Synced` is for a queue on disk.
             Acknowledge::Queued | Acknowledge::Synced => {
-                State::accept(&mut state.counted, &mut record, metrics);
+                MemoryState::accept(&mut state.counted, &mut record, metrics);
                 Ticket::stored()
             }
             Acknowledge::Delivered => {
@@ -617,7 +617,7 @@ impl Queue {
             cursor.gone |= cursor.output.name == name;
         }
         state.refuse_missed();
-        state.free();
+        state.free_finished();
         drop(state);
         self.shared.progress.notify_waiters();
     }
@@ -641,7 +641,7 @@ impl Queue {
     }
 }
 
-impl State {
+impl MemoryState {
     fn backlog(&self, cursor: &CursorState) -> Backlog {
         let events = self.counted.events.saturating_sub(cursor.passed.events);
         let oldest = self
@@ -701,7 +701,7 @@ impl Drop for Ticket {
         let index = state.index_at(first);
         if state.records.get(index).is_some_and(|record| record.first == first && !record.counted) {
             drop(state.remove(index));
-            state.tell_room(&shared.metrics);
+            state.log_not_full(&shared.metrics);
             drop(state);
             shared.progress.notify_waiters();
         }
@@ -752,7 +752,12 @@ impl Cursor {
                 (None, false) => record.cut(start, take),
                 (Some(_), false) => break,
             };
-            State::count(&mut state.counted, &mut state.cursors, record, &self.shared.metrics);
+            MemoryState::count(
+                &mut state.counted,
+                &mut state.cursors,
+                record,
+                &self.shared.metrics,
+            );
             claim.get_or_insert(Claim { start, end }).end = end;
             if !whole {
                 break;
@@ -785,8 +790,8 @@ impl Cursor {
         disposition.count(amount.events, &cursor.output.metrics);
         cursor.passed.add(amount);
         cursor.claims.forget_done();
-        state.free();
-        state.tell_room(&self.shared.metrics);
+        state.free_finished();
+        state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
     }
@@ -810,8 +815,8 @@ impl Cursor {
             entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Dropped };
         }
         cursor.claims.forget_done();
-        state.free();
-        state.tell_room(&self.shared.metrics);
+        state.free_finished();
+        state.log_not_full(&self.shared.metrics);
         drop(guard);
         if batch.is_none() {
             // What was finished behind it may have been the last.
@@ -873,15 +878,15 @@ impl Cursor {
 
     /// The output is removed. What it has not finished is lost, and counted; says how many events.
     pub fn leave(self) -> u64 {
-        self.go(true)
+        self.remove(true)
     }
 
     /// It has not joined: what came meanwhile was never for it.
     pub fn leave_uncounted(self) {
-        self.go(false);
+        self.remove(false);
     }
 
-    fn go(self, counts: bool) -> u64 {
+    fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         // Senders that waited for it alone are answered, so that their batches count before its
@@ -889,7 +894,7 @@ impl Cursor {
         let cursor = &mut state.cursors[self.index];
         cursor.gone = true;
         cursor.output.required = false;
-        state.free();
+        state.free_finished();
         let cursor = state.cursors.remove(self.index);
         let backlog = state.counted.events.saturating_sub(cursor.passed.events);
         let lost = if counts { backlog } else { 0 };
@@ -898,7 +903,7 @@ impl Cursor {
         let start = cursor.start - signed(backlog - lost);
         show_start(&cursor.output.metrics, start);
         state.departed.leave(&cursor.output.name, start, state.counted.events);
-        state.tell_room(&self.shared.metrics);
+        state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
         lost

@@ -79,11 +79,12 @@ const AHEAD_BYTES: u64 = 16 << 20;
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
 /// What a cursor reads at once, whatever the number of outputs: at least, and at most.
-const CHUNK: (u64, u64) = if cfg!(test) { (4 << 10, 8 << 10) } else { (16 << 10, 4 << 20) };
+const CHUNK_MIN: u64 = if cfg!(test) { 4 << 10 } else { 16 << 10 };
+const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 
 /// What a cursor reads at once where there are so many.
 fn chunk(outputs: usize) -> u64 {
-    (AHEAD_BYTES / 4 / outputs.max(1) as u64).clamp(CHUNK.0, CHUNK.1)
+    (AHEAD_BYTES / 4 / outputs.max(1) as u64).clamp(CHUNK_MIN, CHUNK_MAX)
 }
 
 /// What copies of damaged records may take at most.
@@ -111,7 +112,7 @@ pub struct Queue {
 
 struct Shared {
     disk: Arc<dyn Disk>,
-    state: Mutex<State>,
+    state: Mutex<SpoolState>,
     /// Tells the writer thread that there is something to do.
     work: Condvar,
     /// Tells incoming_count that the writer has deleted what it could.
@@ -131,7 +132,7 @@ struct Shared {
 impl Shared {
     /// A panic while the lock was held is a bug that the panicking thread has reported; the counts it left are the best
     /// there are.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SpoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -140,7 +141,7 @@ impl Shared {
     }
 
     /// Not as soon as there is room, or a queue at its edge would fill the log.
-    fn tell_room(&self, state: &mut State) {
+    fn log_not_full(&self, state: &mut SpoolState) {
         if !state.told_full {
             return;
         }
@@ -152,7 +153,7 @@ impl Shared {
         }
     }
 
-    fn tell_full(&self, state: &mut State) {
+    fn log_full(&self, state: &mut SpoolState) {
         // The writer may make room.
         self.work.notify_one();
         if !std::mem::replace(&mut state.told_full, true) {
@@ -162,7 +163,7 @@ impl Shared {
     }
 
     /// As `queue.max_bytes` counts: everything in the directory.
-    fn held_bytes(&self, state: &State) -> u64 {
+    fn held_bytes(&self, state: &SpoolState) -> u64 {
         state.files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
@@ -175,14 +176,14 @@ impl Shared {
     }
 
     /// What new segments may take, once the writer has deleted what nobody needs.
-    fn room(&self, state: &State) -> u64 {
-        let taken = state.files + state.opening;
+    fn room(&self, state: &SpoolState) -> u64 {
+        let taken = state.files + state.reserved_new;
         (self.usable() + state.reclaimable()).saturating_sub(taken) / BLOCK * BLOCK
     }
 
     /// Where a batch of so many bytes finds room: in the segment that is written to, or in a new one of this size.
-    fn place(&self, state: &State, needed: u64) -> Option<Room> {
-        if needed <= state.free {
+    fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
+        if needed <= state.segment_free {
             return Some(Room::Here);
         }
         let (least, room) = (FIRST_RECORD + needed, self.room(state));
@@ -191,8 +192,8 @@ impl Shared {
     }
 
     /// What would have to be dropped for it.
-    fn missing(&self, state: &State, needed: u64) -> u64 {
-        let (taken, least) = (state.files + state.opening, FIRST_RECORD + needed);
+    fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
+        let (taken, least) = (state.files + state.reserved_new, FIRST_RECORD + needed);
         (taken + least).saturating_sub(self.usable() + state.reclaimable())
     }
 }
@@ -213,11 +214,11 @@ pub(super) fn now() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-struct State {
+struct SpoolState {
     /// The log, oldest first, without those that are doomed.
     segments: VecDeque<Segment>,
     /// Not in the log any more: to be removed once the cursors file says so too. First position and size.
-    doomed: Vec<(Position, u64)>,
+    pending_delete: Vec<(Position, u64)>,
     /// Those of the doomed that could not be removed. They take their room until that is tried
     /// again.
     stuck: Vec<(Position, u64)>,
@@ -242,11 +243,11 @@ struct State {
     /// The number of the next that waits.
     arrivals: u64,
     /// What is left of the segment that is written to, when all that waits is in its place.
-    free: u64,
+    segment_free: u64,
     /// Bytes of segments that are made for what waits.
-    opening: u64,
+    reserved_new: u64,
     /// What files may take for them, where that was more as they were planned.
-    planned_within: u64,
+    reserved_limit: u64,
     segment_bytes: u64,
     when_full: WhenFull,
     /// What a cursor reads from a file at once.
@@ -263,10 +264,10 @@ struct State {
     /// Bytes that became final since the cursors were written.
     unsaved: u64,
     /// What the cursors file says is not so any more.
-    stale: bool,
+    cursors_dirty: bool,
     /// How often somebody wanted the cursors saved at once, and how many of those they are.
-    asked: u64,
-    saved: u64,
+    save_requested: u64,
+    save_done: u64,
     told_full: bool,
     /// Nothing more is handed out.
     draining: bool,
@@ -332,12 +333,12 @@ impl Waiting {
     }
 }
 
-impl State {
+impl SpoolState {
     /// Nothing is there. The first thing to do is to save that.
     fn new(config: &config::Queue) -> Self {
         Self {
             segments: VecDeque::new(),
-            doomed: Vec::new(),
+            pending_delete: Vec::new(),
             stuck: Vec::new(),
             abandoned: Vec::new(),
             reclaim_wanted: false,
@@ -349,9 +350,9 @@ impl State {
             tail_bytes: 0,
             waiting: VecDeque::new(),
             arrivals: 0,
-            free: 0,
-            opening: 0,
-            planned_within: 0,
+            segment_free: 0,
+            reserved_new: 0,
+            reserved_limit: 0,
             segment_bytes: config.segment_bytes,
             when_full: config.when_full,
             chunk: chunk(0),
@@ -362,9 +363,9 @@ impl State {
             fault: None,
             busy: None,
             unsaved: 0,
-            stale: true,
-            asked: 0,
-            saved: 0,
+            cursors_dirty: true,
+            save_requested: 0,
+            save_done: 0,
             told_full: false,
             draining: false,
             closed: false,
@@ -401,7 +402,7 @@ impl State {
     }
 
     /// Every required output has all there is: where there was no room, the segment that is written to may make some.
-    fn is_spent(&self) -> bool {
+    fn can_seal_for_room(&self) -> bool {
         self.told_full
             && self.waiting.is_empty()
             && self.required_watermark() == self.end.position
@@ -410,11 +411,11 @@ impl State {
 
     /// Whether there are files that no output needs, nor wants to look at when it starts again.
     fn can_reclaim(&self) -> bool {
-        !self.doomed.is_empty()
+        !self.pending_delete.is_empty()
             || !self.abandoned.is_empty()
             || self.reclaim_wanted
             || self.kept_for() == Some(Duration::ZERO)
-            || self.is_spent()
+            || self.can_seal_for_room()
     }
 
     /// How long an output wants to keep what all have finished, unless its room is needed.
@@ -431,7 +432,7 @@ impl State {
     }
 
     fn reclaimable(&self) -> u64 {
-        let doomed: u64 = self.doomed.iter().map(|(_, size)| size).sum();
+        let doomed: u64 = self.pending_delete.iter().map(|(_, size)| size).sum();
         doomed + self.finished().map(|segment| segment.size).sum::<u64>()
     }
 
@@ -507,13 +508,13 @@ impl State {
             metrics.dropped_oldest.increment(missed);
             self.tail.retain(|record| record.segment != segment.first.position);
             self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
-            self.doomed.push((segment.first.position, segment.size));
+            self.pending_delete.push((segment.first.position, segment.size));
             self.holes.push(Hole {
                 start: segment.first.position,
                 end: segment.end.position,
                 bytes: segment.end.byte - segment.first.byte,
             });
-            self.stale = true;
+            self.cursors_dirty = true;
         }
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -574,11 +575,11 @@ impl State {
         cursor
     }
 
-    /// The number under which it will be in [`State::saved`].
+    /// The number under which it will be in [`SpoolState::saved`].
     fn ask_to_save(&mut self) -> u64 {
-        self.stale = true;
-        self.asked += 1;
-        self.asked
+        self.cursors_dirty = true;
+        self.save_requested += 1;
+        self.save_requested
     }
 
     /// Takes back what was planned for a batch that will not be written.
@@ -594,16 +595,16 @@ impl State {
         match (withdrawn.opens, next) {
             (Some(size), Some(next)) => next.opens = Some(size),
             (Some(size), None) => {
-                self.opening -= size;
+                self.reserved_new -= size;
                 if self.waiting.len() == index {
-                    self.free = 0;
+                    self.segment_free = 0;
                 }
                 return;
             }
             (None, _) => {}
         }
         if self.waiting.range(behind..).all(|waiting| waiting.opens.is_none()) {
-            self.free += withdrawn.needed();
+            self.segment_free += withdrawn.needed();
         }
     }
 }
@@ -653,7 +654,7 @@ impl Queue {
             || self.shared.place(&state, needed).is_some()
             || state.droppable(self.shared.missing(&state, needed), false).is_some();
         if !has_room {
-            self.shared.tell_full(&mut state);
+            self.shared.log_full(&mut state);
             return Err(Refused::Full);
         }
         Ok(())
@@ -679,7 +680,7 @@ impl Queue {
             let missing = shared.missing(&state, needed);
             let mut chosen = state.droppable(missing, false);
             if chosen.is_none() {
-                shared.tell_full(&mut state);
+                shared.log_full(&mut state);
                 match state.when_full {
                     WhenFull::Reject => {}
                     WhenFull::DropNewest => {
@@ -697,12 +698,12 @@ impl Queue {
         let opens = match place {
             None => return Err(Refused::Full),
             Some(Room::Here) => {
-                state.free -= needed;
+                state.segment_free -= needed;
                 None
             }
             Some(Room::Opens(size)) => {
-                state.free = size - FIRST_RECORD - needed;
-                state.opening += size;
+                state.segment_free = size - FIRST_RECORD - needed;
+                state.reserved_new += size;
                 Some(size)
             }
         };
@@ -749,8 +750,8 @@ impl Queue {
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
-        if state.opening > 0 {
-            state.planned_within = self.shared.usable().max(state.planned_within);
+        if state.reserved_new > 0 {
+            state.reserved_limit = self.shared.usable().max(state.reserved_limit);
         }
         self.shared.capacity.store(config.max_bytes, Ordering::Relaxed);
         self.shared.metrics.capacity.set(config.max_bytes as f64);
@@ -759,7 +760,7 @@ impl Queue {
         for (_, cursor) in &state.cursors {
             cursor.output.show_keeping(config.when_full);
         }
-        self.shared.tell_room(&mut state);
+        self.shared.log_not_full(&mut state);
     }
 
     /// A cursor at the end of what is synced, when the cursors file has it.
@@ -815,7 +816,7 @@ impl Queue {
                 cursor.output.show_keeping(state.when_full);
             }
         }
-        self.shared.tell_room(state);
+        self.shared.log_not_full(state);
     }
 
     /// Bytes held, as `queue.max_bytes` counts, and events that not every output has got.
@@ -846,7 +847,7 @@ impl Queue {
         metrics.bytes.set(bytes as f64);
         metrics.held.set(events as f64);
         metrics.writable.set(if state.fault().is_none() { 1.0 } else { 0.0 });
-        let files = state.segments.len() + state.doomed.len() + state.stuck.len();
+        let files = state.segments.len() + state.pending_delete.len() + state.stuck.len();
         metrics.segments.set(files as f64);
         for (_, cursor) in &state.cursors {
             state.backlog(cursor).show(&cursor.output.metrics);
@@ -907,7 +908,7 @@ struct Joining {
 
 impl Joining {
     fn is_saved(&self) -> bool {
-        self.shared.lock().saved >= self.number
+        self.shared.lock().save_done >= self.number
     }
 
     async fn saved(&self) {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::Before;
 use super::Shared;
-use super::State;
+use super::SpoolState;
 use super::TailRecord;
 use super::load;
 use super::load::Job;
@@ -291,7 +291,7 @@ fn left(claim: Claim, gaps: &[Gap]) -> u64 {
     claim.end - claim.start - overlap(gaps, claim.start..claim.end)
 }
 
-impl State {
+impl SpoolState {
     /// Brings what comes next from the tail, if it is there.
     fn refill(&mut self, index: usize) -> bool {
         let ahead = self.cursors[index].ahead();
@@ -331,7 +331,7 @@ impl State {
                 let Some(gap) = cursor.pieces.pop_front() else { break };
                 let dropped = self.dropped_in(gap.first..gap.end());
                 self.cursors[index].pass_gap(&gap, dropped);
-                self.stale = true;
+                self.cursors_dirty = true;
                 continue;
             }
             let elsewhere = taken.is_some_and(|(_, note)| note.spot.segment != piece.spot.segment);
@@ -387,9 +387,9 @@ impl State {
     }
 
     /// What has to be read from a file for a cursor to go on.
-    fn wish(&self, index: usize) -> Wish {
+    fn read_plan(&self, index: usize) -> ReadPlan {
         if self.draining {
-            return Wish::Nothing;
+            return ReadPlan::Nothing;
         }
         let cursor = &self.cursors[index];
         if let Some(claim) = cursor.wanted {
@@ -401,24 +401,24 @@ impl State {
                     let chunk = self.chunk.min(entry.note.bytes.max(FETCH_MIN));
                     self.job(cursor.epoch, entry.note.spot, claim.start, Some(claim.end), chunk)
                 }
-                Some(_) | None => Wish::Ready,
+                Some(_) | None => ReadPlan::Ready,
             };
         }
         if !cursor.pieces.is_empty() {
-            return Wish::Ready;
+            return ReadPlan::Ready;
         }
         self.read_on(index)
     }
 
     /// What has to be read from a file behind what a cursor has in memory.
-    fn read_on(&self, index: usize) -> Wish {
+    fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead().position;
         if ahead >= self.end.position {
-            return Wish::Nothing;
+            return ReadPlan::Nothing;
         }
         if self.tail_at(ahead).is_some() {
-            return Wish::Ready;
+            return ReadPlan::Ready;
         }
         let segment = self.segments.get(self.segment_at(ahead));
         // Behind the last segment nothing is there to be read, up to the end.
@@ -435,11 +435,11 @@ impl State {
         from: Position,
         to: Option<Position>,
         chunk: u64,
-    ) -> Wish {
+    ) -> ReadPlan {
         let index = self.segments.partition_point(|segment| segment.first.position < spot.segment);
         let segment =
             self.segments.get(index).filter(|segment| segment.first.position == spot.segment);
-        Wish::Load(match segment {
+        ReadPlan::Load(match segment {
             Some(segment) => Job {
                 epoch,
                 spot,
@@ -465,7 +465,7 @@ impl State {
 }
 
 /// What a cursor needs to go on.
-enum Wish {
+enum ReadPlan {
     /// It can.
     Ready,
     /// There is nothing yet.
@@ -512,7 +512,7 @@ impl Shared {
     }
 
     /// A released claim was read again. What is missing of it by now is lost, all else is sent.
-    fn fetched(&self, state: &mut State, index: usize, claim: Claim, loaded: &Loaded) {
+    fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.cursors[index];
         let pieces: Vec<_> =
             loaded.pieces.iter().filter(|piece| !piece.is_gap()).cloned().collect();
@@ -533,15 +533,15 @@ impl Shared {
     }
 
     /// After something of a cursor is done.
-    fn settled(&self, state: &mut State, index: usize) {
+    fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.cursors[index];
         cursor.claims.forget_done();
         cursor.forget_counted();
-        let was_stale = std::mem::replace(&mut state.stale, true);
-        if !was_stale || state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+        let was_dirty = std::mem::replace(&mut state.cursors_dirty, true);
+        if !was_dirty || state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
             self.work.notify_one();
         }
-        self.tell_room(state);
+        self.log_not_full(state);
         self.progress.notify_waiters();
     }
 }
@@ -572,10 +572,10 @@ impl Cursor {
     /// Nothing is lost when dropped.
     pub async fn readable(&mut self) {
         loop {
-            match self.wish() {
-                Wish::Ready => return,
-                Wish::Nothing => self.readable.notified().await,
-                Wish::Load(job) => {
+            match self.read_plan() {
+                ReadPlan::Ready => return,
+                ReadPlan::Nothing => self.readable.notified().await,
+                ReadPlan::Load(job) => {
                     self.load(job);
                     self.loaded().await;
                 }
@@ -583,8 +583,8 @@ impl Cursor {
         }
     }
 
-    fn wish(&self) -> Wish {
-        self.shared.lock().wish(self.index)
+    fn read_plan(&self) -> ReadPlan {
+        self.shared.lock().read_plan(self.index)
     }
 
     fn load(&mut self, mut job: Job) {
@@ -643,16 +643,16 @@ impl Cursor {
             }
             let cursor = &mut state.cursors[self.index];
             (cursor.wanted, cursor.fetched) = (None, None);
-            let was_stale = state.stale;
+            let was_dirty = state.cursors_dirty;
             let batch = state.next(self.index, take);
-            if state.stale && !was_stale {
+            if state.cursors_dirty && !was_dirty {
                 self.shared.work.notify_one();
             }
             let low = state.cursors[self.index].ahead_bytes() < state.chunk / 2;
             let ahead = low.then(|| state.read_on(self.index));
             (batch, ahead)
         };
-        if let Some(Wish::Load(job)) = ahead
+        if let Some(ReadPlan::Load(job)) = ahead
             && tokio::runtime::Handle::try_current().is_ok()
         {
             self.load(job);
@@ -762,15 +762,15 @@ impl Cursor {
 
     /// The output is removed. What it has not finished is lost, and counted; says how many events.
     pub fn leave(self) -> u64 {
-        self.go(true)
+        self.remove(true)
     }
 
     /// It has not joined: what came meanwhile was never for it.
     pub fn leave_uncounted(self) {
-        self.go(false);
+        self.remove(false);
     }
 
-    fn go(self, counts: bool) -> u64 {
+    fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
         let state = &mut *guard;
@@ -782,7 +782,7 @@ impl Cursor {
         let start = cursor.start - signed(backlog - lost);
         show_start(&cursor.output.metrics, start);
         state.departed.leave(&cursor.output.name, start, state.accepted);
-        shared.tell_room(state);
+        shared.log_not_full(state);
         drop(guard);
         shared.work.notify_one();
         shared.progress.notify_waiters();
@@ -839,16 +839,16 @@ impl Cursor {
 impl Cursor {
     /// Whether it would return.
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.wish(), Wish::Ready)
+        matches!(self.read_plan(), ReadPlan::Ready)
     }
 
     /// What it would read, or what [`Cursor::next`] reads ahead.
     pub(super) fn job(&self, ahead: bool) -> Option<Job> {
-        let wish = match ahead {
+        let read_plan = match ahead {
             true => self.shared.lock().read_on(self.index),
-            false => self.wish(),
+            false => self.read_plan(),
         };
-        if let Wish::Load(job) = wish { Some(job) } else { None }
+        if let ReadPlan::Load(job) = read_plan { Some(job) } else { None }
     }
 
     pub(super) fn take_in(&self, epoch: u64, loaded: Loaded) {

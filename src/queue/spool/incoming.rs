@@ -25,7 +25,7 @@ use super::HANGS;
 use super::Queue;
 use super::Segment;
 use super::Shared;
-use super::State;
+use super::SpoolState;
 use super::Ticket;
 use super::Waiting;
 use super::now;
@@ -81,13 +81,13 @@ pub(super) struct IncomingRecord {
 }
 
 /// A body that lies whole in a file, and waits for its place in the log. Whoever drops it first
-/// hands it to [`State::abandon`].
+/// hands it to [`SpoolState::abandon`].
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
     /// The file's name in the queue's directory.
     pub(super) name: String,
-    /// Bytes that the file counts for in [`State::files`].
+    /// Bytes that the file counts for in [`SpoolState::files`].
     pub(super) size: u64,
     pub(super) records: Vec<IncomingRecord>,
     /// Bytes of all lines.
@@ -106,7 +106,7 @@ pub struct Incoming {
     bytes: u64,
     /// The queue is full and drops the newest: the body is counted, and not stored.
     pub(super) is_dropped: bool,
-    /// Segments were dropped for it: see [`State::has_dropper`].
+    /// Segments were dropped for it: see [`SpoolState::has_dropper`].
     is_dropper: bool,
 }
 
@@ -281,7 +281,7 @@ impl Shared {
     /// body.
     fn reserve(
         &self,
-        state: &mut State,
+        state: &mut SpoolState,
         bytes: u64,
         is_dropper: &mut bool,
     ) -> Result<Room, Refused> {
@@ -291,7 +291,7 @@ impl Shared {
         if state.fault().is_some() {
             return Err(Refused::Disk);
         }
-        let (wanted, usable) = (state.files + state.opening + bytes, self.usable());
+        let (wanted, usable) = (state.files + state.reserved_new + bytes, self.usable());
         if wanted <= usable {
             state.files += bytes;
             return Ok(Room::Reserved);
@@ -300,7 +300,7 @@ impl Shared {
         if missing > 0 {
             let mut chosen = state.droppable(missing, false);
             if chosen.is_none() {
-                self.tell_full(state);
+                self.log_full(state);
                 match state.when_full {
                     WhenFull::Reject => {}
                     WhenFull::DropNewest => return Ok(Room::Dropped),
@@ -320,7 +320,7 @@ impl Shared {
     }
 }
 
-impl State {
+impl SpoolState {
     /// Leaves an incoming file, which no segment will be made of, to the writer.
     pub(super) fn abandon(&mut self, name: String, size: u64) {
         self.abandoned.push((name, size));
@@ -341,7 +341,7 @@ impl State {
             active: false,
             ended: now(),
         });
-        self.stale = true;
+        self.cursors_dirty = true;
         for (_, cursor) in &self.cursors {
             cursor.readable.notify_one();
         }
@@ -393,7 +393,7 @@ impl Queue {
         let number = state.arrivals;
         state.arrivals += 1;
         // The batches behind it begin a segment of their own.
-        state.free = 0;
+        state.segment_free = 0;
         let file = incoming.file.take();
         let (incoming, received, opens) = (file, now(), Some(0));
         state.waiting.push_back(Waiting { number, append, incoming, received, opens, done });

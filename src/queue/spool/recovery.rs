@@ -19,7 +19,7 @@ use super::CursorState;
 use super::Queue;
 use super::Segment;
 use super::Shared;
-use super::State;
+use super::SpoolState;
 use super::incoming;
 use super::load;
 use super::load::Spot;
@@ -102,16 +102,16 @@ pub(super) fn open(
     let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
     let files = abandoned.iter().map(|(_, size)| size).sum::<u64>()
         + log.segments.iter().map(|segment| segment.size).sum::<u64>()
-        + log.doomed.iter().map(|(_, size)| size).sum::<u64>();
-    let mut state = State {
+        + log.pending_delete.iter().map(|(_, size)| size).sum::<u64>();
+    let mut state = SpoolState {
         segments: log.segments,
-        doomed: log.doomed,
+        pending_delete: log.pending_delete,
         incoming_count: incoming::next_number(&abandoned),
         abandoned,
         files,
         end: log.end,
         holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
-        ..State::new(config)
+        ..SpoolState::new(config)
     };
     if let Some((contents, _)) = &contents {
         count_removed(&mut state, contents, telemetry, outputs);
@@ -175,7 +175,7 @@ enum Trust {
 
 /// Counts the backlog of outputs that are not in the config any more as lost.
 fn count_removed(
-    state: &mut State,
+    state: &mut SpoolState,
     contents: &Contents,
     telemetry: &Telemetry,
     outputs: &[Output],
@@ -203,7 +203,7 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
 
 /// Where an output goes on.
 fn join(
-    state: &State,
+    state: &SpoolState,
     disk: &dyn Disk,
     contents: Option<&(Contents, Trust)>,
     output: &Output,
@@ -246,7 +246,7 @@ fn join(
 
 /// The record that holds a position, and when it was received. `None` where it has to be looked for later: there is none
 /// yet, or it is damaged.
-fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
+fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
     let segment = state.segments.get(state.segment_at(position))?;
     let first = segment.first.position;
     let file = disk.open(&segment::file_name(first), Access::Read).ok()?;
@@ -265,7 +265,7 @@ fn locate(state: &State, disk: &dyn Disk, position: Position) -> Option<(Spot, u
 struct Log {
     segments: VecDeque<Segment>,
     /// What is not in the log: first position and size.
-    doomed: Vec<(Position, u64)>,
+    pending_delete: Vec<(Position, u64)>,
     end: LogOffset,
 }
 
@@ -310,7 +310,7 @@ impl Log {
             });
         }
         let end = segments.back().map(|last| last.first).unwrap_or_default();
-        Ok(Self { segments, doomed: Vec::new(), end })
+        Ok(Self { segments, pending_delete: Vec::new(), end })
     }
 
     /// Reads the last segment, cuts off what is torn, and finds where the log ends. Damaged headers are told too.
@@ -327,7 +327,7 @@ impl Log {
         let is_dropped =
             |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
         let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
-        self.doomed.extend(dropped.map(|segment| (segment.first.position, segment.size)));
+        self.pending_delete.extend(dropped.map(|segment| (segment.first.position, segment.size)));
         self.segments.retain(|segment| !is_dropped(segment.first.position));
         let behind: Vec<LogOffset> = self.segments.iter().skip(1).map(|next| next.first).collect();
         for (segment, end) in self.segments.iter_mut().zip(behind) {
@@ -348,7 +348,7 @@ impl Log {
                 self.segments.push_back(last);
                 break;
             }
-            self.doomed.push((first, last.size));
+            self.pending_delete.push((first, last.size));
             if !last.damaged.contains(&0) {
                 break;
             }

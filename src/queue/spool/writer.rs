@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Segment;
 use super::Shared;
-use super::State;
+use super::SpoolState;
 use super::TailRecord;
 use super::Waiting;
 use super::cursor::UNSAVED_MAX;
@@ -43,7 +43,8 @@ const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_s
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// Between two attempts to store again after an error: from, and to.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -54,7 +55,7 @@ pub(super) struct Writer {
     saved_end: Position,
     save_at: Instant,
     /// Of those that wanted the cursors saved at once, so many were heard.
-    tried: u64,
+    save_attempted: u64,
     /// Nothing is stored before the cursors file names every output.
     unnamed: bool,
     /// Small segments are deleted several at once.
@@ -68,7 +69,7 @@ pub(super) struct Writer {
     /// The log has it that the cursors can't be written.
     told_unsaved: bool,
     /// The segment that the largest batch needs which the disk had no room for.
-    wanted: u64,
+    retry_segment_bytes: u64,
     /// After an error.
     retry_at: Instant,
     pause: Duration,
@@ -107,16 +108,16 @@ impl Writer {
             active: None,
             saved_end: Position::START,
             save_at: now,
-            tried: 0,
+            save_attempted: 0,
             unnamed: true,
             reclaim_at: now,
             again_at: now,
             told_stuck: false,
             told_kept: false,
-            wanted: 0,
+            retry_segment_bytes: 0,
             told_unsaved: false,
             retry_at: now,
-            pause: RETRY.0,
+            pause: RETRY_MIN,
         }
     }
 
@@ -164,9 +165,10 @@ impl Writer {
         }
     }
 
-    fn turn(&self, state: &State) -> Turn {
+    fn turn(&self, state: &SpoolState) -> Turn {
         let now = Instant::now();
-        let save = state.stale && (now >= self.save_at || state.asked > self.tried);
+        let save = state.cursors_dirty
+            && (now >= self.save_at || state.save_requested > self.save_attempted);
         let can_reclaim = state.can_reclaim();
         let again = (!state.stuck.is_empty()).then_some(self.again_at);
         if state.closed {
@@ -183,7 +185,7 @@ impl Writer {
         } else if !state.waiting.is_empty() && state.fault.is_none() {
             Turn::Do(Step::Commit)
         } else {
-            let save = state.stale.then_some(self.save_at);
+            let save = state.cursors_dirty.then_some(self.save_at);
             let retry = state.fault.is_some().then_some(self.retry_at);
             let kept = state.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
             let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
@@ -224,9 +226,9 @@ impl Writer {
             let opened = self.open_segment(size, needed.min(size));
             {
                 let mut state = self.shared.lock();
-                state.opening -= size;
-                if state.opening == 0 {
-                    state.planned_within = 0;
+                state.reserved_new -= size;
+                if state.reserved_new == 0 {
+                    state.reserved_limit = 0;
                 }
             }
             match opened {
@@ -251,7 +253,7 @@ impl Writer {
             self.shared.lock().abandon(file.name.clone(), file.size);
             return self.refuse(group, "a large body can't be made a segment", &error, false);
         }
-        self.pause = RETRY.0;
+        self.pause = RETRY_MIN;
         self.seal();
         for Waiting { append, done, .. } in group {
             self.shared.metrics.accepted(append.events, file.bytes, &append.levels);
@@ -299,7 +301,7 @@ impl Writer {
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
-            (state.opening, state.free) = (0, free);
+            (state.reserved_new, state.segment_free) = (0, free);
             let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
             behind.iter_mut().for_each(|waiting| state.discard(waiting));
             behind
@@ -350,7 +352,7 @@ impl Writer {
     }
 
     fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
-        self.pause = RETRY.0;
+        self.pause = RETRY_MIN;
         let metrics = &self.shared.metrics;
         let planned: u64 = group.iter().map(Waiting::needed).sum();
         let mut guard = self.shared.lock();
@@ -365,7 +367,7 @@ impl Writer {
         let used = segment.offset.next_multiple_of(BLOCK) - before;
         let first = segment.first.position;
         if state.waiting.iter().all(|waiting| waiting.opens.is_none()) {
-            state.free += planned.saturating_sub(used);
+            state.segment_free += planned.saturating_sub(used);
         }
         let mut evicted = Vec::new();
         for (waiting, (offset, header)) in group.into_iter().zip(records) {
@@ -384,7 +386,7 @@ impl Writer {
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
         }
-        state.stale = true;
+        state.cursors_dirty = true;
         for (_, cursor) in &state.cursors {
             cursor.readable.notify_one();
         }
@@ -397,7 +399,7 @@ impl Writer {
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
-        self.wanted = FIRST_RECORD + largest;
+        self.retry_segment_bytes = FIRST_RECORD + largest;
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         if closes {
@@ -406,16 +408,16 @@ impl Writer {
                 (segment.active, segment.ended) = (false, now());
                 if segment.first == segment.end {
                     let doomed = (segment.first.position, segment.size);
-                    state.doomed.push(doomed);
+                    state.pending_delete.push(doomed);
                     state.segments.pop_back();
                 }
             }
         }
         let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
         behind.iter_mut().for_each(|waiting| state.discard(waiting));
-        (state.opening, state.free) = (0, 0);
+        (state.reserved_new, state.segment_free) = (0, 0);
         if is_full(error)
-            && let Some(chosen) = state.droppable(self.wanted, false)
+            && let Some(chosen) = state.droppable(self.retry_segment_bytes, false)
         {
             state.drop_segments(chosen, &self.shared.metrics);
         }
@@ -426,7 +428,7 @@ impl Writer {
         }
     }
 
-    fn fault(&mut self, state: &mut State, fault: String) {
+    fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.fault.as_ref() != Some(&fault) {
             let error = fault.clone();
             self.shared.metrics.changed(telemetry::State::DiskRefuses { error });
@@ -437,7 +439,7 @@ impl Writer {
 
     fn wait(&mut self) {
         self.retry_at = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(RETRY.1);
+        self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 
     /// After an error: a new segment that can be made and synced is the proof that the disk is well.
@@ -475,10 +477,10 @@ impl Writer {
             let state = self.shared.lock();
             state.required_watermark() == state.end.position
         };
-        let wanted = if empty { least } else { self.wanted.clamp(least, size) };
+        let wanted = if empty { least } else { self.retry_segment_bytes.clamp(least, size) };
         let made = self.open_segment(size, wanted)?;
-        self.wanted = 0;
-        self.shared.lock().free = made - FIRST_RECORD;
+        self.retry_segment_bytes = 0;
+        self.shared.lock().segment_free = made - FIRST_RECORD;
         Ok(())
     }
 
@@ -488,7 +490,7 @@ impl Writer {
         let end = self.make_way()?;
         let over = {
             let state = self.shared.lock();
-            state.files + size > self.shared.usable().max(state.planned_within)
+            state.files + size > self.shared.usable().max(state.reserved_limit)
         };
         let name = segment::file_name(end.position);
         if over {
@@ -496,7 +498,7 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            let may_take = self.shared.usable().max(state.planned_within);
+            let may_take = self.shared.usable().max(state.reserved_limit);
             if state.files + size > may_take || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
@@ -506,7 +508,9 @@ impl Writer {
                 Err(error) if is_full(&error) && size > least => {
                     size = (size / 2).next_multiple_of(BLOCK).max(least);
                 }
-                Err(error) if is_full(&error) && self.give_way() => self.reclaim(Reclaim::All)?,
+                Err(error) if is_full(&error) && self.drop_for_space() => {
+                    self.reclaim(Reclaim::All)?
+                }
                 // What is left of one that could not be made: nothing of it was acknowledged.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.shared.disk.remove(&name)?;
@@ -521,7 +525,7 @@ impl Writer {
             .and_then(|()| self.shared.disk.sync_directory(SEGMENTS));
         if let Err(error) = safe {
             let mut state = self.shared.lock();
-            state.doomed.push((end.position, size));
+            state.pending_delete.push((end.position, size));
             state.files += size;
             return Err(error);
         }
@@ -548,10 +552,10 @@ impl Writer {
             // A segment without a record is in the way of its successor, which has the same name.
             if let Some(empty) = state.segments.pop_back_if(|last| last.first == last.end) {
                 self.active = None;
-                state.doomed.push((empty.first.position, empty.size));
+                state.pending_delete.push((empty.first.position, empty.size));
             }
             let end = state.end;
-            let mut others = state.doomed.iter().chain(&state.stuck);
+            let mut others = state.pending_delete.iter().chain(&state.stuck);
             (end, others.any(|(first, _)| *first == end.position))
         };
         if is_taken {
@@ -568,7 +572,7 @@ impl Writer {
 
     /// The disk is fuller than `queue.max_bytes` knows. Whether there is a segment that no output needs, or was one that only
     /// optional outputs need, and that can be deleted now.
-    fn give_way(&self) -> bool {
+    fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.finished().next().is_some() {
             return true;
@@ -620,23 +624,23 @@ impl Writer {
 
     /// Writes and syncs the cursors.
     pub(super) fn save(&mut self) -> io::Result<()> {
-        let (contents, watermark, asked) = {
+        let (contents, watermark, requested) = {
             let mut state = self.shared.lock();
-            (state.stale, state.unsaved) = (false, 0);
-            (state.contents(), state.watermark(), state.asked)
+            (state.cursors_dirty, state.unsaved) = (false, 0);
+            (state.contents(), state.watermark(), state.save_requested)
         };
-        self.tried = asked;
+        self.save_attempted = requested;
         self.save_at = Instant::now() + SAVE_EVERY;
         if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
-            self.shared.lock().stale = true;
+            self.shared.lock().cursors_dirty = true;
             return Err(error);
         }
         self.unnamed = false;
         self.saved_end = contents.end.position;
         let mut state = self.shared.lock();
         state.holes.retain(|hole| hole.end > watermark);
-        self.shared.tell_room(&mut state);
-        if std::mem::replace(&mut state.saved, asked) != asked {
+        self.shared.log_not_full(&mut state);
+        if std::mem::replace(&mut state.save_done, requested) != requested {
             self.shared.progress.notify_waiters();
         }
         Ok(())
@@ -647,9 +651,9 @@ impl Writer {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let doomed = {
             let mut state = self.shared.lock();
-            if state.is_spent() {
+            if state.can_seal_for_room() {
                 self.active = None;
-                state.free = 0;
+                state.segment_free = 0;
                 if let Some(last) = state.segments.back_mut() {
                     (last.active, last.ended) = (false, now());
                 }
@@ -661,10 +665,10 @@ impl Writer {
             let is_chosen = |segment: &&Segment| which == Reclaim::All || segment.ended <= old;
             let finished = state.finished().take_while(is_chosen).count();
             let finished: Vec<Segment> = state.segments.drain(..finished).collect();
-            state.doomed.extend(finished.iter().map(|it| (it.first.position, it.size)));
+            state.pending_delete.extend(finished.iter().map(|it| (it.first.position, it.size)));
             let again = which == Reclaim::All || Instant::now() >= self.again_at;
             let stuck = state.stuck.iter().filter(|_| again);
-            stuck.chain(&state.doomed).copied().collect::<Vec<_>>()
+            stuck.chain(&state.pending_delete).copied().collect::<Vec<_>>()
         };
         let mut failed = self.remove_abandoned();
         if doomed.is_empty() {
@@ -679,7 +683,7 @@ impl Writer {
                 Ok(()) | Err(_) => Ok(()),
             };
             let mut state = self.shared.lock();
-            state.doomed.retain(|(other, _)| *other != first);
+            state.pending_delete.retain(|(other, _)| *other != first);
             state.stuck.retain(|(other, _)| *other != first);
             match removed {
                 Ok(()) => state.files -= size,
@@ -689,7 +693,7 @@ impl Writer {
                     failed.get_or_insert_with(|| named(&name)(error));
                 }
             }
-            self.shared.tell_room(&mut state);
+            self.shared.log_not_full(&mut state);
         }
         self.tell_stuck(failed);
         self.shared.disk.sync_directory(SEGMENTS)
@@ -710,7 +714,7 @@ impl Writer {
                 Ok(()) | Err(_) => {
                     let mut state = self.shared.lock();
                     state.files -= size;
-                    self.shared.tell_room(&mut state);
+                    self.shared.log_not_full(&mut state);
                 }
             }
         }
@@ -749,7 +753,7 @@ impl Writer {
         self.shared.reclaimed.notify_all();
         let failed = outcome.inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
-            self.reclaim_at = Instant::now() + RETRY.1;
+            self.reclaim_at = Instant::now() + RETRY_MAX;
             if !self.told_kept {
                 tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
             }
@@ -765,7 +769,7 @@ impl Writer {
         self.seal();
         let outdated = {
             let state = self.shared.lock();
-            state.stale || state.end.position != self.saved_end
+            state.cursors_dirty || state.end.position != self.saved_end
         };
         let left = match outdated {
             true => self.save().and_then(|()| self.reclaim(Reclaim::Old)),

@@ -371,7 +371,7 @@ impl Simulation {
         self.process.as_mut().expect("it runs")
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SpoolState> {
         self.process.as_ref().expect("it runs").queue.shared.lock()
     }
 
@@ -650,7 +650,7 @@ impl Simulation {
         let well = state.fault.is_none();
         let mut due = Vec::new();
         due.extend((!well).then_some(Step::Probe));
-        due.extend(state.stale.then_some(Step::Save));
+        due.extend(state.cursors_dirty.then_some(Step::Save));
         due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
         let deletes = state.can_reclaim() || !state.stuck.is_empty();
         due.extend(deletes.then_some(Step::Reclaim));
@@ -745,12 +745,12 @@ impl Simulation {
             "end {}, segments {:?}, doomed {:?}, stuck {:?}, fault {:?}, {} wait, free {}, opening {}",
             state.end.position,
             segments.collect::<Vec<_>>(),
-            state.doomed,
+            state.pending_delete,
             state.stuck,
             state.fault,
             state.waiting.len(),
-            state.free,
-            state.opening
+            state.segment_free,
+            state.reserved_new
         )
     }
 
@@ -1041,7 +1041,7 @@ impl Simulation {
             let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
             let places: Vec<_> =
                 state.cursors.iter().map(|(_, cursor)| cursor.claims.read).collect();
-            (state.end.position, state.holes.clone(), oldest.position, places, !state.stale)
+            (state.end.position, state.holes.clone(), oldest.position, places, !state.cursors_dirty)
         };
         say!(self, "start with {names:?} at {places:?}: {}", self.shown());
         let before = self.log.len() as u64;
@@ -1238,7 +1238,7 @@ impl Simulation {
 
     /// If the cursors file is up to date, it holds all positions.
     fn note_saved(&mut self) {
-        let safe = !self.state().stale;
+        let safe = !self.state().cursors_dirty;
         if safe {
             // The file names only the outputs of this process.
             self.known.clear();
@@ -1480,7 +1480,7 @@ impl Simulation {
         say!(self, "{segment_bytes} of {max_bytes}, {when_full:?}");
         let taken = {
             let state = self.state();
-            state.files + state.opening + 2 * cursors::BYTES
+            state.files + state.reserved_new + 2 * cursors::BYTES
         };
         self.bound = taken.max(max_bytes);
         let config = self.config.clone();
@@ -1558,7 +1558,7 @@ impl Simulation {
         // Bytes that were cut off a file still count if the cut could not be synced.
         let files = segments + cursors::BYTES;
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
-        let taken = held + self.state().opening + cursors::BYTES;
+        let taken = held + self.state().reserved_new + cursors::BYTES;
         self.bound = self.config.max_bytes.max(self.bound.min(taken));
         let most = self.bound;
         assert!(segments + others <= most, "{segments} and {others} of {most}");
@@ -1628,7 +1628,8 @@ impl Simulation {
         self.check();
         let state = self.state();
         let left = state.segments.iter().filter(|segment| !segment.active).count();
-        let is_clean = [state.doomed.len(), state.stuck.len(), state.abandoned.len()] == [0; 3];
+        let is_clean =
+            [state.pending_delete.len(), state.stuck.len(), state.abandoned.len()] == [0; 3];
         assert!(left == 0 && is_clean, "{left} segments are left");
     }
 }
