@@ -1,10 +1,10 @@
-//! What becomes of directives, and that whatever comes out is a config.
+//! Tests of what each directive becomes, and that every migrated config is valid.
 
 use super::*;
 use crate::config;
 use crate::config::Severity;
 
-/// The forwarder that a provider's page shows.
+/// The haproxy.cfg of a forwarder, as a provider's documentation shows it.
 const SAMPLE: &str = "\
 global
   log stdout format raw local0 info
@@ -23,7 +23,7 @@ backend remotelogstash
   server s1 10.1.2.3:8080 check
 ";
 
-/// Migrates, and checks that what comes out is a config, missing files aside.
+/// Migrates the text. Asserts that the result is a valid config; missing files do not count.
 #[track_caller]
 fn migrated(text: &str) -> (toml::Table, Vec<Left>) {
     let Migrated { config, left } = migrate(text, "haproxy.cfg").unwrap();
@@ -33,7 +33,7 @@ fn migrated(text: &str) -> (toml::Table, Vec<Left>) {
     (config.parse().unwrap(), left)
 }
 
-/// Lines and directives of what is left.
+/// The lines and the directives that were not carried over.
 fn shown(left: &[Left]) -> Vec<(usize, &str)> {
     left.iter().map(|left| (left.line, left.directive.as_str())).collect()
 }
@@ -46,7 +46,7 @@ fn assert_has(table: &toml::Table, expected: &str) {
     }
 }
 
-/// The sample, with its backend's lines replaced.
+/// The sample, with other lines in its backend.
 fn with_servers(lines: &str) -> String {
     SAMPLE.replace("  server s1 10.1.2.3:8080 check\n", lines)
 }
@@ -392,7 +392,7 @@ mod any {
 
     use super::*;
 
-    /// Words that mean something, and some that do not.
+    /// Words with and without a meaning for HAProxy.
     const WORDS: [&str; 34] = [
         "bind",
         ":3000",
@@ -436,7 +436,7 @@ mod any {
     }
 
     proptest! {
-        /// Whatever the file says: no panic, each line carried over or named, and a config comes out.
+        /// For any file, `migrate` does not panic, and a config that it gives is valid.
         #[test]
         fn file_gives_a_config_or_an_error(
             frontend in prop::collection::vec(line(), 0..4),
@@ -449,7 +449,8 @@ mod any {
             );
             if let Ok(Migrated { config, .. }) = migrate(&text, "haproxy.cfg") {
                 let problems = config::read(&config).problems;
-                // Variables of the test's words may be set to anything in the environment that runs it.
+                // The words contain a variable, whose value in the test's environment may be
+                // anything; only errors count here.
                 let wrong = problems.iter().find(|problem| problem.severity == Severity::Error);
                 prop_assert!(wrong.is_none(), "{wrong:?}\n{config}");
             }
