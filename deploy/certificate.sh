@@ -1,17 +1,19 @@
 #!/bin/sh
-# Makes the certificate of the HTTPS listener: a key and a request for the Service's names and cluster IP, which Kubernetes
-# signs; stored as the Secret audit-webhook (tls.crt, tls.key, ca.crt). Run again, it makes and stores a new one: the relays
-# take it within a minute or two, without a restart and without a connection lost.
+# Makes the certificate of the HTTPS listener: a key, and a request for the Service's names and
+# cluster IP, which Kubernetes signs. The script stores them as the Secret audit-webhook (tls.crt,
+# tls.key, ca.crt). Run again, it makes and stores a new certificate. The relays use it within a
+# minute or two, without a restart and without losing a connection.
 #
 #   deploy/certificate.sh
 #
-# Needs openssl, and a kubectl whose user may approve certificates (cluster-admin may). The environment changes:
+# The script needs openssl, and a kubectl whose user may approve certificates (cluster-admin may).
+# The environment may change these values:
 #
 #   KUBECTL     kubectl                         or oc
 #   NAMESPACE   ibm-kube-audit
 #   SERVICE     kube-audit-forwarder
 #   SECRET      audit-webhook
-#   SIGNER      kubernetes.io/kubelet-serving   where a cluster signs no certificates of Services by this one
+#   SIGNER      kubernetes.io/kubelet-serving   or another signer, if this one signs for no Services
 #   TIMEOUT     120                             seconds to wait for the certificate
 set -eu
 umask 077
@@ -32,7 +34,7 @@ for program in openssl "$KUBECTL"; do
   command -v "$program" >/dev/null || fail "$program is not installed"
 done
 
-# The key is nowhere but here, in the Secret, and on no command line.
+# The key is only here and in the Secret, and never on a command line.
 directory=$(mktemp -d)
 trap 'rm -rf "$directory"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -43,7 +45,7 @@ case $addresses in
 "" | None) fail "the Service $SERVICE has no cluster IP" ;;
 esac
 
-# The signer wants a node's subject. What is verified are the names below it.
+# The signer requires a node's subject. Clients verify the names below it.
 {
   cat <<END
 [req]
@@ -74,7 +76,7 @@ openssl req -new -sha256 -config "$directory/request.conf" -key "$directory/tls.
 
 encoded() { openssl base64 -A -in "$1"; }
 
-# What is asked for can't be changed afterwards, so one of an earlier run goes first.
+# A request can't be changed afterwards, so the request of an earlier run is deleted first.
 "$KUBECTL" delete csr "$REQUEST" --ignore-not-found >&2
 "$KUBECTL" apply -f - >&2 <<END
 apiVersion: certificates.k8s.io/v1
@@ -111,7 +113,7 @@ openssl x509 -in "$directory/tls.crt" -noout -pubkey >"$directory/signed.pub" ||
 openssl pkey -in "$directory/tls.key" -pubout -out "$directory/ours.pub"
 cmp -s "$directory/signed.pub" "$directory/ours.pub" || fail "the certificate is for another key"
 
-# What a sender has to trust, where the cluster tells it: its own CA, if that is who signed.
+# The CA that a sender must trust. It is known only if the cluster's own CA has signed.
 ca=
 if "$KUBECTL" get configmap kube-root-ca.crt -n "$NAMESPACE" -o 'jsonpath={.data.ca\.crt}' \
   >"$directory/ca.crt" && openssl verify -CAfile "$directory/ca.crt" "$directory/tls.crt" >/dev/null 2>&1; then
@@ -120,7 +122,8 @@ else
   say "the certificate is not signed by the CA in the ConfigMap kube-root-ca.crt: the Secret gets no ca.crt"
 fi
 
-# The type can't be changed; the pods don't mind which it is.
+# The type of a Secret can't be changed, so an existing Secret keeps its type. The pods accept any
+# type.
 type=$("$KUBECTL" get secret "$SECRET" -n "$NAMESPACE" --ignore-not-found -o 'jsonpath={.type}')
 "$KUBECTL" apply -f - >&2 <<END
 apiVersion: v1

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Puts together what the image holds: DIRECTORY/root, and DIRECTORY/spool, which belongs to the image's user.
+# Puts together the files of the image: DIRECTORY/root, and DIRECTORY/spool, which belongs to the
+# image's user.
 #
 #   deploy/image-root.sh BINARY DIRECTORY
 #
-# Run in the Containerfile; by hand, with DIRECTORY target/image, for an image of a program that is built already. The CA
-# bundle is the machine's (Debian: ca-certificates).
+# The Containerfile runs this script. Run it by hand, with DIRECTORY target/image, for an image of a
+# program that is built already. The CA bundle is this machine's (Debian: ca-certificates).
 set -eu
 [ "$#" -eq 2 ] || { echo "usage: deploy/image-root.sh BINARY DIRECTORY" >&2; exit 2; }
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -19,7 +20,7 @@ install -m 644 /etc/ssl/certs/ca-certificates.crt "$directory/root/etc/ssl/certs
 install -m 644 "$source/config/stdout.toml" "$directory/root/etc/kube-audit-forwarder/relay.toml"
 echo "nonroot:x:65532:65532:nonroot:/:/sbin/nologin" >"$directory/root/etc/passwd"
 echo "nonroot:x:65532:" >"$directory/root/etc/group"
-# glibc's default asks DNS first, and /etc/hosts only where that has no answer.
+# glibc's default is to ask DNS first, and to read /etc/hosts only if DNS has no answer.
 echo "hosts: files dns" >"$directory/root/etc/nsswitch.conf"
 mkdir -p "$directory/spool/kube-audit-forwarder"
 chmod 770 "$directory/spool/kube-audit-forwarder"

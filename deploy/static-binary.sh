@@ -1,17 +1,19 @@
 #!/bin/sh
-# Builds the program for an image without libraries: target directory DIRECTORY/static/kube-audit-forwarder.
+# Builds the program for an image without libraries, as DIRECTORY/static/kube-audit-forwarder.
+# DIRECTORY is cargo's target directory.
 #
 #   deploy/static-binary.sh FEATURES DIRECTORY
 #
-# FEATURES is "" or "kafka". The C library is linked in, whichever the toolchain's is; for kafka also OpenSSL, of which the
-# static libraries have to be installed (Debian: libssl-dev).
+# FEATURES is "" or "kafka". The toolchain's C library is linked into the program. For kafka,
+# OpenSSL is linked into it too, so its static libraries must be installed (Debian: libssl-dev).
 set -eu
 [ "$#" -eq 2 ] || { echo "usage: deploy/static-binary.sh FEATURES DIRECTORY" >&2; exit 2; }
 features=$1
 directory=$2
 
 host=$(rustc -vV | sed -n 's/^host: //p')
-# Named, although it is this machine's: otherwise build scripts and macros would be linked like the program.
+# The target is named although it is this machine's own. Otherwise build scripts and macros would be
+# linked statically like the program.
 export RUSTFLAGS="-C target-feature=+crt-static"
 case $features in
 *kafka*)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image of deploy/Containerfile around a program that is built already, without network, and runs it as
-# Kubernetes does: user 65532, no capabilities, a read-only root, in a network of its own with a DNS server and a consumer
-# behind TLS.
+# Builds the image of deploy/Containerfile around a program that is built already, without network.
+# Runs it as Kubernetes does: as user 65532, without capabilities, with a read-only root, in a
+# network of its own with a DNS server and a consumer that speaks TLS.
 #
 #   deploy/test/image.sh BINARY    as root, for mounts and namespaces
 set -euo pipefail
@@ -11,7 +11,7 @@ MAX_BYTES=$((12 * 1024 * 1024))
 say() { printf '\n-- %s\n' "$*"; }
 fail() { echo "image.sh: $*" >&2; exit 1; }
 
-# Asks again until it is so, as long as a busy machine may take.
+# Repeats a command until it succeeds, for as long as a busy machine may take.
 wait_for() {
   local what=$1 tries
   shift
@@ -42,11 +42,12 @@ build() {
   compressed=$(tar -C "$mount" -c . | gzip | wc -c)
   say "the image has $bytes bytes ($(awk "BEGIN { printf \"%.1f\", $bytes / 1048576 }") MiB), $compressed compressed"
   [ "$bytes" -le "$MAX_BYTES" ] || fail "that is more than $MAX_BYTES"
-  # A network and mounts of its own; what it starts ends with it.
+  # The container has a network and mounts of its own, and everything that it starts ends with it.
   unshare --mount --net --pid --fork --kill-child --mount-proc -- "$script" inside "$mount" "$store"
 }
 
-# The image as a container: what a runtime mounts into it, then read-only.
+# Runs the image as a container: mounts the files that a runtime mounts, then makes the root
+# read-only.
 inside() {
   local root=$1 work=$2 config=$2/config spool=$2/spool
   ip link set lo up
@@ -74,7 +75,8 @@ END
   say "DNS, TLS and a queue on disk"
   certificates "$work/ca"
   cp "$work/ca/ca.crt" "$work/consumer/"
-  # The image's own bundle, with the test's CA at its end: where no `ca` is named, the bundle has to be found.
+  # The image's own bundle, with the test's CA at its end. The relay must find this bundle if the
+  # config names no `ca`.
   cat "$root/etc/ssl/certs/ca-certificates.crt" "$work/ca/system-ca.crt" >"$work/bundle.crt"
   mount --bind "$work/bundle.crt" "$root/etc/ssl/certs/ca-certificates.crt"
   mount --bind "$work/consumer" "$root/consumer"
@@ -82,7 +84,7 @@ END
   mount --bind "$work/hosts" "$root/etc/hosts"
   echo "nameserver 127.0.0.1" >"$work/resolv.conf"
   mount --bind "$work/resolv.conf" "$root/etc/resolv.conf"
-  # As the emptyDir of a pod with fsGroup.
+  # The directory has the owner and the mode of the emptyDir of a pod with fsGroup.
   chown root:65532 "$spool"
   chmod 2775 "$spool"
   mount -o bind,ro "$config" "$root/etc/kube-audit-forwarder"
@@ -101,13 +103,13 @@ name = "by-hosts"
 type = "http"
 urls = ["https://in-hosts.example:8444/"]
 END
-  # Only names that the DNS server knows, and no addresses of IPv6.
+  # The DNS server answers only for this name, and with no address of IPv6.
   dnsmasq --no-daemon --no-resolv --no-hosts --conf-file=/dev/null --user=root --pid-file= --port=53 \
     --listen-address=127.0.0.1 --bind-interfaces --address=/only-in-dns.example/127.0.0.1 2>"$work/dnsmasq.log" &
   consumer "$work"
   wait_for "the consumer" "${relay[@]}" check --config /etc/kube-audit-forwarder/relay.toml --connect
   "${relay[@]}" check --config /etc/kube-audit-forwarder/relay.toml --connect
-  # It can fail: a name that nobody knows, a CA that signed something else.
+  # The check must fail for a name that nobody knows, and for a CA that signed something else.
   sed -i 's/only-in-dns/in-no-dns/' "$config/relay.toml"
   if "${relay[@]}" check --config /etc/kube-audit-forwarder/relay.toml --connect; then fail "any name will do"; fi
   sed -i 's/in-no-dns/only-in-dns/; s/8444/8443/' "$config/relay.toml"
@@ -138,7 +140,7 @@ post() {
   [ "$answer" = '{"accepted":400}' ] || fail "the relay answered $answer"
 }
 
-# SIGTERM, and status 0.
+# Sends SIGTERM to the relay and expects exit status 0.
 ends() {
   local status=0
   kill -TERM "$1"
@@ -146,7 +148,7 @@ ends() {
   [ "$status" = 0 ] || { cat "$2" >&2; fail "the relay ended with status $status"; }
 }
 
-# A CA of ours and one of the system's, each with a server.
+# Makes a CA of the test and one of the system, each with a certificate of a server.
 certificates() (
   cd "$1"
   local name host
@@ -163,7 +165,7 @@ system-ca in-hosts.example
 END
 )
 
-# Takes what is posted, behind TLS.
+# Starts a consumer that accepts every post, with TLS.
 consumer() {
   cat >"$1/nginx.conf" <<END
 user root;

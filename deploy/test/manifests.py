@@ -25,10 +25,10 @@ import yaml
 DEPLOY = pathlib.Path(__file__).resolve().parent.parent
 REPOSITORY = DEPLOY.parent
 
-# From the oldest that OpenShift still supports to the newest that has a schema.
+# The versions go from the oldest that OpenShift still supports to the newest that has a schema.
 VERSIONS = ["1.25", "1.27", "1.29", "1.31", "1.33", "1.35", "1.36", "1.37"]
 
-# Kinds that come with an operator, by the overlay that needs it.
+# Kinds that an operator brings.
 CUSTOM = {"monitoring.coreos.com/v1": {"PodMonitor", "ServiceMonitor", "PrometheusRule"}}
 
 NAME = "kube-audit-forwarder"
@@ -100,7 +100,7 @@ def namespace_problems(documents):
             for mode in ("enforce", "audit", "warn"):
                 if labels.get(f"pod-security.kubernetes.io/{mode}") != "restricted":
                     yield f"namespace: pod-security {mode} is not restricted"
-        # Prometheus or Grafana may live elsewhere; what is ours may not.
+        # Prometheus and Grafana may be in another namespace, but all objects here are in ours.
         elif inside is None:
             yield f"{called(document)} has no namespace"
     if not any(document["metadata"]["name"] == NAMESPACE for document in of_kind(documents, "Namespace")):
@@ -260,7 +260,7 @@ def config_problems(documents, pod, container, relay):
         checked = subprocess.run(
             [relay, "check", "--elsewhere", "--config", path], capture_output=True, text=True, env=environment
         )
-        # Files and directories that are not there are the business of whoever has the cluster.
+        # Missing files and directories depend on the cluster, and are not checked here.
         said = [
             line
             for line in checked.stderr.splitlines()
@@ -449,7 +449,7 @@ def main():
         versions = [render(kubectl, directory) for kubectl in kubectls]
         rendered[name] = versions[0]
         found += [f"{name}: {kubectl} renders it otherwise" for kubectl, other in zip(kubectls, versions) if other != versions[0]]
-        # An overlay may also only add to what another one has made.
+        # An overlay may also only add to the objects of another one.
         checks = problems if of_kind(versions[0], "Namespace") else lambda documents, _: schema_problems(documents)
         found += [f"{name}: {problem}" for problem in checks(versions[0], relay)]
         if "openshift" in name:
