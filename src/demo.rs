@@ -56,7 +56,7 @@ const DELIVERY_MAX: Duration = Duration::from_secs(60);
 /// How long the demo waits at the end while no event arrives.
 const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
 
-/// What the demo is doing.
+/// The phase of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
     /// The demo opens its addresses.
@@ -73,7 +73,7 @@ pub enum Phase {
 /// The state of the demo at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
-    /// What the demo is doing.
+    /// The present phase.
     pub phase: Phase,
     /// Events that the relay has accepted.
     pub sent: u64,

@@ -40,7 +40,7 @@ mod seen;
 
 pub use seen::Seen;
 
-/// What happens to an event.
+/// The filter's decision about an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The event leaves as it is.
@@ -110,7 +110,7 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// What is wrong with the files, one line for each mistake.
+    /// One line for each mistake in the files.
     pub fn read(&self) -> Result<Vec<Policy>, Vec<String>> {
         let (mut policies, mut wrong) = (Vec::new(), Vec::new());
         for file in &self.files {

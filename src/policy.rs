@@ -44,11 +44,11 @@ pub const RULES_MAX: usize = 1024;
 pub enum Level {
     /// Nothing is recorded: there is no event.
     None,
-    /// Who asked, for what, when, and whether the request was allowed.
+    /// The event says who asked, for what, when, and whether the request was allowed.
     Metadata,
-    /// As `Metadata`, and the body that the client sent.
+    /// The event has all of `Metadata`, and the body that the client sent.
     Request,
-    /// As `Request`, and the body of the response.
+    /// The event has all of `Request`, and the body of the response.
     RequestResponse,
 }
 
@@ -146,7 +146,7 @@ pub struct Problem {
     pub line: usize,
     /// The column in characters, counted from 1.
     pub column: usize,
-    /// What is wrong and what is allowed.
+    /// The mistake, and the values that are allowed.
     pub what: String,
 }
 
@@ -156,7 +156,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a policy asks for one event.
+/// The result of [`Policy::decide`]: how much of one event to record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
     /// The index of the rule that decided; `None` if no rule matches.
@@ -179,7 +179,7 @@ pub struct Policy {
     otherwise: Outcome,
 }
 
-/// What a rule and the whole policy together ask for.
+/// The settings of one rule, completed by those of the whole policy.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     level: Level,
@@ -241,7 +241,7 @@ impl Policy {
         }
     }
 
-    /// What this policy asks for the event of this request.
+    /// Decides, by the first rule that matches, what to record of the event of this request.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         self.decision(self.matcher.first(request), request)

@@ -41,7 +41,7 @@ use walk::Removal;
 use walk::Walk;
 use walk::Wish;
 
-/// What to do to one event, in the order in which it is done.
+/// The changes to make to one event. They are made in the order of the fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
     /// The level to lower the event to; `None`: the event keeps its level.
@@ -49,7 +49,7 @@ pub struct Change<'a> {
     /// Whether to leave out `metadata.managedFields` of the objects in bodies, as kube-apiserver
     /// does.
     pub omit_managed_fields: bool,
-    /// What must not leave; `None`: everything may leave.
+    /// The values that must not leave; `None`: everything may leave.
     pub redaction: Option<&'a Redaction>,
     /// The annotations to add.
     pub annotations: Option<&'a Annotations>,
@@ -68,7 +68,8 @@ pub enum Level {
     Request,
 }
 
-/// What [`apply`] did to an event. The default value means that it did nothing.
+/// Reports the changes that [`apply`] made to an event. The default value means that nothing
+/// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
     /// The level was lowered, or managed fields were taken out.

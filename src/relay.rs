@@ -80,7 +80,7 @@ impl Error {
     }
 }
 
-/// What a caller can ask of a running relay.
+/// The orders that a caller can give to a running relay.
 pub struct Signals<S, A> {
     /// When this future completes, the relay drains and ends.
     pub stopped: S,

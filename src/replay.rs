@@ -47,15 +47,15 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// How often the resume file is written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// With a rate: how far the sending may fall behind the rate and still catch up. What it falls
-/// behind further is not made up for.
+/// The longest delay that is made up for, if there is a rate: after a delay of 100 ms requests are
+/// sent faster until the rate is met again. Longer delays are not made up for beyond this.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// With a rate: the least number of requests per second. If the rate is low, requests have fewer
-/// events, so that the stream stays even.
+/// The least number of requests per second, if there is a rate. If the rate is low, requests have
+/// fewer events, so that the stream stays even.
 const REQUESTS_PER_SECOND: u32 = 4;
 
-/// What to do with a line that is not an event.
+/// The reaction to a line that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLine {
     /// Stop: nothing after the line is sent.
@@ -64,7 +64,7 @@ pub enum OnBadLine {
     Skip,
 }
 
-/// What to send, and how to send it.
+/// The settings of a replay: its input, its limits and its resume file.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The files, in the order in which they are sent; `-` is standard input.
@@ -79,7 +79,7 @@ pub struct Settings {
     pub concurrency: usize,
     /// The resume file, which keeps the progress; `None`: the progress is not kept.
     pub resume: Option<PathBuf>,
-    /// What to do with a line that is not an event.
+    /// The reaction to a line that is not an event.
     pub on_bad_line: OnBadLine,
 }
 
@@ -92,7 +92,7 @@ pub enum Note {
         file: PathBuf,
         /// The line's number, counted from 1.
         line: u64,
-        /// What is wrong with the line.
+        /// The mistake in the line.
         what: String,
     },
     /// A request has failed and will be tried again.

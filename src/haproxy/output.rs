@@ -199,8 +199,8 @@ fn servers<'a>(
     for line in &chain.file.sections[chain.backend].lines {
         let at = match line.word(0) {
             "server" => 2,
-            // In `server-template PREFIX COUNT NAME:PORT` the address is the third word. One URL is
-            // enough, because the relay uses all addresses of a name.
+            // The address in `server-template PREFIX COUNT NAME:PORT` follows the prefix and the
+            // count. One URL is enough, because the relay uses all addresses of a name.
             "server-template" => 3,
             _ => continue,
         };

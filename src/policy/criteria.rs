@@ -79,7 +79,7 @@ impl Names {
 pub struct Mistake {
     /// The path from the criteria to the value.
     pub path: Vec<Step>,
-    /// What is wrong, and what is allowed.
+    /// The mistake, and the values that are allowed.
     pub what: String,
 }
 
@@ -393,8 +393,8 @@ fn is_resource(text: &str) -> bool {
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"
 }
 
-/// What is wrong with an API group; `None` if it is valid. Kubernetes allows DNS subdomains in
-/// lower case (RFC 1123 §2.1).
+/// Describes the mistake in an API group; `None` if the group is valid. Kubernetes allows DNS
+/// subdomains in lower case (RFC 1123 §2.1).
 fn wrong_group(group: &str) -> Option<String> {
     if group.is_empty() || group == "*" {
         return None;

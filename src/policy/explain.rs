@@ -57,7 +57,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// What happens to the event, apart from `managedFields`.
+/// Describes the result for the event, apart from `managedFields`.
 fn consequence(decision: Decision, request: &Request<'_>) -> String {
     if decision.level == Level::None {
         return "the event is dropped".to_owned();
@@ -85,9 +85,9 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// What happens to `managedFields`, which occur only in bodies; `None` if no body is recorded. A
-/// patch is recorded as the client sent it: kube-apiserver leaves its managed fields in, and the
-/// filter does the same.
+/// Describes the treatment of `managedFields`, which occur only in bodies; `None` if no body is
+/// recorded. A patch is recorded as the client sent it: kube-apiserver leaves its managed fields
+/// in, and the filter does the same.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

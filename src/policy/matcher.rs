@@ -39,7 +39,7 @@ pub struct Matcher {
     /// The rules that are left if the namespace of a request is unknown: those without
     /// `namespaces`, and those that keep events.
     unlocated: Vec<u64>,
-    /// By resource, without the subresource.
+    /// The table of resources, without their subresources.
     resources: Table,
     users: Table,
     groups: Table,
@@ -100,9 +100,9 @@ impl Matcher {
         Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
     }
 
-    /// As [`Self::new`], but each `bool` says whether the rule keeps the events that it matches. A
-    /// rule that does not keep them (level `None`) matches only if everything that it asks about is
-    /// known.
+    /// Does what [`Self::new`] does, but each `bool` says whether the rule keeps the events that it
+    /// matches. A rule that does not keep them (level `None`) matches only if everything that it
+    /// asks about is known.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
@@ -343,8 +343,8 @@ impl OfGroup {
 }
 
 impl Kind {
-    /// What kube-apiserver understands by this text. It reads `*/*` in two ways, and in neither of
-    /// them is `*` a wildcard for both parts, so `*/*` gives two kinds.
+    /// The kinds that kube-apiserver understands by this text. It reads `*/*` in two ways, and in
+    /// neither of them is `*` a wildcard for both parts, so `*/*` gives two kinds.
     fn of(spec: &str) -> Vec<Self> {
         match spec.split_once('/') {
             None if spec == "*" => vec![Self::Any],

@@ -50,7 +50,7 @@ impl Place {
 pub(super) struct Node {
     pub(super) place: Place,
     pub(super) value: Value,
-    /// What this value and all values in it count towards [`SIZE_MAX`], in bytes.
+    /// The bytes that this value and all values in it count towards [`SIZE_MAX`].
     size: usize,
 }
 

@@ -38,7 +38,7 @@ pub struct Redaction {
     rules: Vec<Compiled>,
 }
 
-/// What happens to the bodies of an event as a whole.
+/// Decides about the bodies of an event as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bodies {
     /// The bodies stay.

@@ -14,18 +14,18 @@ use super::walk::Path;
 use super::walk::Step;
 use crate::audit::request::Object;
 
-/// What happens to some fields of events about some resources.
+/// A rule of the config: redacts some fields in the events about some resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// The resources. Empty: every event, even one that is about no object.
     pub resources: Vec<String>,
     /// The paths of the fields; at least one.
     pub fields: Vec<String>,
-    /// What happens to the values of these fields.
+    /// The way in which the values of these fields are redacted.
     pub with: With,
 }
 
-/// What happens to a value that must not leave.
+/// The way in which a value that must not leave is redacted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum With {
     /// The value is removed together with its name.
@@ -43,7 +43,7 @@ pub struct Mistake {
     pub rule: usize,
     /// The text with the mistake; empty if something is missing.
     pub text: String,
-    /// What is wrong with the text, and what is allowed.
+    /// The mistake in the text, and the forms that are allowed.
     pub what: String,
 }
 

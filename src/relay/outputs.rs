@@ -68,13 +68,13 @@ struct Slot {
 
 /// Why an output's task has ended.
 enum Ended {
-    /// It was told to end, at the end of the process.
+    /// The task was told to end, at the end of the process.
     Stopped,
     /// A reload removed the output. The events that it had not delivered were counted as lost.
     Left,
 }
 
-/// What happens to an output next.
+/// The next step of an output's task.
 enum Next {
     Replace(Box<Prepared>, CancellationToken),
     Leave,

@@ -265,7 +265,7 @@ impl Filling {
     }
 }
 
-/// What [`Text::next`] has read.
+/// The result of [`Text::next`].
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Line,
