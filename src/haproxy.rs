@@ -30,7 +30,7 @@ use output::Output;
 pub struct Migrated {
     /// The config as TOML. It begins with a comment for each entry of `left`.
     pub config: String,
-    /// The directives without a counterpart, in the order of their lines.
+    /// The directives that have no counterpart, or a different one, in the order of their lines.
     pub left: Vec<Left>,
 }
 
@@ -301,8 +301,8 @@ impl Global {
                     Some(count) => global.maxconn = Some(count),
                     None => continue,
                 },
-                // A `log` line takes effect only in sections with `log global`; `Log::read` looks
-                // there.
+                // `Log::read` reads the `log` lines of this section together with those of the
+                // others.
                 _ => continue,
             }
             notes.carried(line);
@@ -453,7 +453,7 @@ const NO_TIME: &str =
     "no time from 1ms to a year: the relay's default stays, since every wait of it has an end";
 
 /// Reads a time of HAProxy; a number without a unit is in milliseconds. `None` if the text is no
-/// time, or a time below 1 ms or above a year. HAProxy takes 0 to mean no limit.
+/// time, if the time is zero (which means no limit to HAProxy), or if it is above a year.
 fn time(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

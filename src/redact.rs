@@ -148,7 +148,8 @@ impl Asked<'_> {
     }
 }
 
-/// Finds the changes to an event, apart from JSON Web Tokens; `None` if there are none.
+/// Finds the edits that a change needs, apart from JSON Web Tokens. `None` if the change asks for
+/// nothing in this event.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, spells_letters } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);

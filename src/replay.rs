@@ -47,8 +47,8 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// How often the resume file is written.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest delay that is made up for, if there is a rate: after a delay of 100 ms requests are
-/// sent faster until the rate is met again. Longer delays are not made up for beyond this.
+/// The most delay that is made up for, if there is a rate. After a longer delay, requests for only
+/// this much time are sent faster than the rate.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// The least number of requests per second, if there is a rate. If the rate is low, requests have

@@ -1,5 +1,5 @@
 //! The command `healthcheck`: sends one GET to a relay's `/readyz`, and exits with 0 if the relay
-//! is ready. It serves images without a shell.
+//! is ready. It is meant for images without a shell.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;

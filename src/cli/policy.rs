@@ -18,7 +18,7 @@ use crate::audit::scan;
 use crate::filter;
 use crate::policy::Policy;
 
-/// The most bytes of a file with events. kube-apiserver rotates an audit.log at 100 MiB.
+/// The most bytes of a file with events. An audit.log is usually rotated at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
 
 #[derive(Subcommand)]

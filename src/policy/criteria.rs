@@ -45,15 +45,15 @@ pub struct GroupResources {
 /// The names that fields have in the file in which a rule is written, for messages about mistakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// [`Criteria::resources`].
+    /// The name of the field [`Criteria::resources`].
     pub resources: &'static str,
-    /// [`Criteria::namespaces`].
+    /// The name of the field [`Criteria::namespaces`].
     pub namespaces: &'static str,
-    /// [`Criteria::non_resource_urls`].
+    /// The name of the field [`Criteria::non_resource_urls`].
     pub non_resource_urls: &'static str,
-    /// [`GroupResources::group`].
+    /// The name of the field [`GroupResources::group`].
     pub group: &'static str,
-    /// [`GroupResources::resource_names`].
+    /// The name of the field [`GroupResources::resource_names`].
     pub resource_names: &'static str,
 }
 
@@ -276,8 +276,8 @@ impl Criteria {
 }
 
 impl GroupResources {
-    /// Whether the object is one of these. If the object's name is unknown (`None`) and names are
-    /// asked for, `unknown` is the result of comparing the names.
+    /// Whether the object is of one of these kinds, and has one of these names. If the object's
+    /// name is unknown (`None`) and names are asked for, `unknown` decides about the name.
     fn matches(&self, object: &Object<'_>, name: Option<&[u8]>, unknown: bool) -> bool {
         let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
         let named = self.resource_names.is_empty()

@@ -25,10 +25,10 @@ use crate::audit::request::Request;
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 
-/// A list of criteria, compiled.
+/// A list of criteria, compiled into tables for fast lookups.
 #[derive(Debug)]
 pub struct Matcher {
-    /// For each rule, what the tables do not hold.
+    /// For each rule, the parts that no table holds.
     rest: Vec<Rest>,
     /// The rules that a request about an object can match.
     about_object: Vec<u64>,

@@ -30,8 +30,8 @@ const OF_COMMANDS: [&[u8]; 7] =
 /// Words that may stand between a name and its credential, as in `Authorization: Bearer …`.
 const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
 
-/// The longest name in bytes, with its `-` and `_`. Longer texts are not compared with the known
-/// names.
+/// The longest name in bytes, with its `-` and `_`. A longer text is not the name of a credential;
+/// in a command, the last 64 bytes of a longer text are compared.
 const NAME_BYTES_MAX: usize = 64;
 
 /// Characters that cannot be part of a name before a `=`: the name begins after the last of them.

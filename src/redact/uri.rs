@@ -21,9 +21,9 @@ pub(super) const REDACTED: &[u8] = b"REDACTED";
 /// The text that replaces a whole URI, as a JSON string.
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 
-/// The longest URI, in bytes, that is searched. A longer URI is replaced as a whole: kube-apiserver
-/// refuses requests with more than 1 MiB of headers (Go's `http.DefaultMaxHeaderBytes`), so it
-/// sends no longer one.
+/// The longest URI, in bytes, that is searched. A longer URI is replaced as a whole. kube-apiserver
+/// serves no request with a longer URI, because it refuses headers of more than 1 MiB (Go's
+/// `http.DefaultMaxHeaderBytes`).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// The parts of a URI to replace by [`REDACTED`], in their order. They do not overlap.

@@ -122,8 +122,8 @@ pub(super) struct Edit {
     pub(super) with: Cow<'static, [u8]>,
 }
 
-/// The most edits in one value. An edit takes more memory than the text that it replaces may take.
-/// A value that needs more edits, such as a list of a hundred thousand objects, is dropped as a
+/// The most edits in one value. An edit can take more memory than the text that it replaces. A
+/// value that needs more edits, such as a list of a hundred thousand objects, is dropped as a
 /// whole.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 

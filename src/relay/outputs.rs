@@ -88,7 +88,7 @@ struct Inbox {
 
 struct InboxState {
     next: Option<Next>,
-    /// Ends the running delivery. If `next` holds a delivery, this token is for that one.
+    /// Cancelling this token ends the running delivery or, if `next` holds a delivery, that one.
     retire: CancellationToken,
 }
 
@@ -401,9 +401,9 @@ impl Outputs {
     }
 }
 
-/// How long an event may wait for an output that works. A batch takes milliseconds, and a retry
-/// after a single failure less than a second; an event that waits longer waits for a response that
-/// does not come, or for the events before it. The limit is half of the default of
+/// The longest time for which an event waits at an output that works. A batch takes milliseconds,
+/// and a retry after a single failure less than a second; an event that waits longer waits for a
+/// response that does not come, or for the events before it. The limit is half of the default of
 /// `timeouts.request` (a minute), after which the relay gives up on a silent consumer.
 const LAG_MAX: Duration = Duration::from_secs(30);
 

@@ -211,8 +211,8 @@ impl Client {
     }
 
     /// Sends a body with this many events until it is accepted. `failed` is called for each failure
-    /// that is followed by another request. `kept` is the connection to use, if there is one, and
-    /// becomes the connection to keep.
+    /// that is followed by another request. `kept` holds the connection of an earlier request, if
+    /// there is one; afterwards it holds the connection for the next request.
     ///
     /// # Errors
     ///
