@@ -53,7 +53,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long the demo waits at the end for events to arrive. An event that has not arrived by then
 /// counts as lost.
 const DELIVERY_MAX: Duration = Duration::from_secs(60);
-/// How long the demo waits at the end while no event arrives.
+/// The longest time for which the demo waits at the end for the next event to arrive.
 const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// The phase of the demo.

@@ -234,7 +234,7 @@ const ESSENTIAL: [&[u8]; 11] = [
     b"stageTimestamp",
 ];
 
-/// The changes to an event.
+/// The edits that change an event, and a summary of them.
 struct Changed {
     /// The edits, in the order of the event's bytes.
     edits: Vec<Edit>,

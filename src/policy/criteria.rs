@@ -86,9 +86,9 @@ pub struct Mistake {
 /// One step of a path, from a value to a value inside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// To the field with this name.
+    /// Leads to the field with this name.
     Field(&'static str),
-    /// To the item with this index, counted from 0.
+    /// Leads to the item with this index, counted from 0.
     Item(usize),
 }
 

@@ -23,17 +23,17 @@ pub(super) type Path = Box<[Step]>;
 /// One step of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// To the member with this name, which a rule of the config gives.
+    /// Leads to the member with this name, which a rule of the config gives.
     Name(Box<[u8]>),
-    /// To the member with this name, which is a constant of the program.
+    /// Leads to the member with this name, which is a constant of the program.
     Known(&'static [u8]),
-    /// To every member or element.
+    /// Leads to every member or element.
     Any,
-    /// To annotations that hold a copy of the object that they are on.
+    /// Leads to annotations that hold a copy of the object that they are on.
     CopyOfTheObject,
-    /// To every member whose name begins with this prefix.
+    /// Leads to every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
-    /// To annotations of an event that are not kube-apiserver's own.
+    /// Leads to annotations of an event that are not kube-apiserver's own.
     OfAdmission,
 }
 
