@@ -131,7 +131,7 @@ fn generated(seed: u64, events: usize, event_bytes: usize) -> Vec<u8> {
         if index > 0 {
             body.push(',');
         }
-        // Of two events, one is longer than the average by as many bytes as the other is shorter.
+        // One of two events is longer than the average by as many bytes as the other is shorter.
         let bytes = if index % 2 == 1 {
             event_bytes - differs
         } else if index + 1 < events {

@@ -81,7 +81,7 @@ struct Arguments {
     /// Rules of an output's policy; 0: no filter
     #[arg(long, value_delimiter = ',', default_value = "0,1,20,100")]
     rules: Vec<usize>,
-    /// Backlogs in MiB, smallest first. What does not fit twice on the disk is left out
+    /// Backlogs in MiB, smallest first. A backlog that does not fit twice on the disk is left out
     #[arg(long, value_delimiter = ',', default_value = "1,64,1024,8192")]
     backlogs: Vec<u64>,
     /// Backlogs of queues in memory, in MiB, smallest first
@@ -93,7 +93,7 @@ struct Arguments {
     /// Starts with each backlog
     #[arg(long, default_value_t = 3)]
     starts: usize,
-    /// Where to write; not on tmpfs
+    /// Directory for the files; not on tmpfs
     #[arg(long, env = "SPOOL_BENCH_DIRECTORY", default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
     /// Another binary of the relay than the one built for this bench

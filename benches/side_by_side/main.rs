@@ -97,7 +97,7 @@ struct Arguments {
     /// replay_window of the tcp and syslog outputs, in milliseconds
     #[arg(long, default_value_t = 100)]
     replay_window: u32,
-    /// Where the queue on disk lies; not on tmpfs
+    /// Directory for the queue on disk; not on tmpfs
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
     /// Another binary of the relay than the one built for this bench

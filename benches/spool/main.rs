@@ -50,7 +50,7 @@ use disk::Disk;
 /// Measures the durable queue
 #[derive(Parser)]
 struct Arguments {
-    /// Where to write; not on tmpfs
+    /// Directory for the files; not on tmpfs
     #[arg(long, env = "SPOOL_BENCH_DIRECTORY", default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
     /// Rounds; in each, everything that is compared takes its turn

@@ -701,6 +701,9 @@ fn deliver(log: &Arc<Mutex<Log>>, to: u64) {
     }
 }
 
+/// Method: before each single operation of a command on the directory, a relay delivers events and
+/// deletes segments. No command may report missing events, and each must still show everything that
+/// was not deleted.
 #[test]
 fn segments_that_are_delivered_and_deleted_meanwhile_are_not_missing() {
     for (to, left) in [(65, 65..182), (100, 65..182), (182, 130..182)] {
@@ -770,6 +773,9 @@ fn a_list_that_lacks_an_older_segment_is_made_again() {
     assert_eq!(export(&directory, None), (lines(0..182), vec![]));
 }
 
+/// Method: a part of one of the last two records holds zeros, as a write that is still under way
+/// leaves it, and becomes visible only after several reads. The commands must wait for it instead
+/// of reporting damage.
 #[test]
 fn a_record_that_is_being_written_is_read_again() {
     // Parts of the last group become visible while it is being read: parts of a record before

@@ -500,6 +500,8 @@ fn of_a_group_that_was_never_synced_what_is_broken_is_torn() {
     assert!(torn > 500 && nothing > 100 && whole > 100, "{torn} {nothing} {whole}");
 }
 
+/// Method: each page of 4 KiB of the file, one at a time, can't be read. A scan must find every
+/// record that does not lie in the page, and must report damage and not a torn write.
 #[test]
 fn a_page_that_cannot_be_read_costs_the_records_it_holds_and_is_not_torn() {
     let segment = segment();
@@ -525,6 +527,8 @@ fn a_page_that_cannot_be_read_costs_the_records_it_holds_and_is_not_torn() {
     }
 }
 
+/// Method: the first reads fail, from one to [`READS`] of them, and later ones succeed. A scan must
+/// find every record, and must still report a torn end as torn.
 #[test]
 fn a_read_that_fails_at_times_costs_nothing() {
     let segment = segment();
@@ -727,6 +731,8 @@ fn shaped(shapes: &[Vec<(usize, usize)>], seed: u64) -> Segment {
     segment
 }
 
+/// Method: up to five random parts of the file are overwritten with zeros or random bytes. A scan
+/// must find exactly the records whose bytes are unchanged, and must invent none.
 fn whatever_is_changed_costs_only_what_it_touches(
     segment: &Segment,
     changes: &[(prop::sample::Index, usize, bool)],

@@ -1,4 +1,4 @@
-//! What the README says about keys, configs and commands is what the program does.
+//! The README describes keys, configs and commands as the program has them.
 
 use std::collections::BTreeSet;
 

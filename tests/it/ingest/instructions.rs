@@ -97,7 +97,7 @@ fn count(program: &str, figure: &Figure) -> (usize, Counted) {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("counts");
     let mut valgrind = Command::new("valgrind");
-    // These variables could change the counts.
+    // The two variables could change the counts.
     valgrind.env_remove("VALGRIND_OPTS").env_remove("GLIBC_TUNABLES");
     valgrind.args(["--tool=callgrind", "--separate-threads=yes"]);
     valgrind.arg(format!("--callgrind-out-file={}", file.display()));

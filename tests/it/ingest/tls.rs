@@ -172,7 +172,7 @@ fn a_handshake_that_does_not_go_on_ends_at_header_timeout() {
     let began = Instant::now();
     let mut silent = Client::connect(relay.address()).unwrap();
     let mut begun = Client::connect(relay.address()).unwrap();
-    // These bytes begin a ClientHello.
+    // The bytes are the beginning of a ClientHello.
     begun.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03").unwrap();
     assert!(silent.is_closed_by_server());
     assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());

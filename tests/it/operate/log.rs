@@ -52,6 +52,9 @@ fn post_until_lines_are_dropped(relay: &Relay, client: &mut Client, from: u64) -
     panic!("no line is dropped: {}", relay.metrics().text);
 }
 
+/// Method: nobody reads the pipe of the relay's log while requests make lines until some are
+/// dropped. Requests, deliveries, a reload and the end must go on as usual, and the dropped lines
+/// must be counted.
 #[test]
 fn a_log_that_nobody_reads_holds_up_no_answer_no_delivery_no_reload_and_no_end() {
     for (format, directory) in [("text", None), ("json", Some(TempDir::new().unwrap()))] {

@@ -1,7 +1,7 @@
-//! What the operator reads about losses: each kind is logged at its first event and then only now
-//! and then, with numbers that add up to the counters; "events are kept" is said only if it is
-//! true; and the totals come at the end. Also, `delivered` must not answer 200 for events that
-//! nobody has.
+//! The log's lines about losses. Each kind is logged at its first event and then only now and then,
+//! with numbers that add up to the counters. The log says that events are kept only if they are,
+//! and the totals come at the end. Also, `delivered` must not answer 200 for events that nobody
+//! has.
 
 use std::net::SocketAddr;
 use std::time::Duration;

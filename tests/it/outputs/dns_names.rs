@@ -41,6 +41,9 @@ fn consumers<const COUNT: usize>(
     (addresses, consumers, port)
 }
 
+/// Method: a name has two addresses. The first one dies under load, and later the name changes to a
+/// third one. The stream must go to the second and then to the third, the change of the name must
+/// repeat nothing, and every event must arrive in order.
 #[test]
 fn a_stream_goes_to_another_address_when_one_dies_and_when_one_disappears() {
     let hosts = Hosts::new();

@@ -260,6 +260,8 @@ fn haproxy_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
     a_proxy_that_is_stopped_and_killed_loses_nothing(&mut haproxy.process, url, &mut sink, "");
 }
 
+/// Method: nginx stands still for longer than the request timeout, and goes on. Every event must
+/// arrive.
 #[test]
 fn a_proxy_that_hangs_is_left_and_used_again() {
     let certificates = Certificates::new();

@@ -174,6 +174,7 @@ fn everything_arrives_though(end: impl Fn(&mut LumberjackServer, &Relay) -> Vec<
     relay.finish(Backlog::Empty);
 }
 
+/// Method: [`everything_arrives_though`] with a kill in the middle of a stream.
 #[test]
 fn nothing_is_lost_when_the_server_is_killed() {
     everything_arrives_though(|server, _| {
@@ -182,6 +183,8 @@ fn nothing_is_lost_when_the_server_is_killed() {
     });
 }
 
+/// Method: [`everything_arrives_though`] with a server that stands still while its kernel takes a
+/// window, and is then killed. It has acknowledged none of this window.
 #[test]
 fn nothing_is_lost_when_the_server_is_killed_with_a_window_unread() {
     everything_arrives_though(|server, relay| {
@@ -198,6 +201,8 @@ fn nothing_is_lost_when_the_server_is_killed_with_a_window_unread() {
     });
 }
 
+/// Method: the server stands still while batches are posted, and goes on before a timeout. Every
+/// event must arrive exactly once, without an error.
 #[test]
 fn a_frozen_server_gets_everything_once_when_it_goes_on() {
     let server = LumberjackServer::start();
@@ -289,6 +294,8 @@ fn delivered_answers_when_the_consumer_has_acknowledged() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer cuts each connection after fewer bytes than two events have. Progress must
+/// be made all the same, and every event must arrive in order.
 #[test]
 fn a_consumer_that_cuts_every_connection_gets_everything_at_last() {
     let sink = LumberjackSink::start();

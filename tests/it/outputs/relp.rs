@@ -145,6 +145,7 @@ fn everything_arrives_though(
     (expected.len(), ends)
 }
 
+/// Method: [`everything_arrives_though`] with a kill in the middle of a stream.
 #[test]
 fn nothing_is_lost_when_rsyslog_is_killed() {
     everything_arrives_though(|rsyslog, _| {
@@ -153,6 +154,8 @@ fn nothing_is_lost_when_rsyslog_is_killed() {
     });
 }
 
+/// Method: [`everything_arrives_though`] with an rsyslog that stands still while its kernel takes a
+/// window, and is then killed. It has acknowledged none of this window.
 #[test]
 fn nothing_is_lost_when_rsyslog_is_killed_in_the_middle_of_a_window() {
     let (posted, ends) = everything_arrives_though(|rsyslog, relay| {
@@ -171,6 +174,7 @@ fn nothing_is_lost_when_rsyslog_is_killed_in_the_middle_of_a_window() {
     assert!(ends[0] <= 1200 && ends[1] <= 2800 && posted == 3200, "{ends:?} of {posted}");
 }
 
+/// Method: [`everything_arrives_though`] with SIGTERM in the middle of a stream.
 #[test]
 fn nothing_is_lost_when_rsyslog_is_restarted() {
     everything_arrives_though(|rsyslog, _| {
@@ -179,6 +183,8 @@ fn nothing_is_lost_when_rsyslog_is_restarted() {
     });
 }
 
+/// Method: rsyslog stands still while batches are posted, and goes on before a timeout. Every event
+/// must arrive exactly once, without an error.
 #[test]
 fn a_frozen_rsyslog_gets_everything_once_when_it_goes_on() {
     let certificates = Certificates::new();

@@ -255,6 +255,8 @@ fn everything_arrives_while_rsyslog_is_restarted_in_the_middle() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: syslog-ng, with TLS, is stopped with SIGTERM in the middle of a stream and started
+/// again, several times. Every event must arrive, in order; repetitions are allowed.
 #[test]
 fn everything_arrives_while_syslog_ng_is_restarted_in_the_middle() {
     let certificates = Certificates::new();
@@ -339,6 +341,8 @@ fn everything_that_a_frozen_and_then_killed_rsyslog_had_not_read_arrives() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: rsyslog and syslog-ng stand still while batches are posted, and go on before a timeout.
+/// Every event must arrive exactly once, without an error.
 #[test]
 fn a_frozen_peer_gets_everything_once_when_it_goes_on() {
     let certificates = Certificates::new();
@@ -471,6 +475,8 @@ fn odd_event() -> impl Strategy<Value = String> {
     })
 }
 
+/// Method: proptest makes lists of odd events (escapes, control characters, text of 300 KB).
+/// rsyslog must receive each of them byte for byte, in order.
 #[test]
 fn octet_counting_frames_any_event_for_the_real_receiver() {
     let certificates = Certificates::new();

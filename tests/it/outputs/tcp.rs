@@ -211,6 +211,8 @@ fn everything_arrives_while_the_consumer_is_restarted_again_and_again() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer closes its connections in the middle of a stream, several times, and goes
+/// on listening. Every event must arrive in order, and no connection may skip one.
 #[test]
 fn everything_arrives_though_the_consumer_closes_connections_in_the_middle() {
     let sink = TcpSink::start();
@@ -358,6 +360,8 @@ fn assert_sent_at_most(relay: &Relay, saw: u64, expected: &[Vec<u8>], times: u64
     assert!(saw <= times * all, "{saw} bytes seen for {all}");
 }
 
+/// Method: the consumer reads 2 MB of each connection and resets it. Every event must arrive in
+/// order, with at most three times as many bytes sent as the events have.
 #[test]
 fn a_consumer_that_resets_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes() {
     let sink = TcpSink::start();
@@ -422,6 +426,9 @@ fn finishing(bytes: usize) -> (Server, Seen) {
     })
 }
 
+/// Method: the consumer reads exactly 2 MB of each connection and ends it with FIN, before RST.
+/// Every event must arrive in order, with at most three times as many bytes sent as the events
+/// have.
 #[test]
 fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_three_times_the_bytes()
 {
@@ -440,6 +447,8 @@ fn a_consumer_that_finishes_every_connection_after_2_mb_gets_everything_for_thre
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer cuts each connection after 10 kB, which is a few events. Progress must be
+/// made all the same, and every event must arrive in order.
 #[test]
 fn a_consumer_that_cuts_after_10_kb_gets_everything() {
     let sink = TcpSink::start();
@@ -687,6 +696,8 @@ fn assert_covers_but_for_records(expected: &[Vec<u8>], sink: &TcpSink) {
     assert_eq!(covered(expected, &runs(sink), may_skip), expected.len());
 }
 
+/// Method: a consumer with TLS is killed or closed in the middle of a stream and opened again,
+/// several times. Between two connections at most two records of TLS may be missing.
 #[test]
 fn a_tls_consumer_killed_in_the_middle_loses_nothing_that_it_has_not_read() {
     let certificates = Certificates::new();
@@ -709,6 +720,8 @@ fn a_tls_consumer_killed_in_the_middle_loses_nothing_that_it_has_not_read() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: a consumer with TLS cuts each connection after 2 MB. Between two connections at most two
+/// records of TLS may be missing, and at most three times the bytes of the events may be sent.
 #[test]
 fn a_tls_consumer_that_cuts_every_connection_after_2_mb_gets_what_it_has_not_read() {
     let certificates = Certificates::new();

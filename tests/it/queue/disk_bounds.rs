@@ -180,6 +180,8 @@ fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     assert_eq!(arrived(&consumer), posted.accepted);
 }
 
+/// Method: every other record of a full directory is damaged, and the relay copies the damaged
+/// bytes aside while it delivers. The files together may never take up more than `queue.max_bytes`.
 #[test]
 fn copies_of_damaged_records_are_within_the_bounds_too() {
     let spool = Spool::new();
@@ -199,6 +201,9 @@ fn copies_of_damaged_records_are_within_the_bounds_too() {
     assert_within(watch.most(), MAX);
 }
 
+/// Method: senders overload a queue that drops its oldest segments, with both consumers away, and
+/// the relay is killed. The losses and the backlogs must add up to the accepted events, the next
+/// start must count nothing again, and exactly the rest must arrive in whole batches.
 #[test]
 fn drop_oldest_drops_whole_segments_and_counts_them_once() {
     let spool = Spool::new();
@@ -350,6 +355,8 @@ fn counting_requests() -> (HttpSink, Arc<AtomicU64>) {
     (sink, count)
 }
 
+/// Method: a backlog of 400 MiB is made, and two consumers then read it at once from the files. The
+/// relay's highest resident memory is compared with fixed limits.
 #[test]
 fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
     const BACKLOG: u64 = 400 * MIB;

@@ -163,6 +163,8 @@ fn assert_recovered(scene: &mut Scene, relay: &Relay) {
     }
 }
 
+/// Method: the disk becomes full, and the file of somebody else is deleted. The relay must accept
+/// batches again by itself, and both consumers must receive everything that was accepted.
 fn a_full_disk_is_served_again_once_somebody_makes_room(kind: Kind) {
     let (_disk, ballast, mut scene, relay) = filled(kind);
     std::fs::remove_file(&ballast).unwrap();
@@ -180,6 +182,8 @@ fn a_full_ext4_is_served_again_once_somebody_makes_room() {
     a_full_disk_is_served_again_once_somebody_makes_room(Kind::Ext4);
 }
 
+/// Method: the disk becomes full, and the consumer that was away comes back. Its deliveries make
+/// room, so the relay must accept batches again by itself.
 fn a_full_disk_is_served_again_once_the_backlog_is_delivered(kind: Kind) {
     let (_disk, _ballast, mut scene, relay) = filled(kind);
     scene.late.set_open(true);
@@ -197,6 +201,8 @@ fn a_full_ext4_is_served_again_once_the_backlog_is_delivered() {
     a_full_disk_is_served_again_once_the_backlog_is_delivered(Kind::Ext4);
 }
 
+/// Method: the relay is killed on a full disk and started again, twice. It must start, deliver the
+/// whole backlog, and accept batches again once there is room.
 fn a_restart_on_a_full_disk_delivers_the_backlog_and_resumes(kind: Kind) {
     let (_disk, ballast, mut scene, mut relay) = filled(kind);
     relay.kill();
@@ -315,6 +321,8 @@ fn with_faults(injections: &[&str]) {
     assert!(2 * hit >= injections.len(), "few of them had any effect: {met:?}");
 }
 
+/// Method: [`with_fault`] with syncs that fail once, several times in a row, or again and again,
+/// with several errors.
 #[test]
 fn a_failed_sync_refuses_its_batches_and_no_others() {
     with_faults(&[
@@ -328,6 +336,8 @@ fn a_failed_sync_refuses_its_batches_and_no_others() {
     ]);
 }
 
+/// Method: [`with_fault`] with writes that fail once, several times in a row, or again and
+/// again, with several errors.
 #[test]
 fn a_failed_write_refuses_its_batches_and_no_others() {
     with_faults(&[
@@ -340,6 +350,7 @@ fn a_failed_write_refuses_its_batches_and_no_others() {
     ]);
 }
 
+/// Method: [`with_fault`] with a new segment for which no space can be reserved.
 #[test]
 fn a_new_segment_that_finds_no_room_refuses_until_there_is_some() {
     with_faults(&[
@@ -350,6 +361,7 @@ fn a_new_segment_that_finds_no_room_refuses_until_there_is_some() {
     ]);
 }
 
+/// Method: [`with_fault`] with calls of fsync that fail. The queue uses fsync for directories only.
 #[test]
 fn a_directory_that_is_not_synced_holds_nothing_acknowledged() {
     with_faults(&["fsync:error=EIO:when=3", "fsync:error=EIO:when=4..6", "fsync:error=EIO:when=5"]);
@@ -411,6 +423,8 @@ fn what_was_answered_200_survives_kills_of_a_relay_whose_disk_fails() {
     scene.finish(relay);
 }
 
+/// Method: strace makes every reservation of space fail, as on a file system that does not support
+/// it. Every batch must be accepted, and everything must arrive after a kill.
 #[test]
 fn where_the_file_system_reserves_nothing_the_files_grow() {
     let mut scene = Scene::new(Spool::new(), SMALL_SEGMENTS);
@@ -472,6 +486,9 @@ fn a_read_that_fails_once_loses_nothing() {
     }
 }
 
+/// Method: strace delays every sync by 300 ms, while 16 senders post single events. No answer may
+/// come before a sync could end, all senders together must need far fewer syncs than batches, and
+/// `/readyz` must answer at once.
 #[test]
 fn a_slow_disk_is_shared_by_all_who_wait_and_holds_up_nobody_else() {
     const SYNC: Duration = Duration::from_millis(300);
@@ -545,6 +562,8 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     scene.finish(relay);
 }
 
+/// Method: the first start finds a disk without any free byte. The relay must either refuse
+/// batches, or end with status 1 and name the cause. Once there is room, it must work.
 #[test]
 fn a_disk_without_any_room_at_the_first_start_is_named_or_waited_for() {
     for kind in [Kind::Tmpfs, Kind::Ext4] {

@@ -185,6 +185,9 @@ struct Counts {
     repeats: usize,
 }
 
+/// Method: rounds with a random end each (a kill in four of five, also during recovery), with
+/// consumers that open and close at random. `KUBE_AUDIT_FORWARDER_KILLS` sets the number of kills;
+/// each spool gets up to [`ROUNDS_OF_ONE_SPOOL`] of them.
 #[test]
 fn what_was_answered_200_arrives_whenever_the_process_is_killed() {
     let kills = number_from("KUBE_AUDIT_FORWARDER_KILLS", 55);
@@ -210,6 +213,8 @@ fn what_was_answered_200_arrives_whenever_the_process_is_killed() {
     }
 }
 
+/// Method: two lives of five seconds each end with a kill. Only events of the last moments before a
+/// kill may arrive again.
 #[test]
 fn a_kill_after_a_while_repeats_at_most_about_the_last_second() {
     let mut rng = rng();
@@ -226,6 +231,7 @@ fn a_kill_after_a_while_repeats_at_most_about_the_last_second() {
     assert!(counts.accepted > 5000, "too few to mean anything: {counts:?}");
 }
 
+/// Method: eight lives under load end with SIGTERM at random moments. No event may arrive twice.
 #[test]
 fn a_clean_stop_under_load_repeats_nothing() {
     let mut rng = rng();
@@ -241,6 +247,8 @@ fn a_clean_stop_under_load_repeats_nothing() {
     assert!(counts.accepted > 1000, "too few to mean anything: {counts:?}");
 }
 
+/// Method: ten lives end with a kill while bodies of megabytes are being written, so that most
+/// kills hit a write.
 #[test]
 fn batches_of_megabytes_survive_kills_too() {
     let mut rng = rng();

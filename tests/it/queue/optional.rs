@@ -79,6 +79,9 @@ fn assert_lost_alone(relay: &Relay) -> usize {
     lost
 }
 
+/// Method: an optional output's consumer is down while more batches are posted than the queue can
+/// hold, in memory and on disk. The required output must receive everything at once, only the
+/// optional one may lose events, and when it comes back it must receive exactly the newest ones.
 #[test]
 fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it_is_back() {
     let spool = Spool::new();
@@ -107,6 +110,8 @@ fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it
     }
 }
 
+/// Method: an optional output's consumer answers its first request only after the queue has dropped
+/// that batch. The batch counts as lost, and the late answer must not count it again.
 #[test]
 fn an_optional_consumer_that_hangs_blocks_nobody_and_what_it_answers_late_counts_once() {
     let spool = Spool::new();

@@ -102,6 +102,9 @@ fn a_ticket_that_was_refused_stays_refused_however_often_it_is_asked() {
     }
 }
 
+/// Method: the file of one segment can't be deleted, while many others are filled, delivered and
+/// deleted, and also after a start. The file must count as used space, and nothing else may wait
+/// for it; it must be deleted as soon as that works.
 #[test]
 fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));

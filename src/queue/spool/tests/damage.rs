@@ -491,6 +491,8 @@ fn aside(disk: &SimulatedDisk, file: &str) -> Vec<(usize, Vec<u8>)> {
     copies.collect()
 }
 
+/// Method: for each seed a random spool is made and damaged in 60 places, each in a copy of its
+/// own; see the head of this file.
 #[test]
 fn any_damage_costs_what_it_hits_and_that_is_counted() {
     let (mut tries, mut missing, mut harmless) = (0, 0, 0);

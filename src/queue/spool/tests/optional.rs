@@ -97,6 +97,9 @@ impl Scene {
     }
 }
 
+/// Method: the optional output's consumer hangs while the required one keeps up with 500 batches,
+/// which is much more than the queue can hold. No batch may be refused, and the optional output
+/// must keep as many events as there is room for.
 #[test]
 fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
     for when_full in [WhenFull::Reject, WhenFull::DropNewest, WhenFull::DropOldest] {

@@ -77,7 +77,7 @@ struct Sent {
     told: Told,
 }
 
-/// What the model knows about a batch's fate.
+/// The model's knowledge about a batch's fate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     /// The batch waits to be written.
@@ -1522,7 +1522,7 @@ impl Simulation {
                 signed(output.finished + backlog.events + output.lost + output.counted),
                 "conservation, {name}"
             );
-            // Of holes that are joined, only the sum of their bytes is known.
+            // Holes may have been joined. Only the sum of their bytes is known then.
             let read = cursor.claims.read;
             let is_within = state.holes.iter().any(|hole| hole.start < read && read < hole.end);
             if !output.guessed && !is_within {
