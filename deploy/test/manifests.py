@@ -1,13 +1,14 @@
-"""Renders deploy/base and every overlay, and looks for what would go wrong in a cluster.
+"""Renders deploy/base and every overlay, and looks for faults that would show in a cluster.
 
     manifests.py RELAY KUBECTL…
 
-with each KUBECTL's `kustomize`, which must all render the same; against the schemas of several versions of Kubernetes; and
-for what no schema sees: selectors that match nothing, ports that are not there, files that are not mounted, a config that
-the program RELAY refuses, memory that does not suffice, a drain that is cut off. At the end each check is shown a manifest
-that it has to find fault with.
+Each KUBECTL renders them with its `kustomize`, and all must render the same. The script checks the
+result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
+selectors that match nothing, ports that do not exist, files that are not mounted, a config that the
+program RELAY refuses, too little memory, a drain that is cut off. At the end each check is shown a
+manifest with a fault that it must find.
 
-Custom resources (PodMonitor, PrometheusRule) have no schema here; their owners' tests judge what is in them.
+Custom resources (PodMonitor, PrometheusRule) have no schema here. Other tests check their contents.
 """
 
 import copy
@@ -39,7 +40,7 @@ MIB = 1 << 20
 
 
 def render(kubectl, directory):
-    """The documents of one kustomization."""
+    """Returns the documents of one kustomization."""
     done = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{kubectl} kustomize {directory}: {done.stderr}")
@@ -81,7 +82,7 @@ def selects(selector, labels):
 
 
 def size(text):
-    """A Kubernetes quantity or a size of the config, in bytes."""
+    """Returns a quantity of Kubernetes or a size of the config, in bytes."""
     number, unit = re.fullmatch(r"(\d+)\s*([KMGT]i?)?B?", str(text)).groups()
     scale = {"K": 1, "M": 2, "G": 3, "T": 4}.get((unit or "")[:1], 0)
     return int(number) * (1024 if (unit or "").endswith("i") else 1000) ** scale
@@ -140,7 +141,7 @@ def workload_problems(documents, relay):
 
 
 def security_problems(documents, pod):
-    """What the pod-security level `restricted` asks for, and more."""
+    """Yields violations of the pod-security level `restricted`, and of more rules."""
     accounts = of_kind(documents, "ServiceAccount")
     if pod.get("serviceAccountName") not in [account["metadata"]["name"] for account in accounts]:
         yield "the pod's ServiceAccount is not here"
@@ -237,7 +238,7 @@ CONTROL_PLANE = sorted(
 
 
 def config_problems(documents, pod, container, relay):
-    """Yields what is wrong; returns the config with every default, as the relay understands it."""
+    """Yields the problems; returns the config with every default, as the relay understands it."""
     maps = [document for document in of_kind(documents, "ConfigMap") if document["metadata"]["name"] == f"{NAME}-cm"]
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
@@ -325,7 +326,7 @@ def volume_problems(documents, workload, container, config):
 
 
 def limit_problems(container, config):
-    """Guarantee 4 of the README, for the largest of the http outputs that have four requests at once.
+    """Checks guarantee 4 of the README, with http outputs that have four requests at once.
 
     The largest event that is accepted takes max_in_flight once more, while an output sends it alone.
     """
@@ -340,7 +341,7 @@ def limit_problems(container, config):
 
 
 def drain_problems(pod, container, config):
-    """preStop, then SIGTERM and the relay's own drain, then SIGKILL at the end of the grace period."""
+    """Checks the times of an end: preStop, then SIGTERM and the relay's own drain, then SIGKILL."""
     command = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
     if command[:3] != [f"/usr/bin/{NAME}", "drain", "--seconds"]:
         yield f"the preStop hook is {command}"
@@ -361,7 +362,7 @@ def pod_of(documents):
 
 
 def alike_problems(base, durable):
-    """The StatefulSet repeats the Deployment's pods; this is what keeps the two alike."""
+    """Yields a problem unless the StatefulSet's pods are those of the Deployment."""
     ours, theirs = copy.deepcopy(pod_of(base)), copy.deepcopy(pod_of(durable))
     ours["volumes"] = [volume for volume in ours["volumes"] if volume["name"] != "spool"]
     container, other = ours["containers"][0], theirs["containers"][0]
@@ -381,7 +382,7 @@ def openshift_problems(documents):
 
 
 def broken(documents):
-    """Manifests with one fault each, which the checks have to find."""
+    """Yields manifests with one fault each, each after words of the problem that must be found."""
 
     def fault(kind, change):
         wrong = copy.deepcopy(documents)
