@@ -4,13 +4,14 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `files` `lines` `retry` `tried` `in_flight` | why an attempt failed · files that an output reads · lines of a batch · waits · ages · claims that are not final |
-//! | 2 | `endpoints` `dead_letter` | addresses and their circuits · letters and their files |
+//! | 1 | `failure` `files` `lines` `retry` `tried` `in_flight` | why an attempt failed · files that an output reads · lines of a batch · waits · ages · claims and their states |
+//! | 2 | `endpoints` `dead_letter` `isolation` `pacing` | addresses and their circuits · letters and their files · which refused event is at fault · when and how much is sent |
 //! | 3 | `link` `health` | the contract with a protocol · "down" and "up again" |
-//! | 4 | `filtering` | what of a batch leaves |
+//! | 4 | `filtering` | the events of a batch that leave |
 //! | 5 | `given_up` | events that are given up, and their letters |
-//! | 6 | `run` | the loop |
-//! | 7 | `prepared` | an output that can be started |
+//! | 6 | `ledger` | every decision about claims |
+//! | 7 | `run` | the loop: it waits, and asks the ledger |
+//! | 8 | `prepared` | an output that can be started |
 //!
 //! A protocol (a file of [`output`](crate::output)) imports `link` and the floors below, and never
 //! the loop.
@@ -23,8 +24,11 @@ mod filtering;
 mod given_up;
 pub(crate) mod health;
 mod in_flight;
+mod isolation;
+mod ledger;
 pub(crate) mod lines;
 pub(crate) mod link;
+mod pacing;
 pub(crate) mod prepared;
 mod retry;
 mod run;

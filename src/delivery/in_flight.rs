@@ -1,17 +1,401 @@
-//! The claims that an output has taken from the queue and that are not final.
+//! The claims that one output has taken from the queue and that are not final: one table from claim
+//! to state, and one function for each transition.
+//!
+//! The cursor of the queue has its own record of each claim (on the wire, released, finished).
+//! [`InFlight`] owns the cursor, so that each transition changes both records in one place.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use crate::position::Position;
+use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Cursor;
+use crate::queue::Disposition;
+use crate::queue::Redelivery;
+use crate::queue::Take;
 
-/// Something taken from the queue that is not final.
+/// The state of a claim that is not final.
+///
+/// ```text
+///            claim_next
+///                │
+///                ▼   release, split            retry_suspects
+///   redeliver ──► OnWire ──────────► Pending ◄──────────────────── Suspect
+///                │ ▲                 │                             ▲
+///                │ └──── redeliver ─────┘                             │ suspect
+///                │ hold                                            │
+///                ├──────► Held        Pending, Suspect ──bury──► Burying
+///                ▼
+///             finish
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// The link has the claim, or is about to get it.
+    OnWire,
+    /// The claim is to be sent again, before anything new is taken from the queue.
+    Pending,
+    /// The claim is one event, which the consumer refused when it was sent alone. The claim waits
+    /// until the consumer has accepted another event, and is then sent again.
+    Suspect,
+    /// The consumer has accepted the claim, but a suspect lies before it. The claim becomes final
+    /// when the suspects have been decided, so that order can still be kept.
+    Held,
+    /// The claim is given up. It becomes final when its dead letters are written, or known not to be.
+    Burying,
+}
+
+/// What a consumer has said about the events of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusals {
+    /// Nothing yet.
+    None,
+    /// The consumer refused the claim, or a larger claim that it was a part of. The number is that of
+    /// the first such refusal, counted over the whole delivery.
+    InBatch(u64),
+    /// As for `InBatch`; and the consumer has refused the claim, one event, when it was sent alone.
+    Alone(u64),
+}
+
+/// A claim with its history.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
+    /// The positions of its events.
     pub(super) claim: Claim,
+    /// The number of events to be sent. The filter may keep back some events of the claim, and the
+    /// positions of a claim may have gaps.
     pub(super) events: u64,
+    /// How many times the claim was sent.
     pub(super) attempts: u32,
-    /// The number of refusals before it was sent.
+    /// The number of refusals, counted over the whole delivery, before the claim was last sent.
     pub(super) sent_at: u64,
-    /// Where a consumer has refused it, or what it was a part of: the number of that refusal.
-    pub(super) refused_at: Option<u64>,
-    /// It was refused alone, and kept.
-    pub(super) suspected: bool,
+    /// What the consumer has said about it.
+    pub(super) refusals: Refusals,
 }
+
+impl Work {
+    fn new(claim: Claim, events: u64, attempts: u32) -> Self {
+        Self { claim, events, attempts, sent_at: 0, refusals: Refusals::None }
+    }
+}
+
+/// The claims of one output that are not final, and the output's cursor.
+///
+/// The delivery loop owns it. Phases of a claim: [`InFlight::claim_next`] takes it from the queue
+/// straight onto the wire. From there it becomes final ([`InFlight::finish`]), or goes back
+/// ([`InFlight::release`]) and onto the wire again ([`InFlight::redeliver`]); see [`State`].
+///
+/// Invariants, which [`InFlight::check`] verifies after each transition in debug builds:
+/// - Each claim is in the table once, in one state, and no two claims overlap.
+/// - The cursor has a claim as "on the wire" while the state is `OnWire` or `Held`, and as "released"
+///   while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its lines are
+///   taken, and on the wire after that.
+/// - A `Suspect` is one event.
+///
+/// What must never happen: a claim leaves the table without being final (its events would be stuck
+/// in the queue for ever), or a final claim stays in it (its events would be sent again).
+pub(super) struct InFlight {
+    cursor: Cursor,
+    /// By first position.
+    table: BTreeMap<Position, (State, Work)>,
+    /// The first positions of the claims in each state.
+    on_wire: BTreeSet<Position>,
+    pending: BTreeSet<Position>,
+    suspects: BTreeSet<Position>,
+    held: BTreeSet<Position>,
+    burying: BTreeSet<Position>,
+}
+
+impl InFlight {
+    pub(super) fn new(cursor: Cursor) -> Self {
+        Self {
+            cursor,
+            table: BTreeMap::new(),
+            on_wire: BTreeSet::new(),
+            pending: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            held: BTreeSet::new(),
+            burying: BTreeSet::new(),
+        }
+    }
+
+    /// Takes over the claims that the delivery before this one left. They are released, and are
+    /// pending here.
+    pub(super) fn inherit(&mut self, claims: Vec<Claim>) {
+        for claim in claims {
+            self.put(State::Pending, Work::new(claim, claim.end - claim.start, 1));
+        }
+    }
+
+    /// The cursor, for questions that change nothing.
+    pub(super) fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// Waits until [`InFlight::claim_next`] or [`InFlight::redeliver`] has something to return.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub(super) async fn readable(&mut self) {
+        self.cursor.readable().await;
+    }
+
+    /// Whether a claim is in this state.
+    pub(super) fn has(&self, state: State) -> bool {
+        !self.set(state).is_empty()
+    }
+
+    /// The number of claims in this state.
+    pub(super) fn count(&self, state: State) -> usize {
+        self.set(state).len()
+    }
+
+    /// The first claim in this state, in the order of the queue; `None` if there is none.
+    pub(super) fn first(&self, state: State) -> Option<Work> {
+        self.nth(state, 0)
+    }
+
+    /// The claim in this state that `before` others of this state lie in front of; `None` if there
+    /// are not that many.
+    pub(super) fn nth(&self, state: State, before: usize) -> Option<Work> {
+        let start = self.set(state).iter().nth(before)?;
+        self.table.get(start).map(|(_, work)| *work)
+    }
+
+    /// The claims in this state, in the order of the queue.
+    pub(super) fn all(&self, state: State) -> Vec<Work> {
+        let found = self.set(state).iter().filter_map(|start| self.table.get(start));
+        found.map(|(_, work)| *work).collect()
+    }
+
+    /// Whether a suspect lies before this claim.
+    pub(super) fn has_suspect_before(&self, claim: Claim) -> bool {
+        self.suspects.first().is_some_and(|first| *first < claim.start)
+    }
+
+    /// Nothing → `OnWire`: claims the next events of the queue. `None` if there is nothing, or if it
+    /// has to be read from files first, which [`InFlight::readable`] waits for.
+    pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
+        let batch = self.cursor.next(take)?;
+        self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
+        Some(batch)
+    }
+
+    /// `Pending` → `OnWire`, to send the claim again. [`Redelivery::Gone`]: the queue has dropped all of
+    /// its events, and the claim is no more. [`Redelivery::NotYet`]: the claim stays pending.
+    pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
+        let retaken = self.cursor.redeliver(claim);
+        match &retaken {
+            Redelivery::Batch(batch) => {
+                let events = batch.events;
+                self.change(claim.start, State::OnWire, |work| work.events = events);
+            }
+            Redelivery::Gone => self.remove(claim.start),
+            Redelivery::NotYet => {}
+        }
+        retaken
+    }
+
+    /// The claim on the wire was sent after `refusals` refusals, with `events` events. Returns how many
+    /// times it was sent, this time included; `None` if the claim is not in the table.
+    pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
+        let (_, work) = self.table.get_mut(&claim.start)?;
+        work.events = events;
+        work.attempts += 1;
+        work.sent_at = refusals;
+        Some(work.attempts)
+    }
+
+    /// The work of a claim on the wire that the link reports; `None` if the claim is not there. If
+    /// `claim` is only the front of what was sent together, the claim is cut in two: the rest stays
+    /// on the wire.
+    pub(super) fn front_on_wire(&mut self, claim: Claim) -> Option<Work> {
+        let whole = self.on_wire_at(claim.start)?;
+        let Some((front, rest)) = self.cursor.split_at(whole.claim, claim.end) else {
+            return Some(whole);
+        };
+        let events = whole.events.min(front.end - front.start);
+        let work = Work { claim: front, events, ..whole };
+        self.put(State::OnWire, work);
+        self.put(State::OnWire, Work { claim: rest, events: whole.events - events, ..whole });
+        Some(work)
+    }
+
+    /// The work of the claim on the wire that begins at `start`; `None` if there is none.
+    pub(super) fn on_wire_at(&self, start: Position) -> Option<Work> {
+        let (state, work) = self.table.get(&start)?;
+        (*state == State::OnWire).then_some(*work)
+    }
+
+    /// `OnWire` → `Held`.
+    pub(super) fn hold(&mut self, claim: Claim) {
+        self.change(claim.start, State::Held, |_| {});
+    }
+
+    /// `OnWire`, `Held` or `Burying` → final. `disposition` counts the events of the claim that the consumer
+    /// did not get.
+    pub(super) fn finish(&mut self, claim: Claim, disposition: Disposition) {
+        self.cursor.acknowledge(claim, disposition);
+        self.remove(claim.start);
+    }
+
+    /// `OnWire` or `Held` → `Pending`: the claim is to be sent again.
+    pub(super) fn release(&mut self, claim: Claim) {
+        self.cursor.release(claim);
+        self.change(claim.start, State::Pending, |_| {});
+    }
+
+    /// `Pending` → two claims that are pending. `false` if the claim is one event, and stays whole.
+    pub(super) fn split(&mut self, work: Work) -> bool {
+        let Some((left, right)) = self.cursor.split(work.claim) else { return false };
+        // Each half was sent once, as a part of the whole. How many of the events are in which half
+        // is known when the half is taken again: positions may have gaps.
+        for half in [left, right] {
+            let events = work.events.min(half.end - half.start);
+            self.put(State::Pending, Work { claim: half, events, attempts: 1, ..work });
+        }
+        true
+    }
+
+    /// The history of a claim has changed; its state stays.
+    pub(super) fn note(&mut self, work: Work) {
+        if let Some((_, held)) = self.table.get_mut(&work.claim.start) {
+            *held = work;
+        }
+    }
+
+    /// `Pending` → `Suspect`.
+    pub(super) fn suspect(&mut self, claim: Claim) {
+        self.change(claim.start, State::Suspect, |_| {});
+    }
+
+    /// `Suspect` → `Pending`.
+    pub(super) fn retry_suspect(&mut self, claim: Claim) {
+        self.change(claim.start, State::Pending, |_| {});
+    }
+
+    /// `Pending`, `Suspect` or `OnWire` → `Burying`.
+    pub(super) fn bury(&mut self, claim: Claim) {
+        self.change(claim.start, State::Burying, |_| {});
+    }
+
+    /// The cursor takes a released claim again only to finish it. `false` if the queue has dropped
+    /// all of its events meanwhile; the claim is no more then.
+    pub(super) fn take_back(&mut self, claim: Claim) -> bool {
+        let is_there = self.cursor.take_back(claim);
+        if !is_there {
+            self.remove(claim.start);
+        }
+        is_there
+    }
+
+    /// The lines of a claim that is given up, as [`InFlight::redeliver`] returns them. The claim stays
+    /// `Burying`.
+    pub(super) fn redeliver_to_bury(&mut self, claim: Claim) -> Redelivery {
+        let retaken = self.cursor.redeliver(claim);
+        if matches!(retaken, Redelivery::Gone) {
+            self.remove(claim.start);
+        }
+        retaken
+    }
+
+    /// All claims → nothing: [`InFlight::claim_next`] starts again at the first of them. Only for a
+    /// cursor that is in order.
+    pub(super) fn rewind(&mut self) {
+        self.cursor.rewind();
+        self.table.clear();
+        for state in State::ALL {
+            self.set_mut(state).clear();
+        }
+    }
+
+    /// The end of this delivery: releases what is on the wire. Returns the cursor, and the claims
+    /// that are not final, in the order of the queue. There are none if the cursor could be rewound.
+    pub(super) fn hand_over(mut self) -> (Cursor, Vec<Claim>) {
+        for state in [State::OnWire, State::Held, State::Burying] {
+            for work in self.all(state) {
+                self.cursor.release(work.claim);
+            }
+        }
+        let mut claims: Vec<_> = self.table.values().map(|(_, work)| work.claim).collect();
+        if self.cursor.is_in_order() {
+            self.cursor.rewind();
+            claims.clear();
+        }
+        (self.cursor, claims)
+    }
+
+    fn set(&self, state: State) -> &BTreeSet<Position> {
+        match state {
+            State::OnWire => &self.on_wire,
+            State::Pending => &self.pending,
+            State::Suspect => &self.suspects,
+            State::Held => &self.held,
+            State::Burying => &self.burying,
+        }
+    }
+
+    fn set_mut(&mut self, state: State) -> &mut BTreeSet<Position> {
+        match state {
+            State::OnWire => &mut self.on_wire,
+            State::Pending => &mut self.pending,
+            State::Suspect => &mut self.suspects,
+            State::Held => &mut self.held,
+            State::Burying => &mut self.burying,
+        }
+    }
+
+    /// Puts a claim into the table, in place of one that begins at the same position.
+    fn put(&mut self, state: State, work: Work) {
+        let start = work.claim.start;
+        if let Some((before, _)) = self.table.insert(start, (state, work)) {
+            self.set_mut(before).remove(&start);
+        }
+        self.set_mut(state).insert(start);
+        self.check();
+    }
+
+    fn change(&mut self, start: Position, state: State, edit: impl FnOnce(&mut Work)) {
+        let Some((_, mut work)) = self.table.get(&start).copied() else {
+            debug_assert!(false, "no claim at {start}");
+            return;
+        };
+        edit(&mut work);
+        self.put(state, work);
+    }
+
+    fn remove(&mut self, start: Position) {
+        if let Some((state, _)) = self.table.remove(&start) {
+            self.set_mut(state).remove(&start);
+        }
+        self.check();
+    }
+
+    /// Verifies the invariants in debug builds. Looks at the neighbours of each claim only while
+    /// there are few, because a delivery may hold 10,000 claims.
+    fn check(&self) {
+        if cfg!(debug_assertions) {
+            let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();
+            assert_eq!(in_sets, self.table.len(), "each claim is in one state");
+            if self.table.len() <= 64 {
+                let mut end = Position::START;
+                for (start, (state, work)) in &self.table {
+                    assert!(
+                        *start == work.claim.start && *start >= end,
+                        "claims overlap at {start}"
+                    );
+                    assert!(self.set(*state).contains(start), "{start} is not {state:?}");
+                    end = work.claim.end;
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    const ALL: [Self; 5] = [Self::OnWire, Self::Pending, Self::Suspect, Self::Held, Self::Burying];
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,14 +13,17 @@ use crate::config::WhenFull;
 use crate::delivery::dead_letter::tests::Desk;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
+use crate::delivery::isolation::SUSPECTS_MAX;
 use crate::delivery::link::CLOSE_TIME;
 use crate::filter::Rules;
 use crate::policy;
 use crate::policy::Policy;
 use crate::queue;
 use crate::queue::Append;
+use crate::queue::Batch;
 use crate::queue::Queue;
 use crate::queue::Refused;
+use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
 

@@ -303,3 +303,25 @@ async fn what_waits_for_its_letters_is_bounded() {
     clerk.end().await;
     bench.finish().await;
 }
+
+/// A refused batch is cut in halves. If the first half then fails for longer than
+/// `retry.max_elapsed`, both halves are given up without having been read again: each event must be
+/// counted once, although the second half was never sent alone.
+#[tokio::test(start_paused = true)]
+async fn halves_that_are_given_up_unread_count_each_event_once() {
+    let mut sent = 0;
+    let setting = Setting {
+        max_elapsed: Some(Duration::from_secs(60)),
+        window: 1,
+        rejected: Rejected::Drop,
+        ..Setting::default()
+    };
+    let mut bench = Bench::start::<false>(&setting, move |_| {
+        sent += 1;
+        if sent == 1 { Answer::Refuse } else { Answer::Fail }
+    });
+    bench.append(&["a", "b", "c", "d"]);
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost()), (0, 4));
+    bench.finish().await;
+}

@@ -1,0 +1,174 @@
+//! The table of claims on a real queue in memory: each transition, and random sequences of them.
+//!
+//! The random test draws a transition, applies it to a claim in a state that allows it, and compares
+//! the table with a plain list of claims and states after each step. The table's own `check` runs too.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::audit::LevelCounts;
+use crate::config;
+use crate::queue;
+use crate::queue::Append;
+use crate::queue::Queue;
+use crate::telemetry::Telemetry;
+use std::time::Duration;
+
+const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
+
+/// A queue with `batches` batches of four events, and the table of its one output.
+fn table(batches: usize) -> (Queue, InFlight) {
+    let config = config::read(config::EMBEDDED).config.expect("the embedded config");
+    let telemetry = Arc::new(Telemetry::new());
+    let output = queue::Output {
+        name: "o".to_owned(),
+        required: true,
+        metrics: telemetry.output("o"),
+        keeps: Duration::ZERO,
+    };
+    let opened = Queue::open(&config.queue, &telemetry, &[output]);
+    let (queue, mut cursors) = opened.expect("a queue in memory");
+    for _ in 0..batches {
+        let lines = Bytes::from_static(b"a\nb\nc\nd\n");
+        let levels = LevelCounts::default();
+        queue.append(Append { lines, events: 4, levels }).map(drop).expect("room");
+    }
+    (queue, InFlight::new(cursors.pop().expect("a cursor")))
+}
+
+fn claim_four(in_flight: &mut InFlight) -> Claim {
+    in_flight.claim_next(Take { events: 4, ..ALL }).expect("a batch").claim
+}
+
+#[test]
+fn a_claim_goes_from_the_wire_to_pending_and_back_and_is_final() {
+    let (queue, mut in_flight) = table(2);
+    let claim = claim_four(&mut in_flight);
+    assert_eq!(in_flight.sent(claim, 4, 0), Some(1));
+    in_flight.release(claim);
+    assert!(in_flight.has(State::Pending) && !in_flight.has(State::OnWire));
+    assert!(matches!(in_flight.redeliver(claim), Redelivery::Batch(_)));
+    assert_eq!(in_flight.sent(claim, 4, 0), Some(2));
+    in_flight.finish(claim, Disposition::default());
+    assert_eq!(in_flight.cursor().watermark(), claim.end);
+    assert_eq!(queue.backlogs()[0].1.events, 4);
+}
+
+#[test]
+fn the_front_of_a_claim_is_final_and_the_rest_stays_on_the_wire() {
+    let (_queue, mut in_flight) = table(1);
+    let claim = claim_four(&mut in_flight);
+    let front = Claim { end: claim.start + 1, ..claim };
+    let work = in_flight.front_on_wire(front).expect("on the wire");
+    assert_eq!((work.claim, work.events), (front, 1));
+    in_flight.finish(front, Disposition::default());
+    let rest = in_flight.first(State::OnWire).expect("the rest");
+    assert_eq!((rest.claim.start, rest.claim.end, rest.events), (front.end, claim.end, 3));
+}
+
+#[test]
+fn halves_share_the_events_and_the_history_of_the_whole() {
+    let (_queue, mut in_flight) = table(1);
+    let claim = claim_four(&mut in_flight);
+    let mut work = in_flight.on_wire_at(claim.start).expect("on the wire");
+    work.refusals = Refusals::InBatch(1);
+    in_flight.note(work);
+    in_flight.release(claim);
+    assert!(in_flight.split(work));
+    let halves = in_flight.all(State::Pending);
+    assert_eq!(halves.iter().map(|half| half.events).collect::<Vec<_>>(), [2, 2]);
+    assert!(halves.iter().all(|half| half.refusals == Refusals::InBatch(1)));
+}
+
+#[test]
+fn a_rewound_table_is_empty_and_the_queue_gives_the_same_again() {
+    let (_queue, mut in_flight) = table(2);
+    let first = claim_four(&mut in_flight);
+    claim_four(&mut in_flight);
+    in_flight.release(first);
+    in_flight.rewind();
+    assert!(State::ALL.into_iter().all(|state| !in_flight.has(state)));
+    assert_eq!(claim_four(&mut in_flight), first);
+}
+
+#[test]
+fn what_is_handed_over_is_released_and_in_order() {
+    let (_queue, mut in_flight) = table(3);
+    let claims = [(); 3].map(|()| claim_four(&mut in_flight));
+    in_flight.finish(claims[1], Disposition::default());
+    in_flight.hold(claims[2]);
+    let (mut cursor, left) = in_flight.hand_over();
+    assert_eq!(left, [claims[0], claims[2]]);
+    assert!(matches!(cursor.redeliver(claims[2]), Redelivery::Batch(_)), "it was released");
+}
+
+#[test]
+fn random_transitions_keep_the_table_and_the_queue_in_step() {
+    let seed = std::env::var("KUBE_AUDIT_FORWARDER_SEED").ok().and_then(|seed| seed.parse().ok());
+    for seed in seed.map_or(0..200, |seed: u64| seed..seed + 1) {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let batches = 8;
+        let (queue, mut in_flight) = table(batches);
+        let mut model: Vec<(State, Claim)> = Vec::new();
+        let mut finished = 0;
+        for _ in 0..200 {
+            let index = random.usize(..model.len().max(1));
+            match (random.u8(..7), model.get(index).copied()) {
+                (0, _) => {
+                    let take = Take { events: random.u64(1..=5), ..ALL };
+                    if let Some(batch) = in_flight.claim_next(take) {
+                        model.push((State::OnWire, batch.claim));
+                    }
+                }
+                (1, Some((State::OnWire | State::Held, claim))) => {
+                    in_flight.release(claim);
+                    model[index].0 = State::Pending;
+                }
+                (2, Some((State::Pending, claim))) => {
+                    assert!(
+                        matches!(in_flight.redeliver(claim), Redelivery::Batch(_)),
+                        "seed {seed}"
+                    );
+                    model[index].0 = State::OnWire;
+                }
+                (3, Some((State::OnWire, claim))) => {
+                    in_flight.hold(claim);
+                    model[index].0 = State::Held;
+                }
+                (4, Some((State::Pending, claim))) => {
+                    let work = in_flight.all(State::Pending);
+                    let work = *work.iter().find(|work| work.claim == claim).expect("pending");
+                    if in_flight.split(work) {
+                        let middle = claim.start + (claim.end - claim.start) / 2;
+                        model[index].1.end = middle;
+                        model.push((State::Pending, Claim { start: middle, ..claim }));
+                    } else {
+                        in_flight.suspect(claim);
+                        model[index].0 = State::Suspect;
+                    }
+                }
+                (5, Some((State::Suspect, claim))) => {
+                    in_flight.retry_suspect(claim);
+                    model[index].0 = State::Pending;
+                }
+                (6, Some((State::OnWire | State::Held, claim))) => {
+                    in_flight.finish(claim, Disposition::default());
+                    finished += claim.end - claim.start;
+                    model.remove(index);
+                }
+                _ => {}
+            }
+            for state in State::ALL {
+                let mut wanted: Vec<_> = model.iter().filter(|held| held.0 == state).collect();
+                wanted.sort_by_key(|held| held.1);
+                let found: Vec<_> = in_flight.all(state).iter().map(|work| work.claim).collect();
+                let wanted: Vec<_> = wanted.into_iter().map(|held| held.1).collect();
+                assert_eq!(found, wanted, "{state:?}, seed {seed}");
+            }
+        }
+        let accepted = 4 * batches as u64;
+        assert_eq!(queue.backlogs()[0].1.events, accepted - finished, "seed {seed}");
+    }
+}

@@ -1,0 +1,494 @@
+//! The decisions of one output's delivery, without connections: what is sent next, and what becomes of
+//! each claim when the link reports something. The loop in `run` does the waiting.
+
+use bytes::Bytes;
+
+use super::dead_letter::Written;
+use super::failure::Failure;
+use super::filtering::Filtering;
+use super::filtering::INSPECTED_BYTES_MAX;
+use super::given_up::GivenUp;
+use super::given_up::Reason;
+use super::health::Health;
+use super::in_flight::InFlight;
+use super::in_flight::Refusals;
+use super::in_flight::State;
+use super::isolation::Comparison;
+use super::isolation::Isolation;
+use super::isolation::Verdict;
+use super::pacing::Pacing;
+use super::retry::Retry;
+use crate::config;
+use crate::config::BatchLimits;
+use crate::position::Position;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Cursor;
+use crate::queue::Disposition;
+use crate::queue::Redelivery;
+use crate::queue::Take;
+use crate::telemetry::Cause;
+
+/// The text for events that `filter.max_event_bytes` keeps back, because they are too large even
+/// without their objects.
+const TOO_LARGE: &str = "larger than filter.max_event_bytes, also without its objects";
+
+/// The text for events that the protocol can't carry.
+const TOO_LONG: &str = "longer than max_message_bytes";
+
+/// The text for a claim that has events of both kinds.
+const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, also without its objects";
+
+/// One output's claims, and the rules for them. The delivery loop owns it and is the only caller.
+///
+/// The ledger never waits and never writes to a connection. It has the parts that decide: the table of
+/// claims ([`InFlight`]), the search for bad events ([`Isolation`]), the pauses ([`Pacing`]), the filter
+/// ([`Filtering`]) and the events that are given up ([`GivenUp`]).
+///
+/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or again from the pending ones,
+/// and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
+/// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
+/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps them
+/// all back, or when its dead letters are written.
+///
+/// Invariants:
+/// - Everything that is pending is sent before anything new is claimed.
+/// - If the output is ordered and an event is refused, no event after it becomes final before the
+///   refused one is decided (`State::Held`).
+/// - While a claim is isolated or after a failure, at most one claim is on the wire.
+///
+/// What must never happen: an event is given up although the config asks to retry for ever, or before a
+/// consumer has proved that it takes other events.
+pub(super) struct Ledger {
+    pub(super) in_flight: InFlight,
+    isolation: Isolation,
+    pub(super) pacing: Pacing,
+    pub(super) health: Health,
+    pub(super) given_up: GivenUp,
+    pub(super) filtering: Filtering,
+    limits: BatchLimits,
+    /// Whether the consumer gets events in the order of the queue.
+    is_ordered: bool,
+    /// Every event before this position was on the wire once.
+    sent_until: Position,
+    /// Bytes of events that were inspected, without any being sent, since the loop last yielded.
+    inspected_bytes: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(
+        cursor: Cursor,
+        health: Health,
+        config: &config::Output,
+        is_ordered: bool,
+    ) -> Self {
+        Self {
+            isolation: Isolation::new(config.rejected),
+            pacing: Pacing::new(Retry::new(&config.retry)),
+            health,
+            given_up: GivenUp::new(config),
+            filtering: Filtering::new(None, &cursor),
+            limits: config.batch,
+            is_ordered,
+            sent_until: cursor.position(),
+            inspected_bytes: 0,
+            in_flight: InFlight::new(cursor),
+        }
+    }
+
+    /// Whether something new in the queue would be sent, or compared with suspects, now.
+    pub(super) fn wants_events(&self, has_room: bool) -> bool {
+        match self.pacing.paused_until() {
+            None => self.may_send() && has_room,
+            Some(_) => self.isolation.awaits_event(),
+        }
+    }
+
+    /// Whether the ledger has a reason not to send: events that wait for their letters, or that the
+    /// filter keeps back, are held in memory, and so bounded; and in some phases one claim is on the
+    /// wire at a time. The link's window is a further bound.
+    fn may_send(&self) -> bool {
+        let is_serial = self.isolation.is_active() || self.pacing.is_serial();
+        !self.given_up.is_full()
+            && !self.filtering.is_full()
+            && !(is_serial && self.in_flight.has(State::OnWire))
+    }
+
+    /// Whether the loop should yield to the runtime, because it has inspected many bytes. Starts the
+    /// count again.
+    pub(super) fn take_turn_over(&mut self) -> bool {
+        let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
+        if is_over {
+            self.inspected_bytes = 0;
+        }
+        is_over
+    }
+
+    /// The next batch to send, which fits `room`; `None` if nothing may or can be sent now. Claims of
+    /// which nothing leaves become final on the way.
+    pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
+        while self.pacing.paused_until().is_none()
+            && self.may_send()
+            && self.inspected_bytes < INSPECTED_BYTES_MAX
+        {
+            let batch = self.take(room)?;
+            let (claim, bytes) = (batch.claim, batch.bytes);
+            let batch = self.filtering.pass(batch, self.in_flight.cursor());
+            if batch.events == 0 {
+                self.inspected_bytes += bytes;
+                self.nothing_left(claim);
+                continue;
+            }
+            self.inspected_bytes = 0;
+            self.isolation.sent();
+            let was_sent = claim.start < self.sent_until;
+            let refusals = self.isolation.refusals();
+            let attempts = self.in_flight.sent(claim, batch.events, refusals);
+            if was_sent || attempts.is_some_and(|attempts| attempts > 1) {
+                self.health.metrics.retries.increment(1);
+            }
+            self.sent_until = self.sent_until.max(claim.end);
+            self.given_up.tried(claim, self.in_flight.cursor());
+            return Some(batch);
+        }
+        None
+    }
+
+    /// Claims the next batch: first what was sent before, then, while there are suspects, one event to
+    /// compare them with, then what is new.
+    fn take(&mut self, room: Take) -> Option<Batch> {
+        // The cursor reads lines for one claim at a time, and those that are given up come first.
+        if self.given_up.needs_lines() {
+            return None;
+        }
+        while let Some(work) = self.in_flight.first(State::Pending) {
+            match self.in_flight.redeliver(work.claim) {
+                Redelivery::Batch(batch) => return Some(batch),
+                Redelivery::Gone => {
+                    self.filtering.give_up(work.claim);
+                }
+                Redelivery::NotYet => return None,
+            }
+        }
+        let mut take = Take {
+            bytes: room.bytes.min(self.limits.max_bytes),
+            events: room.events.min(self.limits.max_events),
+        };
+        let suspects = self.in_flight.count(State::Suspect);
+        if suspects == 0 {
+            self.end_isolation();
+            return self.in_flight.claim_next(take);
+        }
+        match self.isolation.next_comparison(suspects) {
+            Comparison::Events(events) => take.events = take.events.min(events),
+            Comparison::RoundOver => {
+                self.next_round();
+                return None;
+            }
+        }
+        let batch = self.in_flight.claim_next(take);
+        if batch.is_none() {
+            self.isolation.nothing_to_compare();
+            self.next_round();
+        }
+        batch
+    }
+
+    /// Everything was refused, the compared event too: pauses, and then the first suspect is sent
+    /// again, and another in its turn.
+    fn next_round(&mut self) {
+        if let Some(first) = self.in_flight.first(State::Suspect) {
+            self.in_flight.retry_suspect(first.claim);
+        }
+        let another = self.isolation.rotate(self.in_flight.count(State::Suspect));
+        if let Some(another) = self.in_flight.nth(State::Suspect, another) {
+            self.in_flight.retry_suspect(another.claim);
+        }
+        let refusal = self.isolation.last_refusal();
+        if let Some(failure) = refusal {
+            self.health.down(failure);
+        }
+        let asked = refusal.and_then(|failure| failure.retry_after);
+        let wait = self.pacing.pause(asked);
+        self.health.next_attempt(wait);
+    }
+
+    /// Nothing is pending or suspected. If nothing is on the wire either, the isolation is over.
+    fn end_isolation(&mut self) {
+        if self.isolation.is_active() && !self.in_flight.has(State::OnWire) {
+            self.isolation.end();
+            self.finish_held();
+        }
+    }
+
+    /// The claims that the consumer accepted ahead of suspects become final.
+    pub(super) fn finish_held(&mut self) {
+        for work in self.in_flight.all(State::Held) {
+            self.finish(work.claim);
+        }
+    }
+
+    /// Whether no claim waits to be sent again.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.in_flight.has(State::Pending) && !self.in_flight.has(State::Suspect)
+    }
+
+    /// The consumer has every event of the claim that was for it.
+    fn finish(&mut self, claim: Claim) {
+        let disposition = self.filtering.finish(claim, &self.health.metrics);
+        self.in_flight.finish(claim, disposition);
+    }
+
+    /// The filter keeps back every event of a claim, which is therefore final, whatever the consumer
+    /// says of others.
+    fn nothing_left(&mut self, claim: Claim) {
+        self.isolation.nothing_left(self.limits.max_events);
+        self.sent_until = self.sent_until.max(claim.end);
+        self.finish_without(claim, Vec::new());
+    }
+
+    /// The claim is final except for `lines`, events that the protocol can't carry, and for the events
+    /// that the filter found too large: these are given up.
+    fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
+        let mut too_large = self.filtering.too_large(claim);
+        let reason = match (lines.is_empty(), too_large.is_empty()) {
+            (true, true) => return self.finish(claim),
+            (true, false) => TOO_LARGE,
+            (false, true) => TOO_LONG,
+            (false, false) => TOO_LARGE_OR_LONG,
+        };
+        if !lines.is_empty() {
+            self.filtering.doubt(claim);
+        }
+        lines.append(&mut too_large);
+        let kept = self.filtering.finish(claim, &self.health.metrics);
+        let disposition = Disposition { lost: lines.len() as u64, ..kept };
+        let reason = Reason::new(Cause::TooLong, reason);
+        self.given_up.end_with(
+            claim,
+            disposition,
+            lines,
+            &reason,
+            &mut self.in_flight,
+            &self.health,
+        );
+    }
+
+    /// The claim is not on the wire any more, and is to be sent again.
+    fn release(&mut self, claim: Claim) {
+        self.in_flight.release(claim);
+        self.filtering.released(claim);
+    }
+
+    /// `consumer` has the events of `claim` except `rejected`, which the protocol can't carry.
+    pub(super) fn on_accepted(&mut self, claim: Claim, rejected: Vec<Bytes>, consumer: usize) {
+        let Some(work) = self.in_flight.front_on_wire(claim) else { return };
+        self.isolation.accepted(work.sent_at, consumer);
+        self.pacing.succeeded();
+        self.health.succeeded();
+        self.health.delivered(work.events, work.attempts);
+        if rejected.is_empty()
+            && self.is_ordered
+            && self.in_flight.has_suspect_before(claim)
+            && !self.filtering.has_too_large(claim)
+        {
+            self.in_flight.hold(work.claim);
+        } else {
+            self.finish_without(work.claim, rejected);
+        }
+        if let Refusals::Alone(_) = work.refusals {
+            // A suspect was accepted, so no event was at fault. Events that went ahead of it are sent
+            // again, after it.
+            for held in self.in_flight.all(State::Held) {
+                if held.claim >= claim {
+                    self.release(held.claim);
+                }
+            }
+        }
+        for suspect in self.in_flight.all(State::Suspect) {
+            self.in_flight.retry_suspect(suspect.claim);
+        }
+    }
+
+    /// `consumer` objects to the events of `claim`: halves the claim, or decides about a single event.
+    pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
+        let Some(mut work) = self.in_flight.on_wire_at(claim.start) else { return };
+        self.health.refused(failure);
+        let verdict = self.isolation.refused(&mut work, consumer);
+        self.in_flight.note(work);
+        self.release(work.claim);
+        if work.events > 1 && self.in_flight.split(work) {
+            return;
+        }
+        match verdict {
+            Verdict::Retry => {
+                self.health.down(failure);
+                self.pause(failure);
+            }
+            Verdict::GiveUp => self.given_up.add(&work, &failure.message, &mut self.in_flight),
+            Verdict::Suspect => {
+                self.isolation.suspect(&mut work, failure);
+                self.in_flight.note(work);
+                self.in_flight.suspect(work.claim);
+                // Pending halves are not too old yet: they were not refused alone.
+                self.given_up.take_old(State::Suspect, failure, &mut self.in_flight);
+            }
+        }
+    }
+
+    /// An attempt at `claim` failed, and the link works on.
+    pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure) {
+        let Some(work) = self.in_flight.on_wire_at(claim.start) else { return };
+        self.release(work.claim);
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+            return;
+        }
+        self.health.failed(failure);
+        self.pause(failure);
+        self.take_all_old(failure);
+    }
+
+    /// A link that finishes in order has ended: every claim is to be sent again, from the first that is
+    /// not final. Claims that an earlier delivery left, and claims after letters that are being
+    /// written, are sent again one by one.
+    pub(super) fn start_over(&mut self) {
+        self.isolation.end();
+        if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
+            self.in_flight.rewind();
+            self.given_up.rewound();
+            self.filtering.rewound(self.in_flight.cursor());
+            return;
+        }
+        self.take_back();
+    }
+
+    /// The claims on the wire are to be sent again, in their order.
+    fn take_back(&mut self) {
+        for work in self.in_flight.all(State::OnWire) {
+            self.release(work.claim);
+        }
+    }
+
+    /// A link that finishes in order broke. `is_proven`: it had lasted, or something was accepted on
+    /// it, so its end is no refusal of the consumer.
+    pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
+        self.start_over();
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+        } else {
+            self.health.failed(failure);
+        }
+        if is_proven {
+            self.pacing.broke_after_use();
+            return;
+        }
+        self.pacing.broke_at_once();
+        if !failure.elsewhere {
+            self.pause(failure);
+        }
+    }
+
+    /// A link ended whose end says nothing about the claims on the wire.
+    #[cfg(any(feature = "kafka", test))]
+    pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
+        self.take_back();
+        if let Some(failure) = failure {
+            self.health.failed(failure);
+            self.pacing.broke_at_once();
+            self.pause(failure);
+        }
+    }
+
+    /// No connection could be made.
+    pub(super) fn on_unreachable(&mut self, failure: &Failure) {
+        self.health.failed(failure);
+        self.pause(failure);
+        self.all_failed(failure);
+    }
+
+    /// There is no link any more: an attempt at every claim that is not final has failed.
+    pub(super) fn all_failed(&mut self, failure: &Failure) {
+        if !failure.elsewhere {
+            self.take_all_old(failure);
+            self.given_up.all_failed(failure);
+        }
+    }
+
+    /// Gives up the claims that wait and were tried for longer than `retry.max_elapsed`.
+    fn take_all_old(&mut self, failure: &Failure) {
+        for state in [State::Pending, State::Suspect] {
+            self.given_up.take_old(state, failure, &mut self.in_flight);
+        }
+    }
+
+    /// There is a connection. `is_eager`: the protocol connects before it has something to send, so
+    /// that the connection itself shows that the consumer is up.
+    pub(super) fn on_connected(&mut self, is_eager: bool) {
+        self.given_up.connected();
+        if is_eager && self.pacing.connected() {
+            self.health.succeeded();
+        }
+    }
+
+    /// The connection has lasted, which shows that the consumer is up.
+    pub(super) fn on_proven(&mut self) {
+        self.pacing.proven();
+        self.health.succeeded();
+    }
+
+    /// The queue has something new, or has read the lines that were asked for. `wanted`: the loop
+    /// waited for something new.
+    pub(super) fn on_readable(&mut self, wanted: bool) {
+        if wanted {
+            self.isolation.await_no_event();
+            self.pacing.end_pause();
+        }
+        self.given_up.lines_are_read();
+    }
+
+    /// Pauses after a failure. Failures of one moment are one reason to wait.
+    fn pause(&mut self, failure: &Failure) {
+        let wait = self.pacing.failed(failure.retry_after);
+        // A new event in the queue does not end this pause: the consumer has asked for it, or can't be
+        // reached.
+        self.isolation.await_no_event();
+        self.health.next_attempt(wait);
+    }
+
+    /// Hands over the letters of events that are given up; see [`GivenUp::bury`].
+    pub(super) fn bury(&mut self) -> bool {
+        self.given_up.bury(&mut self.in_flight, &mut self.filtering, &self.health)
+    }
+
+    /// As [`Ledger::bury`], while there is a link: the loop yields after it if there is more to do.
+    pub(super) fn bury_beside_sending(&mut self) {
+        if self.bury() {
+            self.inspected_bytes = INSPECTED_BYTES_MAX;
+        }
+    }
+
+    /// While there is no link: gives up what comes next in the queue and is too old. `true` if there is
+    /// more to do.
+    pub(super) fn bury_old(&mut self) -> bool {
+        let (in_flight, filtering) = (&mut self.in_flight, &mut self.filtering);
+        self.given_up.next_old(in_flight, filtering, &self.health, self.limits)
+    }
+
+    /// The letters that were handed over first are written.
+    pub(super) fn on_written(&mut self, written: Written) {
+        self.given_up.end(written, &mut self.in_flight, &self.health);
+    }
+
+    /// Waits until all letters that were handed over are written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub(super) async fn all_written(&mut self) {
+        while !self.given_up.is_ended() {
+            let written = self.given_up.written().await;
+            self.on_written(written);
+        }
+    }
+}
