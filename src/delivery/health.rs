@@ -227,8 +227,8 @@ impl Health {
     }
 
     /// Events are given up, and counted by whoever finishes their claim.
-    pub(super) fn given_up(&self, events: u64, cause: Cause, disposition: LostAs, error: &str) {
-        self.metrics.losses.add(Loss::GivenUp(cause, disposition), events, Some(error));
+    pub(super) fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
+        self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
 
     /// The next attempt is so far away.
