@@ -181,7 +181,7 @@ impl<'a> Events<'a> {
 
 /// An event for [`Filter::judge`] to decide about.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct EventView<'a> {
     /// The event's bytes as they were received.
     pub event: &'a [u8],
     /// The event's request.
@@ -201,7 +201,7 @@ pub struct Filter {
     seen: Option<Seen>,
     /// Whether the history is not loaded yet: `seen` must still be told which events left before
     /// this process began.
-    knows_nothing: bool,
+    needs_history: bool,
 }
 
 impl Filter {
@@ -210,7 +210,7 @@ impl Filter {
     #[must_use]
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
-        let knows_nothing = seen.is_none();
+        let needs_history = seen.is_none();
         let seen = rules.window.map(|window| match seen {
             Some(mut seen) => {
                 seen.set_window(window);
@@ -218,14 +218,14 @@ impl Filter {
             }
             None => Seen::new(window),
         });
-        Self { rules, policies, seen, knows_nothing }
+        Self { rules, policies, seen, needs_history }
     }
 
     /// The memory for the filter that replaces this one. `None` if this filter remembers nothing,
     /// or if its history was not loaded completely.
     #[must_use]
     pub fn into_seen(self) -> Option<Seen> {
-        self.seen.filter(|_| !self.knows_nothing)
+        self.seen.filter(|_| !self.needs_history)
     }
 
     /// To be called before each batch: takes over policies that were read again. Events before
@@ -246,8 +246,8 @@ impl Filter {
     /// How far back [`Filter::remember`] must be told which events have left; `None` if nothing
     /// needs to be told.
     #[must_use]
-    pub fn asks_for(&self) -> Option<Duration> {
-        self.rules.window.filter(|_| self.knows_nothing)
+    pub fn history_window(&self) -> Option<Duration> {
+        self.rules.window.filter(|_| self.needs_history)
     }
 
     /// Tells the filter about an event that left before this process began.
@@ -256,8 +256,8 @@ impl Filter {
     }
 
     /// Tells the filter that [`Filter::remember`] was called for all events of the history.
-    pub fn remembers(&mut self) {
-        self.knows_nothing = false;
+    pub fn history_loaded(&mut self) {
+        self.needs_history = false;
     }
 
     /// Tells the filter that the events at these positions have not left after all.
@@ -280,8 +280,8 @@ impl Filter {
 
     /// Decides what happens to an event. For [`Verdict::Changed`], the changed event is appended to
     /// `changed`, which must be empty.
-    pub fn judge(&mut self, asked: &Asked<'_>, changed: &mut Vec<u8>) -> Verdict {
-        let Asked { event, request, position, age } = *asked;
+    pub fn judge(&mut self, asked: &EventView<'_>, changed: &mut Vec<u8>) -> Verdict {
+        let EventView { event, request, position, age } = *asked;
         let Self { rules, policies, seen, .. } = self;
         let mut change = Change {
             level: None,

@@ -1,8 +1,8 @@
-//! What of a claim leaves, where the output has a filter.
+//! Which events of a claim leave, and in which form, if the output has a filter.
 //!
-//! A batch goes through it each time that it is sent, and comes out as lines again: what is not changed is not copied where
-//! there is much of it. What became of each event is marked by its position until its claim is final, and counted then,
-//! once, however often it was sent.
+//! A batch goes through the filter each time that it is sent, and comes out as lines again. Long runs of
+//! unchanged lines are not copied. The filter's decision about each event is marked by the event's
+//! position until its claim is final, and is counted then: once, however many times the event was sent.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::lines::line;
 use super::link::REJECTED_BYTES_MAX;
-use crate::filter::Asked;
 use crate::filter::Changes;
+use crate::filter::EventView;
 use crate::filter::Filter;
 use crate::filter::Seen;
 use crate::filter::Verdict;
@@ -24,40 +24,53 @@ use crate::queue::Origin;
 use crate::queue::Position;
 use crate::telemetry::OutputMetrics;
 
-/// Untouched lines are copied behind changed ones, unless they are so many bytes: a piece each would be dear for who
-/// writes them.
+/// A run of unchanged lines shorter than this many bytes is copied to the changed lines before it. A
+/// piece of its own for each short run would make the vectored write dear.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// The room for one changed event is kept for the next, unless it is more than this.
+/// The buffer for one changed event is kept for the next event, unless it has grown beyond this many
+/// bytes.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 
 /// Bytes of events that the loop may inspect without sending any (all filtered, or all given up)
 /// before it yields to the runtime, so that other tasks on this thread are not starved.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// Owned by the delivery loop. Without a filter it passes everything and costs nothing.
+/// The filter of one output, and its decisions about the claims that are not final. The ledger owns it.
+/// Without a filter it passes every batch unchanged and costs nothing.
+///
+/// Invariant: there are marks only for positions of claims that are not final, and the marks of a claim
+/// are those of the last time that it went through the filter.
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// Of claims on the wire: what became of their events. Those without a mark leave, and nothing of it is counted.
+    /// The decisions about events of claims on the wire. An event without a mark leaves unchanged, and
+    /// nothing is counted for it.
     marks: BTreeMap<Position, Mark>,
-    /// Of the lines in them.
+    /// Bytes of the lines that the marks hold.
     marked_bytes: u64,
+    /// The buffer for one changed event.
     changed: Vec<u8>,
-    /// Where the next claim begins that was not taken before, unless what is there is dropped.
+    /// The end of the claims that have gone through the filter. A claim that begins after it shows that
+    /// the queue has dropped the events between.
     next: Position,
 }
 
+/// The filter's decision about one event.
 #[derive(Debug, PartialEq)]
 enum Mark {
+    /// The event does not leave.
     Dropped,
+    /// The event does not leave, because the same event has left before.
     Duplicate,
+    /// The event leaves in another form.
     Changed(Changes),
-    /// Without its bodies it would still be too large: the line as it came.
+    /// The event does not leave, because it would be too large even without its bodies. Holds the line
+    /// as it was received.
     TooLarge(Bytes),
 }
 
 impl Filtering {
-    /// At the beginning of what `cursor` will give.
+    /// A filter for the events that `cursor` hands out from now on.
     pub(super) fn new(filter: Option<Filter>, cursor: &Cursor) -> Self {
         Self {
             filter,
@@ -68,23 +81,24 @@ impl Filtering {
         }
     }
 
-    /// Events that do not leave are held until all before them are final. Beyond some bytes nothing more should be sent.
+    /// Whether the marks hold so many bytes of events that nothing more should be sent: events that are
+    /// too large are held until all events before them are final.
     pub(super) fn is_full(&self) -> bool {
         self.marked_bytes >= REJECTED_BYTES_MAX
     }
 
-    /// What comes next is what was claimed first and is not final.
+    /// The cursor was rewound: it hands out the first claim that is not final again.
     pub(super) fn rewound(&mut self, cursor: &Cursor) {
         self.next = cursor.position();
         self.unmark(self.next..Position::MAX);
     }
 
-    /// The claim is not on the wire any more.
+    /// The claim is not on the wire any more; it goes through the filter again when it is sent again.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
 
-    /// Takes the marks of these positions.
+    /// Removes the marks of these positions, and returns them in order.
     fn unmark(&mut self, positions: Range<Position>) -> Vec<Mark> {
         let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).map(|it| it.1).collect();
         for mark in &marks {
@@ -95,7 +109,8 @@ impl Filtering {
         marks
     }
 
-    /// These are not what they were: what was dropped from the queue meanwhile has not left, and will not.
+    /// The queue has dropped events at these positions: they have not left and will not, so the filter
+    /// must not take a repetition of one for a duplicate.
     fn forget(&mut self, positions: Range<Position>) {
         self.unmark(positions.clone());
         if let Some(filter) = &mut self.filter {
@@ -103,19 +118,21 @@ impl Filtering {
         }
     }
 
-    /// What it remembers is for who comes next.
+    /// The filter's memory of events that have left, for the delivery that takes over; `None` without
+    /// deduplication.
     pub(super) fn into_seen(self) -> Option<Seen> {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Tells the filter what has left before, as far as it asks for that and the queue has it.
+    /// Rebuilds the filter's memory of events that have left, from the events that the queue still has
+    /// within the filter's window. Does nothing if the filter needs no history.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it has told a part.
+    /// A future that is dropped has rebuilt a part; events beyond it may leave twice.
     pub(super) async fn look_back(&mut self, cursor: &Cursor) {
         let Some(filter) = &mut self.filter else { return };
-        let Some(window) = filter.asks_for() else { return };
+        let Some(window) = filter.history_window() else { return };
         let mut before = cursor.before(window);
         while let Some((origin, lines)) = before.next().await {
             for (position, start, end) in events(&lines, &origin) {
@@ -123,20 +140,20 @@ impl Filtering {
                 filter.remember(event, position, origin.age);
             }
         }
-        filter.remembers();
+        filter.history_loaded();
     }
 
-    /// There is a filter.
-    pub(super) fn is_on(&self) -> bool {
+    /// Whether there is a filter.
+    pub(super) fn is_enabled(&self) -> bool {
         self.filter.is_some()
     }
 
-    /// What of a batch is to be sent.
+    /// The events of a batch that are to be sent, in the form in which they leave. May have no events.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         if self.filter.is_none() {
             return batch;
         }
-        self.meets(&batch);
+        self.begin_batch(&batch);
         let Some(filter) = &mut self.filter else { return batch };
         let Batch { claim, pieces, origins, .. } = batch;
         filter.renew(cursor.watermark());
@@ -148,7 +165,7 @@ impl Filtering {
                 let (start, position) = (end, next);
                 (end, next) = (start + event.len() + 1, position.next());
                 self.changed.clear();
-                let asked = Asked { event, request, position, age: origin.age };
+                let asked = EventView { event, request, position, age: origin.age };
                 let mark = match filter.judge(&asked, &mut self.changed) {
                     Verdict::Untouched => {
                         lines.events += 1;
@@ -166,7 +183,7 @@ impl Filtering {
                     Mark::TooLarge(line) => self.marked_bytes += line.len() as u64,
                     Mark::Dropped | Mark::Duplicate => {}
                 }
-                // Of annotations alone nothing is counted.
+                // An event that only got annotations is not counted.
                 if mark != Mark::Changed(Changes::default()) {
                     self.marks.insert(position, mark);
                 }
@@ -181,8 +198,9 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }
 
-    /// Forgets what became of a batch before, and what was dropped from the queue since.
-    fn meets(&mut self, batch: &Batch) {
+    /// A batch comes to the filter, maybe again: forgets the decisions about it, and the events that the
+    /// queue has dropped since.
+    fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(claim.start..claim.end);
         if claim.start > self.next {
@@ -194,12 +212,13 @@ impl Filtering {
         }
     }
 
-    /// The lines of a batch that is given up, as they were received, without those that would not have left anyway.
+    /// The lines of a batch that is given up, as they were received, and the disposition of the batch.
+    /// Leaves out the events that the filter keeps back.
     pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
         }
-        // It may never have been sent.
+        // The batch may never have gone through the filter.
         self.pass(batch.clone(), cursor);
         let mut lines = Lines::default();
         for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
@@ -219,7 +238,7 @@ impl Filtering {
         (pieces, Disposition { lost, ..self.give_up(batch.claim) })
     }
 
-    /// What of a claim's events does not leave because it is too large.
+    /// The lines of the claim's events that do not leave because they are too large.
     pub(super) fn too_large(&self, claim: Claim) -> Vec<Bytes> {
         let marks = self.marks.range(claim.start..claim.end);
         marks
@@ -230,12 +249,13 @@ impl Filtering {
             .collect()
     }
 
-    /// Whether there are such.
+    /// Whether the claim has events that are too large.
     pub(super) fn has_too_large(&self, claim: Claim) -> bool {
         !self.too_large(claim).is_empty()
     }
 
-    /// The claim is final: counts what it changed, and says what of it did not leave, but for what is too large.
+    /// The claim is final: counts the events that were changed, and returns how many were dropped or
+    /// were duplicates. Events that are too large are in neither number.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -253,14 +273,16 @@ impl Filtering {
         disposition
     }
 
-    /// Some events of a claim have not left, and who has them is not known: what repeats one of it may leave.
-    pub(super) fn doubt(&mut self, claim: Claim) {
+    /// Some events of the claim have not left, and nobody knows which: forgets that any of them has left,
+    /// so that a repetition may leave.
+    pub(super) fn forget_history(&mut self, claim: Claim) {
         if let Some(filter) = &mut self.filter {
             filter.forget(claim.start..claim.end);
         }
     }
 
-    /// The claim is given up, or gone: nothing of it has left.
+    /// The claim is given up, or the queue has dropped it: none of its events has left. Returns how many
+    /// of them would have been kept back anyway.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -275,7 +297,8 @@ impl Filtering {
     }
 }
 
-/// Of each line of a piece: its position, where it starts, and where the next one does.
+/// For each line of a piece: its position, the index of its first byte, and the index after its line
+/// break.
 fn events<'a>(
     piece: &'a [u8],
     origin: &Origin,
@@ -289,7 +312,7 @@ fn events<'a>(
     })
 }
 
-/// Lines that are put together of others.
+/// A batch that is put together from unchanged runs of lines and from changed lines.
 #[derive(Default)]
 struct Lines {
     pieces: Vec<Bytes>,
@@ -298,7 +321,7 @@ struct Lines {
 }
 
 impl Lines {
-    /// Lines of a piece as they are.
+    /// Adds the bytes `start..end` of a piece, whole lines, as they are.
     fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
         let run = start..end;
         if run.len() < PASSED_ON_MIN && run.len() < piece.len() {
@@ -309,7 +332,7 @@ impl Lines {
         }
     }
 
-    /// A line without its end.
+    /// Adds a changed event, given without its line break.
     fn add(&mut self, event: &[u8]) {
         self.copied.extend_from_slice(event);
         self.copied.push(b'\n');

@@ -250,7 +250,7 @@ impl GivenUp {
         let mut inspected = 0;
         while !self.is_full() && !self.needs_lines() && inspected < INSPECTED_BYTES_MAX {
             let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { break };
-            if self.place.is_none() && !filtering.is_on() {
+            if self.place.is_none() && !filtering.is_enabled() {
                 // A released claim may have been dropped by the queue already.
                 if in_flight.take_back(claim) {
                     let disposition = Disposition::lost(events);

@@ -258,7 +258,7 @@ impl Ledger {
             (false, false) => TOO_LARGE_OR_LONG,
         };
         if !lines.is_empty() {
-            self.filtering.doubt(claim);
+            self.filtering.forget_history(claim);
         }
         lines.append(&mut too_large);
         let kept = self.filtering.finish(claim, &self.health.metrics);

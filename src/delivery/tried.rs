@@ -1,5 +1,5 @@
-//! When events were tried first, for `retry.max_elapsed`: the clock of a batch starts with its first attempt, and goes on
-//! however it is cut, sent again, or joined with others.
+//! When events were first sent, for `retry.max_elapsed`. The clock of a batch starts with its first
+//! attempt, and goes on however the batch is cut, sent again, or joined with others.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,18 +9,21 @@ use tokio::time::Instant;
 use crate::queue::Claim;
 use crate::queue::Position;
 
-/// Attempts that are so close together, as a part of the time allowed, are noted as one, the later one: this bounds what
-/// has to be kept, and nothing is given up too early.
+/// Attempts within this fraction of `max_elapsed` are noted as one, with the time of the latest: at most
+/// about 1,000 entries are kept, and no event is given up too early. For example, with a `max_elapsed` of
+/// 1 h, attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;
 
-/// The first attempts at what is not finished. Owned by a delivery loop.
+/// The times of the first attempts at events that are not final.
 pub(super) struct Tried {
+    /// `retry.max_elapsed`.
     pub(super) max_elapsed: Duration,
-    /// In order of position, and so of time.
+    /// In the order of positions, which is the order of time too.
     entries: VecDeque<Entry>,
 }
 
-/// The events before `end`, and not before the end of the entry in front, were tried first between `begun` and `at`.
+/// A range of events, from the end of the entry before to `end`, which were first sent between `begun` and
+/// `at`.
 struct Entry {
     end: Position,
     begun: Instant,
@@ -32,7 +35,8 @@ impl Tried {
         Self { max_elapsed, entries: VecDeque::new() }
     }
 
-    /// An attempt at this claim; what of it was tried before keeps its time. What is before the watermark is forgotten.
+    /// Notes an attempt at this claim, now. Events of it that were sent before keep their time. Entries
+    /// before the watermark are forgotten.
     pub(super) fn note(&mut self, claim: Claim, watermark: Position) {
         while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
             self.entries.pop_front();
@@ -47,7 +51,8 @@ impl Tried {
         }
     }
 
-    /// Behind the last event whose time is over.
+    /// The end of the events whose time is over: every event before this position was first sent at
+    /// least `max_elapsed` ago. The first position of all if there is none.
     pub(super) fn over_until(&self) -> Position {
         let now = Instant::now();
         let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;
