@@ -104,6 +104,9 @@ def namespace_problems(documents):
         # Prometheus and Grafana may be in another namespace, but all objects here are in ours.
         elif inside is None:
             yield f"{called(document)} has no namespace"
+        # docs/replace-haproxy.md applies and deletes by this label.
+        elif document["metadata"].get("labels", {}).get("app") != NAME:
+            yield f"{called(document)} has no label app"
     if not any(document["metadata"]["name"] == NAMESPACE for document in of_kind(documents, "Namespace")):
         yield f"no namespace {NAMESPACE}"
 
@@ -326,7 +329,7 @@ def volume_problems(documents, workload, container, config):
 
 
 def limit_problems(container, config):
-    """Checks guarantee 4 of the README, with http outputs that have four requests at once.
+    """Checks guarantee 4 (docs/concepts/guarantees.md), with http outputs of four requests at once.
 
     The largest event that is accepted takes max_in_flight once more, while an output sends it alone.
     """
@@ -408,6 +411,7 @@ def broken(documents):
     yield "pod-security warn", fault(
         "Namespace", lambda it: it["metadata"]["labels"].update({"pod-security.kubernetes.io/warn": "baseline"})
     )
+    yield "has no label app", fault("ConfigMap", lambda it: it["metadata"].pop("labels"))
     yield "has no namespace", fault("Service", lambda it: it["metadata"].pop("namespace"))
     yield "fewer than two", fault("Deployment", lambda it: it["spec"].update(replicas=1))
     yield "not spread", pod(lambda it: it.pop("topologySpreadConstraints"))
