@@ -8,7 +8,6 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::docs::readme::anchor;
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
@@ -79,28 +78,36 @@ fn the_operators_rules_are_those_of_the_plain_file() {
     assert_eq!(spec, indented, "deploy/monitoring/rules.yaml has changed: sed 's/^./  &/'");
 }
 
+/// Each alert has a page in `docs/runbooks`, each page but the first has its alert, and
+/// `runbook_url` leads there. A page says what the alert means, why it fires, where to look, what to
+/// do, and when it ends.
 #[test]
-fn each_alert_has_a_runbook_in_the_readme() {
-    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
-    let (_, runbooks) = readme.split_once("\n## Runbooks\n").unwrap();
-    let runbooks = runbooks.split("\n## ").next().unwrap();
-    let sections: BTreeSet<String> =
-        runbooks.lines().filter_map(|line| line.strip_prefix("### ")).map(anchor).collect();
+fn each_alert_has_a_runbook_and_each_runbook_an_alert() {
+    let runbooks = repository().join("docs/runbooks");
     let rules = read("monitoring/rules.yaml");
     let (alerts, links) = (values(&rules, "alert:"), values(&rules, "runbook_url:"));
-    assert_eq!(alerts.len(), links.len());
-    for (alert, link) in alerts.iter().zip(&links) {
-        let (page, section) = link.split_once('#').unwrap();
-        assert!(page.ends_with("/README.md"), "{link}");
-        assert_eq!(section, anchor(alert), "{alert}");
-        assert!(sections.contains(section), "no section {section}");
+    let severities = values(&rules, "severity:");
+    assert_eq!((alerts.len(), alerts.len()), (links.len(), severities.len()));
+    let contents = std::fs::read_to_string(runbooks.join("README.md")).unwrap();
+    let mut pages = BTreeSet::from(["README.md".to_owned()]);
+    for ((alert, link), severity) in alerts.iter().zip(&links).zip(&severities) {
+        assert!(link.ends_with(&format!("/docs/runbooks/{alert}.md")), "{link}");
+        assert!(contents.contains(&format!("[{alert}]({alert}.md)")), "{alert} is not listed");
+        pages.insert(format!("{alert}.md"));
+        let page = std::fs::read_to_string(runbooks.join(format!("{alert}.md"))).unwrap();
+        assert!(page.starts_with(&format!("# {alert}\n")), "{alert}");
+        assert!(page.contains(&format!("**Severity:** {severity}\n")), "{alert}");
+        let headings: Vec<&str> =
+            page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        let wanted =
+            ["What it means", "Why it fires", "What to look at", "What to do", "When it ends"];
+        assert_eq!(headings, wanted, "{alert}");
     }
-    assert_eq!(sections.len(), alerts.len(), "a runbook without an alert");
-    for section in runbooks.split("\n### ").skip(1) {
-        for part in ["**Means:**", "**Look:**", "**Do:**"] {
-            assert!(section.contains(part), "no {part} in {section}");
-        }
-    }
+    let there: BTreeSet<String> = std::fs::read_dir(runbooks)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(there, pages);
 }
 
 /// Returns the selectors of an expression, each as a metric's name and its matchers. A matcher with
