@@ -2,8 +2,9 @@
 # Builds the book of docs/ into target/book. Installs mdBook if it is missing (about 3 minutes of
 # CPU time). Fails if a page of docs/SUMMARY.md is missing.
 #
-# On GitHub a page may link to any file of the repository. A book holds only the pages, so links
-# that leave docs/ become links to GitHub here, in a copy below target/.
+# On GitHub a page may link to any file of the repository, and a folder shows its README.md. A book
+# holds only the pages, and a folder shows its index.md. Both are changed here, in a copy of docs/
+# below target/: links that leave docs/ become links to GitHub, and README.md becomes index.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,4 +23,6 @@ cp -r docs "$copy/docs"
 sed '/^edit-url-template/d' book.toml >"$copy/book.toml"
 find "$copy/docs" -maxdepth 1 -name '*.md' -exec sed -i "s#](\.\./#]($repository/#g" {} +
 find "$copy/docs" -mindepth 2 -name '*.md' -exec sed -i "s#](\.\./\.\./#]($repository/#g" {} +
+mv "$copy/docs/runbooks/README.md" "$copy/docs/runbooks/index.md"
+find "$copy/docs" -name '*.md' -exec sed -i "s#](\([a-z./]*\)runbooks/README\.md#](\1runbooks/index.md#g" {} +
 mdbook build "$copy" --dest-dir "$(realpath "$target")/book"

@@ -267,7 +267,7 @@ impl Admin {
     }
 
     /// The JSON text of `/status`. A field that has the name of a metric means the same as the
-    /// metric. The README lists all fields.
+    /// metric. docs/reference/status-json.md lists all fields.
     fn status(&self) -> String {
         let (bytes, events) = self.queue.held();
         let reading = self.telemetry.read();

@@ -18,7 +18,7 @@ use crate::load::percentile;
 use crate::process::thread_cpu;
 
 /// The bytes of a record before its lines. Groups of records start at multiples of a block
-/// (ARCHITECTURE.md).
+/// (docs/internals/spool-format.md).
 const RECORD_HEADER: usize = 56;
 const BLOCK: u64 = 4096;
 

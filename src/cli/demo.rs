@@ -79,8 +79,8 @@ fn said(summary: &Summary) -> String {
     format!(
         "\nthe consumer was away for {:.1} s; the queue held up to {} events ({}), and is empty again\n\n\
          sent: {sent}\ndelivered: {delivered}\nrepeated: {repeated}\nlost: {lost}\n\n\
-         Read next in the README: \"What it replaces\" for a config of your own, \"What you can rely on\" for what\n\
-         was promised here, \"The durable queue\" for one that survives a crash, \"Watching it\" for alerts.\n",
+         Read next in docs/: start.md for a config of your own, concepts/guarantees.md for what was promised here,\n\
+         concepts/queue-and-disk.md for a queue that survives a crash, operating/monitoring.md for alerts.\n",
         away.as_secs_f64(),
         HumanCount(*queue_events_max),
         HumanBytes(*queue_bytes_max),

@@ -1,4 +1,4 @@
-//! The file that says how far each output has got. ARCHITECTURE.md has its format.
+//! The file that says how far each output has got. docs/internals/spool-format.md has its format.
 //!
 //! Two slots are written in turn, so that one is whole whatever happens to the other. Only the writer thread writes it.
 

@@ -1,6 +1,6 @@
 //! One file of the durable log: what is in it, byte for byte, and how it is read whatever has happened to it.
 //!
-//! ARCHITECTURE.md has the format. A [`Scan`] goes through a segment from one whole record to the next; it never fails on
+//! docs/internals/spool-format.md has the format. A [`Scan`] goes through a segment from one whole record to the next; it never fails on
 //! what it finds, only tells it. It writes nothing.
 
 use std::collections::BTreeSet;

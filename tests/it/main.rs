@@ -104,7 +104,7 @@ mod deploy {
 mod docs {
     mod documents;
     mod layers;
-    pub(crate) mod readme;
+    mod pages;
 }
 
 mod support;

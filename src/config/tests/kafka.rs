@@ -10,7 +10,7 @@ fn at_the_type<'a>(place: &str, others: &[&'a str], says: &'a mut String) -> Vec
     if !cfg!(feature = "kafka") {
         *says = format!(
             "{place}: this binary was built without kafka: build it, or the image, with the \
-             feature kafka (README, \"Scaling out on Kafka\")"
+             feature kafka (docs/operating/kafka.md)"
         );
         let place = |text: &str| {
             let mut numbers = text.split(':').map(|number| number.parse::<u32>().unwrap());

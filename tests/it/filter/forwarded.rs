@@ -1,5 +1,5 @@
 //! `[filter]` and `[output.filter]`: only the events that were asked for leave, everything else in
-//! them stays byte for byte, and every event is delivered or counted. The README's recipes run as
+//! them stays byte for byte, and every event is delivered or counted. The recipes of the docs run as
 //! they are shown.
 
 use std::collections::BTreeMap;
@@ -102,21 +102,18 @@ fn policy_file(directory: &Path, policy: &str) -> String {
     text(&file).to_owned()
 }
 
-/// Returns the recipes of the README by their bold beginnings: the policy, if there is one, and the
-/// config.
+/// Returns the recipes of the page by their headings: the policy, if there is one, and the config.
 fn recipes() -> BTreeMap<String, (Option<String>, String)> {
-    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
-    let (_, rest) = readme.split_once("\n### Recipes\n").unwrap();
-    let (section, _) = rest.split_once("\n## ").unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/reference/recipes.md")).unwrap();
     let block = |text: &str, language: &str| {
         let (_, rest) = text.split_once(&format!("```{language}\n"))?;
         Some(rest.split_once("```").unwrap().0.to_owned())
     };
     let recipe = |text: &str| {
-        let (name, _) = text.split_once("**").unwrap();
+        let (name, _) = text.split_once('\n').unwrap();
         (name.to_owned(), (block(text, "yaml"), block(text, "toml").expect("a config")))
     };
-    section.split("\n**").skip(1).map(recipe).collect()
+    page.split("\n## ").skip(1).map(recipe).collect()
 }
 
 /// Runs a recipe over the corpus exactly as it is shown, except for the policy's path. Returns the

@@ -1,5 +1,5 @@
 //! A batch that is too large for memory hides no event: it is accepted as a whole, kept in order,
-//! and costs no more memory than the README promises. A crash while it arrives leaves nothing of
+//! and costs no more memory than guarantee 4 promises. A crash while it arrives leaves nothing of
 //! it, and neither does any refusal.
 //!
 //! Any editor of a namespace can cause such a batch: 45 writes of 1 MB within a second and a half,
@@ -125,7 +125,7 @@ fn counting_consumer() -> (std::net::SocketAddr, std::sync::Arc<std::sync::Mutex
 }
 
 /// Method: one body of exactly 1 GiB is sent and delivered, and the relay's highest resident memory
-/// is compared with the README's promise. Every event and every byte must arrive at the consumer.
+/// is compared with guarantee 4. Every event and every byte must arrive at the consumer.
 #[test]
 fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
     let (consumer, seen) = counting_consumer();
@@ -159,7 +159,7 @@ fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
     wait_until("all events at the consumer", PATIENCE * 6, || {
         *seen.lock().unwrap() >= (events as u64, bytes)
     });
-    // The README promises, beyond an idle process: max_in_flight, 32 MiB for the queue, 32 MiB
+    // Guarantee 4 (docs/concepts/guarantees.md) promises, beyond an idle process: max_in_flight, 32 MiB for the queue, 32 MiB
     // more, 64 KiB for each connection, and here twice an event of 1 MiB.
     let most = idle + (32 + 32 + 32 + 2 + 2) * MIB as u64;
     let used = relay.rss_bytes_max();

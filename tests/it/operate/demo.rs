@@ -29,7 +29,7 @@ fn assert_nothing_lost(text: &str) {
     let [sent, delivered, lost] = ["sent", "delivered", "lost"].map(|name| figure(text, name));
     assert!(sent > 0 && delivered >= sent, "{text}");
     assert_eq!(lost, 0, "{text}");
-    assert!(text.contains("Read next in the README"), "{text}");
+    assert!(text.contains("Read next in docs/"), "{text}");
 }
 
 #[test]

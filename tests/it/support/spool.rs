@@ -1,5 +1,5 @@
-//! A directory of the durable queue, as another program sees it: the files that ARCHITECTURE.md
-//! describes under "The durable queue's files".
+//! A directory of the durable queue, as another program sees it: the files that
+//! docs/internals/spool-format.md describes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

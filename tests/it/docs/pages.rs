@@ -1,0 +1,385 @@
+//! The documents: the README, the pages of `docs/` and the files beside them. Their links lead
+//! somewhere, their configs pass `check`, their commands exist, and they name what is in the
+//! repository.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::path::Component;
+use std::path::Path;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use crate::support::generated::assert_block;
+use crate::support::relay::run_command;
+use crate::support::repository;
+
+/// The longest line of a page, in characters, outside of tables, code and pictures.
+const WIDTH_MAX: usize = 100;
+
+/// One document of the repository.
+pub(super) struct Page {
+    /// The path below the repository's root, such as `docs/start.md`.
+    pub(super) path: String,
+    pub(super) text: String,
+}
+
+/// A block of code on a page: the word after the three backticks, and the lines.
+struct Block {
+    language: String,
+    code: String,
+}
+
+impl Page {
+    pub(super) fn read(path: &str) -> Self {
+        let file = repository().join(path);
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|it| panic!("{path}: {it}"));
+        Self { path: path.to_owned(), text }
+    }
+
+    /// Returns the lines that are not in a block of code, each with its number.
+    pub(super) fn prose(&self) -> impl Iterator<Item = (usize, &str)> {
+        let mut in_code = false;
+        self.text.lines().enumerate().filter_map(move |(index, line)| {
+            let fence = line.trim_start().starts_with("```");
+            in_code ^= fence;
+            (!fence && !in_code).then_some((index + 1, line))
+        })
+    }
+
+    fn blocks(&self) -> Vec<Block> {
+        let mut blocks = Vec::new();
+        let mut open: Option<(usize, Block)> = None;
+        for line in self.text.lines() {
+            let indent = line.len() - line.trim_start().len();
+            match (&mut open, line.trim_start().strip_prefix("```")) {
+                (None, None) => {}
+                (None, Some(language)) => {
+                    let language = language.to_owned();
+                    open = Some((indent, Block { language, code: String::new() }));
+                }
+                (Some((indent, block)), None) => {
+                    block.code.push_str(line.get(*indent..).unwrap_or_default());
+                    block.code.push('\n');
+                }
+                (Some(_), Some(_)) => blocks.extend(open.take().map(|(_, block)| block)),
+            }
+        }
+        assert!(open.is_none(), "{}: a block of code has no end", self.path);
+        blocks
+    }
+
+    /// Returns the anchors of the headings. Two equal headings get `-1` after the second one.
+    pub(super) fn anchors(&self) -> BTreeSet<String> {
+        let mut count = BTreeMap::new();
+        let headings = self.prose().filter(|(_, line)| line.starts_with('#'));
+        let anchors = headings.map(|(_, line)| anchor(line.trim_start_matches('#').trim()));
+        anchors
+            .map(|anchor| {
+                let before = count.entry(anchor.clone()).or_insert(0);
+                *before += 1;
+                if *before == 1 { anchor } else { format!("{anchor}-{}", *before - 1) }
+            })
+            .collect()
+    }
+
+    /// Returns the targets of the links and pictures.
+    pub(super) fn links(&self) -> Vec<&str> {
+        let targets = self.prose().flat_map(|(_, line)| line.split("](").skip(1));
+        targets.filter_map(|rest| rest.split(')').next()).collect()
+    }
+
+    /// Returns the path below the repository's root to which a link of this page leads.
+    pub(super) fn resolve(&self, link: &str) -> PathBuf {
+        let mut path = PathBuf::from(&self.path);
+        path.pop();
+        for part in Path::new(link).components() {
+            match part {
+                Component::ParentDir => assert!(path.pop(), "{}: {link}", self.path),
+                Component::CurDir => {}
+                part => path.push(part),
+            }
+        }
+        path
+    }
+}
+
+/// Returns the documents for people: those at the root, all pages of `docs/`, and those beside the
+/// examples and the measurements.
+pub(super) fn pages() -> Vec<Page> {
+    let listed = std::process::Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", "*.md"])
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let rooms = ["docs/", "examples/", "benches/"];
+    let is_page =
+        |path: &&str| !path.contains('/') || rooms.iter().any(|room| path.starts_with(room));
+    let pages: Vec<Page> = listed.lines().filter(is_page).map(Page::read).collect();
+    assert!(pages.len() > 50, "{}", pages.len());
+    pages
+}
+
+/// Returns the anchor of a heading, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let kept = |char: &char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_');
+    heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+}
+
+#[test]
+fn the_reference_is_what_the_program_prints() {
+    let output = run_command(&["config", "--reference"], &repository());
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let begin = "<!-- the output of `kube-audit-forwarder config --reference` -->";
+    assert_block("docs/reference/config.md", begin, "<!-- end of the reference -->", &printed);
+}
+
+#[test]
+fn the_readme_names_every_shipped_config_and_no_other() {
+    let shipped: BTreeSet<String> = std::fs::read_dir(repository().join("config"))
+        .unwrap()
+        .map(|entry| format!("config/{}", entry.unwrap().file_name().into_string().unwrap()))
+        .collect();
+    let readme = Page::read("README.md");
+    let words = readme.text.split(['(', ')', '`', ' ', '[', ']']);
+    let named: BTreeSet<String> = words
+        .filter(|word| word.starts_with("config/") && word.ends_with(".toml"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(named, shipped);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = Page::read("README.md").text.lines().count();
+    assert!(lines <= 200, "{lines} lines");
+}
+
+#[test]
+fn no_line_of_a_page_is_wider_than_100_columns() {
+    for page in pages() {
+        for (number, line) in page.prose() {
+            let may = line.starts_with('|') || line.starts_with("![");
+            let width = line.chars().count();
+            assert!(may || width <= WIDTH_MAX, "{}:{number}: {width} columns", page.path);
+        }
+    }
+}
+
+/// Method: each block of TOML on a page is completed to a config (the block itself says what it
+/// has; an output and a listener are put before it) and given to `check --elsewhere`, which must
+/// find no error. Files that a block names are missing on this machine, which is a warning only.
+#[test]
+fn every_config_on_a_page_passes_check() {
+    let directory = TempDir::new().unwrap();
+    let mut count = 0;
+    for page in pages() {
+        for block in page.blocks().into_iter().filter(|block| block.language == "toml") {
+            count += 1;
+            let before = "[[listener]]\naddress = \"127.0.0.1:0\"\n\
+                          [[output]]\nname = \"before\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:9\"]\n";
+            let config = format!("{before}{}", block.code);
+            std::fs::write(directory.path().join("page.toml"), &config).unwrap();
+            let arguments = ["check", "--elsewhere", "--config", "page.toml"];
+            let output = run_command(&arguments, directory.path());
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(0), "{}:\n{config}\n{said}", page.path);
+        }
+    }
+    assert!(count >= 15, "{count}");
+}
+
+/// Returns the commands of the program in a block of shell: the words after its name, up to the end
+/// of the command.
+fn invocations(code: &str) -> Vec<Vec<String>> {
+    let joined = code.replace("\\\n", " ");
+    let mut found = Vec::new();
+    for line in joined.lines() {
+        for part in line.split("kube-audit-forwarder ").skip(1) {
+            // A comment, a pipe or a list ends the command.
+            let end = part.find([';', '|', '>', '&', '#', ')', '\'']).unwrap_or(part.len());
+            let words: Vec<String> = part[..end].split_whitespace().map(str::to_owned).collect();
+            found.push(words);
+        }
+    }
+    found
+}
+
+#[test]
+fn invocations_are_found_in_a_block_of_shell() {
+    let code = "a | kube-audit-forwarder replay - \\\n  --url URL --resume F   # why\n\
+                source <(kube-audit-forwarder completions bash)\n";
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let wanted = [words("replay - --url URL --resume F"), words("completions bash")];
+    assert_eq!(invocations(code), wanted);
+}
+
+/// Each command of the program that a page shows exists, and has the options that are shown.
+#[test]
+fn the_commands_on_the_pages_exist_with_their_options() {
+    let mut helps: BTreeMap<Vec<String>, String> = BTreeMap::new();
+    let mut help = |command: &[&str]| {
+        let key: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
+        let ask = || {
+            let output = run_command(&[command, &["--help"]].concat(), &repository());
+            assert_eq!(output.status.code(), Some(0), "{command:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        helps.entry(key).or_insert_with(ask).clone()
+    };
+    let top = help(&[]);
+    let names = |help: &str| -> Vec<String> {
+        let list = help.split_once("Commands:\n").map_or("", |(_, rest)| rest);
+        let list = list.split("\n\n").next().unwrap_or_default();
+        list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    };
+    let commands = names(&top);
+    let mut count = 0;
+    for page in pages() {
+        let shell = page.blocks().into_iter().filter(|block| block.language == "sh");
+        for words in shell.flat_map(|block| invocations(&block.code)) {
+            // In `kubectl … deployment/kube-audit-forwarder` and the like it is a name.
+            let Some(command) = words.first().filter(|word| commands.contains(word)) else {
+                continue;
+            };
+            count += 1;
+            let sub = names(&help(&[command]));
+            let path: Vec<&str> = match words.get(1).filter(|word| sub.contains(word)) {
+                Some(second) => vec![command, second],
+                None => vec![command],
+            };
+            assert!(sub.is_empty() || path.len() == 2, "{}: {words:?}", page.path);
+            let help = help(&path);
+            for option in words.iter().filter(|word| word.starts_with("--")) {
+                assert!(help.contains(&**option), "{}: {words:?}: {option}", page.path);
+            }
+        }
+    }
+    assert!(count >= 20, "{count}");
+}
+
+/// The config of the first page is written to a file, and the commands that the page shows for it
+/// are run.
+#[test]
+fn the_commands_of_the_first_page_do_what_it_says() {
+    let page = Page::read("docs/start.md");
+    let blocks = page.blocks();
+    let config = blocks.iter().find(|block| block.language == "toml").expect("a config");
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("relay.toml"), &config.code).unwrap();
+    for line in [
+        "kube-audit-forwarder check --config relay.toml --elsewhere ",
+        "kube-audit-forwarder config --config relay.toml ",
+    ] {
+        assert!(blocks.iter().any(|block| block.code.contains(line)), "{line}");
+        let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+        let output = run_command(&words, directory.path());
+        assert_eq!(output.status.code(), Some(0), "{line}");
+    }
+    let output = run_command(&["check", "--config", "relay.toml", "--elsewhere"], directory.path());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("ok: 1 listener, 1 output\n"), "{said}");
+    assert!(page.text.contains("`ok: 2 listeners, 1 output`"));
+}
+
+/// Whatever a page sends with curl, kubectl or replay from the repository is there.
+#[test]
+fn the_batches_on_the_pages_are_in_the_repository() {
+    let mut count = 0;
+    for page in pages() {
+        for block in page.blocks() {
+            let words = block.code.split([' ', '\n', '@']);
+            for file in words.filter(|word| word.starts_with("tests/")) {
+                count += 1;
+                assert!(repository().join(file).is_file(), "{}: {file}", page.path);
+            }
+        }
+    }
+    assert!(count >= 4, "{count}");
+}
+
+#[test]
+fn what_the_pages_name_of_deploy_is_there() {
+    let pages = pages();
+    let mut named: BTreeSet<&str> = BTreeSet::new();
+    for page in &pages {
+        let words = page.text.split(['(', ')', '`', ' ', '\n', ';', ':', ',', '=', '[', ']']);
+        let words = words.map(|word| word.trim_end_matches('.'));
+        named.extend(words.filter(|word| word.starts_with("deploy/")));
+    }
+    for expected in ["deploy/base", "deploy/certificate.sh", "deploy/overlays/ibm-openshift"] {
+        assert!(named.contains(expected), "{named:?}");
+    }
+    for path in named {
+        assert!(repository().join(path).exists(), "{path}");
+    }
+    // The names of Service and ports are deploy/base's.
+    let page = Page::read("docs/operating/kubernetes.md");
+    let service = std::fs::read_to_string(repository().join("deploy/base/service.yaml")).unwrap();
+    for scheme in ["http", "https"] {
+        let url = format!(
+            "https://127.0.0.1:2040/api/v1/namespaces/ibm-kube-audit/services/\
+             {scheme}:kube-audit-forwarder:{scheme}/proxy/post"
+        );
+        assert!(page.text.contains(&url), "{url}");
+        assert!(service.contains(&format!("- name: {scheme}\n")), "{service}");
+    }
+}
+
+#[test]
+fn the_pictures_on_the_pages_are_there_and_small() {
+    let mut pictures = BTreeSet::new();
+    for page in pages() {
+        let links = page.links().into_iter().filter(|link| link.ends_with(".png"));
+        pictures.extend(links.map(|link| page.resolve(link)));
+    }
+    assert!(pictures.len() >= 3, "{pictures:?}");
+    for picture in pictures {
+        let bytes = std::fs::metadata(repository().join(&picture))
+            .unwrap_or_else(|error| panic!("{picture:?}: {error}"))
+            .len();
+        assert!(bytes < 150_000, "{picture:?}: {bytes} bytes");
+    }
+}
+
+/// The code map has a row for each file of `src` that is no test, and names no file that is gone.
+#[test]
+fn the_code_map_names_every_file() {
+    let map = Page::read("docs/internals/code-map.md");
+    let named: BTreeSet<&str> = map
+        .text
+        .split(['`', '|', ' '])
+        .filter(|word| word.starts_with("src/") && word.ends_with(".rs"))
+        .collect();
+    for path in &named {
+        assert!(repository().join(path).is_file(), "{path} is on the code map, and gone");
+    }
+    let listed = std::process::Command::new("git")
+        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", "src"])
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for path in listed.lines().filter(|path| path.ends_with(".rs")) {
+        let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
+        let is_gone = !repository().join(path).exists();
+        assert!(is_test || is_gone || named.contains(path), "{path} is not on the code map");
+    }
+}
+
+#[test]
+fn nothing_in_the_repository_points_outside_of_it() {
+    let listed = std::process::Command::new("git")
+        .arg("ls-files")
+        .current_dir(repository())
+        .output()
+        .unwrap();
+    assert!(listed.status.success());
+    let outside = ["..", "shared"].join("/");
+    for file in String::from_utf8(listed.stdout).unwrap().lines() {
+        let bytes = std::fs::read(repository().join(file)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(!text.contains(&outside), "{file} refers to {outside}");
+    }
+}
