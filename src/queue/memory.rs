@@ -346,7 +346,7 @@ impl MemoryState {
                 }
             }
             // Not those that every required output has: they waited only for others, or for what is before them.
-            metrics.dropped_oldest.increment(missed);
+            metrics.dropped.drop_oldest.increment(missed);
         }
         true
     }

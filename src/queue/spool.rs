@@ -505,7 +505,7 @@ impl SpoolState {
                     missed = lost.max(missed);
                 }
             }
-            metrics.dropped_oldest.increment(missed);
+            metrics.dropped.drop_oldest.increment(missed);
             self.tail.retain(|record| record.segment != segment.first.position);
             self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
             self.pending_delete.push((segment.first.position, segment.size));

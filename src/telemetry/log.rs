@@ -1,10 +1,11 @@
 //! The log: lines on stderr, written by a thread of its own.
 //!
-//! A pipe or a terminal that nobody reads blocks whoever writes to it, for as long as nobody reads.
-//! While the relay runs, only the log's thread writes to stderr. All others put their line into a
-//! bounded queue and go on: a runtime thread that waits for a log line delivers nothing, answers
-//! nobody, and hears no signal. A line that finds no room is dropped and counted, and the log says
-//! how many were dropped as soon as somebody reads again.
+//! A pipe or a terminal that nobody reads blocks every thread that writes to it. A runtime thread
+//! that waits for a log line would deliver nothing, answer nobody, and hear no signal. So only the
+//! log's thread writes to stderr while the relay runs. All other threads put their lines into a
+//! bounded queue and go on. A line that finds no room is dropped and counted
+//! (`log_dropped_lines_total`). As soon as stderr is read again, the log has a line with the number
+//! of dropped lines.
 
 use std::backtrace::Backtrace;
 use std::backtrace::BacktraceStatus;
@@ -44,54 +45,60 @@ use crate::config::Log;
 use crate::config::LogFormat;
 use crate::config::LogLevel;
 
-/// Lines that may wait for the thread, and their bytes. The first bound that is met counts.
+/// Lines that may wait for the thread. [`BYTES_MAX`] bounds their bytes; the bound that is reached
+/// first counts.
 const LINES_MAX: usize = 4096;
+
+/// Bytes of the lines that may wait for the thread.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// Lines below `warn` leave the last quarter of both to warnings and errors.
+/// Lines below `warn` may use this part of both bounds, as numerator and denominator. The last
+/// quarter is for warnings and errors.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
-/// Bytes that the thread takes and writes at once, or one longer line.
+/// Bytes that the thread writes at once. A line that is longer is written alone.
 const GROUP_BYTES: usize = 64 * 1024;
 
-/// A pipe that somebody else has made non-blocking is tried again so often while it is full.
+/// The pause between two attempts to write to a full pipe that another process has made
+/// non-blocking.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The end of the process waits so long for the last lines. Where the thread has hung in one write
-/// for so long already, the end does not wait at all.
+/// The longest wait for the last lines at the end of the process. If the thread has already hung in
+/// one write for this long, the end does not wait at all.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// A thread that panics waits so long for its line to be written: what follows a panic may be an
-/// abort.
+/// The longest wait of a panicking thread for the line about its panic: an abort may follow, and
+/// would lose the line.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
-/// After a panic in the log's own thread.
+/// The pause before the log's thread starts again after a panic of its own.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The target of the line that tells of dropped lines.
+/// The target of the line that says how many lines were dropped.
 const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
 
-/// Applies other settings to the log that was started.
+/// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
 
+/// Set by [`start_log`].
 static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 
-/// The lines of the log that was started.
+/// The queue of the log that was started. Set by [`start_log`].
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
-/// Sends the log to stderr, and with it what panics say. Dependencies speak from warn on: h2 would
-/// show headers, and with them tokens, below.
+/// Starts the log: from now on, log lines and the messages of panics go to stderr. Dependencies log
+/// from `warn` on, whatever the level, because h2 would show headers, and so tokens, below that.
 ///
-/// A second call in the same process changes nothing; [`change_log`] does.
+/// A second call in the same process changes nothing; use [`change_log`].
 ///
 /// # Errors
 ///
-/// The kernel gives no thread or no descriptor for it.
+/// The kernel refuses a thread or a file descriptor.
 pub fn start_log(log: Log) -> io::Result<()> {
     if LINES.get().is_some() {
         return Ok(());
     }
-    // Not through `io::stderr`, whose lock the thread would hold for as long as nobody reads.
+    // A file of its own, because the thread would hold the lock of `io::stderr` while nobody reads.
     let mut out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let queue = Arc::<Lines>::default();
     let for_thread = Arc::clone(&queue);
@@ -105,7 +112,7 @@ pub fn start_log(log: Log) -> io::Result<()> {
     if tracing_subscriber::registry().with(targets).with(lines).try_init().is_ok() {
         let for_changes = Arc::clone(&queue);
         let change = move |log: Log| {
-            // An error means that nobody logs any more.
+            // An error means that the subscriber is gone, so nothing is logged any more.
             filter.reload(self::targets(log.level)).ok();
             format.reload(self::lines(log.format, &for_changes)).ok();
         };
@@ -116,26 +123,27 @@ pub fn start_log(log: Log) -> io::Result<()> {
     Ok(())
 }
 
-/// Other settings for the log that was started.
+/// Applies new settings to the log. Does nothing before [`start_log`].
 pub fn change_log(log: Log) {
     if let Some(change) = CHANGE_LOG.get() {
         change(log);
     }
 }
 
-/// The end of the process: waits until the last lines are written, and for a second at most.
+/// Waits until the last lines are written, for a second at most. For the end of the process.
 pub fn end_log() {
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_LINES);
     }
 }
 
-/// Lines that were dropped since the start of the process.
+/// The number of lines that were dropped since the start of the process.
 pub(super) fn dropped_lines() -> u64 {
     LINES.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }
 
-/// What a panic says becomes a line of the log: std's own words would block where nobody reads.
+/// The panic hook: logs the panic. The hook of std would write to stderr itself, and block if
+/// nobody reads it.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("without a name");
@@ -152,6 +160,7 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
+/// The filter for this level: the relay logs from `level` on, dependencies from `warn` on at most.
 fn targets(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -166,6 +175,7 @@ fn targets(level: LogLevel) -> Targets {
         .with_target("kube_audit_forwarder", level)
 }
 
+/// The layer that formats lines and puts them into the queue.
 fn lines<S>(format: LogFormat, queue: &Arc<Lines>) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -178,41 +188,43 @@ where
     }
 }
 
-/// Lines on their way to stderr: the queue in front of the thread that writes them.
+/// The bounded queue of lines in front of the thread that writes them to stderr. Any thread pushes;
+/// only the log's thread takes.
 #[derive(Default)]
 struct Lines {
     state: Mutex<LinesState>,
-    /// Tells the thread that there is a line.
+    /// Wakes the log's thread: there is a line.
     more: Condvar,
-    /// Tells whoever waits for the last lines that all are written.
+    /// Wakes the threads in [`Lines::flush`]: all lines are written.
     idle: Condvar,
-    /// Since the start.
+    /// Lines that were dropped since the start.
     dropped: AtomicU64,
 }
 
 #[derive(Default)]
 struct LinesState {
-    /// In the order of their making, each ended by its only `\n`.
+    /// Lines in the order in which they were pushed. Each has one `\n`, at its end.
     waiting: VecDeque<Vec<u8>>,
-    /// Their bytes.
+    /// The sum of the bytes of `waiting`.
     bytes: usize,
-    /// Since when the thread has been at work on what it took last; `None` while it has nothing to
-    /// do.
+    /// When the thread took the group that it is writing; `None` while the thread has nothing to
+    /// write.
     writing: Option<Instant>,
-    /// The last write has failed: the reader has gone, or a disk is full.
+    /// True if the last write failed: the reader has gone, or a disk is full.
     failing: bool,
-    /// Dropped lines that the log has not told of.
+    /// Dropped lines that no log line has reported yet.
     untold: u64,
 }
 
 impl LinesState {
-    /// Dropped lines are told of in a line of their own. While writes fail that would be one more
-    /// that is lost.
+    /// True if a line about dropped lines is to be written now. While writes fail it would be lost
+    /// too, so it waits.
     fn has_to_tell(&self) -> bool {
         self.untold > 0 && !self.failing
     }
 
-    /// The next lines that are written together.
+    /// Takes the next lines, at most [`GROUP_BYTES`], or one longer line. The result is what the
+    /// thread writes at once.
     fn take_group(&mut self) -> Vec<u8> {
         let mut group = Vec::new();
         while let Some(line) = self.waiting.front()
@@ -226,15 +238,15 @@ impl LinesState {
     }
 }
 
-/// How much of the room a line may take.
+/// The importance of a line: how much of the queue's room it may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
-    /// Below `warn`.
+    /// A line below `warn`: three quarters of the room.
     Ordinary,
-    /// Warnings and errors.
+    /// A warning or an error: all of the room.
     Urgent,
-    /// Tells of dropped lines: always taken. There is one for each group of lines that is written
-    /// at most.
+    /// The line that reports dropped lines: always taken. There is at most one for each group that
+    /// is written.
     Notice,
 }
 
@@ -247,7 +259,7 @@ impl Rank {
         }
     }
 
-    /// Whether a line finds room beside those that wait.
+    /// True if there is room for the line beside those that wait.
     fn has_room(self, state: &LinesState, line: &[u8]) -> bool {
         let (part, whole) = match self {
             Self::Ordinary => ORDINARY_PART,
@@ -259,9 +271,11 @@ impl Rank {
     }
 }
 
-/// What the thread does next.
+/// The next thing that the thread does.
 enum Work {
+    /// Log that this number of lines was dropped.
     Tell(u64),
+    /// Write these lines.
     Write(Vec<u8>),
 }
 
@@ -270,7 +284,8 @@ impl Lines {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a line, or counts it as dropped. Never waits for the thread.
+    /// Puts a line into the queue, or counts it as dropped if there is no room. Never waits for the
+    /// log's thread.
     fn push(&self, line: Vec<u8>, rank: Rank) {
         let mut state = self.lock();
         if rank.has_room(&state, &line) {
@@ -285,9 +300,9 @@ impl Lines {
         }
     }
 
-    /// The thread: writes whatever comes, for ever.
+    /// The loop of the log's thread: writes lines to `out`. Never returns.
     fn write_all(&self, out: &mut impl Write) {
-        // The last write ended inside a line.
+        // True if the last write ended inside a line. The next one then starts with a line break.
         let mut torn = false;
         loop {
             match self.work() {
@@ -309,7 +324,7 @@ impl Lines {
         }
     }
 
-    /// Waits for the next thing to do.
+    /// Waits until there is something to do, and returns it.
     fn work(&self) -> Work {
         let mut state = self.lock();
         loop {
@@ -326,7 +341,8 @@ impl Lines {
         }
     }
 
-    /// Counts the lines that could not be written.
+    /// Notes the end of a write. `left` is the part that could not be written; its lines count as
+    /// dropped.
     fn wrote(&self, left: &[u8]) {
         let lost = memchr::memchr_iter(b'\n', left).count() as u64;
         let mut state = self.lock();
@@ -336,8 +352,8 @@ impl Lines {
         self.dropped.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Waits until all is written, and so long at most; not at all where the thread has hung for so
-    /// long already.
+    /// Waits until every line is written, but at most for `limit`. Does not wait at all if the
+    /// thread has already hung in one write for `limit`.
     fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.lock();
@@ -354,7 +370,7 @@ impl Lines {
     }
 }
 
-/// Writes a group and says how far it came.
+/// Writes a group, and returns the number of bytes that were written before an error.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     let mut written = 0;
@@ -364,22 +380,22 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
             Ok(more) => written += more,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => park_timeout(FULL_PIPE),
-            // The error has no log to go to; its lines are counted.
+            // The log itself can't report this error. The lines are counted as dropped.
             Err(_) => break,
         }
     }
     written
 }
 
-/// Puts lines into the queue.
+/// The writer that the formatter gets: puts lines into the queue.
 struct ToQueue {
     queue: Arc<Lines>,
-    /// Whether control characters are escaped: what a peer says can't forge a line. JSON escapes
-    /// them itself.
+    /// True if control characters must be escaped, so that text from a peer can't forge a line. The
+    /// JSON format escapes them itself.
     escapes: bool,
 }
 
-/// One line's way there.
+/// The writer of one line, which knows the line's rank.
 struct Line<'a> {
     to: &'a ToQueue,
     rank: Rank,
@@ -398,7 +414,7 @@ impl<'a> MakeWriter<'a> for ToQueue {
 }
 
 impl Write for Line<'_> {
-    /// The formatter hands over one whole line at a time.
+    /// Gets one whole line: the formatter makes one call for each line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let bytes = if self.to.escapes { escaped(line) } else { line.to_vec() };
         self.to.queue.push(bytes, self.rank);
@@ -410,6 +426,7 @@ impl Write for Line<'_> {
     }
 }
 
+/// The line with every control character escaped, except for the line break at its end.
 fn escaped(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
     let mut safe = String::with_capacity(line.len());

@@ -1,20 +1,23 @@
-//! How much memory the kernel lets this process have, as its cgroups say; in a container that is
-//! the container's limit.
+//! The memory limit of this process, as the kernel's cgroups have it. In a container, the limit is
+//! the container's.
 
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// Above it a number is no limit: cgroup v1 says "none" with nearly `i64::MAX`, rounded to pages.
+/// From this number of bytes on, a value means "no limit": cgroup v1 says so with nearly
+/// `i64::MAX`, rounded down to pages.
 const UNLIMITED: u64 = 1 << 60;
 
-/// The smallest limit of the cgroups that this process is in; `None` where there is none.
+/// The smallest memory limit of the cgroups that this process is in, in bytes; `None` if there is
+/// no limit.
 pub(super) fn limit() -> Option<u64> {
     limit_in(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
 }
 
-/// As `memberships` (cgroups(7), `/proc/PID/cgroup`) names them, below where they are mounted. A
-/// limit of a group holds for all groups in it.
+/// Like [`limit`]. `memberships` is a file in the form of `/proc/PID/cgroup` (cgroups(7)), and
+/// `mounted` the folder where the cgroups are mounted. The limit of a group also bounds every group
+/// inside it.
 fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(memberships).ok()?;
     let limits = memberships.lines().filter_map(|line| {
@@ -32,8 +35,9 @@ fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// Of a group and all around it. Without a cgroup namespace a container sees its own group as the
-/// root and is told another path, which is not there.
+/// The smallest limit of the group `path` and of all groups around it, in bytes; `None` if none of
+/// them has one. Without a cgroup namespace, a container sees its own group as the root of the
+/// mount while `path` names a folder that is not there; then only the root counts.
 fn smallest(root: &Path, path: &str, file: &str) -> Option<u64> {
     let inside: PathBuf = Path::new(path).components().skip(1).collect();
     let groups = inside.ancestors().map(|group| root.join(group).join(file));

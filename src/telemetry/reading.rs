@@ -1,48 +1,53 @@
-//! What the series say, for `/status`: read from what `/metrics` renders, so that the two never differ, and nothing is
-//! counted twice on the way of a batch.
+//! The values of the series as numbers, for `/status` and for the last line of the log. They are
+//! parsed from the text of `/metrics`. So the two pages never differ, and the path of a batch
+//! counts everything only once.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use super::PREFIX;
-use super::REJECTIONS;
+use super::Rejection;
+use super::catalog;
+use super::declare::LabelValue as _;
+use super::declare::PREFIX;
 use super::reports::QUEUE;
 
-/// The values of all series at one moment, histograms aside.
+/// The values of all series at one moment.
 pub struct Reading {
-    /// By name and labels, as rendered.
+    /// Values by name and labels, as `/metrics` has them, without the prefix of the names.
     values: HashMap<String, f64>,
 }
 
-/// A certificate's end.
+/// The end of one certificate's validity.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// `listener` or `output`.
+    /// The kind of its place: `listener` or `output`.
     pub place: String,
-    /// The label of that place.
+    /// The listener's label, or the output's name.
     pub name: String,
-    /// `server` or `client`.
+    /// The side that presented the certificate: `server` or `client`.
     pub role: String,
     /// notAfter, in seconds since 1970.
     pub not_after: i64,
 }
 
-/// The fate of all events of one output since the start, or of those that no output could get.
+/// How the events of one output have ended since the start, or (with the name `queue`) the events
+/// that no output can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// The output's name, or `queue`.
     pub name: String,
-    /// Events that its consumer has acknowledged.
+    /// Events that the output's consumer has acknowledged.
     pub delivered: u64,
     /// Events that are lost or refused for good.
     pub lost: u64,
-    /// Events that its settings have kept back, duplicates among them.
+    /// Events that the output's settings have kept back, duplicates included.
     pub filtered: u64,
-    /// Events that it has not got yet.
+    /// Events that the consumer has not acknowledged yet.
     pub backlog: u64,
 }
 
-/// For the log.
+/// The form of the log: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`. Zeros of the last two are
+/// left out.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, delivered, lost, filtered, backlog } = self;
@@ -61,18 +66,19 @@ impl fmt::Display for Outcome {
 }
 
 impl Reading {
-    /// Of the Prometheus text format.
+    /// Parses the Prometheus text format. Comments have no value, so they are left out.
     pub(super) fn new(text: &str) -> Self {
         let value = |line: &str| {
-            // Those of the process have no prefix.
+            // The metrics of the process have no prefix.
             let (series, value) = line.strip_prefix(PREFIX).unwrap_or(line).rsplit_once(' ')?;
             Some((series.to_owned(), value.parse().ok()?))
         };
         Self { values: text.lines().filter_map(value).collect() }
     }
 
-    /// 0 for a series that is not there, as for one that was never counted.
+    /// The value of one series; 0 if the series does not exist.
     fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        debug_assert!(catalog::find(name).is_some(), "{name} is not declared");
         let labels: Vec<_> =
             labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
         let series = match labels.as_slice() {
@@ -91,8 +97,9 @@ impl Reading {
         self.value(name, labels) as u64
     }
 
-    /// Those of this name, with all their labels.
+    /// Every series of a metric that has labels: the labels as rendered, and the value.
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
+        debug_assert!(catalog::find(name).is_some(), "{name} is not declared");
         self.values.iter().filter_map(move |(series, value)| {
             let labels = series.strip_prefix(name)?.strip_prefix('{')?.strip_suffix('}')?;
             Some((labels, *value))
@@ -111,7 +118,8 @@ impl Reading {
         Some(self.value("last_event_timestamp_seconds", &[])).filter(|time| *time > 0.0)
     }
 
-    /// Events lost or refused for good, summed over all who should have got them; outputs that are gone too.
+    /// Events lost or refused for good, summed over the queue and all outputs, removed ones
+    /// included.
     #[must_use]
     #[allow(
         clippy::cast_possible_truncation,
@@ -122,14 +130,14 @@ impl Reading {
         self.all("error_total").map(|(_, value)| value).sum::<f64>() as u64
     }
 
-    /// The same of one output, or of `queue`.
+    /// Events that one output has lost, or that no output can get (`queue`).
     #[must_use]
     pub fn lost_events(&self, plugin: &str) -> u64 {
         self.count("error_total", &[("plugin", plugin)])
     }
 
-    /// The fate of the events of each output that there was, and of the queue, by name. The
-    /// backlogs are those of the moment when the gauges were set.
+    /// How the events of each output ended, and those of the queue, sorted by name. Removed outputs
+    /// are included. The backlogs are from the moment when the gauges were set.
     #[must_use]
     pub fn outcomes(&self) -> Vec<Outcome> {
         let plugins = self.all("error_total").filter_map(|(labels, _)| {
@@ -152,7 +160,7 @@ impl Reading {
         names.into_iter().map(outcome).collect()
     }
 
-    /// Of these of an output, the ones that are in the dead-letter files.
+    /// Events of an output that were written to the dead-letter files.
     #[must_use]
     pub fn dead_letter_events(&self, output: &str) -> u64 {
         self.count("dead_letter_events_total", &[("output", output)])
@@ -170,7 +178,7 @@ impl Reading {
         self.count("output_bytes_total", &[("output", output)])
     }
 
-    /// Attempts of an output after the first.
+    /// Attempts of an output after the first one.
     #[must_use]
     pub fn retries(&self, output: &str) -> u64 {
         self.count("output_retries_total", &[("output", output)])
@@ -192,10 +200,11 @@ impl Reading {
     #[must_use]
     pub fn rejected_requests(&self) -> Vec<(&'static str, u64)> {
         let count = |reason| self.count("requests_rejected_total", &[("reason", reason)]);
-        REJECTIONS.iter().map(|reason| (*reason, count(reason))).collect()
+        let names = Rejection::ALL.iter().map(|reason| reason.name());
+        names.map(|name| (name, count(name))).collect()
     }
 
-    /// Bytes of bodies on their way into the queue.
+    /// Bytes of bodies that `limits.max_in_flight` counts.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.count("in_flight_bytes", &[])
@@ -213,7 +222,7 @@ impl Reading {
         self.count("process_resident_memory_bytes", &[])
     }
 
-    /// Memory that the process may have; `None`: as much as there is.
+    /// Memory that the process may have, in bytes; `None` if there is no limit.
     #[must_use]
     pub fn memory_limit_bytes(&self) -> Option<u64> {
         Some(self.count("memory_limit_bytes", &[])).filter(|limit| *limit > 0)
@@ -225,7 +234,8 @@ impl Reading {
         self.value("process_start_time_seconds", &[])
     }
 
-    /// Reloads of the config that had this result, and when the last of them was, in seconds since 1970.
+    /// The number of reloads with this result (`success` or `error`), and when the last of them
+    /// was, in seconds since 1970; `None` if there was none.
     #[must_use]
     pub fn reloads(&self, result: &str) -> (u64, Option<f64>) {
         let label = [("result", result)];
@@ -233,7 +243,7 @@ impl Reading {
         (self.count("config_reload_total", &label), Some(last).filter(|time| *time > 0.0))
     }
 
-    /// All certificates that were loaded or seen, those that end first in front.
+    /// All certificates that were loaded or seen, sorted by their end, the first to end first.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         let certificate = |(labels, not_after): (&str, f64)| {

@@ -1,13 +1,16 @@
-//! The lines of the log that are limited in time: losses, each kind for each output, and states
-//! that may flap.
+//! Log lines whose rate is limited: lost events, and states that may flap.
 //!
-//! Whoever loses events, or sees a state change, only notes it here ([`Losses::add`],
-//! [`Reports::changed`]): that takes one short lock, writes nothing, and so may be done under the
-//! queue's lock and on any thread. One task of the relay ([`Reports::tell`]) writes the lines. A
-//! loss is said at its first event, and then at most every ten seconds with the number since the
-//! last line and in total. A state is said when it changes; where it goes on changing, one line in
-//! ten seconds says how often it did. What is left at the end is said by [`Reports::flush`], or
-//! when the last handle goes.
+//! The code that loses events or changes a state only notes that here ([`Losses::add`],
+//! [`Reports::changed`]). A note takes one short lock and writes nothing, so it may be made under
+//! the queue's lock and on any thread. One task of the relay ([`Reports::tell`]) writes the lines:
+//!
+//! - A loss has a line at its first event, and then at most one line in ten seconds, with the
+//!   events since the last line and in total. Each kind of loss has its own lines for each output.
+//! - A state has a line when it changes. If it goes on changing, it has one line in ten seconds,
+//!   with the number of changes.
+//!
+//! The end of the process writes the notes that have no line yet ([`Reports::flush`]); if nobody
+//! calls that, the drop of the last handle does.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -24,55 +27,55 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The least time between two lines of the same kind.
+/// The shortest time between two lines about the same loss or the same flapping state.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The name, in `error_total` and here, of what no output can get.
+/// The name that stands, in `error_total` and in this file, for events that no output can get.
 pub(super) const QUEUE: &str = "queue";
 
-/// A kind of loss. Each has lines of its own, for each output.
+/// A kind of loss. Each kind has its own log lines for each output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
-    /// `queue.when_full = "drop_oldest"`.
+    /// The full queue dropped its oldest events: `queue.when_full = "drop_oldest"`.
     DropOldest,
-    /// `queue.when_full = "drop_newest"`.
+    /// The full queue dropped a new batch: `queue.when_full = "drop_newest"`.
     DropNewest,
-    /// The output is not required, and the room was needed.
+    /// The output is optional, and the queue needed the room of its events.
     NotRequired,
-    /// Places of the queue's files are damaged: it counts places, and the events are
-    /// [`Loss::Missing`] for each output.
+    /// Places of the queue's files are damaged. This kind counts places; their events are counted
+    /// as [`Loss::Missing`] by each output.
     Damaged,
-    /// The queue's files do not have the events any more.
+    /// The queue's files do not have the events any more, because of damage.
     Missing,
-    /// The output has given the events up.
+    /// The output has given up the events, for this cause and with this result.
     GivenUp(Cause, LostAs),
-    /// The output is not in the config any more.
+    /// The output is not in the config any more, and had a backlog.
     Removed,
-    /// The process ends, and the events were in memory only.
+    /// The process ends while the events are in memory only.
     Undelivered,
     /// Dead letters were deleted to keep within `dead_letter.max_bytes`.
     DeadLetters,
 }
 
-/// Why an output gives events up.
+/// Why an output gives up events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// The consumer refuses them for good.
+    /// The consumer refuses the events for good.
     Refused,
-    /// They do not fit the protocol, or the output's filter.
+    /// The events are longer than the protocol, or the output's filter, allows.
     TooLong,
     /// `retry.max_elapsed` has passed.
     TooOld,
 }
 
-/// What becomes of events that are given up.
+/// The place where events that were given up end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LostAs {
-    /// They are gone.
+    /// The events are gone.
     Dropped,
-    /// They are in the dead-letter files.
+    /// The events are in the dead-letter files.
     DeadLetter,
-    /// They should be there, and could not be written.
+    /// The events should be in the dead-letter files, but could not be written.
     Unwritten,
 }
 
@@ -101,7 +104,7 @@ impl Loss {
         }
     }
 
-    /// Why events were given up.
+    /// The value of the log field `cause`: why events were given up. `None` for the other kinds.
     fn cause(self) -> Option<&'static str> {
         let Self::GivenUp(cause, _) = self else { return None };
         Some(match cause {
@@ -111,7 +114,8 @@ impl Loss {
         })
     }
 
-    /// What became of events that were given up.
+    /// The value of the log field `fate`: what became of events that were given up. `None` for the
+    /// other kinds.
     fn fate(self) -> Option<&'static str> {
         let Self::GivenUp(_, fate) = self else { return None };
         Some(match fate {
@@ -122,39 +126,32 @@ impl Loss {
     }
 }
 
-/// A state that the log has a line for whenever it changes, unless it flaps.
+/// A state that has a log line whenever it changes; fewer if it flaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// A batch has found no room.
+    /// A batch found no room in the queue.
     QueueFull {
         /// Bytes held.
         bytes: u64,
         /// `queue.when_full`.
         when_full: String,
     },
-    /// There is room again.
+    /// The queue has room again.
     QueueHasRoom {
         /// Bytes held.
         bytes: u64,
     },
-    /// The queue's disk does not store.
+    /// The queue's disk refuses to store.
     DiskRefuses {
-        /// What it says.
+        /// The operation and its error.
         error: String,
     },
-    /// It does again.
+    /// The queue's disk stores again.
     DiskIsWell,
 }
 
 impl State {
-    /// Which of the states it is one side of.
-    fn of(&self) -> usize {
-        match self {
-            Self::QueueFull { .. } | Self::QueueHasRoom { .. } => 0,
-            Self::DiskRefuses { .. } | Self::DiskIsWell => 1,
-        }
-    }
-
+    /// Writes the log line. `changes` is the number of changes since the last line.
     fn write(&self, changes: u64) {
         match self {
             Self::QueueFull { bytes, when_full } => {
@@ -173,11 +170,15 @@ impl State {
     }
 }
 
-/// Lines that a state may have within [`QUIET`] before it counts as flapping. The queue: full, and
-/// not any more. The disk: an error, what its first probes say, and well again.
-const BURSTS: [usize; 2] = [2, 6];
+/// Lines about the queue's room within [`QUIET`] before the state counts as flapping: full, and not
+/// full any more.
+const ROOM_LINES: usize = 2;
 
-/// All that is noted. Cheap to clone; all clones are the same.
+/// Lines about the disk within [`QUIET`] before the state counts as flapping: an error, the results
+/// of the first probes, and well again.
+const DISK_LINES: usize = 6;
+
+/// All notes of one relay. Cheap to clone; all clones share the same notes.
 #[derive(Clone, Default)]
 pub struct Reports {
     shared: Arc<Shared>,
@@ -186,76 +187,98 @@ pub struct Reports {
 #[derive(Default)]
 struct Shared {
     notes: Mutex<Notes>,
-    /// Tells the task that there is something new.
+    /// Wakes the task: there is a new note.
     news: Notify,
 }
 
-#[derive(Default)]
 struct Notes {
-    /// By name. As many as there are series of `error_total`.
+    /// Every output that there was, and the queue, by name. The names are those of `error_total`.
     parties: BTreeMap<Arc<str>, Arc<Party>>,
+    /// The losses of each kind and each party.
     losses: BTreeMap<(Loss, Arc<str>), Tally>,
-    states: [Flap; BURSTS.len()],
+    /// The queue is full, or has room.
+    room: Flap,
+    /// The queue's disk refuses, or is well.
+    disk: Flap,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        let (parties, losses) = (BTreeMap::new(), BTreeMap::new());
+        Self { parties, losses, room: Flap::new(ROOM_LINES), disk: Flap::new(DISK_LINES) }
+    }
 }
 
 /// An output, or the queue.
 struct Party {
+    /// The output's name, or [`QUEUE`].
     name: Arc<str>,
-    /// Its events are kept until it has them: it is required, and nothing is dropped where the
-    /// queue is full.
+    /// True if the queue keeps events until this output has them: the output is required, and a
+    /// full queue drops nothing.
     keeps: AtomicBool,
-    /// Events that were noted as lost.
+    /// Events that were noted as lost since the start.
     lost: AtomicU64,
 }
 
-/// Losses of one kind and output.
+/// The losses of one kind and one party.
 #[derive(Default)]
 struct Tally {
+    /// Events since the start.
     total: u64,
-    /// Since the last line.
+    /// Events since the last line.
     untold: u64,
-    /// Says more about the first of them.
+    /// More about the first event since the last line, for example the consumer's error.
     detail: Option<String>,
+    /// When the last line was written; `None` before the first line.
     told: Option<Instant>,
 }
 
 impl Tally {
-    /// When the next line may be written. `None`: there is nothing to say.
+    /// When the next line may be written; `None` if no event was lost since the last line.
     fn due(&self, now: Instant) -> Option<Instant> {
         (self.untold > 0).then(|| self.told.map_or(now, |told| told + QUIET))
     }
 }
 
-/// The changes of one state.
-#[derive(Default)]
+/// The changes of one state. A calm state has a line for each change; a state that has had `burst`
+/// lines within [`QUIET`], or whose last line stood for several changes, waits.
 struct Flap {
-    /// When the last lines were written, as many as make a burst.
+    /// Lines that may be written within [`QUIET`].
+    burst: usize,
+    /// When the last lines were written, at most `burst` of them, the oldest first.
     told: VecDeque<Instant>,
-    /// The last line stood for several changes.
+    /// True if the last line stood for several changes.
     flaps: bool,
-    /// Since the last line.
+    /// Changes since the last line.
     changes: u64,
+    /// The state as of the last change; `None` if it has been written.
     state: Option<State>,
 }
 
 impl Flap {
-    /// When the next line may be written. `None`: there is nothing to say.
-    fn due(&self, burst: usize, now: Instant) -> Option<Instant> {
+    fn new(burst: usize) -> Self {
+        Self { burst, told: VecDeque::new(), flaps: false, changes: 0, state: None }
+    }
+
+    /// When the next line may be written; `None` if there is no change to write.
+    fn due(&self, now: Instant) -> Option<Instant> {
         self.state.as_ref()?;
         let is_calm = self.changes == 1 && !self.flaps;
         let limit = match is_calm {
-            true if self.told.len() < burst => None,
+            true if self.told.len() < self.burst => None,
             true => self.told.front(),
             false => self.told.back(),
         };
         Some(limit.map_or(now, |told| *told + QUIET))
     }
 
-    fn take(&mut self, burst: usize, now: Instant) -> Option<(State, u64)> {
+    /// Takes the state and the number of its changes for a line that is written `now`; `None` if
+    /// there is no change to write.
+    fn take(&mut self, now: Instant) -> Option<(State, u64)> {
         let state = self.state.take()?;
         let changes = std::mem::take(&mut self.changes);
         self.flaps = changes > 1;
-        if self.told.len() == burst {
+        if self.told.len() == self.burst {
             self.told.pop_front();
         }
         self.told.push_back(now);
@@ -263,7 +286,7 @@ impl Flap {
     }
 }
 
-/// A line to be written.
+/// One line of the log.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Lost { loss: Loss, name: Arc<str>, events: u64, total: u64, detail: Option<String> },
@@ -299,15 +322,16 @@ impl Line {
 }
 
 impl Notes {
-    /// Takes the lines that are due, or with `all` whatever is left; says when the next will be.
+    /// Takes the lines that are due `now`, or with `all` every line. Also returns when the next
+    /// line will be due; `None` if no note is left.
     fn take(&mut self, now: Instant, all: bool) -> (Vec<Line>, Option<Instant>) {
         let (mut lines, mut next) = (Vec::new(), None::<Instant>);
         let mut wait = |due: Instant| next = Some(next.map_or(due, |next| next.min(due)));
-        for (flap, burst) in self.states.iter_mut().zip(BURSTS) {
-            match flap.due(burst, now) {
+        for flap in [&mut self.room, &mut self.disk] {
+            match flap.due(now) {
                 Some(due) if due > now && !all => wait(due),
                 Some(_) => {
-                    let taken = flap.take(burst, now);
+                    let taken = flap.take(now);
                     lines.extend(taken.map(|(state, changes)| Line::Changed { state, changes }));
                 }
                 None => {}
@@ -334,7 +358,7 @@ impl Reports {
         self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What an output of this name loses, or the queue.
+    /// The handle for the losses of the output with this name, or of the queue.
     pub(super) fn losses(&self, name: &str) -> Losses {
         let party = |notes: &mut Notes, name: &str| {
             if let Some(party) = notes.parties.get(name) {
@@ -352,15 +376,20 @@ impl Reports {
         Losses { reports: self.clone(), party, queue }
     }
 
-    /// A state is another than it was.
+    /// Notes that a state has changed to `state`.
     pub fn changed(&self, state: State) {
-        let flap = &mut self.lock().states[state.of()];
+        let mut notes = self.lock();
+        let flap = match state {
+            State::QueueFull { .. } | State::QueueHasRoom { .. } => &mut notes.room,
+            State::DiskRefuses { .. } | State::DiskIsWell => &mut notes.disk,
+        };
         flap.changes += 1;
         flap.state = Some(state);
+        drop(notes);
         self.shared.news.notify_one();
     }
 
-    /// Writes lines until it is stopped. The task of the relay.
+    /// Writes lines until `stop` is cancelled. One task of the relay runs it.
     pub async fn tell(self, stop: CancellationToken) {
         loop {
             let (lines, next) = self.lock().take(Instant::now(), false);
@@ -379,14 +408,14 @@ impl Reports {
         }
     }
 
-    /// Writes what was noted and not said, however soon after the last line.
+    /// Writes every note that has no line yet, however recent the last line is.
     pub fn flush(&self) {
         let (lines, _) = self.lock().take(Instant::now(), true);
         lines.iter().for_each(Line::write);
     }
 }
 
-/// The log must not end with less than was lost.
+/// Writes the notes that have no line yet: the log must not end with fewer losses than there were.
 impl Drop for Shared {
     fn drop(&mut self) {
         let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -394,7 +423,8 @@ impl Drop for Shared {
     }
 }
 
-/// What one output, or the queue, loses. Cheap to clone; all of one name are the same.
+/// The handle for the losses of one output, or of the queue. Cheap to clone; all handles of one
+/// name share their counts.
 #[derive(Clone)]
 pub struct Losses {
     reports: Reports,
@@ -403,14 +433,15 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// So many more events are lost. `detail` says more about them, and is not for every line: the
-    /// first one counts.
+    /// Notes that `events` more events are lost. `detail` is more about them, for example an error;
+    /// the line has only the first detail since the line before.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         self.party.lost.fetch_add(events, Ordering::Relaxed);
         self.note(loss, events, detail);
     }
 
-    /// As [`Losses::add`], of what is no loss of its own.
+    /// Like [`Losses::add`], for events that were counted as lost before, or for damaged places:
+    /// [`Losses::events`] does not change.
     pub(super) fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;
@@ -426,26 +457,26 @@ impl Losses {
         }
     }
 
-    /// Events that this output and the queue have lost.
+    /// The number of events that this output and the queue have lost since the start.
     #[must_use]
     pub fn events(&self) -> u64 {
         let lost = |party: &Party| party.lost.load(Ordering::Relaxed);
         lost(&self.party) + lost(&self.queue)
     }
 
-    /// Whether the queue keeps events until this output has them. The queue says so; until then it
-    /// does.
+    /// True if the queue keeps events until this output has them. The queue sets it; the value
+    /// before that is true.
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.party.keeps.load(Ordering::Relaxed)
     }
 
-    /// Changes [`Losses::keeps`].
+    /// Sets [`Losses::keeps`].
     pub fn keep(&self, keeps: bool) {
         self.party.keeps.store(keeps, Ordering::Relaxed);
     }
 
-    /// See [`Reports::changed`].
+    /// Like [`Reports::changed`].
     pub fn changed(&self, state: State) {
         self.reports.changed(state);
     }
@@ -455,7 +486,7 @@ impl Losses {
 mod tests {
     use super::*;
 
-    /// What would be written now, and when something will be next.
+    /// Takes the lines that are due, and returns them with the time until the next one.
     fn due(reports: &Reports) -> (Vec<Line>, Option<Duration>) {
         let now = Instant::now();
         let (lines, next) = reports.lock().take(now, false);
@@ -480,7 +511,7 @@ mod tests {
             losses.add(Loss::DropOldest, 2, None);
             assert_eq!(due(&reports).0, []);
         }
-        // Another kind, and another output, do not wait for it.
+        // Another kind of loss, and another output, do not wait for this one.
         let refused = Loss::GivenUp(Cause::Refused, LostAs::Dropped);
         losses.add(refused, 1, Some("status 400"));
         losses.add(refused, 1, Some("status 422"));
@@ -535,7 +566,7 @@ mod tests {
             })
             .collect();
         assert_eq!(counts, [100, 100, 100], "one line in ten seconds");
-        // The last change of a burst is said too.
+        // The last change of a burst has a line too.
         reports.changed(full());
         assert_eq!(due(&reports), (vec![], Some(QUIET)));
         tokio::time::advance(QUIET).await;

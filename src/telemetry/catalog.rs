@@ -1,0 +1,566 @@
+//! Every metric of the relay, declared once. A new counter is one declaration here and its call;
+//! families with the same heading that follow each other share a section of the reference page.
+//!
+//! `help` is the line on `/metrics` and does not change without a line in CHANGELOG.md, like the
+//! name. `meaning` and `action` are for the operator; they and the rest make the reference page
+//! (`docs/reference/metrics.md`), which a test holds equal to the declarations.
+//!
+//! The labels' values come from the config or from a fixed set, never from a client. So the set of
+//! series is closed, and each series is there from the start, with 0.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+
+use metrics::Counter;
+use metrics::Gauge;
+use metrics::Histogram;
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+use super::LastRejected;
+use super::declare::DEFAULTS;
+use super::declare::Each;
+use super::declare::Handle;
+use super::declare::Kind;
+use super::declare::Label;
+use super::declare::Metric;
+use super::declare::catalog;
+use super::labels::AttemptError;
+use super::labels::ByResult;
+use super::labels::Code;
+use super::labels::Dropped;
+use super::labels::Filtered;
+use super::labels::LISTENER;
+use super::labels::Levels;
+use super::labels::OUTPUT;
+use super::labels::PLACE;
+use super::labels::PLUGIN;
+use super::labels::REVISION;
+use super::labels::ROLE;
+use super::labels::Rejection;
+use super::labels::VERSION;
+use super::reports::Losses;
+
+/// From a single small batch (50 µs) to a request that is held until its events are delivered
+/// (30 s).
+const REQUEST_SECONDS: [f64; 14] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 15.0, 30.0,
+];
+
+/// From a single event (1 ms) to a day's outage.
+const DELIVERY_SECONDS: [f64; 13] =
+    [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0];
+
+/// From a write to a cache (100 µs) to a disk that is about to fail (10 s).
+const SYNC_SECONDS: [f64; 12] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
+
+catalog! {
+    "Losses"
+    /// Counts lost events of one output, or of the queue.
+    pub(super) struct LostMetrics [PLUGIN] {
+        pub(super) events: Counter = "error_total" {
+            help: "Events accepted and then lost or refused for good, by output; plugin queue: what no output can get.",
+            unit: "events",
+            meaning: "The sender was told 200 for these events, and the output's consumer does not \
+                have them. Dead letters are counted here too. An optional output \
+                (`required = false`) may count events here in health.",
+            action: "Look for the log lines at level `error`: they say how many events, for which \
+                output, and why. The alert `KubeAuditForwarderEventsLost` fires on any increase.",
+        }
+    }
+
+    "The queue"
+    /// Handles of the queue, and of what it accepts.
+    pub struct QueueMetrics [] {
+        pub(super) events: Counter = "event_total" {
+            help: "Events accepted.",
+            unit: "events",
+            meaning: "Each accepted event counts once, whatever the number of outputs. Events of a \
+                batch that `queue.when_full = \"drop_newest\"` drops count as well. At rest, for \
+                every output: `event_total` + `output_start_events` = `output_events_total` + \
+                `output_backlog_events` + `error_total` of the output and of `queue` + \
+                `filtered_events_total` with the actions `dropped` and `duplicate`.",
+            action: "If it stands still, no sender reaches the relay, or all are refused: look at \
+                `requests_total` by `code`. The alert `KubeAuditForwarderNothingReceived` fires \
+                after a quarter of an hour. The alert `KubeAuditForwarderConservationBroken` \
+                compares the two sides of the sum.",
+        }
+        pub(super) accepted_bytes: Counter = "accepted_bytes_total" {
+            help: "Bytes of the accepted events' lines, as the queue stores them.",
+            unit: "bytes",
+            meaning: "The rate says how fast the queue fills while a consumer is away. A batch \
+                that is sent twice and accepted once counts once.",
+            action: "Size the queue by it: `queue_capacity_bytes` divided by the rate of a busy \
+                day is the number of seconds that the queue lasts.",
+        }
+        pub(super) levels: Levels = "level_total" {
+            help: "Events accepted, by audit level.",
+            unit: "events",
+            meaning: "`other` is an event with an unknown level, or without one.",
+            action: "A rise of `RequestResponse` makes batches larger: look at the audit policy.",
+        }
+        pub(super) last_event: Gauge = "last_event_timestamp_seconds" {
+            help: "When the last batch was accepted; 0: none since the start.",
+            unit: "seconds since 1970",
+            meaning: "Every cluster makes audit events all the time, so a value that is minutes \
+                old means that no events arrive.",
+            action: "Send a batch by hand to see if the relay is reachable, then look at the audit \
+                webhook's URL in kube-apiserver's configuration. The alert \
+                `KubeAuditForwarderNothingReceived` fires after a quarter of an hour, unless \
+                another replica gets events.",
+        }
+        pub bytes: Gauge = "queue_bytes" {
+            help: "Held by the queue, as queue.max_bytes counts it.",
+            unit: "bytes",
+            meaning: "In memory: the waiting events, and 256 bytes for each batch. With \
+                `queue.directory`: whole files, reserved space included, so that room comes back a \
+                segment at a time. Events that only an optional output needs, or that a \
+                deduplication window remembers, stay until their room is needed: a full queue \
+                alone is no fault.",
+            action: "Look for the output with the largest `output_backlog_bytes`. The alerts \
+                `KubeAuditForwarderQueueFullWithinAnHour` and `KubeAuditForwarderQueueNearlyFull` \
+                fire while a required output is the cause.",
+        }
+        pub capacity: Gauge = "queue_capacity_bytes" {
+            help: "queue.max_bytes.",
+            unit: "bytes",
+            meaning: "The limit of `queue_bytes`. A reload may change it.",
+            action: "Nothing: it moves only with the config.",
+        }
+        pub held: Gauge = "queue_events" {
+            help: "Events held by the queue.",
+            unit: "events",
+            meaning: "Events that at least one output still needs, and events that are kept only \
+                as long as their room is not needed.",
+            action: "As for `queue_bytes`.",
+        }
+        pub writable: Gauge = "queue_writable" {
+            help: "0 while the queue can't store, whatever its fill.",
+            unit: "1 or 0",
+            meaning: "With 0, the disk refuses to write or sync, or has not answered for five \
+                seconds. Senders get 503. Stored events are still delivered. A queue in memory \
+                always has 1.",
+            action: "`/readyz?verbose` and the log name the operation and the error. The alert \
+                `KubeAuditForwarderDiskRefused` fires at once.",
+        }
+        pub dropped: Dropped<Counter> = "queue_dropped_events_total" {
+            help: "Events dropped by queue.when_full, each once.",
+            unit: "events",
+            meaning: "The queue was full, and `queue.when_full` is not `reject`. `error_total` \
+                counts the same loss for each required output that had not got the event.",
+            action: "Enlarge the queue, mend the consumer that holds it up, or set \
+                `queue.when_full = \"reject\"`, so that kube-apiserver sends the events again.",
+        }
+        pub sync: Histogram = "spool_sync_duration_seconds" {
+            help: "Time to write and sync a group of batches to the queue's directory.",
+            unit: "seconds",
+            meaning: "Only with `queue.directory`. A sender waits at least this long for its 200. \
+                Batches that arrive during a sync are synced together by the next one.",
+            action: "Above 100 ms the disk is overloaded or about to fail: look at its latency, \
+                and at what else uses it.",
+            buckets: &SYNC_SECONDS,
+        }
+        pub segments: Gauge = "spool_segments" {
+            help: "Files of the durable queue.",
+            unit: "files",
+            meaning: "Files that hold events, and files that wait for their deletion. 0 for a \
+                queue in memory.",
+            action: "As for `queue_bytes`. If it stays high while `queue_events` is low, files \
+                can't be deleted: look at `spool_write_errors_total`.",
+        }
+        pub corrupt: Counter = "spool_corrupt_records_total" {
+            help: "Damaged places found in the queue's files, each once.",
+            unit: "places",
+            meaning: "A checksum did not match, or a file or a part of one is missing or can't be \
+                read. The relay goes on after the place; events that were there count in \
+                `error_total` of each output that had not got them.",
+            action: "Look at the disk. `queue verify DIR` lists the damaged places, and \
+                `quarantine/` in the queue's directory holds copies of them.",
+        }
+        pub write_errors: Counter = "spool_write_errors_total" {
+            help: "Failed writes, syncs and deletes in the queue's directory.",
+            unit: "operations",
+            meaning: "The relay tries each of them again. While nothing can be stored, \
+                `queue_writable` is 0.",
+            action: "The log names the operation and the error: a full or read-only file system, a \
+                quota, an I/O error. The alert `KubeAuditForwarderDiskRefused` fires on any \
+                increase.",
+        }
+    } with {
+        /// `error_total` of events that no output can get.
+        pub errors: Counter,
+        /// Notes events that no output can get for the log.
+        pub(super) losses: Losses,
+    }
+
+    "Listeners and sources"
+    /// Handles of one listener or source. All listeners share the counters of rejections.
+    pub struct ListenerMetrics [LISTENER] {
+        pub(super) requests: Each<Code, Counter> = "requests_total" {
+            help: "Answered requests, by listener and status.",
+            unit: "requests",
+            meaning: "Documented statuses count one by one, all others by their class. A request \
+                that was sent again counts again. The messages of a source count here too.",
+            action: "429 and 503: the relay tells senders to come back later, see \
+                `requests_rejected_total`. Any other 4xx: the sender is configured wrongly, or it \
+                is no kube-apiserver.",
+        }
+        pub duration: Histogram = "request_duration_seconds" {
+            help: "From the end of a request's head to its answer.",
+            unit: "seconds",
+            meaning: "It includes the time that the body takes to arrive, the sync with \
+                `queue.directory`, and the delivery with `queue.acknowledge = \"delivered\"`.",
+            action: "kube-apiserver gives up after 30 s. Compare `spool_sync_duration_seconds` and \
+                `output_delivery_seconds` to find the part that takes long.",
+            buckets: &REQUEST_SECONDS,
+        }
+        pub received: Counter = "received_bytes_total" {
+            help: "Body bytes received, as sent; also of refused requests, and so of every repetition.",
+            unit: "bytes",
+            meaning: "The load of the network, before decompression.",
+            action: "If it grows and `accepted_bytes_total` does not, batches are refused and sent \
+                again: look at `requests_rejected_total`.",
+        }
+        pub connections: Gauge = "connections" {
+            help: "Open connections.",
+            unit: "connections",
+            meaning: "`limits.max_connections` bounds the sum over all listeners. At the limit, \
+                the connection that has been longest without a complete request head is closed.",
+            action: "If it stays at the limit, find the clients that open many connections, or \
+                raise the limit.",
+        }
+    } with {
+        pub(super) rejections: RejectionMetrics,
+        pub(super) label: Arc<str>,
+        pub(super) last_rejected: Arc<Mutex<Option<LastRejected>>>,
+    }
+
+    "Listeners and sources"
+    /// Requests that were refused, over all listeners and sources.
+    pub(super) struct RejectionMetrics [] {
+        pub(super) requests: Each<Rejection, Counter> = "requests_rejected_total" {
+            help: "Requests not accepted, by reason.",
+            unit: "requests",
+            meaning: "Each attempt counts. kube-apiserver tries a batch five times; only then are \
+                its events lost, and only kube-apiserver counts them \
+                (`apiserver_audit_error_total`).",
+            action: "`queue_full`, `in_flight_full`, `timeout`, `disk`, `delivery_timeout`: the \
+                relay or a consumer is too slow (alert `KubeAuditForwarderSendersWait`). \
+                `too_large`: raise `limits.max_body` now (`KubeAuditForwarderBatchTooLarge`). \
+                `invalid`, `unauthorized`, `not_found`, `method`, `media_type`: the sender has to \
+                be mended (`KubeAuditForwarderRequestsRejected`). `shutting_down`: a restart.",
+        }
+    }
+
+    "Listeners and sources"
+    /// Bodies that `limits.max_in_flight` counts.
+    pub(super) struct InFlightMetrics [] {
+        pub(super) bytes: Gauge = "in_flight_bytes" {
+            help: "Bytes of bodies that are not yet in the queue or wait for their acknowledgement.",
+            unit: "bytes",
+            meaning: "`limits.max_in_flight` is its limit. At the limit, requests get 429 with the \
+                reason `in_flight_full`.",
+            action: "Near the limit: raise `limits.max_in_flight`, and the memory limit with it, \
+                or add replicas. Slow senders and a slow disk keep it high too.",
+        }
+    }
+
+    "Outputs"
+    /// Handles of one output.
+    pub struct OutputMetrics [OUTPUT] {
+        pub events: Counter = "output_events_total" {
+            help: "Events acknowledged by the consumer, each once.",
+            unit: "events",
+            meaning: "An event that was sent twice counts once.",
+            action: "If it stands still while `output_backlog_events` grows, the consumer takes \
+                nothing: look at `output_errors_total`. If it grows and the consumer shows no \
+                events, the fault is in the consumer's own filters or index.",
+        }
+        pub bytes: Counter = "output_bytes_total" {
+            help: "Bytes sent to the consumer, repetitions included.",
+            unit: "bytes",
+            meaning: "Counted before TLS; for http after compression, for kafka before.",
+            action: "If it grows much faster than `output_events_total`, the same events are sent \
+                again and again: look at `output_errors_total`.",
+        }
+        pub(super) errors: Each<AttemptError, Counter> = "output_errors_total" {
+            help: "Failed attempts, by reason.",
+            unit: "attempts",
+            meaning: "A failed attempt loses nothing: the events stay in the queue and are sent \
+                again.",
+            action: "`resolve`: the name or the DNS. `connect`, `timeout`: the consumer is away, \
+                or something between drops packets. `tls`: certificate, name or CA. `closed`, \
+                `protocol`: another protocol or port. `status_4xx`: token, path or format. \
+                `status_429`, `status_5xx`: the consumer is overloaded or broken. `check --config \
+                FILE --connect` tries the connection by hand.",
+        }
+        pub retries: Counter = "output_retries_total" {
+            help: "Attempts after the first.",
+            unit: "attempts",
+            meaning: "An http request that was given to a second address because the first one was \
+                silent counts here as well.",
+            action: "A steady rise without errors: `timeouts.request` is shorter than the consumer \
+                takes, or one of the addresses is silent (`suspect` in `/status`).",
+        }
+        pub up: Gauge = "output_up" {
+            help: "1 while the last attempt succeeded.",
+            unit: "1 or 0",
+            meaning: "0 also before the first attempt, so it is 0 on an output that has had \
+                nothing to send yet.",
+            action: "`last_error` in `/status` says why it is down. The alert \
+                `KubeAuditForwarderOutputDown` fires after five minutes.",
+            is_state: true,
+        }
+        pub backlog_bytes: Gauge = "output_backlog_bytes" {
+            help: "Bytes of events not yet acknowledged by the consumer.",
+            unit: "bytes",
+            meaning: "The part of the queue that waits for this output.",
+            action: "As for `output_backlog_events`.",
+        }
+        pub backlog_events: Gauge = "output_backlog_events" {
+            help: "Events not yet acknowledged by the consumer.",
+            unit: "events",
+            meaning: "A few are normal. It grows while the consumer is away, or slower than the \
+                events come.",
+            action: "If it grows, compare the rates of `event_total` and `output_events_total`. \
+                Before an output is removed from the config, wait until it is 0: the rest counts \
+                as lost.",
+        }
+        pub lag: Gauge = "output_lag_seconds" {
+            help: "Age of the oldest event not yet acknowledged by the consumer.",
+            unit: "seconds",
+            meaning: "0 if nothing waits. An output in health stays below a second, \
+                plus `replay_window` where there is one.",
+            action: "The consumer is away, too slow, or one of its addresses is silent: look at \
+                the status page. The alert `KubeAuditForwarderOutputLags` fires after five minutes \
+                above 60 s.",
+        }
+        pub start: Gauge = "output_start_events" {
+            help: "Backlog found at the start; for an output added since, minus what was accepted before it joined.",
+            unit: "events",
+            meaning: "The term that makes the sum under `event_total` right for this output. It is \
+                negative for an output that a reload has added.",
+            action: "Nothing: it moves only when the output joins.",
+        }
+        pub delivery: Histogram = "output_delivery_seconds" {
+            help: "From the acceptance of a batch to its acknowledgement by the consumer.",
+            unit: "seconds",
+            meaning: "After an outage it shows how late the events are that were kept.",
+            action: "Compare the outputs: if one alone is slow, its consumer is. As for \
+                `output_lag_seconds`.",
+            buckets: &DELIVERY_SECONDS,
+        }
+        pub dead_letters: Counter = "dead_letter_events_total" {
+            help: "Events written to the dead-letter files, by output.",
+            unit: "events",
+            meaning: "The consumer refused the events for good, or they are too long, or \
+                `retry.max_elapsed` has passed. They count in `error_total` as well.",
+            action: "Mend the consumer, then send the letters again with `replay`. `jq -r .reason \
+                FILE` lists the reasons.",
+        }
+        pub filtered: Filtered<Counter> = "filtered_events_total" {
+            help: "Events that an output's settings keep back (dropped, duplicate) or change (lowered, trimmed, redacted), by output and action.",
+            unit: "events",
+            meaning: "No error. `dropped` and `duplicate` did not leave; the other three left \
+                changed, and one event may be in several of them.",
+            action: "If `dropped` is higher than expected, `policy explain` says which rule \
+                decides for an event.",
+        }
+    } with {
+        /// `error_total` of this output.
+        pub lost: Counter,
+        /// Notes events that this output has lost for the log.
+        pub losses: Losses,
+    }
+
+    "Outputs"
+    /// The setting `required` of one output.
+    pub(super) struct RequiredMetrics [OUTPUT] {
+        pub(super) required: Gauge = "output_required" {
+            help: "1 where events are kept until the consumer has them, 0 where they may be dropped.",
+            unit: "1 or 0",
+            meaning: "`output.required` in the config.",
+            action: "Nothing: it moves only with the config. Alerts use it to leave optional \
+                outputs out.",
+            is_state: true,
+        }
+    }
+
+    "Dead letters"
+    /// Dead letters that were deleted to keep within `dead_letter.max_bytes`. Their outputs have
+    /// counted the events as lost before.
+    pub struct DroppedLetters [] {
+        pub(super) events: Counter = "dead_letter_dropped_events_total" {
+            help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
+            unit: "events",
+            meaning: "These events can't be sent again any more.",
+            action: "Send dead letters again sooner, find out why the consumer refuses so many, or \
+                raise `dead_letter.max_bytes`.",
+        }
+    } with {
+        pub(super) losses: Losses,
+    }
+
+    "Certificates"
+    /// The end of one certificate.
+    pub(super) struct CertificateMetrics [PLACE, ROLE] {
+        pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
+            help: "notAfter of the certificate presented, and of the peer's last seen.",
+            unit: "seconds since 1970",
+            meaning: "`listener` with `server` and `output` with `client` are the relay's own \
+                certificates. `output` with `server` and `listener` with `client` are those of the \
+                peer, as of the last handshake. A series appears once a certificate is loaded or \
+                seen.",
+            action: "Renew the certificate. The relay's own are read again when their files \
+                change. The alerts `KubeAuditForwarderCertificateExpiresIn14Days` and \
+                `KubeAuditForwarderCertificateExpiresIn3Days` fire before the end.",
+            is_state: true,
+        }
+    }
+
+    "Config"
+    /// Counts reloads of the config, by result.
+    pub struct ReloadMetrics [] {
+        pub(super) count: ByResult<Counter> = "config_reload_total" {
+            help: "Reloads of the config and of the files that it names, by result.",
+            unit: "reloads",
+            meaning: "A reload that finds nothing changed counts as well. After an `error` the \
+                relay goes on with the config that it had.",
+            action: "On an `error` the log has `config not reloaded`, and each problem with line \
+                and key. Mend the file before the next restart: the relay would not start with \
+                it.",
+        }
+        pub(super) last: ByResult<Gauge> = "config_last_reload_timestamp_seconds" {
+            help: "When the config was reloaded last, by result; 0: not since the start.",
+            unit: "seconds since 1970",
+            meaning: "If `error` is later than `success`, the file on disk is not what the relay \
+                runs with.",
+            action: "As for `config_reload_total`. The alert `KubeAuditForwarderReloadFailed` \
+                fires after two minutes.",
+        }
+    }
+
+    "The program"
+    /// The log and the memory limit.
+    pub(super) struct ProgramMetrics [] {
+        pub(super) log_dropped: Counter = "log_dropped_lines_total" {
+            help: "Lines of the log that were not written: nobody reads stderr, or not as fast as lines come.",
+            unit: "lines",
+            meaning: "A slow log never holds up events: its lines are dropped instead. The log \
+                says how many are missing once it is read again.",
+            action: "Mend the program that reads stderr, or raise `log.level` to write fewer \
+                lines.",
+        }
+        pub(super) memory_limit: Gauge = "memory_limit_bytes" {
+            help: "Memory that the process may have: the limit of its cgroup, or of its container; 0: none.",
+            unit: "bytes",
+            meaning: "Above it the kernel kills the process.",
+            action: "Nothing: it moves only with the container's settings. The alert \
+                `KubeAuditForwarderMemoryNearLimit` compares it with \
+                `process_resident_memory_bytes`.",
+        }
+    }
+
+    "The program"
+    /// The build that runs.
+    pub(super) struct BuildMetrics [VERSION, REVISION] {
+        pub(super) info: Gauge = "build_info" {
+            help: "1, with version and revision of this build.",
+            unit: "always 1",
+            meaning: "One series for each relay that Prometheus reaches.",
+            action: "If there are fewer series than replicas, a relay is gone, or Prometheus can't \
+                reach it: the alerts `KubeAuditForwarderReplicaGone` and \
+                `KubeAuditForwarderAbsent`.",
+        }
+    }
+}
+
+/// The metrics that the crate `metrics-process` registers, under the names that all programs use.
+const PROCESS: &[Metric] = &[
+    Metric {
+        name: "process_cpu_seconds_total",
+        kind: Kind::Counter,
+        help: "Total user and system CPU time spent in seconds.",
+        unit: "seconds",
+        meaning: "The rate is the number of cores in use.",
+        action: "Near the container's CPU limit the relay is throttled: raise the limit.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_open_fds",
+        help: "Number of open file descriptors.",
+        unit: "descriptors",
+        meaning: "Connections, files of the queue, and a few of the runtime.",
+        action: "Near `process_max_fds` new connections fail: lower `limits.max_connections`, or \
+            raise the limit of the process.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_max_fds",
+        help: "Maximum number of open file descriptors.",
+        unit: "descriptors",
+        meaning: "The limit of `process_open_fds`.",
+        action: "Nothing: it moves only with the container's settings.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_virtual_memory_bytes",
+        help: "Virtual memory size in bytes.",
+        unit: "bytes",
+        meaning: "Address space, most of which is not backed by memory.",
+        action: "Nothing: `process_resident_memory_bytes` is the one that counts.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_virtual_memory_max_bytes",
+        help: "Maximum amount of virtual memory available in bytes.",
+        unit: "bytes",
+        meaning: "The limit `RLIMIT_AS` of the process.",
+        action: "Nothing: it moves only with the settings of the process.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_resident_memory_bytes",
+        help: "Resident memory size in bytes.",
+        unit: "bytes",
+        meaning: "Memory that the process uses. Compare with `memory_limit_bytes`.",
+        action: "Look at `in_flight_bytes`, `connections` and, with a queue in memory, at \
+            `queue_bytes`. The alert `KubeAuditForwarderMemoryNearLimit` fires above 90 % of the \
+            limit.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_start_time_seconds",
+        help: "Start time of the process since unix epoch in seconds.",
+        unit: "seconds since 1970",
+        meaning: "Counters begin at 0 with the process.",
+        action: "If it moves, the relay was restarted: look at the previous log for the reason.",
+        ..OF_PROCESS
+    },
+    Metric {
+        name: "process_threads",
+        help: "Number of OS threads in the process.",
+        unit: "threads",
+        meaning: "Workers of the runtime, threads for blocking work, and a few of the relay.",
+        action: "A number that grows without end is a fault of the relay: report it.",
+        ..OF_PROCESS
+    },
+];
+
+/// What the metrics of the process have in common.
+const OF_PROCESS: Metric = Metric { prefix: "", kind: Kind::Gauge, ..DEFAULTS };
+
+/// Every metric with a heading for its family, in the order of the reference page.
+pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
+    FAMILIES.iter().copied().chain([("The process", PROCESS)])
+}
+
+/// Every metric that this crate registers.
+pub(super) fn own() -> impl Iterator<Item = &'static Metric> {
+    FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
+}
+
+/// The metric with this name, without a prefix.
+pub(super) fn find(name: &str) -> Option<&'static Metric> {
+    families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
+}

@@ -1,0 +1,383 @@
+//! How a metric is declared, and how a declaration becomes a handle.
+//!
+//! [`catalog!`] declares every metric once: name, help, unit, meaning, action and the field that
+//! holds its handle. From one declaration the macro makes the field, the code that registers the
+//! series, and a [`Metric`] for the help on `/metrics` and for the reference page. The type of the
+//! field is the kind: [`Counter`], [`Gauge`] or [`Histogram`], or one of these for each value of a
+//! label: [`Each`] (the value is chosen by an enum), or a struct made by [`label_set!`] (the value
+//! is chosen by a field).
+//!
+//! No handle is found by the number of an enum's variant. A new variant of a [`label_values!`] enum
+//! gets its series from the same list that declares the variant, so no table can miss it.
+
+use std::sync::Arc;
+
+use metrics::Counter;
+use metrics::Gauge;
+use metrics::Histogram;
+use metrics::Key;
+use metrics::Label as Pair;
+use metrics::Level;
+use metrics::Metadata;
+use metrics::Recorder as _;
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+/// The start of every metric's name, except for the metrics of the process.
+pub(super) const PREFIX: &str = "kube_audit_forwarder_";
+
+/// Everything that is declared about one metric.
+pub(super) struct Metric {
+    /// [`PREFIX`], or empty for the metrics of the process, whose names are the same for all
+    /// programs.
+    pub prefix: &'static str,
+    /// The name without `prefix`.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// The line `# HELP` on `/metrics`.
+    pub help: &'static str,
+    /// The unit of the value, in the plural: `events`, `bytes`.
+    pub unit: &'static str,
+    /// The labels that the whole family of handles has, for example the output's name.
+    pub family_labels: &'static [Label],
+    /// The label that only this metric of the family has, for example `reason`.
+    pub own_label: Option<Label>,
+    /// For the reference page: how to read the value.
+    pub meaning: &'static str,
+    /// For the reference page: what the operator does when the value moves.
+    pub action: &'static str,
+    /// The upper bounds of a histogram's buckets; empty for the other kinds.
+    pub buckets: &'static [f64],
+    /// True if the value says what an output or a listener is now, not what it has done. Such
+    /// series leave `/metrics` when a reload removes the output or the listener. Their first label
+    /// names it.
+    pub is_state: bool,
+}
+
+/// What a declaration in [`catalog!`] does not say.
+pub(super) const DEFAULTS: Metric = Metric {
+    prefix: PREFIX,
+    name: "",
+    kind: Kind::Counter,
+    help: "",
+    unit: "",
+    family_labels: &[],
+    own_label: None,
+    meaning: "",
+    action: "",
+    buckets: &[],
+    is_state: false,
+};
+
+impl Metric {
+    /// The name on `/metrics`.
+    pub(super) fn full_name(&self) -> String {
+        format!("{}{}", self.prefix, self.name)
+    }
+
+    /// All labels of each series, in their order on `/metrics`.
+    pub(super) fn labels(&self) -> impl Iterator<Item = &Label> {
+        self.family_labels.iter().chain(self.own_label.as_ref())
+    }
+}
+
+/// The type of a metric, as Prometheus knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Only grows, and starts at 0 with the process.
+    Counter,
+    /// May go up and down.
+    Gauge,
+    /// Counts observations in buckets.
+    Histogram,
+}
+
+impl Kind {
+    /// The word that the line `# TYPE` on `/metrics` has.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A label of a metric.
+#[derive(Clone, Copy)]
+pub(super) struct Label {
+    /// The label's name. `listener or output` stands for a label that has one of two names.
+    pub name: &'static str,
+    /// The values that the label may have.
+    pub values: Values,
+}
+
+impl Label {
+    /// The label with one of its values.
+    pub(super) fn with(self, value: &str) -> (&'static str, &str) {
+        (self.name, value)
+    }
+}
+
+/// The values that a label may have. No label holds anything that a client chooses.
+#[derive(Clone, Copy)]
+pub(super) enum Values {
+    /// Exactly these. Each has its series from the start.
+    Fixed(&'static [&'static str]),
+    /// Values from the config or the build, described for the reference page.
+    Described(&'static str),
+}
+
+/// A handle, or a set of handles, that can be a field of a family.
+pub(super) trait Handle: Sized {
+    /// The kind of every series behind this handle.
+    const KIND: Kind;
+    /// The label that distinguishes the series behind this handle; `None` if there is one series.
+    const LABEL: Option<Label>;
+
+    /// Registers the series, with 0 if they are new. A second call with the same name and labels
+    /// returns handles of the same series.
+    fn register(recorder: &PrometheusRecorder, name: &str, labels: &[(&'static str, &str)])
+    -> Self;
+}
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+fn key(name: &str, labels: &[(&'static str, &str)]) -> Key {
+    let pair = |(name, value): &(&'static str, &str)| Pair::new(*name, (*value).to_owned());
+    Key::from_parts(format!("{PREFIX}{name}"), labels.iter().map(pair).collect::<Vec<_>>())
+}
+
+impl Handle for Counter {
+    const KIND: Kind = Kind::Counter;
+    const LABEL: Option<Label> = None;
+
+    fn register(
+        recorder: &PrometheusRecorder,
+        name: &str,
+        labels: &[(&'static str, &str)],
+    ) -> Self {
+        let counter = recorder.register_counter(&key(name, labels), &METADATA);
+        // The exporter shows a series once it has a value.
+        counter.increment(0);
+        counter
+    }
+}
+
+impl Handle for Gauge {
+    const KIND: Kind = Kind::Gauge;
+    const LABEL: Option<Label> = None;
+
+    fn register(
+        recorder: &PrometheusRecorder,
+        name: &str,
+        labels: &[(&'static str, &str)],
+    ) -> Self {
+        let gauge = recorder.register_gauge(&key(name, labels), &METADATA);
+        gauge.increment(0.0);
+        gauge
+    }
+}
+
+impl Handle for Histogram {
+    const KIND: Kind = Kind::Histogram;
+    const LABEL: Option<Label> = None;
+
+    fn register(
+        recorder: &PrometheusRecorder,
+        name: &str,
+        labels: &[(&'static str, &str)],
+    ) -> Self {
+        recorder.register_histogram(&key(name, labels), &METADATA)
+    }
+}
+
+/// An enum whose variants are the values of a label. [`label_values!`] makes such enums.
+pub(super) trait LabelValue: Copy + PartialEq + 'static {
+    /// The label, with the names of all variants.
+    const LABEL: Label;
+    /// All variants.
+    const ALL: &'static [Self];
+
+    /// The label's value for this variant.
+    fn value(self) -> &'static str;
+}
+
+/// One handle for each value of the label `L`. Cheap to clone; all clones are the same handles.
+pub(super) struct Each<L, H>(Arc<[(L, H)]>);
+
+impl<L, H> Clone for Each<L, H> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<L: LabelValue, H> Each<L, H> {
+    /// The handle of this value. A label has at most 15 values, so a search is as fast as an index.
+    pub(super) fn of(&self, value: L) -> &H {
+        let found = self.0.iter().find(|(of, _)| *of == value);
+        &found.expect("`register` made a handle for every variant").1
+    }
+}
+
+impl<L: LabelValue, H: Handle> Handle for Each<L, H> {
+    const KIND: Kind = H::KIND;
+    const LABEL: Option<Label> = Some(L::LABEL);
+
+    fn register(
+        recorder: &PrometheusRecorder,
+        name: &str,
+        labels: &[(&'static str, &str)],
+    ) -> Self {
+        let handle = |value: &L| {
+            let labels = [labels, &[(L::LABEL.name, value.value())]].concat();
+            (*value, H::register(recorder, name, &labels))
+        };
+        Self(L::ALL.iter().map(handle).collect())
+    }
+}
+
+/// Declares an enum whose variants are the values of a label:
+/// `pub enum Rejection as "reason" { Invalid = "invalid", … }`.
+macro_rules! label_values {
+    ($(#[$attribute:meta])* $seen:vis enum $Enum:ident as $label:literal {
+        $( $(#[$of_variant:meta])* $Variant:ident = $value:literal, )+
+    }) => {
+        $(#[$attribute])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        $seen enum $Enum { $( $(#[$of_variant])* $Variant, )+ }
+
+        impl $Enum {
+            /// The label's value.
+            #[must_use]
+            $seen fn name(self) -> &'static str {
+                match self { $( Self::$Variant => $value, )+ }
+            }
+        }
+
+        impl $crate::telemetry::declare::LabelValue for $Enum {
+            const LABEL: $crate::telemetry::declare::Label = $crate::telemetry::declare::Label {
+                name: $label,
+                values: $crate::telemetry::declare::Values::Fixed(&[$( $value, )+]),
+            };
+            const ALL: &'static [Self] = &[$( Self::$Variant, )+];
+
+            fn value(self) -> &'static str {
+                self.name()
+            }
+        }
+    };
+}
+
+/// Declares a struct with one handle for each value of a label; each field is named after its
+/// value: `pub struct Filtered as "action" { dropped, duplicate, … }`.
+macro_rules! label_set {
+    ($(#[$attribute:meta])* $seen:vis struct $Set:ident as $label:literal {
+        $( $(#[$of_field:meta])* $field:ident, )+
+    }) => {
+        $(#[$attribute])*
+        #[derive(Clone)]
+        $seen struct $Set<H> { $( $(#[$of_field])* pub $field: H, )+ }
+
+        impl<H: $crate::telemetry::declare::Handle> $crate::telemetry::declare::Handle for $Set<H> {
+            const KIND: $crate::telemetry::declare::Kind = H::KIND;
+            const LABEL: Option<$crate::telemetry::declare::Label> =
+                Some($crate::telemetry::declare::Label {
+                    name: $label,
+                    values: $crate::telemetry::declare::Values::Fixed(&[$( stringify!($field), )+]),
+                });
+
+            fn register(
+                recorder: &metrics_exporter_prometheus::PrometheusRecorder,
+                name: &str,
+                labels: &[(&'static str, &str)],
+            ) -> Self {
+                let handle = |value| {
+                    H::register(recorder, name, &[labels, &[($label, value)]].concat())
+                };
+                Self { $( $field: handle(stringify!($field)), )+ }
+            }
+        }
+    };
+}
+
+/// Declares families of metrics. A family is a struct of handles that have the same labels and are
+/// registered together.
+///
+/// ```text
+/// "Outputs"                             heading on the reference page
+/// pub struct OutputMetrics [OUTPUT] {   the labels that `register` takes, with their values
+///     pub retries: Counter = "output_retries_total" {
+///         help: "…", unit: "attempts", meaning: "…", action: "…",
+///     }
+/// } with {
+///     pub losses: Losses,               fields that are no metrics, given to `register`
+/// }
+/// ```
+///
+/// A declaration may also set `buckets` and `is_state` of [`Metric`]. The macro makes each struct
+/// with a function `register`, and `FAMILIES`: every heading with its [`Metric`]s.
+macro_rules! catalog {
+    ($(
+        $heading:literal
+        $(#[$attribute:meta])*
+        $seen:vis struct $Family:ident [$( $label:expr ),*] {
+            $(
+                $field_seen:vis $field:ident: $Handle:ty = $name:literal {
+                    help: $help:literal,
+                    unit: $unit:literal,
+                    meaning: $meaning:literal,
+                    action: $action:literal,
+                    $( $option:ident: $setting:expr, )*
+                }
+            )+
+        } $( with {
+            $( $(#[$of_own:meta])* $own_seen:vis $own:ident: $Own:ty, )+
+        } )?
+    )+) => {
+        $(
+            $(#[$attribute])*
+            #[derive(Clone)]
+            $seen struct $Family {
+                $( #[doc = concat!("`", $name, "`: ", $help)] $field_seen $field: $Handle, )+
+                $( $( $(#[$of_own])* $own_seen $own: $Own, )+ )?
+            }
+
+            impl $Family {
+                const LABELS: &'static [Label] = &[$( $label ),*];
+
+                const METRICS: &'static [Metric] = &[$( Metric {
+                    name: $name,
+                    kind: <$Handle as Handle>::KIND,
+                    help: $help,
+                    unit: $unit,
+                    family_labels: Self::LABELS,
+                    own_label: <$Handle as Handle>::LABEL,
+                    meaning: $meaning,
+                    action: $action,
+                    $( $option: $setting, )*
+                    ..DEFAULTS
+                }, )+];
+
+                /// Registers every series of the family, each with 0 if it is new.
+                pub(super) fn register(
+                    recorder: &PrometheusRecorder,
+                    labels: [(&'static str, &str); Self::LABELS.len()],
+                    $( $( $own: $Own, )+ )?
+                ) -> Self {
+                    Self {
+                        $( $field: <$Handle as Handle>::register(recorder, $name, &labels), )+
+                        $( $( $own, )+ )?
+                    }
+                }
+            }
+        )+
+
+        /// The headings of the reference page with their metrics, in the order of declaration.
+        const FAMILIES: &[(&str, &[Metric])] = &[$( ($heading, $Family::METRICS) ),+];
+    };
+}
+
+pub(super) use catalog;
+pub(super) use label_set;
+pub(super) use label_values;
