@@ -104,6 +104,9 @@ enum Command {
     /// Look at events as an audit policy does: which rule decides, and why
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Print the reference of all metrics, as docs/reference/metrics.md has it
+    #[command(hide = true)]
+    Metrics,
     /// Print the completions for a shell
     Completions {
         #[arg(value_enum)]
@@ -146,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Migrate(command) => migrate::run(&command),
         Command::Queue(command) => queue::run(&command),
         Command::Policy(command) => policy::run(&command),
+        Command::Metrics => print(&telemetry::reference()),
         Command::Completions { shell } => documents::completions(shell, Arguments::command()),
         Command::Man { directory } => documents::man(directory.as_deref(), Arguments::command()),
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),

@@ -104,6 +104,7 @@ mod deploy {
 mod docs {
     mod documents;
     mod layers;
+    mod metrics;
     mod pages;
 }
 
