@@ -10,7 +10,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::CertificateError;
 use rustls::ClientConfig;
+use rustls::OtherError;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::SupportedProtocolVersion;
@@ -50,11 +52,11 @@ pub enum TlsError {
         what: String,
     },
     /// rustls does not accept the certificate or CA.
-    #[error("{} can't be used: {source}", file.display())]
+    #[error("{} can't be used: {}", file.display(), fault(source))]
     Unusable {
         /// The certificate or CA file.
         file: PathBuf,
-        /// The error of rustls.
+        /// The error of rustls. Its own text may blame a peer, though the file is ours.
         source: rustls::Error,
     },
     /// The private key does not belong to the certificate.
@@ -79,6 +81,56 @@ impl TlsError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
+}
+
+/// The fault of a certificate file of ours, and what the operator can do about it.
+fn fault(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(invalid) = error else { return error.to_string() };
+    if let CertificateError::Other(other) = invalid {
+        return certificate_fault(other);
+    }
+    if *invalid == CertificateError::BadEncoding {
+        return "a certificate in it is not valid X.509: issue it again".to_owned();
+    }
+    invalid.to_string()
+}
+
+/// The fault of a certificate for which rustls has only the name of an error.
+fn certificate_fault(error: &OtherError) -> String {
+    match error.to_string().as_str() {
+        "UnsupportedCertVersion" => {
+            "the certificate is not X.509 version 3: issue it again with its names in a \
+             subjectAltName, which makes it version 3"
+        }
+        "CaUsedAsEndEntity" => {
+            "the certificate is that of a CA: issue one for the server or client itself"
+        }
+        "EndEntityUsedAsCa" => {
+            "a certificate in the chain is not that of a CA, but has signed another certificate"
+        }
+        "UnsupportedCriticalExtension" => {
+            "the certificate has a critical extension that is not supported: issue it again without \
+             the extension"
+        }
+        "MalformedExtensions" | "ExtensionValueInvalid" => {
+            "the certificate has a malformed extension: issue it again"
+        }
+        "InvalidSerialNumber" => {
+            "the serial number of the certificate is not valid: issue it again"
+        }
+        name => return format!("the certificate is not valid ({name})"),
+    }
+    .to_owned()
+}
+
+/// The text of an error that ended a TLS handshake, for the log and for `/status`.
+#[must_use]
+pub fn handshake_error(error: &io::Error) -> String {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
+    if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = source {
+        return format!("invalid peer certificate: {}", certificate_fault(other));
+    }
+    error.to_string()
 }
 
 /// The contents of the files that settings were made from, in a fixed order.
@@ -418,14 +470,32 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
-        let what = match CertificateDer::from_pem_slice(pem) {
-            Ok(_) => "a certificate and no private key (are certificate and private_key swapped?)"
-                .to_owned(),
-            Err(_) => format!("no private key in PEM: {error}"),
-        };
-        TlsError::Content { file: file.to_owned(), what }
-    })
+    let content = |what: String| TlsError::Content { file: file.to_owned(), what };
+    let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        if CertificateDer::from_pem_slice(pem).is_ok() {
+            content(
+                "a certificate and no private key (are certificate and private_key swapped?)"
+                    .into(),
+            )
+        } else if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY").is_some() {
+            content(
+                "a private key that needs a passphrase: store it without one, as `openssl pkey` \
+                 writes it"
+                    .into(),
+            )
+        } else {
+            content(format!("no private key in PEM: {error}"))
+        }
+    })?;
+    // Later, rustls would only say that the pair of certificate and key can't be used.
+    provider().key_provider.load_private_key(key.clone_key()).map_err(|_| {
+        content(
+            "a private key that can't be used: RSA of 2048 to 4096 bits, ECDSA with P-256 or P-384, \
+             and Ed25519 can"
+                .into(),
+        )
+    })?;
+    Ok(key)
 }
 
 fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
@@ -515,3 +585,6 @@ impl ServerCertVerifier for AcceptAny {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

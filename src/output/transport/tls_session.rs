@@ -74,7 +74,7 @@ impl Tls {
         let connecting = TlsConnector::from(client.settings()).connect(name, stream);
         let stream = match tokio::time::timeout_at(deadline, connecting).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(failure(error.to_string())),
+            Ok(Err(error)) => return Err(failure(tls::handshake_error(&error))),
             Err(_) => return Err(failure("no answer within the connect timeout".into())),
         };
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
