@@ -94,7 +94,7 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let sources = Sources::default().plan(&config.sources, config.limits.max_body, &telemetry);
     for (index, source) in sources.iter().enumerate() {
         if let Err(error) = source.stage() {
-            refused(format!("source[{index}]"), error);
+            refused(format!("source[{index}]"), error.to_string());
         }
     }
     problems

@@ -37,10 +37,15 @@ use crate::telemetry;
 use crate::telemetry::ReloadMetrics;
 use crate::telemetry::Telemetry;
 
+mod error;
 mod listeners;
 mod outputs;
 mod watch;
 
+pub use error::Error;
+use error::FileError;
+use error::NotListening;
+use error::Refused;
 use listeners::Listeners;
 use outputs::Outputs;
 use watch::Watch;
@@ -56,29 +61,6 @@ const READING: Duration = Duration::from_secs(30);
 
 /// The most problems of a config that are logged one by one.
 const PROBLEMS_MAX: usize = 20;
-
-/// Why the relay did not start, or why it ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The config names something that cannot be used. An operator must correct the config.
-    #[error("{0}")]
-    Config(String),
-    /// The operating system or a peer refused something.
-    #[error("{0}")]
-    Run(String),
-    /// A running relay could not go on, or could not end in order. The error is in the log already,
-    /// followed by the totals.
-    #[error("{0}")]
-    Ended(String),
-}
-
-impl Error {
-    /// Logs the error that ended a running relay, and returns it.
-    fn ended(error: String) -> Self {
-        tracing::error!(error, "failed");
-        Self::Ended(error)
-    }
-}
 
 /// The orders that a caller can give to a running relay.
 pub struct Signals<S, A> {
@@ -188,6 +170,7 @@ async fn serve(
             // An output that has ended for good ends the process. The other outputs are drained as
             // after a signal.
             error = parts.outputs.ended() => {
+                let error = error.to_string();
                 tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
                 break Err(Error::Ended(error));
             }
@@ -209,7 +192,7 @@ async fn serve(
         drained = drain(parts) => result.and(drained),
         () = aborted => {
             abandon(&queue);
-            Err(Error::ended("ended at once by a second signal".to_owned()))
+            Err(Error::ended(&"ended at once by a second signal"))
         }
     };
     tell_totals(&queue, &telemetry);
@@ -236,15 +219,14 @@ async fn start(
         let read = plan.read(files);
         (read, plan, Watch::new(files_named, seen))
     })
-    .await
-    .map_err(Error::Run)?;
-    let (staged, settings) = read.map_err(Error::Config)?;
+    .await?;
+    let (staged, settings) = read.map_err(Refused::File)?;
     staged.into_iter().for_each(|staged| staged());
     let admin_socket = bind(config.admin, "admin.address")?;
     let address =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
     let Plan { listeners, sources } = plan;
-    let listeners = listeners::bind(listeners, settings, &[]).map_err(Error::Run)?;
+    let listeners = listeners::bind(listeners, settings, &[]).map_err(Refused::Address)?;
     // All addresses are bound before a directory is touched, and every output has its cursor before
     // the first batch is accepted.
     let (queue, cursors) = open_queue(&config, &telemetry, &outputs).await?;
@@ -276,7 +258,7 @@ async fn start(
     tracing::info!(%address, "admin listening");
     parts.start_tasks(admin_socket);
     parts.outputs.commit(outputs);
-    parts.listeners.commit(listeners).await.map_err(Error::Run)?;
+    parts.listeners.commit(listeners).await.map_err(|error| Error::Run(error.to_string()))?;
     parts.sources.commit(sources, &parts.queue);
     parts.show();
     parts.admin.started();
@@ -296,7 +278,7 @@ async fn open_queue(
     let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
     let joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
     let opened = blocking(move || Queue::open(&config, &telemetry, &joining)).await;
-    opened.map_err(Error::Run)?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
+    opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
 /// The files of the outputs that have any, each with the output's name.
@@ -315,12 +297,12 @@ impl Plan {
     fn read(
         &self,
         outputs: Vec<outputs::NamedFiles>,
-    ) -> Result<(Vec<Staged>, Vec<listeners::Read>), String> {
+    ) -> Result<(Vec<Staged>, Vec<listeners::Read>), FileError> {
         let stage = |(name, files): outputs::NamedFiles| {
-            files.stage().map_err(|error| format!("{name}: {error}"))
+            files.stage().map_err(|fault| FileError::Output { name, fault })
         };
         let of_outputs = outputs.into_iter().map(stage);
-        let of_sources = self.sources.iter().map(source::Planned::stage);
+        let of_sources = self.sources.iter().map(|source| Ok(source.stage()?));
         let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
         let settings = self.listeners.iter().map(listeners::Planned::read);
         Ok((staged, settings.collect::<Result<_, _>>()?))
@@ -328,10 +310,10 @@ impl Plan {
 }
 
 /// Reads and checks the config file, or the built-in config if `file` is `None`. Blocks.
-fn read_config(file: Option<&PathBuf>) -> Result<Checked, String> {
+fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?,
+            .map_err(|source| Refused::ConfigFile { file: file.clone(), source })?,
         None => config::EMBEDDED.to_owned(),
     };
     Ok(config::read(&text).strict())
@@ -352,9 +334,8 @@ fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Error> {
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| format!("a file could not be read: {panic}"))
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
 }
 
 /// Folds the histograms from time to time, so that they stay small.
@@ -420,7 +401,7 @@ impl Parts {
     /// If the future is dropped, outputs that had joined the queue leave it without a trace.
     /// Sources that were to leave finish what they have taken, and take nothing more. Therefore the
     /// relay may drop this future only to end.
-    async fn prepare(&mut self) -> Result<Prepared, String> {
+    async fn prepare(&mut self) -> Result<Prepared, Refused> {
         let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
         let Plan { listeners, sources } = plan;
         let taken = self.listeners.leaving(&listeners);
@@ -432,7 +413,7 @@ impl Parts {
 
     /// Reads a config and its files. If that fails, the files may be half written, so they are read
     /// again until they no longer change; only then is it an error.
-    async fn stage(&mut self) -> Result<Staging, String> {
+    async fn stage(&mut self) -> Result<Staging, Refused> {
         loop {
             let staging = self.try_stage().await;
             if staging.is_ok() || !self.watch.has_moved().await {
@@ -441,7 +422,7 @@ impl Parts {
         }
     }
 
-    async fn try_stage(&mut self) -> Result<Staging, String> {
+    async fn try_stage(&mut self) -> Result<Staging, Refused> {
         let mut config = self.read().await?;
         self.keep_what_cannot_change(&mut config)?;
         let outputs = self.outputs.plan(&config.outputs);
@@ -456,7 +437,7 @@ impl Parts {
         Ok(Staging { config, outputs, files, plan, settings })
     }
 
-    async fn reload(&mut self, prepared: Result<Prepared, String>) {
+    async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
         self.tell_problems();
         let reloaded = match prepared {
             Ok(prepared) => Ok(self.put_in_force(prepared).await),
@@ -466,10 +447,11 @@ impl Parts {
         match reloaded {
             Ok(Ok(())) => tracing::info!("config reloaded"),
             Ok(Err(error)) => tracing::error!(
-                error,
+                error = error.to_string(),
                 "config reloaded but for a listener: free its address, then send SIGHUP"
             ),
             Err(error) => {
+                let error = error.to_string();
                 tracing::error!(error, "config not reloaded, going on with the one in use");
             }
         }
@@ -481,7 +463,7 @@ impl Parts {
     /// # Errors
     ///
     /// A listener that could not be opened. Everything else is in force.
-    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
+    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), NotListening> {
         let Prepared { config, outputs, files, sources, listeners } = prepared;
         files.into_iter().for_each(|staged| staged());
         telemetry::change_log(config.log);
@@ -498,7 +480,7 @@ impl Parts {
 
     /// Reads the config file again. From here on the files that this config names are watched,
     /// whether or not the config can be used.
-    async fn read(&mut self) -> Result<Config, String> {
+    async fn read(&mut self) -> Result<Config, Refused> {
         let file = self.file.clone();
         let now = &self.config;
         let in_use = [now.queue.directory.clone(), now.dead_letter.directory.clone()];
@@ -520,7 +502,7 @@ impl Parts {
         self.problems.clear();
         let Checked { config, problems, .. } = checked?;
         self.problems = problems;
-        config.ok_or_else(|| "the config is wrong; `check` prints every problem of it".to_owned())
+        config.ok_or(Refused::Problems)
     }
 
     /// Logs the problems of the config, once for each reload, even if a half-written file was read
@@ -537,7 +519,7 @@ impl Parts {
 
     /// Keeps the settings that cannot change without a restart: the queue's directory and the admin
     /// address. `Err` if the new config has sources that the queue in use cannot serve.
-    fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), String> {
+    fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin != now.admin {
             tracing::warn!(key = "admin.address", "has changed, which needs a restart");
@@ -552,10 +534,7 @@ impl Parts {
             if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
                 // The source would commit offsets of events that no output has yet. `check` reports
                 // such a config with the same reason.
-                return Err("a [[source]] needs a queue in memory with acknowledge = \"delivered\", and \
-                            queue.directory can't change without a restart: restart the relay, or leave \
-                            the [[source]] out"
-                    .to_owned());
+                return Err(Refused::NeedsRestart);
             }
         }
         Ok(())
@@ -569,9 +548,9 @@ impl Parts {
 /// Does what [`blocking`] does, for at most [`READING`].
 async fn in_time<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
+) -> Result<T, Refused> {
     let done = tokio::time::timeout(READING, blocking(work)).await;
-    done.unwrap_or_else(|_| Err("the file system does not answer".to_owned()))
+    done.unwrap_or(Err(Refused::Hangs))
 }
 
 /// Ends all parts in order, within the times that `[shutdown]` sets.
@@ -605,11 +584,11 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     loop {
         tokio::select! {
             _ = &mut empty => break,
-            error = parts.outputs.ended() => result = Err(Error::ended(error)),
+            error = parts.outputs.ended() => result = Err(Error::ended(&error)),
         }
     }
     if let Ok(Some(error)) = tokio::time::timeout(CLOSING, parts.outputs.stop()).await {
-        result = Err(Error::Ended(error));
+        result = Err(Error::Ended(error.to_string()));
     }
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;

@@ -52,13 +52,45 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// nothing has changed.
 pub type Staged = Box<dyn FnOnce() + Send>;
 
+/// Why the files of a source cannot be put in use.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A file with a secret or a certificate cannot be read or used. Nothing has changed: a reload is
+    /// refused, and a start ends the process. The operator must correct the file or the config.
+    #[error("source {name}: {fault}")]
+    File {
+        /// The source's name.
+        name: String,
+        /// The file and its fault.
+        fault: String,
+    },
+}
+
+/// Why a probe of a source failed. A probe changes nothing, so its caller only reports the error.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The cluster cannot be reached, or does not let this client use the topic. The operator must
+    /// correct the address, the topic, or the rights at the cluster.
+    #[error("topic {topic}: {fault}")]
+    Topic {
+        /// The topic's name.
+        topic: String,
+        /// The error of the cluster's client.
+        fault: String,
+    },
+}
+
 /// One source. Its calls block, so that threads make them which belong to the source.
 trait Source: Send + Sync {
     /// Reads and checks the source's files. Nothing is in use before the result is called.
+    ///
+    /// # Errors
+    ///
+    /// The text names a file and its fault.
     fn stage(self: Arc<Self>) -> Result<Staged, String>;
 
     /// Connects once. Returns the address that was tried, and the result.
-    fn probe(&self) -> (String, Result<(), String>);
+    fn probe(&self) -> (String, Result<(), ProbeError>);
 
     /// Reads until `orders` tell the source to end.
     fn run(&self, queue: &Queue, orders: Orders);
@@ -139,15 +171,15 @@ impl Planned {
     ///
     /// # Errors
     ///
-    /// The fault, as text for the operator.
-    pub fn stage(&self) -> Result<Staged, String> {
+    /// [`StageError`]: a file cannot be used, and nothing has changed.
+    pub fn stage(&self) -> Result<Staged, StageError> {
         let staged = Arc::clone(&self.source).stage();
-        staged.map_err(|error| format!("source {}: {error}", self.config.name))
+        staged.map_err(|fault| StageError::File { name: self.config.name.clone(), fault })
     }
 
     /// Connects once, after the files were read and put in use. Returns the address that was tried,
     /// and the result. Blocks.
-    pub fn probe(&self) -> (String, Result<(), String>) {
+    pub fn probe(&self) -> (String, Result<(), ProbeError>) {
         self.source.probe()
     }
 }

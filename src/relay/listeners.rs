@@ -12,6 +12,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+use super::error::BindError;
+use super::error::FileError;
+use super::error::NotListening;
 use crate::admin;
 use crate::config;
 use crate::listener::Gate;
@@ -35,9 +38,10 @@ pub(super) struct Planned {
 
 impl Planned {
     /// Reads the listener's files. Blocks.
-    pub(super) fn read(&self) -> Result<Read, String> {
+    pub(super) fn read(&self) -> Result<Read, FileError> {
+        let label = || self.config.label.clone();
         Settings::read(&self.config, self.current.as_deref())
-            .map_err(|error| format!("listener {}: {error}", self.config.label))
+            .map_err(|fault| FileError::Listener { label: label(), fault })
     }
 }
 
@@ -90,7 +94,7 @@ pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
     taken: &[SocketAddr],
-) -> Result<Vec<Staged>, String> {
+) -> Result<Vec<Staged>, BindError> {
     let bind = |(planned, settings): (Planned, Read)| {
         let Planned { config, slot, current } = planned;
         let socket = if settings.is_none() || current.is_some() {
@@ -104,7 +108,7 @@ pub(super) fn bind(
                 {
                     Socket::Awaited
                 }
-                Err(error) => return Err(format!("cannot listen on {}: {error}", config.address)),
+                Err(source) => return Err(BindError { address: config.address, source }),
             }
         };
         Ok(Staged { config, slot, settings, socket })
@@ -147,7 +151,7 @@ impl Listeners {
     ///
     /// An address cannot be bound, although the listener that had its port is closed now.
     /// Everything else is in force, and the closed listener listens again.
-    pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), String> {
+    pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), NotListening> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
         for Staged { config, slot, settings, socket } in staged {
@@ -171,8 +175,8 @@ impl Listeners {
         let mut errors = Vec::new();
         for (config, settings, socket, open) in slots {
             let opened = self.open(&config, settings, socket, open);
-            let open = opened.unwrap_or_else(|error| {
-                let mut error = format!("cannot listen on {}: {error}", config.address);
+            let open = opened.unwrap_or_else(|source| {
+                let mut error = BindError { address: config.address, source }.to_string();
                 let is_its = |(gone, _): &&(config::Listener, _)| {
                     gone.address.port() == config.address.port()
                 };
@@ -187,7 +191,7 @@ impl Listeners {
             });
             self.slots.push(Slot { config, open });
         }
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+        if errors.is_empty() { Ok(()) } else { Err(NotListening(errors)) }
     }
 
     /// Opens a listener again whose address was given up for a listener that cannot be bound, so

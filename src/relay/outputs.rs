@@ -15,6 +15,9 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::error::EndReason;
+use super::error::OutputEnded;
+use super::error::Refused;
 use crate::admin;
 use crate::config;
 use crate::config::OutputKind;
@@ -55,7 +58,7 @@ pub(super) struct Outputs {
     /// The orders that all outputs share: the drain has begun, and the end.
     orders: Orders,
     /// The first failure of an output, until [`Outputs::ended`] or [`Outputs::stop`] returns it.
-    failed: Option<String>,
+    failed: Option<OutputEnded>,
 }
 
 /// An output of the config in use.
@@ -164,14 +167,14 @@ impl Drop for Joined {
     }
 }
 
-/// The output's name for messages, and the files that the output reads.
+/// The output's name, and the files that the output reads.
 pub(super) type NamedFiles = (String, Arc<dyn Files>);
 
 impl Planned {
     /// The files that the output reads; `None` if it reads none.
     pub(super) fn files(&self) -> Option<NamedFiles> {
         let files = self.files.clone()?;
-        Some((format!("output {}", self.config.name), files))
+        Some((self.config.name.clone(), files))
     }
 
     /// The output as the queue must know it; `None` if the output is not new or has its place
@@ -256,7 +259,7 @@ impl Outputs {
     /// # Cancel safety
     ///
     /// If the future is dropped, nothing is lost.
-    pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), String> {
+    pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), Refused> {
         for new in planned.iter_mut() {
             let Some(queue::Output { name, required, metrics, .. }) = new.joins() else { continue };
             let leaves = |outputs: &Self| outputs.names.values().any(|leaving| *leaving == name);
@@ -272,7 +275,7 @@ impl Outputs {
             }
             match self.queue.join(&name, required, metrics).await {
                 Ok(cursor) => new.set_place(Place::Joined(Joined(Some(cursor)))),
-                Err(error) => return Err(format!("output {name} cannot join the queue: {error}")),
+                Err(source) => return Err(Refused::Join { name, source }),
             }
         }
         Ok(())
@@ -335,7 +338,7 @@ impl Outputs {
     /// # Cancel safety
     ///
     /// If the future is dropped, nothing is lost.
-    pub(super) async fn ended(&mut self) -> String {
+    pub(super) async fn ended(&mut self) -> OutputEnded {
         loop {
             if let Some(error) = self.failed.take() {
                 return error;
@@ -355,7 +358,7 @@ impl Outputs {
     /// If the future is dropped, nothing is lost.
     async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next_with_id().await else { return };
-        let (id, message) = match ended {
+        let (id, reason) = match ended {
             Ok((id, Ok(Ended::Left))) => {
                 self.names.remove(&id);
                 return;
@@ -364,13 +367,13 @@ impl Outputs {
                 self.names.remove(&id);
                 return;
             }
-            Ok((id, Ok(Ended::Stopped))) => (id, "has ended".to_owned()),
-            Ok((id, Err(message))) => (id, message),
-            Err(panic) => (panic.id(), format!("its task has panicked: {panic}")),
+            Ok((id, Ok(Ended::Stopped))) => (id, EndReason::Returned),
+            Ok((id, Err(message))) => (id, EndReason::Fatal(message)),
+            Err(panic) => (panic.id(), EndReason::Panicked(panic)),
         };
         let name = self.names.remove(&id).unwrap_or_default();
         self.queue.give_up(&name);
-        self.failed.get_or_insert(format!("output {name}: {message}"));
+        self.failed.get_or_insert(OutputEnded { name, reason });
     }
 
     /// The outputs as `/status` shows them.
@@ -392,7 +395,7 @@ impl Outputs {
 
     /// Ends all outputs and waits until their tasks have ended. Returns the error of an output that
     /// ended without being told to; `None` if there is none.
-    pub(super) async fn stop(&mut self) -> Option<String> {
+    pub(super) async fn stop(&mut self) -> Option<OutputEnded> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {
             self.reap().await;

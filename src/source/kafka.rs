@@ -39,6 +39,7 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::time::Instant;
 
 use super::Orders;
+use super::ProbeError;
 use super::Source;
 use super::Staged;
 use super::Status;
@@ -195,7 +196,7 @@ impl Source for Reader {
         Ok(Box::new(move || self.cluster.apply(secrets)))
     }
 
-    fn probe(&self) -> (String, Result<(), String>) {
+    fn probe(&self) -> (String, Result<(), ProbeError>) {
         let context = Context {
             source: self.name.clone(),
             metrics: self.metrics.clone(),
@@ -209,8 +210,9 @@ impl Source for Reader {
         let consumer = settings.create_with_context::<_, BaseConsumer<Context>>(context);
         let found =
             consumer.and_then(|consumer| self.cluster.find_topic(consumer.client(), CONNECT));
-        let found = found.map_err(|error| {
-            format!("topic {}: {}", self.cluster.topic(), Trouble::new(&error, ""))
+        let found = found.map_err(|error| ProbeError::Topic {
+            topic: self.cluster.topic().to_owned(),
+            fault: Trouble::new(&error, "").message,
         });
         (self.cluster.brokers(), found)
     }

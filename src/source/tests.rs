@@ -22,7 +22,7 @@ impl Source for Slow {
         Ok(Box::new(|| ()))
     }
 
-    fn probe(&self) -> (String, Result<(), String>) {
+    fn probe(&self) -> (String, Result<(), ProbeError>) {
         (String::new(), Ok(()))
     }
 
@@ -107,7 +107,7 @@ impl Source for Brief {
         Ok(Box::new(|| ()))
     }
 
-    fn probe(&self) -> (String, Result<(), String>) {
+    fn probe(&self) -> (String, Result<(), ProbeError>) {
         (String::new(), Ok(()))
     }
 

@@ -1,0 +1,161 @@
+//! The errors of the relay, by what their caller does next.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tokio::task::JoinError as TaskError;
+
+use crate::queue::JoinError;
+use crate::source;
+
+/// Why the relay did not start, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The config names something that cannot be used. An operator must correct the config.
+    #[error("{0}")]
+    Config(String),
+    /// The operating system or a peer refused something.
+    #[error("{0}")]
+    Run(String),
+    /// A running relay could not go on, or could not end in order. The error is in the log already,
+    /// followed by the totals.
+    #[error("{0}")]
+    Ended(String),
+}
+
+impl Error {
+    /// Logs the error that ended a running relay, and returns it.
+    pub(super) fn ended(error: &impl ToString) -> Self {
+        let error = error.to_string();
+        tracing::error!(error, "failed");
+        Self::Ended(error)
+    }
+}
+
+/// Why a config was not put in force. Nothing has changed: a reload is refused and the relay goes
+/// on with the config in use, and a start ends the process ([`Error`]).
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    /// The config file cannot be read. The operator must restore the file or its permissions.
+    #[error("cannot read {}: {source}", file.display())]
+    ConfigFile {
+        /// The config file.
+        file: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The config has errors, which are logged one by one. The operator must correct it.
+    #[error("the config is wrong; `check` prints every problem of it")]
+    Problems,
+    /// The config is right, but the queue in use cannot serve its sources. The operator must
+    /// restart the relay, or leave the sources out.
+    #[error(
+        "a [[source]] needs a queue in memory with acknowledge = \"delivered\", and queue.directory \
+         can't change without a restart: restart the relay, or leave the [[source]] out"
+    )]
+    NeedsRestart,
+    /// A file that the config names cannot be used. The operator must correct the file or the
+    /// config.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// An address is taken or does not exist. The operator must free it or choose another.
+    #[error(transparent)]
+    Address(#[from] BindError),
+    /// The queue does not take a new output.
+    #[error("output {name} cannot join the queue: {source}")]
+    Join {
+        /// The output's name.
+        name: String,
+        /// The reason of the queue.
+        source: JoinError,
+    },
+    /// The file system has not answered for a long time. The next reload tries again.
+    #[error("the file system does not answer")]
+    Hangs,
+    /// The code that reads files has panicked, which is a fault of the program.
+    #[error("a file could not be read: {0}")]
+    Panicked(TaskError),
+}
+
+/// For the start, which cannot go on.
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            Refused::ConfigFile { .. }
+            | Refused::Problems
+            | Refused::NeedsRestart
+            | Refused::File(_) => Self::Config(text),
+            Refused::Address(_) | Refused::Join { .. } | Refused::Hangs | Refused::Panicked(_) => {
+                Self::Run(text)
+            }
+        }
+    }
+}
+
+/// A file that the config names cannot be used. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FileError {
+    /// A file of an output.
+    #[error("output {name}: {fault}")]
+    Output {
+        /// The output's name.
+        name: String,
+        /// The file and its fault.
+        fault: String,
+    },
+    /// A file of a source.
+    #[error(transparent)]
+    Source(#[from] source::StageError),
+    /// A file of a listener.
+    #[error("listener {label}: {fault}")]
+    Listener {
+        /// The listener's address as the config has it.
+        label: String,
+        /// The file and its fault.
+        fault: String,
+    },
+}
+
+/// An address of the config cannot be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub(super) struct BindError {
+    /// The address.
+    pub address: SocketAddr,
+    /// The error of the operating system.
+    pub source: io::Error,
+}
+
+/// Listeners that could not be opened when a config was put in force. Everything else is in force:
+/// the operator must free the addresses and reload again. Each text says which address is taken,
+/// and whether the listener that had it before still listens.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub(super) struct NotListening(pub Vec<String>);
+
+/// The task of an output has ended without being told to. The process must end: the other outputs
+/// are drained first.
+#[derive(Debug, thiserror::Error)]
+#[error("output {name}: {reason}")]
+pub(super) struct OutputEnded {
+    /// The output's name.
+    pub name: String,
+    /// Why the task ended.
+    pub reason: EndReason,
+}
+
+/// Why the task of an output ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EndReason {
+    /// The output itself cannot go on, for example because nobody reads stdout any more.
+    #[error("{0}")]
+    Fatal(String),
+    /// The delivery returned although nobody had stopped it, which is a fault of the program.
+    #[error("has ended")]
+    Returned,
+    /// The task has panicked, which is a fault of the program.
+    #[error("its task has panicked: {0}")]
+    Panicked(TaskError),
+}
