@@ -88,7 +88,7 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
         }
         let prepared = output::prepare(output, &telemetry, &dead_letters);
         if let Some(Err(error)) = prepared.files().map(|files| files.stage()) {
-            refused(format!("output[{index}]"), error);
+            refused(format!("output[{index}]"), error.to_string());
         }
     }
     let sources = Sources::default().plan(&config.sources, config.limits.max_body, &telemetry);

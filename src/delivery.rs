@@ -36,6 +36,9 @@ mod tried;
 
 pub use dead_letter::DeadLetters;
 pub use endpoints::AddressState;
+pub use failure::ProbeError;
+pub use failure::RunError;
+pub use failure::StageError;
 pub use files::Files;
 pub use files::Staged;
 pub use health::Snapshot;

@@ -299,7 +299,7 @@ impl Plan {
         outputs: Vec<outputs::NamedFiles>,
     ) -> Result<(Vec<Staged>, Vec<listeners::Read>), FileError> {
         let stage = |(name, files): outputs::NamedFiles| {
-            files.stage().map_err(|fault| FileError::Output { name, fault })
+            files.stage().map_err(|source| FileError::Output { name, source })
         };
         let of_outputs = outputs.into_iter().map(stage);
         let of_sources = self.sources.iter().map(|source| Ok(source.stage()?));

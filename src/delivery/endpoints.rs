@@ -34,6 +34,7 @@ use tokio::time::Instant;
 mod circuit;
 
 use super::failure::Failure;
+use super::failure::ProbeError;
 use crate::config::HostPort;
 use crate::config::Strategy;
 use crate::config::Timeouts;
@@ -62,7 +63,7 @@ type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
 /// Each address of an output, with the reason why it could not be connected to, if so.
-pub(crate) type Probed = Vec<(String, Result<(), String>)>;
+pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
 
 /// A configured endpoint.
 #[derive(Debug, Clone, PartialEq)]
@@ -488,7 +489,7 @@ impl Endpoints {
         for place in self.places() {
             let name = shown(&place);
             if let Err(failure) = self.look_up(&place).await {
-                results.push((name, Err(failure.to_string())));
+                results.push((name, Err(failure.into())));
                 continue;
             }
             let mut addresses = self.places();
@@ -500,7 +501,7 @@ impl Endpoints {
                     _ => name.clone(),
                 };
                 let connected = connect(place).await.map(drop);
-                results.push((text, connected.map_err(|failure| failure.to_string())));
+                results.push((text, connected.map_err(ProbeError::from)));
             }
         }
         results

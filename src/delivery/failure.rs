@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::telemetry::AttemptError;
+use crate::tls::TlsError;
 
 /// The longest pause that a consumer's `Retry-After` is granted. A consumer that asks for more has
 /// most likely lost its clock.
@@ -34,4 +35,45 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
+}
+
+/// Why the files of an output cannot be put in use. Nothing has changed: a reload is refused, a start
+/// ends the process, and `check` reports the error. The operator must correct the file or the
+/// config. No text shows the contents of a file.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A certificate, key or CA cannot be read or used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The audit policies of the filter have these mistakes, each with its file and line.
+    #[error("{}", .0.join("; "))]
+    Policy(Vec<String>),
+    /// A URL, a header, a token, a password or another secret cannot be read or used. The text names
+    /// the key or the file.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Why a probe of one address failed. A probe changes nothing, so its caller only reports the error.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// The name has no address, the connection or the TLS handshake failed, or the consumer refused
+    /// this client. The text names the address as the config does.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl From<Failure> for ProbeError {
+    fn from(failure: Failure) -> Self {
+        Self::Unreachable(failure.message)
+    }
+}
+
+/// Why a delivery ended without being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The output cannot go on in this process, for example because nobody reads stdout any more.
+    /// The process must end: the relay drains the other outputs and exits with 1.
+    #[error("{0}")]
+    Fatal(String),
 }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::failure::StageError;
 use crate::filter::Rules;
 
 /// The files of one output, or of a part of it.
@@ -13,8 +14,8 @@ pub trait Files: Send + Sync {
     ///
     /// # Errors
     ///
-    /// The text tells the operator which file is wrong, and why.
-    fn stage(self: Arc<Self>) -> Result<Staged, String>;
+    /// [`StageError`]: the text tells the operator which file is wrong, and why.
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError>;
 }
 
 /// Puts the content that was read in use when it is called. If it is dropped instead, nothing has
@@ -23,7 +24,7 @@ pub type Staged = Box<dyn FnOnce() + Send>;
 
 /// All of the files are staged, or none.
 impl Files for Vec<Arc<dyn Files>> {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
         let staged = self.iter().map(|files| Arc::clone(files).stage());
         let staged = staged.collect::<Result<Vec<_>, _>>()?;
         Ok(Box::new(move || staged.into_iter().for_each(|staged| staged())))
@@ -32,8 +33,8 @@ impl Files for Vec<Arc<dyn Files>> {
 
 /// The audit policies and rules of a filter.
 impl Files for Rules {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
-        let read = self.read().map_err(|mistakes| mistakes.join("; "))?;
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
+        let read = self.read().map_err(StageError::Policy)?;
         Ok(Box::new(move || self.apply(read)))
     }
 }

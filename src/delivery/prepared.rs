@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::dead_letter::DeadLetters;
 use super::endpoints::Endpoints;
 use super::endpoints::Probed;
+use super::failure::ProbeError;
+use super::failure::RunError;
 use super::files::Files;
 use super::health::Health;
 use super::health::Status;
@@ -127,14 +129,14 @@ impl Prepared {
 
     /// Connects to each address once, with the TLS handshake where there is one. Returns each
     /// address with the result, or with the reason why it failed.
-    pub async fn probe(&mut self) -> Vec<(String, Result<(), String>)> {
+    pub async fn probe(&mut self) -> Vec<(String, Result<(), ProbeError>)> {
         self.connector.probe().await
     }
 
     /// Delivers until `orders` ends it. Starts with what the delivery before it has left.
     ///
     /// The future returns `Some` if another delivery is to take over, and `None` if the process
-    /// ends. An error ends the process.
+    /// ends. An error ends the process ([`RunError`]).
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
         let health = Health::new(&config.name, metrics, status);
@@ -144,4 +146,4 @@ impl Prepared {
 }
 
 /// See [`Prepared::run`].
-pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, String>> + Send>>;
+pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, RunError>> + Send>>;

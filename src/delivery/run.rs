@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letter::DeadLetters;
 use super::failure::Failure;
+use super::failure::RunError;
 use super::filtering::Filtering;
 use super::health::Health;
 use super::in_flight::State;
@@ -169,7 +170,7 @@ impl<C: Connect> Delivery<C> {
     /// # Errors
     ///
     /// The text says why the process can't go on.
-    pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, String> {
+    pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, RunError> {
         self.ledger.pacing.shorten_when(orders.draining.clone());
         self.orders = orders;
         let ended = self.deliver().await;
@@ -189,7 +190,7 @@ impl<C: Connect> Delivery<C> {
         })
     }
 
-    async fn deliver(&mut self) -> Result<Done, String> {
+    async fn deliver(&mut self) -> Result<Done, RunError> {
         let Orders { stop, retire, .. } = self.orders.clone();
         let (filtering, in_flight) = (&mut self.ledger.filtering, &self.ledger.in_flight);
         let look_back = filtering.look_back(in_flight.cursor());
@@ -225,7 +226,7 @@ impl<C: Connect> Delivery<C> {
             match self.drive(link).await {
                 Ended::Stopped => return Ok(Done::Stopped),
                 Ended::Retired => return Ok(Done::Retired),
-                Ended::Fatal(message) => return Err(message),
+                Ended::Fatal(message) => return Err(RunError::Fatal(message)),
                 Ended::Broken(failure) => self.ledger.all_failed(&failure),
                 #[cfg(any(feature = "kafka", test))]
                 Ended::Gone(Some(failure)) => self.ledger.all_failed(&failure),

@@ -63,6 +63,7 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::endpoints::Watch;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::RETRY_AFTER_MAX;
+use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
 use crate::delivery::files::Staged;
 use crate::delivery::link::Connect;
@@ -588,8 +589,8 @@ impl Client {
 }
 
 impl Files for Client {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
-        let targets = self.expand()?;
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
+        let targets = self.expand().map_err(StageError::Setting)?;
         let has_https = targets.targets.iter().any(|target| target.origin.https);
         let tls = has_https.then(|| Arc::clone(&self.tls).stage()).transpose()?;
         Ok(Box::new(move || {

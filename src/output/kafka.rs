@@ -36,6 +36,8 @@ use crate::config::Compression;
 use crate::config::MessageKey;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
+use crate::delivery::failure::ProbeError;
+use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
 use crate::delivery::files::Staged;
 use crate::delivery::lines::lines;
@@ -75,8 +77,8 @@ struct Shared {
 }
 
 impl Files for Shared {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
-        let secrets = self.cluster.read()?;
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
+        let secrets = self.cluster.read().map_err(StageError::Setting)?;
         Ok(Box::new(move || {
             self.cluster.apply(secrets);
             self.expiry.set("client", self.cluster.not_after());
@@ -163,7 +165,7 @@ impl Connect for Connector {
 
     async fn probe(&mut self) -> Probed {
         let connected = self.connect().await;
-        let result = connected.map(drop).map_err(|failure| failure.to_string());
+        let result = connected.map(drop).map_err(ProbeError::from);
         vec![(self.shared.cluster.brokers(), result)]
     }
 

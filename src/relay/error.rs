@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use tokio::task::JoinError as TaskError;
 
+use crate::delivery::RunError;
+use crate::delivery::StageError;
 use crate::queue::JoinError;
 use crate::source;
 
@@ -98,12 +100,12 @@ impl From<Refused> for Error {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
     /// A file of an output.
-    #[error("output {name}: {fault}")]
+    #[error("output {name}: {source}")]
     Output {
         /// The output's name.
         name: String,
         /// The file and its fault.
-        fault: String,
+        source: StageError,
     },
     /// A file of a source.
     #[error(transparent)]
@@ -150,8 +152,8 @@ pub(super) struct OutputEnded {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EndReason {
     /// The output itself cannot go on, for example because nobody reads stdout any more.
-    #[error("{0}")]
-    Fatal(String),
+    #[error(transparent)]
+    Fatal(#[from] RunError),
     /// The delivery returned although nobody had stopped it, which is a fault of the program.
     #[error("has ended")]
     Returned,

@@ -26,6 +26,7 @@ use crate::delivery::Files;
 use crate::delivery::HandOver;
 use crate::delivery::Orders;
 use crate::delivery::Prepared;
+use crate::delivery::RunError;
 use crate::delivery::Status;
 use crate::output;
 use crate::queue;
@@ -52,7 +53,7 @@ pub(super) struct Outputs {
     queue: Queue,
     dead_letters: DeadLetters,
     slots: Vec<Slot>,
-    tasks: JoinSet<Result<Ended, String>>,
+    tasks: JoinSet<Result<Ended, RunError>>,
     /// The name of the output for each task.
     names: HashMap<tokio::task::Id, String>,
     /// The orders that all outputs share: the drain has begun, and the end.
@@ -368,7 +369,7 @@ impl Outputs {
                 return;
             }
             Ok((id, Ok(Ended::Stopped))) => (id, EndReason::Returned),
-            Ok((id, Err(message))) => (id, EndReason::Fatal(message)),
+            Ok((id, Err(error))) => (id, error.into()),
             Err(panic) => (panic.id(), EndReason::Panicked(panic)),
         };
         let name = self.names.remove(&id).unwrap_or_default();
@@ -432,7 +433,7 @@ async fn deliver(
     cursor: Cursor,
     mut orders: Orders,
     inbox: Arc<Inbox>,
-) -> Result<Ended, String> {
+) -> Result<Ended, RunError> {
     let mut begin = HandOver { cursor, claims: Vec::new(), seen: None };
     loop {
         let Some(left) = prepared.run(begin, orders.clone()).await? else {

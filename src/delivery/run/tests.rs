@@ -236,7 +236,7 @@ struct Bench {
     consumer: Arc<Consumer>,
     status: Arc<Status>,
     stop: CancellationToken,
-    tasks: JoinSet<Result<(), String>>,
+    tasks: JoinSet<Result<(), RunError>>,
     /// Where its dead letters come.
     desk: Option<Desk>,
     /// Every event appended, in order.
@@ -394,7 +394,7 @@ impl Bench {
                 let Some(left) = left else { return Ok(()) };
                 begin = left;
             }
-            Err("replaced without being told".to_owned())
+            Err(RunError::Fatal("replaced without being told".to_owned()))
         });
         Self {
             queue,

@@ -11,6 +11,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config;
 use crate::delivery::failure::Failure;
+use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
 use crate::delivery::files::Staged;
 use crate::telemetry::AttemptError;
@@ -84,10 +85,9 @@ impl Tls {
 }
 
 impl Files for Tls {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
         let current = self.current.load_full();
-        let client = tls::Client::read(&self.config, self.alpn, current.as_ref())
-            .map_err(|error| error.to_string())?;
+        let client = tls::Client::read(&self.config, self.alpn, current.as_ref())?;
         Ok(Box::new(move || {
             self.expiry.set("client", client.not_after());
             self.current.store(Some(client));
