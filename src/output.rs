@@ -47,8 +47,7 @@ pub fn prepare(
 ) -> Prepared {
     let metrics = telemetry.output(&config.name);
     let expiry = Expiry::new(telemetry, &config.name);
-    let endpoint =
-        |stream| connection::Endpoint::new(stream, config, metrics.clone(), expiry.clone());
+    let dialer = |stream| connection::Dialer::new(stream, config, metrics.clone(), expiry.clone());
     let annotate = &config.filter.annotate;
     let connector: Box<dyn Connector> = match &config.kind {
         OutputKind::Http(http) => {
@@ -56,12 +55,12 @@ pub fn prepare(
         }
         OutputKind::Tcp(tcp) => {
             let lines = Lines::new(tcp.format);
-            Box::new(stream::Connector::new(endpoint(&tcp.stream), lines, tcp.replay_window))
+            Box::new(stream::StreamConnector::new(dialer(&tcp.stream), lines, tcp.replay_window))
         }
         OutputKind::Syslog(syslog) => {
             let messages = syslog::Messages::new(syslog, config.rejected, annotate);
-            let endpoint = endpoint(&syslog.stream);
-            Box::new(stream::Connector::new(endpoint, messages, syslog.replay_window))
+            let dialer = dialer(&syslog.stream);
+            Box::new(stream::StreamConnector::new(dialer, messages, syslog.replay_window))
         }
         OutputKind::Stdout(format) => {
             let lines = Lines::new(*format);
@@ -70,14 +69,14 @@ pub fn prepare(
         OutputKind::Lumberjack(output) => {
             let level = output.compression_level;
             let make = move || lumberjack::Lumberjack::new(level);
-            let endpoint = endpoint(&output.stream);
-            Box::new(acknowledged::Connector::new(endpoint, output.window, make))
+            let dialer = dialer(&output.stream);
+            Box::new(acknowledged::AcknowledgedConnector::new(dialer, output.window, make))
         }
         OutputKind::Relp(output) => {
             let messages = syslog::Rfc5424::new(&output.messages, config.rejected, annotate);
             let make = move || relp::Relp::new(messages.clone());
-            let endpoint = endpoint(&output.stream);
-            Box::new(acknowledged::Connector::new(endpoint, output.window, make))
+            let dialer = dialer(&output.stream);
+            Box::new(acknowledged::AcknowledgedConnector::new(dialer, output.window, make))
         }
         #[cfg(feature = "kafka")]
         OutputKind::Kafka(kafka) => {

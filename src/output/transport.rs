@@ -1,4 +1,4 @@
-//! What several protocols share: connections over TCP and TLS, and the two kinds of session on them.
+//! Connections over TCP and TLS that several protocols share, and the two kinds of link on them.
 //!
 //! - `stream`: a protocol that only writes; the peer's kernel acknowledges bytes.
 //! - `acknowledged`: a protocol whose consumer acknowledges events.
@@ -6,11 +6,13 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `encode` `tls_session` | a batch as bytes · certificates and handshakes |
-//! | 2 | `connection` | dialling, and what a socket knows |
-//! | 3 | `stream` `acknowledged` | sessions |
+//! | 2 | `connection` | dialling, and what a socket can tell |
+//! | 3 | `session` | one connection's reading, writing, age and end |
+//! | 4 | `stream` `acknowledged` | when events are final |
 
 pub(super) mod acknowledged;
 pub(super) mod connection;
 pub(super) mod encode;
+mod session;
 pub(super) mod stream;
 pub(super) mod tls_session;

@@ -1,6 +1,7 @@
-//! Connections over TCP or TLS to one of an output's addresses: dialling, handshakes, and what the socket knows of them.
+//! Connections over TCP or TLS to one of an output's addresses: dialling, handshakes, and what the
+//! socket can tell about bytes and errors.
 //!
-//! No protocol: what is sent, and what makes it final, is the business of the links above it.
+//! This file knows no protocol. The links above it decide what is sent and when it is final.
 
 use std::io;
 use std::io::IoSlice;
@@ -34,16 +35,20 @@ use crate::net::DialError;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// Where an output connects to, and with which settings.
-pub(in crate::output) struct Endpoint {
+/// Makes the TCP or TLS connections of one output. Shared by the output's connector, its links, and
+/// the watch over its addresses.
+pub(in crate::output) struct Dialer {
+    /// The set that picks the address of each connection.
     pub(in crate::output) endpoints: Arc<Endpoints>,
+    /// `None`: connections are plain TCP.
     tls: Option<Arc<Tls>>,
     pub(in crate::output) settings: config::Stream,
     pub(in crate::output) timeouts: config::Timeouts,
     pub(in crate::output) metrics: OutputMetrics,
 }
 
-impl Endpoint {
+impl Dialer {
+    /// A dialer for the addresses in `stream`. No file is read and no name is looked up yet.
     pub(in crate::output) fn new(
         stream: &config::Stream,
         output: &config::Output,
@@ -62,25 +67,28 @@ impl Endpoint {
         }
     }
 
-    /// What it reads from files.
+    /// The certificate files of TLS; `None` without TLS.
     pub(in crate::output) fn files(&self) -> Option<Arc<dyn Files>> {
         self.tls.clone().map(|tls| tls as Arc<dyn Files>)
     }
 
-    /// Connects to each address once, and says how it went.
+    /// Connects to each address once, with the TLS handshake if there is one, and returns how each
+    /// attempt went.
     pub(in crate::output) async fn probe(&self) -> Probed {
         self.endpoints.try_all(|place| place.name.to_string(), |place| self.dial(place)).await
     }
 
-    /// Connects to where it is to go next, and tries one address after the other, each once.
+    /// Connects to the address whose turn it is. If that fails, tries the other addresses, each
+    /// once. The failure is that of the last address. Also starts the watch over the addresses, if
+    /// it does not run yet.
     pub(in crate::output) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,
     ) -> Result<(Wire, Attempt), Failure> {
-        let endpoint = Arc::clone(self);
+        let dialer = Arc::clone(self);
         watch.start(&self.endpoints, move |place| {
-            let endpoint = Arc::clone(&endpoint);
-            async move { endpoint.dial(place).await.map(drop) }
+            let dialer = Arc::clone(&dialer);
+            async move { dialer.dial(place).await.map(drop) }
         });
         loop {
             let Some(mut attempt) = self.endpoints.pick() else {
@@ -92,7 +100,7 @@ impl Endpoint {
                     return Ok((wire, attempt));
                 }
                 Err(failure) if attempt.failed(&failure) => {
-                    // Another address is left; only the last failure of a round is the output's.
+                    // Another address is left. The delivery loop counts only the last failure.
                     self.metrics.failed(failure.reason);
                 }
                 Err(failure) => return Err(failure),
@@ -100,7 +108,7 @@ impl Endpoint {
         }
     }
 
-    /// Connects to a place.
+    /// Connects to one address, with the TLS handshake if there is one, within `timeouts.connect`.
     pub(in crate::output) async fn dial(&self, place: Place) -> Result<Wire, Failure> {
         let Some(address) = place.socket else {
             return Err(Failure::new(AttemptError::Resolve, format!("{place} has no address")));
@@ -108,7 +116,8 @@ impl Endpoint {
         let HostPort { host, port } = &place.name;
         let deadline = Instant::now() + self.timeouts.connect;
         let stream = net::connect(address, deadline).await.map_err(|error| dial_failure(&error))?;
-        // The options guard against silent peers; the request timeout does too, only later.
+        // The socket options notice a silent peer early. Without them the request timeout still
+        // notices it, only later, so an error is ignored.
         net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
         let Some(tls) = &self.tls else { return Ok(Wire::Plain(Counted { stream, written: 0 })) };
         let stream = tls.handshake(host, *port, Counted { stream, written: 0 }, deadline).await?;
@@ -117,16 +126,17 @@ impl Endpoint {
 }
 
 impl Wire {
-    /// Why the connection to a place has ended, from an error that reading or writing it has met.
+    /// The failure behind an error that reading or writing has met on the connection to `place`.
     pub(in crate::output) fn failure(&mut self, place: &Place, error: &io::Error) -> Failure {
-        // With TLS 1.3 a server refuses our certificate when we believe the handshake done.
+        // With TLS 1.3 a server refuses our certificate only after our side of the handshake is
+        // done, so the refusal arrives as an error of a later read or write.
         if let Some(refusal) = self.refusal() {
             return place.failure(AttemptError::Tls, refusal);
         }
         let reason = if error.kind() == io::ErrorKind::TimedOut {
             AttemptError::Timeout
         } else if error.kind() == io::ErrorKind::InvalidData {
-            // rustls's own errors, an alert of the peer's among them.
+            // rustls reports its own errors, and alerts of the peer, with this kind.
             AttemptError::Tls
         } else {
             AttemptError::Closed
@@ -135,7 +145,7 @@ impl Wire {
     }
 }
 
-/// What dialling says, for the counters and the log.
+/// The failure, for counters and the log, behind an error of dialling.
 pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     let reason = match error {
         DialError::Resolve { .. } => AttemptError::Resolve,
@@ -145,9 +155,11 @@ pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     Failure::new(reason, error.to_string())
 }
 
-/// A socket that knows how many bytes were written to it: with TLS, those of its records.
+/// A socket that counts the bytes that are written to it. Below TLS these are the bytes of TLS
+/// records.
 pub(in crate::output) struct Counted {
     stream: TcpStream,
+    /// The bytes that our kernel has taken since the connection was made.
     pub(in crate::output) written: u64,
 }
 
@@ -202,12 +214,13 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// A connection.
+/// An open connection, plain or with TLS.
 pub(in crate::output) enum Wire {
     Plain(Counted),
     Tls(Box<TlsStream<Counted>>),
 }
 
+/// A stream that can be read and written, whatever its type.
 pub(in crate::output) trait Duplex:
     AsyncRead + AsyncWrite + Unpin + Send
 {
@@ -216,6 +229,7 @@ pub(in crate::output) trait Duplex:
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Wire {
+    /// The socket below.
     pub(in crate::output) fn counted(&self) -> &Counted {
         match self {
             Self::Plain(counted) => counted,
@@ -223,6 +237,7 @@ impl Wire {
         }
     }
 
+    /// The stream that the protocol reads and writes: the socket, or TLS on it.
     pub(in crate::output) fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
         match self {
             Self::Plain(counted) => Pin::new(counted),
@@ -230,8 +245,9 @@ impl Wire {
         }
     }
 
-    /// What the peer has said in TLS before it ended the connection. Asks the socket itself: a failed write is known
-    /// before the runtime has heard that there is something to read.
+    /// The error that the peer has sent in TLS (an alert) before it ended the connection; `None`
+    /// without such an error. The socket itself is read here, not the runtime's stream: a write may
+    /// fail before the runtime has heard that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
         let (counted, session) = stream.get_mut();
@@ -244,19 +260,24 @@ impl Wire {
         None
     }
 
-    /// Has our kernel acknowledge at once what was read. A peer that writes small answers without TCP_NODELAY holds each of
-    /// them back until the one before it is acknowledged (RFC 896), which a kernel with nothing to send puts off by 40 ms.
-    /// The kernel forgets it: to be said after each read.
+    /// Asks our kernel to acknowledge at once the bytes that were read. A peer that writes small
+    /// answers without TCP_NODELAY holds each answer back until the one before is acknowledged (RFC
+    /// 896), and a kernel with nothing to send delays acknowledgements by up to 40 ms. The kernel
+    /// forgets the request, so it must be repeated after each read.
     pub(in crate::output) fn acknowledge_at_once(&self) {
-        // Slower without it, no more.
+        // An error is ignored: answers are slower then, and nothing else.
         SockRef::from(&self.counted().stream).set_tcp_quickack(true).ok();
     }
 
-    /// Bytes that the peer's kernel has acknowledged, or the error that the socket has met.
+    /// The bytes that the peer's kernel has acknowledged since the connection was made.
+    ///
+    /// # Errors
+    ///
+    /// The socket has met an error, such as a reset by the peer.
     pub(in crate::output) fn acknowledged(&self) -> io::Result<u64> {
         let counted = self.counted();
         let unacknowledged = net::unacknowledged(&counted.stream)?;
-        // Asked in this order: after a reset the number above means nothing.
+        // The error must be asked for second: after a reset the number above means nothing.
         if let Some(error) = counted.stream.take_error()? {
             return Err(error);
         }

@@ -1,0 +1,170 @@
+//! The claims that were sent on one connection and are not final.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use crate::delivery::link::Event;
+use crate::queue::Claim;
+
+/// The claims that were sent and are not final, in the order of sending.
+///
+/// A claim with events that can't be sent is kept as several parts, so that each part is reported
+/// as soon as everything before it is final. For example, 2 events that are sent, 1 that is not
+/// and 1 that is sent are three parts.
+#[derive(Default)]
+pub(super) struct InFlight(VecDeque<Sent>);
+
+/// A claim, or a part of a claim.
+#[derive(Debug)]
+struct Sent {
+    claim: Claim,
+    /// The number of events that the consumer has yet to acknowledge.
+    awaited: u64,
+    /// Lines of the events that can't be sent and are given up.
+    rejected: Vec<Bytes>,
+}
+
+impl InFlight {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The number of events that the consumer has yet to acknowledge.
+    pub(super) fn events(&self) -> u64 {
+        self.0.iter().map(|sent| sent.awaited).sum()
+    }
+
+    /// The bytes of the lines that can't be sent and wait for events before them.
+    pub(super) fn rejected_bytes(&self) -> u64 {
+        self.0.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
+    }
+
+    /// Adds a claim that is sent now, with the `runs` and `rejected` lines of its frames. Adds to
+    /// `told` an event for everything that is final at once.
+    pub(super) fn add(
+        &mut self,
+        claim: Claim,
+        runs: &[(u64, bool)],
+        rejected: Vec<Bytes>,
+        told: &mut VecDeque<Event>,
+    ) {
+        let events: u64 = runs.iter().map(|(events, _)| events).sum();
+        // If some events of the claim were filtered out, or dropped from the queue in the
+        // meantime, the position of an event can't be told from its number in the batch. The claim
+        // then stays one part.
+        if events == claim.end - claim.start {
+            let (mut start, mut rejected) = (claim.start, rejected.into_iter());
+            for (events, sent) in runs {
+                let claim = Claim { start, end: start + *events };
+                let count = usize::try_from(*events).unwrap_or(usize::MAX);
+                self.0.push_back(match sent {
+                    true => Sent { claim, awaited: *events, rejected: Vec::new() },
+                    false => {
+                        let rejected = rejected.by_ref().take(count).collect();
+                        Sent { claim, awaited: 0, rejected }
+                    }
+                });
+                start = claim.end;
+            }
+        } else {
+            let awaited = events - rejected.len() as u64;
+            self.0.push_back(Sent { claim, awaited, rejected });
+        }
+        self.acknowledge(0, told);
+    }
+
+    /// Notes that `events` more events are acknowledged, and adds to `told` an event for everything
+    /// that is final by that. Returns how many of the events were never sent, which is 0 unless the
+    /// consumer violates the protocol.
+    pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
+        // A part that can't be sent awaits nothing: it is final as soon as all before it is.
+        while let Some(Sent { claim, awaited, rejected }) =
+            self.0.pop_front_if(|first| first.awaited <= events)
+        {
+            events -= awaited;
+            told.push_back(Event::Accepted { claim, rejected });
+        }
+        let Some(first) = self.0.front_mut() else { return events };
+        let claim = first.claim;
+        if events > 0 && first.awaited == claim.end - claim.start {
+            first.claim.start += events;
+            let front = Claim { end: first.claim.start, ..claim };
+            told.push_back(Event::Accepted { claim: front, rejected: Vec::new() });
+        }
+        first.awaited -= events;
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protocol::Frames;
+    use super::*;
+
+    /// Frames of the events that `events` lists: `s` is an event that is sent, `x` one that can't be.
+    fn frames(events: &str) -> Frames {
+        let mut frames = Frames::default();
+        for event in events.chars() {
+            if event == 's' { frames.with() } else { frames.without(b"x") }
+        }
+        frames
+    }
+
+    fn add(in_flight: &mut InFlight, claim: Claim, events: &str, told: &mut VecDeque<Event>) {
+        let Frames { runs, rejected, .. } = frames(events);
+        in_flight.add(claim, &runs, rejected, told);
+    }
+
+    /// Takes what was told: start, end and number of rejected events of each claim.
+    fn told(events: &mut VecDeque<Event>) -> Vec<(u64, u64, u64)> {
+        let tell = |event| {
+            let Event::Accepted { claim, rejected } = event else { panic!("{event:?}") };
+            (claim.start.get(), claim.end.get(), rejected.len() as u64)
+        };
+        events.drain(..).map(tell).collect()
+    }
+
+    #[test]
+    fn what_an_answer_covers_is_final_and_no_more() {
+        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
+        add(&mut in_flight, Claim::of(10, 14), "ssss", &mut events);
+        add(&mut in_flight, Claim::of(20, 22), "ss", &mut events);
+        assert_eq!((told(&mut events), in_flight.events()), (vec![], 6));
+        assert_eq!(in_flight.acknowledge(1, &mut events), 0);
+        assert_eq!(told(&mut events), [(10, 11, 0)]);
+        assert_eq!(in_flight.acknowledge(0, &mut events), 0);
+        assert_eq!(told(&mut events), []);
+        assert_eq!(in_flight.acknowledge(4, &mut events), 0);
+        assert_eq!((told(&mut events), in_flight.events()), (vec![(11, 14, 0), (20, 21, 0)], 1));
+        assert_eq!(in_flight.acknowledge(3, &mut events), 2);
+        assert_eq!(told(&mut events), [(21, 22, 0)]);
+        assert!(in_flight.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_final_in_its_turn() {
+        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
+        add(&mut in_flight, Claim::of(0, 7), "xxssxsx", &mut events);
+        assert_eq!((told(&mut events), in_flight.events()), (vec![(0, 2, 2)], 3));
+        in_flight.acknowledge(1, &mut events);
+        assert_eq!(told(&mut events), [(2, 3, 0)]);
+        in_flight.acknowledge(1, &mut events);
+        assert_eq!(told(&mut events), [(3, 4, 0), (4, 5, 1)]);
+        in_flight.acknowledge(1, &mut events);
+        assert_eq!(told(&mut events), [(5, 6, 0), (6, 7, 1)]);
+        add(&mut in_flight, Claim::of(7, 9), "xx", &mut events);
+        assert_eq!(told(&mut events), [(7, 9, 2)]);
+        assert!(in_flight.is_empty());
+    }
+
+    #[test]
+    fn a_claim_with_a_gap_is_final_as_a_whole() {
+        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
+        add(&mut in_flight, Claim::of(0, 9), "ssxs", &mut events);
+        in_flight.acknowledge(2, &mut events);
+        assert_eq!((told(&mut events), in_flight.events()), (vec![], 1));
+        in_flight.acknowledge(1, &mut events);
+        assert_eq!(told(&mut events), [(0, 9, 1)]);
+    }
+}

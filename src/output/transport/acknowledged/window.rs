@@ -1,0 +1,87 @@
+//! How many events an acknowledged session may have under way.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+/// The number of events that may be under way, over all connections of one output, one after the
+/// other.
+///
+/// The number is `window` as configured, until a connection breaks. Then it falls to half of the
+/// events that were sent on that connection, and grows by one with each event that is acknowledged,
+/// up to `window`. For example, after a connection broke at 80 events, 40 may be under way; when
+/// 20 of them are acknowledged, 60 may be.
+pub(super) struct Window {
+    configured: u64,
+    /// At least 1, and at most `configured`.
+    now: AtomicU64,
+}
+
+impl Window {
+    /// The window before any connection broke.
+    pub(super) fn new(configured: u64) -> Self {
+        Self { configured, now: AtomicU64::new(configured) }
+    }
+
+    /// The number of events that may be under way now.
+    pub(super) fn events(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The consumer has acknowledged `events` more events.
+    pub(super) fn acknowledged(&self, events: u64) {
+        let grown = self.events().saturating_add(events).min(self.configured);
+        self.now.store(grown, Ordering::Relaxed);
+    }
+
+    /// A connection broke while events were under way. `sent` events were sent on it in all.
+    pub(super) fn broke_after(&self, sent: u64) {
+        self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Simulates a consumer that cuts each connection after `cut` events and acknowledges claims
+    /// whole, and counts the events that are sent to it.
+    #[test]
+    fn a_consumer_that_cuts_gets_everything_for_a_few_times_the_events() {
+        for cut in [1, 2, 3, 100, 1000, 2047, 2048] {
+            let window = Window::new(2048);
+            let (mut done, mut sent, total) = (0, 0, 50 * cut);
+            while done < total {
+                let mut carried = 0;
+                loop {
+                    let claim = window.events().div_ceil(2);
+                    carried += claim;
+                    if carried > cut {
+                        // The next claim was on its way too.
+                        carried += claim;
+                        window.broke_after(carried);
+                        break;
+                    }
+                    done += claim;
+                    window.acknowledged(claim);
+                }
+                sent += carried;
+            }
+            assert!(sent <= 6 * total + 4096, "{cut}: {sent} sent for {total}");
+        }
+    }
+
+    #[test]
+    fn after_a_break_the_window_grows_with_each_acknowledgement() {
+        let window = Window::new(100);
+        window.broke_after(1000);
+        assert_eq!(window.events(), 100);
+        window.broke_after(80);
+        assert_eq!(window.events(), 40);
+        window.acknowledged(20);
+        assert_eq!(window.events(), 60);
+        window.acknowledged(1000);
+        assert_eq!(window.events(), 100);
+        window.broke_after(1);
+        assert_eq!(window.events(), 1);
+    }
+}

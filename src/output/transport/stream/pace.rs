@@ -1,0 +1,139 @@
+//! How much a stream may have under way, so that every consumer makes progress.
+
+/// How many bytes may be under way, over all connections of one output, one after the other. Bytes
+/// are those handed to the wire.
+///
+/// While no connection breaks, any amount may be. After a connection broke, half of the bytes that
+/// it took may be under way, and no more until all of these are final: this is the *limit*, and the
+/// bytes sent under it are a *window*. The limit doubles with each window that becomes final, but
+/// only once the connection has carried more bytes than the one that broke. A consumer that cuts
+/// every connection after N bytes is thus sent N/2 twice for each connection, and the first half
+/// becomes final. If the limit doubled at once, it would be sent N/2 and then N.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// The bytes of one window; `None` is unlimited.
+    limit: Option<u64>,
+    /// The bytes that the connection that broke had taken.
+    broke_after: u64,
+    /// The bytes sent in the current window.
+    window: u64,
+    /// The bytes that became final on this connection.
+    final_bytes: u64,
+    /// The bytes sent on this connection.
+    sent: u64,
+}
+
+impl Pace {
+    /// A new connection begins with nothing sent.
+    pub(super) fn connected(&mut self) {
+        (self.window, self.final_bytes, self.sent) = (0, 0, 0);
+    }
+
+    /// The bytes that may be taken from the queue now; `None` while the window is full.
+    pub(super) fn room(&self) -> Option<u64> {
+        match self.limit {
+            None => Some(u64::MAX),
+            Some(limit) if self.window == 0 => Some(limit),
+            Some(limit) => limit.checked_sub(self.window).filter(|left| *left > 0),
+        }
+    }
+
+    /// Whether a batch of `bytes` bytes may be begun now. One event may be larger than the room
+    /// that is left; it then waits until everything before it is final. Sent together with the
+    /// events before it, it could break the connection and cost them their progress, each time.
+    pub(super) fn may_begin(&self, bytes: u64) -> bool {
+        self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
+    }
+
+    /// The wire took `bytes` bytes.
+    pub(super) fn sent(&mut self, bytes: u64) {
+        self.sent += bytes;
+        self.window += bytes;
+    }
+
+    /// `bytes` bytes became final. `all` is `true` if nothing else is under way.
+    pub(super) fn finished(&mut self, bytes: u64, all: bool) {
+        self.final_bytes += bytes;
+        let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
+        self.window = 0;
+        if self.final_bytes > self.broke_after {
+            // A limit beyond 1 TiB limits nothing: no replay window holds that many bytes.
+            self.limit = limit.checked_mul(2).filter(|doubled| *doubled < 1 << 40);
+        }
+    }
+
+    /// The connection broke. Nothing changes if all that it took was final.
+    pub(super) fn broke(&mut self) {
+        if self.sent > self.final_bytes {
+            self.broke_after = self.sent;
+            self.limit = Some((self.sent / 2).max(1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pace;
+
+    /// Sends `total` bytes to a consumer that takes `cut` bytes of each connection and then breaks it.
+    /// Returns how many bytes were sent for that.
+    fn sent_to_cutter(cut: u64, total: u64) -> u64 {
+        let (mut pace, mut done, mut sent) = (Pace::default(), 0, 0);
+        while done < total {
+            pace.connected();
+            let mut under_way;
+            let mut carried = 0;
+            loop {
+                under_way = pace.room().unwrap().min(total - done).min(4 * cut);
+                pace.sent(under_way);
+                sent += under_way;
+                carried += under_way;
+                if carried > cut {
+                    pace.broke();
+                    break;
+                }
+                done += under_way;
+                pace.finished(under_way, true);
+                if done == total {
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn a_consumer_that_cuts_gets_everything_for_at_most_three_times_the_bytes() {
+        for cut in [1_000, 65_536, 1_999_999, 2_000_000] {
+            let total = 50 * cut;
+            let sent = sent_to_cutter(cut, total);
+            assert!(sent <= 3 * total, "{cut}: {sent} sent for {total}");
+        }
+    }
+
+    #[test]
+    fn after_a_single_break_the_limit_goes_away_again() {
+        let mut pace = Pace::default();
+        pace.connected();
+        assert_eq!(pace.room(), Some(u64::MAX));
+        pace.sent(1000);
+        pace.broke();
+        pace.connected();
+        assert_eq!(pace.room(), Some(500));
+        pace.sent(500);
+        assert_eq!(pace.room(), None);
+        pace.finished(500, true);
+        // A second half reaches the point of the break, and a third passes it; then it doubles.
+        assert_eq!(pace.room(), Some(500));
+        pace.sent(500);
+        pace.finished(500, true);
+        assert_eq!(pace.room(), Some(500));
+        let mut windows = 0;
+        while let Some(room) = pace.room().filter(|room| *room < u64::MAX) {
+            pace.sent(room);
+            pace.finished(room, true);
+            windows += 1;
+        }
+        assert!(windows < 40, "{windows}");
+    }
+}
