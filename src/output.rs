@@ -51,7 +51,7 @@ pub fn prepare(
     let annotate = &config.filter.annotate;
     let connector: Box<dyn Connector> = match &config.kind {
         OutputKind::Http(http) => {
-            Box::new(http::Connector::new(http, config, metrics.clone(), expiry.clone()))
+            Box::new(http::HttpConnector::new(http, config, metrics.clone(), expiry.clone()))
         }
         OutputKind::Tcp(tcp) => {
             let lines = Lines::new(tcp.format);

@@ -1,4 +1,4 @@
-//! The bodies of requests: a batch as one of the formats, made piece by piece while it is sent.
+//! The bodies of requests: a batch in one of the formats, made piece by piece while it is sent.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -12,37 +12,44 @@ use hyper::body::Body;
 use hyper::body::Frame;
 use hyper::body::SizeHint;
 
-use super::wire::Marks;
+use super::wire::RequestMarks;
 use crate::telemetry::OutputMetrics;
 
-/// Bytes handed over at once: the steps in which `output_bytes_total` grows.
+/// The most bytes of a piece that is passed on as stored. `output_bytes_total` grows by pieces.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The same where they are copied for it, so that the copies stay in the CPU's cache.
+/// The most bytes of a piece that is copied. Copies of this size stay in the CPU's cache until they
+/// are written.
 const COPIED_BYTES: usize = 64 * 1024;
 
-/// What is smaller is copied together with others: hyper writes after 16 pieces, whatever their sizes.
+/// Stored lines of fewer bytes are copied together into one piece: hyper writes after 16 pieces,
+/// however small they are.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// What a batch is sent as, in pieces that are made when their turn has come: a list is never in memory twice as a whole,
-/// and what is copied is still in the CPU's cache when it is written.
+/// A body as an iterator over its pieces. Each piece is made when hyper asks for it, so that a list
+/// is never in memory twice as a whole, and copied bytes are still in the CPU's cache when they are
+/// written.
 #[derive(Clone)]
 pub(super) struct Pieces {
+    /// The bytes before the lines; empty once they are in a piece.
     head: &'static [u8],
+    /// The lines that are in no piece yet.
     lines: VecDeque<Bytes>,
+    /// The bytes after the lines.
     tail: &'static [u8],
-    /// The lines are a list's: commas stand for line breaks.
+    /// Whether the lines are the items of a list: a comma then takes the place of each line break.
     is_list: bool,
-    /// Bytes that are left.
+    /// The number of bytes that are in no piece yet.
     left: u64,
 }
 
 impl Pieces {
+    /// A body of exactly these bytes.
     pub(super) fn of(pieces: Vec<Bytes>) -> Self {
         Self::new(b"", pieces, b"", false)
     }
 
-    /// Of lines that each end with a line break.
+    /// A list whose items are `lines`, each ended by a line break, between `head` and `tail`.
     pub(super) fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
         if let Some(last) = lines.last_mut() {
             last.truncate(last.len().saturating_sub(1));
@@ -56,7 +63,8 @@ impl Pieces {
         Self { head, lines: lines.into(), tail, is_list, left }
     }
 
-    /// The next lines where they need no copy: as stored, and enough of them for a write of their own.
+    /// The next piece, if it needs no copy: it is sent as stored, and large enough for a write of its
+    /// own. Else `None`.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
         if self.is_list {
@@ -69,7 +77,7 @@ impl Pieces {
         Some(piece)
     }
 
-    /// As many lines, of as many batches, as a copy may hold.
+    /// The next piece as a copy: as many bytes, of several stored pieces, as a copy may hold.
     fn copy(&mut self) -> Vec<u8> {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
@@ -109,11 +117,13 @@ impl Iterator for Pieces {
     }
 }
 
-/// A request's body, whose length is known.
+/// The body of a request, as hyper reads it. Its length is known before it is sent.
 pub(super) struct Upload {
     pub(super) pieces: Pieces,
+    /// Counts the bytes that hyper takes.
     pub(super) metrics: OutputMetrics,
-    pub(super) marks: Marks,
+    /// Learns when hyper has taken the last piece.
+    pub(super) marks: RequestMarks,
 }
 
 impl Body for Upload {
@@ -141,12 +151,14 @@ impl Body for Upload {
     }
 }
 
+/// Compresses a body at the fastest level.
 pub(super) fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     pieces.try_for_each(|piece| encoder.write_all(&piece))?;
     encoder.finish()
 }
 
+/// Compresses a body at level 1, the fastest of the usual ones.
 pub(super) fn zstd(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
     pieces.try_for_each(|piece| encoder.write_all(&piece))?;
@@ -165,7 +177,7 @@ mod tests {
             let text = pieces.concat();
             assert_eq!(text.len() as u64, length);
             assert!(pieces.iter().all(|piece| !piece.is_empty()), "{pieces:?}");
-            // Half full at the least, but for the last.
+            // Pieces are on average at least half full, except for the last one.
             assert!(pieces.len() <= text.len() * 2 / COPIED_BYTES + 1, "{}", pieces.len());
             String::from_utf8(text).unwrap()
         };

@@ -1,7 +1,9 @@
-//! A way through an HTTP proxy to a consumer: one CONNECT (RFC 9110 §9.3.6), then the connection is the consumer's.
+//! Connections through an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), and from then on the connection
+//! is the consumer's.
 //!
-//! The proxy resolves the consumer's name. It may be slow, talk nonsense or never stop talking: its answer is bounded, and
-//! the caller bounds the time. Nothing here shows the credentials.
+//! The proxy resolves the consumer's name. A proxy may be slow, talk nonsense or never stop talking:
+//! the size of its answer is bounded here, and the caller bounds the time. Nothing here shows the
+//! credentials.
 
 use std::fmt;
 use std::io;
@@ -17,18 +19,21 @@ use url::Url;
 use crate::config::HostPort;
 use crate::telemetry::AttemptError;
 
-/// The head of a proxy's answer; what is longer is none.
+/// The relay's name in requests, to a proxy as well as to a consumer.
+pub(super) const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
+
+/// The most bytes of the head of a proxy's answer. A longer head is an error.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// Where the proxy is. Its credentials are in no message.
+/// The configured proxy. No message shows its credentials.
 #[derive(Clone, PartialEq)]
 pub(super) struct Proxy {
     pub(super) at: HostPort,
-    /// The value of Proxy-Authorization.
+    /// The value of the header `Proxy-Authorization`; `None` if the URL holds no credentials.
     credentials: Option<String>,
 }
 
-/// `http://host:port`.
+/// `the proxy http://host:port`.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the proxy http://{}", self.at)
@@ -36,7 +41,8 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Of a URL that was checked. Errors don't quote it.
+    /// Takes the URL of a proxy apart. An error says what is wrong with the URL, and does not quote
+    /// it.
     pub(super) fn new(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
@@ -56,7 +62,8 @@ impl Proxy {
         Ok(Self { at: HostPort { host, port }, credentials })
     }
 
-    /// Asks for a way to `target`. What comes on the connection from now on is the target's.
+    /// Asks the proxy to connect to `target`. After success, all bytes on the connection are from
+    /// and to the target. The error is a reason, and a text that names the proxy.
     pub(super) async fn open(
         &self,
         stream: &mut TcpStream,
@@ -66,9 +73,9 @@ impl Proxy {
             Some(value) => format!("Proxy-Authorization: {value}\r\n"),
             None => String::new(),
         };
-        let agent = super::USER_AGENT;
         let request = format!(
-            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {agent}\r\n{credentials}\r\n"
+            "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\n\
+             {credentials}\r\n"
         );
         let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
         stream.write_all(request.as_bytes()).await.map_err(broken)?;
@@ -80,7 +87,7 @@ impl Proxy {
             return Ok(());
         }
         let what = match status {
-            // Some say 401 of those that are wrong.
+            // Some proxies answer wrong credentials with 401 instead of 407.
             StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
                 match self.credentials {
                     Some(_) => ": it does not take the credentials in its URL",
@@ -92,8 +99,8 @@ impl Proxy {
         Err((AttemptError::Connect, format!("{self}: answered {status}{what}")))
     }
 
-    /// The head of the answer, and nothing behind it: that is the target's. No body follows a success, and after anything
-    /// else the connection is given up.
+    /// Reads the head of the answer, and no byte after it, because these bytes are the target's.
+    /// A successful answer has no body; after any other answer the connection is given up.
     async fn head(&self, stream: &mut TcpStream) -> Result<Vec<u8>, (AttemptError, String)> {
         let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
         let mut head = Vec::new();
@@ -105,7 +112,7 @@ impl Proxy {
             }
             let before = head.len();
             head.extend_from_slice(&peeked[..length]);
-            // The end may lie in what was taken before, in part.
+            // The first bytes of the empty line may be the last bytes of an earlier read.
             let from = before.saturating_sub(3);
             let end = memchr::memmem::find(&head[from..], b"\r\n\r\n").map(|at| from + at + 4);
             let taken = end.unwrap_or(head.len()) - before;
@@ -121,7 +128,7 @@ impl Proxy {
     }
 }
 
-/// The status in `HTTP/1.1 200 …`.
+/// Returns the status in `HTTP/1.1 200 …`; `None` if the head is not one of HTTP/1.
 fn status_of(head: &[u8]) -> Option<StatusCode> {
     let rest = head.strip_prefix(b"HTTP/1.0 ").or_else(|| head.strip_prefix(b"HTTP/1.1 "))?;
     let (status, behind) = rest.split_at_checked(3)?;
@@ -129,7 +136,8 @@ fn status_of(head: &[u8]) -> Option<StatusCode> {
     StatusCode::from_bytes(status).ok()
 }
 
-/// `%40` is `@`; a `%` without two digits is itself (WHATWG URL, percent-decode).
+/// Decodes `%40` to `@`. A `%` that two hexadecimal digits do not follow stands for itself (WHATWG
+/// URL, percent-decode).
 fn percent_decoded(text: &str) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut rest = text.as_bytes();

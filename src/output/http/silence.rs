@@ -1,12 +1,12 @@
-//! When a consumer counts as silent, so that another one may have its request.
+//! When a consumer counts as silent, so that its request may be sent to another one too.
 //!
-//! Nothing is known of how long an answer may take, but for how long answers took: a request is
-//! silent when it has waited, without any progress, for [`TIMES`] as long as the longest wait of
-//! late, and never before [`SILENT_MIN`]. A wait that was long is forgotten slowly, with each
-//! answer a little: a consumer that takes a second for every hundredth batch is given that second.
+//! How long an answer may take is known only from the answers before: a request is silent when it
+//! has waited, without any progress, for [`TIMES`] times the longest recent wait, and at least for
+//! [`SILENT_MIN`]. A long wait is forgotten slowly, a little with each answer. For example, a
+//! consumer that takes 1 s for every hundredth batch is always given more than 1 s.
 //!
-//! Another address works if it has answered since the silence began, or has nothing to answer.
-//! Where all are slow at the same time, none of them gets what another one was given.
+//! Another address works if it has answered since the silence began, or has no request to answer.
+//! If all consumers are slow at the same time, no request is sent twice.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,55 +16,59 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Nothing is called silent before.
+/// The shortest time after which a request is silent.
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 
-/// The same while nothing has been answered yet: a consumer that has just been started may be slow
-/// once.
+/// The time after which a request is silent while no request was answered yet. A consumer that has
+/// just been started may be slow once.
 const SILENT_AT_FIRST: Duration = Duration::from_secs(5);
 
-/// A few times the longest wait of late.
+/// How many times the longest recent wait a request may wait before it is silent.
 const TIMES: u32 = 3;
 
-/// Each answer takes this part off the longest wait: half of it is forgotten after 90 answers.
+/// Each answer takes this part off the longest wait, 1/128. Half of a wait is forgotten after about
+/// 90 answers.
 const FORGET: u32 = 128;
 
-/// Addresses that something is known of. They come and go with what names resolve to.
+/// The most addresses that are remembered. Addresses come and go with DNS, and the oldest is
+/// forgotten first.
 const ADDRESSES_MAX: usize = 1024;
 
-/// What an output's consumers were asked and have answered. Shared by its lanes.
+/// How quickly an output's consumers answer, and which of them owe an answer. Shared by the
+/// requests of the output.
 #[derive(Default)]
-pub(super) struct Answers {
-    state: Mutex<State>,
+pub(super) struct AnswerTimes {
+    state: Mutex<AnswerState>,
 }
 
 #[derive(Default)]
-struct State {
-    /// The longest wait for an answer of late.
+struct AnswerState {
+    /// The longest recent wait for an answer; `None` before the first answer.
     longest: Option<Duration>,
-    addresses: BTreeMap<usize, Address>,
+    /// What is known of each address, by the address's id.
+    addresses: BTreeMap<usize, AddressActivity>,
 }
 
 #[derive(Default)]
-struct Address {
-    /// Requests that it has not answered.
+struct AddressActivity {
+    /// The number of requests that the address has not answered.
     under_way: usize,
-    /// When it answered the last one.
+    /// When the address last took or refused a request; `None` if it never did.
     answered: Option<Instant>,
 }
 
-/// A request that an address has not answered, until it is dropped.
-pub(super) struct UnderWay<'a> {
-    answers: &'a Answers,
+/// Counts one request as not answered by an address, until this value is dropped.
+pub(super) struct Unanswered<'a> {
+    answers: &'a AnswerTimes,
     id: usize,
 }
 
-impl Answers {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl AnswerTimes {
+    fn lock(&self) -> MutexGuard<'_, AnswerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request that has waited longer is silent.
+    /// The time without progress after which a request is silent.
     pub(super) fn limit(&self) -> Duration {
         match self.lock().longest {
             Some(longest) => (longest * TIMES).max(SILENT_MIN),
@@ -72,36 +76,37 @@ impl Answers {
         }
     }
 
-    /// An answer has taken so long since the last progress. Errors don't count: the one of a
-    /// gateway that has waited in vain comes late.
+    /// Notes that an answer came `waited` after the last progress. Error answers must not be noted:
+    /// the 504 of a gateway that waited in vain always comes late.
     pub(super) fn took(&self, waited: Duration) {
         let mut state = self.lock();
         let before = state.longest.unwrap_or_default();
         state.longest = Some(waited.max(before - before / FORGET));
     }
 
-    /// There was progress again after so long.
+    /// Notes that a request made progress again after `waited` without any.
     pub(super) fn paused(&self, waited: Duration) {
         let mut state = self.lock();
         state.longest = state.longest.max(Some(waited));
     }
 
-    /// An address is asked.
-    pub(super) fn asks(&self, id: usize) -> UnderWay<'_> {
+    /// Notes that a request begins at an address.
+    pub(super) fn asks(&self, id: usize) -> Unanswered<'_> {
         let mut state = self.lock();
         state.addresses.entry(id).or_default().under_way += 1;
         if state.addresses.len() > ADDRESSES_MAX {
             state.addresses.pop_first();
         }
-        UnderWay { answers: self, id }
+        Unanswered { answers: self, id }
     }
 
-    /// An address has taken or refused a request: it works.
+    /// Notes that an address has taken or refused a request, which shows that it works.
     pub(super) fn answered(&self, id: usize) {
         self.lock().addresses.entry(id).or_default().answered = Some(Instant::now());
     }
 
-    /// Whether there is no reason to think that an address is silent too.
+    /// Whether an address works, as far as is known: it has answered a request after `since`, or
+    /// owes no answer.
     pub(super) fn works(&self, id: usize, since: Instant) -> bool {
         let state = self.lock();
         state.addresses.get(&id).is_none_or(|address| {
@@ -110,7 +115,7 @@ impl Answers {
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         if let Some(address) = self.answers.lock().addresses.get_mut(&self.id) {
             address.under_way = address.under_way.saturating_sub(1);
@@ -118,22 +123,24 @@ impl Drop for UnderWay<'_> {
     }
 }
 
-/// Since when a request waits without progress, and at which address. Written by who waits for its
-/// answer.
+/// At which address a request waits, and since when without progress. The request writes it, and
+/// the check for silence reads it.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<Option<(usize, Instant)>>);
 
 impl Waiting {
+    /// Notes that the request waits at the address `id`, without progress since `since`.
     pub(super) fn set(&self, id: usize, since: Instant) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, since));
     }
 
-    /// It has an answer.
+    /// Notes that the request has its answer.
     pub(super) fn clear(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// `None`: it is not on a connection yet, or has its answer.
+    /// The id of the address, and since when there is no progress; `None` while the request is on no
+    /// connection yet, and once it has its answer.
     pub(super) fn get(&self) -> Option<(usize, Instant)> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,11 +154,11 @@ mod tests {
 
     #[test]
     fn silence_is_a_few_times_the_longest_wait_of_late_and_a_second_at_least() {
-        let answers = Answers::default();
+        let answers = AnswerTimes::default();
         assert_eq!(answers.limit(), SILENT_AT_FIRST);
         answers.took(SECOND / 100);
         assert_eq!(answers.limit(), SILENT_MIN);
-        // One of a hundred takes 3 s: each is given that.
+        // One answer in a hundred takes 3 s, and every request is given more than that.
         for number in 0..1000 {
             if number % 100 == 0 {
                 answers.took(SECOND * 3);
@@ -163,7 +170,8 @@ mod tests {
             answers.took(SECOND / 100);
         }
         assert_eq!(answers.limit(), SILENT_MIN);
-        // A consumer that pauses in the middle of a body may do so again; progress forgets nothing.
+        // A consumer that pauses in the middle of a body may do so again. Later progress does not
+        // shorten the limit.
         answers.paused(SECOND * 2);
         answers.paused(SECOND / 10);
         assert_eq!(answers.limit(), SECOND * 6);
@@ -171,7 +179,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_works_if_it_has_answered_since_or_owes_nothing() {
-        let answers = Answers::default();
+        let answers = AnswerTimes::default();
         let since = Instant::now();
         assert!(answers.works(7, since), "nothing is known of it");
         let (one, other) = (answers.asks(7), answers.asks(7));

@@ -1,15 +1,16 @@
-//! The socket below an HTTP connection, seen by whoever waits for an answer on it.
+//! The socket below an HTTP connection, and what the sender of a request can learn from it: how far
+//! the request got, and whether the consumer had all of it when the answer began.
 //!
-//! Bytes that were handed to the kernel say little: a slow consumer is busy for minutes with those
-//! in buffers. Progress is therefore the number of a request's bytes that the peer's kernel has
-//! acknowledged. Once it has all of them, there is no progress but the answer: whatever else the
-//! peer sends, as interim answers or half a head, changes nothing.
+//! The bytes that our kernel has taken say little: buffers hold enough to keep a slow consumer busy
+//! for minutes. Progress is therefore the number of the request's bytes that the peer's kernel has
+//! acknowledged. Once all of them are acknowledged, only the answer is progress: interim answers, or
+//! half of a head, are not.
 //!
-//! An answer means something only if its first byte came after the request's last one had arrived.
-//! TCP makes sure that this can be told: the segment with the answer's first byte acknowledges what
-//! the peer has read (RFC 9293 §3.1), so bytes that are not acknowledged when that byte is read
-//! were not read either. [`Watched`] looks at each byte of an answer as it is read, and looks for
-//! one before each write that is not the request's first.
+//! An answer acknowledges a batch only if its first byte was sent after the request's last byte had
+//! arrived. TCP lets us tell: the segment with the answer's first byte also acknowledges everything
+//! that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read the answer's
+//! first byte were not read by the peer either. [`WatchedStream`] notes this for each byte of an
+//! answer as it is read, and looks for an answer before each write that is not the request's first.
 
 use std::io;
 use std::io::Read as _;
@@ -36,62 +37,66 @@ use tokio::net::TcpStream;
 
 use crate::net;
 
-/// Bytes of an answer that are read before there was nothing left to write.
+/// The most bytes of an early answer that are read between two writes.
 const EARLY_BYTES: usize = 4096;
 
-/// The socket. Owned by the connection's driver, below TLS.
-pub(super) struct Wire {
-    shared: Arc<Shared>,
+/// The socket of a connection, below TLS. Owned by the connection's driver.
+pub(super) struct HttpSocket {
+    shared: Arc<SharedSocket>,
 }
 
-struct Shared {
+/// The part of the socket that the driver shares with the layer above TLS and with the sender of
+/// requests.
+struct SharedSocket {
     stream: TcpStream,
-    /// Bytes that the kernel has taken. It never shrinks.
+    /// The bytes that our kernel has taken. The number never falls.
     written: AtomicU64,
-    /// The next read asks the kernel, also where the runtime has not been told of anything to read.
+    /// `true`: the next read asks the kernel even if the runtime has heard of nothing to read.
     asks: AtomicBool,
 }
 
-impl Shared {
-    /// Bytes that the peer's kernel has acknowledged.
+impl SharedSocket {
+    /// The bytes that the peer's kernel has acknowledged.
     fn acknowledged(&self) -> u64 {
         let unacknowledged = net::unacknowledged(&self.stream).unwrap_or_default();
         self.written.load(Ordering::Relaxed).saturating_sub(unacknowledged)
     }
 }
 
-/// How far the request on a connection is. Shared by the connection's driver, the request's body,
-/// and who waits for the answer.
+/// How far the request on a connection has got. Shared by the connection's driver, the request's
+/// body, and the sender of the request.
 #[derive(Clone, Default)]
-pub(super) struct Marks(Arc<Mutex<State>>);
+pub(super) struct RequestMarks(Arc<Mutex<RequestState>>);
 
 #[derive(Default)]
-struct State {
-    /// Some of the request was written.
+struct RequestState {
+    /// Whether some of the request was written.
     begun: bool,
-    /// The body has been taken to its end. Its last piece may lie in buffers of this process.
+    /// Whether hyper has taken the last piece of the body. That piece may still lie in a buffer of
+    /// this process.
     ended: bool,
-    /// The kernel has the whole request: so many bytes were written to the socket by then.
+    /// The bytes that had been written to the socket when our kernel had the whole request; `None`
+    /// before.
     end: Option<u64>,
-    /// The first byte of the answer was read, and whether the peer's kernel had the whole request
-    /// by then. Interim answers don't count.
+    /// Whether the peer's kernel had the whole request when the first byte of the answer was read;
+    /// `None` before that byte. Interim answers (1xx) do not count.
     answered: Option<bool>,
-    /// The same, of the bytes that were read last.
+    /// Whether the peer's kernel had the whole request when bytes were last read.
     last: bool,
 }
 
-impl Marks {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl RequestMarks {
+    fn lock(&self) -> MutexGuard<'_, RequestState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The body has no more pieces.
+    /// Notes that hyper has taken the last piece of the body.
     pub(super) fn body_ended(&self) {
         self.lock().ended = true;
     }
 
-    /// What was read so far was an interim answer. One that comes together with the beginning of
-    /// the next answer hides when that began: it counts from the next byte on.
+    /// Notes that the bytes read so far were an interim answer. If the beginning of the next answer
+    /// was read together with it, the next answer counts as beginning with the next byte.
     pub(super) fn interim(&self) {
         self.lock().answered = None;
     }
@@ -103,21 +108,22 @@ impl Marks {
     }
 }
 
-/// Sees how far a connection is, and does not keep it open.
+/// Tells the sender of requests how far a request has got. It does not keep the socket open.
 pub(super) struct Progress {
-    shared: Weak<Shared>,
-    marks: Marks,
+    shared: Weak<SharedSocket>,
+    marks: RequestMarks,
 }
 
-impl Wire {
+impl HttpSocket {
+    /// Wraps a connected socket.
     pub(super) fn new(stream: TcpStream) -> Self {
         let (written, asks) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { shared: Arc::new(Shared { stream, written, asks }) }
+        Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
     }
 
-    /// The watch over requests, for the layer above TLS and for who waits.
-    pub(super) fn watch(&self) -> Watch {
-        Watch { shared: Arc::clone(&self.shared), marks: Marks::default() }
+    /// The watch over this socket's requests. It must be taken before TLS takes the socket.
+    pub(super) fn watch(&self) -> SocketWatch {
+        SocketWatch { shared: Arc::clone(&self.shared), marks: RequestMarks::default() }
     }
 
     fn poll_write_with(
@@ -139,49 +145,52 @@ impl Wire {
     }
 }
 
-/// What [`Watched`] and [`Progress`] have in common.
-pub(super) struct Watch {
-    shared: Arc<Shared>,
-    marks: Marks,
+/// Makes the [`WatchedStream`] and the [`Progress`] of one connection, which share its socket and
+/// marks.
+pub(super) struct SocketWatch {
+    shared: Arc<SharedSocket>,
+    marks: RequestMarks,
 }
 
-impl Watch {
+impl SocketWatch {
+    /// The view for the sender of requests.
     pub(super) fn progress(&self) -> Progress {
         Progress { shared: Arc::downgrade(&self.shared), marks: self.marks.clone() }
     }
 
-    /// The stream that HTTP is spoken on: the wire, or TLS over it.
-    pub(super) fn over<S>(self, stream: S) -> Watched<S> {
-        Watched { stream, shared: self.shared, marks: self.marks, early: None }
+    /// The stream that HTTP is spoken on. `stream` is the socket, or TLS on the socket.
+    pub(super) fn over<S>(self, stream: S) -> WatchedStream<S> {
+        WatchedStream { stream, shared: self.shared, marks: self.marks, early: None }
     }
 }
 
 impl Progress {
-    /// A request begins, on a connection where nothing is under way.
-    pub(super) fn begin(&self) -> Marks {
-        *self.marks.lock() = State::default();
+    /// Begins a request, and returns its marks. The request before it must be answered.
+    pub(super) fn begin(&self) -> RequestMarks {
+        *self.marks.lock() = RequestState::default();
         self.marks.clone()
     }
 
-    /// Bytes that the peer's kernel has acknowledged, those behind the request not counted. `None`:
-    /// the connection is gone, and its error is on its way.
+    /// The bytes that the peer's kernel has acknowledged since the connection was made, up to the
+    /// end of the request. `None` if the connection is gone; its error arrives with the answer.
     pub(super) fn acknowledged(&self) -> Option<u64> {
         let acknowledged = self.shared.upgrade()?.acknowledged();
         Some(self.marks.lock().end.map_or(acknowledged, |end| acknowledged.min(end)))
     }
 }
 
-/// What HTTP reads from and writes to, with or without TLS. Owned by the connection's driver.
-pub(super) struct Watched<S> {
+/// The stream that HTTP is spoken on, with or without TLS. Owned by the connection's driver.
+pub(super) struct WatchedStream<S> {
     stream: S,
-    shared: Arc<Shared>,
-    marks: Marks,
-    /// What came while there was something to write: the next read's.
+    shared: Arc<SharedSocket>,
+    marks: RequestMarks,
+    /// The result of a read between two writes, which the next read returns; `None` if there is
+    /// none.
     early: Option<io::Result<Bytes>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    /// Bytes of an answer were read.
+impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
+    /// Notes that bytes of an answer were read, and whether the peer had the whole request.
     fn note_answer(&self) {
         let mut state = self.marks.lock();
         let is_whole = state.end.is_some_and(|end| self.shared.acknowledged() >= end);
@@ -189,7 +198,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         state.answered.get_or_insert(is_whole);
     }
 
-    /// Before a write: an answer that is there already has not waited for it.
+    /// Reads before a write. An answer that is already there did not wait for the bytes that are
+    /// written now, and is noted as such.
     fn look(&mut self, cx: &mut Context<'_>) {
         let mut state = self.marks.lock();
         let first = !std::mem::replace(&mut state.begun, true);
@@ -208,18 +218,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             self.note_answer();
         }
         self.early = Some(result.map(|()| read));
-        // Whoever reads has not been told of it.
+        // The task that reads was not woken for these bytes, so it is woken here.
         cx.waker().wake_by_ref();
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for HttpSocket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Shared { stream, asks, .. } = &*self.shared;
+        let SharedSocket { stream, asks, .. } = &*self.shared;
         if asks.swap(false, Ordering::Relaxed) {
             match (&*SockRef::from(stream)).read(buf.initialize_unfilled()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -233,7 +243,8 @@ impl AsyncRead for Wire {
             let tried = stream.try_io(Interest::READABLE, || {
                 let room = unfilled.len();
                 read = (&*SockRef::from(stream)).read(unfilled)?;
-                // All that there was. Said so, the runtime does not ask the socket again before it is told of more.
+                // A short read took all that there was. `WouldBlock` tells the runtime so, and it
+                // does not ask the socket again before more has arrived.
                 if 0 < read && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match tried {
@@ -248,7 +259,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for HttpSocket {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -278,7 +289,7 @@ impl AsyncWrite for Wire {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -305,7 +316,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -328,7 +339,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Called with nothing left in the buffers above.
+    /// hyper calls this when its own buffers are empty, so the kernel has everything that hyper had
+    /// to write.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let mut state = self.marks.lock();

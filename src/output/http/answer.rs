@@ -1,0 +1,169 @@
+//! The meaning of a consumer's answer, or of the error that came in its place.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::HeaderMap;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::header;
+use tokio::time::Instant;
+
+use super::url::BaseUrl;
+use crate::delivery::failure::Failure;
+use crate::delivery::failure::RETRY_AFTER_MAX;
+use crate::telemetry::AttemptError;
+
+/// The most bytes of an answer's body that are read to keep its connection. A longer answer ends
+/// the connection.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// The longest time that an answer's body is read to keep its connection. The status has come by
+/// then, and nothing else in an answer counts.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
+/// How one request went.
+pub(super) enum Outcome {
+    /// The consumer has the batch.
+    Accepted,
+    /// The consumer objects to the events themselves (400, 413, 422).
+    Refused(Failure),
+    /// The batch is to be sent again.
+    Failed(Failure),
+}
+
+/// Returns the pause that the header `Retry-After` asks for, in seconds or as a date (RFC 9110
+/// §10.2.3), at most [`RETRY_AFTER_MAX`]. Returns `None` if there is no such header, if it can't be
+/// read, or if its date is past.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let asked = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Digits that do not fit into a `u64` stand for more than any maximum.
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(value).ok()?.duration_since(now).ok()?
+    };
+    Some(asked.min(RETRY_AFTER_MAX))
+}
+
+/// Returns the outcome that the status of an answer stands for.
+fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
+    let status = response.status();
+    let failure = |reason| Failure {
+        retry_after: retry_after(response.headers(), SystemTime::now()),
+        ..Failure::new(reason, format!("{base}: answered {status}"))
+    };
+    match status {
+        status if status.is_success() => Outcome::Accepted,
+        StatusCode::BAD_REQUEST
+        | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNPROCESSABLE_ENTITY => Outcome::Refused(failure(AttemptError::Status4xx)),
+        StatusCode::TOO_MANY_REQUESTS => Outcome::Failed(failure(AttemptError::Status429)),
+        status if status.is_client_error() => Outcome::Failed(failure(AttemptError::Status4xx)),
+        status if status.is_server_error() => Outcome::Failed(failure(AttemptError::Status5xx)),
+        _ => Outcome::Failed(failure(AttemptError::Protocol)),
+    }
+}
+
+/// Returns the outcome of an answer that began before the consumer had the whole request. Such an
+/// answer may refuse a request by its head. It can't accept a batch that has not arrived: a proxy
+/// or a default backend answers like that, whether or not the consumer is there.
+pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
+    match meaning(base, response) {
+        Outcome::Accepted => {
+            let status = response.status();
+            let what = format!(
+                "{base}: answered {status} before it had the whole request, which is no \
+                 acknowledgement"
+            );
+            Outcome::Failed(Failure::new(AttemptError::Protocol, what))
+        }
+        outcome @ (Outcome::Refused(_) | Outcome::Failed(_)) => outcome,
+    }
+}
+
+/// Reads the body of an answer and throws it away, until `deadline` at most. Returns the answer's
+/// outcome, and whether the connection can be used for another request.
+pub(super) async fn judge(
+    base: &BaseUrl,
+    response: Response<Incoming>,
+    deadline: Instant,
+) -> (Outcome, bool) {
+    let outcome = meaning(base, &response);
+    let mut body = response.into_body();
+    let mut read = 0;
+    let rest = async {
+        while let Some(frame) = body.frame().await {
+            read += frame.ok()?.data_ref().map_or(0, Bytes::len);
+            if read > ANSWER_BYTES_MAX {
+                return None;
+            }
+        }
+        Some(())
+    };
+    let deadline = deadline.min(Instant::now() + ANSWER_TIME);
+    let keep = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
+    (outcome, keep)
+}
+
+/// Returns the reason why a request on an open connection got no answer.
+pub(super) fn reason(error: &hyper::Error) -> AttemptError {
+    if error.is_parse() {
+        return AttemptError::Protocol;
+    }
+    let mut source = Error::source(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            // With TLS 1.3 a server refuses the client's certificate after the handshake.
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                return AttemptError::Tls;
+            }
+            if error.kind() == io::ErrorKind::TimedOut {
+                return AttemptError::Timeout;
+            }
+            return AttemptError::Closed;
+        }
+        source = error.source();
+    }
+    AttemptError::Closed
+}
+
+/// Returns the text of an error followed by the texts of its causes: `outer: inner: innermost`.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_str(value).unwrap());
+            retry_after(&headers, now)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("Sun, 09 Sep 2001 01:46:50 GMT"), Some(Duration::from_secs(10)));
+        assert_eq!(of("Sun, 09 Sep 2001 01:46:30 GMT"), None);
+        assert_eq!(of("99999999999999999999999"), Some(RETRY_AFTER_MAX));
+        assert_eq!(of("Fri, 31 Dec 9999 23:59:59 GMT"), Some(RETRY_AFTER_MAX));
+        assert_eq!((of("soon"), of("-1"), of("+1"), of("")), (None, None, None, None));
+    }
+}

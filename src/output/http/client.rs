@@ -1,0 +1,215 @@
+//! The HTTP client of one output: its settings, its addresses, and how a connection is made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::body::Upload;
+use super::expanded::Expanded;
+use super::pool::ConnectionKey;
+use super::pool::PooledConnection;
+use super::proxy::Proxy;
+use super::request::Form;
+use super::silence::AnswerTimes;
+use super::url::BaseUrl;
+use super::url::HttpEndpoint;
+use super::wire::HttpSocket;
+use crate::config;
+use crate::config::HostPort;
+use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Place;
+use crate::delivery::endpoints::Target;
+use crate::delivery::failure::Failure;
+use crate::delivery::failure::StageError;
+use crate::delivery::files::Files;
+use crate::delivery::files::Staged;
+use crate::net;
+use crate::output::transport::connection::dial_failure;
+use crate::output::transport::tls_session::Expiry;
+use crate::output::transport::tls_session::Tls;
+use crate::telemetry::AttemptError;
+use crate::telemetry::OutputMetrics;
+
+/// The TCP keepalive interval of connections, also of those that are idle in a lane.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Sends the requests of one output. Shared by the connector, the link, the requests under way, and
+/// the watch over the addresses.
+///
+/// `endpoints` and `expanded` hold the same URLs in the same order. A reload replaces one after the
+/// other, so a reader of both checks that they agree ([`Client::pick`]).
+pub(super) struct Client {
+    pub(super) config: config::HttpOutput,
+    pub(super) form: Form,
+    pub(super) timeouts: config::Timeouts,
+    pub(super) limits: config::BatchLimits,
+    pub(super) endpoints: Arc<Endpoints>,
+    tls: Arc<Tls>,
+    /// `None` until the files have been read.
+    pub(super) expanded: ArcSwapOption<Expanded>,
+    pub(super) metrics: OutputMetrics,
+    pub(super) answer_times: AnswerTimes,
+    /// The tasks that drive connections. Each ends with its connection.
+    pub(super) drivers: TaskTracker,
+}
+
+impl Client {
+    /// A client that has read no file and made no connection yet.
+    pub(super) fn new(
+        http: &config::HttpOutput,
+        output: &config::Output,
+        metrics: OutputMetrics,
+        expiry: Expiry,
+    ) -> Self {
+        Self {
+            config: http.clone(),
+            form: Form { format: http.format, compression: http.compression },
+            timeouts: output.timeouts.clone(),
+            limits: output.batch,
+            endpoints: Arc::new(Endpoints::new(&output.name, http.strategy, &output.timeouts)),
+            tls: Arc::new(Tls::new(http.tls.clone(), &[b"http/1.1"], expiry)),
+            expanded: ArcSwapOption::empty(),
+            metrics,
+            answer_times: AnswerTimes::default(),
+            drivers: TaskTracker::new(),
+        }
+    }
+
+    /// Picks the next address, and returns it with the current settings. Returns `None` while the
+    /// files have not been read.
+    pub(super) async fn pick(&self) -> Option<(Arc<Expanded>, Attempt)> {
+        loop {
+            let expanded = self.expanded.load_full()?;
+            let attempt = self.endpoints.pick()?;
+            let place = attempt.place();
+            let endpoint = expanded.endpoints.get(place.entry);
+            if endpoint.is_some_and(|endpoint| endpoint.base.at == place.name) {
+                return Some((expanded, attempt));
+            }
+            // A reload has replaced the settings, and replaces the addresses in a moment.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Connects to an address, with the TLS handshake if there is one, and sends nothing.
+    pub(super) async fn reach(&self, place: Place) -> Result<(), Failure> {
+        let gone =
+            || Failure::new(AttemptError::Protocol, format!("{place}: no such URL any more"));
+        let expanded = self.expanded.load_full().ok_or_else(gone)?;
+        let base = &expanded.endpoints.get(place.entry).ok_or_else(gone)?.base;
+        let deadline = Instant::now() + self.timeouts.connect;
+        let stream = self.open(base, &place, expanded.proxy.as_ref(), deadline).await?;
+        if base.https {
+            let HostPort { host, port } = &base.at;
+            self.tls.handshake(host, *port, stream, deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes an HTTP connection to an address, and starts the task that drives it.
+    pub(super) async fn dial(
+        &self,
+        base: &BaseUrl,
+        place: Place,
+        proxy: Option<&Proxy>,
+    ) -> Result<PooledConnection, Failure> {
+        let deadline = Instant::now() + self.timeouts.connect;
+        let failure =
+            |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{base}: {error}"));
+        let socket = HttpSocket::new(self.open(base, &place, proxy, deadline).await?);
+        let watch = socket.watch();
+        let progress = watch.progress();
+        let (sender, driver) = if base.https {
+            let HostPort { host, port } = &base.at;
+            let stream = watch.over(self.tls.handshake(host, *port, socket, deadline).await?);
+            self.drive(stream).await.map_err(failure)?
+        } else {
+            self.drive(watch.over(socket)).await.map_err(failure)?
+        };
+        let key = ConnectionKey { base: base.clone(), proxy: proxy.cloned(), place };
+        let expiry = self.endpoints.expiry();
+        Ok(PooledConnection { key, expiry, sender, progress, driver, busy: false })
+    }
+
+    /// Begins HTTP/1.1 on a stream. The task that drives the connection ends when the sender is
+    /// dropped, or when the peer closes the connection.
+    async fn drive(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> hyper::Result<(http1::SendRequest<Upload>, AbortHandle)> {
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+        Ok((sender, self.drivers.spawn(driver).abort_handle()))
+    }
+
+    /// Makes a TCP connection to an address, directly or through the proxy.
+    async fn open(
+        &self,
+        base: &BaseUrl,
+        place: &Place,
+        proxy: Option<&Proxy>,
+        deadline: Instant,
+    ) -> Result<TcpStream, Failure> {
+        let stream = match (proxy, place.socket) {
+            (Some(proxy), _) => tunnel(base, proxy, deadline).await?,
+            (None, Some(address)) => {
+                let connected = net::connect(address, deadline).await;
+                connected.map_err(|error| dial_failure(&error))?
+            }
+            (None, None) => {
+                let what = format!("{place} has no address");
+                return Err(Failure::new(AttemptError::Resolve, what));
+            }
+        };
+        // The socket options notice a silent peer early. Without them the request timeout still
+        // notices it, so an error is ignored.
+        net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
+        Ok(stream)
+    }
+}
+
+/// Connects to the proxy and asks it for a connection to the consumer.
+async fn tunnel(base: &BaseUrl, proxy: &Proxy, deadline: Instant) -> Result<TcpStream, Failure> {
+    let HostPort { host, port } = &proxy.at;
+    let dialled = net::dial(host, *port, deadline).await.map_err(|error| {
+        let failure = dial_failure(&error);
+        Failure::new(failure.reason, format!("{base}: {proxy}: {failure}"))
+    });
+    let mut stream = dialled?;
+    let opening = proxy.open(&mut stream, &base.at);
+    let opened = tokio::time::timeout_at(deadline, opening).await.unwrap_or_else(|_| {
+        let what = format!("{proxy}: no answer within the connect timeout");
+        Err((AttemptError::Timeout, what))
+    });
+    opened.map_err(|(reason, what)| Failure::new(reason, format!("{base}: {what}")))?;
+    Ok(stream)
+}
+
+impl Files for Client {
+    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
+        let expanded = Expanded::read(&self.config).map_err(StageError::Setting)?;
+        let has_https = expanded.endpoints.iter().any(|endpoint| endpoint.base.https);
+        let tls = has_https.then(|| Arc::clone(&self.tls).stage()).transpose()?;
+        Ok(Box::new(move || {
+            // A proxy resolves the consumer's name itself.
+            let resolved_here = expanded.proxy.is_none();
+            let target = |endpoint: &HttpEndpoint| {
+                let name = endpoint.base.at.clone();
+                Target { name, resolved_here }
+            };
+            let targets = expanded.endpoints.iter().map(target).collect();
+            self.expanded.store(Some(Arc::new(expanded)));
+            self.endpoints.set(targets);
+            tls.into_iter().for_each(|staged| staged());
+        }))
+    }
+}

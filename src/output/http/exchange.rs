@@ -1,0 +1,279 @@
+//! One batch as a request and its answer, and as a second request where the first consumer is
+//! silent while another one is not.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::answer;
+use super::answer::Outcome;
+use super::answer::chain;
+use super::body::Pieces;
+use super::body::Upload;
+use super::client::Client;
+use super::expanded::Expanded;
+use super::pool::Lane;
+use super::pool::PooledConnection;
+use super::silence::Waiting;
+use super::wire::Progress;
+use crate::config::Strategy;
+use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Place;
+use crate::delivery::failure::Failure;
+use crate::queue::Batch;
+use crate::telemetry::AttemptError;
+
+/// How often within `timeouts.request` a request's progress is checked. With a timeout of 60 s that
+/// is every 6 s.
+const PROGRESS_CHECKS: u32 = 10;
+
+/// The longest time between two checks if the output notices silence (`round_robin`).
+const SILENCE_CHECK: Duration = Duration::from_millis(100);
+
+/// How one request went.
+struct Exchanged {
+    attempt: Attempt,
+    outcome: Outcome,
+    /// The request's connection; `None` if it can't be used again.
+    connection: Option<PooledConnection>,
+}
+
+impl Client {
+    /// Sends a batch on the lane's connection to the address whose turn it is, or on a new one if
+    /// the lane has none. If that address is silent while another one works, sends the batch to the
+    /// other one too. Returns the id of the address that decided the outcome, and the outcome.
+    pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
+        let Some((expanded, attempt)) = self.pick().await else {
+            let failure =
+                Failure::new(AttemptError::Protocol, "the URL's files have not been read");
+            return (0, Outcome::Failed(failure));
+        };
+        let body = match self.form.encode(batch).await {
+            Ok(body) => body,
+            Err(failure) => {
+                let outcome = Outcome::Failed(failure);
+                return self.settle(lane, Exchanged { attempt, outcome, connection: None });
+            }
+        };
+        let waiting = Waiting::default();
+        let pooled = lane.take(&expanded, attempt.place());
+        let mut first =
+            Box::pin(self.exchange(pooled, &expanded, attempt, body.clone(), Some(&waiting)));
+        let (silent, since, other) = tokio::select! {
+            biased;
+            done = first.as_mut() => return self.settle(lane, done),
+            silence = self.silence(&waiting) => silence,
+        };
+        self.endpoints.suspect(silent, since.elapsed());
+        self.metrics.retries.increment(1);
+        let pooled = lane.take(&expanded, &other);
+        let attempt = self.endpoints.give(other);
+        let second = Box::pin(self.exchange(pooled, &expanded, attempt, body, None));
+        let done = self.first_answer(first, second).await;
+        self.settle(lane, done)
+    }
+
+    /// Waits until one of two requests with the same batch is accepted or refused, and drops the
+    /// other one. If one of them fails, the other decides.
+    async fn first_answer<F: Future<Output = Exchanged>>(
+        &self,
+        mut silent: Pin<Box<F>>,
+        mut second: Pin<Box<F>>,
+    ) -> Exchanged {
+        let (done, other) = tokio::select! {
+            biased;
+            done = silent.as_mut() => (done, second),
+            done = second.as_mut() => {
+                if !matches!(done.outcome, Outcome::Failed(_)) {
+                    // The silent address is no longer waited for, and its connection ends.
+                    self.metrics.failed(AttemptError::Timeout);
+                }
+                (done, silent)
+            }
+        };
+        match done.outcome {
+            Outcome::Accepted | Outcome::Refused(_) => done,
+            Outcome::Failed(failure) => {
+                done.attempt.failed(&failure);
+                self.metrics.failed(failure.reason);
+                other.await
+            }
+        }
+    }
+
+    /// Notes how a request went, and puts its connection back in the lane. Returns the id of the
+    /// address, and the outcome for the delivery loop.
+    fn settle(&self, lane: &mut Lane, done: Exchanged) -> (usize, Outcome) {
+        let Exchanged { attempt, mut outcome, connection } = done;
+        if let Some(connection) = connection {
+            lane.put_back(connection, self.endpoints.count());
+        }
+        if !matches!(outcome, Outcome::Failed(_)) {
+            self.answer_times.answered(attempt.place().id);
+        }
+        let another_may = self.config.strategy == Strategy::RoundRobin;
+        match outcome {
+            // With `round_robin` all consumers are equal, so a consumer that refuses a batch that
+            // another one may take is at fault itself. It is passed over, and tried again later.
+            Outcome::Refused(mut failure) if another_may && attempt.refused(&failure) => {
+                failure.elsewhere = true;
+                outcome = Outcome::Failed(failure);
+            }
+            Outcome::Refused(_) if another_may => {}
+            Outcome::Accepted | Outcome::Refused(_) => attempt.succeeded(),
+            Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
+        }
+        (attempt.place().id, outcome)
+    }
+
+    /// Waits until a request is silent while another address works. Returns the id of the silent
+    /// address, since when it is silent, and the other address. Never returns with `failover`.
+    async fn silence(&self, waiting: &Waiting) -> (usize, Instant, Place) {
+        if self.config.strategy != Strategy::RoundRobin {
+            return std::future::pending().await;
+        }
+        loop {
+            let limit = self.answer_times.limit();
+            let wake = match waiting.get() {
+                Some((id, since)) if since.elapsed() >= limit => {
+                    let others = self.endpoints.others(id);
+                    let other = others.into_iter().find(|it| self.answer_times.works(it.id, since));
+                    if let Some(other) = other {
+                        return (id, since, other);
+                    }
+                    Instant::now() + SILENCE_CHECK
+                }
+                Some((_, since)) => since + limit,
+                None => Instant::now() + SILENCE_CHECK,
+            };
+            tokio::time::sleep_until(wake).await;
+        }
+    }
+
+    /// Sends one request and waits for its answer. `pooled` is a connection to the address, if the
+    /// lane had one. `waiting` is told since when the request makes no progress.
+    async fn exchange(
+        &self,
+        mut pooled: Option<PooledConnection>,
+        expanded: &Expanded,
+        mut attempt: Attempt,
+        body: Pieces,
+        waiting: Option<&Waiting>,
+    ) -> Exchanged {
+        let result = self.send(&mut pooled, expanded, &mut attempt, &body, waiting).await;
+        let outcome = result.unwrap_or_else(Outcome::Failed);
+        Exchanged { attempt, outcome, connection: pooled }
+    }
+
+    /// Does the work of [`Client::exchange`]. Leaves in `pooled` a connection that can be used
+    /// again, or `None`.
+    async fn send(
+        &self,
+        pooled: &mut Option<PooledConnection>,
+        expanded: &Expanded,
+        attempt: &mut Attempt,
+        body: &Pieces,
+        waiting: Option<&Waiting>,
+    ) -> Result<Outcome, Failure> {
+        let Some(endpoint) = expanded.endpoints.get(attempt.place().entry) else {
+            return Err(Failure::new(AttemptError::Protocol, "no such URL"));
+        };
+        let base = &endpoint.base;
+        let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
+        loop {
+            let usable = self.usable(pooled.take()).await;
+            let reused = usable.is_some();
+            let mut connection = match usable {
+                Some(connection) => connection,
+                None => {
+                    let dial = |place| self.dial(base, place, expanded.proxy.as_ref());
+                    self.endpoints.dial(attempt, dial).await?
+                }
+            };
+            let marks = connection.progress.begin();
+            connection.busy = true;
+            let (pieces, metrics) = (body.clone(), self.metrics.clone());
+            let upload = Upload { pieces, metrics, marks: marks.clone() };
+            let request = self.form.request(endpoint, &expanded.headers, upload);
+            let request =
+                request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
+            let id = attempt.place().id;
+            let _under_way = self.answer_times.asks(id);
+            let answer = connection.sender.send_request(request);
+            let waited = self.in_time(&connection.progress, waiting, id, answer).await;
+            let (response, since) = match waited {
+                Some((Ok(response), since)) => (response, since),
+                Some((Err(error), _)) => match answer::reason(&error) {
+                    // The peer closed the idle connection while the request was on its way. That
+                    // says nothing about the request.
+                    AttemptError::Closed if reused => continue,
+                    reason => return Err(failed(reason, &chain(&error))),
+                },
+                None => {
+                    let waited = self.timeouts.request.as_secs_f64();
+                    let what = format!("no answer and no progress for {waited} s");
+                    return Err(failed(AttemptError::Timeout, &what));
+                }
+            };
+            if !marks.was_whole() {
+                // The consumer does not want the rest of the request, so the connection ends.
+                return Ok(answer::early(base, &response));
+            }
+            connection.busy = false;
+            let waited = since.elapsed();
+            let deadline = since + self.timeouts.request;
+            let (outcome, keep) = answer::judge(base, response, deadline).await;
+            if !matches!(outcome, Outcome::Failed(_)) {
+                self.answer_times.took(waited);
+            }
+            *pooled = Some(connection).filter(|it| keep && !it.is_over(&self.endpoints));
+            return Ok(outcome);
+        }
+    }
+
+    /// Returns the connection when it is ready for a request; `None` if the peer has closed it, or
+    /// if there is none.
+    async fn usable(&self, pooled: Option<PooledConnection>) -> Option<PooledConnection> {
+        let mut connection = pooled?;
+        let ready = tokio::time::timeout(self.timeouts.connect, connection.sender.ready()).await;
+        matches!(ready, Ok(Ok(()))).then_some(connection)
+    }
+
+    /// Waits for the end of `exchange` while the peer's kernel takes the request, and then for at
+    /// most `timeouts.request`. Returns the result, and since when there was no progress; `None` if
+    /// the time is over.
+    async fn in_time<T>(
+        &self,
+        progress: &Progress,
+        waiting: Option<&Waiting>,
+        id: usize,
+        exchange: impl Future<Output = T>,
+    ) -> Option<(T, Instant)> {
+        let mut exchange = std::pin::pin!(exchange);
+        let limit = self.timeouts.request;
+        let interval = match self.config.strategy {
+            Strategy::Failover => limit / PROGRESS_CHECKS,
+            Strategy::RoundRobin => SILENCE_CHECK.min(limit / PROGRESS_CHECKS),
+        };
+        let (mut seen, mut since) = (progress.acknowledged(), Instant::now());
+        loop {
+            if let Some(waiting) = waiting {
+                waiting.set(id, since);
+            }
+            let until = (Instant::now() + interval).min(since + limit);
+            if let Ok(done) = tokio::time::timeout_at(until, exchange.as_mut()).await {
+                waiting.inspect(|waiting| waiting.clear());
+                return Some((done, since));
+            }
+            let now = progress.acknowledged();
+            if now.is_some() && now != seen {
+                self.answer_times.paused(since.elapsed());
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() >= limit {
+                return None;
+            }
+        }
+    }
+}

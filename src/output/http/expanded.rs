@@ -1,0 +1,102 @@
+//! The settings of an `http` output that come from `${…}` templates and files: URLs, the proxy,
+//! headers and credentials.
+
+use std::io;
+use std::path::Path;
+
+use base64::prelude::BASE64_STANDARD;
+use base64::prelude::Engine as _;
+use hyper::HeaderMap;
+use hyper::header;
+use hyper::header::HeaderName;
+use hyper::header::HeaderValue;
+
+use super::answer::chain;
+use super::proxy::Proxy;
+use super::url::HttpEndpoint;
+use crate::config;
+
+/// Templates and files as they were at the start or at the last reload. A new one replaces it as a
+/// whole.
+pub(super) struct Expanded {
+    /// The configured URLs, in order.
+    pub(super) endpoints: Vec<HttpEndpoint>,
+    /// The proxy that all connections go through; `None`: connections go to the consumer directly.
+    pub(super) proxy: Option<Proxy>,
+    /// The configured headers and the credentials, for each request.
+    pub(super) headers: HeaderMap,
+}
+
+impl Expanded {
+    /// Expands the templates and reads the files.
+    ///
+    /// # Errors
+    ///
+    /// The text names a key or a file, and never shows what a template expands to or a file holds.
+    pub(super) fn read(config: &config::HttpOutput) -> Result<Self, String> {
+        let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
+        let mut endpoints = Vec::new();
+        for (index, template) in config.urls.iter().enumerate() {
+            let endpoint = HttpEndpoint::parse(&expand(template)?);
+            endpoints.push(endpoint.map_err(|what| format!("urls[{index}] {what}"))?);
+        }
+        let proxy = match &config.proxy {
+            Some(template) => {
+                Some(Proxy::new(&expand(template)?).map_err(|what| format!("proxy {what}"))?)
+            }
+            None => None,
+        };
+        let mut headers = HeaderMap::new();
+        for (name, template) in &config.headers {
+            let text = expand(template)?;
+            let name = HeaderName::from_bytes(name.as_bytes())
+                .map_err(|_| format!("headers.{name} is no header name"))?;
+            let mut value = HeaderValue::from_str(&text)
+                .map_err(|_| format!("headers.{name} is no header value"))?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+        if let Some(value) = authorization(config)? {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        Ok(Self { endpoints, proxy, headers })
+    }
+}
+
+/// The value of the header `Authorization`, from the token file or from the user and the password
+/// file; `None` if neither is configured.
+fn authorization(config: &config::HttpOutput) -> Result<Option<HeaderValue>, String> {
+    let cannot_read =
+        |file: &Path, error: io::Error| format!("cannot read {}: {error}", file.display());
+    let (credentials, file) = if let Some(file) = &config.bearer_token_file {
+        let token = config::read_token(file).map_err(|error| cannot_read(file, error))?;
+        (format!("Bearer {token}"), file)
+    } else if let Some(basic) = &config.basic_auth {
+        let user = basic.username.expand().map_err(|error| chain(&error))?;
+        // A password may begin or end with a blank, so only its line break is taken off.
+        let file = &basic.password_file;
+        let password = config::read_secret(file).map_err(|error| cannot_read(file, error))?;
+        let pair = format!("{user}:{password}");
+        (format!("Basic {}", BASE64_STANDARD.encode(pair)), file)
+    } else {
+        return Ok(None);
+    };
+    let mut value = HeaderValue::from_str(&credentials)
+        .map_err(|_| format!("{} holds what no header can", file.display()))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_rfc4648() {
+        for (plain, coded) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(BASE64_STANDARD.encode(plain), coded);
+        }
+    }
+}

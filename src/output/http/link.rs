@@ -1,0 +1,225 @@
+//! The link of an `http` output: its lanes, and the requests under way.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
+
+use super::answer::Outcome;
+use super::client::Client;
+use super::pool::Lane;
+use super::pool::PooledConnection;
+use crate::delivery::link::CLOSE_TIME;
+use crate::delivery::link::Event;
+use crate::delivery::link::Link;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Take;
+
+/// After a request of less than [`SMALL_BYTES`], the next request waits for an answer, or for this
+/// time. Single events then share requests if the consumer answers quickly; if it does not, they
+/// leave 5 ms later at most.
+const COALESCE: Duration = Duration::from_millis(5);
+
+/// A request of this size or more makes no other request wait.
+const SMALL_BYTES: u64 = 64 * 1024;
+
+/// A request under way. It owns a lane, and gives the lane back with the outcome.
+type UnderWay = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + Send>>;
+
+/// The requests of an `http` output. The delivery loop owns the link, and does all its work by
+/// polling [`Link::event`]; only the tasks that drive connections run by themselves.
+///
+/// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s. A batch takes
+/// an idle lane with it, picks an address, and uses the lane's connection to that address or dials
+/// a new one. When its outcome is known, the lane comes back with the connection, and the link
+/// reports the claim as accepted, refused or failed. The link itself never breaks: a failed
+/// connection is the failure of its request.
+///
+/// Three things happen besides:
+///
+/// - *Coalescing.* After a small request the link has no room for [`COALESCE`], or until any
+///   request is answered.
+/// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when their
+///   address leaves the set.
+/// - *Hedging.* With `round_robin`, a request that is silent while another address works is sent to
+///   that address too ([`Client::attempt`]).
+///
+/// Invariants: at most `concurrency` claims are on the wire. Each claim ends with exactly one event.
+/// With `concurrency = 1` events arrive in the order of the queue.
+pub(super) struct HttpLink {
+    client: Arc<Client>,
+    /// The lanes without a request.
+    idle: Vec<Lane>,
+    /// The requests under way.
+    busy: FuturesUnordered<UnderWay>,
+    /// Until when no other request begins; `None`: it may begin now. See [`COALESCE`].
+    waits_until: Option<Instant>,
+    /// The id of the address that the last event came from.
+    consumer: usize,
+    /// The version of the addresses at the last [`HttpLink::tidy`].
+    tidied: u64,
+}
+
+impl HttpLink {
+    /// A link without connections.
+    pub(super) fn new(client: Arc<Client>) -> Self {
+        let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
+        let busy = FuturesUnordered::new();
+        Self { client, idle, busy, waits_until: None, consumer: 0, tidied: 0 }
+    }
+
+    /// Closes idle connections that take no more requests. Returns when the next one reaches its
+    /// age, or `None` if none does.
+    fn tidy(&mut self) -> Option<Instant> {
+        let endpoints = &self.client.endpoints;
+        let version = endpoints.version();
+        let changed = std::mem::replace(&mut self.tidied, version) != version;
+        let is_over = |connection: &PooledConnection| match changed {
+            true => connection.is_over(endpoints),
+            false => connection.has_expired(),
+        };
+        self.idle.iter_mut().for_each(|lane| lane.close_if(is_over));
+        self.idle.iter().filter_map(Lane::first_expiry).min()
+    }
+}
+
+impl Link for HttpLink {
+    fn room(&self) -> Option<Take> {
+        let limits = self.client.limits;
+        (!self.idle.is_empty() && self.waits_until.is_none())
+            .then_some(Take { bytes: limits.max_bytes, events: limits.max_events })
+    }
+
+    fn send(&mut self, batch: Batch) {
+        let mut lane = self.idle.pop().unwrap_or_default();
+        let client = Arc::clone(&self.client);
+        // A batch that is at least half full gains little by waiting for more events.
+        let limits = self.client.limits;
+        let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
+            && batch.events < limits.max_events / 2;
+        self.waits_until = is_small.then(|| Instant::now() + COALESCE);
+        self.busy.push(Box::pin(async move {
+            let claim = batch.claim;
+            let outcome = client.attempt(&mut lane, batch).await;
+            (lane, claim, outcome)
+        }));
+    }
+
+    async fn event(&mut self) -> Event {
+        let client = Arc::clone(&self.client);
+        let exchanged = loop {
+            // The future is made before the addresses are looked at, so that no change is missed.
+            let changed = client.endpoints.changed();
+            let expiry = self.tidy();
+            let at =
+                |time: Option<Instant>| tokio::time::sleep_until(time.unwrap_or_else(Instant::now));
+            tokio::select! {
+                biased;
+                exchanged = self.busy.next(), if !self.busy.is_empty() => break exchanged,
+                () = at(self.waits_until), if self.waits_until.is_some() => break None,
+                () = at(expiry), if expiry.is_some() => {}
+                () = changed => {}
+            }
+        };
+        self.waits_until = None;
+        let Some((lane, claim, (id, outcome))) = exchanged else { return Event::Room };
+        self.idle.push(lane);
+        self.consumer = id;
+        match outcome {
+            Outcome::Accepted => Event::Accepted { claim, rejected: Vec::new() },
+            Outcome::Refused(failure) => Event::Refused(claim, failure),
+            Outcome::Failed(failure) => Event::Failed(claim, failure),
+        }
+    }
+
+    fn consumer(&self) -> usize {
+        self.consumer
+    }
+
+    /// Cuts off the requests under way, whose claims are not final, and ends the idle connections in
+    /// order.
+    async fn close(self) {
+        drop((self.idle, self.busy));
+        self.client.drivers.close();
+        tokio::time::timeout(CLOSE_TIME, self.client.drivers.wait()).await.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config;
+    use crate::delivery::files::Files as _;
+    use crate::output::transport::tls_session::Expiry;
+
+    /// Returns a link with three lanes, and its consumer, which takes connections and never answers.
+    fn silent_link(limits: &str) -> (HttpLink, std::net::TcpListener) {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let text = format!(
+            "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'http'\n\
+             urls = ['http://{address}/']\nconcurrency = 3\nbatch = {{ {limits} }}\n"
+        );
+        let read = config::read(&text);
+        let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
+        let config::OutputKind::Http(http) = &output.kind else { panic!("{text}") };
+        let telemetry = Arc::new(crate::telemetry::Telemetry::new());
+        let expiry = Expiry::new(&telemetry, "o");
+        let client = Arc::new(Client::new(http, &output, telemetry.output("o"), expiry));
+        (Arc::clone(&client).stage().unwrap())();
+        (HttpLink::new(client), listener)
+    }
+
+    /// Returns a batch that claims to hold `events` events in `bytes` bytes.
+    fn batch(events: u64, bytes: usize) -> Batch {
+        let lines = Bytes::from("x".repeat(bytes - 1) + "\n");
+        Batch {
+            claim: Claim::of(0, events),
+            events,
+            bytes: bytes as u64,
+            pieces: vec![lines],
+            origins: Vec::new(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_request_waits_for_the_one_under_way_and_not_for_long() {
+        let (mut link, _consumer) = silent_link("max_events = 100");
+        link.send(batch(1, 800));
+        assert_eq!(link.room(), None);
+        let begun = Instant::now();
+        let event = link.event().await;
+        assert!(matches!(event, Event::Room), "{event:?}");
+        assert!((COALESCE..COALESCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert!(link.room().is_some());
+        // Each small request makes the next one wait, and the third lane is the last.
+        link.send(batch(1, 800));
+        assert_eq!(link.room(), None);
+        assert!(matches!(link.event().await, Event::Room));
+        link.send(batch(1, 800));
+        assert!(matches!(link.event().await, Event::Room));
+        assert_eq!(link.room(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_waits_beside_a_request_that_is_large_or_holds_what_it_may() {
+        let (mut link, _consumer) = silent_link("max_events = 100");
+        link.send(batch(10, 64 * 1024));
+        assert!(link.room().is_some());
+        link.send(batch(50, 800));
+        assert!(link.room().is_some());
+        let (mut link, _consumer) = silent_link("max_events = 1");
+        link.send(batch(1, 800));
+        assert!(link.room().is_some());
+        let (mut link, _consumer) = silent_link("max_bytes = '16KiB'");
+        link.send(batch(1, 8 * 1024));
+        assert!(link.room().is_some());
+    }
+}

@@ -1,0 +1,99 @@
+//! The connections that an `http` output keeps between requests.
+
+use hyper::client::conn::http1;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::body::Upload;
+use super::expanded::Expanded;
+use super::proxy::Proxy;
+use super::url::BaseUrl;
+use super::wire::Progress;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Place;
+
+/// Where a connection leads, and how. A connection may be used for a request if its key is the one
+/// that a new connection for the request would have.
+pub(super) struct ConnectionKey {
+    pub(super) base: BaseUrl,
+    /// The proxy that the connection goes through; `None`: it goes to the consumer directly.
+    pub(super) proxy: Option<Proxy>,
+    pub(super) place: Place,
+}
+
+/// An open HTTP/1.1 connection that is used for one request after the other.
+pub(super) struct PooledConnection {
+    pub(super) key: ConnectionKey,
+    /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
+    pub(super) expiry: Option<Instant>,
+    pub(super) sender: http1::SendRequest<Upload>,
+    pub(super) progress: Progress,
+    /// Ends the task that drives the connection.
+    pub(super) driver: AbortHandle,
+    /// Whether the last request is not answered, or was answered too early. Such a connection can't
+    /// end in order, so dropping it aborts its driver.
+    pub(super) busy: bool,
+}
+
+impl Drop for PooledConnection {
+    fn drop(&mut self) {
+        if self.busy {
+            self.driver.abort();
+        }
+    }
+}
+
+impl PooledConnection {
+    /// Whether the connection has reached its age.
+    pub(super) fn has_expired(&self) -> bool {
+        self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
+    }
+
+    /// Whether the connection takes no more requests: it has reached its age, or its address is no
+    /// longer in the set.
+    pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
+        self.has_expired() || endpoints.is_gone(&self.key.place)
+    }
+}
+
+/// The right to send one request at a time, with the connections that were opened for it: at most
+/// one to each address. An output has as many lanes as `concurrency` says. A lane is owned by the
+/// link while it is idle, and by its request while that is under way.
+#[derive(Default)]
+pub(super) struct Lane {
+    /// Connections without a request, the one unused for longest first.
+    idle: Vec<PooledConnection>,
+}
+
+impl Lane {
+    /// Takes out the connection that leads to `place`; `None` if there is none, or if it has
+    /// reached its age. That one is closed.
+    pub(super) fn take(&mut self, expanded: &Expanded, place: &Place) -> Option<PooledConnection> {
+        let base = &expanded.endpoints.get(place.entry)?.base;
+        let proxy = expanded.proxy.as_ref();
+        let leads_there = |key: &ConnectionKey| {
+            key.base == *base && key.proxy.as_ref() == proxy && key.place.id == place.id
+        };
+        let index = self.idle.iter().position(|connection| leads_there(&connection.key))?;
+        Some(self.idle.remove(index)).filter(|connection| !connection.has_expired())
+    }
+
+    /// Puts a connection back. If there are more than `max` then, the one unused for longest is
+    /// closed: it leads to a URL that a reload has removed.
+    pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
+        self.idle.push(connection);
+        if self.idle.len() > max {
+            self.idle.remove(0);
+        }
+    }
+
+    /// Closes the idle connections that `is_over` returns `true` for.
+    pub(super) fn close_if(&mut self, is_over: impl Fn(&PooledConnection) -> bool) {
+        self.idle.retain(|connection| !is_over(connection));
+    }
+
+    /// When the first idle connection reaches its age; `None` if none of them does.
+    pub(super) fn first_expiry(&self) -> Option<Instant> {
+        self.idle.iter().filter_map(|connection| connection.expiry).min()
+    }
+}

@@ -1,0 +1,84 @@
+//! The configured URLs of an `http` output, taken apart. Only the scheme, host and port of a URL are
+//! ever shown: the path and the query may hold a token.
+
+use std::fmt;
+
+use hyper::header::HeaderValue;
+use url::Url;
+
+use crate::config::HostPort;
+
+/// One of `urls` in the config, with its templates expanded.
+pub(super) struct HttpEndpoint {
+    /// The part of the URL that may be shown, and that a connection leads to.
+    pub(super) base: BaseUrl,
+    /// The value of the header `Host`.
+    pub(super) authority: HeaderValue,
+    /// The target of each request. It may hold a token.
+    pub(super) path_and_query: String,
+}
+
+/// The scheme, host and port of a URL.
+#[derive(Clone, PartialEq)]
+pub(super) struct BaseUrl {
+    pub(super) https: bool,
+    pub(super) at: HostPort,
+}
+
+/// `https://host:port`.
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.at)
+    }
+}
+
+impl HttpEndpoint {
+    /// Takes a URL apart. An error says what is wrong with the URL, and does not quote it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+        let https = match url.scheme() {
+            "https" => true,
+            "http" => false,
+            _ => return Err("is neither http nor https".to_owned()),
+        };
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            return Err("has no host".to_owned());
+        };
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        let path_and_query = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self {
+            base: BaseUrl { https, at: HostPort { host, port } },
+            authority: HeaderValue::from_str(&authority)
+                .map_err(|_| "has an unusable host".to_owned())?,
+            path_and_query,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_shows_neither_path_nor_query() {
+        let endpoint = HttpEndpoint::parse("https://logs.example:8443/v1/in?token=s3cr3t").unwrap();
+        assert_eq!(endpoint.base.to_string(), "https://logs.example:8443");
+        assert_eq!(endpoint.path_and_query, "/v1/in?token=s3cr3t");
+        assert_eq!(endpoint.authority, "logs.example:8443");
+        let endpoint = HttpEndpoint::parse("http://[::1]/x").unwrap();
+        assert_eq!((endpoint.base.at.host.as_str(), endpoint.base.at.port), ("::1", 80));
+        assert_eq!(
+            (endpoint.base.to_string().as_str(), endpoint.authority),
+            ("http://[::1]:80", HeaderValue::from_static("[::1]"))
+        );
+        assert!(HttpEndpoint::parse("ftp://x/").is_err());
+    }
+}
