@@ -39,8 +39,8 @@ mod wire;
 use super::transport::tls_session::Expiry;
 use crate::config;
 use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Place;
 use crate::delivery::endpoints::Probed;
+use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::endpoints::Watch;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
@@ -93,19 +93,19 @@ impl Connect for HttpConnector {
     async fn probe(&mut self) -> Probed {
         let client = &self.client;
         let Some(expanded) = client.expanded.load_full() else { return Vec::new() };
-        let shown = |place: &Place| match expanded.endpoints.get(place.entry) {
+        let shown = |address: &ResolvedAddress| match expanded.endpoints.get(address.endpoint) {
             Some(endpoint) => endpoint.base.to_string(),
-            None => place.name.to_string(),
+            None => address.name.to_string(),
         };
-        client.endpoints.try_all(shown, |place| client.reach(place)).await
+        client.endpoints.try_all(shown, |address| client.reach(address)).await
     }
 
     /// Makes the link and starts the watch over the addresses. Never fails.
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
         let client = Arc::clone(&self.client);
-        self.watch.start(&self.client.endpoints, move |place| {
+        self.watch.start(&self.client.endpoints, move |address| {
             let client = Arc::clone(&client);
-            async move { client.reach(place).await }
+            async move { client.reach(address).await }
         });
         Ok(HttpLink::new(Arc::clone(&self.client)))
     }

@@ -1,158 +1,183 @@
-//! Whether one address may be used.
+//! The circuit of one address, which says whether deliveries may use the address.
 //!
-//! *Closed*: it is used. A delivery that fails there opens it. *Open*: it is passed over where another address is left, and
-//! probed; it has to answer probes for the whole of its hold. *Half-open*: it is back, and tried by one delivery at a time
-//! until one succeeds.
+//! - *Closed*: the address is used. A delivery that fails there opens the circuit.
+//! - *Open*: the address is passed over as long as another one is left, and it is probed. It must
+//!   answer probes for a whole *hold* before the circuit becomes half-open.
+//! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds.
 //!
-//! The hold is what keeps an address from flapping that answers probes and fails at deliveries: it doubles each time that
-//! the address fails before it has worked for as long, and is no shorter than twice what the failure has cost.
+//! The hold keeps an address from flapping that answers probes and fails deliveries. It doubles each
+//! time that the address fails before it has worked for one hold, and is at least twice the time
+//! that the failure has cost. For example, an address that takes connections and never answers costs
+//! 60 s (`timeouts.request`) at each trial, and its holds are 120 s, 240 s, 480 s and then 600 s.
 //!
-//! *Suspect* is an address that is open for nothing but its silence, while another one answers. It
-//! may be slow and well: an answer to what it was asked before closes it at once.
+//! An address is *suspect* if it is open only because it is silent while another one answers. It may
+//! be slow and otherwise well: an answer to a request of before closes the circuit at once.
 //!
-//! No clock and no I/O: whoever asks says what time it is.
+//! No clock and no I/O: callers pass the time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest hold: a consumer that is restarted is away for a few seconds, and coming back to it costs a stream a new
-/// connection.
+/// The shortest hold. A consumer that is restarted is away for a few seconds, and going back to it
+/// costs a stream a new connection.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
-/// The longest: each return to a consumer that takes connections and nothing else may cost `timeouts.request`.
+/// The longest hold. Each trial of a consumer that takes connections and nothing else may cost
+/// `timeouts.request`, so trials must be rare.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
-/// Between probes that fail, at first and at most.
+/// The pause between the first two probes that fail. It doubles with each failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// The longest pause between two probes.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// What an address is accused of.
+/// The fault for which a delivery opens a circuit.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
-    /// It could not be reached, did not answer, or answered with an error. It may have asked for a pause, and the delivery
-    /// has waited so long for nothing.
-    Failed { asked: Option<Duration>, waited: Duration },
-    /// It refuses what others may take: that may be the event's fault, so its hold does not grow.
+    /// The consumer could not be reached, did not answer, or answered with an error.
+    Failed {
+        /// The pause that the consumer asked for; `None` if it did not ask.
+        asked: Option<Duration>,
+        /// The time that the delivery waited for nothing.
+        waited: Duration,
+    },
+    /// The consumer refuses events that others may take. That may be the fault of the events, so the
+    /// hold does not grow.
     Refused,
-    /// It has said nothing for so long, while another address answers.
-    Silent { waited: Duration },
+    /// The consumer has said nothing for `waited`, while another address answers.
+    Silent {
+        /// The time without any progress.
+        waited: Duration,
+    },
 }
 
-/// One address. Owned by the set.
+/// The circuit of one address. Owned by the table of addresses.
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
-    state: State,
+    state: CircuitState,
+    /// How long the address must answer probes before it is on trial again.
     hold: Duration,
-    /// When it came back the last time, until it has worked for as long as its hold.
+    /// When the address last came back; `None` once it has worked for one hold since.
     back: Option<Instant>,
-    /// The last delivery that failed.
+    /// When a delivery last failed; `None` if none did.
     failed: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
-enum State {
+enum CircuitState {
     Closed,
-    HalfOpen { busy: bool },
+    /// `busy`: a delivery is trying the address now.
+    HalfOpen {
+        busy: bool,
+    },
     Open(Open),
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Open {
     since: Instant,
-    /// For nothing but a refusal.
+    /// Whether refusals are the only faults since then.
     refused: bool,
-    /// For nothing but its silence.
+    /// Whether silence is the only fault since then.
     suspect: bool,
-    /// It has asked for a pause until then.
+    /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
-    /// No probe has failed since.
+    /// The first of the probes that were answered without a failure in between; `None` if the last
+    /// probe failed, or there was none.
     answers: Option<Instant>,
     next_probe: Instant,
+    /// The pause after the next probe that fails.
     pause: Duration,
 }
 
 impl Circuit {
+    /// The circuit of a new address, which is closed.
     pub(super) fn new() -> Self {
-        Self { state: State::Closed, hold: HOLD_MIN, back: None, failed: None }
+        Self { state: CircuitState::Closed, hold: HOLD_MIN, back: None, failed: None }
     }
 
-    /// For an address that takes the place of one that is down: it has to show itself before it is preferred to others,
-    /// and has not failed yet.
+    /// The circuit of an address that takes the place of one that is down, whose circuit is `self`.
+    /// The new address has not failed, but must answer probes before it is preferred to others. The
+    /// first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
         circuit.failed = None;
-        if let State::Open(open) = &mut circuit.state {
+        if let CircuitState::Open(open) = &mut circuit.state {
             *open = Open { asked: None, answers: None, next_probe: now, pause: PAUSE_MIN, ..*open };
         }
         circuit
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.state, State::Open(_))
+        matches!(self.state, CircuitState::Open(_))
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        matches!(self.state, State::Closed)
+        matches!(self.state, CircuitState::Closed)
     }
 
-    /// Whether a delivery may use it where another one is closed.
+    /// Whether a delivery may use the address while another address works.
     pub(super) fn is_usable(&self) -> bool {
-        matches!(self.state, State::Closed | State::HalfOpen { busy: false })
+        matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
-    /// Since when it is open.
+    /// Since when the circuit is open; `None` if it is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
         match &self.state {
-            State::Open(open) => Some(open.since),
-            State::Closed | State::HalfOpen { .. } => None,
+            CircuitState::Open(open) => Some(open.since),
+            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
         }
     }
 
-    /// For people.
+    /// The state as `/status` shows it.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
-            State::Closed => "up",
-            State::HalfOpen { .. } => "back, on trial",
-            State::Open(Open { suspect: true, .. }) => "suspect",
-            State::Open(_) => "down",
+            CircuitState::Closed => "up",
+            CircuitState::HalfOpen { .. } => "back, on trial",
+            CircuitState::Open(Open { suspect: true, .. }) => "suspect",
+            CircuitState::Open(_) => "down",
         }
     }
 
-    /// It has asked for a pause that is not over.
+    /// The end of the pause that the consumer asked for; `None` if it did not ask, or if the pause is
+    /// over.
     pub(super) fn asked_until(&self, now: Instant) -> Option<Instant> {
         match &self.state {
-            State::Open(open) => open.asked.filter(|until| *until > now),
-            State::Closed | State::HalfOpen { .. } => None,
+            CircuitState::Open(open) => open.asked.filter(|until| *until > now),
+            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
         }
     }
 
-    /// A delivery begins. True where it is the one that tries whether the address works again, for [`Circuit::release`].
+    /// Notes that a delivery begins. Returns `true` if the delivery is a trial: it must call
+    /// [`Circuit::release`] at its end.
     pub(super) fn take(&mut self) -> bool {
         match &mut self.state {
-            State::HalfOpen { busy } => !std::mem::replace(busy, true),
-            State::Closed | State::Open(_) => false,
+            CircuitState::HalfOpen { busy } => !std::mem::replace(busy, true),
+            CircuitState::Closed | CircuitState::Open(_) => false,
         }
     }
 
-    /// The delivery that tried it has ended, perhaps without a word.
+    /// Notes that the trial has ended, perhaps without a result.
     pub(super) fn release(&mut self) {
-        if let State::HalfOpen { busy } = &mut self.state {
+        if let CircuitState::HalfOpen { busy } = &mut self.state {
             *busy = false;
         }
     }
 
-    /// A delivery failed. True where that opens it.
+    /// Notes that a delivery failed. Returns `true` if that opens the circuit, `false` if it is open
+    /// already.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
         let (asked, waited) = match fault {
             Fault::Failed { asked, waited } => (asked.map(|asked| now + asked), waited),
             Fault::Refused => (None, Duration::ZERO),
-            // Known already.
+            // An open circuit learns nothing from silence.
             Fault::Silent { .. } if self.is_open() => return false,
             Fault::Silent { waited } => (None, waited),
         };
         self.failed = Some(now);
-        if let State::Open(open) = &mut self.state {
+        if let CircuitState::Open(open) = &mut self.state {
             open.asked = open.asked.max(asked);
             open.answers = None;
             open.refused &= matches!(fault, Fault::Refused);
@@ -163,7 +188,7 @@ impl Circuit {
             self.hold *= 2;
         }
         self.hold = self.hold.max(waited * 2).min(HOLD_MAX);
-        self.state = State::Open(Open {
+        self.state = CircuitState::Open(Open {
             since: now,
             refused: matches!(fault, Fault::Refused),
             suspect: matches!(fault, Fault::Silent { .. }),
@@ -175,24 +200,26 @@ impl Circuit {
         true
     }
 
-    /// Nobody takes what it refused: it was not its fault. True where that closes it.
+    /// Notes that no consumer takes the events that this one refused, so the refusal was not its
+    /// fault. Returns `true` if that closes the circuit.
     pub(super) fn forgive(&mut self) -> bool {
-        let refused = matches!(&self.state, State::Open(open) if open.refused);
+        let refused = matches!(&self.state, CircuitState::Open(open) if open.refused);
         if refused {
-            self.state = State::Closed;
+            self.state = CircuitState::Closed;
         }
         refused
     }
 
-    /// A delivery that was begun at `begun` succeeded. True where that closes it: what was begun before it failed says
-    /// nothing of what it is now, but ends a silence.
+    /// Notes that a delivery succeeded that began at `begun`. Returns `true` if that closes an open
+    /// circuit. A delivery that began before the last failure does not close it, unless silence is
+    /// the only fault: it says nothing about the address now, but ends a silence.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
-        let suspect = matches!(&self.state, State::Open(open) if open.suspect);
+        let suspect = matches!(&self.state, CircuitState::Open(open) if open.suspect);
         if was_open && !suspect && self.failed.is_some_and(|failed| failed > begun) {
             return false;
         }
-        self.state = State::Closed;
+        self.state = CircuitState::Closed;
         if was_open {
             self.back = Some(now);
         } else if self.back.is_some_and(|back| now.duration_since(back) >= self.hold) {
@@ -201,24 +228,24 @@ impl Circuit {
         was_open
     }
 
-    /// When the next probe is due.
+    /// When the next probe is due; `None` if the circuit is not open.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         match &self.state {
-            State::Open(open) => Some(open.next_probe),
-            State::Closed | State::HalfOpen { .. } => None,
+            CircuitState::Open(open) => Some(open.next_probe),
+            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
         }
     }
 
-    /// A probe begins, which takes no longer than `limit`.
+    /// Notes that a probe begins, which takes at most `limit`.
     pub(super) fn probing(&mut self, limit: Duration, now: Instant) {
-        if let State::Open(open) = &mut self.state {
+        if let CircuitState::Open(open) = &mut self.state {
             open.next_probe = now + limit + PAUSE_MAX;
         }
     }
 
-    /// A probe has ended. True where the address is back by that.
+    /// Notes that a probe has ended. Returns `true` if the address is on trial from now on.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
-        let State::Open(open) = &mut self.state else { return false };
+        let CircuitState::Open(open) = &mut self.state else { return false };
         if !answered {
             open.answers = None;
             open.next_probe = now + open.pause;
@@ -232,7 +259,7 @@ impl Circuit {
             open.next_probe = ready.min(now + PAUSE_MAX);
             return false;
         }
-        self.state = State::HalfOpen { busy: false };
+        self.state = CircuitState::HalfOpen { busy: false };
         self.back = Some(now);
         true
     }
@@ -245,7 +272,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const FAILED: Fault = Fault::Failed { asked: None, waited: Duration::ZERO };
 
-    /// Probes it when that is due, until it is back; the time when it is.
+    /// Answers each probe when it is due, until the address is back. Returns when it is.
     fn probe_until_back(circuit: &mut Circuit, mut now: Instant) -> Instant {
         for _ in 0..1000 {
             now = now.max(circuit.next_probe().expect("it is open"));
@@ -264,7 +291,7 @@ mod tests {
         assert!(circuit.failed(FAILED, start));
         assert!(!circuit.failed(FAILED, start), "it is open already");
         assert!(!circuit.is_usable());
-        // Pauses grow to their cap while it does not answer.
+        // Pauses grow to their maximum while probes fail.
         let mut now = start;
         let mut pauses = Vec::new();
         for _ in 0..6 {
@@ -316,7 +343,7 @@ mod tests {
             let probed = circuit.next_probe().unwrap();
             now = probe_until_back(&mut circuit, probed);
             holds.push((now - probed).as_secs());
-            // It takes one, and the next fails a minute later.
+            // One delivery succeeds, and the next one fails a second later.
             circuit.succeeded(now, now);
             now += SECOND;
         }
@@ -372,11 +399,13 @@ mod tests {
         assert_eq!((circuit.name(), circuit.is_usable()), ("suspect", false));
         assert!(circuit.succeeded(start, start + SECOND * 2));
         assert_eq!(circuit.name(), "up");
-        // Silent again, it is probed as one that is down, and its hold has doubled.
+        // A suspect is probed like an address that is down. Its hold has doubled, because it has
+        // failed again so soon.
         circuit.failed(silent, start + SECOND * 3);
         let probed = circuit.next_probe().unwrap();
         assert_eq!(probe_until_back(&mut circuit, probed) - probed, HOLD_MIN * 2);
-        // What fails besides is down, and stays so whatever is answered of before.
+        // A suspect that also fails is down, and an answer to an earlier request does not change
+        // that.
         circuit.failed(silent, start + SECOND * 100);
         assert!(!circuit.failed(FAILED, start + SECOND * 101));
         assert_eq!(circuit.name(), "down");

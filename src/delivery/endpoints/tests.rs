@@ -1,12 +1,34 @@
 //! The set against simulated consumers, resolvers and time.
+//!
+//! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and a
+//! resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
+//! takes less than a second. The tests by name try one rule each; the last one lets random consumers
+//! come, go and hang, and asks only for what must always hold.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
 use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::circuit::HOLD_MAX;
 use super::circuit::HOLD_MIN;
 use super::circuit::PAUSE_MAX;
+use super::table::LOOK_UP;
 use super::*;
+use crate::config::HostPort;
+use crate::config::Strategy;
+use crate::config::Timeouts;
+use crate::delivery::failure::Failure;
+use crate::telemetry::AttemptError;
 use crate::tests::Failing;
 use crate::tests::seeds;
 
@@ -54,13 +76,13 @@ impl World {
         self.names.lock().unwrap().insert(host.to_owned(), answer);
     }
 
-    fn mood(&self, place: &Place) -> Mood {
-        let socket = place.socket.expect("nothing but a name");
+    fn mood(&self, address: &ResolvedAddress) -> Mood {
+        let socket = address.socket.expect("nothing but a name");
         self.consumers.lock().unwrap().get(&socket).copied().unwrap_or(Mood::Good)
     }
 
-    fn connect(&self, place: &Place) -> Result<(), Failure> {
-        match self.mood(place) {
+    fn connect(&self, address: &ResolvedAddress) -> Result<(), Failure> {
+        match self.mood(address) {
             Mood::Away => Err(failure(AttemptError::Connect)),
             Mood::Good | Mood::Silent | Mood::Errs => Ok(()),
         }
@@ -101,17 +123,17 @@ impl Bench {
                 }
             })
         });
-        let target = |host: &&str| Target {
+        let endpoint = |host: &&str| Endpoint {
             name: HostPort { host: (*host).to_owned(), port: 514 },
             resolved_here: true,
         };
-        set.set(hosts.iter().map(target).collect());
+        set.set(hosts.iter().map(endpoint).collect());
         let set = Arc::new(set);
         let mut watch = Watch::default();
         let prober = Arc::clone(&world);
-        watch.start(&set, move |place| {
+        watch.start(&set, move |address| {
             prober.probes.fetch_add(1, Ordering::Relaxed);
-            std::future::ready(prober.connect(&place))
+            std::future::ready(prober.connect(&address))
         });
         Self { world, set, _watch: watch }
     }
@@ -127,7 +149,7 @@ impl Bench {
 
     /// Where the next delivery goes, if it succeeds.
     fn next(&self) -> u8 {
-        number(self.pick().place())
+        number(self.pick().address())
     }
 
     /// The next delivery fails; says where it was, and whether another address is left.
@@ -139,23 +161,23 @@ impl Bench {
         let attempt = self.pick();
         let failure = Failure { retry_after, ..failure(AttemptError::Status5xx) };
         let left = attempt.failed(&failure);
-        (number(attempt.place()), left)
+        (number(attempt.address()), left)
     }
 
     fn succeed(&self) -> u8 {
         let attempt = self.pick();
         attempt.succeeded();
-        number(attempt.place())
+        number(attempt.address())
     }
 
     /// A delivery as an output makes it: it dials, and waits for an answer.
     async fn deliver(&self) -> (u8, Result<(), bool>) {
         let mut attempt = self.pick();
         let world = &self.world;
-        let connect = |place: Place| std::future::ready(world.connect(&place));
+        let connect = |address: ResolvedAddress| std::future::ready(world.connect(&address));
         let mut result = self.set.dial(&mut attempt, connect).await;
         if result.is_ok() {
-            result = match world.mood(attempt.place()) {
+            result = match world.mood(attempt.address()) {
                 Mood::Good => Ok(()),
                 Mood::Errs => Err(failure(AttemptError::Status5xx)),
                 Mood::Silent | Mood::Away => {
@@ -164,7 +186,7 @@ impl Bench {
                 }
             };
         }
-        let number = attempt.place().socket.map_or(0, |_| number(attempt.place()));
+        let number = attempt.address().socket.map_or(0, |_| number(attempt.address()));
         match result {
             Ok(()) => {
                 attempt.succeeded();
@@ -176,8 +198,8 @@ impl Bench {
 }
 
 /// The last byte of its address.
-fn number(place: &Place) -> u8 {
-    match place.socket {
+fn number(address: &ResolvedAddress) -> u8 {
+    match address.socket {
         Some(SocketAddr::V4(address)) => address.ip().octets()[3],
         other => panic!("{other:?}"),
     }
@@ -240,7 +262,7 @@ async fn who_refuses_what_another_takes_is_passed_over_and_who_refuses_what_nobo
     let bench = Bench::three(Strategy::RoundRobin);
     let refuse = || {
         let attempt = bench.pick();
-        (number(attempt.place()), attempt.refused(&failure(AttemptError::Status4xx)))
+        (number(attempt.address()), attempt.refused(&failure(AttemptError::Status4xx)))
     };
     assert_eq!(refuse(), (1, true));
     assert_eq!((bench.succeed(), bench.succeed(), bench.succeed()), (2, 3, 2));
@@ -275,13 +297,13 @@ async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
 async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     let bench = Bench::three(Strategy::RoundRobin);
     let silent = bench.pick();
-    assert_eq!(number(silent.place()), 1);
+    assert_eq!(number(silent.address()), 1);
     pass(SECOND).await;
     let others = |attempt: &Attempt| -> Vec<u8> {
-        bench.set.others(attempt.place().id).iter().map(number).collect()
+        bench.set.others(attempt.address().id).iter().map(number).collect()
     };
     assert_eq!(others(&silent), [2, 3]);
-    bench.set.suspect(silent.place().id, SECOND);
+    bench.set.suspect(silent.address().id, SECOND);
     let states = || bench.set.states().iter().map(|it| it.state).collect::<Vec<_>>();
     assert_eq!(states(), ["suspect", "up", "up"]);
     let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
@@ -295,14 +317,14 @@ async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
     assert_eq!(turns, BTreeSet::from([1, 2, 3]));
     // One that stays silent is tried again, by one delivery, as one that was down.
-    bench.set.suspect(silent.place().id, SECOND);
+    bench.set.suspect(silent.address().id, SECOND);
     pass((HOLD_MIN + PAUSE_MAX) * 2).await;
     assert_eq!(states(), ["back, on trial", "up", "up"]);
     let trials: Vec<_> = (0..6).map(|_| bench.pick()).collect();
-    assert_eq!(trials.iter().filter(|it| number(it.place()) == 1).count(), 1);
+    assert_eq!(trials.iter().filter(|it| number(it.address()) == 1).count(), 1);
     // It is the last that gets what another one does not answer, and tried by that alone.
     drop(trials);
-    let second = bench.set.places().remove(1);
+    let second = bench.set.addresses().remove(1);
     let others = bench.set.others(second.id);
     assert_eq!(others.iter().map(number).collect::<Vec<_>>(), [3, 1]);
     let trial = bench.set.give(others[1].clone());
@@ -332,14 +354,14 @@ async fn what_is_back_is_tried_by_one_delivery_while_others_go_elsewhere() {
     // Not before something has got through after the failure.
     assert_eq!(bench.succeed(), 2);
     let trial = bench.pick();
-    assert_eq!(number(trial.place()), 1);
+    assert_eq!(number(trial.address()), 1);
     assert_eq!((bench.succeed(), bench.next()), (2, 2));
     // It ends without a word, as a connection does that carried nothing.
     drop(trial);
     assert_eq!(bench.succeed(), 1);
     assert_eq!(bench.next(), 1);
     let (one, other) = (bench.pick(), bench.pick());
-    assert_eq!((number(one.place()), number(other.place())), (1, 1));
+    assert_eq!((number(one.address()), number(other.address())), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -349,7 +371,7 @@ async fn connections_are_over_when_a_better_address_is_there_and_not_before() {
     assert_eq!(bench.fail(), (1, true));
     let second = bench.pick();
     second.succeeded();
-    let over = |attempt: &Attempt| bench.set.is_over(attempt.place());
+    let over = |attempt: &Attempt| bench.set.is_over(attempt.address());
     pass(HOLD_MIN * 3).await;
     assert!(!over(&second));
     bench.world.set(1, Mood::Good);
@@ -362,7 +384,7 @@ async fn connections_are_over_when_a_better_address_is_there_and_not_before() {
     assert_eq!(bench.fail(), (1, true));
     let second = bench.pick();
     pass(HOLD_MIN + PAUSE_MAX).await;
-    assert!(!bench.set.is_over(second.place()));
+    assert!(!bench.set.is_over(second.address()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -406,14 +428,14 @@ async fn a_name_is_looked_up_again_while_nothing_is_dialled() {
     let connection = bench.pick();
     bench.world.name("logs", Some(&[1, 2]));
     pass(LOOK_UP + SECOND).await;
-    assert!(!bench.set.is_over(connection.place()) && !bench.set.is_gone(connection.place()));
+    assert!(!bench.set.is_over(connection.address()) && !bench.set.is_gone(connection.address()));
     bench.world.names.lock().unwrap().clear();
     pass(LOOK_UP * 3).await;
-    assert!(!bench.set.is_gone(connection.place()), "errors change nothing");
+    assert!(!bench.set.is_gone(connection.address()), "errors change nothing");
     bench.world.name("logs", Some(&[2]));
     let changed = bench.set.changed();
     pass(LOOK_UP + SECOND).await;
-    assert!(bench.set.is_over(connection.place()) && bench.set.is_gone(connection.place()));
+    assert!(bench.set.is_over(connection.address()) && bench.set.is_gone(connection.address()));
     tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
     assert_eq!(bench.next(), 2);
 }
@@ -464,12 +486,12 @@ async fn endpoints_that_change_leave_the_others_alone() {
         bench.fail();
         bench.pick()
     });
-    let target = |host: &str| Target {
+    let endpoint = |host: &str| Endpoint {
         name: HostPort { host: host.to_owned(), port: 514 },
         resolved_here: true,
     };
-    bench.set.set(["10.0.0.1", "10.0.0.2", "10.0.0.8"].map(target).to_vec());
-    assert!(bench.set.is_gone(gone.place()) && !bench.set.is_gone(kept.place()));
+    bench.set.set(["10.0.0.1", "10.0.0.2", "10.0.0.8"].map(endpoint).to_vec());
+    assert!(bench.set.is_gone(gone.address()) && !bench.set.is_gone(kept.address()));
     assert_eq!(bench.next(), 8);
 }
 

@@ -26,9 +26,9 @@ use super::wire::HttpSocket;
 use crate::config;
 use crate::config::HostPort;
 use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoint;
 use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Place;
-use crate::delivery::endpoints::Target;
+use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
@@ -91,9 +91,9 @@ impl Client {
         loop {
             let expanded = self.expanded.load_full()?;
             let attempt = self.endpoints.pick()?;
-            let place = attempt.place();
-            let endpoint = expanded.endpoints.get(place.entry);
-            if endpoint.is_some_and(|endpoint| endpoint.base.at == place.name) {
+            let address = attempt.address();
+            let endpoint = expanded.endpoints.get(address.endpoint);
+            if endpoint.is_some_and(|endpoint| endpoint.base.at == address.name) {
                 return Some((expanded, attempt));
             }
             // A reload has replaced the settings, and replaces the addresses in a moment.
@@ -102,13 +102,13 @@ impl Client {
     }
 
     /// Connects to an address, with the TLS handshake if there is one, and sends nothing.
-    pub(super) async fn reach(&self, place: Place) -> Result<(), Failure> {
+    pub(super) async fn reach(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let gone =
-            || Failure::new(AttemptError::Protocol, format!("{place}: no such URL any more"));
+            || Failure::new(AttemptError::Protocol, format!("{address}: no such URL any more"));
         let expanded = self.expanded.load_full().ok_or_else(gone)?;
-        let base = &expanded.endpoints.get(place.entry).ok_or_else(gone)?.base;
+        let base = &expanded.endpoints.get(address.endpoint).ok_or_else(gone)?.base;
         let deadline = Instant::now() + self.timeouts.connect;
-        let stream = self.open(base, &place, expanded.proxy.as_ref(), deadline).await?;
+        let stream = self.open(base, &address, expanded.proxy.as_ref(), deadline).await?;
         if base.https {
             let HostPort { host, port } = &base.at;
             self.tls.handshake(host, *port, stream, deadline).await?;
@@ -120,13 +120,13 @@ impl Client {
     pub(super) async fn dial(
         &self,
         base: &BaseUrl,
-        place: Place,
+        address: ResolvedAddress,
         proxy: Option<&Proxy>,
     ) -> Result<PooledConnection, Failure> {
         let deadline = Instant::now() + self.timeouts.connect;
         let failure =
             |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{base}: {error}"));
-        let socket = HttpSocket::new(self.open(base, &place, proxy, deadline).await?);
+        let socket = HttpSocket::new(self.open(base, &address, proxy, deadline).await?);
         let watch = socket.watch();
         let progress = watch.progress();
         let (sender, driver) = if base.https {
@@ -136,7 +136,7 @@ impl Client {
         } else {
             self.drive(watch.over(socket)).await.map_err(failure)?
         };
-        let key = ConnectionKey { base: base.clone(), proxy: proxy.cloned(), place };
+        let key = ConnectionKey { base: base.clone(), proxy: proxy.cloned(), address };
         let expiry = self.endpoints.expiry();
         Ok(PooledConnection { key, expiry, sender, progress, driver, busy: false })
     }
@@ -155,18 +155,18 @@ impl Client {
     async fn open(
         &self,
         base: &BaseUrl,
-        place: &Place,
+        address: &ResolvedAddress,
         proxy: Option<&Proxy>,
         deadline: Instant,
     ) -> Result<TcpStream, Failure> {
-        let stream = match (proxy, place.socket) {
+        let stream = match (proxy, address.socket) {
             (Some(proxy), _) => tunnel(base, proxy, deadline).await?,
-            (None, Some(address)) => {
-                let connected = net::connect(address, deadline).await;
+            (None, Some(socket)) => {
+                let connected = net::connect(socket, deadline).await;
                 connected.map_err(|error| dial_failure(&error))?
             }
             (None, None) => {
-                let what = format!("{place} has no address");
+                let what = format!("{address} has no address");
                 return Err(Failure::new(AttemptError::Resolve, what));
             }
         };
@@ -202,13 +202,13 @@ impl Files for Client {
         Ok(Box::new(move || {
             // A proxy resolves the consumer's name itself.
             let resolved_here = expanded.proxy.is_none();
-            let target = |endpoint: &HttpEndpoint| {
+            let endpoint = |endpoint: &HttpEndpoint| {
                 let name = endpoint.base.at.clone();
-                Target { name, resolved_here }
+                Endpoint { name, resolved_here }
             };
-            let targets = expanded.endpoints.iter().map(target).collect();
+            let endpoints = expanded.endpoints.iter().map(endpoint).collect();
             self.expanded.store(Some(Arc::new(expanded)));
-            self.endpoints.set(targets);
+            self.endpoints.set(endpoints);
             tls.into_iter().for_each(|staged| staged());
         }))
     }

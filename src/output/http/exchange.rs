@@ -20,7 +20,7 @@ use super::silence::Waiting;
 use super::wire::Progress;
 use crate::config::Strategy;
 use crate::delivery::endpoints::Attempt;
-use crate::delivery::endpoints::Place;
+use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::queue::Batch;
 use crate::telemetry::AttemptError;
@@ -58,7 +58,7 @@ impl Client {
             }
         };
         let waiting = Waiting::default();
-        let pooled = lane.take(&expanded, attempt.place());
+        let pooled = lane.take(&expanded, attempt.address());
         let mut first =
             Box::pin(self.exchange(pooled, &expanded, attempt, body.clone(), Some(&waiting)));
         let (silent, since, other) = tokio::select! {
@@ -111,7 +111,7 @@ impl Client {
             lane.put_back(connection, self.endpoints.count());
         }
         if !matches!(outcome, Outcome::Failed(_)) {
-            self.answer_times.answered(attempt.place().id);
+            self.answer_times.answered(attempt.address().id);
         }
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
@@ -125,12 +125,12 @@ impl Client {
             Outcome::Accepted | Outcome::Refused(_) => attempt.succeeded(),
             Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
-        (attempt.place().id, outcome)
+        (attempt.address().id, outcome)
     }
 
     /// Waits until a request is silent while another address works. Returns the id of the silent
     /// address, since when it is silent, and the other address. Never returns with `failover`.
-    async fn silence(&self, waiting: &Waiting) -> (usize, Instant, Place) {
+    async fn silence(&self, waiting: &Waiting) -> (usize, Instant, ResolvedAddress) {
         if self.config.strategy != Strategy::RoundRobin {
             return std::future::pending().await;
         }
@@ -177,7 +177,7 @@ impl Client {
         body: &Pieces,
         waiting: Option<&Waiting>,
     ) -> Result<Outcome, Failure> {
-        let Some(endpoint) = expanded.endpoints.get(attempt.place().entry) else {
+        let Some(endpoint) = expanded.endpoints.get(attempt.address().endpoint) else {
             return Err(Failure::new(AttemptError::Protocol, "no such URL"));
         };
         let base = &endpoint.base;
@@ -188,7 +188,7 @@ impl Client {
             let mut connection = match usable {
                 Some(connection) => connection,
                 None => {
-                    let dial = |place| self.dial(base, place, expanded.proxy.as_ref());
+                    let dial = |address| self.dial(base, address, expanded.proxy.as_ref());
                     self.endpoints.dial(attempt, dial).await?
                 }
             };
@@ -199,7 +199,7 @@ impl Client {
             let request = self.form.request(endpoint, &expanded.headers, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
-            let id = attempt.place().id;
+            let id = attempt.address().id;
             let _under_way = self.answer_times.asks(id);
             let answer = connection.sender.send_request(request);
             let waited = self.in_time(&connection.progress, waiting, id, answer).await;

@@ -51,7 +51,7 @@ type UnderWay = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + S
 ///
 /// Invariants: at most `concurrency` claims are on the wire. Each claim ends with exactly one event.
 /// With `concurrency = 1` events arrive in the order of the queue.
-pub(super) struct HttpLink {
+pub(in crate::output) struct HttpLink {
     client: Arc<Client>,
     /// The lanes without a request.
     idle: Vec<Lane>,

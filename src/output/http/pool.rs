@@ -10,7 +10,7 @@ use super::proxy::Proxy;
 use super::url::BaseUrl;
 use super::wire::Progress;
 use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Place;
+use crate::delivery::endpoints::ResolvedAddress;
 
 /// Where a connection leads, and how. A connection may be used for a request if its key is the one
 /// that a new connection for the request would have.
@@ -18,7 +18,7 @@ pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
     /// The proxy that the connection goes through; `None`: it goes to the consumer directly.
     pub(super) proxy: Option<Proxy>,
-    pub(super) place: Place,
+    pub(super) address: ResolvedAddress,
 }
 
 /// An open HTTP/1.1 connection that is used for one request after the other.
@@ -52,7 +52,7 @@ impl PooledConnection {
     /// Whether the connection takes no more requests: it has reached its age, or its address is no
     /// longer in the set.
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
-        self.has_expired() || endpoints.is_gone(&self.key.place)
+        self.has_expired() || endpoints.is_gone(&self.key.address)
     }
 }
 
@@ -66,13 +66,17 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// Takes out the connection that leads to `place`; `None` if there is none, or if it has
+    /// Takes out the connection that leads to `address`; `None` if there is none, or if it has
     /// reached its age. That one is closed.
-    pub(super) fn take(&mut self, expanded: &Expanded, place: &Place) -> Option<PooledConnection> {
-        let base = &expanded.endpoints.get(place.entry)?.base;
+    pub(super) fn take(
+        &mut self,
+        expanded: &Expanded,
+        address: &ResolvedAddress,
+    ) -> Option<PooledConnection> {
+        let base = &expanded.endpoints.get(address.endpoint)?.base;
         let proxy = expanded.proxy.as_ref();
         let leads_there = |key: &ConnectionKey| {
-            key.base == *base && key.proxy.as_ref() == proxy && key.place.id == place.id
+            key.base == *base && key.proxy.as_ref() == proxy && key.address.id == address.id
         };
         let index = self.idle.iter().position(|connection| leads_there(&connection.key))?;
         Some(self.idle.remove(index)).filter(|connection| !connection.has_expired())

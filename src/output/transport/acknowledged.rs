@@ -31,8 +31,8 @@ use super::session::READ_BYTES;
 use super::session::Session;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Place;
 use crate::delivery::endpoints::Probed;
+use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::endpoints::Watch;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
@@ -94,16 +94,16 @@ impl<P: Protocol> AcknowledgedConnector<P> {
 
     /// Lets the protocol greet the consumer, for at most `timeouts.connect`, in addition to the
     /// time that connecting took.
-    async fn open(&self, mut wire: Wire, place: &Place) -> Result<Opened<P>, Failure> {
+    async fn open(&self, mut wire: Wire, address: &ResolvedAddress) -> Result<Opened<P>, Failure> {
         let (mut protocol, mut unread) = ((self.make)(), BytesMut::new());
         let opening = protocol.open(&mut wire, &mut unread);
         match tokio::time::timeout(self.dialer.timeouts.connect, opening).await {
             Ok(Ok(())) => Ok(Opened { wire, protocol, unread }),
-            Ok(Err(Trouble::Io(error))) => Err(wire.failure(place, &error)),
-            Ok(Err(Trouble::Protocol(what))) => Err(place.failure(AttemptError::Protocol, what)),
+            Ok(Err(Trouble::Io(error))) => Err(wire.failure(address, &error)),
+            Ok(Err(Trouble::Protocol(what))) => Err(address.failure(AttemptError::Protocol, what)),
             Err(_) => {
                 let what = "connected, but no answer within the connect timeout";
-                Err(place.failure(AttemptError::Timeout, what))
+                Err(address.failure(AttemptError::Timeout, what))
             }
         }
     }
@@ -123,11 +123,11 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
     }
 
     async fn probe(&mut self) -> Probed {
-        let shown = |place: &Place| place.name.to_string();
-        let open = async |place: Place| {
-            let wire = self.dialer.dial(place.clone()).await?;
-            let opened = self.open(wire, &place).await?;
-            let attempt = self.dialer.endpoints.attempt(place);
+        let shown = |address: &ResolvedAddress| address.name.to_string();
+        let open = async |address: ResolvedAddress| {
+            let wire = self.dialer.dial(address.clone()).await?;
+            let opened = self.open(wire, &address).await?;
+            let attempt = self.dialer.endpoints.attempt(address);
             AcknowledgedLink::new(opened, attempt, self).close().await;
             Ok(())
         };
@@ -137,7 +137,7 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
     async fn connect(&mut self) -> Result<AcknowledgedLink<P>, Failure> {
         loop {
             let (wire, attempt) = self.dialer.connect(&mut self.watch).await?;
-            match self.open(wire, attempt.place()).await {
+            match self.open(wire, attempt.address()).await {
                 Ok(opened) => return Ok(AcknowledgedLink::new(opened, attempt, self)),
                 Err(failure) if attempt.failed(&failure) => {
                     self.dialer.metrics.failed(failure.reason);

@@ -23,10 +23,10 @@ use super::tls_session::Tls;
 use crate::config;
 use crate::config::HostPort;
 use crate::delivery::endpoints::Attempt;
+use crate::delivery::endpoints::Endpoint;
 use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Place;
 use crate::delivery::endpoints::Probed;
-use crate::delivery::endpoints::Target;
+use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::endpoints::Watch;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
@@ -56,8 +56,8 @@ impl Dialer {
         expiry: Expiry,
     ) -> Self {
         let endpoints = Endpoints::new(&output.name, stream.strategy, &output.timeouts);
-        let target = |name: &HostPort| Target { name: name.clone(), resolved_here: true };
-        endpoints.set(stream.addresses.iter().map(target).collect());
+        let endpoint = |name: &HostPort| Endpoint { name: name.clone(), resolved_here: true };
+        endpoints.set(stream.addresses.iter().map(endpoint).collect());
         Self {
             endpoints: Arc::new(endpoints),
             tls: stream.tls.clone().map(|tls| Arc::new(Tls::new(tls, &[], expiry))),
@@ -75,7 +75,9 @@ impl Dialer {
     /// Connects to each address once, with the TLS handshake if there is one, and returns how each
     /// attempt went.
     pub(in crate::output) async fn probe(&self) -> Probed {
-        self.endpoints.try_all(|place| place.name.to_string(), |place| self.dial(place)).await
+        self.endpoints
+            .try_all(|address| address.name.to_string(), |address| self.dial(address))
+            .await
     }
 
     /// Connects to the address whose turn it is. If that fails, tries the other addresses, each
@@ -86,15 +88,15 @@ impl Dialer {
         watch: &mut Watch,
     ) -> Result<(Wire, Attempt), Failure> {
         let dialer = Arc::clone(self);
-        watch.start(&self.endpoints, move |place| {
+        watch.start(&self.endpoints, move |address| {
             let dialer = Arc::clone(&dialer);
-            async move { dialer.dial(place).await.map(drop) }
+            async move { dialer.dial(address).await.map(drop) }
         });
         loop {
             let Some(mut attempt) = self.endpoints.pick() else {
                 return Err(Failure::new(AttemptError::Connect, "there is no address"));
             };
-            match self.endpoints.dial(&mut attempt, |place| self.dial(place)).await {
+            match self.endpoints.dial(&mut attempt, |address| self.dial(address)).await {
                 Ok(wire) => {
                     attempt.connected();
                     return Ok((wire, attempt));
@@ -109,13 +111,13 @@ impl Dialer {
     }
 
     /// Connects to one address, with the TLS handshake if there is one, within `timeouts.connect`.
-    pub(in crate::output) async fn dial(&self, place: Place) -> Result<Wire, Failure> {
-        let Some(address) = place.socket else {
-            return Err(Failure::new(AttemptError::Resolve, format!("{place} has no address")));
+    pub(in crate::output) async fn dial(&self, address: ResolvedAddress) -> Result<Wire, Failure> {
+        let Some(socket) = address.socket else {
+            return Err(Failure::new(AttemptError::Resolve, format!("{address} has no address")));
         };
-        let HostPort { host, port } = &place.name;
+        let HostPort { host, port } = &address.name;
         let deadline = Instant::now() + self.timeouts.connect;
-        let stream = net::connect(address, deadline).await.map_err(|error| dial_failure(&error))?;
+        let stream = net::connect(socket, deadline).await.map_err(|error| dial_failure(&error))?;
         // The socket options notice a silent peer early. Without them the request timeout still
         // notices it, only later, so an error is ignored.
         net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
@@ -126,12 +128,16 @@ impl Dialer {
 }
 
 impl Wire {
-    /// The failure behind an error that reading or writing has met on the connection to `place`.
-    pub(in crate::output) fn failure(&mut self, place: &Place, error: &io::Error) -> Failure {
+    /// The failure behind an error that reading or writing has met on the connection to `address`.
+    pub(in crate::output) fn failure(
+        &mut self,
+        address: &ResolvedAddress,
+        error: &io::Error,
+    ) -> Failure {
         // With TLS 1.3 a server refuses our certificate only after our side of the handshake is
         // done, so the refusal arrives as an error of a later read or write.
         if let Some(refusal) = self.refusal() {
-            return place.failure(AttemptError::Tls, refusal);
+            return address.failure(AttemptError::Tls, refusal);
         }
         let reason = if error.kind() == io::ErrorKind::TimedOut {
             AttemptError::Timeout
@@ -141,7 +147,7 @@ impl Wire {
         } else {
             AttemptError::Closed
         };
-        place.failure(reason, error)
+        address.failure(reason, error)
     }
 }
 

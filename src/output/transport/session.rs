@@ -189,12 +189,12 @@ impl Session {
 
     /// A failure of this connection, whose message names the address.
     pub(super) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
-        self.attempt.place().failure(reason, what)
+        self.attempt.address().failure(reason, what)
     }
 
     /// The failure behind an error that reading or writing has met.
     pub(super) fn io_failure(&mut self, error: &io::Error) -> Failure {
-        self.wire.failure(self.attempt.place(), error)
+        self.wire.failure(self.attempt.address(), error)
     }
 
     /// The last event of a connection that has failed.
@@ -213,7 +213,7 @@ impl Session {
     pub(super) fn age(&mut self, now: Instant) {
         self.leaving = self.leaving
             || self.expiry.is_some_and(|expiry| now >= expiry)
-            || self.dialer.endpoints.is_over(self.attempt.place());
+            || self.dialer.endpoints.is_over(self.attempt.address());
     }
 
     /// Whether the last batch was handed over at least `idle_timeout` ago.

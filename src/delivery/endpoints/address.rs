@@ -1,0 +1,63 @@
+//! A configured endpoint, and one address that it resolves to.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::config::HostPort;
+use crate::delivery::failure::Failure;
+use crate::telemetry::AttemptError;
+
+/// An endpoint as configured: a host and a port.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) name: HostPort,
+    /// Whether the relay looks the host up. `false`: a proxy does it.
+    pub(crate) resolved_here: bool,
+}
+
+impl Endpoint {
+    /// The endpoint's address, if that is known without a lookup: the host is an IP address. Else
+    /// `None`.
+    pub(super) fn literal(&self) -> Option<SocketAddr> {
+        self.name.host.parse().ok().map(|ip| SocketAddr::new(ip, self.name.port))
+    }
+
+    /// Whether the relay has to look the host up.
+    pub(super) fn needs_lookup(&self) -> bool {
+        self.resolved_here && self.literal().is_none()
+    }
+}
+
+/// One address of the set, as it was when this value was made. The address may have left the set
+/// since.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ResolvedAddress {
+    /// The index of the configured endpoint.
+    pub(crate) endpoint: usize,
+    /// The number of the address in the set. No other address of the set ever has this number.
+    pub(crate) id: usize,
+    /// The host and port as configured.
+    pub(crate) name: HostPort,
+    /// `None` while the host is not resolved, and if a proxy resolves it.
+    pub(crate) socket: Option<SocketAddr>,
+}
+
+impl ResolvedAddress {
+    /// The failure of a connection to this address.
+    pub(crate) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
+        Failure::new(reason, format!("connection to {self}: {what}"))
+    }
+}
+
+/// `host:port`, followed by the IP address in parentheses if the host is a name.
+impl fmt::Display for ResolvedAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        match self.socket {
+            Some(socket) if self.name.host.parse() != Ok(socket.ip()) => {
+                write!(f, " ({})", socket.ip())
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The task that probes the addresses that are down, and looks names up while nothing is dialled.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::address::ResolvedAddress;
+use super::set::Endpoints;
+use super::table::Job;
+use crate::delivery::failure::Failure;
+
+/// The pause before the watch begins anew after a panic.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// The task that watches over the addresses of one output. The output's connector owns it, starts it
+/// with its first connection, and ends it by dropping it.
+///
+/// The task does two kinds of work, each when the table says that it is due:
+///
+/// - It *probes* an address that is down: it connects (with TLS, if the output uses TLS), and sends
+///   nothing. When the address has answered probes for as long as its hold, it is back on trial.
+///   The next probe of an address begins at most 10 seconds after the last one has ended. Probes of
+///   several addresses run side by side.
+/// - It *looks up* each name every 30 seconds, so that connections hear of new and removed addresses
+///   without a dial.
+///
+/// A name that has no known address is probed by a lookup. A single address is not probed at all,
+/// because every delivery tries it anyway.
+///
+/// The task never ends by itself. After a panic it begins anew: without it, an address that is down
+/// would stay down as long as another one works.
+#[derive(Default)]
+pub(crate) struct Watch {
+    task: JoinSet<()>,
+}
+
+impl Watch {
+    /// Starts the task, unless it runs already. `probe` connects to an address and sends nothing.
+    pub(crate) fn start<F>(
+        &mut self,
+        set: &Arc<Endpoints>,
+        probe: impl Fn(ResolvedAddress) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        if self.task.is_empty() {
+            let set = Arc::clone(set);
+            self.task.spawn(async move {
+                while AssertUnwindSafe(set.watch(&probe)).catch_unwind().await.is_err() {
+                    tracing::error!(output = set.output, "the watch over addresses begins anew");
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                }
+            });
+        }
+    }
+}
+
+impl Endpoints {
+    /// The watch's loop, which never ends.
+    async fn watch<F>(&self, probe: &impl Fn(ResolvedAddress) -> F)
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        let mut jobs = FuturesUnordered::new();
+        loop {
+            // The future is made before the table is looked at, so that no change is missed.
+            let changed = self.changed();
+            let (due, wake) = self.lock().due(self.timeouts.connect, Instant::now());
+            jobs.extend(due.into_iter().map(|job| self.run(job, probe)));
+            tokio::select! {
+                Some(()) = jobs.next(), if !jobs.is_empty() => {}
+                () = changed => {}
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+    }
+
+    async fn run<F>(&self, job: Job, probe: &impl Fn(ResolvedAddress) -> F)
+    where
+        F: Future<Output = Result<(), Failure>>,
+    {
+        let (address, result) = match job {
+            Job::LookUp(address) => {
+                if let Err(failure) = self.look_up(&address).await {
+                    tracing::debug!(%failure, "going on with the addresses known before");
+                }
+                return;
+            }
+            // Nothing but a lookup can be tried with a name that has no address.
+            Job::Probe(address) if address.socket.is_none() && self.lookups(&address).is_some() => {
+                let result = self.look_up(&address).await;
+                (address, result)
+            }
+            Job::Probe(address) => (address.clone(), probe(address).await),
+        };
+        if let Err(failure) = &result {
+            tracing::debug!(output = self.output, %failure, "still down");
+        }
+        self.probed(&address, result.is_ok());
+    }
+
+    /// Notes the end of a probe.
+    fn probed(&self, of: &ResolvedAddress, answered: bool) {
+        let now = Instant::now();
+        let mut table = self.lock();
+        let Some(address) = table.address(of) else { return };
+        let down_since = address.circuit.open_since();
+        if address.circuit.probed(answered, now) {
+            let tells = address.is_to_be_told_up(now);
+            drop(table);
+            if tells {
+                self.tell_up(of, down_since, now);
+            }
+            self.wake();
+        }
+    }
+}
