@@ -1,7 +1,8 @@
-//! The protocols that outputs speak. Each file is one protocol; `transport` holds what several share.
+//! The protocols that outputs speak. Each file is one protocol; `transport` holds what several
+//! share.
 //!
-//! A protocol implements [`Connect`](crate::delivery::link::Connect). It knows no delivery loop, and
-//! of the other files only those on floors below its own.
+//! A protocol implements [`Connect`](crate::delivery::link::Connect). It knows no delivery loop,
+//! and of the other files only those on floors below its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

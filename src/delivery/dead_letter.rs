@@ -1,9 +1,10 @@
-//! Dead letters: events that their consumer will not get, kept in files for whoever looks into it.
+//! Dead letters: events that their consumer will not get, kept in files for people to look into.
 //!
-//! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event's bytes as they were received. A thread
-//! of its own writes them (`files`): what waits is written and synced together, and only then does a delivery finish
-//! the claims. A disk that refuses or hangs costs the letter and holds up nobody for long: the event is lost then, and
-//! counted as such.
+//! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event's bytes as
+//! they were received. A thread of its own writes the letters (`files`). Letters that wait are
+//! written and synced together, and only then does a delivery finish their claims. A disk that
+//! refuses or hangs costs the letters, and delays a delivery by ten seconds at most: the events are
+//! then lost, and counted as lost.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,70 +31,92 @@ use crate::telemetry::Telemetry;
 
 mod files;
 
-use files::Files;
+use files::LetterFiles;
 use files::Line;
 
-/// Letters that are written and synced together. What one output has handed over and not heard of is bounded by the same.
+/// The most bytes of letters that are written and synced together. One output may also have this
+/// many bytes of letters handed over without a result.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// What one output has handed over and not heard of, in claims. An event refused alone is a claim
-/// of its own.
+/// The most claims that one output may have handed over without a result. An event that is refused
+/// alone is a claim of its own.
 pub(super) const CLAIMS_MAX: usize = 4096;
 
-/// Jobs that wait for the thread, those of all outputs and those that nobody waits for any more.
-/// One more is not written.
+/// The most jobs that wait for the thread, of all outputs together. Jobs that no delivery waits for
+/// any more count too. Letters that come when the queue is full are lost.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
-/// A letter that is not safe after so long is lost.
+/// Letters that are not safe after this time are lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the end of the relay waits for the thread.
+/// The longest time that the end of the relay waits for the thread.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Longer reasons are cut.
+/// The most bytes of a letter's reason. A longer reason is cut.
 const REASON_BYTES_MAX: usize = 1024;
 
-/// The place for dead letters. Cheap to clone; all clones are the same. Owned by `relay`, which ends it.
+/// Takes the dead letters of all outputs. Clones share one state. Owned by `relay`, which closes it
+/// when the deliveries have ended.
 #[derive(Clone)]
 pub struct DeadLetters {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLetters>,
 }
 
-struct Shared {
+struct SharedLetters {
+    /// Counts the letters that are deleted with their files.
     dropped: DroppedLetters,
-    state: Mutex<State>,
+    state: Mutex<WriterState>,
 }
 
 #[derive(Default)]
-struct State {
-    place: Option<Place>,
+struct WriterState {
+    /// `None`: letters are not kept.
+    target: Option<LetterDirectory>,
+    /// `None` without a directory, or if the thread could not be started.
     writer: Option<Writer>,
-    /// Threads that have been told to end, or will be.
+    /// One receiver for each thread that may still run; it reports the thread's end.
     threads: Vec<oneshot::Receiver<Infallible>>,
 }
 
-/// As the config says.
+/// The directory of the letters, and its limit, as the config says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+struct LetterDirectory {
     directory: PathBuf,
     max_bytes: u64,
 }
 
-/// A thread that writes into one directory. It ends when nobody has `jobs` any more, after those it was given.
+/// The handle of a thread that writes letters into one directory.
+///
+/// The thread owns the directory's files ([`LetterFiles`]) and shares nothing with deliveries
+/// except the lines of a job. It repeats:
+///
+/// 1. It waits for a job, and takes more jobs that wait already, up to [`GROUP_BYTES_MAX`].
+/// 2. It takes the lines of each job. A delivery that has waited for [`PATIENCE`] has taken its
+///    lines back; such a job is skipped.
+/// 3. It writes all lines as one group and syncs the file.
+/// 4. It reports to each delivery how many of its letters are safe.
+///
+/// Either the thread or the delivery takes the lines, never both: no event that was counted as lost
+/// is written later, and a disk that hangs keeps no memory.
+///
+/// The thread ends when `jobs` is dropped, after the jobs that it was given. Nobody joins it: it
+/// may hang in a dead disk for ever. While it has been at work on one group for [`PATIENCE`], new
+/// letters are lost at once. After a panic, the next letter starts a new thread.
 struct Writer {
     jobs: mpsc::Sender<Job>,
-    busy: Arc<Busy>,
+    busy: Arc<BusySince>,
 }
 
-/// Since when the thread has been at work on a group.
+/// Since when the thread has been at work on a group; `None` while it waits for letters.
 #[derive(Default)]
-struct Busy(Mutex<Option<Instant>>);
+struct BusySince(Mutex<Option<Instant>>);
 
-impl Busy {
+impl BusySince {
     fn set(&self, since: Option<Instant>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
+    /// Whether the disk has not answered for [`PATIENCE`].
     fn is_stuck(&self) -> bool {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.is_some_and(|since| since.elapsed() >= PATIENCE)
@@ -108,18 +131,19 @@ struct Job {
     done: oneshot::Sender<Written>,
 }
 
-/// The lines of a job: whole ones, each ended by `\n`. The thread takes them to write them; a
-/// delivery that has waited in vain takes them back, so that a disk that hangs keeps no memory, and
-/// no event that was counted as lost is written later.
+/// The lines of a job, each ended by `\n`. The thread takes them to write them, or the delivery
+/// takes them back when it has waited in vain.
 struct Lines(Mutex<Option<Vec<Bytes>>>);
 
 impl Lines {
+    /// The lines for the first caller; `None` for the second.
     fn take(&self) -> Option<Vec<Bytes>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// A job that the thread has taken: its letters are written, whoever still waits for them.
+/// A job whose lines the thread has taken. Its letters are written, even if its delivery stops
+/// waiting.
 struct Taken {
     output: Arc<str>,
     reason: Arc<str>,
@@ -128,7 +152,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// `None` where the delivery has taken its lines back.
+    /// Takes the lines of a job; `None` if the delivery has taken them back.
     fn of(job: Job) -> Option<Self> {
         let Job { output, reason, lines, done } = job;
         Some(Self { output, reason, lines: lines.take()?, done })
@@ -139,12 +163,12 @@ impl Taken {
     }
 }
 
-/// What became of some letters.
+/// The result for the letters of one job.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
-    /// Events that are safe in the files.
+    /// The number of events that are synced in the files.
     pub(super) events: u64,
-    /// Why the others are not.
+    /// Why the other events are not; `None` if there are no others.
     pub(super) error: Option<String>,
 }
 
@@ -154,7 +178,7 @@ impl Written {
     }
 }
 
-/// Letters that are being written, also where this is dropped.
+/// A delivery's receipt for letters that it has handed over. Dropping it does not stop the writing.
 pub(super) struct Writing {
     done: oneshot::Receiver<Written>,
     deadline: Instant,
@@ -166,12 +190,13 @@ impl Writing {
         Self { done, deadline: Instant::now() + PATIENCE, lines }
     }
 
-    /// Waits for their end, for ten seconds at most since they were handed over. Those that the
-    /// thread has not begun with by then are taken back.
+    /// Waits until the letters are written, or known not to be, for at most [`PATIENCE`] since they
+    /// were handed over. Letters that the thread has not begun with by then are taken back.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped; not to be called again when it has returned.
+    /// Nothing is lost when the future is dropped. After it has returned it must not be called
+    /// again.
     pub(super) async fn done(&mut self) -> Written {
         match tokio::time::timeout_at(self.deadline, &mut self.done).await {
             Ok(Ok(written)) => written,
@@ -185,25 +210,27 @@ impl Writing {
 }
 
 impl DeadLetters {
-    /// Nowhere yet: [`DeadLetters::reconfigure`] gives them a place.
+    /// Letters are not kept until [`DeadLetters::reconfigure`] names a directory.
     #[must_use]
     pub fn new(telemetry: &Telemetry) -> Self {
         let dropped = telemetry.dead_letters_dropped();
-        Self { shared: Arc::new(Shared { dropped, state: Mutex::default() }) }
+        Self { shared: Arc::new(SharedLetters { dropped, state: Mutex::default() }) }
     }
 
-    /// From now on they go where this says. Those handed over before still go to the place before.
+    /// Writes letters to the directory in `config` from now on. Letters that were handed over
+    /// before still go to the directory of before.
     pub fn reconfigure(&self, config: &Config) {
         let max_bytes = config.dead_letter.max_bytes;
-        let place = |directory| Place { directory, max_bytes };
-        self.set(config.dead_letter_directory().map(place));
+        let target = |directory| LetterDirectory { directory, max_bytes };
+        self.set(config.dead_letter_directory().map(target));
     }
 
-    fn set(&self, place: Option<Place>) {
+    fn set(&self, target: Option<LetterDirectory>) {
         let mut state = self.lock();
-        if state.place != place {
-            state.place = place;
-            // The thread ends by that, and one that hangs in a dead disk keeps nobody from the new place.
+        if state.target != target {
+            state.target = target;
+            // The thread of before ends without its handle. A thread that hangs in a dead disk does
+            // not keep the next one from its directory.
             state.writer = None;
             let started = self.start(&mut state);
             drop(state);
@@ -211,16 +238,17 @@ impl DeadLetters {
         }
     }
 
-    /// Waits until what was handed over is written, within bounds. After the deliveries have ended.
+    /// Waits until all letters are written, for at most two seconds. Called after the deliveries
+    /// have ended; letters that come later are not kept.
     pub async fn close(&self) {
         let threads = {
             let mut state = self.lock();
-            (state.place, state.writer) = (None, None);
+            (state.target, state.writer) = (None, None);
             std::mem::take(&mut state.threads)
         };
         let ended = async {
             for thread in threads {
-                // It says nothing, and ends.
+                // Nothing is ever sent: the error says that the thread has ended.
                 thread.await.ok();
             }
         };
@@ -229,17 +257,17 @@ impl DeadLetters {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WriterState> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the thread, where there is a directory for it.
-    fn start(&self, state: &mut State) -> io::Result<()> {
-        let Some(Place { directory, max_bytes }) = &state.place else { return Ok(()) };
-        let files = Files::new(directory, *max_bytes, self.shared.dropped.clone());
+    /// Starts a thread, if there is a directory for it.
+    fn start(&self, state: &mut WriterState) -> io::Result<()> {
+        let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
+        let files = LetterFiles::new(directory, *max_bytes, self.shared.dropped.clone());
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let (living, ended) = oneshot::channel();
-        let busy = Arc::<Busy>::default();
+        let busy = Arc::<BusySince>::default();
         let (at_work, directory) = (Arc::clone(&busy), directory.clone());
         let started =
             std::thread::Builder::new().name("dead-letters".to_owned()).spawn(move || {
@@ -253,7 +281,8 @@ impl DeadLetters {
         started.map(|_| state.writer = Some(Writer { jobs, busy }))
     }
 
-    /// Hands over whole lines. `None`: there is no place for dead letters.
+    /// Hands over events, each a line ended by `\n`, that `output` has given up for `reason`.
+    /// Returns `None` if letters are not kept.
     pub(super) fn write(
         &self,
         output: &Arc<str>,
@@ -261,14 +290,14 @@ impl DeadLetters {
         reason: &Arc<str>,
     ) -> Option<Writing> {
         let mut state = self.lock();
-        state.place.as_ref()?;
+        state.target.as_ref()?;
         let (done, waiting) = oneshot::channel();
         let (output, reason) = (Arc::clone(output), Arc::clone(reason));
         let lines = Arc::new(Lines(Mutex::new(Some(lines))));
         let writing = Writing::new(waiting, Arc::clone(&lines));
         let mut job = Job { output, reason, lines, done };
         let mut started = Ok(());
-        // One that has panicked, or could not be started, gets a successor.
+        // A thread that has panicked, or could not be started, gets a successor.
         for _ in 0..2 {
             match &state.writer {
                 Some(writer) if writer.busy.is_stuck() => {
@@ -293,14 +322,20 @@ impl DeadLetters {
     }
 }
 
+/// Logs that a thread could not be started.
 fn tell(started: io::Result<()>) {
     if let Err(error) = started {
         tracing::error!(%error, "no thread for the dead letters");
     }
 }
 
-/// The thread.
-fn write_all(mut files: Files, directory: &Path, mut queue: mpsc::Receiver<Job>, busy: &Busy) {
+/// The thread's loop; see [`Writer`].
+fn write_all(
+    mut files: LetterFiles,
+    directory: &Path,
+    mut queue: mpsc::Receiver<Job>,
+    busy: &BusySince,
+) {
     let directory = directory.display();
     match files.look() {
         Ok(0) => {}
@@ -327,13 +362,14 @@ fn write_all(mut files: Files, directory: &Path, mut queue: mpsc::Receiver<Job>,
         let results = write_group(&mut files, &group);
         busy.set(None);
         for (job, written) in group.into_iter().zip(results) {
-            // Nobody waits any more where that took too long.
+            // An error says that the delivery has stopped waiting.
             job.done.send(written).ok();
         }
     }
 }
 
-fn write_group(files: &mut Files, group: &[Taken]) -> Vec<Written> {
+/// Writes and syncs the letters of a group of jobs. Returns the result for each job.
+fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
     let time = rfc3339(SystemTime::now());
     let heads: Vec<Vec<u8>> = group.iter().map(|job| head(&time, job)).collect();
     let letters: Vec<Line<'_>> = group
@@ -355,7 +391,7 @@ fn write_group(files: &mut Files, group: &[Taken]) -> Vec<Written> {
     group.iter().map(written).collect()
 }
 
-/// A letter up to its event.
+/// The beginning of a job's letters: everything before the event.
 fn head(time: &str, job: &Taken) -> Vec<u8> {
     let mut reason = &*job.reason;
     if reason.len() > REASON_BYTES_MAX {
@@ -365,7 +401,7 @@ fn head(time: &str, job: &Taken) -> Vec<u8> {
     format!(r#"{{"time":"{time}","output":{output},"reason":{reason},"event":"#).into_bytes()
 }
 
-/// UTC with milliseconds, as RFC 3339 has it.
+/// The time in UTC with milliseconds, as RFC 3339 writes it.
 fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -375,7 +411,8 @@ fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
-/// The day so many days after 1970-01-01. Years are counted from March, so that the leap day is their last.
+/// The year, month and day that is `days` days after 1970-01-01. The calculation counts years from
+/// March, so that the leap day is the last day of a year.
 fn date(days: u64) -> (u64, u64, u64) {
     const IN_400_YEARS: u64 = 146_097;
     let days = days + 719_468;

@@ -1,4 +1,5 @@
-//! Whether an output works, for the log, the metrics and `/status`: one line for each change, repetitions counted.
+//! Whether an output works, for the log, the metrics and `/status`. The log gets one line for each
+//! change, and counts repetitions.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -17,33 +18,36 @@ use crate::telemetry::Loss;
 use crate::telemetry::LostAs;
 use crate::telemetry::OutputMetrics;
 
-/// While an output stays down, one line in so long.
+/// The time between two lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The least time between two lines where the reason changes, or where the output goes up and down.
+/// The shortest time between two lines if the reason changes, or if the output goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Owned by the delivery loop.
+/// What one output reports about attempts and their results. Owned by the delivery loop.
 pub(super) struct Health {
     name: String,
     pub(super) metrics: OutputMetrics,
     status: Arc<Status>,
+    /// Whether the output was ever up.
     was_up: bool,
-    /// Since when attempts fail.
+    /// Since when attempts fail; `None` while the output is up, and before the first attempt.
     down: Option<Instant>,
-    /// Whether the log has it as down.
+    /// Whether the last line in the log says that the output is down.
     told_down: bool,
-    /// The last line that said so.
+    /// When the log last said that the output is down, and for which reason; `None` if it never
+    /// did.
     told: Option<(Instant, AttemptError)>,
+    /// The number of attempts that failed since the output was last up.
     failures: u64,
-    /// `retry.max_elapsed` is set: what can't be delivered is given up.
+    /// Whether `retry.max_elapsed` is set: events that can't be delivered are given up then.
     gives_up: bool,
-    /// Events that were lost before it went down, of this output and of those that no output can
-    /// get.
+    /// The number of events that were lost before the output went down: those of this output, and
+    /// those that no output can get.
     lost_before: u64,
 }
 
-/// What `/status` shows. Shared with `admin`.
+/// The state of one output that `/status` shows. Shared with `admin`.
 #[derive(Default)]
 pub struct Status {
     state: Mutex<StatusState>,
@@ -54,9 +58,11 @@ pub struct Status {
 struct StatusState {
     up: bool,
     last_error: Option<(String, Instant)>,
+    /// `None` while the output is up, and before the first attempt.
     down_since: Option<Instant>,
+    /// `None` while no attempt waits for its time.
     next_attempt: Option<Instant>,
-    /// Its events are not kept whatever comes.
+    /// Whether events could be lost while the output was down.
     may_lose: bool,
 }
 
@@ -66,26 +72,29 @@ impl StatusState {
     }
 }
 
-/// A moment of [`Status`].
+/// The values of a [`Status`] at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// The last attempt succeeded.
+    /// Whether the last attempt succeeded.
     pub up: bool,
-    /// Of the last attempt that failed. Holds no path or query of a URL.
+    /// The error of the last attempt that failed; `None` if none did. It holds no path or query of
+    /// a URL.
     pub last_error: Option<String>,
-    /// How long ago that was.
+    /// The time since that attempt; `None` if none failed.
     pub last_error_age: Option<Duration>,
-    /// For how long attempts have failed.
+    /// For how long attempts have failed; `None` while the output is up.
     pub down: Option<Duration>,
-    /// Until the next attempt, while one is waited for.
+    /// The time until the next attempt; `None` while no attempt waits for its time.
     pub next_retry: Option<Duration>,
-    /// As it went down, nothing but its consumer could end that its events are kept.
+    /// Whether every event was kept for the consumer when an attempt last failed. `false`: events
+    /// may be lost while the output is down, because an age or a full queue ends their keeping.
     pub keeps_events: bool,
-    /// Its addresses, in order.
+    /// The output's addresses, in order.
     pub addresses: Vec<AddressState>,
 }
 
 impl Status {
+    /// The status of an output that has not made an attempt yet.
     pub(super) fn new(endpoints: Option<Arc<Endpoints>>) -> Self {
         Self { state: Mutex::default(), endpoints }
     }
@@ -94,7 +103,7 @@ impl Status {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known now.
+    /// The current values.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock().clone();
@@ -109,6 +118,7 @@ impl Status {
 }
 
 impl Health {
+    /// The health of an output that has not made an attempt yet.
     pub(super) fn new(name: &str, metrics: OutputMetrics, status: Arc<Status>) -> Self {
         Self {
             name: name.to_owned(),
@@ -124,13 +134,13 @@ impl Health {
         }
     }
 
-    /// Whether it gives up what it can't deliver after some time.
+    /// Sets whether the output gives up events that it can't deliver within `retry.max_elapsed`.
     pub(super) fn gives_up(mut self, gives_up: bool) -> Self {
         self.gives_up = gives_up;
         self
     }
 
-    /// An attempt succeeded.
+    /// Notes that an attempt succeeded.
     pub(super) fn succeeded(&mut self) {
         let since = self.down.take();
         if since.is_none() && self.was_up {
@@ -152,18 +162,18 @@ impl Health {
         self.failures = 0;
     }
 
-    /// The consumer has a batch.
+    /// Notes that the consumer has a batch of `events` events, after `attempts` attempts.
     pub(super) fn delivered(&self, events: u64, attempts: u32) {
         tracing::debug!(output = self.name, events, attempts, "batch delivered");
     }
 
-    /// An attempt failed.
+    /// Notes that an attempt failed, and counts it.
     pub(super) fn failed(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         self.down(failure);
     }
 
-    /// As [`Health::failed`], where the attempt is counted already.
+    /// Notes that an attempt failed, like [`Health::failed`], if the attempt is already counted.
     pub(super) fn down(&mut self, failure: &Failure) {
         self.metrics.up.set(0.0);
         self.failures += 1;
@@ -194,8 +204,8 @@ impl Health {
         self.told = Some((now, failure.reason));
     }
 
-    /// Says for the log that the output is down, and whether its events are safe: that they are
-    /// kept is said only where nothing but the consumer can end that.
+    /// The log's message that the output is down. It says that events are kept only if nothing but
+    /// the consumer can end that. `still`: the log already has a line that the output is down.
     fn told_of_events(&self, still: bool) -> &'static str {
         let is_losing = self.metrics.losses.events() > self.lost_before;
         match (self.keeps_events(), is_losing) {
@@ -208,30 +218,33 @@ impl Health {
         }
     }
 
+    /// Whether every event is kept until the consumer has it: no event is given up, or dropped when
+    /// the queue is full.
     fn keeps_events(&self) -> bool {
         self.metrics.losses.keeps() && !self.gives_up
     }
 
-    /// An attempt at one address failed, and another is tried at once: the output is not down. The log has it from those
-    /// who know the addresses.
+    /// Notes that an attempt at one address failed and another address is tried at once. The output
+    /// is not down, and the log has a line from the set of addresses.
     pub(super) fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         self.status.lock().failed(failure);
     }
 
-    /// The consumer refused a batch for what is in it. Only where it goes on refusing is it down.
+    /// Notes that the consumer refused a batch for its events. The output is not down by that.
     pub(super) fn refused(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");
         self.status.lock().failed(failure);
     }
 
-    /// Events are given up, and counted by whoever finishes their claim.
+    /// Notes that events are given up. Their output counters are increased when their claim is
+    /// finished.
     pub(super) fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
         self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
 
-    /// The next attempt is so far away.
+    /// Notes that the next attempt begins after `wait`.
     pub(super) fn next_attempt(&mut self, wait: Duration) {
         self.status.lock().next_attempt = Some(Instant::now() + wait);
     }

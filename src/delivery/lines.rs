@@ -1,4 +1,4 @@
-//! Taking batches apart into lines: a batch is stored as JSON lines, each ended by `\n`.
+//! The lines of a batch. A batch is stored as JSON lines, each ended by `\n`.
 
 use bytes::Bytes;
 

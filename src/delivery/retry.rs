@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt. The only file that knows the crate `backoff`.
+//! The pause before the next attempt. Only this file knows the crate `backoff`.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use backoff::ExponentialBackoff;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 
+use super::failure::RETRY_AFTER_MAX;
 use crate::config;
 
-/// A consumer's Retry-After is heeded up to here; what asks for more has lost its clock.
-pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
-
-/// Growing, jittered waits without an end. Owned by a delivery loop.
+/// Pauses that grow from one failure to the next, with jitter, up to `retry.max_interval`. Owned by
+/// a delivery loop.
 pub(super) struct Retry {
     backoff: ExponentialBackoff,
 }
 
 impl Retry {
+    /// Pauses as the section `retry` of the config says.
     pub(super) fn new(config: &config::Retry) -> Self {
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(config.initial_interval)
@@ -28,14 +28,15 @@ impl Retry {
         Self { backoff }
     }
 
-    /// The next wait: longer than the last, and no shorter than what the consumer asked for.
+    /// The next pause. It grows by `retry.multiplier`, and is at least `retry_after`, of which
+    /// [`RETRY_AFTER_MAX`] is heeded at most.
     pub(super) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
-        // None only where a maximum of elapsed time is set.
+        // `next_backoff` returns `None` only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);
         own.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX))
     }
 
-    /// After a success.
+    /// Begins again with the shortest pause, after a success.
     pub(super) fn reset(&mut self) {
         self.backoff.reset();
     }

@@ -1,5 +1,5 @@
-//! `type = "http"`: one POST for each batch. A 2xx status is the acknowledgement, if the consumer had
-//! the whole request when its answer began.
+//! `type = "http"`: one POST for each batch. A 2xx status is the acknowledgement, if the consumer
+//! had the whole request when its answer began.
 //!
 //! `concurrency` lanes send one request each at a time, and keep one HTTP/1.1 connection to each
 //! address whose turn it was. The statuses 400, 413 and 422 concern the events themselves; all
@@ -51,8 +51,8 @@ use link::HttpLink;
 
 /// Makes the link of an `http` output. Owned by the delivery loop.
 ///
-/// [`Connect::connect`] makes no connection. The link dials in `Client::dial` when a request needs a
-/// connection: while the output has nothing to send, none is made. A connection that the consumer
+/// [`Connect::connect`] makes no connection. The link dials in `Client::dial` when a request needs
+/// a connection: while the output has nothing to send, none is made. A connection that the consumer
 /// has closed is replaced by the next request that needs it. The watch and `check --connect` call
 /// `Client::reach`, which connects and sends nothing.
 pub(super) struct HttpConnector {

@@ -1,5 +1,5 @@
-//! Batches as JSON lines, as they are stored or as kube-apiserver writes them to its own log. Used by
-//! `tcp` and `stdout`, and by `http` for one of its formats.
+//! Batches as JSON lines, as they are stored or as kube-apiserver writes them to its own log. Used
+//! by `tcp` and `stdout`, and by `http` for one of its formats.
 
 use bytes::Bytes;
 use bytes::BytesMut;

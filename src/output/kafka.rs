@@ -1,10 +1,13 @@
-//! `type = "kafka"`: one message for each event, which is final when every in-sync replica of its partition has it.
+//! `type = "kafka"`: one message for each event, which is final when every in-sync replica of its
+//! partition has it.
 //!
-//! librdkafka sends, and tries again as long as it makes sense, without changing the order within a partition or sending
-//! anything twice (idempotent producer). What it can't deliver in order ends this producer, and begins again with
-//! another: whatever was sent and not acknowledged may then arrive twice, but nothing is left out.
+//! librdkafka sends, and tries again as long as it makes sense, without changing the order within a
+//! partition or sending anything twice (idempotent producer). What it can't deliver in order ends
+//! this producer, and begins again with another: whatever was sent and not acknowledged may then
+//! arrive twice, but nothing is left out.
 //!
-//! A thread for each producer makes the calls, and another of rdkafka's polls; both end when the link is gone.
+//! A thread for each producer makes the calls, and another of rdkafka's polls; both end when the
+//! link is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,8 +60,8 @@ use crate::telemetry::OutputMetrics;
 /// Batches under way: while the brokers write one, others are on the way there and back.
 const WINDOW: u64 = 4;
 
-/// Messages are sent together up to here, less where `batch.max_bytes` is less: below what a broker takes by default
-/// (1,048,588 bytes, its `message.max.bytes`).
+/// Messages are sent together up to here, less where `batch.max_bytes` is less: below what a broker
+/// takes by default (1,048,588 bytes, its `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
 /// How often in `timeouts.connect` or `timeouts.request` progress is looked for.
@@ -110,8 +113,8 @@ impl Shared {
             .set("compression.type", compression)
             .set("linger.ms", "5")
             .set("batch.size", self.limits.max_bytes.min(SET_BYTES).to_string())
-            // How large an event may be is for the brokers to say, and how much is under way for `room`: at limits of its own
-            // librdkafka would refuse what can be delivered.
+            // How large an event may be is for the brokers to say, and how much is under way for
+            // `room`: at limits of its own librdkafka would refuse what can be delivered.
             .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", "2147483647");
@@ -221,8 +224,8 @@ fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
 
-/// The thread: hands messages to librdkafka, and ends when the link is gone. It is not joined: a call may hang, and it
-/// owns nothing but its producer.
+/// The thread: hands messages to librdkafka, and ends when the link is gone. It is not joined: a
+/// call may hang, and it owns nothing but its producer.
 fn produce(
     shared: &Shared,
     reporter: Reporter,
@@ -302,7 +305,8 @@ fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) -
 enum Verdict {
     /// So far, every one is acknowledged.
     Accepted,
-    /// One can't be delivered, or was given up; why, where it is not the consequence of another's failure.
+    /// One can't be delivered, or was given up; why, where it is not the consequence of another's
+    /// failure.
     Failed(Option<Trouble>),
     /// One is refused for what it is.
     Refused(Trouble),
@@ -488,7 +492,8 @@ impl KafkaLink {
         self.trouble.take()
     }
 
-    /// No more is sent, and what is under way will be reported as failed, or as what became of it meanwhile.
+    /// No more is sent, and what is under way will be reported as failed, or as what became of it
+    /// meanwhile.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let given_up = self.given_up.get_or_insert_with(|| GivenUp {

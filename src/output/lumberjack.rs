@@ -1,4 +1,5 @@
-//! `type = "lumberjack"`: the protocol of Elastic Beats, version 2, as Logstash's `beats` input speaks it.
+//! `type = "lumberjack"`: the protocol of Elastic Beats, version 2, as Logstash's `beats` input
+//! speaks it.
 //!
 //! Numbers are big-endian, 32 bits. What we send is windows, each behind the other:
 //!
@@ -8,8 +9,8 @@
 //! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression they come as they are |
 //! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the event as it was received |
 //!
-//! What we get is `2A` and a number: the events of the oldest window up to that one are acknowledged. 0 acknowledges none:
-//! the consumer is at work.
+//! What we get is `2A` and a number: the events of the oldest window up to that one are
+//! acknowledged. 0 acknowledges none: the consumer is at work.
 
 use std::collections::VecDeque;
 use std::io;

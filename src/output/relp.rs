@@ -1,9 +1,10 @@
-//! `type = "relp"`: the Reliable Event Logging Protocol, as rsyslog's `imrelp` speaks it. The messages are those of
-//! `syslog`.
+//! `type = "relp"`: the Reliable Event Logging Protocol, as rsyslog's `imrelp` speaks it. The
+//! messages are those of `syslog`.
 //!
-//! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. Our commands are numbered from 1: `open` with what we
-//! offer, a `syslog` for each message, `close`. Each is answered by a `rsp` with its number, whose data begins with 200
-//! where the consumer took it; anything else makes nothing final. Number 0 is for hints: `serverclose`.
+//! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. Our commands are numbered
+//! from 1: `open` with what we offer, a `syslog` for each message, `close`. Each is answered by a
+//! `rsp` with its number, whose data begins with 200 where the consumer took it; anything else
+//! makes nothing final. Number 0 is for hints: `serverclose`.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -26,7 +27,8 @@ use crate::queue::Batch;
 /// The highest number of a command, after which they begin at 1 again, and of bytes in a frame.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// Bytes of data that an answer may have. Those of librelp have 6, or some hundreds with its offers.
+/// Bytes of data that an answer may have. Those of librelp have 6, or some hundreds with its
+/// offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// What we offer. librelp calls its protocol version 0.
@@ -41,7 +43,8 @@ pub(super) struct Relp {
     messages: Rfc5424,
     /// The number of the next command.
     next: u32,
-    /// Of each message since the oldest that is not acknowledged: whether it is. They may be answered in any order.
+    /// Of each message since the oldest that is not acknowledged: whether it is. They may be
+    /// answered in any order.
     answered: VecDeque<bool>,
 }
 
@@ -228,7 +231,8 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     }
 }
 
-/// A number of at most nine digits from there on, and where it ends, if that is known yet. `None`: there is none.
+/// A number of at most nine digits from there on, and where it ends, if that is known yet. `None`:
+/// there is none.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
     let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -1,7 +1,7 @@
 //! `type = "stdout"`: JSON lines on this process's standard output.
 //!
-//! A thread of its own writes, because a full pipe blocks: neither the runtime nor the end of the process may wait for
-//! it. A closed pipe ends the process.
+//! A thread of its own writes, because a full pipe blocks: neither the runtime nor the end of the
+//! process may wait for it. A closed pipe ends the process.
 
 use std::fs::File;
 use std::io;
@@ -81,10 +81,11 @@ impl Connect for Connector {
 /// A pipe that somebody else has made non-blocking is tried again so often while it is full.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The thread: ends when the link is gone, or at the first error. It is not joined: it may hang in a full pipe for ever,
-/// and owns nothing but its copy of the descriptor.
+/// The thread: ends when the link is gone, or at the first error. It is not joined: it may hang in
+/// a full pipe for ever, and owns nothing but its copy of the descriptor.
 ///
-/// One thread at a time: where the output was replaced while the last one hung, lines must not be mixed.
+/// One thread at a time: where the output was replaced while the last one hung, lines must not be
+/// mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

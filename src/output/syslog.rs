@@ -1,4 +1,5 @@
-//! `type = "syslog"`: RFC 5424 messages with octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3) or a line break each.
+//! `type = "syslog"`: RFC 5424 messages with octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3) or a
+//! line break each.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -105,8 +106,8 @@ impl Rfc5424 {
         usize::try_from(capacity).unwrap_or_default()
     }
 
-    /// The message of an event, `None` where it is longer than allowed and given up; an error where it is that and may not
-    /// be given up.
+    /// The message of an event, `None` where it is longer than allowed and given up; an error where
+    /// it is that and may not be given up.
     pub(super) fn message<'a>(&'a self, event: &'a [u8]) -> Result<Option<Message<'a>>, String> {
         let parts =
             [self.before_time.as_bytes(), timestamp(event), self.after_time.as_bytes(), event];
@@ -131,8 +132,8 @@ impl Message<'_> {
     }
 }
 
-/// STRUCTURED-DATA (RFC 5424 §6.3): one element, or nil. Names without an enterprise number are the IETF's; the one that
-/// RFC 5612 sets apart for documentation is nobody's.
+/// STRUCTURED-DATA (RFC 5424 §6.3): one element, or nil. Names without an enterprise number are the
+/// IETF's; the one that RFC 5612 sets apart for documentation is nobody's.
 fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     if annotate.is_empty() {
         return "-".to_owned();
@@ -152,7 +153,8 @@ const FRAME_MAX: usize = 32;
 /// `2026-11-20T06:24:22.439323+00:00`.
 const TIMESTAMP_MAX: usize = 32;
 
-/// The event's stageTimestamp, which kube-apiserver writes as RFC 5424 §6.2.3 wants it; else the nil value.
+/// The event's stageTimestamp, which kube-apiserver writes as RFC 5424 §6.2.3 wants it; else the
+/// nil value.
 fn timestamp(event: &[u8]) -> &[u8] {
     let written = timestamp_at_the_end(event);
     match written.or_else(|| scan::member(event, "stageTimestamp")).unwrap_or_default() {
@@ -161,8 +163,9 @@ fn timestamp(event: &[u8]) -> &[u8] {
     }
 }
 
-/// The value of stageTimestamp where kube-apiserver writes it: as the last member, or the last before annotations. Saves
-/// the walk over all members, which is a fifth of what a syslog output costs.
+/// The value of stageTimestamp where kube-apiserver writes it: as the last member, or the last
+/// before annotations. Saves the walk over all members, which is a fifth of what a syslog output
+/// costs.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static NAME: LazyLock<FinderRev<'static>> =
         LazyLock::new(|| FinderRev::new("\"stageTimestamp\":"));

@@ -1,9 +1,10 @@
-//! The files of dead letters: bounded, rotated, synced, and for no other user's eyes.
+//! The files of dead letters: bounded, rotated, synced, and readable by no other user.
 //!
-//! They hold Secrets: 0600 in a directory 0700, and no link is followed to either. Nothing that was in the directory before is
-//! written to, so that it does not matter what it is, whose, or how it ends; and what somebody takes away, or puts in the
-//! way, is noticed before each write. Several processes may share a directory: the file that one writes to is locked, and no
-//! other deletes it.
+//! Letters may hold Secrets: the files have mode 0600 in a directory of mode 0700, and no symbolic
+//! link is followed to either. This process writes only to files that it has made, so a file from
+//! before may be anything, belong to anybody and end anyhow. Before each write it notices if
+//! somebody has moved, replaced or changed its file. Several processes may share a directory: each
+//! locks the file that it writes to, and no process deletes a locked file.
 
 use std::fs::DirBuilder;
 use std::fs::File;
@@ -30,29 +31,35 @@ use rustix::io::Errno;
 
 use crate::telemetry::DroppedLetters;
 
-/// A new file is begun when the last has a part of all: so much goes at once when the oldest goes.
+/// A file takes one eighth of `dead_letter.max_bytes`; then a new file is begun. The oldest file is
+/// deleted as a whole, so about an eighth of the letters goes at once.
 const FILES: u64 = 8;
 
-/// However small they are: each start makes one when it has something to write.
+/// The most files, however small they are. Each start of the relay that has letters to write makes
+/// a file.
 const COUNT_MAX: usize = 1024;
 
-/// Names that are tried for a new file, where another process makes files at the same moment.
+/// The most names that are tried for a new file. A name may be taken by another process that makes
+/// a file at the same moment.
 const NAMES_MAX: u64 = 1000;
 
-/// What has a larger number was not named here: it is the year 37,648.
+/// A file whose number is not below this was not named by a relay: the number stands for the year
+/// 37,648.
 const NUMBER_MAX: u64 = 1 << 50;
 
-/// Before the last attempt to write, unless the disk refused before.
+/// The pause before the last attempt to write letters. There is no such attempt if the letters
+/// before could not be written either.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A line of a file, which no other is in front of.
+/// One letter: a line of a file.
 pub(super) struct Line<'a> {
-    /// Up to the event.
+    /// The bytes before the event.
     pub(super) head: &'a [u8],
+    /// The event, without its line break.
     pub(super) event: &'a [u8],
 }
 
-/// Behind the event.
+/// The bytes after the event.
 const TAIL: &[u8] = b"}\n";
 
 impl Line<'_> {
@@ -62,26 +69,30 @@ impl Line<'_> {
 }
 
 /// The files of one directory. Owned by the thread that writes them.
-pub(super) struct Files {
+pub(super) struct LetterFiles {
     path: PathBuf,
     max_bytes: u64,
     dropped: DroppedLetters,
+    /// The file that is written to; `None` before the first letter, and after an error.
     current: Option<Current>,
-    /// The last attempts have failed.
+    /// Whether the letters before could not be written.
     failing: bool,
 }
 
-/// The file that is written to: made by this process, and synced up to its end.
+/// The file that is written to. This process has made it, and all its bytes are synced.
 struct Current {
     file: File,
     name: String,
+    /// The file's length.
     bytes: u64,
 }
 
-impl Files {
+impl LetterFiles {
+    /// The files in `path`, which may hold `max_bytes` together. The disk is not touched yet.
     pub(super) fn new(path: &Path, max_bytes: u64, dropped: DroppedLetters) -> Self {
         Self {
-            // A slash at the end would follow a link.
+            // The components leave out a slash at the end, with which the kernel would follow a
+            // link.
             path: path.components().collect(),
             max_bytes,
             dropped,
@@ -90,12 +101,12 @@ impl Files {
         }
     }
 
-    /// Makes the directory where it is missing, and says how many files there are.
+    /// Makes the directory if it is missing. Returns how many files of letters it holds.
     pub(super) fn look(&self) -> io::Result<usize> {
         Ok(Directory::open(&self.path)?.files()?.len())
     }
 
-    /// Writes and syncs all lines, and says for each whether it is safe.
+    /// Writes and syncs all lines. Returns for each line whether it is synced, or why not.
     pub(super) fn write(&mut self, lines: &[Line<'_>]) -> Vec<Result<(), String>> {
         let mut results = Vec::with_capacity(lines.len());
         let mut rest = lines;
@@ -108,7 +119,7 @@ impl Files {
         results
     }
 
-    /// How many of the lines go into one file together, at least one.
+    /// How many of the first lines fit into one file, but at least one.
     fn fitting(&self, lines: &[Line<'_>]) -> usize {
         let mut left = self.file_bytes();
         let fits = |line: &&Line<'_>| {
@@ -119,11 +130,13 @@ impl Files {
         lines.iter().take_while(fits).count().max(1)
     }
 
+    /// The size at which a file is full. A single longer letter gets a file of its own.
     fn file_bytes(&self) -> u64 {
         self.max_bytes / FILES
     }
 
-    /// What failed once may do in another file, or a moment later.
+    /// Writes and syncs lines in one file. After a failure it tries another file, and then again
+    /// after a pause.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let bytes = lines.iter().map(Line::bytes).sum();
         if bytes > self.max_bytes {
@@ -138,7 +151,9 @@ impl Files {
         stored
     }
 
-    /// After an error the file is not written to again: what a failed sync has left behind is not known.
+    /// Writes and syncs lines in the current file, or in a new one if they do not fit. After an
+    /// error the file is not written to again: nobody knows what a failed sync has left on the
+    /// disk.
     fn append(&mut self, lines: &[Line<'_>], bytes: u64) -> io::Result<()> {
         let directory = Directory::open(&self.path)?;
         let goes_on = self.current.take().filter(|current| {
@@ -150,7 +165,7 @@ impl Files {
             None => directory.create()?,
         };
         if let Err(error) = current.append(lines) {
-            // No half line stays, if that can be helped.
+            // The part of the lines that was written is taken away again, if the disk allows it.
             if current.bytes == 0 {
                 directory.remove(&current.name).ok();
             } else {
@@ -163,7 +178,8 @@ impl Files {
         Ok(())
     }
 
-    /// Deletes the oldest files that nobody writes to until so many bytes fit.
+    /// Deletes the oldest files that no process writes to, until `bytes` more bytes and one more
+    /// file fit, or none is left to delete.
     fn make_room(
         &mut self,
         directory: &Directory,
@@ -202,17 +218,17 @@ impl Current {
     }
 }
 
-/// A file that may be deleted.
+/// A file of letters, of this process or of another one.
 struct Found {
     name: String,
     bytes: u64,
 }
 
-/// The directory as it is now. Names are looked up in it, wherever its path leads meanwhile.
+/// The open directory. Names are looked up in it, even if its path leads elsewhere in the meantime.
 struct Directory(OwnedFd);
 
 impl Directory {
-    /// Opens it, and makes it where it is missing.
+    /// Opens the directory at `path`, and makes it if it is missing.
     fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::open(path, flags, Mode::empty());
@@ -234,7 +250,7 @@ impl Directory {
         })
     }
 
-    /// Our kind of file, ours or another process's, oldest first.
+    /// The files of letters, of this process and of others, the oldest first.
     fn files(&self) -> io::Result<Vec<Found>> {
         let mut files = Vec::new();
         for entry in Dir::read_from(&self.0)? {
@@ -243,7 +259,7 @@ impl Directory {
             if number_of(name).is_none() {
                 continue;
             }
-            // One may go at any time.
+            // A file that has just been deleted by another process is left out.
             let Ok(stat) = self.stat(name) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 files.push(Found { name: name.to_owned(), bytes: length(&stat) });
@@ -257,7 +273,8 @@ impl Directory {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Whether a file is still in its place, and as long as it was left.
+    /// Whether the directory still holds this file by its name, and the file has the length that
+    /// this process has left it with.
     fn holds(&self, current: &Current) -> bool {
         let (Ok(there), Ok(ours)) = (self.stat(&current.name), rustix::fs::fstat(&current.file))
         else {
@@ -267,11 +284,11 @@ impl Directory {
         same && length(&ours) == current.bytes
     }
 
-    /// A new file, which sorts behind all that are there.
+    /// Makes and locks a new file, whose name sorts after all names that are there.
     fn create(&self) -> io::Result<Current> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or_default();
-        // The clock may have been set back.
+        // The clock may have been set back, so the number is at least one more than the last.
         let files = self.files()?;
         let last = files.last().and_then(|found| number_of(&found.name));
         let first = last.map_or(now, |last| now.max(last.saturating_add(1)));
@@ -286,7 +303,8 @@ impl Directory {
             match rustix::fs::openat(&self.0, name.as_str(), flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => {
                     let current = Current { file: file.into(), name, bytes: 0 };
-                    // Another process may be deleting it. Not every file system has locks.
+                    // Another process may be deleting the file, and then has its lock. Other errors
+                    // of locking are ignored: not every file system has locks.
                     let lost = matches!(current.file.try_lock(), Err(TryLockError::WouldBlock));
                     if lost || !self.holds(&current) {
                         continue;
@@ -306,17 +324,18 @@ impl Directory {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
-            // Somebody was quicker.
+            // Another process has already deleted the file.
             Err(Errno::NOENT) => Ok(()),
             removed => Ok(removed?),
         }
     }
 
-    /// Deletes a file and says how many events were in it; `None` where another process writes to it.
+    /// Deletes a file. Returns how many events were in it, or `None` if another process writes to
+    /// it: it stays then.
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;
-        // What can't be read goes all the same.
+        // A file that can't be read is deleted all the same, and counts as empty.
         if let Ok(file) = rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
             let file = File::from(file);
             if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
@@ -329,7 +348,7 @@ impl Directory {
     }
 }
 
-/// Whole lines of a file.
+/// The number of whole lines in a file.
 fn count_lines(mut file: File) -> io::Result<u64> {
     let (mut buffer, mut lines) = (vec![0; 64 * 1024], 0);
     loop {
@@ -345,8 +364,8 @@ fn count_lines(mut file: File) -> io::Result<u64> {
     }
 }
 
-/// Makes a directory, and those around it that are missing. Each is synced into the one around it: else a power loss takes
-/// it away again, with what is in it.
+/// Makes a directory, and its missing parents. The parent of each new directory is synced;
+/// otherwise a power loss could take the directory away again, with its files.
 fn make(path: &Path) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -365,7 +384,8 @@ fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or_default()
 }
 
-/// The number in the name of one of our files: when it was made, in milliseconds since 1970, or one more than the last.
+/// The number in the name of a file of letters: the time when it was made, in milliseconds since
+/// 1970, or one more than the number of the file before. `None` for any other name.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".jsonl")?;
     let ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -28,8 +28,8 @@ impl Desk {
         let letters = DeadLetters::new(telemetry);
         let (jobs, desk) = mpsc::channel(JOBS_MAX);
         let directory = PathBuf::from("/nowhere");
-        *letters.lock() = State {
-            place: Some(Place { directory, max_bytes: 1 << 20 }),
+        *letters.lock() = WriterState {
+            target: Some(LetterDirectory { directory, max_bytes: 1 << 20 }),
             writer: Some(Writer { jobs, busy: Arc::default() }),
             threads: Vec::new(),
         };
@@ -90,7 +90,7 @@ impl Scene {
         let telemetry = Telemetry::new();
         let letters = DeadLetters::new(&telemetry);
         let scene = Self { root: TempDir::new().unwrap(), telemetry, letters };
-        scene.letters.set(scene.place());
+        scene.letters.set(scene.target());
         scene
     }
 
@@ -98,15 +98,15 @@ impl Scene {
         self.root.path().join("a/dead-letter")
     }
 
-    fn place(&self) -> Option<Place> {
-        Some(Place { directory: self.path(), max_bytes: MAX_BYTES })
+    fn target(&self) -> Option<LetterDirectory> {
+        Some(LetterDirectory { directory: self.path(), max_bytes: MAX_BYTES })
     }
 
     /// As after a restart.
     async fn restart(&mut self) {
         self.letters.close().await;
         self.letters = DeadLetters::new(&self.telemetry);
-        self.letters.set(self.place());
+        self.letters.set(self.target());
     }
 
     fn hand_over(&self, events: &[String]) -> Writing {
@@ -336,7 +336,7 @@ async fn what_is_taken_away_or_changed_below_it_costs_no_letter() {
 async fn two_processes_share_a_directory_and_neither_deletes_what_the_other_writes_to() {
     let scene = Scene::new();
     let other = DeadLetters::new(&scene.telemetry);
-    other.set(scene.place());
+    other.set(scene.target());
     let write = async |number, bytes| {
         let lines = vec![Bytes::from(event(number, bytes) + "\n")];
         let written = other.write(&Arc::from("o"), lines, &Arc::from("why \"not\""));
@@ -380,7 +380,7 @@ async fn another_place_at_run_time_gets_what_comes_next() {
     let scene = Scene::new();
     scene.write_safely(&events(0..1, 10)).await;
     let elsewhere = scene.root.path().join("b");
-    let there = Some(Place { directory: elsewhere.clone(), max_bytes: MAX_BYTES });
+    let there = Some(LetterDirectory { directory: elsewhere.clone(), max_bytes: MAX_BYTES });
     let mut before = scene.hand_over(&events(1..2, 10));
     scene.letters.set(there.clone());
     let mut after = scene.hand_over(&events(2..3, 10));
@@ -437,10 +437,10 @@ async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory
     assert_eq!(queue.len(), 2);
     // The thread comes to them at last.
     scene.letters.lock().writer = None;
-    let files = Files::new(&scene.path(), MAX_BYTES, scene.letters.shared.dropped.clone());
+    let files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.shared.dropped.clone());
     let directory = scene.path();
     let written = tokio::task::spawn_blocking(move || {
-        write_all(files, &directory, queue, &Busy::default());
+        write_all(files, &directory, queue, &BusySince::default());
     });
     written.await.unwrap();
     assert_eq!(good.done().await, Written { events: 3, error: None });

@@ -51,8 +51,8 @@ impl Endpoints {
     }
 
     /// Makes a connection for an attempt. Looks up the address's name, and calls `connect` with the
-    /// address. If that fails, calls it with each other usable address of the same name. The attempt
-    /// is then one at the address that was tried last.
+    /// address. If that fails, calls it with each other usable address of the same name. The
+    /// attempt is then one at the address that was tried last.
     ///
     /// # Errors
     ///
@@ -189,8 +189,8 @@ impl Attempt {
         }
     }
 
-    /// Notes that the address can't be connected to, and moves to another usable address of the same
-    /// name. Returns `false`, and notes nothing, if there is none.
+    /// Notes that the address can't be connected to, and moves to another usable address of the
+    /// same name. Returns `false`, and notes nothing, if there is none.
     fn move_on(&mut self, failure: &Failure) -> bool {
         let next = self.set.lock().sibling(&self.address);
         let Some(next) = next else { return false };

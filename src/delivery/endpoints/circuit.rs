@@ -5,13 +5,14 @@
 //!   answer probes for a whole *hold* before the circuit becomes half-open.
 //! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds.
 //!
-//! The hold keeps an address from flapping that answers probes and fails deliveries. It doubles each
-//! time that the address fails before it has worked for one hold, and is at least twice the time
-//! that the failure has cost. For example, an address that takes connections and never answers costs
-//! 60 s (`timeouts.request`) at each trial, and its holds are 120 s, 240 s, 480 s and then 600 s.
+//! The hold keeps an address from flapping that answers probes and fails deliveries. It doubles
+//! each time that the address fails before it has worked for one hold, and is at least twice the
+//! time that the failure has cost. For example, an address that takes connections and never answers
+//! costs 60 s (`timeouts.request`) at each trial, and its holds are 120 s, 240 s, 480 s and then
+//! 600 s.
 //!
-//! An address is *suspect* if it is open only because it is silent while another one answers. It may
-//! be slow and otherwise well: an answer to a request of before closes the circuit at once.
+//! An address is *suspect* if it is open only because it is silent while another one answers. It
+//! may be slow and otherwise well: an answer to a request of before closes the circuit at once.
 //!
 //! No clock and no I/O: callers pass the time.
 
@@ -43,8 +44,8 @@ pub(super) enum Fault {
         /// The time that the delivery waited for nothing.
         waited: Duration,
     },
-    /// The consumer refuses events that others may take. That may be the fault of the events, so the
-    /// hold does not grow.
+    /// The consumer refuses events that others may take. That may be the fault of the events, so
+    /// the hold does not grow.
     Refused,
     /// The consumer has said nothing for `waited`, while another address answers.
     Silent {
@@ -141,8 +142,8 @@ impl Circuit {
         }
     }
 
-    /// The end of the pause that the consumer asked for; `None` if it did not ask, or if the pause is
-    /// over.
+    /// The end of the pause that the consumer asked for; `None` if it did not ask, or if the pause
+    /// is over.
     pub(super) fn asked_until(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => open.asked.filter(|until| *until > now),
@@ -166,8 +167,8 @@ impl Circuit {
         }
     }
 
-    /// Notes that a delivery failed. Returns `true` if that opens the circuit, `false` if it is open
-    /// already.
+    /// Notes that a delivery failed. Returns `true` if that opens the circuit, `false` if it is
+    /// open already.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
         let (asked, waited) = match fault {
             Fault::Failed { asked, waited } => (asked.map(|asked| now + asked), waited),

@@ -33,7 +33,8 @@ use crate::telemetry::AttemptError;
 /// dial at the same moment.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The most addresses of one name that are used. A consumer with more addresses has a load balancer.
+/// The most addresses of one name that are used. A consumer with more addresses has a load
+/// balancer.
 const ADDRESSES_MAX: usize = 64;
 
 /// Asks the resolver. The permit is given back when the resolver has answered, even if nobody waits
@@ -212,8 +213,8 @@ impl Endpoints {
         self.lock().is_over(address, self.strategy)
     }
 
-    /// When a connection that is made now should be ended in order, with some jitter; `None` without
-    /// `timeouts.max_connection_age`.
+    /// When a connection that is made now should be ended in order, with some jitter; `None`
+    /// without `timeouts.max_connection_age`.
     pub(crate) fn expiry(&self) -> Option<Instant> {
         let age = self.timeouts.max_connection_age?;
         Some(Instant::now() + net::jittered(age))

@@ -315,8 +315,8 @@ impl AddressTable {
     }
 
     /// The permits for looking up an address's name. `None` if there is nothing to look up: the
-    /// host is an IP address, a proxy resolves it, its endpoint has left the set, or the last answer
-    /// is younger than `fresh`.
+    /// host is an IP address, a proxy resolves it, its endpoint has left the set, or the last
+    /// answer is younger than `fresh`.
     pub(super) fn lookups(&self, of: &ResolvedAddress, fresh: Duration) -> Option<Arc<Semaphore>> {
         let entry = self.entries.get(of.endpoint)?;
         let young = entry.looked_up.is_some_and(|at| at.elapsed() < fresh);
@@ -392,8 +392,8 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// The work that is due now, which counts as begun, and when to ask again. A probe takes at most
-    /// `limit`. A single address is not probed, because every delivery tries it anyway.
+    /// The work that is due now, which counts as begun, and when to ask again. A probe takes at
+    /// most `limit`. A single address is not probed, because every delivery tries it anyway.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;
         let (mut due, mut wake) = (Vec::new(), now + LOOK_UP);

@@ -1,9 +1,9 @@
 //! The set against simulated consumers, resolvers and time.
 //!
-//! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and a
-//! resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
-//! takes less than a second. The tests by name try one rule each; the last one lets random consumers
-//! come, go and hang, and asks only for what must always hold.
+//! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and
+//! a resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
+//! takes less than a second. The tests by name try one rule each; the last one lets random
+//! consumers come, go and hang, and asks only for what must always hold.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -406,7 +406,8 @@ async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
     bench.world.name("logs", Some(&[3]));
     pass(SECOND * 2).await;
     assert_eq!(bench.deliver().await, (3, Ok(())));
-    // What is known is used where the resolver fails, and where it does not answer: waited for once.
+    // What is known is used where the resolver fails, and where it does not answer: waited for
+    // once.
     let lookups = bench.world.lookups.load(Ordering::Relaxed);
     bench.world.names.lock().unwrap().clear();
     pass(SECOND * 2).await;
@@ -517,8 +518,8 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 
-/// A random life of random consumers: as long as one works, something is delivered soon, whoever else misbehaves; and when
-/// the first has worked for long enough, it is the one.
+/// A random life of random consumers: as long as one works, something is delivered soon, whoever
+/// else misbehaves; and when the first has worked for long enough, it is the one.
 async fn simulate(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let consumers = random.u8(1..=4);
@@ -536,7 +537,8 @@ async fn simulate(seed: u64) {
     bench.world.name("logs", Some(&(1..=consumers).collect::<Vec<_>>()));
     let lanes = random.u8(1..=3);
     let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
-    // Each of the others may stall a lane once, one of them a second time as it is tried again, before or behind a pause.
+    // Each of the others may stall a lane once, one of them a second time as it is tried again,
+    // before or behind a pause.
     let bound = TIMEOUTS.request * u32::from(consumers) + SECOND * 40;
     let delivered = Mutex::new((Instant::now(), 0));
     let lane = async |mut random: fastrand::Rng| {

@@ -19,8 +19,8 @@ use crate::delivery::failure::Failure;
 /// The pause before the watch begins anew after a panic.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// The task that watches over the addresses of one output. The output's connector owns it, starts it
-/// with its first connection, and ends it by dropping it.
+/// The task that watches over the addresses of one output. The output's connector owns it, starts
+/// it with its first connection, and ends it by dropping it.
 ///
 /// The task does two kinds of work, each when the table says that it is due:
 ///
@@ -28,8 +28,8 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 ///   nothing. When the address has answered probes for as long as its hold, it is back on trial.
 ///   The next probe of an address begins at most 10 seconds after the last one has ended. Probes of
 ///   several addresses run side by side.
-/// - It *looks up* each name every 30 seconds, so that connections hear of new and removed addresses
-///   without a dial.
+/// - It *looks up* each name every 30 seconds, so that connections hear of new and removed
+///   addresses without a dial.
 ///
 /// A name that has no known address is probed by a lookup. A single address is not probed at all,
 /// because every delivery tries it anyway.

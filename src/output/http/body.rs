@@ -63,8 +63,8 @@ impl Pieces {
         Self { head, lines: lines.into(), tail, is_list, left }
     }
 
-    /// The next piece, if it needs no copy: it is sent as stored, and large enough for a write of its
-    /// own. Else `None`.
+    /// The next piece, if it needs no copy: it is sent as stored, and large enough for a write of
+    /// its own. Else `None`.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
         if self.is_list {

@@ -49,8 +49,8 @@ type UnderWay = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + S
 /// - *Hedging.* With `round_robin`, a request that is silent while another address works is sent to
 ///   that address too ([`Client::attempt`]).
 ///
-/// Invariants: at most `concurrency` claims are on the wire. Each claim ends with exactly one event.
-/// With `concurrency = 1` events arrive in the order of the queue.
+/// Invariants: at most `concurrency` claims are on the wire. Each claim ends with exactly one
+/// event. With `concurrency = 1` events arrive in the order of the queue.
 pub(in crate::output) struct HttpLink {
     client: Arc<Client>,
     /// The lanes without a request.
@@ -141,8 +141,8 @@ impl Link for HttpLink {
         self.consumer
     }
 
-    /// Cuts off the requests under way, whose claims are not final, and ends the idle connections in
-    /// order.
+    /// Cuts off the requests under way, whose claims are not final, and ends the idle connections
+    /// in order.
     async fn close(self) {
         drop((self.idle, self.busy));
         self.client.drivers.close();
@@ -159,7 +159,8 @@ mod tests {
     use crate::delivery::files::Files as _;
     use crate::output::transport::tls_session::Expiry;
 
-    /// Returns a link with three lanes, and its consumer, which takes connections and never answers.
+    /// Returns a link with three lanes, and its consumer, which takes connections and never
+    /// answers.
     fn silent_link(limits: &str) -> (HttpLink, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,9 +1,9 @@
-//! Connections through an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), and from then on the connection
-//! is the consumer's.
+//! Connections through an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), and from then on the
+//! connection is the consumer's.
 //!
-//! The proxy resolves the consumer's name. A proxy may be slow, talk nonsense or never stop talking:
-//! the size of its answer is bounded here, and the caller bounds the time. Nothing here shows the
-//! credentials.
+//! The proxy resolves the consumer's name. A proxy may be slow, talk nonsense or never stop
+//! talking: the size of its answer is bounded here, and the caller bounds the time. Nothing here
+//! shows the credentials.
 
 use std::fmt;
 use std::io;

@@ -139,8 +139,8 @@ impl Waiting {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The id of the address, and since when there is no progress; `None` while the request is on no
-    /// connection yet, and once it has its answer.
+    /// The id of the address, and since when there is no progress; `None` while the request is on
+    /// no connection yet, and once it has its answer.
     pub(super) fn get(&self) -> Option<(usize, Instant)> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,5 @@
-//! The configured URLs of an `http` output, taken apart. Only the scheme, host and port of a URL are
-//! ever shown: the path and the query may hold a token.
+//! The configured URLs of an `http` output, taken apart. Only the scheme, host and port of a URL
+//! are ever shown: the path and the query may hold a token.
 
 use std::fmt;
 

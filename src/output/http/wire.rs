@@ -3,14 +3,15 @@
 //!
 //! The bytes that our kernel has taken say little: buffers hold enough to keep a slow consumer busy
 //! for minutes. Progress is therefore the number of the request's bytes that the peer's kernel has
-//! acknowledged. Once all of them are acknowledged, only the answer is progress: interim answers, or
-//! half of a head, are not.
+//! acknowledged. Once all of them are acknowledged, only the answer is progress: interim answers,
+//! or half of a head, are not.
 //!
 //! An answer acknowledges a batch only if its first byte was sent after the request's last byte had
 //! arrived. TCP lets us tell: the segment with the answer's first byte also acknowledges everything
-//! that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read the answer's
-//! first byte were not read by the peer either. [`WatchedStream`] notes this for each byte of an
-//! answer as it is read, and looks for an answer before each write that is not the request's first.
+//! that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read the
+//! answer's first byte were not read by the peer either. [`WatchedStream`] notes this for each byte
+//! of an answer as it is read, and looks for an answer before each write that is not the request's
+//! first.
 
 use std::io;
 use std::io::Read as _;

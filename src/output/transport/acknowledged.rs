@@ -56,10 +56,10 @@ use window::Window;
 /// Makes the connections of one output that speak one protocol. Owned by the delivery loop.
 ///
 /// A connection is made in [`Connect::connect`]: `Dialer::connect` picks an address, connects and
-/// does the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls `connect`
-/// as soon as the output starts, before there is anything to send. A connection that has ended in
-/// order (the consumer's FIN, `idle_timeout`, `max_connection_age`) is made again only when there is
-/// something to send. One that broke is made again after the retry pause.
+/// does the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls
+/// `connect` as soon as the output starts, before there is anything to send. A connection that has
+/// ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`) is made again only
+/// when there is something to send. One that broke is made again after the retry pause.
 pub(in crate::output) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     make: Box<dyn Fn() -> P + Send + Sync>,

@@ -250,13 +250,8 @@ fn floor_violations(sources: &[(PathBuf, String)]) -> Vec<String> {
 }
 
 /// The rooms that must have a table of floors.
-const ROOMS: [&str; 5] = [
-    "delivery.rs",
-    "delivery/endpoints.rs",
-    "output.rs",
-    "output/http.rs",
-    "output/transport.rs",
-];
+const ROOMS: [&str; 5] =
+    ["delivery.rs", "delivery/endpoints.rs", "output.rs", "output/http.rs", "output/transport.rs"];
 
 #[test]
 fn files_of_a_room_import_only_from_the_floors_below() {

@@ -102,7 +102,8 @@ mod tests {
     use super::super::protocol::Frames;
     use super::*;
 
-    /// Frames of the events that `events` lists: `s` is an event that is sent, `x` one that can't be.
+    /// Frames of the events that `events` lists: `s` is an event that is sent, `x` one that can't
+    /// be.
     fn frames(events: &str) -> Frames {
         let mut frames = Frames::default();
         for event in events.chars() {

@@ -75,8 +75,8 @@ impl Pace {
 mod tests {
     use super::Pace;
 
-    /// Sends `total` bytes to a consumer that takes `cut` bytes of each connection and then breaks it.
-    /// Returns how many bytes were sent for that.
+    /// Sends `total` bytes to a consumer that takes `cut` bytes of each connection and then breaks
+    /// it. Returns how many bytes were sent for that.
     fn sent_to_cutter(cut: u64, total: u64) -> u64 {
         let (mut pace, mut done, mut sent) = (Pace::default(), 0, 0);
         while done < total {
