@@ -65,7 +65,7 @@ pub fn prepare(
         }
         OutputKind::Stdout(format) => {
             let lines = Lines::new(*format);
-            Box::new(stdout::Connector::new(lines, config, metrics.clone()))
+            Box::new(stdout::StdoutConnector::new(lines, config, metrics.clone()))
         }
         OutputKind::Lumberjack(output) => {
             let level = output.compression_level;
@@ -81,7 +81,7 @@ pub fn prepare(
         }
         #[cfg(feature = "kafka")]
         OutputKind::Kafka(kafka) => {
-            Box::new(kafka::Connector::new(kafka, config, metrics.clone(), expiry))
+            Box::new(kafka::KafkaConnector::new(kafka, config, metrics.clone(), expiry))
         }
     };
     Prepared::new(connector, config, metrics, dead_letters)

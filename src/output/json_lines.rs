@@ -1,4 +1,4 @@
-//! Batches as JSON lines, as they are stored or as kube-apiserver writes them to its own log. Used
+//! Batches as JSON lines: as they are stored, or as kube-apiserver writes them to its own log. Used
 //! by `tcp` and `stdout`, and by `http` for one of its formats.
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
+    /// Lines of this format.
     pub(super) fn new(format: LineFormat) -> Self {
         Self { format }
     }
@@ -34,8 +35,8 @@ impl Encode for Lines {
     }
 }
 
-/// The lines as in kube-apiserver's own `audit.log`: `kind` and `apiVersion` come first in an event
-/// that lacks them. The items of an EventList lack both.
+/// Returns the lines as kube-apiserver writes them to its own `audit.log`: an event that lacks
+/// `kind` and `apiVersion` gets both as its first members. The items of an EventList lack them.
 pub(super) fn audit_log(pieces: &[Bytes]) -> Bytes {
     let mut out = BytesMut::new();
     for line in lines(pieces) {

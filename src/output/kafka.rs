@@ -1,13 +1,13 @@
-//! `type = "kafka"`: one message for each event, which is final when every in-sync replica of its
-//! partition has it.
+//! `type = "kafka"`: one message for each event. A message is final when every in-sync replica of
+//! its partition has it.
 //!
-//! librdkafka sends, and tries again as long as it makes sense, without changing the order within a
-//! partition or sending anything twice (idempotent producer). What it can't deliver in order ends
-//! this producer, and begins again with another: whatever was sent and not acknowledged may then
-//! arrive twice, but nothing is left out.
+//! librdkafka sends the messages and retries them, without changing the order within a partition
+//! and without sending any message twice (it is an idempotent producer). If it can't deliver a
+//! message in order, this producer ends and another one begins. Messages that were sent and not
+//! acknowledged may then arrive twice, but none is left out.
 //!
-//! A thread for each producer makes the calls, and another of rdkafka's polls; both end when the
-//! link is gone.
+//! Each producer has two threads: one of ours makes the calls that may block, and one of the crate
+//! rdkafka polls. Both end when the link is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,18 +57,20 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// Batches under way: while the brokers write one, others are on the way there and back.
+/// How many full batches, by bytes and by events, may be under way. While the brokers write one,
+/// others are on the way there and back.
 const WINDOW: u64 = 4;
 
-/// Messages are sent together up to here, less where `batch.max_bytes` is less: below what a broker
-/// takes by default (1,048,588 bytes, its `message.max.bytes`).
+/// The most bytes of messages that are sent together; `batch.max_bytes` may lower it. A broker
+/// takes 1,048,588 bytes by default (its `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
-/// How often in `timeouts.connect` or `timeouts.request` progress is looked for.
-const LOOKS: u32 = 10;
+/// How often progress is checked within the shorter one of `timeouts.connect` and
+/// `timeouts.request`.
+const PROGRESS_CHECKS: u32 = 10;
 
-/// What all producers of an output have in common.
-struct Shared {
+/// The settings that all producers of an output share, one after the other.
+struct ProducerSettings {
     name: String,
     cluster: Cluster,
     config: config::KafkaOutput,
@@ -79,7 +81,7 @@ struct Shared {
     expiry: Expiry,
 }
 
-impl Files for Shared {
+impl Files for ProducerSettings {
     fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
         let secrets = self.cluster.read().map_err(StageError::Setting)?;
         Ok(Box::new(move || {
@@ -89,7 +91,8 @@ impl Files for Shared {
     }
 }
 
-impl Shared {
+impl ProducerSettings {
+    /// The configuration of librdkafka for one producer.
     fn producer(&self) -> ClientConfig {
         let mut producer = self.cluster.client(self.timeouts.connect, self.timeouts.request);
         let millis =
@@ -102,9 +105,10 @@ impl Shared {
         producer
             .set("acks", "all")
             .set("enable.idempotence", "true")
-            // What fails for good must not be overtaken by what comes after it.
+            // A message that fails for good must not be overtaken by the messages after it.
             .set("enable.gapless.guarantee", "true")
-            // It never gives up by itself: that would be out of order. `timeouts.request` is ours.
+            // librdkafka never gives a message up by itself, because later messages could then
+            // arrive before it. The link watches `timeouts.request`.
             .set("message.timeout.ms", "0")
             .set("request.timeout.ms", millis(self.timeouts.request, 900_000))
             .set("reconnect.backoff.ms", millis(self.retry.initial_interval, 3_600_000))
@@ -113,15 +117,15 @@ impl Shared {
             .set("compression.type", compression)
             .set("linger.ms", "5")
             .set("batch.size", self.limits.max_bytes.min(SET_BYTES).to_string())
-            // How large an event may be is for the brokers to say, and how much is under way for
-            // `room`: at limits of its own librdkafka would refuse what can be delivered.
+            // The brokers limit the size of an event, and `room` limits how much is under way.
+            // With limits of its own librdkafka would refuse messages that can be delivered.
             .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", "2147483647");
         producer
     }
 
-    /// The consumer, in messages.
+    /// The name of the consumer in messages of the log.
     fn place(&self) -> String {
         format!("kafka {} at {}", self.cluster.topic(), self.cluster.brokers())
     }
@@ -131,19 +135,24 @@ impl Shared {
     }
 }
 
-/// Makes producers. Owned by the delivery loop.
-pub(super) struct Connector {
-    shared: Arc<Shared>,
+/// Makes the producers of one output. Owned by the delivery loop.
+///
+/// [`Connect::connect`] starts a producer and waits until a broker has confirmed that the topic
+/// exists. librdkafka makes the connections to brokers itself, and makes them again after they
+/// break without ending the link. The loop calls `connect` as soon as the output starts, before
+/// there is anything to send, and again after a producer has ended.
+pub(super) struct KafkaConnector {
+    shared: Arc<ProducerSettings>,
 }
 
-impl Connector {
+impl KafkaConnector {
     pub(super) fn new(
         kafka: &config::KafkaOutput,
         output: &config::Output,
         metrics: OutputMetrics,
         expiry: Expiry,
     ) -> Self {
-        let shared = Shared {
+        let shared = ProducerSettings {
             name: output.name.clone(),
             cluster: Cluster::new(&kafka.cluster),
             config: kafka.clone(),
@@ -157,7 +166,7 @@ impl Connector {
     }
 }
 
-impl Connect for Connector {
+impl Connect for KafkaConnector {
     type Link = KafkaLink;
 
     const EAGER: bool = true;
@@ -172,25 +181,27 @@ impl Connect for Connector {
         vec![(self.shared.cluster.brokers(), result)]
     }
 
-    /// A producer, and the word of a broker that the topic exists.
+    /// Makes a producer, and waits until a broker has confirmed that the topic exists.
     async fn connect(&mut self) -> Result<KafkaLink, Failure> {
         loop {
             let mut changes = self.shared.cluster.changes();
             tokio::select! {
                 connected = self.attempt() => return connected,
-                // What may have failed with the old files need not fail with the new ones.
+                // A reload has replaced the files, so an attempt with the old ones proves nothing.
                 () = changes.changed() => {}
             }
         }
     }
 }
 
-impl Connector {
+impl KafkaConnector {
+    /// Makes a producer with the files as they are now.
     async fn attempt(&self) -> Result<KafkaLink, Failure> {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
         let (jobs, queue) = mpsc::channel();
-        // Bounded by what is under way: one for each claim, and a few of trouble.
+        // The number of reports is bounded by the claims under way: one each, and a few about
+        // trouble.
         let (reports, reported) = async_mpsc::unbounded_channel();
         let (ready, found) = oneshot::channel();
         let acknowledged = Arc::new(AtomicU64::new(0));
@@ -205,7 +216,8 @@ impl Connector {
             .map_err(|error| Failure::new(AttemptError::Connect, format!("kafka: {error}")))?;
         let shared = Arc::clone(&self.shared);
         let mut link = KafkaLink::new(shared, jobs, reported, changes, acknowledged);
-        // Its calls are bounded by `connect`; this is for what may hang in a system call.
+        // Each call of the thread takes at most `timeouts.connect`. The limit is for a thread that
+        // hangs in a system call.
         let limit = self.shared.timeouts.connect * 2 + CLOSE_TIME;
         let trouble = match tokio::time::timeout(limit, found).await {
             Ok(Ok(Ok(()))) => return Ok(link),
@@ -219,15 +231,16 @@ impl Connector {
     }
 }
 
-/// What the connections said tells more than that there is none.
+/// Whether a trouble says only that there is no connection. What a connection reported before then
+/// tells more.
 fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
 
-/// The thread: hands messages to librdkafka, and ends when the link is gone. It is not joined: a
-/// call may hang, and it owns nothing but its producer.
+/// The thread of a producer: hands messages to librdkafka, and ends when the link is gone. It is
+/// not joined, because a call may hang; it owns nothing but its producer.
 fn produce(
-    shared: &Shared,
+    shared: &ProducerSettings,
     reporter: Reporter,
     queue: &mpsc::Receiver<Batch>,
     ready: oneshot::Sender<Result<(), Trouble>>,
@@ -236,7 +249,7 @@ fn produce(
     {
         Ok(producer) => producer,
         Err(error) => {
-            // Nobody waits for it where the output has been stopped.
+            // An error says that the output was stopped in the meantime.
             ready.send(Err(Trouble::new(&error, ""))).ok();
             return;
         }
@@ -247,14 +260,14 @@ fn produce(
         return;
     }
     send_all(shared, &producer, queue);
-    // What is still under way is given up here, and reported.
+    // Dropping the producer gives up the messages under way, and reports them as failed.
 }
 
-/// Hands batches over in their order, until librdkafka does not take a message. The link ends the
-/// producer by that, but hears of it late: batches that wait here by then fail unsent, or they
-/// would overtake the message.
+/// Hands batches over in their order, until librdkafka does not take a message. The link then ends
+/// the producer, but batches may still wait here until it has heard of the refusal. They fail
+/// unsent: if they were sent, they would overtake the message.
 fn send_all(
-    shared: &Shared,
+    shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
     queue: impl IntoIterator<Item = Batch>,
 ) {
@@ -268,9 +281,9 @@ fn send_all(
     }
 }
 
-/// Hands over the messages of a batch. `false` where librdkafka does not take one: those behind it
-/// are not sent, and count as failed.
-fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
+/// Hands over the messages of a batch. Returns `false` if librdkafka does not take a message; the
+/// messages after it are then not sent, and the claim has its verdict.
+fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
     let sent = Arc::new(Sent {
         claim: batch.claim,
         left: AtomicU64::new(batch.events),
@@ -291,7 +304,7 @@ fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) -
         if let Err((error, _)) = producer.send(record) {
             let reporter = producer.context();
             sent.note(Verdict::of(&error, line.len()));
-            // Nothing after it may be sent.
+            // The messages after this one must not be sent, and count as reported.
             reporter.finish(&sent, unsent);
             return false;
         }
@@ -300,19 +313,18 @@ fn send(shared: &Shared, producer: &ThreadedProducer<Reporter>, batch: &Batch) -
     true
 }
 
-/// What became of a claim's messages.
+/// The result for the messages of one claim.
 #[derive(Debug)]
 enum Verdict {
-    /// So far, every one is acknowledged.
+    /// Every message that has its report was acknowledged.
     Accepted,
-    /// One can't be delivered, or was given up; why, where it is not the consequence of another's
-    /// failure.
+    /// A message can't be delivered, or was given up. `None`: only because another message failed.
     Failed(Option<Trouble>),
-    /// One is refused for what it is.
+    /// A message is refused for its own content or size.
     Refused(Trouble),
 }
 
-/// Given up for what happened to another message.
+/// The error codes of messages that were given up because another message failed.
 const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::Fatal,
     RDKafkaErrorCode::GaplessGuarantee,
@@ -321,7 +333,7 @@ const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::OutOfOrderSequenceNumber,
 ];
 
-/// About the message, whichever broker says so.
+/// The error codes that concern the message itself: any broker would refuse it.
 const REFUSALS: [RDKafkaErrorCode; 3] = [
     RDKafkaErrorCode::MessageSizeTooLarge,
     RDKafkaErrorCode::MessageBatchTooLarge,
@@ -329,6 +341,7 @@ const REFUSALS: [RDKafkaErrorCode; 3] = [
 ];
 
 impl Verdict {
+    /// The verdict for a claim with a message of `bytes` bytes that met `error`.
     fn of(error: &KafkaError, bytes: usize) -> Self {
         let mut trouble = Trouble::new(error, "");
         match error.rdkafka_error_code() {
@@ -342,16 +355,17 @@ impl Verdict {
     }
 }
 
-/// A claim under way: each of its messages has one.
+/// A claim under way. Shared by all its messages.
 struct Sent {
     claim: Claim,
-    /// Messages without a report.
+    /// The number of messages without a report.
     left: AtomicU64,
     verdict: Mutex<Verdict>,
 }
 
 impl Sent {
-    /// The worst counts, and of equals the first that says why.
+    /// Notes the verdict of one message. The worst verdict of a claim counts: refused, then failed,
+    /// then accepted. Of several failures, the first with a reason counts.
     fn note(&self, verdict: Verdict) {
         let mut noted = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         let replace = match (&*noted, &verdict) {
@@ -365,25 +379,27 @@ impl Sent {
     }
 }
 
-/// What a producer tells its link.
+/// What a producer reports to its link.
 #[derive(Debug)]
 enum Report {
     /// Every message of a claim has its delivery report.
     Done(Claim, Verdict),
-    /// Librdkafka goes on trying, unless it is fatal.
+    /// librdkafka has met an error. It goes on trying, unless the error is fatal.
     Trouble { trouble: Trouble, fatal: bool },
 }
 
-/// Called by the threads of a producer, and owned by it: when the reports end, it is gone.
+/// Receives the callbacks of a producer, on the producer's threads. The producer owns it, so the
+/// reports end when the producer is gone.
 struct Reporter {
     name: String,
     reports: async_mpsc::UnboundedSender<Report>,
-    /// Messages.
+    /// The number of messages that were acknowledged. The link reads it to see progress.
     acknowledged: Arc<AtomicU64>,
 }
 
 impl Reporter {
-    /// So many messages of a claim have their report.
+    /// Notes that `messages` more messages of a claim have their report. The last one reports the
+    /// claim.
     fn finish(&self, sent: &Sent, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);
@@ -393,7 +409,7 @@ impl Reporter {
     }
 
     fn tell(&self, report: Report) {
-        // Nobody waits for it where the output has been stopped.
+        // An error says that the link is gone.
         self.reports.send(report).ok();
     }
 }
@@ -406,7 +422,7 @@ impl ClientContext for Reporter {
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::AllBrokersDown) {
-            // What each of them said tells more.
+            // The errors of the single brokers tell more, and were reported before.
             return;
         }
         let fatal = code == Some(RDKafkaErrorCode::Fatal);
@@ -426,40 +442,73 @@ impl ProducerContext for Reporter {
     }
 }
 
-/// One producer, until it has to be replaced.
+/// One producer, until it has to be replaced. The delivery loop owns the link; the producer's
+/// threads report to it by a channel.
+///
+/// The life of a batch on the link:
+///
+/// 1. [`Link::send`] puts the batch in the channel to the thread ([`produce`]). There is room for
+///    it while fewer than [`WINDOW`] full batches are under way.
+/// 2. The thread hands its messages to librdkafka, which batches, sends and retries them.
+/// 3. When the last message of the claim has its delivery report, the claim has a [`Verdict`]:
+///    accepted and refused claims are events for the loop.
+///
+/// A failed message ends the producer: librdkafka delivers nothing after it, so that nothing
+/// overtakes it. The link is then *given up*: it takes no more batches, reports the verdicts that
+/// still come for up to [`CLOSE_TIME`], and ends with [`Event::Gone`]. It is also given up after a
+/// refused message, after a fatal error, and when no message was acknowledged for
+/// `timeouts.request`.
+///
+/// When a reload has replaced the files, the link is *outdated*: it takes no more batches, and ends
+/// when nothing is under way. A new producer reads the new files.
+///
+/// Trouble that librdkafka retries is reported once nothing was acknowledged for
+/// `timeouts.connect`, by [`Event::Troubled`], and again after each `timeouts.connect` that it
+/// lasts.
+///
+/// Invariants: claims may become final out of order, because partitions are independent. Each claim
+/// has at most one verdict. The link never joins a thread.
 pub(super) struct KafkaLink {
-    shared: Arc<Shared>,
-    /// `None`: given up.
+    shared: Arc<ProducerSettings>,
+    /// The channel to the producer's thread; `None` once the producer is given up.
     jobs: Option<mpsc::Sender<Batch>>,
     reports: async_mpsc::UnboundedReceiver<Report>,
+    /// Tells when a reload has replaced the files.
     changes: Changes,
-    /// The files are others now.
+    /// Whether a reload has replaced the files since the producer was made.
     outdated: bool,
     /// Events and bytes of each claim that has no verdict yet.
     under_way: BTreeMap<Claim, (u64, u64)>,
+    /// The events of all claims in `under_way`.
     events: u64,
+    /// The bytes of all claims in `under_way`.
     bytes: u64,
+    /// The number of messages that were acknowledged. The producer's threads count them.
     acknowledged: Arc<AtomicU64>,
-    /// Messages that were acknowledged when progress was seen last, and when that was.
+    /// The number of acknowledged messages when progress was last seen, and when that was.
     progress: (u64, Instant),
-    looked: Instant,
-    /// The last since then.
+    /// When progress was last checked.
+    checked: Instant,
+    /// The last trouble since the last progress; `None` if there was none.
     trouble: Option<Failure>,
+    /// When trouble was last reported; `None` if it never was.
     told: Option<Instant>,
+    /// `None` while the producer works.
     given_up: Option<GivenUp>,
 }
 
-/// Why a producer is given up.
+/// When and why a producer was given up.
 struct GivenUp {
     at: Instant,
+    /// The first failure with a reason; `None` if there was none.
     failure: Option<Failure>,
-    /// It is because of an event, not of the brokers.
+    /// Whether the reason is an event, and not the brokers.
     refused: bool,
 }
 
 impl KafkaLink {
     fn new(
-        shared: Arc<Shared>,
+        shared: Arc<ProducerSettings>,
         jobs: mpsc::Sender<Batch>,
         reports: async_mpsc::UnboundedReceiver<Report>,
         changes: Changes,
@@ -477,14 +526,15 @@ impl KafkaLink {
             bytes: 0,
             acknowledged,
             progress: (0, now),
-            looked: now,
+            checked: now,
             trouble: None,
             told: None,
             given_up: None,
         }
     }
 
-    /// What the connections said while the topic was looked for.
+    /// The last trouble that was reported while the producer looked for the topic; `None` if there
+    /// was none.
     fn last_trouble(&mut self) -> Option<Failure> {
         while let Ok(report) = self.reports.try_recv() {
             drop(self.on_report(Some(report)));
@@ -492,8 +542,8 @@ impl KafkaLink {
         self.trouble.take()
     }
 
-    /// No more is sent, and what is under way will be reported as failed, or as what became of it
-    /// meanwhile.
+    /// Gives the producer up. No more batches are sent. Each claim under way is reported as failed,
+    /// or with the verdict that it gets in the meantime.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let given_up = self.given_up.get_or_insert_with(|| GivenUp {
@@ -507,6 +557,8 @@ impl KafkaLink {
         }
     }
 
+    /// Handles a report; `None` says that the producer is gone. Returns an event for the loop, or
+    /// `None` if there is none.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
             Some(Report::Done(claim, verdict)) => {
@@ -545,14 +597,16 @@ impl KafkaLink {
         None
     }
 
-    /// How long to wait between looks at the progress.
-    fn look(&self) -> Duration {
-        self.shared.timeouts.connect.min(self.shared.timeouts.request) / LOOKS
+    /// The time between two checks of progress.
+    fn check_interval(&self) -> Duration {
+        self.shared.timeouts.connect.min(self.shared.timeouts.request) / PROGRESS_CHECKS
     }
 
-    fn on_look(&mut self) -> Option<Event> {
+    /// Checks progress. Returns [`Event::Troubled`] if there was none for some time and librdkafka
+    /// has said why; else `None`. Gives the producer up after `timeouts.request` without progress.
+    fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
-        self.looked = now;
+        self.checked = now;
         if self.given_up.is_some() {
             return None;
         }
@@ -600,13 +654,13 @@ impl Link for KafkaLink {
         if self.under_way.is_empty() {
             let now = Instant::now();
             self.progress = (self.acknowledged.load(Ordering::Relaxed), now);
-            self.looked = now;
+            self.checked = now;
         }
         self.shared.metrics.bytes.increment(batch.bytes);
         self.under_way.insert(batch.claim, (batch.events, batch.bytes));
         self.events += batch.events;
         self.bytes += batch.bytes;
-        // A thread that has ended says so by the end of its reports.
+        // An error says that the thread has ended. The end of its reports says so too.
         jobs.send(batch).ok();
     }
 
@@ -622,7 +676,7 @@ impl Link for KafkaLink {
             if idle && self.outdated {
                 return Event::Gone(None);
             }
-            let look = self.looked + self.look();
+            let check = self.checked + self.check_interval();
             let event = tokio::select! {
                 biased;
                 report = self.reports.recv() => self.on_report(report),
@@ -630,7 +684,7 @@ impl Link for KafkaLink {
                     self.outdated = true;
                     None
                 }
-                () = tokio::time::sleep_until(look), if !idle => self.on_look(),
+                () = tokio::time::sleep_until(check), if !idle => self.on_check(),
             };
             if let Some(event) = event {
                 return event;
@@ -638,7 +692,8 @@ impl Link for KafkaLink {
         }
     }
 
-    /// What is under way is given up.
+    /// Gives up the claims under way, and waits until the producer is gone, for [`CLOSE_TIME`] at
+    /// most.
     async fn close(mut self) {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };
@@ -653,19 +708,19 @@ mod tests {
     use super::*;
     use crate::telemetry::Telemetry;
 
-    /// An output to a broker that is not there.
-    fn shared() -> (Arc<Shared>, Arc<Telemetry>) {
+    /// Returns the settings of an output to a broker that is not there.
+    fn shared() -> (Arc<ProducerSettings>, Arc<Telemetry>) {
         let text = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
                     brokers = ['127.0.0.1:1']\ntopic = 't'\n";
         let output = config::read(text).config.expect(text).outputs.remove(0);
         let config::OutputKind::Kafka(kafka) = &output.kind else { panic!("{text}") };
         let telemetry = Arc::new(Telemetry::new());
         let expiry = Expiry::new(&telemetry, "o");
-        let connector = Connector::new(kafka, &output, telemetry.output("o"), expiry);
+        let connector = KafkaConnector::new(kafka, &output, telemetry.output("o"), expiry);
         (connector.shared, telemetry)
     }
 
-    /// Events of these lengths.
+    /// Returns a batch that begins at position `start`, with events of these lengths in bytes.
     fn batch(start: u64, lengths: &[usize]) -> Batch {
         let lines: String = lengths.iter().map(|length| "x".repeat(*length) + "\n").collect();
         let events = lengths.len() as u64;
@@ -686,8 +741,8 @@ mod tests {
         let mut config = shared.producer();
         config.set("message.max.bytes", "1000").set("batch.size", "1000");
         let producer: ThreadedProducer<Reporter> = config.create_with_context(reporter).unwrap();
-        // The third message is too long for it. There is nobody to deliver the others to: what is
-        // sent has no verdict yet.
+        // The third message is too long for this producer. There is no broker, so messages that
+        // are sent get no verdict.
         let batches =
             [batch(0, &[10, 10]), batch(2, &[2000, 10]), batch(4, &[10]), batch(5, &[10])];
         send_all(&shared, &producer, batches);
@@ -695,7 +750,7 @@ mod tests {
         while verdicts.len() < 3 {
             match reported.try_recv() {
                 Ok(Report::Done(claim, verdict)) => verdicts.push((claim.start.get(), verdict)),
-                // What it says of the broker.
+                // librdkafka reports that the broker can't be reached.
                 Ok(Report::Trouble { .. }) => {}
                 Err(error) => panic!("{error}, batches behind it were sent: {verdicts:?}"),
             }

@@ -1,7 +1,7 @@
 //! `type = "lumberjack"`: the protocol of Elastic Beats, version 2, as Logstash's `beats` input
 //! speaks it.
 //!
-//! Numbers are big-endian, 32 bits. What we send is windows, each behind the other:
+//! Numbers are big-endian and have 32 bits. We send windows, one after the other:
 //!
 //! | frame | bytes |
 //! |---|---|
@@ -9,8 +9,8 @@
 //! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression they come as they are |
 //! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the event as it was received |
 //!
-//! What we get is `2A` and a number: the events of the oldest window up to that one are
-//! acknowledged. 0 acknowledges none: the consumer is at work.
+//! The consumer answers with `2A` and a number: it acknowledges the events of the oldest window up
+//! to that number. The number 0 acknowledges no event, and says that the consumer is at work.
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,20 +28,21 @@ use super::transport::acknowledged::Protocol;
 use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
-/// Logstash keeps a length in a signed integer of 32 bits.
+/// The most bytes of an event: Logstash keeps a length in a signed integer of 32 bits.
 const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 
-/// What takes longer to compress than it takes to hand it to another thread.
+/// A batch of at least this many bytes is compressed on another thread. Compressing a smaller batch
+/// takes less time than handing it over.
 const LARGE: u64 = 64 * 1024;
 
-/// Bytes of an ACK.
+/// The bytes of an ACK.
 const ACK_BYTES: usize = 6;
 
-/// One connection.
+/// The protocol on one connection.
 pub(super) struct Lumberjack {
-    /// Of zlib; 0: none.
+    /// The compression level of zlib; 0 is no compression.
     level: u32,
-    /// Not wholly acknowledged, the oldest first.
+    /// The windows that are not wholly acknowledged, the oldest first.
     windows: VecDeque<Window>,
 }
 
@@ -51,6 +52,7 @@ struct Window {
 }
 
 impl Lumberjack {
+    /// The protocol on a new connection.
     pub(super) fn new(level: u32) -> Self {
         Self { level, windows: VecDeque::new() }
     }
@@ -102,12 +104,12 @@ fn cannot(error: impl std::fmt::Display) -> String {
     format!("cannot compress: {error}")
 }
 
-/// A window with these events.
+/// Makes a window of a batch.
 fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     let mut frames = Frames::default();
     let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };
     let mut out = Vec::with_capacity(usize::try_from(capacity).unwrap_or_default() + 12);
-    // How many they are is written when it is known.
+    // The number of events is filled in when all are written, because some may be left out.
     out.extend_from_slice(b"2W\0\0\0\0");
     let events = if level == 0 {
         json(batch, &mut out, &mut frames)?
@@ -125,7 +127,7 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     Ok(frames)
 }
 
-/// Writes the JSON frames; says how many they are.
+/// Writes the JSON frames of a batch, and returns how many there are.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
     for event in lines(&batch.pieces) {
@@ -165,7 +167,7 @@ mod tests {
     /// Two events: the second has 9 characters and 10 bytes.
     const TWO: [&str; 2] = [r#"{"a":1}"#, r#"{"b":"ä"}"#];
 
-    /// Their window, as the protocol's description has it.
+    /// The window of these two events, as the protocol's description has it.
     const WINDOW_OF_TWO: &[u8] = b"2W\x00\x00\x00\x02\
         2J\x00\x00\x00\x01\x00\x00\x00\x07{\"a\":1}\
         2J\x00\x00\x00\x02\x00\x00\x00\x0a{\"b\":\"\xc3\xa4\"}";
@@ -179,7 +181,7 @@ mod tests {
     fn a_compressed_window_holds_its_events_in_one_frame_of_zlib() {
         for level in 1..=9 {
             let bytes = window(&batch(&TWO), level).unwrap().bytes;
-            // How many they are is told outside.
+            // The number of events is not compressed.
             assert_eq!(bytes[..8], *b"2W\x00\x00\x00\x022C");
             let length = u32::from_be_bytes(bytes[8..12].try_into().unwrap());
             assert_eq!(usize::try_from(length).unwrap(), bytes.len() - 12);
@@ -204,7 +206,8 @@ mod tests {
         [b"2A", &number.to_be_bytes()[..]].concat()
     }
 
-    /// Reads answers that come in pieces of `step` bytes.
+    /// Reads answers that come in pieces of `step` bytes. Returns how many events they acknowledge,
+    /// and whether they are signs of life.
     fn answered(
         protocol: &mut Lumberjack,
         said: &[u8],

@@ -2,9 +2,10 @@
 //! messages are those of `syslog`.
 //!
 //! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. Our commands are numbered
-//! from 1: `open` with what we offer, a `syslog` for each message, `close`. Each is answered by a
-//! `rsp` with its number, whose data begins with 200 where the consumer took it; anything else
-//! makes nothing final. Number 0 is for hints: `serverclose`.
+//! from 1: `open` with our offers, a `syslog` for each message, and `close`. The consumer answers
+//! each command with a `rsp` of the same number. Its data begins with 200 if the consumer took the
+//! command; any other answer breaks the connection. The number 0 is for hints, such as
+//! `serverclose`.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -24,36 +25,39 @@ use super::transport::connection::Wire;
 use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
-/// The highest number of a command, after which they begin at 1 again, and of bytes in a frame.
+/// The highest number of a command, after which numbers begin at 1 again. Also the most bytes of
+/// data in a frame.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// Bytes of data that an answer may have. Those of librelp have 6, or some hundreds with its
+/// The most bytes of data in an answer. Answers of librelp have 6 bytes, and some hundreds with its
 /// offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
-/// What we offer. librelp calls its protocol version 0.
+/// Our offers in `open`. librelp calls its protocol version 0.
 const OFFERS: &str = concat!(
     "relp_version=0\nrelp_software=kube-audit-forwarder,",
     env!("CARGO_PKG_VERSION"),
     "\ncommands=syslog"
 );
 
-/// One connection.
+/// The protocol on one connection.
 pub(super) struct Relp {
     messages: Rfc5424,
     /// The number of the next command.
     next: u32,
-    /// Of each message since the oldest that is not acknowledged: whether it is. They may be
-    /// answered in any order.
+    /// Whether each message is acknowledged, from the oldest that is not. Messages may be answered
+    /// in any order.
     answered: VecDeque<bool>,
 }
 
 impl Relp {
+    /// The protocol on a new connection, before its `open`.
     pub(super) fn new(messages: Rfc5424) -> Self {
         let messages = messages.at_most(u64::from(NINE_DIGITS));
         Self { messages, next: 1, answered: VecDeque::new() }
     }
 
+    /// Makes a `syslog` command of each event.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -73,7 +77,8 @@ impl Relp {
         Ok(frames)
     }
 
-    /// A message's answer.
+    /// Notes that the message with this number is acknowledged. An error says that no answer with
+    /// this number is awaited.
     fn answer(&mut self, number: u32) -> Result<(), String> {
         let awaited = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
         let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);
@@ -88,7 +93,7 @@ impl Relp {
     }
 }
 
-/// The number of the command that comes so many after this one.
+/// The number of the command that is `commands` commands after the one with `number`.
 fn after(number: u32, commands: u32) -> u32 {
     (number - 1 + commands) % NINE_DIGITS + 1
 }
@@ -141,7 +146,7 @@ impl Protocol for Relp {
 
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String> {
         while let Some(frame) = frame(unread)? {
-            // A hint says nothing of what was sent: one that only hints is stuck.
+            // A hint is no sign of life: a consumer that sends only hints is stuck.
             if frame.number == 0 {
                 answers.closing |= frame.command(unread) == b"serverclose";
             } else {
@@ -162,23 +167,24 @@ impl Protocol for Relp {
     }
 }
 
-/// Whether an answer's data says that the consumer took a command.
+/// Checks that an answer's data says that the consumer took the command. The error quotes the
+/// answer.
 fn taken(data: &[u8]) -> Result<(), String> {
     if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
         return Ok(());
     }
     let said = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    // A code, a space, and 80 characters for people.
+    // An answer has a code of three digits, a space, and up to 80 characters for people.
     let said = &said[..said.len().min(84)];
     Err(format!("answers \"{}\"", said.escape_ascii()))
 }
 
-/// A frame at the front of what was read.
+/// A whole frame at the front of the bytes that were read.
 struct Frame {
     number: u32,
     command: Range<usize>,
     data: Range<usize>,
-    /// Of all of it.
+    /// The bytes of the whole frame.
     length: usize,
 }
 
@@ -192,7 +198,8 @@ impl Frame {
     }
 }
 
-/// The first frame, if it is whole: an answer (`rsp`), or a hint.
+/// Returns the first frame, an answer (`rsp`) or a hint; `None` if it is not whole yet. An error
+/// says that the bytes can't become a frame.
 fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
@@ -218,7 +225,7 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     };
     let length = usize::try_from(length).ok().filter(|length| *length <= ANSWER_BYTES_MAX);
     let length = length.ok_or_else(wrong)?;
-    // Without data there is no space before it.
+    // A frame without data has no space before the line feed.
     let start = if length == 0 { at } else { at + 1 };
     let data = start..start + length;
     if length > 0 && read[at] != b' ' {
@@ -257,7 +264,7 @@ mod tests {
     use crate::config::Rejected;
     use crate::queue::Claim;
 
-    /// After its `open`.
+    /// Returns the protocol on a connection whose `open` is done.
     fn relp(rejected: Rejected) -> Relp {
         let config = config::Messages {
             priority: 134,
@@ -313,7 +320,8 @@ mod tests {
         assert_eq!(relp.close(), b"2 close 0\n");
     }
 
-    /// Reads answers that come in pieces of `step` bytes.
+    /// Reads answers that come in pieces of `step` bytes. Returns how many events they acknowledge,
+    /// and whether the consumer announces its end.
     fn answered(protocol: &mut Relp, said: &[u8], step: usize) -> Result<(u64, bool), String> {
         let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
         for piece in said.chunks(step) {
@@ -345,7 +353,7 @@ mod tests {
         }
         let mut relp = relp(Rejected::Drop);
         relp.sent(4);
-        // Nothing is acknowledged behind what is not.
+        // A message that is answered early counts only when all messages before it are answered.
         assert_eq!(answered(&mut relp, b"3 rsp 6 200 OK\n5 rsp 6 200 OK\n", 99), Ok((0, false)));
         assert_eq!(answered(&mut relp, b"2 rsp 6 200 OK\n", 99), Ok((2, false)));
     }
@@ -376,7 +384,7 @@ mod tests {
             "2 rsp 6 200 OK!",
             "2 rsp 16385 200",
             "2 rsp 1234567890",
-            // Not awaited: never sent, and answered before.
+            // The last three numbers are not awaited: never sent, and answered before.
             "6 rsp 6 200 OK\n",
             "1 rsp 6 200 OK\n",
             "3 rsp 6 200 OK\n3 rsp 6 200 OK\n",

@@ -1,7 +1,7 @@
 //! `type = "stdout"`: JSON lines on this process's standard output.
 //!
-//! A thread of its own writes, because a full pipe blocks: neither the runtime nor the end of the
-//! process may wait for it. A closed pipe ends the process.
+//! A thread of its own writes, because writing to a full pipe blocks: neither the runtime nor the
+//! end of the process may wait for that. A closed pipe ends the process.
 
 use std::fs::File;
 use std::io;
@@ -29,26 +29,28 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// Batches handed to the thread: one that it writes and one that waits.
+/// The most batches that the thread has at a time: one that it writes and one that waits.
 const WINDOW: usize = 2;
 
 type Job = (Claim, Vec<Bytes>);
 type Done = (Claim, io::Result<()>);
 
-/// Starts the writing thread.
-pub(super) struct Connector {
+/// Starts the writing thread. Owned by the delivery loop, which calls `connect` as soon as the
+/// output starts. There is no connection that could end while nothing is sent: a new thread is
+/// started only after an error of writing, after the retry pause.
+pub(super) struct StdoutConnector {
     lines: Lines,
     limits: config::BatchLimits,
     metrics: OutputMetrics,
 }
 
-impl Connector {
+impl StdoutConnector {
     pub(super) fn new(lines: Lines, output: &config::Output, metrics: OutputMetrics) -> Self {
         Self { lines, limits: output.batch, metrics }
     }
 }
 
-impl Connect for Connector {
+impl Connect for StdoutConnector {
     type Link = StdoutLink;
 
     const EAGER: bool = true;
@@ -78,14 +80,16 @@ impl Connect for Connector {
     }
 }
 
-/// A pipe that somebody else has made non-blocking is tried again so often while it is full.
+/// The pause between two attempts to write to a full pipe that another process has made
+/// non-blocking.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The thread: ends when the link is gone, or at the first error. It is not joined: it may hang in
-/// a full pipe for ever, and owns nothing but its copy of the descriptor.
+/// The thread: writes one job after the other, and ends when the link is gone or at the first
+/// error. It is not joined: it may hang in a full pipe for ever, and owns nothing but its copy of
+/// the descriptor.
 ///
-/// One thread at a time: where the output was replaced while the last one hung, lines must not be
-/// mixed.
+/// Only one thread writes at a time. If the output is replaced while its thread hangs, the next
+/// thread waits, so that lines are not mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,6 +102,7 @@ fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Se
     }
 }
 
+/// Writes all of `piece`, also to a pipe that does not block.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     while !piece.is_empty() {
@@ -114,13 +119,15 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The link to the writing thread.
+/// The link to the writing thread. A claim is final when all its bytes are written to the
+/// descriptor.
 pub(super) struct StdoutLink {
     lines: Lines,
     limits: config::BatchLimits,
     metrics: OutputMetrics,
     jobs: mpsc::SyncSender<Job>,
     done: async_mpsc::Receiver<Done>,
+    /// The number of batches that the thread has not reported.
     under_way: usize,
 }
 
@@ -134,12 +141,12 @@ impl Link for StdoutLink {
         let claim = batch.claim;
         let pieces = match self.lines.encode(batch) {
             Ok(encoded) => encoded.pieces,
-            // Lines are never refused.
+            // JSON lines can carry every event, so encoding never fails.
             Err(_) => Vec::new(),
         };
         self.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
         self.under_way += 1;
-        // A channel whose thread has ended says so through `done`.
+        // An error says that the thread has ended. The end of `done` says so too.
         self.jobs.try_send((claim, pieces)).ok();
     }
 
@@ -152,7 +159,8 @@ impl Link for StdoutLink {
             Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Event::Fatal(format!("cannot write to stdout: {error}"))
             }
-            // A full disk behind it, for one, may have room again.
+            // Other errors may pass: if stdout is a file on a full disk, the disk may have room
+            // again.
             Some((_, Err(error))) => Event::Broken {
                 failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")),
                 progress: false,
@@ -168,7 +176,7 @@ impl Link for StdoutLink {
 mod tests {
     use super::*;
 
-    /// Takes a few bytes, is full, is interrupted, and so on.
+    /// A writer that takes a few bytes, is full, is interrupted, and begins again.
     struct Reluctant {
         taken: Vec<u8>,
         turn: usize,

@@ -1,5 +1,5 @@
-//! `type = "syslog"`: RFC 5424 messages with octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3) or a
-//! line break each.
+//! `type = "syslog"`: RFC 5424 messages, framed by octet counting (RFC 6587 §3.4.1, RFC 5425 §4.3)
+//! or by a line break after each.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -18,14 +18,14 @@ use crate::delivery::lines::line;
 use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
-/// How events become messages, each behind its frame.
+/// Makes framed messages of events.
 pub struct Messages {
     framing: Framing,
     rfc5424: Rfc5424,
 }
 
 impl Messages {
-    /// As the config says; `annotate` is put in each message's structured data too.
+    /// Messages as the config says. `annotate` goes into the structured data of each message.
     #[must_use]
     pub fn new(
         config: &SyslogOutput,
@@ -60,25 +60,28 @@ impl Encode for Messages {
     }
 }
 
-/// What is in the messages, whatever frames them.
+/// Makes messages of events, without a frame.
 #[derive(Clone)]
 pub(super) struct Rfc5424 {
-    /// `<PRI>1 `.
+    /// The bytes before the TIMESTAMP: `<PRI>1 `.
     before_time: String,
-    /// From behind TIMESTAMP to MSG: PROCID and MSGID are nil, and no BOM follows.
+    /// The bytes between TIMESTAMP and MSG. PROCID and MSGID are nil, and no BOM follows.
     after_time: String,
-    /// `None`: no limit.
+    /// The most bytes of a message; `None` is no limit.
     bytes_max: Option<u64>,
+    /// What is done with an event whose message is too long.
     rejected: Rejected,
 }
 
-/// An event's message.
+/// The message of one event.
 pub(super) struct Message<'a> {
+    /// The bytes of the message.
     pub(super) length: usize,
     parts: [&'a [u8]; 4],
 }
 
 impl Rfc5424 {
+    /// Messages as the config says. `annotate` goes into the structured data of each message.
     pub(super) fn new(
         config: &config::Messages,
         rejected: Rejected,
@@ -93,21 +96,24 @@ impl Rfc5424 {
         }
     }
 
-    /// Messages longer than that are given up too.
+    /// The same messages, with a limit of `bytes` bytes if that is lower than the limit before.
     pub(super) fn at_most(mut self, bytes: u64) -> Self {
         self.bytes_max = Some(self.bytes_max.map_or(bytes, |max| max.min(bytes)));
         self
     }
 
-    /// Bytes that the messages of a batch may take, with a frame for each.
+    /// The most bytes that the messages of a batch may take, with a frame for each.
     pub(super) fn capacity(&self, batch: &Batch) -> usize {
         let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + FRAME_MAX;
         let capacity = batch.bytes + batch.events * header as u64;
         usize::try_from(capacity).unwrap_or_default()
     }
 
-    /// The message of an event, `None` where it is longer than allowed and given up; an error where
-    /// it is that and may not be given up.
+    /// The message of an event; `None` if the message is too long and the event is given up.
+    ///
+    /// # Errors
+    ///
+    /// The message is too long, and the event may not be given up.
     pub(super) fn message<'a>(&'a self, event: &'a [u8]) -> Result<Option<Message<'a>>, String> {
         let parts =
             [self.before_time.as_bytes(), timestamp(event), self.after_time.as_bytes(), event];
@@ -125,6 +131,7 @@ impl Rfc5424 {
 }
 
 impl Message<'_> {
+    /// Appends the message to `out`.
     pub(super) fn write(&self, out: &mut BytesMut) {
         for part in self.parts {
             out.extend_from_slice(part);
@@ -132,8 +139,9 @@ impl Message<'_> {
     }
 }
 
-/// STRUCTURED-DATA (RFC 5424 §6.3): one element, or nil. Names without an enterprise number are the
-/// IETF's; the one that RFC 5612 sets apart for documentation is nobody's.
+/// Returns the STRUCTURED-DATA (RFC 5424 §6.3): one element, or nil without `annotate`. Names
+/// without an enterprise number belong to the IETF. 32473 is the number that RFC 5612 sets apart
+/// for documentation, so it belongs to nobody.
 fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     if annotate.is_empty() {
         return "-".to_owned();
@@ -147,14 +155,14 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The most that the frame of a message takes: relp's.
+/// The most bytes of a message's frame. The frame of `relp` is the longest.
 const FRAME_MAX: usize = 32;
 
-/// `2026-11-20T06:24:22.439323+00:00`.
+/// The most bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.
 const TIMESTAMP_MAX: usize = 32;
 
-/// The event's stageTimestamp, which kube-apiserver writes as RFC 5424 §6.2.3 wants it; else the
-/// nil value.
+/// Returns the event's stageTimestamp if it has the form of RFC 5424 §6.2.3, as kube-apiserver
+/// writes it; else the nil value `-`.
 fn timestamp(event: &[u8]) -> &[u8] {
     let written = timestamp_at_the_end(event);
     match written.or_else(|| scan::member(event, "stageTimestamp")).unwrap_or_default() {
@@ -163,9 +171,9 @@ fn timestamp(event: &[u8]) -> &[u8] {
     }
 }
 
-/// The value of stageTimestamp where kube-apiserver writes it: as the last member, or the last
-/// before annotations. Saves the walk over all members, which is a fifth of what a syslog output
-/// costs.
+/// Returns the value of stageTimestamp if it is the event's last member, or the last one before
+/// annotations, as kube-apiserver writes it; else `None`. Finding it from the end saves the walk
+/// over all members, which is a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static NAME: LazyLock<FinderRev<'static>> =
         LazyLock::new(|| FinderRev::new("\"stageTimestamp\":"));
@@ -173,7 +181,8 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     let rest = event.get(from..)?;
     let length = memchr::memchr(b'"', rest.get(1..)?)? + 2;
     let (value, behind) = rest.split_at_checked(length)?;
-    // One brace left to close: it is a member of the event itself and not of an object within.
+    // Exactly one closing brace is left, so the member belongs to the event itself, and not to an
+    // object inside it.
     let is_last = match behind.strip_prefix(b",\"annotations\":") {
         None => behind == b"}",
         Some(annotations) => {
@@ -183,9 +192,9 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     is_last.then_some(value)
 }
 
-/// Whether a text is a TIMESTAMP of RFC 5424 §6.2.3: what comes from outside must not add fields to
-/// the header, and a receiver must be able to read it. The date has to be in the calendar; leap
-/// seconds are not allowed.
+/// Returns whether a text is a TIMESTAMP of RFC 5424 §6.2.3. A text from outside must not add
+/// fields to the header, and a receiver must be able to read it. The date must be in the calendar,
+/// and leap seconds are not allowed.
 fn is_rfc5424(time: &[u8]) -> bool {
     let Some((seconds, mut rest)) = time.split_at_checked(19) else { return false };
     if let Some(fraction) = rest.strip_prefix(b".") {
@@ -198,7 +207,8 @@ fn is_rfc5424(time: &[u8]) -> bool {
     is_moment(seconds) && is_offset(rest)
 }
 
-/// Digits stand for themselves in a pattern as `0`, everything else has to be equal.
+/// Returns whether a text has the shape of a pattern: where the pattern has `0` the text has a
+/// digit, and all other bytes are equal.
 fn has_shape(text: &[u8], pattern: &[u8]) -> bool {
     text.len() == pattern.len()
         && text.iter().zip(pattern).all(|(byte, wanted)| match wanted {
@@ -207,12 +217,12 @@ fn has_shape(text: &[u8], pattern: &[u8]) -> bool {
         })
 }
 
-/// The number that a few digits of a text are.
+/// Returns the number that is written in decimal digits.
 fn number(digits: &[u8]) -> u32 {
     digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit.wrapping_sub(b'0')))
 }
 
-/// Whether `YYYY-MM-DDThh:mm:ss` is a second of the Gregorian calendar.
+/// Returns whether `YYYY-MM-DDThh:mm:ss` is a second of the Gregorian calendar.
 fn is_moment(text: &[u8]) -> bool {
     if !has_shape(text, b"0000-00-00T00:00:00") {
         return false;
@@ -231,7 +241,7 @@ fn is_moment(text: &[u8]) -> bool {
         && number(&text[17..]) < 60
 }
 
-/// Whether a text is `Z` or a difference from UTC, in hours and minutes.
+/// Returns whether a text is `Z` or a difference from UTC, in hours and minutes.
 fn is_offset(text: &[u8]) -> bool {
     let is_difference = has_shape(text, b"+00:00") || has_shape(text, b"-00:00");
     text == b"Z" || (is_difference && number(&text[1..3]) < 24 && number(&text[4..]) < 60)
@@ -384,8 +394,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Each day that the calendar has, counted from 1970 on by another algorithm, and the one
-        /// behind each month's last.
+        /// Takes days at random, from 1970 on for about 7,900 years, and gets their dates by
+        /// another algorithm. Each such date must pass, and the date one day later must pass
+        /// exactly if it is in the same month.
         #[test]
         fn each_day_of_the_calendar_passes_and_no_other(days in 0_i64..2_900_000) {
             let (year, month, day) = civil(days);
@@ -399,7 +410,8 @@ mod tests {
         }
     }
 
-    /// Year, month and day of a day counted from 1970-01-01, by walking from month to month.
+    /// Returns the year, month and day that is `days` days after 1970-01-01, by walking from month
+    /// to month.
     fn civil(mut days: i64) -> (i64, i64, i64) {
         let is_leap = |year: i64| (year % 4 == 0) != ((year % 100 == 0) != (year % 400 == 0));
         let mut year = 1970;

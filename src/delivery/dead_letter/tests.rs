@@ -1,4 +1,5 @@
-//! The files as another program sees them; and letters that a test answers in the thread's place.
+//! Tests of the dead letters' files as another program sees them, and a `Desk` by which tests of
+//! deliveries answer letters themselves, in place of the writer thread.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -9,14 +10,14 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// Letters that a test answers.
+/// The letters that a delivery hands over, for a test that answers them.
 pub(in crate::delivery) struct Desk {
     queue: mpsc::Receiver<Job>,
-    /// Begun with, as the thread begins with all that waits.
+    /// The letters whose lines are taken, so that their delivery can't take them back.
     taken: VecDeque<Given>,
 }
 
-/// Some of them.
+/// The letters of one job.
 pub(in crate::delivery) struct Given {
     pub(in crate::delivery) reason: String,
     pub(in crate::delivery) events: Vec<String>,
@@ -24,6 +25,7 @@ pub(in crate::delivery) struct Given {
 }
 
 impl Desk {
+    /// Returns dead letters without a thread, and the desk where they arrive.
     pub(in crate::delivery) fn new(telemetry: &Telemetry) -> (DeadLetters, Self) {
         let letters = DeadLetters::new(telemetry);
         let (jobs, desk) = mpsc::channel(JOBS_MAX);
@@ -36,6 +38,7 @@ impl Desk {
         (letters, Self { queue: desk, taken: VecDeque::new() })
     }
 
+    /// Waits for the next job; `None` if nobody can hand one over any more.
     pub(in crate::delivery) async fn next(&mut self) -> Option<Given> {
         loop {
             if let Some(given) = self.taken.pop_front() {
@@ -45,7 +48,7 @@ impl Desk {
         }
     }
 
-    /// What has been handed over already.
+    /// The next job, if one has been handed over already; else `None`.
     pub(in crate::delivery) fn try_next(&mut self) -> Option<Given> {
         while let Ok(job) = self.queue.try_recv() {
             self.taken.extend(Taken::of(job).map(Given::new));
@@ -53,7 +56,7 @@ impl Desk {
         self.taken.pop_front()
     }
 
-    /// Lets this time pass, and begins with what is handed over meanwhile.
+    /// Lets this time pass, and takes the lines of all jobs that are handed over in the meantime.
     pub(in crate::delivery) async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(Some(job)) = tokio::time::timeout_at(end, self.queue.recv()).await {
@@ -70,13 +73,13 @@ impl Given {
         Self { reason: job.reason.to_string(), events, done: job.done }
     }
 
-    /// As the thread answers. `false`: nobody waits any more.
+    /// Reports the result, as the thread does. Returns `false` if the delivery waits no longer.
     pub(in crate::delivery) fn written(self, events: u64, error: Option<&str>) -> bool {
         self.done.send(Written { events, error: error.map(str::to_owned) }).is_ok()
     }
 }
 
-/// A directory for dead letters, and who writes there.
+/// A directory for dead letters, and the letters that go there.
 struct Scene {
     root: TempDir,
     telemetry: Telemetry,
@@ -102,7 +105,7 @@ impl Scene {
         Some(LetterDirectory { directory: self.path(), max_bytes: MAX_BYTES })
     }
 
-    /// As after a restart.
+    /// Does what a restart of the relay does.
     async fn restart(&mut self) {
         self.letters.close().await;
         self.letters = DeadLetters::new(&self.telemetry);
@@ -123,7 +126,7 @@ impl Scene {
         assert_eq!(self.write(events).await, Written { events: events.len() as u64, error: None });
     }
 
-    /// Our files and what is in them, oldest first.
+    /// Returns the files of letters and their text, the oldest first.
     fn files(&self) -> Vec<(PathBuf, String)> {
         let Ok(entries) = fs::read_dir(self.path()) else { return Vec::new() };
         let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -136,7 +139,7 @@ impl Scene {
         paths.into_iter().map(read).collect()
     }
 
-    /// The events of all letters, oldest first.
+    /// Returns the events of all letters, the oldest first.
     fn events(&self) -> Vec<String> {
         let text: String = self.files().into_iter().map(|(_, text)| text).collect();
         text.lines().map(event_of).collect()
@@ -149,7 +152,7 @@ impl Scene {
     }
 }
 
-/// Checks a letter, and gives its event byte for byte.
+/// Checks a letter, and returns its event byte for byte.
 fn event_of(letter: &str) -> String {
     let (head, event) = letter.split_once(r#","event":"#).expect("a letter");
     let event = event.strip_suffix('}').unwrap();
@@ -219,7 +222,7 @@ async fn an_event_longer_than_all_files_may_be_costs_only_itself() {
     assert_eq!(written.events, 2);
     assert!(written.error.unwrap().contains("longer than dead_letter.max_bytes"));
     assert_eq!(scene.events(), [event(0, 10), event(2, 10)]);
-    // One that is as long as several files has one of its own, and the others go.
+    // A letter that is longer than a file may be has a file of its own, and the older files go.
     let large = event(3, 79_800);
     scene.write_safely(std::slice::from_ref(&large)).await;
     assert!(scene.events() == [large], "it alone is left");
@@ -255,7 +258,7 @@ async fn a_start_goes_on_in_a_new_file_and_leaves_a_torn_one_as_it_is() {
     let files = scene.files();
     assert_eq!((&files[0].0, files[0].1.as_str()), (&path, torn));
     assert_eq!(files[1].1.lines().map(event_of).collect::<Vec<_>>(), events(1..3, 10));
-    // The clock was set back: names still sort by age.
+    // The clock was set back, and names still sort by age.
     let later = scene.path().join(format!("{:020}.jsonl", 9_000_000_000_000_u64));
     fs::write(&later, "").unwrap();
     scene.restart().await;
@@ -269,16 +272,17 @@ async fn links_are_not_followed_and_what_is_not_ours_stays() {
     let scene = Scene::new();
     let target = scene.root.path().join("target");
     fs::create_dir(&target).unwrap();
-    // In the place of the directory.
+    // A link takes the place of the directory.
     fs::create_dir(scene.path().parent().unwrap()).ok();
-    // Its owner may make it at any moment.
+    // The writer thread may make the directory at any moment, so the test tries until the link is
+    // there.
     while std::os::unix::fs::symlink(&target, scene.path()).is_err() {
         fs::remove_dir(scene.path()).ok();
     }
     let written = scene.write(&events(0..1, 10)).await;
     assert!(written.error.unwrap().contains("not a file or a link"));
     fs::remove_file(scene.path()).unwrap();
-    // In the place of files, and strangers.
+    // Links take the names of the next files, and other files have similar names.
     fs::create_dir(scene.path()).ok();
     let secret = scene.root.path().join("secret");
     fs::write(&secret, "x".repeat(100_000)).unwrap();
@@ -322,7 +326,7 @@ async fn what_is_taken_away_or_changed_below_it_costs_no_letter() {
     fs::rename(&scene.files()[0].0, &taken).unwrap();
     scene.write_safely(&events(1..2, 10)).await;
     assert_eq!(fs::read_to_string(&taken).unwrap().lines().count(), 1, "not written to any more");
-    // Somebody writes into it.
+    // Another program writes into the current file.
     fs::write(&scene.files()[0].0, "stranger\n").unwrap();
     scene.write_safely(&events(2..3, 10)).await;
     let files = scene.files();
@@ -351,7 +355,7 @@ async fn two_processes_share_a_directory_and_neither_deletes_what_the_other_writ
     let mut expected = [events(0..20, 10), events(100..120, 10)].concat();
     expected.sort();
     assert_eq!((found, scene.files().len()), (expected, 2));
-    // The other's file is the oldest by now, and full of letters while this one needs all the room.
+    // The other process's file is the oldest by now, and this process needs all the room.
     for round in 0..100 {
         scene.write_safely(&events(round * 2..(round + 1) * 2, 2000)).await;
     }
@@ -404,7 +408,7 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     scene.letters.lock().writer.as_ref().unwrap().busy.set(Some(Instant::now()));
     let letters = scene.letters.clone();
     tokio::time::pause();
-    // The thread is well, but nobody has told this clock's test.
+    // The thread is said to be at work since before the clock moved, so it counts as stuck.
     tokio::time::advance(PATIENCE).await;
     let lines = vec![Bytes::from_static(b"{}\n")];
     let mut writing = letters.write(&Arc::from("o"), lines, &Arc::from("")).expect("a place");
@@ -416,7 +420,7 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     assert!(begun.elapsed() < PATIENCE + Duration::from_secs(1));
 }
 
-/// Letters of a thread that is at another one's.
+/// Returns a scene whose thread takes no letters, and the channel of `jobs` places where they wait.
 fn waiting(jobs: usize) -> (Scene, mpsc::Receiver<Job>) {
     let scene = Scene::new();
     let (jobs, queue) = mpsc::channel(jobs);
@@ -435,7 +439,7 @@ async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory
     assert_eq!(late.done().await, Written::failed("the disk does not answer"));
     assert!(late.lines.take().is_none(), "nobody holds its lines");
     assert_eq!(queue.len(), 2);
-    // The thread comes to them at last.
+    // A thread takes the letters at last.
     scene.letters.lock().writer = None;
     let files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.shared.dropped.clone());
     let directory = scene.path();

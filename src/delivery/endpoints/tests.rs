@@ -34,26 +34,26 @@ use crate::tests::seeds;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a consumer does.
+/// The behaviour of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Mood {
     Good,
-    /// Connections are refused.
+    /// The consumer refuses connections.
     Away,
-    /// Connections are taken, and deliveries are not answered.
+    /// The consumer takes connections and does not answer deliveries.
     Silent,
-    /// Deliveries are answered with an error.
+    /// The consumer answers deliveries with an error.
     Errs,
 }
 
-/// Everybody else: consumers by address, and the resolver.
+/// The consumers, by address, and the resolver.
 #[derive(Default)]
 struct World {
     consumers: Mutex<BTreeMap<SocketAddr, Mood>>,
-    /// `None`: no answer, ever.
+    /// The addresses of each name. With `None` the resolver never answers.
     names: Mutex<BTreeMap<String, Option<Vec<SocketAddr>>>>,
     lookups: AtomicU64,
-    /// Of lookups that have no answer: their threads.
+    /// The permits of lookups that never end. They stand for threads that hang.
     hanging: Mutex<Vec<OwnedSemaphorePermit>>,
     probes: AtomicU64,
 }
@@ -103,7 +103,7 @@ const TIMEOUTS: Timeouts = Timeouts {
 };
 
 impl Bench {
-    /// Of `name:port`s, or of IP addresses.
+    /// Starts a set of these names or IP addresses, in this order, with its watch.
     fn start(hosts: &[&str], strategy: Strategy) -> Self {
         let world = Arc::new(World::default());
         let mut set = Endpoints::new("output", strategy, &TIMEOUTS);
@@ -147,16 +147,17 @@ impl Bench {
         self.set.pick().expect("there are addresses")
     }
 
-    /// Where the next delivery goes, if it succeeds.
+    /// Returns where the next delivery goes, and ends that delivery without a result.
     fn next(&self) -> u8 {
         number(self.pick().address())
     }
 
-    /// The next delivery fails; says where it was, and whether another address is left.
+    /// Lets the next delivery fail. Returns where it was, and whether another address is left.
     fn fail(&self) -> (u8, bool) {
         self.fail_for(None)
     }
 
+    /// Does the same as [`Bench::fail`], and the consumer asks for a pause.
     fn fail_for(&self, retry_after: Option<Duration>) -> (u8, bool) {
         let attempt = self.pick();
         let failure = Failure { retry_after, ..failure(AttemptError::Status5xx) };
@@ -164,13 +165,15 @@ impl Bench {
         (number(attempt.address()), left)
     }
 
+    /// Lets the next delivery succeed, and returns where it was.
     fn succeed(&self) -> u8 {
         let attempt = self.pick();
         attempt.succeeded();
         number(attempt.address())
     }
 
-    /// A delivery as an output makes it: it dials, and waits for an answer.
+    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns where it was (0
+    /// if there was no address), and for a failure whether another address is left.
     async fn deliver(&self) -> (u8, Result<(), bool>) {
         let mut attempt = self.pick();
         let world = &self.world;
@@ -197,7 +200,7 @@ impl Bench {
     }
 }
 
-/// The last byte of its address.
+/// Returns the last byte of an IP address, by which the tests name a consumer.
 fn number(address: &ResolvedAddress) -> u8 {
     match address.socket {
         Some(SocketAddr::V4(address)) => address.ip().octets()[3],
@@ -205,7 +208,7 @@ fn number(address: &ResolvedAddress) -> u8 {
     }
 }
 
-/// The watch has had its turn.
+/// Lets this time pass, and then lets the watch run.
 async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
     for _ in 0..10 {
@@ -220,7 +223,7 @@ async fn failover_keeps_to_the_first_that_works_and_comes_back_to_it_once_it_has
     bench.world.set(1, Mood::Away);
     assert_eq!(bench.fail(), (1, true));
     assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
-    // However long it is away, no delivery finds out.
+    // However long the consumer is away, no delivery is used to find out.
     pass(HOLD_MIN * 100).await;
     assert_eq!(bench.next(), 2);
     bench.world.set(1, Mood::Good);
@@ -236,7 +239,7 @@ async fn when_all_are_down_each_is_tried_once_before_any_is_again() {
     assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
     assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
     assert_eq!(bench.fail(), (1, true));
-    // One that works is kept to, and those that were not tried since are not.
+    // An address that works is used again. When it fails, the rest of the round is tried.
     assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
     assert_eq!(bench.fail(), (2, true));
     assert_eq!(bench.fail(), (3, false));
@@ -269,7 +272,7 @@ async fn who_refuses_what_another_takes_is_passed_over_and_who_refuses_what_nobo
     assert_eq!((refuse(), refuse()), ((3, true), (2, false)));
     let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
     assert_eq!(turns, BTreeSet::from([1, 2, 3]));
-    // One that has failed besides is none of them.
+    // An address that has failed in another way is not forgiven.
     assert!(bench.fail().1);
     assert_eq!((refuse().1, refuse().1), (true, false));
     let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
@@ -287,7 +290,7 @@ async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
     }
     pass(SECOND * 21).await;
     assert_eq!(bench.next(), 1);
-    // All ask: the first to be over.
+    // All addresses have asked for a pause: the one whose pause ends first is next.
     assert_eq!(bench.fail_for(Some(SECOND * 60)).0, 1);
     assert_eq!(bench.fail_for(Some(SECOND * 30)), (2, false));
     assert_eq!(bench.next(), 2);
@@ -308,21 +311,23 @@ async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     assert_eq!(states(), ["suspect", "up", "up"]);
     let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
     assert_eq!(turns, [2, 3, 2, 3]);
-    // The next turn is the second one's; of two that work the other is left.
+    // The next turn is the second address's. Two addresses work, so for the second only the third is
+    // left.
     let second = bench.pick();
     assert_eq!((others(&silent), others(&second)), (vec![3, 2], vec![3]));
-    // It was slow: its answer to what it was asked before makes it one of them again.
+    // The silent address was only slow: its answer to the earlier request brings it back.
     silent.succeeded();
     assert_eq!(states(), ["up", "up", "up"]);
     let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
     assert_eq!(turns, BTreeSet::from([1, 2, 3]));
-    // One that stays silent is tried again, by one delivery, as one that was down.
+    // An address that stays silent is tried again by one delivery, like one that was down.
     bench.set.suspect(silent.address().id, SECOND);
     pass((HOLD_MIN + PAUSE_MAX) * 2).await;
     assert_eq!(states(), ["back, on trial", "up", "up"]);
     let trials: Vec<_> = (0..6).map(|_| bench.pick()).collect();
     assert_eq!(trials.iter().filter(|it| number(it.address()) == 1).count(), 1);
-    // It is the last that gets what another one does not answer, and tried by that alone.
+    // An address on trial is the last choice for a request that another address does not answer, and
+    // only one delivery tries it.
     drop(trials);
     let second = bench.set.addresses().remove(1);
     let others = bench.set.others(second.id);
@@ -331,7 +336,7 @@ async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     assert_eq!(bench.set.others(second.id).len(), 1);
     drop(trial);
     assert_eq!(bench.set.others(second.id).len(), 2);
-    // An address that is not there any more is nobody's business.
+    // An address that has left the set is ignored.
     bench.set.suspect(usize::MAX, SECOND);
 }
 
@@ -351,12 +356,12 @@ async fn what_is_back_is_tried_by_one_delivery_while_others_go_elsewhere() {
     let bench = Bench::three(Strategy::Failover);
     assert_eq!(bench.fail(), (1, true));
     pass(HOLD_MIN + PAUSE_MAX).await;
-    // Not before something has got through after the failure.
+    // The first delivery after the failure goes to an address that works.
     assert_eq!(bench.succeed(), 2);
     let trial = bench.pick();
     assert_eq!(number(trial.address()), 1);
     assert_eq!((bench.succeed(), bench.next()), (2, 2));
-    // It ends without a word, as a connection does that carried nothing.
+    // The trial ends without a result, like a connection that carried nothing.
     drop(trial);
     assert_eq!(bench.succeed(), 1);
     assert_eq!(bench.next(), 1);
@@ -379,7 +384,7 @@ async fn connections_are_over_when_a_better_address_is_there_and_not_before() {
     pass(HOLD_MIN + PAUSE_MAX).await;
     assert!(over(&second));
     tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
-    // With equals there is no better one.
+    // With `round_robin` all addresses are equal, so none is better.
     let bench = Bench::three(Strategy::RoundRobin);
     assert_eq!(bench.fail(), (1, true));
     let second = bench.pick();
@@ -392,14 +397,14 @@ async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
     let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
     bench.world.name("logs", Some(&[1, 2]));
     bench.world.set(1, Mood::Away);
-    // Within one attempt: the name works.
+    // One attempt tries both addresses of the name, so it succeeds.
     assert_eq!(bench.deliver().await, (2, Ok(())));
     assert_eq!(bench.set.count(), 3);
     let shown: Vec<_> = bench.set.states().into_iter().map(|it| (it.address, it.state)).collect();
     let expected =
         [("logs:514 (10.0.0.1)", "down"), ("logs:514 (10.0.0.2)", "up"), ("10.0.0.9:514", "up")];
     assert_eq!(shown, expected.map(|(address, state)| (address.to_owned(), state)));
-    // Another answer, in another order: the address in use stays.
+    // The resolver gives another answer, in another order, and the address in use stays.
     bench.world.name("logs", Some(&[3, 2]));
     pass(SECOND * 2).await;
     assert_eq!(bench.deliver().await, (2, Ok(())));
@@ -513,32 +518,36 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
         }
         pass(SECOND).await;
     }
-    // After two minutes, four, eight, and then ten each.
+    // The holds are 2, 4 and 8 minutes, and then 10 minutes each.
     assert!((120..=140).contains(&tried), "{tried}");
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 
-/// A random life of random consumers: as long as one works, something is delivered soon, whoever
-/// else misbehaves; and when the first has worked for long enough, it is the one.
+/// Returns a bench with this many consumers: behind one name, or with an address each.
+fn random_bench(random: &mut fastrand::Rng, consumers: u8) -> Bench {
+    let hosts: Vec<String> = (1..=consumers).map(|it| address(it).ip().to_string()).collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    let bench = match random.u8(..3) {
+        0 => Bench::start(&["logs"], Strategy::Failover),
+        1 => Bench::start(&hosts, Strategy::RoundRobin),
+        _ => Bench::start(&hosts, Strategy::Failover),
+    };
+    bench.world.name("logs", Some(&(1..=consumers).collect::<Vec<_>>()));
+    bench
+}
+
+/// Lets one to four consumers change their mood at random, while one to three lanes deliver without
+/// end. Asserts two things all the time: as long as one consumer works, something is delivered
+/// soon; and with `failover`, when the first consumer has worked for long enough, deliveries go to
+/// it.
 async fn simulate(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let consumers = random.u8(1..=4);
-    let hosts: Vec<String> = (1..=consumers).map(|it| address(it).ip().to_string()).collect();
-    let bench = match random.u8(..3) {
-        0 => Bench::start(&["logs"], Strategy::Failover),
-        1 => Bench::start(
-            &hosts.iter().map(String::as_str).collect::<Vec<_>>(),
-            Strategy::RoundRobin,
-        ),
-        _ => {
-            Bench::start(&hosts.iter().map(String::as_str).collect::<Vec<_>>(), Strategy::Failover)
-        }
-    };
-    bench.world.name("logs", Some(&(1..=consumers).collect::<Vec<_>>()));
+    let bench = random_bench(&mut random, consumers);
     let lanes = random.u8(1..=3);
     let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
-    // Each of the others may stall a lane once, one of them a second time as it is tried again,
-    // before or behind a pause.
+    // Each other consumer may stall a lane for one request timeout, and one of them a second time
+    // when it is tried again. A pause may come before or after that.
     let bound = TIMEOUTS.request * u32::from(consumers) + SECOND * 40;
     let delivered = Mutex::new((Instant::now(), 0));
     let lane = async |mut random: fastrand::Rng| {

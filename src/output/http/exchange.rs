@@ -18,6 +18,7 @@ use super::pool::Lane;
 use super::pool::PooledConnection;
 use super::silence::Waiting;
 use super::wire::Progress;
+use super::wire::RequestMarks;
 use crate::config::Strategy;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::ResolvedAddress;
@@ -192,10 +193,9 @@ impl Client {
                     self.endpoints.dial(attempt, dial).await?
                 }
             };
-            let marks = connection.progress.begin();
             connection.busy = true;
-            let (pieces, metrics) = (body.clone(), self.metrics.clone());
-            let upload = Upload { pieces, metrics, marks: marks.clone() };
+            let marks = connection.progress.begin();
+            let upload = self.upload(body.clone(), marks.clone());
             let request = self.form.request(endpoint, &expanded.headers, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
@@ -212,8 +212,8 @@ impl Client {
                     reason => return Err(failed(reason, &chain(&error))),
                 },
                 None => {
-                    let waited = self.timeouts.request.as_secs_f64();
-                    let what = format!("no answer and no progress for {waited} s");
+                    let limit = self.timeouts.request.as_secs_f64();
+                    let what = format!("no answer and no progress for {limit} s");
                     return Err(failed(AttemptError::Timeout, &what));
                 }
             };
@@ -222,8 +222,7 @@ impl Client {
                 return Ok(answer::early(base, &response));
             }
             connection.busy = false;
-            let waited = since.elapsed();
-            let deadline = since + self.timeouts.request;
+            let (waited, deadline) = (since.elapsed(), since + self.timeouts.request);
             let (outcome, keep) = answer::judge(base, response, deadline).await;
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
@@ -231,6 +230,10 @@ impl Client {
             *pooled = Some(connection).filter(|it| keep && !it.is_over(&self.endpoints));
             return Ok(outcome);
         }
+    }
+
+    fn upload(&self, pieces: Pieces, marks: RequestMarks) -> Upload {
+        Upload { pieces, metrics: self.metrics.clone(), marks }
     }
 
     /// Returns the connection when it is ready for a request; `None` if the peer has closed it, or

@@ -1,4 +1,4 @@
-//! How a protocol that only writes (no acknowledgements of its own) turns a batch into bytes.
+//! The trait by which a protocol without acknowledgements turns batches into bytes.
 
 use bytes::Bytes;
 
@@ -10,14 +10,14 @@ pub trait Encode: Send + 'static {
     ///
     /// # Errors
     ///
-    /// An event can't be sent and may not be dropped. The text says what is wrong with the event.
+    /// An event can't be sent and may not be given up. The text says what is wrong with the event.
     fn encode(&self, batch: Batch) -> Result<Encoded, String>;
 }
 
 /// A batch as bytes.
 pub struct Encoded {
-    /// The bytes to write; empty if every event was rejected.
+    /// The bytes to write, in order; empty if every event is rejected.
     pub pieces: Vec<Bytes>,
-    /// Events that can't be sent and are given up: a line each, ended by `\n`.
+    /// The events that can't be sent and are given up: a line each, ended by `\n`.
     pub rejected: Vec<Bytes>,
 }

@@ -18,7 +18,7 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
 use crate::tls;
 
-/// Reports when the certificates that an output meets expire.
+/// Reports when the certificates of one output expire: its own, and those of its consumers.
 #[derive(Clone)]
 pub(crate) struct Expiry {
     telemetry: Arc<Telemetry>,
@@ -26,13 +26,13 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    /// For the output of this name.
+    /// Reports for the output with this name.
     pub(crate) fn new(telemetry: &Arc<Telemetry>, output: &str) -> Self {
         Self { telemetry: Arc::clone(telemetry), output: output.to_owned() }
     }
 
-    /// Sets the gauge of a certificate's end, in seconds since 1970, for `role` `client` or
-    /// `server`. `None` leaves the gauge as it is.
+    /// Sets the gauge of a certificate's end to `not_after`, in seconds since 1970. `role` is
+    /// `client` or `server`. `None` leaves the gauge as it is.
     pub(crate) fn set(&self, role: &'static str, not_after: Option<i64>) {
         if let Some(not_after) = not_after {
             self.telemetry.certificate_expiry("output", &self.output, role, not_after);
@@ -40,16 +40,19 @@ impl Expiry {
     }
 }
 
-/// An output's side of TLS, as its files are now. Shared by its connections.
+/// The client's side of TLS of one output. Shared by its connections. A reload replaces the files
+/// for later handshakes, and leaves open connections as they are.
 pub(in crate::output) struct Tls {
     config: config::ClientTls,
+    /// The protocols that are offered in the handshake (ALPN).
     alpn: &'static [&'static [u8]],
+    /// The files as they were last read; `None` before.
     current: ArcSwapOption<tls::Client>,
     expiry: Expiry,
 }
 
 impl Tls {
-    /// No files are read yet. `alpn` is what is offered.
+    /// TLS whose files are not read yet. `alpn` lists the protocols to offer.
     pub(in crate::output) fn new(
         config: config::ClientTls,
         alpn: &'static [&'static [u8]],
@@ -58,7 +61,12 @@ impl Tls {
         Self { config, alpn, current: ArcSwapOption::empty(), expiry }
     }
 
-    /// The client's part of a handshake.
+    /// Does the handshake with `host` on `stream`, until `deadline`, and notes when the consumer's
+    /// certificate expires.
+    ///
+    /// # Errors
+    ///
+    /// The handshake failed or took too long, or the files have not been read.
     pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
         host: &str,
