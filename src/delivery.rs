@@ -4,9 +4,9 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `files` `lines` `retry` `tried` `in_flight` | why an attempt failed · files that an output reads · lines of a batch · waits · ages · claims and their states |
-//! | 2 | `endpoints` `dead_letter` `isolation` `pacing` | addresses and their circuits · letters and their files · which refused event is at fault · when and how much is sent |
-//! | 3 | `link` `health` | the contract with a protocol · "down" and "up again" |
+//! | 1 | `failure` `lines` `tried` `in_flight` | why an attempt failed · lines of a batch · ages · claims and their states |
+//! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault |
+//! | 3 | `link` `health` `pacing` | the contract with a protocol · "down" and "up again" · when and how much is sent |
 //! | 4 | `filtering` | the events of a batch that leave |
 //! | 5 | `given_up` | events that are given up, and their letters |
 //! | 6 | `ledger` | every decision about claims |
@@ -40,7 +40,6 @@ pub use failure::ProbeError;
 pub use failure::RunError;
 pub use failure::StageError;
 pub use files::Files;
-pub use files::Staged;
 pub use health::Snapshot;
 pub use health::Status;
 pub use prepared::Prepared;

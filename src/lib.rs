@@ -22,7 +22,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 1 | [`audit`] [`position`] | JSON and events · the number of an event |
+//! | 1 | [`audit`] [`position`] [`staged`] | JSON and events · the number of an event · the second half of a reload |
 //! | 2 | [`policy`] [`redact`] | audit policies · one event's change |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
@@ -67,6 +67,7 @@ pub mod redact;
 pub mod relay;
 pub mod replay;
 pub mod source;
+pub mod staged;
 pub mod telemetry;
 pub mod tls;
 

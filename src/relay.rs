@@ -23,7 +23,6 @@ use crate::config::Config;
 use crate::config::Problem;
 use crate::config::Severity;
 use crate::delivery::DeadLetters;
-use crate::delivery::Staged;
 use crate::listener::Gate;
 use crate::net;
 use crate::process;
@@ -33,6 +32,7 @@ use crate::queue::Left;
 use crate::queue::Queue;
 use crate::source;
 use crate::source::Sources;
+use crate::staged::Staged;
 use crate::telemetry;
 use crate::telemetry::ReloadMetrics;
 use crate::telemetry::Telemetry;
@@ -386,7 +386,7 @@ struct Prepared {
     outputs: Vec<outputs::Planned>,
     files: Vec<Staged>,
     sources: Vec<source::Planned>,
-    listeners: Vec<listeners::Staged>,
+    listeners: Vec<listeners::StagedListener>,
 }
 
 /// The reload. Everything is first read, checked, bound and joined; only if all of that succeeds is

@@ -30,6 +30,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use crate::config;
 use crate::process::Failures;
 use crate::queue::Queue;
+use crate::staged::Staged;
 use crate::telemetry::Telemetry;
 
 #[cfg(feature = "kafka")]
@@ -47,10 +48,6 @@ const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 /// that it took to be acknowledged. The next reader of its partitions reads again what was not
 /// acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
-
-/// Puts files in use that were read and checked before. If this closure is dropped without a call,
-/// nothing has changed.
-pub type Staged = Box<dyn FnOnce() + Send>;
 
 /// Why the files of a source cannot be put in use.
 #[derive(Debug, thiserror::Error)]

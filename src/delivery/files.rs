@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::failure::StageError;
 use crate::filter::Rules;
+use crate::staged::Staged;
 
 /// The files of one output, or of a part of it.
 pub trait Files: Send + Sync {
@@ -17,10 +18,6 @@ pub trait Files: Send + Sync {
     /// [`StageError`]: the text tells the operator which file is wrong, and why.
     fn stage(self: Arc<Self>) -> Result<Staged, StageError>;
 }
-
-/// Puts the content that was read in use when it is called. If it is dropped instead, nothing has
-/// changed.
-pub type Staged = Box<dyn FnOnce() + Send>;
 
 /// All of the files are staged, or none.
 impl Files for Vec<Arc<dyn Files>> {

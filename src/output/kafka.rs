@@ -42,7 +42,6 @@ use crate::delivery::failure::Failure;
 use crate::delivery::failure::ProbeError;
 use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
-use crate::delivery::files::Staged;
 use crate::delivery::lines::lines;
 use crate::delivery::link::CLOSE_TIME;
 use crate::delivery::link::Connect;
@@ -54,6 +53,7 @@ use crate::kafka::Trouble;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
+use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 

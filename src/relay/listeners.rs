@@ -46,7 +46,7 @@ impl Planned {
 }
 
 /// A listener that is ready to be put in force.
-pub(super) struct Staged {
+pub(super) struct StagedListener {
     config: config::Listener,
     slot: Option<usize>,
     settings: Read,
@@ -94,7 +94,7 @@ pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
     taken: &[SocketAddr],
-) -> Result<Vec<Staged>, BindError> {
+) -> Result<Vec<StagedListener>, BindError> {
     let bind = |(planned, settings): (Planned, Read)| {
         let Planned { config, slot, current } = planned;
         let socket = if settings.is_none() || current.is_some() {
@@ -111,7 +111,7 @@ pub(super) fn bind(
                 Err(source) => return Err(BindError { address: config.address, source }),
             }
         };
-        Ok(Staged { config, slot, settings, socket })
+        Ok(StagedListener { config, slot, settings, socket })
     };
     planned.into_iter().zip(settings).map(bind).collect()
 }
@@ -151,10 +151,10 @@ impl Listeners {
     ///
     /// An address cannot be bound, although the listener that had its port is closed now.
     /// Everything else is in force, and the closed listener listens again.
-    pub(super) async fn commit(&mut self, staged: Vec<Staged>) -> Result<(), NotListening> {
+    pub(super) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), NotListening> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
-        for Staged { config, slot, settings, socket } in staged {
+        for StagedListener { config, slot, settings, socket } in staged {
             let kept = slot.and_then(|index| before.get_mut(index)?.take());
             slots.push((config, settings, socket, kept.and_then(|slot| slot.open)));
         }

@@ -41,7 +41,6 @@ use tokio::time::Instant;
 use super::Orders;
 use super::ProbeError;
 use super::Source;
-use super::Staged;
 use super::Status;
 use crate::audit;
 use crate::audit::LevelCounts;
@@ -53,6 +52,7 @@ use crate::kafka::Trouble;
 use crate::queue::Append;
 use crate::queue::Queue;
 use crate::queue::Ticket;
+use crate::staged::Staged;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 

@@ -32,11 +32,11 @@ use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
-use crate::delivery::files::Staged;
 use crate::net;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::Expiry;
 use crate::output::transport::tls_session::Tls;
+use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 

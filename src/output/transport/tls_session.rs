@@ -13,7 +13,7 @@ use crate::config;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
-use crate::delivery::files::Staged;
+use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
 use crate::tls;
