@@ -47,23 +47,28 @@ mod places;
 
 use places::Places;
 
-/// The time for the head of a request, and between two requests on a kept connection.
+/// The admin server closes a connection on which no complete head of a request arrives for this
+/// long, counted from the opening of the connection or from the request before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest life of a connection. A client that is idle or reads slowly loses its place then.
+/// The admin server closes every connection after this time, so that a client that is idle or reads
+/// slowly does not keep its place for ever.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
-/// The state that the pages show. `relay` shares this value and updates it.
+/// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. `relay` shares this
+/// value with the admin server and updates it.
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
-    /// The outputs, listeners and sources that there are now, in the order of the config.
+    /// The outputs that exist now, in the order of the config.
     outputs: Mutex<Vec<Output>>,
+    /// The listeners that exist now, in the order of the config.
     listeners: Mutex<Vec<Listener>>,
+    /// The sources that exist now, in the order of the config.
     sources: Mutex<Vec<source::Shown>>,
-    /// The start is over: every part is open.
+    /// `true`: the start is over, and every part of the relay is open.
     started: AtomicBool,
-    /// The drain has begun.
+    /// `true`: the drain, which ends the relay, has begun.
     stopping: AtomicBool,
     /// The time at which this process began to open its parts.
     since: Instant,
@@ -75,9 +80,9 @@ pub struct Admin {
 pub struct Output {
     /// The output's name.
     pub name: String,
-    /// The type in the config: `http`, `tcp` and so on.
+    /// The type of the output in the config: `http`, `tcp` and so on.
     pub kind: &'static str,
-    /// The queue keeps events until this output has them.
+    /// `true`: the queue keeps events until this output has them.
     pub required: bool,
     /// An event that waits for longer than this is late, and the status page says so.
     pub lag_max: Duration,
@@ -89,9 +94,9 @@ pub struct Output {
 pub struct Listener {
     /// The address as configured.
     pub label: String,
-    /// The listener speaks HTTPS.
+    /// `true`: the listener speaks HTTPS.
     pub tls: bool,
-    /// The address on which the socket listens; `None` as long as the listener is not open.
+    /// The address on which the socket listens; `None` until the listener is open.
     pub address: Option<SocketAddr>,
 }
 
@@ -124,7 +129,7 @@ impl Admin {
         *lock(&self.sources) = sources;
     }
 
-    /// Notes that every part is open: `/readyz` answers 200 from now on.
+    /// Notes that every part is open: `/readyz` answers 200 from now on, until the drain begins.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
     }
@@ -174,7 +179,7 @@ impl Admin {
         tracker.wait().await;
     }
 
-    /// The answer to one request.
+    /// Returns the response to one request for an admin page.
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
@@ -209,9 +214,9 @@ impl Admin {
         }
     }
 
-    /// Returns `true` if there is an output, or a listener with TLS, of this name, so that its
-    /// metrics are shown. Before the start is over the result is always `true`, because the parts
-    /// are not known yet.
+    /// Returns `true` if the relay now has a part called `name`: an output if `place` is `output`,
+    /// otherwise a listener with TLS. The pages hide metrics of parts that do not exist. Before the
+    /// start is over the result is always `true`, because the parts are not known yet.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;
@@ -224,9 +229,10 @@ impl Admin {
         }
     }
 
-    /// The answer of `/readyz`. The status is 503 only for reasons that must keep senders away: the
-    /// start and the drain. A full queue or a dead output is no reason, because a pod that leaves
-    /// its Service turns back-pressure into connection errors.
+    /// Returns the response to `/readyz`; with `verbose` its body lists every check. The status is
+    /// 503 only during the start and the drain, because these two must keep senders away. A full
+    /// queue or a dead output does not lead to 503: a pod that leaves its Service turns
+    /// back-pressure into connection errors.
     fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {
@@ -329,8 +335,8 @@ impl Admin {
         lock(&self.sources).iter().map(|it| source(it, reading)).collect()
     }
 
-    /// The certificates of outputs and listeners that exist now. A metric keeps its series when its
-    /// output or listener is removed.
+    /// The certificates, as JSON, of the outputs and listeners that exist now. The metrics may also
+    /// hold certificates of outputs and listeners that a reload has removed; these are left out.
     fn certificates(&self, reading: &Reading) -> Value {
         let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
         reading.certificates().iter().filter(is_here).map(certificate).collect()
@@ -432,13 +438,14 @@ fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns `true` if a parameter of the query asks `/readyz` for all of its checks.
+/// Returns `true` if this parameter of a URL's query is `verbose` or `verbose=…`, which asks
+/// `/readyz` to list all of its checks.
 fn is_verbose(parameter: &str) -> bool {
     parameter == "verbose" || parameter.starts_with("verbose=")
 }
 
-/// Adds the headers that every answer has: it must not be cached, and its Content-Type must be
-/// believed.
+/// Adds the headers that every response of the admin server has: caches must not store the
+/// response, and browsers must believe its Content-Type.
 fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

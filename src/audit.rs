@@ -54,8 +54,9 @@ pub struct Batch {
     pub levels: LevelCounts,
 }
 
-/// The reason why a body was refused, as one sentence for its sender. The sentence names the byte
-/// and the item; of the body it quotes only a kind or a version.
+/// The reason why a body was refused. As text, the reason is one sentence for the sender of the
+/// body, which names the byte and the item; the sentence quotes nothing of the body but a kind or a
+/// version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The offset of the fault in the body, in bytes, after decompression.
@@ -63,7 +64,7 @@ pub struct Invalid {
     /// The index of the faulty event in `items`, or among the JSON lines. `None` if the fault is
     /// outside of all events.
     pub item: Option<usize>,
-    /// The fault, as text.
+    /// A description of the fault, for example `auditID is missing`.
     pub what: Cow<'static, str>,
 }
 
@@ -78,11 +79,11 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The result of [`decode_in_place`].
+/// The lines that [`decode_in_place`] has made of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The range of the slice that holds the lines: each event followed by one `\n`, and no other
-    /// line break. Empty if the list is empty.
+    /// The range of the lines in the slice that was decoded. Each event is followed by one `\n`;
+    /// there is no other line break. Empty if the list is empty.
     pub lines: Range<usize>,
     /// The number of events in `lines`.
     pub events: u64,
@@ -90,7 +91,8 @@ pub struct Split {
     pub levels: LevelCounts,
 }
 
-/// Does the same as [`decode_in_place`] for a body in a vector, and returns the lines as `Bytes`.
+/// Checks a body and splits it into lines, as [`decode_in_place`] does, and returns a batch that
+/// owns the lines.
 ///
 /// # Errors
 ///
@@ -132,8 +134,8 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Does the same as [`decode_in_place`] for a later part of a body of JSON lines. Every value must
-/// be an event; a list is refused.
+/// Checks a later part of a body of JSON lines and splits it into lines in place, as
+/// [`decode_in_place`] does with a whole body. Every value must be an event; a list is refused.
 fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
     let text = std::str::from_utf8(lines).map_err(|error| Invalid {
@@ -146,9 +148,8 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// The index of the item in which a body breaks off, if `before` is the beginning of a body that is
-/// valid JSON so far. `None` if the body breaks off outside of all items, or has another fault
-/// before its end.
+/// Returns the index of the item in which `before`, the beginning of a body, breaks off. `None` if
+/// `before` ends outside of all items, or if it has a fault earlier than at its end.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // A fault before the end is not the one that the caller reports.
@@ -156,8 +157,9 @@ fn item_at(before: &[u8]) -> Option<usize> {
     broken_off.and_then(|error| error.item)
 }
 
-/// The byte range of one event in a text. A `Span` takes 8 bytes, half of a `Range<usize>`. A body
-/// of the smallest events has one event in every 32 bytes, so the size matters.
+/// The byte range of one event in the text of a body. A `Span` takes 8 bytes, half of a
+/// `Range<usize>`. The size matters, because a body of the smallest events has one event in every
+/// 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     start: u32,
@@ -165,7 +167,7 @@ struct Span {
 }
 
 impl Span {
-    /// `None` if the range reaches beyond 4 GiB.
+    /// Makes a span of two byte offsets; `None` if one of the offsets is beyond 4 GiB.
     fn new(start: usize, end: usize) -> Option<Self> {
         Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
     }
@@ -178,7 +180,8 @@ impl Span {
         self.range().len()
     }
 
-    /// Appends this span to `events`, the spans of a text of `text` bytes.
+    /// Appends this span to `events`. `text` is the number of bytes of the whole text that the
+    /// spans refer to; it decides how much room is reserved.
     fn push_to(self, events: &mut Vec<Self>, text: usize) {
         if events.len() == events.capacity() {
             // The first reservation assumes that all events have the size of the first. If that was
@@ -192,10 +195,11 @@ impl Span {
     }
 }
 
-/// The length of the shortest event in bytes: `{"auditID":"a","stage":"Panic"}`.
+/// The length in bytes of the shortest valid event, `{"auditID":"a","stage":"Panic"}`.
 const EVENT_BYTES_MIN: usize = 31;
 
-/// Makes each event one line, in place, and returns the range of the lines.
+/// Makes each event of `body` one line, in place, and returns the byte range of the lines. Raw line
+/// breaks inside of an event become spaces.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.range().start, last.range().end);
@@ -218,8 +222,8 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// Does the same as [`join`] if exactly one byte lies between each two events: that byte becomes
-/// the line break, and nothing moves.
+/// Puts a line break after each event and returns the byte range of the lines. Between each two
+/// events lies exactly one byte, which becomes the line break; nothing moves.
 fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     for event in events {
         body[event.range().end] = b'\n';

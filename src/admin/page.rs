@@ -14,8 +14,8 @@ use ring::digest;
 
 const PAGE: &str = include_str!("page.html");
 
-/// The Content-Security-Policy of the page. `img-src data:` is for the page's icon; a page without
-/// an icon makes browsers ask for `/favicon.ico`.
+/// The page's Content-Security-Policy header. `img-src data:` allows the icon, which is inside of
+/// the page; a page without an icon makes browsers ask for `/favicon.ico`.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let (script, style) = (source("script"), source("style"));
     let policy = format!(
@@ -27,7 +27,8 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// The source expression with the hash of the only element of this name (CSP Level 3 §2.3.1).
+/// Returns the CSP source expression `'sha256-…'` (CSP Level 3 §2.3.1), the hash of the contents of
+/// the page's only `element`, which is `script` or `style`.
 fn source(element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let content = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close));
@@ -36,7 +37,7 @@ fn source(element: &str) -> String {
     format!("'sha256-{}'", BASE64_STANDARD.encode(hash))
 }
 
-/// The answer to a GET of the page.
+/// Returns the response to a GET of the status page.
 pub(super) fn response() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(PAGE));
     let headers = response.headers_mut();

@@ -15,11 +15,12 @@ use std::sync::PoisonError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The number of places: enough for a scraper, the probes and a few people. More connections are a
-/// mistake, and must not cost the relay anything.
+/// The number of connections that the admin address serves at a time: enough for a scraper, the
+/// probes and a few people. More connections are a mistake, and must not cost the relay anything.
 const CONNECTIONS_MAX: usize = 64;
 
-/// All places. The accept loop and its connections share this value.
+/// All places for connections of the admin address. The accept loop and its connections share this
+/// value.
 #[derive(Default)]
 pub(super) struct Places {
     taken: Mutex<Taken>,
@@ -27,7 +28,7 @@ pub(super) struct Places {
 
 #[derive(Default)]
 struct Taken {
-    /// The number of the next connection.
+    /// The number that the next connection gets.
     next: u64,
     /// The places that are taken, by connection number; at most [`CONNECTIONS_MAX`].
     by_id: HashMap<u64, Entry>,
@@ -45,8 +46,8 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a new connection. If none is free, the connection that has sent no request
-    /// for the longest time loses its place at once.
+    /// Takes and returns a place for a new connection. If no place is free, the connection that has
+    /// sent no request for the longest time loses its place at once.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
         let mut taken = self.lock();
@@ -64,7 +65,7 @@ impl Places {
     }
 }
 
-/// The place of one connection. The place is free again when this value is dropped.
+/// The place of one connection of the admin address. Dropping this value makes the place free.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
@@ -73,7 +74,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Notes that a request has come.
+    /// Notes that this connection has sent a request now.
     pub(super) fn asked(&self) {
         if let Some(entry) = self.places.lock().by_id.get_mut(&self.id) {
             entry.asked = Instant::now();

@@ -7,9 +7,9 @@ use super::DEPTH_MAX;
 use super::LEVELS;
 use super::scan;
 
-/// Checks one event, which must be valid JSON, and returns the index of its level in [`LEVELS`]. If
-/// a key occurs twice, its first value counts. The error is the offset of the fault in the event,
-/// in bytes, and its text.
+/// Checks if `event`, which must be valid JSON, is an audit event, and returns the index of its
+/// level in [`LEVELS`]. If a key occurs twice, its first value counts. The error has the offset of
+/// the fault in the event, in bytes, and a description of the fault.
 pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     if event.first() != Some(&b'{') {
         return Err((0, "not an object".into()));
@@ -68,8 +68,8 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     Ok(known.unwrap_or(LEVELS.len() - 1))
 }
 
-/// The text for an `apiVersion` that is not accepted. `version` is `None` if the event or list has
-/// none, or if it is no string.
+/// Returns the error message for an `apiVersion` that is not accepted. `version` is `None` if the
+/// event or list has no `apiVersion`, or one that is no string.
 pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
@@ -82,8 +82,8 @@ pub(super) fn wrong_version(version: Option<&str>) -> String {
     }
 }
 
-/// Quotes a value of the sender for a message that may be logged: at most 64 characters, with
-/// control characters escaped.
+/// Quotes a value that came from a sender, for a message that may be logged: at most the first 64
+/// characters, with control characters escaped.
 pub(super) fn quoted(value: &str) -> String {
     let short: String = value.chars().take(64).collect();
     format!("{short:?}")

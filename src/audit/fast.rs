@@ -44,31 +44,32 @@ mod rules;
 
 pub(super) use isa::Isa;
 
-/// The bytes of a block. A mask has one bit for each of them.
+/// The number of bytes in a block. A mask is a `u64` with one bit for each byte of a block.
 const BLOCK: usize = 64;
-/// The bits of a mask, the same number as [`BLOCK`].
+/// The number of bits of a mask: [`BLOCK`], as a `u16`.
 const BITS: u16 = 64;
 
-/// The blocks of a chunk. The loop over brackets runs once for each chunk; all data that it needs
-/// stays in the CPU's first-level cache.
+/// The number of blocks in a chunk. The scanner works through a body chunk by chunk; all masks of
+/// one chunk stay in the CPU's first-level cache.
 const BLOCKS: usize = 64;
 
-/// The bytes of a chunk.
+/// The number of bytes in a chunk, 4,096.
 const CHUNK: usize = BLOCKS * BLOCK;
 
-/// The masks of a chunk, one for each of its blocks. A bit is set if the byte is of the named kind.
+/// The masks of a chunk: each field has one mask for each block. A bit is set if its byte is of the
+/// kind that the field names.
 struct Blocks {
     quote: [u64; BLOCKS],
     backslash: [u64; BLOCKS],
     comma: [u64; BLOCKS],
     colon: [u64; BLOCKS],
-    /// Opening brackets, `{` and `[`.
+    /// Masks of the opening brackets, `{` and `[`.
     open: [u64; BLOCKS],
-    /// Closing brackets, `}` and `]`.
+    /// Masks of the closing brackets, `}` and `]`.
     close: [u64; BLOCKS],
-    /// Bytes that have the bit 0x20. Among brackets, these are the braces.
+    /// Masks of the bytes that have the bit 0x20. Among brackets, these are the braces `{` and `}`.
     curly: [u64; BLOCKS],
-    /// The letter `n`.
+    /// Masks of the letter `n`.
     n: [u64; BLOCKS],
 }
 
@@ -88,36 +89,38 @@ impl Blocks {
     }
 }
 
-/// The kinds of bytes that some blocks contain.
+/// Tells which unusual bytes some blocks contain.
 struct Seen {
-    /// There is a byte below 0x20 (a control character).
+    /// `true`: there is a byte below 0x20 (a control character).
     control: bool,
-    /// There is a byte above 0x7f (a part of a character that is not ASCII).
+    /// `true`: there is a byte above 0x7f (a part of a character that is not ASCII).
     high: bool,
 }
 
-/// The work space of a thread, which is kept between bodies: clearing all of it for each body would
-/// take too long.
+/// The masks and lists of offsets that the scanner of one thread works with. They are kept from one
+/// body to the next, because clearing all of them for each body would take too long.
 struct Space {
     blocks: Blocks,
-    /// Brackets outside of strings.
+    /// Masks of the brackets outside of strings.
     bracket: [u64; BLOCKS],
-    /// Brackets before which an object must be open; before the other brackets an array must be
-    /// open.
+    /// Masks of the brackets before which an object must be open. Before every other bracket an
+    /// array must be open.
     is_object: [u64; BLOCKS],
-    /// Brackets before which an object has a key that may be `kind` or `apiVersion`.
+    /// Masks of the brackets that end a text with a key that may be `kind` or `apiVersion`; the
+    /// text begins at the bracket before.
     named: [u64; BLOCKS],
-    /// First bytes of numbers and literals.
+    /// Masks of the first bytes of numbers and literals (`true`, `false`, `null`).
     scalar_start: [u64; BLOCKS],
-    /// Escaped bytes that [`Pass::escapes`] has to check.
+    /// Masks of the bytes after a backslash that [`Pass::escapes`] has to check.
     escaped: [u64; BLOCKS],
-    /// Bytes behind the end of the text, which only fill the last blocks.
+    /// Masks of the bytes after the end of the text; these bytes only fill the last blocks.
     padding: [u64; BLOCKS],
-    /// The offsets of the chunk's brackets. The extra room is for offsets that are written
-    /// unconditionally, four for each block, and overwritten later.
+    /// The offsets of the chunk's brackets, in bytes. [`Pass::flatten`] writes at least four
+    /// offsets for each block, even if the block has fewer brackets; the extra room is for such
+    /// offsets.
     brackets: [u16; CHUNK + BLOCK],
-    /// The offsets of the brackets after which only the array is open: the array's own opening
-    /// bracket and the last bracket of each item.
+    /// The offsets in the chunk, in bytes, of the brackets after which nothing but the array of
+    /// events is open: the array's own opening bracket and the last bracket of each item.
     ends: [u16; CHUNK + 1],
 }
 
@@ -138,7 +141,8 @@ impl Space {
     }
 }
 
-/// Sets the bits of all bytes of a chunk from `length` on: those bytes only fill the last blocks.
+/// Sets in `masks` the bits of the bytes of a chunk from the offset `length` on, and clears all
+/// others. The text of the chunk has `length` bytes; the bytes after it only fill the last blocks.
 fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     for (block, mask) in masks.iter_mut().enumerate() {
         let valid = length.saturating_sub(block * BLOCK);
@@ -147,30 +151,31 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     masks
 }
 
-/// The value of [`Pass::stack`] while no container is open. A `stack` holds one bit for each open
-/// container, 1 for an object and 0 for an array, the innermost in the lowest bit. One more 1
-/// stands above them, so that the number of containers is known.
+/// The value of [`Pass::stack`] while no container (object or array) is open. A `stack` holds one
+/// bit for each open container, 1 for an object and 0 for an array, the innermost in the lowest
+/// bit. One more 1 stands above these bits, so that the number of open containers is known.
 const OUTSIDE: u64 = 0b1;
-/// The array of events is open, but no item.
+/// The value of [`Pass::stack`] while the array of events is open, but no item of the array.
 const IN_ARRAY: u64 = 0b10;
-/// An item is open, but nothing inside of it.
+/// The value of [`Pass::stack`] while an item of the array is open, but nothing inside of the item.
 const IN_ITEM: u64 = 0b101;
 
 /// One pass over the array of events of one body.
 struct Pass<'a> {
-    /// The body up to the end of the array.
+    /// The bytes of the body up to the closing bracket of the array of events.
     body: &'a [u8],
-    /// The offset of the array's opening bracket.
+    /// The offset in `body` of the array's opening bracket.
     start: usize,
     space: &'a mut Space,
     events: &'a mut Vec<Span>,
-    /// 1 if the byte after the last block is escaped by a backslash before it, else 0.
+    /// 1 if a backslash escapes the first byte after the blocks that were read so far, else 0.
     escaped: u64,
-    /// The containers that are open; see [`OUTSIDE`].
+    /// The containers (objects and arrays) that are open, as bits; see [`OUTSIDE`].
     stack: u64,
-    /// The offset at which the open item begins, or, between two items, the next.
+    /// The offset in `body` at which the open item begins; between two items, the offset at which
+    /// the next item begins.
     next_item: usize,
-    /// The body contains bytes that are not ASCII, so that it must be checked as UTF-8.
+    /// `true`: the body contains bytes that are not ASCII, so that it must be checked as UTF-8.
     has_high: bool,
 }
 
@@ -178,8 +183,9 @@ thread_local! {
     static SPACE: RefCell<Space> = const { RefCell::new(Space::new()) };
 }
 
-/// Finds and checks the events of a body. `None` if the body is unknown to the scanner or has no
-/// events; this says nothing about its validity.
+/// Finds and checks the events of a body. Returns the byte ranges of the events and their number by
+/// level. `None` if the scanner does not recognise the body or the body has no events; `None` does
+/// not mean that the body is invalid.
 pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     split_by::<CHUNK>(isa, body)
 }
@@ -203,9 +209,10 @@ fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, Lev
     Some((events, levels))
 }
 
-/// Returns `true` if the bytes after the head of a body are known to be one valid array of one or
-/// more objects, and nothing else. Only after `true` does `events` hold all of them; nothing has
-/// checked yet if the objects are audit events.
+/// Returns `true` if the scanner is sure that the bytes after the head of a body are one valid
+/// array of one or more objects, and nothing else. After `true`, `events` holds all of these
+/// objects; nothing has checked yet if they are audit events. After `false`, `events` is
+/// meaningless.
 fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> bool {
     let start = LIST_HEAD.len() - 1;
     SPACE.with_borrow_mut(|space| {
@@ -222,9 +229,10 @@ fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> b
     })
 }
 
-/// A fast form of [`event::check`] for an event that begins as kube-apiserver's events do. The
-/// caller has made sure that the event names neither kind nor version. Returns the index of its
-/// level in [`LEVELS`]; `None` if the caller has to ask [`event::check`].
+/// Checks an event that begins as kube-apiserver's events do, faster than [`event::check`]. The
+/// caller has made sure that the event has neither a `kind` nor an `apiVersion`. Returns the index
+/// of the event's level in [`LEVELS`]; `None` if the event begins otherwise, and the caller has to
+/// call [`event::check`].
 fn check_usual(event: &[u8]) -> Option<usize> {
     let rest = event.strip_prefix(br#"{"level":""#)?;
     let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
@@ -240,8 +248,8 @@ fn check_usual(event: &[u8]) -> Option<usize> {
 // The following functions need no wide registers. They are inlined into `run`, so that they too are
 // compiled for each instruction set.
 impl Pass<'_> {
-    /// Removes escaped quotes from the mask `quote`. Escapes other than `\"`, `\\` and `\n`, which
-    /// are rare, are left in `escaped` for [`Self::escapes`].
+    /// Removes escaped quotes from the masks `quote`. Rare escapes (all but `\"`, `\\` and `\n`)
+    /// are marked in the masks `escaped`, and [`Self::escapes`] checks them later.
     #[inline(always)]
     fn escaped_quotes(&mut self, blocks: usize) {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;
@@ -255,7 +263,9 @@ impl Pass<'_> {
         }
     }
 
-    /// Does the steps 4 and 5 for the chunk that begins at `at`. `false` if the body is unknown.
+    /// Checks brackets, escapes, numbers and literals (steps 4 and 5) in the chunk of `blocks`
+    /// blocks that begins at the offset `at`. Returns `false` if one of them is not as expected;
+    /// serde_json must then decide about the body.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, blocks: usize) -> bool {
         let brackets = self.flatten(blocks);
@@ -263,7 +273,7 @@ impl Pass<'_> {
         self.items(at, ends) && self.escapes(at, blocks) && self.scalars(at, blocks)
     }
 
-    /// Lists the offsets of the brackets, and returns their number.
+    /// Writes the offsets of the chunk's brackets to `space.brackets`, and returns their number.
     #[inline(always)]
     fn flatten(&mut self, blocks: usize) -> usize {
         let Space { bracket, brackets, .. } = &mut *self.space;
@@ -290,10 +300,11 @@ impl Pass<'_> {
         count
     }
 
-    /// Compares each bracket with the container that is open there. Lists in `ends` the brackets
-    /// after which only the array is open: the array's opening bracket and the last bracket of each
-    /// item. Returns their number; `None` if one of the brackets does not fit, or the nesting is
-    /// too deep.
+    /// Compares each of the chunk's `count` brackets with the container (object or array) that is
+    /// open there. Lists in `ends` the brackets after which only the array of events is open: the
+    /// array's opening bracket and the last bracket of each item. Returns the number of brackets in
+    /// `ends`; `None` if a bracket does not fit, an item has a key that may be `kind` or
+    /// `apiVersion`, or the nesting is too deep.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { brackets, blocks, is_object, named, ends, .. } = &mut *self.space;
@@ -314,9 +325,9 @@ impl Pass<'_> {
         (doubts == 0 && stacks >> 63 == 0).then_some(found)
     }
 
-    /// Appends the items that end in this chunk to `events`. Exactly one byte, a comma, lies
-    /// between two items. `false` if an element of the array is not an object, or is too short for
-    /// an event.
+    /// Appends the items that end in the chunk at the offset `at` to `events`. Exactly one byte, a
+    /// comma, lies between two items. Returns `false` if an element of the array is not an object,
+    /// or is too short for an event.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {
         for &end in &self.space.ends[..ends] {
@@ -339,7 +350,8 @@ impl Pass<'_> {
         true
     }
 
-    /// Checks the escapes that are listed in `escaped`. `false` if one of them is not valid.
+    /// Checks the escapes that the masks `escaped` list. Returns `false` if one of them is not
+    /// valid.
     #[inline(always)]
     fn escapes(&self, at: usize, blocks: usize) -> bool {
         let escapes = self.space.escaped[..blocks].iter().enumerate();
@@ -354,8 +366,8 @@ impl Pass<'_> {
         true
     }
 
-    /// Checks the numbers and literals that begin in this chunk. `false` if one of them is not
-    /// valid.
+    /// Checks the numbers and literals that begin in the chunk at the offset `at`. Returns `false`
+    /// if one of them is not valid.
     #[inline(always)]
     fn scalars(&self, at: usize, blocks: usize) -> bool {
         let starts = self.space.scalar_start[..blocks].iter().enumerate();
@@ -370,8 +382,8 @@ impl Pass<'_> {
         true
     }
 
-    /// Returns `true` if all containers are closed, the array ends where the body ends, and the
-    /// body is valid UTF-8.
+    /// Returns `true` if, after the last chunk, all containers are closed, the array of events ends
+    /// at the end of the body, and the body is valid UTF-8.
     fn is_whole(&self) -> bool {
         // `next_item` lies 2 bytes after the last item's closing brace: after its comma or, at the
         // end, after the array's closing bracket, which is the last byte of `body`.
@@ -389,7 +401,8 @@ fn first_bit(mask: &mut u64) -> u16 {
     place
 }
 
-/// Returns `true` if `text` begins with characters that are valid after a backslash.
+/// Returns `true` if `text`, which follows a backslash in a string, begins with the rest of a valid
+/// escape, for example `n` or `u00e4`.
 #[inline(always)]
 fn is_escape(text: &[u8]) -> bool {
     match text {
@@ -450,9 +463,9 @@ fn number(text: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// The bytes of a block that are escaped: those after an odd number of backslashes. `carry` is 1 if
-/// the block's first byte is escaped by the block before, and is then updated for the next block.
-/// The addition is simdjson's.
+/// Returns a mask of the escaped bytes of a block, which are the bytes after an odd number of
+/// backslashes. `carry` is 1 if the block before escapes the first byte of this block, else 0; it
+/// is then updated for the next block. The method of adding masks is simdjson's.
 #[inline(always)]
 fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     const EVEN: u64 = 0x5555_5555_5555_5555;

@@ -23,12 +23,12 @@ use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
 
-/// The frame of a large list may have at most this many bytes, 1 MiB; kube-apiserver's has 76. If
-/// half of a piece is less than 1 MiB, half of a piece is the limit.
+/// The most bytes that a large list may have outside of its array `items`, 1 MiB; kube-apiserver
+/// writes 76. If half of a piece is less than 1 MiB, half of a piece is the limit.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// The bytes that stand after the events of a piece while the piece is decoded: the end of a list,
-/// and room for the line break after the last event.
+/// The bytes that stand after the events of a piece of a list while the piece is decoded: the end
+/// of a list, a line break, and one byte of room for the line break after the last event.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
 /// Receives the lines of a large body, piece by piece.
@@ -45,7 +45,7 @@ pub trait Store {
     fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Self::Error>;
 }
 
-/// The form of a body, and the part of it whose bytes are arriving.
+/// The form of a body, and, for a list, the part whose bytes are arriving now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// Too few bytes have come to recognise the form.
@@ -68,40 +68,44 @@ enum Part {
 /// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded where it is.
 /// The bytes of the body that were in no piece yet follow.
 pub struct Pieces {
-    /// A piece is cut at the last end of an event, as soon as the window holds this many bytes.
+    /// The size in bytes from which on a piece is cut: as soon as the window holds this many bytes
+    /// of the body, it is cut at the last end of an event.
     piece_bytes: usize,
-    /// `LIST_HEAD`, and the bytes of the body that were in no piece yet.
+    /// `LIST_HEAD`, and after it the bytes of the body that were in no piece yet.
     window: Vec<u8>,
     /// The offset in the window up to which [`Self::look`] has looked.
     looked: usize,
     /// The offset in the window of the last place where a piece can end: at the comma after an
     /// event, or after a line break. `None` if the window holds no whole event.
     cut: Option<usize>,
-    /// The number of brackets that are open at `looked`; those of the list and its array do not
-    /// count.
+    /// The number of brackets that are open at the offset `looked`, without those of the list and
+    /// of its array `items`.
     depth: usize,
-    /// The offset `looked` lies inside of a string.
+    /// `true`: the offset `looked` lies inside of a string.
     in_string: bool,
-    /// The last byte before `looked` is a backslash in a string, which escapes the next byte.
+    /// `true`: the byte before the offset `looked` is a backslash in a string, which escapes the
+    /// next byte.
     escaped: bool,
     part: Part,
-    /// A piece was decoded. In JSON lines, no list may follow then.
+    /// `true`: at least one piece was decoded. In JSON lines, no list may follow after it.
     has_begun: bool,
     /// The number of bytes of the body that were removed from the front of the window.
     before: usize,
     /// The bytes of the body outside of the array `items`.
     frame: Vec<u8>,
-    /// The number of bytes of the frame before the contents of `items`.
+    /// The number of bytes in `frame` that stand before the contents of `items`.
     items_at: usize,
     /// The number of bytes of the contents of `items` that were decoded.
     items_bytes: usize,
-    /// The number of events of the pieces that were decoded, in all and by level.
+    /// The number of events in the pieces that were decoded.
     events: u64,
+    /// The number of events in the pieces that were decoded, by level.
     levels: LevelCounts,
 }
 
 impl Pieces {
-    /// Begins an empty body, whose pieces have about `piece_bytes` bytes.
+    /// Makes the state for a body of which no byte has come yet. A piece of the body will have
+    /// about `piece_bytes` bytes.
     #[must_use]
     pub fn new(piece_bytes: usize) -> Self {
         Self {
@@ -123,7 +127,7 @@ impl Pieces {
         }
     }
 
-    /// The number of bytes of memory that this body takes now. The bytes of the window count twice
+    /// The number of bytes of memory that this value takes now. The bytes of the window count twice
     /// if an event is much larger than a piece, because the window is copied when it grows.
     #[must_use]
     pub fn held(&self) -> usize {
@@ -131,12 +135,13 @@ impl Pieces {
         self.waiting() + copied + self.frame.len()
     }
 
-    /// The largest allowed frame, in bytes.
+    /// The most bytes that the body may have outside of the array `items`; see [`FRAME_MAX`].
     fn frame_max(&self) -> usize {
         FRAME_MAX.min(self.piece_bytes / 2)
     }
 
-    /// Takes the next bytes of the body, and gives the pieces that are whole to `store`.
+    /// Takes the next bytes of the body. Decodes the pieces that are complete now, and gives their
+    /// lines to `store`.
     ///
     /// # Errors
     ///
@@ -205,15 +210,15 @@ impl Pieces {
         }
     }
 
-    /// Removes white space before the body, which may be long.
+    /// Removes white space before the body from the window; it may be long.
     fn skip_blanks(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
         self.drop_front(blanks.unwrap_or(body.len()));
     }
 
-    /// Recognises the form of the body by its first bytes. The beginning of a list moves into the
-    /// frame.
+    /// Recognises the form of the body, a list or JSON lines, by its first bytes. For a list, the
+    /// bytes up to the opening bracket of `items` move into the frame.
     fn recognise(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let Some(length) = items_start(body) else {
@@ -235,7 +240,8 @@ impl Pieces {
         self.cut = None;
     }
 
-    /// Looks for ends of events in the bytes that are new in the window, up to the end of the list.
+    /// Searches the bytes that are new in the window for ends of events. The search ends at the
+    /// closing bracket of the array `items`.
     fn look(&mut self) {
         while matches!(self.part, Part::Items | Part::Lines) && self.looked < self.window.len() {
             if self.in_string {
@@ -260,7 +266,8 @@ impl Pieces {
         }
     }
 
-    /// Moves `looked` to after the closing quote of a string, or to the end of the window.
+    /// Moves `looked` to after the closing quote of a string, to after a backslash or the byte that
+    /// it escapes, or to the end of the window.
     fn skip_text(&mut self) {
         if std::mem::take(&mut self.escaped) {
             self.looked += 1;
@@ -320,7 +327,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the last events after the array has ended; all further bytes belong to the frame.
+    /// Decodes the last events after the array `items` has ended, and moves the bytes after the
+    /// array into the frame.
     fn end_items<S: Store>(&mut self, store: &mut S) -> Result<(), S::Error> {
         // The frame is longer than `items_at` once the last events were decoded, because the
         // array's closing bracket is in the frame then.
@@ -345,8 +353,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the frame as a list with an empty array. The offset of a fault counts the bytes of
-    /// the contents of `items`.
+    /// Decodes the frame (the bytes of the body outside of `items`) as a list with an empty array.
+    /// If the fault lies after the array, its offset also counts the bytes of the array's contents.
     fn check_frame(&mut self) -> Result<(), Invalid> {
         self.frame.push(b'\n');
         let decoded = decode_in_place(&mut self.frame).map_err(|error| {
@@ -361,7 +369,7 @@ impl Pieces {
         Ok(())
     }
 
-    /// The fault of a body that ended before its list did.
+    /// Returns the fault of a body that ended before its list did.
     fn broken_off(&mut self) -> Invalid {
         self.window.push(b'\n');
         match decode_in_place(&mut self.window) {
@@ -373,8 +381,9 @@ impl Pieces {
         }
     }
 
-    /// A fault of a piece, with the offset and the item that it has in the whole body. `shift` is
-    /// the number of bytes that stood before the piece while it was decoded.
+    /// Converts a fault of a piece into a fault of the whole body, with the offset and the item
+    /// that it has there. `shift` is the number of bytes that stood before the piece while it was
+    /// decoded.
     fn place(&self, error: Invalid, shift: usize) -> Invalid {
         let item = error
             .item
@@ -383,8 +392,8 @@ impl Pieces {
     }
 }
 
-/// The offset after the bracket that opens `items`. `None` if the body does not begin as a list
-/// does.
+/// Returns the offset in `body` after the bracket that opens the array `items`. `None` if the body
+/// is no object, its kind is `Event`, or it has no array `items`: then the body is not a list.
 fn items_start(body: &[u8]) -> Option<usize> {
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace())?;
     if body[open] != b'{' {

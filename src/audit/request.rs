@@ -12,7 +12,7 @@ mod reader;
 pub use location::Location;
 pub use reader::Reader;
 
-/// A text from an event, with its escapes resolved.
+/// A text from an event, with its JSON escapes resolved.
 pub type Text<'a> = Cow<'a, [u8]>;
 
 /// The request that one event is about. A text that the event does not have is empty.
@@ -27,10 +27,10 @@ pub struct Request<'a> {
     /// A verb of Kubernetes (`get`, `list` …) if the request is about an object, else the HTTP
     /// method in lower case.
     pub verb: Text<'a>,
-    /// `None` if nobody was authenticated (status 401).
+    /// The user who made the request. `None` if nobody was authenticated (status 401).
     pub user: Option<User<'a>>,
-    /// `None` if the request is not about an object of the API, but about another path such as
-    /// `/healthz`.
+    /// The object of the API that the request is about. `None` if the request is about another
+    /// path, such as `/healthz`.
     pub object: Option<Object<'a>>,
 }
 
@@ -47,15 +47,15 @@ impl<'a> Uri<'a> {
         Self(raw)
     }
 
-    /// The whole URI, with the escapes of JSON resolved.
+    /// Returns the whole URI, with the escapes of JSON resolved.
     #[must_use]
     pub fn text(&self) -> Text<'a> {
         scan::key(self.0)
     }
 
-    /// The URI without its query, percent-encoded as it is written. Empty if kube-apiserver saw no
-    /// path: a URI that is not `*` and does not begin with `/` is opaque, like `k:x` in the first
-    /// line of a request.
+    /// Returns the URI without its query, percent-encoded as it is written. Empty if kube-apiserver
+    /// saw no path: a URI that is not `*` and does not begin with `/` is opaque, like `k:x` in the
+    /// first line of a request.
     #[must_use]
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
@@ -72,9 +72,8 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// The namespace and the name of the object, as the URL has them. `None` if kube-apiserver
-    /// would not read this as the URL of a request about an object; the object's place is unknown
-    /// then.
+    /// Returns the namespace and the name of the request's object, as the URL has them. `None` if
+    /// kube-apiserver would not read this URL as one of a request about an object.
     #[must_use]
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
@@ -84,9 +83,9 @@ impl<'a> Uri<'a> {
 /// The user who made the request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct User<'a> {
-    /// `username`; empty if the event has none.
+    /// The user's name, `username`; empty if the event has none.
     pub name: Text<'a>,
-    /// `groups`, in their order.
+    /// The user's `groups`, in the order of the event.
     pub groups: Vec<Text<'a>>,
 }
 
@@ -98,11 +97,11 @@ pub struct User<'a> {
 /// them. Decisions therefore use [`Uri::location`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
-    /// `apiGroup`; empty for the core group.
+    /// The API group, `apiGroup`; empty for the core group.
     pub group: Text<'a>,
     /// The resource in the plural, in lower case, like `pods`.
     pub resource: Text<'a>,
-    /// The subresource, like `log`; mostly empty.
+    /// The subresource, like `log`; empty if the request is about the resource itself.
     pub subresource: Text<'a>,
     /// The namespace of the object. If the URL has none, the sender of the request chose it.
     pub namespace: Text<'a>,
@@ -127,7 +126,7 @@ pub fn request(event: &[u8]) -> Request<'_> {
     }
 }
 
-/// `None` if the user has neither a name nor groups.
+/// Reads the value of an event's `user`. `None` if the user has neither a name nor groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
     let [name, groups] = firsts(user, ["username", "groups"]);
     let name = text(name);
@@ -143,8 +142,8 @@ fn object(object: &[u8]) -> Object<'_> {
     Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
 }
 
-/// The value of the first member with each of these names, `None` for a name without a member. All
-/// are `None` if `object` is no object.
+/// Returns for each of `names` the value of the first member of `object` with this name, or `None`
+/// if there is no such member. All are `None` if `object` is no JSON object.
 fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let mut found = [None; N];
     if object.first() != Some(&b'{') {

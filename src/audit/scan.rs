@@ -19,18 +19,19 @@ pub struct Member<'a> {
 #[derive(Debug)]
 pub struct Members<'a> {
     text: &'a [u8],
-    /// The offset at which the walk goes on.
+    /// The offset in `text`, in bytes, at which the walk goes on.
     at: usize,
     depth: usize,
 }
 
-/// The members of an object. `object` begins with its `{`.
+/// Iterates over the members of `object`, a text that begins with `{`.
 #[must_use]
 pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
-/// The members of an object that follow after the offset `at`, the end of another member.
+/// Iterates over the members of `object` that follow after the offset `at`, at which another member
+/// ends.
 #[must_use]
 pub fn members_behind(object: &[u8], at: usize) -> Members<'_> {
     Members { text: object, at, depth: 1 }
@@ -44,7 +45,7 @@ impl<'a> Members<'a> {
     }
 
     /// Moves to the next byte that is no white space, comma or colon, and returns that byte; `None`
-    /// at the end.
+    /// at the end of the text.
     fn skip_to_token(&mut self) -> Option<u8> {
         loop {
             match *self.text.get(self.at)? {
@@ -54,7 +55,8 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Returns the value that begins at `at`, and moves to after it.
+    /// Returns the value that begins at the offset `at`, and moves `at` to after the value. `None`
+    /// at the end of the text.
     fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         match self.text.get(start)? {
@@ -70,12 +72,12 @@ impl<'a> Members<'a> {
         self.text.get(start..self.at)
     }
 
-    /// Moves from an opening quote to after its closing quote.
+    /// Moves the offset `at` from an opening quote to after its closing quote.
     fn skip_string(&mut self) {
         self.at = string_end(self.text, self.at);
     }
 
-    /// Moves from an opening bracket to after its closing bracket.
+    /// Moves the offset `at` from an opening bracket to after its closing bracket.
     fn skip_nested(&mut self) {
         let mut open = 0_usize;
         while let Some(&byte) = self.text.get(self.at) {
@@ -117,8 +119,8 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
-/// The elements of an array as written, without white space around them. There are none if `array`
-/// is no array.
+/// Iterates over the elements of an array as written, without white space around them. There are
+/// none if `array` is no array.
 pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let is_array = array.first() == Some(&b'[');
     let mut walk = Members { text: array, at: if is_array { 1 } else { array.len() }, depth: 1 };
@@ -129,8 +131,8 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The offset after the value at the beginning of `text`. `None` if that value is no string, object
-/// or array.
+/// Returns the offset after the value at the beginning of `text`. `None` if that value is no
+/// string, object or array.
 #[must_use]
 pub fn value_end(text: &[u8]) -> Option<usize> {
     let mut members = Members { text, at: 0, depth: 1 };
@@ -142,7 +144,8 @@ pub fn value_end(text: &[u8]) -> Option<usize> {
     Some(members.at)
 }
 
-/// The offset after the closing quote of the string that opens at `at`.
+/// Returns the offset after the closing quote of the string whose opening quote is at `at`. If the
+/// string does not end, the result is the length of `text`.
 ///
 /// Strings of audit events have 10 to 16 bytes on average. For those, eight bytes at a time are
 /// faster than a call of memchr.
@@ -178,8 +181,8 @@ pub fn string_end(text: &[u8], at: usize) -> usize {
     text.len()
 }
 
-/// Resolves the escapes in the bytes between the quotes of a key. A key with a lone surrogate,
-/// which is no text, is returned as written.
+/// Returns a key with its escapes resolved. `raw` are the bytes between the key's quotes. A key
+/// with a lone surrogate, which is no text, is returned as written.
 #[must_use]
 pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
@@ -193,14 +196,14 @@ pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// The text of a string, with its escapes resolved; `None` if the value is no string.
+/// Returns the text of a string, with its escapes resolved; `None` if the value is no string.
 #[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     inner(value).map(key)
 }
 
-/// The bytes between the quotes of a string, with escapes as written; `None` if the value is no
-/// string.
+/// Returns the bytes between the quotes of a string, with escapes as written; `None` if the value
+/// is no string.
 #[must_use]
 pub fn inner(value: &[u8]) -> Option<&[u8]> {
     match value {
@@ -209,7 +212,8 @@ pub fn inner(value: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// The value of the first member that has the key `name`; `None` if there is none.
+/// Returns the value of the first member of `object` with the key `name`; `None` if there is no
+/// such member.
 #[must_use]
 pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     members(object).find(|member| *key(member.key) == *name.as_bytes()).map(|member| member.value)

@@ -48,7 +48,7 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm256_and_si256(a, b)
 }
 
-/// `a & !b`
+/// Returns `a & !b`, bit by bit.
 #[target_feature(enable = "avx2")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm256_andnot_si256(b, a)
@@ -69,9 +69,9 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm256_testz_si256(lanes, lanes) == 1
 }
 
-/// Moves each bit `BYTES` places up, so that it stands at the byte that comes `BYTES` later. The
-/// top bits of `before`, the register with the preceding blocks, move in at the bottom. `UNSEEN` is
-/// 64 - `BYTES`.
+/// Moves each bit of the masks up by `BYTES` bits, so that the bit stands at the byte that comes
+/// `BYTES` bytes later. The top bits of `before`, the register with the preceding blocks, move in
+/// at the bottom. `UNSEEN` is 64 - `BYTES`.
 #[target_feature(enable = "avx2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let crossing = simd::_mm256_permute2x128_si256::<0x21>(before, lanes);
@@ -79,21 +79,21 @@ fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm256_slli_epi64::<BYTES>(lanes), simd::_mm256_srli_epi64::<UNSEEN>(from))
 }
 
-/// The highest bit of each lane, as the low bits of the result.
+/// Returns a number whose bit i is the highest bit of lane i.
 #[target_feature(enable = "avx2")]
 fn highest(lanes: Lanes) -> u32 {
     simd::_mm256_movemask_pd(simd::_mm256_castsi256_pd(lanes)).cast_unsigned()
 }
 
-/// A register whose lane i is all ones if bit i of `bits` is set, else zero.
+/// Returns a register whose lane i is all ones if bit i of `bits` is set, else zero.
 #[target_feature(enable = "avx2")]
 fn spread(bits: u32) -> Lanes {
     let one = simd::_mm256_set_epi64x(8, 4, 2, 1);
     simd::_mm256_cmpeq_epi64(and(splat(u64::from(bits)), one), one)
 }
 
-/// Adds the lanes as one long number. `carry` is 1 or 0: the carry from the blocks before, and then
-/// the carry to the next.
+/// Adds `a` and `b`, each read as one long number of all its lanes. `carry`, 1 or 0, is the carry
+/// from the blocks before; it is then set to the carry for the next blocks.
 #[target_feature(enable = "avx2")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm256_add_epi64(a, b);
@@ -106,9 +106,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm256_sub_epi64(sum, spread(carried))
 }
 
-/// A mask in which a bit is 1 if an odd number of bits of `lanes` is set, from the first up to this
-/// one. The bits of earlier blocks count too: `carry` is 1 if an odd number of those is set, and is
-/// then updated for the next blocks.
+/// Returns masks in which a bit is 1 if the number of bits that are set in `lanes` up to and
+/// including this bit is odd. The bits of earlier blocks count too: `carry` is 1 if an odd number
+/// of them is set, else 0, and is then updated for the next blocks.
 #[target_feature(enable = "avx2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm256_slli_epi64::<1>(lanes));
@@ -125,14 +125,15 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     xor(all, spread(odd))
 }
 
-/// A register with the bytes of half a block.
+/// Returns a register with the bytes of half a block, which `words` holds as four words.
 #[target_feature(enable = "avx2")]
 fn text(words: &[[u8; 8]]) -> Lanes {
     let word = |at: usize| words.get(at).map_or(0, |word| i64::from_le_bytes(*word));
     simd::_mm256_set_epi64x(word(3), word(2), word(1), word(0))
 }
 
-/// A mask of the bytes of a block, given as two halves, that are equal to `byte`.
+/// Returns a mask of those bytes of a block that are equal to `byte`. `low` and `high` are the two
+/// halves of the block.
 #[target_feature(enable = "avx2")]
 fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     let low = simd::_mm256_movemask_epi8(simd::_mm256_cmpeq_epi8(low, byte)).cast_unsigned();
@@ -140,7 +141,8 @@ fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Fills the masks of the blocks from `first` on, and returns which kinds of bytes there are.
+/// Fills the masks of `blocks` from the block with index `first` on with the kinds of `bytes`.
+/// Returns which unusual bytes there are.
 #[target_feature(enable = "avx2")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm256_set1_epi8(byte.cast_signed());

@@ -54,7 +54,7 @@ fn and(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm512_and_si512(a, b)
 }
 
-/// `a & !b`
+/// Returns `a & !b`, bit by bit.
 #[target_feature(enable = "avx512f")]
 fn and_not(a: Lanes, b: Lanes) -> Lanes {
     simd::_mm512_andnot_si512(b, a)
@@ -75,17 +75,17 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm512_test_epi64_mask(lanes, lanes) == 0
 }
 
-/// Moves each bit `BYTES` places up, so that it stands at the byte that comes `BYTES` later. The
-/// top bits of `before`, the register with the preceding blocks, move in at the bottom. `UNSEEN` is
-/// 64 - `BYTES`.
+/// Moves each bit of the masks up by `BYTES` bits, so that the bit stands at the byte that comes
+/// `BYTES` bytes later. The top bits of `before`, the register with the preceding blocks, move in
+/// at the bottom. `UNSEEN` is 64 - `BYTES`.
 #[target_feature(enable = "avx512f")]
 fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> Lanes {
     let from = simd::_mm512_alignr_epi64::<7>(lanes, before);
     or(simd::_mm512_slli_epi64::<BYTES>(lanes), simd::_mm512_srli_epi64::<UNSEEN>(from))
 }
 
-/// Adds the lanes as one long number. `carry` is 1 or 0: the carry from the blocks before, and then
-/// the carry to the next.
+/// Adds `a` and `b`, each read as one long number of all its lanes. `carry`, 1 or 0, is the carry
+/// from the blocks before; it is then set to the carry for the next blocks.
 #[target_feature(enable = "avx512f")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm512_add_epi64(a, b);
@@ -96,9 +96,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
 }
 
-/// A mask in which a bit is 1 if an odd number of bits of `lanes` is set, from the first up to this
-/// one. The bits of earlier blocks count too: `carry` is 1 if an odd number of those is set, and is
-/// then updated for the next blocks.
+/// Returns masks in which a bit is 1 if the number of bits that are set in `lanes` up to and
+/// including this bit is odd. The bits of earlier blocks count too: `carry` is 1 if an odd number
+/// of them is set, else 0, and is then updated for the next blocks.
 #[target_feature(enable = "avx512f,avx512dq")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));
@@ -116,7 +116,7 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_xor_epi64(all, odd.to_le_bytes()[0], all, splat(u64::MAX))
 }
 
-/// A register with the bytes of a block.
+/// Returns a register with the 64 bytes of a block.
 #[target_feature(enable = "avx512f")]
 fn text(bytes: &[u8; BLOCK]) -> Lanes {
     let (words, _) = bytes.as_chunks::<8>();
@@ -124,7 +124,8 @@ fn text(bytes: &[u8; BLOCK]) -> Lanes {
     simd::_mm512_set_epi64(word(7), word(6), word(5), word(4), word(3), word(2), word(1), word(0))
 }
 
-/// Fills the masks of the blocks from `first` on, and returns which kinds of bytes there are.
+/// Fills the masks of `blocks` from the block with index `first` on with the kinds of `bytes`.
+/// Returns which unusual bytes there are.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm512_set1_epi8(byte.cast_signed());

@@ -5,7 +5,7 @@ use std::arch::is_x86_feature_detected;
 
 use super::Pass;
 
-/// An instruction set that the scanner is written for.
+/// An instruction set that the scanner of bodies is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Isa {
     /// AVX2, in Intel Haswell, AMD Zen and later CPUs.
@@ -17,8 +17,8 @@ pub(in super::super) enum Isa {
 }
 
 impl Isa {
-    /// The instruction set with the widest registers that this CPU has; `None` if it has none of
-    /// them.
+    /// Returns the instruction set with the widest registers that this CPU has; `None` if the CPU
+    /// has none of them.
     pub(in super::super) fn best() -> Option<Self> {
         [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_there())
     }
@@ -45,8 +45,8 @@ impl Isa {
         }
     }
 
-    /// Runs a whole pass, in chunks of `BYTES` bytes. `false` if the body is unknown, or the CPU
-    /// lacks the instructions.
+    /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `false` if the
+    /// scanner does not recognise the body, or the CPU lacks the instructions.
     pub(super) fn run<const BYTES: usize>(self, pass: &mut Pass<'_>) -> bool {
         if !self.is_there() {
             return false;

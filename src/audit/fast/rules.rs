@@ -7,7 +7,8 @@
 
 macro_rules! rules {
     ($features:literal) => {
-        /// Runs a whole pass, in chunks of `BYTES` bytes. `false` if the body is unknown.
+        /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `false` if the
+        /// scanner does not recognise the body.
         #[target_feature(enable = $features)]
         pub(super) fn run<const BYTES: usize>(pass: &mut Pass<'_>) -> bool {
             const { assert!(BYTES <= CHUNK && BYTES.is_multiple_of(LANES * BLOCK)) }
@@ -42,8 +43,8 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// The values that each block hands to the next: the carries of additions, and masks of
-        /// which the next block needs the last bits.
+        /// The values that each group of blocks hands to the next group: the carries of additions,
+        /// and masks whose last bits the next group needs.
         struct Rules {
             in_string: u32,
             value: u32,
@@ -60,7 +61,8 @@ macro_rules! rules {
         }
 
         impl Rules {
-            /// The state before the array's opening bracket: as if the byte before it were a colon.
+            /// Makes the state for the start of a body: the byte before the array's opening bracket
+            /// counts as a colon.
             #[target_feature(enable = $features)]
             fn new() -> Self {
                 let (none, last_byte) = (splat(0), splat(1 << 63));
@@ -80,8 +82,9 @@ macro_rules! rules {
                 }
             }
 
-            /// Returns `true` if all rules hold in these blocks, of which the first `length` bytes
-            /// are text. Leaves in `space` the masks that the loops over brackets and scalars need.
+            /// Returns `true` if all rules hold in the first `blocks` blocks of a chunk; the first
+            /// `length` bytes of these blocks are text. Leaves in `space` the masks that the loops
+            /// over brackets and scalars (numbers and literals) need.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
                 let Space { blocks: of, bracket: brackets, .. } = space;

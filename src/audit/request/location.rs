@@ -30,7 +30,8 @@ pub struct Location<'a> {
 }
 
 impl<'a> Location<'a> {
-    /// `None` if kube-apiserver would not read this as the URL of a request about an object.
+    /// Reads the namespace and the name from a URI. `None` if kube-apiserver would not read this
+    /// URI as one of a request about an object.
     pub(super) fn of(uri: Uri<'a>) -> Option<Self> {
         let path = decoded(uri)?;
         if path.first() != Some(&b'/') {
@@ -40,8 +41,8 @@ impl<'a> Location<'a> {
         Some(Self { path, namespace, name })
     }
 
-    /// The namespace. Empty if the request is about no namespace, or about all of them. A request
-    /// about a namespace object is in that namespace.
+    /// The namespace of the request. Empty if the request is about no namespace, or about all of
+    /// them. A request about a namespace object is in that namespace.
     #[must_use]
     pub fn namespace(&self) -> &[u8] {
         self.path.get(self.namespace.clone()).unwrap_or_default()
@@ -55,8 +56,8 @@ impl<'a> Location<'a> {
     }
 }
 
-/// The decoded path. `None` if it has an escape that Go's `url.ParseRequestURI` refuses, because
-/// kube-apiserver makes no event for such a request.
+/// Returns the path of a URI, percent-decoded. `None` if the path has an escape that Go's
+/// `url.ParseRequestURI` refuses, because kube-apiserver makes no event for such a request.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     // In most URIs no escape of JSON and no percent-encoding stands before the query. The path is
     // then borrowed from the event.
@@ -87,7 +88,8 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     Some(Cow::Owned(plain))
 }
 
-/// The ranges of the namespace and the name in a path. `None` if the path is not one of an object.
+/// Returns the ranges of the namespace and the name in a path. `None` if the path is not that of a
+/// request about an object.
 fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     let mut parts = Parts::new(path);
     let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();
@@ -122,7 +124,8 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
 struct Parts<'a> {
     /// The path without the slashes at its end.
     path: &'a [u8],
-    /// The offset at which the next part begins; greater than the path's length if there is none.
+    /// The offset in `path` at which the next part begins; greater than the path's length if no
+    /// part is left.
     at: usize,
 }
 

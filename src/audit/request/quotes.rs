@@ -1,16 +1,18 @@
 //! Finds the quotes and backslashes among 64 bytes, with wide registers if the CPU has them.
 
-/// The number of bytes that are examined together. A mask has one bit for each.
+/// The number of bytes in a window, which are examined together. A mask (`u64`) has one bit for
+/// each byte of a window.
 pub(super) const WINDOW: usize = 64;
 
-/// The quotes and the backslashes of a window, as masks; the lowest bit belongs to the first byte.
+/// The quotes and the backslashes of a window of 64 bytes, as masks; the lowest bit belongs to the
+/// first byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
     pub(super) quote: u64,
     pub(super) backslash: u64,
 }
 
-/// Computes the masks with ordinary registers, eight bytes at a time.
+/// Computes the masks of a window with ordinary registers, eight bytes at a time.
 #[inline]
 pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
     const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
@@ -44,12 +46,13 @@ pub(super) mod avx2 {
     use super::Masks;
     use super::WINDOW;
 
-    /// A proof that the CPU has the instructions: only [`Self::detect`] makes this value.
+    /// A proof that the CPU has AVX2, BMI1 and BMI2: only [`Self::detect`] makes this value.
     #[derive(Debug, Clone, Copy)]
     pub(in super::super) struct Avx2(());
 
     impl Avx2 {
-        /// `None` if the CPU lacks one of the instruction sets.
+        /// Returns the proof that the CPU has the instructions; `None` if it lacks AVX2, BMI1 or
+        /// BMI2.
         pub(in super::super) fn detect() -> Option<Self> {
             let is_there = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("bmi1")
@@ -57,7 +60,8 @@ pub(super) mod avx2 {
             is_there.then_some(Self(()))
         }
 
-        /// [`Reader::usual`], compiled for AVX2. `false` if the event is not of the usual form.
+        /// Does the same as [`Reader::usual`], compiled for AVX2. Returns `true` if the event was
+        /// read, `false` if it is not written as kube-apiserver writes events.
         pub(in super::super) fn usual<'a>(self, reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
             // SAFETY: the function is unsafe to call only because it needs certain instructions,
             // and `self` proves that the CPU has them.

@@ -25,7 +25,7 @@ use super::quotes::WINDOW;
 use crate::audit::scan;
 use crate::audit::scan::Member;
 
-/// The number of clients that a reader remembers. The same clients send many of a batch's events.
+/// The number of clients that a reader remembers. A few clients send most of the events of a batch.
 const CLIENTS: usize = 64;
 
 /// Iterates over the events of some lines, and returns each event with its request.
@@ -34,32 +34,35 @@ const CLIENTS: usize = 64;
 /// usual form nothing is allocated.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    /// The lines that were not read yet.
+    /// The lines that were not read yet, each ended by `\n`.
     lines: &'a [u8],
     /// The request of the event that was read last. Its user belongs to the client `current`, and
     /// is moved back before another client's user takes its place.
     request: Request<'a>,
-    /// The clients that were met last, at the index that [`place`] gives or beside it.
+    /// The clients that the reader remembers. A client is at the index that [`place`] returns for
+    /// its bytes, or at the index beside it.
     clients: Vec<Client<'a>>,
-    /// The index of the client whose user is in `request`; `None` if no client's is.
+    /// The index in `clients` of the client whose user is in `request`; `None` if the user in
+    /// `request` belongs to no client.
     current: Option<usize>,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
 }
 
-/// A client: the bytes that an event of this client has between its verb and its object, and the
-/// user that they describe.
+/// A client of kube-apiserver. Events of the same client have the same bytes between verb and
+/// object, so that its user has to be read only once.
 #[derive(Debug, Default)]
 struct Client<'a> {
-    /// The bytes of an event from the user's opening brace to the end of the user agent, in which
-    /// no string that is read has a backslash. Empty if no client is remembered here.
+    /// The bytes of an event from the user's opening brace to the end of the user agent. The
+    /// strings that are read from these bytes have no backslash. Empty if no client is remembered
+    /// here.
     text: &'a [u8],
     user: User<'a>,
 }
 
 impl<'a> Reader<'a> {
-    /// Begins to read `lines`: events that are valid JSON without raw line breaks, each followed by
-    /// one `\n`.
+    /// Makes a reader of `lines`: events that are valid JSON without raw line breaks, each followed
+    /// by one `\n`.
     #[must_use]
     pub fn new(lines: &'a [u8]) -> Self {
         let mut clients = Vec::new();
@@ -74,7 +77,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The next event, without its `\n`, and its request; `None` after the last event.
+    /// Returns the next event, without its `\n`, and the event's request; `None` after the last
+    /// event.
     pub fn read(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
         let lines = self.lines;
         if lines.is_empty() {
@@ -99,8 +103,8 @@ impl<'a> Reader<'a> {
         Some((event, &self.request))
     }
 
-    /// Moves the user of `client` into the request, and the user who was there back to its own
-    /// client.
+    /// Moves the user of the client with the index `client` into the request, and the user who was
+    /// there back to its own client. With `None` the request has no user afterwards.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
@@ -118,8 +122,8 @@ impl<'a> Reader<'a> {
         self.current = client;
     }
 
-    /// Reads an event into `self.request`. `None` if the event is not of the usual form; the
-    /// request's contents are meaningless then.
+    /// Reads an event that is written as kube-apiserver writes it into `self.request`. `None` if
+    /// the event is written otherwise; the contents of `self.request` are meaningless then.
     #[inline(always)]
     pub(super) fn usual(
         &mut self,
@@ -149,8 +153,9 @@ impl<'a> Reader<'a> {
         (!behind.any(is_object)).then_some(())
     }
 
-    /// The index of the client that sent the event. A client that is not known is read and
-    /// remembered. `None` if its bytes are not of the usual form.
+    /// Returns the index in `clients` of the client that sent the event, and moves `walk` to after
+    /// its bytes. A client that is not known yet is read and remembered. `None` if the bytes are
+    /// not written as kube-apiserver writes them.
     #[inline(always)]
     fn client<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<usize> {
         let text = walk.rest;
@@ -171,8 +176,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The index at which a client is kept, or beside it. The index is a hash of the bytes in which
-/// usernames mostly differ.
+/// Returns the index at which a client with the bytes `text` is kept; the client may also be kept
+/// at the index beside it. The index is a hash of the bytes in which usernames mostly differ.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
@@ -182,8 +187,8 @@ fn place(text: &[u8]) -> usize {
 }
 
 impl<'a> Client<'a> {
-    /// Reads and remembers the client whose bytes begin at the walk. `None` if they are not of the
-    /// usual form.
+    /// Reads and remembers the client whose bytes begin at the rest of `walk`. `None` if these
+    /// bytes are not written as kube-apiserver writes them; no client is remembered here then.
     fn learn<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<()> {
         let text = walk.rest;
         // The client stays unknown until all of its bytes are read.
@@ -205,8 +210,9 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Compares the beginning of an event, up to the URI. Returns the level, the stage, and the rest,
-/// which begins with the URI's first character. `None` if the event is not of the usual form.
+/// Reads the beginning of an event, up to the URI. Returns the level, the stage, and the rest,
+/// which begins with the URI's first character. `None` if the beginning is not written as
+/// kube-apiserver writes it.
 #[inline(always)]
 fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     const KIND: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":""#;
@@ -235,14 +241,14 @@ fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     Some((level, stage, text))
 }
 
-/// Walks through an event of the usual form, from string to string.
+/// A walk from string to string through an event that is written as kube-apiserver writes it.
 struct Walk<'a, M> {
     rest: &'a [u8],
     masks: M,
 }
 
 impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
-    /// Moves past `what` and returns `true`, if the rest begins with it.
+    /// Returns `true` if the rest of the event begins with `what`, and moves past `what` then.
     #[inline(always)]
     fn passes<const N: usize>(&mut self, what: &[u8; N]) -> bool {
         match self.rest.strip_prefix(what) {
@@ -254,14 +260,14 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Moves past `what`; `None` if the rest does not begin with it.
+    /// Moves past `what`; `None` if the rest of the event does not begin with `what`.
     #[inline(always)]
     fn pass<const N: usize>(&mut self, what: &[u8; N]) -> Option<()> {
         self.passes(what).then_some(())
     }
 
-    /// Moves from after an opening quote to the next quote, and returns the bytes between. The
-    /// `bool` is `true` if there is a backslash among them.
+    /// Moves from after an opening quote to the next quote. Returns the bytes between the two, and
+    /// `true` if a backslash is among these bytes. `None` if no quote follows.
     #[inline(always)]
     fn find_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (mut before, mut has_backslash) = (0, false);
@@ -282,7 +288,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.find_last_quote()
     }
 
-    /// Does the same as [`Self::find_quote`] if fewer than [`WINDOW`] bytes are left.
+    /// Does the same as [`Self::find_quote`] if fewer than [`WINDOW`] bytes of the event are left.
     #[cold]
     fn find_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (string, rest) = self.rest.split_at_checked(memchr::memchr(b'"', self.rest)?)?;
@@ -290,15 +296,17 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some((string, memchr::memchr(b'\\', string).is_some()))
     }
 
-    /// Moves to the closing quote and returns the string; `None` if it contains a backslash.
+    /// Moves from after an opening quote to the next quote and returns the string between the two.
+    /// `None` if the string contains a backslash, or no quote follows.
     #[inline(always)]
     fn string(&mut self) -> Option<&'a [u8]> {
         let (string, has_backslash) = self.find_quote()?;
         (!has_backslash).then_some(string)
     }
 
-    /// Moves to the next quote and returns the string, with escapes as written. `None` if a
-    /// backslash stands before the quote, because the quote may then be a part of the string.
+    /// Moves from after an opening quote to the next quote and returns the string between the two,
+    /// with escapes as written. `None` if a backslash stands before the quote, because the quote
+    /// may then be a part of the string, or if no quote follows.
     #[inline(always)]
     fn any_string(&mut self) -> Option<&'a [u8]> {
         let (string, _) = self.find_quote()?;
@@ -306,6 +314,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
     }
 
     /// Moves from after the opening bracket of an array of strings to after its closing bracket.
+    /// `None` if the array is not written as kube-apiserver writes it.
     #[inline(always)]
     fn skip_strings(&mut self) -> Option<()> {
         self.pass(br#"""#)?;
@@ -318,7 +327,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Does the same as [`Self::skip_strings`], and appends the strings to `to`.
+    /// Does the same as [`Self::skip_strings`], and appends the array's strings to `to`. `None`
+    /// also if one of the strings contains a backslash.
     #[inline(always)]
     fn strings(&mut self, to: &mut Vec<Text<'a>>) -> Option<()> {
         self.pass(br#"""#)?;
@@ -332,7 +342,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
     }
 
     /// Moves from after the opening brace of a user to after its closing brace. Returns the
-    /// username, and appends the groups to `groups` if that is given.
+    /// username, and appends the user's groups to `groups` if it is `Some`. `None` if the user is
+    /// not written as kube-apiserver writes it.
     #[inline(always)]
     fn user(&mut self, groups: Option<&mut Vec<Text<'a>>>) -> Option<&'a [u8]> {
         if self.passes(b"}") {
@@ -364,7 +375,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
     }
 
     /// Moves from after the opening quote of the first key of `objectRef` to after its closing
-    /// brace, and fills in `object`.
+    /// brace, and fills in `object`. `None` if `objectRef` is not written as kube-apiserver writes
+    /// it.
     #[inline(always)]
     fn object(&mut self, object: &mut Object<'a>) -> Option<()> {
         self.pass(br#"resource":""#)?;
@@ -385,7 +397,8 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.pass(br#""}"#)
     }
 
-    /// The string after `what`, if the rest begins with `what`, else an empty string.
+    /// Returns the string after `what` if the rest of the event begins with `what`, otherwise an
+    /// empty string. `None` if the string contains a backslash or does not end.
     #[inline(always)]
     fn optional<const N: usize>(&mut self, what: &[u8; N]) -> Option<Text<'a>> {
         Some(Cow::Borrowed(if self.passes(what) { self.string()? } else { &[] }))
