@@ -28,8 +28,8 @@ use crate::tls;
 use crate::tls::Chain;
 use crate::tls::TlsError;
 
-/// The faults of the files that a config names, as far as reading the config has not already found
-/// them. Blocks.
+/// Returns the faults of the files that a config names, without those that reading the config has
+/// already found. Blocks.
 #[must_use]
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
@@ -46,7 +46,8 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
     found.problems
 }
 
-/// The faults of the directories that a config names, except those `in_use`. Blocks.
+/// Returns the faults of the directories that a config names. The directories `in_use` are not
+/// checked. Blocks.
 #[must_use]
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -66,9 +67,9 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     problems
 }
 
-/// The faults that listeners, outputs and sources find when they read their files, for a config in
-/// which nothing else was found. Outputs whose policy has a fault are left out: faults of a policy
-/// are reported with their own lines. Blocks.
+/// Returns the faults that listeners, outputs and sources find when they read their files. To be
+/// called only if nothing else was found in the config. Outputs whose policy has a fault are left
+/// out, because faults of a policy are reported with their own lines. Blocks.
 #[must_use]
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -100,20 +101,20 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// The last part of the key's path in the config.
+/// Returns the last part of a key's path in the config: `ca` for `output[0].tls.ca`.
 fn key_of(named: &Named) -> &str {
     named.key.rsplit('.').next().unwrap_or_default()
 }
 
-/// The faults that were found so far.
+/// The faults of files that were found so far.
 struct Findings<'a> {
     checked: &'a Checked,
     problems: Vec<Problem>,
 }
 
 impl Findings<'_> {
-    /// Adds a problem. An error is left out if reading the config has already reported one for the
-    /// same key.
+    /// Adds a problem of the key `named`. Unless it is a warning, the problem is left out if
+    /// reading the config has already reported an error for the same key.
     fn add(&mut self, named: &Named, message: impl Into<String>, severity: Severity) {
         let is_known =
             |problem: &Problem| problem.path == named.key && problem.severity != Severity::Warning;
@@ -131,7 +132,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a certificate chain, and that its key belongs to it.
+    /// Checks the certificate chain in a file, and that the configured private key belongs to it.
     fn certificate(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -177,7 +178,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a bundle of CA certificates.
+    /// Checks a file with a bundle of CA certificates.
     fn authorities(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -219,7 +220,8 @@ impl Findings<'_> {
         }
     }
 
-    /// The contents of a file with a secret. `None` after a fault, which is then reported.
+    /// Returns the contents of a file with a secret. `None` if the file cannot be read or is not
+    /// UTF-8; that fault is added to the problems.
     fn secret(&mut self, named: &Named) -> Option<String> {
         let error = match config::read_secret(&named.path) {
             Ok(secret) => return Some(secret),
@@ -236,7 +238,7 @@ impl Findings<'_> {
     }
 }
 
-/// A description of the contents that a file of this key may have.
+/// Describes the contents that a file of this key may have.
 fn allowed(named: &Named) -> &'static str {
     match key_of(named) {
         "certificate" => "a PEM chain, the leaf first",

@@ -43,31 +43,33 @@ pub use seen::Seen;
 /// The filter's decision about an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The event leaves as it is.
+    /// The event is sent as it is.
     Untouched,
-    /// The event leaves changed.
+    /// The event is sent with changes.
     Changed(Changes),
-    /// The event does not match, or a policy drops it: it is not meant for this output.
+    /// The event is not sent: it does not match, or a policy drops it. The event is not meant for
+    /// this output.
     Dropped,
-    /// The same event has left before.
+    /// The event is not sent, because the same event has left before.
     Duplicate,
-    /// The event is too large even without its bodies, and this output does not send such events.
+    /// The event is not sent: it is too large even without its bodies, and this output gives such
+    /// events up.
     TooLarge,
 }
 
-/// The changes to an event that are counted. All are `false` for an event that only got
+/// The kinds of changes to an event that are counted. All are `false` for an event that only got
 /// annotations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// A policy asked for less than the event had.
+    /// `true`: the policies lowered the event's level, or removed its managed fields.
     pub lowered: bool,
-    /// The event had something that must not leave.
+    /// `true`: a value that must not leave was removed from the event or replaced.
     pub redacted: bool,
-    /// The event was too large, and lost a body.
+    /// `true`: the event was too large, and lost a body.
     pub trimmed: bool,
 }
 
-/// The filter settings of one output. Their policy files can be read again while the rules are in
+/// The filter settings of one output. Its policy files can be read again while the rules are in
 /// use.
 pub struct Rules {
     matches: Vec<Matcher>,
@@ -77,13 +79,14 @@ pub struct Rules {
     annotations: Option<Annotations>,
     bytes_max: Option<usize>,
     window: Option<Duration>,
-    /// Whether an event that is too large is given up. If not, it leaves, and the consumer decides.
+    /// `true`: an event that is too large is given up. `false`: the event is sent, and the consumer
+    /// decides.
     gives_up: bool,
 }
 
 impl Rules {
-    /// The rules of this config, without policies yet: call [`Rules::read`] and [`Rules::apply`]
-    /// before the first event.
+    /// Makes the rules of this config, without policies yet: call [`Rules::read`] and
+    /// [`Rules::apply`] before the first event.
     #[must_use]
     pub fn new(config: &config::Filter, rejected: Rejected) -> Self {
         let annotate = config.annotate.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -106,11 +109,11 @@ impl Rules {
         }
     }
 
-    /// Reads the policy files. Blocks.
+    /// Reads the policy files that the config names. Blocks.
     ///
     /// # Errors
     ///
-    /// One line for each mistake in the files.
+    /// One line of text for each mistake in the files.
     pub fn read(&self) -> Result<Vec<Policy>, Vec<String>> {
         let (mut policies, mut wrong) = (Vec::new(), Vec::new());
         for file in &self.files {
@@ -122,7 +125,7 @@ impl Rules {
         if wrong.is_empty() { Ok(policies) } else { Err(wrong) }
     }
 
-    /// Makes these policies apply, from the next batch on.
+    /// Puts policies that [`Rules::read`] returned in use, from the next batch on.
     pub fn apply(&self, policies: Vec<Policy>) {
         self.policies.store(Arc::new(policies));
     }
@@ -132,7 +135,7 @@ impl Rules {
 ///
 /// # Errors
 ///
-/// Every mistake in the file, as `FILE:LINE:COLUMN: what`.
+/// One line of text for each mistake in the file: `FILE:LINE:COLUMN: what`.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     let name = file.display();
     let unreadable = |error: io::Error| vec![format!("{name}: cannot read it: {error}")];
@@ -153,16 +156,17 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     })
 }
 
-/// An iterator over the events of some lines.
+/// An iterator over the events of some lines, which returns each event with its request.
 pub enum Events<'a> {
-    /// Each event with its request, read from the event.
+    /// Returns each event with its request, read from the event.
     Read(Reader<'a>),
-    /// Each event with an empty request, because no rule needs the request.
+    /// Returns each event with an empty request, because no rule needs the request.
     Split(&'a [u8], Request<'a>),
 }
 
 impl<'a> Events<'a> {
-    /// The next event, without the line break at its end; `None` after the last event.
+    /// Returns the next event, without the line break at its end, and its request; `None` after the
+    /// last event.
     #[allow(
         clippy::should_implement_trait,
         reason = "what it gives is its own until it is asked again"
@@ -184,29 +188,28 @@ impl<'a> Events<'a> {
 pub struct EventView<'a> {
     /// The event's bytes as they were received.
     pub event: &'a [u8],
-    /// The event's request.
+    /// The request that is described by the event; empty if no rule needs the request.
     pub request: &'a Request<'a>,
-    /// The event's position. An event that is judged again, for a retry, has the same position
-    /// again.
+    /// The event's position. An event that is judged again, because it is sent again, has the same
+    /// position.
     pub position: Position,
-    /// The time since the event was accepted.
+    /// The time since the relay accepted the event.
     pub age: Duration,
 }
 
-/// The rules of an output, and the memory of the events that have left. Owned by the output's
-/// delivery.
+/// The filter of one output: its rules, and the memory of the events that have left. Owned by the
+/// output's delivery loop.
 pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
     seen: Option<Seen>,
-    /// Whether the history is not loaded yet: `seen` must still be told which events left before
-    /// this process began.
+    /// `true`: `seen` still has to be told which events left before this process began.
     needs_history: bool,
 }
 
 impl Filter {
-    /// A filter with these rules. `seen` is the memory of the filter that this one replaces, if
-    /// there was one.
+    /// Makes a filter with these rules. `seen` is the memory of the filter that this filter
+    /// replaces; `None` if there is no such filter, or if it has no memory to hand on.
     #[must_use]
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
@@ -221,15 +224,15 @@ impl Filter {
         Self { rules, policies, seen, needs_history }
     }
 
-    /// The memory for the filter that replaces this one. `None` if this filter remembers nothing,
-    /// or if its history was not loaded completely.
+    /// Returns the memory of events that have left, for the filter that replaces this one. `None`
+    /// if this filter does not deduplicate, or if its history was not loaded completely.
     #[must_use]
     pub fn into_seen(self) -> Option<Seen> {
         self.seen.filter(|_| !self.needs_history)
     }
 
-    /// To be called before each batch: takes over policies that were read again. Events before
-    /// position `settled` are final and will not be judged again.
+    /// Puts policies in use that were read again; must be called before each batch. Events before
+    /// the position `settled` are final and will not be judged again.
     pub fn renew(&mut self, settled: Position) {
         self.policies = self.rules.policies.load_full();
         if let Some(seen) = &mut self.seen {
@@ -237,30 +240,34 @@ impl Filter {
         }
     }
 
-    /// How long events that have left are remembered; `None` if they are not.
+    /// The time for which events that have left are remembered; `None` if the filter does not
+    /// deduplicate.
     #[must_use]
     pub fn window(&self) -> Option<Duration> {
         self.rules.window
     }
 
-    /// How far back [`Filter::remember`] must be told which events have left; `None` if nothing
-    /// needs to be told.
+    /// The time that the history must cover: [`Filter::remember`] must be called for the events
+    /// that left within this time. `None` if no history is needed.
     #[must_use]
     pub fn history_window(&self) -> Option<Duration> {
         self.rules.window.filter(|_| self.needs_history)
     }
 
-    /// Tells the filter about an event that left before this process began.
+    /// Tells the filter about one event that left before this process began. `age` is the time
+    /// since the event was accepted.
     pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }
 
-    /// Tells the filter that [`Filter::remember`] was called for all events of the history.
+    /// Tells the filter that [`Filter::remember`] was called for all events that left before this
+    /// process began.
     pub fn history_loaded(&mut self) {
         self.needs_history = false;
     }
 
-    /// Tells the filter that the events at these positions have not left after all.
+    /// Tells the filter that the events at these positions have not left after all, so that events
+    /// with the same bytes may leave.
     pub fn forget(&mut self, positions: Range<Position>) {
         if let Some(seen) = &mut self.seen {
             seen.forget(positions);
@@ -278,8 +285,8 @@ impl Filter {
         }
     }
 
-    /// Decides what happens to an event. For [`Verdict::Changed`], the changed event is appended to
-    /// `changed`, which must be empty.
+    /// Decides if an event is sent, and with which changes. For [`Verdict::Changed`], the changed
+    /// event is appended to `changed`, which must be empty.
     pub fn judge(&mut self, asked: &EventView<'_>, changed: &mut Vec<u8>) -> Verdict {
         let EventView { event, request, position, age } = *asked;
         let Self { rules, policies, seen, .. } = self;

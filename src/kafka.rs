@@ -22,17 +22,18 @@ use crate::config::SaslMechanism;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The range of the timeouts that librdkafka accepts, both for setting up a connection and for a
+/// The shortest timeout that librdkafka accepts, both for setting up a connection and for a
 /// request.
 const SETUP_MIN: Duration = Duration::from_secs(1);
+/// The longest timeout that librdkafka accepts, both for setting up a connection and for a request.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
 #[derive(Debug, Clone)]
 pub struct Trouble {
-    /// The reason that the counters of outputs use as a label.
+    /// The reason under which the metrics count this error.
     pub reason: AttemptError,
-    /// The text for the log and for `/status`.
+    /// The text of the error for the log and for `/status`.
     pub message: String,
 }
 
@@ -44,7 +45,7 @@ impl fmt::Display for Trouble {
 
 impl Trouble {
     /// Converts an error of librdkafka. `words` is librdkafka's own description of the error, and
-    /// may be empty.
+    /// is empty if there is none.
     #[must_use]
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
@@ -68,7 +69,8 @@ impl Trouble {
     }
 }
 
-/// The labels with which errors are counted. Every other error counts as `protocol`.
+/// The reasons under which errors of librdkafka are counted. Every other error counts as
+/// `protocol`.
 const REASONS: [(RDKafkaErrorCode, AttemptError); 9] = [
     (RDKafkaErrorCode::Resolve, AttemptError::Resolve),
     (RDKafkaErrorCode::SSL, AttemptError::Tls),
@@ -86,34 +88,35 @@ fn reason(code: RDKafkaErrorCode) -> AttemptError {
     known.map_or(AttemptError::Protocol, |(_, reason)| *reason)
 }
 
-/// Writes a line of librdkafka's log, at the level debug: librdkafka logs each attempt. Outputs and
-/// sources log themselves what an operator needs to know.
+/// Writes a line of librdkafka's log to the relay's log, at the level debug, because librdkafka
+/// logs each attempt. Outputs and sources log themselves what an operator needs to know.
 pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(of = name, ?level, facility, message, "librdkafka");
 }
 
-/// The contents of the files that the config names. A client is made of contents that were read and
-/// checked together.
+/// The contents of the files with secrets that the config names. They are read and checked
+/// together, and each client is made with the contents of one such reading.
 #[derive(Default, PartialEq)]
 pub struct Secrets {
     ca: Option<String>,
     identity: Option<(String, String)>,
-    /// The user name and the password.
+    /// The user name and the password; `None` if the config has no SASL.
     sasl: Option<(String, String)>,
-    /// The notAfter of the client certificate, in seconds since 1970.
+    /// The end of the client certificate's validity (notAfter), in seconds since 1970; `None` if
+    /// there is no client certificate.
     not_after: Option<i64>,
 }
 
-/// The address of a topic, and the secrets that are needed to use it. All clients that are made for
-/// the topic share this value.
+/// The brokers and the name of a topic, and the secrets that are needed to use the topic. All
+/// clients that are made for the topic share this value.
 pub struct Cluster {
     config: config::Kafka,
-    /// `None` until the first call of [`Cluster::apply`].
+    /// The secrets in use; `None` until the first call of [`Cluster::apply`].
     secrets: watch::Sender<Option<Arc<Secrets>>>,
 }
 
 impl Cluster {
-    /// Makes a cluster of the config. Nothing is read or connected yet.
+    /// Makes a cluster of the config. This reads no file and makes no connection.
     #[must_use]
     pub fn new(config: &config::Kafka) -> Self {
         Self { config: config.clone(), secrets: watch::Sender::new(None) }
@@ -125,14 +128,15 @@ impl Cluster {
         &self.config.topic
     }
 
-    /// The brokers as `host:port,…`, as configured.
+    /// The addresses of the brokers, as configured: `host:port,host:port`.
     #[must_use]
     pub fn brokers(&self) -> String {
         let brokers: Vec<_> = self.config.brokers.iter().map(ToString::to_string).collect();
         brokers.join(",")
     }
 
-    /// Puts secrets in use. If they differ from those in use, [`Changes`] reports it.
+    /// Puts secrets in use. If they differ from the secrets that were in use, each [`Changes`]
+    /// reports a change.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);
@@ -143,7 +147,7 @@ impl Cluster {
         });
     }
 
-    /// Reads the files. Blocks.
+    /// Reads the files with secrets that the config names. Blocks.
     ///
     /// # Errors
     ///
@@ -171,22 +175,22 @@ impl Cluster {
         Ok(secrets)
     }
 
-    /// The notAfter of the client certificate in use, in seconds since 1970; `None` if there is
-    /// none.
+    /// The end of validity (notAfter) of the client certificate in use, in seconds since 1970;
+    /// `None` if there is no client certificate.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
     }
 
-    /// Makes a value that reports when secrets change after this call; clients made before should
-    /// then be replaced.
+    /// Makes a value that reports when the secrets change after this call. Clients that were made
+    /// before the change should then be replaced.
     #[must_use]
     pub fn changes(&self) -> Changes {
         Changes(self.secrets.subscribe())
     }
 
-    /// The settings of any client. `connect` is the timeout for setting up a connection, `request`
-    /// the timeout for the answer to a request.
+    /// Returns the settings that all clients of the cluster have in common. `connect` is the
+    /// timeout for setting up a connection, `request` the timeout for the answer to a request.
     #[must_use]
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
@@ -234,7 +238,7 @@ impl Cluster {
         client
     }
 
-    /// Asks the brokers for the topic. Blocks for at most `limit`.
+    /// Asks the brokers if the topic exists. Blocks for at most `limit`.
     ///
     /// # Errors
     ///
@@ -258,8 +262,8 @@ fn cannot_read(file: &Path, error: &std::io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 
-/// Reports if the secrets have changed. Take it before the client is made, so that no change is
-/// missed.
+/// Reports when the secrets of a [`Cluster`] have changed. Make this value before the client, so
+/// that no change is missed.
 pub struct Changes(watch::Receiver<Option<Arc<Secrets>>>);
 
 impl Changes {
@@ -275,7 +279,7 @@ impl Changes {
         }
     }
 
-    /// Returns `true` if the secrets have changed, without waiting.
+    /// Returns `true`, without waiting, if the secrets have changed.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         self.0.has_changed().unwrap_or(false)

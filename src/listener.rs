@@ -74,15 +74,15 @@ use large::Sizes;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The largest number of headers of a request.
 const HEADERS_MAX: usize = 100;
-/// The largest number of streams of one h2 connection. kube-apiserver has been seen with 22 streams
-/// at once.
+/// The largest number of streams that one h2 connection may have open at the same time.
+/// kube-apiserver has been seen with 22.
 const STREAMS_MAX: u32 = 100;
-/// The largest header list of an h2 request in bytes.
+/// The largest size in bytes of all headers of one h2 request together.
 const HEADER_LIST_MAX: u32 = 16 * 1024;
-/// The h2 window of one stream in bytes, large enough that a batch of 1 MiB does not wait for
-/// window updates.
+/// The h2 window of one stream in bytes: a batch of 1 MiB can be sent without waiting for a window
+/// update.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-/// The h2 window of one connection in bytes.
+/// The h2 window of one connection in bytes, shared by its streams.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// The pause after an error of `accept` that does not concern one connection alone, such as too
 /// many open files.
@@ -94,7 +94,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
-    /// The limits for connections. A reload replaces them.
+    /// The settings for connections. A reload replaces them.
     rules: ArcSwap<Rules>,
     /// Tracks the task of each connection, so that the drain can wait for all of them.
     connections: TaskTracker,
@@ -102,8 +102,8 @@ pub struct Gate {
     aborted: CancellationToken,
 }
 
-/// The settings for connections from the config. A connection keeps those that were valid when it
-/// was accepted, except the deadlines, which change at once.
+/// The settings for connections, from the config. A connection keeps the settings that were valid
+/// when it was accepted, except the deadlines, which change at once.
 struct Rules {
     max_connections: usize,
     max_connection_age: Option<Duration>,
@@ -111,7 +111,7 @@ struct Rules {
     protocols: auto::Builder<TokioExecutor>,
 }
 
-/// The limits for requests from the config.
+/// Returns the limits for requests that the config sets.
 fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     Bounds {
         max_body: limits.max_body,
@@ -124,7 +124,7 @@ fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     }
 }
 
-/// The limits for connections from the config.
+/// Returns the settings for connections that the config sets.
 fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
     Rules {
         max_connections: limits.max_connections,
@@ -161,15 +161,15 @@ impl Gate {
         }
     }
 
-    /// Replaces the limits, from the next request and the next connection on, and the deadlines, at
-    /// once.
+    /// Replaces the limits and the deadlines after a reload. New limits hold from the next request
+    /// and the next connection on, new deadlines at once.
     pub fn apply(&self, limits: &config::Limits, queue: &config::Queue) {
         self.shared.bounds.store(Arc::new(bounds(limits, queue)));
         self.rules.store(Arc::new(rules(limits, queue)));
     }
 
-    /// Ends connections that have been outside of a request for longer than their deadline allows.
-    /// Runs until `stop` is cancelled.
+    /// Ends connections that have been in no request for longer than their deadline allows. Runs
+    /// until `stop` is cancelled.
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let deadlines = self.rules.load().deadlines;
@@ -192,7 +192,7 @@ impl Gate {
         self.shared.cut.cancel();
     }
 
-    /// Waits until every connection has ended. Connections that are left at the deadline are
+    /// Waits until every connection has ended. Connections that are still open at `deadline` are
     /// aborted.
     pub async fn closed(&self, deadline: Instant) {
         self.connections.close();
@@ -202,8 +202,8 @@ impl Gate {
     }
 }
 
-/// The settings of one listener for requests, from the config and the files that the config names.
-/// A reload replaces them as a whole.
+/// The settings of one listener for requests: the config, and the contents of the files that it
+/// names. A reload replaces the settings as a whole.
 pub struct Settings {
     path_prefix: String,
     token: Option<Token>,
@@ -211,9 +211,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the files. If the certificate files have not changed since `current`, its TLS settings
-    /// are kept, so that clients can resume their sessions. Returns `None` if the certificate does
-    /// not exist yet and may be absent (`tls.optional`). Blocks on the disk.
+    /// Reads the files that the config of a listener names. If the certificate files have not
+    /// changed since `current` was read, the TLS settings of `current` are kept, so that clients
+    /// can resume their sessions. Returns `None` if the certificate does not exist yet and may be
+    /// absent (`tls.optional`). Blocks on the disk.
     ///
     /// # Errors
     ///
@@ -231,8 +232,8 @@ impl Settings {
         Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
     }
 
-    /// Returns `true` if connections that were made under `others` may stay, because their
-    /// handshake had the same requirements. A client's certificate is checked only in the
+    /// Returns `true` if connections that were made under the settings `others` may stay, because
+    /// both settings ask the same of a handshake. A client's certificate is checked only in the
     /// handshake, so that another `client_ca` needs a new handshake.
     #[must_use]
     pub fn is_compatible(&self, others: &Self) -> bool {
@@ -243,7 +244,8 @@ impl Settings {
     }
 }
 
-/// A listener on one bound address. All clones are the same listener.
+/// A listener on one bound address. All clones are the same listener: they share the socket and the
+/// settings, and are closed together.
 #[derive(Clone)]
 pub struct Listener {
     socket: Arc<TcpListener>,
@@ -253,16 +255,17 @@ pub struct Listener {
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
     telemetry: Arc<Telemetry>,
-    /// Cancelled when this listener, or the gate, is closed.
+    /// Cancelled when this listener or the gate of all listeners is closed: nothing is accepted any
+    /// more.
     closing: CancellationToken,
-    /// Cancelled when the connections of this listener may not stay, because a reload has changed
-    /// who is let in. Their next requests are refused.
+    /// Cancelled when a reload has changed who is let in, so that open connections of this listener
+    /// may not stay. Their next requests are refused.
     revoked: CancellationToken,
 }
 
 impl Listener {
-    /// Makes a listener on a socket that is already bound. The kernel completes connections from
-    /// then on, and [`Listener::serve`] accepts them.
+    /// Makes a listener on a socket that is already bound. The kernel already completes connections
+    /// on this socket; [`Listener::serve`] accepts them.
     #[must_use]
     pub fn new(
         socket: TcpListener,
@@ -291,14 +294,14 @@ impl Listener {
         }
     }
 
-    /// The listener's address as configured.
+    /// The listener's address, as configured.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// The address on which the socket listens. If the config says port 0, this is the port that
-    /// the kernel chose.
+    /// The address on which the socket listens. If the config has port 0, the address has the port
+    /// that the kernel chose.
     ///
     /// # Errors
     ///
@@ -307,22 +310,22 @@ impl Listener {
         self.socket.local_addr()
     }
 
-    /// The settings for requests that are in force now.
+    /// Returns the settings that hold now for requests.
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
-    /// Replaces the settings. The new ones hold from the next handshake and the next request on;
-    /// connections stay open.
+    /// Replaces the settings of this listener. New settings hold from the next handshake and the
+    /// next request on; connections stay open.
     pub fn apply(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
         self.show_expiry();
     }
 
-    /// Makes a listener with `settings` on the same socket, if connections of this listener may not
-    /// stay under these settings (see [`Settings::is_compatible`]). The caller then revokes this
-    /// one.
+    /// Makes a listener on the same socket with settings under which the connections of this
+    /// listener may not stay (see [`Settings::is_compatible`]). The caller then revokes this
+    /// listener.
     #[must_use]
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
@@ -335,7 +338,7 @@ impl Listener {
         successor
     }
 
-    /// Stops accepting. Each connection that is open ends after its current request.
+    /// Stops accepting connections. Each connection that is open ends after its current request.
     pub fn close(&self) {
         self.closing.cancel();
     }
@@ -374,8 +377,8 @@ impl Listener {
         }
     }
 
-    /// Starts the task of a connection. If the gate has no place for the connection, the connection
-    /// is closed.
+    /// Starts the task of a new connection. If the gate has no place for the connection, the
+    /// connection is closed.
     fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
@@ -442,8 +445,8 @@ impl Listener {
     }
 }
 
-/// Returns `true` for errors of `accept` that concern one connection only, which has already gone
-/// (accept(2)).
+/// Returns `true` for errors of accept(2) that concern only the one connection that was to be
+/// accepted, and that is gone already.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -452,10 +455,10 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-/// The limits of hyper for the protocols. `half_close`: a sender that has shut down its write side
-/// still gets its answer. With `acknowledge = "delivered"` an answer may take seconds, and a sender
-/// that only shut down its write side cannot be told from one that has gone; then `half_close` is
-/// `false`, and hyper drops the request.
+/// Sets hyper's limits for HTTP/1 and h2. With `half_close`, a sender that has shut down its write
+/// side still gets its answer. It is `false` with `acknowledge = "delivered"`: an answer may then
+/// take seconds, and a sender that only shut down its write side cannot be told from a sender that
+/// has gone. hyper then drops the request.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -473,8 +476,8 @@ fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection until it ends. When the listener closes, or `max_age` is over, the
-/// connection ends after its current requests.
+/// Serves one connection until it ends. When the listener closes, or the connection reaches
+/// `max_age`, the connection ends after its current requests.
 async fn serve_connection<T, S>(
     protocols: auto::Builder<TokioExecutor>,
     stream: T,
@@ -546,7 +549,7 @@ impl<S> Layer<S> for CountLayer {
     }
 }
 
-/// The service of a [`CountLayer`].
+/// The service that a [`CountLayer`] makes; see there.
 #[derive(Clone)]
 struct Count<S> {
     settings: CountLayer,
@@ -595,13 +598,14 @@ where
     }
 }
 
-/// A request that is under way. Dropping this value ends the request, even if its sender has gone
+/// A request that is under way. Dropping this value ends the request, also if its sender has gone
 /// and no answer is ever written.
 struct UnderWay {
     connection: Arc<Connection>,
-    /// The result of [`Connection::begin_request`].
+    /// The result of [`Connection::begin_request`]: `false` if the connection had already been told
+    /// to end when the request began.
     in_time: bool,
-    /// The answer refuses the request.
+    /// `true`: the answer refuses the request.
     refusing: bool,
 }
 

@@ -17,14 +17,14 @@ mod unacknowledged;
 
 pub use unacknowledged::unacknowledged;
 
-/// The number of connections that the kernel may complete before the relay accepts them.
-/// kube-apiserver may open dozens at once after a pause; if more than a thousand wait, the accept
-/// loop itself is the problem.
+/// The number of connections that the kernel may complete on a listening socket before the relay
+/// accepts them. kube-apiserver may open dozens at once after a pause; if more than a thousand
+/// wait, the accept loop itself is the problem.
 const BACKLOG: u32 = 1024;
 
-/// The number of unsent bytes that the kernel takes for each connection, besides those that are
-/// already on their way to the peer. Bytes that wait there are lost work when the connection
-/// breaks.
+/// The number of bytes that the kernel takes for one connection before it begins to send them.
+/// Bytes that are already on their way to the peer do not count. Bytes that wait in the kernel have
+/// to be sent again when the connection breaks.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.
@@ -38,7 +38,7 @@ pub enum DialError {
         /// The error of the resolver.
         source: io::Error,
     },
-    /// No address of the name accepted the connection; this is the error of the last one.
+    /// No address of the name accepted the connection; the fields are those of the last attempt.
     #[error("cannot connect to {address}: {source}")]
     Connect {
         /// The address that was tried last.
@@ -54,8 +54,8 @@ pub enum DialError {
     },
 }
 
-/// Makes a socket that listens on `address`. The address may still be in TIME_WAIT from a former
-/// process.
+/// Makes a socket that listens on `address`, even if connections of a former process on this
+/// address are still in TIME_WAIT.
 ///
 /// # Errors
 ///
@@ -71,7 +71,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Returns all addresses that a host has now, in the order of the resolver (getaddrinfo(3): the
 /// hosts file, the DNS, and other sources of the system). The resolver may be slow, and a lookup
 /// goes on if the future is dropped. `held` is dropped when the resolver has returned, so that
-/// callers can limit the number of threads that wait for it.
+/// callers can limit the number of threads that wait for the resolver.
 ///
 /// # Errors
 ///
@@ -89,7 +89,7 @@ pub async fn resolve(
     Ok(looking_up.await.map_err(io::Error::other)??.collect())
 }
 
-/// Connects to one address before `deadline`.
+/// Connects to one address. The connection must be there before `deadline`.
 ///
 /// # Errors
 ///
@@ -101,11 +101,12 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Looks `host` up and connects to the first of its addresses that accepts before `deadline`.
+/// Looks `host` up, tries its addresses one after the other, and returns the first connection. It
+/// must be there before `deadline`.
 ///
 /// # Errors
 ///
-/// [`DialError`].
+/// [`DialError`]: the name has no address, no address accepted, or the deadline has passed.
 pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream, DialError> {
     let attempt = async {
         let unresolved = |source| DialError::Resolve { host: host.to_owned(), source };

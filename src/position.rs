@@ -8,47 +8,49 @@ use std::ops::Add;
 use std::ops::AddAssign;
 use std::ops::Sub;
 
-/// The number of an event: how many events were accepted before it. With files the count goes on
-/// over restarts, from the moment the directory was made; in memory it begins with the process.
+/// The number of an event, which is the number of events that were accepted before it. With files
+/// the count goes on over restarts, from the moment the directory was made; in memory it begins
+/// with the process.
 ///
-/// A position plus a count of events is a position; the difference of two positions is a count.
-/// For example, a claim of positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5
-/// events.
+/// A position plus a count of events is a position; the difference of two positions is a count. For
+/// example, a claim of positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5 events.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(u64);
 
 impl Position {
-    /// The position of the first event that a new queue accepts.
+    /// The position of the first event that a new queue accepts, 0.
     pub const START: Self = Self(0);
 
-    /// A position behind every event: no queue reaches it.
+    /// A position after every event: no queue reaches it.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// The position of the event that `number` events were accepted before.
+    /// Makes the position of an event that `number` events were accepted before.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// The number, as files, logs and commands show it.
+    /// Returns the position as a plain number, as files, logs and commands show it.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The position of the next event.
+    /// The position after this one, which the next accepted event has.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// The number of events from `earlier` up to this position; 0 if `earlier` is at or behind it.
+    /// The number of events from the position `earlier` up to this position; 0 if `earlier` is not
+    /// before this position.
     #[must_use]
     pub const fn saturating_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The position `events` before this one; [`Position::START`] if there are not so many.
+    /// The position that lies `events` events before this one; [`Position::START`] if fewer events
+    /// were accepted before this one.
     #[must_use]
     pub const fn saturating_back(self, events: u64) -> Self {
         Self(self.0.saturating_sub(events))
@@ -70,7 +72,7 @@ impl AddAssign<u64> for Position {
 }
 
 impl Sub for Position {
-    /// A number of events.
+    /// The number of events between two positions.
     type Output = u64;
 
     fn sub(self, earlier: Self) -> u64 {
@@ -84,7 +86,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// Tests write positions as numbers.
+/// Lets tests write positions as numbers.
 #[cfg(test)]
 impl PartialEq<u64> for Position {
     fn eq(&self, number: &u64) -> bool {

@@ -10,8 +10,8 @@ pub use failures::Failures;
 
 /// Raises the soft limit of open files to the hard limit, as Go's runtime does for every Go
 /// program, and returns the limit that holds now. The soft limit is often 1,024, because select(2)
-/// can handle no more; nothing here uses select. Connections are to be limited by
-/// `limits.max_connections`, not by an accept(2) that fails.
+/// can handle no more; nothing in the relay uses select. The number of connections should be
+/// limited by `limits.max_connections`, not by an accept(2) that fails.
 ///
 /// # Errors
 ///
@@ -32,9 +32,9 @@ pub fn raise_open_files() -> io::Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Turns transparent huge pages off for this process. With them, one touched byte makes 2 MiB
-/// resident. mimalloc asks for huge pages if the system leaves the choice to programs, and then 2
-/// MiB in use were 30 MiB resident; the memory limits of the relay count bytes in use.
+/// Turns transparent huge pages off for this process. With huge pages, one touched byte makes 2 MiB
+/// resident. mimalloc asks for huge pages if the system leaves the choice to programs; 2 MiB in use
+/// were then 30 MiB resident. The memory limits of the relay count bytes in use.
 ///
 /// # Errors
 ///

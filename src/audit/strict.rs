@@ -24,19 +24,22 @@ use super::event;
 use super::event::quoted;
 use super::event::wrong_version;
 
-/// The events of a body. Their memory is bounded by the body's size: a value that cannot be an
-/// event is not added, and neither is any value after it.
+/// The values that were found in a body: those that may be events, and the first that cannot be
+/// one. The memory of this list is bounded by the body's size, because no value after the first bad
+/// one is added.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     events: Vec<Span>,
-    /// The first value that cannot be an event: it is too short, or no object.
+    /// The first value that cannot be an event, because it is too short or no object; `None` if
+    /// there is no such value.
     bad: Option<Span>,
-    /// The number of all values that were seen.
+    /// The number of all values that were seen, good and bad.
     count: usize,
 }
 
 impl Found {
-    /// Adds the next value, `item`, which is a slice of `text`.
+    /// Adds the next value of the body, `item`, which is a slice of `text`. The error is a message:
+    /// the value ends beyond 4 GiB.
     fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
         let span = Span::new(start, start + item.len()).ok_or("an event beyond 4 GiB")?;
@@ -53,7 +56,8 @@ impl Found {
     }
 }
 
-/// Finds and checks the events of a body. Returns where the events are, and their number by level.
+/// Finds and checks the events of a body. Returns the byte ranges of the events, and their number
+/// by level.
 pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
@@ -96,7 +100,8 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     check_all(text, items)
 }
 
-/// Finds and checks the events of a body that is a single event or JSON lines.
+/// Finds and checks the events of a body that is a single event or JSON lines. Returns the byte
+/// ranges of the events, and their number by level.
 pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -115,7 +120,8 @@ pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invali
     check_all(text, found)
 }
 
-/// Checks each event that was found, and the first value that cannot be an event.
+/// Checks each value of `found`. Returns the byte ranges of the events, and their number by level.
+/// The error describes the first value that is not an event.
 fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut levels = LevelCounts::default();
     for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
@@ -139,20 +145,21 @@ fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Inval
     }
 }
 
-/// A fault that lies outside of all events.
+/// Makes the error for a fault that lies outside of all events, at the offset `byte` of the body.
 fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
     Invalid { byte, item: None, what: what.into() }
 }
 
-/// The message of serde_json without its line and column, because the byte is given separately.
+/// Returns the message of serde_json without its line and column, because the offset is given
+/// separately.
 fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
     let text = error.to_string();
     let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
     format!("not JSON: {what}").into()
 }
 
-/// The offset in the text, in bytes, of an error of serde_json, which counts lines, and bytes in a
-/// line, from 1.
+/// Returns the offset in `text`, in bytes, of an error of serde_json. serde_json counts lines, and
+/// bytes in a line, from 1.
 fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     let line = error.line().saturating_sub(1);
     let start = match line {
@@ -162,7 +169,8 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     (start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// The members of the outermost object that matter. The events are found, not parsed.
+/// The members of the outermost object of a body that matter here. The events in `items` are found,
+/// but not parsed.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
     api_version: Option<&'a RawValue>,
@@ -190,8 +198,8 @@ impl Envelope<'_> {
     }
 }
 
-/// The text of a JSON string; `None` if `raw` is `None`, and an error with the text `otherwise` if
-/// it is no string.
+/// Returns the text of the JSON string `raw`; `None` if `raw` is `None`. If `raw` is no string, the
+/// result is an error with the text `otherwise`.
 fn text_of<'a>(
     raw: Option<&'a RawValue>,
     otherwise: &'static str,
@@ -202,8 +210,9 @@ fn text_of<'a>(
     .transpose()
 }
 
-/// Reads the outermost object. `items` holds the number of elements of `items` that were read, so
-/// that a syntax error can name its item; `None` outside of `items`.
+/// Reads the outermost object of a body. While its array `items` is read, the cell `items` holds
+/// the number of elements that were read, so that a syntax error can name its item. Outside of the
+/// array the cell holds `None`.
 struct EnvelopeSeed<'c> {
     text: &'c str,
     items: &'c Cell<Option<usize>>,
@@ -251,7 +260,8 @@ impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
     }
 }
 
-/// The keys of the outermost object.
+/// The keys of the outermost object of a body; `Other` stands for every key that does not matter
+/// here.
 enum Key {
     Kind,
     ApiVersion,
@@ -284,7 +294,7 @@ impl<'a> Deserialize<'a> for Key {
     }
 }
 
-/// Reads the member `items`; the fields are those of [`EnvelopeSeed`].
+/// Reads the member `items` of a body's outermost object; the fields are those of [`EnvelopeSeed`].
 struct ItemsSeed<'c> {
     text: &'c str,
     items: &'c Cell<Option<usize>>,

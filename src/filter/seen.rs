@@ -25,13 +25,13 @@ use tokio::time::Instant;
 
 use crate::position::Position;
 
-/// The most events that are remembered. An event takes 32 bytes, and 10 bytes in the hash table: a
-/// million events take 44 MB. At 3,000 events per second, kube-apiserver sends a million in five
-/// minutes, and it stops retrying a batch earlier than that.
+/// The largest number of events that are remembered. An event takes 32 bytes, and 10 bytes in the
+/// hash table: a million events take 44 MB. At 3,000 events per second, kube-apiserver sends a
+/// million in five minutes, and it stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// How far the axis of [`Seen::received`] reaches back before this memory was made. No event in a
-/// queue is older.
+/// The time between the zero of [`Seen::received`] and the moment at which a memory is made: 100
+/// years. No event in a queue is older.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// The first 128 bits of an event's SHA-256.
@@ -42,28 +42,29 @@ type Hash = [u64; 2];
 struct Entry {
     hash: Hash,
     position: Position,
-    /// When the event was received, in milliseconds on the axis of [`Seen::received`].
+    /// The time at which the event was received, in milliseconds since the zero of
+    /// [`Seen::received`].
     received: u64,
 }
 
-/// The events that have left through one output. Owned by the output's delivery, which hands the
-/// memory on to the delivery that replaces it.
+/// The memory of the events that have left through one output. Owned by the output's delivery,
+/// which hands the memory on to the delivery that replaces it.
 pub struct Seen {
     /// The deduplication window in milliseconds.
     window: u64,
     events_max: usize,
     begun: Instant,
-    /// The events in the order of their positions. A forgotten event stays here until it is the
-    /// oldest, but is no longer in the table.
+    /// The events in the order of their positions. An event that [`Seen::forget`] has forgotten
+    /// stays here until it is the oldest, but is no longer in `table`.
     entries: VecDeque<Entry>,
-    /// The number of the first entry. The number of each further entry is one more.
+    /// The number of the first entry in `entries`; the number of each further entry is one more.
     first: u32,
-    /// The numbers of the entries, by hash.
+    /// The numbers of the entries, found by the hash of their events.
     table: HashTable<u32>,
 }
 
 impl Seen {
-    /// A memory in which no event has left yet.
+    /// Makes a memory in which no event has left yet. Events count as duplicates within `window`.
     #[must_use]
     pub fn new(window: Duration) -> Self {
         Self::with_room(window, EVENTS_MAX)
@@ -80,21 +81,23 @@ impl Seen {
         }
     }
 
-    /// Changes the window. Events that were forgotten because of the old window stay forgotten.
+    /// Changes the window within which events count as duplicates. Events that were forgotten
+    /// because of the old window stay forgotten.
     pub fn set_window(&mut self, window: Duration) {
         self.window = millis(window);
     }
 
-    /// The time at which an event of this age was received. It is counted from a moment 100 years
-    /// before this memory was made, so that it is never negative.
+    /// Returns the time at which an event of this age was received, counted from a moment 100 years
+    /// before this memory was made. The count begins so early that the result is never negative.
     #[must_use]
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
-    /// Whether the same bytes have left at an earlier position and were received at most one window
-    /// before or after this event. If not, the event is remembered as leaving, unless an event at a
-    /// later position is remembered already.
+    /// Returns `true` if the event is a duplicate: the same bytes have left at an earlier position
+    /// and were received at most one window before or after this event. If the result is `false`,
+    /// the event is remembered as leaving, unless an event at this position or a later one is
+    /// remembered already.
     ///
     /// Positions must be passed in ascending order. The caller may go back to an earlier position,
     /// and must ascend again from there.
@@ -120,7 +123,7 @@ impl Seen {
     }
 
     /// Tells the memory that the events at these positions have not left and will not leave. An
-    /// event that repeats one of them may leave.
+    /// event with the same bytes as one of them may leave then.
     pub fn forget(&mut self, positions: Range<Position>) {
         let start = self.entries.partition_point(|known| known.position < positions.start);
         let inside = self.entries.range(start..).enumerate();
@@ -133,7 +136,7 @@ impl Seen {
         }
     }
 
-    /// Tells the memory that everything before `watermark` is final and will not be checked again.
+    /// Tells the memory that all events before `watermark` are final and will not be checked again.
     /// Events that no later event can repeat within the window are then forgotten.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
@@ -172,8 +175,9 @@ impl Seen {
     }
 }
 
-/// The number of the entry at `index`. Numbers wrap around to 0 after the largest `u32`; there are
-/// never so many entries at a time.
+/// Returns the number of the entry at `index` of the entries, if the first entry has the number
+/// `first`. Numbers wrap around to 0 after the largest `u32`; there are never that many entries at
+/// a time.
 fn number(first: u32, index: usize) -> u32 {
     first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX))
 }

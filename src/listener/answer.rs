@@ -12,7 +12,7 @@ use hyper::header::HeaderValue;
 
 use crate::telemetry::Rejection;
 
-/// The body of an answer.
+/// The type of the body of every answer to a sender.
 pub(super) type Body = Full<Bytes>;
 
 /// The reason why a request is refused, with the status of its answer.
@@ -21,7 +21,7 @@ pub(super) struct Refusal {
     pub(super) status: StatusCode,
     /// The reason as the metrics count it.
     pub(super) rejection: Rejection,
-    /// One sentence for the sender.
+    /// The reason as one sentence for the sender.
     pub(super) message: String,
 }
 
@@ -34,14 +34,14 @@ impl Refusal {
         Self { status, rejection, message: message.into() }
     }
 
-    /// Returns `true` if the connection must end after this answer: the sender should connect to
-    /// another replica (503), or the connection is not usable any more (408).
+    /// Returns `true` if the connection must end after this answer: with 503 the sender should
+    /// connect to another replica, and with 408 the connection is not usable any more.
     pub(super) fn closes(&self) -> bool {
         matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
     }
 
-    /// Makes the whole answer. With 429 and 503 the answer tells the sender when to retry: at a
-    /// random time around `retry_after` (see [`draw`]).
+    /// Makes the whole answer. With 429 and 503 the answer has a `Retry-After` header with a random
+    /// time around `retry_after` (see [`draw`]).
     pub(super) fn answer(&self, retry_after: Duration) -> Response<Body> {
         let mut response = json(self.status, status_object(self.status, &self.message));
         let headers = response.headers_mut();
@@ -59,7 +59,7 @@ impl Refusal {
     }
 }
 
-/// The answer 200 for a batch of `events` events.
+/// Makes the answer 200 to a batch of `events` events.
 pub(super) fn accepted(events: u64) -> Response<Body> {
     json(StatusCode::OK, format!("{{\"accepted\":{events}}}"))
 }
@@ -73,8 +73,9 @@ fn json(status: StatusCode, body: String) -> Response<Body> {
     response
 }
 
-/// A random number of whole seconds from 0.6 to 1.6 times `middle`; 5 s gives 3 to 8. Senders that
-/// were refused at the same time therefore do not retry at the same time.
+/// Returns a random number of whole seconds from 0.6 to 1.6 times `middle`, and at least 1; 5 s
+/// gives 3 to 8. More than 15 s count as 15 s. Senders that were refused at the same time therefore
+/// do not retry at the same time.
 fn draw(middle: Duration) -> u64 {
     let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX).min(15_000);
     let low = (millis * 6).div_ceil(10_000).max(1);
@@ -82,7 +83,7 @@ fn draw(middle: Duration) -> u64 {
     fastrand::u64(low..=high)
 }
 
-/// A `metav1.Status` object (k8s.io/apimachinery/pkg/apis/meta/v1/types.go) as JSON.
+/// Makes a `metav1.Status` object (k8s.io/apimachinery/pkg/apis/meta/v1/types.go) as JSON.
 fn status_object(status: StatusCode, message: &str) -> String {
     let reason = match status.as_u16() {
         400 | 431 => "BadRequest",
@@ -108,7 +109,8 @@ fn status_object(status: StatusCode, message: &str) -> String {
     .to_string()
 }
 
-/// The bytes of a whole HTTP/1.1 answer, for a connection on which hyper understood no request.
+/// Makes the bytes of a whole HTTP/1.1 answer, for a connection on which hyper understood no
+/// request.
 pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = status_object(status, message);

@@ -19,7 +19,7 @@ use super::answer::Refusal;
 use crate::config::read_token;
 use crate::telemetry::Rejection;
 
-/// The token that requests to a listener must carry.
+/// The bearer token that requests to a listener must carry.
 pub(super) struct Token(String);
 
 impl Token {
@@ -34,9 +34,9 @@ impl Token {
             .map_err(|error| format!("cannot read the bearer token in {}: {error}", file.display()))
     }
 
-    /// Returns `true` if the value of an `Authorization` header carries this token (RFC 6750 §2.1).
-    /// The case of the scheme does not matter (RFC 9110 §11.1), nor does white space around the
-    /// token. The comparison takes constant time.
+    /// Returns `true` if `authorization`, the value of an `Authorization` header, carries this
+    /// token (RFC 6750 §2.1). The case of the word `Bearer` does not matter (RFC 9110 §11.1), nor
+    /// does white space around the token. The comparison takes constant time.
     fn matches(&self, authorization: Option<&[u8]>) -> bool {
         let Some((scheme, given)) = authorization.and_then(|value| value.split_at_checked(7))
         else {
@@ -47,14 +47,14 @@ impl Token {
     }
 }
 
-/// Marks requests without the right token, and requests on connections that may not stay, with a
-/// refusal. The layer does not answer itself: only ingest knows if the body must be read before the
-/// answer.
+/// Adds a refusal to requests that lack the right token, and to requests on connections that a
+/// reload has revoked. The layer does not answer the request: only ingest knows if the body must be
+/// read before the answer.
 #[derive(Clone)]
 pub(super) struct AuthLayer {
     pub(super) settings: Arc<ArcSwap<Settings>>,
-    /// Cancelled when the connections of this listener may not stay, because a reload has changed
-    /// who is let in.
+    /// Cancelled when a reload has changed who is let in, so that open connections of this listener
+    /// may not stay.
     pub(super) revoked: CancellationToken,
 }
 
@@ -66,7 +66,7 @@ impl<S> Layer<S> for AuthLayer {
     }
 }
 
-/// The service of an [`AuthLayer`].
+/// The service that an [`AuthLayer`] makes; see there.
 #[derive(Clone)]
 pub(super) struct Auth<S> {
     rules: AuthLayer,
@@ -74,7 +74,8 @@ pub(super) struct Auth<S> {
 }
 
 impl AuthLayer {
-    /// The refusal of a request with this header; `None` if the request may go on.
+    /// Returns the refusal of a request whose `Authorization` header has this value; `None` if the
+    /// request may go on.
     fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
         if self.revoked.is_cancelled() {
             let message = "TLS or client_ca of this listener has been replaced, connect again";

@@ -22,31 +22,33 @@ use bytes::Bytes;
 use memmap2::MmapMut;
 use memmap2::RemapOptions;
 
-/// A body of up to this many bytes is a vector. The allocator keeps few freed bytes of blocks of
-/// this size, and the kernel limits the number of mappings (65,530 for each process).
+/// A body of up to this many bytes is held in a vector, a larger body in a memory mapping. The
+/// allocator keeps few freed bytes of blocks of this size, and the kernel limits the number of
+/// mappings (65,530 for each process).
 const HEAP_MAX: usize = 256 * 1024;
 
-/// The size of the first mapping of a body is at most about this, even if the head has announced
-/// more. The body gets a mapping of its announced size when more bytes than this have come.
+/// The first mapping of a body has at most about this many bytes, even if the head has announced a
+/// larger body. When more bytes have come, the mapping grows to the announced size.
 const FIRST_MAX: usize = 1024 * 1024;
 
-/// The largest number of bytes that a pool keeps: the mappings of a few batches. No limit counts
-/// these bytes, and they are a quarter of the 32 MiB that the relay may take beyond what its limits
-/// count.
+/// The largest number of bytes in the free mappings that a pool keeps, enough for a few batches. No
+/// limit counts these bytes; they are a quarter of the 32 MiB that the relay may take beyond what
+/// its limits count.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
-/// The size of a mapping is a multiple of this, the size of the kernel's smallest page in bytes.
+/// The size in bytes of the kernel's smallest page. The size of a mapping is a multiple of it.
 const PAGE: usize = 4096;
 
-/// Free mappings for the next bodies. All requests share one pool.
+/// Free memory mappings for the next bodies. All requests share one pool.
 #[derive(Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<MmapMut>>,
 }
 
 impl Pool {
-    /// Returns the smallest free mapping of at least `wanted` bytes, or the largest free one if
-    /// none is large enough. Makes a new one of `first` bytes if none is free.
+    /// Returns the smallest free mapping of at least `wanted` bytes, or, if none is large enough,
+    /// the largest free mapping. If no mapping is free, makes a new one of `first` bytes, rounded
+    /// up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting =
@@ -69,9 +71,9 @@ impl Pool {
     }
 }
 
-/// A mapping that goes back to its pool when dropped.
+/// A memory mapping that goes back to its pool when this value is dropped.
 struct Mapped {
-    /// `None` only while this value is dropped.
+    /// The mapping; `None` only while this value is dropped.
     map: Option<MmapMut>,
     pool: Arc<Pool>,
 }
@@ -85,7 +87,7 @@ impl Mapped {
         self.map.as_deref_mut().unwrap_or_default()
     }
 
-    /// Changes the size to `size` bytes, rounded up to whole pages.
+    /// Changes the size of the mapping to `size` bytes, rounded up to whole pages.
     fn resize(&mut self, size: usize) -> io::Result<()> {
         let Some(map) = &mut self.map else { return Err(io::ErrorKind::NotFound.into()) };
         let size = size.next_multiple_of(PAGE);
@@ -116,11 +118,11 @@ impl AsRef<[u8]> for Mapped {
 /// The bytes of a body that have come so far.
 pub(super) struct Buffer {
     store: Store,
-    /// The number of bytes of the body. If the store is a mapping, the bytes after them are free
-    /// room.
+    /// The number of bytes of the body. If the body is in a mapping, the bytes of the mapping after
+    /// them are free room.
     length: usize,
-    /// The size of the body that its head has announced, plus the byte of room that decoding needs;
-    /// `None` if the head announced none.
+    /// The size of the body that its head has announced, plus one byte of room that decoding needs;
+    /// `None` if the head announced no size.
     announced: Option<usize>,
     pool: Arc<Pool>,
 }
@@ -131,8 +133,8 @@ enum Store {
 }
 
 impl Buffer {
-    /// Makes an empty buffer. `announced` is the Content-Length of the body; a large one takes no
-    /// memory before bytes have come.
+    /// Makes an empty buffer. `announced` is the Content-Length of the body, if its head has one. A
+    /// large Content-Length takes no memory before bytes have come.
     pub(super) fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
         let announced = announced.map(|length| length.saturating_add(1));
         let first = announced.filter(|size| *size <= HEAP_MAX).unwrap_or_default();
@@ -148,7 +150,7 @@ impl Buffer {
         self.length
     }
 
-    /// The bytes of the body that have come so far.
+    /// Returns the bytes of the body that have come so far.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.store {
             Store::Heap(vector) => vector,
@@ -166,7 +168,7 @@ impl Buffer {
         self.length = length;
     }
 
-    /// Makes room for a body of `length` bytes.
+    /// Makes the buffer large enough for a body of `length` bytes.
     fn make_room(&mut self, length: usize) {
         match &mut self.store {
             Store::Heap(vector) => {
@@ -197,7 +199,7 @@ impl Buffer {
         }
     }
 
-    /// The body and one byte of room after it, for decoding in place.
+    /// Returns the body and one byte of room after it, for decoding in place.
     pub(super) fn with_room(&mut self) -> &mut [u8] {
         self.extend(b"\n");
         self.length -= 1;
@@ -207,7 +209,8 @@ impl Buffer {
         }
     }
 
-    /// Returns the bytes of `part`, in memory that is hardly larger than `part`.
+    /// Returns the bytes of the range `part` of the body, in memory that is hardly larger than
+    /// `part`.
     pub(super) fn keep(self, part: Range<usize>) -> Bytes {
         match self.store {
             Store::Heap(mut vector) => {

@@ -30,36 +30,37 @@ use super::framing::Framing;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// If a refusal was answered before the whole body was read, up to this many bytes of the body are
-/// still read and thrown away, for at most [`LINGER_TIME`]. Otherwise the sender might see a reset
-/// instead of the answer (RFC 9112 §9.6).
+/// The largest number of bytes of a refused body that are still read and thrown away if the refusal
+/// was answered before the whole body was read; see [`LINGER_TIME`]. Otherwise the sender might see
+/// a reset instead of the answer (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-/// The longest time for which bytes are thrown away; see [`LINGER_BYTES`].
+/// The longest time for which the bytes of a refused body are thrown away after the answer; see
+/// [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Takes the place of [`LINGER_TIME`] if the body did not come while its refusal waited for it:
-/// this sender has already had its time.
+/// Replaces [`LINGER_TIME`] if the refusal has already waited for the body, and the body did not
+/// come in that time.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
 /// The first line of the preface of HTTP/2 (RFC 9113 §3.4). No HTTP/1 request begins with these
 /// bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// The time that an h2 client has to react to GOAWAY (RFC 9113 §6.8); a client that does not is
-/// closed. A head that had begun when its connection was told to end has the same time to become
-/// complete.
+/// The time that an h2 client has to end its connection after GOAWAY (RFC 9113 §6.8); after it, the
+/// connection is closed. A head that had begun when its connection was told to end has the same
+/// time to become complete.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The deadlines of a connection that is outside of a request.
+/// The deadlines of a connection that is in no request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
-    /// The longest time for a head, or for a TLS handshake.
+    /// The longest time for the head of a request, or for a TLS handshake.
     pub(super) header: Duration,
-    /// The longest time between two requests.
+    /// The longest time between two requests of a connection.
     pub(super) idle: Duration,
 }
 
 impl Deadlines {
-    /// The interval between two calls of [`Registry::enforce`]: a tenth of the shorter deadline,
+    /// The time between two calls of [`Registry::enforce`]: a tenth of the shorter deadline,
     /// between 10 and 250 ms.
     pub(super) fn tick(self) -> Duration {
         (self.header.min(self.idle) / 10)
@@ -67,7 +68,7 @@ impl Deadlines {
     }
 }
 
-/// All connections of all listeners, at most `limits.max_connections`. All listeners share one
+/// All open connections of all listeners, at most `limits.max_connections`. All listeners share one
 /// registry.
 #[derive(Default)]
 pub(super) struct Registry {
@@ -76,21 +77,21 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Entries {
-    /// The number of the next connection.
+    /// The number that the next connection gets.
     next: u64,
     open: HashMap<u64, Arc<Connection>>,
 }
 
-/// The event that a connection is waiting for.
+/// The thing that a connection is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The connection waits for the first byte of a request.
     Idle,
     /// The connection waits for the rest of a head, or of a TLS handshake.
     Head,
-    /// This many requests are under way: the sender waits for the relay.
+    /// This many requests are under way; their senders wait for the relay.
     Serving(usize),
-    /// The answer is written, but not flushed yet.
+    /// The answer is written to the socket, but not flushed yet.
     Answered,
 }
 
@@ -104,21 +105,23 @@ enum Verdict {
     Timeout,
 }
 
-/// The state of a connection, which its socket and its service change, and which the registry
-/// reads.
+/// The state of a connection. The socket and the service of the connection change the state, and
+/// the registry reads it.
 struct State {
     phase: Phase,
-    /// The time at which the phase began, or at which a refused request last made progress.
+    /// The time at which the phase began. In a request that is already refused: the time at which
+    /// its body last made progress.
     since: Instant,
-    /// The time since which the connection has had no complete head: when it was opened, or when
-    /// its last request was answered.
+    /// The time since which the connection has had no complete head: the time at which it was
+    /// opened, or at which its last request was answered.
     headless: Instant,
-    /// `None` as long as the connection may stay.
+    /// The way in which the registry ends the connection; `None` as long as the connection may
+    /// stay.
     verdict: Option<Verdict>,
-    /// The connection speaks HTTP/2. Bytes between two requests may then be frames, not the
+    /// `true`: the connection speaks HTTP/2. Bytes between two requests may then be frames, not the
     /// beginning of a head.
     multiplexed: bool,
-    /// An h2 client was sent GOAWAY, because its connection was idle for too long.
+    /// `true`: the h2 client was sent GOAWAY, because its connection was idle for too long.
     dismissed: bool,
     /// The time for which the rest of a body is thrown away before the connection closes; `None` if
     /// no body is left to throw away.
@@ -126,15 +129,15 @@ struct State {
     /// The number of requests under way that are already refused, and whose bodies are thrown away.
     /// At most the number in [`Phase::Serving`].
     refused: usize,
-    /// The answer that is written but not flushed refuses its request.
+    /// `true`: the answer that was handed to the socket last refuses its request.
     refusing: bool,
-    /// `None` as long as requests may begin. Else the time at which the connection was told to end
-    /// or, if later, at which the last request that had begun before was answered.
+    /// `None`: requests may begin. Otherwise the time at which the connection was told to end; if
+    /// requests were under way then, the time at which the last of them was answered.
     leaving: Option<Instant>,
 }
 
 /// The two kinds of connections that may lose their place to a new connection when no place is
-/// free. Connections of the first kind lose theirs first.
+/// free. Connections of the kind `Refused` lose their place before those of the kind `Headless`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// All requests of this connection are already refused. The relay only waits for the rest of a
@@ -145,9 +148,10 @@ enum Rank {
 }
 
 impl State {
-    /// The rank of this connection among those that may lose their place, and the time since which
-    /// it has had that rank; of one rank, the longest loses its place first. `None` if the
-    /// connection must keep its place.
+    /// Returns the rank of this connection among those that may lose their place, and the time
+    /// since which the connection has had that rank. Of the connections of one rank, the one that
+    /// has had it for the longest time loses its place first. `None` if the connection must keep
+    /// its place.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -178,11 +182,11 @@ impl State {
 /// A request that may still be accepted is never ended by the registry.
 pub(super) struct Connection {
     state: Mutex<State>,
-    /// Wakes the task that reads or writes the socket, after a verdict.
+    /// Wakes the task that reads or writes the socket, after the registry has ended the connection.
     waker: AtomicWaker,
     opened: Instant,
     metrics: ListenerMetrics,
-    /// Notified when the connection is to take no further request.
+    /// Notified when the connection must take no further request.
     retired: Notify,
 }
 
@@ -191,7 +195,7 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the phase, and notes the time.
+    /// Changes the phase of a connection, and notes the time of the change.
     fn enter(state: &mut State, phase: Phase) {
         state.phase = phase;
         state.since = Instant::now();
@@ -201,13 +205,13 @@ impl Connection {
         &self.metrics
     }
 
-    /// The time since the connection was accepted.
+    /// The time since this connection was accepted.
     pub(super) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
-    /// The TLS handshake is over, or there is none: the first head may begin. `multiplexed` is
-    /// `true` if the client has chosen h2.
+    /// Notes that the TLS handshake is over, or that there is none, so that the first head may
+    /// begin. `multiplexed` is `true` if the client has chosen h2.
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
@@ -219,8 +223,8 @@ impl Connection {
         self.lock().multiplexed
     }
 
-    /// Notes that a head is complete. Returns `false` if the connection had been told to end before
-    /// that.
+    /// Notes that the head of a request is complete. Returns `true` if the connection was not told
+    /// to end before that.
     pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
@@ -249,8 +253,8 @@ impl Connection {
         Self::enter(&mut state, phase);
     }
 
-    /// Notes that a request under way is refused, and that only the rest of its body is waited for,
-    /// until the guard is dropped.
+    /// Notes that a request under way is refused and only the rest of its body is awaited. Dropping
+    /// the returned guard ends this state.
     pub(super) fn refused(&self) -> RefusedRequest<'_> {
         let mut state = self.lock();
         state.refused += 1;
@@ -259,12 +263,13 @@ impl Connection {
     }
 
     /// Tells the connection that no request may begin any more. If the connection is idle or in a
-    /// head, it ends within [`FAREWELL`].
+    /// head, it ends after at most [`FAREWELL`] and one tick of the registry.
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
 
-    /// Tells hyper to take no further request: h2 sends GOAWAY, HTTP/1.1 ends keep-alive.
+    /// Tells hyper to take no further request on this connection: h2 sends GOAWAY, HTTP/1.1 ends
+    /// keep-alive.
     pub(super) fn retire(&self) {
         self.retired.notify_one();
     }
@@ -274,20 +279,20 @@ impl Connection {
         self.retired.notified().await;
     }
 
-    /// Notes that the connection ends after this answer while the sender may still be writing. The
-    /// bytes that come are thrown away for `time`.
+    /// Notes that the connection ends after this answer while the sender may still be writing.
+    /// Bytes that the sender writes after the answer are thrown away for `time`.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().linger = Some(time);
     }
 
-    /// Ends the connection in the way of `verdict`, and wakes its task.
+    /// Ends the connection in the way that `verdict` names, and wakes its task.
     fn judge(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
         self.waker.wake();
     }
 
-    /// Waits until the registry ends the connection. The TLS handshake needs this, because nobody
-    /// reads through [`Watched`] before its end.
+    /// Waits until the registry ends the connection. The task of a TLS handshake needs this,
+    /// because nobody reads through [`Watched`] before the end of the handshake.
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -301,8 +306,8 @@ impl Connection {
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes that a large part of the body has come: of all refused connections, this one now loses
-    /// its place last.
+    /// Notes that a large part of the body has come. Of all refused connections, this connection
+    /// now loses its place last.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -320,10 +325,10 @@ impl Registry {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a place to a new connection, if fewer than `max` are taken. At the limit a connection
-    /// whose requests are all refused loses its place, else the one that has been without a
-    /// complete head for the longest time. Returns `None` if every connection is in a request that
-    /// may still be accepted; the caller then closes the new connection.
+    /// Gives a place to a new connection. If `max` places are taken, another connection loses its
+    /// place: one whose requests are all refused, or, if there is none, the one that has been
+    /// without a complete head for the longest time. Returns `None` if every connection is in a
+    /// request that may still be accepted; the caller then closes the new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -368,7 +373,7 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Ends every connection that is beyond its deadline. Called once in each [`Deadlines::tick`].
+    /// Ends every connection whose deadline has passed. Called once in each [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
         for connection in self.lock().open.values() {
@@ -402,7 +407,7 @@ impl Registry {
     }
 }
 
-/// The place of a connection in the registry. The place is free again when this value is dropped.
+/// The place of a connection in the registry. Dropping this value makes the place free.
 pub(super) struct Registered {
     registry: Arc<Registry>,
     id: u64,
@@ -422,15 +427,15 @@ pub(super) struct Watched<T> {
     inner: T,
     connection: Arc<Connection>,
     /// The relay's own answer, which is written in place of hyper's, and the number of its bytes
-    /// that are written; `None` if there is none.
+    /// that are written already; `None` if no such answer is being written.
     own_answer: Option<(Vec<u8>, usize)>,
-    /// The number of bytes of [`H2_PREFACE`] that have come; `None` once other bytes have come, or
-    /// the whole preface.
+    /// The number of bytes of [`H2_PREFACE`] that have come; `None` after the whole preface has
+    /// come, or after bytes that do not belong to it.
     preface: Option<usize>,
-    /// Follows the bytes of HTTP/1 that hyper has read, to know if a head has begun.
+    /// Follows the bytes of HTTP/1 that were read, to know if a head has begun.
     framing: Framing,
-    /// The deadline until which the bytes of a refused body are thrown away, and the number of
-    /// those thrown away.
+    /// The time until which the bytes of a refused body are thrown away, and the number of bytes
+    /// that were thrown away so far; `None` as long as none are thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -446,8 +451,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// Returns an error if the registry has closed the connection. Else registers the task of `cx`,
-    /// which a later verdict wakes.
+    /// Returns an error if the registry has closed the connection. Otherwise registers the task of
+    /// `cx`, so that the registry wakes the task when it ends the connection.
     fn check(&self, cx: &Context<'_>) -> io::Result<()> {
         self.connection.waker.register(cx.waker());
         match self.connection.lock().verdict {
@@ -473,14 +478,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Returns `true` if no request is under way on HTTP/1: bytes that hyper writes now are its own
-    /// answer to something that was no request.
+    /// Returns `true` if no request is under way on HTTP/1. Bytes that hyper writes then are its
+    /// own answer to bytes that were no request.
     fn is_unasked(&self) -> bool {
         let state = self.connection.lock();
         !state.multiplexed && matches!(state.phase, Phase::Idle | Phase::Head)
     }
 
-    /// Prepares the relay's own answer, and counts it.
+    /// Prepares the relay's own answer with this status, and counts it in the metrics.
     fn start_own_answer(&mut self, status: u16) {
         let metrics = self.connection.metrics();
         let (rejection, message) = match status {
@@ -496,8 +501,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 
-    /// Writes the relay's own answer in place of hyper's answer `hypers`. Returns `length`, as if
-    /// hyper's bytes were written.
+    /// Writes the relay's own answer in place of hyper's answer, which begins with `hypers`.
+    /// Returns `length`, the number of hyper's bytes, as if they were written.
     fn poll_replace(
         &mut self,
         cx: &mut Context<'_>,
@@ -608,8 +613,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Shuts the write side down. If a refused sender may still be writing, its bytes are then read
-    /// and thrown away for a while.
+    /// Shuts the write side of the socket down. If a refused sender may still be writing, its bytes
+    /// are then read and thrown away for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;

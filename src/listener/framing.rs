@@ -6,18 +6,19 @@
 //! request is served has its deadline too. The framing decides nothing else. Bytes that it does not
 //! understand count as a head that has begun; only hyper accepts and refuses.
 
-/// The number of bytes of each line that are kept, more than any `Content-Length`,
-/// `Transfer-Encoding` or chunk size needs.
+/// The number of bytes of each line that are kept. No `Content-Length`, `Transfer-Encoding` or
+/// chunk size needs a longer line.
 const LINE_BYTES: usize = 64;
 
 /// Follows the bytes of a connection, to know to which part of a request the next byte belongs.
 pub(super) struct Framing {
     state: State,
-    /// The line that is being read.
+    /// The line of a head, chunk size or trailer that is being read.
     line: Line,
-    /// The `Content-Length` of the current head; 0 if it has none.
+    /// The `Content-Length` of the current head in bytes; 0 if the head has none.
     length: u64,
-    /// The current head announces chunks. Chunks win over a `Content-Length`.
+    /// `true`: the current head announces a body in chunks. A `Content-Length` beside it is
+    /// ignored.
     chunked: bool,
 }
 
@@ -32,20 +33,20 @@ enum State {
     Sized(u64),
     /// The next byte belongs to the line before a chunk.
     ChunkSize,
-    /// This many bytes of a chunk are still to come, with its line break.
+    /// This many bytes of a chunk and of the line break after it are still to come.
     Chunk(u64),
     /// The next byte belongs to the lines after the last chunk.
     Trailers,
-    /// The bytes were not understood: hyper refuses them and closes the connection.
+    /// The bytes were not understood. hyper refuses them and closes the connection.
     Lost,
 }
 
-/// The first [`LINE_BYTES`] bytes of the line that is being read.
+/// The beginning of the line that is being read: at most [`LINE_BYTES`] bytes are kept.
 struct Line {
     bytes: [u8; LINE_BYTES],
-    /// The number of bytes that are kept.
+    /// The number of bytes of the line that are kept.
     kept: usize,
-    /// The line has more bytes than are kept.
+    /// `true`: the line has more bytes than are kept.
     is_cut: bool,
 }
 
@@ -60,7 +61,7 @@ impl Line {
         self.is_cut |= count < bytes.len();
     }
 
-    /// The kept bytes of the line, without its line break.
+    /// Returns the kept bytes of the line, without its line break.
     fn text(&self) -> &[u8] {
         let kept = self.bytes.get(..self.kept).unwrap_or_default();
         if self.is_cut { kept } else { kept.strip_suffix(b"\r").unwrap_or(kept) }
@@ -73,18 +74,18 @@ impl Line {
 }
 
 impl Framing {
-    /// The framing at the beginning of a connection.
+    /// Makes the state for the beginning of a connection.
     pub(super) fn new() -> Self {
         let line = Line { bytes: [0; LINE_BYTES], kept: 0, is_cut: false };
         Self { state: State::Between, line, length: 0, chunked: false }
     }
 
-    /// Returns `true` if a head has begun and has not ended, or if the framing has lost its way.
+    /// Returns `true` if a head has begun and has not ended, or if the bytes were not understood.
     pub(super) fn is_in_head(&self) -> bool {
         matches!(self.state, State::Head | State::Lost)
     }
 
-    /// Follows the next bytes of the connection.
+    /// Follows the next bytes that came on the connection.
     pub(super) fn advance(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             bytes = match self.state {
@@ -122,7 +123,7 @@ impl Framing {
         }
     }
 
-    /// The state after the line that has just ended.
+    /// Returns the state that follows after the line that has just ended.
     fn after_line(&mut self) -> State {
         let is_empty = self.line.text().is_empty();
         match self.state {
@@ -146,8 +147,8 @@ impl Framing {
         }
     }
 
-    /// Notes the length of the body if the current line of the head gives it; `None` if the line
-    /// cannot be understood.
+    /// Notes the length of the body if the line that was read is a header that gives it. `None` if
+    /// the header's value cannot be understood.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
         // A request line with a whole URL as its target has a colon too, but none of these names
@@ -171,8 +172,8 @@ impl Framing {
         Some(())
     }
 
-    /// The size of the chunk that follows this line, in bytes. Chunk extensions are ignored. `None`
-    /// if the line begins with no valid size.
+    /// Returns the size in bytes of the chunk that follows the line that was read. Chunk extensions
+    /// are ignored. `None` if the line does not begin with a valid size.
     fn chunk_size(&self) -> Option<u64> {
         let line = self.line.text();
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
@@ -184,8 +185,8 @@ impl Framing {
     }
 }
 
-/// Skips `left` bytes. Returns the number of them that are still to come, and the bytes after those
-/// skipped.
+/// Skips up to `left` bytes. Returns how many of the `left` bytes are still to come, and the bytes
+/// after those that were skipped.
 fn skip(left: u64, bytes: &[u8]) -> (u64, &[u8]) {
     let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     (left - count as u64, bytes.get(count..).unwrap_or_default())

@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 
 use tokio::net::TcpStream;
 
-/// The number of bytes that were written to the socket and that the peer's kernel has not
-/// acknowledged.
+/// Returns the number of bytes that were written to the socket and that the peer's kernel has not
+/// acknowledged yet.
 ///
 /// After a reset the number is meaningless: the caller must check the socket for an error *after*
 /// this call.

@@ -7,20 +7,20 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-/// Holds the first failure of a task or thread that the process needs until the end. `relay` waits
-/// for that failure, drains, and ends the process with an error: a relay without its accept loop or
+/// The first failure of a task or thread that the process needs until its end. `relay` waits for
+/// such a failure, drains, and ends the process with an error: a relay without its accept loop or
 /// its deadlines would look healthy and would not be.
 ///
 /// All clones share the same state.
 #[derive(Clone, Default)]
 pub struct Failures {
-    /// The first failure as text; `None` as long as there is none.
+    /// A description of the first failure; `None` if there was no failure.
     first: watch::Sender<Option<String>>,
 }
 
 impl Failures {
-    /// Logs a failure at once, because the process ends only after the drain, and keeps it if it is
-    /// the first.
+    /// Logs a failure, and keeps it if it is the first. The failure is logged at once, because the
+    /// process ends only after the drain.
     pub fn report(&self, error: String) {
         tracing::error!(error, "what the relay needs has ended: it drains and exits with 1");
         self.first.send_if_modified(|first| {
@@ -30,13 +30,13 @@ impl Failures {
         });
     }
 
-    /// The first failure; `None` if there is none.
+    /// Returns the description of the first failure; `None` if there was no failure.
     #[must_use]
     pub fn first(&self) -> Option<String> {
         self.first.borrow().clone()
     }
 
-    /// Waits for the first failure.
+    /// Waits for the first failure and returns its description.
     ///
     /// # Cancel safety
     ///
@@ -50,8 +50,8 @@ impl Failures {
         }
     }
 
-    /// Wraps a task that the process needs. If the task panics, a failure that begins with `name`
-    /// is reported. A task that returns is no failure: it was told to end.
+    /// Wraps `task`, which the process needs. If the task panics, a failure is reported whose
+    /// description begins with `name`. A task that returns is no failure: it was told to end.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,
@@ -65,7 +65,7 @@ impl Failures {
     }
 }
 
-/// The message of a panic.
+/// Returns the message of a panic, or `no message` if the panic has no text.
 fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
