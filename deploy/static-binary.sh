@@ -2,12 +2,19 @@
 # Builds the program for an image without libraries, as DIRECTORY/static/kube-audit-forwarder.
 # DIRECTORY is cargo's target directory.
 #
-#   deploy/static-binary.sh FEATURES DIRECTORY
+#   deploy/static-binary.sh FEATURES DIRECTORY [hot-path]
 #
 # FEATURES is "" or "kafka". The toolchain's C library is linked into the program. For kafka,
 # OpenSSL is linked into it too, so its static libraries must be installed (Debian: libssl-dev).
+# With `hot-path`, the program of benches/hot_path is built beside it, from the same compiled
+# dependencies, as DIRECTORY/static/hot-path.
 set -eu
-[ "$#" -eq 2 ] || { echo "usage: deploy/static-binary.sh FEATURES DIRECTORY" >&2; exit 2; }
+usage() { echo "usage: deploy/static-binary.sh FEATURES DIRECTORY [hot-path]" >&2; exit 2; }
+case $# in
+2) programs=kube-audit-forwarder ;;
+3) [ "$3" = hot-path ] || usage; programs="kube-audit-forwarder hot-path" ;;
+*) usage ;;
+esac
 features=$1
 directory=$2
 
@@ -23,6 +30,9 @@ case $features in
   export OPENSSL_STATIC OPENSSL_LIB_DIR OPENSSL_INCLUDE_DIR
   ;;
 esac
-cargo build --release --locked --features "$features" --target "$host" --target-dir "$directory"
+set -- --release --locked --target "$host" --target-dir "$directory"
+for program in $programs; do set -- "$@" --package "$program"; done
+for feature in $features; do set -- "$@" --features "kube-audit-forwarder/$feature"; done
+cargo build "$@"
 mkdir -p "$directory/static"
-cp "$directory/$host/release/kube-audit-forwarder" "$directory/static/"
+for program in $programs; do cp "$directory/$host/release/$program" "$directory/static/"; done

@@ -1,16 +1,18 @@
-//! The cost of decoding and queueing without a clock: the instructions of `examples/hot_path.rs`,
-//! counted by valgrind. The example is built as a release is, except for tokio's test-util. A build
-//! takes the same number of instructions on a busy machine as on an idle one.
+//! The cost of decoding and queueing without a clock: the instructions of `benches/hot_path`,
+//! counted by valgrind. The program is built as the static release is. A build takes the same
+//! number of instructions on a busy machine as on an idle one.
 //!
 //! On a CPU without AVX2, the portable path is counted, against its own committed numbers. That
 //! says nothing about the other path, and `./test` then says so at its end.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 
 use tempfile::TempDir;
 
 use crate::support::repository;
+use crate::support::text;
 
 /// A phase of the program, and the committed cost of one pass through it.
 struct Figure {
@@ -70,25 +72,23 @@ fn decode_and_queue_take_the_instructions_that_are_committed() {
     );
 }
 
-/// Builds the program as the release is built, and returns its path.
+/// Builds the program as the static release is built, and gives its path. `./test` has built it
+/// before the tests, by the same script.
 fn build() -> String {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--release", "--locked", "--example", "hot_path"]);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let target = repository().join(target);
+    let mut script = Command::new(repository().join("deploy/static-binary.sh"));
+    script.args(["", text(&target), "hot-path"]).current_dir(repository());
     // The test has the environment variables of a package's build. With them, ring and every crate
-    // that needs it would be built anew.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of))
         {
-            cargo.env_remove(name);
+            script.env_remove(name);
         }
     }
-    let output = run(cargo.arg("--message-format=json").current_dir(repository()));
-    let messages = String::from_utf8(output.stdout).unwrap();
-    let mut executables = messages.lines().filter_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).expect("a message of cargo");
-        message["executable"].as_str().map(str::to_owned)
-    });
-    executables.next().expect("cargo says what it has built")
+    run(&mut script);
+    text(&target.join("static/hot-path")).to_owned()
 }
 
 /// Runs a phase under callgrind. Returns the index in [`INSTRUCTION_SETS`] of the set that it used,

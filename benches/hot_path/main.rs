@@ -1,7 +1,7 @@
 //! Runs the path of a batch from its body to an output's claim, for the test
 //! `tests/it/ingest/instructions.rs`, which counts the instructions.
 //!
-//! `hot_path PHASE PASSES` prepares the work of a phase, does one pass of it, and then does
+//! `hot-path PHASE PASSES` prepares the work of a phase, does one pass of it, and then does
 //! `PASSES` more in a thread of its own, so that a profiler can tell those from the start. Each
 //! pass reads the bodies from their files again: the kernel copies them, as it does from a socket,
 //! and the kernel's instructions are not counted.
@@ -86,7 +86,7 @@ fn instruction_set() -> &'static str {
 }
 
 fn path(name: &str) -> String {
-    format!("{}/tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/../../tests/corpus/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Opens the recorded body of this number.
