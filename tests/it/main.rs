@@ -106,6 +106,7 @@ mod docs {
     mod layers;
     mod metrics;
     mod pages;
+    mod profiles;
 }
 
 mod support;

@@ -24,6 +24,7 @@ pub(crate) mod lumberjack_server;
 pub(crate) mod lumberjack_sink;
 pub(crate) mod metrics;
 pub(crate) mod middleman;
+pub(crate) mod needs;
 pub(crate) mod numbered;
 pub(crate) mod peers;
 pub(crate) mod prometheus;

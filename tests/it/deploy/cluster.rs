@@ -14,7 +14,9 @@ use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 use crate::support::http::Client;
+use crate::support::needs::needs;
 use crate::support::numbered;
+use crate::support::peers::program;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -31,6 +33,7 @@ use crate::support::wait_until;
 fn volume(group: u32) -> Spool {
     let spool = Spool::new();
     std::fs::create_dir(spool.path()).unwrap();
+    needs("root");
     chown(spool.path(), Some(0), Some(group)).expect("the tests run as root");
     std::fs::set_permissions(spool.path(), PermissionsExt::from_mode(0o2775)).unwrap();
     let parent = spool.path().parent().expect("a temporary directory");
@@ -136,7 +139,11 @@ impl Cluster {
     }
 
     fn openssl(&self, arguments: &[&str]) -> Output {
-        Command::new("openssl").args(arguments).current_dir(self.directory.path()).output().unwrap()
+        Command::new(program("openssl"))
+            .args(arguments)
+            .current_dir(self.directory.path())
+            .output()
+            .unwrap()
     }
 
     /// Runs `deploy/certificate.sh`.
@@ -159,7 +166,7 @@ impl Cluster {
     /// Returns the certificate that a listener presents, as PEM, or `None` if it presents none.
     fn presented(&self, port: u16) -> Option<String> {
         let address = format!("127.0.0.1:{port}");
-        let said = Command::new("openssl")
+        let said = Command::new(program("openssl"))
             .args(["s_client", "-connect", &address])
             .stdin(std::process::Stdio::null())
             .output()
@@ -178,7 +185,7 @@ fn succeeded(output: &Output) {
 /// Posts with curl as a sender that trusts the cluster's CA, to this URL but on loopback and this
 /// port.
 fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
-    Command::new("curl")
+    Command::new(program("curl"))
         .args([
             "--silent",
             "--show-error",

@@ -37,7 +37,7 @@ fn bash_completes_commands_and_options() {
              for place in \"${{!words[@]}}\"; do [ \"${{words[place]}}\" != -F ] || name=${{words[place + 1]}}; done; \
              \"$name\" kube-audit-forwarder \"${{COMP_WORDS[COMP_CWORD]}}\" \"\"; echo \"${{COMPREPLY[*]}}\""
         );
-        let output = Command::new(program("bash"))
+        let output = Command::new("bash")
             .args(["--norc", "-c", &ask])
             .current_dir(directory.path())
             .output()

@@ -11,6 +11,7 @@ use std::process::Output;
 
 use tempfile::TempDir;
 
+use crate::support::needs::needs;
 use crate::support::repository;
 use crate::support::text;
 
@@ -75,12 +76,14 @@ fn decode_and_queue_take_the_instructions_that_are_committed() {
 /// Builds the program as the static release is built, and gives its path. `./test` has built it
 /// before the tests, by the same script.
 fn build() -> String {
+    needs("valgrind");
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let target = repository().join(target);
     let mut script = Command::new(repository().join("deploy/static-binary.sh"));
     script.args(["", text(&target), "hot-path"]).current_dir(repository());
     // The test has the environment variables of a package's build. With them, ring and every crate
+    // that needs it would be built anew.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of))
         {

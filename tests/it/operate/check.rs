@@ -9,6 +9,7 @@ use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::generated_batch;
+use crate::support::needs::needs;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -232,6 +233,7 @@ fn a_directory_of_another_user_is_found() {
     let spool = parent.path().join("spool");
     std::fs::create_dir(&spool).unwrap();
     let nobody = Some(65_534);
+    needs("root");
     std::os::unix::fs::chown(&spool, nobody, nobody).expect("root, who may give files away");
     let config = format!("{LISTENER}{OUTPUT}[queue]\ndirectory = \"{}\"\n", text(&spool));
     let file = write(&parent, "config.toml", config);

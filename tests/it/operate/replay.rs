@@ -23,7 +23,6 @@ use crate::support::corpus::events_of;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::numbered;
-use crate::support::peers::program;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -379,7 +378,7 @@ fn what_cannot_get_better_stops_at_once_with_the_answer() {
 fn a_pipe_is_opened_once_and_read_to_its_end() {
     let place = Place::new();
     let pipe = place.root().join("pipe");
-    assert!(Command::new(program("mkfifo")).arg(&pipe).status().unwrap().success());
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let log = numbered_log(2000);
     assert!(log.len() > 64 << 10, "more than a pipe holds");
     let sink = HttpSink::accepting();

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use super::PATIENCE;
 use super::http::Client;
+use super::needs::needs;
 use super::text;
 
 /// A browser with one page. Dropping it ends the browser and chromedriver.
@@ -38,6 +39,7 @@ pub(crate) enum Scheme {
 impl Browser {
     /// Starts chromedriver and one browser session.
     pub(crate) fn start() -> Self {
+        needs("chromedriver");
         let profile = TempDir::new().expect("a temporary directory");
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -45,7 +47,7 @@ impl Browser {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
-            .expect("chromedriver is installed, by ./test");
+            .expect("chromedriver is installed, by ./test setup");
         let said = BufReader::new(driver.stdout.take().expect("piped"));
         let port = said.lines().map_while(Result::ok).find_map(|line| {
             let (_, rest) = line.split_once("started successfully on port ")?;

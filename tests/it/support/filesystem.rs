@@ -12,6 +12,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::needs::needs;
 use super::text;
 
 /// A mounted file system. Dropping it unmounts it.
@@ -125,6 +126,7 @@ impl Drop for Hosts {
 
 #[allow(unsafe_code, reason = "unshare(2) has no safe form without another crate")]
 fn own_namespace() {
+    needs("root");
     // SAFETY: unshare takes flags and touches no memory. File descriptors and the working directory
     // stay as they are.
     let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use super::PATIENCE;
 use super::certificates::Certificates;
 use super::free_port;
+use super::needs::needs;
 use super::relay::signal_process;
 use super::repository;
 use super::text;
@@ -85,7 +86,7 @@ impl Process {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).envs(self.variables.iter().cloned()).stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
-        let mut child = command.spawn().map_err(|error| format!("{error}; run ./test"))?;
+        let mut child = command.spawn().map_err(|error| format!("{error}; run ./test setup"))?;
         let listening = try_wait_for(PATIENCE, || {
             let exited = child.try_wait().expect("our child").is_some();
             (exited || listens(child.id(), self.port)).then_some(!exited)
@@ -208,12 +209,13 @@ pub(crate) fn start_on_free_port(build: impl Fn(u16) -> Process) -> Process {
 /// Finds a program of the system, in PATH or in the directories for administrators. Panics if it is
 /// not installed.
 pub(crate) fn program(name: &str) -> PathBuf {
+    needs(name);
     let path = std::env::var("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
         .map(|directory| directory.join(name))
         .find(|file| file.is_file())
-        .unwrap_or_else(|| panic!("{name} is missing; ./test installs it"))
+        .unwrap_or_else(|| panic!("{name} is missing; `./test setup` installs it"))
 }
 
 fn write(directory: &TempDir, name: &str, content: &str) -> PathBuf {
@@ -381,11 +383,12 @@ pub(crate) struct SyslogNg {
 
 impl SyslogNg {
     pub(crate) fn start(security: Security, certificates: &Certificates) -> Self {
+        needs("syslog-ng");
         let directory = TempDir::new().expect("a temporary directory");
         let root = repository().join("target/peers/syslog-ng/usr");
         let libraries = root.join("lib/syslog-ng");
         let binary = root.join("sbin/syslog-ng");
-        assert!(binary.is_file(), "{} is missing; ./test unpacks it", binary.display());
+        assert!(binary.is_file(), "{} is missing; `./test setup` unpacks it", binary.display());
         let modules = std::fs::read_dir(&libraries)
             .expect("unpacked with the binary")
             .filter_map(|entry| Some(entry.ok()?.path()))

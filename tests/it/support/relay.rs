@@ -26,6 +26,7 @@ use super::http;
 use super::metrics::Metrics;
 use super::metrics::assert_conservation;
 use super::metrics::conservation;
+use super::needs::needs;
 use super::text;
 use super::try_wait_for;
 use super::wait_for;
@@ -146,6 +147,11 @@ impl Builder {
 fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
     let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
     let Some((program, arguments)) = launcher.split_first() else { return Command::new(binary) };
+    match program.as_ref().to_str() {
+        Some("strace") => needs("strace"),
+        Some("setpriv") => needs("root"),
+        _ => {}
+    }
     let mut command = Command::new(program);
     command.args(arguments).arg(binary);
     command
