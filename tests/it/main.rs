@@ -103,6 +103,7 @@ mod deploy {
 /// The documents and the sources themselves: what the documents say is what the program does.
 mod docs {
     mod documents;
+    mod examples;
     mod layers;
     mod metrics;
     mod pages;
