@@ -2,8 +2,8 @@
 """Finds comments and lines of Markdown that are wider than 100 columns, in the files of git.
 
 Checked are all lines of Markdown, the lines of Rust that hold a comment, and the lines of scripts,
-TOML and YAML that are nothing but a comment. Not counted are the rows of tables, code blocks of
-Markdown, and lines that a single long word without spaces, like a URL or a path, makes too wide.
+TOML and YAML that are nothing but a comment. Not counted are the rows of tables, code blocks and
+pictures of Markdown, and lines that a single long word without spaces, like a URL or a path, makes too wide.
 
 usage: .ci/columns.py    exits with 1 if it has found such lines
 """
@@ -36,7 +36,7 @@ def wide_lines(name, text):
         if name.endswith(".md"):
             if bare.startswith(("```", "~~~")):
                 in_block = not in_block
-            checked = not in_block and not bare.startswith("|")
+            checked = not in_block and not bare.startswith(("|", "!["))
         elif name.endswith(".rs"):
             checked = bool(RUST.search(line)) and not bare.lstrip("/!").lstrip().startswith("|")
         else:

@@ -20,8 +20,10 @@ fn the_profile_all_leaves_out_no_test() {
         .current_dir(repository())
         .output()
         .unwrap();
-    let ignored = String::from_utf8(listed.stdout).unwrap();
-    assert!(ignored.is_empty(), "ignored tests run nowhere:\n{ignored}");
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    // A consumer's process is a "test" that other tests start by its name.
+    let ignored: Vec<&str> = listed.lines().filter(|it| !it.contains("no test, but")).collect();
+    assert!(ignored.is_empty(), "ignored tests run nowhere: {ignored:#?}");
 }
 
 /// A pattern that matches no test is left over from a test that has another name now.
