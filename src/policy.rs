@@ -31,18 +31,18 @@ use std::fmt;
 
 use crate::audit::request::Request;
 
-/// The largest policy file in bytes; a larger file is refused. A ConfigMap of more than 1 MiB would
-/// not fit into etcd either.
+/// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
+/// fit into etcd either.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// The largest number of rules in a policy. The largest policies that providers ship have about
 /// fifty.
 pub const RULES_MAX: usize = 1024;
 
-/// How much of a request an event records.
+/// An audit level: how much of a request its event records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
-    /// Nothing is recorded: there is no event.
+    /// Nothing is recorded, and there is no event.
     None,
     /// The event says who asked, for what, when, and whether the request was allowed.
     Metadata,
@@ -67,7 +67,7 @@ impl Level {
         }
     }
 
-    /// The level with exactly this name; `None` if there is none.
+    /// Returns the level with exactly this name; `None` if no level has the name.
     #[must_use]
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.name().as_bytes() == name)
@@ -80,7 +80,7 @@ impl fmt::Display for Level {
     }
 }
 
-/// The moment in a request's life at which an event is made.
+/// An audit stage: the moment in a request's life at which an event is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// kube-apiserver has the request, and has not handled it yet.
@@ -109,31 +109,32 @@ impl Stage {
         }
     }
 
-    /// The stage with exactly this name; `None` if there is none.
+    /// Returns the stage with exactly this name; `None` if no stage has the name.
     #[must_use]
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name().as_bytes() == name)
     }
 }
 
-/// A rule as the policy file has it.
+/// A rule of a policy, as the policy file has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// The line of the file in which the rule begins, counted from 1.
     pub line: usize,
-    /// How much the events of matching requests record.
+    /// The level at which the events of matching requests are recorded.
     pub level: Level,
-    /// Which requests the rule matches.
+    /// The requests that the rule matches.
     pub criteria: Criteria,
-    /// Stages whose events are dropped, in addition to those that the whole policy omits.
+    /// The stages whose events are dropped if this rule decides, in addition to the stages that the
+    /// whole policy omits.
     pub omit_stages: Vec<Stage>,
-    /// Whether `managedFields` are left out. `None`: the rule does not say, and the policy's own
-    /// `omitManagedFields` holds.
+    /// `Some(true)`: `managedFields` are left out of the events of matching requests. `None`: the
+    /// rule does not have this field, and the policy's own `omitManagedFields` holds.
     pub omit_managed_fields: Option<bool>,
 }
 
 impl Rule {
-    /// Whether the rule keeps the events that it matches: true for every level but `None`.
+    /// Returns `true` if the rule keeps the events that it matches: its level is not `None`.
     fn keeps(&self) -> bool {
         self.level != Level::None
     }
@@ -146,7 +147,7 @@ pub struct Problem {
     pub line: usize,
     /// The column in characters, counted from 1.
     pub column: usize,
-    /// The mistake, and the values that are allowed.
+    /// A description of the mistake, with the values that are allowed.
     pub what: String,
 }
 
@@ -156,17 +157,17 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The result of [`Policy::decide`]: how much of one event to record.
+/// The result of [`Policy::decide`]: how much of one event must be recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
-    /// The index of the rule that decided; `None` if no rule matches.
+    /// The index of the rule that decided, counted from 0; `None` if no rule matches.
     pub rule: Option<usize>,
-    /// The level to record. It may be higher than the event's own level; what was not recorded
-    /// cannot be added.
+    /// The level at which the event must be recorded. The level may be higher than the event's own
+    /// level, but data that the event does not have cannot be added.
     pub level: Level,
-    /// Whether events of this event's stage are omitted: if so, the event is dropped.
+    /// `true`: the policy omits events of this event's stage, so that the event is dropped.
     pub omit_stage: bool,
-    /// Whether `managedFields` are taken out of the bodies.
+    /// `true`: `managedFields` are taken out of the bodies of the event.
     pub omit_managed_fields: bool,
 }
 
@@ -179,7 +180,7 @@ pub struct Policy {
     otherwise: Outcome,
 }
 
-/// The settings of one rule, completed by those of the whole policy.
+/// The settings of one rule of a policy, completed by the settings of the whole policy.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     level: Level,
@@ -187,7 +188,7 @@ struct Outcome {
     omit_managed_fields: bool,
 }
 
-/// A set of stages, with one bit for each stage.
+/// A set of audit stages, with one bit for each stage.
 #[derive(Debug, Clone, Copy)]
 struct Stages(u8);
 
@@ -211,7 +212,7 @@ impl Stages {
 }
 
 impl Policy {
-    /// Reads a policy in YAML or JSON.
+    /// Reads a policy from its text in YAML or JSON.
     ///
     /// # Errors
     ///
@@ -220,7 +221,8 @@ impl Policy {
         read::read(text)
     }
 
-    /// A policy of these rules. Rules after the first [`RULES_MAX`] are dropped.
+    /// Makes a policy of these rules. `omit_stages` and `omit_managed_fields` hold for all rules.
+    /// Rules after the first [`RULES_MAX`] are dropped.
     #[must_use]
     pub fn new(omit_stages: &[Stage], omit_managed_fields: bool, mut rules: Vec<Rule>) -> Self {
         rules.truncate(RULES_MAX);
@@ -241,19 +243,20 @@ impl Policy {
         }
     }
 
-    /// Decides, by the first rule that matches, what to record of the event of this request.
+    /// Decides how much of the event of this request must be recorded. The first rule that matches
+    /// the request decides.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         self.decision(self.matcher.first(request), request)
     }
 
-    /// Explains, rule by rule, why [`Self::decide`] decides as it does.
+    /// Explains, rule by rule, the decision that [`Self::decide`] makes for this request.
     #[must_use]
     pub fn explain(&self, request: &Request<'_>) -> Explanation {
         Explanation::new(self, request)
     }
 
-    /// The rules, in the order of the file.
+    /// Returns the rules of the policy, in the order of the file.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules

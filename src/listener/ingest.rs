@@ -59,17 +59,18 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
-/// The body of a refused request has this much time to come, and the same time again after each
-/// [`REFUSED_BYTES`] of it, but never more than `limits.body_timeout`. After that the refusal is
-/// answered anyway, and the connection ends. A sender that is still writing finds its answer, and a
-/// sender that sends nothing, or a byte now and then, does not keep its place.
+/// The longest time for which a refusal waits for the rest of its request's body. The time begins
+/// again after each [`REFUSED_BYTES`] of the body, but never goes beyond `limits.body_timeout`.
+/// After it the refusal is answered anyway, and the connection ends. A sender that is still writing
+/// finds its answer, and a sender that sends nothing, or a byte now and then, does not keep its
+/// place.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// See [`REFUSED_TIME`]. The two together ask for 64 KiB each second, which a slow line still
-/// reaches.
+/// The number of bytes of a refused body after which [`REFUSED_TIME`] begins again. The two
+/// together ask for 64 KiB each second, which a slow line still reaches.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
-/// The compressed bytes that are decompressed in one step. At gzip's best ratio of 1032 the output
-/// of a step is about 4 MiB.
+/// The number of compressed bytes that are decompressed in one step. At gzip's best ratio of 1032
+/// the output of a step is about 4 MiB.
 const GZIP_STEP: usize = 4 * 1024;
 
 /// The number of bytes by which a gzip body may be larger than twice its content. Gzip members
@@ -81,18 +82,19 @@ const GZIP_SPARE: u64 = 1024 * 1024;
 /// 1 ms for each MiB.
 const INLINE_MAX: usize = 1024 * 1024;
 
-/// The KiB of bodies that may be decoded at the same time off the runtime's threads. Besides the
-/// body, decoding needs memory for the spans of its events: up to half of the body's size, if all
-/// events but the first are of the smallest size. A larger body is decoded alone.
+/// The size in KiB of all bodies that may be decoded at the same time off the runtime's threads.
+/// Besides the body, decoding needs memory for the spans of its events: up to half of the body's
+/// size, if all events but the first are of the smallest size. A body that is larger than this
+/// limit is decoded alone.
 const DECODING_KIB: u32 = 16 * 1024;
 
-/// The semaphore for [`DECODING_KIB`].
+/// Makes the semaphore that has one permit for each KiB of [`DECODING_KIB`].
 pub(super) fn decoding() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(DECODING_KIB as usize))
 }
 
-/// Counts the bytes for `limits.max_in_flight`: bytes of bodies that are not in the queue yet, or
-/// wait for their acknowledgement. Bytes are counted as they arrive.
+/// Counts the bytes that `limits.max_in_flight` bounds: bytes of bodies that are not in the queue
+/// yet, or whose request still waits for the acknowledgement. Bytes are counted as they arrive.
 pub(super) struct InFlight {
     used: AtomicU64,
     gauge: Gauge,
@@ -103,8 +105,8 @@ impl InFlight {
         Self { used: AtomicU64::new(0), gauge }
     }
 
-    /// Counts `bytes` more bytes and returns `true`. If more than `max` bytes would be counted
-    /// then, counts none and returns `false`.
+    /// Counts `bytes` more bytes and returns `true`. If the sum would be more than `max` bytes,
+    /// counts nothing and returns `false`.
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
     fn add(&self, bytes: u64, max: u64) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -122,14 +124,15 @@ impl InFlight {
         self.gauge.decrement(bytes as f64);
     }
 
-    /// Returns `true` if not a single byte more may be taken.
+    /// Returns `true` if `max` bytes or more are counted, so that not a single byte more may be
+    /// taken.
     fn is_full(&self, max: u64) -> bool {
         self.used.load(Ordering::Relaxed) >= max
     }
 }
 
-/// The bytes of one body that are counted in [`InFlight`]. They are given back when this value is
-/// dropped.
+/// The bytes of one body that are counted in [`InFlight`]. Dropping this value takes them out of
+/// the count.
 struct Reservation<'a> {
     in_flight: &'a InFlight,
     max: u64,
@@ -137,8 +140,9 @@ struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Changes the number of bytes to `total`. The error refuses the request: there is no room for
-    /// the bytes now (429), or one event is too large at any time (413).
+    /// Changes the number of bytes that this body counts to `total`. An error is the refusal of the
+    /// request: there is no room for the bytes now (429), or one event is too large at any time
+    /// (413).
     fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
@@ -160,13 +164,13 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// The limits for requests from the config. A request keeps the limits that were valid when it
+/// The limits for requests, from the config. A request keeps the limits that were valid when it
 /// began.
 pub(super) struct Bounds {
     /// The effective `limits.max_body` in bytes: the smallest of several limits.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
-    /// The sizes for large bodies, which follow from `max_in_flight`.
+    /// The sizes that decide how large bodies are decoded; they follow from `max_in_flight`.
     pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
@@ -257,7 +261,8 @@ impl Ingest {
         }
     }
 
-    /// Decides by the head alone. `Ok` is `true` if the body is gzip.
+    /// Decides by the head of a request if it may go on. `Ok(true)`: the body is gzip. `Ok(false)`:
+    /// it is not compressed. `Err`: the request is refused.
     fn judge(
         &self,
         bounds: &Bounds,
@@ -306,8 +311,8 @@ impl Ingest {
         Ok(gzip)
     }
 
-    /// Reads the body, decodes it and appends it to the queue. Returns the number of events that
-    /// were accepted.
+    /// Reads the body, decodes it, appends it to the queue and waits for its acknowledgement.
+    /// Returns the number of events that were accepted.
     async fn take(
         &self,
         bounds: &Bounds,
@@ -356,7 +361,8 @@ impl Ingest {
         }
     }
 
-    /// Reads a body that is not compressed.
+    /// Reads a body that is not compressed. The result has all bytes that were not decoded on the
+    /// way.
     async fn collect(
         &self,
         bounds: &Bounds,
@@ -381,7 +387,8 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Reads a gzip body, and decompresses it.
+    /// Reads a gzip body and decompresses it. The result has all bytes that were not decoded on the
+    /// way.
     async fn inflate(
         &self,
         bounds: &Bounds,
@@ -422,8 +429,9 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Once too many bytes for a body that is decoded whole have come, hands them on to [`Large`],
-    /// step by step. Does nothing if the queue has no files.
+    /// Hands the bytes of `intake` on to [`Large`], which decodes them, once there are too many for
+    /// a body that is decoded whole. Must be called after each step of reading. Does nothing if the
+    /// queue has no files.
     async fn settle(
         &self,
         bounds: &Bounds,
@@ -444,8 +452,8 @@ impl Ingest {
     }
 
     /// Runs `work`, which takes milliseconds or waits for the disk, on a thread that may block.
-    /// `bytes` is the size of the work for [`DECODING_KIB`]. The work continues after its request
-    /// has gone, and keeps its share of the semaphore until it ends.
+    /// `bytes` is the size of the body, for [`DECODING_KIB`]. If the request ends early, the work
+    /// continues, and keeps its permits of the semaphore until it ends.
     async fn off_thread<T: Send + 'static>(
         &self,
         bounds: &Bounds,
@@ -473,8 +481,8 @@ impl Ingest {
         }
     }
 
-    /// Answers a refusal. If the rest of the body is still to come, and is small enough, the rest
-    /// is read and thrown away before the answer.
+    /// Answers a refusal. If the rest of the body is still to come and is small enough, the rest is
+    /// read and thrown away before the answer.
     async fn refuse(
         &self,
         bounds: &Bounds,
@@ -515,8 +523,8 @@ impl Ingest {
     }
 }
 
-/// The refusal after `delivered_timeout`: neither a consumer nor a disk may hold a request for
-/// ever.
+/// Makes the refusal of a request that has waited for `delivered_timeout`: neither a consumer nor a
+/// disk may hold a request for ever.
 fn too_late(bounds: &Bounds) -> Refusal {
     let (reason, message) = match bounds.acknowledge {
         Acknowledge::Queued | Acknowledge::Delivered => {
@@ -539,7 +547,7 @@ fn event_too_large(max: u64) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
-/// Decodes a whole body that is in memory.
+/// Decodes a whole body that is in memory. The error tells why the body is invalid.
 fn decode(mut body: Buffer) -> Result<Whole, Stopped> {
     let Split { lines, events, levels } = audit::decode_in_place(body.with_room())?;
     Ok(Whole::in_memory(body.keep(lines), events, levels))
@@ -552,7 +560,8 @@ fn stopped(stopped: Stopped) -> Refusal {
     }
 }
 
-/// Checks Content-Type and Content-Encoding. Returns `true` if the body is gzip.
+/// Checks the headers Content-Type and Content-Encoding. Returns `true` if the body is gzip,
+/// `false` if it is not compressed.
 fn media(head: &Parts) -> Result<bool, Refusal> {
     let refuse = |message: &str| {
         Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Rejection::MediaType, message))
@@ -613,24 +622,24 @@ fn shutting_down() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Rejection::ShuttingDown, "shutting down")
 }
 
-/// A body that is arriving.
+/// The body of a request that is arriving.
 struct Upload<'a> {
     body: Incoming,
-    /// The time at which the next piece comes too late.
+    /// The time at which the wait for the next bytes ends.
     deadline: Instant,
     cut: &'a CancellationToken,
     connection: &'a Connection,
-    /// The number of bytes that have come, before decompression.
+    /// The number of bytes of the body that have come, before decompression.
     sent: u64,
-    /// The body was asked for. hyper then answers `Expect: 100-continue`.
+    /// `true`: the relay has begun to read the body. hyper then answers `Expect: 100-continue`.
     begun: bool,
-    /// No more bytes will come: the body is complete or broken.
+    /// `true`: no more bytes will come, because the body is complete or broken.
     ended: bool,
 }
 
 impl Upload<'_> {
-    /// The next piece; `None` if the body is complete. The error refuses the request: the body is
-    /// too slow or broken, or the relay ends.
+    /// Returns the next bytes of the body; `None` if the body is complete. An error is the refusal
+    /// of the request: the body is too slow or broken, or the relay ends.
     async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         loop {
             if self.ended {
@@ -671,9 +680,9 @@ impl Upload<'_> {
         }
     }
 
-    /// Throws the rest of the body away, until more than `max` bytes have come in all, or the rest
-    /// does not come within [`REFUSED_TIME`]. The error is returned only if `limits.body_timeout`
-    /// is over.
+    /// Reads the rest of a refused body and throws it away, until more than `max` bytes have come
+    /// in all, or the rest does not come within [`REFUSED_TIME`]. Returns an error, the refusal
+    /// 408, only if `limits.body_timeout` is over.
     async fn discard(&mut self, max: u64) -> Result<(), Refusal> {
         let refused = self.connection.refused();
         let latest = self.deadline;
@@ -701,9 +710,11 @@ impl Upload<'_> {
 
 /// The bytes of a body that have come so far and are still in memory.
 struct Intake {
-    /// The bytes that were not handed on yet. If a body is held whole, these are all of its bytes.
+    /// The bytes of the body that were not handed on to `large`. If the body is held whole, these
+    /// are all of its bytes.
     rest: Buffer,
-    /// `Some` once the body was too large to be held whole.
+    /// The part of the body that is decoded while the rest arrives; `None` unless the body was too
+    /// large to be held whole.
     large: Option<Large>,
 }
 
@@ -712,18 +723,19 @@ impl Intake {
         Self { rest: Buffer::new(announced, pool), large: None }
     }
 
-    /// The number of bytes of memory, as `limits.max_in_flight` counts them.
+    /// The number of bytes of memory that the body takes now, as `limits.max_in_flight` counts
+    /// them.
     fn held(&self) -> usize {
         self.rest.len() + self.large.as_ref().map_or(0, Large::held)
     }
 }
 
-/// Takes the decompressed bytes of a body.
+/// The writer that takes the decompressed bytes of a gzip body.
 struct Inflated {
     intake: Intake,
-    /// The number of all decompressed bytes that have come.
+    /// The number of decompressed bytes that have come so far.
     bytes: u64,
-    /// The largest allowed number of these bytes.
+    /// The largest allowed number of decompressed bytes.
     max: u64,
 }
 

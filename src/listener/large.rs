@@ -19,27 +19,29 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Ticket;
 
-/// The largest body in bytes, 16 MiB, that is decoded whole, in place, also with a durable queue.
+/// The largest body, 16 MiB, that is decoded whole, in place, if the queue is durable. Only the
+/// durable queue can store larger bodies in pieces; with a queue in memory every body is decoded
+/// whole.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// A piece of a large body has about this many bytes, or is one larger event. One piece becomes one
-/// record of the durable queue. A cursor that reads a record in parts checks the whole record for
-/// each part, so records must not be much larger.
+/// The size in bytes of a piece of a large body; a single larger event makes a larger piece. One
+/// piece becomes one record of the durable queue. A cursor that reads a record in parts checks the
+/// whole record for each part, so that records must not be much larger.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
-/// The bytes of a large body that are collected before they are decoded in one step off the
-/// runtime's threads.
+/// The number of bytes of a large body that are collected before they are decoded in one step, off
+/// the runtime's threads.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// The sizes for large bodies. They are smaller than the constants above if `limits.max_in_flight`
-/// is small.
+/// The sizes in bytes that decide how large bodies are decoded. They are smaller than the constants
+/// of this file if `limits.max_in_flight` is small.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     /// The largest body that is decoded whole, in bytes.
     pub(super) whole: usize,
-    /// The bytes that are collected for one step.
+    /// The number of bytes that are collected before one step of decoding.
     pub(super) step: usize,
-    /// The bytes of a piece.
+    /// The size in bytes of a piece, which becomes one record of the queue.
     piece: usize,
 }
 
@@ -66,13 +68,14 @@ impl From<Invalid> for Stopped {
     }
 }
 
-/// A large body that is arriving.
+/// The state of a large body that is arriving: the part that is not decoded yet, and the file that
+/// takes the lines.
 pub(super) struct Large {
     pieces: Pieces,
     lines: Lines,
 }
 
-/// The file of the queue that takes the lines.
+/// The file of the queue that takes the lines of a large body.
 struct Lines(Incoming);
 
 impl Store for Lines {
@@ -84,21 +87,22 @@ impl Store for Lines {
 }
 
 impl Large {
-    /// Begins a body whose lines go to `incoming`.
+    /// Makes the state for a large body of which no byte has come yet. Its lines go to the file
+    /// `incoming`.
     pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
         Self { pieces: Pieces::new(sizes.piece), lines: Lines(incoming) }
     }
 
-    /// The number of bytes of memory that this body takes now.
+    /// The number of bytes of memory that this large body takes now.
     pub(super) fn held(&self) -> usize {
         self.pieces.held()
     }
 
-    /// Takes the next bytes of the body. Blocks on decoding and on the disk.
+    /// Takes the next bytes of the body. Blocks, because it decodes them and writes to the disk.
     ///
     /// # Errors
     ///
-    /// The body is invalid, or the queue could not store it. The whole body is refused then.
+    /// The body is invalid, or the queue could not store its lines. The whole body is refused then.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Stopped> {
         self.pieces.push(bytes, &mut self.lines)
     }
@@ -116,28 +120,30 @@ impl Large {
     }
 }
 
-/// A body that has arrived completely and is valid.
+/// A body that has arrived completely and is valid; its lines can be appended to the queue.
 pub(super) struct Whole {
     pub(super) events: u64,
-    /// The number of bytes of its lines.
+    /// The number of bytes of the body's lines.
     pub(super) bytes: u64,
     batch: Batch,
 }
 
-/// The lines of a whole body: in memory, or in a file of the durable queue.
+/// The lines of a whole body, in memory or in a file of the durable queue.
 enum Batch {
     Memory(Append),
     Disk(Incoming, LevelCounts),
 }
 
 impl Whole {
-    /// Makes a whole body of lines that are in memory.
+    /// Makes a whole body of lines that are in memory. `events` is the number of lines, `levels`
+    /// their number by level.
     pub(super) fn in_memory(lines: Bytes, events: u64, levels: LevelCounts) -> Self {
         let bytes = lines.len() as u64;
         Self { events, bytes, batch: Batch::Memory(Append { lines, events, levels }) }
     }
 
-    /// Gives the lines to the queue, and returns the ticket for them.
+    /// Appends the lines to the queue. Returns the ticket, with which the request waits for their
+    /// acknowledgement.
     pub(super) fn append(self, queue: &Queue) -> Result<Ticket, Refused> {
         match self.batch {
             Batch::Memory(append) => queue.append(append),

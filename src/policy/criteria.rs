@@ -10,39 +10,41 @@ use crate::audit::request::Location;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
 
-/// Which requests a rule matches: those that meet every field that is not empty.
+/// The criteria of a rule. A request matches if it meets the criterion of every field that is not
+/// empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
-    /// The user name is one of these.
+    /// The user's name must be one of these.
     pub users: Vec<String>,
-    /// The user is in at least one of these groups.
+    /// The user must be in at least one of these groups.
     pub user_groups: Vec<String>,
-    /// The verb is one of these.
+    /// The verb must be one of these.
     pub verbs: Vec<String>,
-    /// The request is about an object of one of these kinds.
+    /// The request must be about an object of one of these kinds.
     pub resources: Vec<GroupResources>,
-    /// The request is about an object in one of these namespaces; `""` stands for objects of no
-    /// namespace.
+    /// The request must be about an object in one of these namespaces; `""` stands for objects of
+    /// no namespace.
     pub namespaces: Vec<String>,
-    /// The request is about no object, and its path is one of these. A path that ends in `*` stands
-    /// for every path that begins with the text before the `*`.
+    /// The request must be about no object, and its path must be one of these. A path that ends in
+    /// `*` stands for every path that begins with the text before the `*`.
     pub non_resource_urls: Vec<String>,
 }
 
-/// Kinds of objects of one API group.
+/// Kinds of objects of one API group, as a rule lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GroupResources {
     /// The API group: `""` is the core group, `*` is any group.
     pub group: String,
-    /// Resources such as `pods`, `pods/log`, `pods/*` (which includes `pods`), `*/log` and `*`.
-    /// Empty: all resources of the group.
+    /// Resources such as `pods`, `pods/log`, `pods/*` (which includes `pods`), `*/log` and `*`. If
+    /// the list is empty, all resources of the group match.
     pub resources: Vec<String>,
-    /// Only objects with one of these names; empty: any name. Names are allowed only with
-    /// `resources`.
+    /// The names of objects; if the list is empty, any name matches. Names are allowed only if
+    /// `resources` is not empty.
     pub resource_names: Vec<String>,
 }
 
-/// The names that fields have in the file in which a rule is written, for messages about mistakes.
+/// The names of a rule's fields in the kind of file that the rule is from, for messages about
+/// mistakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
     /// The name of the field [`Criteria::resources`].
@@ -58,7 +60,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// The names in audit policies.
+    /// The names of the fields in audit policies.
     pub const POLICY: Self = Self {
         resources: "resources",
         namespaces: "namespaces",
@@ -66,7 +68,7 @@ impl Names {
         group: "group",
         resource_names: "resourceNames",
     };
-    /// The names in the relay's config files.
+    /// The names of the fields in the relay's config files.
     pub const CONFIG: Self = Self {
         non_resource_urls: "non_resource_urls",
         resource_names: "resource_names",
@@ -74,16 +76,16 @@ impl Names {
     };
 }
 
-/// A value that its author cannot have meant.
+/// A value of a rule that the rule's author cannot have meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The path from the criteria to the value.
+    /// The path that leads from the criteria to the value.
     pub path: Vec<Step>,
-    /// The mistake, and the values that are allowed.
+    /// A description of the mistake, with the values that are allowed.
     pub what: String,
 }
 
-/// One step of a path, from a value to a value inside it.
+/// One step of a path through a rule, from a value to a value inside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Leads to the field with this name.
@@ -107,8 +109,8 @@ impl fmt::Display for Mistake {
 }
 
 impl Criteria {
-    /// All mistakes in the criteria: values that kube-apiserver refuses, and values that it accepts
-    /// but that can never match. `names` are the field names to use in the messages.
+    /// Returns all mistakes in the criteria: values that kube-apiserver refuses, and values that it
+    /// accepts but that can never match. `names` are the field names for the messages.
     #[must_use]
     pub fn mistakes(&self, names: &Names) -> Vec<Mistake> {
         let mut found = Vec::new();
@@ -152,12 +154,12 @@ impl Criteria {
         found
     }
 
-    /// The first criterion that this request does not meet, as a sentence that tells how the two
-    /// differ; `None` if the request meets all of them.
+    /// Returns a sentence about the first criterion that this request does not meet, which tells
+    /// how the two differ; `None` if the request meets all criteria.
     ///
-    /// `keeps` says whether events that match these criteria are kept. If so, a namespace or name
-    /// that is unknown meets the criteria; if not, it does not. In both cases an unknown value
-    /// never causes an event to be dropped.
+    /// `keeps` is `true` if events that match these criteria are kept. A namespace or name that is
+    /// unknown then meets the criteria; if `keeps` is `false`, it does not. In both cases an
+    /// unknown value never causes an event to be dropped.
     pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
@@ -276,8 +278,9 @@ impl Criteria {
 }
 
 impl GroupResources {
-    /// Whether the object is of one of these kinds, and has one of these names. If the object's
-    /// name is unknown (`None`) and names are asked for, `unknown` decides about the name.
+    /// Returns `true` if the object is of one of these kinds and has one of these names. `name` is
+    /// `None` if the object's name is unknown; `unknown` is then the result for its name, if the
+    /// list of names is not empty.
     fn matches(&self, object: &Object<'_>, name: Option<&[u8]>, unknown: bool) -> bool {
         let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
         let named = self.resource_names.is_empty()
@@ -315,8 +318,8 @@ fn has(list: &[String], value: &[u8]) -> bool {
     list.iter().any(|item| item.as_bytes() == value)
 }
 
-/// Whether `spec` names exactly this object's kind: `resource`, or `resource/sub` for an object
-/// with a subresource.
+/// Returns `true` if `spec` names exactly this object's kind: `resource` for an object without a
+/// subresource, `resource/sub` for an object with one.
 pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     match &*object.subresource {
         b"" => *spec == *object.resource,
@@ -327,9 +330,10 @@ pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     }
 }
 
-/// The object's name as kube-apiserver's policy saw it: the name in the URL. For a list or watch of
-/// one object it is the name in the field selector, which `objectRef` has. A create request has no
-/// name there: its name comes from the body, which is read after the decision.
+/// Returns the object's name as kube-apiserver's policy saw it, which is the name in the URL. For a
+/// list or watch of one object, the name is the one in the field selector, which `objectRef` has. A
+/// create request has no name in its URL: the object's name comes from the body, which
+/// kube-apiserver reads after the decision.
 pub(super) fn name<'r>(
     request: &Request<'_>,
     object: &'r Object<'_>,
@@ -341,7 +345,7 @@ pub(super) fn name<'r>(
     }
 }
 
-/// Explains why the namespace and the name of an event's object are unknown.
+/// Explains in a sentence why the namespace and the name of an event's object are unknown.
 fn unknown(request: &Request<'_>) -> String {
     let uri = shown(&request.uri.text());
     format!(
@@ -350,13 +354,14 @@ fn unknown(request: &Request<'_>) -> String {
     )
 }
 
-/// The path with its percent-encoding resolved, as in `A` for `%41`. Policies are compared with
+/// Resolves the percent-encoding of a path, so that `%41` becomes `A`. Policies are compared with
 /// paths in this form.
 pub(super) fn unescaped(path: &[u8]) -> Vec<u8> {
     unescaping(path).collect()
 }
 
-/// The bytes of [`unescaped`], one by one. A `%` without two hexadecimal digits stays as it is.
+/// Returns the bytes of [`unescaped`], one by one. A `%` without two hexadecimal digits stays as it
+/// is.
 pub(super) fn unescaping(path: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let mut rest = path;
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -386,15 +391,15 @@ fn wrong_url(url: &str) -> Option<String> {
     })
 }
 
-/// Whether this is a resource, or a resource and a subresource, in a form that policies allow.
-/// `*/*` is refused, because its authors mean `*`.
+/// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that policies
+/// allow. `*/*` is not allowed, because its authors mean `*`.
 fn is_resource(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"
 }
 
-/// Describes the mistake in an API group; `None` if the group is valid. Kubernetes allows DNS
-/// subdomains in lower case (RFC 1123 §2.1).
+/// Describes the mistake in the name of an API group; `None` if the name is valid. Kubernetes
+/// allows DNS subdomains in lower case (RFC 1123 §2.1).
 fn wrong_group(group: &str) -> Option<String> {
     if group.is_empty() || group == "*" {
         return None;
@@ -416,10 +421,10 @@ fn wrong_group(group: &str) -> Option<String> {
     })
 }
 
-/// The most values of a list that a message shows.
+/// The largest number of values of a list that a message shows.
 const SHOWN: usize = 8;
 
-/// Shows a list in a sentence, as in `[get list]`.
+/// A list of values that a message shows as `[get list]`.
 struct Listed<'a, T>(&'a [T]);
 
 impl<T: AsRef<str>> Listed<'_, T> {

@@ -10,7 +10,8 @@ use super::Rule;
 use super::Stage;
 use crate::audit::request::Request;
 
-/// The steps to a decision. `Display` writes them as lines, each with a line break at its end.
+/// The steps that lead to a policy's decision. `Display` writes each step as one line, with a line
+/// break at its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     decision: Decision,
@@ -44,7 +45,7 @@ impl Explanation {
         Self { decision, lines }
     }
 
-    /// The decision that the lines explain.
+    /// Returns the decision that the lines explain.
     #[must_use]
     pub fn decision(&self) -> Decision {
         self.decision
@@ -57,7 +58,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Describes the result for the event, apart from `managedFields`.
+/// Describes what the decision means for the event, without its effect on `managedFields`.
 fn consequence(decision: Decision, request: &Request<'_>) -> String {
     if decision.level == Level::None {
         return "the event is dropped".to_owned();
@@ -85,7 +86,7 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// Describes the treatment of `managedFields`, which occur only in bodies; `None` if no body is
+/// Describes what happens to `managedFields`, which occur only in bodies; `None` if no body is
 /// recorded. A patch is recorded as the client sent it: kube-apiserver leaves its managed fields
 /// in, and the filter does the same.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {

@@ -25,21 +25,22 @@ use crate::audit::request::Request;
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 
-/// A list of criteria, compiled into tables for fast lookups.
+/// A list of criteria, compiled into tables, so that the first criteria that a request meets are
+/// found in a few lookups.
 #[derive(Debug)]
 pub struct Matcher {
-    /// For each rule, the parts that no table holds.
+    /// For each rule, the criteria that no table holds.
     rest: Vec<Rest>,
-    /// The rules that a request about an object can match.
+    /// The set of rules that a request about an object can match, one bit for each rule.
     about_object: Vec<u64>,
-    /// The rules that a request about a path can match.
+    /// The set of rules that a request about a path can match, one bit for each rule.
     about_path: Vec<u64>,
     verbs: Table,
     namespaces: Table,
-    /// The rules that are left if the namespace of a request is unknown: those without
-    /// `namespaces`, and those that keep events.
+    /// The set of rules that can match a request whose namespace is unknown: rules without
+    /// `namespaces`, and rules that keep the events that they match.
     unlocated: Vec<u64>,
-    /// The table of resources, without their subresources.
+    /// The table of resources. It ignores subresources.
     resources: Table,
     users: Table,
     groups: Table,
@@ -47,7 +48,8 @@ pub struct Matcher {
 
 #[derive(Debug, Default)]
 struct Rest {
-    /// Whether the rule matches an object whose name is unknown.
+    /// `true`: the rule keeps the events that it matches, and therefore also matches an object
+    /// whose name is unknown.
     keeps: bool,
     resources: Vec<OfGroup>,
     paths: Vec<Path>,
@@ -55,11 +57,11 @@ struct Rest {
 
 #[derive(Debug)]
 struct OfGroup {
-    /// The API group; `None` matches every group.
+    /// The API group; `None`: every group matches.
     group: Option<Box<[u8]>>,
-    /// The kinds of objects; if empty, all kinds match.
+    /// The kinds of objects. If the list is empty, all kinds match.
     kinds: Vec<Kind>,
-    /// The names of objects; if empty, all names match.
+    /// The names of objects. If the list is empty, all names match.
     names: Vec<Box<[u8]>>,
 }
 
@@ -80,29 +82,30 @@ struct Path {
     is_prefix: bool,
 }
 
-/// For the values of one criterion, the rules that each value does not exclude.
+/// A table for one criterion, which maps a value to the set of rules that the value does not
+/// exclude.
 #[derive(Debug)]
 struct Table {
-    /// The rules that do not use the criterion.
+    /// The set of rules that do not use the criterion, one bit for each rule.
     indifferent: Vec<u64>,
-    /// For each value, the index in `sets` at which its set begins.
+    /// For each value that a rule lists, the index in `sets` at which the value's set begins.
     places: HashMap<Box<[u8]>, usize, FixedState>,
-    /// One set after the other, each of as many words as `indifferent`. Each set also contains the
-    /// indifferent rules.
+    /// The sets of all values, one after the other. Each set has as many words as `indifferent`,
+    /// and contains the rules of `indifferent` too.
     sets: Vec<u64>,
 }
 
 impl Matcher {
-    /// Compiles the criteria in their order; criteria after the first [`RULES_MAX`] never match. A
-    /// match means that an event is kept. If the namespace or the name of an object is unknown, the
-    /// request therefore meets every criterion about namespaces or names.
+    /// Compiles the criteria in their order; criteria after the first [`RULES_MAX`] never match. An
+    /// event that matches is kept. A request about an object whose namespace or name is unknown
+    /// therefore meets every criterion about namespaces or names.
     pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
         Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
     }
 
-    /// Does what [`Self::new`] does, but each `bool` says whether the rule keeps the events that it
-    /// matches. A rule that does not keep them (level `None`) matches only if everything that it
-    /// asks about is known.
+    /// Does the same as [`Self::new`], but each `bool` tells if the rule keeps the events that it
+    /// matches. If it is `false` (level `None`), the rule matches only if the namespace and the
+    /// name that it asks about are known.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
@@ -140,13 +143,14 @@ impl Matcher {
         }
     }
 
-    /// Whether the request meets any of the criteria.
+    /// Returns `true` if the request meets all criteria of at least one rule.
     #[must_use]
     pub fn matches(&self, request: &Request<'_>) -> bool {
         self.first(request).is_some()
     }
 
-    /// The index of the first criteria that the request meets; `None` if it meets none.
+    /// Returns the index of the first rule whose criteria the request meets; `None` if there is no
+    /// such rule.
     #[must_use]
     pub fn first(&self, request: &Request<'_>) -> Option<usize> {
         let mut room = [0; WORDS_MAX];
@@ -181,8 +185,8 @@ impl Matcher {
     }
 }
 
-/// A request, and the location that its URL names. The URL is read when the first rule needs the
-/// location.
+/// A request, and the namespace and name that its URL has. The URL is read when the first rule
+/// needs them.
 struct Located<'r> {
     request: &'r Request<'r>,
     location: OnceCell<Option<Location<'r>>>,
@@ -194,7 +198,7 @@ impl Located<'_> {
     }
 }
 
-/// The indices of the bits that are set, from the lowest to the highest.
+/// Returns the indices of the bits that are set in `words`, from the lowest to the highest.
 fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     words.iter().enumerate().flat_map(|(index, &word)| {
         let mut word = word;
@@ -209,8 +213,8 @@ fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// The resources that this rule lists, as keys of the table of resources. Empty if the rule matches
-/// any resource.
+/// Returns the resources that a rule lists, as keys for the table of resources. Empty if the rule
+/// matches any resource.
 fn resources(criteria: &Criteria) -> Vec<String> {
     let mut values = Vec::new();
     for of in &criteria.resources {
@@ -228,7 +232,8 @@ fn resources(criteria: &Criteria) -> Vec<String> {
 }
 
 impl Table {
-    /// Builds the table from the values that each rule lists; a rule without values is indifferent.
+    /// Builds the table from the values that each rule lists. A rule without values does not use
+    /// the criterion. `words` is the number of words of a set.
     fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
         let rules: Vec<Vec<String>> = rules.collect();
         let mut indifferent = vec![0; words];
@@ -248,7 +253,7 @@ impl Table {
         table
     }
 
-    /// Whether any rule that is left uses this criterion.
+    /// Returns `true` if at least one rule of the set `left` uses this criterion.
     fn is_asked(&self, left: &[u64]) -> bool {
         left.iter().zip(&self.indifferent).any(|(left, indifferent)| left & !indifferent != 0)
     }
@@ -343,8 +348,9 @@ impl OfGroup {
 }
 
 impl Kind {
-    /// The kinds that kube-apiserver understands by this text. It reads `*/*` in two ways, and in
-    /// neither of them is `*` a wildcard for both parts, so `*/*` gives two kinds.
+    /// Returns the kinds that kube-apiserver understands by the text `spec`. kube-apiserver reads
+    /// `*/*` in two ways, and in neither of them is `*` a wildcard for both parts; `*/*` therefore
+    /// gives two kinds.
     fn of(spec: &str) -> Vec<Self> {
         match spec.split_once('/') {
             None if spec == "*" => vec![Self::Any],

@@ -46,8 +46,8 @@ const RULE: &[&str] = &[
 /// The fields of an entry of `resources`.
 const GROUP_RESOURCES: &[&str] = &["group", "resources", "resourceNames"];
 
-/// Names that other Kubernetes objects use for the same thing, each with the name that a policy
-/// uses.
+/// Names that other Kubernetes objects use for a field, each with the name that a policy uses for
+/// that field.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("groups", "userGroups"),
     ("apiGroup", "group"),
@@ -75,21 +75,21 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
     }
 }
 
-/// Reads the parts of a document, and collects the mistakes.
+/// Reads the parts of a policy file, and collects the mistakes in them.
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,
 }
 
-/// The fields of a map whose names are known, each once.
+/// The fields of a map whose names are known. Each field occurs once.
 struct Fields<'n> {
     place: Place,
     fields: Vec<(&'static str, &'n Node)>,
 }
 
 impl<'n> Fields<'n> {
-    /// The value of the field. `None` if the field is missing or null: kube-apiserver treats null
-    /// as missing.
+    /// Returns the value of the field `name`. `None` if the field is missing or null, because
+    /// kube-apiserver treats null as missing.
     fn get(&self, name: &str) -> Option<&'n Node> {
         let (_, node) = self.fields.iter().find(|(known, _)| *known == name)?;
         (!is_null(node)).then_some(node)
@@ -136,9 +136,10 @@ impl Problems {
         Some(Policy::new(&omit_stages, omit_managed_fields, rules))
     }
 
-    /// Whether `kind` is `Policy`. A document of another kind gets this one mistake and is not read
-    /// further. `None` if the document is no map or its `kind` is no text; a missing `kind` is
-    /// noted as a mistake, and the document is read as a policy.
+    /// Returns `true` if the `kind` of a document is `Policy`, `false` if it is another kind; the
+    /// other kind is noted as the only mistake, and the document is not read further. `None` if the
+    /// document is no map or its `kind` is no text. A missing `kind` is noted as a mistake, and the
+    /// result is `true`.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         let pairs = self.map(document)?;
         let kind = pairs
@@ -210,8 +211,8 @@ impl Problems {
         Some(Rule { line, level: level?, criteria, omit_stages, omit_managed_fields })
     }
 
-    /// Reads an entry of `resources`. For an entry that is not a map it returns an empty value, so
-    /// that the entries after it keep their index.
+    /// Reads an entry of `resources`. If the entry is not a map, the result is empty, so that the
+    /// entries after it keep their index.
     fn group_resources(&self, node: &Node) -> GroupResources {
         let Some(fields) = self.fields(node, GROUP_RESOURCES) else {
             return GroupResources::default();
@@ -239,8 +240,8 @@ impl Problems {
         found.copied()
     }
 
-    /// The known fields of a map, each with its value. Unknown and duplicate fields are noted as
-    /// mistakes. `None` if the node is no map.
+    /// Returns the known fields of a map, each with its value. Unknown and duplicate fields are
+    /// noted as mistakes. `None` if the node is no map.
     fn fields<'n>(&self, node: &'n Node, known: &'static [&'static str]) -> Option<Fields<'n>> {
         let mut fields: Vec<(&'static str, &Node)> = Vec::new();
         for (key, value) in self.map(node)? {
@@ -292,8 +293,8 @@ impl Problems {
         Some(nodes)
     }
 
-    /// Reads a list of texts; the list is empty if the field is missing. An item that is no text
-    /// becomes an empty text, so that the items after it keep their index.
+    /// Reads the field `name`, which is a list of texts. The list is empty if the field is missing.
+    /// An item that is no text becomes an empty text, so that the items after it keep their index.
     fn texts(&self, fields: &Fields<'_>, name: &str) -> Vec<String> {
         let list = fields.get(name).and_then(|node| self.list(node)).unwrap_or_default();
         list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
@@ -334,8 +335,8 @@ impl Problems {
     }
 }
 
-/// The position of the node to which the path leads. If the path leads to nothing, the position of
-/// the last node on it that exists.
+/// Returns the position of the node to which `path` leads. If the path leads to nothing, returns
+/// the position of the last node on the path that exists.
 fn place_of(node: &Node, path: &[Step]) -> Place {
     let mut node = node;
     for step in path {
@@ -369,8 +370,8 @@ fn is_null_text(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// The boolean that a text without quotes stands for in YAML 1.1, which kube-apiserver reads;
-/// `None` if it stands for none.
+/// Returns the boolean that a text without quotes stands for in YAML 1.1, which kube-apiserver
+/// reads; `None` if the text stands for no boolean.
 fn flag(text: &str) -> Option<bool> {
     match text {
         "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => {
@@ -391,8 +392,8 @@ fn is_number(text: &str) -> bool {
         || matches!(digits.to_ascii_lowercase().as_str(), ".inf" | ".nan")
 }
 
-/// The end of a message about an unknown text: the known name that is nearest to it, or all known
-/// names if none is near.
+/// Returns the end of a message about an unknown text: the known name that is nearest to the text,
+/// or all known names if none is near.
 fn instead(text: &str, known: &[&str]) -> String {
     let lower = text.to_lowercase();
     let typos_max = (text.chars().count() / 3).max(1);

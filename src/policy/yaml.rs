@@ -19,12 +19,13 @@ use super::Problem;
 /// The deepest nesting of lists and maps. A policy needs six levels.
 const DEPTH_MAX: usize = 64;
 
-/// The most bytes that a tree may have, with its aliases written out: the bytes of all texts, and
+/// The largest size of a tree in bytes, with its aliases written out: the bytes of all texts, and
 /// [`NODE`] bytes for each value.
 const SIZE_MAX: usize = 8 << 20;
 const NODE: usize = 16;
 
-/// A position in the text: line and column, both counted from 1, the column in characters.
+/// A position in the text of a policy: line and column, both counted from 1. The column counts
+/// characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) line: usize,
@@ -32,7 +33,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The position of the first character.
+    /// The position of the first character of a text.
     pub(super) const START: Self = Self { line: 1, column: 1 };
 
     fn of(marker: Marker) -> Self {
@@ -45,30 +46,30 @@ impl Place {
     }
 }
 
-/// A value and the position at which it begins.
+/// A value in the tree, and the position in the text at which the value begins.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) place: Place,
     pub(super) value: Value,
-    /// The bytes that this value and all values in it count towards [`SIZE_MAX`].
+    /// The number of bytes that this value and all values in it count towards [`SIZE_MAX`].
     size: usize,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Value {
-    /// `plain`: whether the text is without quotes, so that `1` is a number and an empty text is
-    /// null.
+    /// A text. `plain` is `true` if the text is written without quotes: `1` is then a number, and
+    /// an empty text is null.
     Scalar {
         text: String,
         plain: bool,
     },
     List(Vec<Node>),
-    /// The pairs in the order of the text. Keys are kept as they are written, and duplicate keys
-    /// are kept too.
+    /// The pairs of key and value, in the order of the text. Keys are kept as they are written, and
+    /// duplicate keys are kept too.
     Map(Vec<(Node, Node)>),
 }
 
-/// A list or map whose end the parser has not reached.
+/// A list or map whose end the parser has not reached yet.
 struct Open {
     anchor: usize,
     place: Place,
@@ -77,7 +78,7 @@ struct Open {
     size: usize,
 }
 
-/// Parses a text that is one document.
+/// Parses a text, which must be one YAML document, into a tree.
 ///
 /// # Errors
 ///
@@ -99,7 +100,7 @@ pub(super) fn parse(text: &str) -> Result<Node, Problem> {
 struct Tree {
     root: Option<Node>,
     open: Vec<Open>,
-    /// The values that have an anchor, by the anchor's number, for the aliases that refer to them.
+    /// The values that have an anchor, by the number of the anchor. Aliases refer to these values.
     anchored: HashMap<usize, Node>,
     size: usize,
 }
@@ -170,8 +171,8 @@ impl Tree {
         self.put(anchor, Node { place, value, size })
     }
 
-    /// Adds a complete value to the list or map that is open; if none is open, the value becomes
-    /// the root. A value with an anchor (`anchor` is not 0) is also kept for aliases.
+    /// Adds a complete value to the list or map that is open. If none is open, the value becomes
+    /// the root. If the value has an anchor (`anchor` is not 0), a copy is kept for aliases.
     fn put(&mut self, anchor: usize, node: Node) -> Result<(), Problem> {
         if anchor != 0 {
             self.count(node.size, node.place)?;
@@ -187,7 +188,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Counts a value before it is made. `Err` if the tree would be larger than [`SIZE_MAX`].
+    /// Counts `size` more bytes before a value is made. Returns an error if the tree would be
+    /// larger than [`SIZE_MAX`].
     fn count(&mut self, size: usize, place: Place) -> Result<(), Problem> {
         self.size += size;
         match self.size > SIZE_MAX {
@@ -197,8 +199,8 @@ impl Tree {
     }
 }
 
-/// Whether the value has a tag that names its usual type, such as `!!str`. `Err` if it has another
-/// tag.
+/// Returns `true` if the value has a tag that names its usual type, such as `!!str`, and `false` if
+/// it has no tag. Returns an error if it has another tag.
 fn check_tag(tag: Option<&Tag>, place: Place, usual: &str) -> Result<bool, Problem> {
     match tag {
         None => Ok(false),
