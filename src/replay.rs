@@ -332,18 +332,20 @@ impl Frontier {
 /// Writes the resume file in the background.
 #[derive(Default)]
 struct Saver {
+    /// The state that the last write put in the file; `None` before the first write has succeeded.
     saved: Option<State>,
-    writing: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+    /// The write that is under way.
+    writing: Option<tokio::task::JoinHandle<std::io::Result<State>>>,
 }
 
 impl Saver {
-    /// Begins to write, if the state has changed and no write is under way.
+    /// Begins to write, if the state is not the one in the file and no write is under way.
     fn save(&mut self, file: Option<&PathBuf>, state: &State) {
         let Some(file) = file.filter(|_| self.writing.is_none()) else { return };
         if self.saved.as_ref() != Some(state) {
             let (file, state) = (file.clone(), state.clone());
-            self.saved = Some(state.clone());
-            self.writing = Some(tokio::task::spawn_blocking(move || state.save(&file)));
+            let write = move || state.save(&file).map(|()| state);
+            self.writing = Some(tokio::task::spawn_blocking(write));
         }
     }
 
@@ -356,11 +358,10 @@ impl Saver {
         let Some(writing) = &mut self.writing else { return std::future::pending().await };
         let written = writing.await;
         self.writing = None;
-        match written {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("cannot write the resume file: {error}")),
-            Err(error) => Err(format!("cannot write the resume file: {error}")),
-        }
+        let saved = written.map_err(std::io::Error::from).flatten();
+        let state = saved.map_err(|error| format!("cannot write the resume file: {error}"))?;
+        self.saved = Some(state);
+        Ok(())
     }
 }
 
@@ -580,7 +581,7 @@ impl Running {
     /// Writes the resume file for the last time, and returns the result of the replay.
     async fn ended(mut self, trouble: Option<Trouble>) -> Result<(), Stopped> {
         if self.saver.writing.is_some() {
-            // The next write reports the same error.
+            // If this write has failed, the one below writes the same state, and reports the error.
             self.saver.written().await.ok();
         }
         self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);
@@ -598,5 +599,29 @@ impl Running {
         let is_at_end = finishes && lines.is_none();
         let at = (!is_at_end).then(|| (self.file(file), lines_before + 1));
         Err(Stopped { what, at, lines })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The directory of the resume file does not exist during the first write, and exists during
+    /// the second. The second write is asked for with the state of the first.
+    #[tokio::test]
+    async fn a_state_is_written_again_if_its_write_has_failed() {
+        let parent = tempfile::tempdir().unwrap();
+        let file = parent.path().join("later").join("resume");
+        let (mut saver, mut state) = (Saver::default(), State::default());
+        state.events = 7;
+        saver.save(Some(&file), &state);
+        let failed = saver.written().await.unwrap_err();
+        assert!(failed.starts_with("cannot write the resume file: "), "{failed}");
+        std::fs::create_dir(file.parent().unwrap()).unwrap();
+        saver.save(Some(&file), &state);
+        saver.written().await.unwrap();
+        assert_eq!(State::load(&file), Ok(state.clone()));
+        saver.save(Some(&file), &state);
+        assert!(saver.writing.is_none(), "an unchanged state is written once");
     }
 }

@@ -313,15 +313,16 @@ impl Sources {
             let leaving = async {
                 closing.cancelled().await;
                 tokio::time::sleep(LEAVING).await;
-                // During the drain, the drain's own deadline stops the source.
-                if !all.is_cancelled() {
-                    stop.cancel();
-                }
-                std::future::pending::<()>().await;
             };
             let ended = tokio::select! {
                 ended = &mut end => ended,
-                () = leaving => return,
+                () = leaving => {
+                    // During the drain, the drain's own deadline stops the source.
+                    if !all.is_cancelled() {
+                        stop.cancel();
+                    }
+                    end.await
+                }
             };
             let error = match ended {
                 Ok(()) if is_told() => return,
