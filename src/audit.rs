@@ -382,15 +382,15 @@ mod tests {
             ("", "at byte 0: the body is empty"),
             (" \r\n", "at byte 0: the body is empty"),
             ("hello", "not JSON"),
-            ("[]", "not an audit event"),
-            ("null", "not an audit event"),
-            ("7", "not an audit event"),
+            ("[]", "neither an audit event"),
+            ("null", "neither an audit event"),
+            ("7", "neither an audit event"),
             ("{}", "item 0 at byte 0: auditID is missing"),
             (r#"{"auditID":"a"}"#, "stage is missing"),
-            (r#"{"auditID":7,"stage":"Panic"}"#, "item 0 at byte 11: auditID is no string"),
+            (r#"{"auditID":7,"stage":"Panic"}"#, "item 0 at byte 11: auditID is not a string"),
             (r#"{"auditID":"","stage":"Panic"}"#, "item 0 at byte 11: auditID is empty"),
             (r#"{"auditID":"a","stage":"panic"}"#, "item 0 at byte 23: stage is none of"),
-            (r#"{"auditID":"a","stage":null}"#, "stage is none of"),
+            (r#"{"auditID":"a","stage":null}"#, "stage is not one of"),
             (r#"{"kind":"Pod","auditID":"a","stage":"Panic"}"#, r#"kind is "Pod""#),
             (r#"{"auditID":"a","stage":"Panic","kind":"Event"}"#, "apiVersion is missing"),
             (
@@ -410,17 +410,17 @@ mod tests {
             (r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1"}"#, "items is missing"),
             (
                 r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":null}"#,
-                "items is no array",
+                "items is not an array",
             ),
             (
                 r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":{"a":[1]}}"#,
-                "items is no array",
+                "items is not an array",
             ),
             (
                 r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[],"items":[]}"#,
-                "items is there twice",
+                "items occurs twice",
             ),
-            (r#"{"kind":7,"items":[]}"#, "kind is no string"),
+            (r#"{"kind":7,"items":[]}"#, "kind is not a string"),
         ];
         for (body, expected) in cases {
             let refusal = refusal(body);

@@ -368,7 +368,7 @@ impl Listener {
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(listener = self.label, %error, "cannot accept connections, trying on");
+                        tracing::error!(listener = self.label, %error, "cannot accept connections, trying again");
                     }
                     let pause = tokio::time::sleep(ACCEPT_PAUSE);
                     self.closing.run_until_cancelled(pause).await;
@@ -384,7 +384,7 @@ impl Listener {
         let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
             tracing::debug!(
                 listener = self.label,
-                "connection closed: limits.max_connections are in requests"
+                "connection closed: limits.max_connections other connections have a request under way"
             );
             return;
         };

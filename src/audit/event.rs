@@ -45,7 +45,7 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     match audit_id {
         None => return Err((0, "auditID is missing".into())),
         Some(value) if value.first() != Some(&b'"') => {
-            return Err((at(value), "auditID is no string".into()));
+            return Err((at(value), "auditID is not a string".into()));
         }
         Some(value) if value == b"\"\"" => return Err((at(value), "auditID is empty".into())),
         Some(_) => {}
@@ -57,7 +57,7 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
                 Some(b"RequestReceived" | b"ResponseStarted" | b"ResponseComplete" | b"Panic") => {}
                 _ => return Err((
                     at(value),
-                    "stage is none of RequestReceived, ResponseStarted, ResponseComplete, Panic"
+                    "stage is not one of RequestReceived, ResponseStarted, ResponseComplete, Panic"
                         .into(),
                 )),
             }
@@ -74,11 +74,13 @@ pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {
             format!(
-                "apiVersion is a beta one, which ended with Kubernetes 1.24: {API_VERSION} is accepted"
+                "apiVersion is a beta version, which ended with Kubernetes 1.24: only {API_VERSION} is accepted"
             )
         }
-        Some(version) => format!("apiVersion is {}: {API_VERSION} is accepted", quoted(version)),
-        None => format!("apiVersion is missing or no string: {API_VERSION} is accepted"),
+        Some(version) => {
+            format!("apiVersion is {}: only {API_VERSION} is accepted", quoted(version))
+        }
+        None => format!("apiVersion is missing or not a string: only {API_VERSION} is accepted"),
     }
 }
 

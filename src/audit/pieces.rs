@@ -363,7 +363,9 @@ impl Pieces {
             Invalid { byte, ..error }
         })?;
         if decoded.events > 0 {
-            let what = "kind is Event, where items is an array of more than a MiB".into();
+            let what =
+                "kind is Event, but items is a large array: a list of events has kind EventList"
+                    .into();
             return Err(Invalid { byte: 0, item: None, what });
         }
         Ok(())
@@ -375,9 +377,11 @@ impl Pieces {
         match decode_in_place(&mut self.window) {
             Err(error) => self.place(error, LIST_HEAD.len()),
             // A list that does not end is never valid; this case only gives it a fault.
-            Ok(_) => {
-                Invalid { byte: self.before, item: None, what: "not JSON: it breaks off".into() }
-            }
+            Ok(_) => Invalid {
+                byte: self.before,
+                item: None,
+                what: "not JSON: the body ends inside the list".into(),
+            },
         }
     }
 

@@ -42,7 +42,8 @@ impl Found {
     /// the value ends beyond 4 GiB.
     fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
-        let span = Span::new(start, start + item.len()).ok_or("an event beyond 4 GiB")?;
+        let span = Span::new(start, start + item.len())
+            .ok_or("the event is larger than 4 GiB, or lies beyond the first 4 GiB of the body")?;
         self.count += 1;
         if self.bad.is_some() {
             return Ok(());
@@ -66,7 +67,7 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut parser = serde_json::Deserializer::from_str(text);
     let list = EnvelopeSeed { text, items: &items }.deserialize(&mut parser).map_err(|error| {
         let what = if error.is_data() {
-            "not an audit event, an EventList or JSON lines of events".into()
+            "neither an audit event nor an EventList nor JSON lines of events".into()
         } else {
             syntax(&error)
         };
@@ -94,8 +95,8 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let items = match list.items {
         Items::Array(items) => items,
         Items::Absent => return Err(envelope(0, "items is missing")),
-        Items::NoArray => return Err(envelope(0, "items is no array")),
-        Items::Twice => return Err(envelope(0, "items is there twice")),
+        Items::NoArray => return Err(envelope(0, "items is not an array")),
+        Items::Twice => return Err(envelope(0, "items occurs twice")),
     };
     check_all(text, items)
 }
@@ -190,11 +191,11 @@ enum Items {
 
 impl Envelope<'_> {
     fn kind(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
-        text_of(self.kind, "kind is no string")
+        text_of(self.kind, "kind is not a string")
     }
 
     fn api_version(&self) -> Result<Option<Cow<'_, str>>, Invalid> {
-        text_of(self.api_version, "apiVersion is no string")
+        text_of(self.api_version, "apiVersion is not a string")
     }
 }
 

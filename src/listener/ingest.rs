@@ -286,14 +286,14 @@ impl Ingest {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 Rejection::NotFound,
-                format!("audit events are taken below {}", settings.path_prefix),
+                format!("audit events are accepted below {}", settings.path_prefix),
             ));
         }
         if head.method != Method::POST {
             return Err(Refusal::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 Rejection::Method,
-                "audit events are taken by POST",
+                "audit events are accepted by POST only",
             ));
         }
         let gzip = media(head)?;
@@ -413,7 +413,7 @@ impl Ingest {
                 let Inflated { intake, bytes, .. } = decoder.get_mut();
                 if upload.sent > bytes.saturating_mul(2).saturating_add(GZIP_SPARE) {
                     return Err(invalid(
-                        "the gzip has members without content: it is twice as large as the body in it",
+                        "the gzip is more than twice as large as the body in it: it has too many members without content",
                     ));
                 }
                 share.set(intake.held())?;
@@ -527,7 +527,11 @@ impl Ingest {
 /// disk may hold a request for ever.
 fn too_late(bounds: &Bounds) -> Refusal {
     let (reason, message) = match bounds.acknowledge {
-        Acknowledge::Queued | Acknowledge::Delivered => {
+        // In a queue in memory only the decoding of a large body can take this long.
+        Acknowledge::Queued => {
+            (Rejection::DeliveryTimeout, "the relay has not decoded the body in time")
+        }
+        Acknowledge::Delivered => {
             (Rejection::DeliveryTimeout, "the consumers have not acknowledged the events in time")
         }
         Acknowledge::Synced => (Rejection::Disk, "the disk has not stored the events in time"),
@@ -542,7 +546,7 @@ fn too_large(bounds: &Bounds) -> Refusal {
 
 fn event_too_large(max: u64) -> Refusal {
     let message = format!(
-        "one event is too large for limits.max_in_flight ({max} bytes), which has room for one of about half its size: raise it"
+        "one event is too large for limits.max_in_flight ({max} bytes), which has room for an event of about half of that: raise limits.max_in_flight"
     );
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
@@ -572,7 +576,7 @@ fn media(head: &Parts) -> Result<bool, Refusal> {
         let known = ["application/json", "application/x-ndjson", "text/plain", ""];
         if !known.iter().any(|name| essence.eq_ignore_ascii_case(name.as_bytes())) {
             return refuse(
-                "the Content-Type is none of application/json, application/x-ndjson, text/plain",
+                "the Content-Type is not one of application/json, application/x-ndjson, text/plain",
             );
         }
     }
@@ -663,9 +667,9 @@ impl Upload<'_> {
                 Ok(None) => self.ended = true,
                 Ok(Some(Err(error))) => {
                     self.ended = true;
-                    tracing::debug!(%error, "body broke off");
+                    tracing::debug!(%error, "the body ended early");
                     return Err(invalid(
-                        "the body is shorter than announced, or its chunks are broken",
+                        "the body is shorter than its Content-Length, or its chunks are broken",
                     ));
                 }
                 // Trailers are ignored.

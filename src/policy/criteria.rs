@@ -120,9 +120,9 @@ impl Criteria {
         let urls = Step::Field(names.non_resource_urls);
         let is_of_objects = !self.resources.is_empty() || !self.namespaces.is_empty();
         if is_of_objects && !self.non_resource_urls.is_empty() {
-            let Names { resources, namespaces, .. } = names;
+            let Names { non_resource_urls, resources, namespaces, .. } = names;
             let what = format!(
-                "a request is about a path or about an object: a rule has this or {resources} and {namespaces}; make two of it"
+                "a request is about a path or about an object: a rule has {non_resource_urls}, or {resources} and {namespaces}: write two rules"
             );
             note(&[urls], what);
         }
@@ -140,14 +140,16 @@ impl Criteria {
             for (index, resource) in of_group.resources.iter().enumerate() {
                 if !is_resource(resource) {
                     let what = format!(
-                        "{resource:?} is no resource: `pods`, `pods/log`, `pods/*`, `*/log` and `*` are of the forms that are allowed"
+                        "{resource:?} is not a resource: allowed are forms such as `pods`, `pods/log`, `pods/*`, `*/log` and `*`"
                     );
                     let [first, second, third] = at("resources");
                     note(&[first, second, third, Step::Item(index)], what);
                 }
             }
             if of_group.resources.is_empty() && !of_group.resource_names.is_empty() {
-                let what = "names of what? resources must say it here, too".to_owned();
+                let what =
+                    "the resources that these names belong to are missing: name them here, too"
+                        .to_owned();
                 note(&at(names.resource_names), what);
             }
         }
@@ -349,8 +351,8 @@ pub(super) fn name<'r>(
 fn unknown(request: &Request<'_>) -> String {
     let uri = shown(&request.uri.text());
     format!(
-        "the requestURI {uri:?} is none of a request about an object, \
-         and a rule of level None needs to know"
+        "the requestURI {uri:?} is not that of a request about an object, \
+         and a rule of level None has to know the object"
     )
 }
 
@@ -383,7 +385,7 @@ fn wrong_url(url: &str) -> Option<String> {
         return None;
     }
     if !url.starts_with('/') {
-        return Some(format!("{url:?} is no path: one begins with /, or is * for all"));
+        return Some(format!("{url:?} is not a path: a path begins with /, or is * for all paths"));
     }
     let star = url.find('*')?;
     (star + 1 < url.len()).then(|| {
@@ -405,7 +407,9 @@ fn wrong_group(group: &str) -> Option<String> {
         return None;
     }
     if let Some((name, _)) = group.split_once('/') {
-        return Some(format!("{group:?} is more than a group: leave its version out, {name:?}"));
+        return Some(format!(
+            "{group:?} is more than a group: leave the version out and write {name:?}"
+        ));
     }
     let is_end = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_label = |label: &str| {
@@ -416,7 +420,7 @@ fn wrong_group(group: &str) -> Option<String> {
     let is_name = group.len() <= 253 && group.split('.').all(is_label);
     (!is_name).then(|| {
         format!(
-            "{group:?} is no API group: names such as \"apps\" and \"rbac.authorization.k8s.io\" are allowed, \"\" for the core group and \"*\" for all"
+            "{group:?} is not an API group: names such as \"apps\" and \"rbac.authorization.k8s.io\" are allowed, \"\" for the core group and \"*\" for all"
         )
     })
 }

@@ -109,7 +109,7 @@ impl Tree {
     fn take(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
         match event {
             Event::DocumentStart(_) if self.root.is_some() => {
-                Err(place.problem("a second document: a policy is one"))
+                Err(place.problem("a second document: a policy file has only one"))
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let known = check_tag(tag.as_deref(), place, "str")?;
@@ -134,7 +134,7 @@ impl Tree {
                 self.count(size, place)?;
                 match self.anchored.get(&anchor).cloned() {
                     Some(node) => self.put(0, node),
-                    None => Err(place.problem("an alias inside of what it stands for")),
+                    None => Err(place.problem("an alias inside the value that it stands for")),
                 }
             }
             Event::Nothing

@@ -163,7 +163,7 @@ impl Resource {
                 Ok(Part::Is(part.as_bytes().into()))
             }
             _ => Err(format!(
-                "{part:?} in {text:?} is no name of a group or resource, which is in lower case, nor *: {FORMS}"
+                "{part:?} in {text:?} is neither * nor the name of a group or resource in lower case: {FORMS}"
             )),
         };
         let parts: Vec<_> = text.split('/').collect();
@@ -179,7 +179,7 @@ impl Resource {
         }
         if !matches!(group, "" | "*") && !group.contains('.') && !SHORT_GROUPS.contains(&group) {
             return Err(format!(
-                "{group:?} in {text:?} is no API group: write /{text} for a subresource of the core group; {FORMS}"
+                "{group:?} in {text:?} is not an API group: write /{text} for a subresource of the core group; {FORMS}"
             ));
         }
         Ok(Self { group: part(group)?, resource: part(resource)?, subresource: part(subresource)? })
@@ -200,7 +200,7 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
         _ => return Err(format!("{text:?} does not begin with a name: allowed are {}", roots())),
     };
     if steps.len() > STEPS_MAX {
-        return Err(format!("{text:?} has more than {STEPS_MAX} names, which is the most"));
+        return Err(format!("{text:?} has more than {STEPS_MAX} names, which is the limit"));
     }
     let of_object = |name: &[u8]| OF_OBJECT.iter().any(|own| own.as_bytes() == name);
     match (root, inside) {
@@ -213,8 +213,8 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
         _ if ROOTS.iter().any(|own| own.as_bytes() == root) => {}
         _ => {
             return Err(format!(
-                "{text:?} begins with what stays in every event, or is in none: a path begins at the event's top, \
-                 with one of {}",
+                "{text:?} begins with a field that stays in every event, or that no event has: a path begins at the \
+                 event's top, with one of {}",
                 roots()
             ));
         }
@@ -223,7 +223,7 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
 }
 
 fn parse(text: &str) -> Result<Vec<Step>, String> {
-    const FORMS: &str = "names are divided by dots, as in requestObject.data.*; a name with other characters is written \
+    const FORMS: &str = "names are separated by dots, as in requestObject.data.*; a name with other characters is written \
                          [\"…\"] or ['…'], and * or [*] is any member or element";
     let mut steps = Vec::new();
     let mut rest = text;
@@ -247,7 +247,7 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
                     Step::Name(name.as_bytes().into())
                 }
                 "" => return Err(format!("{text:?} has an empty name: {FORMS}")),
-                _ => return Err(format!("{name:?} in {text:?} is no name: {FORMS}")),
+                _ => return Err(format!("{name:?} in {text:?} is not a name: {FORMS}")),
             };
             (step, behind)
         };
@@ -258,7 +258,7 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
             None if behind.starts_with('[') => behind,
             _ => {
                 return Err(format!(
-                    "{text:?} has something else than a dot or bracket behind a name: {FORMS}"
+                    "{text:?} has something other than a dot or bracket after a name: {FORMS}"
                 ));
             }
         };
@@ -343,12 +343,12 @@ mod tests {
             ("requestObject..data", "empty name"),
             ("requestObject.", "empty name"),
             ("requestObject.da ta", "\"da ta\" in"),
-            ("requestObject.data*", "no name"),
-            ("requestObject.[*]", "something else"),
+            ("requestObject.data*", "not a name"),
+            ("requestObject.[*]", "something other"),
             ("requestObject[0]", "bracket"),
             ("requestObject[\"a\"", "bracket"),
             ("requestObject[\"\"]", "bracket"),
-            ("requestObject[*]x", "something else"),
+            ("requestObject[*]x", "something other"),
             ("*", "does not begin with a name"),
             ("auditID", "requestObject, responseObject"),
             ("level", "stays in every event"),

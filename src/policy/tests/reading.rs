@@ -133,9 +133,9 @@ rules:
             "9:3: level is missing: one of None, Metadata, Request, RequestResponse",
             "9:16: without quotes this is a number: write \"1\"",
             "9:19: without quotes this is a flag: write \"yes\"",
-            "11:12: \"apps/v1\" is more than a group: leave its version out, \"apps\"",
+            "11:12: \"apps/v1\" is more than a group: leave the version out and write \"apps\"",
             "12:17: \"pods/log/x\" is no resource",
-            "13:20: names of what?",
+            "13:20: the resources that these names belong to are missing",
             "14:20: a request is about a path or about an object",
             "14:21: \"healthz\" is no path",
             "14:30: \"/a*b\" has a * before its end",
@@ -272,7 +272,7 @@ fn what_is_too_large_is_refused_before_it_grows() {
     let text = format!("a: &a {}\nb: [{}]", "x".repeat(900_000), "*a,".repeat(1000));
     let found = problems(&text);
     assert!(found.len() == 1 && found[0].ends_with("too large, with its aliases written out"));
-    assert_are(&problems("a: &a [*a]"), &["1:8: an alias inside of what it stands for"]);
+    assert_are(&problems("a: &a [*a]"), &["1:8: an alias inside the value that it stands for"]);
     for deep in ["[".repeat(100_000), "{a: ".repeat(100_000), "- ".repeat(100_000)] {
         assert_eq!(problems(&deep).len(), 1);
     }
@@ -298,7 +298,7 @@ fn mistakes_of_plain_criteria_have_their_path_in_the_words_of_the_config() {
             "non_resource_urls: a request is about",
             "non_resource_urls[0]: \"x\" is no path",
             "resources[0].group: \"apps/v1\"",
-            "resources[0].resource_names: names of what?",
+            "resources[0].resource_names: the resources that these names belong to are missing",
         ],
     );
     assert_eq!(Criteria::default().mistakes(&Names::CONFIG), []);
