@@ -60,7 +60,8 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
             _ => (queue::place::of_dead_letters(&named.path), Severity::Fault),
         };
         if let Err(error) = looked {
-            let message = format!("{error}, allowed: a directory that can be written or made");
+            let message =
+                format!("{error}, allowed: a directory that the relay can write to or create");
             problems.push(checked.problem(&named.key, message, severity));
         }
     }
@@ -155,7 +156,7 @@ impl Findings<'_> {
                     let (from, until) = &validity.words;
                     if validity.until < now() {
                         let message = format!(
-                            "{which} has expired ({until}): {by} will refuse it, allowed: one that is valid"
+                            "{which} has expired ({until}): {by} will refuse it, allowed: a certificate that is valid now"
                         );
                         self.add(named, message, Severity::Fault);
                     } else if validity.from > now() {
@@ -188,7 +189,8 @@ impl Findings<'_> {
         for (index, validity) in chain.validity().unwrap_or_default().iter().enumerate() {
             if validity.until < now() {
                 let (file, until) = (named.path.display(), &validity.words.1);
-                let message = format!("authority {} of {file} has expired ({until})", index + 1);
+                let message =
+                    format!("CA certificate {} of {file} has expired ({until})", index + 1);
                 self.add(named, message, Severity::Warning);
             }
         }
@@ -204,7 +206,7 @@ impl Findings<'_> {
         } else if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
             "holds a control character or a second line"
         } else if !named.key.starts_with("listener") && config::header_value(token).is_err() {
-            "holds what no header may"
+            "holds a character that an HTTP header cannot have"
         } else {
             return;
         };
@@ -245,7 +247,7 @@ fn allowed(named: &Named) -> &'static str {
         "private_key" => "the PEM key of the certificate",
         "bearer_token_file" => "one line of printable text",
         "password_file" => "one line of text",
-        _ => "a PEM bundle of authorities",
+        _ => "a PEM bundle of CA certificates",
     }
 }
 

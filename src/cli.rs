@@ -73,11 +73,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the relay (also what no command does)
+    /// Run the relay; this is also the default without a command
     Run,
     /// Print every problem of a config, and of the files that it names; changes nothing
     Check {
-        /// Also resolve, connect and TLS-handshake every output
+        /// Also look up the names of every output and source, connect, and do the TLS handshake
         #[arg(long)]
         connect: bool,
         /// For a config of another machine: missing files and directories are warnings
@@ -90,18 +90,18 @@ enum Command {
         #[arg(long)]
         reference: bool,
     },
-    /// See it work: sends events to a relay of its own, whose consumer goes away for a while, and
-    /// counts what arrives
+    /// See the relay work: send events to a relay that this command starts, let its consumer go
+    /// away for a while, and count the events that arrive
     Demo(demo::Arguments),
-    /// Send the events of audit logs to a relay, as kube-apiserver's webhook would have
+    /// Send the events of audit logs to a relay, as kube-apiserver's webhook would have sent them
     Replay(replay::Arguments),
-    /// Turn the config of another forwarder into one of ours
+    /// Turn the config of another forwarder into a config of this relay
     #[command(subcommand)]
     Migrate(migrate::Command),
-    /// Look into the directory of a durable queue; changes nothing, also beside a running relay
+    /// Look into the directory of a durable queue; changes nothing, and may run beside the relay
     #[command(subcommand)]
     Queue(queue::Command),
-    /// Look at events as an audit policy does: which rule decides, and why
+    /// Show which rule of an audit policy decides about an event, and why
     #[command(subcommand)]
     Policy(policy::Command),
     /// Print the reference of all metrics, as docs/reference/metrics.md has it
@@ -120,15 +120,15 @@ enum Command {
     },
     /// Ask a running relay whether it is ready: exit status 0 if it is, 1 and the reasons if not
     Healthcheck {
-        /// http://HOST:PORT of its admin address; without one, what the config says of it
+        /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
         url: Option<String>,
     },
-    /// Wait until a running relay has delivered what it holds: exit status 0 when it has, 1 when it
-    /// has not in time
+    /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
+    /// has, 1 if that takes too long
     Drain {
-        /// http://HOST:PORT of its admin address; without one, what the config says of it
+        /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
         url: Option<String>,
-        /// Wait so long at most
+        /// Wait at most this many seconds
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
     },
@@ -319,7 +319,7 @@ async fn probe(config: &Config) -> Result<(), u8> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, u8> {
     build_runtime().map_err(|error| {
-        eprintln!("cannot start: {error}");
+        eprintln!("cannot start the runtime: {error}");
         FAILED
     })
 }
@@ -363,7 +363,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         // The relay has logged its totals already, and they are the last line of the log.
         Ok(()) | Err(relay::Error::Ended(_)) => {}
         Err(error @ (relay::Error::Config(_) | relay::Error::Run(_))) => {
-            tracing::error!(%error, "failed");
+            tracing::error!(%error, "the relay has failed");
         }
     }
     telemetry::end_log();

@@ -119,7 +119,8 @@ pub async fn run(
     figures: watch::Sender<Figures>,
     stop: CancellationToken,
 ) -> Result<Summary, String> {
-    let consumer = Consumer::start().map_err(|error| format!("no consumer: {error}"))?;
+    let consumer = Consumer::start()
+        .map_err(|error| format!("cannot start the consumer of the demo: {error}"))?;
     let relay_stop = CancellationToken::new();
     let (opened, opening) = oneshot::channel();
     let signals = Signals {
@@ -140,7 +141,7 @@ pub async fn run(
         summary = demo => summary?,
         ended = &mut relay => {
             let why = ended.err().map(|error| error.to_string());
-            return Err(why.unwrap_or_else(|| "the relay has ended".to_owned()));
+            return Err(why.unwrap_or_else(|| "the relay has ended before the demo did".to_owned()));
         }
     };
     relay_stop.cancel();
@@ -207,7 +208,7 @@ impl Demo {
         stop: CancellationToken,
     ) -> Result<Self, String> {
         let Opened { listeners, admin, queue } = opened;
-        let listener = listeners.first().ok_or("the relay does not listen")?;
+        let listener = listeners.first().ok_or("the relay has no listener")?;
         let url = format!("http://{listener}/?timeout=30s");
         let client = Client::new(&url, None, None, Retry::default(), stop.clone())?;
         figures.send_modify(|figures| figures.admin = Some(admin));

@@ -211,13 +211,13 @@ fn reason(line: &Line) -> &'static str {
             "the relay's answers are Kubernetes Status objects, which kube-apiserver logs"
         }
         ("chroot" | "user" | "group" | "uid" | "gid" | "daemon" | "pidfile" | "ulimit-n", _) => {
-            "the pod's security context and the container runtime see to it"
+            "the pod's security context and the container runtime take care of this"
         }
         ("nbthread" | "nbproc" | "cpu-map", _) => "the relay uses up to four cores by itself",
         ("resolvers" | "nameserver", _) => {
             "names are resolved at each connection and each 30 s, as resolv.conf says"
         }
-        _ => "the relay has no counterpart",
+        _ => "the relay has nothing that corresponds to it",
     }
 }
 
@@ -386,8 +386,7 @@ fn route(file: &File, statistics: Option<usize>, notes: &mut Notes) -> Option<(u
     let backend = routes.first()?.1;
     let (ours, others): (Vec<_>, Vec<_>) = routes.into_iter().partition(|route| route.1 == backend);
     for (place, _) in others {
-        let why =
-            "a relay sends every event to every output: for what comes here run another relay";
+        let why = "a relay sends every event to every output: run another relay for the requests that come here";
         notes.left(&file.sections[place].head, why);
     }
     Some((backend, ours.into_iter().map(|(front, _)| front).collect()))
@@ -450,7 +449,7 @@ fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
 
 /// The reason for a time that is not carried over.
 const NO_TIME: &str =
-    "no time from 1ms to a year: the relay's default stays, since every wait of it has an end";
+    "not a time from 1ms to a year: the relay's default stays, because each of its waits must end";
 
 /// Reads a time of HAProxy; a number without a unit is in milliseconds. `None` if the text is no
 /// time, if the time is zero (which means no limit to HAProxy), or if it is above a year.
@@ -513,8 +512,8 @@ impl Limits {
                 }
                 "http-keep-alive" if limit > KEPT_BY_SENDERS => limits.idle_timeout = Some(limit),
                 "http-keep-alive" => {
-                    let why = "limits.idle_timeout stays 5m: kube-apiserver keeps a connection for 90s, and loses the \
-                               request that meets its end";
+                    let why = "limits.idle_timeout stays 5m: kube-apiserver keeps a connection for 90s, and a request \
+                               is lost if the relay closes the connection first";
                     notes.left(line, why);
                     continue;
                 }

@@ -181,7 +181,7 @@ impl Replay {
             let (there, named) = (state.files.len(), settings.files.len());
             if there > named {
                 return Err(Unusable(format!(
-                    "{} is of {there} files, {named} are named: name all of them in the same order",
+                    "the resume file {} is of {there} files, but {named} are named: name all of them, in the same order",
                     file.display()
                 )));
             }
@@ -263,7 +263,10 @@ impl Replay {
         });
         match reading {
             Ok(_) => running.run(items).await,
-            Err(error) => running.ended(Some(Trouble::here(format!("no thread: {error}")))).await,
+            Err(error) => {
+                let what = format!("cannot start the thread that reads: {error}");
+                running.ended(Some(Trouble::here(what))).await
+            }
         }
     }
 }
@@ -396,7 +399,7 @@ async fn post(
     let posted = client.post(connection, body, events, failed).await;
     posted.map_err(|failure| match failure {
         Failure::Final(what) => what,
-        Failure::GivenUp(what) => format!("given up, all attempts are used up: {what}"),
+        Failure::GivenUp(what) => format!("given up after the last attempt: {what}"),
         Failure::Stopped => "interrupted".to_owned(),
     })
 }

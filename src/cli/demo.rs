@@ -30,7 +30,7 @@ const LINE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// How long events are sent
+    /// For how many seconds events are sent
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
 }
@@ -144,7 +144,7 @@ impl Display {
             Phase::Starting => "  starting",
             Phase::Flowing => "",
             Phase::Away => "  the consumer is away",
-            Phase::Emptying => "  no more is sent, the queue empties",
+            Phase::Emptying => "  sending has ended, the queue empties",
         };
         format!(
             "{:>4.1} s  in {}/s  out {}/s  queue {} events, {}  lost {}{what}",

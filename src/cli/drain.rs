@@ -68,9 +68,10 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     if status != StatusCode::OK {
         return Err(status.to_string());
     }
-    let status: Value =
-        serde_json::from_str(&body).map_err(|error| format!("no status of a relay: {error}"))?;
-    let outputs = status["outputs"].as_array().ok_or("no status of a relay: it has no outputs")?;
+    let status: Value = serde_json::from_str(&body)
+        .map_err(|error| format!("not the status of a relay: {error}"))?;
+    let outputs =
+        status["outputs"].as_array().ok_or("not the status of a relay: it has no outputs")?;
     // Senders have not waited for an output that is not required, so its backlog is no reason to
     // wait.
     let required = outputs.iter().filter(|output| output["required"] != Value::Bool(false));
@@ -80,7 +81,7 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
 /// The backlog of one output, as text for people; `None` if it has no backlog.
 fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
-        return Some(Err("no status of a relay: an output without backlog_events".to_owned()));
+        return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));
     };
     let name = output["name"].as_str().unwrap_or("?").escape_debug();
     (events > 0).then(|| Ok(format!("{events} events for the output {name}")))

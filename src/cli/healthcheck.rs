@@ -75,7 +75,7 @@ pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> 
 pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
-        eprintln!("cannot start: {error}");
+        eprintln!("cannot start the runtime: {error}");
         FAILED
     })?;
     let result = runtime.block_on(asked);
@@ -94,17 +94,17 @@ pub(super) async fn ask_in_time(
 /// Reads a URL that a person has written. A URL without a path means `/readyz`.
 fn parse(text: &str) -> Result<Url, String> {
     const ALLOWED: &str = "allowed: http://HOST:PORT or http://HOST:PORT/PATH";
-    let mut url = Url::parse(text).map_err(|error| format!("is no URL ({error}), {ALLOWED}"))?;
+    let mut url = Url::parse(text).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?;
     match url.scheme() {
         "http" => {}
         "https" => return Err(format!("the admin address speaks plain HTTP, {ALLOWED}")),
-        _ => return Err(format!("is no http:// URL, {ALLOWED}")),
+        _ => return Err(format!("is not an http:// URL, {ALLOWED}")),
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(format!("the admin address asks for no user, {ALLOWED}"));
+        return Err(format!("the admin address takes no user name or password, {ALLOWED}"));
     }
     if url.port() == Some(0) {
-        return Err(format!("port 0 can't be asked, {ALLOWED}"));
+        return Err(format!("nothing can listen on port 0, {ALLOWED}"));
     }
     if url.path() == "/" {
         url.set_path("/readyz");
@@ -122,7 +122,7 @@ fn configured(file: Option<&Path>) -> Result<Url, u8> {
         WRONG
     })?;
     if address.port() == 0 {
-        eprintln!("{name}: admin.address has port 0, which the kernel chooses: name the URL");
+        eprintln!("{name}: admin.address has port 0, so the kernel chooses the port: give the URL");
         return Err(WRONG);
     }
     let url = format!("http://{}/readyz", reachable(address));

@@ -17,8 +17,8 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// From the haproxy.cfg of a forwarder; what it could not carry over is named as a comment and
-    /// on stderr
+    /// Convert the haproxy.cfg of a forwarder; a directive that cannot be carried over is named in
+    /// a comment and on stderr
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]

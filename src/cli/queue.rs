@@ -34,25 +34,25 @@ const EVERY: Duration = Duration::from_millis(500);
 pub(super) enum Command {
     /// Print each output's backlog, and what the directory holds
     Inspect {
-        /// What queue.directory is in the config
+        /// The directory that queue.directory names in the config
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Print the events as JSON lines, oldest first
     Export {
-        /// What queue.directory is in the config
+        /// The directory that queue.directory names in the config
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// Only those that this output has not finished
+        /// Print only the events that this output has not finished
         #[arg(long, value_name = "NAME")]
         output: Option<String>,
     },
     /// Check every checksum; exit status 1 if anything is damaged or missing
     Verify {
-        /// What queue.directory is in the config
+        /// The directory that queue.directory names in the config
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },

@@ -49,63 +49,64 @@ const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Audit logs, in this order: JSON lines, plain or gzipped, of kube-apiserver, OpenShift or `oc
-    /// adm node-logs`; dead letters; what `queue export` prints. `-` is standard input
+    /// Audit logs, in the order in which to send them: JSON lines, plain or gzipped, of
+    /// kube-apiserver, OpenShift or `oc adm node-logs`; dead letters; what `queue export` prints.
+    /// `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Where to POST them, such as http://127.0.0.1:3000/
     #[arg(long)]
     url: String,
-    /// Events per second [default: as many as the receiver takes]
+    /// Send at most this many events per second [default: as many as the receiver takes]
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU32>,
-    /// Keep the progress in this file, and go on from it if it is there
+    /// Keep the progress in this file, and go on from it if the file exists
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
     /// What to do with a line that is no audit event
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     on_bad_line: BadLine,
-    /// Events of a request, at most
+    /// Send at most this many events in a request
     #[arg(long, value_name = "N", default_value = "400", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
-    /// Bytes of a request, at most; a larger event goes alone
+    /// Send at most this many bytes in a request; a larger event is sent alone
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = batch_bytes)]
     batch_bytes: usize,
-    /// Requests at once; 1 keeps the order
+    /// Send at most this many requests at the same time; 1 keeps the order of the events
     #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=64))]
     concurrency: u32,
     /// How often a request is tried before the replay stops
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
-    /// The pause before the second attempt; each one is 1.5 times as long as that before, and up to
-    /// a fifth longer by chance
+    /// The pause before the second attempt; each further pause is 1.5 times as long as the one
+    /// before it, and up to a fifth longer at random
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
     backoff: Duration,
-    /// PEM file with the CAs that the receiver's certificate must end in [default: the system's]
+    /// PEM file with the CAs that may sign the receiver's certificate [default: the system's CAs]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// PEM file with the client certificate
     #[arg(long, value_name = "FILE", requires = "key")]
     certificate: Option<PathBuf>,
-    /// PEM file with its private key
+    /// PEM file with the private key of the client certificate
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<PathBuf>,
     /// The name that the receiver's certificate must have [default: the host of the URL]
     #[arg(long, value_name = "NAME")]
     server_name: Option<String>,
-    /// Take any certificate
+    /// Accept any certificate of the receiver
     #[arg(long)]
     insecure_skip_verify: bool,
-    /// File with the token for the header Authorization
+    /// File with the bearer token for the header Authorization
     #[arg(long, value_name = "FILE")]
     bearer_token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum BadLine {
-    /// Send what is before it, and stop
+    /// Send the lines before it, and stop
     Stop,
-    /// Print and count it, and go on
+    /// Print and count the line, and go on
     Skip,
 }
 
@@ -125,7 +126,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         WRONG
     };
     if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
-        return Err(wrong("- can be read once".to_owned()));
+        return Err(wrong("- is standard input and can be named only once".to_owned()));
     }
     let stop = CancellationToken::new();
     let client = client(arguments, stop.clone()).map_err(wrong)?;
@@ -242,17 +243,17 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     }
     text.push_str(&format!("{what}\n"));
     let Some((file, line)) = at else {
-        text.push_str("everything else is accepted");
+        text.push_str("every event that could be read is accepted");
         return text;
     };
     let name = shown(file);
     text.push_str(&format!("everything before line {line} of {name} is accepted\n"));
     text.push_str(&match &arguments.resume {
         Some(resume) => {
-            format!("to go on from there: the same command, with --resume {}", shown(resume))
+            format!("to go on from there: run the same command, with --resume {}", shown(resume))
         }
         None => format!(
-            "to go on from there: {}, then the files behind it. With --resume FILE a replay keeps its place by itself",
+            "to go on from there: {}, then replay the files after it. With --resume FILE a replay keeps its place by itself",
             rest_of(file, *line)
         ),
     });
@@ -410,5 +411,5 @@ fn rest_of(file: &Path, line: u64) -> String {
         true => format!("zcat {name} | tail -n +{line}"),
         false => format!("tail -n +{line} {name}"),
     };
-    format!("`{cut} | kube-audit-forwarder replay - --url …`")
+    format!("run `{cut} | kube-audit-forwarder replay - --url …`")
 }

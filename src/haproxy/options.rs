@@ -189,12 +189,12 @@ fn reason(switch: &Switch) -> &'static str {
             "the relay does not speak the PROXY protocol: whoever sends it here must stop doing so"
         }
         "crt" | "crt-list" => "a listener has one certificate, chain and key in one file",
-        "name" | "id" => "the relay calls a listener by its address",
+        "name" | "id" => "the relay names a listener by its address",
         "maxconn" => "limits.max_connections is for all listeners together",
         "ciphers" | "ciphersuites" | "curves" | "ecdhe" | "ssl-dh-param-file" => {
-            "TLS is that of rustls: its suites have no weak ones to leave out"
+            "the TLS library rustls has no weak cipher suites that could be left out"
         }
-        _ => "the relay has no counterpart",
+        _ => "the relay has nothing that corresponds to it",
     }
 }
 

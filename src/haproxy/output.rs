@@ -108,8 +108,7 @@ fn balance(chain: &Chain<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool
         match algorithm {
             _ if servers.len() < 2 => notes.carried(line),
             _ if has_backup => {
-                let why =
-                    "with a backup the servers are taken in their order, the first that works";
+                let why = "with a backup, the relay uses the first server that works, in the order of urls";
                 notes.left(line, why);
             }
             "roundrobin" | "static-rr" | "first" => notes.carried(line),
@@ -119,7 +118,7 @@ fn balance(chain: &Chain<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool
     let in_service = servers.iter().filter(|server| !server.is_backup).count();
     if lines.is_empty() && has_backup && in_service > 1 {
         for server in servers.iter().filter(|server| server.is_backup) {
-            let why = "with a backup the servers are taken in their order, the first that works, and not in turn";
+            let why = "with a backup, the relay uses the first server that works, in the order of urls; it does not use the servers in turn";
             notes.part(server.line, "server … backup", why);
         }
     }
@@ -144,7 +143,10 @@ fn timeouts(chain: &Chain<'_>, notes: &mut Notes) -> (Option<Duration>, Option<D
                 continue;
             }
             ("queue", _) => {
-                notes.left(line, "what waits stays in the queue, as long as it has room");
+                notes.left(
+                    line,
+                    "events that wait stay in the queue, as long as the queue has room",
+                );
                 continue;
             }
             ("check", _) => {
@@ -171,7 +173,7 @@ fn headers(chain: &Chain<'_>, notes: &mut Notes) -> Vec<(String, String)> {
             && config::header_value(value).is_ok();
         if sets && fits {
             if name == "authorization" {
-                let why = "it stands in the config as it is: bearer_token_file or basic_auth read it from a file";
+                let why = "the config holds the credentials as plain text: bearer_token_file and basic_auth read them from a file";
                 notes.part(line, "http-request … Authorization", why);
             }
             headers.retain(|(other, _)| *other != name);
@@ -208,8 +210,10 @@ fn servers<'a>(
         words.extend_from_slice(line.words.get(at + 1..).unwrap_or_default());
         notes.carried(line);
         let Some(address) = address(line.word(at), port) else {
-            let why =
-                format!("left out: `{}` is no HOST:PORT: put the consumer's there", line.word(at));
+            let why = format!(
+                "left out: `{}` is not HOST:PORT: write the address of the consumer there",
+                line.word(at)
+            );
             notes.left(line, why);
             continue;
         };
@@ -254,15 +258,20 @@ fn server<'a>(
                     tls.server_name = tls.server_name.or_else(|| Some(name.to_owned()));
                 }
                 _ => {
-                    part(line, switch, "it is the URL's, or output.tls.server_name", notes);
+                    part(
+                        line,
+                        switch,
+                        "the name is the host of the URL, or output.tls.server_name",
+                        notes,
+                    );
                 }
             },
             "disabled" => {
-                notes.left(line, "left out: it is disabled");
+                notes.left(line, "left out: the server is disabled");
                 return None;
             }
             "weight" if value == "0" => {
-                notes.left(line, "left out: it has no weight");
+                notes.left(line, "left out: the weight of the server is 0");
                 return None;
             }
             _ => part(line, switch, reason(switch), notes),
@@ -270,14 +279,14 @@ fn server<'a>(
     }
     if is_tls && tls.insecure_skip_verify {
         let why =
-            "as before, anybody on the way can read and change events: better is output.tls.ca";
+            "as before, anybody on the way can read and change events: output.tls.ca is better";
         notes.part(line, &format!("server {} … verify none", line.word(1)), why);
     }
     if is_tls && !tls.insecure_skip_verify && tls.server_name.is_none() {
         let host = host_and_port(&address).map_or("", |(host, _)| host);
         let why = format!(
-            "HAProxy asks only who has signed the certificate; the relay also that it names {host}: set \
-             output.tls.server_name where it names another"
+            "HAProxy checks only who has signed the certificate; the relay also checks that it names {host}: set \
+             output.tls.server_name if it names another host"
         );
         notes.part(line, &format!("server {} … ssl", line.word(1)), why);
     }
@@ -312,9 +321,9 @@ fn reason(switch: &Switch) -> &'static str {
             "names are resolved at each connection and each 30 s, as resolv.conf says"
         }
         "ciphers" | "ciphersuites" | "curves" => {
-            "TLS is that of rustls: its suites have no weak ones to leave out"
+            "the TLS library rustls has no weak cipher suites that could be left out"
         }
-        _ => "the relay has no counterpart",
+        _ => "the relay has nothing that corresponds to it",
     }
 }
 

@@ -89,7 +89,7 @@ pub(super) fn read(text: &str) -> File {
         if !whole {
             file.unreadable.push((line, "the quote has no end"));
         } else if line.word(0).starts_with('.') {
-            let why = "conditions are not read: the lines between are taken as if they held";
+            let why = "conditions are not evaluated: the lines inside are read as if the conditions were true";
             file.unreadable.push((line, why));
         } else if SECTIONS.contains(&line.word(0)) {
             let defaults = defaults_of(&file.sections, &line);
@@ -97,7 +97,7 @@ pub(super) fn read(text: &str) -> File {
         } else if let Some(section) = file.sections.last_mut() {
             section.lines.push(line);
         } else {
-            file.unreadable.push((line, "it stands in no section"));
+            file.unreadable.push((line, "the line is in no section"));
         }
     }
     file

@@ -171,14 +171,14 @@ impl Client {
         retry: Retry,
         stop: CancellationToken,
     ) -> Result<Self, String> {
-        let url = Url::parse(url).map_err(|error| format!("the URL is none: {error}"))?;
+        let url = Url::parse(url).map_err(|error| format!("the URL cannot be read: {error}"))?;
         let https = is_https(&url)?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err("the URL has no host".to_owned());
         };
         if !url.username().is_empty() || url.password().is_some() {
             return Err(
-                "the URL holds credentials, which are not sent: use a token file".to_owned()
+                "the URL holds credentials, which are not sent: use --bearer-token-file".to_owned()
             );
         }
         let authority = match url.port() {
@@ -187,8 +187,9 @@ impl Client {
         };
         let authority = HeaderValue::from_str(&authority);
         let bearer = |token: &str| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| "the bearer token holds what no header can".to_owned())?;
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
+                "the bearer token holds a character that an HTTP header cannot have".to_owned()
+            })?;
             value.set_sensitive(true);
             Ok::<_, String>(value)
         };
@@ -288,7 +289,7 @@ impl Client {
             let Outcome::Failed(what, Some(after)) = &outcome else { return outcome };
             let after = *after;
             if again == 0 {
-                told(&format!("{what} and says when to come again"), after);
+                told(&format!("{what} and said when to try again"), after);
             }
             let due = Instant::now() + after;
             let wait = tokio::time::sleep_until(due.min(deadline));
@@ -397,7 +398,7 @@ impl Client {
                 Err(_) => Outcome::Accepted,
                 Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
                 Ok(Accepted { accepted }) => Outcome::Final(format!(
-                    "{self}: accepted {accepted} events of {events}, it is no relay"
+                    "{self}: accepted {accepted} events of {events}, so the receiver is not a relay"
                 )),
             }
         } else if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {

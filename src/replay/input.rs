@@ -162,7 +162,7 @@ impl Reader<'_> {
                 Ok(Next::Line) => line::find(&mut line),
                 Ok(Next::TooLong) => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
                 Err(error) => {
-                    let what = format!("cannot read on: {error}");
+                    let what = format!("cannot read further: {error}");
                     batch.flush(self.items)?;
                     if self.plan.on_bad_line == OnBadLine::Stop {
                         return Err(failed(number, what));
@@ -295,9 +295,11 @@ impl Text {
         let mut text = Self::at_start(path, file).map_err(cannot)?;
         text.next(&mut Vec::new()).map_err(cannot)?;
         if text.place.head != resumed.head {
-            return Err("is not the file that the resume file is of: its first line is another \
-                        one. Name the files in the same order, or start anew with another --resume"
-                .to_owned());
+            return Err(
+                "is not the file that the resume file names: its first line is a different \
+                        one. Name the files in the same order, or start again with another --resume"
+                    .to_owned(),
+            );
         }
         text.skip_to(path, resumed).map_err(cannot)?;
         Ok(text)
@@ -324,7 +326,7 @@ impl Text {
 
     /// Goes on to the point up to which an earlier run has sent the file.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<()> {
-        let shorter = || io::Error::other("it is shorter than it was");
+        let shorter = || io::Error::other("the file is shorter than before");
         let plain = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
         let mut raw = if plain { Some(File::open(path)?) } else { None };
         let mut magic = Vec::new();

@@ -73,11 +73,14 @@ impl State {
             Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
         };
         let state: Self = serde_json::from_slice(&text).map_err(|error| {
-            format!("{} is no resume file of a replay: {error}", file.display())
+            format!("{} is not the resume file of a replay: {error}", file.display())
         })?;
         if state.version != VERSION {
             let version = state.version;
-            return Err(format!("{} is of version {version}, not {VERSION}", file.display()));
+            return Err(format!(
+                "the resume file {} has version {version}, but this program reads version {VERSION}",
+                file.display()
+            ));
         }
         Ok(state)
     }

@@ -191,7 +191,7 @@ fn a_wrong_url_is_wrong_usage() {
         ("", "http://HOST:PORT"),
         ("http://127.0.0.1:99999", "http://HOST:PORT"),
         ("http://127.0.0.1:0", "port 0"),
-        ("http://user:password@127.0.0.1:9090", "no user"),
+        ("http://user:password@127.0.0.1:9090", "no user name"),
         ("ftp://127.0.0.1", "http://HOST:PORT"),
     ] {
         let (code, stderr) = ask(url);

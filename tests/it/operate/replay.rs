@@ -286,9 +286,9 @@ fn errors_are_retried_and_nothing_is_accepted_twice() {
         place.replay(&url(&sink), &[&[file.as_str(), "--attempts", "5"], &QUICK[..]].concat());
     said.assert_done(10, 0);
     let retries = said.stderr.lines().filter(|line| line.contains("lines 1 to 10: http://"));
-    // The lines are for four attempts, and for the first answer that says when to come again.
+    // The lines are for four attempts, and for the first answer that says when to try again.
     assert_eq!(retries.count(), 5, "{said:?}");
-    let told = "answered 429 Too Many Requests and says when to come again; attempt 3 of 5";
+    let told = "answered 429 Too Many Requests and said when to try again; attempt 3 of 5";
     assert!(said.stderr.contains(told), "{said:?}");
     assert!(said.stderr.contains("attempt 4 of 5"), "{said:?}");
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..10));
@@ -301,7 +301,10 @@ fn retry_after_is_followed_ten_times_in_an_attempt() {
     let sink = HttpSink::start(|_| Answer::status(429).header("Retry-After", "0").body("full"));
     let said =
         place.replay(&url(&sink), &[&[file.as_str(), "--attempts", "2"], &QUICK[..]].concat());
-    said.assert_stopped(0, &["log, line 1: given up, all attempts", "answered 429", ": full"]);
+    said.assert_stopped(
+        0,
+        &["log, line 1: given up after the last attempt", "answered 429", ": full"],
+    );
     assert_eq!(sink.count(), 22);
 }
 
@@ -323,7 +326,7 @@ fn what_is_given_up_is_said_and_gone_on_with() {
             "1 to 500: http",
             "given up",
             "before line 401 of",
-            "go on from there: the same",
+            "go on from there: run the same",
             resume[1],
         ],
     );
@@ -344,10 +347,10 @@ fn what_is_given_up_is_said_and_gone_on_with() {
     // Another file is not mistaken for the first one, nor is a shorter one.
     let other = place.write("other", &audit_log());
     let said = place.replay(&url(&sink), &[&[other.as_str()], &resume[..]].concat());
-    said.assert_stopped(0, &["is not the file that the resume file is of"]);
+    said.assert_stopped(0, &["is not the file that the resume file names"]);
     let shorter = place.write("shorter", &numbered_log(900));
     let said = place.replay(&url(&sink), &[&[shorter.as_str()], &resume[..]].concat());
-    said.assert_stopped(0, &["shorter than it was"]);
+    said.assert_stopped(0, &["shorter than before"]);
 }
 
 #[test]
@@ -424,7 +427,7 @@ fn bad_lines_stop_or_are_skipped_and_are_always_told() {
     let sink = HttpSink::accepting();
     place.replay(&url(&sink), &[&file]).assert_stopped(
         1,
-        &["log, line 2: at byte 1: not JSON", "before line 2 of", "`tail -n +2 /"],
+        &["log, line 2: at byte 1: not JSON", "before line 2 of", "run `tail -n +2 /"],
     );
     let sink = HttpSink::accepting();
     let said = place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]);
@@ -446,7 +449,7 @@ fn a_gzip_file_that_is_cut_off_is_never_taken_for_whole() {
     let said = place.replay(&url(&sink), &[&cut, &whole]);
     let accepted = said.figure("accepted");
     assert!((1..1000).contains(&accepted), "{said:?}");
-    let line = format!("line {}: cannot read on", accepted + 1);
+    let line = format!("line {}: cannot read further", accepted + 1);
     said.assert_stopped(accepted, &[&line]);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
     // With `skip` the other files are sent, and the command fails nevertheless.
@@ -455,7 +458,7 @@ fn a_gzip_file_that_is_cut_off_is_never_taken_for_whole() {
     let line = line.replace("cannot", "skipped: cannot");
     said.assert_stopped(
         accepted + 1000,
-        &[&line, "everything else is accepted", "1 of the files could not be read"],
+        &[&line, "every event that could be read is accepted", "1 of the files could not be read"],
     );
 }
 
@@ -474,11 +477,11 @@ fn wrong_usage_is_status_2_and_sends_nothing() {
         (vec!["--url", &to], "FILE"),
         (vec![&file], "--url"),
         (vec![&file, "--url", "ftp://127.0.0.1/"], "neither http:// nor https://"),
-        (vec![&file, "--url", "http://user:secret@127.0.0.1/"], "token file"),
+        (vec![&file, "--url", "http://user:secret@127.0.0.1/"], "use --bearer-token-file"),
         (vec![&file, "--url", &to, "--ca", "ca.pem"], "https://"),
         (vec![&file, "--url", "https://127.0.0.1/", "--ca", "ca.pem"], "cannot read ca.pem"),
         (vec![&file, "--url", &to, "--rate", "0"], "--rate"),
-        (vec![&file, "--url", &to, "--resume", &bad], "is no resume file"),
+        (vec![&file, "--url", &to, "--resume", &bad], "is not the resume file"),
         (vec![&file, "--url", &to, "--resume", "missing/resume"], "cannot write"),
     ] {
         let output = Said::of(run_command(&[&["replay"], &arguments[..]].concat(), place.root()));
