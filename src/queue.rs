@@ -55,7 +55,7 @@ pub enum Refused {
     #[error("the queue is full")]
     Full,
     /// The disk does not store it.
-    #[error("the queue's disk refuses")]
+    #[error("the queue's disk does not store the events")]
     Disk,
     /// With `delivered`: a required output that should get it has ended, or was removed, and will
     /// never acknowledge it.
@@ -74,7 +74,7 @@ pub enum JoinError {
     TooMany(usize),
     /// The cursors file could not be written and synced in time.
     #[error(
-        "the queue's directory has not stored its place within {} s ({why}): see to the disk, then reload again",
+        "the queue's directory has not stored its place within {} s ({why}): repair the disk, then reload again",
         .within.as_secs()
     )]
     Disk {

@@ -141,7 +141,7 @@ pub async fn run(
     }
     // Some kernels and sandboxes do not have this setting.
     if let Err(error) = process::refuse_huge_pages() {
-        tracing::debug!(%error, "cannot refuse transparent huge pages");
+        tracing::debug!(%error, "cannot turn off transparent huge pages");
     }
     let Signals { stopped, aborted, reload, opened } = signals;
     let mut stopped = std::pin::pin!(stopped);
@@ -360,11 +360,11 @@ impl Parts {
     fn start_tasks(&self, admin_socket: TcpListener) {
         let stop = || self.stop.clone();
         let deadlines = Arc::clone(&self.gate).enforce_deadlines(stop());
-        self.spawn("the task of the connections' deadlines", deadlines);
+        self.spawn("the task that keeps the connections' deadlines", deadlines);
         let admin = Arc::clone(&self.admin).serve(admin_socket, stop());
-        self.spawn("the task of the admin routes", admin);
+        self.spawn("the task that serves the admin address", admin);
         self.spawn("the task that folds histograms", upkeep(Arc::clone(&self.telemetry), stop()));
-        self.spawn("the task that tells losses", self.telemetry.reports().tell(stop()));
+        self.spawn("the task that reports losses", self.telemetry.reports().tell(stop()));
         let (queue, failures, stop) = (self.queue.clone(), self.failures.clone(), stop());
         self.tasks.spawn(async move {
             if let Some(error) = stop.run_until_cancelled(queue.failed()).await {
@@ -448,7 +448,7 @@ impl Parts {
             Ok(Ok(())) => tracing::info!("config reloaded"),
             Ok(Err(error)) => tracing::error!(
                 error = error.to_string(),
-                "config reloaded but for a listener: free its address, then send SIGHUP"
+                "config reloaded except for a listener: free its address, then send SIGHUP"
             ),
             Err(error) => {
                 let error = error.to_string();

@@ -302,7 +302,7 @@ impl Sources {
             ended.send(()).ok();
         });
         if let Err(error) = started {
-            self.failures.report(format!("source {name}: no thread for it: {error}"));
+            self.failures.report(format!("source {name}: cannot start its thread: {error}"));
             return;
         }
         let (all, failures) = (self.closing.clone(), self.failures.clone());

@@ -200,10 +200,10 @@ impl Writing {
     pub(super) async fn done(&mut self) -> Written {
         match tokio::time::timeout_at(self.deadline, &mut self.done).await {
             Ok(Ok(written)) => written,
-            Ok(Err(_)) => Written::failed("the thread that writes them has ended"),
+            Ok(Err(_)) => Written::failed("the thread that writes dead letters has ended"),
             Err(_) => {
                 drop(self.lines.take());
-                Written::failed("the disk does not answer")
+                Written::failed("the disk of the dead letters does not answer")
             }
         }
     }
@@ -253,7 +253,9 @@ impl DeadLetters {
             }
         };
         if tokio::time::timeout(CLOSING, ended).await.is_err() {
-            tracing::error!("the disk of the dead letters does not answer at the end");
+            tracing::error!(
+                "the disk of the dead letters does not answer: the last dead letters may not be written"
+            );
         }
     }
 
@@ -301,13 +303,17 @@ impl DeadLetters {
         for _ in 0..2 {
             match &state.writer {
                 Some(writer) if writer.busy.is_stuck() => {
-                    job.done.send(Written::failed("the disk does not answer")).ok();
+                    job.done
+                        .send(Written::failed("the disk of the dead letters does not answer"))
+                        .ok();
                     break;
                 }
                 Some(writer) => match writer.jobs.try_send(job) {
                     Ok(()) => break,
                     Err(TrySendError::Full(job)) => {
-                        job.done.send(Written::failed("the disk is too slow for them")).ok();
+                        job.done
+                            .send(Written::failed("the disk is too slow for the dead letters"))
+                            .ok();
                         break;
                     }
                     Err(TrySendError::Closed(returned)) => job = returned,
@@ -325,7 +331,7 @@ impl DeadLetters {
 /// Logs that a thread could not be started.
 fn tell(started: io::Result<()>) {
     if let Err(error) = started {
-        tracing::error!(%error, "no thread for the dead letters");
+        tracing::error!(%error, "cannot start the thread that writes dead letters");
     }
 }
 
@@ -339,7 +345,7 @@ fn write_all(
     let directory = directory.display();
     match files.look() {
         Ok(0) => {}
-        Ok(files) => tracing::info!(%directory, files, "dead letters found"),
+        Ok(files) => tracing::info!(%directory, files, "dead-letter files found"),
         Err(error) => tracing::error!(
             %directory,
             %error,

@@ -31,13 +31,13 @@ use crate::telemetry::Cause;
 
 /// The text for events that `filter.max_event_bytes` keeps back, because they are too large even
 /// without their objects.
-const TOO_LARGE: &str = "larger than filter.max_event_bytes, also without its objects";
+const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
 
 /// The text for events that the protocol can't carry.
 const TOO_LONG: &str = "longer than max_message_bytes";
 
 /// The text for a claim that has events of both kinds.
-const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, also without its objects";
+const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
 
 /// One output's claims, and the rules for them. The delivery loop owns it and is the only caller.
 ///

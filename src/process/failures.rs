@@ -22,7 +22,10 @@ impl Failures {
     /// Logs a failure, and keeps it if it is the first. The failure is logged at once, because the
     /// process ends only after the drain.
     pub fn report(&self, error: String) {
-        tracing::error!(error, "what the relay needs has ended: it drains and exits with 1");
+        tracing::error!(
+            error,
+            "a part that the relay needs has ended: the relay drains and exits with 1"
+        );
         self.first.send_if_modified(|first| {
             let is_first = first.is_none();
             first.get_or_insert(error);

@@ -140,7 +140,7 @@ impl RealDisk {
             Err(Errno::OPNOTSUPP) => {
                 if !self.grows.swap(true, Ordering::Relaxed) {
                     let directory = self.root.display();
-                    tracing::info!(%directory, "the file system reserves no room: a full one shows only when written to");
+                    tracing::info!(%directory, "the file system cannot reserve space: a full disk shows only when the relay writes");
                 }
                 file.set_len(bytes)
             }

@@ -71,7 +71,7 @@ pub enum Error {
         version: u32,
     },
     /// The cursors file has no output of this name.
-    #[error("there is no output {} in the cursors file, which has: {names}", printable(.name))]
+    #[error("there is no output {} in the cursors file, which has the outputs: {names}", printable(.name))]
     NoOutput {
         /// The name.
         name: String,

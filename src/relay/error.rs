@@ -30,7 +30,7 @@ impl Error {
     /// Logs the error that ended a running relay, and returns it.
     pub(super) fn ended(error: &impl ToString) -> Self {
         let error = error.to_string();
-        tracing::error!(error, "failed");
+        tracing::error!(error, "the relay has failed");
         Self::Ended(error)
     }
 }

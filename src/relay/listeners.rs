@@ -206,7 +206,7 @@ impl Listeners {
                 self.slots.push(Slot { config: config.clone(), open: Some(open) });
                 format!(", still listening on {}", config.address)
             }
-            Err(error) => format!(", nor any more on {}: {error}", config.address),
+            Err(error) => format!(", and no longer on {}: {error}", config.address),
         }
     }
 

@@ -267,7 +267,7 @@ impl Outputs {
             if leaves(self) {
                 tracing::info!(
                     output = name,
-                    "the reload waits for the output that had this name, which is leaving"
+                    "the reload waits until the earlier output of this name has left"
                 );
             }
             // This takes some seconds if the consumer hangs.

@@ -229,7 +229,7 @@ impl Source for Reader {
                     self.status.update(|status| status.last_error = Some(error.to_string()));
                     if told.is_none_or(|told| told.elapsed() >= REMIND) {
                         told = Some(Instant::now());
-                        tracing::warn!(source = self.name, %error, "no consumer can be made, trying on");
+                        tracing::warn!(source = self.name, %error, "cannot make a Kafka consumer, trying again");
                     }
                     let until = Instant::now() + AGAIN;
                     while Instant::now() < until && !orders.closing.is_cancelled() {
@@ -422,7 +422,7 @@ impl ClientContext for Context {
         }
         drop(state);
         if tells {
-            tracing::warn!(source = self.source, topic = self.topic, %error, "trouble with the brokers, trying on");
+            tracing::warn!(source = self.source, topic = self.topic, %error, "trouble with the brokers, trying again");
         } else {
             tracing::debug!(source = self.source, topic = self.topic, %error, "trouble with the brokers");
         }
@@ -452,7 +452,7 @@ impl ConsumerContext for Context {
         self.status.update(|status| status.last_error = None);
         tracing::info!(source = self.source, ?partitions, "partitions assigned");
         if paused && let Err(error) = consumer.pause(list) {
-            tracing::debug!(source = self.source, %error, "not paused");
+            tracing::debug!(source = self.source, %error, "partitions not paused");
         }
     }
 
@@ -460,7 +460,7 @@ impl ConsumerContext for Context {
         if let Err(error) = result
             && error.rdkafka_error_code() != Some(RDKafkaErrorCode::NoOffset)
         {
-            tracing::debug!(source = self.source, %error, "offsets not committed, trying on");
+            tracing::debug!(source = self.source, %error, "offsets not committed, trying again");
         }
     }
 }
@@ -731,7 +731,7 @@ impl Session<'_> {
                 break;
             }
             if !closing && self.changes.has_changed() {
-                tracing::info!(source = self.intake.reader.name, "files changed, connecting anew");
+                tracing::info!(source = self.intake.reader.name, "files changed, reconnecting");
                 break;
             }
             if !self.has_room(closing) {
@@ -761,7 +761,7 @@ impl Session<'_> {
                 false => self.consumer.resume(&list),
             });
             if let Err(error) = done {
-                tracing::debug!(source = self.intake.reader.name, %error, "not paused or resumed");
+                tracing::debug!(source = self.intake.reader.name, %error, "partitions not paused or resumed");
             }
         }
         !is_full || is_paused
@@ -778,7 +778,7 @@ impl Session<'_> {
                 Some(Ok(_)) => {}
                 Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
                     let source = &self.intake.reader.name;
-                    tracing::warn!(source, error = %code, "the consumer has failed, connecting anew");
+                    tracing::warn!(source, error = %code, "the Kafka consumer has failed, reconnecting");
                     return false;
                 }
                 // The callback `error` has already reported this error.

@@ -89,9 +89,9 @@ impl Loss {
                 "queue full: new events are dropped and counted, as queue.when_full says"
             }
             Self::NotRequired => {
-                "the room is needed: the oldest events of an output that is not required are dropped and counted"
+                "the queue needs room: the oldest events of an output that is not required are dropped and counted"
             }
-            Self::Damaged => "the queue is damaged here, going on behind it",
+            Self::Damaged => "the queue is damaged here, going on after the damage",
             Self::Missing => "events are missing in the queue, lost and counted",
             Self::GivenUp(..) => "events given up and counted",
             Self::Removed => {
@@ -163,9 +163,9 @@ impl State {
             Self::DiskRefuses { error } => tracing::error!(
                 error,
                 changes,
-                "the queue's disk refuses: senders get 503 until it does not"
+                "the queue's disk refuses writes: senders get 503 until it accepts them"
             ),
-            Self::DiskIsWell => tracing::info!(changes, "the queue's disk is well again"),
+            Self::DiskIsWell => tracing::info!(changes, "the queue's disk accepts writes again"),
         }
     }
 }

@@ -412,11 +412,17 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     tokio::time::advance(PATIENCE).await;
     let lines = vec![Bytes::from_static(b"{}\n")];
     let mut writing = letters.write(&Arc::from("o"), lines, &Arc::from("")).expect("a place");
-    assert_eq!(writing.done().await, Written::failed("the disk does not answer"));
+    assert_eq!(
+        writing.done().await,
+        Written::failed("the disk of the dead letters does not answer")
+    );
     let (_keep, silent) = oneshot::channel();
     let begun = Instant::now();
     let mut writing = Writing::new(silent, Arc::new(Lines(Mutex::default())));
-    assert_eq!(writing.done().await, Written::failed("the disk does not answer"));
+    assert_eq!(
+        writing.done().await,
+        Written::failed("the disk of the dead letters does not answer")
+    );
     assert!(begun.elapsed() < PATIENCE + Duration::from_secs(1));
 }
 
@@ -436,7 +442,7 @@ async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory
     let mut late = scene.hand_over(&lost);
     tokio::time::advance(PATIENCE / 2).await;
     let mut good = scene.hand_over(&events(3..6, 10));
-    assert_eq!(late.done().await, Written::failed("the disk does not answer"));
+    assert_eq!(late.done().await, Written::failed("the disk of the dead letters does not answer"));
     assert!(late.lines.take().is_none(), "nobody holds its lines");
     assert_eq!(queue.len(), 2);
     // A thread takes the letters at last.
@@ -456,7 +462,7 @@ async fn more_letters_than_may_wait_are_lost_at_once_and_say_so() {
     let (scene, mut queue) = waiting(2);
     let kept = [scene.hand_over(&events(0..1, 10)), scene.hand_over(&events(1..2, 10))];
     let refused = scene.write(&events(2..3, 10)).await;
-    assert_eq!(refused, Written::failed("the disk is too slow for them"));
+    assert_eq!(refused, Written::failed("the disk is too slow for the dead letters"));
     assert_eq!(kept.len(), queue.len());
     queue.try_recv().unwrap();
     let _kept = scene.hand_over(&events(3..4, 10));

@@ -183,7 +183,7 @@ fn the_last_line_has_the_totals_also_where_the_process_ends_at_once() {
     assert_eq!(relay.wait().code(), Some(1));
     let ended = last_line(&relay);
     assert_eq!((&ended["message"], &ended["lost"]), (&"ended".into(), &10.into()), "{ended}");
-    let failed = with_message(&lines(&relay, "ERROR"), "failed");
+    let failed = with_message(&lines(&relay, "ERROR"), "the relay has failed");
     assert_eq!(failed.len(), 1, "{failed:?}");
 }
 

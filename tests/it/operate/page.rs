@@ -236,7 +236,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     sink.reopen();
     wait_for_text(&browser, "#findings", "Every output works, and nothing is lost.");
     wait_for_text(&browser, &format!("{down} .pill"), "up");
-    wait_for_text(&browser, &format!("{down} .error"), "since mended");
+    wait_for_text(&browser, &format!("{down} .error"), "before it worked again");
     relay.finish(Backlog::Empty);
 }
 
@@ -425,14 +425,14 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     // The last totals stay on the page, and rates disappear.
     assert_eq!(browser.text("#in-accepted"), "400 events");
     assert_eq!(browser.text("#in-rate"), "–");
-    wait_for_text(&browser, "#findings", "is not known here");
+    wait_for_text(&browser, "#findings", "does not know what has happened");
     picture(&browser, "gone");
     assert_readable(&browser);
     assert_fits(&browser);
 
     let relay = Relay::start(&config);
     wait_until("the other run", SEEN, || browser.text("#in-accepted") == "0 events");
-    wait_for_text(&browser, "#findings", "It was restarted");
+    wait_for_text(&browser, "#findings", "The relay was restarted");
     wait_until("the end of the warning", SEEN, || browser.text("#gone").is_empty());
     assert_accepted(&relay.post(&generated_batch(2, 100, 1600)), 100);
     wait_for_text(&browser, "#in-accepted", "100 events");

@@ -647,7 +647,7 @@ fn a_reload_that_can_not_open_a_listener_says_that_the_rest_is_in_force_and_list
     let said = relay.log_fields();
     let said = said.iter().find(|fields| {
         fields["message"]
-            == "config reloaded but for a listener: free its address, then send SIGHUP"
+            == "config reloaded except for a listener: free its address, then send SIGHUP"
     });
     let error = said.expect("it says so")["error"].as_str().unwrap().to_owned();
     assert!(error.contains(&format!("cannot listen on 0.0.0.0:{port}")), "{error}");

@@ -491,10 +491,7 @@ fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more
         http_output("hung", live.address())
     );
     ask_for(&relay, &again);
-    relay.wait_for_log(
-        "the reload waits for the output that had this name, which is leaving",
-        PATIENCE,
-    );
+    relay.wait_for_log("the reload waits until the earlier output of this name has left", PATIENCE);
     // If the reload came into force, the new output would get this batch as well.
     assert_eq!(relay.post(&generated_batch(2, 10, 900)).status, 200);
     relay
