@@ -90,7 +90,7 @@ impl Protocol for Lumberjack {
         }
         if !unread.iter().zip(b"2A").all(|(byte, wanted)| byte == wanted) {
             let said = &unread[..unread.len().min(ACK_BYTES)];
-            return Err(format!("answers \"{}\" where an ACK should be", said.escape_ascii()));
+            return Err(format!("answers \"{}\" instead of an ACK", said.escape_ascii()));
         }
         Ok(())
     }
@@ -254,6 +254,6 @@ mod tests {
         let mut protocol = Lumberjack::new(3);
         assert!(answered(&mut protocol, &ack(1), 6).is_err(), "nothing was sent");
         let wrong = answered(&mut protocol, b"HTTP/1.1 400 Bad Request", 24).unwrap_err();
-        assert_eq!(wrong, "answers \"HTTP/1\" where an ACK should be");
+        assert_eq!(wrong, "answers \"HTTP/1\" instead of an ACK");
     }
 }

@@ -86,7 +86,7 @@ impl Relp {
         match index.ok().and_then(|index| self.answered.get_mut(index)) {
             Some(answered) if number > 0 && !*answered => *answered = true,
             Some(_) | None => {
-                return Err(format!("answers command {number}, which is not awaited"));
+                return Err(format!("answers command {number}, to which no answer is expected"));
             }
         }
         Ok(())
@@ -122,7 +122,7 @@ impl Protocol for Relp {
                 .find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(b"=")))
         };
         if offer(b"relp_version") != Some(b"0") {
-            return Err(Trouble::Protocol("offers no version of RELP that we know".into()));
+            return Err(Trouble::Protocol("offers no version of RELP that the relay knows".into()));
         }
         let commands = offer(b"commands").unwrap_or_default();
         if !commands.split(|byte| *byte == b',').any(|command| command == b"syslog") {
@@ -203,7 +203,7 @@ impl Frame {
 fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
-        format!("says \"{}\", which is no answer of RELP", said.escape_ascii())
+        format!("says \"{}\", which is not a RELP answer", said.escape_ascii())
     };
     let Some((number, at)) = digits(read, 0).ok_or_else(wrong)? else { return Ok(None) };
     if read[at] != b' ' {

@@ -165,7 +165,9 @@ impl Link for StdoutLink {
                 failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")),
                 progress: false,
             },
-            None => Event::Fatal("cannot write to stdout: its thread has ended".to_owned()),
+            None => {
+                Event::Fatal("cannot write to stdout: the thread that writes has ended".to_owned())
+            }
         }
     }
 

@@ -777,7 +777,8 @@ impl Queue {
         match tokio::time::timeout(HANGS, joining.saved()).await {
             Ok(()) => joining.end(),
             Err(_) => {
-                let why = self.fault().unwrap_or_else(|| "it can't be written".to_owned());
+                let why =
+                    self.fault().unwrap_or_else(|| "the cursors file can't be written".to_owned());
                 Err(JoinError::Disk { within: HANGS, why })
             }
         }

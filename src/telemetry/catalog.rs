@@ -59,7 +59,7 @@ catalog! {
     /// Counts lost events of one output, or of the queue.
     pub(super) struct LostMetrics [PLUGIN] {
         pub(super) events: Counter = "error_total" {
-            help: "Events accepted and then lost or refused for good, by output; plugin queue: what no output can get.",
+            help: "Events accepted and then lost or refused for good, by output; plugin \"queue\": events that no output can get.",
             unit: "events",
             meaning: "The sender was told 200 for these events, and the output's consumer does not \
                 have them. Dead letters are counted here too. An optional output \
@@ -110,7 +110,7 @@ catalog! {
                 another replica gets events.",
         }
         pub bytes: Gauge = "queue_bytes" {
-            help: "Held by the queue, as queue.max_bytes counts it.",
+            help: "Bytes held by the queue, as queue.max_bytes counts them.",
             unit: "bytes",
             meaning: "In memory: the waiting events, and 256 bytes for each batch. With \
                 `queue.directory`: whole files, reserved space included, so that room comes back a \
@@ -405,7 +405,7 @@ catalog! {
     /// The end of one certificate.
     pub(super) struct CertificateMetrics [PLACE, ROLE] {
         pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
-            help: "notAfter of the certificate presented, and of the peer's last seen.",
+            help: "notAfter of the relay's own certificate, and of the one that a peer presented last.",
             unit: "seconds since 1970",
             meaning: "`listener` with `server` and `output` with `client` are the relay's own \
                 certificates. `output` with `server` and `listener` with `client` are those of the \
@@ -452,7 +452,7 @@ catalog! {
                 lines.",
         }
         pub(super) memory_limit: Gauge = "memory_limit_bytes" {
-            help: "Memory that the process may have: the limit of its cgroup, or of its container; 0: none.",
+            help: "Memory that the process may use: the limit of its cgroup, or of its container; 0: no limit.",
             unit: "bytes",
             meaning: "Above it the kernel kills the process.",
             action: "Nothing: it moves only with the container's settings. The alert \

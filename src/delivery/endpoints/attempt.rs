@@ -68,7 +68,7 @@ impl Endpoints {
         match self.look_up(&attempt.address).await {
             Ok(()) => attempt.follow(),
             Err(failure) if attempt.address.socket.is_some() => {
-                tracing::debug!(%failure, "going on with the addresses known before");
+                tracing::debug!(%failure, "lookup failed, the addresses known before stay in use");
             }
             Err(failure) => return Err(failure),
         }

@@ -54,7 +54,10 @@ impl Watch {
             let set = Arc::clone(set);
             self.task.spawn(async move {
                 while AssertUnwindSafe(set.watch(&probe)).catch_unwind().await.is_err() {
-                    tracing::error!(output = set.output, "the watch over addresses begins anew");
+                    tracing::error!(
+                        output = set.output,
+                        "the task that watches addresses has panicked, starting it again"
+                    );
                     tokio::time::sleep(RESTART_PAUSE).await;
                 }
             });
@@ -89,7 +92,7 @@ impl Endpoints {
         let (address, result) = match job {
             Job::LookUp(address) => {
                 if let Err(failure) = self.look_up(&address).await {
-                    tracing::debug!(%failure, "going on with the addresses known before");
+                    tracing::debug!(%failure, "lookup failed, the addresses known before stay in use");
                 }
                 return;
             }
@@ -101,7 +104,7 @@ impl Endpoints {
             Job::Probe(address) => (address.clone(), probe(address).await),
         };
         if let Err(failure) = &result {
-            tracing::debug!(output = self.output, %failure, "still down");
+            tracing::debug!(output = self.output, %failure, "address still down");
         }
         self.probed(&address, result.is_ok());
     }

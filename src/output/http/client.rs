@@ -103,8 +103,12 @@ impl Client {
 
     /// Connects to an address, with the TLS handshake if there is one, and sends nothing.
     pub(super) async fn reach(&self, address: ResolvedAddress) -> Result<(), Failure> {
-        let gone =
-            || Failure::new(AttemptError::Protocol, format!("{address}: no such URL any more"));
+        let gone = || {
+            Failure::new(
+                AttemptError::Protocol,
+                format!("{address}: the config no longer has this URL"),
+            )
+        };
         let expanded = self.expanded.load_full().ok_or_else(gone)?;
         let base = &expanded.endpoints.get(address.endpoint).ok_or_else(gone)?.base;
         let deadline = Instant::now() + self.timeouts.connect;

@@ -179,7 +179,7 @@ impl Client {
         waiting: Option<&Waiting>,
     ) -> Result<Outcome, Failure> {
         let Some(endpoint) = expanded.endpoints.get(attempt.address().endpoint) else {
-            return Err(Failure::new(AttemptError::Protocol, "no such URL"));
+            return Err(Failure::new(AttemptError::Protocol, "the config no longer has this URL"));
         };
         let base = &endpoint.base;
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));

@@ -50,9 +50,9 @@ impl Expanded {
         for (name, template) in &config.headers {
             let text = expand(template)?;
             let name = HeaderName::from_bytes(name.as_bytes())
-                .map_err(|_| format!("headers.{name} is no header name"))?;
+                .map_err(|_| format!("headers.{name} is not a header name"))?;
             let mut value = HeaderValue::from_str(&text)
-                .map_err(|_| format!("headers.{name} is no header value"))?;
+                .map_err(|_| format!("headers.{name} is not a header value"))?;
             value.set_sensitive(true);
             headers.insert(name, value);
         }
@@ -81,8 +81,9 @@ fn authorization(config: &config::HttpOutput) -> Result<Option<HeaderValue>, Str
     } else {
         return Ok(None);
     };
-    let mut value = HeaderValue::from_str(&credentials)
-        .map_err(|_| format!("{} holds what no header can", file.display()))?;
+    let mut value = HeaderValue::from_str(&credentials).map_err(|_| {
+        format!("{} holds a character that an HTTP header cannot have", file.display())
+    })?;
     value.set_sensitive(true);
     Ok(Some(value))
 }

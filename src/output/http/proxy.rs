@@ -44,12 +44,12 @@ impl Proxy {
     /// Takes the URL of a proxy apart. An error says what is wrong with the URL, and does not quote
     /// it.
     pub(super) fn new(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+        let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return Err("has no host".to_owned());
         };
         if url.scheme() != "http" {
-            return Err("is not http".to_owned());
+            return Err("is not an http:// URL".to_owned());
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let [user, password] =
@@ -81,7 +81,7 @@ impl Proxy {
         stream.write_all(request.as_bytes()).await.map_err(broken)?;
         let head = self.head(stream).await?;
         let Some(status) = status_of(&head) else {
-            return Err((AttemptError::Protocol, format!("{self}: answered with no HTTP")));
+            return Err((AttemptError::Protocol, format!("{self}: its answer is not HTTP")));
         };
         if status.is_success() {
             return Ok(());
@@ -90,8 +90,8 @@ impl Proxy {
             // Some proxies answer wrong credentials with 401 instead of 407.
             StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
                 match self.credentials {
-                    Some(_) => ": it does not take the credentials in its URL",
-                    None => ": it wants credentials, write http://USER:PASSWORD@…",
+                    Some(_) => ": it does not accept the credentials in its URL",
+                    None => ": it needs credentials, write http://USER:PASSWORD@…",
                 }
             }
             _ => "",
@@ -122,7 +122,10 @@ impl Proxy {
                 return Ok(head);
             }
             if head.len() > HEAD_BYTES_MAX {
-                return Err((AttemptError::Protocol, format!("{self}: its answer has no end")));
+                return Err((
+                    AttemptError::Protocol,
+                    format!("{self}: the head of its answer is too long"),
+                ));
             }
         }
     }

@@ -36,7 +36,7 @@ impl fmt::Display for BaseUrl {
 impl HttpEndpoint {
     /// Takes a URL apart. An error says what is wrong with the URL, and does not quote it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+        let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let https = match url.scheme() {
             "https" => true,
             "http" => false,

@@ -309,7 +309,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
         match self.in_flight.acknowledge(events, &mut self.session.ready) {
             0 => Ok(()),
-            more => Err(format!("acknowledges {more} events that it was not sent")),
+            more => Err(format!("acknowledges {more} events that were not sent to it")),
         }
     }
 

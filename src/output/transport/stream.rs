@@ -365,7 +365,7 @@ impl<E: Encode> StreamLink<E> {
             let grace =
                 self.replay_window + (self.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
             if now.duration_since(finished) >= grace {
-                let what = "closed by the peer before it had everything";
+                let what = "closed by the peer before it had received every byte";
                 let failure = self.session.failure(AttemptError::Closed, what);
                 return Some(self.broken(failure));
             }
@@ -379,7 +379,7 @@ impl<E: Encode> StreamLink<E> {
             || self.sent.back().is_some_and(|last| last.end > self.samples.acknowledged);
         let waited = now.duration_since(self.session.progress);
         if unacknowledged && waited >= self.session.dialer.timeouts.request {
-            let what = "the peer takes nothing";
+            let what = "the peer accepts no bytes";
             let failure = self.session.failure(AttemptError::Timeout, what);
             return Some(self.broken(failure));
         }

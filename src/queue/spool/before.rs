@@ -152,7 +152,7 @@ impl Shared {
         let file = match self.disk.open(&name, Access::Read) {
             Ok(file) => file,
             Err(error) => {
-                tracing::debug!(segment = name, %error, "what has left is not read here");
+                tracing::debug!(segment = name, %error, "a part of the queue is not read for the deduplication window");
                 return Some(none);
             }
         };
@@ -162,7 +162,11 @@ impl Shared {
         job.from = job.from.max(spot.position);
         let loaded = load::read_what_is_there(&job, &*file);
         for damage in &loaded.damages {
-            tracing::debug!(segment = name, ?damage, "what has left is not read here");
+            tracing::debug!(
+                segment = name,
+                ?damage,
+                "a part of the queue is not read for the deduplication window"
+            );
         }
         let is_wanted = |piece: &Piece| {
             let is_there = !piece.is_gap() && piece.first < limits.end;

@@ -608,14 +608,14 @@ impl Cursor {
             Ok(Err(error)) => {
                 if self.failing.is_none() && self.may_tell() {
                     let output = self.shared.lock().cursors[self.index].output.name.clone();
-                    tracing::error!(output, %error, "the queue can't be read here, trying on for half a minute");
+                    tracing::error!(output, %error, "a segment of the queue can't be read, trying again for half a minute");
                 }
                 self.failing.get_or_insert_with(Instant::now);
                 tokio::time::sleep(PAUSE).await;
             }
             Err(panic) => {
                 if self.may_tell() {
-                    tracing::error!(%panic, "a file of the queue could not be read, trying on");
+                    tracing::error!(%panic, "a file of the queue could not be read, trying again");
                 }
                 tokio::time::sleep(PAUSE).await;
             }

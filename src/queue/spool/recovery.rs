@@ -197,7 +197,7 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     if backlog.events > 0 {
         let (output, events, position) =
             (&cursor.output.name, backlog.events, cursor.claims.read.get());
-        tracing::info!(output, events, position, "goes on with its backlog");
+        tracing::info!(output, events, position, "the output goes on with its backlog");
     }
 }
 
@@ -220,7 +220,7 @@ fn join(
                 tracing::info!(
                     output = name,
                     position = state.end.position.get(),
-                    "new: begins with the next event"
+                    "the output is new and begins with the next event"
                 );
                 state.end
             }
@@ -408,7 +408,7 @@ fn judge_last(
         tracing::info!(
             segment,
             offset,
-            "the last write was not finished, and not acknowledged: cut off"
+            "the last write was not finished and not acknowledged: it is cut off"
         );
     }
     // Also what was reserved and not used. The sync is for what was written, and found whole, but not synced before a

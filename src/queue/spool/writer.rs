@@ -563,7 +563,7 @@ impl Writer {
             if self.shared.lock().stuck.iter().any(|(first, _)| *first == end.position) {
                 // An empty segment that has its name: the next one would be deleted with it.
                 let name = segment::file_name(end.position);
-                let error = io::Error::other("is in its place, and can't be deleted");
+                let error = io::Error::other("an empty segment of this name can't be deleted");
                 return Err(named(&name)(error));
             }
         }
@@ -616,7 +616,7 @@ impl Writer {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
             if !self.told_unsaved {
-                tracing::warn!(%error, "the cursors can't be written, trying on");
+                tracing::warn!(%error, "the cursors can't be written, trying again");
             }
         });
         self.told_unsaved = failed.is_err();
@@ -734,8 +734,8 @@ impl Writer {
                     tracing::warn!(
                         files,
                         %error,
-                        "files of the queue that nobody needs can't be deleted: they take room, and \
-                         the queue goes on without it, trying again"
+                        "files of the queue that no output needs can't be deleted: they take room, and \
+                         the queue goes on without that room, trying again"
                     );
                 }
             }
@@ -755,7 +755,7 @@ impl Writer {
             self.shared.metrics.write_errors.increment(1);
             self.reclaim_at = Instant::now() + RETRY_MAX;
             if !self.told_kept {
-                tracing::warn!(%error, "segments that are delivered can't be deleted, trying on");
+                tracing::warn!(%error, "segments that are delivered can't be deleted, trying again");
             }
         });
         self.told_kept = failed.is_err();
@@ -795,7 +795,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
-            state.fault = Some("its thread has panicked, restart the relay".to_owned());
+            state.fault =
+                Some("the thread that writes the queue has panicked, restart the relay".to_owned());
             state.waiting.clear();
             drop(state);
             self.shared.panicked.cancel();

@@ -91,7 +91,7 @@ fn credentials_are_sent_to_the_proxy_alone_and_shown_nowhere() {
     assert_eq!(relay.post(&batch).status, 200);
     let status = || http::get(relay.admin(), "/status").unwrap().text();
     let refused = format!(
-        "http://{}: the proxy http://{at}: answered 401 Unauthorized: it does not take the credentials in its URL",
+        "http://{}: the proxy http://{at}: answered 401 Unauthorized: it does not accept the credentials in its URL",
         sink.address()
     );
     wait_until("the proxy's refusal", PATIENCE, || status().contains(&refused));
@@ -176,14 +176,14 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
     // not count.
     let early = b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let cases: [(&'static [u8], &str, &str); 9] = [
-        (b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", "protocol", "answered with no HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n", "protocol", "its answer is not HTTP"),
         (b"HTTP/1.1 403 Filtered\r\n\r\n", "connect", "answered 403 Forbidden"),
-        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it wants credentials"),
-        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it does not take the credentials"),
+        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it needs credentials"),
+        (b"HTTP/1.1 407 x\r\n\r\n", "connect", "it does not accept the credentials"),
         (b"HTTP/1.1 301 x\r\nlocation: http://x/\r\n\r\n", "connect", "answered 301"),
         (b"HTTP/1.1 200 OK\r\n", "timeout", "no answer within the connect timeout"),
-        (endless(b"x: y\r\n"), "protocol", "its answer has no end"),
-        (endless(b"x"), "protocol", "its answer has no end"),
+        (endless(b"x: y\r\n"), "protocol", "the head of its answer is too long"),
+        (endless(b"x"), "protocol", "the head of its answer is too long"),
         (early, "closed", ""),
     ];
     for (answer, reason, said) in cases {

@@ -173,7 +173,9 @@ fn an_output_that_is_new_joins_at_the_end() {
     assert_eq!(of_output(&metrics, "output_start_events", "old"), 500.0);
     assert_eq!(of_output(&metrics, "output_start_events", "new"), 0.0);
     let told = relay.log_fields();
-    let told = told.iter().find(|fields| fields["message"] == "new: begins with the next event");
+    let told = told
+        .iter()
+        .find(|fields| fields["message"] == "the output is new and begins with the next event");
     assert_eq!(told.expect("it is said")["output"], "new");
     post(&relay, 500..700);
     old.reopen();
