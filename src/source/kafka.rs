@@ -568,7 +568,7 @@ impl Intake<'_> {
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
-        tracing::debug!(source, topic, partition, offset, error, "message passed over");
+        tracing::debug!(source, topic, partition, offset, error, "message skipped");
         self.reader.skipped.fetch_add(1, Ordering::Relaxed);
         self.skipped += 1;
         self.first.get_or_insert_with(|| (partition, offset, error.to_owned()));
@@ -595,7 +595,7 @@ impl Intake<'_> {
             error,
             skipped,
             total,
-            "message holds no audit events, passed over and counted"
+            "message holds no audit events or is too large, skipped and counted"
         );
     }
 
