@@ -48,7 +48,7 @@ mod places;
 use places::Places;
 
 /// The admin server closes a connection on which no complete head of a request arrives for this
-/// long, counted from the opening of the connection or from the request before.
+/// long, counted from the opening of the connection or from the end of the request before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The admin server closes every connection after this time, so that a client that is idle or reads
@@ -84,7 +84,8 @@ pub struct Output {
     pub kind: &'static str,
     /// `true`: the queue keeps events until this output has them.
     pub required: bool,
-    /// An event that waits for longer than this is late, and the status page says so.
+    /// The longest time that an event may wait for this output; after it the status page calls the
+    /// event late.
     pub lag_max: Duration,
     /// The state that the output's delivery reports.
     pub status: Arc<Status>,
@@ -92,7 +93,7 @@ pub struct Output {
 
 /// A listener as `/status` shows it.
 pub struct Listener {
-    /// The address as configured.
+    /// The listener's address, as configured.
     pub label: String,
     /// `true`: the listener speaks HTTPS.
     pub tls: bool,

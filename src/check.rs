@@ -114,8 +114,8 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    /// Adds a problem of the key `named`. Unless it is a warning, the problem is left out if
-    /// reading the config has already reported an error for the same key.
+    /// Adds a problem of the key `named`. A problem that is no warning is left out if reading the
+    /// config has already reported an error for the same key.
     fn add(&mut self, named: &Named, message: impl Into<String>, severity: Severity) {
         let is_known =
             |problem: &Problem| problem.path == named.key && problem.severity != Severity::Warning;

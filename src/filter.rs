@@ -69,8 +69,8 @@ pub struct Changes {
     pub trimmed: bool,
 }
 
-/// The filter settings of one output. Its policy files can be read again while the rules are in
-/// use.
+/// The filter settings of one output. The policy files that the settings name can be read again
+/// while the rules are in use.
 pub struct Rules {
     matches: Vec<Matcher>,
     files: Vec<PathBuf>,

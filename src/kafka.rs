@@ -279,7 +279,8 @@ impl Changes {
         }
     }
 
-    /// Returns `true`, without waiting, if the secrets have changed.
+    /// Returns `true`, without waiting, if the secrets have changed since this value was made or
+    /// last reported a change.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         self.0.has_changed().unwrap_or(false)

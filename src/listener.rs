@@ -388,7 +388,7 @@ impl Listener {
             );
             return;
         };
-        // A socket without these options works all the same.
+        // A socket works without these options too.
         net::tune_accepted(&stream).ok();
         let tls = self.settings.load().tls.as_ref().map(|tls| TlsAcceptor::from(tls.settings()));
         let age = rules.max_connection_age.map(net::jittered);
@@ -455,10 +455,10 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Sets hyper's limits for HTTP/1 and h2. With `half_close`, a sender that has shut down its write
-/// side still gets its answer. It is `false` with `acknowledge = "delivered"`: an answer may then
-/// take seconds, and a sender that only shut down its write side cannot be told from a sender that
-/// has gone. hyper then drops the request.
+/// Sets hyper's limits for HTTP/1 and h2. If `half_close` is `true`, a sender that has shut down
+/// its write side still gets its answer. With `acknowledge = "delivered"` it is `false`: an answer
+/// may then take seconds, a sender that only shut down its write side cannot be told from a sender
+/// that has gone, and hyper drops the request.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder

@@ -89,7 +89,7 @@ impl Blocks {
     }
 }
 
-/// Tells which unusual bytes some blocks contain.
+/// The unusual kinds of bytes that were found in some blocks.
 struct Seen {
     /// `true`: there is a byte below 0x20 (a control character).
     control: bool,
@@ -160,7 +160,7 @@ const IN_ARRAY: u64 = 0b10;
 /// The value of [`Pass::stack`] while an item of the array is open, but nothing inside of the item.
 const IN_ITEM: u64 = 0b101;
 
-/// One pass over the array of events of one body.
+/// The state of the scanner while it passes once over the array of events of one body.
 struct Pass<'a> {
     /// The bytes of the body up to the closing bracket of the array of events.
     body: &'a [u8],
@@ -408,8 +408,8 @@ fn is_escape(text: &[u8]) -> bool {
     match text {
         [b'u', a, b, c, d, ..] => {
             let is_hex = |byte: &u8| byte.is_ascii_hexdigit();
-            // All four are checked without a branch, because they are nearly always hexadecimal
-            // digits.
+            // All four digits are checked without a branch, because they are nearly always
+            // hexadecimal.
             is_hex(a) & is_hex(b) & is_hex(c) & is_hex(d)
         }
         [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => true,

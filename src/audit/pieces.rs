@@ -48,11 +48,11 @@ pub trait Store {
 /// The form of a body, and, for a list, the part whose bytes are arriving now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// Too few bytes have come to recognise the form.
+    /// Too few bytes have come to recognise the form of the body.
     Unknown,
     /// The array `items` of a list is arriving.
     Items,
-    /// The array has ended; the rest of the list is arriving.
+    /// The array `items` has ended; the rest of the list is arriving.
     Tail,
     /// The body is JSON lines, or a single event.
     Lines,
@@ -73,7 +73,7 @@ pub struct Pieces {
     piece_bytes: usize,
     /// `LIST_HEAD`, and after it the bytes of the body that were in no piece yet.
     window: Vec<u8>,
-    /// The offset in the window up to which [`Self::look`] has looked.
+    /// The offset in the window up to which [`Self::look`] has searched for ends of events.
     looked: usize,
     /// The offset in the window of the last place where a piece can end: at the comma after an
     /// event, or after a line break. `None` if the window holds no whole event.
@@ -210,7 +210,8 @@ impl Pieces {
         }
     }
 
-    /// Removes white space before the body from the window; it may be long.
+    /// Removes the white space at the beginning of the body from the window. There may be much of
+    /// it.
     fn skip_blanks(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
@@ -376,7 +377,7 @@ impl Pieces {
         self.window.push(b'\n');
         match decode_in_place(&mut self.window) {
             Err(error) => self.place(error, LIST_HEAD.len()),
-            // A list that does not end is never valid; this case only gives it a fault.
+            // A list that does not end is never valid, so that this case cannot occur.
             Ok(_) => Invalid {
                 byte: self.before,
                 item: None,

@@ -158,7 +158,8 @@ fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a
     found
 }
 
-/// The text of a string with its escapes resolved; empty for any other value.
+/// Returns the text of a string with its escapes resolved; empty for any other value and for
+/// `None`.
 fn text(value: Option<&[u8]>) -> Text<'_> {
     value.and_then(scan::string).unwrap_or_default()
 }

@@ -164,7 +164,7 @@ pub fn string_end(text: &[u8], at: usize) -> usize {
             at += 8;
             continue;
         }
-        // The number is at most 7.
+        // The quotient is at most 7.
         at += (found.trailing_zeros() / 8) as usize;
         if text[at] == b'"' {
             return at + 1;

@@ -178,13 +178,13 @@ struct Envelope<'a> {
     items: Items,
 }
 
-/// The member `items` of the outermost object.
+/// The member `items` of the outermost object of a body.
 #[derive(PartialEq)]
 enum Items {
     Absent,
     NoArray,
-    /// The member occurs twice. Such a body is refused, because using only the first would lose the
-    /// events of the second.
+    /// The member `items` occurs twice. Such a body is refused, because using only the first would
+    /// lose the events of the second.
     Twice,
     Array(Found),
 }

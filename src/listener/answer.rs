@@ -19,9 +19,9 @@ pub(super) type Body = Full<Bytes>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// The reason as the metrics count it.
+    /// The reason for the refusal, as the metrics count it.
     pub(super) rejection: Rejection,
-    /// The reason as one sentence for the sender.
+    /// The reason for the refusal, as one sentence for the sender.
     pub(super) message: String,
 }
 

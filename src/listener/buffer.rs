@@ -36,7 +36,8 @@ const FIRST_MAX: usize = 1024 * 1024;
 /// its limits count.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
-/// The size in bytes of the kernel's smallest page. The size of a mapping is a multiple of it.
+/// The size in bytes of the kernel's smallest page. The size of a mapping is a multiple of this
+/// size.
 const PAGE: usize = 4096;
 
 /// Free memory mappings for the next bodies. All requests share one pool.

@@ -82,7 +82,7 @@ struct Entries {
     open: HashMap<u64, Arc<Connection>>,
 }
 
-/// The thing that a connection is waiting for.
+/// The phase of a connection, which decides which deadline the connection has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The connection waits for the first byte of a request.

@@ -151,8 +151,8 @@ impl Framing {
     /// the header's value cannot be understood.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
-        // A request line with a whole URL as its target has a colon too, but none of these names
-        // before it.
+        // A request line with a whole URL as its target has a colon too, but neither of the two
+        // names stands before that colon.
         let colon = line.iter().position(|byte| *byte == b':');
         let Some((name, value)) = colon.map(|colon| line.split_at(colon)) else { return Some(()) };
         let value = value.get(1..)?.trim_ascii();

@@ -140,9 +140,9 @@ struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Changes the number of bytes that this body counts to `total`. An error is the refusal of the
-    /// request: there is no room for the bytes now (429), or one event is too large at any time
-    /// (413).
+    /// Sets the number of bytes of this body that are counted to `total`. An error is the refusal
+    /// of the request: there is no room for the bytes now (429), or one event is too large at any
+    /// time (413).
     fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
@@ -361,8 +361,8 @@ impl Ingest {
         }
     }
 
-    /// Reads a body that is not compressed. The result has all bytes that were not decoded on the
-    /// way.
+    /// Reads a body that is not compressed to its end. A large body is decoded on the way; the
+    /// result then has the bytes that are still to be decoded, and the state of decoding.
     async fn collect(
         &self,
         bounds: &Bounds,
@@ -387,8 +387,8 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Reads a gzip body and decompresses it. The result has all bytes that were not decoded on the
-    /// way.
+    /// Reads a gzip body to its end and decompresses it. A large body is decoded on the way; the
+    /// result then has the bytes that are still to be decoded, and the state of decoding.
     async fn inflate(
         &self,
         bounds: &Bounds,

@@ -14,19 +14,22 @@ use crate::audit::request::Request;
 /// empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
-    /// The user's name must be one of these.
+    /// The names of users. If the list is not empty, the user must have one of these names.
     pub users: Vec<String>,
-    /// The user must be in at least one of these groups.
+    /// The names of groups. If the list is not empty, the user must be in at least one of these
+    /// groups.
     pub user_groups: Vec<String>,
-    /// The verb must be one of these.
+    /// Verbs, such as `get`. If the list is not empty, the request must have one of these verbs.
     pub verbs: Vec<String>,
-    /// The request must be about an object of one of these kinds.
+    /// Kinds of objects. If the list is not empty, the request must be about an object of one of
+    /// these kinds.
     pub resources: Vec<GroupResources>,
-    /// The request must be about an object in one of these namespaces; `""` stands for objects of
-    /// no namespace.
+    /// Namespaces; `""` stands for objects of no namespace. If the list is not empty, the request
+    /// must be about an object in one of these namespaces.
     pub namespaces: Vec<String>,
-    /// The request must be about no object, and its path must be one of these. A path that ends in
-    /// `*` stands for every path that begins with the text before the `*`.
+    /// Paths. If the list is not empty, the request must be about no object, and its path must be
+    /// one of these. A path that ends in `*` stands for every path that begins with the text before
+    /// the `*`.
     pub non_resource_urls: Vec<String>,
 }
 

@@ -126,7 +126,7 @@ impl Matcher {
             unlocated[rule / 64] |= 1 << (rule % 64);
         }
         Self {
-            // If a rule has both, its resources and namespaces count, and its paths do not.
+            // If a rule has paths beside resources or namespaces, its paths do not count.
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
             about_path: set(&|of| !asks_object(of)),
             verbs: table(&|criteria| criteria.verbs.clone()),

@@ -26,11 +26,11 @@ use crate::audit::API_VERSION;
 
 const KIND: &str = "Policy";
 
-/// The fields of the whole policy.
+/// The names of the fields that a whole policy may have.
 const POLICY: &[&str] =
     &["apiVersion", "kind", "metadata", "omitStages", "omitManagedFields", "rules"];
 
-/// The fields of a rule.
+/// The names of the fields that a rule may have.
 const RULE: &[&str] = &[
     "level",
     "users",
@@ -43,7 +43,7 @@ const RULE: &[&str] = &[
     "omitManagedFields",
 ];
 
-/// The fields of an entry of `resources`.
+/// The names of the fields that an entry of `resources` may have.
 const GROUP_RESOURCES: &[&str] = &["group", "resources", "resourceNames"];
 
 /// Names that other Kubernetes objects use for a field, each with the name that a policy uses for

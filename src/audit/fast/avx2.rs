@@ -141,8 +141,9 @@ fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Fills the masks of `blocks` from the block with index `first` on with the kinds of `bytes`.
-/// Returns which unusual bytes there are.
+/// Fills the masks of `blocks`, from the block with the index `first` on: a bit is set if its byte
+/// in `bytes` is of the kind that the mask stands for. Returns which unusual kinds of bytes there
+/// are.
 #[target_feature(enable = "avx2")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm256_set1_epi8(byte.cast_signed());

@@ -124,8 +124,9 @@ fn text(bytes: &[u8; BLOCK]) -> Lanes {
     simd::_mm512_set_epi64(word(7), word(6), word(5), word(4), word(3), word(2), word(1), word(0))
 }
 
-/// Fills the masks of `blocks` from the block with index `first` on with the kinds of `bytes`.
-/// Returns which unusual bytes there are.
+/// Fills the masks of `blocks`, from the block with the index `first` on: a bit is set if its byte
+/// in `bytes` is of the kind that the mask stands for. Returns which unusual kinds of bytes there
+/// are.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm512_set1_epi8(byte.cast_signed());

@@ -135,10 +135,10 @@ macro_rules! rules {
                     let name_like = and(key_end, or(and(four, third), and(ten, last)));
                     let named = or(name_like, and(in_key, load(&of.backslash, first)));
 
-                    // The stretch before each bracket: by the additions, a bit that is set in a
-                    // stretch reaches the bracket that ends it. A closing bracket shows by itself
-                    // if it ends an object or an array. An opening bracket stands in an object if
-                    // there is a colon before it, else in an array.
+                    // The stretch is the text before each bracket. An addition carries a bit that
+                    // is set in a stretch to the bracket that ends the stretch. A closing bracket
+                    // itself shows if it ends an object or an array. An opening bracket stands in
+                    // an object if there is a colon before the bracket, else in an array.
                     let between = not(bracket);
                     let arrived =
                         add(between, and(bad_in_object, between), &mut self.bad_in_object);

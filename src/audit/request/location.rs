@@ -68,7 +68,7 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
         Some(_) => {}
     }
     let path = uri.path();
-    // A backslash that is still there belongs to an escape that stands for no character.
+    // A backslash that is still in the path belongs to an escape that stands for no character.
     if memchr::memchr(b'\\', &path).is_some() {
         return None;
     }

@@ -30,14 +30,14 @@ const CLIENTS: usize = 64;
 
 /// Iterates over the events of some lines, and returns each event with its request.
 ///
-/// The request is the same as [`request`](super::request) returns for the line. For events of the
-/// usual form nothing is allocated.
+/// The request is the same as [`request`](super::request) returns for the line. For events that are
+/// written as kube-apiserver writes them nothing is allocated.
 #[derive(Debug)]
 pub struct Reader<'a> {
     /// The lines that were not read yet, each ended by `\n`.
     lines: &'a [u8],
-    /// The request of the event that was read last. Its user belongs to the client `current`, and
-    /// is moved back before another client's user takes its place.
+    /// The request of the event that was read last. If `current` is `Some`, the request's user
+    /// belongs to that client, and is moved back before another client's user takes its place.
     request: Request<'a>,
     /// The clients that the reader remembers. A client is at the index that [`place`] returns for
     /// its bytes, or at the index beside it.
@@ -122,8 +122,9 @@ impl<'a> Reader<'a> {
         self.current = client;
     }
 
-    /// Reads an event that is written as kube-apiserver writes it into `self.request`. `None` if
-    /// the event is written otherwise; the contents of `self.request` are meaningless then.
+    /// Reads an event into `self.request`, if the event is written as kube-apiserver writes it.
+    /// `None` if the event is written otherwise; the contents of `self.request` are meaningless
+    /// then.
     #[inline(always)]
     pub(super) fn usual(
         &mut self,
@@ -138,8 +139,8 @@ impl<'a> Reader<'a> {
         walk.pass(br#"","user":"#)?;
         let client = self.client(&mut walk)?;
         self.lend(Some(client));
-        // Each value is written to its place. A `Request` that is assembled elsewhere and copied as
-        // a whole would have to wait for all of its parts.
+        // Each value is written to its field of `request`. A `Request` that is assembled elsewhere
+        // and copied as a whole would have to wait for all of its parts.
         self.request.level = Cow::Borrowed(level);
         self.request.stage = Cow::Borrowed(stage);
         self.request.uri = Uri(uri);
@@ -187,8 +188,8 @@ fn place(text: &[u8]) -> usize {
 }
 
 impl<'a> Client<'a> {
-    /// Reads and remembers the client whose bytes begin at the rest of `walk`. `None` if these
-    /// bytes are not written as kube-apiserver writes them; no client is remembered here then.
+    /// Reads the client whose bytes begin at the rest of `walk`, and remembers it in `self`. `None`
+    /// if these bytes are not written as kube-apiserver writes them; `self` then holds no client.
     fn learn<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<()> {
         let text = walk.rest;
         // The client stays unknown until all of its bytes are read.
