@@ -20,8 +20,8 @@ fn text(text: &str) -> Text<'_> {
     Cow::Borrowed(text.as_bytes())
 }
 
-/// A request at level RequestResponse and stage ResponseComplete, without a user and without an
-/// object.
+/// Returns a request at level RequestResponse and stage ResponseComplete, without a user and
+/// without an object.
 fn asked<'a>(verb: &'a str, uri: &'a str) -> Request<'a> {
     Request {
         level: text("RequestResponse"),
@@ -36,7 +36,8 @@ fn user<'a>(name: &'a str, groups: &[&'a str]) -> Option<User<'a>> {
     Some(User { name: text(name), groups: groups.iter().map(|group| text(group)).collect() })
 }
 
-/// An object, from `namespace/resource/name/subresource`. Every part but the resource may be empty.
+/// Makes an object from `namespace/resource/name/subresource`. Every part but the resource may be
+/// empty.
 fn object<'a>(group: &'a str, path: &'a str) -> Option<Object<'a>> {
     let mut parts = path.split('/').map(text).chain(std::iter::repeat(text("")));
     let mut next = || parts.next().unwrap_or_default();
@@ -44,13 +45,13 @@ fn object<'a>(group: &'a str, path: &'a str) -> Option<Object<'a>> {
     Some(Object { group: text(group), resource, subresource, namespace, name })
 }
 
-/// A policy with these rules, which must have no mistakes.
+/// Reads a policy with these rules, which must have no mistakes.
 fn rules(rules: &str) -> Policy {
     let text = format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n{rules}");
     Policy::read(&text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
 }
 
-/// One of the policies in `tests/policies`.
+/// Reads one of the policies in `tests/policies`.
 fn shipped(name: &str) -> Policy {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
     let text = std::fs::read_to_string(folder.join(name)).unwrap();

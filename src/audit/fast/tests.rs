@@ -35,7 +35,7 @@ const SCANS: [(Isa, &str, Scan); 4] = [
     (Isa::Avx512, "AVX-512, small chunks", |body| split_by::<SMALL>(Isa::Avx512, body)),
 ];
 
-/// The expected result for a body.
+/// The result that [`check`] expects for a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     /// [`strict`] refuses the body.
@@ -46,7 +46,7 @@ enum Outcome {
     Usual,
 }
 
-/// The number of bodies with each outcome.
+/// Counts the bodies that had each outcome.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Counts {
     refused: u64,
@@ -93,8 +93,8 @@ fn is_usual(body: &[u8], events: &[Span]) -> bool {
     }
     let (strings, has_space) = strings(&body[LIST_HEAD.len()..]);
     let is_string = |at: usize| strings.binary_search(&at.wrapping_sub(LIST_HEAD.len())).is_ok();
-    // The scanner recognises "kind" and "apiVersion" only by their length and one letter `n`; and a
-    // key with an escape may be one of the two.
+    // The scanner recognises "kind" and "apiVersion" only by their length and one letter `n`. A key
+    // with an escape may be one of the two.
     let is_named = |key: &[u8]| {
         let end = key.as_ptr() as usize + key.len() - body.as_ptr() as usize;
         body[end - 2] == b'n' && is_string(end - 5)
@@ -112,11 +112,12 @@ fn is_usual(body: &[u8], events: &[Span]) -> bool {
         && events.iter().all(is_usual_event)
 }
 
-/// The deepest nesting of an event for which the scanner's stack of bits has room.
+/// The deepest nesting of an event that the scanner can follow; its stack has room for no more
+/// bits.
 const DEPTH: usize = 61;
 
-/// The offsets of all strings in valid JSON. The `bool` is `true` if there is white space between
-/// tokens, other than a line break at the end.
+/// Returns the offsets of all strings in valid JSON, and `true` if there is white space between
+/// tokens other than a line break at the end.
 fn strings(json: &[u8]) -> (Vec<usize>, bool) {
     let (mut starts, mut in_string, mut has_space) = (Vec::new(), false, false);
     let mut bytes = json.iter().enumerate();
@@ -137,18 +138,18 @@ fn strings(json: &[u8]) -> (Vec<usize>, bool) {
     (starts, has_space)
 }
 
-/// A body with these items, written as kube-apiserver writes it.
+/// Returns a body with these items, written as kube-apiserver writes it.
 fn list(items: impl AsRef<[u8]>) -> Vec<u8> {
     [LIST_HEAD, items.as_ref(), b"]}\n"].concat()
 }
 
-/// An event that contains this value.
+/// Returns an event that contains this value.
 fn event(value: &str) -> String {
     format!(r#"{{"level":"Metadata","auditID":"a","stage":"Panic","requestObject":{value}}}"#)
 }
 
 /// Prints which instruction sets are tested; the output is always shown (`.config/nextest.toml`).
-/// All tests here can test only what the CPU has on which they run.
+/// The tests of this file can test only the instruction sets of the CPU on which they run.
 #[test]
 fn the_instruction_sets_that_are_tested() {
     for isa in [Isa::Avx2, Isa::Avx512] {

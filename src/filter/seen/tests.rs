@@ -160,13 +160,14 @@ fn a_million_events_take_less_than_64_bytes_each() {
 /// A random step on the memory.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The next event of the log: one of eight, received some seconds after the last.
+    /// Checks the next event of the log: one of eight, received some seconds after the last.
     Next { event: u8, later: u64 },
-    /// The last events of the log are checked again, in order.
+    /// Checks the last `events` events of the log again, in order.
     Again { events: usize },
-    /// Some events did not leave after all. `from` counts back from the end of the log.
+    /// Forgets some events, because they did not leave after all. `from` counts back from the end
+    /// of the log.
     Forget { from: usize, events: u64 },
-    /// All but the last events are final.
+    /// Settles all but the last `events` events.
     Settled { events: u64 },
 }
 
@@ -180,19 +181,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The whole log, and which of its events have left.
+/// The model: the whole log, and which of its events have left.
 #[derive(Default)]
 struct Model {
-    /// For each position, the event and the second in which it was received.
+    /// For each position, the number of the event and the second in which it was received.
     log: Vec<(u8, u64)>,
     /// The positions of the events that have left.
     left: BTreeSet<usize>,
-    /// The highest position that was ever in `left`.
+    /// The highest position that was ever in `left`; `None` if no event has left yet.
     highest: Option<usize>,
 }
 
 impl Model {
-    /// Whether an equal event has left before, within the window. This looks through the whole log.
+    /// Returns `true` if an equal event has left before, within the window. The function looks
+    /// through the whole log.
     fn has_left_before(&self, position: usize) -> bool {
         let (event, received) = self.log[position];
         self.left.range(..position).any(|other| {

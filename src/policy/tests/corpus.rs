@@ -62,8 +62,8 @@ fn of_writes_recorded_in_full_the_default_keeps_metadata() {
     assert_eq!(count, 113);
 }
 
-/// The level and whether the stage is omitted, worked out from the event's JSON alone, without a
-/// policy.
+/// Returns the level of an event, and `true` if its stage is omitted, worked out from the event's
+/// JSON alone, without a policy.
 fn expected(event: &serde_json::Value) -> (Level, bool) {
     let path = event["requestURI"].as_str().unwrap().split('?').next().unwrap().to_owned();
     let about_path = event.get("objectRef").is_none();

@@ -68,8 +68,8 @@ const PARTS: [&str; 17] = [
     "b%252f",
 ];
 
-/// A random URI: mostly a path of the API, mostly with a namespace, sometimes with a query that
-/// looks like a path.
+/// Makes a random URI: mostly a path of the API, mostly with a namespace, sometimes with a query
+/// that looks like a path.
 fn uri() -> impl Strategy<Value = String> {
     let part = || select(&PARTS[..]);
     let root = select(
@@ -133,8 +133,8 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// A random request, and its URI. The namespace and name in `objectRef` differ from those in the
-/// URI, as if the sender of the request had written them into its body.
+/// Makes a random request, and its URI. The namespace and name in `objectRef` differ from those in
+/// the URI, as if the sender of the request had written them into its body.
 fn asked() -> impl Strategy<Value = (Request<'static>, String)> {
     (request(), uri())
 }
@@ -172,7 +172,7 @@ fn request() -> impl Strategy<Value = Request<'static>> {
     )
 }
 
-/// The event of this request, as kube-apiserver writes it.
+/// Returns the event of this request, as kube-apiserver writes it.
 fn event(request: &Request<'_>, uri: &str) -> String {
     let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
     let user = request.user.as_ref().map(|user| {
@@ -194,7 +194,7 @@ fn event(request: &Request<'_>, uri: &str) -> String {
     event.to_string().replace('&', "\\u0026")
 }
 
-/// The namespace and name in a URL of the API, found in the steps of kube-apiserver's
+/// Returns the namespace and name in a URL of the API, found in the steps of kube-apiserver's
 /// `NewRequestInfo`, on strings. `None` if the URL is not of that kind, or if Go refuses it.
 fn requested(uri: &str) -> Option<(String, String)> {
     let escaped = uri.split('?').next().unwrap();
@@ -241,8 +241,8 @@ fn requested(uri: &str) -> Option<(String, String)> {
     Some((namespace.to_owned(), name.to_owned()))
 }
 
-/// Whether a request meets the criteria, decided as kube-apiserver decides, one criterion after
-/// another, on strings. `keeps` says whether events that match are kept.
+/// Returns `true` if a request meets the criteria, decided as kube-apiserver decides, one criterion
+/// after another, on strings. `keeps` is `true` if events that match are kept.
 fn is_met(criteria: &Criteria, request: &Request<'_>, uri: &str, keeps: bool) -> bool {
     let plain = |text: &[u8]| String::from_utf8(text.to_vec()).unwrap();
     if !criteria.users.is_empty() || !criteria.user_groups.is_empty() {

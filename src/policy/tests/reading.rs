@@ -14,7 +14,7 @@ use super::super::Stage;
 
 const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n";
 
-/// The mistakes in a policy, each as `LINE:COLUMN: what`.
+/// Returns the mistakes in a policy, each as `LINE:COLUMN: what`.
 fn problems(text: &str) -> Vec<String> {
     match Policy::read(text) {
         Ok(_) => Vec::new(),
@@ -22,7 +22,7 @@ fn problems(text: &str) -> Vec<String> {
     }
 }
 
-/// The mistakes in the rules of a policy, with lines counted from the first rule.
+/// Returns the mistakes in the rules of a policy, with lines counted from the first rule.
 fn in_rules(rules: &str) -> Vec<String> {
     let found = Policy::read(&format!("{HEAD}rules:\n{rules}"));
     let below = |problem: &super::super::Problem| {
@@ -31,7 +31,7 @@ fn in_rules(rules: &str) -> Vec<String> {
     found.err().unwrap_or_default().iter().map(below).collect()
 }
 
-/// Asserts that the mistakes are these: each must begin with the expected text.
+/// Asserts that the mistakes are the expected ones: each must begin with the expected text.
 #[track_caller]
 fn assert_are(found: &[String], expected: &[&str]) {
     assert_eq!(found.len(), expected.len(), "{found:#?}");

@@ -16,8 +16,8 @@ const TEXTS: [(&str, &str); 4] = [
 const VALUES: [(&str, &str); 4] =
     [(r#""x":"#, "}"), (r#""x":"#, r#","y":1}"#), (r#""x":[0,"#, "]}"), (r#""x":["#, ",{}]}")];
 
-/// The outcome for a text in an event. Asserts that the outcome is the same at all offsets in a
-/// small chunk.
+/// Returns the outcome for a text in an event. Asserts that the outcome is the same at all offsets
+/// in a small chunk.
 fn at_every_offset(before: &str, text: impl AsRef<[u8]>, behind: &str) -> Outcome {
     let outcome = |offset: usize| {
         let padding = "x".repeat(offset);
@@ -31,7 +31,7 @@ fn at_every_offset(before: &str, text: impl AsRef<[u8]>, behind: &str) -> Outcom
     first
 }
 
-/// Asserts that a text has the expected outcome at several places.
+/// Asserts that a text has the expected outcome at each of `places`.
 fn everywhere(places: &[(&str, &str)], text: impl AsRef<[u8]>, expected: Outcome) {
     let text = text.as_ref();
     for (before, behind) in places {
@@ -95,7 +95,8 @@ fn runs_of_backslashes() {
     }
 }
 
-/// The first and last encodings of each length, and invalid ones, in strings and outside of them.
+/// The first and last encodings of each length in UTF-8, and invalid encodings, in strings and
+/// outside of them.
 #[test]
 fn utf8() {
     let right: [&[u8]; 8] = [
@@ -186,8 +187,8 @@ fn strings_of_every_length() {
 /// kinds, with valid and invalid values inside. Long runs of brackets without values follow.
 #[test]
 fn depths() {
-    // The brackets that are opened and closed in turn. The last shape has other containers on every
-    // level, which are one level deeper.
+    // The first two fields are the brackets that are opened and closed in turn. The last shape has
+    // other containers on every level, which are one level deeper.
     let shapes: [(&[&str], &[&str], usize); 4] = [
         (&["["], &["]"], 0),
         (&[r#"{"a":"#], &["}"], 0),
@@ -315,8 +316,8 @@ fn envelopes() {
     }
 }
 
-/// Checks all that may stand around an event: text around the body, ends of the list, other items,
-/// and other heads.
+/// Checks the outcome for everything that may stand around an event: text around the body, ends of
+/// the list, other items, and other heads.
 fn envelope(event: &str) {
     let body = String::from_utf8(list(event)).unwrap();
     let body = body.trim_end();
@@ -382,8 +383,7 @@ fn envelope(event: &str) {
         ("{},_", Outcome::Refused),
         ("\"a\":_", Outcome::Refused),
         ("_,\"a\":_", Outcome::Refused),
-        // The first event lacks one byte to the length of the shortest event. Its `auditID` is
-        // empty.
+        // The first event is one byte shorter than the shortest event. Its `auditID` is empty.
         (r#"_,{"auditID":"","stage":"Panic"}"#, Outcome::Refused),
         (r#"_,{"auditID":"a","stage":"Panic"}"#, Outcome::Usual),
     ] {
@@ -493,8 +493,8 @@ fn kinds_and_versions() {
         }
     }
     assert_eq!(check(&list(format!("{{{BOTH},{EVENT}}}"))), Outcome::Unusual);
-    // A key that only looks like one of the two is left to serde_json, which costs time and changes
-    // no result.
+    // A key that only looks like `kind` or `apiVersion` is left to serde_json, which costs time and
+    // changes no result.
     for (key, expected) in [
         ("kine", Outcome::Unusual),
         ("xxnx", Outcome::Unusual),

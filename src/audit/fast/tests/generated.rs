@@ -19,7 +19,7 @@ const NUMBERS: &str = "0 -0 7 -1 10 0.0 -0.10 1.5 1e9 1E+2 0e-0 1.25E-400 1e999 
 /// Keys that have a meaning in an event or in a list.
 const KEYS: &str = "kind apiVersion level auditID stage items metadata";
 
-/// A random one of the words in `words`.
+/// Returns a random one of the words in `words`.
 pub(super) fn word<'a>(rng: &mut Rng, words: &'a str) -> &'a str {
     let words: Vec<_> = words.split_ascii_whitespace().collect();
     words[rng.usize(..words.len())]
@@ -34,12 +34,12 @@ fn string(rng: &mut Rng) -> String {
     format!("\"{}\"", characters.collect::<String>())
 }
 
-/// Up to four results of `make`, with commas between them.
+/// Returns up to four results of `make`, with commas between them.
 fn several(rng: &mut Rng, make: impl Fn(&mut Rng) -> String) -> String {
     (0..rng.usize(..5)).map(|_| make(rng)).collect::<Vec<_>>().join(",")
 }
 
-/// A random value with at most `depth` levels of nesting.
+/// Returns a random value with at most `depth` levels of nesting.
 pub(super) fn value(rng: &mut Rng, depth: usize) -> String {
     match rng.u8(..if depth == 0 { 4 } else { 8 }) {
         0 => word(rng, "true false null").into(),
@@ -59,7 +59,7 @@ pub(super) fn value(rng: &mut Rng, depth: usize) -> String {
     }
 }
 
-/// A random event, which mostly begins as kube-apiserver's events do.
+/// Returns a random event, which mostly begins as kube-apiserver's events do.
 pub(super) fn event(rng: &mut Rng) -> String {
     let level = word(rng, "None Metadata Request RequestResponse Loud");
     let stage = word(rng, "RequestReceived ResponseStarted ResponseComplete Panic");

@@ -52,7 +52,7 @@ fn pick<T: Copy>(rng: &mut Rng, from: &[T]) -> T {
     from[rng.usize(..from.len())]
 }
 
-/// The events of each recorded body, without the long ones.
+/// Returns the events of each recorded body, without the long ones.
 fn recorded() -> Vec<Vec<Vec<u8>>> {
     let events = |(_, body): (String, Vec<u8>)| {
         let (events, _) = strict::split(std::str::from_utf8(&body).unwrap()).unwrap();
@@ -62,7 +62,7 @@ fn recorded() -> Vec<Vec<Vec<u8>>> {
     corpus().into_iter().map(events).filter(|events| !events.is_empty()).collect()
 }
 
-/// A body of one to three random or recorded events, which is still unchanged.
+/// Returns a body of one to three random or recorded events, which is still unchanged.
 fn usual(rng: &mut Rng, recorded: &[Vec<Vec<u8>>]) -> Vec<u8> {
     let event = |rng: &mut Rng| match rng.u8(..3) {
         0 => generated::event(rng).into_bytes(),
@@ -75,7 +75,7 @@ fn usual(rng: &mut Rng, recorded: &[Vec<Vec<u8>>]) -> Vec<u8> {
     list(events.join(&b','))
 }
 
-/// The offset of the next change.
+/// Returns a random offset for the next change.
 fn place(rng: &mut Rng, body: &[u8]) -> usize {
     if body.is_empty() {
         return 0;
@@ -87,7 +87,8 @@ fn place(rng: &mut Rng, body: &[u8]) -> usize {
     match rng.u8(..8) {
         0 => any,
         1 => body.len() - 1 - any % body.len().min(8),
-        // A byte near the border of a block. Blocks are counted from the array's first byte.
+        // Returns the offset of a byte near the border of a block. Blocks are counted from the
+        // array's first byte.
         2 => {
             let border = any.next_multiple_of(BLOCK) + LIST_HEAD.len() - 1;
             (border + rng.usize(..5)).saturating_sub(2).min(body.len() - 1)
@@ -97,7 +98,7 @@ fn place(rng: &mut Rng, body: &[u8]) -> usize {
     }
 }
 
-/// An offset up to `by` bytes after the next byte that is `wanted`.
+/// Returns an offset up to `by` bytes after the next byte that is equal to `wanted`.
 fn behind(rng: &mut Rng, body: &[u8], wanted: u8, by: usize) -> usize {
     let at = place(rng, body);
     let found = body[at..].iter().position(|byte| *byte == wanted).unwrap_or_default();

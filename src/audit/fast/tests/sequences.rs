@@ -25,7 +25,7 @@ const BEHIND_EVENT: Place<'_> =
     (r#""x":1}"#, r#",{"level":"None","auditID":"b","stage":"Panic"}]}"#);
 const END: Place<'_> = (r#""x":[{"a":1"#, "");
 
-/// A body that contains `sequence`, `offset` bytes later than at its earliest place.
+/// Returns a body that contains `sequence`, `offset` bytes later than at its earliest place.
 fn body(sequence: &str, (before, behind): Place<'_>, offset: usize) -> Vec<u8> {
     let padding = "x".repeat(offset);
     let event = format!(r#"{{"level":"Request","auditID":"a{padding}","stage":"Panic","#);

@@ -14,7 +14,7 @@ const FULL: &str = r#"{"level":"Request","auditID":"00000000-0000-4000-8000-0000
 /// An event about no object, by a user who is not authenticated.
 const BARE: &str = r#"{"level":"Metadata","auditID":"00000000-0000-4000-8000-000000000000","stage":"Panic","requestURI":"/","verb":"get","user":{},"sourceIPs":["::1"],"responseStatus":{"code":401}}"#;
 
-/// One reader for each way to find quotes that this CPU has.
+/// Returns one reader for each way to find quotes that this CPU has.
 fn readers(lines: &[u8]) -> Vec<Reader<'_>> {
     let best = Reader::new(lines);
     #[cfg(target_arch = "x86_64")]
@@ -38,7 +38,7 @@ fn check(lines: &[u8]) {
     }
 }
 
-/// The number of lines that have the usual form.
+/// Returns the number of lines that are written as kube-apiserver writes them.
 fn usual(lines: &[u8]) -> usize {
     let events = lines.split(|byte| *byte == b'\n').filter(|event| !event.is_empty());
     let mut reader = Reader::new(lines);
@@ -54,7 +54,7 @@ fn check_changed(usual: &[u8], changed: Vec<u8>) -> bool {
     true
 }
 
-/// The events of the recorded bodies that have at most `longest` bytes.
+/// Returns the events of the recorded bodies that have at most `longest` bytes.
 fn recorded(longest: usize) -> Vec<Vec<u8>> {
     let mut events: Vec<Vec<u8>> = Vec::new();
     for (_, body) in corpus() {
@@ -91,8 +91,8 @@ fn what_the_tests_change_is_read_the_fast_way() {
     check(format!("{FULL}\n{BARE}\n{BARE}\n{FULL}\n{FULL}").as_bytes());
 }
 
-/// Each byte of an event is replaced by each of twelve bytes with a meaning in JSON. The reader
-/// must still return the same request wherever the event stays valid.
+/// Each byte of an event is replaced by each of twelve bytes with a meaning in JSON. If the event
+/// is still valid, the reader must still return the same request as `request`.
 #[test]
 fn every_byte_may_be_another_one() {
     let some = recorded(900);
@@ -111,8 +111,8 @@ fn every_byte_may_be_another_one() {
     assert!(valid > 10_000, "{valid}");
 }
 
-/// At each offset of an event a text is inserted, or up to 64 bytes are removed. The reader must
-/// still return the same request wherever the event stays valid.
+/// At each offset of an event a text is inserted, or up to 64 bytes are removed. If the event is
+/// still valid, the reader must still return the same request as `request`.
 #[test]
 fn anything_may_be_put_anywhere_or_missing() {
     const MORE: [&str; 12] = [
@@ -159,9 +159,9 @@ fn object(members: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     [b"{", &*each.collect::<Vec<_>>().join(&b','), b"}"].concat()
 }
 
-/// All variants of an object that differ from `text` in one point: a member is missing, twice,
-/// elsewhere, of another kind, or written with escapes. The same is done inside of the members'
-/// values, `depth` levels deep.
+/// Returns all variants of an object that differ from `text` in one point: a member is missing,
+/// twice, elsewhere, of another kind, or written with escapes. The same is done inside of the
+/// members' values, `depth` levels deep.
 fn variants(text: &[u8], depth: usize) -> Vec<Vec<u8>> {
     const VALUES: &str = r#"null true 7 "" "x" "\"" "\\" "\u0041" "a\"b" [] ["x"] ["]}},"] [1,"\u0041"] ["a",["b"]] {} {"a":"b"} {"resource":"x"} {"username":"x"} {"groups":["x"]} {"username":"","groups":[]}"#;
     let of = members(text);
