@@ -368,6 +368,33 @@ fn the_code_map_names_every_file() {
     }
 }
 
+/// What the pages quote of the log is in the sources: all messages that the runbook of lost events
+/// lists, and those of a reload.
+#[test]
+fn the_log_says_what_the_pages_quote() {
+    let source = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
+    let reports = source("src/telemetry/reports.rs");
+    let runbook = Page::read("docs/runbooks/KubeAuditForwarderEventsLost.md");
+    let (_, table) = runbook.text.split_once("| the log says |").unwrap();
+    let cells = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let quoted: Vec<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(quoted.len() >= 10, "{quoted:?}");
+    for message in quoted {
+        let message = message.trim_end_matches(" …");
+        assert!(reports.contains(message), "the log does not say {message:?}");
+    }
+    let relay = source("src/relay.rs");
+    for (page, message) in [
+        ("docs/operating/reload.md", "config reloaded except for a listener"),
+        ("docs/operating/troubleshooting.md", "config not reloaded"),
+        ("docs/operating/troubleshooting.md", "has changed, which needs a restart"),
+        ("docs/runbooks/KubeAuditForwarderReloadFailed.md", "config not reloaded"),
+    ] {
+        assert!(relay.contains(message), "the log does not say {message:?}");
+        assert!(Page::read(page).text.contains(message), "{page} does not quote {message:?}");
+    }
+}
+
 #[test]
 fn nothing_in_the_repository_points_outside_of_it() {
     let listed = std::process::Command::new("git")
