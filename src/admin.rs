@@ -1,5 +1,5 @@
-//! Serves metrics, health, status and the status page, on an address of their own and never on a
-//! listener's.
+//! Serves metrics, health, status and the status page on the admin address. The admin address is
+//! separate from the addresses of the listeners, and takes no events.
 
 use std::convert::Infallible;
 use std::fmt::Write;

@@ -7,8 +7,8 @@
 //! was received, except that raw line breaks between its tokens become spaces.
 //!
 //! The module `fast` recognises a body that is written as kube-apiserver writes it, if the CPU has
-//! the instructions. For every other body serde_json alone decides if it is JSON (`strict`), and
-//! `event` then decides if each object is an audit event.
+//! AVX2 or AVX-512. For every other body the module `strict` decides with serde_json if it is JSON,
+//! and the module `event` then decides if each object is an audit event.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,10 +1,10 @@
 //! Decides, event by event, what an output sends: whether the event leaves, and with which changes.
 //!
 //! The decisions are made in this order: does the event match (`match`); which level do the
-//! policies ask for (`policy`); has the event left before (`deduplicate`). If it leaves, the
-//! changes are made in this order: bodies and managed fields that the policies omit, what must not
-//! leave (`redact`), what is added (`annotate`), and bodies that make the event too large
-//! (`max_event_bytes`).
+//! policies ask for (`policy`); has the event left before (`deduplicate`). If the event leaves, the
+//! changes are made in this order: bodies and managed fields that the policies omit are removed;
+//! values that must not leave are redacted (`redact`); annotations are added (`annotate`); bodies
+//! that make the event too large are removed (`max_event_bytes`).
 //!
 //! The filter knows events, and no batches, queues or consumers. It is not called for an output
 //! without filter settings.

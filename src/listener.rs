@@ -456,9 +456,9 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 }
 
 /// Sets hyper's limits for HTTP/1 and h2. If `half_close` is `true`, a sender that has shut down
-/// its write side still gets its answer. With `acknowledge = "delivered"` it is `false`: an answer
-/// may then take seconds, a sender that only shut down its write side cannot be told from a sender
-/// that has gone, and hyper drops the request.
+/// its write side still gets its answer. `half_close` is `false` with `acknowledge = "delivered"`:
+/// an answer may then take seconds, a sender that only shut down its write side cannot be told from
+/// a sender that has gone, and hyper drops the request.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder

@@ -1,10 +1,10 @@
-//! Limits the connections of the admin address, and decides which of them loses its place to a new
-//! one.
+//! Limits the number of connections of the admin address, and decides which connection loses its
+//! place to a new connection.
 //!
 //! Every new connection gets a place. If all places are taken, the connection that has sent no
-//! request for the longest time loses its own: it is idle, sends a head that never ends, or does
+//! request for the longest time loses its place: it is idle, sends a head that never ends, or does
 //! not read its answer. Therefore a probe that connects and sends its request at once is always
-//! answered. A scraper that finds its kept connection closed connects again.
+//! answered. A scraper whose kept connection was closed connects again.
 
 use std::collections::HashMap;
 use std::sync::Arc;

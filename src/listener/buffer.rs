@@ -3,10 +3,10 @@
 //! The relay's memory is bounded by the bytes that `limits.max_in_flight` and the queue count.
 //! Therefore a buffer must not hold many more bytes than are counted: it must not need twice its
 //! size while it grows, nor its size again when it is cut to the lines, and it must hold nothing
-//! after it is freed. An allocator does all three with large blocks; mimalloc keeps freed blocks
-//! for a while, and at full speed kept more bytes than were in use. Therefore each body of more
-//! than [`HEAP_MAX`] bytes is a memory mapping of its own. Untouched pages of a mapping take no
-//! memory, the kernel moves pages instead of copying them, and takes them back at once.
+//! after it is freed. Large blocks of an allocator have all three faults; mimalloc keeps freed
+//! blocks for a while, and at full speed kept more bytes than were in use. Therefore each body of
+//! more than [`HEAP_MAX`] bytes is a memory mapping of its own. Untouched pages of a mapping take
+//! no memory, and the kernel moves pages instead of copying them, and takes them back at once.
 //!
 //! Fresh pages are expensive, however: touching them takes twice the CPU time of reading a body. A
 //! [`Pool`] therefore keeps a few mappings for the next bodies.

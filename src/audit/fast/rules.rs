@@ -1,9 +1,10 @@
 //! The rules that need no stack, on bit masks, written once for all instruction sets.
 //!
-//! The rules are a macro. A function that is not inlined into a function with a target feature is
-//! compiled without that feature, and a function that is generic over the instruction set cannot
-//! have one. The module that uses the macro defines `Lanes` (a register that holds several masks),
-//! `LANES` (their number), and the operations on them.
+//! The rules are a macro, for two reasons: a function that is not inlined into a function with a
+//! target feature is compiled without that feature, and a function that is generic over the
+//! instruction set cannot have a target feature. The module that uses the macro defines `Lanes` (a
+//! register that holds several masks), `LANES` (the number of masks in it), and the operations on
+//! registers.
 
 macro_rules! rules {
     ($features:literal) => {

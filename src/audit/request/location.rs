@@ -2,9 +2,9 @@
 //!
 //! The URL is read as Kubernetes reads it in `RequestInfoFactory.NewRequestInfo`
 //! (`pkg/endpoints/request/requestinfo.go`), the function whose result kube-apiserver's own audit
-//! policy sees. `objectRef` cannot replace the URL: kube-apiserver fills in from the request's body
-//! what the URL lacks, even for objects of no namespace, so that the sender of the request chooses
-//! it.
+//! policy sees. `objectRef` cannot replace the URL: if the URL has no namespace or name,
+//! kube-apiserver takes them from the request's body, even for objects of no namespace, so that the
+//! sender of the request chooses them.
 //!
 //! The event's `requestURI` is Go's `URL.RequestURI()`. Scheme and host of an absolute URI are
 //! gone. Characters that a path must not contain are percent-encoded, the `#` of a fragment too.
