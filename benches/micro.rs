@@ -26,9 +26,10 @@ use criterion::measurement::WallTime;
 use kube_audit_forwarder::audit;
 use kube_audit_forwarder::config;
 use kube_audit_forwarder::config::Config;
-use kube_audit_forwarder::config::OutputKind;
+use kube_audit_forwarder::output;
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::Messages;
+use kube_audit_forwarder::output::syslog::Settings;
 use kube_audit_forwarder::queue::Append;
 use kube_audit_forwarder::queue::Batch;
 use kube_audit_forwarder::queue::Cursor;
@@ -128,7 +129,9 @@ fn config(queue: &str, output: &str) -> Config {
     let text = format!(
         "{queue}\n[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'output'\n{output}\n"
     );
-    config::read(&text).config.unwrap_or_else(|| panic!("a valid config, not {text}"))
+    config::read(&text, output::TYPES)
+        .config
+        .unwrap_or_else(|| panic!("a valid config, not {text}"))
 }
 
 /// Creating a `Telemetry` measures its clock, which takes some time, so all benches share one.
@@ -241,8 +244,8 @@ fn syslog(criterion: &mut Criterion<CpuTime>) {
         );
         let mut outputs = config("", &output).outputs;
         let output = outputs.remove(0);
-        let OutputKind::Syslog(syslog) = output.kind else { panic!("it is syslog's") };
-        let messages = Messages::new(&syslog, output.rejected, &output.filter.annotate);
+        let syslog: &Settings = output.kind.settings().expect("it is syslog's");
+        let messages = Messages::new(syslog, output.rejected, &output.filter.annotate);
         for (name, append) in [("batch of 400 events", batch()), ("single event", single())] {
             let mut open = Closed::new("", 1).open();
             open.append(&append, 1);

@@ -142,7 +142,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run(file),
         Command::Check { connect, elsewhere } => check(file, connect, elsewhere),
-        Command::Config { reference: true } => print(&config::reference()),
+        Command::Config { reference: true } => print(&config::reference(output::TYPES)),
         Command::Config { reference: false } => show(file),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
@@ -199,7 +199,7 @@ fn report_policies(checked: &Checked) -> Result<(), u8> {
 
 fn show(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
-    let checked = config::read(&text);
+    let checked = config::read(&text, output::TYPES);
     report(&checked, &name)?;
     print(&checked.effective())
 }
@@ -223,7 +223,7 @@ fn check(file: Option<&Path>, connect: bool, elsewhere: bool) -> Result<(), u8> 
         return Err(WRONG);
     };
     let (text, name) = read(Some(file))?;
-    let checked = looked_at(config::read(&text), elsewhere);
+    let checked = looked_at(config::read(&text, output::TYPES), elsewhere);
     let reported = report(&checked, &name);
     report_policies(&checked)?;
     reported?;
@@ -335,7 +335,7 @@ fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
-    let checked = config::read(&text);
+    let checked = config::read(&text, output::TYPES);
     let problems = check::files(&checked);
     let checked = checked.with(problems).strict();
     let Some(config) = &checked.config else {

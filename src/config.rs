@@ -8,6 +8,19 @@
 //!
 //! A new key is one call in the function that reads its table, beside a field of the struct. The
 //! effective config, the reference and the messages follow from that call; see [`table::Table`].
+//!
+//! A type of output is no part of this module: its file in `src/output` declares its keys by the
+//! same means, as [`OutputSettings`] describes.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `literal` `problem` `template` `values` | TOML as text · problems · `${…}` · sizes, times, names |
+//! | 2 | `reader` | one reading: positions and records |
+//! | 3 | `print` `table` `targets` | what is printed · tables and keys · addresses of outputs |
+//! | 4 | `compression` `delivery` `filter` `log` `messages` `protocol` `tls` | sections, and the interface for types of output |
+//! | 5 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
+//! | 6 | `http` `queue` | as above |
+//! | 7 | `dead_letter` `limits` `source` | tables that depend on the queue |
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,18 +28,21 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod compression;
 mod dead_letter;
 mod delivery;
 mod filter;
-mod format;
+mod http;
 mod kafka;
 mod limits;
 mod listener;
+mod literal;
 mod log;
 mod messages;
 mod output;
 mod print;
-mod protocols;
+mod problem;
+mod protocol;
 mod queue;
 mod reader;
 mod source;
@@ -42,18 +58,22 @@ mod tests;
 
 use table::Table;
 
+pub use compression::Compression;
 pub use dead_letter::DeadLetter;
 pub use delivery::BatchLimits;
 pub use delivery::Rejected;
 pub use delivery::Retry;
 pub use delivery::Timeouts;
 pub use filter::Filter;
-pub use format::Compression;
-pub use format::LineFormat;
+pub use http::BasicAuth;
+pub use http::HttpClient;
+pub use http::HttpKeys;
 pub use kafka::Kafka;
 pub use kafka::KafkaTopic;
 pub use kafka::Sasl;
 pub use kafka::SaslMechanism;
+#[cfg(not(feature = "kafka"))]
+pub(crate) use kafka::without_kafka;
 pub use limits::Limits;
 pub use listener::Listener;
 pub use listener::ListenerTls;
@@ -62,17 +82,12 @@ pub use log::LogFormat;
 pub use log::LogLevel;
 pub use messages::Messages;
 pub use output::Output;
-pub use protocols::BasicAuth;
-pub use protocols::Framing;
-pub use protocols::HttpFormat;
-pub use protocols::HttpOutput;
-pub use protocols::KafkaOutput;
-pub use protocols::LumberjackOutput;
-pub use protocols::MessageKey;
-pub use protocols::OutputKind;
-pub use protocols::RelpOutput;
-pub use protocols::SyslogOutput;
-pub use protocols::TcpOutput;
+pub use problem::Named;
+pub use problem::Problem;
+pub use problem::Severity;
+pub use protocol::OutputKind;
+pub use protocol::OutputSettings;
+pub use protocol::OutputType;
 pub use queue::Acknowledge;
 pub use queue::BATCH_OVERHEAD;
 pub use queue::Queue;
@@ -80,15 +95,16 @@ pub use queue::WhenFull;
 pub use source::KafkaSource;
 pub use source::Source;
 pub use source::SourceKind;
-pub use stream::HostPort;
 pub use stream::Strategy;
 pub use stream::Stream;
+pub use targets::Target;
 pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
 pub use template::read_token;
 pub use tls::ClientTls;
 pub use tls::TlsVersion;
+pub use values::HostPort;
 pub use values::header_name;
 pub use values::header_value;
 pub use values::host_port;
@@ -112,50 +128,6 @@ type = "stdout"
 address = "127.0.0.1:9090"
 "#;
 
-/// Something that the author of a config file should know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// The line in the file, from 1.
-    pub line: usize,
-    /// The column in the line, in characters, from 1.
-    pub column: usize,
-    /// The key, with indices from 0: `output[1].retry.multiplier`. Empty if the file is not TOML.
-    pub path: String,
-    /// One line that says what is wrong and what is allowed. It never shows the value of a variable
-    /// or a secret.
-    pub message: String,
-    /// What the problem means for `run` and `check`.
-    pub severity: Severity,
-}
-
-/// What a [`Problem`] means for `run` and `check`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Severity {
-    /// The config cannot be used.
-    Error,
-    /// The config can be used, but the relay will probably not do what its author wants.
-    Warning,
-    /// A file that the config names is missing. This is an error on the machine that runs the relay
-    /// ([`Checked::strict`]), and a warning if the config is checked elsewhere.
-    MissingFile,
-    /// `check` refuses the config. A relay starts with it and logs the problem, since most of the
-    /// relay works: a certificate that has expired, dead letters that can't be written.
-    Fault,
-}
-
-impl Problem {
-    /// `FILE:LINE:COLUMN: key.path: what is wrong, what is allowed`.
-    pub fn render(&self, file: &str) -> String {
-        let Self { line, column, path, message, severity } = self;
-        let colon = if path.is_empty() { "" } else { ": " };
-        let warning = match severity {
-            Severity::Error | Severity::Fault => "",
-            Severity::Warning | Severity::MissingFile => "warning: ",
-        };
-        format!("{file}:{line}:{column}: {path}{colon}{warning}{message}")
-    }
-}
-
 /// The result of reading a config file.
 #[derive(Debug, Clone)]
 pub struct Checked {
@@ -176,19 +148,6 @@ pub struct Checked {
     effective: String,
     /// Line and column of each value and table header, by its path.
     places: BTreeMap<String, (usize, usize)>,
-}
-
-/// A key that names a file or a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// The key's path: `listener[0].tls.certificate`.
-    pub key: String,
-    /// The path of the file or directory.
-    pub path: PathBuf,
-    /// True: the key names a directory.
-    pub is_directory: bool,
-    /// False: the file may be absent (`tls.optional`).
-    pub must_exist: bool,
 }
 
 impl Checked {
@@ -232,18 +191,23 @@ impl Checked {
     }
 }
 
-/// Reads a config file, with the environment variables of this process.
-pub fn read(text: &str) -> Checked {
-    read_with(text, &|name| std::env::var(name).ok())
+/// Reads a config file, with the environment variables of this process. `types` are the types of
+/// output that a config may have.
+pub fn read(text: &str, types: &[OutputType]) -> Checked {
+    read_with(text, types, &|name| std::env::var(name).ok())
 }
 
 /// Reads a config file, with `env` as the environment: it returns the value of a variable, or
 /// `None` if the variable is not set.
-pub fn read_with(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Checked {
+pub fn read_with(
+    text: &str,
+    types: &[OutputType],
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Checked {
     // Editors on Windows begin a file with U+FEFF, which would shift the columns of the first line.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (cx, table) = reader::Context::new(text, env);
-    let config = whole(&cx, table);
+    let config = whole(&cx, table, types);
     let found = cx.finish();
     let failed = found.problems.iter().any(|problem| problem.severity == Severity::Error);
     let config = config.filter(|_| !failed && found.complete);
@@ -274,8 +238,9 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
 }
 
 /// All keys with kind, default and meaning, as a Markdown table: `config --reference`.
-pub fn reference() -> String {
-    print::reference(&entries(), &protocols::TYPES.map(|(name, _)| name))
+pub fn reference(types: &[OutputType]) -> String {
+    let names: Vec<_> = types.iter().map(|it| it.name).collect();
+    print::reference(&entries(types), &names)
 }
 
 /// A whole, valid configuration.
@@ -314,7 +279,11 @@ impl Config {
 /// Reads all tables of the file. The result means nothing if there is an error among the problems.
 ///
 /// The order of the calls is the order of the effective config and of the reference.
-fn whole<'a>(cx: &reader::Context<'a>, table: toml::de::DeTable<'a>) -> Option<Config> {
+fn whole<'a>(
+    cx: &reader::Context<'a>,
+    table: toml::de::DeTable<'a>,
+    types: &[OutputType],
+) -> Option<Config> {
     let mut t = Table::root(cx, table);
     let has_input = t.has_any("listener") || t.has_any("source");
     let listeners = t.sections_if_any("listener", listener::read);
@@ -323,7 +292,7 @@ fn whole<'a>(cx: &reader::Context<'a>, table: toml::de::DeTable<'a>) -> Option<C
     let mut limits = t.section("limits", |t| limits::read(t, is_durable));
     let queue = t.section("queue", queue::read);
     let filter = filter::filter(&mut t);
-    let outputs = t.sections("output", output::read);
+    let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
     let dead_letter = t.section("dead_letter", dead_letter::read);
     let admin = admin(&mut t);
     let log = t.section("log", log::read);
@@ -338,7 +307,8 @@ fn whole<'a>(cx: &reader::Context<'a>, table: toml::de::DeTable<'a>) -> Option<C
     source::contradictions(cx, &queue, &sources);
     listener::contradictions(cx, &listeners, admin);
     output::contradictions(cx, &outputs);
-    targets::warn(cx, &listeners, admin, &outputs);
+    let own = listener::own_addresses(&listeners, admin);
+    targets::warn(cx, &own, outputs.iter().filter_map(output::Draft::targets));
     dead_letter::warn_without_directory(cx, &dead_letter, &outputs);
 
     Some(Config {
@@ -376,54 +346,24 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
     )
 }
 
-/// A config with every section and every type of output and source. Its values are missing or
-/// empty, which does not matter: reading it declares every key.
-const SAMPLE: &str = "
-[[listener]]
-tls = {}
-[filter]
-match = [{ resources = [{}] }]
-redact = [{}]
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'http'
-tls = {}
-basic_auth = {}
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'tcp'
-tls = {}
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'syslog'
-tls = {}
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'stdout'
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'lumberjack'
-tls = {}
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'relp'
-tls = {}
-[[output]]
-filter = { match = [{ resources = [{}] }], redact = [{}] }
-type = 'kafka'
-tls = {}
-sasl = {}
-[[source]]
-type = 'kafka'
-tls = {}
-sasl = {}
-[queue]
-acknowledge = 'delivered'
-";
+/// A config with every section and every type of output and source. Its values are missing or empty,
+/// which does not matter: reading it declares every key.
+fn sample(types: &[OutputType]) -> String {
+    let filter = "filter = { match = [{ resources = [{}] }], redact = [{}] }";
+    let output = |OutputType { name, sample, .. }: &OutputType| {
+        format!("[[output]]\n{filter}\ntype = '{name}'\n{sample}\n")
+    };
+    let outputs: String = types.iter().map(output).collect();
+    format!(
+        "{filter}\n[[listener]]\ntls = {{}}\n{outputs}[[source]]\ntype = 'kafka'\ntls = {{}}\n\
+         sasl = {{}}\n[queue]\nacknowledge = 'delivered'\n"
+    )
+}
 
 /// All keys, for the reference and for messages about keys of another type of output.
-fn entries() -> Vec<reader::Entry> {
-    let (cx, table) = reader::Context::new(SAMPLE, &|_| None);
-    whole(&cx, table);
+fn entries(types: &[OutputType]) -> Vec<reader::Entry> {
+    let text = sample(types);
+    let (cx, table) = reader::Context::new(&text, &|_| None);
+    whole(&cx, table, types);
     print::merged(cx.finish().items)
 }

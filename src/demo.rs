@@ -23,6 +23,7 @@ use consumer::Consumer;
 use events::Generator;
 
 use crate::config;
+use crate::output;
 use crate::queue::Queue;
 use crate::relay;
 use crate::relay::Opened;
@@ -129,7 +130,7 @@ pub async fn run(
         reload: tokio::sync::mpsc::channel(1).1,
         opened: Some(opened),
     };
-    let config = config::read(&config_for(consumer.address())).config;
+    let config = config::read(&config_for(consumer.address()), output::TYPES).config;
     let config = config.ok_or("the demo's config is wrong")?;
     let mut relay = std::pin::pin!(relay::run(None, config, signals));
     let demo = async {

@@ -296,9 +296,9 @@ mod tests {
             "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
              brokers = ['[::1]:9092', 'b:9093']\ntopic = 't'\n{keys}\n"
         );
-        let read = config::read(&text);
+        let read = config::read(&text, crate::output::TYPES);
         let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
-        let config::OutputKind::Kafka(kafka) = output.kind else { panic!("{text}") };
+        let kafka: &crate::output::kafka::Settings = output.kind.settings().expect("it is");
         Cluster::new(&kafka.cluster)
     }
 

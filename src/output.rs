@@ -1,42 +1,68 @@
-//! The protocols that outputs speak. Each file is one protocol; `transport` holds what several
-//! share.
+//! The protocols that outputs speak: a file each, and a row each in the table `PROTOCOLS`.
 //!
-//! A protocol implements [`Connect`](crate::delivery::link::Connect). It knows no delivery loop,
-//! and of the other files only those on floors below its own.
+//! # A new type of output
+//!
+//! One new file here, with the type `Settings`, its `mod` line, and its row in `PROTOCOLS`. In the
+//! file, two traits list what the compiler asks for:
+//!
+//! - [`OutputSettings`](crate::config::OutputSettings): the name, the keys, the addresses. `check`,
+//!   `config`, the reference, the messages about wrong keys and a reload follow from it.
+//! - [`IntoConnector`](setup::IntoConnector): how a link is made. Its documentation names the two
+//!   kinds of session in `transport` that a protocol over TCP can build on; another protocol
+//!   implements [`Connect`](crate::delivery::link::Connect) itself. Metrics, retries, dead letters
+//!   and `check --connect` follow from it.
+//!
+//! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), a row in
+//! `tests/it/faults/outputs.rs` that says how the protocol behaves when its consumer fails, and the
+//! table of types in the documentation.
+//!
+//! A protocol knows no delivery loop, and of the other files only those on floors below its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `transport` | TCP, TLS, and sessions on them |
-//! | 2 | `json_lines` `syslog` | batches as lines · RFC 5424 messages |
-//! | 3 | `http` `kafka` `lumberjack` `relp` `stdout` | one protocol each |
+//! | 2 | `setup` | settings and connectors of any type |
+//! | 3 | `json_lines` `syslog` | batches as lines · RFC 5424 messages, and the protocol of that name |
+//! | 4 | `*` (every other file) | one protocol each |
 
 use std::sync::Arc;
 
 use crate::config;
-use crate::config::OutputKind;
+use crate::config::OutputType;
 use crate::delivery::DeadLetters;
 use crate::delivery::Prepared;
-use crate::delivery::prepared::Connector;
 use crate::telemetry::Telemetry;
 
-mod http;
-mod json_lines;
-#[cfg(feature = "kafka")]
-mod kafka;
-mod lumberjack;
-mod relp;
-mod stdout;
+pub(crate) mod http;
+pub(crate) mod json_lines;
+pub(crate) mod kafka;
+pub(crate) mod lumberjack;
+pub(crate) mod relp;
+mod setup;
+pub(crate) mod stdout;
 pub mod syslog;
+pub(crate) mod tcp;
 mod transport;
 
 pub use transport::encode::Encode;
 pub use transport::encode::Encoded;
 
-use json_lines::Lines;
-use transport::acknowledged;
-use transport::connection;
-use transport::stream;
-use transport::tls_session::Expiry;
+use setup::Row;
+use setup::Setup;
+
+/// All protocols, in the order of the reference.
+const PROTOCOLS: &[Row] = &[
+    Row::of::<http::Settings>(),
+    Row::of::<tcp::Settings>(),
+    Row::of::<syslog::Settings>(),
+    Row::of::<stdout::Settings>(),
+    Row::of::<lumberjack::Settings>(),
+    Row::of::<relp::Settings>(),
+    Row::of::<kafka::Settings>(),
+];
+
+/// The types of output that a config may have, for [`config::read`].
+pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 
 /// Makes an output of its config. Nothing is connected, and no file is read, yet. Events that the
 /// consumer will not get go to `dead_letters`, if the config says so.
@@ -46,43 +72,10 @@ pub fn prepare(
     telemetry: &Arc<Telemetry>,
     dead_letters: &DeadLetters,
 ) -> Prepared {
-    let metrics = telemetry.output(&config.name);
-    let expiry = Expiry::new(telemetry, &config.name);
-    let dialer = |stream| connection::Dialer::new(stream, config, metrics.clone(), expiry.clone());
-    let annotate = &config.filter.annotate;
-    let connector: Box<dyn Connector> = match &config.kind {
-        OutputKind::Http(http) => {
-            Box::new(http::HttpConnector::new(http, config, metrics.clone(), expiry.clone()))
-        }
-        OutputKind::Tcp(tcp) => {
-            let lines = Lines::new(tcp.format);
-            Box::new(stream::StreamConnector::new(dialer(&tcp.stream), lines, tcp.replay_window))
-        }
-        OutputKind::Syslog(syslog) => {
-            let messages = syslog::Messages::new(syslog, config.rejected, annotate);
-            let dialer = dialer(&syslog.stream);
-            Box::new(stream::StreamConnector::new(dialer, messages, syslog.replay_window))
-        }
-        OutputKind::Stdout(format) => {
-            let lines = Lines::new(*format);
-            Box::new(stdout::StdoutConnector::new(lines, config, metrics.clone()))
-        }
-        OutputKind::Lumberjack(output) => {
-            let level = output.compression_level;
-            let make = move || lumberjack::Lumberjack::new(level);
-            let dialer = dialer(&output.stream);
-            Box::new(acknowledged::AcknowledgedConnector::new(dialer, output.window, make))
-        }
-        OutputKind::Relp(output) => {
-            let messages = syslog::Rfc5424::new(&output.messages, config.rejected, annotate);
-            let make = move || relp::Relp::new(messages.clone());
-            let dialer = dialer(&output.stream);
-            Box::new(acknowledged::AcknowledgedConnector::new(dialer, output.window, make))
-        }
-        #[cfg(feature = "kafka")]
-        OutputKind::Kafka(kafka) => {
-            Box::new(kafka::KafkaConnector::new(kafka, config, metrics.clone(), expiry))
-        }
-    };
-    Prepared::new(connector, config, metrics, dead_letters)
+    let setup = Setup::new(config, telemetry);
+    let connector = PROTOCOLS
+        .iter()
+        .find_map(|row| (row.connector)(&config.kind, &setup))
+        .expect("configs are read with the types of this table");
+    Prepared::new(connector, config, setup.metrics, dead_letters)
 }

@@ -25,6 +25,7 @@ use crate::config::Severity;
 use crate::delivery::DeadLetters;
 use crate::listener::Gate;
 use crate::net;
+use crate::output;
 use crate::process;
 use crate::process::Failures;
 use crate::queue::Cursor;
@@ -316,7 +317,7 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
             .map_err(|source| Refused::ConfigFile { file: file.clone(), source })?,
         None => config::EMBEDDED.to_owned(),
     };
-    Ok(config::read(&text).strict())
+    Ok(config::read(&text, output::TYPES).strict())
 }
 
 /// The config file and all files that it names, and their present state. Blocks.

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use kube_audit_forwarder::audit;
 use kube_audit_forwarder::config;
+use kube_audit_forwarder::output;
 use kube_audit_forwarder::queue::Append;
 use kube_audit_forwarder::queue::Disposition;
 use kube_audit_forwarder::queue::Output;
@@ -128,7 +129,7 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
     buffer.truncate(bytes);
     let batch = audit::decode(buffer).expect("a recorded body");
 
-    let config = config::read(CONFIG).config.expect("a valid config").queue;
+    let config = config::read(CONFIG, output::TYPES).config.expect("a valid config").queue;
     let telemetry = Telemetry::new();
     let outputs = [Output {
         name: "output".to_owned(),

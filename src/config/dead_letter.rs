@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::Rejected;
-use super::Severity;
+use super::delivery::Rejected;
 use super::output;
+use super::problem::Severity;
 use super::queue;
 use super::reader::Context;
 use super::table::Table;

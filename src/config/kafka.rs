@@ -5,15 +5,16 @@
 
 use std::path::PathBuf;
 
-use super::ClientTls;
-use super::HostPort;
-use super::Template;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::optional;
 use super::table::required;
 use super::table::whole;
+use super::targets::Target;
+use super::template::Template;
+use super::tls::ClientTls;
 use super::values;
+use super::values::HostPort;
 
 /// A topic of a Kafka cluster, and how clients reach and authenticate to the brokers.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,10 +82,18 @@ impl Kafka {
         if is_plain && tls.is_none() {
             let path = format!("{}.mechanism", t.path_of("sasl"));
             let message = "sends the password readable without tls, better: tls, or SCRAM-SHA-512";
-            t.cx.problem_at(&path, &path, message, super::Severity::Warning);
+            t.cx.problem_at(&path, &path, message, super::problem::Severity::Warning);
         }
         let ((brokers, topic), tls, sasl) = (topic?, whole(tls)?, whole(sasl)?);
         Some(Self { brokers, topic, tls, sasl })
+    }
+
+    /// The brokers; see [`OutputSettings::targets`].
+    ///
+    /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
+    #[must_use]
+    pub fn targets(&self) -> Vec<Target> {
+        Target::of_addresses("brokers", &self.brokers)
     }
 }
 

@@ -2,21 +2,19 @@
 
 use std::time::Duration;
 
-use super::BATCH_OVERHEAD;
-use super::Queue;
-use super::Severity;
+use super::problem::Severity;
 use super::queue;
+use super::queue::BATCH_OVERHEAD;
+use super::queue::Queue;
 use super::reader::Context;
 use super::table::Table;
 use super::table::derived;
 use super::values::KIB;
 use super::values::MIB;
+use super::values::ROOM_MIN;
 use super::values::TIME_MIN;
 use super::values::secs;
 use super::values::unless_zero;
-
-/// The least of `max_in_flight`, and of the queue's `max_bytes` in memory: one small event fits.
-pub(super) const ROOM_MIN: u64 = KIB;
 
 /// The most connections that may be configured: no process is allowed more sockets than this
 /// (`fs.nr_open` is 1,048,576 by default), and the semaphore that counts them has a limit too.

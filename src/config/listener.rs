@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::TlsVersion;
 use super::reader::Context;
 use super::table::TABLE;
 use super::table::Table;
@@ -11,6 +10,7 @@ use super::table::optional;
 use super::table::required;
 use super::table::whole;
 use super::tls;
+use super::tls::TlsVersion;
 use super::values;
 
 /// One `[[listener]]`.
@@ -121,6 +121,17 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
     })
 }
 
+/// The addresses that the relay binds, each with the path of its key.
+pub(super) fn own_addresses(
+    listeners: &[Draft],
+    admin: Option<SocketAddr>,
+) -> Vec<(String, SocketAddr)> {
+    let listeners = listeners.iter().enumerate().filter_map(|(index, (address, _))| {
+        Some((format!("listener[{index}].address"), (*address)?))
+    });
+    listeners.chain(admin.map(|address| ("admin.address".to_owned(), address))).collect()
+}
+
 /// Reports each pair of listeners, and each listener and the admin address, that could not be bound
 /// at the same time. An address with port 0 never contradicts another.
 pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Option<SocketAddr>) {
@@ -136,7 +147,7 @@ pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Optio
         if admin.is_some_and(|admin| meets(admin, address)) {
             let spot = if cx.is_set("admin.address") { "admin.address" } else { &path };
             let message = format!("is the address of listener[{index}] too, allowed: another");
-            cx.problem_at("admin.address", spot, message, super::Severity::Error);
+            cx.problem_at("admin.address", spot, message, super::problem::Severity::Error);
         }
     }
 }

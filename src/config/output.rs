@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use super::BatchLimits;
-use super::Filter;
-use super::Rejected;
-use super::Retry;
-use super::Timeouts;
 use super::delivery;
+use super::delivery::BatchLimits;
+use super::delivery::Rejected;
+use super::delivery::Retry;
+use super::delivery::Timeouts;
 use super::filter;
-use super::protocols;
-use super::protocols::OutputKind;
-use super::protocols::Type;
+use super::filter::Filter;
+use super::protocol::OutputKind;
+use super::protocol::OutputType;
 use super::reader::Context;
+use super::reader::Entry;
 use super::table::Table;
 use super::table::required;
+use super::targets::Target;
 use super::values;
 
 /// One `[[output]]`.
@@ -46,30 +47,44 @@ pub(super) struct Draft {
     pub(super) path: String,
     name: Option<String>,
     pub(super) required: bool,
-    kind: Option<Type>,
-    /// The value of the key `replay_window`, if the protocol has it.
-    pub(super) replay_window: Option<Duration>,
+    /// `None`: there is no `type`, or an unknown one.
+    kind: Option<OutputType>,
+    /// See [`OutputKind::final_after`].
+    pub(super) final_after: Option<(&'static str, Duration)>,
     /// All of it; `None`: there is a problem.
     pub(super) output: Option<Output>,
 }
 
-/// Reads one `[[output]]`.
-pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+impl Draft {
+    /// The path, and the configured addresses; `None`: the output has a problem.
+    pub(super) fn targets(&self) -> Option<(&str, Vec<Target>)> {
+        Some((&self.path, self.output.as_ref()?.kind.targets()))
+    }
+}
+
+/// Reads one `[[output]]` of one of these types. `entries` returns the keys of all types, for the
+/// message about a key that this type has not.
+pub(super) fn read(
+    t: &mut Table<'_, '_>,
+    types: &[OutputType],
+    entries: &dyn Fn() -> Vec<Entry>,
+) -> Draft {
     let name = t.word(
         required("name", "name", "label in metrics and logs; unique, not \"queue\""),
         values::output_name,
     );
-    let kind = t.choice("type", &protocols::TYPES, None, "what it speaks");
+    let names: Vec<_> = types.iter().map(|it| it.name).zip(0..).collect();
+    let chosen: Option<usize> = t.choice("type", &names, None, "what it speaks");
+    let kind = chosen.and_then(|index| types.get(index)).copied();
     let required = t.flag(
         "required",
         true,
         "false: events are kept for it as long as nothing else needs the room, then dropped for it \
          alone, and counted; no 200 waits for it. At least one output is required",
     );
-    let type_name =
-        protocols::TYPES.iter().find(|(_, it)| Some(*it) == kind).map(|(name, _)| *name);
+    let type_name = kind.map(|kind| kind.name);
     t.cx.set_scope(type_name);
-    let protocol = kind.and_then(|kind| protocols::read(t, kind));
+    let protocol = kind.and_then(|kind| (kind.read)(t));
     let retry = t.section("retry", delivery::retry);
     let timeouts = t.section("timeouts", delivery::timeouts);
     let batch = t.section("batch", delivery::batch);
@@ -79,22 +94,22 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
         t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
     }
     let filter = filter::filter(t);
-    t.refuse_rest(|key| of_another_type(key, type_name));
+    t.refuse_rest(|key| of_another_type(key, type_name, &entries()));
     t.cx.set_scope(None);
 
-    let replay_window = protocol.as_ref().and_then(OutputKind::replay_window);
+    let final_after = protocol.as_ref().and_then(OutputKind::final_after);
     let read = || {
         let (name, kind, rejected, filter) = (name.clone()?, protocol?, rejected?, filter?);
         Some(Output { name, required, kind, retry, timeouts, batch, rejected, filter })
     };
     let output = read();
-    Draft { path: t.path.clone(), name, required, kind, replay_window, output }
+    Draft { path: t.path.clone(), name, required, kind, final_after, output }
 }
 
 /// The message about a key that other types of output have and this type has not. `None`: no type
 /// has it. The message is empty, so that nothing is reported, if the type itself is the problem.
-fn of_another_type(key: &str, type_name: Option<&str>) -> Option<String> {
-    let owners: Vec<&str> = super::entries()
+fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
+    let owners: Vec<&str> = entries
         .iter()
         .filter(|entry| entry.section == "output" && entry.name == key)
         .flat_map(|entry| entry.scopes.clone())
@@ -113,8 +128,8 @@ pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output
     drafts.into_iter().map(|draft| draft.output.map(with)).collect()
 }
 
-/// Reports outputs of which none is required, names that are there twice, and a second output to
-/// stdout.
+/// Reports outputs of which none is required, names that are there twice, and a second output of a
+/// type of which there may be one.
 pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
     if let Some(first) = outputs.first()
         && outputs.iter().all(|draft| !draft.required)
@@ -131,10 +146,10 @@ pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
             let message = format!("is the name of {} too, allowed: another", first.path);
             cx.error(&format!("{}.name", draft.path), message);
         }
-        if draft.kind == Some(Type::Stdout)
-            && let Some(first) = before.clone().find(|other| other.kind == Some(Type::Stdout))
+        if let Some(OutputType { name, only_one: Some(what), .. }) = draft.kind
+            && let Some(first) = before.clone().find(|it| it.kind.is_some_and(|it| it.name == name))
         {
-            let message = format!("{} writes to stdout already, allowed: one", first.path);
+            let message = format!("{} {what} already, allowed: one", first.path);
             cx.error(&format!("{}.type", draft.path), message);
         }
     }

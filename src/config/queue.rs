@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::limits::ROOM_MIN;
 use super::output;
 use super::reader::Context;
 use super::table::Table;
@@ -12,6 +11,7 @@ use super::table::optional;
 use super::values;
 use super::values::KIB;
 use super::values::MIB;
+use super::values::ROOM_MIN;
 use super::values::TIME_MIN;
 use super::values::secs;
 
@@ -189,7 +189,7 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
 }
 
 /// A 200 that waits for the outputs can neither be taken back by a drop, nor come before each
-/// output has waited out its own time.
+/// output has waited out the time of its protocol.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";
@@ -197,15 +197,15 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[outpu
     }
     let timeout_path = "queue.delivered_timeout";
     for draft in outputs.iter().filter(|draft| draft.required) {
-        let path = format!("{}.replay_window", draft.path);
-        let Some(window) = draft.replay_window else { continue };
-        if window >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {
+        let Some((key, time)) = draft.final_after else { continue };
+        let path = format!("{}.{key}", draft.path);
+        if time >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {
             let spot = if cx.is_set(&path) { &path } else { timeout_path };
             let message = format!(
                 "must be over before {timeout_path} is with acknowledge = \"delivered\", \
                  allowed: less than that"
             );
-            cx.problem_at(&path, spot, message, super::Severity::Error);
+            cx.problem_at(&path, spot, message, super::problem::Severity::Error);
         }
     }
 }

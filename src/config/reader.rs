@@ -15,14 +15,14 @@ use std::time::Duration;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
-use super::ExpandError;
-use super::Named;
-use super::Problem;
-use super::Severity;
-use super::Template;
-use super::print::cut;
-use super::print::quoted;
-use super::print::shown;
+use super::literal::cut;
+use super::literal::quoted;
+use super::literal::shown;
+use super::problem::Named;
+use super::problem::Problem;
+use super::problem::Severity;
+use super::template::ExpandError;
+use super::template::Template;
 use super::values;
 
 /// The environment: returns the value of a variable, or `None` if it is not set. Tests have their

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use super::Acknowledge;
-use super::Kafka;
-use super::Queue;
-use super::Severity;
-use super::limits::ROOM_MIN;
+use super::kafka::Kafka;
+use super::problem::Severity;
 use super::queue;
+use super::queue::Acknowledge;
+use super::queue::Queue;
 use super::reader::Context;
 use super::table::Table;
 use super::table::required;
 use super::values;
 use super::values::MIB;
+use super::values::ROOM_MIN;
 use super::values::secs;
 
 /// One `[[source]]`.

@@ -1,12 +1,13 @@
 //! The keys of outputs that hold one TCP connection: `addresses`, `strategy`, keepalive, TLS.
 
-use std::fmt;
 use std::time::Duration;
 
-use super::ClientTls;
 use super::table::Table;
 use super::table::required;
+use super::targets::Target;
+use super::tls::ClientTls;
 use super::values;
+use super::values::HostPort;
 use super::values::secs;
 use super::values::unless_zero;
 
@@ -54,6 +55,14 @@ impl Stream {
         Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
     }
 
+    /// The addresses; see [`OutputSettings::targets`].
+    ///
+    /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
+    #[must_use]
+    pub fn targets(&self) -> Vec<Target> {
+        Target::of_addresses("addresses", &self.addresses)
+    }
+
     /// Reads `replay_window`, of protocols without acknowledgements. A break of the connection that
     /// lost bytes shows within this time after the peer's kernel has acknowledged them, so that
     /// older bytes count as delivered, and younger ones are sent again.
@@ -92,23 +101,5 @@ impl Strategy {
             Some(Self::Failover),
             "the first healthy one, in order; or the next one, for each request (http) or each connect",
         )
-    }
-}
-
-/// `host:port`, an IPv6 address in brackets.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct HostPort {
-    /// Name or address, without brackets.
-    pub host: String,
-    /// Never 0.
-    pub port: u16,
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.host.contains(':') {
-            true => write!(f, "[{}]:{}", self.host, self.port),
-            false => write!(f, "{}:{}", self.host, self.port),
-        }
     }
 }

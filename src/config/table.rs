@@ -16,11 +16,10 @@ use toml::Spanned;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
-use super::Severity;
-use super::Template;
-use super::print::bare_or_quoted;
-use super::print::literal;
-use super::print::quoted;
+use super::literal::bare_or_quoted;
+use super::literal::literal;
+use super::literal::quoted;
+use super::problem::Severity;
 use super::reader::Context;
 use super::reader::Entry;
 use super::reader::Found;
@@ -33,6 +32,7 @@ use super::reader::read_integer;
 use super::reader::read_size;
 use super::reader::read_time;
 use super::reader::within;
+use super::template::Template;
 use super::values;
 
 /// The declaration of a key, without its range: the part that the reference prints.

@@ -11,19 +11,14 @@ use std::net::UdpSocket;
 use url::Host;
 use url::Url;
 
-use super::HostPort;
-use super::Output;
-use super::OutputKind;
-use super::Severity;
-use super::Stream;
-use super::Template;
-use super::listener;
-use super::output;
+use super::problem::Severity;
 use super::reader::Context;
+use super::template::Template;
+use super::values::HostPort;
 
 /// One configured address of an output, as far as it is compared with others.
-struct Target {
-    /// The key's path: `output[0].urls[1]`.
+pub struct Target {
+    /// The key's path below the output: `urls[1]`.
     key: String,
     /// Name or address in lower case, without brackets or a dot at its end.
     host: String,
@@ -37,25 +32,25 @@ struct Target {
 }
 
 /// Warns of each address that an output has twice, and of each that is an address of this relay.
-pub(super) fn warn(
+///
+/// `own` are the addresses that this relay binds, by their keys. `outputs` are the paths of the
+/// outputs (`output[0]`) with their targets.
+pub(super) fn warn<'o>(
     cx: &Context<'_>,
-    listeners: &[listener::Draft],
-    admin: Option<SocketAddr>,
-    outputs: &[output::Draft],
+    own: &[(String, SocketAddr)],
+    outputs: impl Iterator<Item = (&'o str, Vec<Target>)>,
 ) {
-    let listeners = listeners.iter().enumerate().filter_map(|(index, (address, _))| {
-        Some((format!("listener[{index}].address"), (*address)?))
-    });
-    let own: Vec<_> =
-        listeners.chain(admin.map(|address| ("admin.address".to_owned(), address))).collect();
-    let warn = |key: &str, message: String| cx.problem_at(key, key, message, Severity::Warning);
-    for draft in outputs {
-        let Some(output) = &draft.output else { continue };
-        let targets = targets_of(&draft.path, output);
+    for (path, targets) in outputs {
+        let warn = |key: &str, message: String| {
+            let key = format!("{path}.{key}");
+            cx.problem_at(&key, &key, message, Severity::Warning);
+        };
         for (index, target) in targets.iter().enumerate() {
             let twice = targets.iter().take(index).find(|it| it.whole == target.whole);
             if let Some(first) = twice {
-                let message = format!("is a duplicate of {}, better: each address once", first.key);
+                let first = &first.key;
+                let message =
+                    format!("is a duplicate of {path}.{first}, better: each address once");
                 warn(&target.key, message);
             }
             if let Some((key, _)) = own.iter().find(|(_, address)| target.is(*address)) {
@@ -68,39 +63,6 @@ pub(super) fn warn(
     }
 }
 
-/// The configured addresses of an output whose path is `path`.
-fn targets_of(path: &str, output: &Output) -> Vec<Target> {
-    let streams = |stream: &Stream| host_ports(path, "addresses", &stream.addresses);
-    match &output.kind {
-        OutputKind::Http(http) => {
-            let url = |(index, url): (usize, &Template)| {
-                Target::of_url(format!("{path}.urls[{index}]"), url, http.proxy.is_some())
-            };
-            let proxy = http.proxy.as_ref();
-            let proxy = proxy.and_then(|it| Target::of_url(format!("{path}.proxy"), it, false));
-            http.urls.iter().enumerate().filter_map(url).chain(proxy).collect()
-        }
-        OutputKind::Tcp(tcp) => streams(&tcp.stream),
-        OutputKind::Syslog(syslog) => streams(&syslog.stream),
-        OutputKind::Lumberjack(lumberjack) => streams(&lumberjack.stream),
-        OutputKind::Relp(relp) => streams(&relp.stream),
-        OutputKind::Stdout(_) => Vec::new(),
-        #[cfg(feature = "kafka")]
-        OutputKind::Kafka(kafka) => host_ports(path, "brokers", &kafka.cluster.brokers),
-    }
-}
-
-/// The targets of a list of addresses under the key `key`.
-fn host_ports(path: &str, key: &str, addresses: &[HostPort]) -> Vec<Target> {
-    let target = |(index, address): (usize, &HostPort)| {
-        let host = plain(&address.host);
-        let whole = format!("{host} {}", address.port);
-        let (key, port) = (format!("{path}.{key}[{index}]"), address.port);
-        Target { key, host, port, whole, resolved_elsewhere: false }
-    };
-    addresses.iter().enumerate().map(target).collect()
-}
-
 /// A host in the form in which hosts are compared: lower case, no dot at the end, and an address in
 /// its shortest form.
 fn plain(host: &str) -> String {
@@ -110,8 +72,22 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// The target of a URL. `None`: the URL can't be read, which is reported elsewhere.
-    fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
+    /// The targets of the key `key`, which has a list of addresses.
+    #[must_use]
+    pub fn of_addresses(key: &str, addresses: &[HostPort]) -> Vec<Self> {
+        let target = |(index, address): (usize, &HostPort)| {
+            let host = plain(&address.host);
+            let whole = format!("{host} {}", address.port);
+            let (key, port) = (format!("{key}[{index}]"), address.port);
+            Self { key, host, port, whole, resolved_elsewhere: false }
+        };
+        addresses.iter().enumerate().map(target).collect()
+    }
+
+    /// The target of a URL under the key `key`, such as `urls[0]`. `None`: the URL can't be read,
+    /// which is reported elsewhere. `resolved_elsewhere`: a proxy resolves the URL's host.
+    #[must_use]
+    pub fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;
         let host = match url.host()? {
             Host::Domain(name) => plain(name),

@@ -1,12 +1,15 @@
-//! Every class of problem, with its position. Those of `[queue]` are in `queue.rs`; what a config without
-//! problems gives is in `good.rs`.
+//! Every class of problem, with its position. Those of `[queue]` are in `queue.rs`; what a config
+//! without problems gives is in `good.rs`.
 
 mod filter;
 mod good;
 mod kafka;
 mod queue;
+mod types;
 
 use super::*;
+use crate::output;
+use crate::output::TYPES;
 
 const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
 const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
@@ -30,7 +33,7 @@ fn checked(text: &str) -> Checked {
     if !text.contains("output") {
         text.push_str(OUTPUT);
     }
-    read_with(&text, &env)
+    read_with(&text, TYPES, &env)
 }
 
 fn config(text: &str) -> Config {
@@ -190,8 +193,8 @@ fn everything(dir: &std::path::Path) -> String {
     text.replace("DIR", dir.to_str().unwrap())
 }
 
-/// The problems of the text are these, in this order: `LINE:COLUMN: key.path: message`, of which the
-/// message is compared up to the length given.
+/// The problems of the text are these, in this order: `LINE:COLUMN: key.path: message`, of which
+/// the message is compared up to the length given.
 #[track_caller]
 fn assert_problems(text: &str, expected: &[&str]) {
     let checked = checked(text);
@@ -217,8 +220,9 @@ fn assert_in_output(kind: &str, lines: &str, expected: &[&str]) {
 
 #[test]
 fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_missing() {
-    let (cx, table) = reader::Context::new(SAMPLE, &|_| None);
-    whole(&cx, table);
+    let text = sample(TYPES);
+    let (cx, table) = reader::Context::new(&text, &|_| None);
+    whole(&cx, table, TYPES);
     for problem in cx.finish().problems {
         let expected = ["is missing", "this binary was built without kafka"];
         let known = expected.iter().any(|known| problem.message.starts_with(known));
@@ -239,7 +243,7 @@ fn what_is_not_toml_is_reported_line_by_line_and_what_follows_from_it_is_not() {
     );
     assert_problems("[[output]]\nname = \n", &["2:8: not TOML: "]);
     assert_problems("[log]\nlevel = 'info'\nlevel = 'warn'\n", &["3:1: not TOML: duplicate key"]);
-    let rendered = read_with("x", &|_| None).problems[0].render("a.toml");
+    let rendered = read_with("x", TYPES, &|_| None).problems[0].render("a.toml");
     assert_eq!(rendered, "a.toml:1:2: not TOML: key with no value, expected `=`");
 }
 
@@ -349,7 +353,8 @@ fn another_type_of_value_is_refused() {
 #[test]
 fn what_is_required_is_missed_at_the_header() {
     let missing = ["1:1: listener: is missing", "1:1: output: is missing"];
-    let found: Vec<_> = read_with("", &env).problems.iter().map(|it| it.render("")).collect();
+    let found: Vec<_> =
+        read_with("", TYPES, &env).problems.iter().map(|it| it.render("")).collect();
     assert!(found.iter().zip(missing).all(|(found, it)| found.starts_with(&format!(":{it}"))));
     assert_problems(
         "[limits]\n[[listener]]\n  [listener.tls]\n[[output]]\n[[output]]\ntype = 'http'\nname = 'h'\n\

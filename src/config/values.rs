@@ -4,6 +4,7 @@
 //! begins with the value: `is not a size, allowed: …`. The reader puts the value in front, or
 //! leaves it out if it may be a secret.
 
+use std::fmt;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::ops::Bound;
@@ -14,13 +15,32 @@ use hyper::header::HeaderName;
 use rustls_pki_types::ServerName;
 use url::Url;
 
-use super::HostPort;
+/// `host:port`, an IPv6 address in brackets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Never 0.
+    pub port: u16,
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
 
 /// 1 KiB.
 pub(super) const KIB: u64 = 1024;
 /// 1 MiB.
 pub(super) const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
+
+/// The least of `limits.max_in_flight`, and of `queue.max_bytes` in memory: one small event fits.
+pub(super) const ROOM_MIN: u64 = KIB;
 
 /// The largest size, 1 PiB. A sum of several sizes never overflows a `u64`.
 pub(super) const SIZE_MAX: u64 = 1 << 50;

@@ -27,7 +27,7 @@ backend remotelogstash
 #[track_caller]
 fn migrated(text: &str) -> (toml::Table, Vec<Left>) {
     let Migrated { config, left } = migrate(text, "haproxy.cfg").unwrap();
-    let problems = config::read(&config).problems;
+    let problems = config::read(&config, crate::output::TYPES).problems;
     let wrong = problems.iter().filter(|problem| problem.severity == Severity::Error);
     assert_eq!(wrong.count(), 0, "{problems:?}\n{config}");
     (config.parse().unwrap(), left)
@@ -448,7 +448,7 @@ mod any {
                 backend.join("\n")
             );
             if let Ok(Migrated { config, .. }) = migrate(&text, "haproxy.cfg") {
-                let problems = config::read(&config).problems;
+                let problems = config::read(&config, crate::output::TYPES).problems;
                 // The words contain a variable, whose value in the test's environment may be
                 // anything; only errors count here.
                 let wrong = problems.iter().find(|problem| problem.severity == Severity::Error);

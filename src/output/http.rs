@@ -13,7 +13,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `proxy` `silence` `url` `wire` | CONNECT · who is silent · the parts of a URL · the socket below HTTP |
+//! | 1 | `proxy` `settings` `silence` `url` `wire` | CONNECT · the keys · who is silent · the parts of a URL · the socket below HTTP |
 //! | 2 | `answer` `body` | the meaning of answers · bodies of requests |
 //! | 3 | `expanded` `request` | templates and files · a batch as a request |
 //! | 4 | `pool` | connections between requests |
@@ -32,10 +32,15 @@ mod link;
 mod pool;
 mod proxy;
 mod request;
+mod settings;
 mod silence;
 mod url;
 mod wire;
 
+pub(crate) use settings::Settings;
+
+use super::setup::IntoConnector;
+use super::setup::Setup;
 use super::transport::tls_session::Expiry;
 use crate::config;
 use crate::delivery::endpoints::Endpoints;
@@ -45,9 +50,17 @@ use crate::delivery::endpoints::Watch;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::Connect;
+use crate::delivery::prepared::Connector;
 use crate::telemetry::OutputMetrics;
 use client::Client;
 use link::HttpLink;
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let (metrics, expiry) = (setup.metrics.clone(), setup.expiry.clone());
+        Box::new(HttpConnector::new(self, setup.output, metrics, expiry))
+    }
+}
 
 /// Makes the link of an `http` output. Owned by the delivery loop.
 ///
@@ -63,7 +76,7 @@ pub(super) struct HttpConnector {
 impl HttpConnector {
     /// A connector that has read no file yet.
     pub(super) fn new(
-        http: &config::HttpOutput,
+        http: &Settings,
         output: &config::Output,
         metrics: OutputMetrics,
         expiry: Expiry,

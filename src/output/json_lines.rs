@@ -8,9 +8,30 @@ use super::transport::encode::Encode;
 use super::transport::encode::Encoded;
 use crate::audit;
 use crate::audit::scan;
-use crate::config::LineFormat;
+use crate::config::table::Table;
 use crate::delivery::lines::lines;
 use crate::queue::Batch;
+
+/// `format` of the outputs that write each event as a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LineFormat {
+    /// The event as it was received.
+    Ndjson,
+    /// The event with `kind` and `apiVersion` first, as a line of kube-apiserver's audit.log.
+    AuditLog,
+}
+
+impl LineFormat {
+    /// Reads `format`. `None`: there is a problem.
+    pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        t.choice(
+            "format",
+            &[("ndjson", Self::Ndjson), ("audit_log", Self::AuditLog)],
+            Some(Self::Ndjson),
+            "lines: each event as received, or with kind and apiVersion as in kube-apiserver's audit.log",
+        )
+    }
+}
 
 /// Encodes a batch as JSON lines of one format.
 #[derive(Clone, Copy)]

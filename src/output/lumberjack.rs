@@ -15,17 +15,26 @@
 use std::collections::VecDeque;
 use std::io;
 use std::io::Write;
+use std::time::Duration;
 
 use bytes::Buf;
 use bytes::BytesMut;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use super::transport::acknowledged;
 use super::transport::acknowledged::Answers;
 use super::transport::acknowledged::Encoding;
 use super::transport::acknowledged::Frames;
 use super::transport::acknowledged::Protocol;
+use crate::config::OutputSettings;
+use crate::config::Stream;
+use crate::config::Target;
+use crate::config::table::Table;
 use crate::delivery::lines::lines;
+use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
 /// The most bytes of an event: Logstash keeps a length in a signed integer of 32 bits.
@@ -37,6 +46,48 @@ const LARGE: u64 = 64 * 1024;
 
 /// The bytes of an ACK.
 const ACK_BYTES: usize = 6;
+
+/// The keys of `type = "lumberjack"`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The level of zlib, 0 to 9. 0: events are not compressed.
+    pub(crate) compression_level: u32,
+    /// Events that may be unacknowledged, at least 1.
+    pub(crate) window: u64,
+    /// The consumer's addresses, and the connection.
+    pub(crate) stream: Stream,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "lumberjack";
+    const SAMPLE: &'static str = "tls = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let level = t.count("compression_level", 3, 0..=9, "of zlib; 0: events are not compressed");
+        let meaning = "events that may be unacknowledged; after a break they are sent again";
+        let window = Stream::read_window(t, 2048, meaning);
+        let stream = Stream::read(t);
+        let compression_level = u32::try_from(level).unwrap_or_default();
+        Some(Self { compression_level, window, stream: stream? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.stream.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let level = self.compression_level;
+        let make = move || Lumberjack::new(level);
+        let dialer = setup.dialer(&self.stream);
+        Box::new(acknowledged::AcknowledgedConnector::new(dialer, self.window, make))
+    }
+}
 
 /// The protocol on one connection.
 pub(super) struct Lumberjack {

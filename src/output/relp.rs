@@ -9,20 +9,31 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Buf;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 
+use super::setup::IntoConnector;
+use super::setup::Setup;
 use super::syslog::Rfc5424;
+use super::transport::acknowledged;
 use super::transport::acknowledged::Answers;
 use super::transport::acknowledged::Encoding;
 use super::transport::acknowledged::Frames;
 use super::transport::acknowledged::Protocol;
 use super::transport::acknowledged::Trouble;
 use super::transport::connection::Wire;
+use crate::config;
+use crate::config::Messages;
+use crate::config::OutputSettings;
+use crate::config::Stream;
+use crate::config::Target;
+use crate::config::table::Table;
 use crate::delivery::lines::lines;
+use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
 /// The highest number of a command, after which numbers begin at 1 again. Also the most bytes of
@@ -39,6 +50,48 @@ const OFFERS: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     "\ncommands=syslog"
 );
+
+/// The keys of `type = "relp"`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The parts that all messages have in common.
+    pub(crate) messages: Messages,
+    /// Messages that may be unacknowledged, at least 1.
+    pub(crate) window: u64,
+    /// The consumer's addresses, and the connection.
+    pub(crate) stream: Stream,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "relp";
+    const SAMPLE: &'static str = "tls = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let messages = Messages::read(t);
+        let meaning = "messages that may be unacknowledged; after a break they are sent again";
+        let window = Stream::read_window(t, 128, meaning);
+        let stream = Stream::read(t);
+        Some(Self { messages: messages?, window, stream: stream? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.stream.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let config::Output { rejected, filter, .. } = setup.output;
+        let messages = Rfc5424::new(&self.messages, *rejected, &filter.annotate);
+        let make = move || Relp::new(messages.clone());
+        let dialer = setup.dialer(&self.stream);
+        Box::new(acknowledged::AcknowledgedConnector::new(dialer, self.window, make))
+    }
+}
 
 /// The protocol on one connection.
 pub(super) struct Relp {
@@ -260,13 +313,12 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::config;
     use crate::config::Rejected;
     use crate::queue::Claim;
 
     /// Returns the protocol on a connection whose `open` is done.
     fn relp(rejected: Rejected) -> Relp {
-        let config = config::Messages {
+        let config = Messages {
             priority: 134,
             hostname: "host".into(),
             app_name: "app".into(),

@@ -15,14 +15,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc as async_mpsc;
 
+use super::json_lines::LineFormat;
 use super::json_lines::Lines;
+use super::setup::IntoConnector;
+use super::setup::Setup;
 use super::transport::encode::Encode;
 use crate::config;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::Table;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Connect;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
+use crate::delivery::prepared;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
@@ -34,6 +41,38 @@ const WINDOW: usize = 2;
 
 type Job = (Claim, Vec<Bytes>);
 type Done = (Claim, io::Result<()>);
+
+/// The keys of `type = "stdout"`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The shape of a line.
+    pub(crate) format: LineFormat,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "stdout";
+    const SAMPLE: &'static str = "";
+    const ONLY_ONE: Option<&'static str> = Some("writes to stdout");
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        Some(Self { format: LineFormat::read(t)? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        Vec::new()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn prepared::Connector> {
+        let lines = Lines::new(self.format);
+        Box::new(StdoutConnector::new(lines, setup.output, setup.metrics.clone()))
+    }
+}
 
 /// Starts the writing thread. Owned by the delivery loop, which calls `connect` as soon as the
 /// output starts. There is no connection that could end while nothing is sent: a new thread is

@@ -3,20 +3,85 @@
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use memchr::memmem::FinderRev;
 
+use super::setup::IntoConnector;
+use super::setup::Setup;
 use super::transport::encode::Encode;
 use super::transport::encode::Encoded;
+use super::transport::stream;
 use crate::audit::scan;
 use crate::config;
-use crate::config::Framing;
+use crate::config::OutputSettings;
 use crate::config::Rejected;
-use crate::config::SyslogOutput;
+use crate::config::Stream;
+use crate::config::Target;
+use crate::config::table::Table;
 use crate::delivery::lines::line;
 use crate::delivery::lines::lines;
+use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
+
+/// The keys of `type = "syslog"`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// How a consumer tells the messages apart.
+    pub framing: Framing,
+    /// The parts that all messages have in common.
+    pub messages: config::Messages,
+    /// Bytes that were sent are final if no reset came for this long after the peer's kernel
+    /// acknowledged them.
+    pub replay_window: Duration,
+    /// The consumer's addresses, and the connection.
+    pub stream: Stream,
+}
+
+/// `framing` of syslog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// `LENGTH SP MESSAGE` (RFC 6587 §3.4.1, RFC 5425 §4.3).
+    OctetCounting,
+    /// `MESSAGE LF` (RFC 6587 §3.4.2).
+    Newline,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "syslog";
+    const SAMPLE: &'static str = "tls = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let framing = t.choice(
+            "framing",
+            &[("octet_counting", Framing::OctetCounting), ("newline", Framing::Newline)],
+            Some(Framing::OctetCounting),
+            "how messages are told apart (RFC 6587, RFC 5425)",
+        );
+        let messages = config::Messages::read(t);
+        let replay_window = Stream::read_replay_window(t);
+        let stream = Stream::read(t);
+        Some(Self { framing: framing?, messages: messages?, replay_window, stream: stream? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.stream.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        Some(("replay_window", self.replay_window))
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let config::Output { rejected, filter, .. } = setup.output;
+        let messages = Messages::new(self, *rejected, &filter.annotate);
+        let dialer = setup.dialer(&self.stream);
+        Box::new(stream::StreamConnector::new(dialer, messages, self.replay_window))
+    }
+}
 
 /// Makes framed messages of events.
 pub struct Messages {
@@ -27,11 +92,7 @@ pub struct Messages {
 impl Messages {
     /// Messages as the config says. `annotate` goes into the structured data of each message.
     #[must_use]
-    pub fn new(
-        config: &SyslogOutput,
-        rejected: Rejected,
-        annotate: &BTreeMap<String, String>,
-    ) -> Self {
+    pub fn new(config: &Settings, rejected: Rejected, annotate: &BTreeMap<String, String>) -> Self {
         let rfc5424 = Rfc5424::new(&config.messages, rejected, annotate);
         Self { framing: config.framing, rfc5424 }
     }

@@ -20,7 +20,6 @@ use super::error::OutputEnded;
 use super::error::Refused;
 use crate::admin;
 use crate::config;
-use crate::config::OutputKind;
 use crate::delivery::DeadLetters;
 use crate::delivery::Files;
 use crate::delivery::HandOver;
@@ -383,7 +382,7 @@ impl Outputs {
             name: slot.config.name.clone(),
             kind: slot.config.kind.name(),
             required: slot.config.required,
-            lag_max: lag_max(&slot.config.kind),
+            lag_max: lag_max(&slot.config),
             status: Arc::clone(&slot.status),
         };
         self.slots.iter().map(show).collect()
@@ -413,18 +412,8 @@ const LAG_MAX: Duration = Duration::from_secs(30);
 
 /// The lag after which `/status` shows an output as late: [`LAG_MAX`], and the time that the
 /// protocol waits before an event is final.
-fn lag_max(kind: &OutputKind) -> Duration {
-    let waits = match kind {
-        OutputKind::Tcp(tcp) => tcp.replay_window,
-        OutputKind::Syslog(syslog) => syslog.replay_window,
-        OutputKind::Http(_)
-        | OutputKind::Stdout(_)
-        | OutputKind::Lumberjack(_)
-        | OutputKind::Relp(_) => Duration::ZERO,
-        #[cfg(feature = "kafka")]
-        OutputKind::Kafka(_) => Duration::ZERO,
-    };
-    LAG_MAX + waits
+fn lag_max(config: &config::Output) -> Duration {
+    LAG_MAX + config.kind.final_after().map_or(Duration::ZERO, |(_, waits)| waits)
 }
 
 /// An output's task: runs one delivery after the other, until the output is stopped or removed.

@@ -6,21 +6,38 @@ use proptest::strategy::Strategy as Generator;
 
 use super::super::*;
 use super::LISTENER;
+use super::TYPES;
 use super::checked;
 use super::config;
 use super::env;
 use super::everything;
 use super::files;
+use super::output::http;
+use super::output::json_lines::LineFormat;
+use super::output::lumberjack;
+use super::output::relp;
+use super::output::stdout;
+use super::output::syslog;
+use super::output::tcp;
+
+/// The settings of an output, which is of the type `S`.
+fn settings<S: OutputSettings>(output: &Output) -> &S {
+    output.kind.settings().expect(S::TYPE)
+}
+
+fn stdout_as(format: LineFormat) -> OutputKind {
+    OutputKind::new(stdout::Settings { format })
+}
 
 #[test]
 fn the_embedded_config_is_one() {
-    let checked = read_with(EMBEDDED, &|_| None);
+    let checked = read_with(EMBEDDED, TYPES, &|_| None);
     assert_eq!(checked.files, [] as [PathBuf; 0]);
     let config = checked.config.unwrap();
     assert_eq!(config.listeners[0].label, "127.0.0.1:3000");
     assert_eq!(config.admin, "127.0.0.1:9090".parse().unwrap());
     assert_eq!(config.outputs[0].name, "stdout");
-    assert_eq!(config.outputs[0].kind, OutputKind::Stdout(LineFormat::Ndjson));
+    assert_eq!(config.outputs[0].kind, stdout_as(LineFormat::Ndjson));
 }
 
 /// A config with one output of each type, as short as possible.
@@ -181,7 +198,7 @@ fn defaults_are_the_same_whether_written_or_not() {
 #[test]
 fn the_machines_name_is_the_default_of_syslog() {
     let config = config("[[output]]\nname = 's'\ntype = 'syslog'\naddresses = ['a:1']\n");
-    let OutputKind::Syslog(syslog) = &config.outputs[0].kind else { panic!("syslog") };
+    let syslog: &syslog::Settings = settings(&config.outputs[0]);
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     assert_eq!(syslog.messages.hostname, name.trim());
     assert_eq!(syslog.messages.priority, 16 * 8 + 6);
@@ -206,7 +223,7 @@ fn every_key_is_read() {
     let [http, tcp, syslog, lumberjack, relp, stdout] = config.outputs.as_slice() else {
         panic!("six")
     };
-    let OutputKind::Http(http_kind) = &http.kind else { panic!("http") };
+    let http_kind = &settings::<http::Settings>(http).client;
     assert_eq!(http_kind.urls[0].expand().unwrap(), "https://a/x?y=s3cr3t");
     assert_eq!(http_kind.urls[1].expand().unwrap(), "http://logs.example:8080");
     assert_eq!(http_kind.headers["x-scope"].expand().unwrap(), "s3cr3t");
@@ -218,22 +235,22 @@ fn every_key_is_read() {
     assert_eq!(http.retry.multiplier, 1.0);
     assert_eq!(http.batch, BatchLimits { max_bytes: 1024, max_events: 1 });
     assert_eq!(http.rejected, Rejected::Drop);
-    let OutputKind::Tcp(tcp_kind) = &tcp.kind else { panic!("tcp") };
+    let tcp_kind: &tcp::Settings = settings(tcp);
     assert_eq!(tcp_kind.format, LineFormat::AuditLog);
     assert_eq!(tcp_kind.stream.addresses[1].to_string(), "[::1]:1");
     assert_eq!(tcp_kind.stream.tls, Some(ClientTls::default()));
     assert_eq!(tcp_kind.stream.idle_timeout, Some(Duration::from_secs(60)));
-    let OutputKind::Syslog(syslog) = &syslog.kind else { panic!("syslog") };
+    let syslog: &syslog::Settings = settings(syslog);
     assert_eq!(syslog.messages.priority, 10 * 8 + 7);
     assert_eq!(syslog.stream.addresses[0].host, "logs.example");
     assert_eq!(syslog.messages.max_message_bytes, 8192);
-    let OutputKind::Lumberjack(lumberjack) = &lumberjack.kind else { panic!("lumberjack") };
+    let lumberjack: &lumberjack::Settings = settings(lumberjack);
     assert_eq!((lumberjack.compression_level, lumberjack.window), (0, 65_536));
     assert_eq!(lumberjack.stream.addresses[1].to_string(), "b:5044");
-    let OutputKind::Relp(relp) = &relp.kind else { panic!("relp") };
+    let relp: &relp::Settings = settings(relp);
     assert_eq!((relp.messages.priority, relp.window), (4 * 8 + 3, 1));
     assert_eq!(relp.stream.tls, Some(ClientTls::default()));
-    assert_eq!(stdout.kind, OutputKind::Stdout(LineFormat::AuditLog));
+    assert_eq!(stdout.kind, stdout_as(LineFormat::AuditLog));
     let names: Vec<_> =
         checked.files.iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
     assert_eq!(names, ["ca", "crt", "key", "token"].map(PathBuf::from));
@@ -256,7 +273,7 @@ fn the_effective_config_reads_back_to_the_same() {
 #[test]
 fn the_reference_lists_each_key_once_for_each_meaning() {
     let dir = files();
-    let reference = reference();
+    let reference = reference(TYPES);
     let mut section = String::new();
     for line in checked(&everything(dir.path())).effective().lines() {
         if line.starts_with('[') {
@@ -368,7 +385,7 @@ proptest! {
     fn no_text_is_too_broken_to_be_read(edits in edits()) {
         // The paths do not exist, so that an edit can't name an existing file by chance.
         let text = edited(&everything(std::path::Path::new("/no/such/directory")), &edits);
-        let found = read_with(&text, &env);
+        let found = read_with(&text, TYPES, &env);
         let lines = text.split('\n').count();
         for problem in &found.problems {
             prop_assert!((1..=lines).contains(&problem.line), "{problem:?}");
@@ -377,7 +394,7 @@ proptest! {
         let failed = found.problems.iter().any(|it| it.severity == Severity::Error);
         prop_assert!(!(failed && found.config.is_some()));
         if !failed {
-            let again = read_with(&found.effective(), &env);
+            let again = read_with(&found.effective(), TYPES, &env);
             prop_assert_eq!(&again.config, &found.config);
             prop_assert_eq!(again.effective(), found.effective());
         }
@@ -385,6 +402,6 @@ proptest! {
 
     #[test]
     fn arbitrary_text_is_read_too(text in "\\PC*") {
-        prop_assert!(!read_with(&text, &env).problems.is_empty());
+        prop_assert!(!read_with(&text, TYPES, &env).problems.is_empty());
     }
 }

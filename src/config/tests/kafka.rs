@@ -1,5 +1,6 @@
 //! Kafka: outputs, sources, and a binary built without Kafka.
 
+use super::TYPES;
 use super::assert_problems;
 use super::files;
 
@@ -132,7 +133,7 @@ fn a_source_needs_delivered_and_its_own_name() {
 fn a_config_needs_a_listener_or_a_source() {
     for nothing in ["", "listener = []\n", "source = []\n"] {
         let text = format!("{nothing}[[output]]\nname = 'o'\ntype = 'stdout'\n");
-        let checked = super::super::read_with(&text, &super::env);
+        let checked = super::super::read_with(&text, TYPES, &super::env);
         let problems: Vec<_> = checked.problems.iter().map(|problem| &problem.message).collect();
         assert_eq!(problems, ["is missing, allowed: one or more [[listener]] or [[source]]"]);
     }
@@ -140,7 +141,7 @@ fn a_config_needs_a_listener_or_a_source() {
         "[[source]]\nname = 's'\ntype = 'kafka'\nbrokers = ['a:1']\ntopic = 't'\ngroup = 'g'\n\
          [[output]]\nname = 'o'\ntype = 'stdout'\n{DELIVERED}"
     );
-    let checked = super::super::read_with(&text, &super::env);
+    let checked = super::super::read_with(&text, TYPES, &super::env);
     assert_eq!(checked.config.is_some(), cfg!(feature = "kafka"), "{:?}", checked.problems);
 }
 
@@ -148,6 +149,8 @@ fn a_config_needs_a_listener_or_a_source() {
 #[cfg(feature = "kafka")]
 fn every_key_arrives() {
     use super::super::*;
+    use super::output::kafka::MessageKey;
+    use super::output::kafka::Settings;
 
     let dir = files();
     let dir = dir.path().display();
@@ -164,7 +167,7 @@ fn every_key_arrives() {
     let checked = super::checked(&text);
     let config = checked.config.as_ref().unwrap();
     let SourceKind::Kafka(source) = &config.sources[0].kind;
-    let OutputKind::Kafka(output) = &config.outputs[0].kind else { panic!("{text}") };
+    let output: &Settings = config.outputs[0].kind.settings().expect("it is kafka's");
     assert_eq!((source.group.as_str(), source.max_in_flight), ("g", 1024 * 1024));
     assert_eq!(source.session_timeout, Duration::from_secs(6));
     assert_eq!((output.key, output.compression), (MessageKey::None, Compression::Zstd));
@@ -175,6 +178,6 @@ fn every_key_arrives() {
     let tls = tls.as_ref().unwrap();
     assert!(tls.insecure_skip_verify && tls.ca.is_some() && tls.identity.is_some());
     // The effective config must read back to the same.
-    let again = read_with(&checked.effective(), &super::env);
+    let again = read_with(&checked.effective(), TYPES, &super::env);
     assert_eq!(again.config.as_ref(), checked.config.as_ref(), "{}", checked.effective());
 }

@@ -20,7 +20,8 @@ const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
 /// A queue with `batches` batches of four events, and the table of its one output.
 fn table(batches: usize) -> (Queue, InFlight) {
-    let config = config::read(config::EMBEDDED).config.expect("the embedded config");
+    let config =
+        config::read(config::EMBEDDED, crate::output::TYPES).config.expect("the embedded config");
     let telemetry = Arc::new(Telemetry::new());
     let output = queue::Output {
         name: "o".to_owned(),

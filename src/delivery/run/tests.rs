@@ -328,7 +328,8 @@ impl Bench {
         script: impl FnMut(&[String]) -> Answer + Send + 'static,
     ) -> Self {
         // The embedded default's output stands for all: only what the loop reads of it counts.
-        let mut config = config::read(config::EMBEDDED).config.expect("it is right");
+        let mut config =
+            config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");
         config.outputs[0].rejected = setting.rejected;
         config.outputs[0].retry.max_elapsed = setting.max_elapsed;
         if let Some(bytes) = setting.drop_oldest {

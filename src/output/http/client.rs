@@ -19,6 +19,7 @@ use super::pool::ConnectionKey;
 use super::pool::PooledConnection;
 use super::proxy::Proxy;
 use super::request::Form;
+use super::settings::Settings;
 use super::silence::AnswerTimes;
 use super::url::BaseUrl;
 use super::url::HttpEndpoint;
@@ -49,7 +50,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// `endpoints` and `expanded` hold the same URLs in the same order. A reload replaces one after the
 /// other, so a reader of both checks that they agree ([`Client::pick`]).
 pub(super) struct Client {
-    pub(super) config: config::HttpOutput,
+    pub(super) config: config::HttpClient,
     pub(super) form: Form,
     pub(super) timeouts: config::Timeouts,
     pub(super) limits: config::BatchLimits,
@@ -66,18 +67,19 @@ pub(super) struct Client {
 impl Client {
     /// A client that has read no file and made no connection yet.
     pub(super) fn new(
-        http: &config::HttpOutput,
+        http: &Settings,
         output: &config::Output,
         metrics: OutputMetrics,
         expiry: Expiry,
     ) -> Self {
+        let Settings { client, format } = http;
         Self {
-            config: http.clone(),
-            form: Form { format: http.format, compression: http.compression },
+            config: client.clone(),
+            form: Form { format: *format, compression: client.compression },
             timeouts: output.timeouts.clone(),
             limits: output.batch,
-            endpoints: Arc::new(Endpoints::new(&output.name, http.strategy, &output.timeouts)),
-            tls: Arc::new(Tls::new(http.tls.clone(), &[b"http/1.1"], expiry)),
+            endpoints: Arc::new(Endpoints::new(&output.name, client.strategy, &output.timeouts)),
+            tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], expiry)),
             expanded: ArcSwapOption::empty(),
             metrics,
             answer_times: AnswerTimes::default(),

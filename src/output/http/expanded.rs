@@ -33,7 +33,7 @@ impl Expanded {
     /// # Errors
     ///
     /// The text names a key or a file, and never shows what a template expands to or a file holds.
-    pub(super) fn read(config: &config::HttpOutput) -> Result<Self, String> {
+    pub(super) fn read(config: &config::HttpClient) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let mut endpoints = Vec::new();
         for (index, template) in config.urls.iter().enumerate() {
@@ -65,7 +65,7 @@ impl Expanded {
 
 /// The value of the header `Authorization`, from the token file or from the user and the password
 /// file; `None` if neither is configured.
-fn authorization(config: &config::HttpOutput) -> Result<Option<HeaderValue>, String> {
+fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, String> {
     let cannot_read =
         |file: &Path, error: io::Error| format!("cannot read {}: {error}", file.display());
     let (credentials, file) = if let Some(file) = &config.bearer_token_file {

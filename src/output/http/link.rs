@@ -168,9 +168,9 @@ mod tests {
             "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'http'\n\
              urls = ['http://{address}/']\nconcurrency = 3\nbatch = {{ {limits} }}\n"
         );
-        let read = config::read(&text);
+        let read = config::read(&text, crate::output::TYPES);
         let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
-        let config::OutputKind::Http(http) = &output.kind else { panic!("{text}") };
+        let http = output.kind.settings().expect("it is http's");
         let telemetry = Arc::new(crate::telemetry::Telemetry::new());
         let expiry = Expiry::new(&telemetry, "o");
         let client = Arc::new(Client::new(http, &output, telemetry.output("o"), expiry));

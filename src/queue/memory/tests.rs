@@ -11,7 +11,7 @@ use crate::telemetry::Telemetry;
 mod model;
 
 fn settings(max_bytes: u64, when_full: WhenFull, acknowledge: Acknowledge) -> config::Queue {
-    let config = config::read(config::EMBEDDED).config.expect("it is right");
+    let config = config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");
     config::Queue { max_bytes, when_full, acknowledge, ..config.queue }
 }
 

@@ -18,7 +18,7 @@ mod simulation;
 mod threads;
 
 fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::Queue {
-    let config = config::read(config::EMBEDDED).config.expect("it is right");
+    let config = config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");
     config::Queue { max_bytes, segment_bytes, when_full, ..config.queue }
 }
 

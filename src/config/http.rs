@@ -1,0 +1,172 @@
+//! The keys of outputs that send HTTP requests: URLs, headers, authorization, proxy, TLS.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::compression::Compression;
+use super::stream::Strategy;
+use super::table::TABLE;
+use super::table::Table;
+use super::table::optional;
+use super::table::required;
+use super::table::whole;
+use super::targets::Target;
+use super::template::Template;
+use super::tls::ClientTls;
+use super::values;
+
+/// Where an output sends its requests, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpClient {
+    /// The consumer's URLs, at least one. Each expands to an http or https URL; one with a
+    /// `${file:…}` that was missing when the config was read may expand to anything.
+    pub urls: Vec<Template>,
+    /// Which of the URLs a request goes to.
+    pub strategy: Strategy,
+    /// Settings of https URLs; the defaults if there is no section `tls`.
+    pub tls: ClientTls,
+    /// Content-Encoding of requests.
+    pub compression: Compression,
+    /// Additional request headers; the names are valid and in lower case.
+    pub headers: BTreeMap<String, Template>,
+    /// File with the token for `Authorization: Bearer`. At most one of this and `basic_auth` is
+    /// set.
+    pub bearer_token_file: Option<PathBuf>,
+    /// User and password for `Authorization: Basic`.
+    pub basic_auth: Option<BasicAuth>,
+    /// Requests that may be under way at once, at least 1.
+    pub concurrency: usize,
+    /// Expands to `http://[USER:PASSWORD@]HOST[:PORT]`: a proxy that is asked for each connection,
+    /// by CONNECT. `None`: connections are direct.
+    pub proxy: Option<Template>,
+}
+
+/// `basic_auth = { username, password_file }`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BasicAuth {
+    /// User name.
+    pub username: Template,
+    /// File with the password.
+    pub password_file: PathBuf,
+}
+
+/// In which way a protocol's keys differ from those of `http`.
+pub struct HttpKeys {
+    /// The default of `compression`.
+    pub compression: Compression,
+    /// False: the protocol has a credential of its own, and neither `bearer_token_file` nor
+    /// `basic_auth`.
+    pub authorization: bool,
+}
+
+impl HttpClient {
+    /// Reads the keys, and those of the protocol itself by `own`: they are listed behind
+    /// `strategy`. Sections of its own a protocol reads after this call. The client is `None` if
+    /// there is a problem.
+    pub fn read<'c, 'a, T>(
+        t: &mut Table<'c, 'a>,
+        keys: &HttpKeys,
+        own: impl FnOnce(&mut Table<'c, 'a>) -> T,
+    ) -> (Option<Self>, T) {
+        let urls = t.secrets(
+            required("urls", "array of URLs", "http:// or https://, without user and password"),
+            |text| values::url(text).map(drop),
+        );
+        let strategy = Strategy::read(t);
+        let own = own(t);
+        let compression = Compression::read(t, keys.compression, "Content-Encoding of requests");
+        let headers = t.secret_map(
+            ("headers", "table of strings", "extra request headers"),
+            values::header_name,
+            values::header_value,
+        );
+        let concurrency = t.count("concurrency", 4, 1..=256, "requests at once; 1 keeps the order");
+        let bearer_token_file = keys.authorization.then(|| bearer_token_file(t)).flatten();
+        let proxy = proxy(t);
+        let basic_auth = if keys.authorization { basic_auth(t) } else { None };
+        let tls = t.optional_section(
+            optional("tls", TABLE, "its defaults", "settings for https URLs"),
+            ClientTls::keys,
+        );
+        if keys.authorization {
+            contradictions_of_authorization(t, &headers);
+        }
+        if tls.is_some() && urls.as_ref().is_some_and(|urls| urls.iter().all(is_plain)) {
+            t.error("tls", "is for https, but all urls are http://, allowed: leave it out");
+        }
+        let read = || {
+            Some(Self {
+                urls: urls?,
+                strategy: strategy?,
+                tls: whole(tls)?.unwrap_or_default(),
+                compression: compression?,
+                headers,
+                bearer_token_file,
+                basic_auth: whole(basic_auth)?,
+                concurrency: usize::try_from(concurrency).unwrap_or(usize::MAX),
+                proxy,
+            })
+        };
+        (read(), own)
+    }
+
+    /// The URLs and the proxy; see [`OutputSettings::targets`].
+    ///
+    /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
+    #[must_use]
+    pub fn targets(&self) -> Vec<Target> {
+        let is_proxied = self.proxy.is_some();
+        let urls =
+            self.urls.iter().enumerate().filter_map(|(index, url)| {
+                Target::of_url(format!("urls[{index}]"), url, is_proxied)
+            });
+        let proxy = self.proxy.as_ref();
+        let proxy = proxy.and_then(|proxy| Target::of_url("proxy".to_owned(), proxy, false));
+        urls.chain(proxy).collect()
+    }
+}
+
+/// Whether a URL is http. One that can't be read now may be https.
+fn is_plain(url: &Template) -> bool {
+    let url = url.expand().ok().and_then(|url| values::url(&url).ok());
+    url.is_some_and(|url| url.scheme() == "http")
+}
+
+fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
+    t.file(
+        optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
+        true,
+    )
+}
+
+fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
+    let meaning =
+        "http://[USER:PASSWORD@]HOST[:PORT], which is asked for every connection (CONNECT)";
+    t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
+}
+
+/// Reads the section `basic_auth`. `None`: there is none; `Some(None)`: it has a problem.
+fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
+    t.optional_section(
+        optional("basic_auth", TABLE, "none", "user and password for Authorization"),
+        |t| {
+            let username = t.secret(required("username", "string", "user"), values::user_name);
+            let file = required("password_file", "path", "file with the password");
+            let password_file = t.file(file, true);
+            Some(BasicAuth { username: username?, password_file: password_file? })
+        },
+    )
+}
+
+/// A request has one `Authorization`: it comes from one of two keys, or from `headers`.
+fn contradictions_of_authorization(t: &Table<'_, '_>, headers: &BTreeMap<String, Template>) {
+    let (basic, bearer) = ("basic_auth", "bearer_token_file");
+    if t.is_set(basic) && t.is_set(bearer) {
+        t.error(basic, "contradicts bearer_token_file, allowed: one of the two");
+    }
+    for name in [basic, bearer] {
+        if t.is_set(name) && headers.contains_key("authorization") {
+            t.error(name, "contradicts the header `authorization`, allowed: one of the two");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Values and keys as TOML, and as messages show them.
+
+use std::fmt::Write as _;
+
+use toml::de::DeValue;
+
+/// A value of more characters is cut in messages.
+const SHOWN_CHARS_MAX: usize = 60;
+
+/// A text as a basic string of TOML, with its quotes.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            // TOML requires escapes for control characters. The others here hide text, or turn its
+            // direction, where a message is shown.
+            c if c.is_control()
+                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
+            {
+                let code = u32::from(c);
+                write!(quoted, "\\u{code:04X}").expect("a String takes everything");
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A key as TOML: quoted only if it has to be.
+pub(super) fn bare_or_quoted(key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { quoted(key) }
+}
+
+/// A value as TOML, on one line.
+pub(super) fn literal(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => quoted(text),
+        DeValue::Integer(number) => number.to_string(),
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(flag) => flag.to_string(),
+        DeValue::Datetime(date) => date.to_string(),
+        DeValue::Array(array) => {
+            let values: Vec<_> = array.iter().map(|value| literal(value.get_ref())).collect();
+            format!("[{}]", values.join(", "))
+        }
+        DeValue::Table(table) => {
+            let keys: Vec<_> = table
+                .iter()
+                .map(|(key, value)| {
+                    format!("{} = {}", bare_or_quoted(key.get_ref()), literal(value.get_ref()))
+                })
+                .collect();
+            if keys.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", keys.join(", ")) }
+        }
+    }
+}
+
+/// A value as a message shows it: as TOML, on one line, and cut after 60 characters.
+pub(super) fn shown(value: &DeValue<'_>) -> String {
+    cut(literal(value))
+}
+
+/// Cuts a text after 60 characters; see [`shown`].
+pub(super) fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,60 @@
+//! Problems of a config, and the files that it names.
+
+use std::path::PathBuf;
+
+/// Something that the author of a config file should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line in the file, from 1.
+    pub line: usize,
+    /// The column in the line, in characters, from 1.
+    pub column: usize,
+    /// The key, with indices from 0: `output[1].retry.multiplier`. Empty if the file is not TOML.
+    pub path: String,
+    /// One line that says what is wrong and what is allowed. It never shows the value of a variable
+    /// or a secret.
+    pub message: String,
+    /// What the problem means for `run` and `check`.
+    pub severity: Severity,
+}
+
+/// What a [`Problem`] means for `run` and `check`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// The config cannot be used.
+    Error,
+    /// The config can be used, but the relay will probably not do what its author wants.
+    Warning,
+    /// A file that the config names is missing. This is an error on the machine that runs the relay
+    /// ([`Checked::strict`]), and a warning if the config is checked elsewhere.
+    MissingFile,
+    /// `check` refuses the config. A relay starts with it and logs the problem, since most of the
+    /// relay works: a certificate that has expired, dead letters that can't be written.
+    Fault,
+}
+
+impl Problem {
+    /// `FILE:LINE:COLUMN: key.path: what is wrong, what is allowed`.
+    pub fn render(&self, file: &str) -> String {
+        let Self { line, column, path, message, severity } = self;
+        let colon = if path.is_empty() { "" } else { ": " };
+        let warning = match severity {
+            Severity::Error | Severity::Fault => "",
+            Severity::Warning | Severity::MissingFile => "warning: ",
+        };
+        format!("{file}:{line}:{column}: {path}{colon}{warning}{message}")
+    }
+}
+
+/// A key that names a file or a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The key's path: `listener[0].tls.certificate`.
+    pub key: String,
+    /// The path of the file or directory.
+    pub path: PathBuf,
+    /// True: the key names a directory.
+    pub is_directory: bool,
+    /// False: the file may be absent (`tls.optional`).
+    pub must_exist: bool,
+}

@@ -1,0 +1,81 @@
+//! How the settings of a protocol become a connector: the trait that each protocol implements, and
+//! what it gets.
+
+use std::sync::Arc;
+
+use super::transport::connection::Dialer;
+use super::transport::tls_session::Expiry;
+use crate::config;
+use crate::config::OutputKind;
+use crate::config::OutputSettings;
+use crate::config::OutputType;
+use crate::delivery::prepared::Connector;
+use crate::telemetry::OutputMetrics;
+use crate::telemetry::Telemetry;
+
+/// Settings that become a connector. Each protocol has a type of this kind, and a row in the table
+/// of `src/output.rs`.
+pub(crate) trait IntoConnector: OutputSettings {
+    /// Makes the connector of an output with these settings. Nothing is connected, and no file is
+    /// read, yet.
+    ///
+    /// A protocol without acknowledgements returns a [`StreamConnector`], one whose consumer
+    /// acknowledges events over TCP an [`AcknowledgedConnector`]; each has a trait that says how
+    /// events become bytes. Any other protocol implements [`Connect`] and boxes it.
+    ///
+    /// [`StreamConnector`]: super::transport::stream::StreamConnector
+    /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector
+    /// [`Connect`]: crate::delivery::link::Connect
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
+}
+
+/// What a connector is made of, besides the settings of its protocol.
+pub(crate) struct Setup<'a> {
+    /// The keys that all outputs have: name, timeouts, batch limits, …
+    pub(super) output: &'a config::Output,
+    /// The metrics of the output.
+    pub(super) metrics: OutputMetrics,
+    /// The metric for the expiry of certificates.
+    pub(super) expiry: Expiry,
+}
+
+impl<'a> Setup<'a> {
+    pub(super) fn new(output: &'a config::Output, telemetry: &Arc<Telemetry>) -> Self {
+        let metrics = telemetry.output(&output.name);
+        Self { output, metrics, expiry: Expiry::new(telemetry, &output.name) }
+    }
+
+    /// The dialer of a protocol that holds one TCP connection.
+    pub(super) fn dialer(&self, stream: &config::Stream) -> Dialer {
+        Dialer::new(stream, self.output, self.metrics.clone(), self.expiry.clone())
+    }
+}
+
+/// A row of the table of protocols.
+pub(super) struct Row {
+    /// The type, for the config.
+    pub(super) settings: OutputType,
+    /// The connector of an output; `None`: the output is of another type.
+    pub(super) connector: fn(&OutputKind, &Setup<'_>) -> Option<Box<dyn Connector>>,
+}
+
+impl Row {
+    /// The protocol with the settings `S`.
+    pub(super) const fn of<S: IntoConnector>() -> Self {
+        Self {
+            settings: OutputType::of::<S>(),
+            connector: |kind, setup| kind.settings::<S>().map(|it| it.connector(setup)),
+        }
+    }
+
+    /// The types of all rows.
+    pub(super) const fn types<const N: usize>(rows: &[Self]) -> [OutputType; N] {
+        let mut types = [rows[0].settings; N];
+        let mut index = 0;
+        while index < N {
+            types[index] = rows[index].settings;
+            index += 1;
+        }
+        types
+    }
+}

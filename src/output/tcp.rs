@@ -1,0 +1,58 @@
+//! `type = "tcp"`: each event as a line of JSON on a TCP connection, as Logstash's `tcp` input
+//! reads it with the codec `json_lines`. The consumer acknowledges nothing.
+
+use std::time::Duration;
+
+use super::json_lines::LineFormat;
+use super::json_lines::Lines;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use super::transport::stream;
+use crate::config::OutputSettings;
+use crate::config::Stream;
+use crate::config::Target;
+use crate::config::table::Table;
+use crate::delivery::prepared::Connector;
+
+/// The keys of `type = "tcp"`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The shape of a line.
+    pub(crate) format: LineFormat,
+    /// Bytes that were sent are final if no reset came for this long after the peer's kernel
+    /// acknowledged them.
+    pub(crate) replay_window: Duration,
+    /// The consumer's addresses, and the connection.
+    pub(crate) stream: Stream,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "tcp";
+    const SAMPLE: &'static str = "tls = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let format = LineFormat::read(t);
+        let replay_window = Stream::read_replay_window(t);
+        let stream = Stream::read(t);
+        Some(Self { format: format?, replay_window, stream: stream? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.stream.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        Some(("replay_window", self.replay_window))
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let lines = Lines::new(self.format);
+        Box::new(stream::StreamConnector::new(
+            setup.dialer(&self.stream),
+            lines,
+            self.replay_window,
+        ))
+    }
+}
