@@ -58,7 +58,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     url: String,
     /// Send at most this many events per second [default: as many as the receiver takes]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = rate_max)]
     rate: Option<NonZeroU32>,
     /// Keep the progress in this file, and go on from it if the file exists
     #[arg(long, value_name = "FILE")]
@@ -108,6 +108,13 @@ enum BadLine {
     Stop,
     /// Print and count the line, and go on
     Skip,
+}
+
+/// Reads the number of events per second. `Err` for 0, and for a text that is not a whole
+/// number.
+fn rate_max(text: &str) -> Result<NonZeroU32, String> {
+    text.parse()
+        .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
 }
 
 /// Reads the size of a batch. `Err` for a size below 1 KiB, into which most events do not fit, and

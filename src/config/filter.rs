@@ -289,7 +289,7 @@ fn annotation_name(text: &str) -> Result<String, String> {
         || !text.ends_with(is_end)
     {
         return Err(format!(
-            "is no name, allowed: up to {ANNOTATION_CHARS_MAX} letters, digits, - _ and . with a letter or digit at both ends"
+            "is not a name, allowed: up to {ANNOTATION_CHARS_MAX} letters, digits, - _ and . with a letter or digit at both ends"
         ));
     }
     Ok(text.to_owned())
@@ -299,7 +299,7 @@ fn annotation_name(text: &str) -> Result<String, String> {
 fn annotation_value(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > ANNOTATION_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(format!(
-            "is not allowed here, allowed: 1 to {ANNOTATION_BYTES_MAX} bytes without control characters"
+            "is not a value, allowed: 1 to {ANNOTATION_BYTES_MAX} bytes without control characters"
         ));
     }
     Ok(text.to_owned())

@@ -123,10 +123,14 @@ pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queu
     let known = cx.are_known(&["limits.max_body", "limits.max_in_flight", "queue.max_bytes"]);
     let is_asked_for = cx.is_set(configured.1) || smallest.0 < USUAL_BODY;
     if smallest.0 < configured.0 && known && is_asked_for {
-        // If the file leaves max_body out, the key that overrules its default is the place to look.
-        let spot = if cx.is_set(configured.1) { configured.1 } else { smallest.1 };
-        let message = format!("{} is smaller, and takes effect instead", smallest.2);
-        cx.problem_at(configured.1, spot, message, Severity::Warning);
+        let (_, key, shown) = smallest;
+        // If the file leaves max_body out, the key that overrules its default is the one to look at.
+        let (key, than) = match cx.is_set(configured.1) {
+            true => (configured.1, ""),
+            false => (key, " than the default of limits.max_body"),
+        };
+        let message = format!("{shown} is smaller{than}, and takes effect instead");
+        cx.problem_at(key, key, message, Severity::Warning);
     }
     smallest.0
 }

@@ -140,14 +140,17 @@ pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Optio
         let path = format!("listener[{index}].address");
         let first =
             listeners.iter().position(|(other, _)| other.is_some_and(|it| meets(it, address)));
+        let conflict = |other: &str| {
+            format!("can't be bound beside {other}, allowed: another port, or another address")
+        };
         if let Some(first) = first.filter(|first| *first < index) {
-            let message = format!("is the address of listener[{first}] too, allowed: another");
-            cx.error(&path, message);
+            cx.error(&path, conflict(&format!("listener[{first}].address")));
         }
         if admin.is_some_and(|admin| meets(admin, address)) {
-            let spot = if cx.is_set("admin.address") { "admin.address" } else { &path };
-            let message = format!("is the address of listener[{index}] too, allowed: another");
-            cx.problem_at("admin.address", spot, message, super::problem::Severity::Error);
+            match cx.is_set("admin.address") {
+                true => cx.error("admin.address", conflict(&path)),
+                false => cx.error(&path, conflict("the default of admin.address")),
+            }
         }
     }
 }

@@ -134,8 +134,7 @@ pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
     if let Some(first) = outputs.first()
         && outputs.iter().all(|draft| !draft.required)
     {
-        let message =
-            "is false for every output, allowed: true for at least one, which events are kept for";
+        let message = "is false for every output, allowed: true for at least one, so that events are kept for it";
         cx.error(&format!("{}.required", first.path), message);
     }
     for (index, draft) in outputs.iter().enumerate() {
@@ -143,13 +142,15 @@ pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
         if let Some(name) = &draft.name
             && let Some(first) = before.clone().find(|other| other.name.as_ref() == Some(name))
         {
-            let message = format!("is the name of {} too, allowed: another", first.path);
+            let first = &first.path;
+            let message = format!("is the name of {first} already, allowed: a name of its own");
             cx.error(&format!("{}.name", draft.path), message);
         }
         if let Some(OutputType { name, only_one: Some(what), .. }) = draft.kind
             && let Some(first) = before.clone().find(|it| it.kind.is_some_and(|it| it.name == name))
         {
-            let message = format!("{} {what} already, allowed: one", first.path);
+            let first = &first.path;
+            let message = format!("{first} {what} already, allowed: one output of type {name}");
             cx.error(&format!("{}.type", draft.path), message);
         }
     }

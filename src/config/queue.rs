@@ -200,12 +200,19 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[outpu
         let Some((key, time)) = draft.final_after else { continue };
         let path = format!("{}.{key}", draft.path);
         if time >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {
-            let spot = if cx.is_set(&path) { &path } else { timeout_path };
-            let message = format!(
-                "must be over before {timeout_path} is with acknowledge = \"delivered\", \
-                 allowed: less than that"
-            );
-            cx.problem_at(&path, spot, message, super::problem::Severity::Error);
+            let because = "with queue.acknowledge = \"delivered\"";
+            if cx.is_set(&path) {
+                let most = values::show_time(queue.delivered_timeout);
+                let message = format!(
+                    "must be shorter than {timeout_path} {because}, allowed: less than {most}"
+                );
+                cx.error(&path, message);
+            } else {
+                let least = values::show_time(time);
+                let message =
+                    format!("must be longer than {path} {because}, allowed: more than {least}");
+                cx.error(timeout_path, message);
+            }
         }
     }
 }

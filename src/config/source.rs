@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::kafka::Kafka;
-use super::problem::Severity;
 use super::queue;
 use super::queue::Acknowledge;
 use super::queue::Queue;
@@ -119,7 +118,8 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft])
     for (index, (name, _)) in sources.iter().enumerate() {
         let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());
         if let Some(first) = first.filter(|first| *first < index) {
-            let message = format!("is the name of source[{first}] too, allowed: another");
+            let message =
+                format!("is the name of source[{first}] already, allowed: a name of its own");
             cx.error(&format!("source[{index}].name"), message);
         }
     }
@@ -133,9 +133,15 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft])
                        leave it out";
         cx.error("queue.directory", message);
     } else if queue.acknowledge != Acknowledge::Delivered {
-        let spot = if cx.is_set(path) { path } else { "source[0]" };
-        let message = "contradicts [[source]]: an offset would be committed before the outputs \
-                       have the events, and a crash would lose them, allowed: \"delivered\"";
-        cx.problem_at(path, spot, message, Severity::Error);
+        let why = "an offset would be committed before the outputs have the events, and a crash \
+                   would lose them";
+        match cx.is_set(path) {
+            true => {
+                cx.error(path, format!("contradicts [[source]]: {why}, allowed: \"delivered\""))
+            }
+            false => {
+                cx.error("source[0]", format!("needs {path} = \"delivered\": otherwise {why}"))
+            }
+        }
     }
 }

@@ -451,8 +451,8 @@ fn words_that_are_none_say_which_are() {
             "5:12: output[0].facility: \"local8\" is unknown, did you mean \"local0\"?",
             "6:12: output[0].severity: \"warn\" is unknown, ",
             "7:11: output[0].framing: \"\" is unknown, allowed: \"octet_counting\", \"newline\"",
-            "8:12: output[0].hostname: \"a b\" is not allowed here, allowed: 1 to 255 printable ASCII",
-            "9:12: output[0].app_name: \"\" is not allowed here, allowed: 1 to 48 printable ASCII",
+            "8:12: output[0].hostname: \"a b\" is not a word, allowed: 1 to 255 printable ASCII",
+            "9:12: output[0].app_name: \"\" is not a word, allowed: 1 to 48 printable ASCII",
             "10:23: output[0].tls.server_name: \"a b\" is not a server name",
             "10:44: output[0].tls.min_version: \"1.1\" is unknown, did you mean \"1.2\"? Allowed: \"1.2\", \"1.3\"",
         ],
@@ -514,8 +514,8 @@ fn addresses_names_and_urls_are_checked() {
         ("p", "is not a URL (relative URL without a base), allowed: http://[USER:PASSWORD@]HOST"),
         ("https://p", "has a scheme that is not http, allowed: http://"),
         ("http://p:0", "has port 0, allowed: http://"),
-        ("http://u:sesame@p/x", "has something behind host and port, allowed: http://"),
-        ("http://p?x", "has something behind host and port"),
+        ("http://u:sesame@p/x", "has more than a host and a port, allowed: http://"),
+        ("http://p?x", "has more than a host and a port"),
     ] {
         let expected = format!("5:9: output[0].proxy: {wrong}");
         assert_in_output("http", &format!("proxy = '{proxy}'\n"), &[&expected]);
@@ -695,13 +695,13 @@ fn contradictions_are_found() {
         "[[listener]]\naddress = '127.0.0.1:1'\n[[listener]]\naddress = '127.0.0.1:1'\n\
          [[listener]]\naddress = '127.0.0.1:9090'\n",
         &[
-            "4:11: listener[1].address: is the address of listener[0] too",
-            "6:11: admin.address: is the address of listener[2] too",
+            "4:11: listener[1].address: can't be bound beside listener[0].address, allowed: another",
+            "6:11: listener[2].address: can't be bound beside the default of admin.address",
         ],
     );
     assert_problems(
         "[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '[0::1]:1'\n",
-        &["4:11: admin.address: is the address of listener[0] too"],
+        &["4:11: admin.address: can't be bound beside listener[0].address"],
     );
     assert_problems(
         "[queue]\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n",
@@ -710,17 +710,21 @@ fn contradictions_are_found() {
     let output = "[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n";
     assert_problems(
         &format!("[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n{output}"),
-        &["3:21: output[0].replay_window: must be over before queue.delivered_timeout"],
+        &[
+            "3:21: queue.delivered_timeout: must be longer than output[0].replay_window with queue.acknowledge = \"delivered\", allowed: more than 1s",
+        ],
     );
     assert_problems(
         &format!("[queue]\nacknowledge = 'delivered'\n{output}replay_window = '25s'\n"),
-        &["7:17: output[0].replay_window: must be over before queue.delivered_timeout"],
+        &[
+            "7:17: output[0].replay_window: must be shorter than queue.delivered_timeout with queue.acknowledge = \"delivered\", allowed: less than 25s",
+        ],
     );
     config(&format!("[queue]\nacknowledge = 'queued'\n{output}replay_window = '25s'\n"));
     assert_problems(
         "[[output]]\nname = 'a'\ntype = 'stdout'\n[[output]]\nname = 'a'\ntype = 'stdout'\n",
         &[
-            "5:8: output[1].name: is the name of output[0] too",
+            "5:8: output[1].name: is the name of output[0] already",
             "6:8: output[1].type: output[0] writes to stdout already",
         ],
     );
@@ -780,15 +784,18 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
     let memory = "queue.max_bytes - 256 is smaller";
     let disk = "queue.max_bytes / 2 (with queue.directory) is smaller";
     let in_flight = "limits.max_in_flight is smaller";
+    let (body, room) = ("limits.max_body", "queue.max_bytes");
     let directory = "[queue]\ndirectory = '/no'\n";
-    for (text, position, what, effective) in [
-        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", memory, (1 << 20) - 256),
-        (&format!("{directory}max_bytes = '1MiB'\n"), "3:13", disk, 1 << 19),
-        (&format!("{directory}[limits]\nmax_body = '200MiB'\n"), "4:12", disk, 128 << 20),
-        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", in_flight, 1 << 20),
-        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", in_flight, 1 << 20),
+    for (text, position, key, what, effective) in [
+        ("[queue]\nmax_bytes = '1MiB'\n", "2:13", room, memory, (1 << 20) - 256),
+        (&format!("{directory}max_bytes = '1MiB'\n"), "3:13", room, disk, 1 << 19),
+        (&format!("{directory}[limits]\nmax_body = '200MiB'\n"), "4:12", body, disk, 128 << 20),
+        ("[limits]\nmax_body = '2MiB'\nmax_in_flight = '1MiB'\n", "2:12", body, in_flight, 1 << 20),
+        ("[limits]\nmax_in_flight = '1MiB'\n", "2:17", "limits.max_in_flight", in_flight, 1 << 20),
     ] {
-        assert_problems(text, &[&format!("{position}: limits.max_body: warning: {what}")]);
+        let than = if key == body { "" } else { " than the default of limits.max_body" };
+        let message = format!("{what}{than}, and takes effect instead");
+        assert_problems(text, &[&format!("{position}: {key}: warning: {message}")]);
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
     // A default is no promise: without a word it is what the other bounds leave, as long as usual

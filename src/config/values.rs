@@ -247,7 +247,7 @@ pub fn proxy_url(text: &str) -> Result<(), String> {
         return Err(format!("has port 0, {allowed}"));
     }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(format!("has something behind host and port, {allowed}"));
+        return Err(format!("has more than a host and a port, {allowed}"));
     }
     Ok(())
 }
@@ -297,7 +297,7 @@ pub(super) fn path_prefix(text: &str) -> Result<String, String> {
 pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
-            "is not allowed here, allowed: 1 to {bytes_max} printable ASCII characters without space"
+            "is not a word, allowed: 1 to {bytes_max} printable ASCII characters without space"
         ));
     }
     Ok(text.to_owned())

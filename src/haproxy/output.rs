@@ -180,7 +180,7 @@ fn headers(chain: &Chain<'_>, notes: &mut Notes) -> Vec<(String, String)> {
             headers.push((name, value.to_owned()));
             notes.carried(line);
         } else if sets {
-            notes.left(line, "output.headers holds fixed values, for every request, and none that the relay sets itself");
+            notes.left(line, "output.headers can hold only values that are the same for every request, and no header that the relay sets itself");
         }
     }
     headers

@@ -78,7 +78,7 @@ fn what_is_wrong_in_a_filter_is_told_where_it_stands() {
         &[
             "2:19: filter.max_event_bytes: 100 is out of range, allowed: ",
             "3:15: filter.deduplicate: ",
-            "4:14: filter.annotate.\"a b\": \"a b\" is no name, allowed: ",
+            "4:14: filter.annotate.\"a b\": \"a b\" is not a name, allowed: ",
             "4:31: filter.annotate.c: ",
             "5:9: filter.match: is empty, allowed: ",
             "6:10: filter.redact: is an integer, allowed: table, or array of tables",

@@ -103,12 +103,15 @@ fn what_is_wrong_is_told_with_or_without_kafka() {
 
 #[test]
 fn a_source_needs_delivered_and_its_own_name() {
-    let early = "contradicts [[source]]: an offset would be committed before the outputs have the \
-                 events, and a crash would lose them, allowed: \"delivered\"";
-    assert_in_source("", &[&format!("1:1: queue.acknowledge: {early}")]);
+    let why = "an offset would be committed before the outputs have the events, and a crash would \
+               lose them";
+    let missing = "source[0]: needs queue.acknowledge = \"delivered\": otherwise";
+    assert_in_source("", &[&format!("1:1: {missing} {why}")]);
     assert_in_source(
         "[queue]\nacknowledge = 'queued'\n",
-        &[&format!("8:15: queue.acknowledge: {early}")],
+        &[&format!(
+            "8:15: queue.acknowledge: contradicts [[source]]: {why}, allowed: \"delivered\""
+        )],
     );
     assert_in_source(
         "[queue]\nmax_bytes = '1GiB'\ndirectory = '/no'\n",
@@ -123,7 +126,7 @@ fn a_source_needs_delivered_and_its_own_name() {
     assert_in_source(
         &format!("{second}{DELIVERED}"),
         &[
-            "8:8: source[1].name: is the name of source[0] too, allowed: another",
+            "8:8: source[1].name: is the name of source[0] already, allowed: a name of its own",
             "9:8: source[1].type: \"pulsar\" is unknown, allowed: \"kafka\"",
         ],
     );

@@ -86,12 +86,14 @@ fn what_a_type_says_of_itself_is_held_against_the_rest_of_the_config() {
     let second = BUCKET.replace("'a'", "'c'");
     assert_eq!(
         problems(&format!("{BUCKET}{second}")),
-        ["8:8: output[1].type: output[0] fills the bucket already, allowed: one"]
+        [
+            "8:8: output[1].type: output[0] fills the bucket already, allowed: one output of type bucket"
+        ]
     );
     let waits = format!("{BUCKET}object_age = '25s'\n[queue]\nacknowledge = 'delivered'\n");
     let found = problems(&waits);
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].starts_with("6:14: output[0].object_age: must be over before"), "{found:?}");
+    assert!(found[0].starts_with("6:14: output[0].object_age: must be shorter"), "{found:?}");
 }
 
 #[test]
