@@ -14,6 +14,7 @@ use rustls_pki_types::UnixTime;
 use crate::config;
 use crate::config::Checked;
 use crate::config::Config;
+use crate::config::Content;
 use crate::config::Named;
 use crate::config::Problem;
 use crate::config::Severity;
@@ -34,13 +35,14 @@ use crate::tls::TlsError;
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
     for named in checked.named.iter().filter(|named| named.path.is_file()) {
-        match key_of(named) {
-            "certificate" => found.certificate(named),
-            "private_key" => found.report(named, tls::check_private_key(&named.path)),
-            "ca" | "client_ca" => found.authorities(named),
-            "bearer_token_file" => found.token(named),
-            "password_file" => found.password(named),
-            _ => {}
+        match named.content {
+            Content::Certificate => found.certificate(named),
+            Content::PrivateKey => found.report(named, tls::check_private_key(&named.path)),
+            Content::Authorities => found.authorities(named),
+            Content::ListenerToken | Content::Token => found.token(named),
+            Content::Password => found.password(named),
+            // Mistakes in policies are reported with their own lines.
+            Content::Policy | Content::Directory => {}
         }
     }
     found.problems
@@ -51,7 +53,7 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
 #[must_use]
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let directories = checked.named.iter().filter(|named| named.is_directory);
+    let directories = checked.named.iter().filter(|named| named.content == Content::Directory);
     for named in directories.filter(|named| !in_use.contains(&named.path)) {
         let (looked, severity) = match named.key.as_str() {
             "queue.directory" => (queue::place::of_queue(&named.path), Severity::Error),
@@ -102,12 +104,7 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// Returns the last part of a key's path in the config: `ca` for `output[0].tls.ca`.
-fn key_of(named: &Named) -> &str {
-    named.key.rsplit('.').next().unwrap_or_default()
-}
-
-/// The faults of files that were found so far.
+/// The faults that were found so far.
 struct Findings<'a> {
     checked: &'a Checked,
     problems: Vec<Problem>,
@@ -205,7 +202,7 @@ impl Findings<'_> {
             "is empty"
         } else if token.chars().any(|c| (c.is_control() && c != '\t') || c == '\u{feff}') {
             "holds a control character or a second line"
-        } else if !named.key.starts_with("listener") && config::header_value(token).is_err() {
+        } else if named.content == Content::Token && config::header_value(token).is_err() {
             "holds a character that an HTTP header cannot have"
         } else {
             return;
@@ -242,12 +239,14 @@ impl Findings<'_> {
 
 /// Describes the contents that a file of this key may have.
 fn allowed(named: &Named) -> &'static str {
-    match key_of(named) {
-        "certificate" => "a PEM chain, the leaf first",
-        "private_key" => "the PEM key of the certificate",
-        "bearer_token_file" => "one line of printable text",
-        "password_file" => "one line of text",
-        _ => "a PEM bundle of CA certificates",
+    match named.content {
+        Content::Certificate => "a PEM chain, the leaf first",
+        Content::PrivateKey => "the PEM key of the certificate",
+        Content::ListenerToken | Content::Token => "one line of printable text",
+        Content::Password => "one line of text",
+        Content::Authorities => "a PEM bundle of authorities",
+        Content::Policy => "an audit policy",
+        Content::Directory => "a directory",
     }
 }
 

@@ -82,6 +82,7 @@ pub use log::LogFormat;
 pub use log::LogLevel;
 pub use messages::Messages;
 pub use output::Output;
+pub use problem::Content;
 pub use problem::Named;
 pub use problem::Problem;
 pub use problem::Severity;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::problem::Content;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::Tables;
@@ -103,6 +104,7 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
             "file with an audit.k8s.io/v1 Policy, applied to recorded events: they are dropped, or \
              lowered to the level that it asks for",
         ),
+        Content::Policy,
         true,
     );
     t.cx.policies.borrow_mut().extend(policy.clone());

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::compression::Compression;
+use super::problem::Content;
 use super::stream::Strategy;
 use super::table::TABLE;
 use super::table::Table;
@@ -135,6 +136,7 @@ fn is_plain(url: &Template) -> bool {
 fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     t.file(
         optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
+        Content::Token,
         true,
     )
 }
@@ -152,7 +154,7 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
         |t| {
             let username = t.secret(required("username", "string", "user"), values::user_name);
             let file = required("password_file", "path", "file with the password");
-            let password_file = t.file(file, true);
+            let password_file = t.file(file, Content::Password, true);
             Some(BasicAuth { username: username?, password_file: password_file? })
         },
     )

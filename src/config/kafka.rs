@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::problem::Content;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::optional;
@@ -111,7 +112,7 @@ impl Sasl {
         );
         let username = t.secret(required("username", "string", "user"), values::user_name);
         let file = required("password_file", "path", "file with the password");
-        let password_file = t.file(file, true);
+        let password_file = t.file(file, Content::Password, true);
         Some(Self { mechanism: mechanism?, username: username?, password_file: password_file? })
     }
 }

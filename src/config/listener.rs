@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::problem::Content;
 use super::reader::Context;
 use super::table::TABLE;
 use super::table::Table;
@@ -70,6 +71,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
             "the token that senders need, blanks around it aside; kube-apiserver sends it over \
              HTTPS only",
         ),
+        Content::ListenerToken,
         true,
     );
     let tls = t.optional_section(
@@ -93,9 +95,16 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
 
 fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
     let must_exist = !t.is_true("optional");
-    let certificate =
-        t.file(required("certificate", "path", "PEM chain, the leaf first"), must_exist);
-    let private_key = t.file(required("private_key", "path", "PEM key of the leaf"), must_exist);
+    let certificate = t.file(
+        required("certificate", "path", "PEM chain, the leaf first"),
+        Content::Certificate,
+        must_exist,
+    );
+    let private_key = t.file(
+        required("private_key", "path", "PEM key of the leaf"),
+        Content::PrivateKey,
+        must_exist,
+    );
     let client_ca = t.file(
         optional(
             "client_ca",
@@ -104,6 +113,7 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
             "its presence requires a client certificate (mTLS); once replaced, connections that \
              the old one let in end after the request under way",
         ),
+        Content::Authorities,
         must_exist,
     );
     let optional = t.flag(

@@ -53,8 +53,29 @@ pub struct Named {
     pub key: String,
     /// The path of the file or directory.
     pub path: PathBuf,
-    /// True: the key names a directory.
-    pub is_directory: bool,
+    /// What the file must hold. `check` looks at its content accordingly.
+    pub content: Content,
     /// False: the file may be absent (`tls.optional`).
     pub must_exist: bool,
+}
+
+/// What the file of a key must hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// A PEM chain of certificates, the leaf first. Its key is the `private_key` beside it.
+    Certificate,
+    /// The PEM key of a certificate.
+    PrivateKey,
+    /// A PEM bundle of certificates of authorities.
+    Authorities,
+    /// One line with a token that senders present. Blanks around it are no part of it.
+    ListenerToken,
+    /// One line with a token that the relay sends in a header. Blanks around it are no part of it.
+    Token,
+    /// One line with a password.
+    Password,
+    /// An audit policy.
+    Policy,
+    /// The key names a directory, not a file.
+    Directory,
 }

@@ -18,6 +18,7 @@ use toml::de::DeValue;
 use super::literal::cut;
 use super::literal::quoted;
 use super::literal::shown;
+use super::problem::Content;
 use super::problem::Named;
 use super::problem::Problem;
 use super::problem::Severity;
@@ -330,17 +331,22 @@ impl<'a> Context<'a> {
     }
 
     /// Records that the key names a file or directory.
-    fn name(&self, found: &Found<'_>, path: &Path, is_directory: bool, must_exist: bool) {
+    fn name(&self, found: &Found<'_>, path: &Path, content: Content, must_exist: bool) {
         let (key, path) = (found.path.clone(), path.to_owned());
-        self.named.borrow_mut().push(Named { key, path, is_directory, must_exist });
+        self.named.borrow_mut().push(Named { key, path, content, must_exist });
     }
 
     /// Reads the path of a file. The path is returned even if the file is missing or can't be read;
     /// with `must_exist`, that is recorded. A directory is an error.
-    pub(super) fn file(&self, found: &Found<'_>, must_exist: bool) -> Read<PathBuf> {
+    pub(super) fn file(
+        &self,
+        found: &Found<'_>,
+        content: Content,
+        must_exist: bool,
+    ) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
-        self.name(found, &path, false, must_exist);
+        self.name(found, &path, content, must_exist);
         match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
                 let message = format!("{} is a directory, allowed: a file", shown(&found.value));
@@ -362,7 +368,7 @@ impl<'a> Context<'a> {
     /// Reads the path of a directory, which need not exist. A file of that name is an error.
     pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
-        self.name(found, &path, true, true);
+        self.name(found, &path, Content::Directory, true);
         match std::fs::metadata(&path) {
             Ok(metadata) if !metadata.is_dir() => {
                 let shown = shown(&found.value);

@@ -19,6 +19,7 @@ use toml::de::DeValue;
 use super::literal::bare_or_quoted;
 use super::literal::literal;
 use super::literal::quoted;
+use super::problem::Content;
 use super::problem::Severity;
 use super::reader::Context;
 use super::reader::Entry;
@@ -447,10 +448,11 @@ impl<'c, 'a> Table<'c, 'a> {
         self.word(key, parse)
     }
 
-    /// Takes the path of a file. The path is returned even if the file is missing; that is a
-    /// problem of its own if `must_exist` is set. `None`: the key is absent or wrong.
-    pub fn file(&mut self, key: Key, must_exist: bool) -> Option<PathBuf> {
-        self.take(key, |cx, found| cx.file(found, must_exist))
+    /// Takes the path of a file. `check` judges what is in the file by `content`; here it is not
+    /// read. The path is returned even if the file is missing; that is a problem of its own if
+    /// `must_exist` is set. `None`: the key is absent or wrong.
+    pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
+        self.take(key, |cx, found| cx.file(found, content, must_exist))
     }
 
     /// Takes the path of a directory, which need not exist. `None`: it is absent or wrong.

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use super::problem::Content;
 use super::table::Key;
 use super::table::TABLE;
 use super::table::Table;
@@ -105,6 +106,7 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "the system's roots",
             "PEM bundle that the peer's chain must end in",
         ),
+        Content::Authorities,
         true,
     )
 }
@@ -113,10 +115,14 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
 fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     let certificate = t.file(
         optional("certificate", "path", "none", "PEM chain of the client, with private_key"),
+        Content::Certificate,
         true,
     );
-    let private_key =
-        t.file(optional("private_key", "path", "none", "PEM key of certificate"), true);
+    let private_key = t.file(
+        optional("private_key", "path", "none", "PEM key of certificate"),
+        Content::PrivateKey,
+        true,
+    );
     match (t.is_set("certificate"), t.is_set("private_key")) {
         (true, false) => t.error("certificate", "needs its private_key, allowed: both or none"),
         (false, true) => t.error("private_key", "needs its certificate, allowed: both or none"),
