@@ -108,6 +108,7 @@ mod docs {
     mod metrics;
     mod pages;
     mod profiles;
+    mod reference;
 }
 
 mod support;

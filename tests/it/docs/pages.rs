@@ -10,7 +10,6 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use crate::support::generated::assert_block;
 use crate::support::relay::run_command;
 use crate::support::repository;
 
@@ -125,14 +124,6 @@ pub(super) fn pages() -> Vec<Page> {
 fn anchor(heading: &str) -> String {
     let kept = |char: &char| char.is_alphanumeric() || matches!(char, ' ' | '-' | '_');
     heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
-}
-
-#[test]
-fn the_reference_is_what_the_program_prints() {
-    let output = run_command(&["config", "--reference"], &repository());
-    let printed = String::from_utf8(output.stdout).unwrap();
-    let begin = "<!-- the output of `kube-audit-forwarder config --reference` -->";
-    assert_block("docs/reference/config.md", begin, "<!-- end of the reference -->", &printed);
 }
 
 #[test]

@@ -1,0 +1,149 @@
+//! The pages `docs/reference/config.md` and `docs/reference/commands.md` are generated from what the
+//! program prints. To write them after a change of a key or a command:
+//!
+//! ```text
+//! KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference
+//! ```
+
+use std::fmt::Write as _;
+
+use crate::support::generated::assert_file;
+use crate::support::relay::run_command_with;
+use crate::support::repository;
+
+/// Returns what the program prints with these arguments and environment variables.
+fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let output = run_command_with(arguments, &repository(), variables);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+const CONFIG_HEAD: &str = "\
+# Config
+
+<!-- Generated from the declarations of the keys; do not edit. To write this page again:
+KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference -->
+
+The config is one TOML file. This page has a section for each of its tables. `[[name]]` is a table
+that may be there several times, each with its own header.
+
+- `kube-audit-forwarder check --config FILE` prints every problem of a file, with line and column.
+- `kube-audit-forwarder config --config FILE` prints the file with every default filled in.
+- `kube-audit-forwarder config --reference` prints all keys as one table.
+
+A **size** is a number of bytes, or a string with a unit: `\"64MiB\"`, `\"4MB\"`, `\"16KiB\"`. A **time**
+is a string with a unit: `\"500ms\"`, `\"10s\"`, `\"5m\"`, `\"24h\"`. Each string may have
+`${env:NAME}` in it, `${env:NAME:-default}`, or `${file:PATH}`; `$${` is a literal `${`.
+
+A key that is **required** must be set. If the column *default* holds words instead of a value, the
+key has no default, and the words say how the relay behaves without it. The column *types* names the
+types of output that have a key; where it is empty, all of them have it.
+";
+
+/// One row of the table that `config --reference` prints.
+struct Row {
+    /// `output.tls`; empty for a key outside of all tables.
+    section: String,
+    /// `ca`.
+    key: String,
+    /// `http, tcp`; empty: all types of output have the key, or it is not a key of outputs.
+    types: String,
+    /// The column of that name, as the next two.
+    kind: String,
+    default: String,
+    meaning: String,
+}
+
+/// Parses a line of the printed table.
+fn row(line: &str) -> Row {
+    let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+    let [name, kind, default, meaning] = cells.as_slice() else { panic!("{line}") };
+    let (path, types) = name.split_once("` (").unwrap_or((name, ")"));
+    let path = path.trim_matches('`');
+    let (section, key) = path.rsplit_once('.').unwrap_or(("", path));
+    let [section, key, kind, default, meaning] =
+        [section, key, kind, default, meaning].map(|text| text.to_owned());
+    Row { section, key, types: types.trim_end_matches(')').to_owned(), kind, default, meaning }
+}
+
+/// Returns the heading of a section: `` ## `[[output]]` `` or `` ### `[output.tls]` ``.
+fn heading(section: &str, rows: &[Row]) -> String {
+    if section.is_empty() {
+        return "## The whole file".to_owned();
+    }
+    let (outer, name) = section.rsplit_once('.').unwrap_or(("", section));
+    let declared = rows.iter().find(|row| row.section == outer && row.key == name);
+    let is_array = ["listener", "source", "output"].contains(&section)
+        || declared.is_some_and(|row| row.kind.contains("array of tables"));
+    let (open, close) = if is_array { ("[[", "]]") } else { ("[", "]") };
+    let depth = if outer.is_empty() { "##" } else { "###" };
+    format!("{depth} `{open}{section}{close}`")
+}
+
+/// Generates the page of the config.
+fn config_page() -> String {
+    let printed = printed(&["config", "--reference"], &[]);
+    let rows: Vec<Row> = printed.lines().skip(2).map(row).collect();
+    let mut page = CONFIG_HEAD.to_owned();
+    let mut section = None;
+    for Row { section: own, key, types, kind, default, meaning } in &rows {
+        let has_types = own == "output" || own.starts_with("output.");
+        if section != Some(own) {
+            let heading = heading(own, &rows);
+            let types = if has_types { [" types |", "---|"] } else { ["", ""] };
+            let [name, line] = types;
+            write!(page, "\n{heading}\n\n| key |{name} kind | default | meaning |\n").unwrap();
+            writeln!(page, "|---|{line}---|---|---|").unwrap();
+            section = Some(own);
+        }
+        let types = if has_types { format!(" {types} |") } else { String::new() };
+        writeln!(page, "| `{key}` |{types} {kind} | {default} | {meaning} |").unwrap();
+    }
+    page
+}
+
+const COMMANDS_HEAD: &str = "\
+# Commands
+
+<!-- Generated from the declarations of the commands; do not edit. To write this page again:
+KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference -->
+
+This page has the help of every command, as `--help` prints it.
+";
+
+/// Returns the names below `Commands:` in the text of a help.
+fn subcommands(help: &str) -> Vec<String> {
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
+    let names = list.lines().take_while(|line| !line.is_empty());
+    let names = names.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = names.filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+/// Adds a section for the command with this path, and one for each command below it.
+fn add_command(page: &mut String, path: &[&str]) {
+    // The help shows the value of the variable.
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", "")];
+    let help = printed(&[path, &["--help"]].concat(), &variables);
+    let name = [&["kube-audit-forwarder"], path].concat().join(" ");
+    let help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
+    write!(page, "\n## `{name}`\n\n```text\n{}\n```\n", help_lines.join("\n")).unwrap();
+    for subcommand in subcommands(&help) {
+        add_command(page, &[path, &[&subcommand]].concat());
+    }
+}
+
+#[test]
+fn the_page_of_the_config_has_the_keys_that_the_program_prints() {
+    assert_file("docs/reference/config.md", &config_page());
+}
+
+#[test]
+fn the_page_of_commands_has_the_help_that_the_program_prints() {
+    let mut page = COMMANDS_HEAD.to_owned();
+    add_command(&mut page, &[]);
+    for command in ["check", "replay", "queue inspect"] {
+        assert!(page.contains(&format!("\n## `kube-audit-forwarder {command}`\n")), "{page}");
+    }
+    assert_file("docs/reference/commands.md", &page);
+}
