@@ -244,7 +244,7 @@ fn allowed(named: &Named) -> &'static str {
         Content::PrivateKey => "the PEM key of the certificate",
         Content::ListenerToken | Content::Token => "one line of printable text",
         Content::Password => "one line of text",
-        Content::Authorities => "a PEM bundle of authorities",
+        Content::Authorities => "a PEM bundle of CA certificates",
         Content::Policy => "an audit policy",
         Content::Directory => "a directory",
     }
