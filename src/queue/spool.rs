@@ -56,6 +56,7 @@ use crate::telemetry::QueueMetrics;
 use crate::telemetry::State as Told;
 use crate::telemetry::Telemetry;
 
+mod accounting;
 mod before;
 mod cursor;
 mod incoming;
@@ -63,6 +64,7 @@ mod load;
 mod recovery;
 mod writer;
 
+use accounting::Accounting;
 pub(super) use before::Before;
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
@@ -130,10 +132,20 @@ struct Shared {
 }
 
 impl Shared {
-    /// A panic while the lock was held is a bug that the panicking thread has reported; the counts it left are the best
-    /// there are.
+    /// Takes the lock. Debug builds check the counters that whoever had it before has left.
+    ///
+    /// A panic while the lock was held is a bug that the panicking thread has reported. The counts
+    /// that it left are the best there are, and are not checked.
     fn lock(&self) -> MutexGuard<'_, SpoolState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.state.lock() {
+            Ok(state) => {
+                if cfg!(debug_assertions) {
+                    state.check();
+                }
+                state
+            }
+            Err(poisoned) => poisoned.into_inner(),
+        }
     }
 
     fn capacity(&self) -> u64 {
@@ -164,7 +176,7 @@ impl Shared {
 
     /// As `queue.max_bytes` counts: everything in the directory.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
-        state.files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
+        state.accounting.files() + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
     /// Of `queue.max_bytes`, what files of segments may take: a new cursors file must find room beside the old one, and so
@@ -177,13 +189,13 @@ impl Shared {
 
     /// What new segments may take, once the writer has deleted what nobody needs.
     fn room(&self, state: &SpoolState) -> u64 {
-        let taken = state.files + state.reserved_new;
-        (self.usable() + state.reclaimable()).saturating_sub(taken) / BLOCK * BLOCK
+        (self.usable() + state.reclaimable()).saturating_sub(state.accounting.taken()) / BLOCK
+            * BLOCK
     }
 
     /// Where a batch of so many bytes finds room: in the segment that is written to, or in a new one of this size.
     fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
-        if needed <= state.segment_free {
+        if needed <= state.accounting.segment_free() {
             return Some(Room::Here);
         }
         let (least, room) = (FIRST_RECORD + needed, self.room(state));
@@ -193,8 +205,8 @@ impl Shared {
 
     /// What would have to be dropped for it.
     fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
-        let (taken, least) = (state.files + state.reserved_new, FIRST_RECORD + needed);
-        (taken + least).saturating_sub(self.usable() + state.reclaimable())
+        let wanted = state.accounting.taken() + FIRST_RECORD + needed;
+        wanted.saturating_sub(self.usable() + state.reclaimable())
     }
 }
 
@@ -217,22 +229,13 @@ pub(super) fn now() -> u64 {
 struct SpoolState {
     /// The log, oldest first, without those that are doomed.
     segments: VecDeque<Segment>,
-    /// Not in the log any more: to be removed once the cursors file says so too. First position and size.
-    pending_delete: Vec<(Position, u64)>,
-    /// Those of the doomed that could not be removed. They take their room until that is tried
-    /// again.
-    stuck: Vec<(Position, u64)>,
-    /// Incoming files that become no segment, to be removed: name, and bytes that they count for.
-    abandoned: Vec<(String, u64)>,
+    accounting: Accounting,
     /// An incoming body waits until finished and doomed segments are deleted.
     reclaim_wanted: bool,
     /// Segments are dropped for an incoming body that has not come whole yet.
     has_dropper: bool,
     /// The number in the name of the next incoming file.
     incoming_count: u64,
-    /// Bytes of all files in `segments/`: of segments, the doomed and the stuck ones included, and
-    /// of incoming bodies.
-    files: u64,
     /// The end of what is synced.
     end: LogOffset,
     /// The newest synced records.
@@ -242,12 +245,6 @@ struct SpoolState {
     waiting: VecDeque<Waiting>,
     /// The number of the next that waits.
     arrivals: u64,
-    /// What is left of the segment that is written to, when all that waits is in its place.
-    segment_free: u64,
-    /// Bytes of segments that are made for what waits.
-    reserved_new: u64,
-    /// What files may take for them, where that was more as they were planned.
-    reserved_limit: u64,
     segment_bytes: u64,
     when_full: WhenFull,
     /// What a cursor reads from a file at once.
@@ -338,21 +335,15 @@ impl SpoolState {
     fn new(config: &config::Queue) -> Self {
         Self {
             segments: VecDeque::new(),
-            pending_delete: Vec::new(),
-            stuck: Vec::new(),
-            abandoned: Vec::new(),
+            accounting: Accounting::default(),
             reclaim_wanted: false,
             has_dropper: false,
             incoming_count: 0,
-            files: 0,
             end: LogOffset::default(),
             tail: VecDeque::new(),
             tail_bytes: 0,
             waiting: VecDeque::new(),
             arrivals: 0,
-            segment_free: 0,
-            reserved_new: 0,
-            reserved_limit: 0,
             segment_bytes: config.segment_bytes,
             when_full: config.when_full,
             chunk: chunk(0),
@@ -370,6 +361,15 @@ impl SpoolState {
             draining: false,
             closed: false,
         }
+    }
+
+    /// Compares the counters of bytes and files with what is held.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is wrong.
+    fn check(&self) {
+        self.accounting.check(&self.segments, &self.waiting);
     }
 
     /// What every output has got.
@@ -411,8 +411,8 @@ impl SpoolState {
 
     /// Whether there are files that no output needs, nor wants to look at when it starts again.
     fn can_reclaim(&self) -> bool {
-        !self.pending_delete.is_empty()
-            || !self.abandoned.is_empty()
+        !self.accounting.pending_delete().is_empty()
+            || !self.accounting.abandoned().is_empty()
             || self.reclaim_wanted
             || self.kept_for() == Some(Duration::ZERO)
             || self.can_seal_for_room()
@@ -432,8 +432,7 @@ impl SpoolState {
     }
 
     fn reclaimable(&self) -> u64 {
-        let doomed: u64 = self.pending_delete.iter().map(|(_, size)| size).sum();
-        doomed + self.finished().map(|segment| segment.size).sum::<u64>()
+        self.accounting.pending_bytes() + self.finished().map(|segment| segment.size).sum::<u64>()
     }
 
     /// Index of the first segment that ends behind a position.
@@ -508,7 +507,7 @@ impl SpoolState {
             metrics.dropped.drop_oldest.increment(missed);
             self.tail.retain(|record| record.segment != segment.first.position);
             self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
-            self.pending_delete.push((segment.first.position, segment.size));
+            self.accounting.retire(segment.first.position, segment.size);
             self.holes.push(Hole {
                 start: segment.first.position,
                 end: segment.end.position,
@@ -595,16 +594,13 @@ impl SpoolState {
         match (withdrawn.opens, next) {
             (Some(size), Some(next)) => next.opens = Some(size),
             (Some(size), None) => {
-                self.reserved_new -= size;
-                if self.waiting.len() == index {
-                    self.segment_free = 0;
-                }
+                self.accounting.withdraw_new(size, self.waiting.len() == index);
                 return;
             }
             (None, _) => {}
         }
         if self.waiting.range(behind..).all(|waiting| waiting.opens.is_none()) {
-            self.segment_free += withdrawn.needed();
+            self.accounting.withdraw_here(withdrawn.needed());
         }
     }
 }
@@ -698,12 +694,11 @@ impl Queue {
         let opens = match place {
             None => return Err(Refused::Full),
             Some(Room::Here) => {
-                state.segment_free -= needed;
+                state.accounting.plan_here(needed);
                 None
             }
             Some(Room::Opens(size)) => {
-                state.segment_free = size - FIRST_RECORD - needed;
-                state.reserved_new += size;
+                state.accounting.plan_new(size, needed);
                 Some(size)
             }
         };
@@ -750,9 +745,7 @@ impl Queue {
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
-        if state.reserved_new > 0 {
-            state.reserved_limit = self.shared.usable().max(state.reserved_limit);
-        }
+        state.accounting.keep_limit(self.shared.usable());
         self.shared.capacity.store(config.max_bytes, Ordering::Relaxed);
         self.shared.metrics.capacity.set(config.max_bytes as f64);
         state.segment_bytes = config.segment_bytes;
@@ -848,7 +841,9 @@ impl Queue {
         metrics.bytes.set(bytes as f64);
         metrics.held.set(events as f64);
         metrics.writable.set(if state.fault().is_none() { 1.0 } else { 0.0 });
-        let files = state.segments.len() + state.pending_delete.len() + state.stuck.len();
+        let accounting = &state.accounting;
+        let gone = accounting.pending_delete().len() + accounting.stuck().len();
+        let files = state.segments.len() + gone;
         metrics.segments.set(files as f64);
         for (_, cursor) in &state.cursors {
             state.backlog(cursor).show(&cursor.output.metrics);

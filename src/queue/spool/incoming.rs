@@ -28,6 +28,8 @@ use super::Shared;
 use super::SpoolState;
 use super::Ticket;
 use super::Waiting;
+#[cfg(doc)]
+use super::accounting::Accounting;
 use super::now;
 use crate::audit::LevelCounts;
 use crate::config::WhenFull;
@@ -81,13 +83,13 @@ pub(super) struct IncomingRecord {
 }
 
 /// A body that lies whole in a file, and waits for its place in the log. Whoever drops it first
-/// hands it to [`SpoolState::abandon`].
+/// hands it to [`Accounting::abandon`].
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
     /// The file's name in the queue's directory.
     pub(super) name: String,
-    /// Bytes that the file counts for in [`SpoolState::files`].
+    /// Bytes that the file counts for in [`Accounting::files`].
     pub(super) size: u64,
     pub(super) records: Vec<IncomingRecord>,
     /// Bytes of all lines.
@@ -185,7 +187,7 @@ impl Incoming {
             Room::Dropped => {
                 self.is_dropped = true;
                 if let Some(stored) = self.file.take() {
-                    state.abandon(stored.name, stored.size);
+                    state.accounting.abandon(stored.name, stored.size);
                 }
             }
             Room::Reserved => match &mut self.file {
@@ -210,7 +212,7 @@ impl Incoming {
             }
             Err(error) => {
                 // A file that could not be made may be there all the same.
-                self.shared.lock().abandon(name, size);
+                self.shared.lock().accounting.abandon(name, size);
                 Err(self.refuse(&error))
             }
         }
@@ -263,7 +265,7 @@ impl Drop for Incoming {
         }
         let mut state = self.shared.lock();
         if let Some(stored) = file {
-            state.abandon(stored.name, stored.size);
+            state.accounting.abandon(stored.name, stored.size);
         }
         if self.is_dropper {
             state.has_dropper = false;
@@ -291,9 +293,9 @@ impl Shared {
         if state.fault().is_some() {
             return Err(Refused::Disk);
         }
-        let (wanted, usable) = (state.files + state.reserved_new + bytes, self.usable());
+        let (wanted, usable) = (state.accounting.taken() + bytes, self.usable());
         if wanted <= usable {
-            state.files += bytes;
+            state.accounting.reserve_incoming(bytes);
             return Ok(Room::Reserved);
         }
         let missing = wanted.saturating_sub(usable + state.reclaimable());
@@ -321,11 +323,6 @@ impl Shared {
 }
 
 impl SpoolState {
-    /// Leaves an incoming file, which no segment will be made of, to the writer.
-    pub(super) fn abandon(&mut self, name: String, size: u64) {
-        self.abandoned.push((name, size));
-    }
-
     /// The file of a large body is the log's last segment now, and nothing more is written to it.
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let first = self.end;
@@ -341,6 +338,8 @@ impl SpoolState {
             active: false,
             ended: now(),
         });
+        self.accounting.adopt_incoming(stored.size);
+        self.accounting.published(0);
         self.cursors_dirty = true;
         for (_, cursor) in &self.cursors {
             cursor.readable.notify_one();
@@ -350,7 +349,7 @@ impl SpoolState {
     /// Drops a batch that will not be written.
     pub(super) fn discard(&mut self, waiting: &mut Waiting) {
         if let Some(stored) = waiting.incoming.take() {
-            self.abandon(stored.name, stored.size);
+            self.accounting.abandon(stored.name, stored.size);
         }
     }
 }
@@ -393,7 +392,7 @@ impl Queue {
         let number = state.arrivals;
         state.arrivals += 1;
         // The batches behind it begin a segment of their own.
-        state.segment_free = 0;
+        state.accounting.plan_incoming();
         let file = incoming.file.take();
         let (incoming, received, opens) = (file, now(), Some(0));
         state.waiting.push_back(Waiting { number, append, incoming, received, opens, done });

@@ -20,6 +20,7 @@ use super::Queue;
 use super::Segment;
 use super::Shared;
 use super::SpoolState;
+use super::accounting::Accounting;
 use super::incoming;
 use super::load;
 use super::load::Spot;
@@ -100,15 +101,10 @@ pub(super) fn open(
     judged.map_err(failed("open a file of", SEGMENTS))?;
 
     let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
-    let files = abandoned.iter().map(|(_, size)| size).sum::<u64>()
-        + log.segments.iter().map(|segment| segment.size).sum::<u64>()
-        + log.pending_delete.iter().map(|(_, size)| size).sum::<u64>();
     let mut state = SpoolState {
-        segments: log.segments,
-        pending_delete: log.pending_delete,
         incoming_count: incoming::next_number(&abandoned),
-        abandoned,
-        files,
+        accounting: Accounting::new(&log.segments, log.pending_delete, abandoned),
+        segments: log.segments,
         end: log.end,
         holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
         ..SpoolState::new(config)

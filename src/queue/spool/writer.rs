@@ -170,7 +170,7 @@ impl Writer {
         let save = state.cursors_dirty
             && (now >= self.save_at || state.save_requested > self.save_attempted);
         let can_reclaim = state.can_reclaim();
-        let again = (!state.stuck.is_empty()).then_some(self.again_at);
+        let again = (!state.accounting.stuck().is_empty()).then_some(self.again_at);
         if state.closed {
             Turn::End
         } else if state.fault.is_some() && now >= self.retry_at {
@@ -215,7 +215,9 @@ impl Writer {
             let begins = |waiting: &Waiting| waiting.opens.is_some();
             let later = state.waiting.iter().skip(1).position(begins);
             let count = later.map_or(state.waiting.len(), |index| index + 1);
-            state.waiting.drain(..count).collect()
+            let group: Vec<Waiting> = state.waiting.drain(..count).collect();
+            state.accounting.take_in_hand(&group);
+            group
         };
         if let Some(file) = group.first_mut().and_then(|first| first.incoming.take()) {
             return self.commit_incoming(group, &file);
@@ -223,17 +225,9 @@ impl Writer {
         let Some(first) = group.first() else { return };
         if let Some(size) = first.opens {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
-            let opened = self.open_segment(size, needed.min(size));
-            {
-                let mut state = self.shared.lock();
-                state.reserved_new -= size;
-                if state.reserved_new == 0 {
-                    state.reserved_limit = 0;
-                }
-            }
-            match opened {
+            match self.open_segment(size, needed.min(size)) {
                 Ok(made) if made < size => self.turn_away(made - needed),
-                Ok(_) => {}
+                Ok(_) => self.shared.lock().accounting.opened(),
                 Err(error) => {
                     return self.refuse(group, "no room for a new segment", &error, false);
                 }
@@ -250,7 +244,7 @@ impl Writer {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
         if let Err(error) = adopted {
-            self.shared.lock().abandon(file.name.clone(), file.size);
+            self.shared.lock().accounting.abandon(file.name.clone(), file.size);
             return self.refuse(group, "a large body can't be made a segment", &error, false);
         }
         self.pause = RETRY_MIN;
@@ -301,7 +295,7 @@ impl Writer {
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
-            (state.reserved_new, state.segment_free) = (0, free);
+            state.accounting.clear_line(free);
             let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
             behind.iter_mut().for_each(|waiting| state.discard(waiting));
             behind
@@ -366,9 +360,10 @@ impl Writer {
         }
         let used = segment.offset.next_multiple_of(BLOCK) - before;
         let first = segment.first.position;
-        if state.waiting.iter().all(|waiting| waiting.opens.is_none()) {
-            state.segment_free += planned.saturating_sub(used);
-        }
+        debug_assert!(used <= planned, "a group takes {used} bytes, and was promised {planned}");
+        debug_assert!(segment.offset <= segment.size, "a segment is written beyond its end");
+        let is_last = state.waiting.iter().all(|waiting| waiting.opens.is_none());
+        state.accounting.published(if is_last { planned.saturating_sub(used) } else { 0 });
         let mut evicted = Vec::new();
         for (waiting, (offset, header)) in group.into_iter().zip(records) {
             let bytes = waiting.append.lines.len() as u64;
@@ -407,15 +402,15 @@ impl Writer {
             if let Some(segment) = state.segments.back_mut() {
                 (segment.active, segment.ended) = (false, now());
                 if segment.first == segment.end {
-                    let doomed = (segment.first.position, segment.size);
-                    state.pending_delete.push(doomed);
+                    let (first, size) = (segment.first.position, segment.size);
+                    state.accounting.retire(first, size);
                     state.segments.pop_back();
                 }
             }
         }
         let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
         behind.iter_mut().for_each(|waiting| state.discard(waiting));
-        (state.reserved_new, state.segment_free) = (0, 0);
+        state.accounting.clear_plans(0);
         if is_full(error)
             && let Some(chosen) = state.droppable(self.retry_segment_bytes, false)
         {
@@ -480,7 +475,7 @@ impl Writer {
         let wanted = if empty { least } else { self.retry_segment_bytes.clamp(least, size) };
         let made = self.open_segment(size, wanted)?;
         self.retry_segment_bytes = 0;
-        self.shared.lock().segment_free = made - FIRST_RECORD;
+        self.shared.lock().accounting.clear_plans(made - FIRST_RECORD);
         Ok(())
     }
 
@@ -490,7 +485,7 @@ impl Writer {
         let end = self.make_way()?;
         let over = {
             let state = self.shared.lock();
-            state.files + size > self.shared.usable().max(state.reserved_limit)
+            state.accounting.files() + size > state.accounting.limit(self.shared.usable())
         };
         let name = segment::file_name(end.position);
         if over {
@@ -498,8 +493,8 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            let may_take = self.shared.usable().max(state.reserved_limit);
-            if state.files + size > may_take || size < least {
+            let limit = state.accounting.limit(self.shared.usable());
+            if state.accounting.files() + size > limit || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
@@ -525,13 +520,12 @@ impl Writer {
             .and_then(|()| self.shared.disk.sync_directory(SEGMENTS));
         if let Err(error) = safe {
             let mut state = self.shared.lock();
-            state.pending_delete.push((end.position, size));
-            state.files += size;
+            state.accounting.made_in_vain(end.position, size);
             return Err(error);
         }
         self.seal();
         let mut state = self.shared.lock();
-        state.files += size;
+        state.accounting.made(size);
         state.segments.push_back(Segment {
             first: end,
             end,
@@ -552,15 +546,14 @@ impl Writer {
             // A segment without a record is in the way of its successor, which has the same name.
             if let Some(empty) = state.segments.pop_back_if(|last| last.first == last.end) {
                 self.active = None;
-                state.pending_delete.push((empty.first.position, empty.size));
+                state.accounting.retire(empty.first.position, empty.size);
             }
             let end = state.end;
-            let mut others = state.pending_delete.iter().chain(&state.stuck);
-            (end, others.any(|(first, _)| *first == end.position))
+            (end, state.accounting.has_name(end.position))
         };
         if is_taken {
             self.reclaim(Reclaim::All)?;
-            if self.shared.lock().stuck.iter().any(|(first, _)| *first == end.position) {
+            if self.shared.lock().accounting.is_stuck(end.position) {
                 // An empty segment that has its name: the next one would be deleted with it.
                 let name = segment::file_name(end.position);
                 let error = io::Error::other("an empty segment of this name can't be deleted");
@@ -605,7 +598,7 @@ impl Writer {
                 let Some(segment) = found else { return };
                 let given = segment.size.saturating_sub(offset);
                 segment.size -= given;
-                state.files -= given;
+                state.accounting.cut(given);
             }
             // It counts with all its room until it is deleted.
             Err(error) => tracing::debug!(%error, "a segment can't be cut to its length"),
@@ -649,11 +642,11 @@ impl Writer {
     /// Removes the files of segments that every output has passed, or that were dropped; first the cursors say so.
     fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
-        let doomed = {
+        let removed = {
             let mut state = self.shared.lock();
             if state.can_seal_for_room() {
                 self.active = None;
-                state.segment_free = 0;
+                state.accounting.clear_plans(0);
                 if let Some(last) = state.segments.back_mut() {
                     (last.active, last.ended) = (false, now());
                 }
@@ -665,30 +658,35 @@ impl Writer {
             let is_chosen = |segment: &&Segment| which == Reclaim::All || segment.ended <= old;
             let finished = state.finished().take_while(is_chosen).count();
             let finished: Vec<Segment> = state.segments.drain(..finished).collect();
-            state.pending_delete.extend(finished.iter().map(|it| (it.first.position, it.size)));
+            for segment in &finished {
+                debug_assert!(!segment.active, "the segment that is written to is not deleted");
+                debug_assert!(
+                    segment.end.position <= state.watermark(),
+                    "an output needs what is deleted"
+                );
+                state.accounting.retire(segment.first.position, segment.size);
+            }
             let again = which == Reclaim::All || Instant::now() >= self.again_at;
-            let stuck = state.stuck.iter().filter(|_| again);
-            stuck.chain(&state.pending_delete).copied().collect::<Vec<_>>()
+            let stuck = state.accounting.stuck().iter().filter(|_| again);
+            stuck.chain(state.accounting.pending_delete()).copied().collect::<Vec<_>>()
         };
         let mut failed = self.remove_abandoned();
-        if doomed.is_empty() {
+        if removed.is_empty() {
             self.tell_stuck(failed);
             return Ok(());
         }
         self.save()?;
-        for (first, size) in doomed {
-            let name = segment::file_name(first);
-            let removed = match self.shared.disk.remove(&name) {
+        for file in removed {
+            let name = segment::file_name(file.0);
+            let outcome = match self.shared.disk.remove(&name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 Ok(()) | Err(_) => Ok(()),
             };
             let mut state = self.shared.lock();
-            state.pending_delete.retain(|(other, _)| *other != first);
-            state.stuck.retain(|(other, _)| *other != first);
-            match removed {
-                Ok(()) => state.files -= size,
+            match outcome {
+                Ok(()) => state.accounting.deleted(file),
                 Err(error) => {
-                    state.stuck.push((first, size));
+                    state.accounting.not_deleted(file);
                     self.shared.metrics.write_errors.increment(1);
                     failed.get_or_insert_with(|| named(&name)(error));
                 }
@@ -702,18 +700,17 @@ impl Writer {
     /// Removes the files of large bodies that were not taken; no cursor knows of them. An error
     /// where some stay.
     fn remove_abandoned(&self) -> Option<io::Error> {
-        let abandoned = std::mem::take(&mut self.shared.lock().abandoned);
+        let abandoned = self.shared.lock().accounting.abandoned().to_vec();
         let mut failed = None;
-        for (name, size) in abandoned {
+        for (name, _) in abandoned {
             match self.shared.disk.remove(&name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     self.shared.metrics.write_errors.increment(1);
                     failed.get_or_insert_with(|| named(&name)(error));
-                    self.shared.lock().abandon(name, size);
                 }
                 Ok(()) | Err(_) => {
                     let mut state = self.shared.lock();
-                    state.files -= size;
+                    state.accounting.deleted_abandoned(&name);
                     self.shared.log_not_full(&mut state);
                 }
             }
@@ -725,7 +722,7 @@ impl Writer {
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
-            state.stuck.len() + state.abandoned.len()
+            state.accounting.stuck().len() + state.accounting.abandoned().len()
         };
         match failed {
             Some(error) => {
@@ -766,8 +763,11 @@ impl Writer {
         while !self.shared.lock().waiting.is_empty() {
             self.commit();
         }
-        self.seal();
         let outdated = {
+            let mut state = self.shared.lock();
+            state.accounting.clear_plans(0);
+            drop(state);
+            self.seal();
             let state = self.shared.lock();
             state.cursors_dirty || state.end.position != self.saved_end
         };
@@ -798,6 +798,7 @@ impl Drop for Writer {
             state.fault =
                 Some("the thread that writes the queue has panicked, restart the relay".to_owned());
             state.waiting.clear();
+            state.accounting.clear_plans(0);
             drop(state);
             self.shared.panicked.cancel();
         }

@@ -652,7 +652,7 @@ impl Simulation {
         due.extend((!well).then_some(Step::Probe));
         due.extend(state.cursors_dirty.then_some(Step::Save));
         due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
-        let deletes = state.can_reclaim() || !state.stuck.is_empty();
+        let deletes = state.can_reclaim() || !state.accounting.stuck().is_empty();
         due.extend(deletes.then_some(Step::Reclaim));
         assert!(due.is_empty() || !is_idle, "the writer sleeps, and {due:?} are due");
         due
@@ -745,12 +745,12 @@ impl Simulation {
             "end {}, segments {:?}, doomed {:?}, stuck {:?}, fault {:?}, {} wait, free {}, opening {}",
             state.end.position,
             segments.collect::<Vec<_>>(),
-            state.pending_delete,
-            state.stuck,
+            state.accounting.pending_delete(),
+            state.accounting.stuck(),
             state.fault,
             state.waiting.len(),
-            state.segment_free,
-            state.reserved_new
+            state.accounting.segment_free(),
+            state.accounting.reserved_new()
         )
     }
 
@@ -1480,7 +1480,7 @@ impl Simulation {
         say!(self, "{segment_bytes} of {max_bytes}, {when_full:?}");
         let taken = {
             let state = self.state();
-            state.files + state.reserved_new + 2 * cursors::BYTES
+            state.accounting.taken() + 2 * cursors::BYTES
         };
         self.bound = taken.max(max_bytes);
         let config = self.config.clone();
@@ -1558,7 +1558,7 @@ impl Simulation {
         // Bytes that were cut off a file still count if the cut could not be synced.
         let files = segments + cursors::BYTES;
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
-        let taken = held + self.state().reserved_new + cursors::BYTES;
+        let taken = held + self.state().accounting.reserved_new() + cursors::BYTES;
         self.bound = self.config.max_bytes.max(self.bound.min(taken));
         let most = self.bound;
         assert!(segments + others <= most, "{segments} and {others} of {most}");
@@ -1628,8 +1628,12 @@ impl Simulation {
         self.check();
         let state = self.state();
         let left = state.segments.iter().filter(|segment| !segment.active).count();
-        let is_clean =
-            [state.pending_delete.len(), state.stuck.len(), state.abandoned.len()] == [0; 3];
+        let accounting = &state.accounting;
+        let is_clean = [
+            accounting.pending_delete().len(),
+            accounting.stuck().len(),
+            accounting.abandoned().len(),
+        ] == [0; 3];
         assert!(left == 0 && is_clean, "{left} segments are left");
     }
 }
