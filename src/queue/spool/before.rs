@@ -186,8 +186,8 @@ impl Shared {
     /// To read of the first segment that has something at a position or behind it, and before `end`; and the segment behind.
     fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
         let state = self.lock();
-        let index = state.segment_at(at);
-        let segment = state.segments.get(index).filter(|it| it.first.position < end)?;
+        let index = state.log.segment_at(at);
+        let segment = state.log.segments.get(index).filter(|it| it.first.position < end)?;
         let first = segment.first;
         let from = at.max(first.position);
         let job = Job {
@@ -195,14 +195,14 @@ impl Shared {
             spot: Spot { segment: first.position, offset: FIRST_RECORD, line: 0, position: from },
             from,
             to: None,
-            chunk: state.chunk,
+            chunk: state.log.chunk,
             first,
             end: segment.end,
             offset: segment.offset,
             known: BTreeSet::new(),
             patient: false,
         };
-        Some((job, state.segments.get(index + 1).map(|next| next.first.position)))
+        Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
     }
 
     /// When a segment was made: what is before it was received before. In ms since 1970; where that is not known, now.

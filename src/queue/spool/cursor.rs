@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Before;
+use super::LogState;
 use super::Shared;
 use super::SpoolState;
 use super::TailRecord;
@@ -292,34 +293,16 @@ fn left(claim: Claim, gaps: &[Gap]) -> u64 {
 }
 
 impl SpoolState {
-    /// Brings what comes next from the tail, if it is there.
-    fn refill(&mut self, index: usize) -> bool {
-        let ahead = self.cursors[index].ahead();
-        let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
-            return false;
-        };
-        let piece = load::piece_of(record, ahead.position..record.end());
-        let behind = Spot {
-            segment: record.segment,
-            offset: record.offset + RECORD_HEADER + record.lines.len() as u64,
-            line: 0,
-            position: record.end(),
-        };
-        let cursor = &mut self.cursors[index];
-        cursor.spot = Some(behind);
-        cursor.pieces.push_back(piece);
-        true
-    }
-
     /// Claims what comes next, as far as it is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
+        let Self { log, writing } = self;
         let mut taken: Option<(Claim, Note)> = None;
-        let now = self.cursors[index].tells_origins.then(now);
+        let now = log.cursors[index].tells_origins.then(now);
         let (mut pieces, mut origins, mut left) = (Vec::new(), Vec::new(), take);
         loop {
-            let cursor = &mut self.cursors[index];
+            let cursor = &mut log.cursors[index];
             let Some(piece) = cursor.pieces.front_mut() else {
-                if self.refill(index) {
+                if log.refill(index) {
                     continue;
                 }
                 break;
@@ -329,9 +312,9 @@ impl SpoolState {
                     break;
                 }
                 let Some(gap) = cursor.pieces.pop_front() else { break };
-                let dropped = self.dropped_in(gap.first..gap.end());
-                self.cursors[index].pass_gap(&gap, dropped);
-                self.cursors_dirty = true;
+                let dropped = log.dropped_in(gap.first..gap.end());
+                log.cursors[index].pass_gap(&gap, dropped);
+                writing.cursors_dirty = true;
                 continue;
             }
             let elsewhere = taken.is_some_and(|(_, note)| note.spot.segment != piece.spot.segment);
@@ -366,8 +349,29 @@ impl SpoolState {
             }
         }
         let (claim, note) = taken?;
-        self.cursors[index].claims.push(claim, note);
+        log.cursors[index].claims.push(claim, note);
         Some(Batch { claim, events: claim.end - claim.start, bytes: note.bytes, pieces, origins })
+    }
+}
+
+impl LogState {
+    /// Brings what comes next from the tail, if it is there.
+    fn refill(&mut self, index: usize) -> bool {
+        let ahead = self.cursors[index].ahead();
+        let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
+            return false;
+        };
+        let piece = load::piece_of(record, ahead.position..record.end());
+        let behind = Spot {
+            segment: record.segment,
+            offset: record.offset + RECORD_HEADER + record.lines.len() as u64,
+            line: 0,
+            position: record.end(),
+        };
+        let cursor = &mut self.cursors[index];
+        cursor.spot = Some(behind);
+        cursor.pieces.push_back(piece);
+        true
     }
 
     /// How many of these positions were dropped, and counted for every output.
@@ -479,14 +483,14 @@ impl Shared {
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
-            let at = state.segments.partition_point(|it| it.first.position < loaded.segment);
+            let at = state.log.segments.partition_point(|it| it.first.position < loaded.segment);
             let segment =
-                state.segments.get_mut(at).filter(|it| it.first.position == loaded.segment);
+                state.log.segments.get_mut(at).filter(|it| it.first.position == loaded.segment);
             if segment.is_some_and(|segment| segment.damaged.insert(damage.bytes.start)) {
                 self.metrics.corrupt.increment(1);
             }
         }
-        let cursor = &mut state.cursors[index];
+        let cursor = &mut state.log.cursors[index];
         if cursor.epoch != epoch {
             return;
         }
@@ -513,7 +517,7 @@ impl Shared {
 
     /// A released claim was read again. What is missing of it by now is lost, all else is sent.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
-        let cursor = &mut state.cursors[index];
+        let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
             loaded.pieces.iter().filter(|piece| !piece.is_gap()).cloned().collect();
         cursor.fetched = (!pieces.is_empty()).then_some(Fetched { claim, pieces });
@@ -534,11 +538,11 @@ impl Shared {
 
     /// After something of a cursor is done.
     fn settled(&self, state: &mut SpoolState, index: usize) {
-        let cursor = &mut state.cursors[index];
+        let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
         cursor.forget_counted();
-        let was_dirty = std::mem::replace(&mut state.cursors_dirty, true);
-        if !was_dirty || state.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+        let was_dirty = std::mem::replace(&mut state.writing.cursors_dirty, true);
+        if !was_dirty || state.writing.unsaved >= UNSAVED_MAX || state.can_reclaim() {
             self.work.notify_one();
         }
         self.log_not_full(state);
@@ -561,7 +565,7 @@ pub struct Cursor {
 
 impl Cursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
-        let readable = Arc::clone(&shared.lock().cursors[index].readable);
+        let readable = Arc::clone(&shared.lock().log.cursors[index].readable);
         Self { shared, index, readable, loading: None, failing: None, told: None }
     }
 
@@ -584,7 +588,7 @@ impl Cursor {
     }
 
     fn read_plan(&self) -> ReadPlan {
-        self.shared.lock().read_plan(self.index)
+        self.shared.lock().log.read_plan(self.index)
     }
 
     fn load(&mut self, mut job: Job) {
@@ -607,7 +611,7 @@ impl Cursor {
             }
             Ok(Err(error)) => {
                 if self.failing.is_none() && self.may_tell() {
-                    let output = self.shared.lock().cursors[self.index].output.name.clone();
+                    let output = self.shared.lock().log.cursors[self.index].output.name.clone();
                     tracing::error!(output, %error, "a segment of the queue can't be read, trying again for half a minute");
                 }
                 self.failing.get_or_insert_with(Instant::now);
@@ -638,18 +642,18 @@ impl Cursor {
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         let (batch, ahead) = {
             let mut state = self.shared.lock();
-            if state.draining {
+            if state.log.draining {
                 return None;
             }
-            let cursor = &mut state.cursors[self.index];
+            let cursor = &mut state.log.cursors[self.index];
             (cursor.wanted, cursor.fetched) = (None, None);
-            let was_dirty = state.cursors_dirty;
+            let was_dirty = state.writing.cursors_dirty;
             let batch = state.next(self.index, take);
-            if state.cursors_dirty && !was_dirty {
+            if state.writing.cursors_dirty && !was_dirty {
                 self.shared.work.notify_one();
             }
-            let low = state.cursors[self.index].ahead_bytes() < state.chunk / 2;
-            let ahead = low.then(|| state.read_on(self.index));
+            let low = state.log.cursors[self.index].ahead_bytes() < state.log.chunk / 2;
+            let ahead = low.then(|| state.log.read_on(self.index));
             (batch, ahead)
         };
         if let Some(ReadPlan::Load(job)) = ahead
@@ -663,7 +667,7 @@ impl Cursor {
     /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
-        let cursor = &mut state.cursors[self.index];
+        let cursor = &mut state.log.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return;
         };
@@ -672,14 +676,14 @@ impl Cursor {
         disposition.count(events, &cursor.output.metrics);
         let took = age(note.received, now());
         cursor.output.metrics.delivery.record(took.as_secs_f64());
-        state.unsaved += note.bytes;
+        state.writing.unsaved += note.bytes;
         self.shared.settled(&mut state, self.index);
     }
 
     /// The claim is not on the wire any more; it will be sent again.
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
-        if let Some(entry) = state.cursors[self.index].claims.find(claim) {
+        if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
             if entry.stage == Stage::OnWire {
                 entry.stage = Stage::Released;
             }
@@ -691,11 +695,11 @@ impl Cursor {
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
-        if state.draining {
+        if state.log.draining {
             return Redelivery::NotYet;
         }
-        let from_tail = state.in_tail(claim, self.index);
-        let cursor = &mut state.cursors[self.index];
+        let from_tail = state.log.in_tail(claim, self.index);
+        let cursor = &mut state.log.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return Redelivery::Gone;
         };
@@ -715,7 +719,7 @@ impl Cursor {
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
-        let claims = &mut state.cursors[self.index].claims;
+        let claims = &mut state.log.cursors[self.index].claims;
         let Some(entry) = claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return false;
         };
@@ -733,7 +737,7 @@ impl Cursor {
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
-        state.cursors[self.index].claims.split(claim, middle, |note| {
+        state.log.cursors[self.index].claims.split(claim, middle, |note| {
             // Where in its bytes the middle is, is only known when it is read: the sum is right.
             let (events, of) =
                 (u128::from(middle - claim.start), u128::from(claim.end - claim.start));
@@ -749,7 +753,7 @@ impl Cursor {
     /// Only where [`Cursor::is_in_order`].
     pub fn rewind(&mut self) {
         let mut state = self.shared.lock();
-        state.cursors[self.index].rewind();
+        state.log.cursors[self.index].rewind();
         drop(state);
         self.shared.progress.notify_waiters();
     }
@@ -757,7 +761,7 @@ impl Cursor {
     /// Nothing finished lies behind an unfinished claim.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
-        self.shared.lock().cursors[self.index].claims.is_in_order()
+        self.shared.lock().log.cursors[self.index].claims.is_in_order()
     }
 
     /// The output is removed. What it has not finished is lost, and counted; says how many events.
@@ -774,14 +778,14 @@ impl Cursor {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
         let state = &mut *guard;
-        let backlog = state.backlog(&state.cursors[self.index]).events;
+        let backlog = state.log.backlog(&state.log.cursors[self.index]).events;
         let cursor = state.remove_cursor(self.index);
         let lost = if counts { backlog } else { 0 };
         cursor.output.metrics.lose(Loss::Removed, lost);
         Backlog::default().show(&cursor.output.metrics);
         let start = cursor.start - signed(backlog - lost);
         show_start(&cursor.output.metrics, start);
-        state.departed.leave(&cursor.output.name, start, state.accepted);
+        state.log.departed.leave(&cursor.output.name, start, state.log.accepted);
         shared.log_not_full(state);
         drop(guard);
         shared.work.notify_one();
@@ -791,46 +795,46 @@ impl Cursor {
 
     /// See [`Output::keeps`].
     pub fn keep(&self, keeps: Duration) {
-        self.shared.lock().cursors[self.index].output.keeps = keeps;
+        self.shared.lock().log.cursors[self.index].output.keeps = keeps;
         self.shared.work.notify_one();
     }
 
     /// Whether batches say where their pieces are from.
     pub fn tell_origins(&self, tells: bool) {
-        self.shared.lock().cursors[self.index].tells_origins = tells;
+        self.shared.lock().log.cursors[self.index].tells_origins = tells;
     }
 
     /// Nothing is handed out any more, until the next start.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.shared.lock().draining
+        self.shared.lock().log.draining
     }
 
     /// Lines before its watermark that are still in the files and were received within so long.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
-        let cursor = &state.cursors[self.index];
+        let cursor = &state.log.cursors[self.index];
         Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
     }
 
     /// The first position that was never claimed.
     #[must_use]
     pub fn position(&self) -> Position {
-        self.shared.lock().cursors[self.index].claims.read
+        self.shared.lock().log.cursors[self.index].claims.read
     }
 
     /// Everything before it is finished.
     #[must_use]
     pub fn watermark(&self) -> Position {
-        self.shared.lock().cursors[self.index].claims.watermark()
+        self.shared.lock().log.cursors[self.index].claims.watermark()
     }
 
     /// Everything that is on disk is claimed.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
-        state.cursors[self.index].claims.read >= state.end.position
+        state.log.cursors[self.index].claims.read >= state.log.end.position
     }
 }
 
@@ -845,7 +849,7 @@ impl Cursor {
     /// What it would read, or what [`Cursor::next`] reads ahead.
     pub(super) fn job(&self, ahead: bool) -> Option<Job> {
         let read_plan = match ahead {
-            true => self.shared.lock().read_on(self.index),
+            true => self.shared.lock().log.read_on(self.index),
             false => self.read_plan(),
         };
         if let ReadPlan::Load(job) = read_plan { Some(job) } else { None }

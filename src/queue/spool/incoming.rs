@@ -13,29 +13,23 @@
 //!
 //! All methods block on the disk; they are for threads that may block.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::PoisonError;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::HANGS;
 use super::Queue;
-use super::Segment;
 use super::Shared;
 use super::SpoolState;
 use super::Ticket;
-use super::Waiting;
 #[cfg(doc)]
 use super::accounting::Accounting;
-use super::now;
 use crate::audit::LevelCounts;
 use crate::config::WhenFull;
 use crate::queue::Append;
 use crate::queue::Refused;
-use crate::queue::cursors::LogOffset;
 use crate::queue::disk::File;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::segment::BLOCK;
@@ -162,7 +156,7 @@ impl Incoming {
                 return Err(Refused::Disk);
             }
             let state = self.shared.lock();
-            if state.reclaim_wanted {
+            if state.writing.reclaim_wanted {
                 let waited = self.shared.reclaimed.wait_timeout(state, left);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
             }
@@ -187,14 +181,14 @@ impl Incoming {
             Room::Dropped => {
                 self.is_dropped = true;
                 if let Some(stored) = self.file.take() {
-                    state.accounting.abandon(stored.name, stored.size);
+                    state.writing.accounting.abandon(stored.name, stored.size);
                 }
             }
             Room::Reserved => match &mut self.file {
                 Some(stored) => stored.size += more,
                 None => {
-                    let name = file_name(state.incoming_count);
-                    state.incoming_count += 1;
+                    let name = file_name(state.writing.incoming_count);
+                    state.writing.incoming_count += 1;
                     drop(state);
                     self.create(name, more)?;
                 }
@@ -212,7 +206,7 @@ impl Incoming {
             }
             Err(error) => {
                 // A file that could not be made may be there all the same.
-                self.shared.lock().accounting.abandon(name, size);
+                self.shared.lock().writing.accounting.abandon(name, size);
                 Err(self.refuse(&error))
             }
         }
@@ -265,10 +259,10 @@ impl Drop for Incoming {
         }
         let mut state = self.shared.lock();
         if let Some(stored) = file {
-            state.accounting.abandon(stored.name, stored.size);
+            state.writing.accounting.abandon(stored.name, stored.size);
         }
         if self.is_dropper {
-            state.has_dropper = false;
+            state.writing.has_dropper = false;
         }
         drop(state);
         self.shared.work.notify_one();
@@ -287,70 +281,38 @@ impl Shared {
         bytes: u64,
         is_dropper: &mut bool,
     ) -> Result<Room, Refused> {
-        if state.closed {
+        if state.writing.closed {
             return Err(Refused::Full);
         }
-        if state.fault().is_some() {
+        if state.writing.fault().is_some() {
             return Err(Refused::Disk);
         }
-        let (wanted, usable) = (state.accounting.taken() + bytes, self.usable());
+        let (wanted, usable) = (state.writing.accounting.taken() + bytes, self.usable());
         if wanted <= usable {
-            state.accounting.reserve_incoming(bytes);
+            state.writing.accounting.reserve_incoming(bytes);
             return Ok(Room::Reserved);
         }
         let missing = wanted.saturating_sub(usable + state.reclaimable());
         if missing > 0 {
-            let mut chosen = state.droppable(missing, false);
+            let mut chosen = state.log.droppable(missing, false);
             if chosen.is_none() {
                 self.log_full(state);
-                match state.when_full {
+                match state.writing.when_full {
                     WhenFull::Reject => {}
                     WhenFull::DropNewest => return Ok(Room::Dropped),
-                    WhenFull::DropOldest => chosen = state.droppable(missing, true),
+                    WhenFull::DropOldest => chosen = state.log.droppable(missing, true),
                 }
             }
             let Some(chosen) = chosen else { return Err(Refused::Full) };
-            if std::mem::replace(&mut state.has_dropper, true) && !*is_dropper {
+            if std::mem::replace(&mut state.writing.has_dropper, true) && !*is_dropper {
                 return Err(Refused::Full);
             }
             *is_dropper = true;
             state.drop_segments(chosen, &self.metrics);
         }
-        state.reclaim_wanted = true;
+        state.writing.reclaim_wanted = true;
         self.work.notify_one();
         Ok(Room::Later)
-    }
-}
-
-impl SpoolState {
-    /// The file of a large body is the log's last segment now, and nothing more is written to it.
-    pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
-        let first = self.end;
-        self.end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
-        self.accepted += events;
-        let last = stored.records.last();
-        self.segments.push_back(Segment {
-            first,
-            end: self.end,
-            offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
-            size: stored.size,
-            damaged: BTreeSet::new(),
-            active: false,
-            ended: now(),
-        });
-        self.accounting.adopt_incoming(stored.size);
-        self.accounting.published(0);
-        self.cursors_dirty = true;
-        for (_, cursor) in &self.cursors {
-            cursor.readable.notify_one();
-        }
-    }
-
-    /// Drops a batch that will not be written.
-    pub(super) fn discard(&mut self, waiting: &mut Waiting) {
-        if let Some(stored) = waiting.incoming.take() {
-            self.accounting.abandon(stored.name, stored.size);
-        }
     }
 }
 
@@ -374,9 +336,9 @@ impl Queue {
     ) -> Result<Ticket, Refused> {
         let shared = &self.shared;
         let mut state = shared.lock();
-        let refused = match state.closed {
+        let refused = match state.writing.closed {
             true => Some(Refused::Full),
-            false => state.fault().map(|_| Refused::Disk),
+            false => state.writing.fault().map(|_| Refused::Disk),
         };
         if let Some(refused) = refused {
             // The incoming body takes the lock when it is dropped.
@@ -388,14 +350,9 @@ impl Queue {
             return Ok(Ticket { done: None, answer: Ok(()), place: None });
         }
         let append = Append { lines: bytes::Bytes::new(), events: incoming.events, levels };
-        let (done, acknowledged) = oneshot::channel();
-        let number = state.arrivals;
-        state.arrivals += 1;
         // The batches behind it begin a segment of their own.
-        state.accounting.plan_incoming();
-        let file = incoming.file.take();
-        let (incoming, received, opens) = (file, now(), Some(0));
-        state.waiting.push_back(Waiting { number, append, incoming, received, opens, done });
+        state.writing.accounting.plan_incoming();
+        let (number, acknowledged) = state.writing.join_line(append, incoming.file.take(), Some(0));
         drop(state);
         shared.work.notify_one();
         let place = Some((Arc::clone(shared), number));

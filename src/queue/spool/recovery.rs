@@ -101,21 +101,18 @@ pub(super) fn open(
     judged.map_err(failed("open a file of", SEGMENTS))?;
 
     let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
-    let mut state = SpoolState {
-        incoming_count: incoming::next_number(&abandoned),
-        accounting: Accounting::new(&log.segments, log.pending_delete, abandoned),
-        segments: log.segments,
-        end: log.end,
-        holes: contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default(),
-        ..SpoolState::new(config)
-    };
+    let mut state = SpoolState::new(config);
+    state.writing.incoming_count = incoming::next_number(&abandoned);
+    state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
+    (state.log.segments, state.log.end) = (log.segments, log.end);
+    state.log.holes = contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default();
     if let Some((contents, _)) = &contents {
         count_removed(&mut state, contents, telemetry, outputs);
     }
     let mut indices = Vec::with_capacity(outputs.len());
     for output in outputs {
         let mut cursor = join(&state, &*disk, contents.as_ref(), output);
-        let backlog = state.backlog(&cursor);
+        let backlog = state.log.backlog(&cursor);
         begin(&mut cursor, backlog);
         indices.push(state.insert_cursor(cursor));
     }
@@ -179,11 +176,11 @@ fn count_removed(
     let removed =
         contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|kept| kept.name != **name));
     for (name, place) in removed {
-        let dropped = state.dropped_from(place.position).0;
-        let events = (state.end.position - place.position).saturating_sub(dropped);
+        let dropped = state.log.dropped_from(place.position).0;
+        let events = (state.log.end.position - place.position).saturating_sub(dropped);
         tracing::info!(output = name, "the config does not name this output any more");
         telemetry.removed(name, events);
-        state.departed.leave(name, signed(events), 0);
+        state.log.departed.leave(name, signed(events), 0);
     }
 }
 
@@ -205,7 +202,7 @@ fn join(
     output: &Output,
 ) -> CursorState {
     let name = output.name.as_str();
-    let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
+    let oldest = state.log.segments.front().map_or(state.log.end, |segment| segment.first);
     let at = match contents {
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
@@ -215,10 +212,10 @@ fn join(
             (None, Trust::Names) => {
                 tracing::info!(
                     output = name,
-                    position = state.end.position.get(),
+                    position = state.log.end.position.get(),
                     "the output is new and begins with the next event"
                 );
-                state.end
+                state.log.end
             }
             (None, Trust::Places) => {
                 tracing::warn!(
@@ -243,7 +240,7 @@ fn join(
 /// The record that holds a position, and when it was received. `None` where it has to be looked for later: there is none
 /// yet, or it is damaged.
 fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
-    let segment = state.segments.get(state.segment_at(position))?;
+    let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
     let file = disk.open(&segment::file_name(first), Access::Read).ok()?;
     let begin = (FIRST_RECORD, first);

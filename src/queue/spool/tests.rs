@@ -1,7 +1,10 @@
 //! The queue in files: a simulation against a model, damage of every kind, and many threads on a real disk.
 
+use std::ops::Range;
+
 use super::*;
 use crate::config;
+use crate::queue::Position;
 use crate::queue::tests::Counts;
 use crate::queue::tests::outputs;
 use crate::queue::tests::value;

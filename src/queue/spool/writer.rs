@@ -140,7 +140,7 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         loop {
             let mut state = shared.lock();
-            state.busy = None;
+            state.writing.busy = None;
             let step = loop {
                 match self.turn(&state) {
                     Turn::Do(step) => break step,
@@ -159,7 +159,7 @@ impl Writer {
                     }
                 }
             };
-            state.busy = Some(Instant::now());
+            state.writing.busy = Some(Instant::now());
             drop(state);
             self.perform(step);
         }
@@ -167,27 +167,27 @@ impl Writer {
 
     fn turn(&self, state: &SpoolState) -> Turn {
         let now = Instant::now();
-        let save = state.cursors_dirty
-            && (now >= self.save_at || state.save_requested > self.save_attempted);
+        let save = state.writing.cursors_dirty
+            && (now >= self.save_at || state.writing.save_requested > self.save_attempted);
         let can_reclaim = state.can_reclaim();
-        let again = (!state.accounting.stuck().is_empty()).then_some(self.again_at);
-        if state.closed {
+        let again = (!state.writing.accounting.stuck().is_empty()).then_some(self.again_at);
+        if state.writing.closed {
             Turn::End
-        } else if state.fault.is_some() && now >= self.retry_at {
+        } else if state.writing.fault.is_some() && now >= self.retry_at {
             Turn::Do(Step::Probe)
-        } else if save || state.unsaved >= UNSAVED_MAX {
+        } else if save || state.writing.unsaved >= UNSAVED_MAX {
             Turn::Do(Step::Save)
-        } else if state.reclaim_wanted
+        } else if state.writing.reclaim_wanted
             || (can_reclaim && now >= self.reclaim_at)
             || again.is_some_and(|at| now >= at)
         {
             Turn::Do(Step::Reclaim)
-        } else if !state.waiting.is_empty() && state.fault.is_none() {
+        } else if !state.writing.waiting.is_empty() && state.writing.fault.is_none() {
             Turn::Do(Step::Commit)
         } else {
-            let save = state.cursors_dirty.then_some(self.save_at);
-            let retry = state.fault.is_some().then_some(self.retry_at);
-            let kept = state.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
+            let save = state.writing.cursors_dirty.then_some(self.save_at);
+            let retry = state.writing.fault.is_some().then_some(self.retry_at);
+            let kept = state.log.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
             let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
             Turn::Wait(save.into_iter().chain(retry).chain(reclaim).chain(again).min())
         }
@@ -213,10 +213,10 @@ impl Writer {
         let mut group: Vec<Waiting> = {
             let mut state = self.shared.lock();
             let begins = |waiting: &Waiting| waiting.opens.is_some();
-            let later = state.waiting.iter().skip(1).position(begins);
-            let count = later.map_or(state.waiting.len(), |index| index + 1);
-            let group: Vec<Waiting> = state.waiting.drain(..count).collect();
-            state.accounting.take_in_hand(&group);
+            let later = state.writing.waiting.iter().skip(1).position(begins);
+            let count = later.map_or(state.writing.waiting.len(), |index| index + 1);
+            let group: Vec<Waiting> = state.writing.waiting.drain(..count).collect();
+            state.writing.accounting.take_in_hand(&group);
             group
         };
         if let Some(file) = group.first_mut().and_then(|first| first.incoming.take()) {
@@ -227,7 +227,7 @@ impl Writer {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
             match self.open_segment(size, needed.min(size)) {
                 Ok(made) if made < size => self.turn_away(made - needed),
-                Ok(_) => self.shared.lock().accounting.opened(),
+                Ok(_) => self.shared.lock().writing.accounting.opened(),
                 Err(error) => {
                     return self.refuse(group, "no room for a new segment", &error, false);
                 }
@@ -244,7 +244,7 @@ impl Writer {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
         if let Err(error) = adopted {
-            self.shared.lock().accounting.abandon(file.name.clone(), file.size);
+            self.shared.lock().writing.accounting.abandon(file.name.clone(), file.size);
             return self.refuse(group, "a large body can't be made a segment", &error, false);
         }
         self.pause = RETRY_MIN;
@@ -295,10 +295,8 @@ impl Writer {
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
-            state.accounting.clear_line(free);
-            let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
-            behind.iter_mut().for_each(|waiting| state.discard(waiting));
-            behind
+            state.writing.accounting.clear_line(free);
+            state.writing.clear_line()
         };
         for waiting in behind {
             waiting.done.send(Err(Refused::Disk)).ok();
@@ -312,8 +310,8 @@ impl Writer {
         };
         let (mut at, mut place) = {
             let state = self.shared.lock();
-            let offset = state.segments.back().map_or(FIRST_RECORD, |segment| segment.offset);
-            (offset.next_multiple_of(BLOCK), state.end)
+            let offset = state.log.segments.back().map_or(FIRST_RECORD, |segment| segment.offset);
+            (offset.next_multiple_of(BLOCK), state.log.end)
         };
         let (start, first) = (at, place.position);
         let mut records = Vec::with_capacity(group.len());
@@ -351,24 +349,24 @@ impl Writer {
         let planned: u64 = group.iter().map(Waiting::needed).sum();
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        let Some(segment) = state.segments.back_mut() else { return };
+        let Some(segment) = state.log.segments.back_mut() else { return };
         let before = segment.offset.next_multiple_of(BLOCK);
         if let Some((offset, last)) = records.last() {
             segment.offset = offset + last.size();
             segment.end = LogOffset { position: last.end(), byte: last.end_byte() };
-            state.end = segment.end;
+            state.log.end = segment.end;
         }
         let used = segment.offset.next_multiple_of(BLOCK) - before;
         let first = segment.first.position;
         debug_assert!(used <= planned, "a group takes {used} bytes, and was promised {planned}");
         debug_assert!(segment.offset <= segment.size, "a segment is written beyond its end");
-        let is_last = state.waiting.iter().all(|waiting| waiting.opens.is_none());
-        state.accounting.published(if is_last { planned.saturating_sub(used) } else { 0 });
+        let is_last = state.writing.waiting.iter().all(|waiting| waiting.opens.is_none());
+        state.writing.accounting.published(if is_last { planned.saturating_sub(used) } else { 0 });
         let mut evicted = Vec::new();
         for (waiting, (offset, header)) in group.into_iter().zip(records) {
             let bytes = waiting.append.lines.len() as u64;
             metrics.accepted(waiting.append.events, bytes, &waiting.append.levels);
-            state.accepted += waiting.append.events;
+            state.log.accepted += waiting.append.events;
             let record = TailRecord {
                 first: LogOffset { position: header.first, byte: header.first_byte },
                 events: header.events,
@@ -377,14 +375,12 @@ impl Writer {
                 segment: first,
                 offset,
             };
-            state.remember(record, &mut evicted);
+            state.log.remember(record, &mut evicted);
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
         }
-        state.cursors_dirty = true;
-        for (_, cursor) in &state.cursors {
-            cursor.readable.notify_one();
-        }
+        state.writing.cursors_dirty = true;
+        state.log.wake_cursors();
         drop(guard);
         drop(evicted);
     }
@@ -399,20 +395,19 @@ impl Writer {
         let mut state = shared.lock();
         if closes {
             self.active = None;
-            if let Some(segment) = state.segments.back_mut() {
+            if let Some(segment) = state.log.segments.back_mut() {
                 (segment.active, segment.ended) = (false, now());
                 if segment.first == segment.end {
                     let (first, size) = (segment.first.position, segment.size);
-                    state.accounting.retire(first, size);
-                    state.segments.pop_back();
+                    state.writing.accounting.retire(first, size);
+                    state.log.segments.pop_back();
                 }
             }
         }
-        let mut behind: Vec<Waiting> = state.waiting.drain(..).collect();
-        behind.iter_mut().for_each(|waiting| state.discard(waiting));
-        state.accounting.clear_plans(0);
+        let behind = state.writing.clear_line();
+        state.writing.accounting.clear_plans(0);
         if is_full(error)
-            && let Some(chosen) = state.droppable(self.retry_segment_bytes, false)
+            && let Some(chosen) = state.log.droppable(self.retry_segment_bytes, false)
         {
             state.drop_segments(chosen, &self.shared.metrics);
         }
@@ -424,11 +419,11 @@ impl Writer {
     }
 
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
-        if state.fault.as_ref() != Some(&fault) {
+        if state.writing.fault.as_ref() != Some(&fault) {
             let error = fault.clone();
             self.shared.metrics.changed(telemetry::State::DiskRefuses { error });
         }
-        state.fault = Some(fault);
+        state.writing.fault = Some(fault);
         self.wait();
     }
 
@@ -441,7 +436,7 @@ impl Writer {
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
-                self.shared.lock().fault = None;
+                self.shared.lock().writing.fault = None;
                 self.shared.metrics.changed(telemetry::State::DiskIsWell);
             }
             Err(error) => {
@@ -459,7 +454,7 @@ impl Writer {
         self.reclaim(Reclaim::All)?;
         let size = {
             let state = self.shared.lock();
-            state.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
+            state.writing.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
         };
         let least = FIRST_RECORD + BLOCK;
         if size < least {
@@ -470,12 +465,12 @@ impl Writer {
         // too small for a batch whatever is delivered must not wait for it.
         let empty = {
             let state = self.shared.lock();
-            state.required_watermark() == state.end.position
+            state.log.required_watermark() == state.log.end.position
         };
         let wanted = if empty { least } else { self.retry_segment_bytes.clamp(least, size) };
         let made = self.open_segment(size, wanted)?;
         self.retry_segment_bytes = 0;
-        self.shared.lock().accounting.clear_plans(made - FIRST_RECORD);
+        self.shared.lock().writing.accounting.clear_plans(made - FIRST_RECORD);
         Ok(())
     }
 
@@ -485,7 +480,8 @@ impl Writer {
         let end = self.make_way()?;
         let over = {
             let state = self.shared.lock();
-            state.accounting.files() + size > state.accounting.limit(self.shared.usable())
+            state.writing.accounting.files() + size
+                > state.writing.accounting.limit(self.shared.usable())
         };
         let name = segment::file_name(end.position);
         if over {
@@ -493,8 +489,8 @@ impl Writer {
         }
         {
             let state = self.shared.lock();
-            let limit = state.accounting.limit(self.shared.usable());
-            if state.accounting.files() + size > limit || size < least {
+            let limit = state.writing.accounting.limit(self.shared.usable());
+            if state.writing.accounting.files() + size > limit || size < least {
                 return Err(io::Error::other("queue.max_bytes leaves no room for it"));
             }
         }
@@ -520,13 +516,13 @@ impl Writer {
             .and_then(|()| self.shared.disk.sync_directory(SEGMENTS));
         if let Err(error) = safe {
             let mut state = self.shared.lock();
-            state.accounting.made_in_vain(end.position, size);
+            state.writing.accounting.made_in_vain(end.position, size);
             return Err(error);
         }
         self.seal();
         let mut state = self.shared.lock();
-        state.accounting.made(size);
-        state.segments.push_back(Segment {
+        state.writing.accounting.made(size);
+        state.log.segments.push_back(Segment {
             first: end,
             end,
             offset: FIRST_RECORD,
@@ -544,16 +540,16 @@ impl Writer {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
             // A segment without a record is in the way of its successor, which has the same name.
-            if let Some(empty) = state.segments.pop_back_if(|last| last.first == last.end) {
+            if let Some(empty) = state.log.segments.pop_back_if(|last| last.first == last.end) {
                 self.active = None;
-                state.accounting.retire(empty.first.position, empty.size);
+                state.writing.accounting.retire(empty.first.position, empty.size);
             }
-            let end = state.end;
-            (end, state.accounting.has_name(end.position))
+            let end = state.log.end;
+            (end, state.writing.accounting.has_name(end.position))
         };
         if is_taken {
             self.reclaim(Reclaim::All)?;
-            if self.shared.lock().accounting.is_stuck(end.position) {
+            if self.shared.lock().writing.accounting.is_stuck(end.position) {
                 // An empty segment that has its name: the next one would be deleted with it.
                 let name = segment::file_name(end.position);
                 let error = io::Error::other("an empty segment of this name can't be deleted");
@@ -567,10 +563,10 @@ impl Writer {
     /// optional outputs need, and that can be deleted now.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
-        if state.finished().next().is_some() {
+        if state.log.finished().next().is_some() {
             return true;
         }
-        let oldest = state.droppable(1, false);
+        let oldest = state.log.droppable(1, false);
         if let Some(oldest) = oldest {
             state.drop_segments(oldest, &self.shared.metrics);
             return true;
@@ -584,7 +580,7 @@ impl Writer {
         let offset = {
             let mut state = self.shared.lock();
             let found =
-                state.segments.iter_mut().rev().find(|it| it.first.position == active.first);
+                state.log.segments.iter_mut().rev().find(|it| it.first.position == active.first);
             let Some(segment) = found else { return };
             (segment.active, segment.ended) = (false, now());
             segment.offset
@@ -593,12 +589,16 @@ impl Writer {
         match active.file.truncate(offset).and_then(|()| active.file.sync()) {
             Ok(()) => {
                 let mut state = self.shared.lock();
-                let found =
-                    state.segments.iter_mut().rev().find(|it| it.first.position == active.first);
+                let found = state
+                    .log
+                    .segments
+                    .iter_mut()
+                    .rev()
+                    .find(|it| it.first.position == active.first);
                 let Some(segment) = found else { return };
                 let given = segment.size.saturating_sub(offset);
                 segment.size -= given;
-                state.accounting.cut(given);
+                state.writing.accounting.cut(given);
             }
             // It counts with all its room until it is deleted.
             Err(error) => tracing::debug!(%error, "a segment can't be cut to its length"),
@@ -619,21 +619,21 @@ impl Writer {
     pub(super) fn save(&mut self) -> io::Result<()> {
         let (contents, watermark, requested) = {
             let mut state = self.shared.lock();
-            (state.cursors_dirty, state.unsaved) = (false, 0);
-            (state.contents(), state.watermark(), state.save_requested)
+            (state.writing.cursors_dirty, state.writing.unsaved) = (false, 0);
+            (state.log.contents(), state.log.watermark(), state.writing.save_requested)
         };
         self.save_attempted = requested;
         self.save_at = Instant::now() + SAVE_EVERY;
         if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
-            self.shared.lock().cursors_dirty = true;
+            self.shared.lock().writing.cursors_dirty = true;
             return Err(error);
         }
         self.unnamed = false;
         self.saved_end = contents.end.position;
         let mut state = self.shared.lock();
-        state.holes.retain(|hole| hole.end > watermark);
+        state.log.holes.retain(|hole| hole.end > watermark);
         self.shared.log_not_full(&mut state);
-        if std::mem::replace(&mut state.save_done, requested) != requested {
+        if std::mem::replace(&mut state.writing.save_done, requested) != requested {
             self.shared.progress.notify_waiters();
         }
         Ok(())
@@ -646,29 +646,29 @@ impl Writer {
             let mut state = self.shared.lock();
             if state.can_seal_for_room() {
                 self.active = None;
-                state.accounting.clear_plans(0);
-                if let Some(last) = state.segments.back_mut() {
+                state.writing.accounting.clear_plans(0);
+                if let Some(last) = state.log.segments.back_mut() {
                     (last.active, last.ended) = (false, now());
                 }
                 // All that only optional outputs need was not enough without it.
-                let all = state.droppable(state.spare_bytes(), false).unwrap_or_default();
+                let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
                 state.drop_segments(all, &self.shared.metrics);
             }
-            let old = now().saturating_sub(state.keeps());
+            let old = now().saturating_sub(state.log.keeps());
             let is_chosen = |segment: &&Segment| which == Reclaim::All || segment.ended <= old;
-            let finished = state.finished().take_while(is_chosen).count();
-            let finished: Vec<Segment> = state.segments.drain(..finished).collect();
+            let finished = state.log.finished().take_while(is_chosen).count();
+            let finished: Vec<Segment> = state.log.segments.drain(..finished).collect();
             for segment in &finished {
                 debug_assert!(!segment.active, "the segment that is written to is not deleted");
                 debug_assert!(
-                    segment.end.position <= state.watermark(),
+                    segment.end.position <= state.log.watermark(),
                     "an output needs what is deleted"
                 );
-                state.accounting.retire(segment.first.position, segment.size);
+                state.writing.accounting.retire(segment.first.position, segment.size);
             }
             let again = which == Reclaim::All || Instant::now() >= self.again_at;
-            let stuck = state.accounting.stuck().iter().filter(|_| again);
-            stuck.chain(state.accounting.pending_delete()).copied().collect::<Vec<_>>()
+            let stuck = state.writing.accounting.stuck().iter().filter(|_| again);
+            stuck.chain(state.writing.accounting.pending_delete()).copied().collect::<Vec<_>>()
         };
         let mut failed = self.remove_abandoned();
         if removed.is_empty() {
@@ -684,9 +684,9 @@ impl Writer {
             };
             let mut state = self.shared.lock();
             match outcome {
-                Ok(()) => state.accounting.deleted(file),
+                Ok(()) => state.writing.accounting.deleted(file),
                 Err(error) => {
-                    state.accounting.not_deleted(file);
+                    state.writing.accounting.not_deleted(file);
                     self.shared.metrics.write_errors.increment(1);
                     failed.get_or_insert_with(|| named(&name)(error));
                 }
@@ -700,7 +700,7 @@ impl Writer {
     /// Removes the files of large bodies that were not taken; no cursor knows of them. An error
     /// where some stay.
     fn remove_abandoned(&self) -> Option<io::Error> {
-        let abandoned = self.shared.lock().accounting.abandoned().to_vec();
+        let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let mut failed = None;
         for (name, _) in abandoned {
             match self.shared.disk.remove(&name) {
@@ -710,7 +710,7 @@ impl Writer {
                 }
                 Ok(()) | Err(_) => {
                     let mut state = self.shared.lock();
-                    state.accounting.deleted_abandoned(&name);
+                    state.writing.accounting.deleted_abandoned(&name);
                     self.shared.log_not_full(&mut state);
                 }
             }
@@ -722,7 +722,7 @@ impl Writer {
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
-            state.accounting.stuck().len() + state.accounting.abandoned().len()
+            state.writing.accounting.stuck().len() + state.writing.accounting.abandoned().len()
         };
         match failed {
             Some(error) => {
@@ -744,9 +744,9 @@ impl Writer {
     }
 
     fn reclaim_or_tell(&mut self) {
-        let is_wanted = self.shared.lock().reclaim_wanted;
+        let is_wanted = self.shared.lock().writing.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
-        self.shared.lock().reclaim_wanted = false;
+        self.shared.lock().writing.reclaim_wanted = false;
         self.shared.reclaimed.notify_all();
         let failed = outcome.inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
@@ -760,16 +760,16 @@ impl Writer {
 
     /// The clean end: what waits is written, the cursors are exact, the last segment keeps only what it needs.
     pub(super) fn end(mut self) {
-        while !self.shared.lock().waiting.is_empty() {
+        while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
         }
         let outdated = {
             let mut state = self.shared.lock();
-            state.accounting.clear_plans(0);
+            state.writing.accounting.clear_plans(0);
             drop(state);
             self.seal();
             let state = self.shared.lock();
-            state.cursors_dirty || state.end.position != self.saved_end
+            state.writing.cursors_dirty || state.log.end.position != self.saved_end
         };
         let left = match outdated {
             true => self.save().and_then(|()| self.reclaim(Reclaim::Old)),
@@ -795,10 +795,9 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
-            state.fault =
-                Some("the thread that writes the queue has panicked, restart the relay".to_owned());
-            state.waiting.clear();
-            state.accounting.clear_plans(0);
+            state.writing.fault = Some("the thread that writes the queue has panicked, restart the relay".to_owned());
+            state.writing.waiting.clear();
+            state.writing.accounting.clear_plans(0);
             drop(state);
             self.shared.panicked.cancel();
         }

@@ -81,7 +81,8 @@ impl Scene {
 
     /// Sends events until another segment is the active one.
     fn fill_segment(&mut self) {
-        let active = |scene: &Self| scene.queue.shared.lock().segments.back().map(|it| it.first);
+        let active =
+            |scene: &Self| scene.queue.shared.lock().log.segments.back().map(|it| it.first);
         let before = active(self);
         while active(self) == before {
             assert_eq!(self.send(5000), Ok(()));
@@ -177,7 +178,7 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     // The first group of the next segment can't be synced. The segment stays empty, and its file is
     // in the way of its successor.
     let next = segment::file_name(Position::new(scene.sent));
-    while scene.queue.shared.lock().accounting.segment_free() >= needed(5000) {
+    while scene.queue.shared.lock().writing.accounting.segment_free() >= needed(5000) {
         assert_eq!(scene.send(5000), Ok(()));
         scene.deliver();
     }

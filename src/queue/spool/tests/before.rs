@@ -69,7 +69,7 @@ impl Scene {
         }
         let append = Append { lines: Bytes::from(all), events, levels: LevelCounts::default() };
         let mut ticket = self.queue.append(append).expect("room");
-        if let Some(waiting) = self.queue.shared.lock().waiting.back_mut() {
+        if let Some(waiting) = self.queue.shared.lock().writing.waiting.back_mut() {
             waiting.received -= u64::try_from(ago.as_millis()).expect("not so long");
         }
         self.writer.perform(Step::Commit);

@@ -69,6 +69,7 @@ impl Running {
         self.queue
             .shared
             .lock()
+            .log
             .cursors
             .iter()
             .map(|(_, cursor)| cursor.claims.read.get())
@@ -76,7 +77,7 @@ impl Running {
     }
 
     fn end(&self) -> u64 {
-        self.queue.shared.lock().end.position.get()
+        self.queue.shared.lock().log.end.position.get()
     }
 
     fn append(&self, events: impl Iterator<Item = (u64, usize)>) {
@@ -137,7 +138,7 @@ impl Running {
     }
 
     fn stop(self) {
-        self.queue.shared.lock().closed = true;
+        self.queue.shared.lock().writing.closed = true;
         self.writer.end();
     }
 
@@ -185,7 +186,7 @@ impl Spool {
                 running.append((number..).zip(lengths));
                 number += events;
             }
-            while !running.queue.shared.lock().waiting.is_empty() {
+            while !running.queue.shared.lock().writing.waiting.is_empty() {
                 running.work(&[Step::Commit]);
             }
             match rng.u8(..8) {

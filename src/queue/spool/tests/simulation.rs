@@ -571,11 +571,11 @@ impl Simulation {
         let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
         let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
         let before = self.segments();
-        let fault = self.state().fault.is_some();
+        let fault = self.state().writing.fault.is_some();
         let queue = self.process().queue.clone();
         let admitted = queue.admits(bytes);
         let taken = queue.append(append);
-        let opens = self.state().waiting.back().and_then(|waiting| waiting.opens);
+        let opens = self.state().writing.waiting.back().and_then(|waiting| waiting.opens);
         let after = self.segments();
         let new: Vec<_> = before.into_iter().filter(|segment| !after.contains(segment)).collect();
         let outcome = taken.as_ref().map(|_| ()).map_err(|refused| *refused);
@@ -609,7 +609,7 @@ impl Simulation {
 
     fn segments(&self) -> Vec<Range<u64>> {
         let numbers = |segment: &Segment| segment.first.position.get()..segment.end.position.get();
-        self.state().segments.iter().map(numbers).collect()
+        self.state().log.segments.iter().map(numbers).collect()
     }
 
     /// Notes that a segment is gone, and checks that it could go. `drop_oldest` is true if required
@@ -647,12 +647,12 @@ impl Simulation {
         let writer = self.process.as_ref().and_then(|process| process.writer.as_ref());
         let is_idle = writer.is_none_or(Writer::is_idle);
         let state = self.state();
-        let well = state.fault.is_none();
+        let well = state.writing.fault.is_none();
         let mut due = Vec::new();
         due.extend((!well).then_some(Step::Probe));
-        due.extend(state.cursors_dirty.then_some(Step::Save));
-        due.extend((well && !state.waiting.is_empty()).then_some(Step::Commit));
-        let deletes = state.can_reclaim() || !state.accounting.stuck().is_empty();
+        due.extend(state.writing.cursors_dirty.then_some(Step::Save));
+        due.extend((well && !state.writing.waiting.is_empty()).then_some(Step::Commit));
+        let deletes = state.can_reclaim() || !state.writing.accounting.stuck().is_empty();
         due.extend(deletes.then_some(Step::Reclaim));
         assert!(due.is_empty() || !is_idle, "the writer sleeps, and {due:?} are due");
         due
@@ -664,10 +664,11 @@ impl Simulation {
         let Some(step) = self.rng.choice(due) else { return false };
         let group = {
             let state = self.state();
-            let later = state.waiting.iter().skip(1).position(|waiting| waiting.opens.is_some());
-            later.map_or(state.waiting.len(), |later| later + 1)
+            let later =
+                state.writing.waiting.iter().skip(1).position(|waiting| waiting.opens.is_some());
+            later.map_or(state.writing.waiting.len(), |later| later + 1)
         };
-        let (before, told_full) = (self.segments(), self.state().told_full);
+        let (before, told_full) = (self.segments(), self.state().writing.told_full);
         self.process().writer.as_mut().expect("it works").perform(step);
         self.note_dropped(before, told_full);
         self.hear(if step == Step::Commit { group } else { 0 });
@@ -699,7 +700,7 @@ impl Simulation {
     /// Reads the answers to the senders that wait. The first `written` batches may have been
     /// written.
     fn hear(&mut self, written: usize) {
-        let end = self.state().end.position;
+        let end = self.state().log.end.position;
         let mut new = end - Position::new(self.log.len() as u64);
         let mut waiting = VecDeque::new();
         for (number, (sent, mut ticket)) in
@@ -736,21 +737,21 @@ impl Simulation {
 
     fn shown(&self) -> String {
         let state = self.state();
-        let segments = state.segments.iter().map(|segment| {
+        let segments = state.log.segments.iter().map(|segment| {
             let (first, end) = (segment.first.position, segment.end.position);
             let active = if segment.active { "*" } else { "" };
             format!("{first}..{end}({}){active}", segment.size)
         });
         format!(
             "end {}, segments {:?}, doomed {:?}, stuck {:?}, fault {:?}, {} wait, free {}, opening {}",
-            state.end.position,
+            state.log.end.position,
             segments.collect::<Vec<_>>(),
-            state.accounting.pending_delete(),
-            state.accounting.stuck(),
-            state.fault,
-            state.waiting.len(),
-            state.accounting.segment_free(),
-            state.accounting.reserved_new()
+            state.writing.accounting.pending_delete(),
+            state.writing.accounting.stuck(),
+            state.writing.fault,
+            state.writing.waiting.len(),
+            state.writing.accounting.segment_free(),
+            state.writing.accounting.reserved_new()
         )
     }
 
@@ -964,7 +965,7 @@ impl Simulation {
             // A read that had begun may be useless. Every other read brings a claim, the lines of
             // one segment, or the news that something is missing.
             patience += 1;
-            let most = 10 + 3 * self.state().segments.len();
+            let most = 10 + 3 * self.state().log.segments.len();
             let name = &self.outputs[chosen].name;
             assert!(patience < most, "{name} has read {patience} times for nothing");
             self.load(chosen);
@@ -1038,10 +1039,16 @@ impl Simulation {
     fn find_again(&mut self, names: &[&str], counts: Vec<Counts>, required: Vec<bool>) {
         let (end, holes, oldest, places, safe) = {
             let state = self.state();
-            let oldest = state.segments.front().map_or(state.end, |segment| segment.first);
+            let oldest = state.log.segments.front().map_or(state.log.end, |segment| segment.first);
             let places: Vec<_> =
-                state.cursors.iter().map(|(_, cursor)| cursor.claims.read).collect();
-            (state.end.position, state.holes.clone(), oldest.position, places, !state.cursors_dirty)
+                state.log.cursors.iter().map(|(_, cursor)| cursor.claims.read).collect();
+            (
+                state.log.end.position,
+                state.log.holes.clone(),
+                oldest.position,
+                places,
+                !state.writing.cursors_dirty,
+            )
         };
         say!(self, "start with {names:?} at {places:?}: {}", self.shown());
         let before = self.log.len() as u64;
@@ -1127,7 +1134,7 @@ impl Simulation {
     /// record has become a zero. The queue therefore takes them for damage and counts their events
     /// as lost, which the model can't follow.
     fn is_ambiguous(&self, before: u64) -> bool {
-        let (segment, damaged) = match self.state().segments.back() {
+        let (segment, damaged) = match self.state().log.segments.back() {
             Some(last) if !last.damaged.is_empty() => (last.first, last.damaged.clone()),
             Some(_) | None => return false,
         };
@@ -1227,8 +1234,8 @@ impl Simulation {
     }
 
     fn end(&mut self) {
-        self.state().closed = true;
-        let (before, told_full) = (self.segments(), self.state().told_full);
+        self.state().writing.closed = true;
+        let (before, told_full) = (self.segments(), self.state().writing.told_full);
         self.process().writer.take().expect("it works").end();
         self.note_dropped(before, told_full);
         self.hear(usize::MAX);
@@ -1238,7 +1245,7 @@ impl Simulation {
 
     /// If the cursors file is up to date, it holds all positions.
     fn note_saved(&mut self) {
-        let safe = !self.state().cursors_dirty;
+        let safe = !self.state().writing.cursors_dirty;
         if safe {
             // The file names only the outputs of this process.
             self.known.clear();
@@ -1480,7 +1487,7 @@ impl Simulation {
         say!(self, "{segment_bytes} of {max_bytes}, {when_full:?}");
         let taken = {
             let state = self.state();
-            state.accounting.taken() + 2 * cursors::BYTES
+            state.writing.accounting.taken() + 2 * cursors::BYTES
         };
         self.bound = taken.max(max_bytes);
         let config = self.config.clone();
@@ -1497,14 +1504,14 @@ impl Simulation {
     fn check(&mut self) {
         self.note_saved();
         let state = self.process.as_ref().expect("it runs").queue.shared.lock();
-        assert!(self.faulty || state.fault.is_none(), "{:?}", state.fault);
-        assert_eq!(state.end.position, self.log.len() as u64);
-        assert_eq!(state.waiting.len(), self.waiting.len());
-        assert_eq!(state.cursors.len(), self.outputs.len());
+        assert!(self.faulty || state.writing.fault.is_none(), "{:?}", state.writing.fault);
+        assert_eq!(state.log.end.position, self.log.len() as u64);
+        assert_eq!(state.writing.waiting.len(), self.waiting.len());
+        assert_eq!(state.log.cursors.len(), self.outputs.len());
         for output in &self.outputs {
-            let found = state.cursors.iter().find(|(_, it)| it.output.name == output.name);
+            let found = state.log.cursors.iter().find(|(_, it)| it.output.name == output.name);
             let (_, cursor) = found.expect("it has not left");
-            let (name, backlog) = (&output.name, state.backlog(cursor));
+            let (name, backlog) = (&output.name, state.log.backlog(cursor));
             let fates = || (0..).zip(&output.fates);
             let waiting_at = || fates().filter(|(_, fate)| **fate == Fate::Waiting);
             let waiting = output.waiting();
@@ -1524,7 +1531,7 @@ impl Simulation {
             );
             // Holes may have been joined. Only the sum of their bytes is known then.
             let read = cursor.claims.read;
-            let is_within = state.holes.iter().any(|hole| hole.start < read && read < hole.end);
+            let is_within = state.log.holes.iter().any(|hole| hole.start < read && read < hole.end);
             if !output.guessed && !is_within {
                 let waiting = waiting_at().map(|(position, _)| self.length(position));
                 // The lengths of some events are not known yet.
@@ -1536,17 +1543,17 @@ impl Simulation {
             if let Some((oldest, _)) = waiting_at().next() {
                 let holds =
                     |segment: &Segment| segment.positions().contains(&Position::new(oldest));
-                assert!(state.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
+                assert!(state.log.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
             }
         }
         // A cursor may have passed dropped events, or not.
         let to = self.outputs.iter().map(|output| output.watermark().1).min().unwrap_or(0);
         let from = self.outputs.iter().map(|output| output.watermark().0).min().unwrap_or(0);
-        let held = state.watermark();
+        let held = state.log.watermark();
         let before = (held.get()..from).all(|position| self.dropped.contains(&position));
         assert!(before && held <= Position::new(to), "{held} is held, not {from} to {to}");
         let names = self.disk.names();
-        for segment in &state.segments {
+        for segment in &state.log.segments {
             let name = segment::file_name(segment.first.position);
             assert!(names.contains(&name), "{name} is gone");
         }
@@ -1558,7 +1565,7 @@ impl Simulation {
         // Bytes that were cut off a file still count if the cut could not be synced.
         let files = segments + cursors::BYTES;
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
-        let taken = held + self.state().accounting.reserved_new() + cursors::BYTES;
+        let taken = held + self.state().writing.accounting.reserved_new() + cursors::BYTES;
         self.bound = self.config.max_bytes.max(self.bound.min(taken));
         let most = self.bound;
         assert!(segments + others <= most, "{segments} and {others} of {most}");
@@ -1627,8 +1634,8 @@ impl Simulation {
         assert!(self.settle());
         self.check();
         let state = self.state();
-        let left = state.segments.iter().filter(|segment| !segment.active).count();
-        let accounting = &state.accounting;
+        let left = state.log.segments.iter().filter(|segment| !segment.active).count();
+        let accounting = &state.writing.accounting;
         let is_clean = [
             accounting.pending_delete().len(),
             accounting.stuck().len(),

@@ -1,0 +1,618 @@
+//! What the spool knows in memory: one value under one lock, in two halves.
+//!
+//! [`LogState`] is what cursors and the writer share, the log itself. [`WriterState`] is what leads
+//! up to it: the line of batches, the counters of files, and what the writer has to do. Only what
+//! needs both halves is a method of [`SpoolState`].
+
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use slab::Slab;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::AHEAD_BYTES;
+use super::CHUNK_MAX;
+use super::CHUNK_MIN;
+use super::HANGS;
+use super::HOLES_MAX;
+use super::TAIL_BYTES;
+use super::accounting::Accounting;
+use super::cursor::CursorState;
+use super::incoming::IncomingFile;
+use super::needed;
+use super::now;
+use crate::config;
+use crate::config::BATCH_OVERHEAD;
+use crate::config::WhenFull;
+use crate::queue::Append;
+use crate::queue::Backlog;
+use crate::queue::Position;
+use crate::queue::Refused;
+use crate::queue::cursors;
+use crate::queue::cursors::Contents;
+use crate::queue::cursors::Hole;
+use crate::queue::cursors::LogOffset;
+use crate::queue::outputs::Departed;
+use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::RECORD_HEADER;
+use crate::telemetry::QueueMetrics;
+
+/// Everything that is under the spool's lock ([`super::Shared::lock`]).
+///
+/// The lock is held for bookkeeping only: never while a file is read, written, synced or deleted,
+/// and never across an await. Both halves have the same lock, because most changes touch both: a
+/// dropped segment leaves the log and is counted as to be deleted in one step.
+pub(super) struct SpoolState {
+    pub(super) log: LogState,
+    pub(super) writing: WriterState,
+}
+
+/// The log as it is on the disk: what is synced, and how far each output has got.
+///
+/// Cursors read it and move their own places in it. The writer thread extends it, and takes
+/// segments off its front. A batch appears here only after its sync, all of it at once, with
+/// positions that follow those before it.
+///
+/// Invariants:
+///
+/// - `segments` are in the order of their positions. Each ends where the next begins, unless a
+///   segment was dropped between them.
+/// - `end` is the end of the last segment, or behind it: after a start the cursors file may know
+///   of a later end than the files.
+/// - At most the last segment is active, that is written to. Its file is longer than what is in
+///   it: the room is reserved when the segment is made.
+/// - `tail` holds the newest records that were stored since the start, in order, [`TAIL_BYTES`] of
+///   them at most. There may be gaps: a large body never is in the tail, and what is dropped leaves
+///   it. A cursor that stands within a record of the tail reads no file.
+/// - Every cursor's watermark lies at or before `end`. A segment stays until all watermarks have
+///   passed it, or until it is dropped because its room was needed; a drop is counted for each
+///   output that had not got all of it.
+///
+/// What must never happen: that a position is given twice, or that an event is in no segment, no
+/// hole and no counter.
+pub(super) struct LogState {
+    /// The segments of the log, oldest first. Those that have left it are in [`Accounting`].
+    pub(super) segments: VecDeque<Segment>,
+    /// The end of what is synced.
+    pub(super) end: LogOffset,
+    /// The newest synced records, oldest first.
+    pub(super) tail: VecDeque<TailRecord>,
+    /// The weight of all records in `tail`, in bytes.
+    tail_bytes: u64,
+    /// Bytes that a cursor reads from a file at once. It depends on the number of cursors.
+    pub(super) chunk: u64,
+    pub(super) cursors: Slab<CursorState>,
+    pub(super) departed: Departed,
+    /// Events stored since the process started.
+    pub(super) accepted: u64,
+    /// Segments that were dropped, and counted, before every output had got them. In order.
+    pub(super) holes: Vec<Hole>,
+    /// The relay drains: nothing more is handed out.
+    pub(super) draining: bool,
+}
+
+/// What leads up to the log: the line of batches, the files' bytes, and the writer's tasks.
+///
+/// Senders put batches into the line and take them out again when they go. The writer thread takes
+/// the rest from its front, in groups. All flags here ask something of the writer, or tell its
+/// state: whoever sets one wakes the writer by [`super::Shared::work`].
+///
+/// Invariants:
+///
+/// - The numbers in `waiting` rise from front to back. A batch with `opens` begins a new segment;
+///   the batches behind it, up to the next one with `opens`, go into the same segment and fit there
+///   ([`Accounting::check`]).
+/// - While `fault` is set the line is empty: with the fault the writer refuses all that is in it,
+///   and an append is refused before it joins.
+/// - `save_done <= save_requested`.
+pub(super) struct WriterState {
+    pub(super) accounting: Accounting,
+    /// Batches that are not written yet, in the order of their numbers.
+    pub(super) waiting: VecDeque<Waiting>,
+    /// The number of the next batch that joins the line.
+    pub(super) arrivals: u64,
+    /// `queue.segment_bytes`: the size of a new segment, in bytes.
+    pub(super) segment_bytes: u64,
+    pub(super) when_full: WhenFull,
+    /// The log says that the queue is full. It says so from the first batch that finds no room until
+    /// a fifth of `queue.max_bytes` is free again.
+    pub(super) told_full: bool,
+    /// An incoming body waits for room. It waits until finished segments are deleted.
+    pub(super) reclaim_wanted: bool,
+    /// Segments are dropped for one incoming body that has not come whole yet. For another body none
+    /// are dropped meanwhile.
+    pub(super) has_dropper: bool,
+    /// The number in the name of the next incoming file.
+    pub(super) incoming_count: u64,
+    /// Why nothing can be stored: the last error of the disk. `None` if the disk is well.
+    pub(super) fault: Option<String>,
+    /// When the writer began the step that it is at. `None` while it waits for something to do.
+    pub(super) busy: Option<Instant>,
+    /// Bytes of lines that became final since the cursors file was written.
+    pub(super) unsaved: u64,
+    /// The cursors file on disk is out of date and must be written again.
+    pub(super) cursors_dirty: bool,
+    /// How often a save was asked for that cannot wait for its time: when an output joins or leaves.
+    pub(super) save_requested: u64,
+    /// The value of `save_requested` at the last save that succeeded: all requests up to this number
+    /// are in the file.
+    pub(super) save_done: u64,
+    /// Nothing more is taken; the writer ends.
+    pub(super) closed: bool,
+}
+
+/// One file of the log.
+pub(super) struct Segment {
+    pub(super) first: LogOffset,
+    /// The end of its last record, where the next segment begins.
+    pub(super) end: LogOffset,
+    /// The offset in the file where the last record ends.
+    pub(super) offset: u64,
+    /// Bytes that the file takes, reserved room included.
+    pub(super) size: u64,
+    /// Offsets at which damage was found. Each is counted once, however many cursors read it.
+    pub(super) damaged: BTreeSet<u64>,
+    /// The writer writes to it.
+    pub(super) active: bool,
+    /// When the segment was written to last, or was found at the start, in ms since 1970. The time
+    /// for which outputs keep finished segments ([`crate::queue::Output::keeps`]) begins then.
+    pub(super) ended: u64,
+}
+
+/// A synced record in memory.
+pub(super) struct TailRecord {
+    pub(super) first: LogOffset,
+    pub(super) events: u64,
+    pub(super) lines: Bytes,
+    /// When the batch was received, in ms since 1970.
+    pub(super) received: u64,
+    /// The first position of the segment that the record is in.
+    pub(super) segment: Position,
+    /// The offset of the record's header in that segment.
+    pub(super) offset: u64,
+}
+
+/// A batch on its way to the disk.
+pub(super) struct Waiting {
+    /// The batch's number in the line, by which its ticket finds it.
+    pub(super) number: u64,
+    /// The batch. It has no lines here if they are in an incoming file.
+    pub(super) append: Append,
+    /// A large body, whose file becomes a segment of its own.
+    pub(super) incoming: Option<IncomingFile>,
+    /// When the batch was received, in ms since 1970.
+    pub(super) received: u64,
+    /// The batch begins a new segment of this size. 0 for an incoming file, whose bytes are counted
+    /// already.
+    pub(super) opens: Option<u64>,
+    /// Gets the answer for the sender.
+    pub(super) done: oneshot::Sender<Result<(), Refused>>,
+}
+
+/// Bytes that a cursor reads from a file at once if there are this many outputs.
+fn chunk(outputs: usize) -> u64 {
+    (AHEAD_BYTES / 4 / outputs.max(1) as u64).clamp(CHUNK_MIN, CHUNK_MAX)
+}
+
+impl SpoolState {
+    /// The state of an empty directory. The first thing to do is to save that.
+    pub(super) fn new(config: &config::Queue) -> Self {
+        Self { log: LogState::new(), writing: WriterState::new(config) }
+    }
+
+    /// Compares the counters with what is held.
+    ///
+    /// # Panics
+    ///
+    /// If something is not as [`LogState`], [`WriterState`] and [`Accounting`] promise. Debug builds
+    /// and tests only.
+    pub(super) fn check(&self) {
+        let Self { log, writing } = self;
+        writing.accounting.check(&log.segments, &writing.waiting);
+        let is_refused = writing.fault.is_none() || writing.waiting.is_empty();
+        assert!(is_refused, "with a fault nothing waits: {:?}", writing.fault);
+        assert!(writing.save_done <= writing.save_requested, "nobody asked for what is saved");
+        let active = log.segments.iter().filter(|segment| segment.active).count();
+        let is_last = log.segments.back().is_some_and(|last| last.active);
+        assert!(active == usize::from(is_last), "only the last segment is written to");
+        if cfg!(test) {
+            let weight: u64 = log.tail.iter().map(TailRecord::weight).sum();
+            assert_eq!(log.tail_bytes, weight, "the tail weighs as much as its records");
+        }
+    }
+
+    /// Whether the segment that is written to may be ended so that its room can be used: the queue
+    /// is full, nothing is in the line, and every required output has got all there is.
+    pub(super) fn can_seal_for_room(&self) -> bool {
+        self.writing.told_full
+            && self.writing.waiting.is_empty()
+            && self.log.required_watermark() == self.log.end.position
+            && self.log.segments.back().is_some_and(|last| last.active)
+    }
+
+    /// Whether the writer has files to delete now: files that no output needs, and that no output
+    /// wants to look at when it starts again.
+    pub(super) fn can_reclaim(&self) -> bool {
+        !self.writing.accounting.pending_delete().is_empty()
+            || !self.writing.accounting.abandoned().is_empty()
+            || self.writing.reclaim_wanted
+            || self.log.kept_for() == Some(Duration::ZERO)
+            || self.can_seal_for_room()
+    }
+
+    /// Bytes that the writer can give back without a loss: of finished segments, also those that
+    /// outputs want to keep for a while, and of segments that have left the log.
+    pub(super) fn reclaimable(&self) -> u64 {
+        self.writing.accounting.pending_bytes()
+            + self.log.finished().map(|segment| segment.size).sum::<u64>()
+    }
+
+    /// Drops the segments with these indices, in rising order, for every output that has not got all
+    /// of them. Each output counts what it loses.
+    pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
+        let Self { log, writing } = self;
+        for index in chosen.into_iter().rev() {
+            let Some(segment) = log.segments.remove(index) else { continue };
+            log.lose(&segment, metrics);
+            writing.accounting.retire(segment.first.position, segment.size);
+            writing.cursors_dirty = true;
+        }
+        log.join_holes();
+    }
+
+    /// Adds the cursor of an output that joins. Returns its index in [`LogState::cursors`].
+    pub(super) fn insert_cursor(&mut self, cursor: CursorState) -> usize {
+        cursor.output.show_keeping(self.writing.when_full);
+        let index = self.log.cursors.insert(cursor);
+        self.log.chunk = chunk(self.log.cursors.len());
+        index
+    }
+
+    /// Takes out the cursor of an output that leaves; its claims go with it. Asks the writer to save
+    /// the cursors file without it.
+    pub(super) fn remove_cursor(&mut self, index: usize) -> CursorState {
+        let cursor = self.log.cursors.remove(index);
+        self.log.chunk = chunk(self.log.cursors.len());
+        self.writing.ask_to_save();
+        cursor
+    }
+
+    /// The file of a large body becomes the log's last segment. Nothing more is written to it.
+    pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
+        let Self { log, writing } = self;
+        let first = log.end;
+        log.end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
+        log.accepted += events;
+        let last = stored.records.last();
+        log.segments.push_back(Segment {
+            first,
+            end: log.end,
+            offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
+            size: stored.size,
+            damaged: BTreeSet::new(),
+            active: false,
+            ended: now(),
+        });
+        writing.accounting.adopt_incoming(stored.size);
+        writing.accounting.published(0);
+        writing.cursors_dirty = true;
+        log.wake_cursors();
+    }
+}
+
+impl LogState {
+    fn new() -> Self {
+        Self {
+            segments: VecDeque::new(),
+            end: LogOffset::default(),
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            chunk: chunk(0),
+            cursors: Slab::new(),
+            departed: Departed::default(),
+            accepted: 0,
+            holes: Vec::new(),
+            draining: false,
+        }
+    }
+
+    /// The first position that some output has not finished; the log's end if there is none.
+    pub(super) fn watermark(&self) -> Position {
+        let watermarks = self.cursors.iter().map(|(_, cursor)| cursor.claims.watermark());
+        watermarks.min().unwrap_or(self.end.position)
+    }
+
+    /// The first position that some required output has not finished; the log's end if there is
+    /// none.
+    pub(super) fn required_watermark(&self) -> Position {
+        let required = self.cursors.iter().filter(|(_, cursor)| cursor.output.required);
+        let watermarks = required.map(|(_, cursor)| cursor.claims.watermark());
+        watermarks.min().unwrap_or(self.end.position)
+    }
+
+    /// The segments at the front that no output needs any more.
+    pub(super) fn finished(&self) -> impl Iterator<Item = &Segment> {
+        let watermark = self.watermark();
+        self.segments
+            .iter()
+            .take_while(move |segment| !segment.active && segment.end.position <= watermark)
+    }
+
+    /// Bytes of spare segments: those that only optional outputs need.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        let (needed, held) = (self.required_watermark(), self.watermark());
+        let behind = self.segments.iter().skip_while(|segment| segment.end.position <= held);
+        let spare = behind.take_while(|it| !it.active && it.end.position <= needed);
+        spare.map(|segment| segment.size).sum()
+    }
+
+    /// For how many milliseconds finished segments are kept, unless their room is needed: the
+    /// longest time that an output asks for.
+    pub(super) fn keeps(&self) -> u64 {
+        let keeps = self.cursors.iter().map(|(_, cursor)| cursor.output.keeps).max();
+        keeps.map_or(0, |keeps| u64::try_from(keeps.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// How much longer the first of the finished segments is kept; `None` if none is finished.
+    pub(super) fn kept_for(&self) -> Option<Duration> {
+        let first = self.finished().next()?;
+        let until = first.ended.saturating_add(self.keeps());
+        Some(Duration::from_millis(until.saturating_sub(now())))
+    }
+
+    /// The index of the first segment that ends behind a position; the number of segments if none
+    /// does.
+    pub(super) fn segment_at(&self, position: Position) -> usize {
+        self.segments.partition_point(|segment| segment.end.position <= position)
+    }
+
+    /// The index of the record in the tail that holds a position; `None` if the tail does not have
+    /// it.
+    pub(super) fn tail_at(&self, position: Position) -> Option<usize> {
+        let index = self.tail.partition_point(|record| record.end() <= position);
+        self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
+    }
+
+    /// Events and bytes of all holes from a position on.
+    pub(super) fn dropped_from(&self, position: Position) -> (u64, u64) {
+        cursors::dropped_from(&self.holes, position)
+    }
+
+    /// What an output has not finished.
+    pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
+        let (mut events, mut bytes) = cursor.open();
+        let (dropped_events, dropped_bytes) = self.dropped_from(cursor.claims.read);
+        let (counted_events, counted_bytes) = cursor.counted_from(cursor.claims.read);
+        events += (self.end.position - cursor.claims.read)
+            .saturating_sub(dropped_events + counted_events);
+        bytes += self
+            .end
+            .byte
+            .saturating_sub(cursor.read_byte)
+            .saturating_sub(dropped_bytes + counted_bytes);
+        let received = cursor.oldest().or_else(|| {
+            let index = self.tail_at(cursor.claims.read)?;
+            self.tail.get(index).map(|record| record.received)
+        });
+        let age = Duration::from_millis(now().saturating_sub(received.unwrap_or(cursor.received)));
+        Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
+    }
+
+    /// Chooses the oldest segments that together hold at least so many bytes, and returns their
+    /// indices. Spare segments may be chosen, which only optional outputs need; with `drop_oldest`
+    /// also segments of which no required output has an event on the wire. `None` if all of those
+    /// together hold less: then nothing should be dropped.
+    pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
+        let (needed, held) = (self.required_watermark(), self.watermark());
+        let (mut chosen, mut gained) = (Vec::new(), 0);
+        for (index, segment) in self.segments.iter().enumerate() {
+            if gained >= bytes {
+                break;
+            }
+            let is_spare = segment.end.position <= needed;
+            let is_kept = !is_spare
+                && (!drop_oldest
+                    || self.cursors.iter().any(|(_, cursor)| {
+                        cursor.output.required && cursor.claims.has_on_wire(segment.positions())
+                    }));
+            if !segment.active && segment.end.position > held && !is_kept {
+                gained += segment.size;
+                chosen.push(index);
+            }
+        }
+        (gained >= bytes).then_some(chosen)
+    }
+
+    /// Notes that a segment, which was taken out of the log, is lost for each output that has not
+    /// got all of it.
+    fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
+        let mut missed = 0;
+        for (_, cursor) in &mut self.cursors {
+            let lost = cursor.drop_segment(segment);
+            if cursor.output.required {
+                missed = lost.max(missed);
+            }
+        }
+        metrics.dropped.drop_oldest.increment(missed);
+        self.tail.retain(|record| record.segment != segment.first.position);
+        self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
+        self.holes.push(Hole {
+            start: segment.first.position,
+            end: segment.end.position,
+            bytes: segment.end.byte - segment.first.byte,
+        });
+    }
+
+    /// Sorts the holes, and joins neighbours if there are too many for a slot of the cursors file:
+    /// their number stays limited however long a consumer hangs. The backlog of a cursor that stands
+    /// within a joined hole is then too low in bytes, not in events.
+    fn join_holes(&mut self) {
+        self.holes.sort_unstable_by_key(|hole| hole.start);
+        if self.holes.len() > HOLES_MAX {
+            self.holes.dedup_by(|next, hole| {
+                let adjoins = hole.end == next.start;
+                if adjoins {
+                    (hole.end, hole.bytes) = (next.end, hole.bytes + next.bytes);
+                }
+                adjoins
+            });
+        }
+    }
+
+    /// Adds a record to the tail, and takes the oldest records out until the tail fits into
+    /// [`TAIL_BYTES`]. They are moved to `evicted`: the caller drops them without the lock, because
+    /// freeing a large one takes a while.
+    pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
+        self.tail_bytes += record.weight();
+        self.tail.push_back(record);
+        while self.tail_bytes > TAIL_BYTES {
+            let Some(oldest) = self.tail.pop_front() else { return };
+            self.tail_bytes -= oldest.weight();
+            if oldest.lines.len() as u64 > self.chunk {
+                // A cursor that has pieces of a large record would hold more than its share of
+                // memory for as long as its consumer is away.
+                for (_, cursor) in &mut self.cursors {
+                    cursor.forget_pieces_of(oldest.first.position..oldest.end());
+                }
+            }
+            evicted.push(oldest);
+        }
+    }
+
+    /// What the cursors file is to say.
+    pub(super) fn contents(&self) -> Contents {
+        let offset = |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), cursor.saved());
+        let outputs = self.cursors.iter().map(offset);
+        Contents { end: self.end, outputs: outputs.collect(), holes: self.holes.clone() }
+    }
+
+    /// Tells every cursor that the log has grown.
+    pub(super) fn wake_cursors(&self) {
+        for (_, cursor) in &self.cursors {
+            cursor.readable.notify_one();
+        }
+    }
+}
+
+impl WriterState {
+    fn new(config: &config::Queue) -> Self {
+        Self {
+            accounting: Accounting::default(),
+            waiting: VecDeque::new(),
+            arrivals: 0,
+            segment_bytes: config.segment_bytes,
+            when_full: config.when_full,
+            told_full: false,
+            reclaim_wanted: false,
+            has_dropper: false,
+            incoming_count: 0,
+            fault: None,
+            busy: None,
+            unsaved: 0,
+            cursors_dirty: true,
+            save_requested: 0,
+            save_done: 0,
+            closed: false,
+        }
+    }
+
+    /// Why nothing can be stored: the disk's last error, or that the writer has been at one step for
+    /// more than [`HANGS`]. `None` if batches can be stored.
+    pub(super) fn fault(&self) -> Option<String> {
+        let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
+        let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
+        self.fault.clone().or(hangs)
+    }
+
+    /// Asks the writer to save the cursors file at once. Returns the request's number: it is
+    /// fulfilled when [`WriterState::save_done`] has reached that.
+    pub(super) fn ask_to_save(&mut self) -> u64 {
+        self.cursors_dirty = true;
+        self.save_requested += 1;
+        self.save_requested
+    }
+
+    /// Puts a batch into the line. Returns its number there, and where the answer will come.
+    pub(super) fn join_line(
+        &mut self,
+        append: Append,
+        incoming: Option<IncomingFile>,
+        opens: Option<u64>,
+    ) -> (u64, oneshot::Receiver<Result<(), Refused>>) {
+        let (done, acknowledged) = oneshot::channel();
+        let number = self.arrivals;
+        self.arrivals += 1;
+        let received = now();
+        self.waiting.push_back(Waiting { number, append, incoming, received, opens, done });
+        (number, acknowledged)
+    }
+
+    /// Takes a batch out of the line, with what was planned for it. Nothing happens if the writer has
+    /// taken the batch already.
+    pub(super) fn withdraw(&mut self, number: u64) {
+        let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
+            return;
+        };
+        let Some(mut withdrawn) = self.waiting.remove(index) else { return };
+        self.discard(&mut withdrawn);
+        // If the batch was to begin a segment, the next one in that segment begins it instead.
+        let next = self.waiting.get_mut(index).filter(|next| next.opens.is_none());
+        let behind = index + usize::from(withdrawn.opens.is_some());
+        match (withdrawn.opens, next) {
+            (Some(size), Some(next)) => next.opens = Some(size),
+            (Some(size), None) => {
+                self.accounting.withdraw_new(size, self.waiting.len() == index);
+                return;
+            }
+            (None, _) => {}
+        }
+        if self.waiting.range(behind..).all(|waiting| waiting.opens.is_none()) {
+            self.accounting.withdraw_here(withdrawn.needed());
+        }
+    }
+
+    /// Takes everything out of the line: none of it will be written. The caller answers the senders
+    /// without the lock, and says in [`WriterState::accounting`] what is planned now.
+    pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
+        let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
+        cleared.iter_mut().for_each(|waiting| self.discard(waiting));
+        cleared
+    }
+
+    /// Leaves the file of a batch that will not be written to the writer, which deletes it.
+    fn discard(&mut self, waiting: &mut Waiting) {
+        if let Some(stored) = waiting.incoming.take() {
+            self.accounting.abandon(stored.name, stored.size);
+        }
+    }
+}
+
+impl Segment {
+    /// The positions of the segment's events.
+    pub(super) fn positions(&self) -> Range<Position> {
+        self.first.position..self.end.position
+    }
+}
+
+impl TailRecord {
+    /// The position behind the record's last event.
+    pub(super) fn end(&self) -> Position {
+        self.first.position + self.events
+    }
+
+    /// Bytes of memory that the record takes.
+    pub(super) fn weight(&self) -> u64 {
+        self.lines.len() as u64 + BATCH_OVERHEAD
+    }
+}
+
+impl Waiting {
+    /// Bytes that the batch may take of its segment.
+    pub(super) fn needed(&self) -> u64 {
+        needed(self.append.lines.len() as u64)
+    }
+}
