@@ -336,9 +336,6 @@ impl OpenError {
 }
 
 #[cfg(test)]
-pub(super) mod simulated;
-
-#[cfg(test)]
 mod tests {
     use std::cell::RefCell;
 

@@ -11,6 +11,8 @@ use super::Output;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
+pub(super) mod simulated_disk;
+
 /// The counters of an output that the queue moves, where they can be read at any time.
 #[derive(Default, Clone)]
 pub(super) struct Counts {

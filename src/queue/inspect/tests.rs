@@ -12,13 +12,13 @@ use super::*;
 use crate::queue::cursors::Cursors;
 use crate::queue::cursors::Hole;
 use crate::queue::disk::QUARANTINE;
-use crate::queue::disk::simulated::Operation;
-use crate::queue::disk::simulated::SimulatedDisk;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::WINDOW;
+use crate::queue::tests::simulated_disk::Operation;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 /// The length of each event's line, in bytes.
 const LINE: u64 = 100;

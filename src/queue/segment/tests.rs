@@ -10,8 +10,8 @@ use rustix::io::Errno;
 use super::*;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
-use crate::queue::disk::simulated::Operation;
-use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::tests::simulated_disk::Operation;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 /// The position and the byte number at which the log of these tests begins.
 const FIRST: Position = Position::new(1_000);

@@ -14,9 +14,9 @@ use crate::queue::Disposition;
 use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::simulated::Operation;
-use crate::queue::disk::simulated::SimulatedDisk;
 use crate::queue::segment;
+use crate::queue::tests::simulated_disk::Operation;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 

@@ -12,8 +12,8 @@ use crate::audit::LevelCounts;
 use crate::queue::Disposition;
 use crate::queue::Origin;
 use crate::queue::Take;
-use crate::queue::disk::simulated::SimulatedDisk;
 use crate::queue::segment;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 const ALWAYS: Duration = Duration::MAX;
 

@@ -23,11 +23,11 @@ use crate::queue::Take;
 use crate::queue::disk::Access;
 use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::simulated::SimulatedDisk;
 use crate::queue::segment;
 use crate::queue::segment::Check;
 use crate::queue::segment::Found;
 use crate::queue::segment::Scan;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 

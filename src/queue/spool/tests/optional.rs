@@ -11,7 +11,7 @@ use crate::audit::LevelCounts;
 use crate::queue::Claim;
 use crate::queue::Disposition;
 use crate::queue::Take;
-use crate::queue::disk::simulated::SimulatedDisk;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 

@@ -40,11 +40,11 @@ use crate::queue::Take;
 use crate::queue::claims::Stage;
 use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::simulated::Operation;
-use crate::queue::disk::simulated::SimulatedDisk;
 use crate::queue::outputs::signed;
 use crate::queue::segment;
 use crate::queue::segment::RecordHeader;
+use crate::queue::tests::simulated_disk::Operation;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 /// The names that outputs may have.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];

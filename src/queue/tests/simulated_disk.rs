@@ -18,11 +18,11 @@ use std::sync::MutexGuard;
 
 use rustix::io::Errno;
 
-use super::Access;
-use super::Disk;
-use super::File;
-use super::QUARANTINE;
-use super::SEGMENTS;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::File;
+use crate::queue::disk::QUARANTINE;
+use crate::queue::disk::SEGMENTS;
 
 /// What is written whole, or not.
 const SECTOR: usize = 512;
