@@ -1,16 +1,26 @@
-//! The log between listeners and outputs: one ordered, bounded sequence of batches, and a cursor for each output.
+//! The log between listeners and outputs: one ordered, bounded sequence of batches, and a cursor
+//! for each output.
 //!
-//! It knows no JSON, HTTP or audit: lines and counts in, lines out. Positions number the events; a batch may be cut at
-//! any line. A batch is held until every cursor has finished it; for outputs that are not required only as long as
-//! nothing else needs its room. [`Queue::append`] alone decides whether there is room, and never waits for it.
+//! The queue takes lines and counts, and hands out lines. It does not look into a line: it knows no
+//! JSON and no HTTP. Every event has a [`Position`]; a batch may be cut between any two lines. A
+//! batch is held until every cursor has finished it. For outputs that are not required it is held
+//! only as long as nothing else needs its room. [`Queue::append`] alone decides whether there is
+//! room, and never waits for it.
 //!
-//! An output *claims* what it takes ([`Cursor::next`]), and for each claim says what became of it:
-//! [`Cursor::acknowledge`] (final), [`Cursor::release`] (not on the wire any more, to be sent again) and then
-//! [`Cursor::redeliver`]. What is on the wire of a required output is never dropped.
+//! An output *claims* a range of positions ([`Cursor::next`]), and then tells the queue what became
+//! of each claim:
 //!
-//! Outputs come ([`Queue::join`]) and go ([`Cursor::leave`]) while events flow.
+//! - [`Cursor::acknowledge`]: the claim is final. The consumer has the events, or the output has
+//!   given them up.
+//! - [`Cursor::release`]: the claim is not on the wire any more, and is to be sent again. To send
+//!   it the output calls [`Cursor::redeliver`].
 //!
-//! There are two: in memory (`memory`), and in files (`spool`).
+//! Events of a required output that are on the wire are never dropped.
+//!
+//! Outputs join ([`Queue::join`]) and leave ([`Cursor::leave`]) while events flow.
+//!
+//! There are two kinds of queue: in memory (`memory`), and in files (`spool`). The enums in this
+//! file are the only place where the two meet; their methods are documented here, for both kinds.
 
 use std::time::Duration;
 
@@ -37,36 +47,37 @@ pub use disk::OpenError;
 pub use outputs::Output;
 pub use spool::Incoming;
 
-/// What is appended.
+/// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// Each event followed by one `\n`.
     pub lines: Bytes,
-    /// How many.
+    /// The number of events, which is the number of lines.
     pub events: u64,
-    /// Counted when the batch is.
+    /// How many of the events have which audit level. The metrics count them when the batch is
+    /// accepted.
     pub levels: LevelCounts,
 }
 
-/// Why a batch was not taken: the sender keeps it.
+/// Why a batch was not taken. The sender still has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// There is no room.
+    /// The queue has no room for it.
     #[error("the queue is full")]
     Full,
-    /// The disk does not store it.
+    /// The disk refuses to store it, or does not answer.
     #[error("the queue's disk does not store the events")]
     Disk,
-    /// With `delivered`: a required output that should get it has ended, or was removed, and will
-    /// never acknowledge it.
+    /// With `acknowledge = "delivered"`: a required output that should get the batch has ended, or
+    /// was removed, and will never acknowledge it.
     #[error("no output will acknowledge the events")]
     Undelivered,
 }
 
-/// Why an output could not join. The queue is as it was.
+/// Why an output could not join. The queue is then as it was before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
-    /// One of the same name has not left.
+    /// An output of the same name is in the queue, and has not left.
     #[error("an output of this name is in the queue already: it has to leave first")]
     Taken,
     /// The cursors file has no room for more.
@@ -78,28 +89,29 @@ pub enum JoinError {
         .within.as_secs()
     )]
     Disk {
-        /// How long that was tried.
+        /// How long the queue has tried to write the file.
         within: Duration,
-        /// What the disk says, as far as is known.
+        /// The disk's error, as far as it is known.
         why: String,
     },
-    /// Nothing more is taken.
+    /// The queue is closed and takes nothing more.
     #[error("the queue has ended")]
     Closed,
 }
 
-/// What [`Cursor::redeliver`] gives.
+/// The result of [`Cursor::redeliver`].
 #[derive(Debug)]
 pub enum Redelivery {
-    /// The claim is on the wire again.
+    /// The claim is on the wire again, and these are its lines.
     Batch(Batch),
-    /// All of it was dropped meanwhile, and the claim is gone.
+    /// All events of the claim were dropped meanwhile. The claim does not exist any more.
     Gone,
-    /// Its lines have to be read first: [`Cursor::readable`] does, and it is to be asked for again.
+    /// The lines have to be read from a file first. [`Cursor::readable`] reads them; then the
+    /// caller calls [`Cursor::redeliver`] again.
     NotYet,
 }
 
-/// Upper bounds of what [`Cursor::next`] takes. One event is taken whatever its size.
+/// The most that [`Cursor::next`] claims at once. One event is claimed whatever its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Take {
     /// Bytes of lines.
@@ -108,12 +120,13 @@ pub struct Take {
     pub events: u64,
 }
 
-/// What an output has taken: `start..end`, not overlapping any other claim of its cursor.
+/// A range of positions that an output has taken from the queue: `start..end`. It overlaps no other
+/// claim of the same cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
-    /// First position.
+    /// The first position.
     pub start: Position,
-    /// Behind the last.
+    /// The position after the last one.
     pub end: Position,
 }
 
@@ -129,51 +142,57 @@ impl Claim {
     }
 }
 
-/// Claimed events.
+/// The events of a claim.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// For the answer.
+    /// The claim, by which the output names the batch to the queue.
     pub claim: Claim,
-    /// Number of events; positions may have gaps.
+    /// The number of events. It is smaller than the number of positions in the claim if some of its
+    /// events were dropped.
     pub events: u64,
     /// Bytes of all pieces.
     pub bytes: u64,
-    /// Whole lines, in order, each ended by `\n`. Not empty.
+    /// Whole lines, in order, each ended by `\n`. There is at least one.
     pub pieces: Vec<Bytes>,
-    /// Of each piece, where the cursor was told to say so.
+    /// The origin of each piece, in the same order. Empty unless [`Cursor::tell_origins`] has asked
+    /// for origins.
     pub origins: Vec<Origin>,
 }
 
-/// Where a piece of a batch comes from: its lines have the positions from `first` on, without a gap.
+/// Where a piece of a batch comes from. The lines of the piece have the positions from `first` on,
+/// without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// The position of its first line.
+    /// The position of the piece's first line.
     pub first: Position,
-    /// How long ago its lines were accepted, to the millisecond: with files as the wall clock says.
+    /// How long ago the lines were accepted. With files it is measured by the wall clock, in
+    /// milliseconds, because the time of acceptance outlives the process.
     pub age: Duration,
 }
 
-/// What became of those events of a claim that the consumer did not get, though the claim is final. Each is in one of them
-/// at most.
+/// What became of the events of a final claim that the consumer did not get. An event is counted in
+/// at most one of these fields; the consumer has all others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disposition {
-    /// Refused for good, or given up: counted as lost for this output.
+    /// Events that the consumer has refused for good, or that the output has given up. They count
+    /// as lost for this output.
     pub lost: u64,
-    /// Not for this output, as its settings say.
+    /// Events that the output's filter keeps back.
     pub dropped: u64,
-    /// The consumer had them before.
+    /// Events that the consumer has got before, at an earlier position.
     pub duplicate: u64,
 }
 
 impl Disposition {
-    /// So many were lost, and the consumer has the rest.
+    /// This many events are lost, and the consumer has the rest of the claim.
     #[must_use]
     pub fn lost(events: u64) -> Self {
         Self { lost: events, ..Self::default() }
     }
 
-    /// Counts what became of so many events of an output, each once: what of them was dropped from the queue meanwhile is not
-    /// among them, and may be in here.
+    /// Adds the events of a final claim to the output's counters, each event once. `events`: the
+    /// events that are left of the claim. If some were dropped from the queue meanwhile, they are
+    /// counted already; the fields here may include them, and are then cut to what is left.
     fn count(self, events: u64, metrics: &OutputMetrics) {
         let mut rest = events;
         for (counter, count) in [
@@ -189,18 +208,19 @@ impl Disposition {
     }
 }
 
-/// What a cursor has not finished.
+/// How much an output has not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Backlog {
     /// Events.
     pub events: u64,
     /// Bytes of their lines.
     pub bytes: u64,
-    /// Seconds since the oldest of them was accepted; 0 where there are none.
+    /// Seconds since the oldest of these events was accepted; 0 if there are none.
     pub lag: f64,
 }
 
 impl Backlog {
+    /// Sets the output's gauges.
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     fn show(&self, metrics: &OutputMetrics) {
         metrics.backlog_events.set(self.events as f64);
@@ -209,24 +229,36 @@ impl Backlog {
     }
 }
 
-/// The log. Cheap to clone; all clones are the same queue.
+/// Calls the same method of either kind.
+macro_rules! either {
+    ($either:expr, $inner:ident => $call:expr) => {
+        match $either {
+            Self::Memory($inner) => $call,
+            Self::Spool($inner) => $call,
+        }
+    };
+}
+
+/// The queue. A clone is cheap, and is the same queue.
 #[derive(Clone)]
 pub enum Queue {
-    /// In memory.
+    /// The queue is in memory: what is in it is lost when the process ends.
     Memory(memory::Queue),
-    /// In files.
+    /// The queue is in files: what is in it outlives the process.
     Spool(spool::Queue),
 }
 
 impl Queue {
-    /// The queue that the config asks for, with a cursor for each output, in their order: what is appended before an
-    /// output has one would be acknowledged and sent to nobody.
+    /// Opens the queue that the config asks for. Returns it with a cursor for each output, in the
+    /// order of `outputs`. All outputs of the config have to be in `outputs`: a batch that is
+    /// appended before an output has its cursor is acknowledged, and never sent to that output.
     ///
-    /// With a directory it blocks on the disk; not for threads of the runtime.
+    /// With a directory this function waits for the disk: it must not run on a thread of the
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// Where the directory can't be used.
+    /// The directory can't be used.
     pub fn open(
         config: &config::Queue,
         telemetry: &Telemetry,
@@ -240,20 +272,25 @@ impl Queue {
         Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
     }
 
-    /// An output joins at the end of the log, while events flow. A batch is before it or behind it, never half: behind it is
-    /// what is appended from now on, and with files also what is appended and not synced yet. `output_start_events` makes up
-    /// for what was accepted before, also with `delivered` where that is counted later, and for what an output of this name
-    /// has on its counters.
+    /// Lets an output join at the end of the log, while events flow. Returns its cursor.
     ///
-    /// With files it returns when the cursors file with it in it is synced: after a crash it goes on from here.
+    /// A batch is before the new output or behind it, never half. Behind it are the batches that
+    /// are appended from now on, and with files also those that are appended and not synced yet.
+    /// The gauge `output_start_events` makes up for the events that were accepted before, and for
+    /// those that an earlier output of this name has on its counters: accepted events and the
+    /// output's counters then add up. With `acknowledge = "delivered"` that also holds for batches
+    /// which are before the output and are counted as accepted later.
+    ///
+    /// With files this function returns after the cursors file that names the output is synced:
+    /// after a crash the output goes on from here.
     ///
     /// # Errors
     ///
-    /// It has not joined, and nothing is counted for it.
+    /// The output has not joined, and nothing is counted for it.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it has not joined.
+    /// If the future is dropped, the output has not joined.
     pub async fn join(
         &self,
         name: &str,
@@ -267,42 +304,37 @@ impl Queue {
         }
     }
 
-    /// Changes whether events are kept until an output has them. At least one output is required at any time: what none
-    /// requires is kept for nobody.
+    /// Changes whether events are kept until the output of this name has them. At least one output
+    /// has to be required at any time: an event that no output requires is kept for nobody.
     pub fn require(&self, name: &str, required: bool) {
-        match self {
-            Self::Memory(queue) => queue.require(name, required),
-            Self::Spool(queue) => queue.require(name, required),
-        }
+        either!(self, queue => queue.require(name, required))
     }
 
-    /// Takes over what can change at run time: `max_bytes`, `when_full`, `acknowledge` without a directory, `segment_bytes`
-    /// with one. The directory is the one it was opened with. Where more is held than may be, nothing is dropped, and
-    /// batches find no room until there is some. What `acknowledge` was holds for batches that were appended before.
+    /// Takes over the settings that can change at run time: `max_bytes` and `when_full`; without a
+    /// directory also `acknowledge`, with one also `segment_bytes`. The directory stays the one
+    /// that the queue was opened with. If more is held than `max_bytes` now allows, nothing is
+    /// dropped for that; batches find no room until enough is delivered. A batch that was appended
+    /// before is acknowledged as `acknowledge` said then.
     pub fn apply(&self, config: &config::Queue) {
-        match self {
-            Self::Memory(queue) => queue.apply(config),
-            Self::Spool(queue) => queue.apply(config),
-        }
+        either!(self, queue => queue.apply(config))
     }
 
-    /// Whether a batch of so many bytes would be taken now. A hint: [`Queue::append`] decides.
+    /// Whether a batch of this many bytes of lines would be taken now. The result is a hint:
+    /// [`Queue::append`] decides.
     ///
     /// # Errors
     ///
-    /// As [`Queue::append`].
+    /// The reason for which [`Queue::append`] would refuse the batch.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
-        match self {
-            Self::Memory(queue) => queue.admits(bytes),
-            Self::Spool(queue) => queue.admits(bytes),
-        }
+        either!(self, queue => queue.admits(bytes))
     }
 
-    /// Takes a batch, whole or not at all. Its sender is answered when [`Ticket::acknowledged`] says so.
+    /// Takes a batch, whole or not at all. Its sender may be told so when [`Ticket::acknowledged`]
+    /// returns.
     ///
     /// # Errors
     ///
-    /// Nothing is stored then.
+    /// The batch is refused; nothing of it is stored.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
         match self {
             Self::Memory(queue) => queue.append(batch).map(Ticket::Memory),
@@ -310,14 +342,14 @@ impl Queue {
         }
     }
 
-    /// Whether it is in files.
+    /// Whether the queue is in files.
     #[must_use]
     pub fn is_durable(&self) -> bool {
         matches!(self, Self::Spool(_))
     }
 
-    /// Takes the lines of a body that is too large to be held in memory, while it arrives; `None`
-    /// where the queue is memory.
+    /// Returns a place for the lines of a body that is too large to be held in memory, which are
+    /// stored while the body arrives. `None` if the queue is in memory.
     #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {
         match self {
@@ -326,12 +358,12 @@ impl Queue {
         }
     }
 
-    /// Takes a body whose lines this queue has stored and synced while it arrived. Its sender is
-    /// answered when [`Ticket::acknowledged`] says so.
+    /// Takes a body whose lines were all stored and synced while it arrived. Its sender may be told
+    /// so when [`Ticket::acknowledged`] returns.
     ///
     /// # Errors
     ///
-    /// Nothing is stored then.
+    /// The body is refused; nothing of it is stored.
     pub fn append_incoming(
         &self,
         incoming: Incoming,
@@ -343,16 +375,15 @@ impl Queue {
         }
     }
 
-    /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
+    /// Whether the queue counts as full: from the first batch that finds no room until a fifth of
+    /// `queue.max_bytes` is free again.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        match self {
-            Self::Memory(queue) => queue.is_full(),
-            Self::Spool(queue) => queue.is_full(),
-        }
+        either!(self, queue => queue.is_full())
     }
 
-    /// Why nothing can be stored whatever the room, while that is so.
+    /// Why nothing can be stored, however much room there is: the disk's last error. `None` if
+    /// batches can be stored, and always in memory.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         match self {
@@ -361,12 +392,12 @@ impl Queue {
         }
     }
 
-    /// Waits until nothing can be stored any more before the next start, and says why. For ever in
-    /// memory.
+    /// Waits until nothing can be stored any more before the next start of the process, and returns
+    /// the reason. In memory it waits for ever.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn failed(&self) -> String {
         match self {
             Self::Memory(_) => std::future::pending().await,
@@ -374,64 +405,49 @@ impl Queue {
         }
     }
 
-    /// `queue.max_bytes`.
+    /// The limit of the queue in bytes: `queue.max_bytes`.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        match self {
-            Self::Memory(queue) => queue.capacity(),
-            Self::Spool(queue) => queue.capacity(),
-        }
+        either!(self, queue => queue.capacity())
     }
 
-    /// Bytes held, as `queue.max_bytes` counts, and events held.
+    /// Bytes held, as `queue.max_bytes` counts them, and events held.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
-        match self {
-            Self::Memory(queue) => queue.held(),
-            Self::Spool(queue) => queue.held(),
-        }
+        either!(self, queue => queue.held())
     }
 
-    /// Each output's name and what it has not finished.
+    /// The name of each output, and how much it has not finished.
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
-        match self {
-            Self::Memory(queue) => queue.backlogs(),
-            Self::Spool(queue) => queue.backlogs(),
-        }
+        either!(self, queue => queue.backlogs())
     }
 
-    /// Sets every gauge that is read on demand.
+    /// Sets every gauge that is computed when it is read.
     pub fn observe(&self) {
-        match self {
-            Self::Memory(queue) => queue.observe(),
-            Self::Spool(queue) => queue.observe(),
-        }
+        either!(self, queue => queue.observe())
     }
 
-    /// The drain: returns once there is nothing that the end of the process would lose. In memory that is when every cursor
-    /// has finished everything; with files nothing more is handed out, and it is when nothing is on the wire.
+    /// Waits until the end of the process would lose nothing. In memory that is when every cursor
+    /// has finished everything. With files it is when nothing is on the wire; from the call on,
+    /// nothing more is handed out.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
-        match self {
-            Self::Memory(queue) => queue.drained().await,
-            Self::Spool(queue) => queue.drained().await,
-        }
+        either!(self, queue => queue.drained().await)
     }
 
-    /// An output has ended for good: the drain does not wait for it. With `delivered`, who waits
-    /// for it hears that it will not have the events.
+    /// Notes that the output of this name has ended for good: [`Queue::drained`] does not wait for
+    /// it any more. With `acknowledge = "delivered"`, senders that wait for this output are told
+    /// that it will not have their events.
     pub fn give_up(&self, name: &str) {
-        match self {
-            Self::Memory(queue) => queue.give_up(name),
-            Self::Spool(queue) => queue.give_up(name),
-        }
+        either!(self, queue => queue.give_up(name))
     }
 
-    /// Takes nothing more, and leaves files in order; after the outputs have ended.
+    /// Ends the queue: it takes nothing more, and leaves its files in order. To be called after the
+    /// outputs have ended.
     pub async fn close(&self) {
         match self {
             Self::Memory(_) => {}
@@ -439,8 +455,9 @@ impl Queue {
         }
     }
 
-    /// The end: says what is left for each output and what becomes of it. In memory it is counted as lost, and nothing more
-    /// is taken; files keep it.
+    /// Gives up what is left at the end of the process. Returns for each output how many events are
+    /// left, and what becomes of them. In memory they are counted as lost, and nothing more is
+    /// taken; with files they stay for the next start.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, Left)> {
         match self {
@@ -456,32 +473,36 @@ impl Queue {
     }
 }
 
-/// What becomes of events that an output did not get before the end.
+/// What becomes of the events that an output did not get before the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// Lost, and counted.
+    /// This many events are lost, and counted as lost.
     Lost(u64),
-    /// In the queue's directory, for the next start.
+    /// This many events stay in the queue's directory, for the next start.
     Kept(u64),
 }
 
-/// What [`Queue::append`] gives for a batch it took. Dropped before it has said that the batch is acknowledged, what no
-/// output has begun, and no disk, is taken out again.
+/// A sender's receipt for a batch, from [`Queue::append`]. If it is dropped before the batch is
+/// acknowledged, the batch is taken out of the queue again, unless an output has begun to send it
+/// or the writer has begun to store it.
 #[must_use]
 pub enum Ticket {
-    /// Of a queue in memory.
+    /// A receipt of a queue in memory.
     Memory(memory::Ticket),
-    /// Of one in files.
+    /// A receipt of a queue in files.
     Spool(spool::Ticket),
 }
 
 impl Ticket {
-    /// Returns when the sender may be told: at once, with `delivered` once every required output has acknowledged or
-    /// counted the batch, with a directory once it is synced. Asked again, it says the same again.
+    /// Waits until the sender may be told that its batch is safe. In memory that is at once, or
+    /// with `acknowledge = "delivered"` when every required output has acknowledged the batch or
+    /// counted it as lost. With files it is when the batch is synced. A second call returns the
+    /// same result.
     ///
     /// # Errors
     ///
-    /// [`Refused::Disk`], or with `delivered` [`Refused::Undelivered`]: the sender keeps the batch.
+    /// [`Refused::Disk`], or with `delivered` [`Refused::Undelivered`]: the batch is not safe, and
+    /// the sender keeps it.
     pub async fn acknowledged(&mut self) -> Result<(), Refused> {
         match self {
             Self::Memory(ticket) => ticket.delivered().await,
@@ -490,47 +511,49 @@ impl Ticket {
     }
 }
 
-/// What lies before a cursor and is still there, oldest first. It may be dropped at any time.
+/// A reader of the events that lie before a cursor and are still in the files, oldest first. It may
+/// be dropped at any time.
 pub struct Before(Option<spool::Before>);
 
 impl Before {
-    /// The next lines, with the position of the first, and their age. `None` when that was all.
+    /// The next lines, with the position of the first one and their age. `None` at the end.
     ///
-    /// It waits for the disk: whoever waits for it listens to the end as well.
+    /// This function waits for the disk. The caller has to listen to the end of the process as
+    /// well.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is passed over when dropped.
+    /// No line is skipped if the future is dropped.
     pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
         self.0.as_mut()?.next().await
     }
 }
 
-/// One output's place in the log. Owned by its delivery loop; it outlives that where another takes over, which goes on with
-/// [`Cursor::rewind`] or with the claims that are not finished.
+/// One output's place in the log. Owned by the output's delivery loop. When a reload replaces the
+/// loop, the next loop gets the cursor: it goes on with the claims that are not finished, or calls
+/// [`Cursor::rewind`].
 pub enum Cursor {
-    /// In memory.
+    /// A cursor of a queue in memory.
     Memory(memory::Cursor),
-    /// In files.
+    /// A cursor of a queue in files.
     Spool(spool::Cursor),
 }
 
 impl Cursor {
-    /// Waits until [`Cursor::next`], or the [`Cursor::redeliver`] that was asked for last, has something to say.
+    /// Waits until [`Cursor::next`] has events, or until the claim that [`Cursor::redeliver`] was
+    /// asked for last can be handed out.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn readable(&mut self) {
-        match self {
-            Self::Memory(cursor) => cursor.readable().await,
-            Self::Spool(cursor) => cursor.readable().await,
-        }
+        either!(self, cursor => cursor.readable().await)
     }
 
-    /// What lies before its watermark, is still in the queue's files, and was received within so long: what this output has got
-    /// already, but for what of it was lost or filtered away. As far as the files reach, and 256 MiB at most, the newest; in
-    /// memory nothing is kept. What is damaged or gone is passed over: it was final.
+    /// A reader of the events before this cursor's watermark that are still in the files and were
+    /// received within this time. The output has got those events already, except those that were
+    /// lost or filtered away. At most the newest 256 MiB are read. Damaged or missing events are
+    /// skipped: they were final. In memory nothing is kept, and the reader is empty.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         Before(match self {
@@ -539,33 +562,25 @@ impl Cursor {
         })
     }
 
-    /// Claims what comes next: whole batches as far as they fit, or a part of one that does not fit alone. `None` where
-    /// there is nothing, or it has to be read first: [`Cursor::readable`] does.
+    /// Claims what comes next: as many whole batches as fit into `take`, or a part of the next
+    /// batch if not even that one fits. `None` if there is nothing, or if it has to be read from a
+    /// file first, which [`Cursor::readable`] does.
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
-        match self {
-            Self::Memory(cursor) => cursor.next(take),
-            Self::Spool(cursor) => cursor.next(take),
-        }
+        either!(self, cursor => cursor.next(take))
     }
 
-    /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
+    /// Makes a claim final: the consumer has its events, except those that `disposition` counts.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
-        match self {
-            Self::Memory(cursor) => cursor.acknowledge(claim, disposition),
-            Self::Spool(cursor) => cursor.acknowledge(claim, disposition),
-        }
+        either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// The claim is not on the wire any more; it will be sent again.
+    /// Notes that a claim is not on the wire any more. It will be sent again.
     pub fn release(&self, claim: Claim) {
-        match self {
-            Self::Memory(cursor) => cursor.release(claim),
-            Self::Spool(cursor) => cursor.release(claim),
-        }
+        either!(self, cursor => cursor.release(claim))
     }
 
-    /// Takes a released claim again, to send it.
+    /// Puts a released claim on the wire again, and returns its lines.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -576,7 +591,8 @@ impl Cursor {
         }
     }
 
-    /// Takes a released claim again only to finish it; `false` where it was dropped meanwhile.
+    /// Puts a released claim on the wire again without its lines, so that it can be acknowledged.
+    /// `false` if all of it was dropped meanwhile.
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
@@ -585,59 +601,47 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim of at least two events into two claims in the same stage.
+    /// Cuts a claim of at least two events into two halves, both in the stage that the claim was
+    /// in. `None` if the claim has fewer events, or is not held any more.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
-        match self {
-            Self::Memory(cursor) => cursor.split(claim),
-            Self::Spool(cursor) => cursor.split(claim),
-        }
+        either!(self, cursor => cursor.split(claim))
     }
 
-    /// Cuts a claim into two claims in the same stage, of which the second begins at `middle`; `None` where it does not lie
-    /// inside.
+    /// Cuts a claim in two, both parts in the stage that the claim was in; the second begins at
+    /// `middle`. `None` if `middle` does not lie inside the claim.
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
-        match self {
-            Self::Memory(cursor) => cursor.split_at(claim, middle),
-            Self::Spool(cursor) => cursor.split_at(claim, middle),
-        }
+        either!(self, cursor => cursor.split_at(claim, middle))
     }
 
-    /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
+    /// Forgets every claim that is not finished: [`Cursor::next`] starts again at the first of
+    /// them.
     ///
-    /// Only where [`Cursor::is_in_order`], as it always is for outputs that finish in order.
+    /// To be called only if [`Cursor::is_in_order`]. That is always so for outputs that finish
+    /// their claims in order.
     pub fn rewind(&mut self) {
-        match self {
-            Self::Memory(cursor) => cursor.rewind(),
-            Self::Spool(cursor) => cursor.rewind(),
-        }
+        either!(self, cursor => cursor.rewind())
     }
 
-    /// Nothing finished lies behind an unfinished claim: [`Cursor::rewind`] may be called, whatever was finished how.
+    /// Whether no finished claim lies behind an unfinished one. Only then may [`Cursor::rewind`] be
+    /// called.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
-        match self {
-            Self::Memory(cursor) => cursor.is_in_order(),
-            Self::Spool(cursor) => cursor.is_in_order(),
-        }
+        either!(self, cursor => cursor.is_in_order())
     }
 
-    /// The output is removed. What it has not finished is lost for it, and counted; its backlog is empty then, nobody waits
-    /// for it any more, and files forget it. Says how many events were lost.
+    /// Removes the output from the queue. The events that it has not finished are lost for it, and
+    /// counted; its backlog is empty from then on, nobody waits for it any more, and the cursors
+    /// file forgets it. Returns how many events were lost.
     pub fn leave(self) -> u64 {
-        match self {
-            Self::Memory(cursor) => cursor.leave(),
-            Self::Spool(cursor) => cursor.leave(),
-        }
+        either!(self, cursor => cursor.leave())
     }
 
-    /// The output has joined for nothing, and has taken nothing: what came meanwhile was never for it.
+    /// Removes an output that has joined in vain and has taken nothing. The events that came
+    /// meanwhile were never meant for it, and are not counted.
     pub fn leave_uncounted(self) {
-        match self {
-            Self::Memory(cursor) => cursor.leave_uncounted(),
-            Self::Spool(cursor) => cursor.leave_uncounted(),
-        }
+        either!(self, cursor => cursor.leave_uncounted())
     }
 
     /// Changes [`Output::keeps`].
@@ -648,15 +652,14 @@ impl Cursor {
         }
     }
 
-    /// Whether batches say where their pieces are from. Not unless it was told to.
+    /// Sets whether batches of this cursor say where their pieces come from ([`Batch::origins`]).
+    /// At first they do not.
     pub fn tell_origins(&self, tells: bool) {
-        match self {
-            Self::Memory(cursor) => cursor.tell_origins(tells),
-            Self::Spool(cursor) => cursor.tell_origins(tells),
-        }
+        either!(self, cursor => cursor.tell_origins(tells))
     }
 
-    /// Nothing is handed out any more: files keep it for the next start.
+    /// Whether nothing is handed out any more: the process drains, and the files keep the rest for
+    /// the next start. Always `false` in memory.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match self {
@@ -668,28 +671,19 @@ impl Cursor {
     /// The first position that was never claimed.
     #[must_use]
     pub fn position(&self) -> Position {
-        match self {
-            Self::Memory(cursor) => cursor.position(),
-            Self::Spool(cursor) => cursor.position(),
-        }
+        either!(self, cursor => cursor.position())
     }
 
-    /// Everything before it is finished.
+    /// The first position that is not finished: everything before it is.
     #[must_use]
     pub fn watermark(&self) -> Position {
-        match self {
-            Self::Memory(cursor) => cursor.watermark(),
-            Self::Spool(cursor) => cursor.watermark(),
-        }
+        either!(self, cursor => cursor.watermark())
     }
 
-    /// Everything that was appended is claimed.
+    /// Whether everything that was appended is claimed. With files, everything that is synced.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
-        match self {
-            Self::Memory(cursor) => cursor.is_at_end(),
-            Self::Spool(cursor) => cursor.is_at_end(),
-        }
+        either!(self, cursor => cursor.is_at_end())
     }
 }
 
