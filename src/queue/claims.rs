@@ -1,4 +1,5 @@
-//! What one output has taken from the log and not finished: the same for every kind of queue.
+//! The claims of one cursor: what an output has taken from the log and not finished. The same for
+//! both kinds of queue.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,21 +7,22 @@ use std::ops::Range;
 use super::Claim;
 use super::Position;
 
-/// Where a claim stands.
+/// What has happened to a claim so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Sent, or about to be.
+    /// The events were sent, or are about to be.
     OnWire,
-    /// To be sent again.
+    /// The events are to be sent again.
     Released,
-    /// Final.
+    /// The claim is final.
     Done,
-    /// Its events are lost, and counted: whatever becomes of it counts no more.
+    /// The events were dropped, and are counted as lost. Whatever the output says of the claim later
+    /// counts nothing more.
     Dropped,
 }
 
 impl Stage {
-    /// Something may still become of it.
+    /// Whether the output may still send or finish the claim.
     pub(super) fn is_open(self) -> bool {
         matches!(self, Self::OnWire | Self::Released)
     }
@@ -28,86 +30,96 @@ impl Stage {
 
 /// A claim, and what the queue notes with it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry<T> {
+pub(super) struct HeldClaim<T> {
     pub(super) claim: Claim,
     pub(super) stage: Stage,
     pub(super) note: T,
 }
 
-/// The claims of one cursor.
+/// The claims of one cursor, in the order of their positions, and the place where the next claim
+/// begins.
+///
+/// A claim is added when events are handed out. It is kept until it and all claims before it are
+/// final or dropped: the first claim is open, or there is none. The first position of the first
+/// claim is the cursor's watermark. Claims never overlap. There may be positions between two claims:
+/// events that were dropped or missing before they were claimed.
+///
+/// `T` is what the queue needs to read the lines of a claim again: nothing in memory, a place in a
+/// file for the spool.
 #[derive(Debug)]
 pub(super) struct Claims<T> {
     /// The first position that was never claimed.
     pub(super) read: Position,
-    /// In order, from the first that is open.
-    entries: VecDeque<Entry<T>>,
+    /// In the order of positions. The first one is open.
+    held: VecDeque<HeldClaim<T>>,
 }
 
 impl<T: Copy> Claims<T> {
-    /// None, and everything from here on is to be read.
+    /// No claims; everything from this position on is still to be claimed.
     pub(super) fn at(read: Position) -> Self {
-        Self { read, entries: VecDeque::new() }
+        Self { read, held: VecDeque::new() }
     }
 
-    /// Everything before it is finished.
+    /// The first position that is not finished.
     pub(super) fn watermark(&self) -> Position {
-        self.entries.front().map_or(self.read, |entry| entry.claim.start)
+        self.held.front().map_or(self.read, |held| held.claim.start)
     }
 
-    /// In order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry<T>> {
-        self.entries.iter()
+    /// All claims, in the order of their positions.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &HeldClaim<T>> {
+        self.held.iter()
     }
 
-    /// Claims what comes next.
+    /// Adds a claim behind all others. It is on the wire.
     pub(super) fn push(&mut self, claim: Claim, note: T) {
         self.read = claim.end;
-        self.entries.push_back(Entry { claim, stage: Stage::OnWire, note });
+        self.held.push_back(HeldClaim { claim, stage: Stage::OnWire, note });
     }
 
     fn index(&self, claim: Claim) -> Option<usize> {
-        let index =
-            self.entries.binary_search_by_key(&claim.start, |held| held.claim.start).ok()?;
-        (self.entries.get(index)?.claim == claim).then_some(index)
+        let index = self.held.binary_search_by_key(&claim.start, |held| held.claim.start).ok()?;
+        (self.held.get(index)?.claim == claim).then_some(index)
     }
 
-    /// `None` for one that is finished and forgotten.
-    pub(super) fn find(&mut self, claim: Claim) -> Option<&mut Entry<T>> {
+    /// The claim with exactly these positions. `None` if it is not held any more, because it and all
+    /// claims before it are finished.
+    pub(super) fn find(&mut self, claim: Claim) -> Option<&mut HeldClaim<T>> {
         let index = self.index(claim)?;
-        self.entries.get_mut(index)
+        self.held.get_mut(index)
     }
 
-    /// Lets go of what is done or dropped in front.
+    /// Removes the claims at the front that are done or dropped, up to the first open one.
     pub(super) fn forget_done(&mut self) {
-        while self.entries.front().is_some_and(|entry| !entry.stage.is_open()) {
-            self.entries.pop_front();
+        while self.held.front().is_some_and(|held| !held.stage.is_open()) {
+            self.held.pop_front();
         }
     }
 
-    /// Those that have something of these positions.
+    /// The claims that have at least one of these positions.
     pub(super) fn overlapping(
         &self,
         positions: Range<Position>,
-    ) -> impl Iterator<Item = &Entry<T>> {
-        let start = self.entries.partition_point(|entry| entry.claim.end <= positions.start);
-        self.entries.range(start..).take_while(move |entry| entry.claim.start < positions.end)
+    ) -> impl Iterator<Item = &HeldClaim<T>> {
+        let start = self.held.partition_point(|held| held.claim.end <= positions.start);
+        self.held.range(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Likewise, to change them.
+    /// The claims that have at least one of these positions, to be changed.
     pub(super) fn overlapping_mut(
         &mut self,
         positions: Range<Position>,
-    ) -> impl Iterator<Item = &mut Entry<T>> {
-        let start = self.entries.partition_point(|entry| entry.claim.end <= positions.start);
-        self.entries.range_mut(start..).take_while(move |entry| entry.claim.start < positions.end)
+    ) -> impl Iterator<Item = &mut HeldClaim<T>> {
+        let start = self.held.partition_point(|held| held.claim.end <= positions.start);
+        self.held.range_mut(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Whether one of these positions is on the wire.
+    /// Whether a claim that has one of these positions is on the wire.
     pub(super) fn has_on_wire(&self, positions: Range<Position>) -> bool {
-        self.overlapping(positions).any(|entry| entry.stage == Stage::OnWire)
+        self.overlapping(positions).any(|held| held.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim in two at a position inside it, in the same stage; `note` makes the notes of both.
+    /// Cuts a claim in two at `middle`; both parts are in the claim's stage. `note` makes the notes
+    /// of both from the claim's. `None` if `middle` is not inside the claim, or the claim is not held.
     pub(super) fn split(
         &mut self,
         claim: Claim,
@@ -118,25 +130,26 @@ impl<T: Copy> Claims<T> {
             return None;
         }
         let index = self.index(claim)?;
-        let held = *self.entries.get(index)?;
+        let held = *self.held.get(index)?;
         let (left, right) = (Claim { end: middle, ..claim }, Claim { start: middle, ..claim });
         let notes = note(held.note);
-        self.entries[index] = Entry { claim: left, note: notes.0, ..held };
-        self.entries.insert(index + 1, Entry { claim: right, note: notes.1, ..held });
+        self.held[index] = HeldClaim { claim: left, note: notes.0, ..held };
+        self.held.insert(index + 1, HeldClaim { claim: right, note: notes.1, ..held });
         Some((left, right))
     }
 
-    /// Nothing finished lies behind one that is not.
+    /// Whether no final claim lies behind an open one.
     pub(super) fn is_in_order(&self) -> bool {
-        self.entries.iter().all(|entry| entry.stage != Stage::Done)
+        self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Gives up all of them: what comes next starts at the first. Says what was noted with it.
+    /// Removes all claims: the next one starts at the watermark. Returns the note of the first claim;
+    /// `None` if there was no claim.
     pub(super) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());
         self.read = self.watermark();
-        let first = self.entries.front().map(|entry| entry.note);
-        self.entries.clear();
+        let first = self.held.front().map(|held| held.note);
+        self.held.clear();
         first
     }
 }

@@ -28,6 +28,7 @@ use super::Take;
 use super::claims::Claims;
 use super::claims::Stage;
 use super::outputs::Departed;
+use super::outputs::DropCount;
 use super::outputs::show_start;
 use super::outputs::signed;
 use super::outputs::written;
@@ -156,7 +157,6 @@ impl CursorState {
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
-        self.output.drops(amount.events);
         amount.events
     }
 
@@ -338,15 +338,15 @@ impl MemoryState {
                     continue;
                 }
             }
-            let mut missed = 0;
+            let mut dropped = DropCount::default();
             for (_, cursor) in &mut self.cursors {
                 let lost = cursor.lose(&mut record);
-                if cursor.output.required && !is_spare {
-                    missed = lost.max(missed);
-                }
+                dropped.lose(&cursor.output, lost);
             }
-            // Not those that every required output has: they waited only for others, or for what is before them.
-            metrics.dropped.drop_oldest.increment(missed);
+            // Every required output that goes on has got a spare record.
+            if !is_spare {
+                dropped.count(metrics);
+            }
         }
         true
     }
@@ -897,12 +897,8 @@ impl Cursor {
         state.free_finished();
         let cursor = state.cursors.remove(self.index);
         let backlog = state.counted.events.saturating_sub(cursor.passed.events);
-        let lost = if counts { backlog } else { 0 };
-        cursor.output.metrics.lose(Loss::Removed, lost);
-        Backlog::default().show(&cursor.output.metrics);
-        let start = cursor.start - signed(backlog - lost);
-        show_start(&cursor.output.metrics, start);
-        state.departed.leave(&cursor.output.name, start, state.counted.events);
+        let accepted = state.counted.events;
+        let lost = state.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted);
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();

@@ -1,42 +1,70 @@
-//! What both kinds of queue note of an output besides its claims: which it is, what its counters began with, and what it
-//! loses because it is optional.
+//! What both kinds of queue note of an output besides its claims: which output it is, what its
+//! counters began with, and what it loses when it leaves or when its events are dropped.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::Backlog;
 use crate::config::WhenFull;
 use crate::telemetry::Loss;
 use crate::telemetry::OutputMetrics;
+use crate::telemetry::QueueMetrics;
 
-/// An output that gets a place in the queue.
+/// An output that gets a cursor in the queue.
 #[derive(Clone)]
 pub struct Output {
-    /// Its name in the config.
+    /// The output's name in the config.
     pub name: String,
-    /// Events are kept until it has them. Those of others only as long as nothing else needs the room.
+    /// Events are kept until this output has them. For an output that is not required they are kept
+    /// only as long as nothing else needs the room.
     pub required: bool,
-    /// Where what becomes of its events is counted.
+    /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// Files that all have finished are kept so long, unless their room is needed: it looks at what it has got, when it starts
-    /// again.
+    /// For this time after their last write, segments are kept that all outputs have finished,
+    /// unless the room is needed: when the output starts again, it reads in them what it has sent.
     pub keeps: Duration,
 }
 
 impl Output {
-    /// Counts what it loses because the room was needed.
-    pub(super) fn drops(&self, events: u64) {
+    /// Counts events that the output loses because their room was needed.
+    fn drops(&self, events: u64) {
         let loss = if self.required { Loss::DropOldest } else { Loss::NotRequired };
         self.metrics.lose(loss, events);
     }
 
-    /// Lets it know whether its events are kept until it has them, for what the log says while it
-    /// is down.
+    /// Tells the output's report of losses whether events are kept until the output has them. The log
+    /// says so while the output is down.
     pub(super) fn show_keeping(&self, when_full: WhenFull) {
         self.metrics.losses.keep(self.required && when_full == WhenFull::Reject);
     }
 }
 
-/// The value as the config writes it.
+/// Counts what outputs lose by one drop: of a record in memory, or of a segment.
+///
+/// Each output counts its own loss. The queue counts an event once, however many required outputs
+/// lose it: all of them have the end of what is dropped before them, so the largest of their losses
+/// is the number of events. What only optional outputs lose does not count for the queue.
+#[derive(Default)]
+pub(super) struct DropCount {
+    missed: u64,
+}
+
+impl DropCount {
+    /// An output loses this many events.
+    pub(super) fn lose(&mut self, output: &Output, events: u64) {
+        output.drops(events);
+        if output.required {
+            self.missed = events.max(self.missed);
+        }
+    }
+
+    /// Counts the events that a required output has lost as dropped from the queue.
+    pub(super) fn count(self, metrics: &QueueMetrics) {
+        metrics.dropped.drop_oldest.increment(self.missed);
+    }
+}
+
+/// The value of `queue.when_full` as the config writes it.
 pub(super) fn written(when_full: WhenFull) -> String {
     match when_full {
         WhenFull::Reject => "reject",
@@ -46,37 +74,59 @@ pub(super) fn written(when_full: WhenFull) -> String {
     .to_owned()
 }
 
-/// What the counters of outputs that have left show: they go on when one of the same name joins. One number for a name,
-/// however often it comes and goes.
+/// The events on the counters of outputs that have left, by name. When an output of the same name
+/// joins later, its counters go on from there. There is one number for a name, however often outputs
+/// of that name come and go.
 #[derive(Default)]
 pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
-    /// What `output_start_events` of one that joins now has to show so that its events add up: of what was `accepted`
-    /// before, it gets nothing.
+    /// What `output_start_events` of an output that joins now has to be, so that accepted events and
+    /// the output's counters add up: plus what is on its counters from before, minus the `accepted`
+    /// events, of which it gets none.
     pub(super) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
     }
 
-    /// Names.
+    /// The number of names.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// One leaves that had this start; it has no backlog any more.
+    /// An output leaves that has `backlog` events which it has not finished. If `counts`, they are
+    /// lost for it; else they were never meant for it, and its start takes them back. Sets its
+    /// gauges, and returns the number of lost events.
+    pub(super) fn remove(
+        &mut self,
+        output: &Output,
+        start: i64,
+        backlog: u64,
+        counts: bool,
+        accepted: u64,
+    ) -> u64 {
+        let lost = if counts { backlog } else { 0 };
+        output.metrics.lose(Loss::Removed, lost);
+        Backlog::default().show(&output.metrics);
+        let start = start - signed(backlog - lost);
+        show_start(&output.metrics, start);
+        self.leave(&output.name, start, accepted);
+        lost
+    }
+
+    /// An output leaves that had this `output_start_events`, and has no backlog any more.
     pub(super) fn leave(&mut self, name: &str, start: i64, accepted: u64) {
         let counted = start.saturating_add(signed(accepted));
         self.0.insert(name.to_owned(), u64::try_from(counted).unwrap_or(0));
     }
 }
 
-/// Counts of events are far below 2^63.
+/// The count as a signed number. Counts of events are far below 2^63.
 pub(super) fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Shows `output_start_events`.
+/// Sets the gauge `output_start_events`.
 #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
 pub(super) fn show_start(metrics: &OutputMetrics, start: i64) {
     metrics.start.set(start as f64);

@@ -20,7 +20,6 @@ use super::load::Loaded;
 use super::load::Piece;
 use super::load::Spot;
 use super::now;
-use crate::queue::Backlog;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Disposition;
@@ -33,8 +32,6 @@ use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
 use crate::queue::cursors;
 use crate::queue::cursors::LogOffset;
-use crate::queue::outputs::show_start;
-use crate::queue::outputs::signed;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
@@ -195,7 +192,6 @@ impl CursorState {
             self.pieces.clear();
             self.spot = None;
         }
-        self.output.drops(missed);
         missed
     }
 
@@ -780,12 +776,9 @@ impl Cursor {
         let state = &mut *guard;
         let backlog = state.log.backlog(&state.log.cursors[self.index]).events;
         let cursor = state.remove_cursor(self.index);
-        let lost = if counts { backlog } else { 0 };
-        cursor.output.metrics.lose(Loss::Removed, lost);
-        Backlog::default().show(&cursor.output.metrics);
-        let start = cursor.start - signed(backlog - lost);
-        show_start(&cursor.output.metrics, start);
-        state.log.departed.leave(&cursor.output.name, start, state.log.accepted);
+        let accepted = state.log.accepted;
+        let lost =
+            state.log.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted);
         shared.log_not_full(state);
         drop(guard);
         shared.work.notify_one();

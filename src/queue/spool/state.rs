@@ -37,6 +37,7 @@ use crate::queue::cursors::Contents;
 use crate::queue::cursors::Hole;
 use crate::queue::cursors::LogOffset;
 use crate::queue::outputs::Departed;
+use crate::queue::outputs::DropCount;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::QueueMetrics;
@@ -430,14 +431,12 @@ impl LogState {
     /// Notes that a segment, which was taken out of the log, is lost for each output that has not
     /// got all of it.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
-        let mut missed = 0;
+        let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
             let lost = cursor.drop_segment(segment);
-            if cursor.output.required {
-                missed = lost.max(missed);
-            }
+            dropped.lose(&cursor.output, lost);
         }
-        metrics.dropped.drop_oldest.increment(missed);
+        dropped.count(metrics);
         self.tail.retain(|record| record.segment != segment.first.position);
         self.tail_bytes = self.tail.iter().map(TailRecord::weight).sum();
         self.holes.push(Hole {
