@@ -1,7 +1,10 @@
-//! The queue in memory.
+//! The queue in memory: what is in it is lost when the process ends.
 //!
-//! One mutex guards the state; no critical section does more than bookkeeping and, where a batch is larger than an
-//! output takes at once, a search for line ends. Nothing is held across an await.
+//! One mutex guards everything. While it is held there is only bookkeeping, and a search for line
+//! ends if a batch is larger than what an output claims at once. Nothing is held across an await.
+//!
+//! The public methods of this file are documented at [`super::Queue`] and [`super::Cursor`], which
+//! are the only ones that call them. Here is only what is different in memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -44,7 +47,7 @@ mod record;
 
 use record::Record;
 
-/// The log. Cheap to clone; all clones are the same queue.
+/// The queue. A clone is cheap, and is the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
@@ -53,55 +56,82 @@ pub struct Queue {
 struct Shared {
     state: Mutex<MemoryState>,
     metrics: QueueMetrics,
-    /// Told whenever a cursor finishes something: the drain waits on it.
+    /// Notified whenever a cursor has finished something. The drain waits for it.
     progress: Notify,
 }
 
 impl Shared {
-    /// A panic while the lock was held is a bug that the panicking task has reported; the counts it left are the best
-    /// there are.
+    /// Takes the lock. A panic while the lock was held is a bug that the panicking task has
+    /// reported; the counts that it left are the best there are.
     fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// Everything in the queue, under one lock.
+///
+/// A batch is appended to `records` at the back. Every output has a cursor, which claims records,
+/// or parts of them, from the front to the back, and finishes the claims in any order. A record
+/// goes through these states:
+///
+/// - needed: some required output has not finished it;
+/// - spare: every required output has finished it, and some optional one has not. Its sender is
+///   answered at this moment if it waits for `delivered`. The record is kept as long as nothing
+///   else needs the room;
+/// - gone: every output has finished it, or it was dropped.
+///
+/// Records become spare from the front, so the spare ones are always a prefix of `records`.
+///
+/// Invariants:
+///
+/// - `bytes` is the weight of all records, and `spare` counts the first `spare.records` of them.
+/// - `bytes` is at most `capacity` after an append; `apply` may lower `capacity` below it.
+/// - Positions in `records` rise, and have gaps where records were dropped or taken back.
+/// - `counted` is what `event_total` shows. For each output, `counted` - `passed` is its backlog,
+///   so an event is counted for an output exactly once: when it is finished, lost or dropped.
+///
+/// What must never happen: that an event which is on the wire of a required output is dropped, or
+/// that an accepted event leaves without being counted for each output.
 struct MemoryState {
     capacity: u64,
     when_full: WhenFull,
     acknowledge: Acknowledge,
     records: VecDeque<Record>,
-    /// As `queue.max_bytes` counts.
+    /// The weight of all records: bytes, as `queue.max_bytes` counts them.
     bytes: u64,
     spare: Spare,
-    /// The number of the next event.
+    /// The position of the next event.
     next: Position,
     cursors: Slab<CursorState>,
     departed: Departed,
-    /// Events and bytes of lines that `event_total` has counted.
+    /// Events, and bytes of their lines, that `event_total` has counted.
     counted: Amount,
-    /// Whether the log has it as full.
+    /// The log says that the queue is full.
     told_full: bool,
-    /// What is left was counted as lost: what came now would not be.
+    /// Nothing more is taken. What was left is counted as lost, and a batch that came now would not
+    /// be counted.
     closed: bool,
 }
 
-/// The records in front that every required output has finished: only others need them, as long as nothing else needs
-/// the room.
+/// The records at the front that every required output has finished. Only optional outputs need
+/// them: they are kept as long as nothing else needs the room.
 #[derive(Default)]
 struct Spare {
+    /// The number of spare records.
     records: usize,
-    /// As `queue.max_bytes` counts.
+    /// Their weight in bytes.
     bytes: u64,
 }
 
 impl Spare {
-    /// One of them is taken out.
+    /// A spare record is taken out of the queue.
     fn take(&mut self, record: &Record) {
         self.records -= 1;
         self.bytes -= record.weight();
     }
 }
 
+/// Events, and bytes of their lines.
 #[derive(Debug, Clone, Copy, Default)]
 struct Amount {
     events: u64,
@@ -115,24 +145,26 @@ impl Amount {
     }
 }
 
+/// One output's place in the queue, and what is counted for it.
 struct CursorState {
     output: Output,
     claims: Claims<()>,
-    /// Of what is counted: finished, lost or dropped here, or accepted before it joined.
+    /// The part of [`MemoryState::counted`] that is no backlog of this output: it has finished it
+    /// or lost it, or the batch was accepted before the output joined.
     passed: Amount,
-    /// Where the log ended as it joined.
+    /// The end of the log when the output joined.
     joined: Position,
-    /// `output_start_events`.
+    /// The value of the gauge `output_start_events`.
     start: i64,
-    /// Its output has ended for good.
+    /// The output has ended for good: nothing waits for it any more.
     gone: bool,
-    /// Batches say where their pieces are from.
+    /// Batches say where their pieces come from.
     tells_origins: bool,
     readable: Arc<Notify>,
 }
 
 impl CursorState {
-    /// What of a record this cursor has not finished.
+    /// The events and bytes of a record that this cursor has not finished.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
         let mut from = record.first.max(self.claims.watermark().min(record.end()));
@@ -152,27 +184,30 @@ impl CursorState {
         left
     }
 
-    /// Counts what of a record that is dropped this cursor has not finished. Where that is on the wire of an optional
-    /// output, what becomes of it there counts no more.
+    /// Passes what this cursor has not finished of a record that is dropped. Returns the number of
+    /// those events, which the caller counts as lost. If some of them are on the wire of an
+    /// optional output, what becomes of them there counts nothing more.
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
         amount.events
     }
 
-    /// A required output that is still to say something of a record: it had joined before.
+    /// Whether the output is required and had joined before the record was appended.
     fn is_needed_for(&self, record: &Record) -> bool {
         self.output.required && self.joined <= record.first
     }
 }
 
 impl MemoryState {
-    /// Index of the first record that ends behind a position.
+    /// The index of the first record that ends behind a position; the number of records if there is
+    /// none.
     fn index_at(&self, position: Position) -> usize {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    /// Not as soon as there is room, or a queue at its edge would fill the log.
+    /// Logs that the queue has room again, once a fifth of `capacity` is free. Not earlier: a queue
+    /// at its limit would write a line for every few batches.
     fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
@@ -184,6 +219,7 @@ impl MemoryState {
         }
     }
 
+    /// Logs that the queue is full, unless the log says so already.
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = written(self.when_full);
@@ -191,7 +227,7 @@ impl MemoryState {
         }
     }
 
-    /// Counts a batch as accepted.
+    /// Counts a batch as accepted. Returns its events and bytes.
     fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
         record.counted = true;
         let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
@@ -200,7 +236,9 @@ impl MemoryState {
         amount
     }
 
-    /// Counts a batch that was not accepted as it came: for outputs that joined behind it as one that they do not get.
+    /// Counts a batch as accepted that was not counted when it was appended, because its sender
+    /// waits for `delivered`. For an output that joined behind the batch it counts as a batch which
+    /// that output does not get.
     fn count(
         counted: &mut Amount,
         cursors: &mut Slab<CursorState>,
@@ -220,9 +258,9 @@ impl MemoryState {
         }
     }
 
-    /// The disposition of a record that every required output that goes on has finished, as its sender is
-    /// to hear it. One that has ended for good will never have it; and where the only output that
-    /// was to get it has left, or is not required any more, no required one has.
+    /// The answer for the sender of a record that waits for `delivered`, once no required output
+    /// that still runs needs the record. [`Refused::Undelivered`] if a required output has ended
+    /// for good without all of it, or if no required output that was to get it is left.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
@@ -233,8 +271,9 @@ impl MemoryState {
         }
     }
 
-    /// Tells the sender of what every required output has finished. `false`: it is refused, and
-    /// nobody has begun it, so that it was never here.
+    /// Answers the sender of a record that every required output has finished, if the sender waits.
+    /// `false` if the batch is refused and no output has begun it: then it is not accepted, and the
+    /// caller removes the record.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
         if let Some(waiting) = record.waiting.take() {
             let verdict = Self::verdict(cursors, record);
@@ -245,6 +284,7 @@ impl MemoryState {
         true
     }
 
+    /// Removes a record. `None` if there is none with this index.
     fn remove(&mut self, index: usize) -> Option<Record> {
         let record = self.records.remove(index)?;
         self.bytes -= record.weight();
@@ -254,7 +294,8 @@ impl MemoryState {
         Some(record)
     }
 
-    /// Answers what every required output has finished, and lets go of what every output has.
+    /// Removes the records that every output has finished, and moves the boundary of the spare
+    /// ones. Senders of records that become spare are answered.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -285,8 +326,9 @@ impl MemoryState {
         }
     }
 
-    /// Some required output has ended for good: what it has not finished will not be delivered,
-    /// whatever others do. Its senders hear it now, and what nobody has begun is theirs again.
+    /// A required output has ended for good. Senders whose batches that output has not finished are
+    /// told now that they are not delivered, whatever other outputs do with them. Batches that no
+    /// output has begun are removed: they are the senders' again.
     fn refuse_missed(&mut self) {
         let mut index = 0;
         while let Some(record) = self.records.get_mut(index) {
@@ -305,8 +347,9 @@ impl MemoryState {
         }
     }
 
-    /// Drops the oldest records until so many bytes are free: first those that only optional outputs need, then, with
-    /// `drop_oldest`, those that no required output has on the wire. All or nothing.
+    /// Drops the oldest records until this many bytes are free: spare ones, and with `drop_oldest`
+    /// also those of which no required output has an event on the wire. If all of those are not
+    /// enough, it drops nothing and returns `false`.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =
@@ -331,8 +374,8 @@ impl MemoryState {
             let is_spare = index < self.spare.records;
             let Some(mut record) = self.remove(index) else { continue };
             if let Some(waiting) = record.waiting.take() {
-                // With `delivered` until just now. The sender has the batch still, and it is not
-                // lost unless it was begun.
+                // The batch was appended while `delivered` was set. Its sender still has it, so
+                // that it is lost only if an output has begun to send it.
                 waiting.send(Err(Refused::Undelivered)).ok();
                 if !record.counted {
                     continue;
@@ -351,7 +394,7 @@ impl MemoryState {
         true
     }
 
-    /// The lines of a claim that are still here.
+    /// The lines of a claim that are still in the queue. `None` if all of them were dropped.
     fn read(&mut self, claim: Claim, cursor: usize) -> Option<Batch> {
         let from = self.index_at(claim.start);
         let now = self.cursors[cursor].tells_origins.then(Instant::now);
@@ -382,7 +425,7 @@ impl MemoryState {
 }
 
 impl Queue {
-    /// An empty queue, and a cursor for each of these outputs.
+    /// Makes an empty queue, and a cursor for each of these outputs.
     #[must_use]
     pub fn new(
         config: &config::Queue,
@@ -414,7 +457,7 @@ impl Queue {
         (queue, cursors)
     }
 
-    /// Takes over what can change at run time.
+    /// See [`super::Queue::apply`].
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -428,7 +471,8 @@ impl Queue {
         state.log_not_full(&self.shared.metrics);
     }
 
-    /// A cursor at the end of the log: what was appended is before it, what will be is behind it.
+    /// See [`super::Queue::join`]. What was appended is before the new cursor, what will be is
+    /// behind it.
     ///
     /// # Errors
     ///
@@ -445,6 +489,7 @@ impl Queue {
         Ok(self.add(state, output))
     }
 
+    /// Adds a cursor at the end of the log.
     fn add(&self, state: &mut MemoryState, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
@@ -457,14 +502,14 @@ impl Queue {
             joined: state.next,
             start,
             gone: false,
-            // The queue's own tests look at it always.
+            // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
             readable: Arc::clone(&readable),
         });
         Cursor { shared: Arc::clone(&self.shared), index, readable }
     }
 
-    /// Whether events are kept until an output has them.
+    /// See [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -474,7 +519,7 @@ impl Queue {
                 cursor.output.show_keeping(state.when_full);
             }
         }
-        // Of what only others needed, it may need some.
+        // The output may need some of the records that were spare.
         state.spare = Spare::default();
         state.free_finished();
         state.log_not_full(&self.shared.metrics);
@@ -482,11 +527,11 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Whether a batch of so many bytes would find room now. A hint: [`Queue::append`] decides.
+    /// See [`super::Queue::admits`].
     ///
     /// # Errors
     ///
-    /// As [`Queue::append`].
+    /// There is no room.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
         let needed = state.bytes - state.spare.bytes + bytes + BATCH_OVERHEAD;
@@ -497,17 +542,17 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
+    /// See [`super::Queue::is_full`].
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.lock().told_full
     }
 
-    /// Takes a batch, whole or not at all.
+    /// See [`super::Queue::append`].
     ///
     /// # Errors
     ///
-    /// There is no room; nothing is stored then.
+    /// There is no room, or a required output that would have to deliver the batch has ended.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -537,7 +582,7 @@ impl Queue {
         let first = state.next;
         let mut record = Record::new(first, batch);
         let ticket = match state.acknowledge {
-            // `Synced` is for a queue on disk.
+            // The config allows `Synced` only with a directory.
             Acknowledge::Queued | Acknowledge::Synced => {
                 MemoryState::accept(&mut state.counted, &mut record, metrics);
                 Ticket::stored()
@@ -560,20 +605,20 @@ impl Queue {
         Ok(ticket)
     }
 
-    /// `queue.max_bytes`.
+    /// See [`super::Queue::capacity`].
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
     }
 
-    /// Bytes held, as `queue.max_bytes` counts, and events held.
+    /// See [`super::Queue::held`].
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
         (state.bytes, state.records.iter().map(|record| record.events).sum())
     }
 
-    /// Each output's name and what it has not finished.
+    /// See [`super::Queue::backlogs`].
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
@@ -582,7 +627,7 @@ impl Queue {
         state.cursors.iter().map(backlog).collect()
     }
 
-    /// Sets every gauge that is read on demand.
+    /// See [`super::Queue::observe`].
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn observe(&self) {
         let state = self.shared.lock();
@@ -594,11 +639,11 @@ impl Queue {
         }
     }
 
-    /// Returns once every cursor has finished everything.
+    /// Returns once no record is left.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
         loop {
             let progress = self.shared.progress.notified();
@@ -609,8 +654,8 @@ impl Queue {
         }
     }
 
-    /// An output has ended for good: nothing waits for it any more. What it did not get is counted by
-    /// [`Queue::abandon`], unless its sender is told that it was not delivered.
+    /// See [`super::Queue::give_up`]. What the output did not get is counted by [`Queue::abandon`],
+    /// unless its sender is told that it was not delivered.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
@@ -622,7 +667,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Takes nothing more, gives up what is left, counts it as lost, and says how many events each output did not get.
+    /// Closes the queue, and counts what is left as lost. Returns for each output its name and the
+    /// number of events that it did not get.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
@@ -642,6 +688,7 @@ impl Queue {
 }
 
 impl MemoryState {
+    /// How much an output has not finished.
     fn backlog(&self, cursor: &CursorState) -> Backlog {
         let events = self.counted.events.saturating_sub(cursor.passed.events);
         let oldest = self
@@ -656,37 +703,40 @@ impl MemoryState {
     }
 }
 
-/// What [`Queue::append`] gives for a batch it took. Dropped before [`Ticket::delivered`] has returned, a batch that no
-/// output has begun is taken out again.
+/// A sender's receipt. If it is dropped before [`Ticket::delivered`] has returned, a batch that no
+/// output has begun is taken out of the queue again.
 #[must_use]
 pub struct Ticket {
     delivered: Delivered,
     place: Option<(Arc<Shared>, Position)>,
 }
 
+/// The answer for the sender.
 enum Delivered {
+    /// The answer will come here.
     Waits(oneshot::Receiver<Result<(), Refused>>),
-    /// The answer, which stays the same however often somebody asks.
+    /// The answer is known, and stays the same however often the sender asks.
     Known(Result<(), Refused>),
 }
 
 impl Ticket {
+    /// The receipt of a batch that is safe at once.
     fn stored() -> Self {
         Self { delivered: Delivered::Known(Ok(())), place: None }
     }
 
-    /// Returns at once, or with `delivered` once every required output has acknowledged or counted the
-    /// batch.
+    /// Returns at once, or with `delivered` when every required output has acknowledged the batch
+    /// or counted it as lost.
     ///
     /// # Errors
     ///
-    /// An output that it waits for will never have it. The batch is the sender's.
+    /// A required output will never have the batch. The batch is the sender's.
     pub async fn delivered(&mut self) -> Result<(), Refused> {
         let waits = match &mut self.delivered {
             Delivered::Known(known) => return *known,
             Delivered::Waits(waits) => waits,
         };
-        // An error means that the queue is gone: no output will say anything any more.
+        // An error means that the queue is gone: no output will deliver the batch any more.
         let answer = waits.await.unwrap_or(Err(Refused::Undelivered));
         self.delivered = Delivered::Known(answer);
         self.place = None;
@@ -708,7 +758,7 @@ impl Drop for Ticket {
     }
 }
 
-/// One output's place in the log. Owned by its delivery loop.
+/// One output's place in the queue. Owned by its delivery loop.
 pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
@@ -720,7 +770,7 @@ impl Cursor {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn readable(&self) {
         loop {
             if !self.is_at_end() {
@@ -730,7 +780,7 @@ impl Cursor {
         }
     }
 
-    /// Claims what comes next: whole batches as far as they fit, or a part of one that does not fit alone.
+    /// See [`super::Cursor::next`]. `None` only at the end of the log.
     #[must_use]
     pub fn next(&self, take: Take) -> Option<Batch> {
         let mut guard = self.shared.lock();
@@ -769,7 +819,7 @@ impl Cursor {
         state.read(claim, self.index)
     }
 
-    /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
+    /// See [`super::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -796,7 +846,7 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// The claim is not on the wire any more; it will be sent again.
+    /// See [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.cursors[self.index].claims.find(claim) {
@@ -804,7 +854,8 @@ impl Cursor {
         }
     }
 
-    /// Reads a released claim again, to send it. `None`: all of it was dropped meanwhile, and the claim is gone.
+    /// See [`super::Cursor::redeliver`]. `None` if all events of the claim were dropped meanwhile:
+    /// then the claim does not exist any more.
     #[must_use]
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
@@ -819,13 +870,13 @@ impl Cursor {
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         if batch.is_none() {
-            // What was finished behind it may have been the last.
+            // The claims behind this one may be finished, and the queue may be empty now.
             self.shared.progress.notify_waiters();
         }
         batch
     }
 
-    /// Cuts a claim of at least two events into two claims in the same stage.
+    /// See [`super::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
@@ -857,40 +908,40 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Cuts a claim into two claims in the same stage, of which the second begins at `middle`.
+    /// See [`super::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
-    ///
-    /// Only for outputs that finish in order: nothing finished may lie behind an unfinished claim.
+    /// See [`super::Cursor::rewind`].
     pub fn rewind(&self) {
         self.shared.lock().cursors[self.index].claims.rewind();
     }
 
-    /// Nothing finished lies behind an unfinished claim.
+    /// See [`super::Cursor::is_in_order`].
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.shared.lock().cursors[self.index].claims.is_in_order()
     }
 
-    /// The output is removed. What it has not finished is lost, and counted; says how many events.
+    /// See [`super::Cursor::leave`].
     pub fn leave(self) -> u64 {
         self.remove(true)
     }
 
-    /// It has not joined: what came meanwhile was never for it.
+    /// See [`super::Cursor::leave_uncounted`].
     pub fn leave_uncounted(self) {
         self.remove(false);
     }
 
+    /// Removes the output. If `counts`, its backlog is lost, and counted. Returns the number of
+    /// lost events.
     fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        // Senders that waited for it alone are answered, so that their batches count before its
-        // share of them, or not at all.
+        // Senders that waited for this output alone are answered first. Their batches are then
+        // counted as accepted before the output's loss is worked out, or not at all.
         let cursor = &mut state.cursors[self.index];
         cursor.gone = true;
         cursor.output.required = false;
@@ -905,24 +956,24 @@ impl Cursor {
         lost
     }
 
-    /// Whether batches say where their pieces are from.
+    /// See [`super::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().cursors[self.index].tells_origins = tells;
     }
 
-    /// The first position that was never claimed.
+    /// See [`super::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.read
     }
 
-    /// Everything before it is finished.
+    /// See [`super::Cursor::watermark`].
     #[must_use]
     pub fn watermark(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.watermark()
     }
 
-    /// Everything that was appended is claimed.
+    /// See [`super::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
