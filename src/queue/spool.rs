@@ -1,12 +1,19 @@
 //! The queue in files: acknowledged means synced.
 //!
-//! One mutex guards the state; no disk is touched under it. The writer thread ([`writer`]) alone writes segments and
-//! cursors: it takes what waits, writes and syncs it as one group, then makes it visible. Cursors read the newest records
-//! from memory (the tail) and older ones from the files ([`load`]), never what is not synced. Files are found and judged at
-//! the start ([`recovery`]).
+//! A batch takes this way. [`Queue::append`] finds room for it and puts it into the line. The
+//! writer thread ([`writer`]) takes a group of batches from the line, writes and syncs it, and only
+//! then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read the newest
+//! records from memory (the tail) and older ones from the files ([`load`]), never one that is not
+//! synced. At the start, [`recovery`] finds the files and judges what is in them.
 //!
-//! Memory: 16 MiB for the tail and about as much for what cursors have read ahead, whatever the backlog. One event that
-//! is larger than its cursor's share is held alone.
+//! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
+//! writes segments and the cursors file.
+//!
+//! Memory: 16 MiB for the tail, and about as much for what all cursors have read ahead, however
+//! large the backlog is. An event that is larger than its cursor's share is held alone.
+//!
+//! The public methods of this file are documented at [`super::Queue`], which alone calls them. Here
+//! is only what is different with files.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -66,55 +73,71 @@ use state::Waiting;
 /// Bytes of the newest records that are kept in memory.
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
-/// What all cursors together may have read ahead. Each may hold four times what it reads at once.
+/// Bytes that all cursors together may have read ahead. Each may hold four times what it reads at
+/// once.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// Beyond it, neighbouring holes are joined: a slot of the cursors file has no room for many more.
+/// With more holes than this, neighbouring ones are joined: a slot of the cursors file has no room
+/// for many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
-/// What a cursor reads at once, whatever the number of outputs: at least, and at most.
+/// The least and the most that a cursor reads from a file at once, in bytes, whatever the number of
+/// outputs.
 const CHUNK_MIN: u64 = if cfg!(test) { 4 << 10 } else { 16 << 10 };
 const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 
-/// What copies of damaged records may take at most.
+/// The most that copies of damaged records may take, in bytes.
 const QUARANTINE_BYTES: u64 = 64 << 20;
 
-/// Of a small `queue.max_bytes`, that part of it.
+/// If `queue.max_bytes` is small, the copies may take this part of it: a sixteenth.
 const QUARANTINE_PART: u64 = 16;
 
-/// What copies of damaged records may take.
+/// The most that copies of damaged records may take with this `queue.max_bytes`, in bytes.
 fn quarantine_bytes(capacity: u64) -> u64 {
     (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
 }
 
-/// A disk that does not answer for so long is at fault: requests are not held for it.
+/// A disk that has not answered for this long is at fault. Requests are then refused and not held.
 const HANGS: Duration = Duration::from_secs(5);
 
-/// How long the end may take, where the disk does not answer.
+/// How long the end of the queue may take if the disk does not answer.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The log. Cheap to clone; all clones are the same queue.
+/// The queue. A clone is cheap, and is the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
 }
 
+/// What the queue's handles, the cursors and the writer thread share.
+///
+/// All of it lives as long as somebody holds it: the writer thread until [`Queue::close`], each
+/// cursor until its output leaves. The `state` has the lock; everything else here is constant,
+/// atomic, or wakes somebody:
+///
+/// - `work` wakes the writer thread. Whoever changes something in the state that the writer has to
+///   act on notifies it after the change;
+/// - `reclaimed` wakes large bodies that wait for room;
+/// - `progress` wakes the drain, and outputs that wait for the cursors file.
+///
+/// What must never happen: that a thread waits for one of these while it holds the lock.
 struct Shared {
     disk: Arc<dyn Disk>,
     state: Mutex<SpoolState>,
-    /// Tells the writer thread that there is something to do.
+    /// Notified when the writer thread has something to do.
     work: Condvar,
-    /// Tells incoming_count that the writer has deleted what it could.
+    /// Notified when the writer has deleted what it could: large bodies that arrive wait for it.
     reclaimed: Condvar,
-    /// `queue.max_bytes`. Changed only under the state's lock.
+    /// `queue.max_bytes`. It is changed only under the state's lock.
     capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// Told when something has become final, or has failed, and when cursors that were asked for are saved.
+    /// Notified when a claim has become final or was released, and when a save that was asked for
+    /// is done.
     progress: Notify,
-    /// Bytes in `quarantine/`.
+    /// Bytes of the files in `quarantine/`.
     quarantined: AtomicU64,
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// The writer thread has panicked.
+    /// Cancelled when the writer thread has panicked.
     panicked: CancellationToken,
 }
 
@@ -139,7 +162,8 @@ impl Shared {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Not as soon as there is room, or a queue at its edge would fill the log.
+    /// Logs that the queue has room again, once a fifth of `queue.max_bytes` is free. Not earlier:
+    /// a queue at its limit would write a line for every few batches.
     fn log_not_full(&self, state: &mut SpoolState) {
         if !state.writing.told_full {
             return;
@@ -152,8 +176,9 @@ impl Shared {
         }
     }
 
+    /// Logs that the queue is full, unless the log says so already.
     fn log_full(&self, state: &mut SpoolState) {
-        // The writer may make room.
+        // The writer may be able to make room.
         self.work.notify_one();
         if !std::mem::replace(&mut state.writing.told_full, true) {
             let (bytes, when_full) = (self.held_bytes(state), written(state.writing.when_full));
@@ -161,27 +186,29 @@ impl Shared {
         }
     }
 
-    /// As `queue.max_bytes` counts: everything in the directory.
+    /// Bytes of everything in the directory, as `queue.max_bytes` counts.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
         state.writing.accounting.files() + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// Of `queue.max_bytes`, what files of segments may take: a new cursors file must find room beside the old one, and so
-    /// must copies of what is damaged.
+    /// The part of `queue.max_bytes` that files of segments may take. The rest is kept for a new
+    /// cursors file beside the old one, and for copies of damaged records.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
         let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity()));
         self.capacity().saturating_sub(others)
     }
 
-    /// What new segments may take, once the writer has deleted what nobody needs.
+    /// Bytes that new segments may take, once the writer has deleted what nobody needs.
     fn room(&self, state: &SpoolState) -> u64 {
         (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
             / BLOCK
             * BLOCK
     }
 
-    /// Where a batch of so many bytes finds room: in the segment that is written to, or in a new one of this size.
+    /// Where a batch that needs this many bytes goes: into the segment that is the last one when
+    /// its turn comes, or into a new segment of the size that is returned. `None` if there is no
+    /// room for either.
     fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
         if needed <= state.writing.accounting.segment_free() {
             return Some(Room::Here);
@@ -191,37 +218,40 @@ impl Shared {
         (least <= room).then_some(Room::Opens(size))
     }
 
-    /// What would have to be dropped for it.
+    /// Bytes of segments that would have to be dropped so that a batch which needs this many bytes
+    /// gets a new segment; 0 if none.
     fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
         let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
         wanted.saturating_sub(self.usable() + state.reclaimable())
     }
 }
 
+/// Where a batch finds room.
 enum Room {
+    /// In the segment that is the last one when the turn of the batch comes.
     Here,
+    /// In a new segment of this size, in bytes.
     Opens(u64),
 }
 
-/// What a batch may take of a segment: it may be the first of its group.
+/// The most that a batch with this many bytes of lines takes of a segment, in bytes: if it is the
+/// first of its group, it starts at a block of 4,096 bytes.
 fn needed(lines: u64) -> u64 {
     (RECORD_HEADER + lines).next_multiple_of(BLOCK)
 }
 
-/// In ms since 1970.
+/// The time in ms since 1970.
 pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Queue {
-    /// Opens the queue of a directory, and gives each output its cursor, in order.
-    ///
-    /// Blocks on the disk; not for threads of the runtime.
+    /// See [`super::Queue::open`].
     ///
     /// # Errors
     ///
-    /// Where the directory can't be used. Damage in it is no error.
+    /// The directory can't be used. Damage in it is no error.
     pub fn open(
         directory: &Path,
         config: &config::Queue,
@@ -238,11 +268,11 @@ impl Queue {
         Ok((queue, cursors))
     }
 
-    /// Whether a batch of so many bytes would be taken now. A hint: [`Queue::append`] decides.
+    /// See [`super::Queue::admits`].
     ///
     /// # Errors
     ///
-    /// As [`Queue::append`].
+    /// There is no room, or the disk refuses.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
         if state.writing.fault().is_some() {
@@ -259,11 +289,11 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes a batch, whole or not at all. It is safe once [`Ticket::acknowledged`] says so.
+    /// See [`super::Queue::append`].
     ///
     /// # Errors
     ///
-    /// There is no room, or the disk refuses; nothing is stored then.
+    /// There is no room, or the disk refuses.
     pub fn append(&self, append: Append) -> Result<Ticket, Refused> {
         let shared = &self.shared;
         let mut state = shared.lock();
@@ -312,13 +342,13 @@ impl Queue {
         Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
     }
 
-    /// Whether it was full lately: from the first batch without room until a fifth of it is free again.
+    /// See [`super::Queue::is_full`].
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.lock().writing.told_full
     }
 
-    /// Why nothing can be stored, while that is so.
+    /// See [`super::Queue::fault`].
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.shared.lock().writing.fault()
@@ -328,19 +358,20 @@ impl Queue {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn failed(&self) -> String {
         self.shared.panicked.cancelled().await;
         "the thread that writes the queue has panicked".to_owned()
     }
 
-    /// `queue.max_bytes`.
+    /// See [`super::Queue::capacity`].
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
     }
 
-    /// Takes over what can change at run time. Segments that were planned are made as they were.
+    /// See [`super::Queue::apply`]. Segments that were planned before are made as they were
+    /// planned.
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -355,7 +386,7 @@ impl Queue {
         self.shared.log_not_full(&mut state);
     }
 
-    /// A cursor at the end of what is synced, when the cursors file has it.
+    /// See [`super::Queue::join`]. The cursor is at the end of what is synced.
     ///
     /// # Errors
     ///
@@ -363,7 +394,7 @@ impl Queue {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it has not joined.
+    /// If the future is dropped, the output has not joined.
     pub async fn join(&self, output: Output) -> Result<Cursor, JoinError> {
         let joining = self.begin_to_join(output)?;
         match tokio::time::timeout(HANGS, joining.saved()).await {
@@ -376,6 +407,7 @@ impl Queue {
         }
     }
 
+    /// Adds the cursor, and asks the writer to save it. The output has joined when that is done.
     fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
         let mut state = self.shared.lock();
         if state.writing.closed {
@@ -399,7 +431,7 @@ impl Queue {
         Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
     }
 
-    /// Whether events are kept until an output has them.
+    /// See [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -412,7 +444,7 @@ impl Queue {
         self.shared.log_not_full(state);
     }
 
-    /// Bytes held, as `queue.max_bytes` counts, and events that not every output has got.
+    /// Bytes held, as `queue.max_bytes` counts them, and events that some output has not finished.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
@@ -422,7 +454,7 @@ impl Queue {
         (self.shared.held_bytes(&state), events)
     }
 
-    /// Each output's name and what it has not finished.
+    /// See [`super::Queue::backlogs`].
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
@@ -432,7 +464,7 @@ impl Queue {
         state.log.cursors.iter().map(backlog).collect()
     }
 
-    /// Sets every gauge that is read on demand.
+    /// See [`super::Queue::observe`].
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn observe(&self) {
         let (bytes, events) = self.held();
@@ -454,7 +486,7 @@ impl Queue {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
         self.shared.lock().log.draining = true;
         loop {
@@ -466,7 +498,7 @@ impl Queue {
         }
     }
 
-    /// An output has ended for good: the drain does not wait for it. What it did not get stays for the next start.
+    /// See [`super::Queue::give_up`]. What the output did not get stays for the next start.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.log.cursors {
@@ -476,7 +508,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Takes nothing more, writes and syncs the cursors, and ends the writer thread.
+    /// Takes nothing more, and waits until the writer thread has saved the cursors and ended, for
+    /// [`CLOSING`] at most.
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
         self.shared.work.notify_one();
@@ -495,18 +528,23 @@ impl Queue {
     }
 }
 
-/// An output that is not in the cursors file yet. Dropped, it has never been here: nothing is counted for it.
+/// An output that is not in the cursors file yet. If this is dropped, the output was never here,
+/// and nothing is counted for it.
 struct Joining {
     shared: Arc<Shared>,
+    /// `None` once the cursor was handed out.
     cursor: Option<Cursor>,
+    /// The number of the save that names the output.
     number: u64,
 }
 
 impl Joining {
+    /// Whether the cursors file names the output.
     fn is_saved(&self) -> bool {
         self.shared.lock().writing.save_done >= self.number
     }
 
+    /// Waits until the cursors file names the output.
     async fn saved(&self) {
         loop {
             let progress = self.shared.progress.notified();
@@ -517,6 +555,7 @@ impl Joining {
         }
     }
 
+    /// Hands out the cursor: the output has joined.
     fn end(mut self) -> Result<Cursor, JoinError> {
         self.cursor.take().ok_or(JoinError::Closed)
     }
@@ -530,22 +569,24 @@ impl Drop for Joining {
     }
 }
 
-/// What [`Queue::append`] gives for a batch it took. Dropped before it is begun to be written, the batch is taken out.
+/// A sender's receipt. If it is dropped while the batch is still in the line, the batch is taken
+/// out.
 #[must_use]
 pub struct Ticket {
+    /// The answer will come here. `None` once it has come.
     done: Option<oneshot::Receiver<Result<(), Refused>>>,
-    /// The answer that `done` has given, once it has. The answer stays the same however often
-    /// somebody asks.
+    /// The answer, once it has come. It stays the same however often the sender asks.
     answer: Result<(), Refused>,
+    /// The queue, and the number of the batch in the line. `None` once the answer has come.
     place: Option<(Arc<Shared>, u64)>,
 }
 
 impl Ticket {
-    /// Returns once the batch is on disk, or is not. Asked again, it says the same again.
+    /// Returns when the batch is synced, or is refused.
     ///
     /// # Errors
     ///
-    /// [`Refused::Disk`].
+    /// [`Refused::Disk`]: nothing of the batch is stored.
     pub async fn acknowledged(&mut self) -> Result<(), Refused> {
         let Some(done) = &mut self.done else { return self.answer };
         // An error means that the writer thread is gone.
@@ -560,7 +601,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let Some((shared, number)) = self.place.take() else { return };
         shared.lock().writing.withdraw(number);
-        // The file of a large body may be there to be removed.
+        // If the batch was a large body, the writer has its file to delete.
         shared.work.notify_one();
     }
 }

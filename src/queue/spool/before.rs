@@ -1,8 +1,10 @@
-//! What an output has got already and is still in the files: for the memory of what has left, which is empty after a start.
+//! The events that an output has got already and that are still in the files. The deduplication
+//! window is rebuilt from them, because it is empty after a start.
 //!
-//! It reads on threads that may block, a few megabytes at a time, and leaves no mark in the queue. Nothing depends on it:
-//! files are deleted when nobody needs them, and what is damaged, can't be read or is gone is passed over, and only told below
-//! `info`. What of it the output did not get, because it was lost or filtered away, can't be told from the rest.
+//! It reads on threads that may block, a few megabytes at a time, and changes nothing in the queue.
+//! Nothing waits for it: files are deleted when no output needs them. What is damaged, can't be
+//! read or is gone is skipped, and logged at `debug`. Events that the output has lost or filtered
+//! away can't be told from the rest.
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -32,42 +34,49 @@ use crate::queue::segment::Found;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 
-/// No more is read before a cursor: what a disk reads in a second or two, and as much as a busy cluster sends in some minutes.
+/// At most this many bytes of lines before a cursor are read: what a disk reads in a second or two,
+/// and what a busy cluster sends in some minutes.
 const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 
-/// What is asked for.
+/// The range that is to be read.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// The cursor's place.
+    /// The cursor's watermark, where reading ends.
     end: Position,
-    /// The first byte of lines.
+    /// The byte number of the first line that is read.
     byte: u64,
-    /// Received from then on, in ms since 1970.
+    /// Only events that were received at this time or later, in ms since 1970.
     since: u64,
 }
 
-/// A walk through what lies before a cursor, oldest first. Owned by who primes a memory with it.
+/// A reader of what lies before a cursor, oldest first.
+///
+/// Each call of [`Before::next`] gives one piece of lines. When no piece is left, the next part of
+/// a segment is read on a thread that may block. Owned by the delivery loop that fills its
+/// deduplication window, and dropped at any time: a read that hangs in a dead disk is left behind.
 pub struct Before {
     shared: Arc<Shared>,
     limits: Limits,
-    /// What comes behind the pieces, and where it is, if that is known.
+    /// The position where reading goes on behind the pieces, and its place in a file, if that is
+    /// known.
     at: Position,
     spot: Option<Spot>,
     pieces: VecDeque<Piece>,
-    /// What is being read. A thread that hangs in a dead disk is left behind.
+    /// The read that is under way.
     reading: Option<JoinHandle<Option<Part>>>,
 }
 
-/// Some of it.
+/// What one read has found.
 struct Part {
     pieces: Vec<Piece>,
-    /// Where to go on.
+    /// The position where the next read goes on.
     at: Position,
     spot: Option<Spot>,
 }
 
 impl Before {
-    /// What lies before this place, from a position on.
+    /// Reads from position `from` up to a cursor's place, and only what was received `within` this
+    /// time.
     pub(super) fn new(
         shared: Arc<Shared>,
         from: Position,
@@ -83,11 +92,11 @@ impl Before {
         Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
     }
 
-    /// The next lines, where they are and how old.
+    /// The next lines, with their origin. `None` at the end.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is passed over when dropped.
+    /// No line is skipped if the future is dropped.
     pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
         loop {
             if let Some(next) = self.take() {
@@ -118,7 +127,7 @@ impl Before {
         self.pieces.extend(part.pieces);
     }
 
-    /// All of it at once, on this thread.
+    /// Reads everything at once, on this thread.
     #[cfg(test)]
     pub(super) fn all(mut self) -> Vec<(Origin, Bytes)> {
         while let Some(part) = self.shared.read_before(self.at, self.spot, self.limits) {
@@ -137,7 +146,7 @@ impl Drop for Before {
 }
 
 impl Shared {
-    /// What comes at a position or behind it, of one segment. `None`: nothing more.
+    /// Reads of one segment what comes at a position or behind it. `None` at the end.
     fn read_before(&self, at: Position, spot: Option<Spot>, limits: Limits) -> Option<Part> {
         if at >= limits.end {
             return None;
@@ -177,13 +186,14 @@ impl Shared {
             piece.cut(Take { bytes: u64::MAX, events })
         };
         let pieces = loaded.pieces.into_iter().filter(is_wanted).map(within).collect();
-        // It goes on in any case.
+        // The next read begins behind this one in any case.
         let next = loaded.next.filter(|next| next.position > job.from);
         let at = next.map_or(job.end.position, |next| next.position);
         Some(Part { pieces, at, spot: next })
     }
 
-    /// To read of the first segment that has something at a position or behind it, and before `end`; and the segment behind.
+    /// What is to be read of the first segment that has something at or behind `at`, and before
+    /// `end`; and the first position of the segment behind it. `None` if there is no such segment.
     fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
         let state = self.lock();
         let index = state.log.segment_at(at);
@@ -205,7 +215,8 @@ impl Shared {
         Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
     }
 
-    /// When a segment was made: what is before it was received before. In ms since 1970; where that is not known, now.
+    /// When a segment was made, in ms since 1970: everything before it was received earlier.
+    /// `u64::MAX` if that is not known.
     fn made(&self, first: Position) -> u64 {
         let file = self.disk.open(&segment::file_name(first), Access::Read).ok();
         let header = file.and_then(|file| SegmentHeader::read(&*file, first).ok());
@@ -213,7 +224,7 @@ impl Shared {
     }
 }
 
-/// The first record of a segment that is asked for.
+/// The place of the first record in a segment that is to be read; `None` if there is none.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
     let at = (FIRST_RECORD, job.first.position);
     let mut scan = Scan::new(file, at, job.offset, job.end.position, Check::Headers);

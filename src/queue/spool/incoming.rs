@@ -1,17 +1,17 @@
 //! A file beside the log, for the lines of a body that is too large to be held in memory.
 //!
-//! A [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
+//! An [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
 //! segment whose positions are not known yet. When the body is whole, [`Queue::append_incoming`]
-//! puts the file in line behind the batches that wait; the writer then fills in the positions and
-//! gives the file the name of the log's next segment. Before that name is synced, nobody is told
-//! that the body is safe, and a start has the file deleted. A crash at any moment therefore leaves
-//! all of the body in the log, or nothing.
+//! puts the file into the line behind the batches that wait there. The writer then fills in the
+//! positions, and gives the file the name of the log's next segment. Nobody is told that the body
+//! is safe before that name is synced, and a start deletes the file if it has not got the name. A
+//! crash at any moment therefore leaves all of the body in the log, or nothing.
 //!
 //! The bytes of the file count in `queue.max_bytes` from the moment when they are reserved, which
 //! is before they are written. An incoming body that is dropped leaves its file to the writer,
 //! which deletes it.
 //!
-//! All methods block on the disk; they are for threads that may block.
+//! All methods wait for the disk; they are for threads that may block.
 
 use std::io;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ use crate::queue::segment::RECORD_HEADER;
 /// it takes.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
-/// Marks the name of a file that is no segment yet.
+/// The end of the name of a file that is no segment yet.
 const SUFFIX: &str = ".incoming";
 
 /// `segments/%020u.incoming`.
@@ -55,7 +55,7 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
     name.strip_suffix(SUFFIX)?.parse().ok()
 }
 
-/// A number that is in the name of none of these files.
+/// A number that none of these files has in its name.
 pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
     files
         .iter()
@@ -67,23 +67,23 @@ pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
 /// One record of an incoming file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IncomingRecord {
-    /// Offset of its header.
+    /// The offset of the record's header in the file.
     pub(super) offset: u64,
     pub(super) events: u64,
-    /// Bytes of its lines.
+    /// Bytes of the record's lines.
     pub(super) length: u64,
-    /// CRC-32C of its lines.
+    /// CRC-32C of the record's lines.
     pub(super) crc: u32,
 }
 
-/// A body that lies whole in a file, and waits for its place in the log. Whoever drops it first
-/// hands it to [`Accounting::abandon`].
+/// A body that lies whole in a file, and waits for its place in the log. Code that drops an
+/// `IncomingFile` hands the file to [`Accounting::abandon`] first.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
     /// The file's name in the queue's directory.
     pub(super) name: String,
-    /// Bytes that the file counts for in [`Accounting::files`].
+    /// Bytes that the file counts for in [`Accounting::files`]: reserved ones as well.
     pub(super) size: u64,
     pub(super) records: Vec<IncomingRecord>,
     /// Bytes of all lines.
@@ -91,29 +91,37 @@ pub(super) struct IncomingFile {
 }
 
 /// A body that is arriving.
+///
+/// It begins without a file: the first lines make one. [`Incoming::store`] reserves room for each
+/// piece of lines, waits for the writer to delete segments if there is none, and then writes the
+/// piece. [`Incoming::sync`] makes all of it safe. At the end [`Queue::append_incoming`] takes the
+/// file over. After an error the body can only be dropped.
+///
+/// Owned by the task that reads the request; its methods run on threads that may block. If segments
+/// must be dropped for room, then only for one incoming body at a time ([`Shared::reserve`]).
 pub struct Incoming {
     shared: Arc<Shared>,
-    /// Absent before the first lines, once the file was handed on, and where the queue drops the
-    /// newest.
+    /// `None` before the first lines, after the file was handed on, and if the body is dropped
+    /// because the queue is full.
     file: Option<IncomingFile>,
-    /// Bytes written since the last sync.
+    /// Bytes of lines written since the last sync.
     unsynced: u64,
     events: u64,
     bytes: u64,
     /// The queue is full and drops the newest: the body is counted, and not stored.
     pub(super) is_dropped: bool,
-    /// Segments were dropped for it: see [`SpoolState::has_dropper`].
+    /// Segments were dropped for this body: see [`SpoolState::has_dropper`].
     is_dropper: bool,
 }
 
 /// Whether the bytes of an incoming body have found room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
-    /// The bytes are counted as the incoming body's.
+    /// The bytes are reserved, and counted for this body.
     Reserved,
-    /// The writer has to delete segments first.
+    /// The writer has to delete segments first. Then the body has to try again.
     Later,
-    /// `when_full = "drop_newest"`, and the queue is full.
+    /// `when_full = "drop_newest"`, and the queue is full: the body is counted, and not stored.
     Dropped,
 }
 
@@ -147,7 +155,8 @@ impl Incoming {
         self.write(lines, events)
     }
 
-    /// Waits until the writer has deleted the segments whose room the lines need.
+    /// Reserves room for lines. Waits until the writer has deleted the segments whose room they
+    /// need.
     fn reserve_for(&mut self, lines: &[u8]) -> Result<(), Refused> {
         let deadline = Instant::now() + HANGS;
         while self.try_reserve(lines)? == Room::Later {
@@ -164,7 +173,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Counts the bytes that a record with these lines takes, if there is room for them.
+    /// Reserves the bytes that a record with these lines takes, if there is room for them.
     pub(super) fn try_reserve(&mut self, lines: &[u8]) -> Result<Room, Refused> {
         if self.is_dropped {
             return Ok(Room::Dropped);
@@ -197,6 +206,7 @@ impl Incoming {
         Ok(room)
     }
 
+    /// Makes the file. Its bytes are reserved already.
     fn create(&mut self, name: String, size: u64) -> Result<(), Refused> {
         match self.shared.disk.create(&name, BLOCK) {
             Ok(file) => {
@@ -205,7 +215,7 @@ impl Incoming {
                 Ok(())
             }
             Err(error) => {
-                // A file that could not be made may be there all the same.
+                // The file may be there although making it has failed.
                 self.shared.lock().writing.accounting.abandon(name, size);
                 Err(self.refuse(&error))
             }
@@ -233,7 +243,7 @@ impl Incoming {
         Ok(())
     }
 
-    /// Makes all lines safe, so that the writer has only the headers to sync.
+    /// Makes all lines safe. The writer then only has to sync the headers.
     ///
     /// # Errors
     ///
@@ -244,6 +254,7 @@ impl Incoming {
         stored.file.sync().map_err(|error| self.refuse(&error))
     }
 
+    /// Counts and logs an error of the disk.
     fn refuse(&self, error: &io::Error) -> Refused {
         self.shared.metrics.write_errors.increment(1);
         tracing::warn!(%error, "a large body can't be stored while it arrives, its sender gets 503");
@@ -270,11 +281,11 @@ impl Drop for Incoming {
 }
 
 impl Shared {
-    /// Counts so many bytes of an incoming body, if there is room for them.
+    /// Reserves this many bytes more for an incoming body, if there is room for them.
     ///
-    /// Segments are dropped for one body at a time. Several would drop what each of them has stored so far, or what others
-    /// had found room with, until all of them are refused and nothing is left. `is_dropper`: segments are dropped for this
-    /// body.
+    /// Segments are dropped for one body at a time. Otherwise several bodies would drop what each
+    /// of them has stored so far, or the room that another has just found, until all of them are
+    /// refused and nothing is left. `is_dropper` is set when segments are dropped for this body.
     fn reserve(
         &self,
         state: &mut SpoolState,
@@ -317,18 +328,17 @@ impl Shared {
 }
 
 impl Queue {
-    /// Takes the lines of a body that is too large for memory while it arrives.
+    /// See [`crate::queue::Queue::incoming`].
     #[must_use]
     pub fn incoming(&self) -> Incoming {
         Incoming::new(Arc::clone(&self.shared))
     }
 
-    /// Takes a body whose lines were all stored and synced. It is safe once
-    /// [`Ticket::acknowledged`] says so.
+    /// See [`crate::queue::Queue::append_incoming`].
     ///
     /// # Errors
     ///
-    /// The disk refuses, or the queue has ended; nothing is stored then.
+    /// The disk refuses, or the queue has ended.
     pub fn append_incoming(
         &self,
         mut incoming: Incoming,
@@ -341,7 +351,7 @@ impl Queue {
             false => state.writing.fault().map(|_| Refused::Disk),
         };
         if let Some(refused) = refused {
-            // The incoming body takes the lock when it is dropped.
+            // `incoming` takes the lock when it is dropped at the return.
             drop(state);
             return Err(refused);
         }
