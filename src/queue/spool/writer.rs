@@ -1,6 +1,7 @@
 //! The thread that writes: groups of batches, the cursors file, new segments, and deletes.
 //!
-//! It alone changes segments and cursors. It holds the state's lock only to take work and to tell the outcome.
+//! It alone changes the files of segments and cursors. It holds the state's lock only to take work
+//! and to publish the outcome.
 
 use std::io;
 use std::sync::Arc;
@@ -30,72 +31,106 @@ use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SegmentHeader;
 use crate::telemetry;
 
-/// The cursors file is at most so old.
+/// The cursors file is written this long after the last time, if it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// Deletes are at least so far apart, unless room is needed.
+/// Deletes are at least this far apart, unless room is needed: several small segments are deleted
+/// at once.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// Files that could not be deleted are tried again so often, and whenever room is needed.
+/// Files that could not be deleted are tried again this long after, and whenever room is needed.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
-/// What is kept for a while is looked at so often: clocks are set, and settings change.
+/// Segments that outputs want to keep for a while are looked at this often, because clocks are set
+/// and settings change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// Between two attempts to store again after an error: from, and to.
+/// The shortest and the longest pause between two attempts to store again after an error.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// The writer thread.
+///
+/// It waits until there is something to do, and does one [`Step`] at a time, the most urgent first
+/// ([`Writer::turn`]):
+///
+/// 1. probe: after an error nothing is stored until a new segment can be made and synced. That is
+/// tried with pauses of [`RETRY_MIN`] to [`RETRY_MAX`]; 2. save: the cursors file is written when
+/// it is out of date and a second has passed, when much has become final, or at once when an output
+/// joins or leaves; 3. reclaim: files that no output needs are deleted, after a save that says so;
+/// 4. commit: the batches at the front of the line are written as one group with one write, synced,
+/// and then published. While that goes on new batches join the line, and are the next group. A
+/// group ends before a batch that begins a new segment.
+///
+/// After a failed write or sync nothing is known of what is behind the segment's last record: the
+/// kernel may have forgotten what it did not write, and the next sync says nothing about it. The
+/// segment is closed for good, and its group and everything in the line get [`Refused::Disk`]. The
+/// positions of the failed group are given again, to the first batches of the next segment; nobody
+/// was told of them.
+///
+/// What must never happen: that a sender is told of a batch, or a cursor sees it, before its sync;
+/// that a segment is deleted before the cursors file on disk says that no output needs it; that a
+/// write touches a block that holds acknowledged bytes. Nobody joins the thread while it waits for
+/// the disk: at the end of the process it may be left behind.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     cursors: Cursors,
-    /// The segment that is written to.
+    /// The segment that is written to; `None` after an error and at the start.
     active: Option<Active>,
-    /// What the cursors file says of the log's end.
+    /// The end of the log, as the cursors file on disk has it.
     saved_end: Position,
+    /// The earliest time of the next save, unless one is asked for.
     save_at: Instant,
-    /// Of those that wanted the cursors saved at once, so many were heard.
+    /// The value of `save_requested` at the last save that was tried, whether it succeeded or not.
     save_attempted: u64,
-    /// Nothing is stored before the cursors file names every output.
+    /// The cursors file does not name every output yet. Nothing is stored before it does.
     unnamed: bool,
-    /// Small segments are deleted several at once.
+    /// The earliest time of the next deletes.
     reclaim_at: Instant,
-    /// Files that could not be deleted are tried again then.
+    /// When files that could not be deleted are tried again.
     again_at: Instant,
-    /// The log has it that some files can't be deleted.
+    /// The log says that some files can't be deleted.
     told_stuck: bool,
-    /// The log has it that nothing is deleted.
+    /// The log says that nothing is deleted, because the cursors can't be written or for another
+    /// error.
     told_kept: bool,
-    /// The log has it that the cursors can't be written.
+    /// The log says that the cursors can't be written.
     told_unsaved: bool,
-    /// The segment that the largest batch needs which the disk had no room for.
+    /// The bytes of a segment that the largest batch needs which was refused: while a required
+    /// output is behind, a probe is content with no less.
     retry_segment_bytes: u64,
-    /// After an error.
+    /// When the next attempt after an error is made.
     retry_at: Instant,
+    /// The pause after the next error.
     pause: Duration,
 }
 
+/// The segment that is written to.
 struct Active {
     file: Arc<dyn File>,
+    /// The first position of the segment.
     first: Position,
 }
 
-/// What is to be done.
+/// Something that the writer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Write what waits.
+    /// Write the group at the front of the line.
     Commit,
-    /// Write the cursors.
+    /// Write the cursors file.
     Save,
-    /// Remove what no output needs.
+    /// Delete the files that no output needs.
     Reclaim,
-    /// Look whether the disk is well again.
+    /// Find out whether the disk is well again.
     Probe,
 }
 
+/// What the writer does next.
 enum Turn {
     Do(Step),
+    /// Nothing until this time; `None`: nothing until the thread is woken.
     Wait(Option<Instant>),
+    /// The queue is closed.
     End,
 }
 
@@ -121,8 +156,12 @@ impl Writer {
         }
     }
 
-    /// Writes the cursors file, with every output in it. A disk that has no room, or is at fault, is tried again; one that
-    /// can't be written at all is an error.
+    /// Writes the cursors file for the first time, with every output in it. If the disk has no room
+    /// or is at fault, that is tried again later.
+    ///
+    /// # Errors
+    ///
+    /// The file can never be written: the directory is read-only, or another user's.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         let Err(error) = self.save() else { return Ok(()) };
         let never = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
@@ -152,7 +191,7 @@ impl Writer {
                         let wait = until.map_or(Duration::MAX, |until| {
                             until.saturating_duration_since(Instant::now())
                         });
-                        // Some clocks add an hour to whatever they are given.
+                        // `wait_timeout` adds the time to a clock, which an hour does not overflow.
                         let wait = wait.min(Duration::from_secs(3600));
                         let waited = shared.work.wait_timeout(state, wait);
                         state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
@@ -165,6 +204,7 @@ impl Writer {
         }
     }
 
+    /// The next step, by the order that [`Writer`] tells.
     fn turn(&self, state: &SpoolState) -> Turn {
         let now = Instant::now();
         let save = state.writing.cursors_dirty
@@ -193,7 +233,7 @@ impl Writer {
         }
     }
 
-    /// Whether it would wait until somebody wakes it.
+    /// Whether the writer would wait until somebody wakes it.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
@@ -208,7 +248,8 @@ impl Writer {
         }
     }
 
-    /// Takes what waits up to the next new segment, writes it, syncs it, and answers.
+    /// Takes the group at the front of the line, writes it, syncs it, and answers its senders. The
+    /// group ends before the next batch that begins a segment.
     fn commit(&mut self) {
         let mut group: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -239,7 +280,7 @@ impl Writer {
         }
     }
 
-    /// Makes a segment of the file of a large body, which is a group of its own.
+    /// Makes the file of a large body a segment. The body is a group of its own.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
@@ -257,8 +298,8 @@ impl Writer {
         }
     }
 
-    /// Writes the headers of an incoming file, whose lines are synced, and gives the file its name
-    /// in the log.
+    /// Writes the headers of an incoming file, whose lines are synced already, syncs them, and
+    /// gives the file its name in the log.
     fn adopt(&self, incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<()> {
         let started = Instant::now();
         let mut place = end;
@@ -269,8 +310,8 @@ impl Writer {
                 received,
                 length: record.length,
                 events: record.events,
-                // Each record is a group: a reader then takes a hole in the file for damage, never
-                // for a torn write.
+                // Each record is a group of its own. A reader then takes zeros inside the file for
+                // damage, never for a torn write.
                 group: place.position,
                 crc: record.crc,
             };
@@ -291,7 +332,8 @@ impl Writer {
         Ok(())
     }
 
-    /// The disk had room for less than was planned: what waits for more does so at its senders.
+    /// The disk had room for a smaller segment than was planned. The group in hand fits, and leaves
+    /// `free` bytes; what is in the line is refused.
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -303,7 +345,8 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs a group behind the last one.
+    /// Writes and syncs a group behind the last record. Returns the offset and the header of each
+    /// of its records.
     fn write(&self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
         let Some(active) = &self.active else {
             return Err(io::Error::other("no segment is open"));
@@ -343,6 +386,8 @@ impl Writer {
         Ok(records)
     }
 
+    /// Makes a synced group visible: the log is extended, its batches are counted, the newest
+    /// records are kept in memory, and the senders are answered.
     fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
         self.pause = RETRY_MIN;
         let metrics = &self.shared.metrics;
@@ -385,8 +430,9 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Answers a group that is not safe, and all that waits behind it. `closes`: nothing is known any more of what is
-    /// behind the segment's last record, so it is never touched again.
+    /// Refuses a group that is not safe, and everything in the line. `closes`: a write or sync has
+    /// failed, so that nothing is known of what is behind the segment's last record. That segment
+    /// is never written to again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -418,6 +464,7 @@ impl Writer {
         }
     }
 
+    /// Notes an error of the disk: nothing is stored until a probe succeeds.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.writing.fault.as_ref() != Some(&fault) {
             let error = fault.clone();
@@ -427,12 +474,13 @@ impl Writer {
         self.wait();
     }
 
+    /// Sets the time of the next attempt. Each pause is twice as long as the one before.
     fn wait(&mut self) {
         self.retry_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 
-    /// After an error: a new segment that can be made and synced is the proof that the disk is well.
+    /// Looks whether the disk is well again.
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
@@ -447,6 +495,8 @@ impl Writer {
         }
     }
 
+    /// The proof that the disk is well: a new segment can be made and synced. If the queue is full,
+    /// no segment may be made; then it is proof enough that the cursors file can be written.
     fn try_probe(&mut self) -> io::Result<()> {
         if self.unnamed {
             self.save()?;
@@ -458,11 +508,12 @@ impl Writer {
         };
         let least = FIRST_RECORD + BLOCK;
         if size < least {
-            // The queue is full: that is said otherwise, and the cursors can prove the disk.
+            // The queue is full, which appends say themselves.
             return self.save();
         }
-        // Else a nearly full disk would be well for the small batches and at fault for the large ones, in turn. One that is
-        // too small for a batch whatever is delivered must not wait for it.
+        // The segment must have room for the largest batch that was refused. Otherwise a nearly
+        // full disk would be well for small batches and at fault for large ones, in turn. If
+        // everything required is delivered, nothing more will be freed, and any segment will do.
         let empty = {
             let state = self.shared.lock();
             state.log.required_watermark() == state.log.end.position
@@ -474,8 +525,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes a segment at the end of the log and makes it the one that is written to. Where the disk has no room for its
-    /// size, a smaller one, of at least `least`, will do. Says which it is.
+    /// Makes a segment at the end of the log, and makes it the one that is written to. If the disk
+    /// has no room for `size` bytes, a smaller one of at least `least` bytes is made. Returns its
+    /// size.
     fn open_segment(&mut self, mut size: u64, least: u64) -> io::Result<u64> {
         let end = self.make_way()?;
         let over = {
@@ -502,7 +554,8 @@ impl Writer {
                 Err(error) if is_full(&error) && self.drop_for_space() => {
                     self.reclaim(Reclaim::All)?
                 }
-                // What is left of one that could not be made: nothing of it was acknowledged.
+                // The file is left of a segment that could not be made. Nothing in it was
+                // acknowledged.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.shared.disk.remove(&name)?;
                 }
@@ -535,11 +588,11 @@ impl Writer {
         Ok(size)
     }
 
-    /// Where the next segment begins, once no other file has its name.
+    /// Where the next segment begins, after making sure that no other file has its name.
     fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
-            // A segment without a record is in the way of its successor, which has the same name.
+            // A segment without a record has the name that its successor needs.
             if let Some(empty) = state.log.segments.pop_back_if(|last| last.first == last.end) {
                 self.active = None;
                 state.writing.accounting.retire(empty.first.position, empty.size);
@@ -550,7 +603,8 @@ impl Writer {
         if is_taken {
             self.reclaim(Reclaim::All)?;
             if self.shared.lock().writing.accounting.is_stuck(end.position) {
-                // An empty segment that has its name: the next one would be deleted with it.
+                // A segment that can't be deleted has the name. If it were deleted later, the new
+                // segment would be deleted instead.
                 let name = segment::file_name(end.position);
                 let error = io::Error::other("an empty segment of this name can't be deleted");
                 return Err(named(&name)(error));
@@ -559,8 +613,9 @@ impl Writer {
         Ok(end)
     }
 
-    /// The disk is fuller than `queue.max_bytes` knows. Whether there is a segment that no output needs, or was one that only
-    /// optional outputs need, and that can be deleted now.
+    /// Makes room on a disk that is fuller than `queue.max_bytes` knows. `true` if there is a
+    /// segment to delete now: one that no output needs, or one that was dropped just now because
+    /// only optional outputs need it.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_some() {
@@ -574,7 +629,7 @@ impl Writer {
         false
     }
 
-    /// Gives back what the segment that was written to does not need.
+    /// Ends the segment that is written to, and gives back the room that it does not need.
     fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let offset = {
@@ -585,7 +640,7 @@ impl Writer {
             (segment.active, segment.ended) = (false, now());
             segment.offset
         };
-        // Unless it is synced, a power loss brings the room back, which others have by then.
+        // Without the sync a power loss would undo the cut, when the room is used by other files.
         match active.file.truncate(offset).and_then(|()| active.file.sync()) {
             Ok(()) => {
                 let mut state = self.shared.lock();
@@ -600,11 +655,12 @@ impl Writer {
                 segment.size -= given;
                 state.writing.accounting.cut(given);
             }
-            // It counts with all its room until it is deleted.
+            // The segment counts with all its reserved room until it is deleted.
             Err(error) => tracing::debug!(%error, "a segment can't be cut to its length"),
         }
     }
 
+    /// Saves the cursors. The log says once that they can't be written.
     fn save_or_tell(&mut self) {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
@@ -615,7 +671,7 @@ impl Writer {
         self.told_unsaved = failed.is_err();
     }
 
-    /// Writes and syncs the cursors.
+    /// Writes and syncs the cursors file.
     pub(super) fn save(&mut self) -> io::Result<()> {
         let (contents, watermark, requested) = {
             let mut state = self.shared.lock();
@@ -639,7 +695,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes the files of segments that every output has passed, or that were dropped; first the cursors say so.
+    /// Deletes the files of segments that every output has passed, or that were dropped. The
+    /// cursors file is saved first, so that it does not need them. Files that can't be deleted keep
+    /// no other from being deleted.
     fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let removed = {
@@ -650,7 +708,8 @@ impl Writer {
                 if let Some(last) = state.log.segments.back_mut() {
                     (last.active, last.ended) = (false, now());
                 }
-                // All that only optional outputs need was not enough without it.
+                // The queue is full although all segments that only optional outputs need may be
+                // dropped for room: only together with this one they suffice.
                 let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
                 state.drop_segments(all, &self.shared.metrics);
             }
@@ -697,8 +756,9 @@ impl Writer {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Removes the files of large bodies that were not taken; no cursor knows of them. An error
-    /// where some stay.
+    /// Deletes the files of large bodies that were not taken. The cursors file need not be saved
+    /// for that: no cursor knows of them. Returns the first error; the files that could not be
+    /// deleted stay in the list.
     fn remove_abandoned(&self) -> Option<io::Error> {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let mut failed = None;
@@ -718,7 +778,7 @@ impl Writer {
         failed
     }
 
-    /// Says once that files can't be deleted, and that they could be.
+    /// Logs once that files can't be deleted, and once that they are gone.
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
@@ -743,6 +803,8 @@ impl Writer {
         }
     }
 
+    /// Deletes what no output needs, and wakes large bodies that wait for room. The log says once
+    /// that nothing is deleted.
     fn reclaim_or_tell(&mut self) {
         let is_wanted = self.shared.lock().writing.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
@@ -758,7 +820,8 @@ impl Writer {
         self.told_kept = failed.is_err();
     }
 
-    /// The clean end: what waits is written, the cursors are exact, the last segment keeps only what it needs.
+    /// The end in order: everything in the line is written, the cursors file is exact, and the last
+    /// segment is cut to its length.
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
@@ -781,17 +844,17 @@ impl Writer {
     }
 }
 
-/// Which of the segments that every output has passed are to go.
+/// Which of the segments that every output has passed are deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reclaim {
-    /// Those that nobody wants to look at any more.
+    /// Those that no output wants to keep any longer ([`super::Output::keeps`]).
     Old,
-    /// Their room is needed.
+    /// All of them, because their room is needed.
     All,
 }
 
 impl Drop for Writer {
-    /// Without a writer nothing can be stored: senders must not wait for it.
+    /// After a panic of the thread nothing can be stored. Senders must not wait for it.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
@@ -804,7 +867,7 @@ impl Drop for Writer {
     }
 }
 
-/// No room on the disk, or none that this user may take.
+/// Whether the disk has no room, or none that this user may take.
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
