@@ -57,8 +57,8 @@ pub(super) struct Accounting {
     segment_free: u64,
     /// Bytes of the segments that batches in the line, or in the writer's hand, are to begin.
     reserved_new: u64,
-    /// The size limit that applied when `reserved_new` was planned, if `queue.max_bytes` was lowered
-    /// since; else 0. Segments that were planned before are still allowed.
+    /// The size limit that applied when `reserved_new` was planned, if `queue.max_bytes` was
+    /// lowered since; else 0. Segments that were planned before are still allowed.
     reserved_limit: u64,
     in_hand: InHand,
 }
@@ -227,8 +227,8 @@ impl Accounting {
         self.segment_free += needed;
     }
 
-    /// A batch leaves the line together with the segment that it was to begin. `is_last`: nothing is
-    /// behind it in the line, so that no segment is planned that has room.
+    /// A batch leaves the line together with the segment that it was to begin. `is_last`: nothing
+    /// is behind it in the line, so that no segment is planned that has room.
     pub(super) fn withdraw_new(&mut self, size: u64, is_last: bool) {
         self.reserved_new -= size;
         if self.reserved_new == 0 {
@@ -297,8 +297,8 @@ impl Accounting {
     ///
     /// # Panics
     ///
-    /// If one of them is wrong. Debug builds and tests only: there is nothing to be done about it at
-    /// run time.
+    /// If one of them is wrong. Debug builds and tests only: there is nothing to be done about it
+    /// at run time.
     pub(super) fn check(&self, segments: &VecDeque<Segment>, waiting: &VecDeque<Waiting>) {
         let sum = |files: &[Removed]| files.iter().map(|(_, size)| size).sum::<u64>();
         let log: u64 = segments.iter().map(|segment| segment.size).sum();

@@ -1,4 +1,4 @@
-//! One output's place in the durable log: what it has claimed, and what was read ahead for it.
+//! One output's cursor in the durable log: what it has claimed, and what was read ahead for it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -36,72 +36,100 @@ use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
 
-/// The cursors are written when so much has become final, or after a second.
+/// The cursors file is written when this many bytes of lines have become final since the last time,
+/// or after a second.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
-/// What is read at once for a claim, however small.
+/// At least this many bytes are read at once to send a claim again, however small the claim is.
 const FETCH_MIN: u64 = 64 << 10;
 
-/// Between two attempts to read from a file that is there and can't be read.
+/// The pause between two attempts to read from a file that is there and can't be read.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What can't be read for so long is lost. A disk that is away for a moment costs no events.
+/// Events that can't be read for this long are lost. A disk that is away for a moment then costs no
+/// events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The least time between two lines that say so.
+/// The least time between two log lines about failed reads.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What is noted with a claim.
+/// What the spool notes with a claim.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Note {
-    /// Bytes of its lines.
+    /// Bytes of the claim's lines.
     bytes: u64,
+    /// The byte number of its first line.
     first_byte: u64,
-    /// When its first event was received.
+    /// When its first event was received, in ms since 1970.
     received: u64,
-    /// Where it can be read again.
+    /// Where its lines can be read again.
     spot: Spot,
 }
 
+/// An output's place in the log, under the spool's lock.
+///
+/// A cursor moves through the log in this way. [`SpoolState::next`] claims events from `pieces`,
+/// which are lines in memory that come next. If there are none, they are taken from the tail; if
+/// the tail does not have them, they are read from a file by a thread that may block
+/// ([`LogState::read_plan`], [`Shared::apply`]). A claim that was released is read again in the
+/// same way, into `fetched`.
+///
+/// A gap is a piece without lines: positions that should be in the log and are not, because of
+/// damage. When the cursor passes a gap, the output counts its events as lost, once, unless they
+/// were counted before: by a drop (a hole), or by this cursor (`counted`).
+///
+/// Invariants:
+///
+/// - A claim never reaches into a second segment, and has no gap inside when it is made. The number
+///   of its events is therefore the difference of its positions, and a dropped segment drops whole
+///   claims.
+/// - `pieces` follow each other without a gap in positions; the first begins at `claims.read`.
+/// - A read that was started for an earlier `epoch` is thrown away when it arrives: what it was for
+///   has been dropped or rewound.
+///
+/// What must never happen: that an event is passed without being claimed or counted as lost, or is
+/// counted as lost twice.
 pub(super) struct CursorState {
     pub(super) output: Output,
-    /// No claim reaches into a second segment, and none has a gap.
     pub(super) claims: Claims<Note>,
-    /// The byte number where what was not claimed begins.
+    /// The byte number at `claims.read`, where the next claim begins.
     pub(super) read_byte: u64,
-    /// What comes next, as far as it is in memory.
+    /// What comes next, as far as it was read: lines and gaps.
     pieces: VecDeque<Piece>,
-    /// Where reading goes on behind the pieces, unless that is the end of a segment; `None`: to be found by position.
+    /// The place in a file where reading goes on behind the pieces. `None` if it is not known, and
+    /// has to be found by its position.
     pub(super) spot: Option<Spot>,
-    /// What is loaded for an earlier one is of no use.
+    /// A read that was started for an earlier epoch is thrown away when it arrives.
     epoch: u64,
-    /// A released claim that is to be read again.
+    /// A released claim that has to be read from a file before it can be sent again.
     wanted: Option<Claim>,
-    /// It was.
+    /// The lines that were read again.
     fetched: Option<Fetched>,
-    /// What was accepted before it was not for this output, as far as is known.
+    /// The output got nothing from before this position: it joined here. [`Position::START`] if
+    /// that is not known.
     pub(super) since: Position,
-    /// Missing events that were counted as lost, from the watermark on.
+    /// Gaps behind the watermark whose events this output has counted as lost.
     counted: Vec<Gap>,
-    /// `output_start_events`.
+    /// The value of the gauge `output_start_events`.
     pub(super) start: i64,
-    /// Its output has ended for good.
+    /// The output has ended for good: nothing waits for it any more.
     pub(super) gone: bool,
-    /// Batches say where their pieces are from.
+    /// Batches say where their pieces come from.
     tells_origins: bool,
     pub(super) readable: Arc<Notify>,
-    /// When the event at `read` was received, or one before it.
+    /// When the last claimed event was received, in ms since 1970; the time of the start before the
+    /// first claim, unless the file says more.
     pub(super) received: u64,
 }
 
-/// What was read again of a claim.
+/// The lines of a claim that were read again.
 struct Fetched {
     claim: Claim,
-    /// Not empty, and no gaps.
+    /// At least one piece, and no gaps.
     pieces: Vec<Piece>,
 }
 
-/// A gap: positions, and bytes of the lines that were there.
+/// Positions whose events are missing, and the bytes that their lines had.
 #[derive(Debug, Clone, Copy)]
 struct Gap {
     start: Position,
@@ -124,14 +152,14 @@ impl CursorState {
             counted: Vec::new(),
             start: 0,
             gone: false,
-            // The queue's own tests look at it always.
+            // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
             readable: Arc::new(Notify::new()),
             received: now(),
         }
     }
 
-    /// What is claimed and not finished.
+    /// Events and bytes that are claimed and not finished.
     pub(super) fn open(&self) -> (u64, u64) {
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
@@ -139,7 +167,8 @@ impl CursorState {
         })
     }
 
-    /// Events and bytes from a position on that are missing and counted: after a rewind there may be some.
+    /// Events and bytes from a position on that are missing and counted. There may be some behind
+    /// `claims.read` after a rewind.
     pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
         let behind = self.counted.iter().filter(|gap| gap.end > position);
         behind.fold((0, 0), |(events, bytes), gap| {
@@ -147,31 +176,35 @@ impl CursorState {
         })
     }
 
-    /// When the oldest event that is not finished was received, if that is known.
+    /// When the oldest event that is not finished was received, in ms since 1970; `None` if no such
+    /// event is in memory.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| self.pieces.front().map(|piece| piece.received))
     }
 
-    /// What the cursors file is to say.
+    /// The place that the cursors file notes for this output: its watermark.
     pub(super) fn saved(&self) -> LogOffset {
         let byte = self.claims.iter().next().map_or(self.read_byte, |entry| entry.note.first_byte);
         LogOffset { position: self.claims.watermark(), byte }
     }
 
-    /// Nothing is on the wire, or nobody will say what became of it.
+    /// Whether nothing is on the wire, or the output has ended and nobody will say what became of
+    /// it.
     pub(super) fn is_idle(&self) -> bool {
         self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
-    /// Counts what of a dropped segment this output had not got. What of that is on the wire counts no more there.
+    /// Passes a dropped segment. Returns the number of its events that this output had not got,
+    /// which the caller counts as lost. If some of them are on the wire, what becomes of them there
+    /// counts nothing more.
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
             return 0;
         }
         self.forget_pieces_of(dropped.clone());
-        // What is being read may be of it.
+        // The read that is under way may be of the dropped segment.
         self.epoch += 1;
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
@@ -184,7 +217,7 @@ impl CursorState {
             }
         }
         self.claims.forget_done();
-        // What was missing here is of the hole now. No gap is in two segments.
+        // Gaps of this segment are part of the hole now. No gap is in two segments.
         self.counted.retain(|gap| overlap(&[*gap], dropped.clone()) == 0);
         if dropped.contains(&read) {
             self.claims.read = dropped.end;
@@ -195,7 +228,7 @@ impl CursorState {
         missed
     }
 
-    /// Lets go of what was read ahead of these positions, and of all behind it.
+    /// Drops what was read ahead of these positions, and everything behind it.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
         if let Some(index) = self.pieces.iter().position(holds) {
@@ -205,7 +238,7 @@ impl CursorState {
         }
     }
 
-    /// Where the pieces end.
+    /// Where the pieces end: the next read begins here.
     fn ahead(&self) -> LogOffset {
         let read = LogOffset { position: self.claims.read, byte: self.read_byte };
         self.pieces.back().map_or(read, |piece| LogOffset {
@@ -214,11 +247,13 @@ impl CursorState {
         })
     }
 
+    /// Bytes of lines that were read ahead.
     fn ahead_bytes(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
     }
 
-    /// Passes missing events: they are lost for this output, unless that was counted before.
+    /// Passes a gap. Its events are lost for this output, except those that were counted before.
+    /// `dropped`: how many of them are in holes.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         self.claims.read = gap.end();
@@ -226,7 +261,8 @@ impl CursorState {
         self.forget_counted();
     }
 
-    /// Missing events are lost for this output, unless that was counted before, or all outputs were told of `dropped`.
+    /// Counts the events of a gap as lost for this output, except those that it has counted before,
+    /// and the `dropped` ones, which dropping a segment has counted.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) {
         let known = dropped + overlap(&self.counted, gap.first..gap.end());
         let lost = gap.events.saturating_sub(known);
@@ -238,11 +274,13 @@ impl CursorState {
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
     }
 
+    /// Forgets counted gaps before the watermark.
     fn forget_counted(&mut self) {
         let watermark = self.claims.watermark();
         self.counted.retain(|gap| gap.end > watermark);
     }
 
+    /// Goes back to the watermark: all claims are forgotten, and read again.
     fn rewind(&mut self) {
         let Some(note) = self.claims.rewind() else { return };
         self.read_byte = note.first_byte;
@@ -253,7 +291,7 @@ impl CursorState {
     }
 }
 
-/// How long ago something was received, in milliseconds since 1970 both.
+/// How long ago something was received. Both times are in ms since 1970.
 pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
@@ -262,7 +300,7 @@ fn origin(piece: &Piece, now: u64) -> Origin {
     Origin { first: piece.first, age: age(piece.received, now) }
 }
 
-/// The pieces that there are of a claim.
+/// The batch of a claim, from the pieces of it that there are.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
     let (pieces, origins) = (Vec::new(), Vec::new());
@@ -283,13 +321,14 @@ fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     gaps.iter().map(overlap).sum()
 }
 
-/// The events of a claim without those that were found missing when it was read again.
+/// The number of events of a claim, without those that were found missing when it was read again.
 fn left(claim: Claim, gaps: &[Gap]) -> u64 {
     claim.end - claim.start - overlap(gaps, claim.start..claim.end)
 }
 
 impl SpoolState {
-    /// Claims what comes next, as far as it is in memory.
+    /// Claims what comes next, as far as it is in memory. Passes gaps before it. `None` if nothing
+    /// is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Claim, Note)> = None;
@@ -351,7 +390,7 @@ impl SpoolState {
 }
 
 impl LogState {
-    /// Brings what comes next from the tail, if it is there.
+    /// Takes the piece that comes next from the tail. `false` if the tail does not have it.
     fn refill(&mut self, index: usize) -> bool {
         let ahead = self.cursors[index].ahead();
         let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
@@ -370,12 +409,12 @@ impl LogState {
         true
     }
 
-    /// How many of these positions were dropped, and counted for every output.
+    /// How many of these positions are in holes: dropped, and counted for every output.
     fn dropped_in(&self, positions: Range<Position>) -> u64 {
         cursors::dropped_in(&self.holes, &positions)
     }
 
-    /// A claim's lines, if all of them are in memory.
+    /// The lines of a claim from the tail; `None` if not all of them are there.
     fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
@@ -386,7 +425,7 @@ impl LogState {
         Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
     }
 
-    /// What has to be read from a file for a cursor to go on.
+    /// What a cursor needs to go on: nothing, or a read from a file.
     fn read_plan(&self, index: usize) -> ReadPlan {
         if self.draining {
             return ReadPlan::Nothing;
@@ -421,13 +460,14 @@ impl LogState {
             return ReadPlan::Ready;
         }
         let segment = self.segments.get(self.segment_at(ahead));
-        // Behind the last segment nothing is there to be read, up to the end.
+        // Behind the last segment there may be positions up to the end that no file has.
         let first = segment.map_or(self.end.position, |segment| segment.first.position);
         let begin = Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first };
         let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
         self.job(cursor.epoch, spot, ahead, None, self.chunk)
     }
 
+    /// The read of `from..to` in the segment of `spot`, of about `chunk` bytes.
     fn job(
         &self,
         epoch: u64,
@@ -452,7 +492,7 @@ impl LogState {
                 known: segment.damaged.clone(),
                 patient: true,
             },
-            // It is gone: all up to the next one is missing.
+            // The segment is gone. Everything up to the next one is missing.
             None => {
                 let next = self.segments.get(self.segment_at(from));
                 let end = next.map_or(self.end, |segment| segment.first);
@@ -466,16 +506,17 @@ impl LogState {
 
 /// What a cursor needs to go on.
 enum ReadPlan {
-    /// It can.
+    /// The cursor can hand out events now.
     Ready,
-    /// There is nothing yet.
+    /// There is nothing to hand out.
     Nothing,
-    /// A file has to be read.
+    /// This has to be read from a file first.
     Load(Job),
 }
 
 impl Shared {
-    /// Takes in what was read.
+    /// Takes over what was read for a cursor in this `epoch`. Damage is counted in any case; lines
+    /// are thrown away if the cursor has another epoch by now.
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
@@ -492,7 +533,8 @@ impl Shared {
         }
         match loaded.to {
             Some(end) => {
-                // The claim may have been split meanwhile: then only a part of it is wanted now.
+                // If the claim was split meanwhile, another claim is wanted now, and this read is
+                // not.
                 let read = Claim { start: loaded.from, end };
                 if let Some(claim) = cursor.wanted.filter(|claim| *claim == read) {
                     self.fetched(&mut state, index, claim, &loaded);
@@ -511,7 +553,8 @@ impl Shared {
         }
     }
 
-    /// A released claim was read again. What is missing of it by now is lost, all else is sent.
+    /// Takes over the lines of a released claim. The events that are missing by now are lost; all
+    /// others are sent again.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
@@ -532,7 +575,8 @@ impl Shared {
         }
     }
 
-    /// After something of a cursor is done.
+    /// To be called after something of a cursor is finished or dropped: the cursors file is out of
+    /// date, and segments may have become free.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
@@ -546,16 +590,22 @@ impl Shared {
     }
 }
 
-/// One output's place in the log. Owned by its delivery loop.
+/// One output's handle to its cursor. Owned by the output's delivery loop.
+///
+/// All of the cursor's state is in [`CursorState`], under the lock. Here is what needs no lock: the
+/// read that is under way for it, of which there is one at a time, and what the log was told of
+/// failures. The next read is started when less than half a chunk is left in memory, so that the
+/// disk works while the output is busy with the pieces before.
 pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
     readable: Arc<Notify>,
-    /// What is being read for it. A thread that hangs in a dead disk is left behind at the end.
+    /// The read that is under way, and the epoch that it is for. If its thread hangs in a dead
+    /// disk, it is left behind at the end.
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
-    /// Since when that has failed.
+    /// When the first of the reads that have failed in a row did so; `None` after a success.
     failing: Option<Instant>,
-    /// When the log was told of a failure last.
+    /// When a failed read was logged last.
     told: Option<Instant>,
 }
 
@@ -565,11 +615,11 @@ impl Cursor {
         Self { shared, index, readable, loading: None, failing: None, told: None }
     }
 
-    /// Waits until [`Cursor::next`], or the [`Cursor::redeliver`] that was asked for last, has something to say.
+    /// See [`crate::queue::Cursor::readable`].
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when dropped.
+    /// Nothing is lost if the future is dropped: the read goes on, and the next call waits for it.
     pub async fn readable(&mut self) {
         loop {
             match self.read_plan() {
@@ -587,6 +637,7 @@ impl Cursor {
         self.shared.lock().log.read_plan(self.index)
     }
 
+    /// Starts a read, unless one is under way.
     fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
             job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
@@ -596,6 +647,8 @@ impl Cursor {
         }
     }
 
+    /// Waits for the read that is under way, and takes over what it has found. After an error it
+    /// waits a second.
     async fn loaded(&mut self) {
         let Some((epoch, loading)) = &mut self.loading else { return };
         let (epoch, loaded) = (*epoch, loading.await);
@@ -622,8 +675,7 @@ impl Cursor {
         }
     }
 
-    /// Whether the log may have a line about a failure: a disk that fails now and then must not
-    /// fill it.
+    /// Whether a failed read may be logged: a disk that fails now and then must not fill the log.
     fn may_tell(&mut self) -> bool {
         let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
         if may {
@@ -632,8 +684,7 @@ impl Cursor {
         may
     }
 
-    /// Claims what comes next, as far as it is in memory: whole batches as far as they fit, or a part of one that does not
-    /// fit alone. `None` also where it has to be read first: [`Cursor::readable`] does.
+    /// See [`crate::queue::Cursor::next`].
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         let (batch, ahead) = {
@@ -660,7 +711,7 @@ impl Cursor {
         batch
     }
 
-    /// The claim is final: acknowledged by the consumer, but for the events that `disposition` counts.
+    /// See [`crate::queue::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
         let cursor = &mut state.log.cursors[self.index];
@@ -676,7 +727,7 @@ impl Cursor {
         self.shared.settled(&mut state, self.index);
     }
 
-    /// The claim is not on the wire any more; it will be sent again.
+    /// See [`crate::queue::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
@@ -687,7 +738,7 @@ impl Cursor {
         }
     }
 
-    /// Takes a released claim again, to send it.
+    /// See [`crate::queue::Cursor::redeliver`].
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
@@ -711,7 +762,7 @@ impl Cursor {
         Redelivery::Batch(batch)
     }
 
-    /// Takes a released claim again without its lines; `false` where it was dropped meanwhile.
+    /// See [`crate::queue::Cursor::take_back`].
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
@@ -723,18 +774,19 @@ impl Cursor {
         true
     }
 
-    /// Cuts a claim of at least two events into two claims in the same stage.
+    /// See [`crate::queue::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
     }
 
-    /// Cuts a claim into two claims in the same stage, of which the second begins at `middle`.
+    /// See [`crate::queue::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].claims.split(claim, middle, |note| {
-            // Where in its bytes the middle is, is only known when it is read: the sum is right.
+            // The number of bytes before `middle` is known only when the lines are read. Both parts
+            // get a share by their number of events; the sum is right.
             let (events, of) =
                 (u128::from(middle - claim.start), u128::from(claim.end - claim.start));
             let bytes = u64::try_from(u128::from(note.bytes) * events / of).unwrap_or(note.bytes);
@@ -744,9 +796,7 @@ impl Cursor {
         })
     }
 
-    /// Gives up every claim that is not finished: [`Cursor::next`] starts again at the first of them.
-    ///
-    /// Only where [`Cursor::is_in_order`].
+    /// See [`crate::queue::Cursor::rewind`].
     pub fn rewind(&mut self) {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].rewind();
@@ -754,22 +804,24 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// Nothing finished lies behind an unfinished claim.
+    /// See [`crate::queue::Cursor::is_in_order`].
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.shared.lock().log.cursors[self.index].claims.is_in_order()
     }
 
-    /// The output is removed. What it has not finished is lost, and counted; says how many events.
+    /// See [`crate::queue::Cursor::leave`].
     pub fn leave(self) -> u64 {
         self.remove(true)
     }
 
-    /// It has not joined: what came meanwhile was never for it.
+    /// See [`crate::queue::Cursor::leave_uncounted`].
     pub fn leave_uncounted(self) {
         self.remove(false);
     }
 
+    /// Removes the output. If `counts`, its backlog is lost, and counted. Returns the number of
+    /// lost events.
     fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
@@ -792,18 +844,18 @@ impl Cursor {
         self.shared.work.notify_one();
     }
 
-    /// Whether batches say where their pieces are from.
+    /// See [`crate::queue::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().log.cursors[self.index].tells_origins = tells;
     }
 
-    /// Nothing is handed out any more, until the next start.
+    /// See [`crate::queue::Cursor::is_closed`].
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.lock().log.draining
     }
 
-    /// Lines before its watermark that are still in the files and were received within so long.
+    /// See [`crate::queue::Cursor::before`].
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
@@ -811,19 +863,19 @@ impl Cursor {
         Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
     }
 
-    /// The first position that was never claimed.
+    /// See [`crate::queue::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().log.cursors[self.index].claims.read
     }
 
-    /// Everything before it is finished.
+    /// See [`crate::queue::Cursor::watermark`].
     #[must_use]
     pub fn watermark(&self) -> Position {
         self.shared.lock().log.cursors[self.index].claims.watermark()
     }
 
-    /// Everything that is on disk is claimed.
+    /// See [`crate::queue::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
@@ -831,15 +883,16 @@ impl Cursor {
     }
 }
 
-/// What tests do in the place of [`Cursor::readable`], its waiting and its threads.
+/// What tests call instead of [`Cursor::readable`], which waits and needs threads.
 #[cfg(test)]
 impl Cursor {
-    /// Whether it would return.
+    /// Whether [`Cursor::readable`] would return at once.
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.read_plan(), ReadPlan::Ready)
     }
 
-    /// What it would read, or what [`Cursor::next`] reads ahead.
+    /// The read that [`Cursor::readable`] would start, or with `ahead` the one that
+    /// [`Cursor::next`] would.
     pub(super) fn job(&self, ahead: bool) -> Option<Job> {
         let read_plan = match ahead {
             true => self.shared.lock().log.read_on(self.index),

@@ -1,7 +1,8 @@
-//! Reading from the files for one cursor: a few megabytes at a time, whole lines, with what is missing marked as such.
+//! Reading from the files for one cursor: a few megabytes at a time, whole lines, with what is
+//! missing marked as a gap.
 //!
-//! It runs on threads that may block, and touches the state only through what it returns. What is damaged is copied aside
-//! and told here, by whoever comes across it first.
+//! It runs on threads that may block, and changes the state only through what it returns. Damaged
+//! bytes are copied to the quarantine and logged here, by the first reader that comes across them.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -33,32 +34,36 @@ use crate::telemetry::QueueMetrics;
 /// Where an event is in the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spot {
-    /// First position of the segment.
+    /// The first position of the segment, which names its file.
     pub(super) segment: Position,
-    /// Offset of the record's header.
+    /// The offset of the record's header.
     pub(super) offset: u64,
-    /// Offset of the event's line; 0 for the record's first.
+    /// The offset of the event's line; 0 stands for the record's first line.
     pub(super) line: u64,
-    /// Position of that line.
+    /// The position of that line.
     pub(super) position: Position,
 }
 
-/// Lines of one record, or a gap.
+/// Some lines of one record, or a gap: positions whose lines are missing.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
+    /// The position of the first event.
     pub(super) first: Position,
-    /// At least 1.
+    /// The number of events, at least 1.
     pub(super) events: u64,
+    /// The byte number of the first line.
     pub(super) first_byte: u64,
-    /// Empty for a gap.
+    /// The lines; empty for a gap.
     pub(super) lines: Bytes,
-    /// Bytes of the lines that are missing.
+    /// Bytes that the missing lines had, for a gap; else 0.
     missing: u64,
+    /// When the record was received, in ms since 1970; 0 for a gap.
     pub(super) received: u64,
     pub(super) spot: Spot,
 }
 
 impl Piece {
+    /// The position behind the last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
@@ -67,11 +72,12 @@ impl Piece {
         self.lines.is_empty()
     }
 
+    /// Bytes of the lines, also of those that are missing.
     pub(super) fn bytes(&self) -> u64 {
         self.lines.len() as u64 + self.missing
     }
 
-    /// Cuts off the front: at most `take`, but at least one event.
+    /// Cuts off the front of the piece and returns it: at most `take`, but at least one event.
     pub(super) fn cut(&mut self, take: Take) -> Self {
         let (mut bytes, mut events) = (0, 0);
         for end in memchr::memchr_iter(b'\n', &self.lines) {
@@ -95,7 +101,7 @@ impl Piece {
     }
 }
 
-/// Some of the events of a record that is in memory.
+/// The events with these positions of a record that is in memory.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
         (positions.start.max(record.first.position), positions.end.min(record.end()));
@@ -122,46 +128,57 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
     }
 }
 
-/// What to read: of one segment.
+/// A read of one segment.
 #[derive(Debug)]
 pub(super) struct Job {
+    /// The cursor's epoch when the read was planned.
     pub(super) epoch: u64,
-    /// Where to begin: at the event asked for, or before it.
+    /// Where to begin: at the record with the first event that is asked for, or before it.
     pub(super) spot: Spot,
-    /// The first event asked for.
+    /// The first position that is asked for.
     pub(super) from: Position,
-    /// Behind the last; `None`: as much as comes, about a chunk.
+    /// The position behind the last one that is asked for. `None`: about `chunk` bytes are to be
+    /// read.
     pub(super) to: Option<Position>,
+    /// Bytes of lines to read at once.
     pub(super) chunk: u64,
-    /// Of the segment.
+    /// Where the segment begins in the log.
     pub(super) first: LogOffset,
+    /// Where the segment ends in the log.
     pub(super) end: LogOffset,
-    /// Where it ends in the file; 0: it is not there.
+    /// The offset in the file where the segment ends; 0 if the segment is not there.
     pub(super) offset: u64,
-    /// Where it is known to be damaged.
+    /// Offsets at which damage is known already: it is not reported again.
     pub(super) known: BTreeSet<u64>,
-    /// What can't be read may be read later; else it is damaged.
+    /// If a part of the file can't be read, the read fails and is tried again later. Otherwise that
+    /// part counts as damaged.
     pub(super) patient: bool,
 }
 
-/// What was read.
+/// The result of a read.
 #[derive(Debug)]
 pub(super) struct Loaded {
+    /// The first position of the segment.
     pub(super) segment: Position,
-    /// Of the job.
+    /// [`Job::from`].
     pub(super) from: Position,
-    /// Of the job.
+    /// [`Job::to`].
     pub(super) to: Option<Position>,
-    /// In order, each beginning where the one before ends.
+    /// Lines and gaps in order. Each begins where the one before ends.
     pub(super) pieces: Vec<Piece>,
-    /// Where to go on in this segment; `None`: in the next.
+    /// Where to go on in this segment. `None`: reading goes on in the next segment.
     pub(super) next: Option<Spot>,
-    /// What was come across.
+    /// The damage that the read has come across.
     pub(super) damages: Vec<Damage>,
 }
 
 impl Shared {
-    /// Does a job. An error where the file is there, and it or a part of it can't be read: that may pass.
+    /// Does a read, and reports damage that was not known.
+    ///
+    /// # Errors
+    ///
+    /// The file is there, and it or a part of it can't be read; the job is patient, because that
+    /// may pass.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.first.position);
         let named = named(&name);
@@ -198,14 +215,15 @@ impl Shared {
     }
 }
 
-/// Does as much of a job as can be done, and tells nobody of the rest.
+/// Does a read as far as it can be done, and reports nothing.
 pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
     let mut reader = Reader::new(job);
     reader.read(file);
     reader.loaded
 }
 
-/// Copies damaged bytes to the quarantine, as far as there is room, and tells of them.
+/// Copies damaged bytes to the quarantine, as far as there is room, and logs and counts the damage.
+/// `capacity`: the bytes that all copies together may take.
 pub(super) fn set_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -240,6 +258,7 @@ pub(super) fn set_aside(
     metrics.damaged(&place);
 }
 
+/// Copies bytes of a segment to a file in the quarantine. Returns how many.
 fn copy_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -255,7 +274,7 @@ fn copy_aside(
     let mut at = bytes.start;
     while at < bytes.end {
         let mut buffer = vec![0; usize::try_from(STEP.min(bytes.end - at)).unwrap_or_default()];
-        // What can't be read stays zeros.
+        // Bytes that can't be read are zeros in the copy.
         file.read_at(&mut buffer, at).ok();
         copy.write_at(&[&buffer], at - bytes.start)?;
         at += buffer.len() as u64;
@@ -264,11 +283,14 @@ fn copy_aside(
     Ok(length)
 }
 
+/// A read that is under way.
 struct Reader<'a> {
     job: &'a Job,
-    /// What comes next, as far as pieces were read.
+    /// Where the last piece ends.
     at: LogOffset,
+    /// Bytes of lines in the pieces.
     bytes: u64,
+    /// No part of the file was unreadable so far.
     has_read_all: bool,
     loaded: Loaded,
 }
@@ -291,6 +313,7 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether more is to be read.
     fn wants(&self) -> bool {
         match self.job.to {
             Some(to) => self.at.position < to,
@@ -298,10 +321,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads from the record that holds the first event asked for.
     fn read(&mut self, file: &dyn File) {
         let job = self.job;
         let expected = if job.spot.line == 0 { job.spot.position } else { job.first.position };
-        // Up to the record with the event asked for, headers are enough.
+        // Before that record only headers are read.
         let mut position = expected;
         let mut within = None;
         let mut scan = self.scan(file, job.spot.offset, position, Check::Headers);
@@ -323,7 +347,8 @@ impl<'a> Reader<'a> {
         self.has_read_all &= scan.has_read_all();
     }
 
-    /// Whole records, as far as the job wants, and beyond it as far as they are in memory already.
+    /// Takes whole records, as far as the job wants, and beyond that as far as the scan has them in
+    /// memory.
     fn read_on(&mut self, scan: &mut Scan<'_>) {
         let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
@@ -335,7 +360,8 @@ impl<'a> Reader<'a> {
                 Some(Found::Record(record)) => match &record.lines {
                     Some(lines) => self.take(&record, lines),
                     None => {
-                        // Its lines were all read and checked just now, whichever part is wanted.
+                        // The scan has just read and checked all lines of the long record. The part
+                        // that is wanted is read again.
                         let line = match job.spot {
                             spot if spot.line > 0 && spot.offset == record.offset => {
                                 (spot.line, spot.position)
@@ -356,7 +382,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Nothing of it is asked for: what is, is missing.
+    /// Whether a record lies behind everything that is asked for: what was asked for is missing
+    /// then.
     fn is_beyond(&self, record: &segment::Record) -> bool {
         self.job.to.is_some_and(|to| record.header.first >= to)
     }
@@ -372,13 +399,13 @@ impl<'a> Reader<'a> {
         Scan::new(file, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
-    /// Marks what is missing before a place.
+    /// Adds a gap up to a place, if there is anything between the last piece and that place.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
             let missing = match self.loaded.pieces.last() {
                 Some(_) => until.byte.saturating_sub(self.at.byte),
-                // Where the first begins in bytes was not read.
+                // The byte number where the gap begins is not known.
                 None => 0,
             };
             self.push(Piece {
@@ -393,13 +420,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Adds a piece.
     fn push(&mut self, piece: Piece) {
         self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;
         self.loaded.pieces.push(piece);
     }
 
-    /// Nothing more is in this segment.
+    /// The segment has nothing more: what was asked for and did not come is a gap.
     fn end(&mut self) {
         let end = self.job.to.unwrap_or(self.job.end.position);
         let spot = Spot { offset: self.job.offset, ..self.job.spot };
@@ -407,7 +435,7 @@ impl<'a> Reader<'a> {
         self.loaded.next = None;
     }
 
-    /// A record whose lines are here.
+    /// Takes the wanted events of a record whose lines are in memory.
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let whole = TailRecord {
@@ -424,7 +452,8 @@ impl<'a> Reader<'a> {
         self.push(piece);
     }
 
-    /// Lines of a long record, from a line on, a part at a time. `false`: that is enough.
+    /// Takes the wanted lines of a record that is longer than the scan keeps, from a line on, a
+    /// part at a time. `false` if the job wants no more.
     fn take_long(
         &mut self,
         scan: &mut Scan<'_>,
@@ -448,7 +477,8 @@ impl<'a> Reader<'a> {
                 let cut = memchr::memchr_iter(b'\n', &lines).nth(last).map_or(0, |end| end + 1);
                 lines.truncate(cut);
             }
-            // The lines have changed since they were checked, or can't be read again: the rest is missing.
+            // If the lines have changed since they were checked, or can't be read again, the rest
+            // of the record is missing.
             let has_read = scan.has_read(&(line..line + lines.len() as u64));
             if events == 0 || position + events > header.end() || !has_read {
                 break;

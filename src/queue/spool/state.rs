@@ -119,13 +119,13 @@ pub(super) struct WriterState {
     /// `queue.segment_bytes`: the size of a new segment, in bytes.
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// The log says that the queue is full. It says so from the first batch that finds no room until
-    /// a fifth of `queue.max_bytes` is free again.
+    /// The log says that the queue is full. It says so from the first batch that finds no room
+    /// until a fifth of `queue.max_bytes` is free again.
     pub(super) told_full: bool,
     /// An incoming body waits for room. It waits until finished segments are deleted.
     pub(super) reclaim_wanted: bool,
-    /// Segments are dropped for one incoming body that has not come whole yet. For another body none
-    /// are dropped meanwhile.
+    /// Segments are dropped for one incoming body that has not come whole yet. For another body
+    /// none are dropped meanwhile.
     pub(super) has_dropper: bool,
     /// The number in the name of the next incoming file.
     pub(super) incoming_count: u64,
@@ -137,10 +137,11 @@ pub(super) struct WriterState {
     pub(super) unsaved: u64,
     /// The cursors file on disk is out of date and must be written again.
     pub(super) cursors_dirty: bool,
-    /// How often a save was asked for that cannot wait for its time: when an output joins or leaves.
+    /// How often a save was asked for that cannot wait for its time: when an output joins or
+    /// leaves.
     pub(super) save_requested: u64,
-    /// The value of `save_requested` at the last save that succeeded: all requests up to this number
-    /// are in the file.
+    /// The value of `save_requested` at the last save that succeeded: all requests up to this
+    /// number are in the file.
     pub(super) save_done: u64,
     /// Nothing more is taken; the writer ends.
     pub(super) closed: bool,
@@ -209,8 +210,8 @@ impl SpoolState {
     ///
     /// # Panics
     ///
-    /// If something is not as [`LogState`], [`WriterState`] and [`Accounting`] promise. Debug builds
-    /// and tests only.
+    /// If something is not as [`LogState`], [`WriterState`] and [`Accounting`] promise. Debug
+    /// builds and tests only.
     pub(super) fn check(&self) {
         let Self { log, writing } = self;
         writing.accounting.check(&log.segments, &writing.waiting);
@@ -252,8 +253,8 @@ impl SpoolState {
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
     }
 
-    /// Drops the segments with these indices, in rising order, for every output that has not got all
-    /// of them. Each output counts what it loses.
+    /// Drops the segments with these indices, in rising order, for every output that has not got
+    /// all of them. Each output counts what it loses.
     pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
@@ -273,8 +274,8 @@ impl SpoolState {
         index
     }
 
-    /// Takes out the cursor of an output that leaves; its claims go with it. Asks the writer to save
-    /// the cursors file without it.
+    /// Takes out the cursor of an output that leaves; its claims go with it. Asks the writer to
+    /// save the cursors file without it.
     pub(super) fn remove_cursor(&mut self, index: usize) -> CursorState {
         let cursor = self.log.cursors.remove(index);
         self.log.chunk = chunk(self.log.cursors.len());
@@ -447,8 +448,8 @@ impl LogState {
     }
 
     /// Sorts the holes, and joins neighbours if there are too many for a slot of the cursors file:
-    /// their number stays limited however long a consumer hangs. The backlog of a cursor that stands
-    /// within a joined hole is then too low in bytes, not in events.
+    /// their number stays limited however long a consumer hangs. The backlog of a cursor that
+    /// stands within a joined hole is then too low in bytes, not in events.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -519,8 +520,8 @@ impl WriterState {
         }
     }
 
-    /// Why nothing can be stored: the disk's last error, or that the writer has been at one step for
-    /// more than [`HANGS`]. `None` if batches can be stored.
+    /// Why nothing can be stored: the disk's last error, or that the writer has been at one step
+    /// for more than [`HANGS`]. `None` if batches can be stored.
     pub(super) fn fault(&self) -> Option<String> {
         let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
         let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
@@ -550,8 +551,8 @@ impl WriterState {
         (number, acknowledged)
     }
 
-    /// Takes a batch out of the line, with what was planned for it. Nothing happens if the writer has
-    /// taken the batch already.
+    /// Takes a batch out of the line, with what was planned for it. Nothing happens if the writer
+    /// has taken the batch already.
     pub(super) fn withdraw(&mut self, number: u64) {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
             return;
