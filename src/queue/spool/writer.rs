@@ -858,7 +858,8 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
-            state.writing.fault = Some("the thread that writes the queue has panicked, restart the relay".to_owned());
+            state.writing.fault =
+                Some("the thread that writes the queue has panicked, restart the relay".to_owned());
             state.writing.waiting.clear();
             state.writing.accounting.clear_plans(0);
             drop(state);
