@@ -30,8 +30,8 @@ use crate::position::Position;
 /// million in five minutes, and it stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// The time between the zero of [`Seen::received`] and the moment at which a memory is made: 100
-/// years. No event in a queue is older.
+/// [`Seen::received`] counts from a moment this long before a memory is made: 100 years. No event
+/// in a queue is older.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// The first 128 bits of an event's SHA-256.
@@ -42,8 +42,7 @@ type Hash = [u64; 2];
 struct Entry {
     hash: Hash,
     position: Position,
-    /// The time at which the event was received, in milliseconds since the zero of
-    /// [`Seen::received`].
+    /// The time at which the event was received, as [`Seen::received`] returns it, in milliseconds.
     received: u64,
 }
 
