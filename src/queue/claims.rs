@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::Claim;
-use super::Position;
+use super::contract::Claim;
+use crate::position::Position;
 
 /// What has happened to a claim so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Position;
 use super::disk::Access;
 use super::disk::Disk;
 use super::disk::File;
 use super::segment::READS;
+use crate::position::Position;
 
 /// Name of the file.
 pub(super) const FILE: &str = "cursors";

@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Position;
 use super::cursors;
 use super::cursors::Contents;
 use super::cursors::Found;
@@ -35,6 +34,7 @@ use super::segment::FIRST_RECORD;
 use super::segment::Scan;
 use super::segment::SegmentHeader;
 use super::spool;
+use crate::position::Position;
 
 mod walk;
 

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::Backlog;
+use super::contract::Backlog;
 use crate::config::WhenFull;
 use crate::telemetry::Loss;
 use crate::telemetry::OutputMetrics;

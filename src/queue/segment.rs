@@ -9,10 +9,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::Position;
 use super::disk::Disk;
 use super::disk::File;
 use super::disk::SEGMENTS;
+use crate::position::Position;
 
 /// Groups start at its multiples.
 pub(super) const BLOCK: u64 = 4096;

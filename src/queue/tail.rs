@@ -2,12 +2,12 @@
 //!
 //! The start cuts it off there, and those who look at a directory from outside call the same damage and the same unfinished.
 
-use super::Position;
 use super::cursors::LogOffset;
 use super::segment::Damage;
 use super::segment::Found;
 use super::segment::RecordHeader;
 use super::segment::Scan;
+use crate::position::Position;
 
 /// The last segment, from some record on.
 #[derive(Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use metrics::Counter;
 use metrics::Gauge;
 use metrics::atomics::AtomicU64 as Cell;
 
-use super::Output;
+use super::outputs::Output;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 

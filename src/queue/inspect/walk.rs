@@ -12,7 +12,7 @@ use super::Tell;
 use super::Verdict;
 use super::pause;
 use super::with_next;
-use crate::queue::Position;
+use crate::position::Position;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Hole;

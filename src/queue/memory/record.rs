@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use crate::audit::LevelCounts;
 use crate::config::BATCH_OVERHEAD;
-use crate::queue::Append;
-use crate::queue::Claim;
-use crate::queue::Position;
-use crate::queue::Refused;
-use crate::queue::Take;
+use crate::position::Position;
+use crate::queue::contract::Append;
+use crate::queue::contract::Claim;
+use crate::queue::contract::Refused;
+use crate::queue::contract::Take;
 
 /// When a batch is cut, the offset of every 64th line is kept, so that cutting the batch into
 /// many pieces does not search it from its start each time. 64 lines of 1.5 KB are 96 KB to search.

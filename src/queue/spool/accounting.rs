@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::Segment;
 use super::Waiting;
-use crate::queue::Position;
+use crate::position::Position;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 

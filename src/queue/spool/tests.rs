@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::*;
 use crate::config;
-use crate::queue::Position;
+use crate::position::Position;
 use crate::queue::tests::Counts;
 use crate::queue::tests::outputs;
 use crate::queue::tests::value;

@@ -9,9 +9,9 @@ use super::super::writer::Step;
 use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Disposition;
-use crate::queue::Origin;
-use crate::queue::Take;
+use crate::queue::contract::Disposition;
+use crate::queue::contract::Origin;
+use crate::queue::contract::Take;
 use crate::queue::segment;
 use crate::queue::tests::simulated_disk::SimulatedDisk;
 

@@ -8,9 +8,9 @@ use super::super::writer::Step;
 use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Claim;
-use crate::queue::Disposition;
-use crate::queue::Take;
+use crate::queue::contract::Claim;
+use crate::queue::contract::Disposition;
+use crate::queue::contract::Take;
 use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };

@@ -8,9 +8,9 @@ use tokio::task::JoinSet;
 use super::super::cursor::Cursor;
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Disposition;
-use crate::queue::Redelivery;
-use crate::queue::Take;
+use crate::queue::contract::Disposition;
+use crate::queue::contract::Redelivery;
+use crate::queue::contract::Take;
 use crate::queue::outputs::signed;
 
 const SENDERS: usize = 64;
