@@ -389,7 +389,7 @@ mod tests {
             (r#"{"auditID":"a"}"#, "stage is missing"),
             (r#"{"auditID":7,"stage":"Panic"}"#, "item 0 at byte 11: auditID is not a string"),
             (r#"{"auditID":"","stage":"Panic"}"#, "item 0 at byte 11: auditID is empty"),
-            (r#"{"auditID":"a","stage":"panic"}"#, "item 0 at byte 23: stage is none of"),
+            (r#"{"auditID":"a","stage":"panic"}"#, "item 0 at byte 23: stage is not one of"),
             (r#"{"auditID":"a","stage":null}"#, "stage is not one of"),
             (r#"{"kind":"Pod","auditID":"a","stage":"Panic"}"#, r#"kind is "Pod""#),
             (r#"{"auditID":"a","stage":"Panic","kind":"Event"}"#, "apiVersion is missing"),
