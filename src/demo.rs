@@ -211,7 +211,8 @@ impl Demo {
         let Opened { listeners, admin, queue } = opened;
         let listener = listeners.first().ok_or("the relay has no listener")?;
         let url = format!("http://{listener}/?timeout=30s");
-        let client = Client::new(&url, None, None, Retry::default(), stop.clone())?;
+        let client = Client::new(&url, None, None, Retry::default(), stop.clone());
+        let client = client.map_err(|error| error.to_string())?;
         figures.send_modify(|figures| figures.admin = Some(admin));
         Ok(Self {
             queue,

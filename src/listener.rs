@@ -42,6 +42,7 @@ use crate::queue::Queue;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Telemetry;
 use crate::tls::Server;
+use crate::tls::handshake_error;
 use crate::tls::not_after;
 
 mod answer;
@@ -433,7 +434,10 @@ impl Listener {
                             place.connection.established(h2);
                             serve_connection(protocols, stream, place, service, closing, age).await;
                         }
-                        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                        Ok(Err(error)) => {
+                            let error = handshake_error(&error);
+                            tracing::debug!(%error, "TLS handshake failed");
+                        }
                         Err(_) => tracing::debug!("TLS handshake too slow"),
                     }
                 }

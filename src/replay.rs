@@ -177,7 +177,7 @@ impl Replay {
         }
         let mut state = State::default();
         if let Some(file) = &settings.resume {
-            state = State::load(file).map_err(Unusable)?;
+            state = State::load(file).map_err(|error| Unusable(error.to_string()))?;
             let (there, named) = (state.files.len(), settings.files.len());
             if there > named {
                 return Err(Unusable(format!(
@@ -623,7 +623,7 @@ mod tests {
         std::fs::create_dir(file.parent().unwrap()).unwrap();
         saver.save(Some(&file), &state);
         saver.written().await.unwrap();
-        assert_eq!(State::load(&file), Ok(state.clone()));
+        assert_eq!(State::load(&file).unwrap(), state);
         saver.save(Some(&file), &state);
         assert!(saver.writing.is_none(), "an unchanged state is written once");
     }

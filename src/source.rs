@@ -52,8 +52,8 @@ const LEAVING: Duration = Duration::from_secs(10);
 /// Why the files of a source cannot be put in use.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
-    /// A file with a secret or a certificate cannot be read or used. Nothing has changed: a reload is
-    /// refused, and a start ends the process. The operator must correct the file or the config.
+    /// A file with a secret or a certificate cannot be read or used. Nothing has changed: a reload
+    /// is refused, and a start ends the process. The operator must correct the file or the config.
     #[error("source {name}: {fault}")]
     File {
         /// The source's name.

@@ -186,7 +186,8 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
         None => None,
     };
     let retry = Retry { attempts: arguments.attempts, pause: arguments.backoff };
-    Client::new(&arguments.url, tls, token.as_deref(), retry, stop)
+    let client = Client::new(&arguments.url, tls, token.as_deref(), retry, stop);
+    client.map_err(|error| error.to_string())
 }
 
 async fn send(

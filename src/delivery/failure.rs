@@ -37,8 +37,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Why the files of an output cannot be put in use. Nothing has changed: a reload is refused, a start
-/// ends the process, and `check` reports the error. The operator must correct the file or the
+/// Why the files of an output cannot be put in use. Nothing has changed: a reload is refused, a
+/// start ends the process, and `check` reports the error. The operator must correct the file or the
 /// config. No text shows the contents of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
@@ -48,13 +48,14 @@ pub enum StageError {
     /// The audit policies of the filter have these mistakes, each with its file and line.
     #[error("{}", .0.join("; "))]
     Policy(Vec<String>),
-    /// A URL, a header, a token, a password or another secret cannot be read or used. The text names
-    /// the key or the file.
+    /// A URL, a header, a token, a password or another secret cannot be read or used. The text
+    /// names the key or the file.
     #[error("{0}")]
     Setting(String),
 }
 
-/// Why a probe of one address failed. A probe changes nothing, so its caller only reports the error.
+/// Why a probe of one address failed. A probe changes nothing, so its caller only reports the
+/// error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The name has no address, the connection or the TLS handshake failed, or the consumer refused

@@ -170,16 +170,14 @@ impl Client {
         bearer_token: Option<&str>,
         retry: Retry,
         stop: CancellationToken,
-    ) -> Result<Self, String> {
-        let url = Url::parse(url).map_err(|error| format!("the URL cannot be read: {error}"))?;
+    ) -> Result<Self, ClientError> {
+        let url = Url::parse(url).map_err(ClientError::NoUrl)?;
         let https = is_https(&url)?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return Err("the URL has no host".to_owned());
+            return Err(ClientError::NoHost);
         };
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(
-                "the URL holds credentials, which are not sent: use --bearer-token-file".to_owned()
-            );
+            return Err(ClientError::Credentials);
         }
         let authority = match url.port() {
             Some(port) => format!("{host}:{port}"),
@@ -187,11 +185,10 @@ impl Client {
         };
         let authority = HeaderValue::from_str(&authority);
         let bearer = |token: &str| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| {
-                "the bearer token holds a character that an HTTP header cannot have".to_owned()
-            })?;
+            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
+                .map_err(|_| ClientError::Token)?;
             value.set_sensitive(true);
-            Ok::<_, String>(value)
+            Ok::<_, ClientError>(value)
         };
         let path_and_query = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
@@ -201,7 +198,7 @@ impl Client {
         Ok(Self {
             https,
             at: HostPort { host, port },
-            authority: authority.map_err(|_| "the URL has an unusable host".to_owned())?,
+            authority: authority.map_err(|_| ClientError::Host)?,
             path_and_query,
             tls,
             authorization: bearer_token.map(bearer).transpose()?,
@@ -368,7 +365,9 @@ impl Client {
             Some(tls) if self.https => {
                 let name = tls.server_name(host).map_err(|error| told(&error))?;
                 let connector = TlsConnector::from(tls.settings());
-                let stream = connector.connect(name, stream).await.map_err(|error| told(&error))?;
+                let stream = connector.connect(name, stream).await;
+                let failed = |error| format!("{self}: {}", tls::handshake_error(&error));
+                let stream = stream.map_err(failed)?;
                 let io = TokioIo::new(stream);
                 let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
                 (sender, self.drivers.spawn(driver))
@@ -419,12 +418,36 @@ impl fmt::Display for Client {
     }
 }
 
+/// Why a client cannot be made. Nothing has been sent: the operator must correct the command line.
+/// No text quotes the URL or the token.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The text is not a URL.
+    #[error("the URL cannot be read: {0}")]
+    NoUrl(url::ParseError),
+    /// The scheme is not one that the client can use.
+    #[error("the URL is neither http:// nor https://")]
+    Scheme,
+    /// The URL names no host.
+    #[error("the URL has no host")]
+    NoHost,
+    /// The host cannot be sent as the header `Host`.
+    #[error("the URL has an unusable host")]
+    Host,
+    /// The URL has a user name or a password.
+    #[error("the URL holds credentials, which are not sent: use --bearer-token-file")]
+    Credentials,
+    /// The bearer token has characters that a header cannot have.
+    #[error("the bearer token holds a character that an HTTP header cannot have")]
+    Token,
+}
+
 /// Whether the URL needs TLS.
-fn is_https(url: &Url) -> Result<bool, String> {
+fn is_https(url: &Url) -> Result<bool, ClientError> {
     match url.scheme() {
         "https" => Ok(true),
         "http" => Ok(false),
-        _ => Err("the URL is neither http:// nor https://".to_owned()),
+        _ => Err(ClientError::Scheme),
     }
 }
 

@@ -64,23 +64,52 @@ impl Default for State {
     }
 }
 
+/// Why a resume file cannot be used. The replay does not start: without the file it would send
+/// events again. The operator must name another file, or remove this one to start anew.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResumeError {
+    /// The file exists and cannot be read.
+    #[error("cannot read {}: {source}", file.display())]
+    Unreadable {
+        /// The resume file.
+        file: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The file is not the resume file of a replay.
+    #[error("{} is not the resume file of a replay: {source}", file.display())]
+    Foreign {
+        /// The file.
+        file: PathBuf,
+        /// The place in the file and its fault.
+        source: serde_json::Error,
+    },
+    /// Another version of the program has written the file.
+    #[error(
+        "the resume file {} has version {version}, but this program reads version {VERSION}",
+        file.display()
+    )]
+    Version {
+        /// The resume file.
+        file: PathBuf,
+        /// The version of the file's form.
+        version: u32,
+    },
+}
+
 impl State {
     /// Reads the resume file. If there is no such file, the state of a replay that has not begun.
-    pub(super) fn load(file: &Path) -> Result<Self, String> {
+    pub(super) fn load(file: &Path) -> Result<Self, ResumeError> {
+        let named = || file.to_owned();
         let text = match std::fs::read(file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(format!("cannot read {}: {error}", file.display())),
+            Err(source) => return Err(ResumeError::Unreadable { file: named(), source }),
         };
-        let state: Self = serde_json::from_slice(&text).map_err(|error| {
-            format!("{} is not the resume file of a replay: {error}", file.display())
-        })?;
+        let state: Self = serde_json::from_slice(&text)
+            .map_err(|source| ResumeError::Foreign { file: named(), source })?;
         if state.version != VERSION {
-            let version = state.version;
-            return Err(format!(
-                "the resume file {} has version {version}, but this program reads version {VERSION}",
-                file.display()
-            ));
+            return Err(ResumeError::Version { file: named(), version: state.version });
         }
         Ok(state)
     }

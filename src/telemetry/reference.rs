@@ -87,7 +87,8 @@ fn label(label: &Label) -> String {
     }
 }
 
-/// The text with each alert as a link to its runbook. The code spans of alerts begin with [`ALERT`].
+/// The text with each alert as a link to its runbook. The code spans of alerts begin with
+/// [`ALERT`].
 fn linked(text: &str) -> String {
     let mut out = String::new();
     for (index, part) in text.split('`').enumerate() {
