@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::telemetry::AttemptError;
-use crate::tls::TlsError;
 
 /// The longest pause that a consumer's `Retry-After` is granted. A consumer that asks for more has
 /// most likely lost its clock.
@@ -35,23 +34,6 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
-}
-
-/// Why the files of an output cannot be put in use. Nothing has changed: a reload is refused, a
-/// start ends the process, and `check` reports the error. The operator must correct the file or the
-/// config. No text shows the contents of a file.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    /// A certificate, key or CA cannot be read or used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The audit policies of the filter have these mistakes, each with its file and line.
-    #[error("{}", .0.join("; "))]
-    Policy(Vec<String>),
-    /// A URL, a header, a token, a password or another secret cannot be read or used. The text
-    /// names the key or the file.
-    #[error("{0}")]
-    Setting(String),
 }
 
 /// Why a probe of one address failed. A probe changes nothing, so its caller only reports the

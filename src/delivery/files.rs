@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use super::failure::StageError;
 use crate::filter::Rules;
 use crate::staged::Staged;
+use crate::tls::TlsError;
 
 /// The files of one output, or of a part of it.
 pub trait Files: Send + Sync {
@@ -17,6 +17,23 @@ pub trait Files: Send + Sync {
     ///
     /// [`StageError`]: the text tells the operator which file is wrong, and why.
     fn stage(self: Arc<Self>) -> Result<Staged, StageError>;
+}
+
+/// Why the files of an output cannot be put in use. Nothing has changed: a reload is refused, a
+/// start ends the process, and `check` reports the error. The operator must correct the file or the
+/// config. No text shows the contents of a file.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// A certificate, key or CA cannot be read or used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The audit policies of the filter have these mistakes, each with its file and line.
+    #[error("{}", .0.join("; "))]
+    Policy(Vec<String>),
+    /// A URL, a header, a token, a password or another secret cannot be read or used. The text
+    /// names the key or the file.
+    #[error("{0}")]
+    Setting(String),
 }
 
 /// All of the files are staged, or none.

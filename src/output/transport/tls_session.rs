@@ -11,8 +11,8 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config;
 use crate::delivery::failure::Failure;
-use crate::delivery::failure::StageError;
 use crate::delivery::files::Files;
+use crate::delivery::files::StageError;
 use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
