@@ -41,51 +41,50 @@ use walk::Removal;
 use walk::Walk;
 use walk::Wish;
 
-/// The changes to make to one event. They are made in the order of the fields.
+/// The changes that [`apply`] makes to one event, in the order of these fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
     /// The level to lower the event to; `None`: the event keeps its level.
     pub level: Option<Level>,
-    /// Whether to leave out `metadata.managedFields` of the objects in bodies, as kube-apiserver
-    /// does.
+    /// `true`: `metadata.managedFields` of the objects in bodies is left out, as kube-apiserver
+    /// leaves it out for a policy with `omitManagedFields`.
     pub omit_managed_fields: bool,
-    /// The values that must not leave; `None`: everything may leave.
+    /// The rules for values that must not leave the relay; `None`: no value is redacted.
     pub redaction: Option<&'a Redaction>,
-    /// The annotations to add.
+    /// The constant annotations to add to the event; `None`: no constant annotation is added.
     pub annotations: Option<&'a Annotations>,
-    /// The largest size in bytes. A larger event loses its response body, and if it is still too
-    /// large, its request body.
+    /// The largest size of the changed event in bytes; `None`: no limit. A larger event loses its
+    /// response body and, if the event is still too large, its request body.
     pub event_bytes_max: Option<usize>,
 }
 
-/// A level to which an event of a higher level can be lowered.
+/// A level to which the relay can lower an event whose own level is higher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// Without bodies, and without the annotations in which webhooks record their changes to
+    /// The event loses its bodies, and the annotations in which webhooks record their changes to
     /// bodies.
     Metadata,
-    /// Without the response body.
+    /// The event loses its response body.
     Request,
 }
 
-/// Reports the changes that [`apply`] made to an event. The default value means that nothing
-/// changed.
+/// The changes that [`apply`] has made to an event. With the default value, nothing has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// The level was lowered, or managed fields were taken out.
+    /// `true`: the level of the event was lowered, or `managedFields` were taken out of its bodies.
     pub lowered: bool,
-    /// Something that must not leave was taken out or replaced.
+    /// `true`: a value that must not leave the relay was taken out or replaced.
     pub redacted: bool,
-    /// A body was taken out because the event was too large.
+    /// `true`: a body was taken out because the event was too large.
     pub trimmed: bool,
-    /// An annotation was added.
+    /// `true`: an annotation was added to the event.
     pub annotated: bool,
-    /// The event is larger than `event_bytes_max`, even after all changes.
+    /// `true`: the event is larger than `event_bytes_max`, even after all changes.
     pub is_too_large: bool,
 }
 
-/// Appends the changed event to `out` and returns what was done. If nothing is changed, `out` stays
-/// as it is.
+/// Appends the changed event to `out` and returns the kinds of changes that were made. If the event
+/// needs no change, `out` stays as it is.
 ///
 /// The event must be one that [`crate::audit`] has found valid, and `request` must be read from
 /// this event.
@@ -99,17 +98,17 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
     }
 }
 
-/// An event to change, with its request.
+/// An event that may need changes, and the request that was read from the event.
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     event: &'a [u8],
     request: &'a Request<'a>,
-    /// Whether some letters of the event may be written as escapes, such as `\u0041` for `A`.
+    /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
     spells_letters: bool,
 }
 
 impl Asked<'_> {
-    /// Does what [`apply`] does, but leaves JSON Web Tokens in the event.
+    /// Makes the changes that [`apply`] makes, except that JSON Web Tokens stay in the event.
     fn with_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let Some(Changed { edits, mut done, .. }) = changed(self, change) else {
             return Done::default();
@@ -123,9 +122,9 @@ impl Asked<'_> {
         done
     }
 
-    /// Does what [`apply`] does, for an event that may have JSON Web Tokens. The size of the event
-    /// is measured after its tokens are replaced: bodies are dropped only if the event is too large
-    /// even then.
+    /// Makes the changes that [`apply`] makes, for an event that may contain JSON Web Tokens. The
+    /// size of the event is measured after its tokens are replaced: bodies are dropped only if the
+    /// event is still too large then.
     fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
         let mut last = (Vec::new(), Done::default());
@@ -148,8 +147,8 @@ impl Asked<'_> {
     }
 }
 
-/// Finds the edits that a change needs, apart from JSON Web Tokens. `None` if the change asks for
-/// nothing in this event.
+/// Finds the edits that `change` needs in this event, without those for JSON Web Tokens. `None`:
+/// `change` asks for nothing in this event.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, spells_letters } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
@@ -185,14 +184,15 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     Some(changed)
 }
 
-/// Whether to look for `managedFields` in the event. Events without bodies do not have them, and
-/// this check is much faster than the search.
+/// Returns `true` if the event may contain `managedFields`, in plain letters or as an escape. The
+/// function only looks for a text, which is much faster than following the paths to
+/// `managedFields`.
 fn may_have_managed_fields(event: &[u8]) -> bool {
     let has = |text: &[u8]| memchr::memmem::find(event, text).is_some();
     has(b"managedFields") || has(b"\\u00")
 }
 
-/// The members of an event that are handled by their names.
+/// The names of an event's members that need a treatment of their own; all other names are `Other`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Name {
     Level,
@@ -218,8 +218,8 @@ impl Name {
     }
 }
 
-/// The members that stay if an event has more edits than [`walk::EDITS_MAX`], each of them once.
-/// They make it an audit event and name the request that it is about.
+/// The members that stay in an event that has more edits than [`walk::EDITS_MAX`]. Each of them
+/// stays once. They make the text an audit event and name the request that the event is about.
 const ESSENTIAL: [&[u8]; 11] = [
     b"kind",
     b"apiVersion",
@@ -234,17 +234,17 @@ const ESSENTIAL: [&[u8]; 11] = [
     b"stageTimestamp",
 ];
 
-/// The edits that change an event, and a summary of them.
+/// The edits that change an event, and what these edits do.
 struct Changed {
-    /// The edits, in the order of the event's bytes.
+    /// The edits, in the order of the bytes that they replace.
     edits: Vec<Edit>,
     done: Done,
-    /// The bodies that stay in the event.
+    /// The names of the bodies that stay in the event.
     bodies: Vec<Name>,
 }
 
-/// Finds the edits that an event needs. `wishes` lead from the top of the event to the values to
-/// change.
+/// Finds the edits that an event needs. `wishes` holds the paths from the top of the event to the
+/// values to change.
 struct Reader<'a, 'r> {
     event: &'a [u8],
     level: Option<Level>,
@@ -253,8 +253,9 @@ struct Reader<'a, 'r> {
 }
 
 impl<'a> Reader<'a, '_> {
-    /// Finds the edits of all members, without the members in `without`. Nothing is kept of a
-    /// member but its edits: an event may have millions of members.
+    /// Finds the edits for all members of the event, and removes the members that `without` names.
+    /// The code keeps only the edits of a member, and no list of members, because an event may have
+    /// millions of them.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
         let (mut bodies, mut has_annotations) = (Vec::new(), false);
@@ -301,14 +302,14 @@ impl<'a> Reader<'a, '_> {
             let place = kept.unwrap_or(self.event.len().min(1));
             edits.push(Edit { place: place..place, with: with.into() });
         }
-        // If two edits begin at the same byte, the insertion comes before the removal. No two edits
-        // have the same begin and the same end.
+        // At the same byte, an insertion (an empty range) sorts before a removal. No two edits have
+        // the same begin and the same end.
         edits.sort_unstable_by_key(|edit| (edit.place.start, edit.place.end));
         Changed { edits, done, bodies }
     }
 
-    /// Adds the edits of one member to `walk`. Returns `false` if the whole member is to be
-    /// removed.
+    /// Adds the edits of one member of the event to `walk`. Returns `false` if the caller must
+    /// remove the whole member.
     fn member(
         &self,
         name: Name,
@@ -397,9 +398,9 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// The edit that adds annotations; `None` if nothing is missing. The annotations that stay are
-    /// computed a second time here, because only few events need this, or the annotations have no
-    /// wishes and the computation is cheap.
+    /// Returns the edit that adds the missing annotations, or `None` if none is missing. The
+    /// annotations that stay in the event are computed a second time here. That is cheap: few
+    /// events need the computation, or the annotations have nothing to change.
     fn added(
         &self,
         annotations: &'a [u8],

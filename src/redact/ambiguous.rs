@@ -17,7 +17,7 @@ const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 /// The key of the request's URI, with its quotes, in its usual spelling.
 const URI: &[u8] = br#""requestURI""#;
 
-/// Whether `objectRef`, one of its [`PARTS`], or `requestURI` occurs twice in the event.
+/// Returns `true` if `objectRef`, one of its [`PARTS`], or `requestURI` occurs twice in the event.
 /// `spells_letters` is the result of [`spells_letters`] for this event.
 pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     let mut places = memmem::find_iter(event, OBJECT);
@@ -25,7 +25,7 @@ pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
         _ if spells_letters => is_repeated(event),
         _ if memmem::find_iter(event, URI).nth(1).is_some() => is_repeated(event),
         (None, _) => false,
-        // The second one may be inside a body.
+        // The second occurrence of `objectRef` or `requestURI` may be inside a body.
         (Some(_), Some(_)) => is_repeated(event),
         (Some(at), None) => {
             let behind = event.get(at + OBJECT.len()..).unwrap_or_default();
@@ -35,8 +35,8 @@ pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     }
 }
 
-/// Whether the event may have a letter that is written as an escape: `\u0040` or a later character.
-/// The characters that kube-apiserver escapes, such as `\u0026`, come before `\u0040`.
+/// Returns `true` if the event may contain a letter that is written as an escape, which is `\u0040`
+/// or a greater code. The escapes that kube-apiserver writes, such as `\u0026`, have smaller codes.
 pub(super) fn spells_letters(event: &[u8]) -> bool {
     memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
@@ -50,8 +50,8 @@ fn is_repeated(event: &[u8]) -> bool {
     })
 }
 
-/// Whether one of [`PARTS`] occurs twice in the object with which the text begins. `false` if the
-/// text begins with another value, which has no members.
+/// Returns `true` if one of [`PARTS`] occurs twice in the object with which the text begins;
+/// `false` also if the text begins with a value that is no object.
 fn repeats_parts(object: &[u8]) -> bool {
     if object.first() != Some(&b'{') {
         return false;

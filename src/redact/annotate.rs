@@ -5,14 +5,14 @@ use std::ops::Range;
 use super::walk::Child;
 use super::walk::Edit;
 
-/// Marks an event that lost a body because it was too large. kube-apiserver marks the events that
-/// it truncates with the same annotation.
+/// The annotation that marks an event from which a body was dropped because the event was too
+/// large. kube-apiserver marks the events that it truncates with the same annotation.
 pub(super) static TRUNCATED: Addition = Addition {
     key: std::borrow::Cow::Borrowed("audit.k8s.io/truncated"),
     member: std::borrow::Cow::Borrowed(r#""audit.k8s.io/truncated":"true""#),
 };
 
-/// Constant annotations for every event, already written as JSON.
+/// Constant annotations that are added to every event, already written as JSON.
 #[derive(Debug)]
 pub struct Annotations {
     additions: Vec<Addition>,
@@ -25,10 +25,11 @@ pub(super) struct Addition {
 }
 
 impl Annotations {
-    /// The prefix of all keys that the relay adds.
+    /// The prefix of the keys of all constant annotations that the relay adds.
     pub const PREFIX: &str = "kube-audit-forwarder/";
 
-    /// Makes annotations of names and their values. Each name must occur once.
+    /// Makes annotations from pairs of a name (without [`Self::PREFIX`]) and a value. Each name
+    /// must occur once.
     pub fn new<'a>(constants: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let json = |text: &str| serde_json::Value::from(text).to_string();
         let addition = |(name, value)| {
@@ -81,7 +82,7 @@ pub(super) fn added<'a>(
     Some(Edit { place, with: with.into() })
 }
 
-/// The whole `annotations` member, for an event that has none.
+/// Returns a whole `annotations` member with these additions, for an event that has no such member.
 pub(super) fn whole(additions: &[&Addition]) -> Vec<u8> {
     [b"\"annotations\":{", &*members(additions), b"}"].concat()
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::uri::REDACTED;
 
-/// Names of credentials in URIs and selectors, in lower case, without `-` and `_`.
+/// The names of credentials in URIs and selectors, in lower case, without `-` and `_`.
 const NAMES: [&[u8]; 11] = [
     b"token",
     b"accesstoken",
@@ -22,24 +22,25 @@ const NAMES: [&[u8]; 11] = [
     b"apikey",
 ];
 
-/// More names of credentials, for the words of a command only. In a command, a name of either list
-/// may also be the end of a longer name, as in `AWS_SECRET_ACCESS_KEY`.
+/// More names of credentials, which count only in the words of a command. In a command, a longer
+/// name may also end in a name from this list or from [`NAMES`], as in `AWS_SECRET_ACCESS_KEY`.
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
 
 /// Words that may stand between a name and its credential, as in `Authorization: Bearer …`.
 const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
 
-/// The longest name in bytes, with its `-` and `_`. A longer text is not the name of a credential;
-/// in a command, the last 64 bytes of a longer text are compared.
+/// The greatest length of a name in bytes, with its `-` and `_`. A longer text is not the name of a
+/// credential; in a command, only the last 64 bytes of a longer text are compared.
 const NAME_BYTES_MAX: usize = 64;
 
-/// Characters that cannot be part of a name before a `=`: the name begins after the last of them.
+/// The characters that end the search for a name to the left of a `=`: the name begins after the
+/// last of them.
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
-/// Finds the first `NAME=VALUE` in the text whose name is known and whose value is not empty.
-/// Returns the range of the value, which reaches to the end of the text; `None` if there is no such
-/// name.
+/// Finds the first `NAME=VALUE` in the text whose name is a credential's and whose value is not
+/// empty. Returns the range of the value, which reaches to the end of the text; `None` if the text
+/// has no such pair.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
@@ -54,8 +55,8 @@ pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     })
 }
 
-/// Reports to `found` the values of known names in a label or field selector, as in `token=a`,
-/// `x/token!=a` and `token in (a,b)`.
+/// Calls `found` with the range of each value of a credential's name in a label or field selector,
+/// as in `token=a`, `x/token!=a` and `token in (a,b)`.
 pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     let mut at = 0;
     while at < text.len() {
@@ -94,18 +95,18 @@ pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     }
 }
 
-/// Finds credentials in a command that arrives in several parts, such as the repeated parameter
-/// `command=` of a URI. The parts must be given in their order.
+/// Finds credentials in a command whose text arrives in several parts, such as the values of the
+/// repeated URI parameter `command=`. The parts must be given in their order.
 #[derive(Debug, Default)]
 pub(super) struct Command {
-    /// Whether the next word is a credential, because the last word was `--password` or
-    /// `Authorization:`, for example.
+    /// `true`: the next word is a credential, because the last word was, for example, `--password`
+    /// or `Authorization:`.
     expects: bool,
 }
 
 impl Command {
-    /// Reports to `found` the credentials in the next part of the command. A part is one argument,
-    /// or a text for a shell with several arguments in it.
+    /// Calls `found` with the range of each credential in the next part of the command. A part is
+    /// one argument, or a text for a shell with several arguments in it.
     pub(super) fn part(&mut self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
         let mut at = 0;
         while let Some(byte) = text.get(at) {
@@ -126,8 +127,8 @@ impl Command {
                     self.expects = true;
                     continue;
                 }
-                // The next option stands in the credential's place: the program will ask for the
-                // credential.
+                // An option follows directly, so the command line has no credential here: the
+                // program will ask for the credential.
                 if text[start] != b'-' {
                     let value = quoted(text, start, end);
                     at = end.max(value.end);
@@ -139,8 +140,9 @@ impl Command {
         }
     }
 
-    /// Looks for names and their values in one word of `text`. Returns the index at which to go on;
-    /// it may be after `end`, because a value in quotes may reach over several words.
+    /// Looks for names of credentials and their values in one word of `text`. Returns the index at
+    /// which the search goes on. The index may be after `end`, because a value in quotes may reach
+    /// over several words.
     fn word(
         &mut self,
         text: &[u8],
@@ -187,7 +189,8 @@ impl Command {
     }
 }
 
-/// The password in `scheme://user:password@host`; `None` if the text has none.
+/// Returns the range of the password in `scheme://user:password@host`; `None` if the text has no
+/// password.
 fn password(url: &[u8]) -> Option<Range<usize>> {
     let start = memchr::memmem::find(url, b"://")? + 3;
     let rest = url.get(start..)?;
@@ -196,8 +199,9 @@ fn password(url: &[u8]) -> Option<Range<usize>> {
     Some(start + colon + 1..start + end)
 }
 
-/// The range of a value that begins at `start`. If a quote stands before `start`, the value ends at
-/// the closing quote, else at `end`, the end of its word.
+/// Returns the range of the value that begins at `start`. If a quote stands directly before
+/// `start`, the value ends at the closing quote; if not, it ends at `end`, the end of the word,
+/// without quotes there.
 fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     let quote = start.checked_sub(1).and_then(|before| text.get(before));
     if let Some(quote @ (b'"' | b'\'')) = quote {
@@ -209,7 +213,7 @@ fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     start..end - word.iter().rev().take_while(is_quote).count()
 }
 
-/// The value, or `None` if the value is empty or was redacted already.
+/// Returns the range of the value; `None` if the value is empty or was redacted before.
 fn value_of(text: &[u8], value: Range<usize>) -> Option<Range<usize>> {
     let is_one = text.get(value.clone()).is_some_and(|text| !text.is_empty() && text != REDACTED);
     is_one.then_some(value)
@@ -226,8 +230,8 @@ fn is_scheme(word: &[u8]) -> bool {
     SCHEMES.iter().any(|scheme| unquoted(word).eq_ignore_ascii_case(scheme))
 }
 
-/// Whether this is the name of a credential. In a name with brackets, such as `user[token]`, each
-/// part counts.
+/// Returns `true` if `name` is the name of a credential. In a name with brackets, such as
+/// `user[token]`, each part is compared.
 fn is_name(name: &[u8]) -> bool {
     let mut names = name.split(|byte| matches!(byte, b'[' | b']'));
     names.any(|name| NAMES.iter().any(|known| is_same(name.trim_ascii(), known)))
@@ -248,7 +252,8 @@ fn is_name_of_command(name: &[u8]) -> bool {
         || ends.any(|(at, _)| is_known(name.get(at + 1..).unwrap_or_default()))
 }
 
-/// Whether the two names are equal, without regard to case, `-` and `_` in `name`.
+/// Returns `true` if the two names are equal when case is ignored, as well as `-` and `_` in
+/// `name`.
 fn is_same(name: &[u8], known: &[u8]) -> bool {
     (known.len()..=NAME_BYTES_MAX).contains(&name.len())
         && name

@@ -32,19 +32,19 @@ use crate::audit::scan;
 
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
 
-/// The compiled rules of an output, and the redactions that always hold.
+/// The compiled redaction rules of an output, together with the redactions that always hold.
 #[derive(Debug)]
 pub struct Redaction {
     rules: Vec<Compiled>,
 }
 
-/// Decides about the bodies of an event as a whole.
+/// The decision about the bodies of an event as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bodies {
     /// The bodies stay.
     Stay,
-    /// The bodies are about Secrets: a body of a known shape stays, and the secret parts in it are
-    /// redacted; any other body is dropped.
+    /// The bodies are about Secrets. In a body of a known shape the secret parts are redacted; a
+    /// body of any other shape is dropped.
     Secret,
     /// The bodies are dropped.
     Go,
@@ -56,7 +56,7 @@ pub(super) struct Plan<'r> {
     /// Paths from the top of the event to the values to redact.
     pub(super) wishes: Vec<Wish<'r>>,
     pub(super) bodies: Bodies,
-    /// Whether the server's message may quote something that must not leave.
+    /// `true`: the server's message may quote a value that must not leave.
     pub(super) is_quotable: bool,
 }
 
@@ -71,8 +71,9 @@ impl Redaction {
         Ok(Self { rules: compiled.collect::<Result<_, _>>()? })
     }
 
-    /// The redactions that this event needs, apart from JSON Web Tokens; `None` if it needs none.
-    /// `spells_letters` says whether the event may have letters that are written as escapes.
+    /// Returns the redactions that this event needs, without those of JSON Web Tokens; `None` if
+    /// the event needs none. `spells_letters` is `true` if letters in the event may be written as
+    /// escapes.
     pub(super) fn plan(
         &self,
         event: &[u8],
@@ -105,7 +106,7 @@ impl Redaction {
 }
 
 fn has_secrets(uri: &[u8]) -> bool {
-    // `request` keeps an escape that it cannot resolve as it is written.
+    // An escape that cannot be resolved stays in the URI as it is written.
     uri.len() > uri::BYTES_MAX
         || memchr::memchr(b'\\', uri).is_some()
         || !uri::secrets(uri).is_empty()
@@ -135,25 +136,25 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let inside: [&[Step]; 3] = [
         &[Step::Known(b"data"), Step::Any],
         &[Step::Known(b"stringData"), Step::Any],
-        // Annotations hold copies of the object, and values of controllers: OpenShift keeps a
-        // service account's token there.
+        // Annotations may hold a copy of the object, or values from controllers: OpenShift keeps a
+        // service account's token in an annotation.
         &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::Any],
     ];
     in_bodies(&BODIES, &inside)
 });
 
-/// The annotations with the patches of mutating webhooks. kube-apiserver records these from level
-/// Request on; the annotations that name the webhooks (`mutation.webhook.admission.k8s.io/`) it
-/// records at every level.
+/// The annotations that hold the patches of mutating webhooks. kube-apiserver records them from
+/// level Request on. The annotations that name the webhooks (`mutation.webhook.admission.k8s.io/`)
+/// are recorded at every level.
 const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
-/// The annotations of an event in which webhooks and admission policies may quote a body: all that
-/// are not known to be kube-apiserver's own.
+/// The annotations of an event in which webhooks and admission policies may quote a body: all
+/// annotations except for those that are known to be kube-apiserver's own.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// The annotations that kube-apiserver or this relay writes with its own words: whole names, or
-/// prefixes that end in a slash.
+/// The names of the annotations whose words are always kube-apiserver's or this relay's own. A name
+/// that ends in a slash is a prefix.
 const OF_THE_SERVER: [&[u8]; 19] = [
     b"apiserver.k8s.io/",
     b"apiserver.latency.k8s.io/",
@@ -176,7 +177,8 @@ const OF_THE_SERVER: [&[u8]; 19] = [
     b"pod-security.kubernetes.io/exempt",
 ];
 
-/// Whether a webhook or an admission policy may have written the annotation with this name.
+/// Returns `true` if a webhook or an admission policy may have written the annotation with this
+/// name.
 pub(super) fn is_of_admission(name: &[u8]) -> bool {
     !OF_THE_SERVER.iter().any(|own| match own.ends_with(b"/") {
         true => name.starts_with(own),
@@ -184,20 +186,21 @@ pub(super) fn is_of_admission(name: &[u8]) -> bool {
     })
 }
 
-/// The annotations that an event of level Metadata does not have. Such an event has no bodies
-/// either.
+/// The wish to drop the annotations that an event of level Metadata does not have: those with the
+/// patches of webhooks.
 pub(super) fn above_metadata<'w>() -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, Why::Lowered)
 }
 
-/// The paths to `managedFields`, which `omitManagedFields` of an audit policy drops, for the
-/// request body and for the response body.
+/// The paths to `managedFields`, which `omitManagedFields` of an audit policy drops: first those in
+/// the request body, then those in the response body.
 static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
     let inside: [&[Step]; 1] = [&[Step::Known(b"metadata"), Step::Known(b"managedFields")]];
     BODIES.map(|body| in_bodies(&[body], &inside))
 });
 
-/// The paths `inside` for each body, for the items of lists and for the rows of tables in it.
+/// Returns the paths that lead to `inside` in each body, in each item of a list, and in the object
+/// of each row of a table.
 fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     let mut paths = Vec::new();
     for body in bodies {
@@ -216,14 +219,14 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Whether a body of a request about Secrets has a shape whose secret parts are known.
+/// Returns `true` if this body of a request about Secrets has a shape whose secret parts are known.
 pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
     body == b"null" || is_known(body, true)
 }
 
-/// Whether an object has a known shape. `is_body`: whether the object is a whole body, which may
-/// have the members of a list, a Status or DeleteOptions; an item of a list may have only those of
-/// a Secret.
+/// Returns `true` if the object has a known shape. `is_body` is `true` for a whole body, which may
+/// have the members of a list, a Status or DeleteOptions, and `false` for an item of a list, which
+/// may have only the members of a Secret.
 fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {
@@ -258,8 +261,9 @@ fn is_known(object: &[u8], is_body: bool) -> bool {
         })
 }
 
-/// Wishes to drop the message and the causes from a Status that may quote its request. Empty if it
-/// cannot quote: every reason in it is [`is_the_servers`], and no message is from a webhook.
+/// Returns wishes to drop the message and the causes from a Status that may quote its request. The
+/// result is empty if the Status cannot quote: for every reason in it [`is_the_servers`] is `true`,
+/// and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
@@ -282,8 +286,8 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Whether messages with this reason name the object and quote no values. `Forbidden` and
-/// `Unauthorized` are not among these reasons: admission policies use them with words of their own.
+/// Returns `true` if messages with this reason name the object and never quote a value. `Forbidden`
+/// and `Unauthorized` give `false`: admission policies use them with words of their own.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,
@@ -300,13 +304,13 @@ fn is_the_servers(reason: &[u8]) -> bool {
     )
 }
 
-/// Whether the message is an admission webhook's. A webhook may deny with any reason and any words;
-/// kube-apiserver writes `admission webhook` before them.
+/// Returns `true` if the message is from an admission webhook, which may deny with any reason and
+/// any words; kube-apiserver writes `admission webhook` before them.
 fn is_a_webhooks(message: &[u8]) -> bool {
     memchr::memmem::find(message, b"admission webhook ").is_some()
 }
 
-/// Whether a body is a Status: the server's message about a request.
+/// Returns `true` if the body is a Status, which is the server's message about a request.
 pub(super) fn is_status(body: &[u8]) -> bool {
     body.first() == Some(&b'{')
         && scan::members(body).any(|member| {

@@ -14,14 +14,15 @@ use super::walk::Path;
 use super::walk::Step;
 use crate::audit::request::Object;
 
-/// A rule of the config: redacts some fields in the events about some resources.
+/// A rule of the config: the fields to redact in events about some resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The resources. Empty: every event, even one that is about no object.
+    /// The resources that the rule is about. An empty list means every event, even one that is
+    /// about no object.
     pub resources: Vec<String>,
-    /// The paths of the fields; at least one.
+    /// The paths of the fields to redact; there is at least one.
     pub fields: Vec<String>,
-    /// The way in which the values of these fields are redacted.
+    /// The way in which the values of the fields are redacted.
     pub with: With,
 }
 
@@ -30,28 +31,29 @@ pub struct Rule {
 pub enum With {
     /// The value is removed together with its name.
     Drop,
-    /// The value is replaced by its SHA-256. Equal values can still be recognised as equal; a value
-    /// that can be guessed can be found by its hash.
+    /// The value is replaced by its SHA-256. A reader still sees that two values are equal, and can
+    /// find a value that is easy to guess by its hash.
     Sha256,
 }
 
-/// A mistake in a rule: the rule says nothing, or cannot mean what it says.
+/// A mistake in a rule: the rule has no effect, or is not written correctly.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Mistake {
-    /// The index of the rule, counted from 0.
+    /// The index of the rule in the config, counted from 0.
     pub rule: usize,
-    /// The text with the mistake; empty if something is missing.
+    /// The part of the rule with the mistake; empty if the rule lacks something.
     pub text: String,
-    /// The mistake in the text, and the forms that are allowed.
+    /// A description of the mistake, with the forms that are allowed.
     pub what: String,
 }
 
-/// The longest path, in steps. The code that follows a path calls itself once for each step.
+/// The greatest number of steps in a path. The code that follows a path calls itself once for each
+/// step.
 pub(super) const STEPS_MAX: usize = 64;
 
-/// The members of an event with which a path may begin. The other members must stay: without them
-/// it is no audit event, or nobody knows its time or its object.
+/// The members of an event with which a path may begin. The other members must stay, because
+/// without them the text is no audit event, or its time or its object is unknown.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",
@@ -65,8 +67,8 @@ const ROOTS: [&str; 10] = [
     "sourceIPs",
 ];
 
-/// The members of `objectRef` that a path may name. The others must stay, because rules are chosen
-/// by them.
+/// The members of `objectRef` that a path may name. The other members must stay, because the rules
+/// for an event are chosen by them.
 const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
 
 /// The API groups whose names have no dot, besides the core group.
@@ -75,7 +77,7 @@ const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "
 #[derive(Debug)]
 pub(super) struct Compiled {
     resources: Vec<Resource>,
-    /// Whether one of the paths leads into a body.
+    /// `true`: at least one of the paths leads into a body.
     pub(super) of_bodies: bool,
     pub(super) paths: Vec<Path>,
     pub(super) with: With,
@@ -119,7 +121,8 @@ impl Compiled {
 const COPY: [Step; 3] =
     [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
 
-/// The path `inside` for the items of a list in `root`, and for the objects of a table's rows.
+/// Returns the paths that lead to `inside` in each item of a list in `root`, and in the object of
+/// each row of a table in `root`.
 pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     let root = Step::Name(root.into());
     [
@@ -265,8 +268,8 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
     }
 }
 
-/// The step in a bracket, and the text after the bracket; `None` if the bracket is not written
-/// correctly.
+/// Reads the text in brackets at a path's next step. Returns the step and the text after the
+/// bracket; `None` if the bracket is not written correctly.
 fn bracket(inside: &str) -> Option<(Step, &str)> {
     if let Some(behind) = inside.strip_prefix("*]") {
         return Some((Step::Any, behind));

@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// The text of a JSON string with its escapes resolved. `raw` is what stands between the quotes.
+/// Returns the text of a JSON string with its escapes resolved. `raw` is the part between the
+/// quotes.
 pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -16,7 +17,8 @@ pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text)
 }
 
-/// The text of a value that is a JSON string; `None` for any other value.
+/// Returns the text of a value that is a JSON string, with escapes resolved; `None` for any other
+/// value.
 pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     match value {
         [b'"', inner @ .., b'"'] => Some(unescape(inner)),
@@ -24,27 +26,28 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-/// Changes `parts` from ranges of the [`unescape`]d text to the ranges of `raw` in which those
-/// bytes are written. The parts must be in their order and must not overlap.
+/// Changes each of `parts`, a range of the text that [`unescape`] returns, to the range of `raw` in
+/// which the same bytes are written. The parts must be in order and must not overlap.
 pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk(raw, take));
 }
 
-/// Resolves percent-encoding (RFC 3986 §2.1), as in `A` for `%41`. All other bytes stay as they
-/// are.
+/// Resolves percent-encoding (RFC 3986 §2.1): `%41` becomes `A`. All other bytes stay as they are.
 pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(raw.len());
     walk_percents(raw, |_, bytes| text.extend_from_slice(bytes));
     text
 }
 
-/// Does what [`to_written`] does, for a [`percent_decode`]d text.
+/// Changes each of `parts`, a range of the text that [`percent_decode`] returns, to the range of
+/// `raw` in which the same bytes are written. The parts must be in order and must not overlap.
 pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk_percents(raw, take));
 }
 
-/// Changes the bounds of `parts` from the decoded text to the raw text, which has `length` bytes.
-/// The text is decoded once more for this, so that no table from decoded to raw bytes is needed.
+/// Changes the bounds of `parts` from indices in the decoded text to indices in the raw text, which
+/// has `length` bytes. `walk` decodes the raw text once more, so that no table from decoded to raw
+/// bytes is needed.
 fn trace(
     length: usize,
     parts: &mut [Range<usize>],
@@ -74,8 +77,8 @@ fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Calls `take` with each character of a JSON string, decoded, and with the index at which it is
-/// written. Bytes that are not part of an escape are handed over one by one.
+/// Calls `take` for each part of a JSON string, with the index at which the part is written and
+/// with the decoded bytes: one character for an escape, and one byte for everything else.
 fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -91,7 +94,8 @@ fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// The character for the escape at the beginning of `text`, and the length of the escape in bytes.
+/// Returns the character for the escape with which `text` begins, and the length of the escape in
+/// bytes.
 fn escape(text: &[u8]) -> (char, usize) {
     let unit = |text: &[u8]| match text {
         [b'\\', b'u', digits @ ..] => digits.get(..4).and_then(hex),

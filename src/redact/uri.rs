@@ -26,7 +26,7 @@ pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 /// `http.DefaultMaxHeaderBytes`).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
-/// The parts of a URI to replace by [`REDACTED`], in their order. They do not overlap.
+/// Returns the ranges of a URI that must be replaced by [`REDACTED`], in order and without overlap.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let query = memchr::memchr(b'?', uri).unwrap_or(uri.len());
@@ -52,7 +52,8 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
-/// Finds credentials in the path. The value of a known name reaches to the next slash.
+/// Adds the ranges of credentials in the URI's path to `found`. The value of a credential's name
+/// reaches to the next slash.
 fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     if memchr::memchr2(b'=', b'%', path).is_none() {
         return;
@@ -70,8 +71,9 @@ fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// Finds credentials in the query, which begins at `at`. A value reaches to the next `&` that is
-/// not encoded: it may contain all other separators.
+/// Adds the ranges of credentials in the URI's query, which begins at index `at`, to `found`. A
+/// parameter reaches to the next `&` that is not percent-encoded, and may contain all other
+/// separators.
 fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     let mut command = Command::default();
     while at < uri.len() {
@@ -96,7 +98,8 @@ fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// A part of the query as the server reads it: `+` means a space, and percent-encoding is resolved.
+/// Decodes a part of the query as the server does: `+` means a space, and percent-encoding is
+/// resolved.
 fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr2(b'%', b'+', part).is_none() {
         return Cow::Borrowed(part);
@@ -106,8 +109,8 @@ fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text::percent_decode(&spaced))
 }
 
-/// Adds `values` to `found`. The values are ranges of the decoded text of `part`; what is added are
-/// the ranges of the URI in which they are written. `part` begins at `at` in the URI.
+/// Adds the ranges of the URI in which `values` are written to `found`. `values` are ranges of the
+/// decoded text of `part`, which begins at index `at` of the URI.
 fn note(part: &[u8], at: usize, mut values: Vec<Range<usize>>, found: &mut Vec<Range<usize>>) {
     if values.is_empty() {
         return;

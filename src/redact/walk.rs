@@ -17,7 +17,7 @@ use super::rule::With;
 use super::text;
 use crate::audit::scan;
 
-/// The steps from the top of the event to a value.
+/// The steps that lead from the top of an event, or from a body, to a value.
 pub(super) type Path = Box<[Step]>;
 
 /// One step of a path.
@@ -29,17 +29,17 @@ pub(super) enum Step {
     Known(&'static [u8]),
     /// Leads to every member or element.
     Any,
-    /// Leads to annotations that hold a copy of the object that they are on.
+    /// Leads to annotations that hold a copy of the object to which they belong.
     CopyOfTheObject,
     /// Leads to every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
-    /// Leads to annotations of an event that are not kube-apiserver's own.
+    /// Leads to all annotations of an event that are not known to be kube-apiserver's own.
     OfAdmission,
 }
 
 impl Step {
-    /// Whether the step leads to a member with this name, or, if `name` is `None`, to an element of
-    /// an array.
+    /// Returns `true` if the step leads to the member with this name or, if `name` is `None`, to an
+    /// element of an array.
     fn leads_to(&self, name: Option<&[u8]>) -> bool {
         match self {
             Self::Name(own) => name == Some(own),
@@ -57,20 +57,21 @@ impl Step {
 /// The reason for a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The policy asks for less of the event. A wish for this reason is met only if no step is
-    /// left.
+    /// The audit policy sets a lower level for the event. A wish for this reason is met only if no
+    /// step is left.
     Lowered,
     /// The value must not leave.
     Redacted,
 }
 
-/// The part of a path that is still to be followed at a value, and what to do at the path's end.
+/// The part of a path that is still to be followed from a value on, and the change to make at the
+/// path's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish<'p> {
     rest: &'p [Step],
     with: With,
     why: Why,
-    /// Whether the last step led to a certain name, and not to any member or element.
+    /// `true`: the last step led to a certain name; `false`: it led to any member or element.
     by_name: bool,
 }
 
@@ -79,8 +80,9 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// The wishes at a child of a container, from the wishes at the container. `name` is `None` for
-    /// an element of an array.
+    /// Returns the wishes that go on at a child of a container, with the step to the child removed.
+    /// `wishes` are those at the container; `name` is the child's name, or `None` for an element of
+    /// an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -90,15 +92,15 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// The key by which the strongest of several wishes is the smallest: removing is stronger than
-    /// hashing.
+    /// Returns a sort key: the strongest of several wishes has the smallest key, because removing
+    /// (`false`) is stronger than hashing (`true`).
     fn gentleness(wish: &&Self) -> bool {
         wish.with == With::Sha256
     }
 
     fn is_met_by(&self, value: &[u8]) -> bool {
         let Some(next) = self.rest.first() else { return true };
-        // A child that `*` led to is one of many, and the path may well not be about all of them.
+        // A step `*` leads to many children, and the path may not be meant for all of them.
         self.by_name
             && self.why == Why::Redacted
             && match value.first() {
@@ -108,26 +110,26 @@ impl<'p> Wish<'p> {
             }
     }
 
-    /// Whether a JSON Patch operation (RFC 6902) at this place is about the value to which the path
-    /// leads, about a part of it, or about a value that holds it.
+    /// Returns `true` if a JSON Patch operation (RFC 6902) whose path is `pointer` is about the
+    /// value to which this wish leads, about a part of that value, or about a value that holds it.
     fn concerns(&self, pointer: &[Vec<u8>]) -> bool {
         self.rest.iter().zip(pointer).all(|(step, name)| step.leads_to(Some(name)))
     }
 }
 
-/// A range of the event's bytes, and the bytes that replace it.
+/// A range of the event's bytes, and the bytes that replace the range.
 #[derive(Debug)]
 pub(super) struct Edit {
     pub(super) place: Range<usize>,
     pub(super) with: Cow<'static, [u8]>,
 }
 
-/// The most edits in one value. An edit can take more memory than the text that it replaces. A
-/// value that needs more edits, such as a list of a hundred thousand objects, is dropped as a
-/// whole.
+/// The greatest number of edits in one value. An edit can take more memory than the text that the
+/// edit replaces. A value that needs more edits, such as a list of a hundred thousand objects, is
+/// dropped as a whole.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
-/// The edits in one value of the event, and the reasons for them.
+/// The edits in one value of the event, and whether they lower or redact the event.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     event: &'a [u8],
@@ -141,13 +143,13 @@ impl<'a> Walk<'a> {
         Self { event, edits: Vec::new(), lowered: false, redacted: false }
     }
 
-    /// Whether there are too many edits. If so, the caller must drop the whole value.
+    /// Returns `true` if the value needs too many edits. The caller must then drop the whole value.
     pub(super) fn is_full(&self) -> bool {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Notes the edits that the wishes ask for in this value. Returns `false` if the caller must
-    /// remove the value.
+    /// Adds the edits that `wishes` need in this value. Returns `false` if the caller must remove
+    /// the whole value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
         let Some(strongest) = met.min_by_key(Wish::gentleness) else {
@@ -184,8 +186,9 @@ impl<'a> Walk<'a> {
         removal.finish(&mut self.edits);
     }
 
-    /// Does what [`Walk::value`] does, for a body. If the body is a JSON Patch (RFC 6902), the
-    /// values that it puts into an object are treated as if they were in their place in the object.
+    /// Does for a body what [`Walk::value`] does for any value. If the body is a JSON Patch (RFC
+    /// 6902), each value that the patch puts into an object is treated as if it stood at its place
+    /// in that object. Returns `false` if the caller must remove the body.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let is_whole = |wish: &&Wish<'_>| wish.rest.is_empty();
         let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !is_whole(&wish);
@@ -210,9 +213,9 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// Notes the edits in one operation of a JSON Patch. `wishes` are those at the body,
-    /// `as_element` those at an element of the body. Returns `false` if the caller must remove the
-    /// operation.
+    /// Adds the edits in one operation of a JSON Patch. `wishes` are the wishes at the body that
+    /// the operation changes, `as_element` the wishes at an element of the patch itself. Returns
+    /// `false` if the caller must remove the operation.
     fn operation(
         &mut self,
         operation: &'a [u8],
@@ -221,7 +224,8 @@ impl<'a> Walk<'a> {
     ) -> bool {
         let redacting = wishes.iter().filter(|wish| wish.why == Why::Redacted);
         if operation.first() != Some(&b'{') {
-            // The element is no operation, and nobody knows what it is about.
+            // This element does not say which value it is about, so it may be about any redacted
+            // value.
             let Some(strongest) = redacting.min_by_key(Wish::gentleness) else {
                 return self.value(operation, as_element);
             };
@@ -258,10 +262,10 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The wishes that an operation of a JSON Patch concerns; `None` if the operation does not say what
-/// it is about.
+/// Returns the wishes that an operation of a JSON Patch is about; `None` if the operation names no
+/// valid place.
 ///
-/// The members `path` and `from` are handled one after the other, without a list of them: an
+/// The members `path` and `from` are handled one after the other and not collected, because an
 /// operation may repeat them millions of times.
 fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w Wish<'p>>> {
     let (mut others, mut has_path) = (wishes.iter().collect::<Vec<_>>(), false);
@@ -277,9 +281,9 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
     has_path.then_some(found)
 }
 
-/// The names in a JSON Pointer (RFC 6901), at most the first [`STEPS_MAX`] of them; a longer
-/// pointer counts as being about everything that begins like it. `None` if the text is no JSON
-/// Pointer.
+/// Returns the names in a JSON Pointer (RFC 6901), but no more than the first [`STEPS_MAX`]: a
+/// longer pointer counts as being about every place that begins with these names. `None` if the
+/// text is no JSON Pointer.
 fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -304,25 +308,27 @@ fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     Some(names.take(STEPS_MAX).map(unescape).collect())
 }
 
-/// A member of an object or an element of an array, and its range in the event.
+/// A member of an object or an element of an array, with its range in the event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Child<'a> {
-    /// The name of a member as it is written, without its quotes; `None` for an element.
+    /// The name of a member as it is written, without its quotes; `None` for an element of an
+    /// array.
     key: Option<&'a [u8]>,
-    /// The begin and the end in the event. A member begins with the quote of its name.
+    /// The indices in the event at which the child begins and ends. A member begins with the quote
+    /// before its name.
     pub(super) place: (usize, usize),
     pub(super) value: &'a [u8],
 }
 
 impl<'a> Child<'a> {
-    /// The name of a member with its escapes resolved; `None` for an element.
+    /// Returns the name of a member with its escapes resolved; `None` for an element of an array.
     pub(super) fn name(&self) -> Option<Cow<'a, [u8]>> {
         self.key.map(text::unescape)
     }
 }
 
-/// The members of an object, or the elements of an array; nothing for any other value. `container`
-/// must be a part of `event`.
+/// Returns the members of an object or the elements of an array; nothing for any other value.
+/// `container` must be a part of `event`.
 pub(super) fn children<'a>(
     event: &'a [u8],
     container: &'a [u8],
@@ -333,32 +339,32 @@ pub(super) fn children<'a>(
     let elements = scan::elements(container).map(|element| (None, element));
     members.chain(elements).map(|(key, value)| {
         let own = place(event, value);
-        // `key` begins after its quote.
+        // `key` begins after the quote of the name, and the child begins at that quote.
         let start = key.map_or(own.start, |key| place(event, key).start - 1);
         Child { key, place: (start, own.end), value }
     })
 }
 
-/// The range of the event's bytes that `part` is. `part` must be a slice of `event`.
+/// Returns the range of the event in which `part` stands. `part` must be a slice of `event`.
 pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - event.as_ptr() as usize;
     start..start + part.len()
 }
 
-/// Cuts children out of a container. Adjacent children are one run, and each run is cut out
-/// together with one of the commas beside it.
+/// Cuts children out of a container. Adjacent children form one run, and each run is cut out
+/// together with one of the commas beside the run.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
-    /// The run that is not yet cut out: where its first child begins, and where its last child
-    /// ends.
+    /// The begin of the first child and the end of the last child in the run that is not yet cut
+    /// out; `None` if there is no such run.
     run: Option<(usize, usize)>,
-    /// The end of the last child that stays.
+    /// The end of the last child that stays; `None` before a child stays.
     kept: Option<usize>,
 }
 
 impl Removal {
-    /// Takes the next child of the container; `stays` says whether it stays. Children must be given
-    /// in their order.
+    /// Takes the next child of the container, which stays if `stays` is `true` and is cut out if it
+    /// is `false`. The children must be given in their order.
     pub(super) fn pass(&mut self, child: &Child<'_>, stays: bool, edits: &mut Vec<Edit>) {
         let (start, end) = child.place;
         if !stays {
@@ -371,7 +377,7 @@ impl Removal {
         self.kept = Some(end);
     }
 
-    /// Cuts out the last run. Returns the end of the last child that stays, `None` if no child
+    /// Cuts out the last run. Returns the end of the last child that stays, or `None` if no child
     /// stays.
     pub(super) fn finish(self, edits: &mut Vec<Edit>) -> Option<usize> {
         if let Some((first, end)) = self.run {
@@ -381,8 +387,9 @@ impl Removal {
     }
 }
 
-/// The SHA-256 of a value as a JSON string, `"sha256:…"`. A text is hashed with its escapes
-/// resolved, so that its spelling does not matter; any other value is hashed as it is written.
+/// Returns the SHA-256 of a value as a JSON string, `"sha256:…"`. Escapes in a text are resolved
+/// before the text is hashed, so that their spelling does not matter; any other value is hashed as
+/// it is written.
 fn sha256(value: &[u8]) -> Vec<u8> {
     let text = text::string(value);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_deref().unwrap_or(value));

@@ -15,17 +15,18 @@ use super::uri::REDACTED;
 use super::walk::EDITS_MAX;
 use crate::audit::scan;
 
-/// The first characters of every token.
+/// The three characters with which every JSON Web Token begins.
 static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));
 
-/// Whether [`redact`] must search this event for tokens. `false` for most events, because they do
-/// not contain the beginning of a token. `spells_letters` says whether the event may have letters
-/// that are written as escapes; such an event is always searched.
+/// Returns `true` if [`redact`] must search this event for tokens. Most events give `false`,
+/// because they do not contain the beginning of a token. `spells_letters` is `true` if letters in
+/// the event may be written as escapes; such an event is always searched.
 pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     let mut at = 0;
     while let Some(found) = BEGINNING.find(event.get(at..).unwrap_or_default()) {
         at = run(event, at + found);
-        // After a backslash, an escaped character may continue the token's header.
+        // An escape may continue the token's header, so a backslash counts like the dot after the
+        // header.
         if matches!(event.get(at), Some(b'.' | b'\\')) {
             return true;
         }
@@ -33,11 +34,11 @@ pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     spells_letters
 }
 
-/// The event with its tokens replaced; `None` if it has no tokens. The result is never longer than
-/// the event.
+/// Returns the event with its tokens replaced; `None` if the event has no tokens. The result is
+/// never longer than the event.
 ///
-/// If names of members are tokens, the second and later ones get a number, as far as there is room,
-/// so that no two names become equal.
+/// If several names of members contain tokens, each replacement from the second on ends in a
+/// number, if the token was long enough for the number, so that no two names become equal.
 pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let (mut copied, mut at, mut names) = (0, 0, 0_usize);
@@ -65,8 +66,8 @@ pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Writes the replacement of a token into at most `length` bytes, with its number if the number is
-/// more than 1 and there is room for it.
+/// Appends the replacement of a token, at most `length` bytes long, to `out`. The replacement ends
+/// in `number` if `number` is more than 1 and there is room.
 fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     let numbered = format!("-{number}");
     out.extend_from_slice(REDACTED.get(..length).unwrap_or(REDACTED));
@@ -75,8 +76,8 @@ fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     }
 }
 
-/// The tokens between the quotes of a string. If there are [`EDITS_MAX`] or more, one range that
-/// covers the whole string.
+/// Returns the ranges of the tokens in `raw`, the text between the quotes of a string. For
+/// [`EDITS_MAX`] or more tokens, the result is one range that covers the whole string.
 fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
     let some = |text: &[u8]| web_tokens(text).take(EDITS_MAX).collect::<Vec<_>>();
     let mut parts;
@@ -93,21 +94,21 @@ fn in_string(raw: &[u8]) -> Vec<Range<usize>> {
     parts
 }
 
-/// The ranges of the tokens in a text, in their order.
+/// Returns the ranges of the JSON Web Tokens in a text, in their order.
 pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     web_tokens_by(text, |from| run(text, from))
 }
 
-/// The end of the run of base64 letters that begins at `from`.
+/// Returns the index after the base64 letters that follow each other from index `from` on.
 fn run(text: &[u8], from: usize) -> usize {
     let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let rest = text.get(from..).unwrap_or_default();
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Finds tokens, with `run` to find the end of a run of base64 letters. Each run is read at most
-/// twice, as a header and as the claims after a header, so that a text of nothing but beginnings of
-/// tokens costs no more than its length.
+/// Finds the ranges of tokens. `run` returns the end of the base64 letters that begin at an index.
+/// Each series of such letters is read at most twice, once as a header and once as the claims after
+/// a header, so that even a text of nothing but beginnings of tokens is searched in linear time.
 fn web_tokens_by(
     text: &[u8],
     mut run: impl FnMut(usize) -> usize,
