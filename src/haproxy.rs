@@ -25,24 +25,25 @@ mod write;
 use options::Bind;
 use output::Output;
 
-/// A config of this relay, made from a haproxy.cfg.
+/// The result of a migration: a config of this relay that was made from a haproxy.cfg.
 #[derive(Debug)]
 pub struct Migrated {
     /// The config as TOML. It begins with a comment for each entry of `left`.
     pub config: String,
-    /// The directives that have no counterpart, or a different one, in the order of their lines.
+    /// The directives that have no counterpart or a different one, in the order of their lines.
     pub left: Vec<Left>,
 }
 
-/// A directive that could not be carried over, or whose counterpart works differently.
+/// A directive of the haproxy.cfg that could not be carried over, or whose counterpart works
+/// differently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
-    /// The line in the haproxy.cfg, counted from 1.
+    /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
     /// The directive as the file has it, with single spaces between its words. Passwords are left
     /// out.
     pub directive: String,
-    /// Why the directive was not carried over, and what the relay does instead.
+    /// The reason why the directive was not carried over, and what the relay does instead.
     pub reason: String,
 }
 
@@ -51,12 +52,12 @@ pub struct Left {
 #[error("{missing}: nothing is written")]
 pub struct Unusable {
     missing: &'static str,
-    /// The directives that were tried and could not be used.
+    /// The directives that the migration tried to use and could not use.
     pub left: Vec<Left>,
 }
 
-/// Makes the config that does for audit events what `text`, a haproxy.cfg, does. `name` is the name
-/// of that file for comments in the config.
+/// Translates `text`, a haproxy.cfg that forwards audit events, into a config of this relay that
+/// does the same. `name` is the name of the file for comments in that config.
 ///
 /// # Errors
 ///
@@ -111,15 +112,15 @@ pub fn migrate(text: &str, name: &str) -> Result<Migrated, Unusable> {
     Ok(Migrated { config: config.to_string(), left })
 }
 
-/// The lines of the haproxy.cfg that are dealt with so far.
+/// The lines of the haproxy.cfg that are carried over or reported so far.
 #[derive(Debug, Default)]
 struct Notes {
-    /// The lines that are carried over completely, by their numbers. They need no explanation.
+    /// The numbers of the lines that are carried over completely and need no explanation.
     carried: BTreeSet<usize>,
     left: Vec<Left>,
 }
 
-/// The most characters that are shown of a directive or a reason.
+/// The greatest number of characters of a directive or a reason that a comment shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
 impl Notes {
@@ -142,8 +143,9 @@ impl Notes {
         self.left.push(left);
     }
 
-    /// Adds a reason for every line that is neither carried over nor reported yet. Returns all
-    /// reports in the order of their lines. `used` are the sections that are carried over.
+    /// Adds a reason for every line that is neither carried over nor reported yet, and returns all
+    /// reports in the order of their lines. `used` are the indices of the sections that are carried
+    /// over.
     fn finish(mut self, file: &File, used: &BTreeSet<usize>) -> Vec<Left> {
         let explained: BTreeSet<usize> = self.left.iter().map(|left| left.line).collect();
         for (place, section) in file.sections.iter().enumerate() {
@@ -164,14 +166,14 @@ impl Notes {
     }
 }
 
-/// The text as it may stand in a comment of one line: at most [`SHOWN_CHARS_MAX`] characters, and
-/// no control characters.
+/// Returns the text cut to [`SHOWN_CHARS_MAX`] characters and without control characters, so that
+/// the text can stand in a comment of one line.
 fn printable(text: &str) -> String {
     let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
     text.chars().take(SHOWN_CHARS_MAX).map(printable).collect()
 }
 
-/// The words of the line without passwords.
+/// Returns the words of the line, without the words that hold passwords.
 fn shown(line: &Line) -> String {
     let secret_from = match (line.word(0), line.word(1)) {
         ("stats", "auth") | ("user", _) => 2,
@@ -186,7 +188,8 @@ fn shown(line: &Line) -> String {
     shown
 }
 
-/// Why the relay has no counterpart for a directive, by the directive's first words.
+/// Returns the reason why the relay has no counterpart for a directive, which is chosen by the
+/// directive's first words.
 fn reason(line: &Line) -> &'static str {
     match (line.word(0), line.word(1)) {
         ("option", "httplog" | "tcplog") | ("log-format", _) => {
@@ -221,7 +224,7 @@ fn reason(line: &Line) -> &'static str {
     }
 }
 
-/// The sections that are carried over: some frontends and the backend to which they send.
+/// The sections that are carried over: the frontends, and the backend to which all of them send.
 struct Chain<'a> {
     file: &'a File,
     frontends: &'a [usize],
@@ -229,15 +232,17 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    /// The sections from the frontends to the backend, each followed by its `defaults` section.
+    /// Returns the indices of the frontends' and the backend's sections, each followed by the index
+    /// of its `defaults` section if it has one.
     fn sections(&self) -> impl Iterator<Item = usize> {
         let own = self.frontends.iter().copied().chain([self.backend]);
         let with_defaults = |place: usize| [Some(place), self.file.sections[place].defaults];
         own.flat_map(with_defaults).flatten()
     }
 
-    /// The lines in these sections that begin with these words. If a section has none, the lines of
-    /// its `defaults` section count. Each line occurs once in the result.
+    /// Returns the lines that begin with these words in the sections with these indices. If a
+    /// section has no such line, those of its `defaults` section count. Each line occurs once in
+    /// the result.
     fn lines(&self, places: &[usize], words: &[&str]) -> Vec<&'a Line> {
         let mut found: Vec<&Line> = Vec::new();
         for &place in places {
@@ -278,7 +283,7 @@ fn matching<'a>(section: &'a Section, words: &[&str]) -> Vec<&'a Line> {
 struct Global {
     ca_base: Option<String>,
     crt_base: Option<String>,
-    /// Whether `ssl-server-verify none` is set, so that servers' certificates are not checked.
+    /// `true`: `ssl-server-verify none` is set, so the certificates of servers are not checked.
     trusts_all_servers: bool,
     bind_options: Vec<String>,
     server_options: Vec<String>,
@@ -301,8 +306,8 @@ impl Global {
                     Some(count) => global.maxconn = Some(count),
                     None => continue,
                 },
-                // `Log::read` reads the `log` lines of this section together with those of the
-                // others.
+                // `Log::read` reads the `log` lines of this section and of the other sections
+                // together.
                 _ => continue,
             }
             notes.carried(line);
@@ -310,7 +315,7 @@ impl Global {
         global
     }
 
-    /// The path of a file, relative to the base directory as HAProxy reads it.
+    /// Returns the path of a file. A relative path is joined to `base`, if there is a base directory.
     fn path(base: Option<&String>, path: &str) -> String {
         match base {
             Some(base) if !path.starts_with('/') => {
@@ -321,7 +326,8 @@ impl Global {
     }
 }
 
-/// The section that shows HAProxy's statistics and sends to no server; `None` if the file has none.
+/// Returns the index of a section that only shows HAProxy's statistics and sends to no server;
+/// `None` if the file has no such section.
 fn statistics_of(file: &File, notes: &mut Notes) -> Option<usize> {
     let place = file.sections.iter().position(|section| {
         let has = |words: &[&str]| !matching(section, words).is_empty();
@@ -345,16 +351,16 @@ fn statistics_of(file: &File, notes: &mut Notes) -> Option<usize> {
     Some(place)
 }
 
-/// The address of HAProxy's statistics page, which the relay's status page takes over; `None` if
-/// that address cannot be used.
+/// Returns the address of HAProxy's statistics page, which becomes the address of the relay's
+/// status page; `None` if that address cannot be used.
 fn bind_of_statistics(section: &Section, notes: &mut Notes) -> Option<Bind> {
     let binds = binds(section, &Global::default(), notes);
     binds.into_iter().find(|bind| bind.tls.is_none())
 }
 
-/// The value of `admin.address`: the address of HAProxy's statistics page if its port is free, else
-/// all addresses of the pod with the first free port from 9090 on. A port is free if no listener
-/// has it.
+/// Returns the value of `admin.address`. If no listener uses the port of HAProxy's statistics page,
+/// the result is the address of that page. If not, the result is all addresses of the pod with the
+/// first port from 9090 on that no listener uses.
 fn admin_address(statistics: Option<Bind>, binds: &[Bind]) -> String {
     let is_free = |port: &str| binds.iter().all(|bind| bind.port() != port);
     if let Some(bind) = statistics.filter(|bind| is_free(bind.port())) {
@@ -364,8 +370,9 @@ fn admin_address(statistics: Option<Bind>, binds: &[Bind]) -> String {
     format!("0.0.0.0:{port}")
 }
 
-/// The backend to carry over, and all frontends that send to it. The backend is that of the first
-/// frontend that leads to a server; `None` if no frontend does.
+/// Returns the index of the backend to carry over and the indices of all frontends that send to
+/// this backend. The backend is the one to which the first usable frontend sends; `None` if no
+/// frontend leads to a server.
 fn route(file: &File, statistics: Option<usize>, notes: &mut Notes) -> Option<(usize, Vec<usize>)> {
     let mut routes: Vec<(usize, usize)> = Vec::new();
     for (place, section) in file.sections.iter().enumerate() {
@@ -392,8 +399,8 @@ fn route(file: &File, statistics: Option<usize>, notes: &mut Notes) -> Option<(u
     Some((backend, ours.into_iter().map(|(front, _)| front).collect()))
 }
 
-/// The section to whose servers a frontend sends; `None` if the frontend names none that exists. A
-/// `listen` section may have the servers itself.
+/// Returns the index of the section to whose servers a frontend sends; `None` if the frontend names
+/// no section that exists. A `listen` section may have the servers itself.
 fn backend_of(file: &File, place: usize, notes: &mut Notes) -> Option<usize> {
     let section = &file.sections[place];
     let find = |name: &str| {
@@ -428,7 +435,7 @@ fn backend_of(file: &File, place: usize, notes: &mut Notes) -> Option<usize> {
     backend
 }
 
-/// The listeners for the `bind` lines of a section.
+/// Makes a listener for each address in the `bind` lines of a section.
 fn binds(section: &Section, global: &Global, notes: &mut Notes) -> Vec<Bind> {
     let lines = matching(section, &["bind"]);
     lines.into_iter().flat_map(|line| Bind::read(line, global, notes)).collect()
@@ -437,8 +444,8 @@ fn binds(section: &Section, global: &Global, notes: &mut Notes) -> Vec<Bind> {
 /// The largest value that `limits.max_connections` accepts.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// The value of a `maxconn` line, lowered to what the relay accepts; `None` if it is not a number
-/// above 0.
+/// Reads the number in a `maxconn` line, and lowers the number to [`CONNECTIONS_MAX`]. `None` if
+/// the word is not a number above 0.
 fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     let count = line.word(1).parse().ok().filter(|&count: &u64| count > 0)?;
     if count > CONNECTIONS_MAX {
@@ -447,12 +454,13 @@ fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     Some(count.min(CONNECTIONS_MAX))
 }
 
-/// The reason for a time that is not carried over.
+/// The reason that is reported for a time that is not carried over.
 const NO_TIME: &str =
     "not a time from 1ms to a year: the relay's default stays, because each of its waits must end";
 
-/// Reads a time of HAProxy; a number without a unit is in milliseconds. `None` if the text is no
-/// time, if the time is zero (which means no limit to HAProxy), or if it is above a year.
+/// Reads a time as HAProxy writes it; a number without a unit is in milliseconds. `None` if the
+/// text is no time, if the time is zero (which means "no limit" in HAProxy), or if the time is
+/// longer than a year.
 fn time(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -470,7 +478,7 @@ fn time(text: &str) -> Option<Duration> {
     (1..=31_536_000_000).contains(&millis).then(|| Duration::from_millis(millis))
 }
 
-/// The settings of `[limits]` that differ from their defaults; `None` is the default.
+/// The settings of `[limits]` in the new config. `None` means that the setting keeps its default.
 #[derive(Debug, Default)]
 struct Limits {
     max_connections: Option<u64>,
@@ -479,8 +487,8 @@ struct Limits {
     idle_timeout: Option<Duration>,
 }
 
-/// kube-apiserver keeps an idle connection open for 90 s. A server that closes it earlier may break
-/// kube-apiserver's next request.
+/// The time for which kube-apiserver keeps an idle connection open. A server that closes the
+/// connection earlier may break kube-apiserver's next request.
 const KEPT_BY_SENDERS: Duration = Duration::from_secs(90);
 
 /// The default of `limits.body_timeout`.
@@ -525,7 +533,7 @@ impl Limits {
     }
 }
 
-/// The settings of `[log]` that differ from their defaults.
+/// The settings of `[log]` in the new config that differ from their defaults.
 #[derive(Debug, Default)]
 struct Log {
     level: Option<&'static str>,
@@ -546,7 +554,7 @@ impl Log {
         log
     }
 
-    /// Takes the format and the level of a line `log TARGET [len N] [format F] … FACILITY [LEVEL
+    /// Reads the format and the level from a line `log TARGET [len N] [format F] … FACILITY [LEVEL
     /// [MINLEVEL]]`.
     fn take(&mut self, line: &Line, notes: &mut Notes) {
         if !["stdout", "stderr", "fd@1", "fd@2"].contains(&line.word(1)) {

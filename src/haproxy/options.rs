@@ -6,7 +6,8 @@ use super::Global;
 use super::Notes;
 use super::read::Line;
 
-/// The options without a value. Every other option is followed by one word, its value.
+/// The options of `bind` and `server` lines that have no value. Every other option is followed by
+/// one word, its value.
 const ALONE: [&str; 46] = [
     "accept-proxy",
     "agent-check",
@@ -56,7 +57,7 @@ const ALONE: [&str; 46] = [
     "v6only",
 ];
 
-/// An option, and its value, which is empty for an option without one.
+/// An option of a `bind` or `server` line. Its value is empty if the option takes none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Switch {
     pub(super) name: String,
@@ -64,12 +65,12 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Whether the option has the value that it needs.
+    /// Returns `true` if the option takes no value, or has one.
     pub(super) fn is_whole(&self) -> bool {
         !self.value.is_empty() || ALONE.contains(&self.name.as_str())
     }
 
-    /// The option as the line has it.
+    /// Returns the option with its value, as the line has them.
     pub(super) fn shown(&self) -> String {
         if self.value.is_empty() {
             self.name.clone()
@@ -79,7 +80,7 @@ impl Switch {
     }
 }
 
-/// Reads these words as options.
+/// Groups the option words of a `bind` or `server` line into options with their values.
 pub(super) fn switches(words: &[String]) -> Vec<Switch> {
     let mut switches = Vec::new();
     let mut words = words.iter();
@@ -91,36 +92,38 @@ pub(super) fn switches(words: &[String]) -> Vec<Switch> {
     switches
 }
 
-/// The lowest TLS version that an option asks for, if the option is about that; else `None`.
-/// `Some(None)` means that the relay's default is enough: its lowest version is 1.2.
+/// Returns the lowest TLS version that the option demands; `None` if the option is about something
+/// else. `Some(None)` means that the relay's default, TLS 1.2 and later, already satisfies the
+/// option.
 pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
     match (switch.name.as_str(), switch.value.as_str()) {
         ("ssl-min-ver", "TLSv1.3") | ("force-tlsv13" | "no-tlsv12", _) => Some(Some("1.3")),
-        // The relay accepts no TLS below 1.2, so these options ask for nothing more.
+        // The relay never accepts a TLS version below 1.2, so these options need no setting.
         ("ssl-min-ver", _) | ("no-sslv3" | "no-tlsv10" | "no-tlsv11", _) => Some(None),
         _ => None,
     }
 }
 
-/// A listener, made from one address of a `bind` line.
+/// The settings of one listener, made from one address of a `bind` line.
 #[derive(Debug)]
 pub(super) struct Bind {
-    /// The address, as `IP:PORT`.
+    /// The address of the listener, as `IP:PORT`.
     pub(super) address: String,
     pub(super) tls: Option<BindTls>,
 }
 
-/// A table `[listener.tls]` of the config.
+/// The settings of a table `[listener.tls]` in the new config.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BindTls {
-    /// The file with both the certificate chain and the private key.
+    /// The file that holds both the certificate chain and the private key.
     pub(super) certificate: String,
     pub(super) client_ca: Option<String>,
     pub(super) min_version: Option<&'static str>,
 }
 
 impl Bind {
-    /// The port of the listener. A server without a port of its own has this port.
+    /// Returns the port of the listener, which is also the port of every server that has no port of
+    /// its own.
     pub(super) fn port(&self) -> &str {
         host_and_port(&self.address).map_or("", |(_, port)| port)
     }
@@ -148,7 +151,7 @@ impl Bind {
                 }
                 "ca-file" => ca = Some(Global::path(global.ca_base.as_ref(), &switch.value)),
                 "verify" => verify.clone_from(&switch.value),
-                // The relay offers both protocols.
+                // The relay offers both HTTP/1.1 and HTTP/2, so the option needs no setting.
                 "alpn" if switch.value.contains("http/1.1") || switch.value.contains("h2") => {}
                 _ => notes.part(line, &format!("bind … {}", switch.shown()), reason(switch)),
             }
@@ -198,8 +201,8 @@ fn reason(switch: &Switch) -> &'static str {
     }
 }
 
-/// The `IP:PORT` of a listener for `[ADDRESS]:PORT`; without an address, all of IPv4. `None` if the
-/// text is neither.
+/// Returns the `IP:PORT` of a listener for the text `[ADDRESS]:PORT`. Without an address, the
+/// result is all IPv4 addresses. `None` if the text has another form.
 fn bind_address(text: &str) -> Option<String> {
     let (host, port) = host_and_port(text)?;
     match host {
@@ -212,14 +215,14 @@ fn bind_address(text: &str) -> Option<String> {
     }
 }
 
-/// Whether the text has an environment variable, so that its value is known only when the relay
-/// runs.
+/// Returns `true` if the text contains an environment variable, whose value is known only when the
+/// relay runs.
 pub(super) fn is_variable(text: &str) -> bool {
     text.contains("${env:")
 }
 
-/// The host, without brackets, and the port of an address. `None` if the address has no port, or
-/// one that is not between 1 and 65535.
+/// Splits an address into its host, without brackets, and its port. `None` if the address has
+/// neither a port between 1 and 65535 nor an environment variable as its port.
 pub(super) fn host_and_port(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
     let (host, port) = match text.rsplit_once(':')? {

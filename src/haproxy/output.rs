@@ -16,12 +16,13 @@ use super::read::Line;
 use super::time;
 use crate::config;
 
-/// A table `[[output]]` of the config. Settings that are `None` keep their default.
+/// The settings of a table `[[output]]` in the new config. A setting that is `None` keeps its
+/// default.
 #[derive(Debug)]
 pub(super) struct Output {
     pub(super) name: String,
     pub(super) urls: Vec<String>,
-    /// Whether `strategy` is `round_robin`. If not, the default strategy holds.
+    /// `true`: `strategy` is `round_robin`; `false`: the strategy keeps its default.
     pub(super) is_round_robin: bool,
     pub(super) headers: Vec<(String, String)>,
     pub(super) tls: Option<ServerTls>,
@@ -29,18 +30,19 @@ pub(super) struct Output {
     pub(super) request: Option<Duration>,
 }
 
-/// A table `[output.tls]` of the config.
+/// The settings of a table `[output.tls]` in the new config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ServerTls {
     pub(super) ca: Option<String>,
-    /// The file with both the certificate chain and the private key.
+    /// The file that holds both the certificate chain and the private key; `None` if HAProxy
+    /// presents no certificate to the server.
     pub(super) certificate: Option<String>,
     pub(super) server_name: Option<String>,
     pub(super) min_version: Option<&'static str>,
     pub(super) insecure_skip_verify: bool,
 }
 
-/// A `server` line of the backend.
+/// The settings of one `server` line of the backend.
 struct Server<'a> {
     line: &'a Line,
     /// The server's address, as `host:port`.
@@ -53,8 +55,8 @@ struct Server<'a> {
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Output {
-    /// Makes the output. `None` if no server can be used. Servers without a port of their own get
-    /// `port`, the port of the first listener.
+    /// Makes the output for the backend of `chain`. `None` if no server of the backend can be used.
+    /// A server without a port of its own gets `port`, the port of the first listener.
     pub(super) fn read(
         chain: &Chain<'_>,
         global: &Global,
@@ -62,7 +64,7 @@ impl Output {
         notes: &mut Notes,
     ) -> Option<Self> {
         let mut servers = servers(chain, global, port, notes);
-        // URLs are used in their order, so the backup servers come after all others.
+        // The output tries its URLs in order, so the backup servers come after all other servers.
         servers.sort_by_key(|server| server.is_backup);
         // If the servers' TLS settings differ, settings that verify certificates win: one server
         // without verification must not switch it off for the others.
@@ -97,8 +99,8 @@ impl Output {
     }
 }
 
-/// Whether the output takes its URLs in turn (`strategy = "round_robin"`). HAProxy takes the
-/// servers in turn by default.
+/// Returns `true` if the output takes its URLs in turn (`strategy = "round_robin"`), as HAProxy
+/// takes servers in turn by default.
 fn balance(chain: &Chain<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool {
     let has_backup = servers.iter().any(|server| server.is_backup);
     let lines = chain.of_backend(&["balance"]);
@@ -160,8 +162,8 @@ fn timeouts(chain: &Chain<'_>, notes: &mut Notes) -> (Option<Duration>, Option<D
     (connect, request)
 }
 
-/// The headers that lines such as `http-request set-header NAME VALUE` set, if they have neither a
-/// condition nor an expression.
+/// Returns the name and value of each header that a line such as `http-request set-header NAME
+/// VALUE` sets. Lines with a condition or an expression are reported and left out.
 fn headers(chain: &Chain<'_>, notes: &mut Notes) -> Vec<(String, String)> {
     let mut headers: Vec<(String, String)> = Vec::new();
     for line in chain.of_all(&["http-request"]) {
@@ -293,7 +295,7 @@ fn server<'a>(
     Some(Server { line, address, tls: is_tls.then_some(tls), is_backup })
 }
 
-/// Whether the text can be the name in a certificate.
+/// Returns `true` if the text can be a name in a certificate.
 fn is_name(text: &str) -> bool {
     is_variable(text) || config::server_name(text).is_ok()
 }
@@ -327,8 +329,8 @@ fn reason(switch: &Switch) -> &'static str {
     }
 }
 
-/// The `host:port` of a URL for a server's address; `port` is used if the address has none. `None`
-/// if the address is not a host.
+/// Returns the `host:port` for the URL of a server with this address; `port` is used if the address
+/// has no port. `None` if the address names no host.
 fn address(text: &str, port: &str) -> Option<String> {
     let (host, port) = host_and_port(text).unwrap_or((text, port));
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -340,7 +342,7 @@ fn address(text: &str, port: &str) -> Option<String> {
     }
 }
 
-/// Makes an output's name, which metrics and cursors use, from a backend's name.
+/// Makes the name of an output, which metrics and cursors use, from the name of a backend.
 fn name(backend: &str) -> String {
     let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = backend.chars().map(part).take(56).collect();

@@ -7,28 +7,30 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// A line with at least one word. Empty lines and comments are skipped.
+/// A line of the haproxy.cfg that has at least one word. Empty lines and comments are skipped.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
-    /// The line number, counted from 1.
+    /// The line number in the haproxy.cfg, counted from 1.
     pub(super) number: usize,
     /// The words of the line; at least one.
     pub(super) words: Vec<String>,
 }
 
 impl Line {
-    /// The word with this index, or an empty text if the line has fewer words.
+    /// Returns the word with this index, counted from 0, or an empty text if the line has fewer
+    /// words.
     pub(super) fn word(&self, index: usize) -> &str {
         self.words.get(index).map_or("", String::as_str)
     }
 
-    /// Whether the line begins with these words.
+    /// Returns `true` if the first words of the line are these words.
     pub(super) fn is(&self, words: &[&str]) -> bool {
         words.iter().enumerate().all(|(index, word)| self.word(index) == *word)
     }
 }
 
-/// A section: its keyword's line, and all lines up to the next section's keyword.
+/// A section of the haproxy.cfg: the line with its keyword, and all lines up to the next section's
+/// keyword.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Section {
     /// The line with the section's keyword, such as `frontend main`.
@@ -103,8 +105,9 @@ pub(super) fn read(text: &str) -> File {
     file
 }
 
-/// The `defaults` section that applies to a new section: the one that the section names after
-/// `from`, else the last one before the section. A `defaults` section without `from` has none.
+/// Returns the index of the `defaults` section that applies to a new section: the section named
+/// after `from`, or the last `defaults` section before the new section if there is no `from`. A
+/// `defaults` section without `from` has none.
 fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
     let from = match head.words.iter().position(|word| word == "from") {
         Some(place) => head.word(place + 1),
@@ -117,7 +120,7 @@ fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
     sections.iter().rposition(matches)
 }
 
-/// The words of a line, and whether all of its quotes are closed.
+/// Splits a line into words. The `bool` is `true` if all quotes in the line are closed.
 fn words(text: &str) -> (Vec<String>, bool) {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -146,7 +149,7 @@ fn words(text: &str) -> (Vec<String>, bool) {
     (words, true)
 }
 
-/// Adds a character that has no special meaning. A literal `${` is written as `$${`.
+/// Appends a character that has no special meaning to `word`. A literal `${` is written as `$${`.
 fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     word.push(c);
     if c == '$' && rest.peek() == Some(&'{') {
@@ -154,7 +157,8 @@ fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Reads the rest of an escape, after a backslash that is not between single quotes.
+/// Reads the rest of an escape, whose backslash is read already, and appends the character to
+/// `word`. Between single quotes, a backslash is no escape.
 fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     match rest.next() {
         Some('n') => word.push('\n'),
@@ -169,8 +173,8 @@ fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Reads up to the closing `'`; no character before it has a special meaning. `false` if the quote
-/// is not closed.
+/// Reads up to the closing `'` and appends the text to `word`; no character before the quote has a
+/// special meaning. Returns `false` if the quote is not closed.
 fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         if c == '\'' {
@@ -181,7 +185,8 @@ fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     false
 }
 
-/// Reads up to the closing `"`, with escapes and variables. `false` if the quote is not closed.
+/// Reads up to the closing `"`, and appends the text, with its escapes and variables, to `word`.
+/// Returns `false` if the quote is not closed.
 fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         match c {
@@ -194,7 +199,8 @@ fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     false
 }
 
-/// Reads `$NAME`, `${NAME}` or `${NAME-default}`, whose `$` is read already.
+/// Reads a variable `$NAME`, `${NAME}` or `${NAME-default}`, whose `$` is read already, and appends
+/// its form in the relay's config to `word`.
 fn variable(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     let is_braced = rest.next_if_eq(&'{').is_some();
     let in_a_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';

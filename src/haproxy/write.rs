@@ -9,7 +9,7 @@ use super::Log;
 use super::options::Bind;
 use super::output::Output;
 
-/// The parts of the config to write.
+/// The settings that become the text of the config.
 pub(super) struct Config<'a> {
     pub(super) name: &'a str,
     pub(super) left: &'a [Left],
@@ -127,8 +127,8 @@ fn time(f: &mut fmt::Formatter<'_>, key: &str, limit: Option<Duration>) -> fmt::
     }
 }
 
-/// A basic string of TOML. The escapes of JSON are valid in TOML too; only U+007F must be escaped
-/// in addition.
+/// Writes a text as a basic string of TOML. The escapes of JSON are valid in TOML too; only U+007F
+/// needs one more escape.
 fn string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
