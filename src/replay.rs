@@ -36,66 +36,69 @@ use input::Item;
 use input::Place;
 use resume::State;
 
-/// How far requests may run ahead of the oldest one that is not accepted: the most requests after
-/// the frontier, as a multiple of the requests under way at once.
+/// The greatest number of requests after the frontier (the point up to which everything is
+/// accepted), as a multiple of `concurrency`. The limit bounds the events that a later run sends
+/// twice.
 const WINDOW: usize = 2;
 
-/// The most bytes of request bodies under way at once. A larger request is sent while no other is
-/// under way.
+/// The greatest number of bytes in the bodies of all requests under way. A larger request is sent
+/// only while no other request is under way.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// How often the resume file is written.
+/// The time between two writes of the resume file.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The most delay that is made up for, if there is a rate. After a longer delay, requests for only
-/// this much time are sent faster than the rate.
+/// The longest delay after which requests are sent faster than the rate until the delay is made up
+/// for. Of a longer delay, only this much time is made up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// The least number of requests per second, if there is a rate. If the rate is low, requests have
-/// fewer events, so that the stream stays even.
+/// The smallest number of requests per second if there is a rate. At a low rate, requests have
+/// fewer events, so that the events arrive evenly.
 const REQUESTS_PER_SECOND: u32 = 4;
 
-/// The reaction to a line that is not an event.
+/// The reaction of a replay to a line that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLine {
-    /// Stop: nothing after the line is sent.
+    /// The replay stops, and sends nothing after the line.
     Stop,
-    /// Skip the line, and report and count it.
+    /// The replay skips the line, and reports and counts it.
     Skip,
 }
 
 /// The settings of a replay: its input, its limits and its resume file.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The files, in the order in which they are sent; `-` is standard input.
+    /// The paths of the files, in the order in which they are sent; `-` is standard input.
     pub files: Vec<PathBuf>,
     /// The rate in events per second; `None`: as fast as the consumer accepts them.
     pub rate: Option<NonZeroU32>,
-    /// The most events of a request.
+    /// The greatest number of events in a request.
     pub batch_events: usize,
-    /// The most bytes of a request. A larger event is sent in a request of its own.
+    /// The greatest number of bytes in a request body. A larger event is sent in a request of its
+    /// own.
     pub batch_bytes: usize,
-    /// The most requests under way at once.
+    /// The greatest number of requests under way at once.
     pub concurrency: usize,
-    /// The resume file, which keeps the progress; `None`: the progress is not kept.
+    /// The path of the resume file, which keeps the progress for a later run; `None`: the progress
+    /// is not kept.
     pub resume: Option<PathBuf>,
-    /// The reaction to a line that is not an event.
+    /// The reaction to a line of the files that is not an event.
     pub on_bad_line: OnBadLine,
 }
 
 /// A message to the operator while the replay runs.
 #[derive(Debug, Clone)]
 pub enum Note {
-    /// A line was skipped.
+    /// A line is not an event and was skipped.
     BadLine {
-        /// The file of the line.
+        /// The path of the file with the line.
         file: PathBuf,
         /// The line's number, counted from 1.
         line: u64,
-        /// The mistake in the line.
+        /// A description of the mistake in the line.
         what: String,
     },
-    /// A request has failed and will be tried again.
+    /// A request has failed, and another attempt follows.
     Retrying {
         /// The file from which the request's events were read.
         file: PathBuf,
@@ -103,7 +106,7 @@ pub enum Note {
         first_line: u64,
         /// The last line of the request's events, counted from 1.
         last_line: u64,
-        /// Why the attempt failed, and when the next one follows.
+        /// The reason for the failure, and the pause before the next request.
         failed: Failed,
     },
 }
@@ -111,39 +114,40 @@ pub enum Note {
 /// The progress of a replay.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    /// Events of the requests that were sent. An event in a request that is tried again counts
-    /// once.
+    /// The number of events in all requests that were sent. An event in a request that is tried
+    /// again counts once.
     pub sent: u64,
-    /// Events that were accepted.
+    /// The number of events that the receiver has accepted.
     pub accepted: u64,
-    /// Bytes of the request bodies that were accepted.
+    /// The number of bytes in the request bodies that the receiver has accepted.
     pub bytes: u64,
-    /// Lines that were skipped because they are not events.
+    /// The number of lines that were skipped because they are not events.
     pub bad_lines: u64,
-    /// Bytes of the files up to the frontier.
+    /// The number of bytes of the files, as they are on disk, that lie before the frontier:
+    /// everything up to that point is accepted or was skipped.
     pub file_bytes: u64,
-    /// Events that earlier runs with the same resume file have sent.
+    /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,
 }
 
 /// Why a replay stopped before the end of its files.
 #[derive(Debug, Clone)]
 pub struct Stopped {
-    /// The reason.
+    /// The reason for the stop, as text.
     pub what: String,
-    /// The file and the line, counted from 1, with which the next run goes on; everything before is
-    /// accepted. `None`: everything that could be read is accepted.
+    /// The file, and the line (counted from 1), with which the next run begins; everything before
+    /// that line is accepted. `None`: everything that could be read is accepted.
     pub at: Option<(PathBuf, u64)>,
-    /// The file, and the first and last line, that caused the stop; `None` if no line did.
+    /// The file, and the first and last line, that caused the stop; `None`: no line caused it.
     pub lines: Option<(PathBuf, u64, u64)>,
 }
 
-/// Why a replay could not start.
+/// The reason why a replay could not start.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unusable(String);
 
-/// A replay that is ready to run.
+/// A replay whose files were checked and that is ready to run.
 pub struct Replay {
     settings: Settings,
     state: State,
@@ -271,8 +275,8 @@ impl Replay {
     }
 }
 
-/// A request that has been sent and that the frontier has not passed. They are kept in the order of
-/// the files.
+/// A request that was sent and that the frontier has not passed yet. Requests are kept in the order
+/// of the files.
 struct Sent {
     end: Place,
     events: u64,
@@ -280,15 +284,15 @@ struct Sent {
     accepted: bool,
 }
 
-/// The point up to which everything has been accepted without a gap, and the requests that were
-/// sent after it.
+/// The frontier (the point up to which everything is accepted), and the requests that were sent
+/// after it.
 struct Frontier {
     state: State,
-    /// The number of the first request in `sent`. Requests are numbered from 0.
+    /// The number of the first request in `sent`. Each request has a number, counted from 0.
     first: u64,
     sent: VecDeque<Sent>,
-    /// The index of the file in which the frontier is, and the number of lines before it in that
-    /// file.
+    /// The frontier's place: the index of the file, and the number of lines before the frontier in
+    /// that file.
     at: (usize, u64),
 }
 
@@ -310,8 +314,8 @@ impl Frontier {
         }
     }
 
-    /// Passes the first request and returns it; `None` if it is not accepted yet. `files` are the
-    /// paths for the resume file.
+    /// Moves the frontier past the first request and returns that request; `None` if the request is
+    /// not accepted yet. `files` are the paths for the resume file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Sent> {
         let done = self.sent.pop_front_if(|sent| sent.accepted)?;
         self.first += 1;
@@ -335,14 +339,16 @@ impl Frontier {
 /// Writes the resume file in the background.
 #[derive(Default)]
 struct Saver {
-    /// The state that the last write put in the file; `None` before the first write has succeeded.
+    /// The state in the resume file after the last write; `None` before the first write has
+    /// succeeded.
     saved: Option<State>,
-    /// The write that is under way.
+    /// The task of the write that is under way; `None` if no write is.
     writing: Option<tokio::task::JoinHandle<std::io::Result<State>>>,
 }
 
 impl Saver {
-    /// Begins to write, if the state is not the one in the file and no write is under way.
+    /// Begins to write `state` to the resume file, unless the file has this state already or a
+    /// write is under way.
     fn save(&mut self, file: Option<&PathBuf>, state: &State) {
         let Some(file) = file.filter(|_| self.writing.is_none()) else { return };
         if self.saved.as_ref() != Some(state) {
@@ -368,13 +374,14 @@ impl Saver {
     }
 }
 
-/// The reason to stop.
+/// The reason why a replay stops before the end of its files.
 struct Trouble {
     what: String,
-    /// The file, and the first and last line, that caused the stop.
+    /// The file, and the first and last line, that caused the stop; `None`: no line caused it.
     lines: Option<(PathBuf, u64, u64)>,
-    /// Whether the requests that were read before are still sent, with all their attempts. If not,
-    /// no attempt follows, and the requests under way end after five seconds at most.
+    /// `true`: the requests that were read before the trouble are still sent, with all their
+    /// attempts. `false`: no further attempt follows, and the requests under way end after five
+    /// seconds at most.
     finishes: bool,
 }
 
@@ -388,7 +395,7 @@ impl Trouble {
     }
 }
 
-/// Does what [`Client::post`] does, and describes the failure as text.
+/// Sends a batch with [`Client::post`], and describes a failure as text.
 async fn post(
     client: &Client,
     connection: &mut Option<Connection>,
@@ -404,7 +411,7 @@ async fn post(
     })
 }
 
-/// The result of a lane. A lane is the future that sends one request.
+/// The result of a lane, which is the future that sends one request.
 struct Done {
     number: u64,
     events: u64,
@@ -447,7 +454,7 @@ struct Running {
     lanes: FuturesUnordered<Lane>,
     idle: Vec<Connection>,
     in_flight_bytes: usize,
-    /// When the next request may be sent, according to the rate.
+    /// The time from which on the rate allows the next request.
     due: Instant,
 }
 
@@ -534,8 +541,8 @@ impl Running {
         }
         if let Some(rate) = self.settings.rate {
             let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            // Time during which the consumer was slow is not made up for. Delays of this machine,
-            // up to [`CATCH_UP`], are.
+            // Delays of this machine, up to [`CATCH_UP`], are made up for. Time in which the
+            // consumer was slow is not.
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
         }
@@ -584,7 +591,7 @@ impl Running {
     /// Writes the resume file for the last time, and returns the result of the replay.
     async fn ended(mut self, trouble: Option<Trouble>) -> Result<(), Stopped> {
         if self.saver.writing.is_some() {
-            // If this write has failed, the one below writes the same state, and reports the error.
+            // If this write has failed, the write below has the same state and reports the error.
             self.saver.written().await.ok();
         }
         self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);

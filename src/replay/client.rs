@@ -41,48 +41,51 @@ use crate::tls;
 /// How long one attempt may last, including the requests that follow a Retry-After.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The most requests of an attempt after its first.
+/// The greatest number of requests in one attempt after the attempt's first request.
 const AGAIN_MAX: u32 = 10;
 
-/// The factor from each pause to the next.
+/// The factor by which each pause between attempts is longer than the pause before.
 const MULTIPLIER: f64 = 1.5;
-/// The largest jitter, as a share of the pause.
+/// The greatest random addition to a pause, as a share of the pause.
 const JITTER: f64 = 0.2;
 
-/// The most bytes of a response body that are read. The response of a relay is much shorter.
+/// The greatest number of bytes of a response body that are read. The response of a relay is much
+/// shorter.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The most characters of a response body that a message shows.
+/// The greatest number of characters of a response body that a message shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
-/// The TCP keepalive time of connections that are kept.
+/// The TCP keepalive time of the connections to the receiver.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// How long the requests under way may still take after a stop was requested.
+/// The time for which requests under way may go on after a stop was requested.
 const STOPPING: Duration = Duration::from_secs(5);
 
 const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
-/// How often a batch is tried, and how long the pauses are.
+/// The number of attempts for a batch, and the length of the pauses between them.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// The most attempts, including the first.
+    /// The greatest number of attempts, including the first.
     pub attempts: u32,
-    /// The pause before the second attempt.
+    /// The pause before the second attempt. Each later pause is 1.5 times as long as the one
+    /// before.
     pub pause: Duration,
 }
 
 impl Default for Retry {
-    /// The values of kube-apiserver.
+    /// Returns the values that kube-apiserver's webhook uses.
     fn default() -> Self {
         Self { attempts: 5, pause: Duration::from_secs(10) }
     }
 }
 
-/// Why a batch was not accepted.
+/// The reason why a batch was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The next attempt would fail in the same way.
+    /// The receiver's response cannot change: the next attempt would fail in the same way. The text
+    /// is the reason.
     Final(String),
     /// All attempts have failed; the text is the reason of the last one.
     GivenUp(String),
@@ -90,20 +93,20 @@ pub enum Failure {
     Stopped,
 }
 
-/// A request has failed, and another one will follow.
+/// A request that has failed and that another request will follow.
 #[derive(Debug, Clone)]
 pub struct Failed {
-    /// Why the request failed.
+    /// The reason for the failure, as text.
     pub what: String,
     /// The number of the attempt, counted from 1.
     pub attempt: u32,
-    /// The most attempts of a batch.
+    /// The greatest number of attempts for the batch.
     pub attempts: u32,
     /// The time until the next request.
     pub pause: Duration,
 }
 
-/// Sends batches to one URL.
+/// Sends batches of events to one URL.
 pub struct Client {
     https: bool,
     at: HostPort,
@@ -112,22 +115,24 @@ pub struct Client {
     tls: Option<Arc<tls::Client>>,
     authorization: Option<HeaderValue>,
     retry: Retry,
-    /// A stop was requested: pauses end at once, requests after [`STOPPING`].
+    /// Cancelled when a stop is requested: pauses then end at once, and requests end after
+    /// [`STOPPING`].
     stop: CancellationToken,
-    /// Owns the tasks that drive the connections.
+    /// Runs the tasks that drive the connections.
     drivers: TaskTracker,
 }
 
-/// A connection that is kept open for the next request.
+/// An HTTP connection to the receiver, kept open for the next request.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     driver: JoinHandle<hyper::Result<()>>,
 }
 
 impl Connection {
-    /// Why a request failed. If the connection ended before the request was written, the request's
-    /// error does not say why, and the task that drives the connection is asked: a server that
-    /// refuses our certificate may say so at any time after the handshake.
+    /// Returns the reason why a request failed. If the connection ended before the request was
+    /// written, `error` does not contain the reason. The function then waits for the task that
+    /// drives the connection, because a server that refuses the client certificate may do so at any
+    /// time after the handshake.
     async fn why(self, error: &hyper::Error) -> String {
         let Self { sender, driver } = self;
         drop(sender);
@@ -136,13 +141,13 @@ impl Connection {
     }
 }
 
-/// A relay's response to a request that it accepted.
+/// The body of a relay's response to a request that the relay has accepted.
 #[derive(Deserialize)]
 struct Accepted {
     accepted: u64,
 }
 
-/// The response of a relay, or of Kubernetes, to a request that it did not accept.
+/// The body of a response to a request that the relay, or Kubernetes, has not accepted.
 #[derive(Deserialize)]
 struct Status {
     message: String,
@@ -151,19 +156,19 @@ struct Status {
 /// The result of one request.
 enum Outcome {
     Accepted,
-    /// The next request may succeed. The duration is the pause that the response asks for, if it
-    /// asks for one.
+    /// The request has failed, but the next request may succeed. The text is the reason; the
+    /// duration is the pause that the response asks for, or `None` if the response names no pause.
     Failed(String, Option<Duration>),
     Final(String),
 }
 
 impl Client {
-    /// A client for this URL. `tls` is used for `https://`. When `stop` is cancelled, pauses end at
-    /// once, and requests under way end after five seconds.
+    /// Makes a client for this URL. `tls` is used if the URL begins with `https://`. When `stop` is
+    /// cancelled, pauses end at once, and requests under way end after five seconds.
     ///
     /// # Errors
     ///
-    /// Says why the URL or the token cannot be used. The text does not quote them.
+    /// The text says why the URL or the token cannot be used, and quotes neither of them.
     pub fn new(
         url: &str,
         tls: Option<Arc<tls::Client>>,
@@ -208,9 +213,10 @@ impl Client {
         })
     }
 
-    /// Sends a body with this many events until it is accepted. `failed` is called for each failure
-    /// that is followed by another request. `kept` holds the connection of an earlier request, if
-    /// there is one; afterwards it holds the connection for the next request.
+    /// Sends `body`, which has this number of `events`, until the receiver accepts the batch.
+    /// `failed` is called for each failure that another request follows. `kept` holds the
+    /// connection of an earlier request, or `None`; afterwards it holds the connection for the next
+    /// request, if there is one.
     ///
     /// # Errors
     ///
@@ -267,8 +273,8 @@ impl Client {
         }
     }
 
-    /// Makes one attempt. `told` is called before the attempt waits for the first time because of a
-    /// Retry-After.
+    /// Makes one attempt to send the batch. Before the attempt's first pause for a Retry-After,
+    /// `told` is called with the reason and the length of the pause.
     async fn attempt(
         &self,
         kept: &mut Option<Connection>,
@@ -291,7 +297,7 @@ impl Client {
             let due = Instant::now() + after;
             let wait = tokio::time::sleep_until(due.min(deadline));
             let is_last = again >= AGAIN_MAX || due >= deadline;
-            // If the time is over, the result is the last response, and not the timeout.
+            // If the attempt's time is over, the result is the last response and not the timeout.
             if again < AGAIN_MAX && self.stop.run_until_cancelled(wait).await.is_none() || is_last {
                 return outcome;
             }
@@ -299,7 +305,7 @@ impl Client {
         }
     }
 
-    /// Sends one request, on the kept connection or on a new one.
+    /// Sends one request, on the kept connection if there is one, or on a new one.
     async fn exchange(
         &self,
         kept: &mut Option<Connection>,
@@ -325,8 +331,8 @@ impl Client {
             };
             let response = match connection.sender.send_request(request).await {
                 Ok(response) => response,
-                // The peer closed the kept connection while the request was written. The peer has
-                // said nothing about this request, so it is sent again.
+                // The peer closed the kept connection while the request was being written and has
+                // not responded, so the request is sent again on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
                     let why = connection.why(&error).await;
@@ -381,8 +387,8 @@ impl Client {
         Ok(Connection { sender, driver })
     }
 
-    /// Decides what a response means. It is an `Err` if the connection cannot be kept, because the
-    /// response was not read to its end.
+    /// Decides what a response means for the batch. `Err` has the same meaning for the batch, but
+    /// the connection cannot be kept, because the response was not read to its end.
     async fn judge(&self, response: Response<Incoming>, events: u64) -> Result<Outcome, Outcome> {
         let (head, body) = response.into_parts();
         let status = head.status;
@@ -393,7 +399,8 @@ impl Client {
         let told = || format!("{self}: answered {status}{}", shown(&text));
         let outcome = if status.is_success() {
             match serde_json::from_slice::<Accepted>(&text) {
-                // The receiver is another consumer of EventLists, and says no more than the status.
+                // The receiver is not a relay but another consumer of EventLists, whose only sign
+                // of success is the status.
                 Err(_) => Outcome::Accepted,
                 Ok(Accepted { accepted }) if accepted == events => Outcome::Accepted,
                 Ok(Accepted { accepted }) => Outcome::Final(format!(
@@ -411,7 +418,7 @@ impl Client {
     }
 }
 
-/// The URL without its path and query.
+/// Writes the URL without its path and query, which may contain a token.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.at)
@@ -442,7 +449,7 @@ pub enum ClientError {
     Token,
 }
 
-/// Whether the URL needs TLS.
+/// Returns `true` if the URL needs TLS. `Err` if its scheme is neither `http` nor `https`.
 fn is_https(url: &Url) -> Result<bool, ClientError> {
     match url.scheme() {
         "https" => Ok(true),
@@ -451,7 +458,7 @@ fn is_https(url: &Url) -> Result<bool, ClientError> {
     }
 }
 
-/// Reads a Retry-After in whole seconds; `None` for any other value, as in client-go.
+/// Reads a Retry-After header in whole seconds; `None` for any other value, as in client-go.
 fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
@@ -465,8 +472,8 @@ fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// The message of a Kubernetes Status, or else the whole text, for the end of a sentence. Control
-/// characters become spaces, so that the text is safe for a terminal.
+/// Returns the message of a Kubernetes Status, or the whole text if it is no Status, for the end of
+/// a sentence. Control characters become spaces, so that the text is safe for a terminal.
 fn shown(text: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(text) {
         Ok(status) => status.message,
@@ -482,7 +489,8 @@ fn shown(text: &[u8]) -> String {
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
 
-/// The error with its causes. A cause whose text is already there is left out.
+/// Returns the text of the error and of its causes. A cause is left out if its text is already
+/// there.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

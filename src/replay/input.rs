@@ -29,43 +29,43 @@ use super::resume::Head;
 use super::resume::Read as Resumed;
 use crate::audit::LIST_HEAD;
 
-/// The end of a request body, after the events.
+/// The end of an EventList in JSON: the text of a request body after the events.
 const LIST_TAIL: &[u8] = b"]}\n";
 
 /// The longest line, in bytes, that can be sent. With the list around it, it makes a body of 64
 /// MiB, the largest that a relay accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
-/// The bytes that are read from a file at once.
+/// The size in bytes of the buffer for one read from a file.
 const BUFFER: usize = 256 * 1024;
 
 /// The largest buffer, in bytes, that is kept for the next line or request. A buffer that has grown
 /// larger is freed.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// After this many bad lines without a request, an empty batch is handed out, so that the frontier
-/// moves past them.
+/// After this number of bad lines without a request, the reader hands out an empty batch, so that
+/// the frontier (the point up to which everything is done) moves past the lines.
 const BAD_LINES_MAX: u64 = 1000;
 
-/// The name that stands for standard input.
+/// The file name that means standard input.
 const STDIN: &str = "-";
 
-/// A point in the files, between two lines.
+/// A point between two lines of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
-    /// The index of the file.
+    /// The index of the file in the list of files.
     pub(super) file: usize,
     /// The beginning of the file, by which a later run recognises the file.
     pub(super) head: Head,
-    /// Bytes of the uncompressed text before this point.
+    /// The number of bytes of the file's uncompressed text before this point.
     pub(super) offset: u64,
-    /// Lines before this point.
+    /// The number of the file's lines before this point.
     pub(super) lines: u64,
-    /// Bytes that were read of the file itself, which may be compressed.
+    /// The number of bytes that were read from the file itself, which may be compressed.
     pub(super) bytes_read: u64,
 }
 
-/// One request, or an empty batch that only moves the frontier.
+/// The events of one request, or an empty batch that only moves the frontier.
 pub(super) struct Batch {
     /// The request body, an EventList; empty if the batch has no events.
     pub(super) body: Bytes,
@@ -74,29 +74,29 @@ pub(super) struct Batch {
     pub(super) first_line: u64,
     /// The last line of the batch's events, counted from 1.
     pub(super) last_line: u64,
-    /// The point that the frontier reaches when this batch and all before it are accepted.
+    /// The point that the frontier reaches once this batch and all batches before it are accepted.
     pub(super) end: Place,
-    /// Bad lines that were skipped since the previous batch.
+    /// The number of bad lines that were skipped since the previous batch.
     pub(super) bad_lines: u64,
 }
 
-/// The next thing that the reader has for the sender.
+/// An item that the reader thread sends to the replay.
 pub(super) enum Item {
     Batch(Batch),
-    /// Reading has failed at this line. No item follows.
+    /// Reading has failed at a line. No item follows.
     Failed {
         file: usize,
         line: u64,
         what: String,
     },
-    /// All files are read. `cut_short` of them could not be read to their ends; each was reported.
-    /// No item follows.
+    /// All files are read, and no item follows. `cut_short` is the number of files that could not
+    /// be read to their ends; each of them was reported.
     End {
         cut_short: u64,
     },
 }
 
-/// The files to read, and how to cut them.
+/// The paths of the files to read, and the limits of a request.
 pub(super) struct Plan {
     pub(super) files: Vec<PathBuf>,
     pub(super) resumed: Vec<Resumed>,
@@ -105,13 +105,13 @@ pub(super) struct Plan {
     pub(super) on_bad_line: OnBadLine,
 }
 
-/// Why reading has ended before the end of the last file.
+/// The reason why reading has ended before the end of the last file.
 enum Ended {
     Failed {
         line: u64,
         what: String,
     },
-    /// The receiver of the items is gone.
+    /// The receiver of the items is gone, so nobody needs further items.
     Unwanted,
 }
 
@@ -136,7 +136,7 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
         Err((file, Ended::Failed { line, what })) => Item::Failed { file, line, what },
         Err((_, Ended::Unwanted)) => return,
     };
-    // If the receiver is gone, nobody needs the item.
+    // Sending fails only if the receiver is gone, and then nobody needs the item.
     items.blocking_send(item).ok();
 }
 
@@ -191,21 +191,22 @@ impl Reader<'_> {
                     batch.bad_lines += 1;
                     self.tell(path, number, what);
                     if text.is_torn {
-                        // The program that writes the file may not have finished this line. The
-                        // next run begins with it.
+                        // The program that writes the file may not have finished this line, so the
+                        // next run begins with this line.
                         batch.end = before;
                         break;
                     }
                 }
             }
-            // The events of one line may be sent in several requests. Only the last of them moves
-            // the frontier past the line.
+            // The events of one line may be sent in several requests. Only the last of these
+            // requests moves the frontier past the line.
             batch.end = text.place;
             if batch.bad_lines >= BAD_LINES_MAX {
                 batch.flush(self.items)?;
             }
         }
-        // A batch without events is sent too: it tells that the file is done.
+        // A batch without events is sent too, because its place tells the receiver that the file is
+        // done.
         batch.flush(self.items)
     }
 
@@ -215,7 +216,7 @@ impl Reader<'_> {
     }
 }
 
-/// The request that is being filled.
+/// The request that the reader is filling with events.
 struct Filling {
     body: Vec<u8>,
     events: usize,
@@ -230,8 +231,8 @@ impl Filling {
         Self { body: Vec::new(), events: 0, first_line: 0, last_line: 0, end, bad_lines: 0 }
     }
 
-    /// Whether an event of this many bytes may be added. An empty request takes an event of any
-    /// size.
+    /// Returns `true` if an event of this many bytes may be added to the request. An empty request
+    /// takes an event of any size.
     fn has_room(&self, plan: &Plan, bytes: usize) -> bool {
         let length = self.body.len() + 1 + bytes + LIST_TAIL.len();
         self.events == 0 || self.events < plan.events_max && length <= plan.bytes_max
@@ -256,7 +257,7 @@ impl Filling {
             std::mem::replace(self, next);
         if events > 0 {
             body.extend_from_slice(LIST_TAIL);
-            // The next request will have about the same length.
+            // The body of the next request will probably be as long as this one.
             self.body.reserve(capacity.min(KEPT_BYTES_MAX));
         }
         let (body, events) = (Bytes::from(body), events as u64);
@@ -265,7 +266,7 @@ impl Filling {
     }
 }
 
-/// The result of [`Text::next`].
+/// The result of reading one line with [`Text::next`].
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Line,
@@ -276,10 +277,10 @@ enum Next {
 /// The text of one file, read line by line.
 struct Text {
     reader: Box<dyn BufRead + Send>,
-    /// Bytes that were read of the file itself.
+    /// The number of bytes that were read from the file itself, which may be compressed.
     bytes_read: Arc<AtomicU64>,
     is_gzip: bool,
-    /// Whether the last line ended without a line break.
+    /// `true`: the last line that was read ended without a line break.
     is_torn: bool,
     /// The point after the last line that was read.
     place: Place,
@@ -324,7 +325,8 @@ impl Text {
         Ok(Self { reader, bytes_read, is_gzip, is_torn: false, place })
     }
 
-    /// Goes on to the point up to which an earlier run has sent the file.
+    /// Skips the part of the file that an earlier run has sent, which ends at the point in
+    /// `resumed`.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<()> {
         let shorter = || io::Error::other("the file is shorter than before");
         let plain = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
@@ -361,7 +363,8 @@ impl Text {
         Ok(())
     }
 
-    /// Reads the next line. `line` ends with `\n`, even if the last line of the text has none.
+    /// Reads the next line into `line`. The line ends with `\n`, even if the last line of the text
+    /// has none.
     fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
         line.clear();
         if line.capacity() > KEPT_BYTES_MAX {
@@ -407,7 +410,7 @@ impl Text {
     }
 }
 
-/// A reader that counts the bytes it has read.
+/// A reader that counts the bytes that it has read from the reader inside.
 struct Counted {
     source: Box<dyn Read + Send>,
     bytes: Arc<AtomicU64>,

@@ -15,7 +15,7 @@ use crate::audit::Invalid;
 /// The longest name of a node, in bytes. A node's name is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
 
-/// A dead letter, as `src/delivery/dead_letter.rs` writes it.
+/// The members of a dead letter, as `src/delivery/dead_letter.rs` writes them.
 #[derive(Deserialize)]
 struct Letter<'a> {
     #[serde(rename = "time")]
@@ -39,8 +39,8 @@ pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    // The line is tried as a dead letter only now, because every event is sent as it is, even one
-    // that looks like a letter.
+    // The line is tried as a dead letter only after it was tried as an event. Every event is sent
+    // as it is, even an event that looks like a letter.
     match event_of_letter(line, start) {
         // The byte after the event belongs to the letter. The event needs it for its `\n`.
         Some(event) => decode(line, event.start..event.end + 1)
@@ -58,7 +58,8 @@ fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> 
     }
 }
 
-/// The length of a node's name before the event, with the white space after it; 0 if there is none.
+/// Returns the number of bytes before the event that hold a node's name and white space; 0 if the
+/// line does not begin with a node's name.
 fn node_bytes(line: &[u8]) -> usize {
     let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
         return 0;
@@ -69,7 +70,7 @@ fn node_bytes(line: &[u8]) -> usize {
     if is_prefix { brace } else { 0 }
 }
 
-/// The range of the event in a dead letter; `None` if the line is no dead letter.
+/// Returns the range of the event in a dead letter; `None` if the line is no dead letter.
 fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
     let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
     let event = letter.event.get();

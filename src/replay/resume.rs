@@ -13,11 +13,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
-/// The version of the format. Only this version is written and read.
+/// The version of the resume file's format. Only this version is written and read.
 const VERSION: u32 = 1;
 
-/// The beginning of a file, by which the file is recognised: its first line, or the first
-/// [`Head::BYTES_MAX`] bytes of it.
+/// The beginning of a file's text, by which a later run recognises the file: the first line, or the
+/// first [`Head::BYTES_MAX`] bytes of a longer line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Head {
     first_line_bytes: u64,
@@ -27,23 +27,24 @@ pub(super) struct Head {
 impl Head {
     pub(super) const BYTES_MAX: usize = 4096;
 
-    /// The head of the file with this first line.
+    /// Returns the head of the file that begins with this line.
     pub(super) fn of(line: &[u8]) -> Self {
         let line = &line[..line.len().min(Self::BYTES_MAX)];
         Self { first_line_bytes: line.len() as u64, first_line_crc32c: crc32c::crc32c(line) }
     }
 }
 
-/// How much of a file has been accepted.
+/// The part of one file that has been accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
-    /// The path with which the file was named, for people who read the resume file. It is not used.
+    /// The path of the file, for people who read the resume file. The program does not use the
+    /// path.
     pub(super) path: PathBuf,
     #[serde(flatten)]
     pub(super) head: Head,
-    /// Bytes of the uncompressed text that have been accepted.
+    /// The number of bytes of the file's uncompressed text that have been accepted.
     pub(super) offset: u64,
-    /// Lines that have been accepted.
+    /// The number of the file's lines that have been accepted.
     pub(super) lines: u64,
 }
 
@@ -51,10 +52,10 @@ pub(super) struct Read {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
     version: u32,
-    /// Events that have been accepted by all runs together.
+    /// The number of events that have been accepted in all runs together.
     pub(super) events: u64,
-    /// The files that have been begun, in their order. All but the last have been read to their
-    /// ends.
+    /// The files of which a part was accepted, in their order. All files but the last have been
+    /// read to their ends.
     pub(super) files: Vec<Read>,
 }
 
@@ -98,7 +99,8 @@ pub(super) enum ResumeError {
 }
 
 impl State {
-    /// Reads the resume file. If there is no such file, the state of a replay that has not begun.
+    /// Reads the resume file. If the file does not exist, the result is the state of a replay that
+    /// has not begun.
     pub(super) fn load(file: &Path) -> Result<Self, ResumeError> {
         let named = || file.to_owned();
         let text = match std::fs::read(file) {
@@ -114,7 +116,7 @@ impl State {
         Ok(state)
     }
 
-    /// Replaces the resume file. Blocks.
+    /// Replaces the resume file by a file with this state. Blocks.
     pub(super) fn save(&self, file: &Path) -> io::Result<()> {
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(".new");
