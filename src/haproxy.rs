@@ -315,8 +315,8 @@ impl Global {
         global
     }
 
-    /// Returns the path of a file. A relative path is joined to `base`, the base directory, if there
-    /// is one.
+    /// Returns the path of a file. A relative path is joined to `base`, if there is a base
+    /// directory.
     fn path(base: Option<&String>, path: &str) -> String {
         match base {
             Some(base) if !path.starts_with('/') => {
