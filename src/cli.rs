@@ -48,15 +48,15 @@ mod replay;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// The exit status for wrong usage or a wrong config. clap uses the same.
+/// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;
 
-/// The most worker threads. More threads would only pass batches from core to core.
+/// The greatest number of worker threads. More threads would only pass batches from core to core.
 const WORKERS_MAX: usize = 4;
 
-/// The time after which an idle thread for blocking work ends. With tokio's default of ten seconds,
-/// looking at the files once a second would keep every thread that was ever needed at the same
-/// time.
+/// The time after which an idle thread for blocking work ends. The relay looks at its files once a
+/// second. With tokio's default of ten seconds, this would keep alive every thread that was ever
+/// needed.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 
 /// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP
@@ -161,7 +161,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The text of the config, and its name for messages.
+/// Reads the config. Returns its text and its name for messages; `Err` is the exit status if the
+/// file cannot be read.
 fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     let Some(file) = file else {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
@@ -175,7 +176,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     }
 }
 
-/// Prints every problem of the config. `Err` if one of them is an error.
+/// Prints every problem of the config. `Err` is the exit status if one of the problems is an error.
 fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     for problem in &checked.problems {
         eprintln!("{}", problem.render(name));
@@ -184,8 +185,9 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     if checked.problems.iter().any(is_wrong) { Err(WRONG) } else { Ok(()) }
 }
 
-/// Prints every mistake in the policy files that the config names. `Err` if there is one. A policy
-/// file that does not exist is skipped here, because it is a problem of the config already.
+/// Prints every mistake in the policy files that the config names. `Err` is the exit status if
+/// there is a mistake. A policy file that does not exist is skipped here, because the problems of
+/// the config already name it.
 fn report_policies(checked: &Checked) -> Result<(), u8> {
     let mut result = Ok(());
     for policy in checked.policies.iter().filter(|policy| policy.exists()) {
@@ -204,8 +206,8 @@ fn show(file: Option<&Path>) -> Result<(), u8> {
     print(&checked.effective())
 }
 
-/// Writes to standard output. It is no failure if the reader has seen enough and closed the pipe,
-/// as `head` does.
+/// Writes a text to standard output. `Err` is the exit status if that fails. A reader that has
+/// closed the pipe early, as `head` does, is no failure.
 fn print(text: &str) -> Result<(), u8> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -230,13 +232,14 @@ fn check(file: Option<&Path>, connect: bool, elsewhere: bool) -> Result<(), u8> 
     if let Some(config) = checked.config.as_ref().filter(|_| connect) {
         runtime()?.block_on(probe(config))?;
     }
-    // There is no config if a setting is in a file that does not exist on this machine.
+    // `config` is `None` if a setting is in a file that does not exist on this machine.
     let parts = checked.config.as_ref().map(parts).unwrap_or_default();
     eprintln!("ok{parts}");
     Ok(())
 }
 
-/// Adds the problems of the files and directories that the config names.
+/// Adds the problems of the files and directories that the config names. With `elsewhere`, missing
+/// ones are warnings.
 fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     let mut problems = check::directories(&checked, &[]);
     if elsewhere {
@@ -252,7 +255,8 @@ fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     if elsewhere { checked } else { checked.strict() }
 }
 
-/// The parts of the config for the end of a message, such as `: 2 listeners, 1 output`.
+/// Returns the number of listeners, sources and outputs for the end of a message, such as `: 2
+/// listeners, 1 output`.
 fn parts(config: &Config) -> String {
     let counts = [
         (config.listeners.len(), "listener"),
@@ -267,7 +271,8 @@ fn parts(config: &Config) -> String {
     format!(": {}", parts.join(", "))
 }
 
-/// Connects to every output and source once, and prints the results.
+/// Connects to every output and source once, and prints the results. `Err` is the exit status if a
+/// connection fails.
 async fn probe(config: &Config) -> Result<(), u8> {
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);
@@ -373,7 +378,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     })
 }
 
-/// Runs the relay from its start to its end, in a runtime of its own.
+/// Runs the relay from its start to its end, in a tokio runtime that is made here.
 fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     let runtime = build_runtime()
         .map_err(|error| relay::Error::Run(format!("cannot start the runtime: {error}")))?;
@@ -399,22 +404,22 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     result
 }
 
-/// A second signal so soon after the first counts as the same signal. timeout(1), for example,
-/// sends its signal to its child and to the group.
+/// The time after the first signal within which a second signal counts as the same signal.
+/// timeout(1), for example, sends its signal to its child and to the child's process group.
 const TWICE: Duration = Duration::from_millis(10);
 
-/// The most reloads that wait for the one under way. A further request is covered by the last of
-/// them.
+/// The greatest number of reloads that wait for the reload under way. A further request is not
+/// needed, because the last of the waiting reloads reads the config later.
 const RELOADS: usize = 16;
 
-/// The signals to this process. `first` is cancelled by the first SIGTERM or SIGINT, `second` by
-/// the second one; `reload` has a message for each SIGHUP.
+/// The signals that this process has received. The first SIGTERM or SIGINT cancels `first`, and a
+/// second one cancels `second`; `reload` gets a message for each SIGHUP.
 struct Heard {
     first: CancellationToken,
     second: CancellationToken,
     reload: mpsc::Receiver<()>,
-    /// The task that listens for signals as long as the process lives. It can end only by a panic,
-    /// which counts as the first signal.
+    /// The task that listens for signals as long as the process lives. The task can end only by a
+    /// panic, which counts as the first signal.
     listening: JoinHandle<()>,
 }
 

@@ -33,26 +33,26 @@ use crate::replay::client::Connection;
 use crate::replay::client::Failure;
 use crate::replay::client::Retry;
 
-/// How often a batch is sent. kube-apiserver sends at most ten batches per second
+/// The time between two batches. kube-apiserver sends at most ten batches per second
 /// (`--audit-webhook-batch-throttle-qps`).
 const BATCH_EVERY: Duration = Duration::from_millis(100);
 
-/// The most batches under way. kube-apiserver has no such limit; the demo does not reach it as long
-/// as the relay responds.
+/// The greatest number of batches that are sent and have no response yet. kube-apiserver has no
+/// such limit; the demo does not reach the limit as long as the relay responds.
 const UNDER_WAY_MAX: usize = 64;
 
-/// When the consumer goes away, as a share of the demo's length.
+/// The moment at which the consumer goes away, as a share of the demo's length.
 const AWAY_FROM: f64 = 0.4;
-/// How long the consumer is away, as a share of the demo's length.
+/// The time for which the consumer is away, as a share of the demo's length.
 const AWAY_PART: f64 = 0.25;
 /// The longest time for which the consumer is away.
 const AWAY_MAX: Duration = Duration::from_secs(5);
 
-/// How often the figures are renewed.
+/// The time between two updates of the numbers that the demo shows.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long the demo waits at the end for events to arrive. An event that has not arrived by then
-/// counts as lost.
+/// The longest time for which the demo waits at its end for all events to arrive. An event that has
+/// not arrived by then counts as lost.
 const DELIVERY_MAX: Duration = Duration::from_secs(60);
 /// The longest time for which the demo waits at the end for the next event to arrive.
 const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
@@ -60,7 +60,7 @@ const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
 /// The phase of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// The demo opens its addresses.
+    /// The demo opens the addresses of the relay and of the consumer.
     #[default]
     Starting,
     /// The demo sends events, and the consumer accepts them.
@@ -71,42 +71,42 @@ pub enum Phase {
     Emptying,
 }
 
-/// The state of the demo at one moment.
+/// The numbers that the demo shows, at one moment.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Figures {
-    /// The present phase.
+    /// The phase in which the demo is now.
     pub phase: Phase,
-    /// Events that the relay has accepted.
+    /// The number of events that the relay has accepted.
     pub sent: u64,
-    /// Events that the consumer has, each counted once.
+    /// The number of events that have arrived at the consumer, each counted once.
     pub delivered: u64,
-    /// Events in the relay's queue.
+    /// The number of events in the relay's queue.
     pub queue_events: u64,
-    /// Bytes in the relay's queue.
+    /// The number of bytes in the relay's queue.
     pub queue_bytes: u64,
     /// Events that are lost: they were accepted and are neither in the queue nor at the consumer,
     /// or the relay refused them for good.
     pub lost: u64,
-    /// The address of the relay's status page; `None` until it is open.
+    /// The address of the relay's status page; `None` until the page is open.
     pub admin: Option<SocketAddr>,
 }
 
 /// The result of a demo.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    /// Events that the relay has accepted or has refused for good.
+    /// The number of events that the relay has accepted or has refused for good.
     pub sent: u64,
-    /// Events that the consumer has, each counted once.
+    /// The number of events that have arrived at the consumer, each counted once.
     pub delivered: u64,
-    /// How many times the consumer got an event that it had already.
+    /// The number of times that the consumer got an event that had arrived before.
     pub repeated: u64,
-    /// Events that the consumer does not have.
+    /// The number of events that were sent and have not arrived at the consumer.
     pub lost: u64,
-    /// How long the consumer was away.
+    /// The time for which the consumer was away.
     pub away: Duration,
-    /// The most events that the queue held.
+    /// The greatest number of events that were in the queue at one moment.
     pub queue_events_max: u64,
-    /// The most bytes that the queue held.
+    /// The greatest number of bytes that were in the queue at one moment.
     pub queue_bytes_max: u64,
 }
 
@@ -146,7 +146,8 @@ pub async fn run(
         }
     };
     relay_stop.cancel();
-    // The summary already counts what the relay has not delivered.
+    // An error of the relay is ignored here, because the summary already counts the events that are
+    // not delivered.
     relay.await.ok();
     Ok(summary)
 }
@@ -168,7 +169,7 @@ retry = {{ initial_interval = "100ms", max_interval = "500ms" }}
     )
 }
 
-/// A batch that was sent, and the result.
+/// A batch that was sent, and the result of sending the batch.
 struct Posted {
     numbers: Range<u64>,
     connection: Option<Connection>,
@@ -192,9 +193,9 @@ struct Demo {
     stop: CancellationToken,
     posting: JoinSet<Posted>,
     idle: Vec<Connection>,
-    /// Events that the relay accepted.
+    /// The number of events that the relay has accepted.
     accepted: u64,
-    /// Events that the relay refused for good.
+    /// The number of events that the relay has refused for good.
     refused: u64,
     /// The numbers of all events that were accepted or refused.
     sent: Vec<Range<u64>>,
@@ -283,8 +284,8 @@ impl Demo {
         });
     }
 
-    /// Takes the result of a batch. `None` means that the task panicked; nobody has promised to
-    /// deliver its events, so they are not counted.
+    /// Counts the events of a batch by its result. `None` means that the task of the batch
+    /// panicked; its events are not counted, because nobody has promised to deliver them.
     fn posted(&mut self, posted: Option<Posted>) {
         let Some(Posted { numbers, connection, result }) = posted else { return };
         self.idle.extend(connection);
@@ -313,8 +314,8 @@ impl Demo {
         });
     }
 
-    /// Waits until all accepted events have arrived, for at most [`DELIVERY_MAX`], and for at most
-    /// [`DELIVERY_PAUSE_MAX`] without progress.
+    /// Waits until all accepted events have arrived, but at most [`DELIVERY_MAX`], and at most
+    /// [`DELIVERY_PAUSE_MAX`] during which no event arrives.
     async fn empty(&mut self) {
         let begun = Instant::now();
         let mut moved = (Instant::now(), 0);

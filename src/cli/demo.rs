@@ -23,9 +23,9 @@ use crate::demo::Figures;
 use crate::demo::Phase;
 use crate::demo::Summary;
 
-/// How often the line is drawn on a terminal.
+/// The time between two drawings of the line on a terminal.
 const DRAW: Duration = Duration::from_millis(200);
-/// How often a line is printed if stdout is no terminal.
+/// The time between two lines if stdout is no terminal.
 const LINE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
@@ -87,12 +87,12 @@ fn said(summary: &Summary) -> String {
     )
 }
 
-/// Shows the figures of the running demo.
+/// Shows the numbers of the running demo on stdout.
 struct Display {
     line: ProgressBar,
     is_terminal: bool,
     begun: Instant,
-    /// When the last line was made, and the figures in it.
+    /// The time at which the last line was made, and the numbers in that line.
     before: (Instant, Figures),
     is_announced: bool,
 }

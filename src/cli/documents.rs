@@ -8,17 +8,18 @@ use clap_complete::Shell;
 use super::FAILED;
 use super::print;
 
-/// The name of the program, by whatever name it was called.
+/// The name of the program in completions and man pages, by whatever name the program was called.
 const NAME: &str = "kube-audit-forwarder";
 
-/// Prints the completions for a shell.
+/// Prints the completions of the command line for a shell. `Err` is the exit status.
 pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
     print(&String::from_utf8_lossy(&script))
 }
 
-/// Prints the main man page, or writes a page for each command into the directory.
+/// Prints the main man page or, with a directory, writes a page for each command into that
+/// directory. `Err` is the exit status.
 pub(super) fn man(directory: Option<&Path>, command: Command) -> Result<(), u8> {
     let Some(directory) = directory else {
         let mut page = Vec::new();

@@ -15,16 +15,19 @@ use url::Url;
 use super::FAILED;
 use super::healthcheck;
 
-/// The least time to wait. A pod that ends still gets requests from its Service for a moment.
+/// The shortest time for which the command waits. A pod that ends still gets requests from its
+/// Service for a moment.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The most bytes of a response body. `/status` has some lines for each address of each output.
+/// The greatest number of bytes in a response body. `/status` has some lines for each address of
+/// each output.
 const STATUS_MAX: usize = 1024 * 1024;
 
-/// The pause between two requests.
+/// The pause between two requests to the relay.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Waits for the relay at this URL, or else for the relay that the config describes.
+/// Waits until the relay at this URL, or without a URL the relay that the config describes, has
+/// delivered its events. `Err` is the exit status.
 pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Result<(), u8> {
     let mut url = healthcheck::url_of(url, file)?;
     url.set_path("/status");
@@ -36,7 +39,8 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
     })
 }
 
-/// Returns when no required output has a backlog. `Err` if that takes longer than the limit.
+/// Waits until no required output has a backlog. `Err` is the reason: the limit has passed, or the
+/// response is not a relay's status.
 async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {
@@ -58,8 +62,8 @@ async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// The backlog of each required output that has one, as text for people. If the relay does not
-/// respond in time, the text says so, and the caller goes on waiting.
+/// Returns a text for people about each required output that has a backlog. If the relay does not
+/// respond in time, the result is one text about that, so that the caller goes on waiting.
 async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     let Some(answered) = healthcheck::ask_in_time(url, STATUS_MAX).await else {
         return Ok(vec!["the relay does not answer".to_owned()]);
@@ -72,13 +76,13 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
         .map_err(|error| format!("not the status of a relay: {error}"))?;
     let outputs =
         status["outputs"].as_array().ok_or("not the status of a relay: it has no outputs")?;
-    // Senders have not waited for an output that is not required, so its backlog is no reason to
-    // wait.
+    // An output that is not required does not hold back senders, so the drain does not wait for its
+    // backlog.
     let required = outputs.iter().filter(|output| output["required"] != Value::Bool(false));
     required.filter_map(of_output).collect()
 }
 
-/// The backlog of one output, as text for people; `None` if it has no backlog.
+/// Returns a text for people about the backlog of one output; `None` if the output has no backlog.
 fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));

@@ -26,21 +26,22 @@ use super::WRONG;
 use super::read;
 use crate::config;
 
-/// How long everything may take, including the lookup of a name. A relay responds within
+/// The time limit for the whole command, including the lookup of a name. A relay responds within
 /// milliseconds. Docker waits 30 s for a health check. A kubelet waits for the probe's
 /// `timeoutSeconds`, by default 1 s, and then reports only that the time was too short.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The most bytes of a response body. A relay's response has some lines.
+/// The greatest number of bytes in a response body. A relay's response has some lines.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// The most bytes of a response's head.
+/// The greatest number of bytes in a response's head.
 const HEAD_MAX: usize = 16 * 1024;
 
-/// The most lines of a response body that are printed.
+/// The greatest number of lines of a response body that are printed.
 const LINES_MAX: usize = 50;
 
-/// Asks the relay at this URL, or else the relay that the config describes.
+/// Asks the relay at this URL, or without a URL the relay that the config describes, whether it is
+/// ready. `Err` is the exit status.
 pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     let url = url_of(url, file)?;
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
@@ -59,8 +60,8 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     }
 }
 
-/// The given URL, with `/readyz` if it has no path; without a URL, `/readyz` of the relay that the
-/// config describes.
+/// Returns the given URL, with the path `/readyz` if the URL has no path. Without a URL, the result
+/// is `/readyz` of the relay that the config describes.
 pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> {
     match url {
         Some(text) => parse(text).map_err(|wrong| {
@@ -71,7 +72,7 @@ pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> 
     }
 }
 
-/// Runs the future on this thread. A lookup that hangs does not delay the return.
+/// Runs the future to its end on this thread. A lookup that hangs does not delay the return.
 pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
@@ -83,7 +84,7 @@ pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     Ok(result)
 }
 
-/// Does what [`ask`] does; `None` if that takes longer than [`TIMEOUT`].
+/// Sends a GET with [`ask`]; `None` if the response takes longer than [`TIMEOUT`].
 pub(super) async fn ask_in_time(
     url: &Url,
     body_max: usize,
@@ -91,7 +92,7 @@ pub(super) async fn ask_in_time(
     tokio::time::timeout(TIMEOUT, ask(url, body_max)).await.ok()
 }
 
-/// Reads a URL that a person has written. A URL without a path means `/readyz`.
+/// Reads a URL that a person has written. A URL without a path gets the path `/readyz`.
 fn parse(text: &str) -> Result<Url, String> {
     const ALLOWED: &str = "allowed: http://HOST:PORT or http://HOST:PORT/PATH";
     let mut url = Url::parse(text).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?;
@@ -113,8 +114,8 @@ fn parse(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The URL of `/readyz` at the admin address of a config. Other mistakes in the config do not
-/// matter here, because a running relay goes on with the config that it has.
+/// Returns the URL of `/readyz` at the admin address of a config. Mistakes in other settings do not
+/// matter here, because a running relay goes on with the config in use.
 fn configured(file: Option<&Path>) -> Result<Url, u8> {
     let (text, name) = read(file)?;
     let address = config::admin_address(&text).map_err(|problems| {
@@ -132,8 +133,8 @@ fn configured(file: Option<&Path>) -> Result<Url, u8> {
     })
 }
 
-/// The address to connect to: for an address that means all addresses of the machine, the loopback
-/// address.
+/// Returns the address to connect to. For an address that means all addresses of the machine, the
+/// result is the loopback address with the same port.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let loopback: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -175,7 +176,7 @@ async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String>
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     };
     let driver = async {
-        // If the connection fails, the exchange fails too, and its error says why.
+        // If the connection fails, the request fails too, and its error contains the reason.
         connection.await.ok();
         std::future::pending().await
     };

@@ -12,7 +12,7 @@ use super::print;
 use crate::haproxy;
 use crate::haproxy::Left;
 
-/// The largest haproxy.cfg in bytes, far larger than any that people write.
+/// The greatest size of a haproxy.cfg in bytes. A file that people write is far smaller.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Subcommand)]

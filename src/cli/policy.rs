@@ -18,7 +18,7 @@ use crate::audit::scan;
 use crate::filter;
 use crate::policy::Policy;
 
-/// The most bytes of a file with events. An audit.log is usually rotated at 100 MiB.
+/// The greatest size of a file with events, in bytes. An audit.log is usually rotated at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
 
 #[derive(Subcommand)]
@@ -63,7 +63,8 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     print(&text)
 }
 
-/// Reads a policy. If it has mistakes, prints all of them.
+/// Reads a policy. If the policy has mistakes, all of them are printed, and `Err` is the exit
+/// status.
 fn policy(file: &Path) -> Result<Policy, u8> {
     filter::read_policy(file).map_err(|mistakes| {
         for mistake in mistakes {
@@ -91,7 +92,8 @@ fn read(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// The line that names an event: its number, stage and audit ID, and who asked for what.
+/// Returns the line that names an event: its number, its stage, its audit ID, its user and the
+/// request.
 fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     let id = scan::member(event, "auditID").and_then(scan::string).unwrap_or_default();
     let user = match &request.user {
@@ -107,8 +109,8 @@ fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     )
 }
 
-/// A text with control characters escaped. The sender of an event chooses such texts, and they must
-/// not move a terminal's cursor.
+/// Returns the text with its control characters escaped. The sender of an event chooses such texts,
+/// and they must not move a terminal's cursor.
 fn printable(text: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(text);
     match text.contains(|char: char| char.is_control()) {

@@ -24,10 +24,10 @@ use crate::queue::inspect::Summary;
 use crate::queue::inspect::Verdict;
 use crate::queue::inspect::printable;
 
-/// The bytes that are written to standard output at once.
+/// The number of bytes that are written to standard output at once.
 const BUFFER: usize = 256 << 10;
 
-/// How often the progress is shown.
+/// The time between two displays of the progress.
 const EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
@@ -66,7 +66,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     }
 }
 
-/// Prints the error. Returns the exit status.
+/// Prints the error, and returns the exit status that fits the error.
 fn failed(error: Error) -> u8 {
     eprintln!("{error}");
     if matches!(error, Error::NoOutput { .. }) { WRONG } else { FAILED }
@@ -113,8 +113,8 @@ fn line(name: &str, value: impl fmt::Display) -> [String; 2] {
     [name.to_owned(), value.to_string()]
 }
 
-/// The rows as a table. Each column is as wide as its widest cell, except the last, which is not
-/// padded.
+/// Writes the rows as a table. Each column is as wide as its widest cell, except for the last
+/// column, which is not padded.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
@@ -175,7 +175,7 @@ fn export(directory: &Path, output: Option<&str>) -> Result<(), u8> {
         Seen::Progress(..) => Ok(()),
     });
     let flushed = exported.and_then(|_| stdout.flush().map_err(Error::Told));
-    // The rest of the buffer is dropped: if a write failed, it must not be tried again.
+    // After a failed write, the rest of the buffer is dropped and not written again.
     drop(stdout.into_parts());
     ended(flushed, found)
 }
@@ -203,8 +203,9 @@ fn verify(directory: &Path) -> Result<(), u8> {
     ended(told, found)
 }
 
-/// The result of a command. It fails if `found` is true, which means that the command reported a
-/// finding. It is no failure if the reader has seen enough and closed the pipe, as `head` does.
+/// Returns the result of a command as an exit status. A command that worked still fails if `found`
+/// is `true`, which means that the command reported damage or a gap. A reader that has closed the
+/// pipe early, as `head` does, is no failure.
 fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
     match result {
         Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -238,7 +239,7 @@ fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Shows the progress to a person who waits at a terminal.
+/// Shows the progress to a person at a terminal.
 struct Progress {
     is_terminal: bool,
     shown: bool,

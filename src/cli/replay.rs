@@ -36,15 +36,15 @@ use crate::replay::client::Failed;
 use crate::replay::client::Retry;
 use crate::tls;
 
-/// How often the progress is looked at.
+/// The time between two looks at the progress of the replay.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often the progress is printed if no bar is drawn.
+/// The time between two lines about the progress if no bar is drawn.
 const TELL: Duration = Duration::from_secs(5);
 
-/// The most notes that wait to be printed.
+/// The greatest number of notes from the replay that wait to be printed.
 const NOTES: usize = 256;
 
-/// How long the end of the process waits for blocking work, such as a lookup that hangs.
+/// The time for which the end of the process waits for blocking work, such as a lookup that hangs.
 const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
@@ -110,15 +110,14 @@ enum BadLine {
     Skip,
 }
 
-/// Reads the number of events per second. `Err` for 0, and for a text that is not a whole
-/// number.
+/// Reads a rate in events per second. `Err` for 0, and for a text that is not a whole number.
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
 }
 
-/// Reads the size of a batch. `Err` for a size below 1 KiB, into which most events do not fit, and
-/// for a size above 64 MiB, which no relay accepts by default.
+/// Reads the size of a request in bytes. `Err` for a size below 1 KiB, into which most events do
+/// not fit, and for a size above 64 MiB, which no relay accepts by default.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {
@@ -143,7 +142,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     }
     let runtime = runtime()?;
     let result = runtime.block_on(send(arguments, replay, client, stop));
-    // Blocking work (a lookup, a write of the resume file) may hang, and must not delay the end.
+    // Blocking work, such as a lookup or a write of the resume file, may hang and must not delay
+    // the end.
     runtime.shutdown_timeout(LEAVING);
     result
 }
@@ -236,7 +236,8 @@ async fn send(
     }
 }
 
-/// Says where the replay has stopped, and how to go on from there.
+/// Returns a text about the place at which the replay has stopped, and about the way to go on from
+/// there.
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();
@@ -268,7 +269,8 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     text
 }
 
-/// A file's name, with control characters escaped, so that it is safe for a terminal.
+/// Returns a file's name with its control characters escaped, so that the name is safe for a
+/// terminal.
 fn shown(file: &Path) -> String {
     let escape = |char: char| match char.is_control() {
         true => char.escape_debug().to_string(),
@@ -277,21 +279,23 @@ fn shown(file: &Path) -> String {
     file.to_string_lossy().chars().map(escape).collect()
 }
 
-/// Shows the progress and the messages, on a terminal as a bar, elsewhere in lines.
+/// Shows the progress and the messages of a replay: on a terminal as a bar, in all other cases in
+/// lines.
 struct Display {
     bar: ProgressBar,
     file_bytes: Option<u64>,
     begun: Instant,
-    /// When the last line was printed, and how many events were accepted by then.
+    /// The time at which the last line was printed, and the number of events that were accepted by
+    /// then.
     told: (Instant, u64),
-    /// The first progress in the files that was seen: when, and in bytes. An earlier run may have
-    /// done this part.
+    /// The time and the number of bytes of the first progress in the files that this run has seen;
+    /// `None` before that. An earlier run may have sent those bytes.
     from: Option<(Instant, u64)>,
 }
 
 impl Display {
-    /// A display for files of this size; `None`: the size is unknown. A bar is drawn only on a
-    /// terminal.
+    /// Makes a display for files that together have this number of bytes; `None`: the size is
+    /// unknown. A bar is drawn only on a terminal.
     fn new(file_bytes: Option<u64>) -> Self {
         let bar = match file_bytes {
             Some(bytes) => ProgressBar::new(bytes).with_style(style(
@@ -325,8 +329,8 @@ impl Display {
         let rate = rate(progress.accepted, self.begun.elapsed());
         let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
         if self.from.is_none() && progress.file_bytes > 0 {
-            // An earlier run may have done this part, so it does not count for the pace of this
-            // run.
+            // An earlier run may have sent the bytes up to here, so they do not count for the pace
+            // of this run.
             self.from = Some((Instant::now(), progress.file_bytes));
             self.bar.set_position(progress.file_bytes);
             self.bar.reset_eta();
@@ -360,7 +364,8 @@ impl Display {
         eprintln!("{} events accepted, {}/s{left}", progress.accepted, rate);
     }
 
-    /// The time left, by the pace of this run so far; empty if there is no pace yet.
+    /// Returns a text about the time that is left at the pace of this run so far; empty if no pace
+    /// is known yet.
     fn time_left(&self, progress: Progress, bytes: u64) -> String {
         let Some((since, from)) = self.from.filter(|(_, from)| progress.file_bytes > *from) else {
             return String::new();
@@ -393,18 +398,18 @@ impl Display {
     }
 }
 
-/// A style from a template. A template that is wrong would cost only the bar.
+/// Makes a bar's style from a template. A wrong template does no harm except to the bar.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// The rate in events per second.
+/// Returns the rate in events per second.
 fn rate(events: u64, time: Duration) -> u64 {
     let millis = time.as_millis().max(1);
     u64::try_from(u128::from(events) * 1000 / millis).unwrap_or(u64::MAX)
 }
 
-/// Explains how to send a file again from this line on.
+/// Returns a text that explains how to send a file again from this line on.
 fn rest_of(file: &Path, line: u64) -> String {
     let name = shown(file);
     let is_file = std::fs::metadata(file).is_ok_and(|found| found.is_file());

@@ -33,10 +33,11 @@ use tokio::task::JoinSet;
 
 use super::events;
 
-/// The most bytes of a request body. The relay's requests have at most 4 MiB, or one larger event.
+/// The greatest number of bytes in a request body. The relay's requests have at most 4 MiB, or one
+/// larger event.
 const BODY_BYTES_MAX: usize = 8 << 20;
 
-/// The consumer. It runs until it is dropped.
+/// The consumer of the demo. It listens on its port until this value is dropped.
 pub(super) struct Consumer {
     address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
@@ -45,7 +46,7 @@ pub(super) struct Consumer {
     _tasks: JoinSet<()>,
 }
 
-/// Which events have arrived: one bit for each number.
+/// The numbers of the events that have arrived, kept as one bit for each number.
 #[derive(Default)]
 struct Seen {
     bits: Vec<u64>,
@@ -93,17 +94,17 @@ impl Consumer {
         self.away.send_if_modified(|now| std::mem::replace(now, away) != away);
     }
 
-    /// The number of events that have arrived, each counted once.
+    /// Returns the number of events that have arrived, each counted once.
     pub(super) fn delivered(&self) -> u64 {
         lock(&self.seen).events
     }
 
-    /// How many times an event arrived that was here already.
+    /// Returns the number of times that an event arrived that had arrived before.
     pub(super) fn repeated(&self) -> u64 {
         lock(&self.seen).repeated
     }
 
-    /// How many of the events with these numbers have not arrived.
+    /// Returns how many of the events with these numbers have not arrived.
     pub(super) fn missing(&self, numbers: &[Range<u64>]) -> u64 {
         let seen = lock(&self.seen);
         let missing = numbers.iter().cloned().flatten().filter(|number| !seen.has(*number));
@@ -119,7 +120,8 @@ async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiv
     let mut connections = JoinSet::new();
     loop {
         let Ok((stream, _)) = socket.accept().await else {
-            // The process may have no free file descriptors for a moment.
+            // The accept may have failed because the process has no free file descriptors for a
+            // moment.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
@@ -130,7 +132,7 @@ async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiv
 
 /// Serves a connection until the relay closes it or the consumer goes away.
 async fn serve(stream: TcpStream, seen: Arc<Mutex<Seen>>, mut away: watch::Receiver<bool>) {
-    // A connection that is dropped early is reset, and not closed in order.
+    // With a linger time of 0, a connection that is dropped early is reset and not closed in order.
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).ok();
     let service = service_fn(|request| note(request, Arc::clone(&seen)));
     let serving = http1::Builder::new().serve_connection(TokioIo::new(stream), service);

@@ -6,20 +6,22 @@ use bytes::Bytes;
 
 use crate::audit::LIST_HEAD;
 
-/// The largest batch, in events. kube-apiserver's default for `--audit-webhook-batch-max-size`.
+/// The greatest number of events in a batch: kube-apiserver's default for
+/// `--audit-webhook-batch-max-size`.
 const BATCH_EVENTS: u64 = 400;
 
-/// The hexadecimal digits of an event's number, which are the end of its auditID.
+/// The number of hexadecimal digits in which an event's number is written at the end of its
+/// auditID.
 const DIGITS: usize = 12;
 
-/// The text of an event before its number.
+/// The text of an event up to its number.
 const HEAD: &str = r#"{"level":"RequestResponse","auditID":"00000000-0000-4000-8000-"#;
 
 /// The largest object in an event, in bytes: the size of the largest that was seen in a real
 /// cluster.
 const OBJECT_BYTES_MAX: usize = 427_000;
 
-/// The text that objects consist of, escaped as in JSON.
+/// The text that objects repeat, with escapes as in JSON.
 const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
 
 /// The sizes of objects, by rank among 1,000 events, as measured at a real kube-apiserver. `(900,
@@ -27,7 +29,7 @@ const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
 /// have about 700 bytes, one in ten has more than 1.3 KB, and one in a hundred more than 66 KB.
 const SIZES: [(u32, usize); 4] = [(500, 60), (900, 700), (990, 65_000), (1000, OBJECT_BYTES_MAX)];
 
-/// Makes events and batches.
+/// Makes the demo's events and batches.
 pub(super) struct Generator {
     next: u64,
     random: fastrand::Rng,
@@ -37,12 +39,12 @@ pub(super) struct Generator {
 impl Generator {
     pub(super) fn new() -> Self {
         let filler = LINE.repeat(OBJECT_BYTES_MAX / LINE.len());
-        // The seed is fixed, so that every demo shows the same.
+        // The seed is fixed, so that every demo sends the same events.
         Self { next: 0, random: fastrand::Rng::with_seed(1), filler }
     }
 
-    /// A request body as kube-apiserver sends it, and the numbers of its events. Three batches in
-    /// four are full, as under load.
+    /// Makes a request body as kube-apiserver sends it. Returns the body and the numbers of its
+    /// events. Three batches in four are full, as under load.
     pub(super) fn batch(&mut self) -> (Bytes, Range<u64>) {
         let is_full = self.random.u32(0..4) > 0;
         let events = if is_full { BATCH_EVENTS } else { self.random.u64(40..BATCH_EVENTS) };
@@ -63,7 +65,7 @@ impl Generator {
         let length = self.object_bytes();
         let verb = ["update", "patch", "create"][self.random.usize(0..3)];
         let object = self.random.u32(0..500);
-        // Only whole lines are taken, so that no escape is cut.
+        // The object consists of whole repetitions of the text, so that no escape is cut.
         let text = self.filler.get(..length / LINE.len() * LINE.len()).unwrap_or_default();
         let event = format!(
             r#"{HEAD}{number:0DIGITS$x}","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/shop/configmaps/settings-{object}","verb":"{verb}","user":{{"username":"system:serviceaccount:shop:controller","groups":["system:serviceaccounts","system:authenticated"]}},"sourceIPs":["10.0.0.7"],"userAgent":"controller/v1.2.3 (linux/amd64)","objectRef":{{"resource":"configmaps","namespace":"shop","name":"settings-{object}","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":200}},"requestObject":{{"kind":"ConfigMap","data":{{"text":"{text}"}}}},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z","stageTimestamp":"2026-01-02T03:04:05.682345Z","annotations":{{"authorization.k8s.io/decision":"allow"}}}}"#
@@ -71,8 +73,8 @@ impl Generator {
         body.extend_from_slice(event.as_bytes());
     }
 
-    /// A random size for an object. Within each range of [`SIZES`], small sizes are more frequent
-    /// than large ones.
+    /// Returns a random size for an object, in bytes. Within each range of [`SIZES`], small sizes
+    /// are more frequent than large sizes.
     fn object_bytes(&mut self) -> usize {
         let drawn = self.random.u32(0..1000);
         let mut least = 0;
@@ -87,7 +89,7 @@ impl Generator {
     }
 }
 
-/// The number of an event; `None` if the event is not one of the demo's.
+/// Returns the number of an event; `None` if the demo did not make the event.
 pub(super) fn number(event: &[u8]) -> Option<u64> {
     let digits = event.strip_prefix(HEAD.as_bytes())?.get(..DIGITS)?;
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
