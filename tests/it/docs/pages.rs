@@ -13,9 +13,6 @@ use tempfile::TempDir;
 use crate::support::relay::run_command;
 use crate::support::repository;
 
-/// The longest line of a page, in characters, outside of tables, code and pictures.
-const WIDTH_MAX: usize = 100;
-
 /// One document of the repository.
 pub(super) struct Page {
     /// The path below the repository's root, such as `docs/start.md`.
@@ -145,17 +142,6 @@ fn the_readme_names_every_shipped_config_and_no_other() {
 fn the_readme_is_short() {
     let lines = Page::read("README.md").text.lines().count();
     assert!(lines <= 200, "{lines} lines");
-}
-
-#[test]
-fn no_line_of_a_page_is_wider_than_100_columns() {
-    for page in pages() {
-        for (number, line) in page.prose() {
-            let may = line.starts_with('|') || line.starts_with("![");
-            let width = line.chars().count();
-            assert!(may || width <= WIDTH_MAX, "{}:{number}: {width} columns", page.path);
-        }
-    }
 }
 
 /// Method: each block of TOML on a page is completed to a config (the block itself says what it

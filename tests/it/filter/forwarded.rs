@@ -1,6 +1,6 @@
 //! `[filter]` and `[output.filter]`: only the events that were asked for leave, everything else in
-//! them stays byte for byte, and every event is delivered or counted. The recipes of the docs run as
-//! they are shown.
+//! them stays byte for byte, and every event is delivered or counted. The recipes of the docs run
+//! as they are shown.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

@@ -79,8 +79,8 @@ fn the_operators_rules_are_those_of_the_plain_file() {
 }
 
 /// Each alert has a page in `docs/runbooks`, each page but the first has its alert, and
-/// `runbook_url` leads there. A page says what the alert means, why it fires, where to look, what to
-/// do, and when it ends.
+/// `runbook_url` leads there. A page says what the alert means, why it fires, where to look, what
+/// to do, and when it ends.
 #[test]
 fn each_alert_has_a_runbook_and_each_runbook_an_alert() {
     let runbooks = repository().join("docs/runbooks");
