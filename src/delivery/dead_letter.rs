@@ -116,7 +116,7 @@ impl BusySince {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Whether the disk has not answered for [`PATIENCE`].
+    /// Returns whether the disk has not answered for [`PATIENCE`].
     fn is_stuck(&self) -> bool {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.is_some_and(|since| since.elapsed() >= PATIENCE)

@@ -1,5 +1,5 @@
-//! Whether an output works, for the log, the metrics and `/status`. The log gets one line for each
-//! change, and counts repetitions.
+//! The health of an output (does it work?), for the log, the metrics and `/status`. The log gets
+//! one line for each change, and counts repetitions.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -24,23 +24,24 @@ const REMIND: Duration = Duration::from_secs(60);
 /// The shortest time between two lines if the reason changes, or if the output goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What one output reports about attempts and their results. Owned by the delivery loop.
+/// The health of one output: counts attempts, writes the log's lines about them, and keeps
+/// [`Status`] current. Owned by the delivery loop.
 pub(super) struct Health {
     name: String,
     pub(super) metrics: OutputMetrics,
     status: Arc<Status>,
-    /// Whether the output was ever up.
+    /// `true` if the output was ever up.
     was_up: bool,
     /// Since when attempts fail; `None` while the output is up, and before the first attempt.
     down: Option<Instant>,
-    /// Whether the last line in the log says that the output is down.
+    /// `true` if the last line in the log says that the output is down.
     told_down: bool,
     /// When the log last said that the output is down, and for which reason; `None` if it never
     /// did.
     told: Option<(Instant, AttemptError)>,
     /// The number of attempts that failed since the output was last up.
     failures: u64,
-    /// Whether `retry.max_elapsed` is set: events that can't be delivered are given up then.
+    /// `true` if `retry.max_elapsed` is set: events that can't be delivered are given up then.
     gives_up: bool,
     /// The number of events that were lost before the output went down: those of this output, and
     /// those that no output can get.
@@ -62,7 +63,7 @@ struct StatusState {
     down_since: Option<Instant>,
     /// `None` while no attempt waits for its time.
     next_attempt: Option<Instant>,
-    /// Whether events could be lost while the output was down.
+    /// `true` if events could be lost while the output was down.
     may_lose: bool,
 }
 
@@ -75,7 +76,7 @@ impl StatusState {
 /// The values of a [`Status`] at one moment.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Whether the last attempt succeeded.
+    /// `true` if the last attempt succeeded.
     pub up: bool,
     /// The error of the last attempt that failed; `None` if none did. It holds no path or query of
     /// a URL.
@@ -86,7 +87,7 @@ pub struct Snapshot {
     pub down: Option<Duration>,
     /// The time until the next attempt; `None` while no attempt waits for its time.
     pub next_retry: Option<Duration>,
-    /// Whether every event was kept for the consumer when an attempt last failed. `false`: events
+    /// `true` if every event was kept for the consumer when an attempt last failed. `false`: events
     /// may be lost while the output is down, because an age or a full queue ends their keeping.
     pub keeps_events: bool,
     /// The output's addresses, in order.
@@ -218,8 +219,8 @@ impl Health {
         }
     }
 
-    /// Whether every event is kept until the consumer has it: no event is given up, or dropped when
-    /// the queue is full.
+    /// Returns whether every event is kept until the consumer has it: no event is given up, or
+    /// dropped when the queue is full.
     fn keeps_events(&self) -> bool {
         self.metrics.losses.keeps() && !self.gives_up
     }

@@ -1,9 +1,11 @@
 //! `type = "kafka"`: each event a message of a topic. The settings are known to every binary, so
 //! that a binary without the feature `kafka` says what it lacks; the connector is in
-//! `kafka/connector.rs`.
+//! `kafka/connector.rs`, and the producer in `kafka/producer.rs`.
 
 #[cfg(feature = "kafka")]
 mod connector;
+#[cfg(feature = "kafka")]
+mod producer;
 
 #[cfg(not(feature = "kafka"))]
 use std::convert::Infallible;

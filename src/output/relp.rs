@@ -98,8 +98,8 @@ pub(super) struct Relp {
     messages: Rfc5424,
     /// The number of the next command.
     next: u32,
-    /// Whether each message is acknowledged, from the oldest that is not. Messages may be answered
-    /// in any order.
+    /// One entry for each message, from the oldest that is not acknowledged: `true` if the message
+    /// is acknowledged. Messages may be answered in any order.
     answered: VecDeque<bool>,
 }
 

@@ -130,7 +130,7 @@ pub(super) struct Rfc5424 {
     after_time: String,
     /// The most bytes of a message; `None` is no limit.
     bytes_max: Option<u64>,
-    /// What is done with an event whose message is too long.
+    /// The fate of an event whose message is too long.
     rejected: Rejected,
 }
 

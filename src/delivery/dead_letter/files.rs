@@ -75,7 +75,7 @@ pub(super) struct LetterFiles {
     dropped: DroppedLetters,
     /// The file that is written to; `None` before the first letter, and after an error.
     current: Option<Current>,
-    /// Whether the letters before could not be written.
+    /// `true` if the letters before could not be written.
     failing: bool,
 }
 
@@ -219,7 +219,7 @@ impl Current {
 }
 
 /// A file of letters, of this process or of another one.
-struct Found {
+struct LetterFile {
     name: String,
     bytes: u64,
 }
@@ -251,7 +251,7 @@ impl Directory {
     }
 
     /// The files of letters, of this process and of others, the oldest first.
-    fn files(&self) -> io::Result<Vec<Found>> {
+    fn files(&self) -> io::Result<Vec<LetterFile>> {
         let mut files = Vec::new();
         for entry in Dir::read_from(&self.0)? {
             let entry = entry?;
@@ -262,7 +262,7 @@ impl Directory {
             // A file that has just been deleted by another process is left out.
             let Ok(stat) = self.stat(name) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-                files.push(Found { name: name.to_owned(), bytes: length(&stat) });
+                files.push(LetterFile { name: name.to_owned(), bytes: length(&stat) });
             }
         }
         files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -273,8 +273,8 @@ impl Directory {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Whether the directory still holds this file by its name, and the file has the length that
-    /// this process has left it with.
+    /// Returns whether the directory still holds this file by its name, and the file has the length
+    /// that this process has left it with.
     fn holds(&self, current: &Current) -> bool {
         let (Ok(there), Ok(ours)) = (self.stat(&current.name), rustix::fs::fstat(&current.file))
         else {

@@ -11,7 +11,7 @@ use crate::telemetry::AttemptError;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) name: HostPort,
-    /// Whether the relay looks the host up. `false`: a proxy does it.
+    /// `true` if the relay looks the host up. `false`: a proxy does it.
     pub(crate) resolved_here: bool,
 }
 
@@ -22,7 +22,7 @@ impl Endpoint {
         self.name.host.parse().ok().map(|ip| SocketAddr::new(ip, self.name.port))
     }
 
-    /// Whether the relay has to look the host up.
+    /// Returns whether the relay has to look the host up.
     pub(super) fn needs_lookup(&self) -> bool {
         self.resolved_here && self.literal().is_none()
     }

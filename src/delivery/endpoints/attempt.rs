@@ -23,7 +23,7 @@ pub(crate) struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
     begun: Instant,
-    /// Whether this attempt is the one that tries whether the address works again.
+    /// `true` if this attempt is the one that tries whether the address works again.
     is_trial: bool,
 }
 

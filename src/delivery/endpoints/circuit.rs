@@ -79,9 +79,9 @@ enum CircuitState {
 #[derive(Debug, Clone, Copy)]
 struct Open {
     since: Instant,
-    /// Whether refusals are the only faults since then.
+    /// `true` if refusals are the only faults since then.
     refused: bool,
-    /// Whether silence is the only fault since then.
+    /// `true` if silence is the only fault since then.
     suspect: bool,
     /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
@@ -119,7 +119,7 @@ impl Circuit {
         matches!(self.state, CircuitState::Closed)
     }
 
-    /// Whether a delivery may use the address while another address works.
+    /// Returns whether a delivery may use the address while another address works.
     pub(super) fn is_usable(&self) -> bool {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }

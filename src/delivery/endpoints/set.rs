@@ -85,7 +85,7 @@ pub struct AddressState {
     /// `up`; `down`; `suspect` for an address that is silent while another one answers; or
     /// `back, on trial` after one of these.
     pub state: &'static str,
-    /// Whether the last delivery, or connection, that worked was at this address.
+    /// `true` if the last delivery, or connection, that worked was at this address.
     pub used: bool,
 }
 
@@ -200,15 +200,15 @@ impl Endpoints {
         self.changed.notified()
     }
 
-    /// Whether an address has left the set: its name no longer resolves to it, or a reload has
-    /// removed it.
+    /// Returns whether an address has left the set: its name no longer resolves to it, or a reload
+    /// has removed it.
     pub(crate) fn is_gone(&self, address: &ResolvedAddress) -> bool {
         self.lock().address(address).is_none()
     }
 
-    /// Whether a connection that carries all events should be ended in order: its address has left
-    /// the set, or, with `failover`, an address of an earlier endpoint is usable again. While the
-    /// connection's own address has not yet shown that it works, only the former counts.
+    /// Returns whether a connection that carries all events should be ended in order: its address
+    /// has left the set, or, with `failover`, an address of an earlier endpoint is usable again.
+    /// While the connection's own address has not yet shown that it works, only the former counts.
     pub(crate) fn is_over(&self, address: &ResolvedAddress) -> bool {
         self.lock().is_over(address, self.strategy)
     }

@@ -32,8 +32,8 @@ pub(super) struct AddressTable {
     round: u64,
     /// The index of the address whose turn is next, with `round_robin`.
     turn: usize,
-    /// Whether the last delivery failed. The next delivery then goes to an address that is known to
-    /// work: of two deliveries that follow each other, one that is not a trial gets through.
+    /// `true` if the last delivery failed. The next delivery then goes to an address that is known
+    /// to work: of two deliveries that follow each other, one that is not a trial gets through.
     pub(super) failing: bool,
     /// The id of the address of the last delivery, or connection, that worked; `None` before.
     pub(super) used: Option<usize>,
@@ -65,7 +65,7 @@ pub(super) struct AddressEntry {
     failed_in: Option<u64>,
     /// When the log last had a line about the address; `None` if it never had.
     told: Option<Instant>,
-    /// Whether the last line in the log says that the address is down.
+    /// `true` if the last line in the log says that the address is down.
     told_down: bool,
 }
 
@@ -77,13 +77,13 @@ pub(super) enum Job {
     Probe(ResolvedAddress),
 }
 
-/// What follows from a failure.
+/// The consequences of a failure.
 pub(super) struct Noted {
-    /// Whether the failure has opened the address's circuit.
+    /// `true` if the failure has opened the address's circuit.
     pub(super) opened: bool,
-    /// Whether a line in the log is due that says so. The line counts as written.
+    /// `true` if the log is due a line about the failure. The line counts as written.
     pub(super) tells: bool,
-    /// Whether another address is left that may be tried without a pause.
+    /// `true` if another address is left that may be tried without a pause.
     pub(super) left: bool,
 }
 
@@ -98,7 +98,7 @@ impl AddressEntry {
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// Whether a line may be written about the address. The line counts as written.
+    /// Returns whether a line may be written about the address. The line counts as written.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {
@@ -107,8 +107,8 @@ impl AddressEntry {
         may
     }
 
-    /// Whether a line has to say that the address is up, because the last line says that it is
-    /// down. The line counts as written.
+    /// Returns whether a line has to say that the address is up, because the last line says that it
+    /// is down. The line counts as written.
     pub(super) fn is_to_be_told_up(&mut self, now: Instant) -> bool {
         let tells = std::mem::take(&mut self.told_down);
         if tells {
@@ -180,13 +180,13 @@ impl AddressTable {
         self.all().any(|(_, _, address)| address.circuit.is_closed())
     }
 
-    /// Whether a delivery may go to an address at once, if no address is known to work: the address
-    /// was not tried in this round, and has not asked for a pause.
+    /// Returns whether a delivery may go to an address at once, if no address is known to work: the
+    /// address was not tried in this round, and has not asked for a pause.
     fn is_untried(&self, address: &AddressEntry, now: Instant) -> bool {
         address.circuit.asked_until(now).is_none() && address.failed_in != Some(self.round)
     }
 
-    /// Whether there is an address to try without a pause.
+    /// Returns whether there is an address to try without a pause.
     fn is_any_left(&self, now: Instant) -> bool {
         let untried = |address: &AddressEntry| self.is_untried(address, now);
         self.any_closed() || self.all().any(|(_, _, address)| untried(address))
@@ -379,10 +379,10 @@ impl AddressTable {
         Some(entry.resolved(of.endpoint, usable))
     }
 
-    /// Whether a connection that carries all events should be ended in order: its address has left
-    /// the set, or, with `failover`, an endpoint before its own is usable again. A connection whose
-    /// own address has not yet shown that it works, or where deliveries fail, is not ended for the
-    /// latter.
+    /// Returns whether a connection that carries all events should be ended in order: its address
+    /// has left the set, or, with `failover`, an endpoint before its own is usable again. A
+    /// connection whose own address has not yet shown that it works, or where deliveries fail, is
+    /// not ended for the latter.
     pub(super) fn is_over(&mut self, of: &ResolvedAddress, strategy: Strategy) -> bool {
         let Some(address) = self.address(of) else { return true };
         let works = address.circuit.is_closed() && !self.failing;

@@ -1,4 +1,4 @@
-//! The set against simulated consumers, resolvers and time.
+//! Tests of the set with simulated consumers, resolvers and time.
 //!
 //! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and
 //! a resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
@@ -172,8 +172,8 @@ impl Bench {
         number(attempt.address())
     }
 
-    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns where it was (0
-    /// if there was no address), and for a failure whether another address is left.
+    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns where it was
+    /// (0 if there was no address), and for a failure whether another address is left.
     async fn deliver(&self) -> (u8, Result<(), bool>) {
         let mut attempt = self.pick();
         let world = &self.world;
@@ -311,8 +311,8 @@ async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     assert_eq!(states(), ["suspect", "up", "up"]);
     let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
     assert_eq!(turns, [2, 3, 2, 3]);
-    // The next turn is the second address's. Two addresses work, so for the second only the third is
-    // left.
+    // The next turn is the second address's. Two addresses work, so for the second only the third
+    // is left.
     let second = bench.pick();
     assert_eq!((others(&silent), others(&second)), (vec![3, 2], vec![3]));
     // The silent address was only slow: its answer to the earlier request brings it back.
@@ -326,8 +326,8 @@ async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     assert_eq!(states(), ["back, on trial", "up", "up"]);
     let trials: Vec<_> = (0..6).map(|_| bench.pick()).collect();
     assert_eq!(trials.iter().filter(|it| number(it.address()) == 1).count(), 1);
-    // An address on trial is the last choice for a request that another address does not answer, and
-    // only one delivery tries it.
+    // An address on trial is the last choice for a request that another address does not answer,
+    // and only one delivery tries it.
     drop(trials);
     let second = bench.set.addresses().remove(1);
     let others = bench.set.others(second.id);
@@ -411,8 +411,8 @@ async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
     bench.world.name("logs", Some(&[3]));
     pass(SECOND * 2).await;
     assert_eq!(bench.deliver().await, (3, Ok(())));
-    // What is known is used where the resolver fails, and where it does not answer: waited for
-    // once.
+    // If the resolver fails, the known addresses are used. If it does not answer, only the first
+    // delivery waits for it.
     let lookups = bench.world.lookups.load(Ordering::Relaxed);
     bench.world.names.lock().unwrap().clear();
     pass(SECOND * 2).await;
@@ -536,6 +536,16 @@ fn random_bench(random: &mut fastrand::Rng, consumers: u8) -> Bench {
     bench
 }
 
+/// Returns a good mood in half of all cases.
+fn random_mood(random: &mut fastrand::Rng) -> Mood {
+    match random.u8(..6) {
+        0 => Mood::Away,
+        1 => Mood::Silent,
+        2 => Mood::Errs,
+        _ => Mood::Good,
+    }
+}
+
 /// Lets one to four consumers change their mood at random, while one to three lanes deliver without
 /// end. Asserts two things all the time: as long as one consumer works, something is delivered
 /// soon; and with `failover`, when the first consumer has worked for long enough, deliveries go to
@@ -573,12 +583,7 @@ async fn simulate(seed: u64) {
         let mut good_since = vec![Some(Instant::now()); usize::from(consumers)];
         for _ in 0..60 {
             let number = random.u8(1..=consumers);
-            let mood = match random.u8(..6) {
-                0 => Mood::Away,
-                1 => Mood::Silent,
-                2 => Mood::Errs,
-                _ => Mood::Good,
-            };
+            let mood = random_mood(&mut random);
             bench.world.set(number, mood);
             let since = &mut good_since[usize::from(number - 1)];
             *since = (mood == Mood::Good).then(|| since.unwrap_or_else(Instant::now));

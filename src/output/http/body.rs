@@ -37,7 +37,8 @@ pub(super) struct Pieces {
     lines: VecDeque<Bytes>,
     /// The bytes after the lines.
     tail: &'static [u8],
-    /// Whether the lines are the items of a list: a comma then takes the place of each line break.
+    /// `true` if the lines are the items of a list: a comma then takes the place of each line
+    /// break.
     is_list: bool,
     /// The number of bytes that are in no piece yet.
     left: u64,

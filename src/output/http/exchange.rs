@@ -211,11 +211,7 @@ impl Client {
                     AttemptError::Closed if reused => continue,
                     reason => return Err(failed(reason, &chain(&error))),
                 },
-                None => {
-                    let limit = self.timeouts.request.as_secs_f64();
-                    let what = format!("no answer and no progress for {limit} s");
-                    return Err(failed(AttemptError::Timeout, &what));
-                }
+                None => return Err(failed(AttemptError::Timeout, &self.no_answer())),
             };
             if !marks.was_whole() {
                 // The consumer does not want the rest of the request, so the connection ends.
@@ -230,6 +226,11 @@ impl Client {
             *pooled = Some(connection).filter(|it| keep && !it.is_over(&self.endpoints));
             return Ok(outcome);
         }
+    }
+
+    /// The text of a failure after `timeouts.request` without progress.
+    fn no_answer(&self) -> String {
+        format!("no answer and no progress for {} s", self.timeouts.request.as_secs_f64())
     }
 
     fn upload(&self, pieces: Pieces, marks: RequestMarks) -> Upload {

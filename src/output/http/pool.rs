@@ -12,8 +12,8 @@ use super::wire::Progress;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::ResolvedAddress;
 
-/// Where a connection leads, and how. A connection may be used for a request if its key is the one
-/// that a new connection for the request would have.
+/// The address that a connection leads to, and the way there. A connection may be used for a
+/// request if its key is the one that a new connection for the request would have.
 pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
     /// The proxy that the connection goes through; `None`: it goes to the consumer directly.
@@ -30,8 +30,8 @@ pub(super) struct PooledConnection {
     pub(super) progress: Progress,
     /// Ends the task that drives the connection.
     pub(super) driver: AbortHandle,
-    /// Whether the last request is not answered, or was answered too early. Such a connection can't
-    /// end in order, so dropping it aborts its driver.
+    /// `true` if the last request is not answered, or was answered too early. Such a connection
+    /// can't end in order, so dropping it aborts its driver.
     pub(super) busy: bool,
 }
 
@@ -44,13 +44,13 @@ impl Drop for PooledConnection {
 }
 
 impl PooledConnection {
-    /// Whether the connection has reached its age.
+    /// Returns whether the connection has reached its age.
     pub(super) fn has_expired(&self) -> bool {
         self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
     }
 
-    /// Whether the connection takes no more requests: it has reached its age, or its address is no
-    /// longer in the set.
+    /// Returns whether the connection takes no more requests: it has reached its age, or its
+    /// address is no longer in the set.
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
         self.has_expired() || endpoints.is_gone(&self.key.address)
     }

@@ -45,7 +45,7 @@ pub(super) struct AnswerTimes {
 struct AnswerState {
     /// The longest recent wait for an answer; `None` before the first answer.
     longest: Option<Duration>,
-    /// What is known of each address, by the address's id.
+    /// The activity of each address, by the address's id.
     addresses: BTreeMap<usize, AddressActivity>,
 }
 
@@ -105,8 +105,8 @@ impl AnswerTimes {
         self.lock().addresses.entry(id).or_default().answered = Some(Instant::now());
     }
 
-    /// Whether an address works, as far as is known: it has answered a request after `since`, or
-    /// owes no answer.
+    /// Returns whether an address works, as far as is known: it has answered a request after
+    /// `since`, or owes no answer.
     pub(super) fn works(&self, id: usize, since: Instant) -> bool {
         let state = self.lock();
         state.addresses.get(&id).is_none_or(|address| {

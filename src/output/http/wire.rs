@@ -71,18 +71,19 @@ pub(super) struct RequestMarks(Arc<Mutex<RequestState>>);
 
 #[derive(Default)]
 struct RequestState {
-    /// Whether some of the request was written.
+    /// `true` if some of the request was written.
     begun: bool,
-    /// Whether hyper has taken the last piece of the body. That piece may still lie in a buffer of
-    /// this process.
+    /// `true` if hyper has taken the last piece of the body. That piece may still lie in a buffer
+    /// of this process.
     ended: bool,
     /// The bytes that had been written to the socket when our kernel had the whole request; `None`
     /// before.
     end: Option<u64>,
-    /// Whether the peer's kernel had the whole request when the first byte of the answer was read;
-    /// `None` before that byte. Interim answers (1xx) do not count.
+    /// `Some(true)` if the peer's kernel had the whole request when the first byte of the answer
+    /// was read, `Some(false)` if it had not; `None` before that byte. Interim answers (1xx) do not
+    /// count.
     answered: Option<bool>,
-    /// Whether the peer's kernel had the whole request when bytes were last read.
+    /// `true` if the peer's kernel had the whole request when bytes were last read.
     last: bool,
 }
 
@@ -102,7 +103,7 @@ impl RequestMarks {
         self.lock().answered = None;
     }
 
-    /// Whether the peer's kernel had the whole request when the answer began.
+    /// Returns whether the peer's kernel had the whole request when the answer began.
     pub(super) fn was_whole(&self) -> bool {
         let state = self.lock();
         state.answered.unwrap_or(state.last)

@@ -11,50 +11,36 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::DeliveryResult;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer;
-use rdkafka::producer::ProducerContext;
-use rdkafka::producer::ThreadedProducer;
 use tokio::sync::mpsc as async_mpsc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::MessageKey;
 use super::Settings;
-use crate::audit::scan;
+use super::producer::ProducerSettings;
+use super::producer::Report;
+use super::producer::Reporter;
+use super::producer::Verdict;
+use super::producer::produce;
 use crate::config;
-use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::ProbeError;
 use crate::delivery::files::Files;
-use crate::delivery::files::StageError;
-use crate::delivery::lines::lines;
 use crate::delivery::link::CLOSE_TIME;
 use crate::delivery::link::Connect;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::kafka::Changes;
-use crate::kafka::Cluster;
 use crate::kafka::Trouble;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
-use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
@@ -62,79 +48,9 @@ use crate::telemetry::OutputMetrics;
 /// others are on the way there and back.
 const WINDOW: u64 = 4;
 
-/// The most bytes of messages that are sent together; `batch.max_bytes` may lower it. A broker
-/// takes 1,048,588 bytes by default (its `message.max.bytes`).
-const SET_BYTES: u64 = 1_000_000;
-
 /// How often progress is checked within the shorter one of `timeouts.connect` and
 /// `timeouts.request`.
 const PROGRESS_CHECKS: u32 = 10;
-
-/// The settings that all producers of an output share, one after the other.
-struct ProducerSettings {
-    name: String,
-    cluster: Cluster,
-    config: Settings,
-    retry: config::Retry,
-    timeouts: config::Timeouts,
-    limits: config::BatchLimits,
-    metrics: OutputMetrics,
-    expiry: Expiry,
-}
-
-impl Files for ProducerSettings {
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
-        let secrets = self.cluster.read().map_err(StageError::Setting)?;
-        Ok(Box::new(move || {
-            self.cluster.apply(secrets);
-            self.expiry.set("client", self.cluster.not_after());
-        }))
-    }
-}
-
-impl ProducerSettings {
-    /// The configuration of librdkafka for one producer.
-    fn producer(&self) -> ClientConfig {
-        let mut producer = self.cluster.client(self.timeouts.connect, self.timeouts.request);
-        let millis =
-            |time: Duration, most: u64| time.as_millis().clamp(1, u128::from(most)).to_string();
-        let compression = match self.config.compression {
-            Compression::None => "none",
-            Compression::Gzip => "gzip",
-            Compression::Zstd => "zstd",
-        };
-        producer
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            // A message that fails for good must not be overtaken by the messages after it.
-            .set("enable.gapless.guarantee", "true")
-            // librdkafka never gives a message up by itself, because later messages could then
-            // arrive before it. The link watches `timeouts.request`.
-            .set("message.timeout.ms", "0")
-            .set("request.timeout.ms", millis(self.timeouts.request, 900_000))
-            .set("reconnect.backoff.ms", millis(self.retry.initial_interval, 3_600_000))
-            .set("reconnect.backoff.max.ms", millis(self.retry.max_interval, 3_600_000))
-            .set("partitioner", "murmur2_random")
-            .set("compression.type", compression)
-            .set("linger.ms", "5")
-            .set("batch.size", self.limits.max_bytes.min(SET_BYTES).to_string())
-            // The brokers limit the size of an event, and `room` limits how much is under way.
-            // With limits of its own librdkafka would refuse messages that can be delivered.
-            .set("message.max.bytes", "1000000000")
-            .set("queue.buffering.max.messages", "0")
-            .set("queue.buffering.max.kbytes", "2147483647");
-        producer
-    }
-
-    /// The name of the consumer in messages of the log.
-    fn place(&self) -> String {
-        format!("kafka {} at {}", self.cluster.topic(), self.cluster.brokers())
-    }
-
-    fn failure(&self, trouble: &Trouble) -> Failure {
-        Failure::new(trouble.reason, format!("{}: {trouble}", self.place()))
-    }
-}
 
 /// Makes the producers of one output. Owned by the delivery loop.
 ///
@@ -153,16 +69,7 @@ impl KafkaConnector {
         metrics: OutputMetrics,
         expiry: Expiry,
     ) -> Self {
-        let shared = ProducerSettings {
-            name: output.name.clone(),
-            cluster: Cluster::new(&kafka.cluster),
-            config: kafka.clone(),
-            retry: output.retry.clone(),
-            timeouts: output.timeouts.clone(),
-            limits: output.batch,
-            metrics,
-            expiry,
-        };
+        let shared = ProducerSettings::new(kafka, output, metrics, expiry);
         Self { shared: Arc::new(shared) }
     }
 }
@@ -232,215 +139,10 @@ impl KafkaConnector {
     }
 }
 
-/// Whether a trouble says only that there is no connection. What a connection reported before then
-/// tells more.
+/// Returns whether a trouble says only that there is no connection. What a connection reported
+/// before then tells more.
 fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
-}
-
-/// The thread of a producer: hands messages to librdkafka, and ends when the link is gone. It is
-/// not joined, because a call may hang; it owns nothing but its producer.
-fn produce(
-    shared: &ProducerSettings,
-    reporter: Reporter,
-    queue: &mpsc::Receiver<Batch>,
-    ready: oneshot::Sender<Result<(), Trouble>>,
-) {
-    let producer: ThreadedProducer<Reporter> = match shared.producer().create_with_context(reporter)
-    {
-        Ok(producer) => producer,
-        Err(error) => {
-            // An error says that the output was stopped in the meantime.
-            ready.send(Err(Trouble::new(&error, ""))).ok();
-            return;
-        }
-    };
-    let found = shared.cluster.find_topic(producer.client(), shared.timeouts.connect);
-    let found = found.map_err(|error| Trouble::new(&error, ""));
-    if ready.send(found).is_err() {
-        return;
-    }
-    send_all(shared, &producer, queue);
-    // Dropping the producer gives up the messages under way, and reports them as failed.
-}
-
-/// Hands batches over in their order, until librdkafka does not take a message. The link then ends
-/// the producer, but batches may still wait here until it has heard of the refusal. They fail
-/// unsent: if they were sent, they would overtake the message.
-fn send_all(
-    shared: &ProducerSettings,
-    producer: &ThreadedProducer<Reporter>,
-    queue: impl IntoIterator<Item = Batch>,
-) {
-    let mut goes_on = true;
-    for batch in queue {
-        if goes_on {
-            goes_on = send(shared, producer, &batch);
-        } else {
-            producer.context().tell(Report::Done(batch.claim, Verdict::Failed(None)));
-        }
-    }
-}
-
-/// Hands over the messages of a batch. Returns `false` if librdkafka does not take a message; the
-/// messages after it are then not sent, and the claim has its verdict.
-fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
-    let sent = Arc::new(Sent {
-        claim: batch.claim,
-        left: AtomicU64::new(batch.events),
-        verdict: Mutex::new(Verdict::Accepted),
-    });
-    let mut unsent = batch.events;
-    for line in lines(&batch.pieces) {
-        let record: BaseRecord<'_, [u8], [u8], Arc<Sent>> =
-            BaseRecord::with_opaque_to(shared.cluster.topic(), Arc::clone(&sent)).payload(line);
-        let key = match shared.config.key {
-            MessageKey::AuditId => scan::member(line, "auditID").and_then(scan::string),
-            MessageKey::None => None,
-        };
-        let record = match &key {
-            Some(key) => record.key(&**key),
-            None => record,
-        };
-        if let Err((error, _)) = producer.send(record) {
-            let reporter = producer.context();
-            sent.note(Verdict::of(&error, line.len()));
-            // The messages after this one must not be sent, and count as reported.
-            reporter.finish(&sent, unsent);
-            return false;
-        }
-        unsent -= 1;
-    }
-    true
-}
-
-/// The result for the messages of one claim.
-#[derive(Debug)]
-enum Verdict {
-    /// Every message that has its report was acknowledged.
-    Accepted,
-    /// A message can't be delivered, or was given up. `None`: only because another message failed.
-    Failed(Option<Trouble>),
-    /// A message is refused for its own content or size.
-    Refused(Trouble),
-}
-
-/// The error codes of messages that were given up because another message failed.
-const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
-    RDKafkaErrorCode::Fatal,
-    RDKafkaErrorCode::GaplessGuarantee,
-    RDKafkaErrorCode::PurgeQueue,
-    RDKafkaErrorCode::PurgeInflight,
-    RDKafkaErrorCode::OutOfOrderSequenceNumber,
-];
-
-/// The error codes that concern the message itself: any broker would refuse it.
-const REFUSALS: [RDKafkaErrorCode; 3] = [
-    RDKafkaErrorCode::MessageSizeTooLarge,
-    RDKafkaErrorCode::MessageBatchTooLarge,
-    RDKafkaErrorCode::InvalidRecord,
-];
-
-impl Verdict {
-    /// The verdict for a claim with a message of `bytes` bytes that met `error`.
-    fn of(error: &KafkaError, bytes: usize) -> Self {
-        let mut trouble = Trouble::new(error, "");
-        match error.rdkafka_error_code() {
-            Some(code) if CONSEQUENCES.contains(&code) => Self::Failed(None),
-            Some(code) if REFUSALS.contains(&code) => {
-                trouble.message = format!("message of {bytes} bytes: {trouble}");
-                Self::Refused(trouble)
-            }
-            Some(_) | None => Self::Failed(Some(trouble)),
-        }
-    }
-}
-
-/// A claim under way. Shared by all its messages.
-struct Sent {
-    claim: Claim,
-    /// The number of messages without a report.
-    left: AtomicU64,
-    verdict: Mutex<Verdict>,
-}
-
-impl Sent {
-    /// Notes the verdict of one message. The worst verdict of a claim counts: refused, then failed,
-    /// then accepted. Of several failures, the first with a reason counts.
-    fn note(&self, verdict: Verdict) {
-        let mut noted = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-        let replace = match (&*noted, &verdict) {
-            (_, Verdict::Accepted) | (Verdict::Refused(_), _) => false,
-            (Verdict::Accepted, _) | (_, Verdict::Refused(_)) => true,
-            (Verdict::Failed(why), Verdict::Failed(_)) => why.is_none(),
-        };
-        if replace {
-            *noted = verdict;
-        }
-    }
-}
-
-/// What a producer reports to its link.
-#[derive(Debug)]
-enum Report {
-    /// Every message of a claim has its delivery report.
-    Done(Claim, Verdict),
-    /// librdkafka has met an error. It goes on trying, unless the error is fatal.
-    Trouble { trouble: Trouble, fatal: bool },
-}
-
-/// Receives the callbacks of a producer, on the producer's threads. The producer owns it, so the
-/// reports end when the producer is gone.
-struct Reporter {
-    name: String,
-    reports: async_mpsc::UnboundedSender<Report>,
-    /// The number of messages that were acknowledged. The link reads it to see progress.
-    acknowledged: Arc<AtomicU64>,
-}
-
-impl Reporter {
-    /// Notes that `messages` more messages of a claim have their report. The last one reports the
-    /// claim.
-    fn finish(&self, sent: &Sent, messages: u64) {
-        if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
-            let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);
-            let verdict = std::mem::replace(&mut *noted, Verdict::Accepted);
-            self.tell(Report::Done(sent.claim, verdict));
-        }
-    }
-
-    fn tell(&self, report: Report) {
-        // An error says that the link is gone.
-        self.reports.send(report).ok();
-    }
-}
-
-impl ClientContext for Reporter {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        crate::kafka::log(&self.name, level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
-            // The errors of the single brokers tell more, and were reported before.
-            return;
-        }
-        let fatal = code == Some(RDKafkaErrorCode::Fatal);
-        self.tell(Report::Trouble { trouble: Trouble::new(&error, reason), fatal });
-    }
-}
-
-impl ProducerContext for Reporter {
-    type DeliveryOpaque = Arc<Sent>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, sent: Arc<Sent>) {
-        match result {
-            Ok(_) => drop(self.acknowledged.fetch_add(1, Ordering::Relaxed)),
-            Err((error, message)) => sent.note(Verdict::of(error, message.payload_len())),
-        }
-        self.finish(&sent, 1);
-    }
 }
 
 /// One producer, until it has to be replaced. The delivery loop owns the link; the producer's
@@ -476,7 +178,7 @@ pub(super) struct KafkaLink {
     reports: async_mpsc::UnboundedReceiver<Report>,
     /// Tells when a reload has replaced the files.
     changes: Changes,
-    /// Whether a reload has replaced the files since the producer was made.
+    /// `true` if a reload has replaced the files since the producer was made.
     outdated: bool,
     /// Events and bytes of each claim that has no verdict yet.
     under_way: BTreeMap<Claim, (u64, u64)>,
@@ -503,7 +205,7 @@ struct GivenUp {
     at: Instant,
     /// The first failure with a reason; `None` if there was none.
     failure: Option<Failure>,
-    /// Whether the reason is an event, and not the brokers.
+    /// `true` if the reason is an event, and not the brokers.
     refused: bool,
 }
 
@@ -699,67 +401,5 @@ impl Link for KafkaLink {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };
         tokio::time::timeout(CLOSE_TIME, gone).await.ok();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::telemetry::Telemetry;
-
-    /// Returns the settings of an output to a broker that is not there.
-    fn shared() -> (Arc<ProducerSettings>, Arc<Telemetry>) {
-        let text = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
-                    brokers = ['127.0.0.1:1']\ntopic = 't'\n";
-        let output = config::read(text, crate::output::TYPES).config.expect(text).outputs.remove(0);
-        let kafka = output.kind.settings().expect("it is kafka's");
-        let telemetry = Arc::new(Telemetry::new());
-        let expiry = Expiry::new(&telemetry, "o");
-        let connector = KafkaConnector::new(kafka, &output, telemetry.output("o"), expiry);
-        (connector.shared, telemetry)
-    }
-
-    /// Returns a batch that begins at position `start`, with events of these lengths in bytes.
-    fn batch(start: u64, lengths: &[usize]) -> Batch {
-        let lines: String = lengths.iter().map(|length| "x".repeat(*length) + "\n").collect();
-        let events = lengths.len() as u64;
-        Batch {
-            claim: Claim::of(start, start + events),
-            events,
-            bytes: lines.len() as u64,
-            pieces: vec![lines.into()],
-            origins: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_message_that_librdkafka_does_not_take_is_overtaken_by_none() {
-        let (shared, _telemetry) = shared();
-        let (reports, mut reported) = async_mpsc::unbounded_channel();
-        let reporter = Reporter { name: "o".to_owned(), reports, acknowledged: Arc::default() };
-        let mut config = shared.producer();
-        config.set("message.max.bytes", "1000").set("batch.size", "1000");
-        let producer: ThreadedProducer<Reporter> = config.create_with_context(reporter).unwrap();
-        // The third message is too long for this producer. There is no broker, so messages that
-        // are sent get no verdict.
-        let batches =
-            [batch(0, &[10, 10]), batch(2, &[2000, 10]), batch(4, &[10]), batch(5, &[10])];
-        send_all(&shared, &producer, batches);
-        let mut verdicts = Vec::new();
-        while verdicts.len() < 3 {
-            match reported.try_recv() {
-                Ok(Report::Done(claim, verdict)) => verdicts.push((claim.start.get(), verdict)),
-                // librdkafka reports that the broker can't be reached.
-                Ok(Report::Trouble { .. }) => {}
-                Err(error) => panic!("{error}, batches behind it were sent: {verdicts:?}"),
-            }
-        }
-        let refused = matches!(&verdicts[0], (2, Verdict::Refused(_)));
-        let failed = |verdict: &(u64, Verdict)| matches!(verdict, (4 | 5, Verdict::Failed(None)));
-        assert!(refused && verdicts[1..].iter().all(failed), "{verdicts:?}");
-        producer.purge(rdkafka::producer::PurgeConfig::default().queue().inflight());
-        producer.flush(Duration::from_secs(10)).unwrap();
     }
 }

@@ -186,7 +186,7 @@ pub(in crate::output) struct AcknowledgedLink<P> {
     /// The error after which nothing can be written any more, and until when answers are still
     /// read; `None` while there was no such error.
     unwritable: Option<(io::Error, Instant)>,
-    /// Whether the consumer has announced that it will end the connection.
+    /// `true` if the consumer has announced that it will end the connection.
     closing: bool,
 }
 
@@ -205,7 +205,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Whether nothing would be lost if the connection ended now.
+    /// Returns whether nothing would be lost if the connection ended now.
     fn is_idle(&self) -> bool {
         self.encoding.is_none() && !self.session.is_writing() && self.in_flight.is_empty()
     }
@@ -369,7 +369,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         None
     }
 
-    /// Whether the link waits for the consumer: to take bytes, or to acknowledge events.
+    /// Returns whether the link waits for the consumer: to take bytes, or to acknowledge events.
     fn is_awaiting(&self) -> bool {
         self.session.is_writing() || !self.in_flight.is_empty()
     }

@@ -1,5 +1,5 @@
-//! What the two kinds of session share: one connection to a consumer, from the finished handshake
-//! to its orderly end.
+//! The part that the two kinds of link share: one connection to a consumer, from the finished
+//! handshake to its orderly end.
 //!
 //! [`Session`] writes the batch that it is given, reads, notices that the peer has ended the
 //! connection, ages, and collects the events that its link reports. It does not know when events
@@ -78,7 +78,7 @@ pub(super) struct Session {
     expiry: Option<Instant>,
     /// `true`: the link takes no more batches, and ends when everything that it has is final.
     pub(super) leaving: bool,
-    /// Whether the consumer has accepted anything on this connection.
+    /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
     /// Events that the link reports next, the oldest first.
     pub(super) ready: VecDeque<Event>,
@@ -114,7 +114,7 @@ impl Session {
         self.unwritten = Some(pieces);
     }
 
-    /// Whether bytes of a batch are not yet written and flushed.
+    /// Returns whether bytes of a batch are not yet written and flushed.
     pub(super) fn is_writing(&self) -> bool {
         self.unwritten.is_some()
     }
@@ -216,7 +216,7 @@ impl Session {
             || self.dialer.endpoints.is_over(self.attempt.address());
     }
 
-    /// Whether the last batch was handed over at least `idle_timeout` ago.
+    /// Returns whether the last batch was handed over at least `idle_timeout` ago.
     pub(super) fn is_unused(&self, now: Instant) -> bool {
         self.idle_end().is_some_and(|end| now >= end)
     }

@@ -8,8 +8,8 @@
 //! follows, and the rest goes to a new connection. After a break, everything that is not final is
 //! sent again.
 //!
-//! This is weaker than an acknowledgement by the application: a consumer that reads bytes and dies
-//! before it has stored them loses them.
+//! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
+//! dies before it has stored them loses them.
 //!
 //! **Progress is guaranteed** (see [`Pace`]): a consumer that cuts every connection after N bytes
 //! still gets about N/2 new bytes on each connection.
@@ -135,7 +135,7 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
 }
 
 /// A batch that is written and not final.
-struct Sent {
+struct SentBatch {
     claim: Claim,
     /// Lines of the events in the claim that can't be sent and are given up.
     rejected: Vec<Bytes>,
@@ -180,8 +180,9 @@ struct Samples {
 /// 4. *Final.* A sample that is at least `replay_window` old shows `end` as acknowledged, and the
 ///    connection still had no error when that sample aged. The link reports [`Event::Accepted`].
 ///
-/// For 4 the link asks the kernel regularly how many bytes the peer's kernel has acknowledged, and
-/// keeps the answers of the last `replay_window` ([`Samples`]). Asking also reports a reset.
+/// To find out 4, the link asks the kernel regularly how many bytes the peer's kernel has
+/// acknowledged, and keeps the answers of the last `replay_window` ([`Samples`]). Asking also
+/// reports a reset.
 ///
 /// Invariants: batches become final in the order in which they were sent. Nothing is final that a
 /// reset within the window could still concern. After a FIN nothing is written.
@@ -197,7 +198,7 @@ pub(in crate::output) struct StreamLink<E> {
     /// The batch that is held back or being written.
     writing: Option<Writing>,
     /// The batches that are written and not final, the oldest first.
-    sent: VecDeque<Sent>,
+    sent: VecDeque<SentBatch>,
     /// The bytes of all `rejected` lines in `writing` and `sent`.
     rejected_bytes: u64,
     samples: Samples,
@@ -218,12 +219,12 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Whether nothing would be lost if the connection ended now.
+    /// Returns whether nothing would be lost if the connection ended now.
     fn is_idle(&self) -> bool {
         self.writing.is_none() && self.sent.is_empty() && self.session.ready.is_empty()
     }
 
-    /// Whether some bytes of the batch in `writing` may be on the wire.
+    /// Returns whether some bytes of the batch in `writing` may be on the wire.
     fn has_begun(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.held_back.is_none())
     }
@@ -296,7 +297,7 @@ impl<E: Encode> StreamLink<E> {
             && let Some(Writing { claim, rejected, bytes, .. }) = self.writing.take()
         {
             let end = self.session.wire.counted().written;
-            self.sent.push_back(Sent { claim, rejected, end, bytes });
+            self.sent.push_back(SentBatch { claim, rejected, end, bytes });
             self.session.ready.push_back(Event::Room);
         }
         Ok(())

@@ -13,11 +13,11 @@ use crate::queue::Claim;
 /// as soon as everything before it is final. For example, 2 events that are sent, 1 that is not
 /// and 1 that is sent are three parts.
 #[derive(Default)]
-pub(super) struct InFlight(VecDeque<Sent>);
+pub(super) struct InFlight(VecDeque<SentPart>);
 
 /// A claim, or a part of a claim.
 #[derive(Debug)]
-struct Sent {
+struct SentPart {
     claim: Claim,
     /// The number of events that the consumer has yet to acknowledge.
     awaited: u64,
@@ -59,17 +59,17 @@ impl InFlight {
                 let claim = Claim { start, end: start + *events };
                 let count = usize::try_from(*events).unwrap_or(usize::MAX);
                 self.0.push_back(match sent {
-                    true => Sent { claim, awaited: *events, rejected: Vec::new() },
+                    true => SentPart { claim, awaited: *events, rejected: Vec::new() },
                     false => {
                         let rejected = rejected.by_ref().take(count).collect();
-                        Sent { claim, awaited: 0, rejected }
+                        SentPart { claim, awaited: 0, rejected }
                     }
                 });
                 start = claim.end;
             }
         } else {
             let awaited = events - rejected.len() as u64;
-            self.0.push_back(Sent { claim, awaited, rejected });
+            self.0.push_back(SentPart { claim, awaited, rejected });
         }
         self.acknowledge(0, told);
     }
@@ -79,7 +79,7 @@ impl InFlight {
     /// consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
         // A part that can't be sent awaits nothing: it is final as soon as all before it is.
-        while let Some(Sent { claim, awaited, rejected }) =
+        while let Some(SentPart { claim, awaited, rejected }) =
             self.0.pop_front_if(|first| first.awaited <= events)
         {
             events -= awaited;

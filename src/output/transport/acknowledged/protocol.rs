@@ -88,14 +88,14 @@ impl Frames {
     }
 }
 
-/// What the consumer has answered since it was last asked.
+/// The consumer's answers from one call of [`Protocol::read`].
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::output) struct Answers {
     /// How many more events are acknowledged, in the order of sending.
     pub(in crate::output) acknowledged: u64,
-    /// Whether the consumer has shown that it is at work on the events that it got.
+    /// `true` if the consumer has shown that it is at work on the events that it got.
     pub(in crate::output) alive: bool,
-    /// Whether the consumer has announced that it will end the connection.
+    /// `true` if the consumer has announced that it will end the connection.
     pub(in crate::output) closing: bool,
 }
 

@@ -38,8 +38,8 @@ impl Pace {
         }
     }
 
-    /// Whether a batch of `bytes` bytes may be begun now. One event may be larger than the room
-    /// that is left; it then waits until everything before it is final. Sent together with the
+    /// Returns whether a batch of `bytes` bytes may be begun now. One event may be larger than the
+    /// room that is left; it then waits until everything before it is final. Sent together with the
     /// events before it, it could break the connection and cost them their progress, each time.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
