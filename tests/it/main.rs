@@ -105,6 +105,7 @@ mod docs {
     mod documents;
     mod examples;
     mod layers;
+    mod links;
     mod metrics;
     mod pages;
     mod profiles;
