@@ -1,6 +1,8 @@
-//! The file that says how far each output has got. docs/internals/spool-format.md has its format.
+//! The cursors file, which says how far each output has got. Its format is in
+//! docs/internals/spool-format.md.
 //!
-//! Two slots are written in turn, so that one is whole whatever happens to the other. Only the writer thread writes it.
+//! Two slots are written in turn, so that one is whole whatever happens to the other. Only the
+//! writer thread writes the file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,15 +15,15 @@ use super::disk::File;
 use super::segment::READS;
 use crate::position::Position;
 
-/// Name of the file.
+/// The name of the file.
 pub(super) const FILE: &str = "cursors";
 
-/// A new one before it takes the place of the old.
+/// The name of a new file, before it replaces the old one.
 const NEW_FILE: &str = "cursors.new";
 
 const SLOT: usize = 16 << 10;
 
-/// Bytes of the file.
+/// The size of the file in bytes.
 pub(super) const BYTES: u64 = 2 * SLOT as u64;
 
 const MAGIC: [u8; 8] = *b"\xFFKAFCUR\0";
@@ -30,34 +32,35 @@ const VERSION: u32 = 1;
 
 const CRC: usize = 4;
 
-/// A place in the log: events and bytes of lines before it.
+/// A place in the log: the number of events before it, and the number of bytes of their lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub(super) struct LogOffset {
     pub(super) position: Position,
     pub(super) byte: u64,
 }
 
-/// Segments that were dropped, and counted, before every output had got them.
+/// A range of the log that was dropped, and counted as lost, before every output had got it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub(super) start: Position,
     pub(super) end: Position,
-    /// Bytes of its lines.
+    /// Bytes of the lines.
     pub(super) bytes: u64,
 }
 
-/// What the file says.
+/// What a slot of the file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Contents {
-    /// The end of the log, as known then.
+    /// The end of the log when the slot was written.
     pub(super) end: LogOffset,
-    /// By name.
+    /// The watermark of each output, by its name.
     pub(super) outputs: BTreeMap<String, LogOffset>,
-    /// In order.
+    /// In the order of positions.
     pub(super) holes: Vec<Hole>,
 }
 
-/// Events and bytes that were dropped from a position on.
+/// Events and bytes of all holes from a position on. A hole that the position lies in counts with
+/// all its bytes.
 pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
@@ -65,30 +68,30 @@ pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     })
 }
 
-/// How many of these positions were dropped.
+/// How many of these positions are in holes.
 pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
         |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
     holes.iter().map(overlap).sum()
 }
 
-/// What was found of the file.
+/// What a start has found of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// There is none.
+    /// There is no file.
     Nothing,
-    /// No slot checks.
+    /// Neither slot checks.
     Damaged,
-    /// One slot checks; the other may have been newer.
+    /// One slot checks. The other one may have been newer.
     Half(Contents),
-    /// Both slots check.
+    /// Both slots check, and their generations follow each other.
     Whole(Contents),
-    /// A newer version has written it.
+    /// A newer version of the program has written the file; this is its format version.
     Newer(u32),
 }
 
 impl Found {
-    /// What the newest slot says that checks.
+    /// The contents of the newest slot that checks; `None` if none does.
     pub(super) fn contents(&self) -> Option<&Contents> {
         match self {
             Self::Half(contents) | Self::Whole(contents) => Some(contents),
@@ -97,11 +100,11 @@ impl Found {
     }
 }
 
-/// More outputs than a slot holds, whatever their names.
+/// A slot has room for this many outputs, however long their names are.
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// How far the log goes at least.
+    /// The log goes at least as far as this: its end, or the furthest output.
     pub(super) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
@@ -122,8 +125,9 @@ impl Contents {
             slot.extend(place.position.get().to_le_bytes());
             slot.extend(place.byte.to_le_bytes());
         }
-        // The oldest matter first; those that find no room are counted twice after a start. There are no more of them than
-        // segments, and a slot has room for more than there are with a usual size.
+        // The oldest holes are written first. A hole that finds no room in the slot is counted a
+        // second time after a start. There are no more holes than segments, and a slot has room for
+        // more holes than a queue of a usual size has segments.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
         for hole in holes {
@@ -142,7 +146,11 @@ impl Contents {
     }
 }
 
-/// A slot's generation and contents; `Err` with the version where that is newer, else `None`.
+/// The generation and the contents of a slot; `None` if it does not check.
+///
+/// # Errors
+///
+/// The format version, if the slot checks and is of a newer version.
 fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     if !slot.starts_with(&MAGIC) {
         return Ok(None);
@@ -161,7 +169,7 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     Ok(reader.contents())
 }
 
-/// Takes numbers off the front.
+/// Takes numbers off the front of a slot. Each method returns `None` if there are too few bytes.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -209,7 +217,7 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the file; the number is the highest generation seen.
+/// Reads the file. Returns the highest generation of its slots as well; 0 if there is none.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let file = match disk.open(FILE, Access::Read) {
         Ok(file) => file,
@@ -219,7 +227,7 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let mut slots = Vec::new();
     for slot in 0..2_u64 {
         let mut bytes = vec![0; SLOT];
-        // What can't be read is damaged.
+        // A slot that can't be read counts as damaged.
         let size = (0..READS).find_map(|_| file.read_at(&mut bytes, slot * SLOT as u64).ok());
         let size = size.unwrap_or(0);
         match decode(&bytes[..size]) {
@@ -238,18 +246,22 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     Ok((found, generations.last().copied().unwrap_or(0)))
 }
 
-/// Writes the file.
+/// Writes the file. Owned by the writer thread.
+///
+/// The file has two slots, and each write goes into the older one. After a failed write or sync the
+/// file is not trusted any more: the next write makes a new one, with both slots, and renames it
+/// into its place. Until then the old file is as it was, or has one whole slot.
 #[derive(Debug)]
 pub(super) struct Cursors {
-    /// `None`: to be made anew, because there was none, or because a write or sync of it has failed.
+    /// `None` if the file has to be made anew: there was none, or a write or sync of it has failed.
     file: Option<Arc<dyn File>>,
-    /// The highest written so far.
+    /// The highest generation written so far.
     generation: u64,
 }
 
 impl Cursors {
-    /// Goes on with the file as it was found, of which this is the highest generation. One without a whole slot is made
-    /// anew: others are not, because a full disk has no room for that.
+    /// Goes on with the file that was found, whose highest generation is given. Only a file without
+    /// a whole slot is made anew, because a full disk has no room for a second file.
     pub(super) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),
@@ -258,8 +270,11 @@ impl Cursors {
         Ok(Self { file, generation })
     }
 
-    /// Writes and syncs. After an error the file is not trusted, and made anew by the next call; until that has its place,
-    /// the old one is as it was, or has one whole slot.
+    /// Writes and syncs the contents.
+    ///
+    /// # Errors
+    ///
+    /// The file is not trusted any more, and is made anew by the next call.
     pub(super) fn write(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<()> {
         let Some(file) = self.file.take() else {
             self.file = Some(self.make(disk, contents)?);

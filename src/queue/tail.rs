@@ -1,6 +1,9 @@
-//! The end of the log: how far it goes, and what of that which does not check there was never acknowledged.
+//! The end of the log: how far it goes, and which bytes there that do not check were never
+//! acknowledged.
 //!
-//! The start cuts it off there, and those who look at a directory from outside call the same damage and the same unfinished.
+//! The start of the queue cuts the log off there. The commands that look at a directory from
+//! outside use the same code, so that both call the same bytes damaged and the same write
+//! unfinished.
 
 use super::cursors::LogOffset;
 use super::segment::Damage;
@@ -9,25 +12,28 @@ use super::segment::RecordHeader;
 use super::segment::Scan;
 use crate::position::Position;
 
-/// The last segment, from some record on.
+/// The end of the last segment, from some record on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tail {
-    /// The log's end.
+    /// Where the log ends.
     pub(super) end: LogOffset,
-    /// The offset behind what belongs to the log.
+    /// The offset in the file where the log ends.
     pub(super) kept: u64,
-    /// What does not check, and was acknowledged.
+    /// Bytes that do not check, and were acknowledged.
     pub(super) damages: Vec<Damage>,
-    /// Where a write begins that was not finished, and not acknowledged.
+    /// The offset where a write begins that was not finished, and not acknowledged. `None` if there
+    /// is no such write.
     pub(super) unfinished: Option<u64>,
 }
 
 impl Tail {
-    /// Reads to the end of a scan that checks lines and begins at a place. `known`: what is before it was synced.
+    /// Reads to the end of a scan that checks lines and begins at a place in the log. Everything
+    /// before `known` was synced.
     pub(super) fn read(mut scan: Scan<'_>, begin: LogOffset, known: Position) -> Self {
         let (mut end, mut kept) = (begin, scan.offset());
-        // Damage of the last group, each with the log's end before it. A record of a later group would prove that this one
-        // was synced, and what is before a group's first record is not of it.
+        // The damage in the last group so far, each with the end of the log before it. A record of
+        // a later group proves that this group was synced, and so does the first record of a group
+        // for all damage before it.
         let mut unsure: Vec<(Damage, LogOffset)> = Vec::new();
         let mut damages: Vec<Damage> = Vec::new();
         while let Some(found) = scan.next() {
@@ -47,7 +53,7 @@ impl Tail {
         }
         let (whole, mut unfinished) = (kept, None);
         for (damage, before) in unsure {
-            // Unless more is known, nothing of a group that is not whole was acknowledged.
+            // A group that is not whole was not acknowledged, unless the cursors file knows of it.
             if damage.torn && known <= before.position {
                 let offset = damage.bytes.start;
                 if offset < whole {

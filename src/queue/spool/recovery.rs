@@ -1,7 +1,8 @@
 //! The start: what is in the directory, where each output goes on, and where new records go.
 //!
-//! Nothing is deleted here. Only the last segment is read in full; of others the header, and of those in which a cursor
-//! stands the headers of records before it.
+//! Nothing is deleted here. Only the last segment is read in full. Of the others the header is
+//! read, and in the segments where an output stands also the headers of the records before its
+//! place.
 
 use std::collections::VecDeque;
 use std::io;
@@ -57,7 +58,11 @@ use crate::queue::segment::SegmentHeader;
 use crate::queue::tail::Tail;
 use crate::telemetry::Telemetry;
 
-/// Opens the queue on a disk. The writer that it gives is to be run.
+/// Opens the queue on a disk. The caller has to run the writer that is returned.
+///
+/// # Errors
+///
+/// The directory can't be used, or a newer version has written it. Damage is no error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
@@ -139,8 +144,8 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// The files of bodies that never became whole, with their sizes; nobody was told that such a body
-/// is safe.
+/// The files of large bodies that never became whole, with their sizes. Nobody was told that such a
+/// body is safe; the writer deletes the files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let names = disk.list(SEGMENTS)?.into_iter();
     let names = names.filter(|name| incoming::number_of(name).is_some());
@@ -157,12 +162,13 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     Ok(sized.collect())
 }
 
-/// How far a cursors file can be believed.
+/// How far the cursors file can be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
-    /// An output that it does not name is new.
+    /// Both slots are whole: an output that the file does not name is new.
     Names,
-    /// It may be older than the one that was lost, which may have named more.
+    /// One slot is damaged. The whole one may be older than the damaged one, which may have named
+    /// more outputs.
     Places,
 }
 
@@ -184,6 +190,7 @@ fn count_removed(
     }
 }
 
+/// Begins the counters of an output with its backlog, and logs the backlog.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.start = signed(backlog.events);
     show_start(&cursor.output.metrics, cursor.start);
@@ -194,7 +201,8 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     }
 }
 
-/// Where an output goes on.
+/// The cursor of an output: where the cursors file says, at the end of the log if the output is
+/// new, or at the oldest event if the file can't be believed.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
@@ -206,7 +214,8 @@ fn join(
     let at = match contents {
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
-            // What is not there any more was delivered, or counted, before the slot that was lost was written.
+            // Segments before the oldest one were deleted after the damaged slot was written, which
+            // said that their events were delivered or counted.
             (Some(place), Trust::Places) if place.position < oldest.position => oldest,
             (Some(place), _) => *place,
             (None, Trust::Names) => {
@@ -237,8 +246,9 @@ fn join(
     cursor
 }
 
-/// The record that holds a position, and when it was received. `None` where it has to be looked for later: there is none
-/// yet, or it is damaged.
+/// The place in a file of the record that holds a position, and when that record was received.
+/// `None` if there is no such record yet, or if it is damaged; then a cursor looks for it when it
+/// reads.
 fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
     let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
@@ -248,7 +258,7 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
     scan.skip_to(position);
     let Some(Found::Record(record)) = scan.next() else { return None };
     let Record { offset, header, .. } = record;
-    // Else it is damaged, which is told by who reads it.
+    // If another record is found, the one that is looked for is damaged. Its reader reports that.
     let holds = (header.first..header.end()).contains(&position);
     let spot = Spot { segment: first, offset, line: 0, position: header.first };
     holds.then_some((spot, header.received))
@@ -257,16 +267,16 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
 /// The segments of a directory.
 struct Log {
     segments: VecDeque<Segment>,
-    /// What is not in the log: first position and size.
+    /// Segments that are not part of the log: first position and size.
     pending_delete: Vec<(Position, u64)>,
     end: LogOffset,
 }
 
-/// Told of damage: the file, the segment's first position, and what.
+/// A function that is told of damage: the file, the first position of the segment, and the damage.
 type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
 impl Log {
-    /// From their headers.
+    /// Finds all segments, from their names and headers.
     fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, name: &str| {
             let path = directory.join(name);
@@ -306,17 +316,19 @@ impl Log {
         Ok(Self { segments, pending_delete: Vec::new(), end })
     }
 
-    /// Reads the last segment, cuts off what is torn, and finds where the log ends. Damaged headers are told too.
+    /// Reads the last segment, cuts off what is torn, and finds the end of the log. Damage is
+    /// reported, also that of headers.
     fn judge(
         &mut self,
         disk: &dyn Disk,
         contents: Option<&Contents>,
         report: Report<'_>,
     ) -> io::Result<()> {
-        // Numbers are never given twice: an output that was further would take new events for ones that it has.
+        // The log does not end before what the cursors file knows of, so that no position is given
+        // twice: an output that was further would take new events for events that it has.
         let mut known = contents.map(Contents::known).unwrap_or_default();
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
-        // Dropped, and not deleted yet.
+        // A segment that was dropped and not deleted yet.
         let is_dropped =
             |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
         let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
@@ -345,13 +357,13 @@ impl Log {
             if !last.damaged.contains(&0) {
                 break;
             }
-            // Its header was not written before a crash. The log ends here, and how many bytes it has is known by the
-            // segment before it, or by the cursors.
+            // The header of this segment was not written before a crash. The log ends here. The
+            // segment before it, or the cursors file, knows the byte number.
             (limit, known.position) = (first, first);
             self.end = known;
         }
         for segment in &mut self.segments {
-            // What was dropped behind it began where it ends.
+            // If the segment behind this one was dropped, this one ends where the hole begins.
             let is_behind = |hole: &&Hole, segment: &Segment| {
                 hole.end == segment.end.position && hole.start > segment.first.position
             };
@@ -371,7 +383,8 @@ impl Log {
     }
 }
 
-/// Where the log ends: before `limit`. `known`: it goes at least so far.
+/// Reads the last segment. Returns where the log ends, which is before `limit`, and at or behind
+/// `known` if the records reach there.
 fn judge_last(
     last: &mut Segment,
     limit: Position,
@@ -381,8 +394,8 @@ fn judge_last(
 ) -> io::Result<LogOffset> {
     let first = last.first.position;
     let name = segment::file_name(first);
-    // A segment that could not be deleted may not be writable either: what is in it is read, nothing is cut off, and new
-    // events go into the next segment.
+    // A segment that could not be deleted may not be writable either. Then it is read, nothing is
+    // cut off, and new events go into the next segment.
     let opened = disk.open(&name, Access::Write).or_else(|error| {
         if error.kind() != io::ErrorKind::PermissionDenied {
             return Err(error);
@@ -404,8 +417,8 @@ fn judge_last(
             "the last write was not finished and not acknowledged: it is cut off"
         );
     }
-    // Also what was reserved and not used. The sync is for what was written, and found whole, but not synced before a
-    // kill: outputs may get it now.
+    // The cut gives back room that was reserved and not used. The sync is for records that were
+    // written and are whole, but were not synced before a kill: outputs may get them now.
     let kept = kept.min(last.size);
     match file.truncate(kept).and_then(|()| file.sync()) {
         Ok(()) => last.size = kept,
@@ -418,8 +431,8 @@ fn judge_last(
     Ok(end)
 }
 
-/// The byte number where a segment with a damaged header begins: its first record knows, or about where the one before it
-/// ends.
+/// The byte number where a segment with a damaged header begins: as its first whole record says. If
+/// there is none, about where the segment before it ends.
 fn first_byte(file: &dyn File, size: u64, position: Position, before: Option<&Segment>) -> u64 {
     let mut scan = Scan::new(file, (FIRST_RECORD, position), size, Position::MAX, Check::Headers);
     while let Some(found) = scan.next() {
