@@ -16,8 +16,8 @@ pub(super) enum Stage {
     Released,
     /// The claim is final.
     Done,
-    /// The events were dropped, and are counted as lost. Whatever the output says of the claim later
-    /// counts nothing more.
+    /// The events were dropped, and are counted as lost. Whatever the output says of the claim
+    /// later counts nothing more.
     Dropped,
 }
 
@@ -41,8 +41,8 @@ pub(super) struct HeldClaim<T> {
 ///
 /// A claim is added when events are handed out. It is kept until it and all claims before it are
 /// final or dropped: the first claim is open, or there is none. The first position of the first
-/// claim is the cursor's watermark. Claims never overlap. There may be positions between two claims:
-/// events that were dropped or missing before they were claimed.
+/// claim is the cursor's watermark. Claims never overlap. There may be positions between two
+/// claims: events that were dropped or missing before they were claimed.
 ///
 /// `T` is what the queue needs to read the lines of a claim again: nothing in memory, a place in a
 /// file for the spool.
@@ -81,8 +81,8 @@ impl<T: Copy> Claims<T> {
         (self.held.get(index)?.claim == claim).then_some(index)
     }
 
-    /// The claim with exactly these positions. `None` if it is not held any more, because it and all
-    /// claims before it are finished.
+    /// The claim with exactly these positions. `None` if it is not held any more, because it and
+    /// all claims before it are finished.
     pub(super) fn find(&mut self, claim: Claim) -> Option<&mut HeldClaim<T>> {
         let index = self.index(claim)?;
         self.held.get_mut(index)
@@ -119,7 +119,8 @@ impl<T: Copy> Claims<T> {
     }
 
     /// Cuts a claim in two at `middle`; both parts are in the claim's stage. `note` makes the notes
-    /// of both from the claim's. `None` if `middle` is not inside the claim, or the claim is not held.
+    /// of both from the claim's. `None` if `middle` is not inside the claim, or the claim is not
+    /// held.
     pub(super) fn split(
         &mut self,
         claim: Claim,
@@ -143,8 +144,8 @@ impl<T: Copy> Claims<T> {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Removes all claims: the next one starts at the watermark. Returns the note of the first claim;
-    /// `None` if there was no claim.
+    /// Removes all claims: the next one starts at the watermark. Returns the note of the first
+    /// claim; `None` if there was no claim.
     pub(super) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());
         self.read = self.watermark();

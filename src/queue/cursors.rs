@@ -82,7 +82,8 @@ pub(super) enum Found {
     Nothing,
     /// Neither slot checks.
     Damaged,
-    /// One slot checks. The other one may have been newer.
+    /// One slot checks, or the generations of both do not follow each other: a slot that is damaged
+    /// or missing may have been newer.
     Half(Contents),
     /// Both slots check, and their generations follow each other.
     Whole(Contents),

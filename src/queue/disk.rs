@@ -1,6 +1,8 @@
-//! The few file operations of the durable queue: the real ones, and in tests a disk that forgets, tears and refuses.
+//! The few file operations of the durable queue, on the real disk. Tests have another disk, which
+//! forgets, tears and refuses.
 //!
-//! Names are relative to the queue's directory. Nothing here retries, and nothing knows what the files hold.
+//! Names are relative to the queue's directory. Nothing here tries anything again, and nothing
+//! knows what the files hold.
 
 use std::fmt;
 use std::fs;
@@ -18,36 +20,37 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// Where the segments are.
+/// The directory of the segments.
 pub(super) const SEGMENTS: &str = "segments";
 
-/// Where copies of what was damaged are.
+/// The directory for copies of damaged bytes.
 pub(super) const QUARANTINE: &str = "quarantine";
 
-/// Whoever holds its flock owns the directory.
+/// The lock file: the process that holds its flock owns the directory.
 pub(super) const LOCK: &str = "spool.lock";
 
-/// More pieces in one call are refused (UIO_MAXIOV).
+/// The kernel refuses more pieces than this in one call (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
 /// A directory of files.
 pub(super) trait Disk: Send + Sync + fmt::Debug {
-    /// Names of the files in a directory, in no order.
+    /// The names of the files in a directory, in no order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
 
-    /// Opens a file, for writing too or only to read it.
+    /// Opens a file that is there.
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a file that is not there, with so many bytes of zeros whose room is reserved.
+    /// Makes a file that is not there, with this many bytes of zeros, whose room is reserved.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
-    /// Takes a file away.
+    /// Deletes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Puts a file in the place of another.
+    /// Renames a file; a file of the new name is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Makes what was created, removed and renamed in a directory (`""`: the queue's own) survive a power loss.
+    /// Makes what was created, removed and renamed in a directory survive a power loss. `""` is the
+    /// queue's own directory.
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
 }
 
@@ -62,28 +65,30 @@ pub(super) enum Access {
 
 /// An open file.
 pub(super) trait File: Send + Sync + fmt::Debug {
-    /// Fills the buffer from an offset on, as far as the file goes; says how far.
+    /// Fills the buffer from an offset on, as far as the file goes. Returns how many bytes that
+    /// were.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Writes all pieces, one behind the other.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
 
-    /// Makes what was written survive a power loss (fdatasync). After an error nothing is known of what was written.
+    /// Makes what was written survive a power loss (fdatasync). After an error nothing is known of
+    /// what was written since the last sync.
     fn sync(&self) -> io::Result<()>;
 
-    /// Cuts it off.
+    /// Cuts the file to this length.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
 
-    /// How long it is.
+    /// The length of the file.
     fn bytes(&self) -> io::Result<u64>;
 }
 
-/// An error that says of which file it is.
+/// An error with the name of the file before its text.
 pub(super) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// How many files are in the quarantine, and their bytes.
+/// The number of files in the quarantine, and their bytes.
 pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     let names = disk.list(QUARANTINE).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
@@ -95,14 +100,18 @@ pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
 #[derive(Debug)]
 pub(super) struct RealDisk {
     root: PathBuf,
-    /// Held as long as the directory is ours.
+    /// The lock is held as long as this is open. `None` if the directory is only looked at.
     _lock: Option<fs::File>,
-    /// It was said that the file system reserves nothing.
+    /// The log says that the file system reserves no room.
     grows: AtomicBool,
 }
 
 impl RealDisk {
-    /// Takes a directory for writing; makes it, and what belongs in it, where it is missing.
+    /// Takes a directory for writing. Makes it, and the directories in it, if they are missing.
+    ///
+    /// # Errors
+    ///
+    /// Another process holds it, or the operating system refuses.
     pub(super) fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -120,7 +129,7 @@ impl RealDisk {
         for name in [SEGMENTS, QUARANTINE] {
             let path = root.join(name);
             make_directory(&path).map_err(failed("make", &path))?;
-            // One that leads elsewhere would put the log where nobody looks for it, or where others may write.
+            // A link would put the log where nobody looks for it, or where others may write.
             let is_directory = path.symlink_metadata().map(|metadata| metadata.is_dir());
             if !is_directory.map_err(failed("look at", &path))? {
                 let error = io::Error::from(io::ErrorKind::NotADirectory);
@@ -130,11 +139,13 @@ impl RealDisk {
         Ok(Self { root: root.to_owned(), _lock: Some(file), grows: AtomicBool::new(false) })
     }
 
-    /// Looks at a directory, beside whoever owns it. Changes nothing as long as it is only read from.
+    /// Looks at a directory, beside the process that owns it. Nothing is changed as long as only
+    /// reading operations are called.
     pub(super) fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
 
+    /// Reserves room for a file on the disk.
     fn reserve(&self, file: &fs::File, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
             Err(Errno::OPNOTSUPP) => {
@@ -149,19 +160,19 @@ impl RealDisk {
     }
 }
 
-/// Makes a directory where it is missing.
+/// Makes a directory if it is missing, synced into the one around it.
 fn make_directory(path: &Path) -> io::Result<()> {
     make_with(path, &|around| match fs::File::open(around)?.sync_all() {
-        // Not every file system knows it of a directory.
+        // Some file systems can't sync a directory.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         synced => synced,
     })
 }
 
-/// Makes a directory, and those around it that are missing. Each of them is synced into the one
-/// around it: else a power loss takes it away again, with all that is in it and was acknowledged.
-/// Also one that is there may not be synced yet, where a kill came in between; there an error is no
-/// reason to refuse it, as nobody says that we may read what is around it.
+/// Makes a directory, and those around it that are missing. Each is synced into the one around it:
+/// otherwise a power loss takes it away again, with everything in it that was acknowledged. A
+/// directory that is there already is synced as well, because a kill may have come between; then an
+/// error is ignored, because the directory around it may not be readable for us.
 fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -193,7 +204,7 @@ impl Disk for RealDisk {
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.root.join(directory))? {
-            // What is no UTF-8 was not named here.
+            // A name that is not UTF-8 was not given by the queue.
             names.extend(entry?.file_name().into_string());
         }
         Ok(names)
@@ -208,7 +219,8 @@ impl Disk for RealDisk {
         let file = options(Access::Write).create_new(true).open(&path)?;
         if let Err(error) = self.reserve(&file, bytes) {
             drop(file);
-            // What is left of it, if that fails too, is an empty segment, which is none.
+            // If the file can't be removed either, an empty file is left, which counts as no
+            // segment.
             fs::remove_file(&path).ok();
             return Err(error);
         }
@@ -282,13 +294,13 @@ impl File for RealFile {
 /// Why a directory can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process holds the lock.
     #[error(
         "{} is in use by another process: stop that one, or give each relay a directory of its own",
         .0.display()
     )]
     Held(PathBuf),
-    /// A newer relay has written it.
+    /// A newer version of the program has written the file.
     #[error(
         "{} has format version {version}, this program reads 1: run the version that wrote it until its backlog is \
          delivered, or name another directory",
@@ -297,25 +309,25 @@ pub enum OpenError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The format version that the file has.
         version: u32,
     },
     /// The operating system refuses.
     #[error("cannot {what} {}: {error}{remedy}", .path.display())]
     Io {
-        /// To make, open, …
+        /// What was tried: "make", "open", …
         what: &'static str,
-        /// What.
+        /// The file or directory that it was tried on.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
-        /// What to do about it.
+        /// Advice for the operator, which follows the error; empty if there is none.
         remedy: &'static str,
     },
 }
 
 impl OpenError {
-    /// With the remedy that fits.
+    /// An error of the operating system, with the advice that fits it.
     pub(super) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
         let remedies = [
             (

@@ -1,11 +1,14 @@
-//! A queue's directory seen from outside: beside a running relay, after a crash, on a read-only copy.
+//! A queue's directory seen from outside: beside a running relay, after a crash, on a read-only
+//! copy.
 //!
-//! It reads what it may, changes nothing, takes no lock and prints nothing. A relay may be at work meanwhile: it deletes and
-//! makes segments, writes to the last one, and rewrites the cursors file. So that none of this looks like damage,
+//! It only reads. It changes nothing, takes no lock and prints nothing. A relay may be at work
+//! meanwhile: it deletes and makes segments, writes to the last one, and rewrites the cursors file.
+//! Three rules keep that from looking like damage:
 //!
 //! - the cursors are read before the list of segments: the log goes at least as far as they say;
-//! - what is missing counts only if the cursors, read again, still need it: they are written before a segment is deleted;
-//! - what does not check in the last segment is read again until it stays as it is.
+//! - events are missing only if the cursors, read again, still need them: the relay writes the
+//!   cursors before it deletes a segment;
+//! - bytes in the last segment that do not check are read again until they stay as they are.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,24 +44,25 @@ mod walk;
 use walk::Walk;
 use walk::Want;
 
-/// How often something is read again that a relay may be changing, and the pause before it: together as long as a thread may
-/// be kept from the processor in the middle of a write.
+/// Something that a relay may be changing is read again this often, with this pause before each
+/// attempt. Together that is as long as a thread may be kept from the processor in the middle of a
+/// write.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 });
 
 /// Why a directory can't be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is none.
+    /// There is no such directory.
     #[error("{}: there is no such directory; name the one that is queue.directory in the config", .0.display())]
     Absent(PathBuf),
-    /// It holds no queue.
+    /// The directory holds no queue.
     #[error(
         "{} holds no queue: it has no directory segments; name the one that is queue.directory in the config",
         .0.display()
     )]
     NoQueue(PathBuf),
-    /// A newer relay has written it.
+    /// A newer version of the program has written the directory.
     #[error(
         "{} has format version {version}, this program reads {}: use the version that wrote it",
         .path.display(),
@@ -67,30 +71,31 @@ pub enum Error {
     Newer {
         /// The file.
         path: PathBuf,
-        /// What it says.
+        /// The format version that the file has.
         version: u32,
     },
     /// The cursors file has no output of this name.
     #[error("there is no output {} in the cursors file, which has the outputs: {names}", printable(.name))]
     NoOutput {
-        /// The name.
+        /// The name that was asked for.
         name: String,
-        /// Those that are there.
+        /// The names in the file, joined by commas.
         names: String,
     },
     /// The operating system refuses.
     #[error("cannot read {}: {error}{}", .path.display(), remedy(.error))]
     Read {
-        /// What.
+        /// The file or directory.
         path: PathBuf,
         /// Why not.
         error: io::Error,
     },
-    /// Whoever is told refuses.
+    /// The function that is told of findings has failed.
     #[error(transparent)]
     Told(io::Error),
 }
 
+/// Advice for the operator, which follows the error; empty if there is none.
 fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied {
         "; run this as the user that runs the relay, or as root"
@@ -99,7 +104,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// A name from a file, in which a damaged or foreign file may have put anything: safe for a terminal, one word, not empty.
+/// A name from a file, for a terminal. A damaged or foreign file may have any bytes there: the
+/// result is one word, has no control characters, and is not empty.
 #[must_use]
 pub fn printable(name: &str) -> String {
     let escape = |char: char| match char.is_whitespace() {
@@ -119,23 +125,23 @@ pub struct Directory {
 /// What a directory holds.
 #[derive(Debug)]
 pub struct Summary {
-    /// Version of the format.
+    /// The version of the format.
     pub format: u32,
     /// In the order of names.
     pub outputs: Vec<Output>,
-    /// What there is of the file that names them.
+    /// The state of the cursors file, which names the outputs.
     pub cursors: CursorsFile,
-    /// How many segments.
+    /// The number of segments.
     pub segments: u64,
     /// Bytes of their files.
     pub segment_bytes: u64,
-    /// The first event in them.
+    /// The position of the first event in them.
     pub first: Position,
-    /// Behind the last.
+    /// The position behind the last event.
     pub end: Position,
-    /// Segments whose header does not check.
+    /// The number of segments whose header does not check.
     pub damaged_headers: u64,
-    /// Copies of what was damaged, and their bytes.
+    /// The number of files in the quarantine, and their bytes.
     pub quarantine: (u64, u64),
     /// Segments that could not be opened.
     pub unreadable: Vec<Finding>,
@@ -144,13 +150,13 @@ pub struct Summary {
 /// An output's backlog.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
-    /// As in the file.
+    /// The name, as the file has it.
     pub name: String,
-    /// Events that it has not finished.
+    /// Events that the output has not finished.
     pub events: u64,
     /// Bytes of their lines.
     pub bytes: u64,
-    /// How long ago the first of them was received; `None` where that can't be read.
+    /// How long ago the first of these events was received; `None` if that can't be read.
     pub oldest: Option<Duration>,
 }
 
@@ -159,11 +165,11 @@ pub struct Output {
 pub enum CursorsFile {
     /// Both slots check.
     Whole,
-    /// One slot checks.
+    /// One slot checks, or the slots do not belong together.
     Half,
-    /// None does.
+    /// No slot checks.
     Damaged,
-    /// There is none.
+    /// There is no file.
     Missing,
 }
 
@@ -189,32 +195,32 @@ impl fmt::Display for CursorsFile {
     }
 }
 
-/// Something that is not as it should be.
+/// Something in the directory that is wrong.
 #[derive(Debug)]
 pub enum Finding {
-    /// Bytes that don't check.
+    /// Bytes that do not check.
     Damaged {
-        /// Below the directory.
+        /// The file's name in the directory.
         file: String,
-        /// Where in it.
+        /// Where the bytes are in the file.
         offset: u64,
-        /// How many.
+        /// How many bytes.
         bytes: u64,
         /// Events that were in them.
         events: u64,
     },
-    /// Events that an output needs, and no segment has.
+    /// Events that an output needs, and that are in no segment.
     Missing {
-        /// From the first to behind the last.
+        /// The positions of the events.
         positions: Range<Position>,
-        /// How many of them are needed.
+        /// How many of these events are needed.
         events: u64,
     },
     /// A file that can't be opened.
     Unreadable {
-        /// Below the directory.
+        /// The file's name in the directory.
         file: String,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
         /// Events that should be in it, if that is known.
         events: u64,
@@ -224,6 +230,7 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// The number of events that are missing because of this.
     fn missing(&self) -> u64 {
         match self {
             Self::Damaged { events, .. }
@@ -268,43 +275,44 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What is told while a directory is read.
+/// What a reader of a directory is told.
 #[derive(Debug)]
 pub enum Seen<'a> {
-    /// The next events, or a part of a long one: each as stored, ended by `\n`.
+    /// The next lines as they are stored, or a part of a long line.
     Lines(&'a [u8]),
     /// Something is wrong.
     Finding(&'a Finding),
-    /// So many segments of all are done.
+    /// The number of segments that are done, and of all segments.
     Progress(usize, usize),
 }
 
-/// Who is told.
+/// The function that is told.
 pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
 
-/// What was read, all in all.
+/// The sums of what was read.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// Segments.
+    /// The number of segments.
     pub segments: u64,
-    /// Events that check.
+    /// The number of events that check.
     pub events: u64,
     /// Bytes of their lines.
     pub bytes: u64,
-    /// How often something was found.
+    /// The number of findings.
     pub findings: u64,
-    /// Events that are missing there.
+    /// The number of events that are missing because of them.
     pub missing: u64,
-    /// File and offset where the last write is not finished: it was never acknowledged.
+    /// The file and the offset of a write that was not finished, and never acknowledged. `None` if
+    /// there is none.
     pub unfinished: Option<(String, u64)>,
 }
 
 impl Directory {
-    /// One that is there, and holds a queue.
+    /// Looks at a directory that is there and holds a queue.
     ///
     /// # Errors
     ///
-    /// It does not.
+    /// It is not there, holds no queue, or can't be read.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let directory = Self { disk: Arc::new(RealDisk::look(root)), root: root.to_owned() };
         match fs::metadata(root) {
@@ -316,12 +324,13 @@ impl Directory {
         Ok(directory)
     }
 
-    /// What it holds. Reads the headers of all segments, those of the records before each output's place, and of the last
-    /// segment what was written since the cursors file.
+    /// What the directory holds. Reads the headers of all segments, those of the records before
+    /// each output's place, and of the last segment everything behind the end that the cursors file
+    /// has.
     ///
     /// # Errors
     ///
-    /// Not where something is damaged, or a segment can't be opened.
+    /// The directory can't be read. Damage, or a segment that can't be opened, is no error.
     pub fn summary(&self) -> Result<Summary, Error> {
         let mut attempts = ATTEMPTS;
         loop {
@@ -333,11 +342,12 @@ impl Directory {
         }
     }
 
-    /// Tells all events that are whole, oldest first, or those that an output has not finished.
+    /// Tells all events that check, oldest first; with `output` only those that this output has not
+    /// finished.
     ///
     /// # Errors
     ///
-    /// Not where something is damaged: that is told.
+    /// The directory can't be read, or has no such output. Damage is told, and is no error.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         let mut from = Position::START;
@@ -349,22 +359,23 @@ impl Directory {
         Walk::new(self, Want { lines: true, output, from }, tell).run(&found)
     }
 
-    /// Reads everything and tells what does not check, and what is missing.
+    /// Reads everything, and tells what does not check and what is missing.
     ///
     /// # Errors
     ///
-    /// Not where something is damaged: that is told.
+    /// The directory can't be read. Damage is told, and is no error.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
             .run(&found)
     }
 
+    /// An error that names a file in the directory.
     fn failed(&self, file: &str, error: io::Error) -> Error {
         Error::Read { path: self.root.join(file), error }
     }
 
-    /// The cursors file, read again where a slot does not check: a relay may be writing to it.
+    /// The cursors file. A slot that does not check is read again: a relay may be writing to it.
     fn cursors(&self) -> Result<Found, Error> {
         let read = || cursors::read(&*self.disk).map_err(|error| self.failed(cursors::FILE, error));
         let mut found = read()?.0;
@@ -391,15 +402,15 @@ impl Directory {
                 false => self.failed(SEGMENTS, error),
             })
         };
-        // A list that is made while files come and go may have one and lack an older one. The next list does not: the
-        // older one was there before it began.
+        // A list that is made while files come and go may have a new file and lack an older one. A
+        // second list has the older one, which was there before that list began.
         let newest = list()?.last().copied();
         let mut segments = list()?;
         segments.retain(|first| Some(*first) <= newest);
         Ok(segments)
     }
 
-    /// `Ok(None)`: it has been deleted.
+    /// The file of a segment; `Ok(None)` if it has been deleted.
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
         match self.disk.open(&segment::file_name(first), Access::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -407,7 +418,8 @@ impl Directory {
         }
     }
 
-    /// `None`: it is damaged, or was not written yet.
+    /// The header of a segment; `None` if it is damaged, or was not written yet. The header of the
+    /// last segment is read again if it does not check.
     fn header(
         &self,
         file: &dyn File,
@@ -429,14 +441,14 @@ impl Directory {
         }
     }
 
-    /// Where the log ends; `None` where its last segment has gone meanwhile.
+    /// Where the log ends; `None` if its last segment has been deleted meanwhile.
     fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
         let (mut known, mut next) = (contents.known(), None);
         for &first in segments.iter().rev() {
             let file = match self.segment(first) {
                 Ok(Some(file)) => file,
                 Ok(None) => return Ok(None),
-                // That is told elsewhere.
+                // `look` reports the segment.
                 Err(_) => break,
             };
             let header = self.header(&*file, first, next.is_none())?;
@@ -446,13 +458,14 @@ impl Directory {
             if header.is_some() || end.position > first {
                 return Ok(Some(end));
             }
-            // Not even its header was written: the log ends here, with the bytes that the segment before it knows.
+            // The header of this segment was not written yet: the log ends here. The segment before
+            // it knows the byte number.
             (next, known.position) = (Some(first), first);
         }
         Ok(Some(known))
     }
 
-    /// The summary, and whether nothing has gone while it was made.
+    /// The summary, and whether no file was deleted while it was made.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
@@ -477,7 +490,7 @@ impl Directory {
                     summary.segments += 1;
                     summary.segment_bytes += file.bytes().unwrap_or(0);
                     let header = self.header(&*file, first, false)?;
-                    // One at the end of the log has no record, and perhaps no header yet.
+                    // A segment at the end of the log has no record, and perhaps no header yet.
                     summary.damaged_headers += u64::from(header.is_none() && first < end.position);
                 }
                 Ok(None) => {}
@@ -502,11 +515,12 @@ impl Directory {
         Ok((summary, settled))
     }
 
-    /// How long ago the event at a position, or the next there is, was received; and whether no file had gone.
+    /// How long ago the event at a position, or the next one that is there, was received. The
+    /// `bool` is `false` if a file has been deleted meanwhile.
     fn age(&self, segments: &[Position], position: Position) -> (Option<Duration>, bool) {
         let index = segments.partition_point(|first| *first <= position).saturating_sub(1);
         for (first, next) in with_next(segments).skip(index) {
-            // One that can't be read is told of elsewhere.
+            // `look` reports a segment that can't be read.
             let Ok(file) = self.segment(first) else { continue };
             let Some(file) = file else { return (None, false) };
             let limit = next.unwrap_or(Position::MAX);
@@ -524,7 +538,7 @@ impl Directory {
     }
 }
 
-/// Each segment with the next one's first position.
+/// Each segment with the first position of the next one.
 fn with_next(segments: &[Position]) -> impl Iterator<Item = (Position, Option<Position>)> {
     let next = segments.iter().skip(1).copied().map(Some).chain([None]);
     segments.iter().copied().zip(next)
@@ -534,6 +548,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
+/// The error for an output that is not in the cursors file.
 fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error {
     let names: Vec<String> =
         outputs.into_iter().flatten().map(|(name, _)| printable(name)).collect();
@@ -541,7 +556,7 @@ fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error
     Error::NoOutput { name: name.to_owned(), names }
 }
 
-/// For what a relay writes at this moment.
+/// Gives a relay time to finish a write.
 #[allow(
     clippy::disallowed_methods,
     reason = "commands have no runtime whose threads it could block"

@@ -32,8 +32,8 @@ impl Output {
         self.metrics.lose(loss, events);
     }
 
-    /// Tells the output's report of losses whether events are kept until the output has them. The log
-    /// says so while the output is down.
+    /// Tells the output's report of losses whether events are kept until the output has them. The
+    /// log says so while the output is down.
     pub(super) fn show_keeping(&self, when_full: WhenFull) {
         self.metrics.losses.keep(self.required && when_full == WhenFull::Reject);
     }
@@ -75,15 +75,15 @@ pub(super) fn written(when_full: WhenFull) -> String {
 }
 
 /// The events on the counters of outputs that have left, by name. When an output of the same name
-/// joins later, its counters go on from there. There is one number for a name, however often outputs
-/// of that name come and go.
+/// joins later, its counters go on from there. There is one number for a name, however often
+/// outputs of that name come and go.
 #[derive(Default)]
 pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
-    /// What `output_start_events` of an output that joins now has to be, so that accepted events and
-    /// the output's counters add up: plus what is on its counters from before, minus the `accepted`
-    /// events, of which it gets none.
+    /// What `output_start_events` of an output that joins now has to be, so that accepted events
+    /// and the output's counters add up: plus what is on its counters from before, minus the
+    /// `accepted` events, of which it gets none.
     pub(super) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
     }

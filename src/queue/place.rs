@@ -1,8 +1,9 @@
 //! Whether a directory could be used, found out without a change to the disk.
 //!
-//! For `check`, which may run beside a relay, as another user than it thinks, or before the volume
-//! is there. What the relay would do is asked of the kernel (access(2)); nothing is made, opened
-//! for writing or locked. Whether another relay holds the directory is therefore not known here.
+//! This is for the command `check`, which may run beside a relay, as another user than the relay's,
+//! or before the volume is mounted. It asks the kernel what the relay may do (access(2)). It makes
+//! nothing, opens nothing for writing, and takes no lock. Whether another relay holds the directory
+//! is therefore not known here.
 
 use std::io;
 use std::path::Path;
@@ -30,11 +31,11 @@ const VIRTUAL: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 ///
 /// # Errors
 ///
-/// What stands in the way.
+/// What prevents that.
 pub fn directory(path: &Path) -> Result<(), OpenError> {
     let mut missing: Option<PathBuf> = None;
     for part in path.ancestors() {
-        // The parent of a relative path's first part.
+        // The last ancestor of a relative path is empty, and stands for the working directory.
         let part = if part.as_os_str().is_empty() { Path::new(".") } else { part };
         let failed = |what: &'static str, error: io::Error| {
             Err(OpenError::new(what, missing.clone().unwrap_or_else(|| part.to_owned()), error))
@@ -47,7 +48,7 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
             Err(error) => return failed("make", error),
             Ok(_) => {}
         }
-        // A link that leads nowhere is in the way too.
+        // A link that leads nowhere is an obstacle, as a file is.
         if !part.metadata().is_ok_and(|metadata| metadata.is_dir()) {
             return failed("make", io::ErrorKind::NotADirectory.into());
         }
@@ -63,24 +64,25 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The same of a directory of dead letters, where no link leads to it.
+/// Whether a directory of dead letters could be used. As [`directory`]; a link to a directory is
+/// refused too.
 ///
 /// # Errors
 ///
-/// What stands in the way.
+/// What prevents that.
 pub fn of_dead_letters(path: &Path) -> Result<(), OpenError> {
-    // A slash at the end would follow a link.
+    // With a slash at the end of the path the kernel would follow a link.
     let path: PathBuf = path.components().collect();
     refuse_link(&path)?;
     directory(&path)?;
     read_too(&path)
 }
 
-/// The same of a directory for the durable queue, with what is in it.
+/// Whether a directory could be used for the durable queue, with what is in it.
 ///
 /// # Errors
 ///
-/// As [`super::Queue::open`], as far as it can be seen without opening the queue.
+/// As [`super::Queue::open`], as far as the reasons can be seen without opening the queue.
 pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     directory(root)?;
     if !root.exists() {
@@ -108,7 +110,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     refuse_newer(root)
 }
 
-/// What a newer program has written is not read by this one.
+/// Refuses a directory that a newer version of the program has written.
 fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     let disk = RealDisk::look(root);
     if let Ok((cursors::Found::Newer(version), _)) = cursors::read(&disk) {

@@ -1,7 +1,9 @@
-//! One file of the durable log: what is in it, byte for byte, and how it is read whatever has happened to it.
+//! One file of the durable log: what is in it, byte for byte, and how it is read whatever has
+//! happened to it.
 //!
-//! docs/internals/spool-format.md has the format. A [`Scan`] goes through a segment from one whole record to the next; it never fails on
-//! what it finds, only tells it. It writes nothing.
+//! A [`Scan`] goes through a segment from one whole record to the next. It never fails because of
+//! what it finds: it reports damage. It writes nothing. The format follows.
+#![cfg_attr(doc, doc = include_str!("../../docs/internals/spool-format.md"))]
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,48 +16,50 @@ use super::disk::File;
 use super::disk::SEGMENTS;
 use crate::position::Position;
 
-/// Groups start at its multiples.
+/// A group of records starts at a multiple of this many bytes.
 pub(super) const BLOCK: u64 = 4096;
 
-/// The least that a disk writes or loses.
+/// The fewest bytes that a disk writes or loses at once.
 const SECTOR: u64 = 512;
 
-/// Where the first group starts.
+/// The offset where the first group starts.
 pub(super) const FIRST_RECORD: u64 = BLOCK;
 
-/// Bytes before a record's lines.
+/// Bytes of a record's header, which is before its lines.
 pub(super) const RECORD_HEADER: u64 = 64;
 
 const RECORD_HEADER_LENGTH: usize = 64;
 
-/// Of a segment's header; zeros follow.
+/// Bytes of a segment's header. Zeros follow it, up to the first group.
 pub(super) const SEGMENT_HEADER: usize = 48;
 
-/// Of the format.
+/// The version of the format.
 pub(super) const VERSION: u32 = 1;
 
-// 0xFF is in no UTF-8, and 0 in no JSON: no event can look like one.
+// No event can contain a magic: UTF-8 has no byte 0xFF, and JSON has no byte 0.
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// What is read ahead for those who have no other wish.
+/// A scan reads this many bytes ahead, and keeps them, unless [`Scan::ahead`] says otherwise.
 pub(super) const WINDOW: u64 = 1 << 20;
 
-/// Beyond it, bytes are only looked at, and not kept.
+/// Longer lines than the window are checked in steps of this many bytes, and are not kept.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
-/// A zero alone at the end of a record may be a changed byte as well as a sector that was not written.
+/// At least this many zeros at the end of a record mean that a sector was not written. A single
+/// zero may be a changed byte.
 const ZEROS_MIN: u64 = 2;
 
-/// How often a block is read before it is taken for unreadable.
+/// A block is read this often before it counts as unreadable.
 pub(super) const READS: u32 = 3;
 
-/// `segments/%020u.seg`.
+/// The name of the segment that begins at a position: `segments/%020u.seg`.
 pub(super) fn file_name(first: Position) -> String {
     format!("{SEGMENTS}/{first:020}.seg")
 }
 
-/// The first position that a file in `segments/` is named by; `None` for what is no segment.
+/// The first position in the name of a file in `segments/`. `None` if the name is not that of a
+/// segment.
 pub(super) fn position_of(name: &str) -> Option<Position> {
     let digits = name.strip_suffix(".seg")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -80,23 +84,24 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     field.map_or(0, u64::from_le_bytes)
 }
 
-/// The first bytes of a segment.
+/// The header of a segment: its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
-    /// The position of its first event.
+    /// The position of the segment's first event.
     pub(super) first: Position,
-    /// Bytes of all lines before it.
+    /// The byte number there: bytes of all lines in the log before this segment.
     pub(super) first_byte: u64,
-    /// When it was made, in ms since 1970.
+    /// When the segment was made, in ms since 1970.
     pub(super) made: u64,
 }
 
-/// What is wrong with a segment's header.
+/// Why a segment's header can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BadHeader {
-    /// It does not check.
+    /// The header does not check.
     Damaged,
-    /// It checks, and a newer version has written it.
+    /// The header checks, and a newer version of the program has written it; this is its format
+    /// version.
     Newer(u32),
 }
 
@@ -128,7 +133,8 @@ impl SegmentHeader {
         }
     }
 
-    /// Of the segment that is named by this position. One that can't be read is damaged.
+    /// Reads the header of the segment that is named by this position. One that can't be read
+    /// counts as damaged.
     pub(super) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
         (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
@@ -137,37 +143,37 @@ impl SegmentHeader {
     }
 }
 
-/// What is before a record's lines.
+/// The header of a record, which is before its lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordHeader {
-    /// The position of its first event.
+    /// The position of the record's first event.
     pub(super) first: Position,
-    /// Bytes of all lines before it.
+    /// The byte number there: bytes of all lines in the log before this record.
     pub(super) first_byte: u64,
-    /// When it was received, in ms since 1970.
+    /// When the batch was received, in ms since 1970.
     pub(super) received: u64,
-    /// Bytes of its lines.
+    /// Bytes of the record's lines.
     pub(super) length: u64,
-    /// Number of its events, at least 1.
+    /// The number of the record's events, at least 1.
     pub(super) events: u64,
-    /// The position of the first event that was written and synced together with it.
+    /// The position of the first event of the group: what was written and synced together.
     pub(super) group: Position,
-    /// CRC-32C of its lines.
+    /// CRC-32C of the record's lines.
     pub(super) crc: u32,
 }
 
 impl RecordHeader {
-    /// Behind its last event.
+    /// The position behind the last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// Bytes of all lines up to its end.
+    /// The byte number behind the last line.
     pub(super) fn end_byte(&self) -> u64 {
         self.first_byte + self.length
     }
 
-    /// Bytes in the file.
+    /// Bytes of the whole record in the file.
     pub(super) fn size(&self) -> u64 {
         RECORD_HEADER + self.length
     }
@@ -206,7 +212,8 @@ impl RecordHeader {
             group: Position::new(u64_at(bytes, 48)),
             crc: u32_at(bytes, 56),
         };
-        // So that sums of a record that was forged with a right checksum do not overflow either.
+        // A record may be forged with a right checksum. With these limits no sum of its numbers
+        // overflows.
         let sane = header.events > 0
             && header.length >= header.events
             && header.group <= header.first
@@ -216,71 +223,84 @@ impl RecordHeader {
     }
 }
 
-/// Whether a scan reads lines, or goes from header to header.
+/// What a scan reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
-    /// Headers only.
+    /// Headers only: a scan goes from header to header.
     Headers,
-    /// Lines too.
+    /// Headers and lines, whose checksum it checks.
     Lines,
 }
 
-/// What a scan comes across.
+/// What a scan has come across.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// A whole record.
     Record(Record),
-    /// Something else.
+    /// Bytes that are no record and no padding.
     Damage(Damage),
 }
 
 /// A record that checks.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    /// Where its header is.
+    /// The offset of the record's header.
     pub(super) offset: u64,
     pub(super) header: RecordHeader,
-    /// `None` where they were not asked for, or are longer than the scan's window; [`Scan::read_lines`] reads those in
-    /// parts.
+    /// The lines. `None` if the scan reads headers only, or if the lines are longer than its
+    /// window; [`Scan::read_lines`] reads those in parts.
     pub(super) lines: Option<Bytes>,
 }
 
 /// Bytes of a segment that don't check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
-    /// Where.
+    /// Where the bytes are in the file.
     pub(super) bytes: Range<u64>,
-    /// How many events were there, as far as can be told from them alone.
+    /// The number of events that were there, as far as these bytes alone tell.
     pub(super) events: u64,
-    /// Bytes of their lines, likewise.
+    /// Bytes of their lines, as far as these bytes alone tell.
     pub(super) lines: u64,
-    /// It looks as what was written and never synced does: sectors of zeros, or cut off.
+    /// The bytes look like a write that was never synced: sectors of zeros, or cut off.
     pub(super) torn: bool,
 }
 
 /// A walk through a segment.
+///
+/// It expects a record at a known offset with a known position. If one is there, the scan returns
+/// it and goes on behind it. If zeros up to the next block are there, they are padding. Otherwise
+/// it looks for the magic of the next record that checks, and returns the bytes before that as
+/// damage. It ends at the end of the file, at the offset given, or at a record whose position
+/// belongs to the next segment.
+///
+/// Reads go through a window: some megabytes of the file in memory, from which lines are shared and
+/// not copied. Bytes that can't be read are taken for zeros, and remembered as unreadable, so that
+/// they count as damage and never as a torn write.
+///
+/// Invariant: positions of records that are returned rise. What must never happen: that a record is
+/// returned whose checksums are wrong.
 pub(super) struct Scan<'a> {
     file: &'a dyn File,
     window: Bytes,
     window_at: u64,
-    /// How much is read at once, and kept; longer lines are read in parts.
+    /// Bytes that are read at once, and kept. Longer lines are read in parts.
     ahead: u64,
-    /// The next byte.
+    /// The offset of the next byte.
     at: u64,
-    /// Nothing from here on.
+    /// The offset where the scan ends.
     end: u64,
-    /// Records at or beyond it are another segment's.
+    /// Records at or behind this position belong to the next segment.
     limit: Position,
-    /// The expected position.
+    /// The position that the next record should have.
     next: Position,
     check: Check,
-    /// Blocks that could not be read, and were taken for zeros.
+    /// Offsets of blocks that could not be read, and were taken for zeros.
     unreadable: BTreeSet<u64>,
 }
 
 impl<'a> Scan<'a> {
-    /// From a file's offset, where this position is expected, to its end or the end given. `limit`: the first position of
-    /// the next segment.
+    /// Begins at an offset of the file, where the record with this position is expected, and ends
+    /// at `end` or at the end of the file. `limit`: the first position of the next segment.
     pub(super) fn new(
         file: &'a dyn File,
         (at, next): (u64, Position),
@@ -288,7 +308,7 @@ impl<'a> Scan<'a> {
         limit: Position,
         check: Check,
     ) -> Self {
-        // Without a length all of it is unreadable, which the reads will tell.
+        // If the length can't be read, nothing of the file can, and the reads will show that.
         let end = file.bytes().map_or(end, |bytes| bytes.min(end));
         Self {
             file,
@@ -304,33 +324,33 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Whether all could be read so far.
+    /// Whether everything could be read so far.
     pub(super) fn has_read_all(&self) -> bool {
         self.unreadable.is_empty()
     }
 
-    /// Whether these bytes could be read, as far as they were.
+    /// Whether all of these bytes that the scan has come to could be read.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
     }
 
-    /// The offset behind what was found.
+    /// The offset behind what was found last.
     pub(super) fn offset(&self) -> u64 {
         self.at
     }
 
-    /// The position behind the last record that was found whole.
+    /// The position behind the last whole record.
     pub(super) fn position(&self) -> Position {
         self.next
     }
 
-    /// Reads so much at once.
+    /// Sets how many bytes are read at once.
     pub(super) fn ahead(mut self, bytes: u64) -> Self {
         self.ahead = bytes;
         self
     }
 
-    /// Whether the next record was read already.
+    /// Whether the next record is in the window already.
     pub(super) fn is_ahead(&self) -> bool {
         let end = self.window_at + self.window.len() as u64;
         let inside = |at: u64| {
@@ -341,7 +361,7 @@ impl<'a> Scan<'a> {
         inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
     }
 
-    /// The next record, or what is in its place.
+    /// The next record, or the damage that is in its place. `None` at the end.
     pub(super) fn next(&mut self) -> Option<Found> {
         loop {
             if self.at >= self.end || self.next >= self.limit {
@@ -350,7 +370,7 @@ impl<'a> Scan<'a> {
             }
             let offset = self.at;
             let Some(header) = self.header(offset) else {
-                // Rests of a block are padding; what is behind them decides where the next record is.
+                // Zeros up to the end of the block are padding: the next record is behind them.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
                 let inside = !offset.is_multiple_of(BLOCK);
                 if inside && self.is_zero(offset..block) && self.has_read(&(offset..block)) {
@@ -362,7 +382,7 @@ impl<'a> Scan<'a> {
                 let mut bytes = self.trim(offset..self.at);
                 let next = found.and_then(|found| self.header(found));
                 if bytes.is_empty() && next.is_some_and(|next| next.first > self.next) {
-                    // Zeros in the place of records.
+                    // There are zeros where records should be.
                     bytes = offset..self.at;
                 }
                 if bytes.is_empty() {
@@ -408,7 +428,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Lines of a record from an offset in the file on: about so many bytes, whole lines, at least one.
+    /// Lines of a record from the offset `from` on: about this many bytes, whole lines, at least
+    /// one.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
         let mut size = about.max(1).min(end - from);
         loop {
@@ -423,7 +444,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Where the n-th line of what is in `bytes` starts, from 0; its end where there are not so many.
+    /// The offset where the n-th line of these bytes starts, counted from 0. The end of the bytes
+    /// if they have fewer lines.
     pub(super) fn nth_line(&mut self, bytes: Range<u64>, n: u64) -> u64 {
         let (mut at, mut left) = (bytes.start, n);
         while left > 0 && at < bytes.end {
@@ -439,7 +461,8 @@ impl<'a> Scan<'a> {
         at
     }
 
-    /// `Some` if the lines check, with them if they are short.
+    /// Checks the lines of a record. `None` if they do not check; `Some(None)` if they do and are
+    /// longer than the window.
     fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
         if header.length <= self.ahead {
             let lines = self.read(at, header.length);
@@ -454,7 +477,7 @@ impl<'a> Scan<'a> {
         (crc == header.crc).then_some(None)
     }
 
-    /// The next offset with a header of a record that may come next.
+    /// The next offset with the header of a record that may come next; `None` if there is none.
     fn find(&mut self, from: u64) -> Option<u64> {
         let finder = memchr::memmem::Finder::new(&RECORD_MAGIC);
         let mut at = from;
@@ -466,7 +489,7 @@ impl<'a> Scan<'a> {
                     return Some(found);
                 }
             }
-            // One may begin in the last bytes.
+            // A magic may begin in the last bytes of this step.
             let overlap =
                 if at + (read.len() as u64) < self.end { RECORD_MAGIC.len() - 1 } else { 0 };
             at += (read.len() - overlap) as u64;
@@ -478,7 +501,7 @@ impl<'a> Scan<'a> {
         RecordHeader::decode(self.peek(at, RECORD_HEADER))
     }
 
-    /// What is known of bytes that don't check.
+    /// What can be told of bytes that do not check. `header`: of the record there, if that checks.
     fn damage(&mut self, bytes: Range<u64>, header: Option<RecordHeader>) -> Damage {
         let (mut torn, mut newlines) = (bytes.end > self.end, 0);
         let mut at = bytes.start;
@@ -486,7 +509,7 @@ impl<'a> Scan<'a> {
         while at < end {
             let step = (at + STEP as u64).next_multiple_of(SECTOR).min(end) - at;
             let read = self.read(at, step);
-            // A line break in what should be a header ends no line.
+            // A line break within the bytes of the header ends no line.
             let head = (bytes.start + RECORD_HEADER).saturating_sub(at);
             let lines = usize::try_from(head).ok().and_then(|head| read.get(head..));
             newlines += memchr::memchr_iter(b'\n', lines.unwrap_or_default()).count() as u64;
@@ -502,14 +525,14 @@ impl<'a> Scan<'a> {
         }
         let (events, lines) = match header {
             Some(header) => {
-                // A write that failed has written its front.
+                // A write that was not finished may have written the front of the record only.
                 let rest = self.read(end.saturating_sub(ZEROS_MIN), ZEROS_MIN);
                 torn |= rest.iter().all(|byte| *byte == 0);
                 (header.events, header.length)
             }
             None => {
                 let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
-                // No record is so short: what follows was not written.
+                // No record is as short as that: the rest of it was not written.
                 torn |= lines == 0;
                 (newlines, lines)
             }
@@ -523,13 +546,14 @@ impl<'a> Scan<'a> {
         self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
     }
 
-    /// Where the last of what could not be read ends.
+    /// The end of the last of these bytes that could not be read; `None` if all could.
     fn unreadable_end(&self, bytes: &Range<u64>) -> Option<u64> {
         let last = self.unreadable.range(..bytes.end).next_back()?;
         Some((last + BLOCK).min(bytes.end)).filter(|end| *end > bytes.start)
     }
 
-    /// Without zeros at the end, unless they only stand for what can't be read.
+    /// The bytes without the zeros at their end, unless those stand for bytes that could not be
+    /// read.
     fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
         let (mut end, mut last) = (bytes.end, bytes.start);
         while end > bytes.start && last == bytes.start {
@@ -543,19 +567,20 @@ impl<'a> Scan<'a> {
         bytes.start..last.max(self.unreadable_end(&bytes).unwrap_or(last))
     }
 
-    /// So many bytes; behind the end of the file they are zeros.
+    /// Bytes of the file; behind its end they are zeros.
     fn peek(&mut self, at: u64, size: u64) -> &[u8] {
         let range = self.reach(at, size);
         &self.window[range]
     }
 
-    /// Bytes that are shared, not copied, as far as they lie in the window.
+    /// Bytes of the file, which are shared with the window and not copied. Behind the end they are
+    /// zeros.
     pub(super) fn read(&mut self, at: u64, size: u64) -> Bytes {
         let range = self.reach(at, size);
         self.window.slice(range)
     }
 
-    /// Where in the window they are.
+    /// The place of these bytes in the window, which is moved there if needed.
     fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
         let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
         if !inside {
@@ -565,7 +590,8 @@ impl<'a> Scan<'a> {
         index(at)..index(at + size)
     }
 
-    /// Puts the window there. What can't be read is taken for zeros.
+    /// Moves the window there. If a read fails, each block is read alone, so that one bad block
+    /// costs no others. Blocks that can't be read are taken for zeros.
     fn load(&mut self, at: u64, size: u64) {
         let ahead = match self.check {
             Check::Headers => BLOCK,
@@ -574,7 +600,6 @@ impl<'a> Scan<'a> {
         let size = size.max(ahead.min(self.end.saturating_sub(at)));
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
         if self.file.read_at(&mut buffer, at).is_err() {
-            // Only blocks as the page cache has them cost no others.
             let (mut from, mut rest) = (at, buffer.as_mut_slice());
             while !rest.is_empty() {
                 let length = usize::try_from(BLOCK - from % BLOCK).unwrap_or(usize::MAX);

@@ -1,4 +1,5 @@
-//! From the first record to the last: what is whole, what is damaged, what is missing.
+//! From the first record of a directory to the last: what is whole, what is damaged, what is
+//! missing.
 
 use std::ops::Range;
 
@@ -32,24 +33,32 @@ use crate::queue::tail::Tail;
 
 /// What a walk is for.
 pub(super) struct Want<'a> {
-    /// Lines are told.
+    /// The lines of whole records are told.
     pub(super) lines: bool,
-    /// What this output has finished is not missed.
+    /// Events that this output has finished are not missing. `None`: events that all outputs have
+    /// finished.
     pub(super) output: Option<&'a str>,
-    /// Events before it are passed over.
+    /// Events before this position are skipped.
     pub(super) from: Position,
 }
 
 /// A walk through all segments.
+///
+/// It goes from record to record, and compares the position of each with the one where the last
+/// record ended. A difference is either damage, if bytes in between do not check, or missing
+/// events. Missing events count only if they are still needed: not before the outputs' watermarks,
+/// and not in a hole. Before it reports any, the walk reads the cursors file again, because a
+/// running relay may just have deleted the segment.
 pub(super) struct Walk<'a, 't> {
     directory: &'a Directory,
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
-    /// Events before it are not needed any more; `None`: all that there are.
+    /// Events before this position are not needed any more. `None`: the cursors file can't be read,
+    /// and events count from the first one that is there.
     floor: Option<Position>,
-    /// Events that `drop_oldest` has dropped and counted.
+    /// Events that the relay has dropped and counted.
     holes: Vec<Hole>,
-    /// What comes next.
+    /// The position of the next event.
     position: Position,
     verdict: Verdict,
 }
@@ -67,13 +76,14 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Goes through the segments that there are now. `found`: the cursors file, as read before.
+    /// Goes through the segments that there are now. `found`: the cursors file, which was read
+    /// before.
     pub(super) fn run(mut self, found: &cursors::Found) -> Result<Verdict, Error> {
         self.believe(found.contents());
         let segments = self.directory.segments()?;
         let state = CursorsFile::from(found);
         let fresh = state == CursorsFile::Missing && segments.is_empty();
-        // Lines are whole without it.
+        // For an export the cursors file does not matter: lines are whole without it.
         if !self.want.lines && state != CursorsFile::Whole && !fresh {
             self.find(&Finding::Cursors(state))?;
         }
@@ -91,7 +101,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(self.verdict)
     }
 
-    /// Takes what is needed from the cursors file, as far as it can be read.
+    /// Takes over what the cursors file says of needed events, if it could be read.
     fn believe(&mut self, contents: Option<&Contents>) {
         let Some(contents) = contents else { return };
         let output = self.want.output.and_then(|name| contents.outputs.get(name));
@@ -110,12 +120,12 @@ impl<'a, 't> Walk<'a, 't> {
         self.tell(Seen::Finding(finding))
     }
 
-    /// Nothing was found up to this position.
+    /// Nothing was found up to this position: reports what of that is missing.
     fn miss(&mut self, until: Position) -> Result<(), Error> {
         let positions = self.position..until;
         let mut events = self.needed(&positions);
         if events > 0 {
-            // A segment is deleted when the cursors file says that no output needs it.
+            // A relay deletes a segment after the cursors file says that no output needs it.
             self.believe(self.directory.cursors()?.contents());
             events = self.needed(&positions);
         }
@@ -134,6 +144,7 @@ impl<'a, 't> Walk<'a, 't> {
         events.saturating_sub(cursors::dropped_in(&self.holes, &positions))
     }
 
+    /// Goes through one segment.
     fn segment(
         &mut self,
         first: Position,
@@ -143,7 +154,7 @@ impl<'a, 't> Walk<'a, 't> {
         let name = segment::file_name(first);
         let file = match self.directory.segment(first) {
             Ok(Some(file)) => file,
-            // What it held is missing, or is not needed any more.
+            // The segment was deleted. Its events are missing, or are not needed any more.
             Ok(None) => return Ok(()),
             Err(error) => {
                 self.position = next.unwrap_or(known).max(first);
@@ -161,13 +172,13 @@ impl<'a, 't> Walk<'a, 't> {
             let unfinished = tail.unfinished.map(|offset| (name.clone(), offset));
             if header.is_none() && tail.damages.is_empty() && tail.end.position.max(known) <= first
             {
-                // It was about to be made.
+                // A relay has begun to make this segment.
                 self.verdict.unfinished = unfinished.or(Some((name, 0)));
                 return Ok(());
             }
             self.verdict.unfinished = unfinished;
         }
-        // A header that was not there a moment ago was written before the first record.
+        // The header is read again: it may have been written since, before the first record.
         if header.is_none() && self.directory.header(&*file, first, false)?.is_none() {
             let bytes = SEGMENT_HEADER as u64;
             self.find(&Finding::Damaged { file: name.clone(), offset: 0, bytes, events: 0 })?;
@@ -178,6 +189,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(())
     }
 
+    /// Takes in what was found next.
     fn step(&mut self, name: &str, step: Step<'_, '_>) -> Result<(), Error> {
         match step {
             Step::Record(scan, record) => {
@@ -200,7 +212,7 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Tells the lines of a record. `false`: they do not check any more.
+    /// Tells the lines of a record. `false` if they do not check any more.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
         let passed = self.want.from.saturating_since(header.first);
@@ -225,15 +237,16 @@ impl<'a, 't> Walk<'a, 't> {
     }
 }
 
-/// The records of a segment are before it. What follows was never acknowledged, and its positions are another's, or were
-/// one's that `drop_oldest` has dropped.
+/// The records of a segment lie before this position. What follows was never acknowledged: its
+/// positions belong to the next segment, or to one that was dropped.
 pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
     let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// The last segment behind what is known to be synced, read again as long as something in it does not check: a relay may be
-/// writing it. `first`: where it begins.
+/// The end of the last segment, behind what is known to be synced. It is read again as long as
+/// something in it does not check, because a relay may be writing it. `first`: where the segment
+/// begins.
 pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Position) -> Tail {
     let segment = Segment { file, first: first.position, size: u64::MAX, limit, end: limit };
     let (offset, position) = segment.place_of(known);
@@ -254,21 +267,21 @@ pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Po
 struct Segment<'a> {
     file: &'a dyn File,
     first: Position,
-    /// Nothing from this offset on.
+    /// The offset where the segment's part of the log ends.
     size: u64,
-    /// Records from here on are not its own.
+    /// Records from this position on are not the segment's own.
     limit: Position,
-    /// Behind its last event.
+    /// The position behind its last event.
     end: Position,
 }
 
-/// What is come across in a segment.
+/// What a segment has next.
 enum Step<'s, 'f> {
     /// A record that checks.
     Record(&'s mut Scan<'f>, &'s Record),
-    /// Bytes that don't, and the positions that were there.
+    /// Bytes that do not check, and the positions that were there.
     Damaged { offset: u64, bytes: u64, positions: Range<Position> },
-    /// Nothing, up to this position.
+    /// No bytes and no records, up to this position.
     Absent(Position),
 }
 
@@ -279,7 +292,7 @@ impl<'a> Segment<'a> {
         Scan::new(self.file, begin, self.size, self.limit, check)
     }
 
-    /// Offset and position where the record with an event is expected.
+    /// The offset and the position where the record with an event is expected.
     fn place_of(&self, event: Position) -> (u64, Position) {
         let begin = (FIRST_RECORD, self.first);
         if event <= self.first {
@@ -290,7 +303,7 @@ impl<'a> Segment<'a> {
         (scan.offset(), scan.position())
     }
 
-    /// From a record on: the position behind what was found.
+    /// Goes from a record to the end of the segment. Returns the position behind what was found.
     fn read(&self, begin: (u64, Position), take: &mut Take<'_>) -> Result<Position, Error> {
         let (mut scan, mut position) = (self.scan(begin, Check::Lines), begin.1);
         let mut damages: Vec<Damage> = Vec::new();
@@ -320,7 +333,7 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// What is between two records as one step, if there is anything.
+/// The damage between two records as one step; `None` if there is none.
 fn damaged<'s, 'f>(damages: &[Damage], positions: Range<Position>) -> Option<Step<'s, 'f>> {
     let offset = damages.first()?.bytes.start;
     let bytes = damages.iter().map(|damage| damage.bytes.end - damage.bytes.start).sum();
