@@ -56,23 +56,23 @@ pub use reports::LostAs;
 pub use reports::Reports;
 pub use reports::State;
 
-/// The longest [`LastRejected::message`], in characters. The relay's own messages are shorter, and
-/// quote at most one word that a client has chosen.
+/// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
+/// shorter, and quote at most one word that a client has chosen.
 const MESSAGE_MAX: usize = 300;
 
-/// The last request that was refused, for `/status`. It holds nothing of the request's body except
-/// for what the response quotes: one word that should have been another.
+/// The last request that was refused, for `/status`. The value holds nothing of the request's body,
+/// except that `message` may quote one wrong word.
 #[derive(Debug, Clone)]
 pub struct LastRejected {
-    /// The label of the listener or the source that the request came to.
+    /// The label of the listener or source that received the request.
     pub listener: Arc<str>,
-    /// Why the request was refused.
+    /// The reason why the request was refused.
     pub reason: Rejection,
-    /// The status of the response.
+    /// The HTTP status of the response.
     pub code: u16,
-    /// The sentence that the sender got, cut to 300 characters.
+    /// The sentence that the sender received, cut to 300 characters.
     pub message: String,
-    /// When the request was refused.
+    /// The time at which the request was refused.
     pub at: Instant,
 }
 
@@ -136,13 +136,13 @@ impl Telemetry {
         self.handle.render()
     }
 
-    /// The values of [`Telemetry::render`] as numbers.
+    /// Returns the values of all series, which are those of [`Telemetry::render`], as numbers.
     #[must_use]
     pub fn read(&self) -> Reading {
         Reading::new(&self.render())
     }
 
-    /// The last request that was refused; `None` before the first one.
+    /// Returns the last request that was refused; `None` if no request was refused yet.
     #[must_use]
     pub fn last_rejected(&self) -> Option<LastRejected> {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -163,7 +163,7 @@ impl Telemetry {
         self.handle.run_upkeep();
     }
 
-    /// Handles of one listener or source.
+    /// Returns the handles of the metrics of one listener or source.
     #[must_use]
     pub fn listener(&self, label: &str) -> ListenerMetrics {
         ListenerMetrics::register(
@@ -175,31 +175,31 @@ impl Telemetry {
         )
     }
 
-    /// `in_flight_bytes`.
+    /// Returns the handle of the metric `in_flight_bytes`.
     pub fn in_flight(&self) -> Gauge {
         catalog::InFlightMetrics::register(&self.recorder, []).bytes
     }
 
-    /// `error_total` of an output, or of the queue.
+    /// Returns the counter `error_total` of one output, or of the queue.
     fn lost(&self, plugin: &str) -> metrics::Counter {
         let labels = [labels::PLUGIN.with(plugin)];
         catalog::LostMetrics::register(&self.recorder, labels).events
     }
 
-    /// Handles of the queue.
+    /// Returns the handles of the queue's metrics.
     #[must_use]
     pub fn queue(&self) -> QueueMetrics {
         let lost = self.lost(reports::QUEUE);
         QueueMetrics::register(&self.recorder, [], lost, self.reports.losses(reports::QUEUE))
     }
 
-    /// Handles that count reloads of the config.
+    /// Returns the handles that count reloads of the config.
     #[must_use]
     pub fn reloads(&self) -> ReloadMetrics {
         ReloadMetrics::register(&self.recorder, [])
     }
 
-    /// Handles of one output.
+    /// Returns the handles of the metrics of one output.
     #[must_use]
     pub fn output(&self, name: &str) -> OutputMetrics {
         let labels = [labels::OUTPUT.with(name)];
@@ -207,7 +207,7 @@ impl Telemetry {
         OutputMetrics::register(&self.recorder, labels, self.lost(name), losses)
     }
 
-    /// Sets `output_required`.
+    /// Sets the metric `output_required` of an output.
     pub fn output_required(&self, name: &str, required: bool) {
         let labels = [labels::OUTPUT.with(name)];
         let metrics = catalog::RequiredMetrics::register(&self.recorder, labels);
@@ -220,12 +220,12 @@ impl Telemetry {
         self.reports.losses(name).add(Loss::Removed, events, None);
     }
 
-    /// `dead_letter_dropped_events_total`.
+    /// Returns the handle of `dead_letter_dropped_events_total`.
     pub fn dead_letters_dropped(&self) -> DroppedLetters {
         DroppedLetters::register(&self.recorder, [], self.reports.losses(reports::QUEUE))
     }
 
-    /// The reporter of losses and of states that change.
+    /// Returns the handle that notes losses and changes of states for the log.
     #[must_use]
     pub fn reports(&self) -> Reports {
         self.reports.clone()
@@ -248,8 +248,8 @@ impl Telemetry {
     }
 }
 
-/// If a line of `/metrics` is a state of an output or a listener: `output` or `listener`, and the
-/// name. `None` for every other line.
+/// Returns the kind (`output` or `listener`) and the name that a line of `/metrics` is about, if
+/// the line is a state of an output or a listener; `None` for every other line.
 fn state_of(line: &str) -> Option<(&str, &str)> {
     let (metric, labels) = line.strip_prefix(declare::PREFIX)?.split_once('{')?;
     let (place, rest) = labels.split_once("=\"")?;
@@ -258,13 +258,13 @@ fn state_of(line: &str) -> Option<(&str, &str)> {
 }
 
 impl ListenerMetrics {
-    /// Counts a response with this status.
+    /// Counts a response with this HTTP status.
     pub fn answered(&self, status: u16) {
         self.requests.of(labels::Code::of(status)).increment(1);
     }
 
-    /// Counts a request that was not accepted. `code` is the status of the response, `message` the
-    /// sentence that the sender gets.
+    /// Counts a request that was not accepted. `code` is the HTTP status of the response, `message`
+    /// the sentence that the sender receives.
     pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejections.requests.of(reason).increment(1);
         let last = LastRejected {
@@ -315,14 +315,15 @@ impl DroppedLetters {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the present time in seconds since 1970.
 #[must_use]
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
 }
 
 impl ReloadMetrics {
-    /// Counts one reload. `success` is false if the new config was refused.
+    /// Counts one reload of the config: `true` if the new config is in use, `false` if it was
+    /// refused.
     pub fn reloaded(&self, success: bool) {
         let (count, last) = if success {
             (&self.count.success, &self.last.success)
@@ -341,7 +342,7 @@ impl OutputMetrics {
         self.losses.add(loss, events, None);
     }
 
-    /// Counts a failed attempt.
+    /// Counts a failed attempt to deliver, by its reason.
     pub fn failed(&self, reason: AttemptError) {
         self.errors.of(reason).increment(1);
     }

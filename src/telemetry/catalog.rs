@@ -40,23 +40,25 @@ use super::labels::Rejection;
 use super::labels::VERSION;
 use super::reports::Losses;
 
-/// From a single small batch (50 µs) to a request that is held until its events are delivered
-/// (30 s).
+/// The bounds of the buckets for the duration of a request, in seconds: from a single small batch
+/// (50 µs) to a request that waits until its events are delivered (30 s).
 const REQUEST_SECONDS: [f64; 14] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0, 15.0, 30.0,
 ];
 
-/// From a single event (1 ms) to a day's outage.
+/// The bounds of the buckets for the time until delivery, in seconds: from a single event (1 ms) to
+/// an outage of a day.
 const DELIVERY_SECONDS: [f64; 13] =
     [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86_400.0];
 
-/// From a write to a cache (100 µs) to a disk that is about to fail (10 s).
+/// The bounds of the buckets for the duration of a sync to disk, in seconds: from a write to a
+/// cache (100 µs) to a disk that is about to fail (10 s).
 const SYNC_SECONDS: [f64; 12] =
     [0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
 
 catalog! {
     "Losses"
-    /// Counts lost events of one output, or of the queue.
+    /// The handle that counts lost events of one output, or of the queue.
     pub(super) struct LostMetrics [PLUGIN] {
         pub(super) events: Counter = "error_total" {
             help: "Events accepted and then lost or refused for good, by output; plugin \"queue\": events that no output can get.",
@@ -70,7 +72,7 @@ catalog! {
     }
 
     "The queue"
-    /// Handles of the queue, and of what it accepts.
+    /// The handles for the queue and for the batches that it accepts.
     pub struct QueueMetrics [] {
         pub(super) events: Counter = "event_total" {
             help: "Events accepted.",
@@ -187,14 +189,14 @@ catalog! {
                 increase.",
         }
     } with {
-        /// `error_total` of events that no output can get.
+        /// The counter `error_total` for events that no output can get.
         pub errors: Counter,
-        /// Notes events that no output can get for the log.
+        /// Notes losses of events that no output can get, for the log.
         pub(super) losses: Losses,
     }
 
     "Listeners and sources"
-    /// Handles of one listener or source. All listeners share the counters of rejections.
+    /// The handles of one listener or source. All of them share the counters of rejections.
     pub struct ListenerMetrics [LISTENER] {
         pub(super) requests: Each<Code, Counter> = "requests_total" {
             help: "Answered requests, by listener and status.",
@@ -236,7 +238,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// Requests that were refused, over all listeners and sources.
+    /// The handles that count refused requests, over all listeners and sources.
     pub(super) struct RejectionMetrics [] {
         pub(super) requests: Each<Rejection, Counter> = "requests_rejected_total" {
             help: "Requests not accepted, by reason.",
@@ -253,7 +255,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// Bodies that `limits.max_in_flight` counts.
+    /// The handle for the request bodies that `limits.max_in_flight` counts.
     pub(super) struct InFlightMetrics [] {
         pub(super) bytes: Gauge = "in_flight_bytes" {
             help: "Bytes of bodies that are not yet in the queue or wait for their acknowledgement.",
@@ -266,7 +268,7 @@ catalog! {
     }
 
     "Outputs"
-    /// Handles of one output.
+    /// The handles of one output.
     pub struct OutputMetrics [OUTPUT] {
         pub events: Counter = "output_events_total" {
             help: "Events acknowledged by the consumer, each once.",
@@ -367,14 +369,14 @@ catalog! {
                 decides for an event.",
         }
     } with {
-        /// `error_total` of this output.
+        /// The counter `error_total` of this output.
         pub lost: Counter,
-        /// Notes events that this output has lost for the log.
+        /// Notes losses of this output's events, for the log.
         pub losses: Losses,
     }
 
     "Outputs"
-    /// The setting `required` of one output.
+    /// The handle for the setting `required` of one output.
     pub(super) struct RequiredMetrics [OUTPUT] {
         pub(super) required: Gauge = "output_required" {
             help: "1 where events are kept until the consumer has them, 0 where they may be dropped.",
@@ -387,8 +389,8 @@ catalog! {
     }
 
     "Dead letters"
-    /// Dead letters that were deleted to keep within `dead_letter.max_bytes`. Their outputs have
-    /// counted the events as lost before.
+    /// The handle that counts dead letters that were deleted to keep within
+    /// `dead_letter.max_bytes`. Their events were counted as lost by their outputs before.
     pub struct DroppedLetters [] {
         pub(super) events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
@@ -402,7 +404,7 @@ catalog! {
     }
 
     "Certificates"
-    /// The end of one certificate.
+    /// The handle for the end of one certificate's validity.
     pub(super) struct CertificateMetrics [PLACE, ROLE] {
         pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
             help: "notAfter of the relay's own certificate, and of the one that a peer presented last.",
@@ -419,7 +421,7 @@ catalog! {
     }
 
     "Config"
-    /// Counts reloads of the config, by result.
+    /// The handles that count reloads of the config, by result.
     pub struct ReloadMetrics [] {
         pub(super) count: ByResult<Counter> = "config_reload_total" {
             help: "Reloads of the config and of the files that it names, by result.",
@@ -441,7 +443,7 @@ catalog! {
     }
 
     "The program"
-    /// The log and the memory limit.
+    /// The handles for the log and for the memory limit of the process.
     pub(super) struct ProgramMetrics [] {
         pub(super) log_dropped: Counter = "log_dropped_lines_total" {
             help: "Lines of the log that were not written: nobody reads stderr, or not as fast as lines come.",
@@ -462,7 +464,7 @@ catalog! {
     }
 
     "The program"
-    /// The build that runs.
+    /// The handle for the version and revision of the build that runs.
     pub(super) struct BuildMetrics [VERSION, REVISION] {
         pub(super) info: Gauge = "build_info" {
             help: "1, with version and revision of this build.",
@@ -547,20 +549,20 @@ const PROCESS: &[Metric] = &[
     },
 ];
 
-/// What the metrics of the process have in common.
+/// The settings that all metrics of the process have in common.
 const OF_PROCESS: Metric = Metric { prefix: "", kind: Kind::Gauge, ..DEFAULTS };
 
-/// Every metric with a heading for its family, in the order of the reference page.
+/// Returns every heading of the reference page with its family of metrics, in the page's order.
 pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
     FAMILIES.iter().copied().chain([("The process", PROCESS)])
 }
 
-/// Every metric that this crate registers.
+/// Returns every metric that this crate registers.
 pub(super) fn own() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
 }
 
-/// The metric with this name, without a prefix.
+/// Returns the metric with this name, which has no prefix; `None` if there is no such metric.
 pub(super) fn find(name: &str) -> Option<&'static Metric> {
     families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
 }

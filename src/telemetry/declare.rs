@@ -22,19 +22,19 @@ use metrics::Metadata;
 use metrics::Recorder as _;
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-/// The start of every metric's name, except for the metrics of the process.
+/// The prefix of every metric's name, except for the metrics of the process.
 pub(super) const PREFIX: &str = "kube_audit_forwarder_";
 
 /// Everything that is declared about one metric.
 pub(super) struct Metric {
-    /// [`PREFIX`], or empty for the metrics of the process, whose names are the same for all
-    /// programs.
+    /// The prefix of the name: [`PREFIX`], or empty for the metrics of the process, which have the
+    /// same names in all programs.
     pub prefix: &'static str,
-    /// The name without `prefix`.
+    /// The name of the metric without `prefix`.
     pub name: &'static str,
-    /// Counter, gauge or histogram.
+    /// The type of the metric: counter, gauge or histogram.
     pub kind: Kind,
-    /// The line `# HELP` on `/metrics`.
+    /// The text of the line `# HELP` on `/metrics`.
     pub help: &'static str,
     /// The unit of the value, in the plural: `events`, `bytes`.
     pub unit: &'static str,
@@ -42,19 +42,19 @@ pub(super) struct Metric {
     pub family_labels: &'static [Label],
     /// The label that only this metric of the family has, for example `reason`.
     pub own_label: Option<Label>,
-    /// For the reference page: how to read the value.
+    /// The text of the reference page about reading the value.
     pub meaning: &'static str,
-    /// For the reference page: what the operator does when the value moves.
+    /// The text of the reference page about the operator's action when the value moves.
     pub action: &'static str,
     /// The upper bounds of a histogram's buckets; empty for the other kinds.
     pub buckets: &'static [f64],
-    /// True if the value says what an output or a listener is now, not what it has done. Such
-    /// series leave `/metrics` when a reload removes the output or the listener. Their first label
-    /// names it.
+    /// `true`: the value is a present state of an output or a listener, and not a count of past
+    /// events. Such series leave `/metrics` when a reload removes the output or listener that their
+    /// first label names.
     pub is_state: bool,
 }
 
-/// What a declaration in [`catalog!`] does not say.
+/// The values for everything that a declaration in [`catalog!`] may leave out.
 pub(super) const DEFAULTS: Metric = Metric {
     prefix: PREFIX,
     name: "",
@@ -70,12 +70,12 @@ pub(super) const DEFAULTS: Metric = Metric {
 };
 
 impl Metric {
-    /// The name on `/metrics`.
+    /// Returns the name of the metric on `/metrics`.
     pub(super) fn full_name(&self) -> String {
         format!("{}{}", self.prefix, self.name)
     }
 
-    /// All labels of each series, in their order on `/metrics`.
+    /// Returns all labels of each series, in their order on `/metrics`.
     pub(super) fn labels(&self) -> impl Iterator<Item = &Label> {
         self.family_labels.iter().chain(self.own_label.as_ref())
     }
@@ -84,16 +84,16 @@ impl Metric {
 /// The type of a metric, as Prometheus knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Only grows, and starts at 0 with the process.
+    /// The value only grows, and starts at 0 with the process.
     Counter,
-    /// May go up and down.
+    /// The value may go up and down.
     Gauge,
-    /// Counts observations in buckets.
+    /// The metric counts observations in buckets.
     Histogram,
 }
 
 impl Kind {
-    /// The word that the line `# TYPE` on `/metrics` has.
+    /// Returns the name of the type in the line `# TYPE` on `/metrics`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -113,7 +113,7 @@ pub(super) struct Label {
 }
 
 impl Label {
-    /// The label with one of its values.
+    /// Returns the label's name together with one of its values.
     pub(super) fn with(self, value: &str) -> (&'static str, &str) {
         (self.name, value)
     }
@@ -122,9 +122,10 @@ impl Label {
 /// The values that a label may have. No label holds anything that a client chooses.
 #[derive(Clone, Copy)]
 pub(super) enum Values {
-    /// Exactly these. Each has its series from the start.
+    /// The label has exactly these values, and each has its series from the start.
     Fixed(&'static [&'static str]),
-    /// Values from the config or the build, described for the reference page.
+    /// The label has values from the config or the build, and this text describes them on the
+    /// reference page.
     Described(&'static str),
 }
 
@@ -196,14 +197,15 @@ impl Handle for Histogram {
 pub(super) trait LabelValue: Copy + PartialEq + 'static {
     /// The label, with the names of all variants.
     const LABEL: Label;
-    /// All variants.
+    /// All variants of the enum.
     const ALL: &'static [Self];
 
     /// The label's value for this variant.
     fn value(self) -> &'static str;
 }
 
-/// One handle for each value of the label `L`. Cheap to clone; all clones are the same handles.
+/// A set with one handle for each value of the label `L`. Clones are cheap and share the same
+/// handles.
 pub(super) struct Each<L, H>(Arc<[(L, H)]>);
 
 impl<L, H> Clone for Each<L, H> {
@@ -213,7 +215,8 @@ impl<L, H> Clone for Each<L, H> {
 }
 
 impl<L: LabelValue, H> Each<L, H> {
-    /// The handle of this value. A label has at most 15 values, so a search is as fast as an index.
+    /// Returns the handle for this value. A label has at most 15 values, so a search is as fast as
+    /// an index.
     pub(super) fn of(&self, value: L) -> &H {
         let found = self.0.iter().find(|(of, _)| *of == value);
         &found.expect("`register` made a handle for every variant").1
@@ -248,7 +251,7 @@ macro_rules! label_values {
         $seen enum $Enum { $( $(#[$of_variant])* $Variant, )+ }
 
         impl $Enum {
-            /// The label's value.
+            /// Returns the label's value for this variant.
             #[must_use]
             $seen fn name(self) -> &'static str {
                 match self { $( Self::$Variant => $value, )+ }
@@ -373,7 +376,7 @@ macro_rules! catalog {
             }
         )+
 
-        /// The headings of the reference page with their metrics, in the order of declaration.
+        /// Every heading of the reference page with its metrics, in the order of declaration.
         const FAMILIES: &[(&str, &[Metric])] = &[$( ($heading, $Family::METRICS) ),+];
     };
 }

@@ -12,36 +12,37 @@ use super::declare::label_values;
 use crate::audit::LEVELS;
 use crate::audit::LevelCounts;
 
-/// The listener or the source that a request came to.
+/// The label for the listener or source that received a request.
 pub(super) const LISTENER: Label = Label {
     name: "listener",
     values: Values::Described("`listener.address` as the config has it, or the name of a source"),
 };
 
-/// The output that the value is about.
+/// The label for the output that the value is about.
 pub(super) const OUTPUT: Label =
     Label { name: "output", values: Values::Described("`output.name`") };
 
-/// The output that lost events, named like the label of `apiserver_audit_error_total`.
+/// The label for the output that lost events, with the same name as in
+/// `apiserver_audit_error_total`.
 pub(super) const PLUGIN: Label = Label {
     name: "plugin",
     values: Values::Described("`output.name`, or `queue` for events that no output can get"),
 };
 
-/// The owner of a certificate: the first label's name says if it is a listener or an output.
+/// The label for the user of a certificate: its name is `listener` or `output`.
 pub(super) const PLACE: Label = Label {
     name: "listener or output",
     values: Values::Described("the listener's address, or the output's name"),
 };
 
-/// Which side of the connection presented a certificate.
+/// The label for the side of the connection that presented a certificate.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
-/// The version of the build.
+/// The label for the version of the build.
 pub(super) const VERSION: Label =
     Label { name: "version", values: Values::Described("the version in Cargo.toml") };
 
-/// The source revision of the build.
+/// The label for the source revision of the build.
 pub(super) const REVISION: Label = Label {
     name: "revision",
     values: Values::Described(
@@ -50,7 +51,7 @@ pub(super) const REVISION: Label = Label {
 };
 
 label_values! {
-    /// Why a request was not accepted: the label `reason` of `requests_rejected_total`.
+    /// The reason why a request was not accepted: the label `reason` of `requests_rejected_total`.
     pub enum Rejection as "reason" {
         /// The body is not audit events, or the request is not well-formed HTTP.
         Invalid = "invalid",
@@ -80,7 +81,7 @@ label_values! {
 }
 
 label_values! {
-    /// Why an attempt to deliver failed: the label `reason` of `output_errors_total`.
+    /// The reason why an attempt to deliver failed: the label `reason` of `output_errors_total`.
     pub enum AttemptError as "reason" {
         /// The consumer's name has no address.
         Resolve = "resolve",
@@ -88,7 +89,7 @@ label_values! {
         Connect = "connect",
         /// The TLS handshake failed.
         Tls = "tls",
-        /// The consumer did not do anything for too long.
+        /// The consumer did nothing for longer than a timeout allows.
         Timeout = "timeout",
         /// The consumer closed the connection.
         Closed = "closed",
@@ -104,8 +105,8 @@ label_values! {
 }
 
 label_values! {
-    /// The status of a response: the label `code` of `requests_total`. The statuses that the relay
-    /// documents have values of their own; all others are counted by their class.
+    /// The HTTP status of a response: the label `code` of `requests_total`. Each status that the
+    /// relay documents has a value of its own; all other statuses are counted by their class.
     pub(super) enum Code as "code" {
         /// 200.
         Ok = "200",
@@ -141,7 +142,7 @@ label_values! {
 }
 
 impl Code {
-    /// The value that counts this status.
+    /// Returns the variant that counts this HTTP status.
     pub(super) fn of(status: u16) -> Self {
         match status {
             200 => Self::Ok,
@@ -164,8 +165,9 @@ impl Code {
 }
 
 label_set! {
-    /// What an output's settings do to its events. One event may be lowered, trimmed and redacted.
-    /// An event that is dropped or a duplicate does not leave, and is not counted as changed.
+    /// The handles for changes that an output's settings make to events. One event may count as
+    /// lowered, trimmed and redacted. An event that is dropped or a duplicate does not leave, and
+    /// does not count as changed.
     pub struct Filtered as "action" {
         /// The audit policy or the filter keeps the event back.
         dropped,
@@ -181,17 +183,17 @@ label_set! {
 }
 
 label_set! {
-    /// Events that a full queue dropped, by the value of `queue.when_full`.
+    /// The handles for events that a full queue dropped, by the value of `queue.when_full`.
     pub struct Dropped as "reason" {
-        /// Older events, to make room for a new batch.
+        /// The number of older events that were dropped to make room for a new batch.
         drop_oldest,
-        /// The events of a new batch.
+        /// The number of events of new batches that were dropped.
         drop_newest,
     }
 }
 
 label_set! {
-    /// The two results that a reload may have.
+    /// The handles for the two results that a reload may have.
     pub(super) struct ByResult as "result" {
         /// The new config is in use.
         success,
@@ -200,12 +202,12 @@ label_set! {
     }
 }
 
-/// One counter for each audit level, in the order of [`LEVELS`].
+/// The counters of accepted events, one for each audit level, in the order of [`LEVELS`].
 #[derive(Clone)]
 pub(super) struct Levels([Counter; LEVELS.len()]);
 
 impl Levels {
-    /// Counts events by their levels.
+    /// Counts events by their audit levels.
     pub(super) fn add(&self, counts: &LevelCounts) {
         for (counter, count) in self.0.iter().zip(counts) {
             counter.increment(*count);

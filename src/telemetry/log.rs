@@ -45,18 +45,19 @@ use crate::config::Log;
 use crate::config::LogFormat;
 use crate::config::LogLevel;
 
-/// Lines that may wait for the thread. [`BYTES_MAX`] bounds their bytes; the bound that is reached
-/// first counts.
+/// The greatest number of lines that may wait for the log's thread. [`BYTES_MAX`] bounds their
+/// bytes; the bound that is reached first holds.
 const LINES_MAX: usize = 4096;
 
-/// Bytes of the lines that may wait for the thread.
+/// The greatest number of bytes in the lines that wait for the log's thread.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// Lines below `warn` may use this part of both bounds, as numerator and denominator. The last
-/// quarter is for warnings and errors.
+/// The part of both bounds that lines below `warn` may use, as numerator and denominator. The last
+/// quarter is kept for warnings and errors.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
-/// Bytes that the thread writes at once. A line that is longer is written alone.
+/// The greatest number of bytes that the log's thread writes at once. A longer line is written
+/// alone.
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// The pause between two attempts to write to a full pipe that another process has made
@@ -74,16 +75,16 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// The pause before the log's thread starts again after a panic of its own.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The target of the line that says how many lines were dropped.
+/// The target of the log line that reports the number of dropped lines.
 const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
 
 /// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
 
-/// Set by [`start_log`].
+/// The function that changes the settings of the log. [`start_log`] sets it.
 static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 
-/// The queue of the log that was started. Set by [`start_log`].
+/// The queue of lines of the log. [`start_log`] sets it.
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
 /// Starts the log: from now on, log lines and the messages of panics go to stderr. Dependencies log
@@ -98,7 +99,8 @@ pub fn start_log(log: Log) -> io::Result<()> {
     if LINES.get().is_some() {
         return Ok(());
     }
-    // A file of its own, because the thread would hold the lock of `io::stderr` while nobody reads.
+    // `out` is a file of its own, because with `io::stderr` the thread would hold the lock while
+    // nobody reads stderr.
     let mut out = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let queue = Arc::<Lines>::default();
     let for_thread = Arc::clone(&queue);
@@ -123,27 +125,27 @@ pub fn start_log(log: Log) -> io::Result<()> {
     Ok(())
 }
 
-/// Applies new settings to the log. Does nothing before [`start_log`].
+/// Applies new settings to the log. Does nothing if [`start_log`] was not called.
 pub fn change_log(log: Log) {
     if let Some(change) = CHANGE_LOG.get() {
         change(log);
     }
 }
 
-/// Waits until the last lines are written, for a second at most. For the end of the process.
+/// Waits until the last lines are written, but at most a second. The end of the process calls this.
 pub fn end_log() {
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_LINES);
     }
 }
 
-/// The number of lines that were dropped since the start of the process.
+/// Returns the number of lines that were dropped since the start of the process.
 pub(super) fn dropped_lines() -> u64 {
     LINES.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }
 
-/// The panic hook: logs the panic. The hook of std would write to stderr itself, and block if
-/// nobody reads it.
+/// Logs a panic, as the panic hook. The hook of the standard library would write to stderr itself,
+/// and would block if nobody reads stderr.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("without a name");
@@ -160,7 +162,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// The filter for this level: the relay logs from `level` on, dependencies from `warn` on at most.
+/// Returns the filter for this level: the relay logs from `level` on, dependencies from `warn` on
+/// at most.
 fn targets(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -175,7 +178,7 @@ fn targets(level: LogLevel) -> Targets {
         .with_target("kube_audit_forwarder", level)
 }
 
-/// The layer that formats lines and puts them into the queue.
+/// Returns the layer that formats log lines and puts them into the queue.
 fn lines<S>(format: LogFormat, queue: &Arc<Lines>) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -188,43 +191,44 @@ where
     }
 }
 
-/// The bounded queue of lines in front of the thread that writes them to stderr. Any thread pushes;
-/// only the log's thread takes.
+/// The bounded queue of lines for the log's thread, which writes them to stderr. Any thread adds
+/// lines; only the log's thread takes them.
 #[derive(Default)]
 struct Lines {
     state: Mutex<LinesState>,
-    /// Wakes the log's thread: there is a line.
+    /// Wakes the log's thread, because there is a line to write.
     more: Condvar,
-    /// Wakes the threads in [`Lines::flush`]: all lines are written.
+    /// Wakes the threads in [`Lines::flush`], because all lines are written.
     idle: Condvar,
-    /// Lines that were dropped since the start.
+    /// The number of lines that were dropped since the start.
     dropped: AtomicU64,
 }
 
 #[derive(Default)]
 struct LinesState {
-    /// Lines in the order in which they were pushed. Each has one `\n`, at its end.
+    /// The lines that wait for the log's thread, in the order in which they were added. Each line
+    /// has one `\n`, at its end.
     waiting: VecDeque<Vec<u8>>,
-    /// The sum of the bytes of `waiting`.
+    /// The number of bytes in `waiting`.
     bytes: usize,
-    /// When the thread took the group that it is writing; `None` while the thread has nothing to
-    /// write.
+    /// The time at which the log's thread took the lines that it writes now; `None`: the thread has
+    /// nothing to write.
     writing: Option<Instant>,
-    /// True if the last write failed: the reader has gone, or a disk is full.
+    /// `true`: the last write failed, because the reader of stderr has gone or a disk is full, for
+    /// example.
     failing: bool,
-    /// Dropped lines that no log line has reported yet.
+    /// The number of dropped lines that no log line has reported yet.
     untold: u64,
 }
 
 impl LinesState {
-    /// True if a line about dropped lines is to be written now. While writes fail it would be lost
-    /// too, so it waits.
+    /// Returns `true` if a log line about dropped lines must be written now. While writes fail the
+    /// result is `false`, because this line would be lost too.
     fn has_to_tell(&self) -> bool {
         self.untold > 0 && !self.failing
     }
 
-    /// Takes the next lines, at most [`GROUP_BYTES`], or one longer line. The result is what the
-    /// thread writes at once.
+    /// Takes the lines that the thread writes at once: at most [`GROUP_BYTES`], or one longer line.
     fn take_group(&mut self) -> Vec<u8> {
         let mut group = Vec::new();
         while let Some(line) = self.waiting.front()
@@ -238,15 +242,15 @@ impl LinesState {
     }
 }
 
-/// The importance of a line: how much of the queue's room it may use.
+/// The importance of a line, which decides how much of the queue's room the line may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
-    /// A line below `warn`: three quarters of the room.
+    /// The line is below `warn` and may use three quarters of the room.
     Ordinary,
-    /// A warning or an error: all of the room.
+    /// The line is a warning or an error and may use all of the room.
     Urgent,
-    /// The line that reports dropped lines: always taken. There is at most one for each group that
-    /// is written.
+    /// The line reports dropped lines and always has room. There is at most one such line for each
+    /// group of lines that is written.
     Notice,
 }
 
@@ -259,7 +263,7 @@ impl Rank {
         }
     }
 
-    /// True if there is room for the line beside those that wait.
+    /// Returns `true` if there is room for the line beside the lines that wait.
     fn has_room(self, state: &LinesState, line: &[u8]) -> bool {
         let (part, whole) = match self {
             Self::Ordinary => ORDINARY_PART,
@@ -271,11 +275,11 @@ impl Rank {
     }
 }
 
-/// The next thing that the thread does.
+/// The next task of the log's thread.
 enum Work {
-    /// Log that this number of lines was dropped.
+    /// The thread logs that this number of lines was dropped.
     Tell(u64),
-    /// Write these lines.
+    /// The thread writes these bytes, which are one or more lines.
     Write(Vec<u8>),
 }
 
@@ -284,8 +288,8 @@ impl Lines {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a line into the queue, or counts it as dropped if there is no room. Never waits for the
-    /// log's thread.
+    /// Adds a line to the queue, or counts the line as dropped if there is no room. Never waits for
+    /// the log's thread.
     fn push(&self, line: Vec<u8>, rank: Rank) {
         let mut state = self.lock();
         if rank.has_room(&state, &line) {
@@ -300,9 +304,9 @@ impl Lines {
         }
     }
 
-    /// The loop of the log's thread: writes lines to `out`. Never returns.
+    /// Runs the loop of the log's thread, which writes lines to `out` and never returns.
     fn write_all(&self, out: &mut impl Write) {
-        // True if the last write ended inside a line. The next one then starts with a line break.
+        // `true`: the last write ended inside a line, so the next write begins with a line break.
         let mut torn = false;
         loop {
             match self.work() {
@@ -324,7 +328,7 @@ impl Lines {
         }
     }
 
-    /// Waits until there is something to do, and returns it.
+    /// Waits until the log's thread has something to do, and returns that task.
     fn work(&self) -> Work {
         let mut state = self.lock();
         loop {
@@ -370,7 +374,8 @@ impl Lines {
     }
 }
 
-/// Writes a group, and returns the number of bytes that were written before an error.
+/// Writes a group of lines. Returns the number of bytes that were written, which is smaller than
+/// the group after an error.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     let mut written = 0;
@@ -387,15 +392,15 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     written
 }
 
-/// The writer that the formatter gets: puts lines into the queue.
+/// The writer that the formatter of log lines uses; it adds lines to the queue.
 struct ToQueue {
     queue: Arc<Lines>,
-    /// True if control characters must be escaped, so that text from a peer can't forge a line. The
-    /// JSON format escapes them itself.
+    /// `true`: control characters must be escaped, so that text from a peer cannot forge a line.
+    /// `false`: the JSON format has escaped them already.
     escapes: bool,
 }
 
-/// The writer of one line, which knows the line's rank.
+/// The writer of one log line, which knows the line's importance.
 struct Line<'a> {
     to: &'a ToQueue,
     rank: Rank,
@@ -414,7 +419,7 @@ impl<'a> MakeWriter<'a> for ToQueue {
 }
 
 impl Write for Line<'_> {
-    /// Gets one whole line: the formatter makes one call for each line.
+    /// Takes one whole line, because the formatter makes one call for each line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let bytes = if self.to.escapes { escaped(line) } else { line.to_vec() };
         self.to.queue.push(bytes, self.rank);
@@ -426,7 +431,7 @@ impl Write for Line<'_> {
     }
 }
 
-/// The line with every control character escaped, except for the line break at its end.
+/// Returns the line with every control character escaped, except for the line break at its end.
 fn escaped(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
     let mut safe = String::with_capacity(line.len());

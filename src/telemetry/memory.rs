@@ -15,9 +15,9 @@ pub(super) fn limit() -> Option<u64> {
     limit_in(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
 }
 
-/// Like [`limit`]. `memberships` is a file in the form of `/proc/PID/cgroup` (cgroups(7)), and
-/// `mounted` the folder where the cgroups are mounted. The limit of a group also bounds every group
-/// inside it.
+/// Returns the smallest memory limit of the cgroups in `memberships`, a file in the form of
+/// `/proc/PID/cgroup` (cgroups(7)); `None` if there is no limit. `mounted` is the folder where the
+/// cgroups are mounted. The limit of a group also bounds every group inside it.
 fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(memberships).ok()?;
     let limits = memberships.lines().filter_map(|line| {

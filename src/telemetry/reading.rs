@@ -11,43 +11,43 @@ use super::declare::LabelValue as _;
 use super::declare::PREFIX;
 use super::reports::QUEUE;
 
-/// The values of all series at one moment.
+/// The values of all metric series at one moment.
 pub struct Reading {
     /// Values by name and labels, as `/metrics` has them, without the prefix of the names.
     values: HashMap<String, f64>,
 }
 
-/// The end of one certificate's validity.
+/// A certificate, and the time at which its validity ends.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The kind of its place: `listener` or `output`.
+    /// The kind of the certificate's user: `listener` or `output`.
     pub place: String,
-    /// The listener's label, or the output's name.
+    /// The label of the listener, or the name of the output, that uses the certificate.
     pub name: String,
-    /// The side that presented the certificate: `server` or `client`.
+    /// The side of the connection that presented the certificate: `server` or `client`.
     pub role: String,
-    /// notAfter, in seconds since 1970.
+    /// The end of the certificate's validity (notAfter), in seconds since 1970.
     pub not_after: i64,
 }
 
-/// How the events of one output have ended since the start, or (with the name `queue`) the events
-/// that no output can get.
+/// The numbers of events by their fate at one output since the start. With the name `queue`, they
+/// are the events that no output can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// The output's name, or `queue`.
+    /// The name of the output, or `queue`.
     pub name: String,
-    /// Events that the output's consumer has acknowledged.
+    /// The number of events that the output's consumer has acknowledged.
     pub delivered: u64,
-    /// Events that are lost or refused for good.
+    /// The number of events that are lost or were refused for good.
     pub lost: u64,
-    /// Events that the output's settings have kept back, duplicates included.
+    /// The number of events that the output's settings have kept back, duplicates included.
     pub filtered: u64,
-    /// Events that the consumer has not acknowledged yet.
+    /// The number of events that the consumer has not acknowledged yet.
     pub backlog: u64,
 }
 
-/// The form of the log: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`. Zeros of the last two are
-/// left out.
+/// Writes the numbers as the log has them: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`. The last
+/// two are left out if they are 0.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, delivered, lost, filtered, backlog } = self;
@@ -66,7 +66,8 @@ impl fmt::Display for Outcome {
 }
 
 impl Reading {
-    /// Parses the Prometheus text format. Comments have no value, so they are left out.
+    /// Parses the text of `/metrics`, in the Prometheus text format. Lines that are comments are
+    /// skipped.
     pub(super) fn new(text: &str) -> Self {
         let value = |line: &str| {
             // The metrics of the process have no prefix.
@@ -76,7 +77,8 @@ impl Reading {
         Self { values: text.lines().filter_map(value).collect() }
     }
 
-    /// The value of one series; 0 if the series does not exist.
+    /// Returns the value of the series with this name and these labels; 0 if the series does not
+    /// exist.
     fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         debug_assert!(catalog::find(name).is_some(), "{name} is not declared");
         let labels: Vec<_> =
@@ -97,7 +99,7 @@ impl Reading {
         self.value(name, labels) as u64
     }
 
-    /// Every series of a metric that has labels: the labels as rendered, and the value.
+    /// Returns every series of a metric with labels: the text of the labels, and the value.
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
         debug_assert!(catalog::find(name).is_some(), "{name} is not declared");
         self.values.iter().filter_map(move |(series, value)| {
@@ -106,20 +108,21 @@ impl Reading {
         })
     }
 
-    /// Events accepted.
+    /// Returns the number of events that were accepted since the start.
     #[must_use]
     pub fn accepted_events(&self) -> u64 {
         self.count("event_total", &[])
     }
 
-    /// When the last batch was accepted, in seconds since 1970; `None` before the first.
+    /// Returns the time at which the last batch was accepted, in seconds since 1970; `None` if no
+    /// batch was accepted yet.
     #[must_use]
     pub fn last_event(&self) -> Option<f64> {
         Some(self.value("last_event_timestamp_seconds", &[])).filter(|time| *time > 0.0)
     }
 
-    /// Events lost or refused for good, summed over the queue and all outputs, removed ones
-    /// included.
+    /// Returns the number of events that are lost or were refused for good, over the queue and all
+    /// outputs, removed outputs included.
     #[must_use]
     #[allow(
         clippy::cast_possible_truncation,
@@ -130,14 +133,16 @@ impl Reading {
         self.all("error_total").map(|(_, value)| value).sum::<f64>() as u64
     }
 
-    /// Events that one output has lost, or that no output can get (`queue`).
+    /// Returns the number of events that one output has lost, or, for the name `queue`, that no
+    /// output can get.
     #[must_use]
     pub fn lost_events(&self, plugin: &str) -> u64 {
         self.count("error_total", &[("plugin", plugin)])
     }
 
-    /// How the events of each output ended, and those of the queue, sorted by name. Removed outputs
-    /// are included. The backlogs are from the moment when the gauges were set.
+    /// Returns the numbers of events by their fate for each output and for the queue, sorted by
+    /// name. Removed outputs are included. The backlogs are those at the time when the gauges were
+    /// set.
     #[must_use]
     pub fn outcomes(&self) -> Vec<Outcome> {
         let plugins = self.all("error_total").filter_map(|(labels, _)| {
@@ -160,43 +165,44 @@ impl Reading {
         names.into_iter().map(outcome).collect()
     }
 
-    /// Events of an output that were written to the dead-letter files.
+    /// Returns the number of events of an output that were written to the dead-letter files.
     #[must_use]
     pub fn dead_letter_events(&self, output: &str) -> u64 {
         self.count("dead_letter_events_total", &[("output", output)])
     }
 
-    /// Events that an output's consumer has acknowledged.
+    /// Returns the number of events that an output's consumer has acknowledged.
     #[must_use]
     pub fn delivered_events(&self, output: &str) -> u64 {
         self.count("output_events_total", &[("output", output)])
     }
 
-    /// Bytes sent to an output's consumer.
+    /// Returns the number of bytes that were sent to an output's consumer.
     #[must_use]
     pub fn sent_bytes(&self, output: &str) -> u64 {
         self.count("output_bytes_total", &[("output", output)])
     }
 
-    /// Attempts of an output after the first one.
+    /// Returns the number of an output's attempts to deliver, without the first attempt of each
+    /// request or batch.
     #[must_use]
     pub fn retries(&self, output: &str) -> u64 {
         self.count("output_retries_total", &[("output", output)])
     }
 
-    /// Open connections of a listener.
+    /// Returns the number of open connections of a listener.
     #[must_use]
     pub fn connections(&self, listener: &str) -> u64 {
         self.count("connections", &[("listener", listener)])
     }
 
-    /// Body bytes that a listener has received.
+    /// Returns the number of bytes of request bodies that a listener has received.
     #[must_use]
     pub fn received_bytes(&self, listener: &str) -> u64 {
         self.count("received_bytes_total", &[("listener", listener)])
     }
 
-    /// Requests that were not accepted, by reason.
+    /// Returns the number of requests that were not accepted, for each reason.
     #[must_use]
     pub fn rejected_requests(&self) -> Vec<(&'static str, u64)> {
         let count = |reason| self.count("requests_rejected_total", &[("reason", reason)]);
@@ -204,38 +210,39 @@ impl Reading {
         names.map(|name| (name, count(name))).collect()
     }
 
-    /// Bytes of bodies that `limits.max_in_flight` counts.
+    /// Returns the number of bytes of request bodies that `limits.max_in_flight` counts now.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.count("in_flight_bytes", &[])
     }
 
-    /// Lines of the log that were not written.
+    /// Returns the number of log lines that were dropped and not written.
     #[must_use]
     pub fn log_dropped_lines(&self) -> u64 {
         self.count("log_dropped_lines_total", &[])
     }
 
-    /// Resident memory of the process.
+    /// Returns the resident memory of the process, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.count("process_resident_memory_bytes", &[])
     }
 
-    /// Memory that the process may have, in bytes; `None` if there is no limit.
+    /// Returns the greatest amount of memory that the process may use, in bytes; `None` if there is
+    /// no limit.
     #[must_use]
     pub fn memory_limit_bytes(&self) -> Option<u64> {
         Some(self.count("memory_limit_bytes", &[])).filter(|limit| *limit > 0)
     }
 
-    /// When the process began, in seconds since 1970.
+    /// Returns the time at which the process began, in seconds since 1970.
     #[must_use]
     pub fn started(&self) -> f64 {
         self.value("process_start_time_seconds", &[])
     }
 
-    /// The number of reloads with this result (`success` or `error`), and when the last of them
-    /// was, in seconds since 1970; `None` if there was none.
+    /// Returns the number of reloads with this result (`success` or `error`) and the time of the
+    /// last of them, in seconds since 1970; the time is `None` if there was no such reload.
     #[must_use]
     pub fn reloads(&self, result: &str) -> (u64, Option<f64>) {
         let label = [("result", result)];
@@ -243,7 +250,8 @@ impl Reading {
         (self.count("config_reload_total", &label), Some(last).filter(|time| *time > 0.0))
     }
 
-    /// All certificates that were loaded or seen, sorted by their end, the first to end first.
+    /// Returns all certificates that were loaded or seen, sorted by the end of their validity, the
+    /// earliest first.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         let certificate = |(labels, not_after): (&str, f64)| {

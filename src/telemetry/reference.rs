@@ -5,10 +5,10 @@ use super::declare::Label;
 use super::declare::Metric;
 use super::declare::Values;
 
-/// The width of the page's text. Tables are wider.
+/// The greatest width of the page's text, in columns. Tables may be wider.
 const COLUMNS: usize = 100;
 
-/// The start of every alert's name.
+/// The prefix of every alert's name.
 const ALERT: &str = "KubeAuditForwarder";
 
 const HEAD: &str = "\
@@ -26,7 +26,7 @@ stay and its backlog becomes 0. Its states leave `/metrics`, as noted below for 
 With several replicas, each replica counts what it got itself.
 ";
 
-/// The page `docs/reference/metrics.md`.
+/// Returns the text of the page `docs/reference/metrics.md`.
 #[must_use]
 pub fn reference() -> String {
     let mut page = HEAD.to_owned();
@@ -48,7 +48,7 @@ pub fn reference() -> String {
     page
 }
 
-/// Adds the section of one metric.
+/// Adds the section of one metric to the page.
 fn describe(page: &mut String, metric: &Metric) {
     let Metric { kind, help, unit, meaning, action, buckets, is_state, .. } = metric;
     page.push_str(&format!("\n### `{}`\n\n", metric.full_name()));
@@ -70,7 +70,8 @@ fn describe(page: &mut String, metric: &Metric) {
     items.iter().for_each(|item| paragraph(page, "- ", item));
 }
 
-/// The label's name as code; both names of a label that has one of two.
+/// Returns the label's name as a code span, or two code spans for a label that has one of two
+/// names.
 fn label_name(label: &Label) -> String {
     let names: Vec<_> = label.name.split(" or ").map(|name| format!("`{name}`")).collect();
     names.join(" or ")
@@ -104,7 +105,8 @@ fn linked(text: &str) -> String {
     out
 }
 
-/// Adds a paragraph, wrapped. `mark` starts the first line; the others are indented as far.
+/// Adds a paragraph, wrapped at [`COLUMNS`]. `mark` begins the first line; the other lines are
+/// indented by the width of `mark`.
 fn paragraph(page: &mut String, mark: &str, text: &str) {
     let mut width = mark.len();
     page.push_str(mark);

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 /// The shortest time between two lines about the same loss or the same flapping state.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The name that stands, in `error_total` and in this file, for events that no output can get.
+/// The name that `error_total` and this file use for events that no output can get.
 pub(super) const QUEUE: &str = "queue";
 
 /// A kind of loss. Each kind has its own log lines for each output.
@@ -57,7 +57,7 @@ pub enum Loss {
     DeadLetters,
 }
 
-/// Why an output gives up events.
+/// The reason why an output gives up events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// The consumer refuses the events for good.
@@ -68,7 +68,7 @@ pub enum Cause {
     TooOld,
 }
 
-/// The place where events that were given up end.
+/// The result for events that an output has given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LostAs {
     /// The events are gone.
@@ -104,7 +104,8 @@ impl Loss {
         }
     }
 
-    /// The value of the log field `cause`: why events were given up. `None` for the other kinds.
+    /// Returns the value of the log field `cause`, the reason why events were given up; `None` for
+    /// losses of other kinds.
     fn cause(self) -> Option<&'static str> {
         let Self::GivenUp(cause, _) = self else { return None };
         Some(match cause {
@@ -114,8 +115,8 @@ impl Loss {
         })
     }
 
-    /// The value of the log field `fate`: what became of events that were given up. `None` for the
-    /// other kinds.
+    /// Returns the value of the log field `fate`, the result for events that were given up; `None`
+    /// for losses of other kinds.
     fn fate(self) -> Option<&'static str> {
         let Self::GivenUp(_, fate) = self else { return None };
         Some(match fate {
@@ -126,24 +127,25 @@ impl Loss {
     }
 }
 
-/// A state that has a log line whenever it changes; fewer if it flaps.
+/// A state of the queue or of its disk. Each change has a log line; a state that flaps (changes
+/// again and again) has fewer lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// A batch found no room in the queue.
     QueueFull {
-        /// Bytes held.
+        /// The number of bytes in the queue.
         bytes: u64,
-        /// `queue.when_full`.
+        /// The setting `queue.when_full`.
         when_full: String,
     },
     /// The queue has room again.
     QueueHasRoom {
-        /// Bytes held.
+        /// The number of bytes in the queue.
         bytes: u64,
     },
     /// The queue's disk refuses to store.
     DiskRefuses {
-        /// The operation and its error.
+        /// The text of the operation that failed and of its error.
         error: String,
     },
     /// The queue's disk stores again.
@@ -151,7 +153,7 @@ pub enum State {
 }
 
 impl State {
-    /// Writes the log line. `changes` is the number of changes since the last line.
+    /// Writes the log line of this state. `changes` is the number of changes since the line before.
     fn write(&self, changes: u64) {
         match self {
             Self::QueueFull { bytes, when_full } => {
@@ -170,12 +172,13 @@ impl State {
     }
 }
 
-/// Lines about the queue's room within [`QUIET`] before the state counts as flapping: full, and not
-/// full any more.
+/// The number of log lines about the queue's room within [`QUIET`] from which on the state counts
+/// as flapping. Two lines are: the queue is full, and the queue has room again.
 const ROOM_LINES: usize = 2;
 
-/// Lines about the disk within [`QUIET`] before the state counts as flapping: an error, the results
-/// of the first probes, and well again.
+/// The number of log lines about the disk within [`QUIET`] from which on the state counts as
+/// flapping. Six lines are enough for an error, the results of the first probes, and the end of the
+/// trouble.
 const DISK_LINES: usize = 6;
 
 /// All notes of one relay. Cheap to clone; all clones share the same notes.
@@ -187,18 +190,19 @@ pub struct Reports {
 #[derive(Default)]
 struct Shared {
     notes: Mutex<Notes>,
-    /// Wakes the task: there is a new note.
+    /// Wakes the task that writes the lines, because there is a new note.
     news: Notify,
 }
 
 struct Notes {
-    /// Every output that there was, and the queue, by name. The names are those of `error_total`.
+    /// Every output since the start, and the queue, by the name that `error_total` has.
     parties: BTreeMap<Arc<str>, Arc<Party>>,
-    /// The losses of each kind and each party.
+    /// The losses of each kind at each output or the queue, whose name is the second part of the
+    /// key.
     losses: BTreeMap<(Loss, Arc<str>), Tally>,
-    /// The queue is full, or has room.
+    /// The changes between a full queue and a queue with room.
     room: Flap,
-    /// The queue's disk refuses, or is well.
+    /// The changes between a disk that refuses to store and a disk that stores.
     disk: Flap,
 }
 
@@ -209,49 +213,53 @@ impl Default for Notes {
     }
 }
 
-/// An output, or the queue.
+/// The counts of one output, or of the queue.
 struct Party {
-    /// The output's name, or [`QUEUE`].
+    /// The name of the output, or [`QUEUE`].
     name: Arc<str>,
-    /// True if the queue keeps events until this output has them: the output is required, and a
-    /// full queue drops nothing.
+    /// `true`: the queue keeps events until this output has them, because the output is required
+    /// and a full queue drops nothing.
     keeps: AtomicBool,
-    /// Events that were noted as lost since the start.
+    /// The number of events that were noted as lost since the start.
     lost: AtomicU64,
 }
 
-/// The losses of one kind and one party.
+/// The losses of one kind at one output or the queue.
 #[derive(Default)]
 struct Tally {
-    /// Events since the start.
+    /// The number of lost events since the start.
     total: u64,
-    /// Events since the last line.
+    /// The number of lost events since the last log line about them.
     untold: u64,
-    /// More about the first event since the last line, for example the consumer's error.
+    /// A detail about the first lost event since the last log line, such as the consumer's error;
+    /// `None`: no detail is known.
     detail: Option<String>,
-    /// When the last line was written; `None` before the first line.
+    /// The time at which the last log line was written; `None`: no line was written yet.
     told: Option<Instant>,
 }
 
 impl Tally {
-    /// When the next line may be written; `None` if no event was lost since the last line.
+    /// Returns the time from which on the next log line may be written; `None` if no event was lost
+    /// since the last line.
     fn due(&self, now: Instant) -> Option<Instant> {
         (self.untold > 0).then(|| self.told.map_or(now, |told| told + QUIET))
     }
 }
 
-/// The changes of one state. A calm state has a line for each change; a state that has had `burst`
-/// lines within [`QUIET`], or whose last line stood for several changes, waits.
+/// The changes of one state that the log reports. A calm state has a log line for each change. The
+/// next line waits if the state has had `burst` lines within [`QUIET`], or if its last line stood
+/// for several changes.
 struct Flap {
-    /// Lines that may be written within [`QUIET`].
+    /// The number of log lines that may be written within [`QUIET`].
     burst: usize,
-    /// When the last lines were written, at most `burst` of them, the oldest first.
+    /// The times at which the last log lines were written: at most `burst` of them, the oldest
+    /// first.
     told: VecDeque<Instant>,
-    /// True if the last line stood for several changes.
+    /// `true`: the last log line stood for several changes.
     flaps: bool,
-    /// Changes since the last line.
+    /// The number of changes since the last log line.
     changes: u64,
-    /// The state as of the last change; `None` if it has been written.
+    /// The state after the last change; `None`: the log has this state already.
     state: Option<State>,
 }
 
@@ -260,7 +268,8 @@ impl Flap {
         Self { burst, told: VecDeque::new(), flaps: false, changes: 0, state: None }
     }
 
-    /// When the next line may be written; `None` if there is no change to write.
+    /// Returns the time from which on the next log line may be written; `None` if there is no
+    /// change to write.
     fn due(&self, now: Instant) -> Option<Instant> {
         self.state.as_ref()?;
         let is_calm = self.changes == 1 && !self.flaps;
@@ -272,8 +281,8 @@ impl Flap {
         Some(limit.map_or(now, |told| *told + QUIET))
     }
 
-    /// Takes the state and the number of its changes for a line that is written `now`; `None` if
-    /// there is no change to write.
+    /// Takes the state, and the number of its changes, for a log line that is written at the time
+    /// `now`; `None` if there is no change to write.
     fn take(&mut self, now: Instant) -> Option<(State, u64)> {
         let state = self.state.take()?;
         let changes = std::mem::take(&mut self.changes);
@@ -286,7 +295,7 @@ impl Flap {
     }
 }
 
-/// One line of the log.
+/// One line to write to the log.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Lost { loss: Loss, name: Arc<str>, events: u64, total: u64, detail: Option<String> },
@@ -322,8 +331,8 @@ impl Line {
 }
 
 impl Notes {
-    /// Takes the lines that are due `now`, or with `all` every line. Also returns when the next
-    /// line will be due; `None` if no note is left.
+    /// Takes the lines whose time has come at `now`, or every line if `all` is `true`. The second
+    /// result is the time at which the next line may be written; `None` if no note is left.
     fn take(&mut self, now: Instant, all: bool) -> (Vec<Line>, Option<Instant>) {
         let (mut lines, mut next) = (Vec::new(), None::<Instant>);
         let mut wait = |due: Instant| next = Some(next.map_or(due, |next| next.min(due)));
@@ -358,7 +367,7 @@ impl Reports {
         self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The handle for the losses of the output with this name, or of the queue.
+    /// Returns the handle that notes losses of the output with this name, or of the queue.
     pub(super) fn losses(&self, name: &str) -> Losses {
         let party = |notes: &mut Notes, name: &str| {
             if let Some(party) = notes.parties.get(name) {
@@ -389,7 +398,8 @@ impl Reports {
         self.shared.news.notify_one();
     }
 
-    /// Writes lines until `stop` is cancelled. One task of the relay runs it.
+    /// Writes the log lines of notes until `stop` is cancelled. One task of the relay runs this
+    /// loop.
     pub async fn tell(self, stop: CancellationToken) {
         loop {
             let (lines, next) = self.lock().take(Instant::now(), false);
@@ -423,8 +433,8 @@ impl Drop for Shared {
     }
 }
 
-/// The handle for the losses of one output, or of the queue. Cheap to clone; all handles of one
-/// name share their counts.
+/// A handle that notes losses of one output, or of the queue. Clones are cheap, and all handles of
+/// one name share their counts.
 #[derive(Clone)]
 pub struct Losses {
     reports: Reports,
@@ -433,15 +443,15 @@ pub struct Losses {
 }
 
 impl Losses {
-    /// Notes that `events` more events are lost. `detail` is more about them, for example an error;
-    /// the line has only the first detail since the line before.
+    /// Notes that `events` more events are lost. `detail` is a detail about the loss, such as an
+    /// error; a log line has only the first detail since the line before.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         self.party.lost.fetch_add(events, Ordering::Relaxed);
         self.note(loss, events, detail);
     }
 
-    /// Like [`Losses::add`], for events that were counted as lost before, or for damaged places:
-    /// [`Losses::events`] does not change.
+    /// Notes a loss for the log only. It is meant for events that were counted as lost before, and
+    /// for damaged places: [`Losses::events`] does not change.
     pub(super) fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;
@@ -457,26 +467,27 @@ impl Losses {
         }
     }
 
-    /// The number of events that this output and the queue have lost since the start.
+    /// Returns the number of events that this output and the queue together have lost since the
+    /// start.
     #[must_use]
     pub fn events(&self) -> u64 {
         let lost = |party: &Party| party.lost.load(Ordering::Relaxed);
         lost(&self.party) + lost(&self.queue)
     }
 
-    /// True if the queue keeps events until this output has them. The queue sets it; the value
-    /// before that is true.
+    /// Returns `true` if the queue keeps events until this output has them. The queue sets the
+    /// value by [`Losses::keep`]; before that it is `true`.
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.party.keeps.load(Ordering::Relaxed)
     }
 
-    /// Sets [`Losses::keeps`].
+    /// Sets the value that [`Losses::keeps`] returns.
     pub fn keep(&self, keeps: bool) {
         self.party.keeps.store(keeps, Ordering::Relaxed);
     }
 
-    /// Like [`Reports::changed`].
+    /// Notes that a state of the queue or of its disk has changed to `state`.
     pub fn changed(&self, state: State) {
         self.reports.changed(state);
     }
