@@ -51,35 +51,36 @@ use listeners::Listeners;
 use outputs::Outputs;
 use watch::Watch;
 
-/// How often the histograms are folded, so that they stay small.
+/// The time between two folds of the histograms, which keep them small in memory.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// How long outputs and sources may take to close their connections, after the drain.
+/// The time that outputs and sources have to close their connections after the drain.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// How long a reload waits for the file system.
+/// The time that a reload waits for the file system before it is refused.
 const READING: Duration = Duration::from_secs(30);
 
-/// The most problems of a config that are logged one by one.
+/// The greatest number of a config's problems that are logged one by one.
 const PROBLEMS_MAX: usize = 20;
 
-/// The orders that a caller can give to a running relay.
+/// The orders that the caller of [`run`] can give to a running relay.
 pub struct Signals<S, A> {
     /// When this future completes, the relay drains and ends.
     pub stopped: S,
     /// When this future completes during the drain, the relay ends at once.
     pub aborted: A,
-    /// For each message, the config is read again.
+    /// The relay reads its config again for each message.
     pub reload: mpsc::Receiver<()>,
-    /// Receives what a caller in this process needs of the relay, once the relay runs.
+    /// Receives the addresses and the queue once the relay runs; `None`: the caller does not need
+    /// them.
     pub opened: Option<oneshot::Sender<Opened>>,
 }
 
 /// The addresses and the queue of a running relay.
 pub struct Opened {
-    /// The addresses of the listeners.
+    /// The addresses on which the listeners accept connections.
     pub listeners: Vec<SocketAddr>,
-    /// The address of the admin routes.
+    /// The address of the admin routes, such as `/metrics` and `/status`.
     pub admin: SocketAddr,
     /// The relay's queue.
     pub queue: Queue,
@@ -116,11 +117,11 @@ struct Parts {
     /// Every task and thread that the relay needs reports its failure here, except the tasks of the
     /// outputs. `outputs` reports these, after it has told the queue not to wait for the output.
     failures: Failures,
-    /// The problems of the config that was read last, until they are logged.
+    /// The problems of the config that was read last; empty once they are logged.
     problems: Vec<Problem>,
-    /// The tasks for deadlines, histograms, reports and the admin routes.
+    /// The tasks that keep deadlines, fold histograms, write reports and serve the admin routes.
     tasks: TaskTracker,
-    /// Ends the tasks in `tasks`.
+    /// Cancelling this token ends the tasks in `tasks`.
     stop: CancellationToken,
 }
 
@@ -140,7 +141,7 @@ pub async fn run(
     if let Err(error) = process::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
-    // Some kernels and sandboxes do not have this setting.
+    // Some kernels and sandboxes do not have this setting of the process.
     if let Err(error) = process::refuse_huge_pages() {
         tracing::debug!(%error, "cannot turn off transparent huge pages");
     }
@@ -265,7 +266,7 @@ async fn start(
     parts.admin.started();
     if let Some(opened) = opened {
         let listeners = parts.listeners.show().iter().filter_map(|shown| shown.address).collect();
-        // The receiver may be gone.
+        // Sending fails only if the receiver is gone, and then nobody needs the value.
         opened.send(Opened { listeners, admin: address, queue: parts.queue.clone() }).ok();
     }
     Ok(parts)
@@ -282,12 +283,12 @@ async fn open_queue(
     opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
-/// The files of the outputs that have any, each with the output's name.
+/// Returns the files of every output that reads files, each with the output's name.
 fn files_of(outputs: &[outputs::Planned]) -> Vec<outputs::NamedFiles> {
     outputs.iter().filter_map(outputs::Planned::files).collect()
 }
 
-/// The listeners and sources of a config that is about to be applied.
+/// The planned listeners and sources of a config that is about to be applied.
 struct Plan {
     listeners: Vec<listeners::Planned>,
     sources: Vec<source::Planned>,
@@ -310,7 +311,8 @@ impl Plan {
     }
 }
 
-/// Reads and checks the config file, or the built-in config if `file` is `None`. Blocks.
+/// Reads and checks the config file, or the built-in config if `file` is `None`. `Err` if the file
+/// cannot be read. Blocks.
 fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
@@ -320,7 +322,8 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     Ok(config::read(&text, output::TYPES).strict())
 }
 
-/// The config file and all files that it names, and their present state. Blocks.
+/// Returns the paths of the config file and of all files that it names, and the present state of
+/// these files. Blocks.
 fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
     let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
     let files: Vec<_> = file.cloned().into_iter().chain(named).collect();
@@ -339,14 +342,14 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
 }
 
-/// Folds the histograms from time to time, so that they stay small.
+/// Folds the histograms every [`UPKEEP`], which keeps them small, until `stop` is cancelled.
 async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();
     }
 }
 
-/// Everything that was read and checked for a reload. Nothing is changed yet.
+/// Everything that was read and checked for a reload. Nothing is in force yet.
 struct Staging {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -412,8 +415,9 @@ impl Parts {
         Ok(Prepared { config, outputs, files, sources, listeners })
     }
 
-    /// Reads a config and its files. If that fails, the files may be half written, so they are read
-    /// again until they no longer change; only then is it an error.
+    /// Reads a config and the files that it names. If reading fails, the files may be half written,
+    /// so they are read again until they no longer change. `Err` only if they still cannot be used
+    /// then.
     async fn stage(&mut self) -> Result<Staging, Refused> {
         loop {
             let staging = self.try_stage().await;
@@ -506,8 +510,8 @@ impl Parts {
         config.ok_or(Refused::Problems)
     }
 
-    /// Logs the problems of the config, once for each reload, even if a half-written file was read
-    /// several times.
+    /// Logs the problems of the config. This happens once for each reload, even if a half-written
+    /// file was read several times.
     fn tell_problems(&mut self) {
         for problem in self.problems.drain(..).take(PROBLEMS_MAX) {
             let Problem { line, path: key, message, severity, .. } = problem;
@@ -528,13 +532,13 @@ impl Parts {
         }
         if config.queue.directory != now.queue.directory {
             tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
-            // With a directory, nearly every other key of the queue has another meaning, and so
-            // have the values derived from them.
+            // The queue's directory decides what nearly every other key of the queue means, so all
+            // of the queue's settings stay as they are.
             config.queue = now.queue.clone();
             config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
             if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
-                // The source would commit offsets of events that no output has yet. `check` reports
-                // such a config with the same reason.
+                // With this queue, the source would commit offsets of events that no output has
+                // yet. `check` reports such a config with the same reason.
                 return Err(Refused::NeedsRestart);
             }
         }
@@ -546,7 +550,8 @@ impl Parts {
     }
 }
 
-/// Does what [`blocking`] does, for at most [`READING`].
+/// Runs blocking work on another thread, and waits for the result at most [`READING`]; `Err` after
+/// that.
 async fn in_time<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {

@@ -49,7 +49,7 @@ const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 /// acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
 
-/// Why the files of a source cannot be put in use.
+/// The reason why the files of a source cannot be put in use.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// A file with a secret or a certificate cannot be read or used. Nothing has changed: a reload
@@ -58,41 +58,44 @@ pub enum StageError {
     File {
         /// The source's name.
         name: String,
-        /// The file and its fault.
+        /// The path of the file and its fault, as text.
         fault: String,
     },
 }
 
-/// Why a probe of a source failed. A probe changes nothing, so its caller only reports the error.
+/// The reason why a probe of a source failed. A probe changes nothing, so its caller only reports
+/// the error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The cluster cannot be reached, or does not let this client use the topic. The operator must
     /// correct the address, the topic, or the rights at the cluster.
     #[error("topic {topic}: {fault}")]
     Topic {
-        /// The topic's name.
+        /// The name of the topic.
         topic: String,
-        /// The error of the cluster's client.
+        /// The error from the client library of the cluster.
         fault: String,
     },
 }
 
-/// One source. Its calls block, so that threads make them which belong to the source.
+/// One source of events. Its calls block, so they are made on threads that belong to the source.
 trait Source: Send + Sync {
-    /// Reads and checks the source's files. Nothing is in use before the result is called.
+    /// Reads and checks the files of the source. They are put in use only when the caller calls the
+    /// result.
     ///
     /// # Errors
     ///
     /// The text names a file and its fault.
     fn stage(self: Arc<Self>) -> Result<Staged, String>;
 
-    /// Connects once. Returns the address that was tried, and the result.
+    /// Connects to the source once. Returns the address that was tried, and the result of the
+    /// attempt.
     fn probe(&self) -> (String, Result<(), ProbeError>);
 
-    /// Reads until `orders` tell the source to end.
+    /// Reads events into `queue` until `orders` tell the source to end.
     fn run(&self, queue: &Queue, orders: Orders);
 
-    /// The state that the source reports.
+    /// Returns the state that the source reports for `/status`.
     fn status(&self) -> Arc<Status>;
 }
 
@@ -102,11 +105,11 @@ pub struct Status {
     state: Mutex<Snapshot>,
 }
 
-/// The contents of [`Status`] at one moment.
+/// The contents of a [`Status`] at one moment.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// The source does not read for now: the queue has no room, or too many bytes are not
-    /// acknowledged.
+    /// `true`: the source does not read at the moment, because the queue has no room or too many
+    /// bytes are not acknowledged.
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
@@ -119,16 +122,16 @@ impl Status {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The state now.
+    /// Returns the state of the source at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A source as `/status` shows it.
+/// A source in the form that `/status` shows.
 pub struct Shown {
-    /// The source's config.
+    /// The config of the source.
     pub config: config::Source,
     /// The state that the source reports.
     pub status: Arc<Status>,
@@ -136,35 +139,37 @@ pub struct Shown {
 
 /// The orders to the thread of a source.
 struct Orders {
-    /// Cancelled when the source is to take nothing more, and to end when the events that it took
-    /// are acknowledged.
+    /// Cancelled when the source must take no more events, and must end once the events that it
+    /// took are acknowledged.
     closing: CancellationToken,
-    /// Cancelled when the source is to end now. Events that are not acknowledged are read again by
-    /// the next reader.
+    /// Cancelled when the source must end now. The next reader of the partitions reads the events
+    /// that are not acknowledged again.
     stop: CancellationToken,
-    /// Held by the source as long as it may still take events.
+    /// A token that the source holds as long as it may still take events; `None` once it takes no
+    /// more.
     taking: Option<TaskTrackerToken>,
 }
 
 /// One source of a config that is about to be put in force.
 pub struct Planned {
     config: config::Source,
-    /// The largest message in bytes.
+    /// The greatest size of a message, in bytes.
     max_body: u64,
     source: Arc<dyn Source>,
-    /// The index of the running source with the same config, which goes on unchanged; `None` if a
-    /// new one is needed.
+    /// The index of the running source with the same config, which goes on unchanged; `None`: a new
+    /// source is needed.
     slot: Option<usize>,
 }
 
 impl Planned {
-    /// The source's name in the config.
+    /// Returns the name of the source in the config.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// Reads and checks the source's files. Nothing is in use before the result is called. Blocks.
+    /// Reads and checks the files of the source. They are put in use only when the caller calls the
+    /// result. Blocks.
     ///
     /// # Errors
     ///
@@ -174,8 +179,8 @@ impl Planned {
         staged.map_err(|fault| StageError::File { name: self.config.name.clone(), fault })
     }
 
-    /// Connects once, after the files were read and put in use. Returns the address that was tried,
-    /// and the result. Blocks.
+    /// Connects to the source once, after its files were read and put in use. Returns the address
+    /// that was tried, and the result of the attempt. Blocks.
     pub fn probe(&self) -> (String, Result<(), ProbeError>) {
         self.source.probe()
     }
@@ -192,9 +197,9 @@ impl Planned {
 /// nothing that the end of the process needs.
 #[derive(Default)]
 pub struct Sources {
-    /// The sources that read now, in the order of the config.
+    /// The sources that run now, in the order of the config.
     slots: Vec<Slot>,
-    /// The tasks that wait for the threads.
+    /// The tasks that wait until the sources' threads have ended.
     tasks: TaskTracker,
     /// Cancelled when the drain begins.
     closing: CancellationToken,
@@ -203,7 +208,7 @@ pub struct Sources {
     failures: Failures,
 }
 
-/// A source that runs.
+/// A source that runs, with the means to end it.
 struct Slot {
     config: config::Source,
     max_body: u64,
@@ -214,8 +219,7 @@ struct Slot {
 }
 
 impl Slot {
-    /// Tells the source to take nothing more. The future is ready when the source takes nothing
-    /// more.
+    /// Tells the source to take no more events. The future is ready once the source takes none.
     fn close(&self) -> impl Future<Output = ()> {
         self.closing.cancel();
         self.taking.close();
@@ -224,7 +228,7 @@ impl Slot {
 }
 
 impl Sources {
-    /// Makes a value without sources. A source that ends without being told to is reported to
+    /// Makes a set without sources. A source that ends without being told to is reported to
     /// `failures`.
     #[must_use]
     pub fn new(failures: Failures) -> Self {
@@ -298,7 +302,8 @@ impl Sources {
         let thread = std::thread::Builder::new().name(format!("source {name}"));
         let started = thread.spawn(move || {
             source.run(&queue, orders);
-            // The task that waits is gone if the thread took too long to end.
+            // Sending fails only if the waiting task has given up, because the thread took too long
+            // to end.
             ended.send(()).ok();
         });
         if let Err(error) = started {
@@ -334,7 +339,7 @@ impl Sources {
         });
     }
 
-    /// The sources as `/status` shows them.
+    /// Returns the sources as `/status` shows them.
     #[must_use]
     pub fn show(&self) -> Vec<Shown> {
         let show =

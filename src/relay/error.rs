@@ -11,7 +11,7 @@ use crate::delivery::StageError;
 use crate::queue::JoinError;
 use crate::source;
 
-/// Why the relay did not start, or why it ended.
+/// The reason why the relay did not start or has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The config names something that cannot be used. An operator must correct the config.
@@ -35,16 +35,16 @@ impl Error {
     }
 }
 
-/// Why a config was not put in force. Nothing has changed: a reload is refused and the relay goes
-/// on with the config in use, and a start ends the process ([`Error`]).
+/// The reason why a config was not put in force. Nothing has changed. A refused reload leaves the
+/// config in use; a refused config at the start ends the process with [`Error`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
     /// The config file cannot be read. The operator must restore the file or its permissions.
     #[error("cannot read {}: {source}", file.display())]
     ConfigFile {
-        /// The config file.
+        /// The path of the config file.
         file: PathBuf,
-        /// The error of the operating system.
+        /// The error of the operating system when the file was read.
         source: io::Error,
     },
     /// The config has errors, which are logged one by one. The operator must correct it.
@@ -61,18 +61,19 @@ pub(super) enum Refused {
     /// config.
     #[error(transparent)]
     File(#[from] FileError),
-    /// An address is taken or does not exist. The operator must free it or choose another.
+    /// An address of the config is taken or does not exist. The operator must free the address or
+    /// choose another.
     #[error(transparent)]
     Address(#[from] BindError),
-    /// The queue does not take a new output.
+    /// The queue refuses to let a new output join.
     #[error("output {name} cannot join the queue: {source}")]
     Join {
         /// The output's name.
         name: String,
-        /// The reason of the queue.
+        /// The reason why the queue refuses the output.
         source: JoinError,
     },
-    /// The file system has not answered for a long time. The next reload tries again.
+    /// The file system has not responded within the time limit. The next reload tries again.
     #[error("the file system does not answer")]
     Hangs,
     /// The code that reads files has panicked, which is a fault of the program.
@@ -80,7 +81,7 @@ pub(super) enum Refused {
     Panicked(TaskError),
 }
 
-/// For the start, which cannot go on.
+/// Converts the reason for the start of the relay, which cannot go on.
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
@@ -96,37 +97,37 @@ impl From<Refused> for Error {
     }
 }
 
-/// A file that the config names cannot be used. Nothing has changed.
+/// An error about a file that the config names and that cannot be used. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
-    /// A file of an output.
+    /// A file that an output reads cannot be used.
     #[error("output {name}: {source}")]
     Output {
         /// The output's name.
         name: String,
-        /// The file and its fault.
+        /// The path of the file, and its fault.
         source: StageError,
     },
-    /// A file of a source.
+    /// A file that a source reads cannot be used.
     #[error(transparent)]
     Source(#[from] source::StageError),
-    /// A file of a listener.
+    /// A file that a listener reads cannot be used.
     #[error("listener {label}: {fault}")]
     Listener {
         /// The listener's address as the config has it.
         label: String,
-        /// The file and its fault.
+        /// The path of the file and its fault, as text.
         fault: String,
     },
 }
 
-/// An address of the config cannot be bound.
+/// An error about an address of the config that cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
 pub(super) struct BindError {
-    /// The address.
+    /// The address that cannot be bound.
     pub address: SocketAddr,
-    /// The error of the operating system.
+    /// The error of the operating system when the address was bound.
     pub source: io::Error,
 }
 
@@ -148,7 +149,7 @@ pub(super) struct OutputEnded {
     pub reason: EndReason,
 }
 
-/// Why the task of an output ended.
+/// The reason why the task of an output ended without being told to.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EndReason {
     /// The output itself cannot go on, for example because nobody reads stdout any more.

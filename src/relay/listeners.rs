@@ -27,17 +27,18 @@ use crate::telemetry::Telemetry;
 /// The settings that were read for a listener; `None` if its certificate does not exist yet.
 pub(super) type Read = Option<Settings>;
 
-/// A listener of a config that is about to be applied.
+/// The plan for one listener of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Listener,
-    /// The index of the slot that this listener takes over; `None` if it is new.
+    /// The index of the slot (the listener in use) whose place this listener takes; `None`: the
+    /// listener is new.
     slot: Option<usize>,
-    /// The settings in use; `None` if the listener is not open.
+    /// The settings that the listener has now; `None`: the listener is not open.
     current: Option<Arc<Settings>>,
 }
 
 impl Planned {
-    /// Reads the listener's files. Blocks.
+    /// Reads the files that the listener's config names. Blocks.
     pub(super) fn read(&self) -> Result<Read, FileError> {
         let label = || self.config.label.clone();
         Settings::read(&self.config, self.current.as_deref())
@@ -45,7 +46,7 @@ impl Planned {
     }
 }
 
-/// A listener that is ready to be put in force.
+/// A planned listener whose files were read and whose socket is bound, ready to be put in force.
 pub(super) struct StagedListener {
     config: config::Listener,
     slot: Option<usize>,
@@ -54,10 +55,11 @@ pub(super) struct StagedListener {
 }
 
 enum Socket {
-    /// The listener has a socket already, or needs none yet.
+    /// The listener has a socket already, or its certificate does not exist yet, so no socket is
+    /// needed.
     Kept,
     New(TcpListener),
-    /// Another listener, which is about to close, still has the port.
+    /// The port is taken by another listener, which is about to close.
     Awaited,
 }
 
@@ -68,7 +70,7 @@ pub(super) struct Listeners {
     telemetry: Arc<Telemetry>,
     failures: Failures,
     slots: Vec<Slot>,
-    /// The tasks of the accept loops.
+    /// The tasks that run the accept loops.
     tasks: TaskTracker,
 }
 
@@ -82,14 +84,15 @@ struct Open {
     accepting: JoinHandle<()>,
 }
 
-/// Plans all listeners of the first config.
+/// Makes the plan for the listeners of the first config, which are all new.
 pub(super) fn plan_start(configs: &[config::Listener]) -> Vec<Planned> {
     let plan =
         |config: &config::Listener| Planned { config: config.clone(), slot: None, current: None };
     configs.iter().map(plan).collect()
 }
 
-/// Binds the sockets of new listeners. `taken` are the addresses of the listeners that will close.
+/// Binds the sockets of new listeners. `taken` holds the addresses of listeners that are about to
+/// close. `Err` if an address cannot be bound and no such listener has its port.
 pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
@@ -138,7 +141,7 @@ impl Listeners {
         configs.iter().map(plan).collect()
     }
 
-    /// The addresses of the listeners that a plan does not keep.
+    /// Returns the addresses of the open listeners that the plan does not keep.
     pub(super) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
         let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
         let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
@@ -194,9 +197,10 @@ impl Listeners {
         if errors.is_empty() { Ok(()) } else { Err(NotListening(errors)) }
     }
 
-    /// Opens a listener again whose address was given up for a listener that cannot be bound, so
-    /// that senders that still use the address can connect. The next reload closes it. Returns the
-    /// end of the error message, which says whether this worked.
+    /// Opens a listener again that was closed for another listener, whose address then could not be
+    /// bound. Senders that still use the old address can connect again, until the next reload
+    /// closes the listener. Returns the end of the error message, which says whether the old
+    /// address is open.
     fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
         let socket = net::bind(config.address);
         let listener = socket.and_then(|socket| self.listener(config, settings, socket));
@@ -244,13 +248,13 @@ impl Listeners {
         Ok(Some(self.accept(listener)))
     }
 
-    /// Starts the accept loop of a listener.
+    /// Starts the task with the accept loop of a listener.
     fn accept(&self, listener: Listener) -> Open {
         let accepting = listener.clone().serve(Arc::clone(&self.gate));
         self.own(listener, accepting)
     }
 
-    /// Runs an accept loop as a task. If it panics, the relay ends.
+    /// Runs an accept loop as a task. If the task panics, the relay ends.
     fn own(
         &self,
         listener: Listener,
@@ -284,7 +288,7 @@ impl Listeners {
         self.slots[0].open = Some(self.own(open.listener, accepting));
     }
 
-    /// The listeners as `/status` shows them.
+    /// Returns the listeners as `/status` shows them.
     pub(super) fn show(&self) -> Vec<admin::Listener> {
         let show = |slot: &Slot| admin::Listener {
             label: slot.config.label.clone(),
@@ -300,7 +304,7 @@ impl Listeners {
         self.slots.clear();
     }
 
-    /// Waits until all accept loops have ended. The gate must be closed.
+    /// Waits until all accept loops have ended. The gate must be closed before.
     pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

@@ -53,11 +53,12 @@ pub(super) struct Outputs {
     dead_letters: DeadLetters,
     slots: Vec<Slot>,
     tasks: JoinSet<Result<Ended, RunError>>,
-    /// The name of the output for each task.
+    /// The name of the output that each task serves.
     names: HashMap<tokio::task::Id, String>,
-    /// The orders that all outputs share: the drain has begun, and the end.
+    /// The orders to all outputs: that the drain has begun, and that the outputs must end.
     orders: Orders,
-    /// The first failure of an output, until [`Outputs::ended`] or [`Outputs::stop`] returns it.
+    /// The first failure of an output's task; `None` before a failure, and after [`Outputs::ended`]
+    /// or [`Outputs::stop`] has returned the failure.
     failed: Option<OutputEnded>,
 }
 
@@ -69,7 +70,7 @@ struct Slot {
     inbox: Arc<Inbox>,
 }
 
-/// Why an output's task has ended.
+/// The reason why an output's task has ended.
 enum Ended {
     /// The task was told to end, at the end of the process.
     Stopped,
@@ -77,21 +78,22 @@ enum Ended {
     Left,
 }
 
-/// The next step of an output's task.
+/// The message to an output's task about its next step.
 enum Next {
     Replace(Box<Prepared>, CancellationToken),
     Leave,
 }
 
-/// Tells an output's task what happens next. A later message replaces one that the task has not
-/// taken.
+/// Holds the next message to an output's task. A later message replaces a message that the task has
+/// not taken yet.
 struct Inbox {
     state: Mutex<InboxState>,
 }
 
 struct InboxState {
     next: Option<Next>,
-    /// Cancelling this token ends the running delivery or, if `next` holds a delivery, that one.
+    /// Cancelling this token ends the delivery that runs or, if `next` holds a new delivery, that
+    /// new delivery.
     retire: CancellationToken,
 }
 
@@ -122,7 +124,7 @@ impl Inbox {
     }
 }
 
-/// An output of a config that is about to be applied.
+/// The plan for one output of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Output,
     files: Option<Arc<dyn Files>>,
@@ -130,17 +132,20 @@ pub(super) struct Planned {
 }
 
 enum Step {
-    /// The slot with this index stays as it is.
+    /// The output in the slot with this index goes on unchanged.
     Keep(usize),
-    /// The slot with this index gets new settings.
+    /// The output in the slot with this index gets new settings.
     Replace(usize, Prepared),
-    /// The output is new. The place is `None` until the output has one.
+    /// The output is new. The place is its cursor in the queue; `None` until the output has joined
+    /// the queue.
     Add(Prepared, Option<Place>),
 }
 
-/// A new output's place in the log.
+/// The place of a new output in the queue: its cursor, by the way in which the output got the
+/// cursor.
 enum Place {
-    /// The cursor was opened at the start of the process. It may be an old cursor that goes on.
+    /// The cursor was opened at the start of the process. The cursor may be an old one, from an
+    /// earlier process.
     Opened(Cursor),
     Joined(Joined),
 }
@@ -167,7 +172,7 @@ impl Drop for Joined {
     }
 }
 
-/// The output's name, and the files that the output reads.
+/// The name of an output, and the files that the output reads.
 pub(super) type NamedFiles = (String, Arc<dyn Files>);
 
 impl Planned {
@@ -177,8 +182,8 @@ impl Planned {
         Some((self.config.name.clone(), files))
     }
 
-    /// The output as the queue must know it; `None` if the output is not new or has its place
-    /// already.
+    /// Returns the settings with which the output joins the queue; `None` if the output is not new
+    /// or has joined already.
     pub(super) fn joins(&self) -> Option<queue::Output> {
         match &self.step {
             Step::Add(prepared, None) => Some(prepared.in_queue()),
@@ -208,7 +213,7 @@ impl Planned {
     }
 }
 
-/// Plans all outputs of the first config.
+/// Makes the plan for the outputs of the first config, which are all new.
 pub(super) fn plan_start(
     configs: &[config::Output],
     telemetry: &Arc<Telemetry>,
@@ -269,7 +274,7 @@ impl Outputs {
                     "the reload waits until the earlier output of this name has left"
                 );
             }
-            // This takes some seconds if the consumer hangs.
+            // The task of a removed output takes some seconds to end if its consumer hangs.
             while leaves(self) {
                 self.reap().await;
             }
@@ -332,8 +337,8 @@ impl Outputs {
         Slot { config, files, status, inbox }
     }
 
-    /// Waits until an output's task ends that was not told to, and returns the error. By then the
-    /// queue knows that it must not wait for that output. Waits for ever if there is no task.
+    /// Waits until the task of an output has ended without being told to, and returns the error. By
+    /// then the queue does not wait for that output any more. If no task runs, this waits for ever.
     ///
     /// # Cancel safety
     ///
@@ -350,8 +355,8 @@ impl Outputs {
         }
     }
 
-    /// Waits for the next task that ends. If the task should not have ended, the queue is told not
-    /// to wait for its output, and the error is kept in `failed`.
+    /// Waits until any task has ended. If the task was not told to end, the queue no longer waits
+    /// for its output, and `failed` holds the error.
     ///
     /// # Cancel safety
     ///
@@ -376,7 +381,7 @@ impl Outputs {
         self.failed.get_or_insert(OutputEnded { name, reason });
     }
 
-    /// The outputs as `/status` shows them.
+    /// Returns the outputs as `/status` shows them.
     pub(super) fn show(&self) -> Vec<admin::Output> {
         let show = |slot: &Slot| admin::Output {
             name: slot.config.name.clone(),
@@ -405,18 +410,18 @@ impl Outputs {
 }
 
 /// The longest time for which an event waits at an output that works. A batch takes milliseconds,
-/// and a retry after a single failure less than a second; an event that waits longer waits for a
-/// response that does not come, or for the events before it. The limit is half of the default of
-/// `timeouts.request` (a minute), after which the relay gives up on a silent consumer.
+/// and a retry after a single failure less than a second. A longer wait means that a response does
+/// not come, or that earlier events are stuck. The limit is half of the default of
+/// `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
-/// The lag after which `/status` shows an output as late: [`LAG_MAX`], and the time that the
-/// protocol waits before an event is final.
+/// Returns the lag after which `/status` shows an output as late: [`LAG_MAX`] plus the time that
+/// the output's protocol waits before an event is final.
 fn lag_max(config: &config::Output) -> Duration {
     LAG_MAX + config.kind.final_after().map_or(Duration::ZERO, |(_, waits)| waits)
 }
 
-/// An output's task: runs one delivery after the other, until the output is stopped or removed.
+/// Runs an output's task: one delivery after the other, until the output is stopped or removed.
 async fn deliver(
     mut prepared: Prepared,
     cursor: Cursor,

@@ -13,36 +13,39 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often the files are looked at. It is short enough that a handshake 3 s after a change gets
-/// the new certificate.
+/// The time between two looks at the files. It is short enough that a handshake 3 s after a change
+/// gets the new certificate.
 const POLL: Duration = Duration::from_secs(1);
 
-/// The pause before a changed file is looked at again, until two looks give the same. An editor may
-/// be halfway through a file, or a certificate may be written before its key.
+/// The pause between two looks at files that have changed. The looks are repeated until two of them
+/// in a row see the same state, because an editor may be halfway through a file, or a certificate
+/// may be written before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The most such looks. A file that never stops changing is read as it is.
+/// The greatest number of looks at files that have changed. A file that never stops changing is
+/// read as it is.
 const SETTLE_MAX: u32 = 10;
 
-/// How many times a config that cannot be used is looked at again, because its writer may not be
-/// done.
+/// The number of looks, [`SETTLE`] apart, at the files of a config that cannot be used, because
+/// their writer may not be done.
 const UNFINISHED: u32 = 3;
 
-/// The most bytes of a file that are compared.
+/// The greatest number of bytes of a file that are compared.
 const BYTES_MAX: u64 = 16 << 20;
 
 /// The state of some files at one moment. Two states are equal if nothing has changed.
 #[derive(PartialEq, Eq)]
 pub(super) struct Seen(Vec<Print>);
 
-/// The file to which a path leads, and a hash of its contents. Each is `None` if it cannot be read.
+/// The path of the file to which a watched path leads, and a hash of the file's contents. Each is
+/// `None` if it cannot be read.
 #[derive(PartialEq, Eq)]
 struct Print {
     target: Option<PathBuf>,
     content: Option<u64>,
 }
 
-/// Reads the state of the files. Blocks.
+/// Returns the present state of the files. Blocks.
 pub(super) fn look(files: &[PathBuf]) -> Seen {
     Seen(
         files
@@ -66,12 +69,13 @@ pub(super) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,
     next: Instant,
-    /// How often the files have changed while they were being read.
+    /// The number of changes that [`Watch::has_moved`] has reported in a row.
     moved: u32,
 }
 
 impl Watch {
-    /// `seen` must be the state of the files before they were read, so that no change is missed.
+    /// Makes a watch on `files`. `seen` must be the state of the files before they were read, so
+    /// that no change is missed.
     pub(super) fn new(files: Vec<PathBuf>, seen: Seen) -> Self {
         Self { files, seen, next: Instant::now() + POLL, moved: 0 }
     }
@@ -81,9 +85,9 @@ impl Watch {
         (self.files, self.seen) = (files, seen);
     }
 
-    /// Waits up to 300 ms for a change of the files. `true` if they have changed, so that the
-    /// config should be read again; `false` if they are at rest, or have changed [`SETTLE_MAX`]
-    /// times already.
+    /// Waits up to 300 ms for a change of the files. `true`: they have changed, so the config
+    /// should be read again. `false`: they have not changed, or this function has returned `true`
+    /// [`SETTLE_MAX`] times in a row already.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;
@@ -125,8 +129,8 @@ impl Watch {
     async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;
-        // A panic says nothing about the files. Their state counts as changed, and the next look
-        // corrects that.
+        // A panic gives no information about the files. Their state counts as changed, and the next
+        // look corrects that.
         looked.unwrap_or(Seen(Vec::new()))
     }
 }

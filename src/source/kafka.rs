@@ -56,17 +56,16 @@ use crate::staged::Staged;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// The bytes of messages that become one batch. A larger message is a batch of its own.
+/// The number of bytes of messages that become one batch. A larger message is a batch of its own.
 const GROUP_BYTES: usize = 1024 * 1024;
-/// The number of messages that become one batch.
+/// The greatest number of messages that become one batch.
 const GROUP_MESSAGES: u64 = 5000;
 
-/// The largest number of messages that are taken and not acknowledged. This bounds the memory for
-/// them, however small they are.
+/// The greatest number of messages that are taken and not acknowledged. This number bounds the
+/// memory for messages, however small they are.
 const MESSAGES_MAX: u64 = 100_000;
 
-/// The longest wait for a message, and therefore the time in which the thread notices that it is to
-/// end.
+/// The longest wait for a message. An order to end is noticed within this time.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The pause between two attempts to append while the queue has no room.
@@ -84,27 +83,27 @@ const REVOKE_WAIT: Duration = Duration::from_secs(2);
 /// The number of heartbeats to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// If the thread does not poll for this long, or for `session_timeout` if that is longer, the group
-/// gives its partitions to another reader.
+/// The time after which the group gives the partitions to another reader if the thread does not
+/// poll, or `session_timeout` if that is longer.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
-/// The timeout for setting up a connection.
+/// The timeout for setting up a connection to a broker.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The timeout for the answer to a request.
+/// The timeout for a broker's response to a request.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// The largest amount of messages that librdkafka fetches ahead, in KiB.
+/// The greatest amount of messages that librdkafka fetches ahead, in KiB.
 const AHEAD_KIB: u64 = 16 * 1024;
-/// The largest answer of a broker to one fetch, in bytes.
+/// The greatest size of a broker's response to one fetch, in bytes.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The least time between two log lines of the same kind.
+/// The shortest time between two log lines of the same kind.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The least time between two log lines about skipped messages.
+/// The shortest time between two log lines about skipped messages.
 const SKIPPED: Duration = Duration::from_secs(10);
 
-/// The pause between two attempts to make a consumer.
+/// The pause between two attempts to make a Kafka consumer.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// One source of the config. It lives as long as the config does not change it; each of its
@@ -133,7 +132,7 @@ impl Reader {
         Self { name, cluster, config, max_body, metrics, status, skipped }
     }
 
-    /// The settings of librdkafka for a consumer.
+    /// Returns the settings of librdkafka for a consumer.
     fn consumer(&self) -> ClientConfig {
         let mut consumer = self.cluster.client(CONNECT, REQUEST);
         let session = self.config.session_timeout;
@@ -159,7 +158,7 @@ impl Reader {
         consumer
     }
 
-    /// Makes a consumer and subscribes to the topic.
+    /// Makes a Kafka consumer and subscribes to the topic.
     fn open(&self) -> Result<Session<'_>, Trouble> {
         let changes = self.cluster.changes();
         let state = Arc::new(Mutex::new(State::default()));
@@ -205,7 +204,7 @@ impl Source for Reader {
             status: Arc::default(),
         };
         let mut settings = self.consumer();
-        // Without a group the consumer joins nothing.
+        // A consumer without a group only looks at the topic and joins nothing.
         settings.remove("group.id");
         let consumer = settings.create_with_context::<_, BaseConsumer<Context>>(context);
         let found =
@@ -250,40 +249,41 @@ impl Source for Reader {
 /// this value; it is shared because librdkafka calls [`Context`] in the middle of a poll.
 #[derive(Default)]
 struct State {
-    /// The partitions that this consumer reads.
+    /// The partitions that this consumer reads, by their numbers.
     partitions: BTreeMap<i32, Partition>,
-    /// The number of assignments so far.
+    /// The number of times that a partition was assigned to this consumer.
     assignments: u64,
-    /// The number of messages in `partitions`.
+    /// The number of messages in the batches in `partitions`.
     messages: u64,
-    /// The bytes of the batches in `partitions`.
+    /// The number of bytes in the batches in `partitions`.
     bytes: u64,
-    /// The partitions are paused.
+    /// `true`: the partitions are paused, so no messages arrive.
     paused: bool,
-    /// Partitions are given back at once, without waiting for batches under way.
+    /// `true`: partitions are given back at once, without a wait for batches under way.
     hurried: bool,
-    /// The queue has refused a batch after it was appended. The consumer must be replaced, so that
-    /// the messages are read again.
+    /// `true`: the queue has refused a batch after the batch was appended. The consumer must then
+    /// be replaced, so that the messages are read again.
     refused: bool,
-    /// The time of the last warning about the brokers; `None` once a message has come since.
+    /// The time of the last warning about the brokers; `None`: a message has arrived since, or
+    /// there was no warning.
     told: Option<Instant>,
 }
 
 /// A partition that this consumer reads.
 struct Partition {
-    /// The number of this assignment. A partition may go to another reader and come back, with a
-    /// new number.
+    /// The number of the assignment that gave this partition to the consumer. A partition may go to
+    /// another reader and come back under a new number.
     assignment: u64,
-    /// The batches that are not acknowledged, by rising offset.
+    /// The batches of this partition that are not acknowledged, by rising offset.
     taken: VecDeque<Taken>,
 }
 
 /// A batch that was taken from a partition.
 struct Taken {
-    /// The offset after the batch's last message.
+    /// The offset after the last message of the batch.
     next: i64,
     messages: u64,
-    /// The number of its messages that were not skipped.
+    /// The number of the batch's messages that were not skipped.
     accepted: u64,
     bytes: u64,
     begun: Instant,
@@ -292,8 +292,8 @@ struct Taken {
 }
 
 impl State {
-    /// Removes the batches that are acknowledged. Returns each partition whose first batches were
-    /// removed, with the offset after the last of them.
+    /// Removes the acknowledged batches at the front of each partition. Returns each partition that
+    /// lost a batch, with the offset after its last removed batch.
     fn settle(&mut self, metrics: &ListenerMetrics) -> Vec<(i32, i64)> {
         let mut behind = Vec::new();
         for (number, partition) in &mut self.partitions {
@@ -321,14 +321,14 @@ impl State {
         behind
     }
 
-    /// Returns `true` if these partitions have no batches that wait.
+    /// Returns `true` if none of these partitions has a batch that is not acknowledged.
     fn is_empty(&self, numbers: &[i32]) -> bool {
         let ours = numbers.iter().filter_map(|number| self.partitions.get(number));
         ours.map(|partition| partition.taken.len()).sum::<usize>() == 0
     }
 
-    /// Removes a partition, and returns the number of messages in its batches. Events of them that
-    /// no output has begun leave the queue, because their tickets are dropped.
+    /// Removes a partition, and returns the number of messages in its batches. Events that no
+    /// output has begun to send leave the queue, because the tickets of the batches are dropped.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -380,7 +380,7 @@ impl Context {
         self.status.update(|status| status.partitions = partitions);
     }
 
-    /// Gives partitions back to the group, after a wait for batches under way.
+    /// Gives partitions back to the group, after a wait for the batches under way.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
         let hurried = self.lock().hurried || consumer.assignment_lost();
         let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
@@ -410,7 +410,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            // The error of each single broker says more.
+            // The error of each single broker is reported too, and says more.
             return;
         }
         let error = Trouble::new(&error, reason);
@@ -465,7 +465,7 @@ impl ConsumerContext for Context {
     }
 }
 
-/// Messages that are to become one batch.
+/// The messages of the batch that is being filled.
 struct Group {
     partition: i32,
     assignment: u64,
@@ -478,7 +478,7 @@ struct Group {
     begun: Instant,
 }
 
-/// A batch that the queue has not taken yet.
+/// A batch that is complete and that the queue has not taken yet.
 struct Waiting {
     partition: i32,
     assignment: u64,
@@ -497,12 +497,12 @@ struct Intake<'a> {
     group: Option<Group>,
     /// The batches that the queue has not taken yet, in order.
     waiting: VecDeque<Waiting>,
-    /// The number of messages that were skipped since the last log line about one.
+    /// The number of messages that were skipped since the last log line about skipped messages.
     skipped: u64,
     /// The partition, the offset and the fault of the first message that was skipped since the last
-    /// log line about one.
+    /// log line about skipped messages; `None`: no message was skipped since.
     first: Option<(i32, i64, String)>,
-    /// The time of the last log line about a skipped message.
+    /// The time of the last log line about skipped messages; `None`: there was no such line.
     told: Option<Instant>,
 }
 
@@ -558,13 +558,14 @@ impl Intake<'_> {
         }
     }
 
-    /// The bytes of messages that become one batch.
+    /// Returns the number of bytes of messages that become one batch.
     fn group_max(&self) -> usize {
         let max_body = usize::try_from(self.reader.max_body).unwrap_or(usize::MAX);
         GROUP_BYTES.min(max_body)
     }
 
-    /// Notes where a skipped message is, but nothing of its contents.
+    /// Counts a skipped message, and notes its partition, offset and fault, but nothing of its
+    /// contents.
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
@@ -575,8 +576,8 @@ impl Intake<'_> {
         self.tell_skipped(false);
     }
 
-    /// Logs the messages that were skipped since the last such line. If they had events, those are
-    /// lost. With `all` the line is written even if the last one was written a moment ago.
+    /// Logs the messages that were skipped since the last such log line. Any events in them are
+    /// lost. If `all` is `true`, the line is written even if the last line is recent.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {
@@ -611,7 +612,8 @@ impl Intake<'_> {
         self.waiting.push_back(waiting);
     }
 
-    /// Appends the batches that the queue and the limits take; the others keep waiting.
+    /// Appends the waiting batches to the queue as far as the queue and the limits allow; the other
+    /// batches keep waiting.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some(first) = self.waiting.front() {
@@ -654,7 +656,7 @@ impl Intake<'_> {
     }
 }
 
-/// The last skipped messages are logged before the consumer is gone.
+/// Logs the last skipped messages before the consumer is gone.
 impl Drop for Intake<'_> {
     fn drop(&mut self) {
         self.tell_skipped(true);
@@ -707,7 +709,7 @@ struct Session<'a> {
     consumer: BaseConsumer<Context>,
     changes: Changes,
     intake: Intake<'a>,
-    /// The time since which the queue has had no room for the batch that waits; `None` if no batch
+    /// The time since which the queue has had no room for the batch that waits; `None`: no batch
     /// waits.
     full_since: Option<Instant>,
 }
@@ -745,7 +747,7 @@ impl Session<'_> {
         // group.
     }
 
-    /// Pauses or resumes the partitions if needed. Returns `false` if nothing may be read at this
+    /// Pauses or resumes the partitions if needed. Returns `false` if no message may be read at the
     /// moment.
     fn has_room(&mut self, closing: bool) -> bool {
         let is_full = !self.intake.waiting.is_empty();
