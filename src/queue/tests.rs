@@ -11,6 +11,7 @@ use super::outputs::Output;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
+mod format_1;
 pub(super) mod simulated_disk;
 
 /// The counters of an output that the queue moves, where they can be read at any time.
