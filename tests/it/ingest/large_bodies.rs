@@ -160,7 +160,8 @@ fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
         *seen.lock().unwrap() >= (events as u64, bytes)
     });
     // Guarantee 4 (docs/concepts/guarantees.md) promises, beyond an idle process: max_in_flight,
-    // 32 MiB for the queue, 32 MiB more, 64 KiB for each connection, and here twice an event of 1 MiB.
+    // 32 MiB for the queue, 32 MiB more, 64 KiB for each connection, and here twice an event of
+    // 1 MiB.
     let most = idle + (32 + 32 + 32 + 2 + 2) * MIB as u64;
     let used = relay.rss_bytes_max();
     assert!(used < most, "{} MiB were resident, {} promised", used >> 20, most >> 20);
