@@ -65,9 +65,9 @@ const PROBLEMS_MAX: usize = 20;
 
 /// The orders that the caller of [`run`] can give to a running relay.
 pub struct Signals<S, A> {
-    /// When this future completes, the relay drains and ends.
+    /// The relay drains and ends when this future completes.
     pub stopped: S,
-    /// When this future completes during the drain, the relay ends at once.
+    /// The relay ends at once when this future completes during the drain.
     pub aborted: A,
     /// The relay reads its config again for each message.
     pub reload: mpsc::Receiver<()>,

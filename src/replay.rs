@@ -130,7 +130,7 @@ pub struct Progress {
     pub events_before: u64,
 }
 
-/// Why a replay stopped before the end of its files.
+/// The reason why a replay stopped before the end of its files, and the place where it stopped.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     /// The reason for the stop, as text.

@@ -148,10 +148,10 @@ impl Telemetry {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Like [`Telemetry::render`], without the states of outputs and listeners that a reload has
-    /// removed. `is_there` gets `output` or `listener` and the name, and returns true if the config
-    /// still has it. Nothing would ever set a state of a removed output again, so an alert on it
-    /// would never end. Counters stay.
+    /// Returns the page of [`Telemetry::render`] without the states of outputs and listeners that a
+    /// reload has removed. `is_there` gets `output` or `listener` and the name, and returns `true`
+    /// if the config still has the output or listener. Nothing would ever set a state of a removed
+    /// output again, so an alert on that state would never end. Counters stay on the page.
     pub fn render_states_of(&self, is_there: impl Fn(&str, &str) -> bool) -> String {
         let shown = |line: &&str| state_of(line).is_none_or(|(place, name)| is_there(place, name));
         self.render().split_inclusive('\n').filter(shown).collect()

@@ -145,7 +145,7 @@ pub(super) struct NotListening(pub Vec<String>);
 pub(super) struct OutputEnded {
     /// The output's name.
     pub name: String,
-    /// Why the task ended.
+    /// The reason why the task ended.
     pub reason: EndReason,
 }
 

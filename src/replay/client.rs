@@ -38,7 +38,7 @@ use crate::config::HostPort;
 use crate::net;
 use crate::tls;
 
-/// How long one attempt may last, including the requests that follow a Retry-After.
+/// The time limit of one attempt, including the requests that follow a Retry-After.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
 /// The greatest number of requests in one attempt after the attempt's first request.
@@ -425,7 +425,8 @@ impl fmt::Display for Client {
     }
 }
 
-/// Why a client cannot be made. Nothing has been sent: the operator must correct the command line.
+/// The reason why a client cannot be made. Nothing was sent; the operator must correct the command
+/// line.
 /// No text quotes the URL or the token.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {

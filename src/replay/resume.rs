@@ -65,8 +65,9 @@ impl Default for State {
     }
 }
 
-/// Why a resume file cannot be used. The replay does not start: without the file it would send
-/// events again. The operator must name another file, or remove this one to start anew.
+/// The reason why a resume file cannot be used. The replay does not start, because without the file
+/// it would send events again. The operator must name another file, or remove this one to start
+/// anew.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ResumeError {
     /// The file exists and cannot be read.

@@ -1,4 +1,4 @@
-//! How a metric is declared, and how a declaration becomes a handle.
+//! Declares metrics, and makes their handles from the declarations.
 //!
 //! [`catalog!`] declares every metric once: name, help, unit, meaning, action and the field that
 //! holds its handle. From one declaration the macro makes the field, the code that registers the
