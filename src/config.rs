@@ -347,8 +347,8 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
     )
 }
 
-/// A config with every section and every type of output and source. Its values are missing or empty,
-/// which does not matter: reading it declares every key.
+/// A config with every section and every type of output and source. Its values are missing or
+/// empty, which does not matter: reading it declares every key.
 fn sample(types: &[OutputType]) -> String {
     let filter = "filter = { match = [{ resources = [{}] }], redact = [{}] }";
     let output = |OutputType { name, sample, .. }: &OutputType| {

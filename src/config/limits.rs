@@ -124,7 +124,8 @@ pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queu
     let is_asked_for = cx.is_set(configured.1) || smallest.0 < USUAL_BODY;
     if smallest.0 < configured.0 && known && is_asked_for {
         let (_, key, shown) = smallest;
-        // If the file leaves max_body out, the key that overrules its default is the one to look at.
+        // If the file leaves max_body out, the key that overrules its default is the one to look
+        // at.
         let (key, than) = match cx.is_set(configured.1) {
             true => (configured.1, ""),
             false => (key, " than the default of limits.max_body"),

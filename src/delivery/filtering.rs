@@ -1,8 +1,9 @@
 //! Which events of a claim leave, and in which form, if the output has a filter.
 //!
-//! A batch goes through the filter each time that it is sent, and comes out as lines again. Long runs of
-//! unchanged lines are not copied. The filter's decision about each event is marked by the event's
-//! position until its claim is final, and is counted then: once, however many times the event was sent.
+//! A batch goes through the filter each time that it is sent, and comes out as lines again. Long
+//! runs of unchanged lines are not copied. The filter's decision about each event is marked by the
+//! event's position until its claim is final, and is counted then: once, however many times the
+//! event was sent.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,34 +25,34 @@ use crate::queue::Origin;
 use crate::queue::Position;
 use crate::telemetry::OutputMetrics;
 
-/// A run of unchanged lines shorter than this many bytes is copied to the changed lines before it. A
-/// piece of its own for each short run would make the vectored write dear.
+/// A run of unchanged lines shorter than this many bytes is copied to the changed lines before it.
+/// A piece of its own for each short run would make the vectored write dear.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// The buffer for one changed event is kept for the next event, unless it has grown beyond this many
-/// bytes.
+/// The buffer for one changed event is kept for the next event, unless it has grown beyond this
+/// many bytes.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 
 /// Bytes of events that the loop may inspect without sending any (all filtered, or all given up)
 /// before it yields to the runtime, so that other tasks on this thread are not starved.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The filter of one output, and its decisions about the claims that are not final. The ledger owns it.
-/// Without a filter it passes every batch unchanged and costs nothing.
+/// The filter of one output, and its decisions about the claims that are not final. The ledger owns
+/// it. Without a filter it passes every batch unchanged and costs nothing.
 ///
-/// Invariant: there are marks only for positions of claims that are not final, and the marks of a claim
-/// are those of the last time that it went through the filter.
+/// Invariant: there are marks only for positions of claims that are not final, and the marks of a
+/// claim are those of the last time that it went through the filter.
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// The decisions about events of claims on the wire. An event without a mark leaves unchanged, and
-    /// nothing is counted for it.
+    /// The decisions about events of claims on the wire. An event without a mark leaves unchanged,
+    /// and nothing is counted for it.
     marks: BTreeMap<Position, Mark>,
     /// Bytes of the lines that the marks hold.
     marked_bytes: u64,
     /// The buffer for one changed event.
     changed: Vec<u8>,
-    /// The end of the claims that have gone through the filter. A claim that begins after it shows that
-    /// the queue has dropped the events between.
+    /// The end of the claims that have gone through the filter. A claim that begins after it shows
+    /// that the queue has dropped the events between.
     next: Position,
 }
 
@@ -64,8 +65,8 @@ enum Mark {
     Duplicate,
     /// The event leaves in another form.
     Changed(Changes),
-    /// The event does not leave, because it would be too large even without its bodies. Holds the line
-    /// as it was received.
+    /// The event does not leave, because it would be too large even without its bodies. Holds the
+    /// line as it was received.
     TooLarge(Bytes),
 }
 
@@ -81,8 +82,8 @@ impl Filtering {
         }
     }
 
-    /// Whether the marks hold so many bytes of events that nothing more should be sent: events that are
-    /// too large are held until all events before them are final.
+    /// Whether the marks hold so many bytes of events that nothing more should be sent: events that
+    /// are too large are held until all events before them are final.
     pub(super) fn is_full(&self) -> bool {
         self.marked_bytes >= REJECTED_BYTES_MAX
     }
@@ -93,7 +94,8 @@ impl Filtering {
         self.unmark(self.next..Position::MAX);
     }
 
-    /// The claim is not on the wire any more; it goes through the filter again when it is sent again.
+    /// The claim is not on the wire any more; it goes through the filter again when it is sent
+    /// again.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
@@ -109,8 +111,8 @@ impl Filtering {
         marks
     }
 
-    /// The queue has dropped events at these positions: they have not left and will not, so the filter
-    /// must not take a repetition of one for a duplicate.
+    /// The queue has dropped events at these positions: they have not left and will not, so the
+    /// filter must not take a repetition of one for a duplicate.
     fn forget(&mut self, positions: Range<Position>) {
         self.unmark(positions.clone());
         if let Some(filter) = &mut self.filter {
@@ -118,14 +120,14 @@ impl Filtering {
         }
     }
 
-    /// The filter's memory of events that have left, for the delivery that takes over; `None` without
-    /// deduplication.
+    /// The filter's memory of events that have left, for the delivery that takes over; `None`
+    /// without deduplication.
     pub(super) fn into_seen(self) -> Option<Seen> {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Rebuilds the filter's memory of events that have left, from the events that the queue still has
-    /// within the filter's window. Does nothing if the filter needs no history.
+    /// Rebuilds the filter's memory of events that have left, from the events that the queue still
+    /// has within the filter's window. Does nothing if the filter needs no history.
     ///
     /// # Cancel safety
     ///
@@ -148,7 +150,8 @@ impl Filtering {
         self.filter.is_some()
     }
 
-    /// The events of a batch that are to be sent, in the form in which they leave. May have no events.
+    /// The events of a batch that are to be sent, in the form in which they leave. May have no
+    /// events.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         if self.filter.is_none() {
             return batch;
@@ -198,8 +201,8 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }
 
-    /// A batch comes to the filter, maybe again: forgets the decisions about it, and the events that the
-    /// queue has dropped since.
+    /// A batch comes to the filter, maybe again: forgets the decisions about it, and the events
+    /// that the queue has dropped since.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(claim.start..claim.end);
@@ -212,8 +215,8 @@ impl Filtering {
         }
     }
 
-    /// The lines of a batch that is given up, as they were received, and the disposition of the batch.
-    /// Leaves out the events that the filter keeps back.
+    /// The lines of a batch that is given up, as they were received, and the disposition of the
+    /// batch. Leaves out the events that the filter keeps back.
     pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -254,8 +257,8 @@ impl Filtering {
         !self.too_large(claim).is_empty()
     }
 
-    /// The claim is final: counts the events that were changed, and returns how many were dropped or
-    /// were duplicates. Events that are too large are in neither number.
+    /// The claim is final: counts the events that were changed, and returns how many were dropped
+    /// or were duplicates. Events that are too large are in neither number.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -273,16 +276,16 @@ impl Filtering {
         disposition
     }
 
-    /// Some events of the claim have not left, and nobody knows which: forgets that any of them has left,
-    /// so that a repetition may leave.
+    /// Some events of the claim have not left, and nobody knows which: forgets that any of them has
+    /// left, so that a repetition may leave.
     pub(super) fn forget_history(&mut self, claim: Claim) {
         if let Some(filter) = &mut self.filter {
             filter.forget(claim.start..claim.end);
         }
     }
 
-    /// The claim is given up, or the queue has dropped it: none of its events has left. Returns how many
-    /// of them would have been kept back anyway.
+    /// The claim is given up, or the queue has dropped it: none of its events has left. Returns how
+    /// many of them would have been kept back anyway.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -297,8 +300,8 @@ impl Filtering {
     }
 }
 
-/// For each line of a piece: its position, the index of its first byte, and the index after its line
-/// break.
+/// For each line of a piece: its position, the index of its first byte, and the index after its
+/// line break.
 fn events<'a>(
     piece: &'a [u8],
     origin: &Origin,

@@ -1,5 +1,5 @@
-//! The events that a delivery gives up: events that were refused for good, events that can't be put in
-//! the protocol, and events whose `retry.max_elapsed` is over.
+//! The events that a delivery gives up: events that were refused for good, events that can't be put
+//! in the protocol, and events whose `retry.max_elapsed` is over.
 //!
 //! Their lines are read from the queue and handed over to be written as dead letters, if the config
 //! names a place for them. A claim becomes final when its letters are written, or known not to be.
@@ -34,12 +34,12 @@ use crate::telemetry::LostAs;
 /// The claims that are given up, from the decision to the last letter. The ledger owns it.
 ///
 /// Phases of a claim: *doomed*, until there is room for its letters and its lines are at hand; then
-/// *ending*, until the writer of dead letters has written them. Without a place for letters a doomed
-/// claim becomes final at once. In the table of claims both are `State::Burying`.
+/// *ending*, until the writer of dead letters has written them. Without a place for letters a
+/// doomed claim becomes final at once. In the table of claims both are `State::Burying`.
 ///
-/// Invariants: at most `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for the writer;
-/// with more, nothing is sent, because it might have to be given up too. Each event that is given up
-/// is counted once, when its claim becomes final.
+/// Invariants: at most `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for the
+/// writer; with more, nothing is sent, because it might have to be given up too. Each event that is
+/// given up is counted once, when its claim becomes final.
 pub(super) struct GivenUp {
     /// The output's name, for its dead letters.
     output: Arc<str>,
@@ -55,8 +55,8 @@ pub(super) struct GivenUp {
     lines: Lines,
     /// The first attempts at claims that are not final; `None` without `retry.max_elapsed`.
     tried: Option<Tried>,
-    /// The reason of the last failed connection, while there is no link: claims in the queue that are
-    /// too old are given up for it. `None` while there is a link, or when none is too old.
+    /// The reason of the last failed connection, while there is no link: claims in the queue that
+    /// are too old are given up for it. `None` while there is a link, or when none is too old.
     failed: Option<Arc<str>>,
 }
 
@@ -197,9 +197,9 @@ impl GivenUp {
         (self.failed, self.lines) = (None, Lines::AtHand);
     }
 
-    /// After [`GivenUp::all_failed`], when no other claim is left: gives up the next events of the queue
-    /// as long as they are too old. The first claim that is not too old has been tried now. Returns
-    /// `true` if the loop should yield first, and there may be more to do.
+    /// After [`GivenUp::all_failed`], when no other claim is left: gives up the next events of the
+    /// queue as long as they are too old. The first claim that is not too old has been tried now.
+    /// Returns `true` if the loop should yield first, and there may be more to do.
     pub(super) fn next_old(
         &mut self,
         in_flight: &mut InFlight,
@@ -239,8 +239,8 @@ impl GivenUp {
         false
     }
 
-    /// Hands over the lines of doomed claims, as far as there is room. Returns `true` if the loop should
-    /// yield first, and there may be more to do.
+    /// Hands over the lines of doomed claims, as far as there is room. Returns `true` if the loop
+    /// should yield first, and there may be more to do.
     pub(super) fn bury(
         &mut self,
         in_flight: &mut InFlight,
@@ -276,8 +276,8 @@ impl GivenUp {
         inspected >= INSPECTED_BYTES_MAX
     }
 
-    /// The claim is to become final. `lines` are the lines of the events that `disposition` counts as lost:
-    /// they are handed over to be written, or dropped if there is no place for them.
+    /// The claim is to become final. `lines` are the lines of the events that `disposition` counts
+    /// as lost: they are handed over to be written, or dropped if there is no place for them.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,
@@ -324,7 +324,8 @@ impl GivenUp {
         }
     }
 
-    /// The claim of the first letters becomes final. `written` is what [`GivenUp::written`] returned.
+    /// The claim of the first letters becomes final. `written` is what [`GivenUp::written`]
+    /// returned.
     pub(super) fn end(&mut self, written: Written, in_flight: &mut InFlight, health: &Health) {
         let Some(ending) = self.endings.pop_front() else { return };
         let Ending { claim, disposition, bytes, reason: Reason { cause, text }, .. } = ending;

@@ -41,7 +41,8 @@ pub(super) enum State {
     /// The consumer has accepted the claim, but a suspect lies before it. The claim becomes final
     /// when the suspects have been decided, so that order can still be kept.
     Held,
-    /// The claim is given up. It becomes final when its dead letters are written, or known not to be.
+    /// The claim is given up. It becomes final when its dead letters are written, or known not to
+    /// be.
     Burying,
 }
 
@@ -50,8 +51,8 @@ pub(super) enum State {
 pub(super) enum Refusals {
     /// Nothing yet.
     None,
-    /// The consumer refused the claim, or a larger claim that it was a part of. The number is that of
-    /// the first such refusal, counted over the whole delivery.
+    /// The consumer refused the claim, or a larger claim that it was a part of. The number is that
+    /// of the first such refusal, counted over the whole delivery.
     InBatch(u64),
     /// As for `InBatch`; and the consumer has refused the claim, one event, when it was sent alone.
     Alone(u64),
@@ -87,9 +88,9 @@ impl Work {
 ///
 /// Invariants, which [`InFlight::check`] verifies after each transition in debug builds:
 /// - Each claim is in the table once, in one state, and no two claims overlap.
-/// - The cursor has a claim as "on the wire" while the state is `OnWire` or `Held`, and as "released"
-///   while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its lines are
-///   taken, and on the wire after that.
+/// - The cursor has a claim as "on the wire" while the state is `OnWire` or `Held`, and as
+///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
+///   lines are taken, and on the wire after that.
 /// - A `Suspect` is one event.
 ///
 /// What must never happen: a claim leaves the table without being final (its events would be stuck
@@ -174,16 +175,17 @@ impl InFlight {
         self.suspects.first().is_some_and(|first| *first < claim.start)
     }
 
-    /// Nothing → `OnWire`: claims the next events of the queue. `None` if there is nothing, or if it
-    /// has to be read from files first, which [`InFlight::readable`] waits for.
+    /// Nothing → `OnWire`: claims the next events of the queue. `None` if there is nothing, or if
+    /// it has to be read from files first, which [`InFlight::readable`] waits for.
     pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
         let batch = self.cursor.next(take)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
         Some(batch)
     }
 
-    /// `Pending` → `OnWire`, to send the claim again. [`Redelivery::Gone`]: the queue has dropped all of
-    /// its events, and the claim is no more. [`Redelivery::NotYet`]: the claim stays pending.
+    /// `Pending` → `OnWire`, to send the claim again. [`Redelivery::Gone`]: the queue has dropped
+    /// all of its events, and the claim is no more. [`Redelivery::NotYet`]: the claim stays
+    /// pending.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
@@ -197,8 +199,8 @@ impl InFlight {
         retaken
     }
 
-    /// The claim on the wire was sent after `refusals` refusals, with `events` events. Returns how many
-    /// times it was sent, this time included; `None` if the claim is not in the table.
+    /// The claim on the wire was sent after `refusals` refusals, with `events` events. Returns how
+    /// many times it was sent, this time included; `None` if the claim is not in the table.
     pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
         let (_, work) = self.table.get_mut(&claim.start)?;
         work.events = events;
@@ -233,8 +235,8 @@ impl InFlight {
         self.change(claim.start, State::Held, |_| {});
     }
 
-    /// `OnWire`, `Held` or `Burying` → final. `disposition` counts the events of the claim that the consumer
-    /// did not get.
+    /// `OnWire`, `Held` or `Burying` → final. `disposition` counts the events of the claim that the
+    /// consumer did not get.
     pub(super) fn finish(&mut self, claim: Claim, disposition: Disposition) {
         self.cursor.acknowledge(claim, disposition);
         self.remove(claim.start);
@@ -290,8 +292,8 @@ impl InFlight {
         is_there
     }
 
-    /// The lines of a claim that is given up, as [`InFlight::redeliver`] returns them. The claim stays
-    /// `Burying`.
+    /// The lines of a claim that is given up, as [`InFlight::redeliver`] returns them. The claim
+    /// stays `Burying`.
     pub(super) fn redeliver_to_bury(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         if matches!(retaken, Redelivery::Gone) {
@@ -311,7 +313,8 @@ impl InFlight {
     }
 
     /// The end of this delivery: releases what is on the wire. Returns the cursor, and the claims
-    /// that are not final, in the order of the queue. There are none if the cursor could be rewound.
+    /// that are not final, in the order of the queue. There are none if the cursor could be
+    /// rewound.
     pub(super) fn hand_over(mut self) -> (Cursor, Vec<Claim>) {
         for state in [State::OnWire, State::Held, State::Burying] {
             for work in self.all(state) {

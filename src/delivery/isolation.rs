@@ -2,10 +2,11 @@
 //! when a refusal is final.
 //!
 //! A consumer that refuses a request says only that something in it is wrong, or that something is
-//! wrong with the consumer itself: a missing index refuses every event, and no event is at fault. The
-//! loop halves a refused claim until single events are refused. A single event that is refused
-//! becomes a *suspect*. It is given up only if the same consumer accepts an event that was sent after
-//! the suspect was first refused: then the consumer works, and the refusal is about the event.
+//! wrong with the consumer itself: a missing index refuses every event, and no event is at fault.
+//! The loop halves a refused claim until single events are refused. A single event that is refused
+//! becomes a *suspect*. It is given up only if the same consumer accepts an event that was sent
+//! after the suspect was first refused: then the consumer works, and the refusal is about the
+//! event.
 
 use std::collections::BTreeMap;
 
@@ -67,17 +68,17 @@ enum Round {
 /// The state machine of one delivery. It does no I/O and knows no queue; the loop tells it what
 /// happened, and asks it what to do.
 ///
-/// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves and suspects are sent
-/// one at a time; a single event that is refused is given up or becomes a suspect; when only
+/// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves and suspects are
+/// sent one at a time; a single event that is refused is given up or becomes a suspect; when only
 /// suspects are left, a new event of the queue is sent to compare them with. If it is refused too,
 /// the round is over, and the loop pauses. The first acceptance makes all suspects pending again.
 /// Isolation ends when nothing is pending, suspected or on the wire.
 ///
 /// Invariants:
-/// - An event is given up only after the consumer that refused it has accepted an event that was sent
-///   after the first refusal. What was on the wire beside the refused event proves nothing, because
-///   the consumer may refuse everything since. An acceptance by another consumer proves nothing
-///   either, because the settings of this one may be wrong.
+/// - An event is given up only after the consumer that refused it has accepted an event that was
+///   sent after the first refusal. What was on the wire beside the refused event proves nothing,
+///   because the consumer may refuse everything since. An acceptance by another consumer proves
+///   nothing either, because the settings of this one may be wrong.
 /// - There are at most `SUSPECTS_MAX` suspects, plus what was on the wire.
 ///
 /// What must never happen: a consumer that refuses everything makes the loop give up events that a
@@ -210,15 +211,16 @@ impl Isolation {
         }
     }
 
-    /// A new round begins, which sends the first suspect and one more. Returns the index of that one
-    /// among the `others`. Each round takes another: if the first is at fault and nothing new comes,
-    /// only another suspect can be accepted.
+    /// A new round begins, which sends the first suspect and one more. Returns the index of that
+    /// one among the `others`. Each round takes another: if the first is at fault and nothing new
+    /// comes, only another suspect can be accepted.
     pub(super) fn rotate(&mut self, others: usize) -> usize {
         self.rotation = (self.rotation + 1) % others.max(1);
         self.rotation
     }
 
-    /// Nothing is refused, suspected or on the wire any more, or the link that could refuse is gone.
+    /// Nothing is refused, suspected or on the wire any more, or the link that could refuse is
+    /// gone.
     pub(super) fn end(&mut self) {
         self.phase = Phase::Inactive;
     }

@@ -1,5 +1,5 @@
-//! The decisions of one output's delivery, without connections: what is sent next, and what becomes of
-//! each claim when the link reports something. The loop in `run` does the waiting.
+//! The decisions of one output's delivery, without connections: what is sent next, and what becomes
+//! of each claim when the link reports something. The loop in `run` does the waiting.
 
 use bytes::Bytes;
 
@@ -41,15 +41,15 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 
 /// One output's claims, and the rules for them. The delivery loop owns it and is the only caller.
 ///
-/// The ledger never waits and never writes to a connection. It has the parts that decide: the table of
-/// claims ([`InFlight`]), the search for bad events ([`Isolation`]), the pauses ([`Pacing`]), the filter
-/// ([`Filtering`]) and the events that are given up ([`GivenUp`]).
+/// The ledger never waits and never writes to a connection. It has the parts that decide: the table
+/// of claims ([`InFlight`]), the search for bad events ([`Isolation`]), the pauses ([`Pacing`]),
+/// the filter ([`Filtering`]) and the events that are given up ([`GivenUp`]).
 ///
-/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or again from the pending ones,
-/// and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
+/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or again from the pending
+/// ones, and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
 /// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
-/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps them
-/// all back, or when its dead letters are written.
+/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps
+/// them all back, or when its dead letters are written.
 ///
 /// Invariants:
 /// - Everything that is pending is sent before anything new is claimed.
@@ -57,8 +57,8 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 ///   refused one is decided (`State::Held`).
 /// - While a claim is isolated or after a failure, at most one claim is on the wire.
 ///
-/// What must never happen: an event is given up although the config asks to retry for ever, or before a
-/// consumer has proved that it takes other events.
+/// What must never happen: an event is given up although the config asks to retry for ever, or
+/// before a consumer has proved that it takes other events.
 pub(super) struct Ledger {
     pub(super) in_flight: InFlight,
     isolation: Isolation,
@@ -105,8 +105,8 @@ impl Ledger {
     }
 
     /// Whether the ledger has a reason not to send: events that wait for their letters, or that the
-    /// filter keeps back, are held in memory, and so bounded; and in some phases one claim is on the
-    /// wire at a time. The link's window is a further bound.
+    /// filter keeps back, are held in memory, and so bounded; and in some phases one claim is on
+    /// the wire at a time. The link's window is a further bound.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
         !self.given_up.is_full()
@@ -114,8 +114,8 @@ impl Ledger {
             && !(is_serial && self.in_flight.has(State::OnWire))
     }
 
-    /// Whether the loop should yield to the runtime, because it has inspected many bytes. Starts the
-    /// count again.
+    /// Whether the loop should yield to the runtime, because it has inspected many bytes. Starts
+    /// the count again.
     pub(super) fn take_turn_over(&mut self) -> bool {
         let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
         if is_over {
@@ -124,8 +124,8 @@ impl Ledger {
         is_over
     }
 
-    /// The next batch to send, which fits `room`; `None` if nothing may or can be sent now. Claims of
-    /// which nothing leaves become final on the way.
+    /// The next batch to send, which fits `room`; `None` if nothing may or can be sent now. Claims
+    /// of which nothing leaves become final on the way.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until().is_none()
             && self.may_send()
@@ -154,8 +154,8 @@ impl Ledger {
         None
     }
 
-    /// Claims the next batch: first what was sent before, then, while there are suspects, one event to
-    /// compare them with, then what is new.
+    /// Claims the next batch: first what was sent before, then, while there are suspects, one event
+    /// to compare them with, then what is new.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines for one claim at a time, and those that are given up come first.
         if self.given_up.needs_lines() {
@@ -239,16 +239,16 @@ impl Ledger {
         self.in_flight.finish(claim, disposition);
     }
 
-    /// The filter keeps back every event of a claim, which is therefore final, whatever the consumer
-    /// says of others.
+    /// The filter keeps back every event of a claim, which is therefore final, whatever the
+    /// consumer says of others.
     fn nothing_left(&mut self, claim: Claim) {
         self.isolation.nothing_left(self.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
         self.finish_without(claim, Vec::new());
     }
 
-    /// The claim is final except for `lines`, events that the protocol can't carry, and for the events
-    /// that the filter found too large: these are given up.
+    /// The claim is final except for `lines`, events that the protocol can't carry, and for the
+    /// events that the filter found too large: these are given up.
     fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
         let mut too_large = self.filtering.too_large(claim);
         let reason = match (lines.is_empty(), too_large.is_empty()) {
@@ -297,8 +297,8 @@ impl Ledger {
             self.finish_without(work.claim, rejected);
         }
         if let Refusals::Alone(_) = work.refusals {
-            // A suspect was accepted, so no event was at fault. Events that went ahead of it are sent
-            // again, after it.
+            // A suspect was accepted, so no event was at fault. Events that went ahead of it are
+            // sent again, after it.
             for held in self.in_flight.all(State::Held) {
                 if held.claim >= claim {
                     self.release(held.claim);
@@ -310,7 +310,8 @@ impl Ledger {
         }
     }
 
-    /// `consumer` objects to the events of `claim`: halves the claim, or decides about a single event.
+    /// `consumer` objects to the events of `claim`: halves the claim, or decides about a single
+    /// event.
     pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         let Some(mut work) = self.in_flight.on_wire_at(claim.start) else { return };
         self.health.refused(failure);
@@ -349,9 +350,9 @@ impl Ledger {
         self.take_all_old(failure);
     }
 
-    /// A link that finishes in order has ended: every claim is to be sent again, from the first that is
-    /// not final. Claims that an earlier delivery left, and claims after letters that are being
-    /// written, are sent again one by one.
+    /// A link that finishes in order has ended: every claim is to be sent again, from the first
+    /// that is not final. Claims that an earlier delivery left, and claims after letters that are
+    /// being written, are sent again one by one.
     pub(super) fn start_over(&mut self) {
         self.isolation.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -370,8 +371,8 @@ impl Ledger {
         }
     }
 
-    /// A link that finishes in order broke. `is_proven`: it had lasted, or something was accepted on
-    /// it, so its end is no refusal of the consumer.
+    /// A link that finishes in order broke. `is_proven`: it had lasted, or something was accepted
+    /// on it, so its end is no refusal of the consumer.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -450,8 +451,8 @@ impl Ledger {
     /// Pauses after a failure. Failures of one moment are one reason to wait.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
-        // A new event in the queue does not end this pause: the consumer has asked for it, or can't be
-        // reached.
+        // A new event in the queue does not end this pause: the consumer has asked for it, or can't
+        // be reached.
         self.isolation.await_no_event();
         self.health.next_attempt(wait);
     }
@@ -468,8 +469,8 @@ impl Ledger {
         }
     }
 
-    /// While there is no link: gives up what comes next in the queue and is too old. `true` if there is
-    /// more to do.
+    /// While there is no link: gives up what comes next in the queue and is too old. `true` if
+    /// there is more to do.
     pub(super) fn bury_old(&mut self) -> bool {
         let (in_flight, filtering) = (&mut self.in_flight, &mut self.filtering);
         self.given_up.next_old(in_flight, filtering, &self.health, self.limits)

@@ -105,8 +105,8 @@ pub(crate) enum Event {
         /// Lines of events that the protocol can't carry, and that are given up.
         rejected: Vec<Bytes>,
     },
-    /// The consumer objects to the events of the claim themselves: the same request would be refused
-    /// again. The loop looks for the events at fault.
+    /// The consumer objects to the events of the claim themselves: the same request would be
+    /// refused again. The loop looks for the events at fault.
     Refused(Claim, Failure),
     /// The link has room again, without any claim having become final.
     Room,
@@ -123,8 +123,8 @@ pub(crate) enum Event {
     /// The link is to be ended in order now; nothing is on the wire.
     Closed,
     /// The link has ended, as for [`Event::Broken`], but it is one that refuses events or finishes
-    /// them out of order: only the claims on the wire are to be sent again; claims that were refused
-    /// or failed before keep their state. `None`: the end is nobody's fault.
+    /// them out of order: only the claims on the wire are to be sent again; claims that were
+    /// refused or failed before keep their state. `None`: the end is nobody's fault.
     #[cfg(any(feature = "kafka", test))]
     Gone(Option<Failure>),
     /// Nothing moves, for this reason; the link goes on trying.

@@ -36,16 +36,16 @@ enum Connections {
 enum Drain {
     /// No pause was shortened.
     NotYet,
-    /// The drain has ended the pause that was under way when it began; later pauses take their time,
-    /// at most [`DRAIN_PAUSE_MAX`].
+    /// The drain has ended the pause that was under way when it began; later pauses take their
+    /// time, at most [`DRAIN_PAUSE_MAX`].
     Shortened,
 }
 
-/// The pacing of one delivery. The loop owns it, tells it of failures and successes, and asks it when
-/// the next attempt may be made.
+/// The pacing of one delivery. The loop owns it, tells it of failures and successes, and asks it
+/// when the next attempt may be made.
 ///
-/// Invariants: while there is a pause, nothing is sent. Failures that are reported during a pause do
-/// not lengthen it, however many requests were on the wire: they are one reason to wait; only a
+/// Invariants: while there is a pause, nothing is sent. Failures that are reported during a pause
+/// do not lengthen it, however many requests were on the wire: they are one reason to wait; only a
 /// consumer that asks for a longer pause (`Retry-After`) gets it. After a failure, one attempt at a
 /// time is made until one succeeds.
 pub(super) struct Pacing {
@@ -141,8 +141,8 @@ impl Pacing {
         self.connections = Connections::Trusted;
     }
 
-    /// The connection broke after it had lasted, or had accepted something: the next pause is a short
-    /// one again.
+    /// The connection broke after it had lasted, or had accepted something: the next pause is a
+    /// short one again.
     pub(super) fn broke_after_use(&mut self) {
         self.retry.reset();
     }

@@ -1,8 +1,8 @@
-//! The loop that moves one cursor: takes events from the queue, sends them, waits for the consumer's
-//! answer, and finishes them.
+//! The loop that moves one cursor: takes events from the queue, sends them, waits for the
+//! consumer's answer, and finishes them.
 //!
-//! The loop is generic over the protocol, and knows none. It waits, and keeps the order of calls; every
-//! decision is the ledger's.
+//! The loop is generic over the protocol, and knows none. It waits, and keeps the order of calls;
+//! every decision is the ledger's.
 
 use std::time::Duration;
 
@@ -30,14 +30,14 @@ use crate::queue::Cursor;
 /// ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
-/// A delivery that is to be replaced waits this long for what is on the wire. Its successor sends again
-/// what is not final then: a change of the settings of an output whose consumer hangs must not wait for
-/// that consumer.
+/// A delivery that is to be replaced waits this long for what is on the wire. Its successor sends
+/// again what is not final then: a change of the settings of an output whose consumer hangs must
+/// not wait for that consumer.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
-/// The time that letters which are being written get at the end of the process. Events whose letters
-/// are not written by then stay in the queue's directory for the next start; in memory they are lost
-/// with the queue, and counted.
+/// The time that letters which are being written get at the end of the process. Events whose
+/// letters are not written by then stay in the queue's directory for the next start; in memory they
+/// are lost with the queue, and counted.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
 /// At the start the deduplication window is rebuilt from the queue's recent events. The rebuild may
@@ -46,14 +46,14 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
 /// One output's delivery. One task runs it, from [`Delivery::run`] to its end.
 ///
-/// Phases: at the start the filter's memory is rebuilt. Then, for ever: *rest* until a connection is
-/// needed and may be made; *connect*; *drive* the link until it ends. While it drives, each turn of the
-/// loop first hands over letters, then fills the link's window, then waits for the first of: the end of
-/// the process, a successor, letters that are written, something that the link reports, the drain,
-/// something to read in the queue, the end of a pause.
+/// Phases: at the start the filter's memory is rebuilt. Then, for ever: *rest* until a connection
+/// is needed and may be made; *connect*; *drive* the link until it ends. While it drives, each turn
+/// of the loop first hands over letters, then fills the link's window, then waits for the first of:
+/// the end of the process, a successor, letters that are written, something that the link reports,
+/// the drain, something to read in the queue, the end of a pause.
 ///
-/// It never gives up an event unless `retry.max_elapsed` or `rejected.action` say so: events that it
-/// can't deliver stay in the queue. While letters are written, other claims go on.
+/// It never gives up an event unless `retry.max_elapsed` or `rejected.action` say so: events that
+/// it can't deliver stay in the queue. While letters are written, other claims go on.
 ///
 /// Invariants:
 /// - Every wait hears `orders.stop`.
@@ -237,8 +237,8 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Between two connections: waits until the next connection is needed and may be made, and gives up
-    /// the events that are too old.
+    /// Between two connections: waits until the next connection is needed and may be made, and
+    /// gives up the events that are too old.
     ///
     /// # Cancel safety
     ///
@@ -264,8 +264,8 @@ impl<C: Connect> Delivery<C> {
             tokio::select! {
                 biased;
                 written = ledger.given_up.written() => ledger.on_written(written),
-                // A pause under way ends when the drain begins, and later ones are short: a consumer
-                // that is back must not be missed.
+                // A pause under way ends when the drain begins, and later ones are short: a
+                // consumer that is back must not be missed.
                 () = draining.cancelled(), if may_shorten => ledger.pacing.shorten(),
                 () = ledger.in_flight.readable(), if reads => {
                     needed |= !ledger.given_up.lines_are_read();
@@ -291,7 +291,8 @@ impl<C: Connect> Delivery<C> {
     /// Uses one link until it ends.
     async fn drive(&mut self, mut link: C::Link) -> Ended {
         let proven_at = Instant::now() + PROVEN_AFTER;
-        // Set once a successor waits: the link gets no more claims, and this long to finish the others.
+        // Set once a successor waits: the link gets no more claims, and this long to finish the
+        // others.
         let mut leave_at = None;
         loop {
             self.ledger.bury_beside_sending();

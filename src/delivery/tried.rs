@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use crate::queue::Claim;
 use crate::queue::Position;
 
-/// Attempts within this fraction of `max_elapsed` are noted as one, with the time of the latest: at most
-/// about 1,000 entries are kept, and no event is given up too early. For example, with a `max_elapsed` of
-/// 1 h, attempts within 3.6 s share an entry.
+/// Attempts within this fraction of `max_elapsed` are noted as one, with the time of the latest: at
+/// most about 1,000 entries are kept, and no event is given up too early. For example, with a
+/// `max_elapsed` of 1 h, attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts at events that are not final.
@@ -22,8 +22,8 @@ pub(super) struct Tried {
     entries: VecDeque<Entry>,
 }
 
-/// A range of events, from the end of the entry before to `end`, which were first sent between `begun` and
-/// `at`.
+/// A range of events, from the end of the entry before to `end`, which were first sent between
+/// `begun` and `at`.
 struct Entry {
     end: Position,
     begun: Instant,
@@ -35,8 +35,8 @@ impl Tried {
         Self { max_elapsed, entries: VecDeque::new() }
     }
 
-    /// Notes an attempt at this claim, now. Events of it that were sent before keep their time. Entries
-    /// before the watermark are forgotten.
+    /// Notes an attempt at this claim, now. Events of it that were sent before keep their time.
+    /// Entries before the watermark are forgotten.
     pub(super) fn note(&mut self, claim: Claim, watermark: Position) {
         while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
             self.entries.pop_front();

@@ -1,7 +1,8 @@
 //! The table of claims on a real queue in memory: each transition, and random sequences of them.
 //!
-//! The random test draws a transition, applies it to a claim in a state that allows it, and compares
-//! the table with a plain list of claims and states after each step. The table's own `check` runs too.
+//! The random test draws a transition, applies it to a claim in a state that allows it, and
+//! compares the table with a plain list of claims and states after each step. The table's own
+//! `check` runs too.
 
 use std::sync::Arc;
 

@@ -78,7 +78,8 @@ struct Seen {
     connects: Vec<Instant>,
 }
 
-/// `EAGER` links break and answer in order, as streams do; the others answer in any order, as HTTP does.
+/// `EAGER` links break and answer in order, as streams do; the others answer in any order, as HTTP
+/// does.
 struct Fake<const EAGER: bool> {
     consumer: Arc<Consumer>,
     ordered: bool,
@@ -280,8 +281,8 @@ impl Default for Setting {
     }
 }
 
-/// A filter that keeps back what has `"verb":"hide"`, takes the body of what has `"verb":"lower"`, and lets nothing leave
-/// twice in a year.
+/// A filter that keeps back what has `"verb":"hide"`, takes the body of what has `"verb":"lower"`,
+/// and lets nothing leave twice in a year.
 fn sifting() -> Arc<Rules> {
     let rule = |verb: &[&str], level| policy::Rule {
         line: 1,
@@ -870,7 +871,8 @@ async fn rejected_retry_drops_nothing_and_goes_on_when_the_consumer_gives_in() {
 
 #[tokio::test(start_paused = true)]
 async fn the_stop_is_heard_wherever_the_loop_waits() {
-    // Idle; in a connect that fails; in a back-off; with an answer that never comes; while everything is refused.
+    // Idle; in a connect that fails; in a back-off; with an answer that never comes; while
+    // everything is refused.
     type Script = fn(&[String]) -> Answer;
     let scripts: [(Script, Duration, Duration); 5] = [
         (|_| Answer::Accept, Duration::ZERO, Duration::from_millis(1)),

@@ -1,4 +1,5 @@
-//! The queue in files: a simulation against a model, damage of every kind, and many threads on a real disk.
+//! The queue in files: a simulation against a model, damage of every kind, and many threads on a
+//! real disk.
 
 use std::ops::Range;
 

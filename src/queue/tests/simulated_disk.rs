@@ -1,9 +1,10 @@
 //! A disk that forgets, tears and refuses.
 //!
-//! It does what Linux does on a journalling file system, at its worst. Programs see the page cache; what is on the medium
-//! shows after [`SimulatedDisk::crash`]. Until they are synced, each sector that was written, each change of a directory
-//! and the length of each file reaches the medium or does not, whatever the others do. The only things that are kept
-//! together are the bytes of a sector, the two halves of a rename, and the order of a file's lengths.
+//! It does what Linux does on a journalling file system, at its worst. Programs see the page cache;
+//! what is on the medium shows after [`SimulatedDisk::crash`]. Until they are synced, each sector
+//! that was written, each change of a directory and the length of each file reaches the medium or
+//! does not, whatever the others do. The only things that are kept together are the bytes of a
+//! sector, the two halves of a rename, and the order of a file's lengths.
 //!
 //! The same seed and the same operations in the same order give the same disk.
 
@@ -110,9 +111,9 @@ impl SimulatedDisk {
 
     /// Of the operations of this kind that come from now on, the one behind so many others fails.
     ///
-    /// A write that fails has written a part. A sync that fails marks all as clean that it should have written: it is
-    /// read still, some of it may be on the medium, and no later sync writes the rest. A create that fails may leave an
-    /// empty file. Whatever else fails does nothing.
+    /// A write that fails has written a part. A sync that fails marks all as clean that it should
+    /// have written: it is read still, some of it may be on the medium, and no later sync writes
+    /// the rest. A create that fails may leave an empty file. Whatever else fails does nothing.
     pub(in crate::queue) fn fail(&self, operation: Operation, after: u64, error: Errno) {
         let at = self.count(operation) + after;
         self.state().plan.insert((operation, at), error);
@@ -141,7 +142,8 @@ impl SimulatedDisk {
         (state.probability, state.read_only, state.capacity) = (0.0, false, u64::MAX);
     }
 
-    /// All files together have room for so much. A removed one takes its room until nobody has it open.
+    /// All files together have room for so much. A removed one takes its room until nobody has it
+    /// open.
     pub(in crate::queue) fn capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
     }
@@ -178,7 +180,8 @@ impl SimulatedDisk {
         self.state().named(name).seen.clone()
     }
 
-    /// So many changes are still begun; then the machine is dead, and everything fails until [`Self::crash`].
+    /// So many changes are still begun; then the machine is dead, and everything fails until
+    /// [`Self::crash`].
     pub(in crate::queue) fn crash_after(&self, changes: u64) {
         let mut state = self.state();
         state.crash_at = state.changes_begun() + changes;
@@ -189,8 +192,8 @@ impl SimulatedDisk {
         self.state().is_dead(self.boot)
     }
 
-    /// The disk as the next process finds it: the power was off. To this one, and to its files, the machine is dead for
-    /// ever. Faults stay as they were set.
+    /// The disk as the next process finds it: the power was off. To this one, and to its files, the
+    /// machine is dead for ever. Faults stay as they were set.
     #[must_use = "it takes the place of the old one"]
     pub(in crate::queue) fn crash(&self, rng: &mut fastrand::Rng) -> Self {
         let mut state = self.state();
@@ -421,7 +424,8 @@ struct State {
 }
 
 impl State {
-    /// Counts an operation, and says whether a fault is to befall it. After an error it does nothing at all.
+    /// Counts an operation, and says whether a fault is to befall it. After an error it does
+    /// nothing at all.
     fn begin(&mut self, boot: u64, operation: Operation) -> io::Result<Option<Errno>> {
         if self.is_dead(boot) {
             return Err(io::Error::other(Crashed));
@@ -484,7 +488,8 @@ impl State {
     }
 }
 
-/// Of a directory. It names the file, so that it does nothing to another that has come by the name in between.
+/// Of a directory. It names the file, so that it does nothing to another that has come by the name
+/// in between.
 enum Change {
     Create { name: String, file: u64 },
     Remove { name: String, file: u64 },
@@ -518,7 +523,8 @@ struct Inode {
     /// The page cache.
     seen: Vec<u8>,
     medium: Vec<u8>,
-    /// Sectors that were written and not synced, with all that they have held since: any of it may have got there.
+    /// Sectors that were written and not synced, with all that they have held since: any of it may
+    /// have got there.
     dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
     /// The lengths since the last sync. They reach the medium in order.
     lengths: Vec<usize>,

@@ -170,12 +170,12 @@ fn floors(text: &str) -> Option<BTreeMap<String, usize>> {
     Some(floors)
 }
 
-/// The name, in a table of floors, of every file that the table does not name. A room whose top floor
-/// has it grows by a file without a change of the table.
+/// The name, in a table of floors, of every file that the table does not name. A room whose top
+/// floor has it grows by a file without a change of the table.
 const EVERY_OTHER: &str = "*";
 
-/// Returns the floor of a file; `None` if it has none. The room's own file, whose name is empty, never
-/// has a floor.
+/// Returns the floor of a file; `None` if it has none. The room's own file, whose name is empty,
+/// never has a floor.
 fn floor_of<'f>(floors: &'f BTreeMap<String, usize>, name: &str) -> Option<&'f usize> {
     let other = || floors.get(EVERY_OTHER).filter(|_| !name.is_empty());
     floors.get(name).or_else(other)

@@ -1,5 +1,5 @@
-//! The reference page of the metrics: equal to the declarations, and in step with the alerts and the
-//! dashboard.
+//! The reference page of the metrics: equal to the declarations, and in step with the alerts and
+//! the dashboard.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The pages `docs/reference/config.md` and `docs/reference/commands.md` are generated from what the
-//! program prints. To write them after a change of a key or a command:
+//! The pages `docs/reference/config.md` and `docs/reference/commands.md` are generated from what
+//! the program prints. To write them after a change of a key or a command:
 //!
 //! ```text
 //! KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference

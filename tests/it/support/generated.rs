@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The diff goes line by line, so a page must have line breaks. [`assert_file`] is for a file that
-//! is generated from its first byte to its last, [`assert_block`] for the part of a file between two
-//! markers.
+//! is generated from its first byte to its last, [`assert_block`] for the part of a file between
+//! two markers.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -20,17 +20,17 @@ use super::repository;
 /// If this environment variable is `1`, the committed files are overwritten instead of compared.
 const BLESS: &str = "KUBE_AUDIT_FORWARDER_BLESS";
 
-/// Fails with a unified diff unless the file `path` is equal to `generated`. The path is relative to
-/// the repository's root.
+/// Fails with a unified diff unless the file `path` is equal to `generated`. The path is relative
+/// to the repository's root.
 #[track_caller]
 pub(crate) fn assert_file(path: &str, generated: &str) {
     let result = compare(&repository().join(path), path, generated, is_blessed());
     result.unwrap_or_else(|difference| panic!("{difference}"));
 }
 
-/// Fails with a unified diff unless the part of the file `path` between `begin` and `end` is equal to
-/// `generated`. The part starts after the line break that follows `begin`, and ends before `end`.
-/// Both markers must be in the file; they are never written.
+/// Fails with a unified diff unless the part of the file `path` between `begin` and `end` is equal
+/// to `generated`. The part starts after the line break that follows `begin`, and ends before
+/// `end`. Both markers must be in the file; they are never written.
 #[track_caller]
 pub(crate) fn assert_block(path: &str, begin: &str, end: &str, generated: &str) {
     let file = repository().join(path);
@@ -42,7 +42,8 @@ fn is_blessed() -> bool {
     std::env::var_os(BLESS).is_some_and(|value| value == "1")
 }
 
-/// Writes `generated` into `file` if `bless` is set. Otherwise returns what to print if they differ.
+/// Writes `generated` into `file` if `bless` is set. Otherwise returns what to print if they
+/// differ.
 fn compare(file: &Path, name: &str, generated: &str, bless: bool) -> Result<(), String> {
     let committed = std::fs::read_to_string(file).unwrap_or_default();
     if committed == generated {

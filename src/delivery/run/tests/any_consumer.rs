@@ -132,8 +132,8 @@ fn moody<const EAGER: bool>(
     }
 }
 
-/// Events go on coming until all is delivered: a refused event that nobody vouches for waits for the next good one, and
-/// one that was accepted before the refusal does not count.
+/// Events go on coming until all is delivered: a refused event that nobody vouches for waits for
+/// the next good one, and one that was accepted before the refusal does not count.
 async fn witnessed(bench: &mut Bench) {
     for number in 0..100 {
         if tokio::time::timeout(DAY, bench.queue.drained()).await.is_ok() {
@@ -227,8 +227,9 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     prop_assert!(case.sifts || letters.len() == given.len(), "one letter for each event");
     prop_assert_eq!(bench.in_letters(), written);
     if !case.drop_oldest {
-        // A refusal counts for good beside an acceptance since the first. A batch with a bad event in it, or a stretch
-        // of refusals, may be the first, and the next stretch of refusals the second.
+        // A refusal counts for good beside an acceptance since the first. A batch with a bad event
+        // in it, or a stretch of refusals, may be the first, and the next stretch of refusals the
+        // second.
         let bad = case.batches.iter().any(|(_, events)| events.contains(&Kind::Bad));
         if case.max_elapsed_ms.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
             prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");
@@ -236,8 +237,9 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
             prop_assert_eq!(missing.len() as u64, lost);
         }
         // An event that went ahead of others is sent again after them, and may be given up then; an
-        // event that is given up may come later as a repetition. So the order is judged only if it is
-        // known which events were given up: by their letters, or because only bad events were lost.
+        // event that is given up may come later as a repetition. So the order is judged only if it
+        // is known which events were given up: by their letters, or because only bad events were
+        // lost.
         let bad = |event: &&String| !EAGER && event.starts_with("bad");
         let only_bad = lost == appended.iter().filter(bad).count() as u64;
         if setting.ordered && (case.desk.is_some() || only_bad) {

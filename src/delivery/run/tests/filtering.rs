@@ -1,4 +1,5 @@
-//! What does not leave, leaves changed, or has left: counted once, whatever the consumer does, and in nobody's way.
+//! What does not leave, leaves changed, or has left: counted once, whatever the consumer does, and
+//! in nobody's way.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! Events that are given up: what becomes of their claims while their letters are written, when they are not, and when
-//! `retry.max_elapsed` is over.
+//! Events that are given up: what becomes of their claims while their letters are written, when
+//! they are not, and when `retry.max_elapsed` is over.
 
 use super::*;
 use crate::delivery::dead_letter::GROUP_BYTES_MAX;
@@ -243,7 +243,8 @@ async fn a_stream_that_breaks_while_a_letter_is_written_sends_what_is_behind_it_
         bench.append(&[name]);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // All but the one behind the break was final before the letter was, and nothing goes back behind that.
+    // All but the one behind the break was final before the letter was, and nothing goes back
+    // behind that.
     bench.settled().await;
     assert!(letter.written(1, None));
     bench.drained().await;
