@@ -152,7 +152,8 @@ fn numbers_and_literals() {
     );
     let wrong = "- +1 01 00 -01 --1 1. -1. .5 -.5 1.e1 1e 1e+ 1e- 1e+-1 1e1.5 1.5.5 1-1 1e1e1 0x1 1_0 1f 1n 1null 0true \
                  Infinity -Infinity NaN nan tru truee True TRUE nul nulll Null fals falsee falsefalse nulltrue n t f none \
-                 undefined 'a' a -a 1a 1\\u0030 \\ \\n / // /**/1 1/**/ # \u{feff}1 1\u{2028} 1\u{0} \u{0} 1\u{7f}";
+                 undefined 'a' a -a 1a 1\\u0030 \\ \\n / \
+                 // /**/1 1/**/ # \u{feff}1 1\u{2028} 1\u{0} \u{0} 1\u{7f}";
     for text in right.split_ascii_whitespace() {
         everywhere(&VALUES, text, Outcome::Usual);
     }
