@@ -145,9 +145,9 @@ pub struct Checked {
     /// The keys that name files and directories, in the order of reading. They are known even if
     /// there is no config.
     pub named: Vec<Named>,
-    /// See [`Checked::effective`].
+    /// The text that [`Checked::effective`] returns: the config as TOML with all defaults.
     effective: String,
-    /// Line and column of each value and table header, by its path.
+    /// Line and column of each value and table header in the file, by the path of its key.
     places: BTreeMap<String, (usize, usize)>,
 }
 

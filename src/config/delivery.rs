@@ -9,51 +9,54 @@ use super::values::millis;
 use super::values::secs;
 use super::values::unless_zero;
 
-/// `[output.retry]`.
+/// The settings of `[output.retry]`: the waits between attempts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
-    /// The wait after the first failure.
+    /// The wait after the first failed attempt.
     pub initial_interval: Duration,
-    /// The longest wait, before it is randomized.
+    /// The longest wait between two attempts, before the wait is randomized.
     pub max_interval: Duration,
-    /// Each wait is this many times the one before; at least 1.
+    /// The factor by which each wait is longer than the wait before it; at least 1.
     pub multiplier: f64,
-    /// 0 to 1. With 0.5 and an interval of 10 s, a wait is drawn from 5 s to 15 s.
+    /// How far each wait is randomized, from 0 to 1. With 0.5 and an interval of 10 s, the wait is
+    /// drawn from 5 s to 15 s.
     pub randomization_factor: f64,
-    /// An event that is not delivered this long after its first attempt is given up when the next
-    /// attempt fails; `None`: never.
+    /// If an event is not delivered this long after its first attempt, the output gives it up when
+    /// the next attempt fails. `None`: the output never gives an event up for its age.
     pub max_elapsed: Option<Duration>,
 }
 
-/// `[output.timeouts]`.
+/// The settings of `[output.timeouts]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
-    /// The time for the lookup of a name; and, for each address, for TCP, the proxy's CONNECT and
-    /// the TLS handshake together.
+    /// The time limit for the lookup of a name. The same limit applies, for each address, to the
+    /// TCP connection, the proxy's CONNECT and the TLS handshake together.
     pub connect: Duration,
     /// The time without any progress towards an acknowledgement after which an attempt fails.
     pub request: Duration,
-    /// The age at which a connection is finished and dialled again; `None`: never.
+    /// The age at which a connection is closed in order and a new connection is made. `None`:
+    /// connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// `[output.batch]`.
+/// The settings of `[output.batch]`: the largest request or write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// Bytes of one request or write. An event that is larger travels alone.
+    /// The most bytes of one request or write. A larger event is sent alone.
     pub max_bytes: u64,
-    /// Events of one request or write; at least 1.
+    /// The most events of one request or write; at least 1.
     pub max_events: u64,
 }
 
 /// `[output.rejected]` `action`: what becomes of an event that the consumer refuses for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
-    /// It is written to the dead-letter files; without a directory for them this is `Drop`.
+    /// The event is written to the dead-letter files. Without a directory for these files, the
+    /// event is dropped.
     DeadLetter,
-    /// It is counted as lost.
+    /// The event is dropped and counted as lost.
     Drop,
-    /// It is sent again for ever.
+    /// The event is sent again for ever.
     Retry,
 }
 

@@ -18,10 +18,10 @@ use super::table::required;
 use super::targets::Target;
 use super::values;
 
-/// One `[[output]]`.
+/// The settings of one `[[output]]` table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
-    /// Unique among the outputs; the value of the metrics' label `output`.
+    /// The output's name, unique among the outputs. The metrics carry it in the label `output`.
     pub name: String,
     /// True: the queue keeps an event until this output has finished it. At least one output of a
     /// config is required.
@@ -40,23 +40,25 @@ pub struct Output {
     pub filter: Filter,
 }
 
-/// An output as far as it could be read. Contradictions with other outputs are found even if
-/// something else in it is wrong.
+/// One output while the config is read, possibly with problems. Contradictions with other outputs
+/// are found even if something else in this output is wrong.
 pub(super) struct Draft {
-    /// `output[0]`.
+    /// The path of the output's table in the file: `output[0]`.
     pub(super) path: String,
     name: Option<String>,
     pub(super) required: bool,
-    /// `None`: there is no `type`, or an unknown one.
+    /// The type of the output. `None`: the key `type` is missing or names no known type.
     kind: Option<OutputType>,
-    /// See [`OutputKind::final_after`].
+    /// The key and the value of the time that the protocol waits before a sent event is final.
+    /// `None`: the protocol does not wait.
     pub(super) final_after: Option<(&'static str, Duration)>,
-    /// All of it; `None`: there is a problem.
+    /// The complete output. `None`: one of its keys has a problem.
     pub(super) output: Option<Output>,
 }
 
 impl Draft {
-    /// The path, and the configured addresses; `None`: the output has a problem.
+    /// The path of the output's table, and the addresses it sends to. `None`: the output has a
+    /// problem.
     pub(super) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
@@ -107,7 +109,7 @@ pub(super) fn read(
 }
 
 /// The message about a key that other types of output have and this type has not. `None`: no type
-/// has it. The message is empty, so that nothing is reported, if the type itself is the problem.
+/// has the key. The message is empty, and nothing is reported, if the type itself is the problem.
 fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
     let owners: Vec<&str> = entries
         .iter()
@@ -122,14 +124,15 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
     Some(type_name.map(message).unwrap_or_default())
 }
 
-/// The outputs of the drafts, each with `[filter]` merged into its own. `None`: one has a problem.
+/// The outputs of the drafts, each with `[filter]` merged into its own filter. `None`: one of the
+/// drafts has a problem.
 pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
     drafts.into_iter().map(|draft| draft.output.map(with)).collect()
 }
 
-/// Reports outputs of which none is required, names that are there twice, and a second output of a
-/// type of which there may be one.
+/// Reports three mistakes: no output is required, two outputs have the same name, or there is a
+/// second output of a type that allows only one.
 pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
     if let Some(first) = outputs.first()
         && outputs.iter().all(|draft| !draft.required)

@@ -56,7 +56,7 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 }
 
-/// One type of output, for the table of all types.
+/// One type of output, as the table of all types holds it.
 #[derive(Clone, Copy)]
 pub struct OutputType {
     pub(super) name: &'static str,
@@ -66,7 +66,7 @@ pub struct OutputType {
 }
 
 impl OutputType {
-    /// The type whose settings are `S`.
+    /// Returns the table's entry for the type of output whose settings are `S`.
     #[must_use]
     pub const fn of<S: OutputSettings>() -> Self {
         Self {
@@ -86,30 +86,31 @@ pub struct OutputKind {
 }
 
 impl OutputKind {
-    /// The protocol with these settings.
+    /// Wraps the settings of one type of output.
     #[must_use]
     pub fn new<S: OutputSettings>(settings: S) -> Self {
         Self { name: S::TYPE, settings: Arc::new(settings) }
     }
 
-    /// The value of `type`.
+    /// The name of the output's type, as the key `type` has it: `"http"`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The settings, if they are of the type `S`; else `None`.
+    /// The settings; `None` if they are of another type than `S`.
     #[must_use]
     pub fn settings<S: OutputSettings>(&self) -> Option<&S> {
         self.settings.as_any().downcast_ref()
     }
 
-    /// See [`OutputSettings::targets`].
+    /// The configured addresses that the output sends events to.
     pub(super) fn targets(&self) -> Vec<Target> {
         self.settings.targets()
     }
 
-    /// See [`OutputSettings::final_after`].
+    /// The key and the value of the time that the protocol waits before a sent event is final.
+    /// `None`: an event is final as soon as the consumer acknowledges it.
     #[must_use]
     pub fn final_after(&self) -> Option<(&'static str, Duration)> {
         self.settings.final_after()
@@ -133,7 +134,7 @@ impl PartialEq for OutputKind {
 trait AnySettings: fmt::Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
 
-    /// Whether the other settings are of the same type, and equal.
+    /// Returns `true` if the other settings are of the same type and equal to these.
     fn equals(&self, other: &dyn Any) -> bool;
 
     fn targets(&self) -> Vec<Target>;

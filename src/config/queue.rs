@@ -15,17 +15,19 @@ use super::values::ROOM_MIN;
 use super::values::TIME_MIN;
 use super::values::secs;
 
-/// The bytes that a batch counts in the queue beyond its own, for the records about it.
+/// The bytes that each batch counts in the queue on top of the bytes of its events, for the queue's
+/// records about the batch.
 pub const BATCH_OVERHEAD: u64 = 256;
 
-/// The least of `max_bytes` on disk. Whole files count there, and half of it bounds a body.
+/// The lowest allowed `max_bytes` of a queue on disk. Such a queue counts whole files, and a
+/// request's body may be at most half of `max_bytes`.
 const DISK_MIN: u64 = 256 * KIB;
 
-/// The least of `segment_bytes`. With smaller files the queue would spend most of its time on
-/// making and syncing them.
+/// The lowest allowed `segment_bytes`. With smaller files the queue would spend most of its time on
+/// creating and syncing files.
 const SEGMENT_MIN: u64 = 16 * KIB;
 
-/// `[queue]`.
+/// The settings of the section `[queue]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     /// The bytes that the queue may take. In memory a batch counts its bytes plus 256
@@ -35,17 +37,19 @@ pub struct Queue {
     pub directory: Option<PathBuf>,
     /// Bytes of one file of the durable queue. Means nothing without a directory.
     pub segment_bytes: u64,
-    /// When a sender gets its 200: `Synced` with a directory, else one of the other two.
+    /// When a sender gets its 200: always `Synced` if there is a directory, otherwise `Queued` or
+    /// `Delivered`.
     pub acknowledge: Acknowledge,
     /// The time after which a sender that waits for `Delivered` or `Synced` gets 503.
     pub delivered_timeout: Duration,
     /// What an append to a full queue does.
     pub when_full: WhenFull,
-    /// The `Retry-After` of 429 and 503 is drawn evenly from 0.6 to 1.6 times this.
+    /// The base of the `Retry-After` of 429 and 503, which is drawn evenly from 0.6 to 1.6 times
+    /// this time.
     pub retry_after: Duration,
 }
 
-/// `queue.acknowledge`.
+/// The values of `queue.acknowledge`: when a sender gets its 200.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acknowledge {
     /// 200 once the batch is in the queue.
@@ -56,7 +60,7 @@ pub enum Acknowledge {
     Synced,
 }
 
-/// `queue.when_full`.
+/// The values of `queue.when_full`: what an append to a full queue does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
     /// The sender gets 429 with Retry-After.
@@ -144,7 +148,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     }
 }
 
-/// Reads `segment_bytes`, at most a quarter of `max_bytes`: a drop deletes whole files.
+/// Reads `segment_bytes`, in bytes. It is at most a quarter of `max_bytes`, because dropping events
+/// deletes whole files.
 fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
     let (cx, path) = (t.cx, t.path_of("segment_bytes"));
     let durable = is_durable(cx);

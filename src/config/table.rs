@@ -51,7 +51,7 @@ pub const TABLE: &str = "table";
 
 /// How the relay behaves if a key is absent.
 enum Absent {
-    /// The absence is a problem.
+    /// A file without the key has an error.
     Required,
     /// The key has no default. The text is for the reference and says how the relay behaves
     /// without the key: `memory only`.
@@ -142,9 +142,9 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 pub struct Table<'c, 'a> {
     /// The records that all tables of this reading share.
     pub(super) cx: &'c Context<'a>,
-    /// `output[0].tls`; empty for the whole file.
+    /// The path of this table with indices: `output[0].tls`. It is empty for the whole file.
     pub(super) path: String,
-    /// The path without indices: `output.tls`.
+    /// The path of this table without indices: `output.tls`.
     section: String,
     /// The keys that no call has taken yet, with the byte position of the name and the value.
     keys: BTreeMap<String, (usize, Spanned<DeValue<'a>>)>,
@@ -161,7 +161,7 @@ pub(super) struct Tables<'a> {
 }
 
 impl Tables<'_> {
-    /// Whether the array is there and has no table in it.
+    /// `true`: the file sets the array, and the array has no table in it.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
@@ -194,7 +194,7 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Whether the file sets a key of this table. Only for keys that were taken.
+    /// `true`: the file sets the key `name` of this table. The key must have been taken before.
     #[must_use]
     pub fn is_set(&self, name: &str) -> bool {
         self.cx.is_set(&self.path_of(name))

@@ -12,7 +12,7 @@ use super::table::optional;
 use super::table::whole;
 use super::values;
 
-/// `"1.2"` or `"1.3"`.
+/// The lowest TLS version that is accepted, as the config names it: `"1.2"` or `"1.3"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsVersion {
     /// TLS 1.2 and 1.3.
@@ -24,7 +24,7 @@ pub enum TlsVersion {
 const TLS_VERSIONS: [(&str, TlsVersion); 2] =
     [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
 
-/// `[output.tls]`.
+/// The settings of `[output.tls]` and `[source.tls]`: the relay is the client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClientTls {
     /// PEM file with the authorities that the peer's chain must end in; `None`: the system's roots.
@@ -54,8 +54,9 @@ impl Default for ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the section `tls` of an output whose addresses do not say if TLS is meant: its
-    /// presence does. `Some(None)`: there is no such section. `None`: it has a problem.
+    /// Reads the section `tls` of an output whose addresses do not say if TLS is used: TLS is used
+    /// if the section is present. `Some(None)`: there is no such section. `None`: the section has a
+    /// problem.
     pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Option<Self>> {
         whole(t.optional_section(tls_key(), Self::keys))
     }

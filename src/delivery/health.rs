@@ -30,9 +30,10 @@ pub(super) struct Health {
     name: String,
     pub(super) metrics: OutputMetrics,
     status: Arc<Status>,
-    /// `true` if the output was ever up.
+    /// `true` if an attempt of this output ever succeeded.
     was_up: bool,
-    /// Since when attempts fail; `None` while the output is up, and before the first attempt.
+    /// The time from which attempts fail; `None` while the output is up, and before the first
+    /// attempt.
     down: Option<Instant>,
     /// `true` if the last line in the log says that the output is down.
     told_down: bool,
@@ -59,9 +60,10 @@ pub struct Status {
 struct StatusState {
     up: bool,
     last_error: Option<(String, Instant)>,
-    /// `None` while the output is up, and before the first attempt.
+    /// The time from which attempts fail; `None` while the output is up, and before the first
+    /// attempt.
     down_since: Option<Instant>,
-    /// `None` while no attempt waits for its time.
+    /// The time of the next attempt; `None` while no attempt waits for its time.
     next_attempt: Option<Instant>,
     /// `true` if events could be lost while the output was down.
     may_lose: bool,
@@ -81,7 +83,7 @@ pub struct Snapshot {
     /// The error of the last attempt that failed; `None` if none did. It holds no path or query of
     /// a URL.
     pub last_error: Option<String>,
-    /// The time since that attempt; `None` if none failed.
+    /// The time since the last attempt that failed; `None` if none failed.
     pub last_error_age: Option<Duration>,
     /// For how long attempts have failed; `None` while the output is up.
     pub down: Option<Duration>,
@@ -104,7 +106,7 @@ impl Status {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The current values.
+    /// Returns the values of the status at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock().clone();
@@ -219,7 +221,7 @@ impl Health {
         }
     }
 
-    /// Returns whether every event is kept until the consumer has it: no event is given up, or
+    /// Returns `true` if every event is kept until the consumer has it: no event is given up, or
     /// dropped when the queue is full.
     fn keeps_events(&self) -> bool {
         self.metrics.losses.keeps() && !self.gives_up

@@ -36,7 +36,7 @@ const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its ob
 /// The text for events that the protocol can't carry.
 const TOO_LONG: &str = "longer than max_message_bytes";
 
-/// The text for a claim that has events of both kinds.
+/// The text for a claim that has both events that are too large and events that are too long.
 const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
 
 /// One output's claims, and the rules for them. The delivery loop owns it and is the only caller.
@@ -67,7 +67,7 @@ pub(super) struct Ledger {
     pub(super) given_up: GivenUp,
     pub(super) filtering: Filtering,
     limits: BatchLimits,
-    /// Whether the consumer gets events in the order of the queue.
+    /// `true` if the consumer gets events in the order of the queue.
     is_ordered: bool,
     /// Every event before this position was on the wire once.
     sent_until: Position,
@@ -228,7 +228,7 @@ impl Ledger {
         }
     }
 
-    /// Whether no claim waits to be sent again.
+    /// Returns `true` if no claim waits to be sent again.
     pub(super) fn is_settled(&self) -> bool {
         !self.in_flight.has(State::Pending) && !self.in_flight.has(State::Suspect)
     }

@@ -27,7 +27,7 @@ pub(crate) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Makes the connections of one output. The delivery loop owns it and calls one method at a time.
 pub(crate) trait Connect: Send {
-    /// The connection that [`Connect::connect`] makes.
+    /// The type of the connections that [`Connect::connect`] makes.
     type Link: Link;
 
     /// `true`: the loop connects as soon as it starts, before there is anything to send, so that
@@ -35,8 +35,8 @@ pub(crate) trait Connect: Send {
     /// connection that has ended is made again only when there is something to send.
     const EAGER: bool;
 
-    /// Whether the consumer gets events in the order of the queue. `false` for an `http` output
-    /// whose `concurrency` is above 1.
+    /// Returns `true` if the consumer gets events in the order of the queue. `false` for an `http`
+    /// output whose `concurrency` is above 1.
     fn is_ordered(&self) -> bool {
         true
     }
@@ -117,7 +117,7 @@ pub(crate) enum Event {
     Broken {
         /// Why the link has ended.
         failure: Failure,
-        /// Whether something was accepted on this link.
+        /// `true` if the consumer accepted something on this link.
         progress: bool,
     },
     /// The link is to be ended in order now; nothing is on the wire.

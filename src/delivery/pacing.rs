@@ -11,7 +11,7 @@ use super::retry::Retry;
 /// The longest pause while the relay drains, so that a consumer that is back is not missed.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How many requests may be on the wire.
+/// How many requests may be on the wire at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempts {
     /// As many as the link's window takes.
@@ -20,7 +20,7 @@ enum Attempts {
     OneByOne,
 }
 
-/// Whether a connection alone counts as a sign that the consumer is up.
+/// Tells if a connection alone counts as a sign that the consumer is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Connections {
     /// A connection is enough.
@@ -31,10 +31,10 @@ enum Connections {
     Unproven,
 }
 
-/// Whether the drain has shortened a pause.
+/// Tells if the drain has shortened a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drain {
-    /// No pause was shortened.
+    /// The drain has not shortened a pause yet.
     NotYet,
     /// The drain has ended the pause that was under way when it began; later pauses take their
     /// time, at most [`DRAIN_PAUSE_MAX`].
@@ -55,12 +55,13 @@ pub(super) struct Pacing {
     attempts: Attempts,
     connections: Connections,
     drain: Drain,
-    /// Cancelled when the process ends and first tries to deliver what it has.
+    /// This token is cancelled when the process begins its drain: it still tries to deliver what
+    /// the queue holds.
     draining: CancellationToken,
 }
 
 impl Pacing {
-    /// `retry` decides how long pauses are.
+    /// Makes the pacing of a new delivery. `retry` decides how long pauses are.
     pub(super) fn new(retry: Retry) -> Self {
         Self {
             retry,
@@ -72,7 +73,7 @@ impl Pacing {
         }
     }
 
-    /// Pauses are short once this token is cancelled.
+    /// Hands over the token of the drain. Once the token is cancelled, pauses are short.
     pub(super) fn shorten_when(&mut self, draining: CancellationToken) {
         self.draining = draining;
     }
@@ -82,24 +83,25 @@ impl Pacing {
         self.paused_until
     }
 
-    /// Whether the beginning of the drain is to end the pause under way: once.
+    /// Returns `true` if the pause under way is to end when the drain begins. This happens only
+    /// once.
     pub(super) fn may_be_shortened(&self) -> bool {
         self.paused_until.is_some() && self.drain == Drain::NotYet
     }
 
-    /// The drain has begun, and ends the pause.
+    /// Notes that the drain has begun, and ends the pause under way.
     pub(super) fn shorten(&mut self) {
         self.drain = Drain::Shortened;
         self.paused_until = None;
     }
 
-    /// The pause is over, or what it waited for is there.
+    /// Ends the pause, because its time is over or because what the output waited for is there.
     pub(super) fn end_pause(&mut self) {
         self.paused_until = None;
     }
 
-    /// An attempt failed, and the consumer asked for a pause of `asked`. Returns how long the pause
-    /// is from now on.
+    /// Notes that an attempt failed, and that the consumer asked for a pause of `asked` (`None`:
+    /// for no pause). Returns the pause from now on.
     pub(super) fn failed(&mut self, asked: Option<Duration>) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
@@ -123,41 +125,42 @@ impl Pacing {
         if self.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }
 
-    /// The consumer accepted something: the next pause is a short one again.
+    /// Notes that the consumer accepted something. The next pause is a short one again.
     pub(super) fn succeeded(&mut self) {
         self.attempts = Attempts::Window;
         self.connections = Connections::Trusted;
         self.retry.reset();
     }
 
-    /// There is a connection. Returns whether this alone says that the consumer is up.
+    /// Notes that there is a new connection. Returns `true` if the connection alone counts as a
+    /// sign that the consumer is up.
     pub(super) fn connected(&mut self) -> bool {
         self.attempts = Attempts::Window;
         self.connections == Connections::Trusted
     }
 
-    /// The connection has lasted long enough to say that the consumer is up.
+    /// Notes that the connection has lasted long enough to count as a sign that the consumer is up.
     pub(super) fn proven(&mut self) {
         self.connections = Connections::Trusted;
     }
 
-    /// The connection broke after it had lasted, or had accepted something: the next pause is a
-    /// short one again.
+    /// Notes that the connection broke after it had lasted, or had accepted something. The next
+    /// pause is a short one again.
     pub(super) fn broke_after_use(&mut self) {
         self.retry.reset();
     }
 
-    /// The connection broke before it was of any use.
+    /// Notes that the connection broke before anything was accepted on it.
     pub(super) fn broke_at_once(&mut self) {
         self.connections = Connections::Unproven;
     }
 
-    /// Whether the connection has yet to prove that the consumer is up.
+    /// Returns `true` if the connection has yet to prove that the consumer is up.
     pub(super) fn is_unproven(&self) -> bool {
         self.connections == Connections::Unproven
     }
 
-    /// Whether one attempt at a time is made.
+    /// Returns `true` if only one attempt at a time is made.
     pub(super) fn is_serial(&self) -> bool {
         self.attempts == Attempts::OneByOne
     }

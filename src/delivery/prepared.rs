@@ -34,16 +34,16 @@ pub struct Prepared {
 
 /// A [`Connect`] of any type, so that outputs of all protocols are one type for the relay.
 pub(crate) trait Connector: Send {
-    /// See [`Connect::files`].
+    /// The files that the protocol reads; `None` if it reads none.
     fn files(&self) -> Option<Arc<dyn Files>>;
 
-    /// See [`Connect::endpoints`].
+    /// The addresses of the output; `None` if the output has no addresses.
     fn endpoints(&self) -> Option<Arc<Endpoints>>;
 
-    /// See [`Connect::probe`].
+    /// Connects to each address once, and returns how each attempt went.
     fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
 
-    /// See [`Prepared::run`].
+    /// Delivers until the orders in `start` end the delivery.
     fn deliver(self: Box<Self>, start: Start) -> Running;
 }
 
@@ -145,5 +145,6 @@ impl Prepared {
     }
 }
 
-/// See [`Prepared::run`].
+/// The future that [`Prepared::run`] returns. It is `Some` if another delivery takes over, and
+/// `None` if the process ends.
 pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, RunError>> + Send>>;

@@ -16,7 +16,7 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Pauses as the section `retry` of the config says.
+    /// Makes the pauses that the section `retry` of the config describes.
     pub(super) fn new(config: &config::Retry) -> Self {
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(config.initial_interval)
@@ -28,8 +28,8 @@ impl Retry {
         Self { backoff }
     }
 
-    /// The next pause. It grows by `retry.multiplier`, and is at least `retry_after`, of which
-    /// [`RETRY_AFTER_MAX`] is heeded at most.
+    /// Returns the next pause, which grows by `retry.multiplier`. The pause is at least
+    /// `retry_after`, of which no more than [`RETRY_AFTER_MAX`] is heeded.
     pub(super) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         // `next_backoff` returns `None` only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);
