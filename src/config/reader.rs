@@ -229,12 +229,13 @@ impl<'a> Context<'a> {
         enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
     }
 
-    /// Whether the file sets a key. Only for keys that were taken.
+    /// Returns `true` if the file sets the key at this path. The key must have been taken before.
     pub(super) fn is_set(&self, path: &str) -> bool {
         self.spots.borrow().contains_key(path)
     }
 
-    /// Whether all of these keys have a usable value: one from the file, or a default.
+    /// Returns `true` if each of these keys has a usable value: a value from the file, or a
+    /// default.
     pub(super) fn are_known(&self, paths: &[&str]) -> bool {
         let unknown = self.unknown.borrow();
         paths.iter().all(|path| !unknown.contains(*path))

@@ -37,9 +37,9 @@ enum Part {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the file {}", file.display())]
 pub struct ExpandError {
-    /// The PATH.
+    /// The path of the file that cannot be read: the PATH of `${file:PATH}`.
     pub file: PathBuf,
-    /// The reason.
+    /// The reason why the file cannot be read.
     pub source: io::Error,
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// The pause that the consumer asked for; `None` if it did not ask.
     pub(crate) retry_after: Option<Duration>,
-    /// Whether another address is left that may be tried at once, without a pause.
+    /// `true` if another address is left that may be tried at once, without a pause.
     pub(crate) elsewhere: bool,
 }
 

@@ -70,7 +70,7 @@ pub(super) struct Work {
     pub(super) attempts: u32,
     /// The number of refusals, counted over the whole delivery, before the claim was last sent.
     pub(super) sent_at: u64,
-    /// What the consumer has said about it.
+    /// What the consumer has said about the claim.
     pub(super) refusals: Refusals,
 }
 
@@ -142,7 +142,7 @@ impl InFlight {
         self.cursor.readable().await;
     }
 
-    /// Whether a claim is in this state.
+    /// Returns `true` if at least one claim is in this state.
     pub(super) fn has(&self, state: State) -> bool {
         !self.set(state).is_empty()
     }
@@ -170,7 +170,7 @@ impl InFlight {
         found.map(|(_, work)| *work).collect()
     }
 
-    /// Whether a suspect lies before this claim.
+    /// Returns `true` if a suspect lies before this claim in the queue.
     pub(super) fn has_suspect_before(&self, claim: Claim) -> bool {
         self.suspects.first().is_some_and(|first| *first < claim.start)
     }
@@ -230,7 +230,7 @@ impl InFlight {
         (*state == State::OnWire).then_some(*work)
     }
 
-    /// `OnWire` → `Held`.
+    /// Moves a claim from `OnWire` to `Held`.
     pub(super) fn hold(&mut self, claim: Claim) {
         self.change(claim.start, State::Held, |_| {});
     }
@@ -260,24 +260,24 @@ impl InFlight {
         true
     }
 
-    /// The history of a claim has changed; its state stays.
+    /// Replaces the history of a claim; the claim's state stays.
     pub(super) fn note(&mut self, work: Work) {
         if let Some((_, held)) = self.table.get_mut(&work.claim.start) {
             *held = work;
         }
     }
 
-    /// `Pending` → `Suspect`.
+    /// Moves a claim from `Pending` to `Suspect`.
     pub(super) fn suspect(&mut self, claim: Claim) {
         self.change(claim.start, State::Suspect, |_| {});
     }
 
-    /// `Suspect` → `Pending`.
+    /// Moves a claim from `Suspect` to `Pending`.
     pub(super) fn retry_suspect(&mut self, claim: Claim) {
         self.change(claim.start, State::Pending, |_| {});
     }
 
-    /// `Pending`, `Suspect` or `OnWire` → `Burying`.
+    /// Moves a claim from `Pending`, `Suspect` or `OnWire` to `Burying`.
     pub(super) fn bury(&mut self, claim: Claim) {
         self.change(claim.start, State::Burying, |_| {});
     }

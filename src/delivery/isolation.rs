@@ -94,12 +94,13 @@ pub(super) struct Isolation {
     rotation: usize,
     /// How many new events the next comparison takes: 1, or more while the filter keeps them back.
     comparison_events: u64,
-    /// The consumer's words about the latest suspect.
+    /// The failure with which the consumer refused the latest suspect; `None`: there was no
+    /// suspect.
     last_refusal: Option<Failure>,
 }
 
 impl Isolation {
-    /// `action` is the config's `rejected.action`.
+    /// Makes the state of a new delivery. `action` is the config's `rejected.action`.
     pub(super) fn new(action: Rejected) -> Self {
         Self {
             action,
@@ -112,7 +113,7 @@ impl Isolation {
         }
     }
 
-    /// Whether one request is sent at a time, because a claim was refused.
+    /// Returns `true` if one request is sent at a time, because a claim was refused.
     pub(super) fn is_active(&self) -> bool {
         self.phase != Phase::Inactive
     }
@@ -122,7 +123,8 @@ impl Isolation {
         self.refusals
     }
 
-    /// The consumer's words about the latest suspect; `None` if there was no suspect.
+    /// The failure with which the consumer refused the latest suspect; `None` if there was no
+    /// suspect.
     pub(super) fn last_refusal(&self) -> Option<&Failure> {
         self.last_refusal.as_ref()
     }
@@ -151,7 +153,7 @@ impl Isolation {
         }
     }
 
-    /// The refused event becomes a suspect, for this reason.
+    /// Notes that the refused event becomes a suspect because of `failure`.
     pub(super) fn suspect(&mut self, work: &mut Work, failure: &Failure) {
         if let Refusals::InBatch(first) = work.refusals {
             work.refusals = Refusals::Alone(first);
@@ -159,7 +161,7 @@ impl Isolation {
         self.last_refusal = Some(failure.clone());
     }
 
-    /// A consumer accepted a claim that was sent when there were `sent_at` refusals.
+    /// Notes that a consumer accepted a claim that was sent when there were `sent_at` refusals.
     pub(super) fn accepted(&mut self, sent_at: u64, consumer: usize) {
         let latest = self.accepted_since.entry(consumer).or_default();
         *latest = sent_at.max(*latest);
@@ -169,7 +171,7 @@ impl Isolation {
         self.set_round(Round::Fresh);
     }
 
-    /// Events were sent: the next comparison takes one event again.
+    /// Notes that events were sent. The next comparison takes one event again.
     pub(super) fn sent(&mut self) {
         self.comparison_events = 1;
     }
@@ -193,18 +195,19 @@ impl Isolation {
         Comparison::Events(self.comparison_events)
     }
 
-    /// The queue has nothing to compare the suspects with. The round is over.
+    /// Notes that the queue has nothing to compare the suspects with. The round is over.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }
 
-    /// Whether a new event in the queue is to end the pause, because suspects wait to be compared.
+    /// Returns `true` if a new event in the queue is to end the pause, because suspects wait to be
+    /// compared with it.
     pub(super) fn awaits_event(&self) -> bool {
         self.phase == Phase::Active(Round::AwaitsEvent)
     }
 
-    /// A new event has arrived, or the loop pauses for another reason: an event no longer ends the
-    /// pause.
+    /// Notes that a new event has arrived, or that the loop pauses for another reason. From now on,
+    /// an event does not end the pause.
     pub(super) fn await_no_event(&mut self) {
         if self.awaits_event() {
             self.set_round(Round::Fresh);
@@ -219,8 +222,8 @@ impl Isolation {
         self.rotation
     }
 
-    /// Nothing is refused, suspected or on the wire any more, or the link that could refuse is
-    /// gone.
+    /// Ends the isolation: no event is refused, suspected or on the wire any more, or the link that
+    /// could refuse events is gone.
     pub(super) fn end(&mut self) {
         self.phase = Phase::Inactive;
     }

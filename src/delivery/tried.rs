@@ -16,7 +16,7 @@ const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts at events that are not final.
 pub(super) struct Tried {
-    /// `retry.max_elapsed`.
+    /// The time after its first attempt at which an event is too old: `retry.max_elapsed`.
     pub(super) max_elapsed: Duration,
     /// In the order of positions, which is the order of time too.
     entries: VecDeque<Entry>,

@@ -12,10 +12,10 @@ use crate::config::table::Table;
 use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
-/// `format` of the outputs that write each event as a line.
+/// The values of the key `format` of the outputs that write each event as a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LineFormat {
-    /// The event as it was received.
+    /// The line is the event as it was received.
     Ndjson,
     /// The event with `kind` and `apiVersion` first, as a line of kube-apiserver's audit.log.
     AuditLog,
@@ -40,7 +40,7 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Lines of this format.
+    /// Makes an encoder of lines in this format.
     pub(super) fn new(format: LineFormat) -> Self {
         Self { format }
     }

@@ -34,7 +34,7 @@ pub(crate) struct Settings {
     never: Infallible,
 }
 
-/// `key` of a Kafka output.
+/// The values of the key `key` of a Kafka output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageKey {
     /// The event's `auditID`: all stages of a request are in one partition, in order.

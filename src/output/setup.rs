@@ -53,14 +53,14 @@ impl<'a> Setup<'a> {
 
 /// A row of the table of protocols.
 pub(super) struct Row {
-    /// The type, for the config.
+    /// The type of output, as the config needs it to read the output's keys.
     pub(super) settings: OutputType,
-    /// The connector of an output; `None`: the output is of another type.
+    /// Makes the connector of an output; `None`: the output is of another type.
     pub(super) connector: fn(&OutputKind, &Setup<'_>) -> Option<Box<dyn Connector>>,
 }
 
 impl Row {
-    /// The protocol with the settings `S`.
+    /// The row of the protocol whose settings are `S`.
     pub(super) const fn of<S: IntoConnector>() -> Self {
         Self {
             settings: OutputType::of::<S>(),

@@ -45,7 +45,7 @@ type Done = (Claim, io::Result<()>);
 /// The keys of `type = "stdout"`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The shape of a line.
+    /// The format of each event's line.
     pub(crate) format: LineFormat,
 }
 

@@ -17,12 +17,12 @@ use crate::delivery::prepared::Connector;
 /// The keys of `type = "tcp"`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The shape of a line.
+    /// The format of each event's line.
     pub(crate) format: LineFormat,
     /// Bytes that were sent are final if no reset came for this long after the peer's kernel
     /// acknowledged them.
     pub(crate) replay_window: Duration,
-    /// The consumer's addresses, and the connection.
+    /// The keys of the consumer's addresses and of the connection.
     pub(crate) stream: Stream,
 }
 
