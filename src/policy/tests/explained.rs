@@ -123,8 +123,8 @@ the event is lowered from RequestResponse to Request: without responseObject
         policy,
         &role("/apis/rbac.x"),
         "\
-rule 1 (line 4): namespaces: the requestURI \"/apis/rbac.x\" is none of a request about an object, and a rule of level None needs to know
-rule 2 (line 5): resources [rbac.x: roles named [evil]] do not have \"roles\" of the group \"rbac.x\" with a known name: the requestURI \"/apis/rbac.x\" is none of a request about an object, and a rule of level None needs to know
+rule 1 (line 4): namespaces: the requestURI \"/apis/rbac.x\" is not that of a request about an object, and a rule of level None has to know the object
+rule 2 (line 5): resources [rbac.x: roles named [evil]] do not have \"roles\" of the group \"rbac.x\" with a known name: the requestURI \"/apis/rbac.x\" is not that of a request about an object, and a rule of level None has to know the object
 rule 3 (line 6) matches: level Request
 the event is lowered from RequestResponse to Request: without responseObject
 ",

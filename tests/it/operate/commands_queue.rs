@@ -515,7 +515,10 @@ fn wrong_usage_of_queue_ends_with_2() {
     }
     let (code, stdout, stderr) = spool.queue(&["export", "spool", "--output", "nobody"]);
     assert_eq!((code, stdout.as_slice()), (Some(2), &b""[..]));
-    assert!(stderr.contains("no output nobody") && stderr.contains("which has: dead"), "{stderr}");
+    assert!(
+        stderr.contains("no output nobody") && stderr.contains("which has the outputs: dead"),
+        "{stderr}"
+    );
 }
 
 #[test]

@@ -255,7 +255,7 @@ fn the_verdict_is_no_good_news_while_one_of_two_addresses_is_down() {
     assert_accepted(&relay.post(&generated_batch(1, 400, 1600)), 400);
     let browser = open(&relay);
     let words = format!(
-        "Output logstash: the address {} is down; its others take the events.",
+        "Output logstash: the address {} is down; its other addresses take the events.",
         first.address()
     );
     wait_for_text(&browser, "#findings", &words);
@@ -326,7 +326,7 @@ fn the_verdict_knows_events_that_are_late_and_addresses_that_are_not_good() {
         (
             "status.outputs[0].addresses[0].state = 'suspect';",
             "warn",
-            "is suspect; it has no other.",
+            "is suspect; it has no other address.",
         ),
         ("status.outputs[0].addresses[0].state = 'back, on trial';", "good", "is on trial."),
         (

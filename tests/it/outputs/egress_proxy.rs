@@ -194,7 +194,7 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
         );
         let nobody = HttpSink::accepting();
         let more =
-            if said.contains("wants") { more.replace(&format!("user:{CODED}@"), "") } else { more };
+            if said.contains("needs") { more.replace(&format!("user:{CODED}@"), "") } else { more };
         let relay = Relay::start(&to_sink(nobody.address(), &more));
         assert_eq!(relay.post(&generated_batch(1, 5, 900)).status, 200);
         let labels = [("output", "consumer"), ("reason", reason)];
