@@ -3,7 +3,8 @@
 
 Checked are all lines of Markdown, the lines of Rust that hold a comment, and the lines of scripts,
 TOML and YAML that are nothing but a comment. Not counted are the rows of tables, code blocks and
-pictures of Markdown, and lines that a single long word without spaces, like a URL or a path, makes too wide.
+pictures of Markdown, and lines that one long word without spaces, such as a URL or a path, makes
+too wide.
 
 usage: .ci/columns.py    exits with 1 if it has found such lines
 """
