@@ -60,7 +60,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether every event leaves as it is.
+    /// Returns `true` if the filter changes nothing: every event leaves as it is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -127,7 +127,7 @@ impl HttpClient {
     }
 }
 
-/// Whether a URL is http. One that can't be read now may be https.
+/// Returns `true` if the URL is http. `false` for https, and for a URL that can't be read now.
 fn is_plain(url: &Template) -> bool {
     let url = url.expand().ok().and_then(|url| values::url(&url).ok());
     url.is_some_and(|url| url.scheme() == "http")

@@ -165,7 +165,7 @@ pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Optio
     }
 }
 
-/// Whether the kernel refuses to bind one of these addresses while the other is bound.
+/// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound.
 fn meets(one: SocketAddr, other: SocketAddr) -> bool {
     let wildcard = |it: SocketAddr| it.ip().is_unspecified();
     let same_family = one.is_ipv4() == other.is_ipv4();

@@ -71,8 +71,8 @@ pub enum WhenFull {
     DropNewest,
 }
 
-/// Whether the queue is on disk, even if the name of its directory is wrong. Only once `[queue]` is
-/// read, or being read behind `directory`.
+/// Returns `true` if the queue is on disk, even if the name of its directory is wrong. Call this
+/// only after the key `directory` of `[queue]` was read.
 pub(super) fn is_durable(cx: &Context<'_>) -> bool {
     cx.is_set("queue.directory")
 }

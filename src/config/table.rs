@@ -593,7 +593,7 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or_default()
     }
 
-    /// Whether the table has no key that is not taken yet.
+    /// Returns `true` if every key of the table was taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()

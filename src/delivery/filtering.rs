@@ -145,7 +145,7 @@ impl Filtering {
         filter.history_loaded();
     }
 
-    /// Whether there is a filter.
+    /// Returns `true` if the output has a filter.
     pub(super) fn is_enabled(&self) -> bool {
         self.filter.is_some()
     }
@@ -252,7 +252,7 @@ impl Filtering {
             .collect()
     }
 
-    /// Whether the claim has events that are too large.
+    /// Returns `true` if the claim has events that are too large.
     pub(super) fn has_too_large(&self, claim: Claim) -> bool {
         !self.too_large(claim).is_empty()
     }

@@ -122,12 +122,12 @@ impl GivenUp {
         self.place = Some(place);
     }
 
-    /// Whether so much waits for the writer that nothing more should be sent.
+    /// Returns `true` if so much waits for the writer of letters that nothing more should be sent.
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= GROUP_BYTES_MAX || self.endings.len() >= CLAIMS_MAX
     }
 
-    /// Whether no letter is being written.
+    /// Returns `true` if no letter is being written.
     pub(super) fn is_ended(&self) -> bool {
         self.endings.is_empty()
     }

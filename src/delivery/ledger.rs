@@ -104,9 +104,9 @@ impl Ledger {
         }
     }
 
-    /// Whether the ledger has a reason not to send: events that wait for their letters, or that the
-    /// filter keeps back, are held in memory, and so bounded; and in some phases one claim is on
-    /// the wire at a time. The link's window is a further bound.
+    /// Returns `true` if the ledger may send. Sending stops while too much is held in memory:
+    /// events that wait for their letters, or that the filter found too large. It also stops while
+    /// one claim at a time is sent and that claim is on the wire.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
         !self.given_up.is_full()
@@ -114,8 +114,8 @@ impl Ledger {
             && !(is_serial && self.in_flight.has(State::OnWire))
     }
 
-    /// Whether the loop should yield to the runtime, because it has inspected many bytes. Starts
-    /// the count again.
+    /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes.
+    /// In that case the count of inspected bytes starts again at zero.
     pub(super) fn take_turn_over(&mut self) -> bool {
         let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
         if is_over {

@@ -110,7 +110,7 @@ enum Ended {
 }
 
 impl Ended {
-    /// Whether the connection still works, and is to be closed in order.
+    /// Returns `true` if the connection still works, and is to be closed in order.
     fn is_orderly(&self) -> bool {
         match self {
             Self::Closed => true,
