@@ -12,9 +12,10 @@
 //!   implements [`Connect`](crate::delivery::link::Connect) itself. Metrics, retries, dead letters
 //!   and `check --connect` follow from it.
 //!
-//! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), a row in
-//! `tests/it/faults/outputs.rs` that says how the protocol behaves when its consumer fails, and the
-//! table of types in the documentation.
+//! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), and a row
+//! in the code map for the new file. No test asks for these: a row in
+//! `tests/it/outputs/faults/outputs.rs`, so that the faults strike the protocol's consumer too, and
+//! a row in the table of `docs/concepts/outputs.md`.
 //!
 //! A protocol knows no delivery loop, and of the other files only those on floors below its own.
 //!

@@ -120,7 +120,7 @@ impl Sasl {
 /// Reports, at the key `type`, that this binary knows no Kafka. The keys were read all the same:
 /// they may hold more problems.
 #[cfg(not(feature = "kafka"))]
-pub fn without_kafka(t: &Table<'_, '_>) {
+pub(crate) fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the \
                    feature kafka (docs/operating/kafka.md)";
     t.error("type", message);

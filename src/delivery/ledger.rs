@@ -109,9 +109,8 @@ impl Ledger {
     /// one claim at a time is sent and that claim is on the wire.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
-        !self.given_up.is_full()
-            && !self.filtering.is_full()
-            && !(is_serial && self.in_flight.has(State::OnWire))
+        let waits_for_answer = is_serial && self.in_flight.has(State::OnWire);
+        !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
     /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes.

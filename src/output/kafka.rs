@@ -22,6 +22,7 @@ use crate::delivery::prepared::Connector;
 
 /// The keys of `type = "kafka"`.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "no value exists without kafka"))]
 pub(crate) struct Settings {
     /// The topic, and the cluster that has it.
     pub(crate) cluster: Kafka,

@@ -205,12 +205,15 @@ impl Client {
             let waited = self.in_time(&connection.progress, waiting, id, answer).await;
             let (response, since) = match waited {
                 Some((Ok(response), since)) => (response, since),
-                Some((Err(error), _)) => match answer::reason(&error) {
-                    // The peer closed the idle connection while the request was on its way. That
-                    // says nothing about the request.
-                    AttemptError::Closed if reused => continue,
-                    reason => return Err(failed(reason, &chain(&error))),
-                },
+                Some((Err(error), _)) => {
+                    let reason = answer::reason(&error);
+                    if reused && reason == AttemptError::Closed {
+                        // The peer closed the idle connection while the request was on its way.
+                        // That says nothing about the request.
+                        continue;
+                    }
+                    return Err(failed(reason, &chain(&error)));
+                }
                 None => return Err(failed(AttemptError::Timeout, &self.no_answer())),
             };
             if !marks.was_whole() {

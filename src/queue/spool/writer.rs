@@ -55,12 +55,13 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// ([`Writer::turn`]):
 ///
 /// 1. probe: after an error nothing is stored until a new segment can be made and synced. That is
-/// tried with pauses of [`RETRY_MIN`] to [`RETRY_MAX`]; 2. save: the cursors file is written when
-/// it is out of date and a second has passed, when much has become final, or at once when an output
-/// joins or leaves; 3. reclaim: files that no output needs are deleted, after a save that says so;
+///    tried with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
+/// 2. save: the cursors file is written when it is out of date and a second has passed, when much
+///    has become final, or at once when an output joins or leaves.
+/// 3. reclaim: files that no output needs are deleted, after a save that says so.
 /// 4. commit: the batches at the front of the line are written as one group with one write, synced,
-/// and then published. While that goes on new batches join the line, and are the next group. A
-/// group ends before a batch that begins a new segment.
+///    and then published. While that goes on new batches join the line, and are the next group. A
+///    group ends before a batch that begins a new segment.
 ///
 /// After a failed write or sync nothing is known of what is behind the segment's last record: the
 /// kernel may have forgotten what it did not write, and the next sync says nothing about it. The

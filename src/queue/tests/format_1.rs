@@ -56,7 +56,8 @@ fn events(positions: Range<u64>) -> String {
 }
 
 fn config(directory: &Path) -> config::Queue {
-    let config = config::read(config::EMBEDDED).config.expect("it is right").queue;
+    let config =
+        config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right").queue;
     config::Queue { directory: Some(directory.to_owned()), ..config }
 }
 

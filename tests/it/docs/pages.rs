@@ -93,7 +93,7 @@ impl Page {
             match part {
                 Component::ParentDir => assert!(path.pop(), "{}: {link}", self.path),
                 Component::CurDir => {}
-                part => path.push(part),
+                Component::Normal(_) | Component::RootDir | Component::Prefix(_) => path.push(part),
             }
         }
         path
@@ -175,8 +175,8 @@ fn invocations(code: &str) -> Vec<Vec<String>> {
     for line in joined.lines() {
         for part in line.split("kube-audit-forwarder ").skip(1) {
             // A comment, a pipe or a list ends the command.
-            let end = part.find([';', '|', '>', '&', '#', ')', '\'']).unwrap_or(part.len());
-            let words: Vec<String> = part[..end].split_whitespace().map(str::to_owned).collect();
+            let command = part.split([';', '|', '>', '&', '#', ')', '\'']).next().unwrap_or(part);
+            let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
             found.push(words);
         }
     }
