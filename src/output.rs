@@ -7,9 +7,9 @@
 //!
 //! - [`OutputSettings`](crate::config::OutputSettings): the name, the keys, the addresses. `check`,
 //!   `config`, the reference, the messages about wrong keys and a reload follow from it.
-//! - [`IntoConnector`](setup::IntoConnector): how a link is made. Its documentation names the two
+//! - `setup::IntoConnector`: how a link is made. Its documentation names the two
 //!   kinds of session in `transport` that a protocol over TCP can build on; another protocol
-//!   implements [`Connect`](crate::delivery::link::Connect) itself. Metrics, retries, dead letters
+//!   implements `delivery::link::Connect` itself. Metrics, retries, dead letters
 //!   and `check --connect` follow from it.
 //!
 //! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), and a row

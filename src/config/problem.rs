@@ -26,7 +26,7 @@ pub enum Severity {
     /// The config can be used, but the relay will probably not do what its author wants.
     Warning,
     /// A file that the config names is missing. This is an error on the machine that runs the relay
-    /// ([`Checked::strict`]), and a warning if the config is checked elsewhere.
+    /// (`Checked::strict`), and a warning if the config is checked elsewhere.
     MissingFile,
     /// `check` refuses the config. A relay starts with it and logs the problem, since most of the
     /// relay works: a certificate that has expired, dead letters that can't be written.

@@ -61,19 +61,19 @@ pub enum JoinError {
     Closed,
 }
 
-/// The result of [`Cursor::redeliver`].
+/// The result of [`Cursor::redeliver`](super::Cursor::redeliver).
 #[derive(Debug)]
 pub enum Redelivery {
     /// The claim is on the wire again, and these are its lines.
     Batch(Batch),
     /// All events of the claim were dropped meanwhile. The claim does not exist any more.
     Gone,
-    /// The lines have to be read from a file first. [`Cursor::readable`] reads them; then the
-    /// caller calls [`Cursor::redeliver`] again.
+    /// The lines have to be read from a file first. [`Cursor::readable`](super::Cursor::readable) reads them; then the
+    /// caller calls [`Cursor::redeliver`](super::Cursor::redeliver) again.
     NotYet,
 }
 
-/// The most that [`Cursor::next`] claims at once. One event is claimed whatever its size.
+/// The most that [`Cursor::next`](super::Cursor::next) claims at once. One event is claimed whatever its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Take {
     /// Bytes of lines.
@@ -116,7 +116,7 @@ pub struct Batch {
     pub bytes: u64,
     /// Whole lines, in order, each ended by `\n`. There is at least one.
     pub pieces: Vec<Bytes>,
-    /// The origin of each piece, in the same order. Empty unless [`Cursor::tell_origins`] has asked
+    /// The origin of each piece, in the same order. Empty unless [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked
     /// for origins.
     pub origins: Vec<Origin>,
 }

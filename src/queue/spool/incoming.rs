@@ -1,7 +1,7 @@
 //! A file beside the log, for the lines of a body that is too large to be held in memory.
 //!
 //! An [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
-//! segment whose positions are not known yet. When the body is whole, [`Queue::append_incoming`]
+//! segment whose positions are not known yet. When the body is whole, `Queue::append_incoming`
 //! puts the file into the line behind the batches that wait there. The writer then fills in the
 //! positions, and gives the file the name of the log's next segment. Nobody is told that the body
 //! is safe before that name is synced, and a start deletes the file if it has not got the name. A
@@ -94,11 +94,11 @@ pub(super) struct IncomingFile {
 ///
 /// It begins without a file: the first lines make one. [`Incoming::store`] reserves room for each
 /// piece of lines, waits for the writer to delete segments if there is none, and then writes the
-/// piece. [`Incoming::sync`] makes all of it safe. At the end [`Queue::append_incoming`] takes the
+/// piece. [`Incoming::sync`] makes all of it safe. At the end `Queue::append_incoming` takes the
 /// file over. After an error the body can only be dropped.
 ///
 /// Owned by the task that reads the request; its methods run on threads that may block. If segments
-/// must be dropped for room, then only for one incoming body at a time ([`Shared::reserve`]).
+/// must be dropped for room, then only for one incoming body at a time (`Shared::reserve`).
 pub struct Incoming {
     shared: Arc<Shared>,
     /// `None` before the first lines, after the file was handed on, and if the body is dropped
@@ -110,7 +110,7 @@ pub struct Incoming {
     bytes: u64,
     /// The queue is full and drops the newest: the body is counted, and not stored.
     pub(super) is_dropped: bool,
-    /// Segments were dropped for this body: see [`SpoolState::has_dropper`].
+    /// Segments were dropped for this body: see `has_dropper` in the state of the log.
     is_dropper: bool,
 }
 
