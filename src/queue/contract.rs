@@ -68,12 +68,13 @@ pub enum Redelivery {
     Batch(Batch),
     /// All events of the claim were dropped meanwhile. The claim does not exist any more.
     Gone,
-    /// The lines have to be read from a file first. [`Cursor::readable`](super::Cursor::readable) reads them; then the
-    /// caller calls [`Cursor::redeliver`](super::Cursor::redeliver) again.
+    /// The lines have to be read from a file first. [`Cursor::readable`](super::Cursor::readable)
+    /// reads them; then the caller calls [`Cursor::redeliver`](super::Cursor::redeliver) again.
     NotYet,
 }
 
-/// The most that [`Cursor::next`](super::Cursor::next) claims at once. One event is claimed whatever its size.
+/// The most that [`Cursor::next`](super::Cursor::next) claims at once. One event is claimed
+/// whatever its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Take {
     /// Bytes of lines.
@@ -116,8 +117,8 @@ pub struct Batch {
     pub bytes: u64,
     /// Whole lines, in order, each ended by `\n`. There is at least one.
     pub pieces: Vec<Bytes>,
-    /// The origin of each piece, in the same order. Empty unless [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked
-    /// for origins.
+    /// The origin of each piece, in the same order. Empty unless
+    /// [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked for origins.
     pub origins: Vec<Origin>,
 }
 
