@@ -4,7 +4,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `tried` `in_flight` | why an attempt failed · lines of a batch · ages · claims and their states |
+//! | 1 | `failure` `lines` `tried` `in_flight` `orders` | why an attempt failed · lines of a batch · ages · claims and their states · the orders that a delivery hears |
 //! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault |
 //! | 3 | `link` `health` `pacing` | the contract with a protocol · "down" and "up again" · when and how much is sent |
 //! | 4 | `filtering` | the events of a batch that leave |
@@ -28,6 +28,7 @@ mod isolation;
 mod ledger;
 pub(crate) mod lines;
 pub(crate) mod link;
+mod orders;
 mod pacing;
 pub(crate) mod prepared;
 mod retry;
@@ -42,7 +43,7 @@ pub use files::Files;
 pub use files::StageError;
 pub use health::Snapshot;
 pub use health::Status;
+pub use orders::HandOver;
+pub use orders::Orders;
 pub use prepared::Prepared;
 pub use prepared::Running;
-pub use run::HandOver;
-pub use run::Orders;

@@ -31,8 +31,9 @@ pub(crate) trait Connect: Send {
     type Link: Link;
 
     /// `true`: the loop connects as soon as it starts, before there is anything to send, so that
-    /// `/readyz` and the log show early whether the consumer can be reached. In both cases a
-    /// connection that has ended is made again only when there is something to send.
+    /// `/readyz` and the log show early whether the consumer can be reached. `false`: the loop
+    /// connects when there is something to send. In both cases, a connection that broke is made
+    /// again after a pause, and one that ended in order only when there is something to send.
     const EAGER: bool;
 
     /// Returns `true` if the consumer gets events in the order of the queue. `false` for an `http`

@@ -1,13 +1,10 @@
-//! The loop that moves one cursor: takes events from the queue, sends them, waits for the
-//! consumer's answer, and finishes them.
-//!
-//! The loop is generic over the protocol, and knows none. It waits, and keeps the order of calls;
-//! every decision is the ledger's.
+//! The loop that moves one cursor: it takes events from the queue, sends them, waits for the
+//! consumer's answer, and finishes them. It is generic over the protocol. Every decision is the
+//! ledger's.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::dead_letter::DeadLetters;
 use super::failure::Failure;
@@ -19,9 +16,10 @@ use super::ledger::Ledger;
 use super::link::Connect;
 use super::link::Event;
 use super::link::Link;
+use super::orders::HandOver;
+use super::orders::Orders;
 use crate::config::Rejected;
 use crate::filter::Filter;
-use crate::filter::Seen;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 
@@ -66,27 +64,6 @@ pub(super) struct Delivery<C> {
     ledger: Ledger,
     rejected: Rejected,
     orders: Orders,
-}
-
-/// What a delivery leaves when another takes its place. Nothing of it is on the wire.
-pub struct HandOver {
-    /// The output's place in the queue.
-    pub cursor: Cursor,
-    /// The claims that are not final, if claims after them are.
-    pub claims: Vec<Claim>,
-    /// The filter's memory of the events that have left; `None` without deduplication.
-    pub seen: Option<Seen>,
-}
-
-/// The orders that a delivery hears.
-#[derive(Clone, Default)]
-pub struct Orders {
-    /// The process ends, and first tries to deliver what it has: pauses are short from now on.
-    pub draining: CancellationToken,
-    /// The process ends now.
-    pub stop: CancellationToken,
-    /// Another delivery is to take this one's place.
-    pub retire: CancellationToken,
 }
 
 /// Why a delivery has ended.
