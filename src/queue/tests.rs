@@ -8,11 +8,17 @@ use metrics::Gauge;
 use metrics::atomics::AtomicU64 as Cell;
 
 use super::outputs::Output;
+use crate::config;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
 mod format_1;
 pub(super) mod simulated_disk;
+
+/// The `[queue]` table of the embedded config.
+fn embedded_config() -> config::Queue {
+    config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right").queue
+}
 
 /// The counters of an output that the queue moves, where they can be read at any time.
 #[derive(Default, Clone)]

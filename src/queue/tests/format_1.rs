@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::embedded_config;
 use super::outputs;
 use super::values;
 use crate::audit::LevelCounts;
@@ -56,9 +57,7 @@ fn events(positions: Range<u64>) -> String {
 }
 
 fn config(directory: &Path) -> config::Queue {
-    let config =
-        config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right").queue;
-    config::Queue { directory: Some(directory.to_owned()), ..config }
+    config::Queue { directory: Some(directory.to_owned()), ..embedded_config() }
 }
 
 /// Reads and acknowledges everything up to a position, and returns the lines.
