@@ -2,19 +2,20 @@
 
 use super::table::Table;
 
-/// `compression`.
+/// The values of the key `compression`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// The bytes as they are.
+    /// The bytes are sent uncompressed.
     None,
-    /// RFC 1952.
+    /// gzip (RFC 1952).
     Gzip,
-    /// RFC 8878.
+    /// Zstandard (RFC 8878).
     Zstd,
 }
 
 impl Compression {
-    /// Reads `compression`; `meaning` says what is compressed. `None`: there is a problem.
+    /// Reads the key `compression`; `meaning` is the reference's text about what is compressed.
+    /// `None`: the value is wrong, and the problem is recorded.
     pub fn read(t: &mut Table<'_, '_>, default: Self, meaning: &'static str) -> Option<Self> {
         t.choice(
             "compression",

@@ -11,22 +11,22 @@ use super::table::Table;
 use super::table::optional;
 use super::values::MIB;
 
-/// The least of `max_bytes`. An event that is longer than `max_bytes` can't be kept at all, and an
-/// event with its bodies may have some hundred KiB.
+/// The smallest `max_bytes` that is allowed. An event that is longer than `max_bytes` can't be kept
+/// at all, and an event with its bodies may have some hundred KiB.
 const DEAD_LETTER_MIN: u64 = MIB;
 
-/// `[dead_letter]`.
+/// The settings of the section `[dead_letter]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The directory of the files; `None`: see [`Config::dead_letter_directory`].
     ///
     /// [`Config::dead_letter_directory`]: super::Config::dead_letter_directory
     pub directory: Option<PathBuf>,
-    /// Bytes of all files together.
+    /// The most bytes of all dead-letter files together.
     pub max_bytes: u64,
 }
 
-/// Reads `[dead_letter]`.
+/// Reads the section `[dead_letter]`.
 pub(super) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
     DeadLetter {
         directory: t.directory(optional(
@@ -45,7 +45,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
     }
 }
 
-/// Warns once if an output asks for dead letters by name and there is no directory for them.
+/// Warns once if an output sets `rejected.action = "dead_letter"` in the file and there is no
+/// directory for dead letters.
 pub(super) fn warn_without_directory(
     cx: &Context<'_>,
     dead_letter: &DeadLetter,

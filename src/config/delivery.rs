@@ -29,13 +29,13 @@ pub struct Retry {
 /// The settings of `[output.timeouts]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
-    /// The time limit for the lookup of a name. The same limit applies, for each address, to the
-    /// TCP connection, the proxy's CONNECT and the TLS handshake together.
+    /// The time limit for the lookup of a name. The same limit applies again, for each address, to
+    /// the TCP connection, the proxy's CONNECT and the TLS handshake together.
     pub connect: Duration,
     /// The time without any progress towards an acknowledgement after which an attempt fails.
     pub request: Duration,
-    /// The age at which a connection is closed in order and a new connection is made. `None`:
-    /// connections have no age limit.
+    /// The age at which a connection is closed in order; a new connection then takes its place.
+    /// `None`: connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
@@ -60,7 +60,7 @@ pub enum Rejected {
     Retry,
 }
 
-/// Reads `[output.retry]`.
+/// Reads the section `[output.retry]`.
 pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
     let retry = Retry {
         initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "first wait"),
@@ -91,7 +91,7 @@ pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
     retry
 }
 
-/// Reads `[output.timeouts]`.
+/// Reads the section `[output.timeouts]`.
 pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     Timeouts {
         connect: t.time(
@@ -118,7 +118,7 @@ pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     }
 }
 
-/// Reads `[output.batch]`.
+/// Reads the section `[output.batch]`.
 pub(super) fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
     BatchLimits {
         max_bytes: t.size(
@@ -136,7 +136,7 @@ pub(super) fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
     }
 }
 
-/// Reads `[output.rejected]`. `None`: there is a problem.
+/// Reads the section `[output.rejected]`. `None`: a value is wrong, and the problem is recorded.
 pub(super) fn rejected(t: &mut Table<'_, '_>) -> Option<Rejected> {
     t.choice(
         "action",

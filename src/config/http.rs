@@ -16,54 +16,54 @@ use super::template::Template;
 use super::tls::ClientTls;
 use super::values;
 
-/// Where an output sends its requests, and how.
+/// The keys that all outputs over HTTP share: the consumer's URLs, and how requests are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpClient {
-    /// The consumer's URLs, at least one. Each expands to an http or https URL; one with a
-    /// `${file:…}` that was missing when the config was read may expand to anything.
+    /// The consumer's URLs, at least one. Each expands to an http or https URL. A URL with a
+    /// `${file:…}` that was missing when the config was read is unchecked.
     pub urls: Vec<Template>,
-    /// Which of the URLs a request goes to.
+    /// How the URL of a request is chosen from `urls`.
     pub strategy: Strategy,
-    /// Settings of https URLs; the defaults if there is no section `tls`.
+    /// TLS settings of https URLs. Without a section `tls` these are the defaults.
     pub tls: ClientTls,
-    /// Content-Encoding of requests.
+    /// The compression of request bodies (the header Content-Encoding).
     pub compression: Compression,
-    /// Additional request headers; the names are valid and in lower case.
+    /// Additional request headers by name. The names are valid and in lower case.
     pub headers: BTreeMap<String, Template>,
-    /// File with the token for `Authorization: Bearer`. At most one of this and `basic_auth` is
-    /// set.
+    /// The file with the token for `Authorization: Bearer`; `None`: no token is sent. At most one
+    /// of `bearer_token_file` and `basic_auth` is set.
     pub bearer_token_file: Option<PathBuf>,
-    /// User and password for `Authorization: Basic`.
+    /// User and password for `Authorization: Basic`; `None`: no password is sent.
     pub basic_auth: Option<BasicAuth>,
-    /// Requests that may be under way at once, at least 1.
+    /// The most requests of the output that may be under way at once; at least 1.
     pub concurrency: usize,
-    /// Expands to `http://[USER:PASSWORD@]HOST[:PORT]`: a proxy that is asked for each connection,
-    /// by CONNECT. `None`: connections are direct.
+    /// The URL of the proxy, which makes each connection by CONNECT. It expands to
+    /// `http://[USER:PASSWORD@]HOST[:PORT]`. `None`: connections are direct.
     pub proxy: Option<Template>,
 }
 
-/// `basic_auth = { username, password_file }`.
+/// The value of the key `basic_auth`: `{ username, password_file }`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BasicAuth {
-    /// User name.
+    /// The name of the user.
     pub username: Template,
-    /// File with the password.
+    /// The file that holds the password.
     pub password_file: PathBuf,
 }
 
-/// In which way a protocol's keys differ from those of `http`.
+/// The differences between the HTTP keys of one protocol and those of `http`.
 pub struct HttpKeys {
-    /// The default of `compression`.
+    /// The protocol's default for the key `compression`.
     pub compression: Compression,
-    /// False: the protocol has a credential of its own, and neither `bearer_token_file` nor
-    /// `basic_auth`.
+    /// `false`: the protocol has a credential of its own, so that the keys `bearer_token_file` and
+    /// `basic_auth` do not exist.
     pub authorization: bool,
 }
 
 impl HttpClient {
-    /// Reads the keys, and those of the protocol itself by `own`: they are listed behind
-    /// `strategy`. Sections of its own a protocol reads after this call. The client is `None` if
-    /// there is a problem.
+    /// Reads the keys of an HTTP client. After the key `strategy` it calls `own`, which reads the
+    /// plain keys of the protocol itself; a protocol reads its own sections after this call.
+    /// Returns the client (`None` if it has a problem, which is recorded) and the result of `own`.
     pub fn read<'c, 'a, T>(
         t: &mut Table<'c, 'a>,
         keys: &HttpKeys,
@@ -127,7 +127,7 @@ impl HttpClient {
     }
 }
 
-/// Returns `true` if the URL is http. `false` for https, and for a URL that can't be read now.
+/// Returns `true` if the URL is http. `false`: the URL is https, or can't be expanded now.
 fn is_plain(url: &Template) -> bool {
     let url = url.expand().ok().and_then(|url| values::url(&url).ok());
     url.is_some_and(|url| url.scheme() == "http")
@@ -160,7 +160,8 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     )
 }
 
-/// A request has one `Authorization`: it comes from one of two keys, or from `headers`.
+/// Reports an `Authorization` that is configured more than once: a request has one, from
+/// `bearer_token_file`, from `basic_auth` or from `headers`.
 fn contradictions_of_authorization(t: &Table<'_, '_>, headers: &BTreeMap<String, Template>) {
     let (basic, bearer) = ("basic_auth", "bearer_token_file");
     if t.is_set(basic) && t.is_set(bearer) {

@@ -20,44 +20,48 @@ use super::values::HostPort;
 /// A topic of a Kafka cluster, and how clients reach and authenticate to the brokers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kafka {
-    /// Brokers that are asked for the others of the cluster; at least one.
+    /// The brokers that clients ask first; from these, clients learn the other brokers of the
+    /// cluster. At least one.
     pub brokers: Vec<HostPort>,
-    /// 1 to 249 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
+    /// The name of the topic: 1 to 249 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
     pub topic: String,
-    /// The settings of TLS; `None`: plain TCP. `server_name` and `min_version` have their defaults
-    /// and mean nothing: OpenSSL decides about both.
+    /// The settings of TLS; `None`: plain TCP. The fields `server_name` and `min_version` have
+    /// their defaults and have no effect, because OpenSSL decides about both.
     pub tls: Option<ClientTls>,
-    /// User and password; `None`: clients authenticate by their certificate, or not at all.
+    /// User and password of the clients; `None`: clients authenticate by their certificate, or not
+    /// at all.
     pub sasl: Option<Sasl>,
 }
 
-/// `sasl = { mechanism, username, password_file }`.
+/// The value of the key `sasl`: `{ mechanism, username, password_file }`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sasl {
-    /// How the password is proved.
+    /// The SASL mechanism, by which a client proves that it knows the password.
     pub mechanism: SaslMechanism,
-    /// User name.
+    /// The name of the user.
     pub username: Template,
-    /// File with the password.
+    /// The file that holds the password.
     pub password_file: PathBuf,
 }
 
-/// `mechanism` of `sasl`.
+/// The values of the key `mechanism` of `sasl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SaslMechanism {
-    /// RFC 4616: sends the password itself.
+    /// SASL PLAIN (RFC 4616), which sends the password itself.
     Plain,
-    /// RFC 7677.
+    /// SCRAM with SHA-256 (RFC 7677), which does not send the password.
     ScramSha256,
-    /// RFC 7677, with the longer hash.
+    /// SCRAM with SHA-512, in other respects like SCRAM-SHA-256.
     ScramSha512,
 }
 
-/// Brokers and topic: the plain keys of a cluster. `None`: there is a problem in them.
+/// The brokers and the topic, which are the plain keys of a cluster. `None`: at least one of the
+/// keys is wrong or missing, and the problem is recorded.
 pub type KafkaTopic = Option<(Vec<HostPort>, String)>;
 
 impl Kafka {
-    /// Reads the plain keys. [`Kafka::read`] reads the sections, after the table's other keys.
+    /// Reads the plain keys, brokers and topic. [`Kafka::read`] reads the sections, after the
+    /// table's other keys.
     pub fn read_topic(t: &mut Table<'_, '_>) -> KafkaTopic {
         let brokers = t.words(
             required(
@@ -71,8 +75,8 @@ impl Kafka {
         brokers.zip(topic)
     }
 
-    /// Reads the sections `sasl` and `tls`, and puts all of it together. `None`: there is a problem
-    /// in it.
+    /// Reads the sections `sasl` and `tls`, and joins them with the plain keys in `topic`. `None`:
+    /// one of the keys or sections has a problem, which is recorded.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
             optional("sasl", TABLE, "none", "user and password for the brokers"),
@@ -117,8 +121,8 @@ impl Sasl {
     }
 }
 
-/// Reports, at the key `type`, that this binary knows no Kafka. The keys were read all the same:
-/// they may hold more problems.
+/// Reports, at the key `type`, that this binary was built without Kafka. The caller has read the
+/// other keys all the same, because they may hold more problems.
 #[cfg(not(feature = "kafka"))]
 pub(crate) fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the \

@@ -20,32 +20,35 @@ use super::values::unless_zero;
 /// (`fs.nr_open` is 1,048,576 by default), and the semaphore that counts them has a limit too.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// A batch of 400 events at level RequestResponse is seldom larger. If the other bounds leave less
-/// than the default of `max_body`, that is worth a warning only below this size.
+/// The size below which the effective `max_body` is worth a warning if other limits make it smaller
+/// than its default. A batch of 400 events at level RequestResponse is seldom larger than this.
 const USUAL_BODY: u64 = 64 * MIB;
 
-/// `[limits]`. Sizes are bytes.
+/// The settings of the section `[limits]`. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The largest body that is accepted; a larger one is answered with 413. It is the smallest of
-    /// the configured `max_body`, `max_in_flight`, and `queue.max_bytes` - 256; with a directory
-    /// the smaller of the configured `max_body` and half of `queue.max_bytes`.
+    /// The largest request body that is accepted, in bytes; a larger one is answered with 413. In
+    /// memory this is the smallest of the configured `max_body`, `max_in_flight`, and
+    /// `queue.max_bytes` - 256. With a queue directory it is the smaller of the configured
+    /// `max_body` and half of `queue.max_bytes`.
     pub max_body: u64,
-    /// Bytes of bodies that are not yet in the queue, or wait for their acknowledgement.
+    /// The most bytes of bodies that are not yet in the queue, or wait for their acknowledgement.
     pub max_in_flight: u64,
-    /// Open connections of all listeners together.
+    /// The most open connections of all listeners together.
     pub max_connections: usize,
-    /// The time from the first byte of a request's head to the end of the head.
+    /// The time limit from the first byte of a request's head to the end of the head.
     pub header_timeout: Duration,
-    /// The time from the end of a request's head to the end of its body.
+    /// The time limit from the end of a request's head to the end of its body.
     pub body_timeout: Duration,
-    /// The time that a kept connection may wait for its next request.
+    /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age at which a connection is closed after the request under way; `None`: never.
+    /// The age at which a connection is closed after the request under way; `None`: connections
+    /// have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// Reads `[limits]`. `max_body` is the configured value still; see [`effective_max_body`].
+/// Reads the section `[limits]`. `max_body` is as configured, before the other limits are applied
+/// to it; see [`effective_max_body`].
 pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
     let key = derived(
@@ -101,11 +104,11 @@ pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     }
 }
 
-/// The largest body that all bounds together allow. Warns if that is less than the `max_body` that
-/// the file sets, or less than usual batches need.
+/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Warns if
+/// this is less than the `max_body` that the config file sets, or less than usual batches need.
 ///
-/// With a directory a large body is in a file while it arrives, so that `max_in_flight` does not
-/// bound it.
+/// If the queue has a directory, a large body is in a file while it arrives, so `max_in_flight`
+/// does not limit its size.
 pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
     let (in_flight, room, room_shown) = if queue::is_durable(cx) {
         (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")

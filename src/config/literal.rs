@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use toml::de::DeValue;
 
-/// A value of more characters is cut in messages.
+/// The most characters of a value in a message. A longer value is cut.
 const SHOWN_CHARS_MAX: usize = 60;
 
-/// A text as a basic string of TOML, with its quotes.
+/// Returns a text as a basic string of TOML, with its quotes.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     for c in text.chars() {
@@ -32,13 +32,13 @@ pub(super) fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A key as TOML: quoted only if it has to be.
+/// Returns a key as TOML, in quotes only if TOML requires quotes.
 pub(super) fn bare_or_quoted(key: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { quoted(key) }
 }
 
-/// A value as TOML, on one line.
+/// Returns a value as TOML, on one line.
 pub(super) fn literal(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => quoted(text),
@@ -62,7 +62,7 @@ pub(super) fn literal(value: &DeValue<'_>) -> String {
     }
 }
 
-/// A value as a message shows it: as TOML, on one line, and cut after 60 characters.
+/// Returns a value in the form for messages: as TOML, on one line, and cut after 60 characters.
 pub(super) fn shown(value: &DeValue<'_>) -> String {
     cut(literal(value))
 }

@@ -2,40 +2,40 @@
 
 use super::table::Table;
 
-/// `[log]`.
+/// The settings of the section `[log]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
-    /// The lowest level that is written.
+    /// The least important level of lines that are written.
     pub level: LogLevel,
-    /// The shape of a line.
+    /// The format of a log line.
     pub format: LogFormat,
 }
 
-/// `log.level`.
+/// The values of `log.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
     /// Something is lost, or somebody must act.
     Error,
     /// Something unexpected happened, and nothing is lost.
     Warn,
-    /// Changes of state.
+    /// The state of the relay or of a part of it has changed.
     Info,
     /// One line for each request and delivery.
     Debug,
-    /// Everything.
+    /// Every line that the relay can log.
     Trace,
 }
 
-/// `log.format`.
+/// The values of `log.format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people; control characters are escaped.
+    /// Lines for people; control characters are escaped.
     Text,
-    /// For machines: one JSON object a line.
+    /// Lines for machines: each line is one JSON object.
     Json,
 }
 
-/// Reads `[log]`. `None`: there is a problem.
+/// Reads the section `[log]`. `None`: a value is wrong, and the problem is recorded.
 pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
     let level = t.choice(
         "level",

@@ -6,18 +6,20 @@ use super::values;
 /// The parts of an RFC 5424 message that are the same in every message of an output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Messages {
-    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1). `local0` and `info` are 16 × 8 + 6 = 134.
+    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1). For example, `local0` and `info` are 16 × 8
+    /// + 6 = 134.
     pub priority: u8,
     /// HOSTNAME: 1 to 255 printable ASCII characters. The default is the machine's name.
     pub hostname: String,
     /// APP-NAME: 1 to 48 printable ASCII characters.
     pub app_name: String,
-    /// A message of more bytes is rejected, never cut; 0: there is no limit.
+    /// The most bytes of a message. An event whose message is longer is rejected, never cut. 0:
+    /// there is no limit.
     pub max_message_bytes: u64,
 }
 
 impl Messages {
-    /// Reads the keys. `None`: there is a problem.
+    /// Reads the keys of RFC 5424 messages. `None`: a value is wrong, and the problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let facility = t.choice("facility", &FACILITIES, Some(16), "of each message");
         let severity = t.choice("severity", &SEVERITIES, Some(6), "of each message");
@@ -48,14 +50,15 @@ impl Messages {
     }
 }
 
-/// The name of this machine (in a pod: the pod's name), or `-`, RFC 5424's word for none.
+/// Returns the name of this machine (in a pod: the pod's name), or `-`, which is RFC 5424's sign
+/// for "no name".
 fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
 }
 
-/// Facilities of RFC 5424 §6.2.1. The names are those of syslog.conf(5); the facilities 12 to 15
-/// have rsyslog's names.
+/// The facilities of RFC 5424 §6.2.1, as name and number. The names are those of syslog.conf(5);
+/// the facilities 12 to 15 have rsyslog's names.
 const FACILITIES: [(&str, u8); 24] = [
     ("kern", 0),
     ("user", 1),
@@ -83,7 +86,7 @@ const FACILITIES: [(&str, u8); 24] = [
     ("local7", 23),
 ];
 
-/// Severities of RFC 5424 §6.2.1, by the names of syslog.conf(5).
+/// The severities of RFC 5424 §6.2.1, as name and number. The names are those of syslog.conf(5).
 const SEVERITIES: [(&str, u8); 8] = [
     ("emerg", 0),
     ("alert", 1),

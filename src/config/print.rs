@@ -3,8 +3,8 @@
 use super::reader::Entry;
 use super::reader::Item;
 
-/// The config as TOML with every default filled in. Strings are as the file has them: a `${…}` in
-/// them is not expanded.
+/// Returns the config as TOML with every default filled in. A `${…}` in a string is printed as the
+/// file has it, not expanded.
 pub(super) fn effective(items: &[Item]) -> String {
     let mut printed = String::new();
     let mut header = None;
@@ -25,8 +25,8 @@ pub(super) fn effective(items: &[Item]) -> String {
     printed
 }
 
-/// The keys among the items. Keys of several types of output that are declared in the same words
-/// become one entry with all these types, and the keys of one section stand together.
+/// Returns the keys among the items, grouped by section. A key that several types of output declare
+/// in the same words becomes one entry with all these types.
 pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for item in items {
@@ -53,8 +53,8 @@ pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     entries
 }
 
-/// All keys as a Markdown table. `types` are all types of output: a key that all of them have is
-/// printed without their names.
+/// Returns all keys as a Markdown table. `types` are all types of output: a key that all of them
+/// have is printed without their names.
 pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
     let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     for entry in entries {

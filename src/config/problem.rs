@@ -5,20 +5,21 @@ use std::path::PathBuf;
 /// Something that the author of a config file should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The line in the file, from 1.
+    /// The line of the problem in the file, counted from 1.
     pub line: usize,
-    /// The column in the line, in characters, from 1.
+    /// The column of the problem in its line, in characters, counted from 1.
     pub column: usize,
-    /// The key, with indices from 0: `output[1].retry.multiplier`. Empty if the file is not TOML.
+    /// The path of the key, with indices from 0: `output[1].retry.multiplier`. Empty if the file is
+    /// not TOML.
     pub path: String,
-    /// One line that says what is wrong and what is allowed. It never shows the value of a variable
-    /// or a secret.
+    /// One line that explains what is wrong and what is allowed. The value of a variable or a
+    /// secret is never in it.
     pub message: String,
-    /// What the problem means for `run` and `check`.
+    /// What the problem means for the commands `run` and `check`.
     pub severity: Severity,
 }
 
-/// What a [`Problem`] means for `run` and `check`.
+/// What a [`Problem`] means for the commands `run` and `check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Severity {
     /// The config cannot be used.
@@ -34,7 +35,8 @@ pub enum Severity {
 }
 
 impl Problem {
-    /// `FILE:LINE:COLUMN: key.path: what is wrong, what is allowed`.
+    /// Returns the problem as one line: `FILE:LINE:COLUMN: key.path: what is wrong, what is
+    /// allowed`.
     pub fn render(&self, file: &str) -> String {
         let Self { line, column, path, message, severity } = self;
         let colon = if path.is_empty() { "" } else { ": " };
@@ -53,29 +55,30 @@ pub struct Named {
     pub key: String,
     /// The path of the file or directory.
     pub path: PathBuf,
-    /// What the file must hold. `check` looks at its content accordingly.
+    /// What the file must hold, so that `check` can verify the content.
     pub content: Content,
-    /// False: the file may be absent (`tls.optional`).
+    /// `true`: the file must exist. `false`: it may be absent (`tls.optional`).
     pub must_exist: bool,
 }
 
-/// What the file of a key must hold.
+/// What the file that a key names must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// A PEM chain of certificates, the leaf first. Its key is the `private_key` beside it.
+    /// A PEM chain of certificates, the leaf first. The key `private_key` in the same section names
+    /// the private key of the leaf.
     Certificate,
     /// The PEM key of a certificate.
     PrivateKey,
     /// A PEM bundle of certificates of authorities.
     Authorities,
-    /// One line with a token that senders present. Blanks around it are no part of it.
+    /// One line with a token that senders present. Blanks around the token are ignored.
     ListenerToken,
-    /// One line with a token that the relay sends in a header. Blanks around it are no part of it.
+    /// One line with a token that the relay sends in a header. Blanks around the token are ignored.
     Token,
     /// One line with a password.
     Password,
-    /// An audit policy.
+    /// A Kubernetes audit policy.
     Policy,
-    /// The key names a directory, not a file.
+    /// No content: the key names a directory, not a file.
     Directory,
 }

@@ -28,35 +28,35 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// The value of `type`: `"http"`.
     const TYPE: &'static str;
 
-    /// Lines of TOML for an output of this type, by which [`OutputSettings::read`] reads every key
-    /// that it can read. Required keys may be missing. The keys that matter are sections whose
-    /// presence has a meaning: `"tls = {}"`. The reference is made from it.
+    /// Lines of TOML for an output of this type, with which [`OutputSettings::read`] reads every
+    /// key that it knows; the reference is made from them. Required keys may be missing. The lines
+    /// must contain the sections whose presence has a meaning, such as `"tls = {}"`.
     const SAMPLE: &'static str;
 
-    /// What makes a second output of this type a mistake, in the words of the message that reports
-    /// it: `"writes to stdout"` becomes `output[0] writes to stdout already, allowed: one`.
+    /// The reason why a second output of this type is a mistake, in the words of the message that
+    /// reports it: `"writes to stdout"` becomes `output[0] writes to stdout already, allowed: one`.
     /// `None`: there may be any number of outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
 
     /// Reads the settings from the table of an output, in the order in which the reference lists
-    /// the keys; [`Table`] has the methods. `None`: a key that cannot be left out is missing or
-    /// wrong, and the problem is on record.
+    /// the keys; [`Table`] has the methods. `None`: a required key is missing or a key is wrong,
+    /// and the problem is recorded.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
-    /// The configured addresses that events are sent to, for the warnings about an address that is
-    /// there twice or leads back to the relay. [`Target`] makes them; the readers of shared keys
-    /// have them (`Stream::targets`).
+    /// Returns the configured addresses that events are sent to. They serve the warnings about an
+    /// address that is configured twice or leads back to the relay. The readers of shared keys have
+    /// methods for this (`Stream::targets`).
     fn targets(&self) -> Vec<Target>;
 
-    /// The key of a time that the protocol waits before an event that was sent is final, and that
+    /// Returns the time that a sent event waits before it is final, with the key that sets this
     /// time. `None`: an event is final as soon as the consumer acknowledges it.
     ///
-    /// The time is added to the lag from which the status page calls an output late, and must be
+    /// The time is added to the lag at which the status page calls an output late. It must be
     /// shorter than `queue.delivered_timeout`.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 }
 
-/// One type of output, as the table of all types holds it.
+/// One type of output: an entry of the table of all types.
 #[derive(Clone, Copy)]
 pub struct OutputType {
     pub(super) name: &'static str,
@@ -66,7 +66,7 @@ pub struct OutputType {
 }
 
 impl OutputType {
-    /// Returns the table's entry for the type of output whose settings are `S`.
+    /// Returns the entry in the table of types for the type of output whose settings are `S`.
     #[must_use]
     pub const fn of<S: OutputSettings>() -> Self {
         Self {
@@ -78,7 +78,7 @@ impl OutputType {
     }
 }
 
-/// The protocol of an output: the settings of any one type. Copies share the settings.
+/// The settings of an output, of whichever type it is. Copies share the settings.
 #[derive(Clone)]
 pub struct OutputKind {
     name: &'static str,
@@ -92,25 +92,25 @@ impl OutputKind {
         Self { name: S::TYPE, settings: Arc::new(settings) }
     }
 
-    /// The name of the output's type, as the key `type` has it: `"http"`.
+    /// Returns the name of the output's type, as the key `type` has it: `"http"`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The settings; `None` if they are of another type than `S`.
+    /// Returns the settings of the output; `None`: they are of another type than `S`.
     #[must_use]
     pub fn settings<S: OutputSettings>(&self) -> Option<&S> {
         self.settings.as_any().downcast_ref()
     }
 
-    /// The configured addresses that the output sends events to.
+    /// Returns the configured addresses that the output sends events to.
     pub(super) fn targets(&self) -> Vec<Target> {
         self.settings.targets()
     }
 
-    /// The key and the value of the time that the protocol waits before a sent event is final.
-    /// `None`: an event is final as soon as the consumer acknowledges it.
+    /// Returns the time that a sent event waits before it is final, with the key that sets this
+    /// time. `None`: an event is final as soon as the consumer acknowledges it.
     #[must_use]
     pub fn final_after(&self) -> Option<(&'static str, Duration)> {
         self.settings.final_after()
@@ -129,12 +129,12 @@ impl PartialEq for OutputKind {
     }
 }
 
-/// [`OutputSettings`] of any type. It has the same methods in a form that can be called without
-/// knowing the type.
+/// The settings of an output of any type: the methods of [`OutputSettings`], in a form that can be
+/// called without knowing the type.
 trait AnySettings: fmt::Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
 
-    /// Returns `true` if the other settings are of the same type and equal to these.
+    /// Returns `true` if `other` holds settings of the same type that are equal to these.
     fn equals(&self, other: &dyn Any) -> bool;
 
     fn targets(&self) -> Vec<Target>;

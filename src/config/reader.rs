@@ -26,8 +26,8 @@ use super::template::ExpandError;
 use super::template::Template;
 use super::values;
 
-/// The environment: returns the value of a variable, or `None` if it is not set. Tests have their
-/// own.
+/// The environment: a function that returns the value of a variable, or `None` if the variable is
+/// not set. Tests pass a function of their own.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// One reading of one config file: the text, and the records that all its tables write.
@@ -41,31 +41,30 @@ pub(super) struct Context<'a> {
     env: Env<'a>,
     /// The problems, each with its byte position.
     problems: RefCell<Vec<(usize, Problem)>>,
-    /// The byte position of each value and table header that was taken, by its path.
+    /// For each path, the byte position of the value or table header that was taken from the file.
     pub(super) spots: RefCell<BTreeMap<String, usize>>,
-    /// Paths of keys without a usable value. Contradictions with them are not reported: they would
-    /// follow from a default that nobody has asked for.
+    /// The paths of keys without a usable value. A contradiction between keys is not reported if
+    /// one of them is here: it would follow from a default that nobody has configured.
     pub(super) unknown: RefCell<BTreeSet<String>>,
-    /// The lines that are not TOML, by the byte position of their start. No other problem is
-    /// reported there, because it would follow from the syntax error.
+    /// The lines that are not TOML, each by the byte position of its start. No other problem is
+    /// reported on these lines, because it would follow from the syntax error.
     broken: BTreeSet<usize>,
     /// The sections and keys that were declared, in the order of reading.
     pub(super) items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
     files: RefCell<Vec<PathBuf>>,
-    /// The audit policies among the files.
+    /// The paths of the files that are audit policies.
     pub(super) policies: RefCell<BTreeSet<PathBuf>>,
-    /// The keys that name files and directories.
+    /// The keys whose values are paths of files or directories.
     named: RefCell<Vec<Named>>,
-    /// True: the value of a setting is in a `${file:…}` that is missing, so that there is no
-    /// config.
+    /// `true`: a setting needs a `${file:…}` whose file is missing, so the config is incomplete.
     incomplete: Cell<bool>,
-    /// The type of the output that is being read; `None` outside of outputs. The reference lists
-    /// the types that have a key.
+    /// The type of the output that is being read; `None` outside of outputs. The reference uses it
+    /// to list the types that have a key.
     pub(super) scope: Cell<Option<&'static str>>,
 }
 
-/// The records of a reading, at its end.
+/// The results of reading one config file.
 pub(super) struct Finished {
     /// All problems, by their position in the file.
     pub(super) problems: Vec<Problem>,
@@ -73,22 +72,22 @@ pub(super) struct Finished {
     pub(super) items: Vec<Item>,
     /// The files that the config names, sorted, each once.
     pub(super) files: Vec<PathBuf>,
-    /// The audit policies among the files.
+    /// The paths of the files that are audit policies.
     pub(super) policies: BTreeSet<PathBuf>,
-    /// The keys that name files and directories, in the order of reading.
+    /// The keys whose values are paths of files or directories, in the order of reading.
     pub(super) named: Vec<Named>,
-    /// Line and column of each value and table header, by its path.
+    /// For each path, the line and the column of the value or table header.
     pub(super) places: BTreeMap<String, (usize, usize)>,
-    /// False: the value of a setting is in a `${file:…}` that is missing.
+    /// `false`: a setting needs a `${file:…}` whose file is missing.
     pub(super) complete: bool,
 }
 
-/// One declaration. The effective config and the reference are printed from all of them, in the
-/// order of reading.
+/// A section or key that was declared while reading. The effective config and the reference are
+/// printed from all items, in the order of reading.
 pub(super) enum Item {
     /// The header of a table: `[section]` or `[[section]]`.
     Header(String),
-    /// A key of the table with the latest header.
+    /// A key of the table whose header came last.
     Key(Entry),
 }
 
@@ -100,21 +99,22 @@ pub(super) struct Entry {
     pub(super) scopes: Vec<&'static str>,
     /// The key's name.
     pub(super) name: &'static str,
-    /// The kind of its values, with the range: `size, at least 1KiB`.
+    /// The kind of values that the key takes, with the range: `size, at least 1KiB`.
     pub(super) kind: String,
     /// The text for the reference's column `default`.
     pub(super) default: String,
     /// The text for the reference's column `meaning`.
     pub(super) meaning: &'static str,
-    /// The value that the file sets, else the default, as TOML; `None`: there is neither.
+    /// The value that the file sets, or the default if it sets none, as TOML. `None`: there is
+    /// neither.
     pub(super) value: Option<String>,
 }
 
-/// The value of a key in the file.
+/// A key's value that is in the file.
 pub(super) struct Found<'d> {
     /// The key's path, with indices.
     pub(super) path: String,
-    /// The byte position of the value.
+    /// The byte position of the value in the file.
     pub(super) at: usize,
     /// The value as TOML.
     pub(super) value: DeValue<'d>,
@@ -122,9 +122,9 @@ pub(super) struct Found<'d> {
 
 /// The reason why a value can't be used.
 pub(super) enum Wrong {
-    /// The value is wrong; the message says in which way, and what is allowed.
+    /// The value is wrong. The message says why, and what is allowed.
     Is(String),
-    /// A `${file:…}` in the value is missing; the message names it.
+    /// A file that a `${file:…}` in the value names is missing. The message names the file.
     Missing(String),
     /// The problem is recorded already.
     Told,
@@ -134,8 +134,8 @@ pub(super) enum Wrong {
 pub(super) type Read<T> = Result<T, Wrong>;
 
 impl<'a> Context<'a> {
-    /// Parses the text and records its syntax errors. Returns the table of the whole file, as far
-    /// as it is TOML.
+    /// Parses the text and records its syntax errors. Returns the context, and the table of the
+    /// whole file with everything that could be parsed.
     pub(super) fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut cx = Self {
@@ -166,7 +166,8 @@ impl<'a> Context<'a> {
         (cx, table.into_inner())
     }
 
-    /// The text before a byte position; a position inside a character counts as its start.
+    /// Returns the text before a byte position. If the position is inside a character, the text
+    /// ends before that character.
     fn before(&self, at: usize) -> &str {
         let mut at = at.min(self.text.len());
         while !self.text.is_char_boundary(at) {
@@ -175,12 +176,12 @@ impl<'a> Context<'a> {
         self.text.get(..at).unwrap_or_default()
     }
 
-    /// The byte position of the start of the line that `at` is in.
+    /// Returns the byte position of the start of the line that the byte `at` is in.
     fn line_start(&self, at: usize) -> usize {
         self.before(at).rfind('\n').map_or(0, |newline| newline + 1)
     }
 
-    /// Line and column (in characters) of a byte position, both from 1.
+    /// Returns the line and the column (in characters) of a byte position, both counted from 1.
     fn place(&self, at: usize) -> (usize, usize) {
         let before = self.before(at);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
@@ -188,7 +189,7 @@ impl<'a> Context<'a> {
         (line, column)
     }
 
-    /// Records a problem in any case.
+    /// Records a problem, even if its line has a syntax error.
     fn push(&self, at: usize, path: String, message: String, severity: Severity) {
         let (line, column) = self.place(at);
         let problem = Problem { line, column, path, message, severity };
@@ -202,14 +203,14 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Records an error that concerns a key as a whole, such as a contradiction. Its position is
-    /// that of the key's value; if the file does not set the key, that of the innermost table
-    /// around it.
+    /// Records an error of a key that is not about its value alone, such as a contradiction. The
+    /// position is that of the key's value; if the file does not set the key, that of the innermost
+    /// table that the file has around the key.
     pub(super) fn error(&self, path: &str, message: impl Into<String>) {
         self.problem_at(path, path, message, Severity::Error);
     }
 
-    /// Records a problem of the key `path`, at the position of the key or table `spot`.
+    /// Records a problem of the key `path`, at the position of another key or table, `spot`.
     pub(super) fn problem_at(
         &self,
         path: &str,
@@ -223,13 +224,15 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// The byte position of a value, or of the innermost table around it; 0 without either.
+    /// Returns the byte position of the value at `path`. If the file does not set it: the position
+    /// of the innermost table around it, or 0 if there is none.
     fn spot(&self, path: &str) -> usize {
         let spots = self.spots.borrow();
         enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
     }
 
-    /// Returns `true` if the file sets the key at this path. The key must have been taken before.
+    /// Returns `true` if the file sets the key at this path. The key must have been taken from its
+    /// table before.
     pub(super) fn is_set(&self, path: &str) -> bool {
         self.spots.borrow().contains_key(path)
     }
@@ -241,13 +244,13 @@ impl<'a> Context<'a> {
         paths.iter().all(|path| !unknown.contains(*path))
     }
 
-    /// Says to which type of output the keys belong that are declared from here on; `None`: to
-    /// none.
+    /// Sets the type of output that the keys declared from now on belong to. `None`: the keys
+    /// belong to no output.
     pub(super) fn set_scope(&self, scope: Option<&'static str>) {
         self.scope.set(scope);
     }
 
-    /// Ends the reading, and sorts what it has recorded.
+    /// Ends the reading, and returns everything that was recorded, sorted.
     pub(super) fn finish(self) -> Finished {
         let spots = self.spots.borrow().clone();
         let places = spots.into_iter().map(|(path, at)| (path, self.place(at))).collect();
@@ -279,7 +282,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads a string with `${…}` in it; `kind` ends the message if it is no string.
+    /// Reads a string that may contain `${…}`. `kind` says what is allowed, for the message about a
+    /// value that is no string.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
         let template = Template::parse(source, self.env).map_err(Wrong::Is)?;
@@ -287,14 +291,15 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
-    /// Reads a string and expands it.
+    /// Reads a string and expands each `${…}` in it. `kind` says what is allowed, for the message
+    /// about a value that is no string.
     fn string(&self, value: &DeValue<'_>, kind: &str) -> Read<String> {
         let template = self.template(value, kind)?;
         template.expand().map_err(|error| Wrong::Missing(missing_part(&error)))
     }
 
-    /// Reads a string and parses it. The error of `parse` is the end of a sentence; the value is
-    /// put in front of it.
+    /// Reads a string and parses it. The error of `parse` is the end of a sentence that begins with
+    /// the string.
     pub(super) fn word<T>(
         &self,
         value: &DeValue<'_>,
@@ -305,8 +310,8 @@ impl<'a> Context<'a> {
             .map_err(|why| Wrong::Is(format!("{} {why}", shown(value))))
     }
 
-    /// Reads a string that may be a secret: no message shows it. If a `${file:…}` in it is missing,
-    /// that is recorded, and the template is returned unchecked.
+    /// Reads a string that may be a secret, which no message shows. If a file that a `${file:…}` in
+    /// the string names is missing, that is recorded and the template is returned unchecked.
     pub(super) fn secret(
         &self,
         found: &Found<'_>,
@@ -323,7 +328,7 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
-    /// Reads a path that is not empty; `of` is "a file" or "a directory".
+    /// Reads a path, which must not be empty. `of` is "a file" or "a directory", for the message.
     fn path(&self, value: &DeValue<'_>, of: &str) -> Read<PathBuf> {
         self.word(value, "a path", |path| match path {
             "" => Err(format!("is empty, allowed: the path of {of}")),
@@ -331,14 +336,14 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// Records that the key names a file or directory.
+    /// Records that a key names the file or directory at `path`.
     fn name(&self, found: &Found<'_>, path: &Path, content: Content, must_exist: bool) {
         let (key, path) = (found.path.clone(), path.to_owned());
         self.named.borrow_mut().push(Named { key, path, content, must_exist });
     }
 
     /// Reads the path of a file. The path is returned even if the file is missing or can't be read;
-    /// with `must_exist`, that is recorded. A directory is an error.
+    /// with `must_exist` this is recorded as a problem. A path of a directory is an error.
     pub(super) fn file(
         &self,
         found: &Found<'_>,
@@ -366,7 +371,7 @@ impl<'a> Context<'a> {
         Ok(path)
     }
 
-    /// Reads the path of a directory, which need not exist. A file of that name is an error.
+    /// Reads the path of a directory, which need not exist. A path of a file is an error.
     pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
         self.name(found, &path, Content::Directory, true);
@@ -380,8 +385,8 @@ impl<'a> Context<'a> {
     }
 }
 
-/// A path, then the paths of the elements and tables around it, outwards: `output[0].tls.ca`,
-/// `output[0].tls`, `output[0]`, `output`.
+/// Returns `path` itself, and then the paths of the elements and tables around it, from the
+/// innermost to the outermost: `output[0].tls.ca`, `output[0].tls`, `output[0]`, `output`.
 pub(super) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| {
         let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
@@ -389,12 +394,12 @@ pub(super) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The message about a `${file:…}` that can't be read.
+/// Returns the message about a `${file:…}` whose file can't be read.
 fn missing_part(error: &ExpandError) -> String {
     missing(&cut(quoted(&error.file.display().to_string())), &error.source)
 }
 
-/// The message about a file that can't be read; `file` is its name as TOML.
+/// Returns the message about a file that can't be read; `file` is the file's name as TOML.
 fn missing(file: &str, error: &std::io::Error) -> String {
     if error.kind() == std::io::ErrorKind::NotFound {
         return format!("the file {file} is missing, allowed: one that is there");
@@ -402,7 +407,7 @@ fn missing(file: &str, error: &std::io::Error) -> String {
     format!("the file {file} cannot be read: {error}, allowed: one that the relay may read")
 }
 
-/// The message about a value of the wrong type; `kind` says which values are allowed.
+/// Returns the error for a value of the wrong type; `kind` says which values are allowed.
 pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     let found = match value {
         DeValue::Integer(_) => "an integer",
@@ -416,7 +421,8 @@ pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     Wrong::Is(format!("is {found}, allowed: {kind}"))
 }
 
-/// The number, if it is in the range; else the message with the value as the file has it.
+/// Returns the number if it is in the range. If it is not, returns an error that shows the value as
+/// the file has it.
 pub(super) fn within<T: Copy + PartialOrd>(
     number: T,
     value: &DeValue<'_>,
@@ -457,14 +463,14 @@ pub(super) fn read_time(
     within(time, value, range, values::show_time)
 }
 
-/// The value as a whole number, in any notation of TOML (`0x10`, `1_000`). `None`: it is no
-/// integer, negative, or larger than a `u64`.
+/// Returns the value as a whole number, in any notation of TOML (`0x10`, `1_000`). `None`: the
+/// value is no integer, or is negative, or is larger than a `u64`.
 pub(super) fn read_integer(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-/// Reads `true` or `false`.
+/// Reads a flag, `true` or `false`.
 pub(super) fn read_flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| other_type(value, "true or false"))
 }

@@ -14,16 +14,18 @@ use super::values::MIB;
 use super::values::ROOM_MIN;
 use super::values::secs;
 
-/// One `[[source]]`.
+/// The settings of one `[[source]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
-    /// Unique among the sources; the value of the metrics' label `listener`.
+    /// The name of the source, unique among the sources. It is the value of the metrics' label
+    /// `listener`.
     pub name: String,
     /// The protocol that the source speaks, with that protocol's own keys.
     pub kind: SourceKind,
 }
 
-/// The protocol of a source. A binary without Kafka has none.
+/// The protocol of a source, with its settings. A binary without Kafka has no protocol to read
+/// from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
     /// `type = "kafka"`.
@@ -32,7 +34,7 @@ pub enum SourceKind {
 }
 
 impl Source {
-    /// The values of `type`, `topic` and `group`.
+    /// Returns the values of `type`, `topic` and `group`, in this order.
     #[must_use]
     pub fn origin(&self) -> [&str; 3] {
         match self.kind {
@@ -42,23 +44,23 @@ impl Source {
     }
 }
 
-/// `[[source]]` of `type = "kafka"`.
+/// The settings of a `[[source]]` with `type = "kafka"`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KafkaSource {
     /// The topic, and the cluster that has it.
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// Bytes of messages that are taken and not acknowledged by every output yet. A message that is
-    /// larger than this is taken alone.
+    /// The most bytes of messages that the source has taken and that some output has not
+    /// acknowledged. A message that is larger than this is taken alone.
     pub max_in_flight: u64,
-    /// A member of the group that the brokers have not heard of for this long loses its partitions
-    /// to the others.
+    /// The time after which a member of the group that the brokers have not heard of loses its
+    /// partitions to the other members.
     pub session_timeout: Duration,
 }
 
-/// A source as far as it could be read: its name, and all of it. The name alone is enough to find
-/// one that is there twice.
+/// The result of reading one source: its name, and the whole source; each is `None` if it could not
+/// be read. The name alone is enough to find two sources of one name.
 pub(super) type Draft = (Option<String>, Option<Source>);
 
 /// Reads one `[[source]]`.
@@ -100,7 +102,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     (name, source)
 }
 
-/// The kind of a source on Kafka; `None` in a binary without Kafka.
+/// Returns the settings as the kind of a source; `None` in a binary without Kafka.
 #[cfg(feature = "kafka")]
 #[allow(clippy::unnecessary_wraps, reason = "there is none in a binary without kafka")]
 fn source_kind(source: KafkaSource) -> Option<SourceKind> {
@@ -112,8 +114,8 @@ fn source_kind(_: KafkaSource) -> Option<SourceKind> {
     None
 }
 
-/// Reports names that are there twice, and a queue that goes with no source: an offset may be
-/// committed only when every output has the events.
+/// Reports names that two sources have, and queue settings that do not work with sources: an offset
+/// may be committed only when every output has the events.
 pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft]) {
     for (index, (name, _)) in sources.iter().enumerate() {
         let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());

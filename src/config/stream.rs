@@ -14,8 +14,8 @@ use super::values::unless_zero;
 /// The longest `keepalive`: Linux refuses a longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
 
-/// The most events that may be unacknowledged: after a break all of them are sent again, and a
-/// larger window delivers no faster.
+/// The most events that `window` may allow without acknowledgement. After a connection breaks all
+/// of them are sent again, and a larger window delivers no faster.
 const WINDOW_MAX: u64 = 1 << 16;
 
 /// The addresses of an output that speaks over one TCP connection, and the connection's settings.
@@ -23,19 +23,20 @@ const WINDOW_MAX: u64 = 1 << 16;
 pub struct Stream {
     /// The consumer's addresses, at least one.
     pub addresses: Vec<HostPort>,
-    /// Which address is dialled.
+    /// How the address of a connection is chosen from `addresses`.
     pub strategy: Strategy,
     /// The settings of TLS; `None`: plain TCP.
     pub tls: Option<ClientTls>,
     /// The interval of TCP keepalive.
     pub keepalive: Duration,
-    /// A connection that carried no event for this long is replaced; `None`: it is kept.
+    /// A connection that carried no event for this long is closed in order. `None`: an unused
+    /// connection stays open.
     pub idle_timeout: Option<Duration>,
 }
 
 impl Stream {
-    /// Reads the keys. They come after the protocol's own, since `tls` is a section. `None`: there
-    /// is a problem.
+    /// Reads the keys of a TCP connection. A protocol reads its own keys before, since `tls` is a
+    /// section. `None`: a key has a problem, which is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let addresses = t.words(
             required("addresses", "array of host:port", "IPv6 in brackets"),
@@ -63,9 +64,10 @@ impl Stream {
         Target::of_addresses("addresses", &self.addresses)
     }
 
-    /// Reads `replay_window`, of protocols without acknowledgements. A break of the connection that
-    /// lost bytes shows within this time after the peer's kernel has acknowledged them, so that
-    /// older bytes count as delivered, and younger ones are sent again.
+    /// Reads `replay_window`, a key of protocols without acknowledgements. A break of the
+    /// connection that lost bytes shows within this time after the peer's kernel has acknowledged
+    /// these bytes. Bytes that were acknowledged longer ago count as delivered; younger bytes are
+    /// sent again.
     pub fn read_replay_window(t: &mut Table<'_, '_>) -> Duration {
         t.time(
             "replay_window",
@@ -76,24 +78,24 @@ impl Stream {
         )
     }
 
-    /// Reads `window`, of protocols with acknowledgements: how many events (or messages, as
-    /// `meaning` says) may be unacknowledged. At least 1.
+    /// Reads `window`, a key of protocols with acknowledgements: the most events (or messages, as
+    /// `meaning` says) that may be unacknowledged. At least 1.
     pub fn read_window(t: &mut Table<'_, '_>, default: u64, meaning: &'static str) -> u64 {
         t.count("window", default, 1..=WINDOW_MAX, meaning)
     }
 }
 
-/// `strategy`: which of an output's addresses is taken.
+/// The values of the key `strategy`: how one of an output's addresses is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
     /// The first healthy address, in the order of the config.
     Failover,
-    /// The next address: for each request (http), or at each connect (the others).
+    /// The next address in turn: for each request (http), or for each connection (other protocols).
     RoundRobin,
 }
 
 impl Strategy {
-    /// Reads `strategy`. `None`: there is a problem.
+    /// Reads the key `strategy`. `None`: the value is wrong, and the problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "strategy",

@@ -36,7 +36,8 @@ use super::reader::within;
 use super::template::Template;
 use super::values;
 
-/// The declaration of a key, without its range: the part that the reference prints.
+/// The declaration of a key: its name, the kind of its values, its default and its meaning, as the
+/// reference prints them. The range of values is added by the method that takes the key.
 ///
 /// [`required`], [`optional`] and [`derived`] make it.
 pub struct Key {
@@ -51,7 +52,7 @@ pub const TABLE: &str = "table";
 
 /// How the relay behaves if a key is absent.
 enum Absent {
-    /// A file without the key has an error.
+    /// The key is required: a file without the key has an error.
     Required,
     /// The key has no default. The text is for the reference and says how the relay behaves
     /// without the key: `memory only`.
@@ -60,13 +61,13 @@ enum Absent {
     Default(String, String),
 }
 
-/// Declares a key that must be there. `kind` is the reference's word for its values: `host:port`.
+/// Declares a required key. `kind` is the reference's word for the key's values: `host:port`.
 pub fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
     Key { name, kind: kind.to_owned(), absent: Absent::Required, meaning }
 }
 
-/// Declares a key that may be absent. `otherwise` tells the reader of the reference how the relay
-/// behaves then: `no authentication`.
+/// Declares a key that may be absent. `otherwise` is the reference's text about what the relay does
+/// without the key: `no authentication`.
 pub fn optional(
     name: &'static str,
     kind: &str,
@@ -76,7 +77,7 @@ pub fn optional(
     Key { name, kind: kind.to_owned(), absent: Absent::Optional(otherwise), meaning }
 }
 
-/// Declares a key with a default that is the same in every config. `default` is TOML.
+/// Declares a key with a default that is the same in every config. `default` is the value as TOML.
 fn defaulted(name: &'static str, kind: String, default: String, meaning: &'static str) -> Key {
     Key { name, kind, absent: Absent::Default(default.clone(), default), meaning }
 }
@@ -96,19 +97,20 @@ pub fn derived(
     Key { name, kind: kind.to_owned(), absent, meaning }
 }
 
-/// The kind of a value with its range, for the reference: `size, at least 1KiB`.
+/// Returns the kind of a value with its range, for the reference: `size, at least 1KiB`.
 fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
 
-/// A size as TOML, in its shortest form: `"64MiB"`, or `512` without quotes.
+/// Returns a size as TOML, in its shortest form: `"64MiB"`, or `512` without quotes.
 fn size_literal(size: u64) -> String {
     let shown = values::show_size(size);
     if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
 }
 
-/// The known word that is nearest to `text`; `None` if none is near. A word is near if it differs
-/// by at most a third of the letters: `multplier` finds `multiplier`, `x` finds nothing longer.
+/// Returns the known word that is most similar to `text`; `None`: no word is similar. A word is
+/// similar if at most a third of the letters differ: `multplier` finds `multiplier`, `x` finds
+/// nothing longer.
 fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
     words
@@ -118,9 +120,9 @@ fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w s
         .map(|(_, word)| word)
 }
 
-/// Turns the result of [`Table::optional_section`] inside out, for a reader that may fail: an
-/// absent section becomes `Some(None)`, one that was read `Some(Some(…))`, and one with a problem
-/// `None`.
+/// Turns the result of [`Table::optional_section`] inside out, for a reader that may fail. An
+/// absent section becomes `Some(None)`, a section that was read becomes `Some(Some(…))`, and a
+/// section with a problem becomes `None`.
 pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
     match section {
         Some(read) => read.map(Some),
@@ -168,7 +170,7 @@ impl Tables<'_> {
 }
 
 impl<'c, 'a> Table<'c, 'a> {
-    /// The table that is the whole file.
+    /// Makes the table of the whole file.
     pub(super) fn root(cx: &'c Context<'a>, table: DeTable<'a>) -> Self {
         Self::new(cx, String::new(), String::new(), table)
     }
@@ -184,7 +186,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Self { cx, path, section, keys, known: Vec::new() }
     }
 
-    /// The full path of a key of this table: `output[0].tls` for `tls`.
+    /// Returns the full path of a key of this table: `output[0].tls` for `tls`.
     #[must_use]
     pub fn path_of(&self, name: &str) -> String {
         let name = bare_or_quoted(name);
@@ -194,14 +196,16 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// `true`: the file sets the key `name` of this table. The key must have been taken before.
+    /// Returns `true` if the file sets the key `name` of this table. The key must have been taken
+    /// before.
     #[must_use]
     pub fn is_set(&self, name: &str) -> bool {
         self.cx.is_set(&self.path_of(name))
     }
 
-    /// Records a contradiction as an error of the key `name`, which was taken. The position is that
-    /// of the key's value, or that of this table's header if the file does not set the key.
+    /// Records a contradiction as an error of the key `name`, which must have been taken before.
+    /// The position is that of the key's value, or that of this table's header if the file does not
+    /// set the key.
     pub fn error(&self, name: &str, message: impl Into<String>) {
         self.cx.error(&self.path_of(name), message);
     }
@@ -212,8 +216,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.cx.problem_at(&path, &path, message, Severity::Warning);
     }
 
-    /// Takes a key out of the table, and records that the key is known and the position of its
-    /// value. `None`: the file does not set the key.
+    /// Takes a key out of the table. Records that the key is known, and the position of its value.
+    /// `None`: the file does not set the key.
     fn remove(&mut self, name: &'static str) -> Option<Found<'a>> {
         self.known.push(name);
         let (_, value) = self.keys.remove(name)?;
@@ -235,7 +239,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.record(key.name, &key.kind, reference, key.meaning, printed);
     }
 
-    /// The second half of [`Table::declare`]: `value` is the value as TOML, set or default.
+    /// The second half of [`Table::declare`]: `value` is the value as TOML, from the file or the
+    /// default; `None`: there is neither.
     fn record(
         &self,
         name: &'static str,
@@ -282,7 +287,7 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Takes a size in bytes (`"64MiB"`, or a number). Returns the default if it is absent or
+    /// Takes a size in bytes (`"64MiB"`, or a number). Returns the default if the key is absent or
     /// wrong.
     pub fn size(
         &mut self,
@@ -296,12 +301,13 @@ impl<'c, 'a> Table<'c, 'a> {
         self.size_of(key, range).unwrap_or(default)
     }
 
-    /// Takes a size in bytes by its declaration, see [`derived`]. `None`: it is absent or wrong.
+    /// Takes a size in bytes whose default depends on other keys (see [`derived`]). `None`: the key
+    /// is wrong, or it is absent and has no default.
     pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
         self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
-    /// Takes a time (`"10s"`). Returns the default if it is absent or wrong.
+    /// Takes a time (`"10s"`). Returns the default if the key is absent or wrong.
     pub fn time(
         &mut self,
         name: &'static str,
@@ -317,8 +323,8 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes a time that has no default. `otherwise` tells the reference how the relay behaves
-    /// without it. `None`: it is absent or wrong.
+    /// Takes a time that has no default. `otherwise` is the reference's text about what the relay
+    /// does without the key. `None`: the key is absent or wrong.
     pub fn optional_time(
         &mut self,
         name: &'static str,
@@ -332,7 +338,7 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes a whole number. Returns the default if it is absent or wrong.
+    /// Takes a whole number. Returns the default if the key is absent or wrong.
     pub fn count(
         &mut self,
         name: &'static str,
@@ -354,7 +360,7 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes a number that may have a fraction. Returns the default if it is absent or wrong.
+    /// Takes a number that may have a fraction. Returns the default if the key is absent or wrong.
     pub fn number(
         &mut self,
         name: &'static str,
@@ -379,14 +385,15 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes `true` or `false`. Returns the default if it is absent or wrong.
+    /// Takes a flag, `true` or `false`. Returns the default if the key is absent or wrong.
     pub fn flag(&mut self, name: &'static str, default: bool, meaning: &'static str) -> bool {
         let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
         self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// Takes one of a few words, and returns the value beside it. If the key is absent or wrong:
-    /// the default, or `None` without a default. A key without a default is required.
+    /// Takes a string that must be one of a few words, and returns the value that belongs to the
+    /// word. If the key is absent or wrong, returns the default, or `None` without a default. A key
+    /// without a default is required.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -418,7 +425,7 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Takes a string and parses it. The error of `parse` is the end of a sentence that begins with
-    /// the string: `is not IP:PORT, allowed: …`. `None`: it is absent or wrong.
+    /// the string: `is not IP:PORT, allowed: …`. `None`: the key is absent or wrong.
     pub fn word<T>(
         &mut self,
         key: Key,
@@ -428,8 +435,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Takes a string with a default, and parses it as [`Table::word`] does. `reference` is the
-    /// text by which the reference names the default; `None`: the default itself. `None` is
-    /// returned only if the string is wrong.
+    /// text by which the reference names the default; if it is `None`, the reference prints the
+    /// default itself. Returns `None` only if the string is wrong.
     pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -448,20 +455,21 @@ impl<'c, 'a> Table<'c, 'a> {
         self.word(key, parse)
     }
 
-    /// Takes the path of a file. `check` judges what is in the file by `content`; here it is not
-    /// read. The path is returned even if the file is missing; that is a problem of its own if
-    /// `must_exist` is set. `None`: the key is absent or wrong.
+    /// Takes the path of a file, and does not read the file; the command `check` verifies that it
+    /// holds `content`. The path is returned even if the file is missing; with `must_exist` a
+    /// missing file is recorded as a problem. `None`: the key is absent or wrong.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
         self.take(key, |cx, found| cx.file(found, content, must_exist))
     }
 
-    /// Takes the path of a directory, which need not exist. `None`: it is absent or wrong.
+    /// Takes the path of a directory, which need not exist. `None`: the key is absent or wrong.
     pub fn directory(&mut self, key: Key) -> Option<PathBuf> {
         self.take(key, Context::directory)
     }
 
-    /// Takes a string that may be a secret: no message shows it. It may come from a file by
-    /// `${file:…}`; if that file is missing, `check` is not called. `None`: it is absent or wrong.
+    /// Takes a string that may be a secret: no message shows it. The string may come from a file by
+    /// `${file:…}`; if that file is missing, `check` is not called. `None`: the key is absent or
+    /// wrong.
     pub fn secret(
         &mut self,
         key: Key,
@@ -470,8 +478,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.secret(found, check))
     }
 
-    /// Takes an array of at least one string, and reads each. `None`: it is absent, or one is
-    /// wrong.
+    /// Takes an array of at least one string, and reads each string. `None`: the key is absent, or
+    /// one of the strings is wrong.
     fn array<T>(
         &mut self,
         key: Key,
@@ -498,8 +506,8 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes an array of at least one string, and parses each as [`Table::word`] does. `None`: it
-    /// is absent, or one of the strings is wrong.
+    /// Takes an array of at least one string, and parses each as [`Table::word`] does. `None`: the
+    /// key is absent, or one of the strings is wrong.
     pub fn words<T>(
         &mut self,
         key: Key,
@@ -509,7 +517,7 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Takes an array of at least one string, and checks each. The error of `check` is a whole
-    /// sentence, which names the string. `None`: it is absent, or one of the strings is wrong.
+    /// sentence, which names the string. `None`: the key is absent, or one of the strings is wrong.
     pub fn texts(
         &mut self,
         key: Key,
@@ -521,8 +529,8 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes an array of at least one string, each as [`Table::secret`] does. `None`: it is absent,
-    /// or one of the strings is wrong.
+    /// Takes an array of at least one string, each as [`Table::secret`] does. `None`: the key is
+    /// absent, or one of the strings is wrong.
     pub fn secrets(
         &mut self,
         key: Key,
@@ -531,9 +539,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(key, |cx, found| cx.secret(found, &check))
     }
 
-    /// Takes a table whose keys are free names (`headers = { X-Scope = "a" }`) and whose values may
-    /// be secrets. `declared` is name, kind and meaning. The map is empty if the table is absent,
-    /// and leaves out an entry that is wrong.
+    /// Takes a table with keys that the user chooses (`headers = { X-Scope = "a" }`) and with
+    /// values that may be secrets. `declared` is name, kind and meaning of the table. The map is
+    /// empty if the table is absent; an entry that is wrong is left out.
     pub fn secret_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
@@ -543,8 +551,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.secret(found, &check))
     }
 
-    /// As [`Table::secret_map`], for values that are no secrets and are parsed as by
-    /// [`Table::word`].
+    /// Does the same as [`Table::secret_map`] for values that are no secrets, and parses each value
+    /// as [`Table::word`] does.
     pub fn word_map<T>(
         &mut self,
         declared: (&'static str, &str, &'static str),
@@ -554,7 +562,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.word(&found.value, "a string", &parse))
     }
 
-    /// Takes a table of free names, and reads each of its values.
+    /// Takes a table whose keys the user chooses, such as `headers`: parses each key by
+    /// `parse_name`, and reads each value by `read`. The map is empty if the table is absent; an
+    /// entry that is wrong is left out.
     fn map<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -609,12 +619,13 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Whether a flag that is not taken yet is `true`, for a key before it that depends on it.
+    /// Returns `true` if the flag `name`, which is not taken yet, is `true` in the file. For a key
+    /// whose default or meaning depends on a flag that is read later.
     pub(super) fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
-    /// The inner table `name`, or the element `index` of the array of tables of that name.
+    /// Makes the inner table `name`, or with an `index` that element of the array of tables `name`.
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
         let mut path = self.path_of(name);
         if let Some(index) = index {
@@ -647,8 +658,8 @@ impl<'c, 'a> Table<'c, 'a> {
         value
     }
 
-    /// Takes and reads a section whose presence has a meaning, as that of `[output.tls]`. `None`:
-    /// it is absent or no table. See [`whole`] for a reader that may fail.
+    /// Takes and reads a section whose presence has a meaning, such as `[output.tls]`. `None`: the
+    /// section is absent, or is no table. See [`whole`] for a reader that may fail.
     pub fn optional_section<T>(
         &mut self,
         key: Key,
@@ -665,7 +676,7 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(value)
     }
 
-    /// Takes and reads all tables `[[name]]`, of which there must be at least one.
+    /// Takes and reads all tables `[[name]]`. It is an error if there is none.
     pub(super) fn sections<T>(
         &mut self,
         name: &'static str,
@@ -679,15 +690,15 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Whether the inner table `table`, which is not taken yet, has the key `key`. For a default
-    /// that depends on a table which is read later.
+    /// Returns `true` if the inner table `table`, which is not taken yet, has the key `key`. For a
+    /// default that depends on a table which is read later.
     pub(super) fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
     }
 
-    /// Whether there is at least one `[[name]]` that is not taken yet. A value that is no array
-    /// counts as one.
+    /// Returns `true` if there is at least one `[[name]]` that is not taken yet. A value that is no
+    /// array counts as one table.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
@@ -715,9 +726,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.tables(name, found, &allowed, read)
     }
 
-    /// Takes a table, or an array of tables, without reading them: they are printed as sections, so
-    /// that the plain keys of this table come first. [`Table::read_tables`] reads them. `None`: the
-    /// key is absent.
+    /// Takes a table, or an array of tables, without reading it. The plain keys of this table can
+    /// then be read, and printed, before the tables, which [`Table::read_tables`] reads. `None`:
+    /// the key is absent.
     pub(super) fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
         let (name, kind) = (key.name, key.kind.clone());
         let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());
@@ -750,7 +761,7 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Reads each of `found` as an element of the array `name`. An element that is no table is a
-    /// problem; `allowed` ends the message.
+    /// problem; `allowed` is the end of its message.
     fn tables<T>(
         &mut self,
         name: &'static str,
@@ -775,8 +786,8 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Reports each key that no call has taken. `explain` may return a better message for a key; an
-    /// empty message lets the key pass.
+    /// Reports each key that no call has taken, as unknown. `explain` may return a better message
+    /// for a key; with an empty message the key is not reported.
     pub(super) fn refuse_rest(&mut self, explain: impl Fn(&str) -> Option<String>) {
         for (name, (at, _)) in std::mem::take(&mut self.keys) {
             let message = explain(&name).unwrap_or_else(|| {

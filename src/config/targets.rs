@@ -16,25 +16,26 @@ use super::reader::Context;
 use super::template::Template;
 use super::values::HostPort;
 
-/// One configured address of an output, as far as it is compared with others.
+/// One configured address of an output, in the form in which addresses are compared.
 pub struct Target {
     /// The key's path below the output: `urls[1]`.
     key: String,
-    /// Name or address in lower case, without brackets or a dot at its end.
+    /// The host name or IP address, in lower case, without brackets and without a dot at its end.
     host: String,
-    /// Port of the address, or the default port of the URL's scheme.
+    /// The port of the address, or the default port of the URL's scheme.
     port: u16,
-    /// The text that is equal for two targets of an output if they are the same: the whole URL, or
-    /// host and port.
+    /// The whole URL, or host and port. Two targets of an output are the same if these texts are
+    /// equal.
     whole: String,
-    /// True: a proxy resolves the host, so that `localhost` means another machine.
+    /// `true`: a proxy resolves the host, so that `localhost` means another machine.
     resolved_elsewhere: bool,
 }
 
-/// Warns of each address that an output has twice, and of each that is an address of this relay.
+/// Warns of each address that an output has twice, and of each address that leads to this relay
+/// itself.
 ///
-/// `own` are the addresses that this relay binds, by their keys. `outputs` are the paths of the
-/// outputs (`output[0]`) with their targets.
+/// `own` are the addresses that this relay binds, each with its key. `outputs` are the paths of the
+/// outputs (`output[0]`), each with its targets.
 pub(super) fn warn<'o>(
     cx: &Context<'_>,
     own: &[(String, SocketAddr)],
@@ -63,8 +64,8 @@ pub(super) fn warn<'o>(
     }
 }
 
-/// A host in the form in which hosts are compared: lower case, no dot at the end, and an address in
-/// its shortest form.
+/// Returns a host in the form in which hosts are compared: in lower case, without a dot at the end,
+/// and an IP address in its shortest form.
 fn plain(host: &str) -> String {
     let host = host.to_ascii_lowercase();
     let host = host.strip_suffix('.').unwrap_or(&host);
@@ -72,7 +73,7 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// The targets of the key `key`, which has a list of addresses.
+    /// Returns the targets for the key `key`, whose value is a list of addresses.
     #[must_use]
     pub fn of_addresses(key: &str, addresses: &[HostPort]) -> Vec<Self> {
         let target = |(index, address): (usize, &HostPort)| {
@@ -84,8 +85,9 @@ impl Target {
         addresses.iter().enumerate().map(target).collect()
     }
 
-    /// The target of a URL under the key `key`, such as `urls[0]`. `None`: the URL can't be read,
-    /// which is reported elsewhere. `resolved_elsewhere`: a proxy resolves the URL's host.
+    /// Returns the target for a URL under the key `key`, such as `urls[0]`. `resolved_elsewhere`: a
+    /// proxy resolves the URL's host. `None`: the URL can't be read, which is reported by another
+    /// function.
     #[must_use]
     pub fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;
@@ -98,8 +100,8 @@ impl Target {
         Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere })
     }
 
-    /// Whether a connection to the target reaches a socket of this machine that is bound to
-    /// `bound`.
+    /// Returns `true` if a connection to the target reaches a socket of this machine that is bound
+    /// to the address `bound`.
     fn is(&self, bound: SocketAddr) -> bool {
         if bound.port() == 0 || bound.port() != self.port || self.resolved_elsewhere {
             return false;
@@ -120,13 +122,14 @@ impl Target {
     }
 }
 
-/// The name of this machine, in the form in which hosts are compared.
+/// Returns the name of this machine, in lower case and without a dot at its end, for the comparison
+/// with hosts in the config.
 fn machine_name() -> String {
     plain(&rustix::system::uname().nodename().to_string_lossy())
 }
 
-/// Whether an address belongs to this machine: only then a socket can be bound to it. Nothing is
-/// sent.
+/// Returns `true` if an IP address belongs to this machine. The test is whether a socket can be
+/// bound to the address; nothing is sent.
 fn is_of_this_machine(address: IpAddr) -> bool {
     address != IpAddr::V4(Ipv4Addr::BROADCAST)
         && !address.is_multicast()

@@ -46,10 +46,11 @@ pub(super) const CLAIMS_MAX: usize = 4096;
 /// any more count too. Letters that come when the queue is full are lost.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
-/// Letters that are not safe after this time are lost.
+/// The longest time that a delivery waits for letters to be safe on disk. Letters that are not safe
+/// after this time count as lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest time that the end of the relay waits for the thread.
+/// The longest time that the end of the process waits for the writing thread.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// The most bytes of a letter's reason. A longer reason is cut.
@@ -70,15 +71,17 @@ struct SharedLetters {
 
 #[derive(Default)]
 struct WriterState {
-    /// `None`: letters are not kept.
+    /// The directory of the letters and its size limit; `None`: letters are not kept.
     target: Option<LetterDirectory>,
-    /// `None` without a directory, or if the thread could not be started.
+    /// The handle of the writing thread; `None` without a directory, or if the thread could not be
+    /// started.
     writer: Option<Writer>,
-    /// One receiver for each thread that may still run; it reports the thread's end.
+    /// One receiver for each writing thread that may still run. The receiver is closed when its
+    /// thread ends.
     threads: Vec<oneshot::Receiver<Infallible>>,
 }
 
-/// The directory of the letters, and its limit, as the config says.
+/// The directory of the letters and its size limit, as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LetterDirectory {
     directory: PathBuf,
@@ -107,7 +110,8 @@ struct Writer {
     busy: Arc<BusySince>,
 }
 
-/// Since when the thread has been at work on a group; `None` while it waits for letters.
+/// The time since when the thread has been at work on a group of letters; `None` while the thread
+/// waits for letters.
 #[derive(Default)]
 struct BusySince(Mutex<Option<Instant>>);
 
@@ -116,14 +120,15 @@ impl BusySince {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Returns whether the disk has not answered for [`PATIENCE`].
+    /// Returns `true` if the thread has been at work on one group of letters for [`PATIENCE`]: the
+    /// disk hangs.
     fn is_stuck(&self) -> bool {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.is_some_and(|since| since.elapsed() >= PATIENCE)
     }
 }
 
-/// Events of one output, given up for one reason.
+/// Letters for the writing thread: events of one output that were given up for one reason.
 struct Job {
     output: Arc<str>,
     reason: Arc<str>,
@@ -136,7 +141,7 @@ struct Job {
 struct Lines(Mutex<Option<Vec<Bytes>>>);
 
 impl Lines {
-    /// The lines for the first caller; `None` for the second.
+    /// Returns the lines to the first caller, and `None` to every later caller.
     fn take(&self) -> Option<Vec<Bytes>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -152,7 +157,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// Takes the lines of a job; `None` if the delivery has taken them back.
+    /// Takes the lines of a job; `None`: the delivery has taken them back.
     fn of(job: Job) -> Option<Self> {
         let Job { output, reason, lines, done } = job;
         Some(Self { output, reason, lines: lines.take()?, done })
@@ -163,12 +168,13 @@ impl Taken {
     }
 }
 
-/// The result for the letters of one job.
+/// The result of writing the letters of one job.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
-    /// The number of events that are synced in the files.
+    /// The number of events whose letters are written and synced.
     pub(super) events: u64,
-    /// Why the other events are not; `None` if there are no others.
+    /// The reason why the other events of the job have no letters; `None`: every event has its
+    /// letter.
     pub(super) error: Option<String>,
 }
 
@@ -190,13 +196,13 @@ impl Writing {
         Self { done, deadline: Instant::now() + PATIENCE, lines }
     }
 
-    /// Waits until the letters are written, or known not to be, for at most [`PATIENCE`] since they
-    /// were handed over. Letters that the thread has not begun with by then are taken back.
+    /// Waits for the result of writing the letters, until [`PATIENCE`] after they were handed over.
+    /// If the thread has not taken the letters by then, they are taken back and are never written.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when the future is dropped. After it has returned it must not be called
-    /// again.
+    /// Nothing is lost when the future is dropped. After the method has returned it must not be
+    /// called again.
     pub(super) async fn done(&mut self) -> Written {
         match tokio::time::timeout_at(self.deadline, &mut self.done).await {
             Ok(Ok(written)) => written,
@@ -210,7 +216,8 @@ impl Writing {
 }
 
 impl DeadLetters {
-    /// Letters are not kept until [`DeadLetters::reconfigure`] names a directory.
+    /// Makes a state without a directory: letters are not kept until [`DeadLetters::reconfigure`]
+    /// names one.
     #[must_use]
     pub fn new(telemetry: &Telemetry) -> Self {
         let dropped = telemetry.dead_letters_dropped();
@@ -218,7 +225,7 @@ impl DeadLetters {
     }
 
     /// Writes letters to the directory in `config` from now on. Letters that were handed over
-    /// before still go to the directory of before.
+    /// before still go to the former directory.
     pub fn reconfigure(&self, config: &Config) {
         let max_bytes = config.dead_letter.max_bytes;
         let target = |directory| LetterDirectory { directory, max_bytes };
@@ -239,7 +246,7 @@ impl DeadLetters {
     }
 
     /// Waits until all letters are written, for at most two seconds. Called after the deliveries
-    /// have ended; letters that come later are not kept.
+    /// have ended; letters that are handed over later are not kept.
     pub async fn close(&self) {
         let threads = {
             let mut state = self.lock();
@@ -263,7 +270,7 @@ impl DeadLetters {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a thread, if there is a directory for it.
+    /// Starts a writing thread, if a directory is configured.
     fn start(&self, state: &mut WriterState) -> io::Result<()> {
         let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
         let files = LetterFiles::new(directory, *max_bytes, self.shared.dropped.clone());
@@ -328,7 +335,7 @@ impl DeadLetters {
     }
 }
 
-/// Logs that a thread could not be started.
+/// Logs the error if a writing thread could not be started.
 fn tell(started: io::Result<()>) {
     if let Err(error) = started {
         tracing::error!(%error, "cannot start the thread that writes dead letters");
@@ -374,7 +381,7 @@ fn write_all(
     }
 }
 
-/// Writes and syncs the letters of a group of jobs. Returns the result for each job.
+/// Writes and syncs the letters of a group of jobs. Returns one result for each job.
 fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
     let time = rfc3339(SystemTime::now());
     let heads: Vec<Vec<u8>> = group.iter().map(|job| head(&time, job)).collect();
@@ -397,7 +404,7 @@ fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
     group.iter().map(written).collect()
 }
 
-/// The beginning of a job's letters: everything before the event.
+/// Returns the beginning of each letter of a job: everything before the event.
 fn head(time: &str, job: &Taken) -> Vec<u8> {
     let mut reason = &*job.reason;
     if reason.len() > REASON_BYTES_MAX {
@@ -407,7 +414,7 @@ fn head(time: &str, job: &Taken) -> Vec<u8> {
     format!(r#"{{"time":"{time}","output":{output},"reason":{reason},"event":"#).into_bytes()
 }
 
-/// The time in UTC with milliseconds, as RFC 3339 writes it.
+/// Returns a time in UTC with milliseconds, in the format of RFC 3339.
 fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -417,8 +424,8 @@ fn rfc3339(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
 }
 
-/// The year, month and day that is `days` days after 1970-01-01. The calculation counts years from
-/// March, so that the leap day is the last day of a year.
+/// Returns the year, month and day that is `days` days after 1970-01-01. The calculation counts
+/// years from March, so that the leap day is the last day of a year.
 fn date(days: u64) -> (u64, u64, u64) {
     const IN_400_YEARS: u64 = 146_097;
     let days = days + 719_468;

@@ -25,8 +25,8 @@ use crate::queue::Origin;
 use crate::queue::Position;
 use crate::telemetry::OutputMetrics;
 
-/// A run of unchanged lines shorter than this many bytes is copied to the changed lines before it.
-/// A piece of its own for each short run would make the vectored write dear.
+/// An unchanged run of lines that is shorter than this many bytes is copied, together with the
+/// changed lines before it. Sent uncopied, many short runs would make the vectored write slow.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// The buffer for one changed event is kept for the next event, unless it has grown beyond this
@@ -51,8 +51,8 @@ pub(super) struct Filtering {
     marked_bytes: u64,
     /// The buffer for one changed event.
     changed: Vec<u8>,
-    /// The end of the claims that have gone through the filter. A claim that begins after it shows
-    /// that the queue has dropped the events between.
+    /// The end of the last claim that has gone through the filter. If the next claim begins after
+    /// it, the queue has dropped the events between.
     next: Position,
 }
 
@@ -71,7 +71,7 @@ enum Mark {
 }
 
 impl Filtering {
-    /// A filter for the events that `cursor` hands out from now on.
+    /// Makes a filter for the events that `cursor` hands out from now on.
     pub(super) fn new(filter: Option<Filter>, cursor: &Cursor) -> Self {
         Self {
             filter,
@@ -82,25 +82,26 @@ impl Filtering {
         }
     }
 
-    /// Whether the marks hold so many bytes of events that nothing more should be sent: events that
-    /// are too large are held until all events before them are final.
+    /// Returns `true` if the marks hold so many bytes that nothing more should be sent. Events that
+    /// are too large are held in the marks until all events before them are final.
     pub(super) fn is_full(&self) -> bool {
         self.marked_bytes >= REJECTED_BYTES_MAX
     }
 
-    /// The cursor was rewound: it hands out the first claim that is not final again.
+    /// Notes that the cursor was rewound: it hands out claims again, from the first that is not
+    /// final.
     pub(super) fn rewound(&mut self, cursor: &Cursor) {
         self.next = cursor.position();
         self.unmark(self.next..Position::MAX);
     }
 
-    /// The claim is not on the wire any more; it goes through the filter again when it is sent
-    /// again.
+    /// Notes that a claim is not on the wire any more. The claim goes through the filter again
+    /// before it is sent again.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
 
-    /// Removes the marks of these positions, and returns them in order.
+    /// Removes the marks of these positions, and returns the marks in order.
     fn unmark(&mut self, positions: Range<Position>) -> Vec<Mark> {
         let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).map(|it| it.1).collect();
         for mark in &marks {
@@ -111,8 +112,8 @@ impl Filtering {
         marks
     }
 
-    /// The queue has dropped events at these positions: they have not left and will not, so the
-    /// filter must not take a repetition of one for a duplicate.
+    /// Notes that the queue has dropped the events at these positions. They will never be sent, so
+    /// the filter must not take a repetition of such an event for a duplicate.
     fn forget(&mut self, positions: Range<Position>) {
         self.unmark(positions.clone());
         if let Some(filter) = &mut self.filter {
@@ -120,18 +121,19 @@ impl Filtering {
         }
     }
 
-    /// The filter's memory of events that have left, for the delivery that takes over; `None`
-    /// without deduplication.
+    /// Returns the filter's memory of events that have left, for the delivery that takes over;
+    /// `None` without deduplication.
     pub(super) fn into_seen(self) -> Option<Seen> {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Rebuilds the filter's memory of events that have left, from the events that the queue still
-    /// has within the filter's window. Does nothing if the filter needs no history.
+    /// Rebuilds the filter's memory of events that have already been sent, from the events within
+    /// the filter's window that are still in the queue. Does nothing if the filter needs no
+    /// history.
     ///
     /// # Cancel safety
     ///
-    /// A future that is dropped has rebuilt a part; events beyond it may leave twice.
+    /// If the future is dropped, only a part is rebuilt; events after that part may be sent twice.
     pub(super) async fn look_back(&mut self, cursor: &Cursor) {
         let Some(filter) = &mut self.filter else { return };
         let Some(window) = filter.history_window() else { return };
@@ -150,8 +152,8 @@ impl Filtering {
         self.filter.is_some()
     }
 
-    /// The events of a batch that are to be sent, in the form in which they leave. May have no
-    /// events.
+    /// Returns the events of a batch that are to be sent, in the form in which they are sent. The
+    /// result may be a batch without events.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         if self.filter.is_none() {
             return batch;
@@ -201,8 +203,8 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }
 
-    /// A batch comes to the filter, maybe again: forgets the decisions about it, and the events
-    /// that the queue has dropped since.
+    /// Prepares for a batch that comes to the filter, perhaps again: forgets earlier decisions
+    /// about its events, and the events that the queue has dropped before it.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(claim.start..claim.end);
@@ -215,8 +217,8 @@ impl Filtering {
         }
     }
 
-    /// The lines of a batch that is given up, as they were received, and the disposition of the
-    /// batch. Leaves out the events that the filter keeps back.
+    /// Returns the lines of a batch that is given up, as they were received, and the disposition of
+    /// the batch. The lines of events that the filter keeps back are left out.
     pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -241,7 +243,7 @@ impl Filtering {
         (pieces, Disposition { lost, ..self.give_up(batch.claim) })
     }
 
-    /// The lines of the claim's events that do not leave because they are too large.
+    /// Returns the lines of the claim's events that are not sent because they are too large.
     pub(super) fn too_large(&self, claim: Claim) -> Vec<Bytes> {
         let marks = self.marks.range(claim.start..claim.end);
         marks
@@ -257,8 +259,8 @@ impl Filtering {
         !self.too_large(claim).is_empty()
     }
 
-    /// The claim is final: counts the events that were changed, and returns how many were dropped
-    /// or were duplicates. Events that are too large are in neither number.
+    /// Notes that the claim is final. Counts the events that were changed, and returns how many
+    /// events were dropped or were duplicates. Events that are too large are in neither number.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -276,16 +278,16 @@ impl Filtering {
         disposition
     }
 
-    /// Some events of the claim have not left, and nobody knows which: forgets that any of them has
-    /// left, so that a repetition may leave.
+    /// Notes that some events of the claim were not sent, and nobody knows which. The filter
+    /// forgets all events of the claim, so that a repetition may be sent.
     pub(super) fn forget_history(&mut self, claim: Claim) {
         if let Some(filter) = &mut self.filter {
             filter.forget(claim.start..claim.end);
         }
     }
 
-    /// The claim is given up, or the queue has dropped it: none of its events has left. Returns how
-    /// many of them would have been kept back anyway.
+    /// Notes that the claim is given up, or dropped by the queue: none of its events was delivered.
+    /// Returns how many of these events the filter would have kept back anyway.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -300,8 +302,8 @@ impl Filtering {
     }
 }
 
-/// For each line of a piece: its position, the index of its first byte, and the index after its
-/// line break.
+/// Returns, for each line of a piece, the line's position, the index of its first byte, and the
+/// index after its line break.
 fn events<'a>(
     piece: &'a [u8],
     origin: &Origin,
@@ -315,7 +317,7 @@ fn events<'a>(
     })
 }
 
-/// A batch that is put together from unchanged runs of lines and from changed lines.
+/// The pieces of a filtered batch: unchanged runs of lines, and changed lines.
 #[derive(Default)]
 struct Lines {
     pieces: Vec<Bytes>,

@@ -18,10 +18,11 @@ use crate::telemetry::Loss;
 use crate::telemetry::LostAs;
 use crate::telemetry::OutputMetrics;
 
-/// The time between two lines while an output stays down for the same reason.
+/// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// The shortest time between two lines if the reason changes, or if the output goes up and down.
+/// The shortest time between two log lines about an output, if the reason changes or the output
+/// goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The health of one output: counts attempts, writes the log's lines about them, and keeps
@@ -32,20 +33,21 @@ pub(super) struct Health {
     status: Arc<Status>,
     /// `true` if an attempt of this output ever succeeded.
     was_up: bool,
-    /// The time from which attempts fail; `None` while the output is up, and before the first
+    /// The time since when attempts fail; `None` while the output is up, and before the first
     /// attempt.
     down: Option<Instant>,
     /// `true` if the last line in the log says that the output is down.
     told_down: bool,
-    /// When the log last said that the output is down, and for which reason; `None` if it never
-    /// did.
+    /// The time and the reason of the last log line that says that the output is down; `None` if
+    /// there was no such line.
     told: Option<(Instant, AttemptError)>,
     /// The number of attempts that failed since the output was last up.
     failures: u64,
-    /// `true` if `retry.max_elapsed` is set: events that can't be delivered are given up then.
+    /// `true` if `retry.max_elapsed` is set: events that can't be delivered for that time are given
+    /// up.
     gives_up: bool,
-    /// The number of events that were lost before the output went down: those of this output, and
-    /// those that no output can get.
+    /// The number of events that were lost before the output went down. It includes the events that
+    /// were lost for all outputs.
     lost_before: u64,
 }
 
@@ -60,10 +62,10 @@ pub struct Status {
 struct StatusState {
     up: bool,
     last_error: Option<(String, Instant)>,
-    /// The time from which attempts fail; `None` while the output is up, and before the first
+    /// The time since when attempts fail; `None` while the output is up, and before the first
     /// attempt.
     down_since: Option<Instant>,
-    /// The time of the next attempt; `None` while no attempt waits for its time.
+    /// The time of the next attempt; `None` while no next attempt is planned.
     next_attempt: Option<Instant>,
     /// `true` if events could be lost while the output was down.
     may_lose: bool,
@@ -87,17 +89,18 @@ pub struct Snapshot {
     pub last_error_age: Option<Duration>,
     /// For how long attempts have failed; `None` while the output is up.
     pub down: Option<Duration>,
-    /// The time until the next attempt; `None` while no attempt waits for its time.
+    /// The time until the next attempt; `None` while no next attempt is planned.
     pub next_retry: Option<Duration>,
-    /// `true` if every event was kept for the consumer when an attempt last failed. `false`: events
-    /// may be lost while the output is down, because an age or a full queue ends their keeping.
+    /// `true` if, when an attempt last failed, the relay kept every event for the consumer.
+    /// `false`: events may be lost while the output is down, for their age or because the queue is
+    /// full.
     pub keeps_events: bool,
-    /// The output's addresses, in order.
+    /// The state of each of the output's addresses, in order.
     pub addresses: Vec<AddressState>,
 }
 
 impl Status {
-    /// The status of an output that has not made an attempt yet.
+    /// Makes the status of an output that has not made an attempt yet.
     pub(super) fn new(endpoints: Option<Arc<Endpoints>>) -> Self {
         Self { state: Mutex::default(), endpoints }
     }
@@ -121,7 +124,7 @@ impl Status {
 }
 
 impl Health {
-    /// The health of an output that has not made an attempt yet.
+    /// Makes the health of an output that has not made an attempt yet.
     pub(super) fn new(name: &str, metrics: OutputMetrics, status: Arc<Status>) -> Self {
         Self {
             name: name.to_owned(),
@@ -165,7 +168,8 @@ impl Health {
         self.failures = 0;
     }
 
-    /// Notes that the consumer has a batch of `events` events, after `attempts` attempts.
+    /// Notes that the consumer has acknowledged a batch of `events` events, after `attempts`
+    /// attempts.
     pub(super) fn delivered(&self, events: u64, attempts: u32) {
         tracing::debug!(output = self.name, events, attempts, "batch delivered");
     }
@@ -176,7 +180,8 @@ impl Health {
         self.down(failure);
     }
 
-    /// Notes that an attempt failed, like [`Health::failed`], if the attempt is already counted.
+    /// Notes that an attempt failed, like [`Health::failed`], but without counting the attempt,
+    /// which is counted already.
     pub(super) fn down(&mut self, failure: &Failure) {
         self.metrics.up.set(0.0);
         self.failures += 1;
@@ -207,8 +212,9 @@ impl Health {
         self.told = Some((now, failure.reason));
     }
 
-    /// The log's message that the output is down. It says that events are kept only if nothing but
-    /// the consumer can end that. `still`: the log already has a line that the output is down.
+    /// Returns the log's message that the output is down. The message promises that events are kept
+    /// only if no age limit and no full queue can end that. `still`: the log already has such a
+    /// line.
     fn told_of_events(&self, still: bool) -> &'static str {
         let is_losing = self.metrics.losses.events() > self.lost_before;
         match (self.keeps_events(), is_losing) {
@@ -234,7 +240,7 @@ impl Health {
         self.status.lock().failed(failure);
     }
 
-    /// Notes that the consumer refused a batch for its events. The output is not down by that.
+    /// Notes that the consumer refused a batch because of its events. The output stays up.
     pub(super) fn refused(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");

@@ -46,22 +46,23 @@ pub(super) enum State {
     Burying,
 }
 
-/// What a consumer has said about the events of a claim.
+/// Whether a consumer has refused the events of a claim, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusals {
-    /// Nothing yet.
+    /// The consumer has not refused the claim.
     None,
-    /// The consumer refused the claim, or a larger claim that it was a part of. The number is that
-    /// of the first such refusal, counted over the whole delivery.
+    /// The consumer refused the claim, or a larger claim that contained it. The number is that of
+    /// the first such refusal, counted over the whole delivery.
     InBatch(u64),
-    /// As for `InBatch`; and the consumer has refused the claim, one event, when it was sent alone.
+    /// The claim is one event, and the consumer refused it when it was sent alone. The number is
+    /// that of the first refusal, as in `InBatch`.
     Alone(u64),
 }
 
 /// A claim with its history.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
-    /// The positions of its events.
+    /// The positions of the claim's events.
     pub(super) claim: Claim,
     /// The number of events to be sent. The filter may keep back some events of the claim, and the
     /// positions of a claim may have gaps.
@@ -70,7 +71,7 @@ pub(super) struct Work {
     pub(super) attempts: u32,
     /// The number of refusals, counted over the whole delivery, before the claim was last sent.
     pub(super) sent_at: u64,
-    /// What the consumer has said about the claim.
+    /// Whether the consumer has refused the claim, and how.
     pub(super) refusals: Refusals,
 }
 
@@ -97,7 +98,7 @@ impl Work {
 /// in the queue for ever), or a final claim stays in it (its events would be sent again).
 pub(super) struct InFlight {
     cursor: Cursor,
-    /// By first position.
+    /// The claims, each with its state, by their first position.
     table: BTreeMap<Position, (State, Work)>,
     /// The first positions of the claims in each state.
     on_wire: BTreeSet<Position>,
@@ -128,7 +129,7 @@ impl InFlight {
         }
     }
 
-    /// The cursor, for questions that change nothing.
+    /// Returns the cursor, for calls that change nothing.
     pub(super) fn cursor(&self) -> &Cursor {
         &self.cursor
     }
@@ -152,19 +153,19 @@ impl InFlight {
         self.set(state).len()
     }
 
-    /// The first claim in this state, in the order of the queue; `None` if there is none.
+    /// Returns the first claim in this state, in the order of the queue; `None` if there is none.
     pub(super) fn first(&self, state: State) -> Option<Work> {
         self.nth(state, 0)
     }
 
-    /// The claim in this state that `before` others of this state lie in front of; `None` if there
-    /// are not that many.
+    /// Returns the claim in this state that comes after `before` other claims of the same state, in
+    /// the order of the queue; `None` if there are too few.
     pub(super) fn nth(&self, state: State, before: usize) -> Option<Work> {
         let start = self.set(state).iter().nth(before)?;
         self.table.get(start).map(|(_, work)| *work)
     }
 
-    /// The claims in this state, in the order of the queue.
+    /// Returns the claims in this state, in the order of the queue.
     pub(super) fn all(&self, state: State) -> Vec<Work> {
         let found = self.set(state).iter().filter_map(|start| self.table.get(start));
         found.map(|(_, work)| *work).collect()
@@ -175,8 +176,8 @@ impl InFlight {
         self.suspects.first().is_some_and(|first| *first < claim.start)
     }
 
-    /// Nothing → `OnWire`: claims the next events of the queue. `None` if there is nothing, or if
-    /// it has to be read from files first, which [`InFlight::readable`] waits for.
+    /// Nothing → `OnWire`: claims the next events of the queue. `None`: the queue has no new event,
+    /// or its next events must first be read from files ([`InFlight::readable`] waits for that).
     pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
         let batch = self.cursor.next(take)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
@@ -184,7 +185,7 @@ impl InFlight {
     }
 
     /// `Pending` → `OnWire`, to send the claim again. [`Redelivery::Gone`]: the queue has dropped
-    /// all of its events, and the claim is no more. [`Redelivery::NotYet`]: the claim stays
+    /// all events of the claim, and the claim is removed. [`Redelivery::NotYet`]: the claim stays
     /// pending.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
@@ -199,8 +200,9 @@ impl InFlight {
         retaken
     }
 
-    /// The claim on the wire was sent after `refusals` refusals, with `events` events. Returns how
-    /// many times it was sent, this time included; `None` if the claim is not in the table.
+    /// Notes that a claim on the wire was sent with `events` events, when the delivery had counted
+    /// `refusals` refusals. Returns how many times the claim was sent, this time included; `None`:
+    /// the claim is not in the table.
     pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
         let (_, work) = self.table.get_mut(&claim.start)?;
         work.events = events;
@@ -209,9 +211,9 @@ impl InFlight {
         Some(work.attempts)
     }
 
-    /// The work of a claim on the wire that the link reports; `None` if the claim is not there. If
-    /// `claim` is only the front of what was sent together, the claim is cut in two: the rest stays
-    /// on the wire.
+    /// Returns the work of a claim on the wire that the link reports; `None`: no such claim is on
+    /// the wire. If `claim` is only the front part of a claim that was sent, that claim is cut in
+    /// two, and the rest stays on the wire.
     pub(super) fn front_on_wire(&mut self, claim: Claim) -> Option<Work> {
         let whole = self.on_wire_at(claim.start)?;
         let Some((front, rest)) = self.cursor.split_at(whole.claim, claim.end) else {
@@ -224,7 +226,7 @@ impl InFlight {
         Some(work)
     }
 
-    /// The work of the claim on the wire that begins at `start`; `None` if there is none.
+    /// Returns the work of the claim on the wire that begins at `start`; `None` if there is none.
     pub(super) fn on_wire_at(&self, start: Position) -> Option<Work> {
         let (state, work) = self.table.get(&start)?;
         (*state == State::OnWire).then_some(*work)
@@ -248,7 +250,8 @@ impl InFlight {
         self.change(claim.start, State::Pending, |_| {});
     }
 
-    /// `Pending` → two claims that are pending. `false` if the claim is one event, and stays whole.
+    /// `Pending` → two claims that are pending. Returns `false` if the claim is one event, which
+    /// can't be split.
     pub(super) fn split(&mut self, work: Work) -> bool {
         let Some((left, right)) = self.cursor.split(work.claim) else { return false };
         // Each half was sent once, as a part of the whole. How many of the events are in which half
@@ -260,7 +263,7 @@ impl InFlight {
         true
     }
 
-    /// Replaces the history of a claim; the claim's state stays.
+    /// Replaces the history of a claim, and leaves its state as it is.
     pub(super) fn note(&mut self, work: Work) {
         if let Some((_, held)) = self.table.get_mut(&work.claim.start) {
             *held = work;
@@ -282,8 +285,8 @@ impl InFlight {
         self.change(claim.start, State::Burying, |_| {});
     }
 
-    /// The cursor takes a released claim again only to finish it. `false` if the queue has dropped
-    /// all of its events meanwhile; the claim is no more then.
+    /// Lets the cursor take a released claim again, only to finish it. Returns `false` if the queue
+    /// has dropped all events of the claim; the claim is then removed.
     pub(super) fn take_back(&mut self, claim: Claim) -> bool {
         let is_there = self.cursor.take_back(claim);
         if !is_there {
@@ -292,7 +295,7 @@ impl InFlight {
         is_there
     }
 
-    /// The lines of a claim that is given up, as [`InFlight::redeliver`] returns them. The claim
+    /// Returns the lines of a claim that is given up, like [`InFlight::redeliver`]; but the claim
     /// stays `Burying`.
     pub(super) fn redeliver_to_bury(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
@@ -302,8 +305,8 @@ impl InFlight {
         retaken
     }
 
-    /// All claims → nothing: [`InFlight::claim_next`] starts again at the first of them. Only for a
-    /// cursor that is in order.
+    /// All claims → nothing: forgets every claim, so that [`InFlight::claim_next`] starts again at
+    /// the first that is not final. Only for a cursor whose claims become final in order.
     pub(super) fn rewind(&mut self) {
         self.cursor.rewind();
         self.table.clear();
@@ -349,7 +352,7 @@ impl InFlight {
         }
     }
 
-    /// Puts a claim into the table, in place of one that begins at the same position.
+    /// Puts a claim into the table. A claim that begins at the same position is replaced.
     fn put(&mut self, state: State, work: Work) {
         let start = work.claim.start;
         if let Some((before, _)) = self.table.insert(start, (state, work)) {

@@ -15,8 +15,9 @@ use super::in_flight::Refusals;
 use super::in_flight::Work;
 use crate::config::Rejected;
 
-/// The most suspects that the loop keeps while a consumer refuses everything. With this many, no
-/// further event of the queue is compared with them; only the suspects are sent again.
+/// The most suspects (events that were refused alone) that are kept while a consumer refuses
+/// everything. At this number no new event of the queue is sent to compare; only the suspects are
+/// sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
 /// The most consumers whose acceptances are remembered. Each address that an output ever reached
@@ -35,7 +36,8 @@ pub(super) enum Verdict {
     Suspect,
 }
 
-/// What is to be taken from the queue while there are suspects.
+/// What to take from the queue while there are suspects. A new event is sent to compare: if the
+/// consumer accepts it, the suspects are at fault.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     /// At most this many new events, to compare them with the suspects.
@@ -45,19 +47,19 @@ pub(super) enum Comparison {
     RoundOver,
 }
 
-/// Where the isolation stands.
+/// Whether the delivery searches for events that the consumer refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// Nothing is refused. The whole window is used.
     Inactive,
-    /// A claim was refused: one request at a time, so that each answer is about one claim.
+    /// A claim was refused. One request is sent at a time, so that each answer is about one claim.
     Active(Round),
 }
 
-/// Where the current round of suspects stands. A round sends suspects, then one new event.
+/// The state of the current round. A round sends suspects again, and then one new event to compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
-    /// No new event was sent in this round.
+    /// No new event was sent yet in this round.
     Fresh,
     /// A new event of the queue was taken to be compared with the suspects.
     Compared,
@@ -65,8 +67,9 @@ enum Round {
     AwaitsEvent,
 }
 
-/// The state machine of one delivery. It does no I/O and knows no queue; the loop tells it what
-/// happened, and asks it what to do.
+/// The search for the events that a consumer refuses, in one delivery. It is a state machine
+/// without I/O or access to the queue: the delivery loop reports what happened, and asks what to
+/// do.
 ///
 /// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves and suspects are
 /// sent one at a time; a single event that is refused is given up or becomes a suspect; when only
@@ -90,9 +93,11 @@ pub(super) struct Isolation {
     refusals: u64,
     /// For each consumer: the latest [`Work::sent_at`] of a claim that it accepted.
     accepted_since: BTreeMap<usize, u64>,
-    /// Which suspect is sent beside the first in the next round: its index among the others.
+    /// The index of the suspect that the next round sends together with the first suspect, counted
+    /// without that first suspect.
     rotation: usize,
-    /// How many new events the next comparison takes: 1, or more while the filter keeps them back.
+    /// The number of new events that the next comparison takes. It is 1, and grows while the filter
+    /// keeps back every event that was taken.
     comparison_events: u64,
     /// The failure with which the consumer refused the latest suspect; `None`: there was no
     /// suspect.
@@ -118,19 +123,19 @@ impl Isolation {
         self.phase != Phase::Inactive
     }
 
-    /// How many times a consumer refused a claim so far.
+    /// Returns how many times a consumer has refused a claim so far.
     pub(super) fn refusals(&self) -> u64 {
         self.refusals
     }
 
-    /// The failure with which the consumer refused the latest suspect; `None` if there was no
-    /// suspect.
+    /// Returns the failure with which the consumer refused the latest suspect; `None` if there was
+    /// no suspect.
     pub(super) fn last_refusal(&self) -> Option<&Failure> {
         self.last_refusal.as_ref()
     }
 
-    /// A consumer refused a claim. Notes the refusal in its history, and returns what is to be done
-    /// if the claim can't be cut any more.
+    /// Notes in `work` that a consumer refused the claim. Returns what is to be done if the claim
+    /// can't be cut any more.
     pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Verdict {
         if !self.is_active() {
             self.phase = Phase::Active(Round::Fresh);
@@ -176,8 +181,8 @@ impl Isolation {
         self.comparison_events = 1;
     }
 
-    /// The filter kept back everything that was taken for a comparison, which therefore says
-    /// nothing. The next comparison takes twice as many events, at most `max_events`.
+    /// Notes that the filter kept back every event that was taken to be compared with suspects. The
+    /// next comparison takes twice as many events, at most `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
         if self.phase == Phase::Active(Round::Compared) {
@@ -185,7 +190,7 @@ impl Isolation {
         }
     }
 
-    /// Only suspects are left, and there are `suspects` of them. Returns what is taken next.
+    /// Returns what to take from the queue when only suspects are left. `suspects` is their number.
     pub(super) fn next_comparison(&mut self, suspects: usize) -> Comparison {
         if self.phase == Phase::Active(Round::Compared) || suspects >= SUSPECTS_MAX {
             self.set_round(Round::Fresh);
@@ -214,9 +219,9 @@ impl Isolation {
         }
     }
 
-    /// A new round begins, which sends the first suspect and one more. Returns the index of that
-    /// one among the `others`. Each round takes another: if the first is at fault and nothing new
-    /// comes, only another suspect can be accepted.
+    /// Begins a new round, which sends the first suspect and one other. Returns the index of that
+    /// other suspect among `others` suspects; each round takes another. If the first is at fault
+    /// and no new event comes, only another suspect can be accepted.
     pub(super) fn rotate(&mut self, others: usize) -> usize {
         self.rotation = (self.rotation + 1) % others.max(1);
         self.rotation

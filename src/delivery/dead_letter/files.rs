@@ -31,8 +31,9 @@ use rustix::io::Errno;
 
 use crate::telemetry::DroppedLetters;
 
-/// A file takes one eighth of `dead_letter.max_bytes`; then a new file is begun. The oldest file is
-/// deleted as a whole, so about an eighth of the letters goes at once.
+/// The number of files that `dead_letter.max_bytes` is divided among: a file that has reached an
+/// eighth of it is full. The oldest file is deleted as a whole, and about an eighth of the letters
+/// with it.
 const FILES: u64 = 8;
 
 /// The most files, however small they are. Each start of the relay that has letters to write makes
@@ -43,12 +44,12 @@ const COUNT_MAX: usize = 1024;
 /// a file at the same moment.
 const NAMES_MAX: u64 = 1000;
 
-/// A file whose number is not below this was not named by a relay: the number stands for the year
-/// 37,648.
+/// The limit for the number in the name of a letters file, which is a time in milliseconds since
+/// 1970. A larger number (after the year 37,648) was not given by a relay.
 const NUMBER_MAX: u64 = 1 << 50;
 
-/// The pause before the last attempt to write letters. There is no such attempt if the letters
-/// before could not be written either.
+/// The pause before the last attempt to write letters. If the previous letters could not be written
+/// either, there is no pause and no last attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// One letter: a line of a file.
@@ -59,7 +60,7 @@ pub(super) struct Line<'a> {
     pub(super) event: &'a [u8],
 }
 
-/// The bytes after the event.
+/// The bytes of a letter after the event.
 const TAIL: &[u8] = b"}\n";
 
 impl Line<'_> {
@@ -73,13 +74,13 @@ pub(super) struct LetterFiles {
     path: PathBuf,
     max_bytes: u64,
     dropped: DroppedLetters,
-    /// The file that is written to; `None` before the first letter, and after an error.
+    /// The file that letters are written to; `None` before the first letter, and after an error.
     current: Option<Current>,
-    /// `true` if the letters before could not be written.
+    /// `true` if the previous letters could not be written.
     failing: bool,
 }
 
-/// The file that is written to. This process has made it, and all its bytes are synced.
+/// The file that letters are written to. This process has made it, and all its bytes are synced.
 struct Current {
     file: File,
     name: String,
@@ -88,7 +89,8 @@ struct Current {
 }
 
 impl LetterFiles {
-    /// The files in `path`, which may hold `max_bytes` together. The disk is not touched yet.
+    /// Makes the state for the directory `path`, whose files may have `max_bytes` together. Does
+    /// not access the disk.
     pub(super) fn new(path: &Path, max_bytes: u64, dropped: DroppedLetters) -> Self {
         Self {
             // The components leave out a slash at the end, with which the kernel would follow a
@@ -101,12 +103,13 @@ impl LetterFiles {
         }
     }
 
-    /// Makes the directory if it is missing. Returns how many files of letters it holds.
+    /// Makes the directory if it is missing. Returns the number of letters files in it.
     pub(super) fn look(&self) -> io::Result<usize> {
         Ok(Directory::open(&self.path)?.files()?.len())
     }
 
-    /// Writes and syncs all lines. Returns for each line whether it is synced, or why not.
+    /// Writes and syncs all lines. Returns one result for each line; an error is the reason why the
+    /// line is not synced.
     pub(super) fn write(&mut self, lines: &[Line<'_>]) -> Vec<Result<(), String>> {
         let mut results = Vec::with_capacity(lines.len());
         let mut rest = lines;
@@ -119,7 +122,7 @@ impl LetterFiles {
         results
     }
 
-    /// How many of the first lines fit into one file, but at least one.
+    /// Returns how many lines, from the first on, fit into one file: at least one.
     fn fitting(&self, lines: &[Line<'_>]) -> usize {
         let mut left = self.file_bytes();
         let fits = |line: &&Line<'_>| {
@@ -130,7 +133,8 @@ impl LetterFiles {
         lines.iter().take_while(fits).count().max(1)
     }
 
-    /// The size at which a file is full. A single longer letter gets a file of its own.
+    /// Returns the size in bytes at which a file is full. A single letter that is longer gets a
+    /// file of its own.
     fn file_bytes(&self) -> u64 {
         self.max_bytes / FILES
     }
@@ -151,9 +155,9 @@ impl LetterFiles {
         stored
     }
 
-    /// Writes and syncs lines in the current file, or in a new one if they do not fit. After an
-    /// error the file is not written to again: nobody knows what a failed sync has left on the
-    /// disk.
+    /// Writes and syncs lines in the current file, or in a new file if they do not fit. After an
+    /// error the file is never written to again, because nobody knows what a failed sync has left
+    /// on the disk.
     fn append(&mut self, lines: &[Line<'_>], bytes: u64) -> io::Result<()> {
         let directory = Directory::open(&self.path)?;
         let goes_on = self.current.take().filter(|current| {
@@ -178,8 +182,8 @@ impl LetterFiles {
         Ok(())
     }
 
-    /// Deletes the oldest files that no process writes to, until `bytes` more bytes and one more
-    /// file fit, or none is left to delete.
+    /// Deletes the oldest letters files that no process writes to, until there is room for `bytes`
+    /// more bytes and one more file, or until no such file is left.
     fn make_room(
         &mut self,
         directory: &Directory,
@@ -224,7 +228,8 @@ struct LetterFile {
     bytes: u64,
 }
 
-/// The open directory. Names are looked up in it, even if its path leads elsewhere in the meantime.
+/// The open directory. Files are opened relative to it, so a path that leads to another directory
+/// in the meantime changes nothing.
 struct Directory(OwnedFd);
 
 impl Directory {
@@ -250,7 +255,8 @@ impl Directory {
         })
     }
 
-    /// The files of letters, of this process and of others, the oldest first.
+    /// Returns the letters files in the directory, those of this process and of others, the oldest
+    /// first.
     fn files(&self) -> io::Result<Vec<LetterFile>> {
         let mut files = Vec::new();
         for entry in Dir::read_from(&self.0)? {
@@ -273,8 +279,8 @@ impl Directory {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Returns whether the directory still holds this file by its name, and the file has the length
-    /// that this process has left it with.
+    /// Returns `true` if the directory still has this file under its name, with the length that
+    /// this process has left it with.
     fn holds(&self, current: &Current) -> bool {
         let (Ok(there), Ok(ours)) = (self.stat(&current.name), rustix::fs::fstat(&current.file))
         else {
@@ -284,7 +290,8 @@ impl Directory {
         same && length(&ours) == current.bytes
     }
 
-    /// Makes and locks a new file, whose name sorts after all names that are there.
+    /// Makes and locks a new file. Its name sorts after the names of all letters files in the
+    /// directory.
     fn create(&self) -> io::Result<Current> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or_default();
@@ -330,8 +337,8 @@ impl Directory {
         }
     }
 
-    /// Deletes a file. Returns how many events were in it, or `None` if another process writes to
-    /// it: it stays then.
+    /// Deletes a letters file. Returns the number of events that were in it; `None`: another
+    /// process writes to the file, so it is not deleted.
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;
@@ -348,7 +355,7 @@ impl Directory {
     }
 }
 
-/// The number of whole lines in a file.
+/// Returns the number of whole lines in a file.
 fn count_lines(mut file: File) -> io::Result<u64> {
     let (mut buffer, mut lines) = (vec![0; 64 * 1024], 0);
     loop {
@@ -384,8 +391,9 @@ fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or_default()
 }
 
-/// The number in the name of a file of letters: the time when it was made, in milliseconds since
-/// 1970, or one more than the number of the file before. `None` for any other name.
+/// Returns the number in the name of a letters file: the time when it was made, in milliseconds
+/// since 1970, or one more than the previous file's number. `None`: the file has another kind of
+/// name.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".jsonl")?;
     let ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
