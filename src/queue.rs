@@ -67,7 +67,8 @@ pub use disk::OpenError;
 pub use outputs::Output;
 pub use spool::Incoming;
 
-/// Calls the same method of either kind.
+/// Expands to a `match` that calls the same method on the queue in memory or the queue in files,
+/// whichever the value holds.
 macro_rules! either {
     ($either:expr, $inner:ident => $call:expr) => {
         match $either {
@@ -77,7 +78,8 @@ macro_rules! either {
     };
 }
 
-/// The queue. A clone is cheap, and is the same queue.
+/// The queue between the sources of events and the outputs. A clone is cheap, and is a handle to
+/// the same queue.
 #[derive(Clone)]
 pub enum Queue {
     /// The queue is in memory: what is in it is lost when the process ends.
@@ -112,12 +114,9 @@ impl Queue {
 
     /// Lets an output join at the end of the log, while events flow. Returns its cursor.
     ///
-    /// A batch is before the new output or behind it, never half. Behind it are the batches that
-    /// are appended from now on, and with files also those that are appended and not synced yet.
-    /// The gauge `output_start_events` makes up for the events that were accepted before, and for
-    /// those that an earlier output of this name has on its counters: accepted events and the
-    /// output's counters then add up. With `acknowledge = "delivered"` that also holds for batches
-    /// which are before the output and are counted as accepted later.
+    /// A batch lies wholly before or wholly after the place where the output joins. The output gets
+    /// the batches that are appended from now on, and with files also those that are appended and
+    /// not synced yet.
     ///
     /// With files this function returns after the cursors file that names the output is synced:
     /// after a crash the output goes on from here.
@@ -142,8 +141,9 @@ impl Queue {
         }
     }
 
-    /// Changes whether events are kept until the output of this name has them. At least one output
-    /// has to be required at any time: an event that no output requires is kept for nobody.
+    /// Changes whether events are kept until the output with this name has them (`required`). At
+    /// least one output must be required at any time: an event that no output requires is kept for
+    /// nobody.
     pub fn require(&self, name: &str, required: bool) {
         either!(self, queue => queue.require(name, required))
     }
@@ -157,8 +157,8 @@ impl Queue {
         either!(self, queue => queue.apply(config))
     }
 
-    /// Whether a batch of this many bytes of lines would be taken now. The result is a hint:
-    /// [`Queue::append`] decides.
+    /// Returns `Ok` if a batch with this many bytes of lines would be taken now. The result is a
+    /// hint: [`Queue::append`] decides.
     ///
     /// # Errors
     ///
@@ -167,8 +167,8 @@ impl Queue {
         either!(self, queue => queue.admits(bytes))
     }
 
-    /// Takes a batch, whole or not at all. Its sender may be told so when [`Ticket::acknowledged`]
-    /// returns.
+    /// Takes a whole batch. The sender may be told that its batch is safe when
+    /// [`Ticket::acknowledged`] returns `Ok`.
     ///
     /// # Errors
     ///
@@ -180,7 +180,7 @@ impl Queue {
         }
     }
 
-    /// Whether the queue is in files.
+    /// Returns `true` if the queue is in files, `false` if it is in memory.
     #[must_use]
     pub fn is_durable(&self) -> bool {
         matches!(self, Self::Spool(_))
@@ -196,8 +196,8 @@ impl Queue {
         }
     }
 
-    /// Takes a body whose lines were all stored and synced while it arrived. Its sender may be told
-    /// so when [`Ticket::acknowledged`] returns.
+    /// Takes a body whose lines were all stored and synced while it arrived. The sender may be told
+    /// that its body is safe when [`Ticket::acknowledged`] returns `Ok`.
     ///
     /// # Errors
     ///
@@ -213,15 +213,15 @@ impl Queue {
         }
     }
 
-    /// Whether the queue counts as full: from the first batch that finds no room until a fifth of
-    /// `queue.max_bytes` is free again.
+    /// Returns `true` if the queue counts as full: from the first batch that finds no room until a
+    /// fifth of `queue.max_bytes` is free again.
     #[must_use]
     pub fn is_full(&self) -> bool {
         either!(self, queue => queue.is_full())
     }
 
-    /// Why nothing can be stored, however much room there is: the disk's last error. `None` if
-    /// batches can be stored, and always in memory.
+    /// Returns the disk's last error if it prevents the queue from storing batches, however much
+    /// room there is. `None` if batches can be stored, and always in memory.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         match self {
@@ -230,8 +230,8 @@ impl Queue {
         }
     }
 
-    /// Waits until nothing can be stored any more before the next start of the process, and returns
-    /// the reason. In memory it waits for ever.
+    /// Waits until the queue has failed so that it can store nothing before the next start of the
+    /// process. Returns the reason. In memory this function waits for ever.
     ///
     /// # Cancel safety
     ///
@@ -249,26 +249,27 @@ impl Queue {
         either!(self, queue => queue.capacity())
     }
 
-    /// Bytes held, as `queue.max_bytes` counts them, and events held.
+    /// Returns the bytes that the queue holds, as `queue.max_bytes` counts them, and the number of
+    /// events that it holds.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         either!(self, queue => queue.held())
     }
 
-    /// The name of each output, and how much it has not finished.
+    /// Returns for each output its name and its backlog: what the output has not finished.
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         either!(self, queue => queue.backlogs())
     }
 
-    /// Sets every gauge that is computed when it is read.
+    /// Sets every gauge of the queue whose value is computed only when the metrics are read.
     pub fn observe(&self) {
         either!(self, queue => queue.observe())
     }
 
-    /// Waits until the end of the process would lose nothing. In memory that is when every cursor
-    /// has finished everything. With files it is when nothing is on the wire; from the call on,
-    /// nothing more is handed out.
+    /// Waits until the end of the process would lose nothing. In memory this means that every
+    /// output has finished every event. With files it means that no claim is on the wire; as soon
+    /// as this function is called, no more events are handed out.
     ///
     /// # Cancel safety
     ///
@@ -277,15 +278,15 @@ impl Queue {
         either!(self, queue => queue.drained().await)
     }
 
-    /// Notes that the output of this name has ended for good: [`Queue::drained`] does not wait for
-    /// it any more. With `acknowledge = "delivered"`, senders that wait for this output are told
+    /// Notes that the output with this name has ended for good: [`Queue::drained`] no longer waits
+    /// for the output. With `acknowledge = "delivered"`, senders that wait for this output are told
     /// that it will not have their events.
     pub fn give_up(&self, name: &str) {
         either!(self, queue => queue.give_up(name))
     }
 
-    /// Ends the queue: it takes nothing more, and leaves its files in order. To be called after the
-    /// outputs have ended.
+    /// Ends the queue: no more batches are taken, and the files are left in order. Call this after
+    /// the outputs have ended.
     pub async fn close(&self) {
         match self {
             Self::Memory(_) => {}
@@ -293,9 +294,9 @@ impl Queue {
         }
     }
 
-    /// Gives up what is left at the end of the process. Returns for each output how many events are
-    /// left, and what becomes of them. In memory they are counted as lost, and nothing more is
-    /// taken; with files they stay for the next start.
+    /// Gives up the events that are left at the end of the process. Returns for each output its
+    /// name, how many events are left, and what becomes of them. In memory they are counted as
+    /// lost, and no more batches are taken; with files they stay for the next start.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, Left)> {
         match self {
@@ -354,10 +355,11 @@ impl Ticket {
 pub struct Before(Option<spool::Before>);
 
 impl Before {
-    /// The next lines, with the position of the first one and their age. `None` at the end.
+    /// Returns the next lines, with the position of the first line and the lines' age. `None`:
+    /// there are no more lines.
     ///
-    /// This function waits for the disk. The caller has to listen to the end of the process as
-    /// well.
+    /// This function waits for the disk. The caller must also watch for the end of the process
+    /// meanwhile.
     ///
     /// # Cancel safety
     ///
@@ -367,9 +369,9 @@ impl Before {
     }
 }
 
-/// One output's place in the log. Owned by the output's delivery loop. When a reload replaces the
-/// loop, the next loop gets the cursor: it goes on with the claims that are not finished, or calls
-/// [`Cursor::rewind`].
+/// One output's place in the log, owned by the output's delivery loop. When a reload replaces the
+/// loop, the new loop gets the cursor, and either goes on with the claims that are not finished or
+/// calls [`Cursor::rewind`].
 pub enum Cursor {
     /// A cursor of a queue in memory.
     Memory(memory::Cursor),
@@ -378,8 +380,8 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Waits until [`Cursor::next`] has events, or until the claim that [`Cursor::redeliver`] was
-    /// asked for last can be handed out.
+    /// Waits until [`Cursor::next`] has events to claim. If the last call of [`Cursor::redeliver`]
+    /// could not return its claim's lines yet, this function also returns when it can.
     ///
     /// # Cancel safety
     ///
@@ -388,10 +390,10 @@ impl Cursor {
         either!(self, cursor => cursor.readable().await)
     }
 
-    /// A reader of the events before this cursor's watermark that are still in the files and were
-    /// received within this time. The output has got those events already, except those that were
-    /// lost or filtered away. At most the newest 256 MiB are read. Damaged or missing events are
-    /// skipped: they were final. In memory nothing is kept, and the reader is empty.
+    /// Returns a reader of events before this cursor's watermark. It reads those that are still in
+    /// the files and were received within this time, at most the newest 256 MiB. The output has got
+    /// these events already, except those that were lost or filtered away. Damaged or missing
+    /// events are skipped: they were final. In memory nothing is kept, and the reader is empty.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         Before(match self {
@@ -400,25 +402,27 @@ impl Cursor {
         })
     }
 
-    /// Claims what comes next: as many whole batches as fit into `take`, or a part of the next
-    /// batch if not even that one fits. `None` if there is nothing, or if it has to be read from a
-    /// file first, which [`Cursor::readable`] does.
+    /// Claims the next events: as many whole batches as fit into `take`, or a part of the next
+    /// batch if not even one whole batch fits. `None` if there are no more events, or if their
+    /// lines must be read from a file first, which [`Cursor::readable`] does.
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         either!(self, cursor => cursor.next(take))
     }
 
-    /// Makes a claim final: the consumer has its events, except those that `disposition` counts.
+    /// Makes a claim final. Its events count as acknowledged by the consumer, except those that
+    /// `disposition` counts.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// Notes that a claim is not on the wire any more. It will be sent again.
+    /// Notes that a claim is not on the wire any more. The claim will be sent again.
     pub fn release(&self, claim: Claim) {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Puts a released claim on the wire again, and returns its lines.
+    /// Puts a released claim on the wire again and returns its lines. The other results: all events
+    /// of the claim were dropped, or its lines must be read from a file first.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -430,7 +434,7 @@ impl Cursor {
     }
 
     /// Puts a released claim on the wire again without its lines, so that it can be acknowledged.
-    /// `false` if all of it was dropped meanwhile.
+    /// `false`: all events of the claim were dropped meanwhile.
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
@@ -439,45 +443,45 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim of at least two events into two halves, both in the stage that the claim was
-    /// in. `None` if the claim has fewer events, or is not held any more.
+    /// Cuts a claim of at least two events into two halves, which both keep the claim's stage (such
+    /// as on the wire). `None` if the claim has fewer events, or is not held any more.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
-    /// Cuts a claim in two, both parts in the stage that the claim was in; the second begins at
-    /// `middle`. `None` if `middle` does not lie inside the claim.
+    /// Cuts a claim into two parts, which both keep the claim's stage (such as on the wire). The
+    /// second part begins at `middle`. `None` if `middle` does not lie inside the claim.
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
 
-    /// Forgets every claim that is not finished: [`Cursor::next`] starts again at the first of
-    /// them.
+    /// Forgets every claim that is not finished: [`Cursor::next`] starts again at the first
+    /// forgotten claim.
     ///
-    /// To be called only if [`Cursor::is_in_order`]. That is always so for outputs that finish
-    /// their claims in order.
+    /// Call this only if [`Cursor::is_in_order`] returns `true`. It always does for outputs that
+    /// finish their claims in order.
     pub fn rewind(&mut self) {
         either!(self, cursor => cursor.rewind())
     }
 
-    /// Whether no finished claim lies behind an unfinished one. Only then may [`Cursor::rewind`] be
-    /// called.
+    /// Returns `true` if no finished claim comes after an unfinished one. Only then may
+    /// [`Cursor::rewind`] be called.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         either!(self, cursor => cursor.is_in_order())
     }
 
-    /// Removes the output from the queue. The events that it has not finished are lost for it, and
-    /// counted; its backlog is empty from then on, nobody waits for it any more, and the cursors
-    /// file forgets it. Returns how many events were lost.
+    /// Removes the output from the queue. The events that the output has not finished are counted
+    /// as lost for it. From then on its backlog is empty, nobody waits for it, and the cursors file
+    /// does not name it. Returns how many events were lost.
     pub fn leave(self) -> u64 {
         either!(self, cursor => cursor.leave())
     }
 
-    /// Removes an output that has joined in vain and has taken nothing. The events that came
-    /// meanwhile were never meant for it, and are not counted.
+    /// Removes an output that has joined in vain and has taken no events. Events that were appended
+    /// meanwhile were never meant for this output, and are not counted for it.
     pub fn leave_uncounted(self) {
         either!(self, cursor => cursor.leave_uncounted())
     }
@@ -490,14 +494,14 @@ impl Cursor {
         }
     }
 
-    /// Sets whether batches of this cursor say where their pieces come from ([`Batch::origins`]).
-    /// At first they do not.
+    /// Sets whether batches of this cursor have the origins of their pieces ([`Batch::origins`]).
+    /// Without a call they have none.
     pub fn tell_origins(&self, tells: bool) {
         either!(self, cursor => cursor.tell_origins(tells))
     }
 
-    /// Whether nothing is handed out any more: the process drains, and the files keep the rest for
-    /// the next start. Always `false` in memory.
+    /// Returns `true` if no more events are handed out, because the process drains and the files
+    /// keep the rest for the next start. Always `false` in memory.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match self {
@@ -506,19 +510,20 @@ impl Cursor {
         }
     }
 
-    /// The first position that was never claimed.
+    /// Returns the first position that was never claimed.
     #[must_use]
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.position())
     }
 
-    /// The first position that is not finished: everything before it is.
+    /// Returns the first position that this output has not finished. All positions before it are
+    /// finished.
     #[must_use]
     pub fn watermark(&self) -> Position {
         either!(self, cursor => cursor.watermark())
     }
 
-    /// Whether everything that was appended is claimed. With files, everything that is synced.
+    /// Returns `true` if every appended event is claimed. With files: if every synced event is.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         either!(self, cursor => cursor.is_at_end())

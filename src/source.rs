@@ -40,8 +40,8 @@ mod kafka;
 /// a fraction of this time.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// A reload waits this long until the sources that it removes or changes take nothing more. Only a
-/// call that never returns takes this long.
+/// The longest time that a reload waits until the sources that it removes or changes take no more
+/// events. The full time passes only if a call to a source never returns.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
 /// The longest time that a source, after a reload has removed or changed it, waits for the events
@@ -142,8 +142,8 @@ struct Orders {
     /// Cancelled when the source must take no more events, and must end once the events that it
     /// took are acknowledged.
     closing: CancellationToken,
-    /// Cancelled when the source must end now. The next reader of the partitions reads the events
-    /// that are not acknowledged again.
+    /// Cancelled when the source must end now, without waiting for acknowledgements. Events that
+    /// are not acknowledged yet are read again by the next reader of the partitions.
     stop: CancellationToken,
     /// A token that the source holds as long as it may still take events; `None` once it takes no
     /// more.

@@ -16,19 +16,19 @@ pub(super) enum Stage {
     Released,
     /// The claim is final.
     Done,
-    /// The events were dropped, and are counted as lost. Whatever the output says of the claim
-    /// later counts nothing more.
+    /// The events were dropped, and are counted as lost. If the output finishes the claim later,
+    /// nothing more is counted.
     Dropped,
 }
 
 impl Stage {
-    /// Whether the output may still send or finish the claim.
+    /// Returns `true` if the output may still send or finish a claim in this stage.
     pub(super) fn is_open(self) -> bool {
         matches!(self, Self::OnWire | Self::Released)
     }
 }
 
-/// A claim, and what the queue notes with it.
+/// A claim that a cursor keeps, with its stage and a note that the queue needs for it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeldClaim<T> {
     pub(super) claim: Claim,
@@ -50,17 +50,18 @@ pub(super) struct HeldClaim<T> {
 pub(super) struct Claims<T> {
     /// The first position that was never claimed.
     pub(super) read: Position,
-    /// In the order of positions. The first one is open.
+    /// The claims that are kept, in the order of their positions. The first claim is open: not yet
+    /// final or dropped.
     held: VecDeque<HeldClaim<T>>,
 }
 
 impl<T: Copy> Claims<T> {
-    /// No claims; everything from this position on is still to be claimed.
+    /// Makes an empty list of claims. The next claim will begin at the position `read`.
     pub(super) fn at(read: Position) -> Self {
         Self { read, held: VecDeque::new() }
     }
 
-    /// The first position that is not finished.
+    /// Returns the first position that is not finished.
     pub(super) fn watermark(&self) -> Position {
         self.held.front().map_or(self.read, |held| held.claim.start)
     }
@@ -70,7 +71,7 @@ impl<T: Copy> Claims<T> {
         self.held.iter()
     }
 
-    /// Adds a claim behind all others. It is on the wire.
+    /// Adds a claim after all others. Its events are on the wire.
     pub(super) fn push(&mut self, claim: Claim, note: T) {
         self.read = claim.end;
         self.held.push_back(HeldClaim { claim, stage: Stage::OnWire, note });
@@ -81,8 +82,8 @@ impl<T: Copy> Claims<T> {
         (self.held.get(index)?.claim == claim).then_some(index)
     }
 
-    /// The claim with exactly these positions. `None` if it is not held any more, because it and
-    /// all claims before it are finished.
+    /// Returns the claim with exactly these positions. `None` if the claim is not held any more,
+    /// because it and all claims before it are finished.
     pub(super) fn find(&mut self, claim: Claim) -> Option<&mut HeldClaim<T>> {
         let index = self.index(claim)?;
         self.held.get_mut(index)
@@ -144,7 +145,7 @@ impl<T: Copy> Claims<T> {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Removes all claims: the next one starts at the watermark. Returns the note of the first
+    /// Removes all claims: the next claim starts at the watermark. Returns the note of the first
     /// claim; `None` if there was no claim.
     pub(super) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());

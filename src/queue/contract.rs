@@ -12,22 +12,22 @@ use crate::telemetry::OutputMetrics;
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// Each event followed by one `\n`.
+    /// The events of the batch, each followed by one `\n`.
     pub lines: Bytes,
     /// The number of events, which is the number of lines.
     pub events: u64,
-    /// How many of the events have which audit level. The metrics count them when the batch is
-    /// accepted.
+    /// The number of the batch's events of each audit level. The metrics count them when the batch
+    /// is accepted.
     pub levels: LevelCounts,
 }
 
 /// Why a batch was not taken. The sender still has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The queue has no room for it.
+    /// The queue has no room for the batch.
     #[error("the queue is full")]
     Full,
-    /// The disk refuses to store it, or does not answer.
+    /// The disk refuses to store the batch, or does not answer.
     #[error("the queue's disk does not store the events")]
     Disk,
     /// With `acknowledge = "delivered"`: a required output that should get the batch has ended, or
@@ -42,7 +42,7 @@ pub enum JoinError {
     /// An output of the same name is in the queue, and has not left.
     #[error("an output of this name is in the queue already: it has to leave first")]
     Taken,
-    /// The cursors file has no room for more.
+    /// The cursors file has no room for another output.
     #[error("the queue's directory has room for {0} outputs: remove one first")]
     TooMany(usize),
     /// The cursors file could not be written and synced in time.
@@ -77,9 +77,9 @@ pub enum Redelivery {
 /// whatever its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Take {
-    /// Bytes of lines.
+    /// The greatest number of bytes of lines in the claim.
     pub bytes: u64,
-    /// Events.
+    /// The greatest number of events in the claim.
     pub events: u64,
 }
 
@@ -87,9 +87,9 @@ pub struct Take {
 /// claim of the same cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
-    /// The first position.
+    /// The first position of the claim.
     pub start: Position,
-    /// The position after the last one.
+    /// The position after the last position of the claim.
     pub end: Position,
 }
 
@@ -105,7 +105,7 @@ impl Claim {
     }
 }
 
-/// The events of a claim.
+/// The events of a claim, as the output gets them.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The claim, by which the output names the batch to the queue.
@@ -113,9 +113,10 @@ pub struct Batch {
     /// The number of events. It is smaller than the number of positions in the claim if some of its
     /// events were dropped.
     pub events: u64,
-    /// Bytes of all pieces.
+    /// The number of bytes of all pieces.
     pub bytes: u64,
-    /// Whole lines, in order, each ended by `\n`. There is at least one.
+    /// The lines of the batch, in order and in one or more pieces. A piece has whole lines, each
+    /// ended by `\n`.
     pub pieces: Vec<Bytes>,
     /// The origin of each piece, in the same order. Empty unless
     /// [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked for origins.
@@ -147,7 +148,8 @@ pub struct Disposition {
 }
 
 impl Disposition {
-    /// This many events are lost, and the consumer has the rest of the claim.
+    /// Makes the disposition of a claim of which this many events are lost. The consumer has the
+    /// other events.
     #[must_use]
     pub fn lost(events: u64) -> Self {
         Self { lost: events, ..Self::default() }
@@ -171,19 +173,19 @@ impl Disposition {
     }
 }
 
-/// How much an output has not finished.
+/// The events that an output has not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Backlog {
-    /// Events.
+    /// The number of events that are not finished.
     pub events: u64,
-    /// Bytes of their lines.
+    /// The number of bytes of these events' lines.
     pub bytes: u64,
     /// Seconds since the oldest of these events was accepted; 0 if there are none.
     pub lag: f64,
 }
 
 impl Backlog {
-    /// Sets the output's gauges.
+    /// Sets the output's gauges to this backlog.
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub(super) fn show(&self, metrics: &OutputMetrics) {
         metrics.backlog_events.set(self.events as f64);

@@ -15,15 +15,15 @@ use super::disk::File;
 use super::segment::READS;
 use crate::position::Position;
 
-/// The name of the file.
+/// The name of the cursors file.
 pub(super) const FILE: &str = "cursors";
 
-/// The name of a new file, before it replaces the old one.
+/// The name of a new cursors file, before it replaces the old one.
 const NEW_FILE: &str = "cursors.new";
 
 const SLOT: usize = 16 << 10;
 
-/// The size of the file in bytes.
+/// The size of the cursors file in bytes.
 pub(super) const BYTES: u64 = 2 * SLOT as u64;
 
 const MAGIC: [u8; 8] = *b"\xFFKAFCUR\0";
@@ -44,23 +44,24 @@ pub(super) struct LogOffset {
 pub(super) struct Hole {
     pub(super) start: Position,
     pub(super) end: Position,
-    /// Bytes of the lines.
+    /// The number of bytes of the dropped lines.
     pub(super) bytes: u64,
 }
 
-/// What a slot of the file says.
+/// The contents of a slot. The cursors file has two slots, which are written in turn.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Contents {
     /// The end of the log when the slot was written.
     pub(super) end: LogOffset,
     /// The watermark of each output, by its name.
     pub(super) outputs: BTreeMap<String, LogOffset>,
-    /// In the order of positions.
+    /// The holes: ranges of the log that were dropped and counted as lost, in the order of
+    /// positions.
     pub(super) holes: Vec<Hole>,
 }
 
-/// Events and bytes of all holes from a position on. A hole that the position lies in counts with
-/// all its bytes.
+/// Returns the events and bytes of all holes from a position on. If the position lies in a hole,
+/// all bytes of that hole count.
 pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
@@ -68,31 +69,32 @@ pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     })
 }
 
-/// How many of these positions are in holes.
+/// Returns how many of these positions are in holes.
 pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
         |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
     holes.iter().map(overlap).sum()
 }
 
-/// What a start has found of the file.
+/// The state in which the cursors file was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// There is no file.
+    /// There is no cursors file.
     Nothing,
-    /// Neither slot checks.
+    /// Neither slot has a valid checksum.
     Damaged,
-    /// One slot checks, or the generations of both do not follow each other: a slot that is damaged
-    /// or missing may have been newer.
+    /// Only one slot has a valid checksum, or the two slots' generations do not follow each other:
+    /// a slot that is damaged or missing may have been newer.
     Half(Contents),
-    /// Both slots check, and their generations follow each other.
+    /// Both slots have a valid checksum, and their generations follow each other.
     Whole(Contents),
     /// A newer version of the program has written the file; this is its format version.
     Newer(u32),
 }
 
 impl Found {
-    /// The contents of the newest slot that checks; `None` if none does.
+    /// Returns the contents of the newest slot with a valid checksum; `None` if there is no such
+    /// slot.
     pub(super) fn contents(&self) -> Option<&Contents> {
         match self {
             Self::Half(contents) | Self::Whole(contents) => Some(contents),
@@ -101,11 +103,12 @@ impl Found {
     }
 }
 
-/// A slot has room for this many outputs, however long their names are.
+/// The greatest number of outputs in a slot. There is room for them however long their names are.
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// The log goes at least as far as this: its end, or the furthest output.
+    /// Returns the place up to which the log is known to go: its end in this slot, or the watermark
+    /// of the furthest output if that is later.
     pub(super) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
@@ -147,11 +150,12 @@ impl Contents {
     }
 }
 
-/// The generation and the contents of a slot; `None` if it does not check.
+/// Returns the generation and the contents of a slot; `None` if the slot's checksum is wrong.
 ///
 /// # Errors
 ///
-/// The format version, if the slot checks and is of a newer version.
+/// The format version, if the slot has a valid checksum and a newer version of the program has
+/// written it.
 fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     if !slot.starts_with(&MAGIC) {
         return Ok(None);
@@ -218,7 +222,8 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the file. Returns the highest generation of its slots as well; 0 if there is none.
+/// Reads the cursors file. The second result is the highest generation of its slots; 0 if there is
+/// no slot.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let file = match disk.open(FILE, Access::Read) {
         Ok(file) => file,
@@ -247,22 +252,23 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     Ok((found, generations.last().copied().unwrap_or(0)))
 }
 
-/// Writes the file. Owned by the writer thread.
+/// The cursors file, as the writer thread writes it.
 ///
-/// The file has two slots, and each write goes into the older one. After a failed write or sync the
-/// file is not trusted any more: the next write makes a new one, with both slots, and renames it
-/// into its place. Until then the old file is as it was, or has one whole slot.
+/// The file has two slots, and each write goes into the older slot. After a failed write or sync
+/// the file is not trusted any more: the next write makes a new file, with both slots, and renames
+/// it to replace the old file. Until then the old file is unchanged, or has one whole slot.
 #[derive(Debug)]
 pub(super) struct Cursors {
-    /// `None` if the file has to be made anew: there was none, or a write or sync of it has failed.
+    /// The open file. `None` if a new file must be made: there was none, or a write or sync of it
+    /// has failed.
     file: Option<Arc<dyn File>>,
     /// The highest generation written so far.
     generation: u64,
 }
 
 impl Cursors {
-    /// Goes on with the file that was found, whose highest generation is given. Only a file without
-    /// a whole slot is made anew, because a full disk has no room for a second file.
+    /// Goes on with the cursors file as `found`, whose highest generation is `generation`. A new
+    /// file is made only if no slot is whole, because a full disk has no room for a second file.
     pub(super) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),
@@ -271,7 +277,7 @@ impl Cursors {
         Ok(Self { file, generation })
     }
 
-    /// Writes and syncs the contents.
+    /// Writes the contents to the cursors file, and syncs it.
     ///
     /// # Errors
     ///

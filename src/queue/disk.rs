@@ -20,33 +20,34 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// The directory of the segments.
+/// The name of the directory with the segments.
 pub(super) const SEGMENTS: &str = "segments";
 
-/// The directory for copies of damaged bytes.
+/// The name of the directory for copies of damaged bytes.
 pub(super) const QUARANTINE: &str = "quarantine";
 
-/// The lock file: the process that holds its flock owns the directory.
+/// The name of the lock file. The process that holds a lock (flock) on this file owns the queue's
+/// directory.
 pub(super) const LOCK: &str = "spool.lock";
 
-/// The kernel refuses more pieces than this in one call (UIO_MAXIOV).
+/// The greatest number of pieces that the kernel accepts in one write (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
-/// A directory of files.
+/// The directory of a queue, with the files in it.
 pub(super) trait Disk: Send + Sync + fmt::Debug {
-    /// The names of the files in a directory, in no order.
+    /// Returns the names of the files in a directory, in no particular order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
 
-    /// Opens a file that is there.
+    /// Opens a file that exists.
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a file that is not there, with this many bytes of zeros, whose room is reserved.
+    /// Makes a new file with this many bytes of zeros, and reserves room for them on the disk.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
     /// Deletes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Renames a file; a file of the new name is replaced.
+    /// Renames a file. If there is a file with the new name, it is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
     /// Makes what was created, removed and renamed in a directory survive a power loss. `""` is the
@@ -54,41 +55,41 @@ pub(super) trait Disk: Send + Sync + fmt::Debug {
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
 }
 
-/// What a file is opened for.
+/// The purpose for which a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Reading.
+    /// The file is only read.
     Read,
-    /// Reading and writing.
+    /// The file is read and written.
     Write,
 }
 
-/// An open file.
+/// An open file in a queue's directory.
 pub(super) trait File: Send + Sync + fmt::Debug {
-    /// Fills the buffer from an offset on, as far as the file goes. Returns how many bytes that
-    /// were.
+    /// Fills the buffer with the file's bytes from an offset on. Returns the number of bytes read,
+    /// which is smaller than the buffer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all pieces, one behind the other.
+    /// Writes all pieces, one after the other, from the offset on.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
 
-    /// Makes what was written survive a power loss (fdatasync). After an error nothing is known of
-    /// what was written since the last sync.
+    /// Makes everything that was written survive a power loss (fdatasync). After an error it is not
+    /// known what is stored of the writes since the last sync.
     fn sync(&self) -> io::Result<()>;
 
     /// Cuts the file to this length.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
 
-    /// The length of the file.
+    /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
 }
 
-/// An error with the name of the file before its text.
+/// Returns a function that puts the name of the file before the text of an error.
 pub(super) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// The number of files in the quarantine, and their bytes.
+/// Returns the number of files in the quarantine, and the number of their bytes.
 pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     let names = disk.list(QUARANTINE).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
@@ -96,22 +97,24 @@ pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     sizes.fold((0, 0), |(files, sum), size| (files + 1, sum + size))
 }
 
-/// A directory of the operating system.
+/// A queue's directory in the operating system's file system.
 #[derive(Debug)]
 pub(super) struct RealDisk {
     root: PathBuf,
-    /// The lock is held as long as this is open. `None` if the directory is only looked at.
+    /// The open lock file: the lock is held as long as it is open. `None` if the directory is only
+    /// inspected.
     _lock: Option<fs::File>,
-    /// The log says that the file system reserves no room.
+    /// `true`: the log says already that the file system reserves no room.
     grows: AtomicBool,
 }
 
 impl RealDisk {
-    /// Takes a directory for writing. Makes it, and the directories in it, if they are missing.
+    /// Locks a queue's directory for writing. Makes it, and the directories in it, if they are
+    /// missing.
     ///
     /// # Errors
     ///
-    /// Another process holds it, or the operating system refuses.
+    /// Another process holds the lock, or the operating system refuses.
     pub(super) fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -139,8 +142,8 @@ impl RealDisk {
         Ok(Self { root: root.to_owned(), _lock: Some(file), grows: AtomicBool::new(false) })
     }
 
-    /// Looks at a directory, beside the process that owns it. Nothing is changed as long as only
-    /// reading operations are called.
+    /// Opens a queue's directory for inspection, without the lock of the process that owns it.
+    /// Nothing is changed as long as only reading operations are called.
     pub(super) fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
@@ -160,7 +163,7 @@ impl RealDisk {
     }
 }
 
-/// Makes a directory if it is missing, synced into the one around it.
+/// Makes a directory if it is missing, and syncs its parent directory.
 fn make_directory(path: &Path) -> io::Result<()> {
     make_with(path, &|around| match fs::File::open(around)?.sync_all() {
         // Some file systems can't sync a directory.
@@ -169,10 +172,11 @@ fn make_directory(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Makes a directory, and those around it that are missing. Each is synced into the one around it:
-/// otherwise a power loss takes it away again, with everything in it that was acknowledged. A
-/// directory that is there already is synced as well, because a kill may have come between; then an
-/// error is ignored, because the directory around it may not be readable for us.
+/// Makes a directory, and those of its parents that are missing. Syncs the parent of each:
+/// otherwise a power loss removes the directory again, with all acknowledged events in it. The
+/// parent of a directory that exists already is synced too, because the process may have been
+/// killed before the sync; then an error is ignored, because this process may not be able to read
+/// the parent.
 fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -291,33 +295,33 @@ impl File for RealFile {
     }
 }
 
-/// Why a directory can't be used.
+/// The reason why a directory can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process holds the lock.
+    /// Another process holds the lock on the directory.
     #[error(
         "{} is in use by another process: stop that one, or give each relay a directory of its own",
         .0.display()
     )]
     Held(PathBuf),
-    /// A newer version of the program has written the file.
+    /// A newer version of the program has written the directory.
     #[error(
         "{} has format version {version}, this program reads 1: run the version that wrote it until its backlog is \
          delivered, or name another directory",
         .path.display()
     )]
     Newer {
-        /// The file.
+        /// The path of the file that has the newer version.
         path: PathBuf,
         /// The format version that the file has.
         version: u32,
     },
-    /// The operating system refuses.
+    /// The operating system refuses an operation on a file or directory.
     #[error("cannot {what} {}: {error}{remedy}", .path.display())]
     Io {
-        /// What was tried: "make", "open", …
+        /// The operation that was tried, as a verb: "make", "open", …
         what: &'static str,
-        /// The file or directory that it was tried on.
+        /// The file or directory on which the operation was tried.
         path: PathBuf,
         /// The error of the operating system.
         error: io::Error,
@@ -327,7 +331,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// An error of the operating system, with the advice that fits it.
+    /// Makes an error from one of the operating system, with advice that fits it.
     pub(super) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
         let remedies = [
             (

@@ -44,16 +44,16 @@ mod walk;
 use walk::Walk;
 use walk::Want;
 
-/// Something that a relay may be changing is read again this often, with this pause before each
-/// attempt. Together that is as long as a thread may be kept from the processor in the middle of a
-/// write.
+/// The number of attempts to read something that a running relay may be changing. Before each
+/// attempt there is a pause. All attempts together last as long as a thread may be kept from the
+/// processor in the middle of a write.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 });
 
-/// Why a directory can't be looked at.
+/// The reason why a queue's directory cannot be inspected.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such directory.
+    /// The directory does not exist.
     #[error("{}: there is no such directory; name the one that is queue.directory in the config", .0.display())]
     Absent(PathBuf),
     /// The directory holds no queue.
@@ -69,7 +69,7 @@ pub enum Error {
         segment::VERSION
     )]
     Newer {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The format version that the file has.
         version: u32,
@@ -77,25 +77,25 @@ pub enum Error {
     /// The cursors file has no output of this name.
     #[error("there is no output {} in the cursors file, which has the outputs: {names}", printable(.name))]
     NoOutput {
-        /// The name that was asked for.
+        /// The name of the output that was not found.
         name: String,
-        /// The names in the file, joined by commas.
+        /// The names of the outputs in the cursors file, joined by commas.
         names: String,
     },
-    /// The operating system refuses.
+    /// The operating system refuses to read a file or directory.
     #[error("cannot read {}: {error}{}", .path.display(), remedy(.error))]
     Read {
-        /// The file or directory.
+        /// The path of the file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// The function that is told of findings has failed.
+    /// The caller's function, which gets the lines and findings, has returned this error.
     #[error(transparent)]
     Told(io::Error),
 }
 
-/// Advice for the operator, which follows the error; empty if there is none.
+/// Returns advice for the operator, which follows the error's text; empty if there is no advice.
 fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied {
         "; run this as the user that runs the relay, or as root"
@@ -104,8 +104,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// A name from a file, for a terminal. A damaged or foreign file may have any bytes there: the
-/// result is one word, has no control characters, and is not empty.
+/// Makes a name from a file safe for a terminal. A damaged or foreign file may have any bytes in
+/// the name: the result is one word, has no control characters, and is not empty.
 #[must_use]
 pub fn printable(name: &str) -> String {
     let escape = |char: char| match char.is_whitespace() {
@@ -115,61 +115,62 @@ pub fn printable(name: &str) -> String {
     if name.is_empty() { "\"\"".to_owned() } else { name.chars().map(escape).collect() }
 }
 
-/// A queue's directory.
+/// The directory of a queue, opened for inspection.
 #[derive(Debug)]
 pub struct Directory {
     disk: Arc<dyn Disk>,
     root: PathBuf,
 }
 
-/// What a directory holds.
+/// A summary of what a queue's directory holds.
 #[derive(Debug)]
 pub struct Summary {
-    /// The version of the format.
+    /// The version of the files' format.
     pub format: u32,
-    /// In the order of names.
+    /// The backlogs of the outputs, in the order of the outputs' names.
     pub outputs: Vec<Output>,
     /// The state of the cursors file, which names the outputs.
     pub cursors: CursorsFile,
     /// The number of segments.
     pub segments: u64,
-    /// Bytes of their files.
+    /// The number of bytes of all segments' files.
     pub segment_bytes: u64,
-    /// The position of the first event in them.
+    /// The position of the first event in the segments.
     pub first: Position,
-    /// The position behind the last event.
+    /// The position after the last event in the segments.
     pub end: Position,
-    /// The number of segments whose header does not check.
+    /// The number of segments whose header has a wrong checksum.
     pub damaged_headers: u64,
-    /// The number of files in the quarantine, and their bytes.
+    /// The number of files in the quarantine, and the number of their bytes.
     pub quarantine: (u64, u64),
-    /// Segments that could not be opened.
+    /// The segments that could not be opened, each as a finding.
     pub unreadable: Vec<Finding>,
 }
 
 /// An output's backlog.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
-    /// The name, as the file has it.
+    /// The output's name in the cursors file.
     pub name: String,
-    /// Events that the output has not finished.
+    /// The number of events that the output has not finished.
     pub events: u64,
-    /// Bytes of their lines.
+    /// The number of bytes of the lines of the events that the output has not finished.
     pub bytes: u64,
-    /// How long ago the first of these events was received; `None` if that can't be read.
+    /// How long ago the first event that the output has not finished was received; `None` if that
+    /// can't be read.
     pub oldest: Option<Duration>,
 }
 
 /// The state of the cursors file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CursorsFile {
-    /// Both slots check.
+    /// Both slots of the file have a valid checksum.
     Whole,
-    /// One slot checks, or the slots do not belong together.
+    /// Only one slot of the file has a valid checksum, or the two slots do not belong together.
     Half,
-    /// No slot checks.
+    /// No slot of the file has a valid checksum.
     Damaged,
-    /// There is no file.
+    /// There is no cursors file.
     Missing,
 }
 
@@ -195,25 +196,25 @@ impl fmt::Display for CursorsFile {
     }
 }
 
-/// Something in the directory that is wrong.
+/// Something in the queue's directory that is wrong.
 #[derive(Debug)]
 pub enum Finding {
-    /// Bytes that do not check.
+    /// Bytes of a segment that are damaged.
     Damaged {
         /// The file's name in the directory.
         file: String,
-        /// Where the bytes are in the file.
+        /// The offset in the file where the damaged bytes begin.
         offset: u64,
-        /// How many bytes.
+        /// The number of damaged bytes.
         bytes: u64,
-        /// Events that were in them.
+        /// The number of events that were in the damaged bytes.
         events: u64,
     },
     /// Events that an output needs, and that are in no segment.
     Missing {
         /// The positions of the events.
         positions: Range<Position>,
-        /// How many of these events are needed.
+        /// The number of these events that are needed.
         events: u64,
     },
     /// A file that can't be opened.
@@ -222,15 +223,15 @@ pub enum Finding {
         file: String,
         /// The error of the operating system.
         error: io::Error,
-        /// Events that should be in it, if that is known.
+        /// The number of events that should be in the file; 0 if that is not known.
         events: u64,
     },
-    /// The cursors file does not check, or is missing.
+    /// The cursors file is damaged or missing.
     Cursors(CursorsFile),
 }
 
 impl Finding {
-    /// The number of events that are missing because of this.
+    /// Returns the number of events that are missing because of this finding.
     fn missing(&self) -> u64 {
         match self {
             Self::Damaged { events, .. }
@@ -275,44 +276,44 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What a reader of a directory is told.
+/// One thing that the caller's function gets while a directory is read.
 #[derive(Debug)]
 pub enum Seen<'a> {
     /// The next lines as they are stored, or a part of a long line.
     Lines(&'a [u8]),
-    /// Something is wrong.
+    /// A finding: something in the directory that is wrong.
     Finding(&'a Finding),
-    /// The number of segments that are done, and of all segments.
+    /// The progress: the number of segments that are done, and the number of all segments.
     Progress(usize, usize),
 }
 
-/// The function that is told.
+/// The caller's function, which gets the lines, findings and progress while a directory is read.
 pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
 
-/// The sums of what was read.
+/// The sums over all that was read in a directory.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// The number of segments.
     pub segments: u64,
-    /// The number of events that check.
+    /// The number of events whose lines have a valid checksum.
     pub events: u64,
-    /// Bytes of their lines.
+    /// The number of bytes of these events' lines.
     pub bytes: u64,
     /// The number of findings.
     pub findings: u64,
-    /// The number of events that are missing because of them.
+    /// The number of events that are missing because of the findings.
     pub missing: u64,
     /// The file and the offset of a write that was not finished, and never acknowledged. `None` if
-    /// there is none.
+    /// there is no such write.
     pub unfinished: Option<(String, u64)>,
 }
 
 impl Directory {
-    /// Looks at a directory that is there and holds a queue.
+    /// Opens a queue's directory for inspection.
     ///
     /// # Errors
     ///
-    /// It is not there, holds no queue, or can't be read.
+    /// The directory does not exist, holds no queue, or can't be read.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let directory = Self { disk: Arc::new(RealDisk::look(root)), root: root.to_owned() };
         match fs::metadata(root) {
@@ -324,9 +325,9 @@ impl Directory {
         Ok(directory)
     }
 
-    /// What the directory holds. Reads the headers of all segments, those of the records before
-    /// each output's place, and of the last segment everything behind the end that the cursors file
-    /// has.
+    /// Returns a summary of the directory. Reads the headers of all segments, and the headers of
+    /// the records before each output's place. In the last segment it also reads everything after
+    /// the end of the log that the cursors file has.
     ///
     /// # Errors
     ///
@@ -342,12 +343,13 @@ impl Directory {
         }
     }
 
-    /// Tells all events that check, oldest first; with `output` only those that this output has not
-    /// finished.
+    /// Passes the lines of all undamaged events to `tell`, oldest first; with `output` only the
+    /// events that this output has not finished.
     ///
     /// # Errors
     ///
-    /// The directory can't be read, or has no such output. Damage is told, and is no error.
+    /// The directory can't be read, or has no such output. Damage is passed to `tell`, and is no
+    /// error.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         let mut from = Position::START;
@@ -359,23 +361,24 @@ impl Directory {
         Walk::new(self, Want { lines: true, output, from }, tell).run(&found)
     }
 
-    /// Reads everything, and tells what does not check and what is missing.
+    /// Reads all segments, and passes what is damaged or missing to `tell`.
     ///
     /// # Errors
     ///
-    /// The directory can't be read. Damage is told, and is no error.
+    /// The directory can't be read. Damage is passed to `tell`, and is no error.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
             .run(&found)
     }
 
-    /// An error that names a file in the directory.
+    /// Makes an error that names a file in the directory.
     fn failed(&self, file: &str, error: io::Error) -> Error {
         Error::Read { path: self.root.join(file), error }
     }
 
-    /// The cursors file. A slot that does not check is read again: a relay may be writing to it.
+    /// Reads the cursors file. A slot with a wrong checksum is read again: a relay may be writing
+    /// to it.
     fn cursors(&self) -> Result<Found, Error> {
         let read = || cursors::read(&*self.disk).map_err(|error| self.failed(cursors::FILE, error));
         let mut found = read()?.0;
@@ -394,7 +397,7 @@ impl Directory {
         }
     }
 
-    /// The first positions of all segments, in order.
+    /// Returns the first positions of all segments, in order.
     fn segments(&self) -> Result<Vec<Position>, Error> {
         let list = || {
             segment::list(&*self.disk).map_err(|error| match is_absent(&error) {
@@ -410,7 +413,8 @@ impl Directory {
         Ok(segments)
     }
 
-    /// The file of a segment; `Ok(None)` if it has been deleted.
+    /// Opens the file of the segment that begins at `first`; `Ok(None)` if the file has been
+    /// deleted.
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
         match self.disk.open(&segment::file_name(first), Access::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -418,8 +422,8 @@ impl Directory {
         }
     }
 
-    /// The header of a segment; `None` if it is damaged, or was not written yet. The header of the
-    /// last segment is read again if it does not check.
+    /// Reads the header of a segment; `None` if it is damaged, or was not written yet. The header
+    /// of the last segment is read again if its checksum is wrong: a relay may be writing it.
     fn header(
         &self,
         file: &dyn File,
@@ -441,7 +445,7 @@ impl Directory {
         }
     }
 
-    /// Where the log ends; `None` if its last segment has been deleted meanwhile.
+    /// Returns the end of the log; `None` if its last segment has been deleted meanwhile.
     fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
         let (mut known, mut next) = (contents.known(), None);
         for &first in segments.iter().rev() {
@@ -465,7 +469,7 @@ impl Directory {
         Ok(Some(known))
     }
 
-    /// The summary, and whether no file was deleted while it was made.
+    /// Makes a summary. The `bool` is `true` if no file was deleted meanwhile.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
@@ -515,8 +519,8 @@ impl Directory {
         Ok((summary, settled))
     }
 
-    /// How long ago the event at a position, or the next one that is there, was received. The
-    /// `bool` is `false` if a file has been deleted meanwhile.
+    /// Returns how long ago the event at a position was received, or the next event that is there.
+    /// The `bool` is `false` if a file has been deleted meanwhile.
     fn age(&self, segments: &[Position], position: Position) -> (Option<Duration>, bool) {
         let index = segments.partition_point(|first| *first <= position).saturating_sub(1);
         for (first, next) in with_next(segments).skip(index) {
@@ -538,7 +542,8 @@ impl Directory {
     }
 }
 
-/// Each segment with the first position of the next one.
+/// Returns each segment's first position, with the first position of the next segment; `None` for
+/// the last segment.
 fn with_next(segments: &[Position]) -> impl Iterator<Item = (Position, Option<Position>)> {
     let next = segments.iter().skip(1).copied().map(Some).chain([None]);
     segments.iter().copied().zip(next)
@@ -548,7 +553,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// The error for an output that is not in the cursors file.
+/// Makes the error for an output that is not in the cursors file.
 fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error {
     let names: Vec<String> =
         outputs.into_iter().flatten().map(|(name, _)| printable(name)).collect();
@@ -556,7 +561,7 @@ fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error
     Error::NoOutput { name: name.to_owned(), names }
 }
 
-/// Gives a relay time to finish a write.
+/// Pauses, so that a running relay can finish a write.
 #[allow(
     clippy::disallowed_methods,
     reason = "commands have no runtime whose threads it could block"

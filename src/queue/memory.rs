@@ -47,7 +47,7 @@ mod record;
 
 use record::Record;
 
-/// The queue. A clone is cheap, and is the same queue.
+/// The queue in memory. A clone is cheap, and is a handle to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
@@ -61,8 +61,8 @@ struct Shared {
 }
 
 impl Shared {
-    /// Takes the lock. A panic while the lock was held is a bug that the panicking task has
-    /// reported; the counts that it left are the best there are.
+    /// Takes the lock on the queue's state, even if a task has panicked while it held the lock:
+    /// that panic was reported, and the counts that it left are the best there are.
     fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,10 +106,10 @@ struct MemoryState {
     departed: Departed,
     /// Events, and bytes of their lines, that `event_total` has counted.
     counted: Amount,
-    /// The log says that the queue is full.
+    /// `true`: the last log line about the queue's room says that the queue is full.
     told_full: bool,
-    /// Nothing more is taken. What was left is counted as lost, and a batch that came now would not
-    /// be counted.
+    /// `true`: no more batches are taken. The events that were left are counted as lost, and a
+    /// batch that came now would not be counted.
     closed: bool,
 }
 
@@ -124,14 +124,14 @@ struct Spare {
 }
 
 impl Spare {
-    /// A spare record is taken out of the queue.
+    /// Subtracts a spare record that is taken out of the queue.
     fn take(&mut self, record: &Record) {
         self.records -= 1;
         self.bytes -= record.weight();
     }
 }
 
-/// Events, and bytes of their lines.
+/// A number of events, and the number of bytes of their lines.
 #[derive(Debug, Clone, Copy, Default)]
 struct Amount {
     events: u64,
@@ -149,22 +149,22 @@ impl Amount {
 struct CursorState {
     output: Output,
     claims: Claims<()>,
-    /// The part of [`MemoryState::counted`] that is no backlog of this output: it has finished it
-    /// or lost it, or the batch was accepted before the output joined.
+    /// The part of [`MemoryState::counted`] that is not in this output's backlog: events that the
+    /// output has finished or lost, or that were accepted before it joined.
     passed: Amount,
     /// The end of the log when the output joined.
     joined: Position,
     /// The value of the gauge `output_start_events`.
     start: i64,
-    /// The output has ended for good: nothing waits for it any more.
+    /// `true`: the output has ended for good, and nothing waits for it any more.
     gone: bool,
-    /// Batches say where their pieces come from.
+    /// `true`: the batches of this output have the origins of their pieces.
     tells_origins: bool,
     readable: Arc<Notify>,
 }
 
 impl CursorState {
-    /// The events and bytes of a record that this cursor has not finished.
+    /// Returns the events and bytes of a record that this cursor has not finished.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
         let mut from = record.first.max(self.claims.watermark().min(record.end()));
@@ -184,30 +184,30 @@ impl CursorState {
         left
     }
 
-    /// Passes what this cursor has not finished of a record that is dropped. Returns the number of
-    /// those events, which the caller counts as lost. If some of them are on the wire of an
-    /// optional output, what becomes of them there counts nothing more.
+    /// Drops a record for this cursor. Returns the number of its events that the cursor had not
+    /// finished; the caller counts them as lost. If some of them are on the wire of an optional
+    /// output, its later acknowledgement counts nothing more.
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
         amount.events
     }
 
-    /// Whether the output is required and had joined before the record was appended.
+    /// Returns `true` if the output is required and had joined before the record was appended.
     fn is_needed_for(&self, record: &Record) -> bool {
         self.output.required && self.joined <= record.first
     }
 }
 
 impl MemoryState {
-    /// The index of the first record that ends behind a position; the number of records if there is
-    /// none.
+    /// Returns the index of the first record that ends after a position. If there is no such
+    /// record, returns the number of records.
     fn index_at(&self, position: Position) -> usize {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    /// Logs that the queue has room again, once a fifth of `capacity` is free. Not earlier: a queue
-    /// at its limit would write a line for every few batches.
+    /// Logs that the queue has room again, once a fifth of `capacity` is free. If it logged this
+    /// earlier, a queue at its limit would write a line for every few batches.
     fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
@@ -219,7 +219,7 @@ impl MemoryState {
         }
     }
 
-    /// Logs that the queue is full, unless the log says so already.
+    /// Logs that the queue is full, unless the last log line about its room says so already.
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = written(self.when_full);
@@ -227,7 +227,7 @@ impl MemoryState {
         }
     }
 
-    /// Counts a batch as accepted. Returns its events and bytes.
+    /// Counts a batch as accepted. Returns the number of its events and bytes.
     fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
         record.counted = true;
         let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
@@ -237,8 +237,8 @@ impl MemoryState {
     }
 
     /// Counts a batch as accepted that was not counted when it was appended, because its sender
-    /// waits for `delivered`. For an output that joined behind the batch it counts as a batch which
-    /// that output does not get.
+    /// waits for `delivered`. An output that joined after the batch was appended does not get the
+    /// batch, so it is not in that output's backlog.
     fn count(
         counted: &mut Amount,
         cursors: &mut Slab<CursorState>,
@@ -258,9 +258,10 @@ impl MemoryState {
         }
     }
 
-    /// The answer for the sender of a record that waits for `delivered`, once no required output
-    /// that still runs needs the record. [`Refused::Undelivered`] if a required output has ended
-    /// for good without all of it, or if no required output that was to get it is left.
+    /// Returns the result for the sender of a record that waits for `delivered`, once no required
+    /// output that still runs needs the record. It is [`Refused::Undelivered`] if a required output
+    /// has ended for good without all of the record, or if no required output that was to get it is
+    /// left.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
@@ -271,9 +272,9 @@ impl MemoryState {
         }
     }
 
-    /// Answers the sender of a record that every required output has finished, if the sender waits.
-    /// `false` if the batch is refused and no output has begun it: then it is not accepted, and the
-    /// caller removes the record.
+    /// Sends the result to the sender of a record that every required output has finished, if the
+    /// sender waits. `false`: the batch is refused and no output has begun to send it, so it is not
+    /// accepted, and the caller removes the record.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
         if let Some(waiting) = record.waiting.take() {
             let verdict = Self::verdict(cursors, record);
@@ -284,7 +285,7 @@ impl MemoryState {
         true
     }
 
-    /// Removes a record. `None` if there is none with this index.
+    /// Removes the record with this index, and returns it. `None` if there is no such record.
     fn remove(&mut self, index: usize) -> Option<Record> {
         let record = self.records.remove(index)?;
         self.bytes -= record.weight();
@@ -295,7 +296,8 @@ impl MemoryState {
     }
 
     /// Removes the records that every output has finished, and moves the boundary of the spare
-    /// ones. Senders of records that become spare are answered.
+    /// records (those that only optional outputs need). Senders of records that become spare get
+    /// their results.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -326,9 +328,9 @@ impl MemoryState {
         }
     }
 
-    /// A required output has ended for good. Senders whose batches that output has not finished are
-    /// told now that they are not delivered, whatever other outputs do with them. Batches that no
-    /// output has begun are removed: they are the senders' again.
+    /// Refuses batches after a required output has ended for good. Senders whose batches that
+    /// output has not finished are told that they are not delivered, whatever other outputs do with
+    /// them. Batches that no output has begun to send are removed: the senders keep them.
     fn refuse_missed(&mut self) {
         let mut index = 0;
         while let Some(record) = self.records.get_mut(index) {
@@ -347,9 +349,9 @@ impl MemoryState {
         }
     }
 
-    /// Drops the oldest records until this many bytes are free: spare ones, and with `drop_oldest`
-    /// also those of which no required output has an event on the wire. If all of those are not
-    /// enough, it drops nothing and returns `false`.
+    /// Frees room for `needed` bytes: drops the oldest spare records. With `drop_oldest` it may
+    /// also drop records of which no required output has an event on the wire. `false`: even all of
+    /// these records together are too small, so none was dropped.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =
@@ -394,7 +396,8 @@ impl MemoryState {
         true
     }
 
-    /// The lines of a claim that are still in the queue. `None` if all of them were dropped.
+    /// Returns the lines of a claim that are still in the queue. `None` if all of them were
+    /// dropped.
     fn read(&mut self, claim: Claim, cursor: usize) -> Option<Batch> {
         let from = self.index_at(claim.start);
         let now = self.cursors[cursor].tells_origins.then(Instant::now);
@@ -425,7 +428,7 @@ impl MemoryState {
 }
 
 impl Queue {
-    /// Makes an empty queue, and a cursor for each of these outputs.
+    /// Makes an empty queue, and a cursor for each of the outputs.
     #[must_use]
     pub fn new(
         config: &config::Queue,
@@ -471,8 +474,7 @@ impl Queue {
         state.log_not_full(&self.shared.metrics);
     }
 
-    /// See [`super::Queue::join`]. What was appended is before the new cursor, what will be is
-    /// behind it.
+    /// See [`super::Queue::join`]. The new cursor gets the batches that are appended from now on.
     ///
     /// # Errors
     ///
@@ -639,7 +641,7 @@ impl Queue {
         }
     }
 
-    /// Returns once no record is left.
+    /// Waits until no record is left in the queue.
     ///
     /// # Cancel safety
     ///
@@ -688,7 +690,7 @@ impl Queue {
 }
 
 impl MemoryState {
-    /// How much an output has not finished.
+    /// Returns the backlog of an output: the events that it has not finished.
     fn backlog(&self, cursor: &CursorState) -> Backlog {
         let events = self.counted.events.saturating_sub(cursor.passed.events);
         let oldest = self
@@ -703,24 +705,24 @@ impl MemoryState {
     }
 }
 
-/// A sender's receipt. If it is dropped before [`Ticket::delivered`] has returned, a batch that no
-/// output has begun is taken out of the queue again.
+/// A sender's receipt for a batch. If the receipt is dropped before [`Ticket::delivered`] has
+/// returned, the batch is taken out of the queue again, unless an output has begun to send it.
 #[must_use]
 pub struct Ticket {
     delivered: Delivered,
     place: Option<(Arc<Shared>, Position)>,
 }
 
-/// The answer for the sender.
+/// The result for the sender of a batch: accepted or refused.
 enum Delivered {
-    /// The answer will come here.
+    /// The result is not known yet, and will come through this channel.
     Waits(oneshot::Receiver<Result<(), Refused>>),
-    /// The answer is known, and stays the same however often the sender asks.
+    /// The result is known, and stays the same however often the sender asks.
     Known(Result<(), Refused>),
 }
 
 impl Ticket {
-    /// The receipt of a batch that is safe at once.
+    /// Makes the receipt of a batch that is accepted at once.
     fn stored() -> Self {
         Self { delivered: Delivered::Known(Ok(())), place: None }
     }
@@ -730,7 +732,7 @@ impl Ticket {
     ///
     /// # Errors
     ///
-    /// A required output will never have the batch. The batch is the sender's.
+    /// A required output will never have the batch. The sender keeps the batch.
     pub async fn delivered(&mut self) -> Result<(), Refused> {
         let waits = match &mut self.delivered {
             Delivered::Known(known) => return *known,
@@ -758,7 +760,7 @@ impl Drop for Ticket {
     }
 }
 
-/// One output's place in the queue. Owned by its delivery loop.
+/// One output's place in the queue in memory, owned by the output's delivery loop.
 pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
@@ -766,7 +768,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Waits until there is something that was not claimed yet.
+    /// Waits until the queue has an event that this cursor has not claimed yet.
     ///
     /// # Cancel safety
     ///
@@ -780,7 +782,7 @@ impl Cursor {
         }
     }
 
-    /// See [`super::Cursor::next`]. `None` only at the end of the log.
+    /// See [`super::Cursor::next`]. `None` only if every event is claimed.
     #[must_use]
     pub fn next(&self, take: Take) -> Option<Batch> {
         let mut guard = self.shared.lock();
@@ -935,8 +937,8 @@ impl Cursor {
         self.remove(false);
     }
 
-    /// Removes the output. If `counts`, its backlog is lost, and counted. Returns the number of
-    /// lost events.
+    /// Removes the output from the queue. If `counts` is `true`, its backlog is counted as lost.
+    /// Returns the number of lost events.
     fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;

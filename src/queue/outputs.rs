@@ -15,25 +15,25 @@ use crate::telemetry::QueueMetrics;
 pub struct Output {
     /// The output's name in the config.
     pub name: String,
-    /// Events are kept until this output has them. For an output that is not required they are kept
+    /// `true`: events are kept until this output has them. `false`: they are kept for this output
     /// only as long as nothing else needs the room.
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// For this time after their last write, segments are kept that all outputs have finished,
-    /// unless the room is needed: when the output starts again, it reads in them what it has sent.
+    /// How long after their last write segments are kept although all outputs have finished them,
+    /// unless the room is needed. When the output starts again, it reads in them what it has sent.
     pub keeps: Duration,
 }
 
 impl Output {
-    /// Counts events that the output loses because their room was needed.
+    /// Counts events that the output loses because the queue needed their room.
     fn drops(&self, events: u64) {
         let loss = if self.required { Loss::DropOldest } else { Loss::NotRequired };
         self.metrics.lose(loss, events);
     }
 
-    /// Tells the output's report of losses whether events are kept until the output has them. The
-    /// log says so while the output is down.
+    /// Tells the output's report of losses whether the queue keeps events until the output has
+    /// them. While the output is down, the log says which.
     pub(super) fn show_keeping(&self, when_full: WhenFull) {
         self.metrics.losses.keep(self.required && when_full == WhenFull::Reject);
     }
@@ -50,7 +50,7 @@ pub(super) struct DropCount {
 }
 
 impl DropCount {
-    /// An output loses this many events.
+    /// Adds the number of events that an output loses by the drop.
     pub(super) fn lose(&mut self, output: &Output, events: u64) {
         output.drops(events);
         if output.required {
@@ -58,13 +58,14 @@ impl DropCount {
         }
     }
 
-    /// Counts the events that a required output has lost as dropped from the queue.
+    /// Counts the events that required outputs have lost as dropped from the queue, each event
+    /// once.
     pub(super) fn count(self, metrics: &QueueMetrics) {
         metrics.dropped.drop_oldest.increment(self.missed);
     }
 }
 
-/// The value of `queue.when_full` as the config writes it.
+/// Returns the value of `queue.when_full` as the config writes it.
 pub(super) fn written(when_full: WhenFull) -> String {
     match when_full {
         WhenFull::Reject => "reject",
@@ -81,9 +82,9 @@ pub(super) fn written(when_full: WhenFull) -> String {
 pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
-    /// What `output_start_events` of an output that joins now has to be, so that accepted events
-    /// and the output's counters add up: plus what is on its counters from before, minus the
-    /// `accepted` events, of which it gets none.
+    /// Returns the value that `output_start_events` of an output that joins now must have, so that
+    /// accepted events and the output's counters add up. It is the number of events on the counters
+    /// from before, minus the `accepted` events, of which the output gets none.
     pub(super) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
     }
@@ -94,9 +95,10 @@ impl Departed {
         self.0.len()
     }
 
-    /// An output leaves that has `backlog` events which it has not finished. If `counts`, they are
-    /// lost for it; else they were never meant for it, and its start takes them back. Sets its
-    /// gauges, and returns the number of lost events.
+    /// Removes an output that has not finished `backlog` events. If `counts` is `true`, these
+    /// events are lost for the output. If not, they were never meant for it, and its
+    /// `output_start_events` is corrected. Sets the output's gauges, and returns the number of lost
+    /// events.
     pub(super) fn remove(
         &mut self,
         output: &Output,
@@ -114,19 +116,20 @@ impl Departed {
         lost
     }
 
-    /// An output leaves that had this `output_start_events`, and has no backlog any more.
+    /// Notes that an output has left. `start` is the value of its `output_start_events`; it has no
+    /// backlog any more.
     pub(super) fn leave(&mut self, name: &str, start: i64, accepted: u64) {
         let counted = start.saturating_add(signed(accepted));
         self.0.insert(name.to_owned(), u64::try_from(counted).unwrap_or(0));
     }
 }
 
-/// The count as a signed number. Counts of events are far below 2^63.
+/// Returns the count as a signed number. Counts of events are far below 2^63.
 pub(super) fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Sets the gauge `output_start_events`.
+/// Sets the output's gauge `output_start_events`.
 #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
 pub(super) fn show_start(metrics: &OutputMetrics, start: i64) {
     metrics.start.set(start as f64);

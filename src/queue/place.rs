@@ -23,15 +23,16 @@ use super::segment;
 use super::segment::BadHeader;
 use super::segment::SegmentHeader;
 
-/// File systems of the kernel's own, in which nobody makes a directory, though their permissions
-/// look as if root could: proc, sysfs, cgroup and cgroup2 (`linux/magic.h`).
+/// The numbers of file systems of the kernel's own: proc, sysfs, cgroup and cgroup2
+/// (`linux/magic.h`). Nobody can make a directory in them, though their permissions look as if root
+/// could.
 const VIRTUAL: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 
-/// Whether a directory is there and can be written, or could be made.
+/// Returns `Ok` if a directory exists and can be written, or if it could be made.
 ///
 /// # Errors
 ///
-/// What prevents that.
+/// The obstacle.
 pub fn directory(path: &Path) -> Result<(), OpenError> {
     let mut missing: Option<PathBuf> = None;
     for part in path.ancestors() {
@@ -64,8 +65,8 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Whether a directory of dead letters could be used. As [`directory`]; a link to a directory is
-/// refused too.
+/// Returns `Ok` if a directory could be used for dead letters. The conditions are those of
+/// [`directory`], and also: the path is not a link, and a directory that exists can be read.
 ///
 /// # Errors
 ///
@@ -78,7 +79,7 @@ pub fn of_dead_letters(path: &Path) -> Result<(), OpenError> {
     read_too(&path)
 }
 
-/// Whether a directory could be used for the durable queue, with what is in it.
+/// Returns `Ok` if a directory, with the files that are in it, could be used for the durable queue.
 ///
 /// # Errors
 ///
@@ -110,7 +111,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     refuse_newer(root)
 }
 
-/// Refuses a directory that a newer version of the program has written.
+/// Returns an error if a newer version of the program has written the directory.
 fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     let disk = RealDisk::look(root);
     if let Ok((cursors::Found::Newer(version), _)) = cursors::read(&disk) {

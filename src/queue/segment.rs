@@ -33,40 +33,42 @@ const RECORD_HEADER_LENGTH: usize = 64;
 /// Bytes of a segment's header. Zeros follow it, up to the first group.
 pub(super) const SEGMENT_HEADER: usize = 48;
 
-/// The version of the format.
+/// The version of the segments' format.
 pub(super) const VERSION: u32 = 1;
 
 // No event can contain a magic: UTF-8 has no byte 0xFF, and JSON has no byte 0.
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// A scan reads this many bytes ahead, and keeps them, unless [`Scan::ahead`] says otherwise.
+/// The number of bytes that a scan reads ahead and keeps, unless [`Scan::ahead`] sets another
+/// number.
 pub(super) const WINDOW: u64 = 1 << 20;
 
-/// Longer lines than the window are checked in steps of this many bytes, and are not kept.
+/// The number of bytes in each step of a checksum over lines that are longer than the window. Such
+/// lines are not kept.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
-/// At least this many zeros at the end of a record mean that a sector was not written. A single
-/// zero may be a changed byte.
+/// The number of zeros at the end of a record from which on they mean that a sector was not
+/// written. A single zero may be a changed byte.
 const ZEROS_MIN: u64 = 2;
 
-/// A block is read this often before it counts as unreadable.
+/// The number of attempts to read a block before it counts as unreadable.
 pub(super) const READS: u32 = 3;
 
-/// The name of the segment that begins at a position: `segments/%020u.seg`.
+/// Returns the name of the segment that begins at a position: `segments/%020u.seg`.
 pub(super) fn file_name(first: Position) -> String {
     format!("{SEGMENTS}/{first:020}.seg")
 }
 
-/// The first position in the name of a file in `segments/`. `None` if the name is not that of a
-/// segment.
+/// Returns the first position of a segment, from the name of its file in `segments/`. `None` if the
+/// name is not that of a segment.
 pub(super) fn position_of(name: &str) -> Option<Position> {
     let digits = name.strip_suffix(".seg")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     all.then(|| digits.parse().ok().map(Position::new)).flatten()
 }
 
-/// The first positions of all segments, in order.
+/// Returns the first positions of all segments, in order.
 pub(super) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
     let names = disk.list(SEGMENTS)?;
     let mut positions: Vec<Position> = names.iter().filter_map(|name| position_of(name)).collect();
@@ -84,24 +86,24 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     field.map_or(0, u64::from_le_bytes)
 }
 
-/// The header of a segment: its first bytes.
+/// The header of a segment, which is at the beginning of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     /// The position of the segment's first event.
     pub(super) first: Position,
-    /// The byte number there: bytes of all lines in the log before this segment.
+    /// The number of bytes of all lines in the log before this segment.
     pub(super) first_byte: u64,
-    /// When the segment was made, in ms since 1970.
+    /// The time when the segment was made, in ms since 1970.
     pub(super) made: u64,
 }
 
-/// Why a segment's header can't be used.
+/// The reason why a segment's header can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BadHeader {
-    /// The header does not check.
+    /// The header is damaged: for example, its checksum is wrong.
     Damaged,
-    /// The header checks, and a newer version of the program has written it; this is its format
-    /// version.
+    /// The header has a valid checksum, but a newer version of the program has written it. The
+    /// number is its format version.
     Newer(u32),
 }
 
@@ -133,8 +135,8 @@ impl SegmentHeader {
         }
     }
 
-    /// Reads the header of the segment that is named by this position. One that can't be read
-    /// counts as damaged.
+    /// Reads the header of the segment whose file name has the position `first`. A header that
+    /// can't be read counts as damaged.
     pub(super) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
         (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
@@ -143,37 +145,38 @@ impl SegmentHeader {
     }
 }
 
-/// The header of a record, which is before its lines.
+/// The header of a record, which is before the record's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RecordHeader {
     /// The position of the record's first event.
     pub(super) first: Position,
-    /// The byte number there: bytes of all lines in the log before this record.
+    /// The number of bytes of all lines in the log before this record.
     pub(super) first_byte: u64,
-    /// When the batch was received, in ms since 1970.
+    /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
-    /// Bytes of the record's lines.
+    /// The number of bytes of the record's lines.
     pub(super) length: u64,
     /// The number of the record's events, at least 1.
     pub(super) events: u64,
-    /// The position of the first event of the group: what was written and synced together.
+    /// The position of the first event of the record's group. A group is the records that were
+    /// written and synced together.
     pub(super) group: Position,
-    /// CRC-32C of the record's lines.
+    /// The CRC-32C checksum of the record's lines.
     pub(super) crc: u32,
 }
 
 impl RecordHeader {
-    /// The position behind the last event.
+    /// Returns the position after the record's last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// The byte number behind the last line.
+    /// Returns the number of bytes of all lines in the log up to the end of this record.
     pub(super) fn end_byte(&self) -> u64 {
         self.first_byte + self.length
     }
 
-    /// Bytes of the whole record in the file.
+    /// Returns the number of bytes of the whole record in the file.
     pub(super) fn size(&self) -> u64 {
         RECORD_HEADER + self.length
     }
@@ -223,16 +226,16 @@ impl RecordHeader {
     }
 }
 
-/// What a scan reads.
+/// The parts of a record that a scan reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
-    /// Headers only: a scan goes from header to header.
+    /// The scan reads headers only, and goes from header to header.
     Headers,
-    /// Headers and lines, whose checksum it checks.
+    /// The scan reads headers and lines, and verifies the checksum of the lines.
     Lines,
 }
 
-/// What a scan has come across.
+/// The next thing that a scan of a segment has found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// A whole record.
@@ -241,27 +244,28 @@ pub(super) enum Found {
     Damage(Damage),
 }
 
-/// A record that checks.
+/// A record that a scan has found, and whose checksums are valid.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// The offset of the record's header.
     pub(super) offset: u64,
     pub(super) header: RecordHeader,
-    /// The lines. `None` if the scan reads headers only, or if the lines are longer than its
-    /// window; [`Scan::read_lines`] reads those in parts.
+    /// The record's lines. `None` if the scan reads headers only, or if the lines are longer than
+    /// its window; [`Scan::read_lines`] reads long lines in parts.
     pub(super) lines: Option<Bytes>,
 }
 
-/// Bytes of a segment that don't check.
+/// Damaged bytes of a segment: neither a record with valid checksums nor padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
-    /// Where the bytes are in the file.
+    /// The offsets of the damaged bytes in the file.
     pub(super) bytes: Range<u64>,
-    /// The number of events that were there, as far as these bytes alone tell.
+    /// The number of events that were in the damaged bytes, as far as these bytes alone show it.
     pub(super) events: u64,
-    /// Bytes of their lines, as far as these bytes alone tell.
+    /// The number of bytes of these events' lines, as far as the damaged bytes alone show it.
     pub(super) lines: u64,
-    /// The bytes look like a write that was never synced: sectors of zeros, or cut off.
+    /// `true`: the bytes look like a write that was never synced. They have sectors of zeros, or
+    /// are cut off.
     pub(super) torn: bool,
 }
 
@@ -283,24 +287,26 @@ pub(super) struct Scan<'a> {
     file: &'a dyn File,
     window: Bytes,
     window_at: u64,
-    /// Bytes that are read at once, and kept. Longer lines are read in parts.
+    /// The number of bytes that are read at once, and kept. Longer lines are read in parts.
     ahead: u64,
     /// The offset of the next byte.
     at: u64,
     /// The offset where the scan ends.
     end: u64,
-    /// Records at or behind this position belong to the next segment.
+    /// The first position that belongs to the next segment. The scan ends at a record that begins
+    /// there or later.
     limit: Position,
     /// The position that the next record should have.
     next: Position,
     check: Check,
-    /// Offsets of blocks that could not be read, and were taken for zeros.
+    /// The offsets of blocks that could not be read, and were taken for zeros.
     unreadable: BTreeSet<u64>,
 }
 
 impl<'a> Scan<'a> {
-    /// Begins at an offset of the file, where the record with this position is expected, and ends
-    /// at `end` or at the end of the file. `limit`: the first position of the next segment.
+    /// Makes a scan that begins at the offset of the file where the record with this position is
+    /// expected. It ends at `end`, or at the end of the file. `limit` is the first position of the
+    /// next segment.
     pub(super) fn new(
         file: &'a dyn File,
         (at, next): (u64, Position),
@@ -324,33 +330,34 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Whether everything could be read so far.
+    /// Returns `true` if everything up to here could be read.
     pub(super) fn has_read_all(&self) -> bool {
         self.unreadable.is_empty()
     }
 
-    /// Whether all of these bytes that the scan has come to could be read.
+    /// Returns `true` if none of these bytes is known to be unreadable. Bytes that the scan has not
+    /// come to yet are not known to be.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
     }
 
-    /// The offset behind what was found last.
+    /// Returns the offset after the record or damage that was found last.
     pub(super) fn offset(&self) -> u64 {
         self.at
     }
 
-    /// The position behind the last whole record.
+    /// Returns the position after the last whole record.
     pub(super) fn position(&self) -> Position {
         self.next
     }
 
-    /// Sets how many bytes are read at once.
+    /// Sets the number of bytes that are read at once.
     pub(super) fn ahead(mut self, bytes: u64) -> Self {
         self.ahead = bytes;
         self
     }
 
-    /// Whether the next record is in the window already.
+    /// Returns `true` if the next record is in the window (in memory) already.
     pub(super) fn is_ahead(&self) -> bool {
         let end = self.window_at + self.window.len() as u64;
         let inside = |at: u64| {
@@ -361,7 +368,7 @@ impl<'a> Scan<'a> {
         inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
     }
 
-    /// The next record, or the damage that is in its place. `None` at the end.
+    /// Returns the next record, or the damage that is in its place. `None` at the end of the scan.
     pub(super) fn next(&mut self) -> Option<Found> {
         loop {
             if self.at >= self.end || self.next >= self.limit {
@@ -410,7 +417,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Goes on behind the last record that ends at or before a position.
+    /// Skips records: the scan goes on after the last record that ends at or before `position`.
     pub(super) fn skip_to(&mut self, position: Position) {
         loop {
             let before = (self.at, self.next);
@@ -428,8 +435,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Lines of a record from the offset `from` on: about this many bytes, whole lines, at least
-    /// one.
+    /// Returns whole lines of a record, from the offset `from` on. The result has roughly `about`
+    /// bytes, and at least one line.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
         let mut size = about.max(1).min(end - from);
         loop {
@@ -444,8 +451,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The offset where the n-th line of these bytes starts, counted from 0. The end of the bytes
-    /// if they have fewer lines.
+    /// Returns the offset where the line with the number `n`, counted from 0, starts in these
+    /// bytes. If they have fewer lines, returns the end of the bytes.
     pub(super) fn nth_line(&mut self, bytes: Range<u64>, n: u64) -> u64 {
         let (mut at, mut left) = (bytes.start, n);
         while left > 0 && at < bytes.end {
@@ -461,8 +468,8 @@ impl<'a> Scan<'a> {
         at
     }
 
-    /// Checks the lines of a record. `None` if they do not check; `Some(None)` if they do and are
-    /// longer than the window.
+    /// Reads the lines of a record and verifies their checksum. `None`: the checksum is wrong.
+    /// `Some(None)`: the checksum is valid, and the lines are longer than the window.
     fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
         if header.length <= self.ahead {
             let lines = self.read(at, header.length);
@@ -477,7 +484,8 @@ impl<'a> Scan<'a> {
         (crc == header.crc).then_some(None)
     }
 
-    /// The next offset with the header of a record that may come next; `None` if there is none.
+    /// Returns the next offset with the header of a record that may come next; `None` if there is
+    /// no such header.
     fn find(&mut self, from: u64) -> Option<u64> {
         let finder = memchr::memmem::Finder::new(&RECORD_MAGIC);
         let mut at = from;
@@ -501,7 +509,8 @@ impl<'a> Scan<'a> {
         RecordHeader::decode(self.peek(at, RECORD_HEADER))
     }
 
-    /// What can be told of bytes that do not check. `header`: of the record there, if that checks.
+    /// Describes damaged bytes as far as possible. `header` is the header of the damaged record, if
+    /// the header itself has a valid checksum.
     fn damage(&mut self, bytes: Range<u64>, header: Option<RecordHeader>) -> Damage {
         let (mut torn, mut newlines) = (bytes.end > self.end, 0);
         let mut at = bytes.start;
@@ -546,14 +555,15 @@ impl<'a> Scan<'a> {
         self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
     }
 
-    /// The end of the last of these bytes that could not be read; `None` if all could.
+    /// Returns the end of the last part of these bytes that could not be read; `None` if all of
+    /// them could be read.
     fn unreadable_end(&self, bytes: &Range<u64>) -> Option<u64> {
         let last = self.unreadable.range(..bytes.end).next_back()?;
         Some((last + BLOCK).min(bytes.end)).filter(|end| *end > bytes.start)
     }
 
-    /// The bytes without the zeros at their end, unless those stand for bytes that could not be
-    /// read.
+    /// Shortens a range of bytes by the zeros at its end. Zeros that stand for bytes that could not
+    /// be read stay in the range.
     fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
         let (mut end, mut last) = (bytes.end, bytes.start);
         while end > bytes.start && last == bytes.start {
@@ -567,20 +577,21 @@ impl<'a> Scan<'a> {
         bytes.start..last.max(self.unreadable_end(&bytes).unwrap_or(last))
     }
 
-    /// Bytes of the file; behind its end they are zeros.
+    /// Returns bytes of the file. Bytes after the end of the file are zeros.
     fn peek(&mut self, at: u64, size: u64) -> &[u8] {
         let range = self.reach(at, size);
         &self.window[range]
     }
 
-    /// Bytes of the file, which are shared with the window and not copied. Behind the end they are
-    /// zeros.
+    /// Returns bytes of the file, which are shared with the window and not copied. Bytes after the
+    /// end of the file are zeros.
     pub(super) fn read(&mut self, at: u64, size: u64) -> Bytes {
         let range = self.reach(at, size);
         self.window.slice(range)
     }
 
-    /// The place of these bytes in the window, which is moved there if needed.
+    /// Returns the place of these bytes of the file in the window. Moves the window first if they
+    /// are not in it.
     fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
         let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
         if !inside {
@@ -590,8 +601,8 @@ impl<'a> Scan<'a> {
         index(at)..index(at + size)
     }
 
-    /// Moves the window there. If a read fails, each block is read alone, so that one bad block
-    /// costs no others. Blocks that can't be read are taken for zeros.
+    /// Moves the window to the offset `at`. If a read fails, each block is read alone, so that one
+    /// bad block costs no others. Blocks that can't be read are taken for zeros.
     fn load(&mut self, at: u64, size: u64) {
         let ahead = match self.check {
             Check::Headers => BLOCK,

@@ -12,23 +12,24 @@ use super::segment::RecordHeader;
 use super::segment::Scan;
 use crate::position::Position;
 
-/// The end of the last segment, from some record on.
+/// What was found at the end of the last segment.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tail {
-    /// Where the log ends.
+    /// The place where the log ends: its events, and the bytes of their lines.
     pub(super) end: LogOffset,
     /// The offset in the file where the log ends.
     pub(super) kept: u64,
-    /// Bytes that do not check, and were acknowledged.
+    /// The damaged bytes that belong to acknowledged events.
     pub(super) damages: Vec<Damage>,
-    /// The offset where a write begins that was not finished, and not acknowledged. `None` if there
-    /// is no such write.
+    /// The offset of a write that was not finished, and so not acknowledged. `None` if there is no
+    /// such write.
     pub(super) unfinished: Option<u64>,
 }
 
 impl Tail {
-    /// Reads to the end of a scan that checks lines and begins at a place in the log. Everything
-    /// before `known` was synced.
+    /// Runs a scan of the last segment to its end, and finds where the log ends. The scan begins at
+    /// the place `begin` of the log and must verify the checksums of lines. Events before `known`
+    /// are known to be synced, so damage there is never an unfinished write.
     pub(super) fn read(mut scan: Scan<'_>, begin: LogOffset, known: Position) -> Self {
         let (mut end, mut kept) = (begin, scan.offset());
         // The damage in the last group so far, each with the end of the log before it. A record of

@@ -26,7 +26,7 @@ pub struct Rule {
     pub with: With,
 }
 
-/// The way in which a value that must not leave is redacted.
+/// The way in which a value that must not leave the relay is redacted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum With {
     /// The value is removed together with its name.

@@ -20,7 +20,7 @@ use crate::audit::scan;
 /// The steps that lead from the top of an event, or from a body, to a value.
 pub(super) type Path = Box<[Step]>;
 
-/// One step of a path.
+/// One step on the way from the top of an event, or from a body, to a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
     /// Leads to the member with this name, which a rule of the config gives.
@@ -213,9 +213,10 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// Adds the edits in one operation of a JSON Patch. `wishes` are the wishes at the body that
-    /// the operation changes, `as_element` the wishes at an element of the patch itself. Returns
-    /// `false` if the caller must remove the operation.
+    /// Adds the edits in one operation of a JSON Patch. A wish is a path to a value that must
+    /// change, and the change. `wishes` apply to the body that the operation changes, and
+    /// `as_element` to the operation itself as an element of the patch. Returns `false` if the
+    /// caller must remove the operation.
     fn operation(
         &mut self,
         operation: &'a [u8],

@@ -22,8 +22,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// may be written before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The greatest number of looks at files that have changed. A file that never stops changing is
-/// read as it is.
+/// The greatest number of looks at files that have changed. If they still change after so many
+/// looks, they are read as they are.
 const SETTLE_MAX: u32 = 10;
 
 /// The number of looks, [`SETTLE`] apart, at the files of a config that cannot be used, because

@@ -242,15 +242,16 @@ impl LinesState {
     }
 }
 
-/// The importance of a line, which decides how much of the queue's room the line may use.
+/// The importance of a log line. It decides how much of the room for log lines that wait to be
+/// written the line may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
-    /// The line is below `warn` and may use three quarters of the room.
+    /// The line's level is below `warn`. It may use three quarters of the room for waiting lines.
     Ordinary,
-    /// The line is a warning or an error and may use all of the room.
+    /// The line is a warning or an error. It may use all of the room for waiting lines.
     Urgent,
-    /// The line reports dropped lines and always has room. There is at most one such line for each
-    /// group of lines that is written.
+    /// The line reports that lines were dropped. It always has room. There is at most one such line
+    /// for each group of lines that is written.
     Notice,
 }
 

@@ -30,8 +30,8 @@ pub struct Certificate {
     pub not_after: i64,
 }
 
-/// The numbers of events by their fate at one output since the start. With the name `queue`, they
-/// are the events that no output can get.
+/// What has become of the events of one output since the start, as numbers of events. The entry
+/// with the name `queue` counts the events that no output can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// The name of the output, or `queue`.

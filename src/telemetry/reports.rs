@@ -172,13 +172,14 @@ impl State {
     }
 }
 
-/// The number of log lines about the queue's room within [`QUIET`] from which on the state counts
-/// as flapping. Two lines are: the queue is full, and the queue has room again.
+/// The number of log lines about the queue's room that may be written within [`QUIET`]; further
+/// changes are combined in one line. The two lines are: the queue is full, and the queue has room
+/// again.
 const ROOM_LINES: usize = 2;
 
-/// The number of log lines about the disk within [`QUIET`] from which on the state counts as
-/// flapping. Six lines are enough for an error, the results of the first probes, and the end of the
-/// trouble.
+/// The number of log lines about the disk's state that may be written within [`QUIET`]; further
+/// changes are combined in one line. Six lines are enough for an error, the results of the first
+/// probes, and the end of the trouble.
 const DISK_LINES: usize = 6;
 
 /// All notes of one relay. Cheap to clone; all clones share the same notes.

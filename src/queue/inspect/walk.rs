@@ -31,12 +31,12 @@ use crate::queue::segment::Scan;
 use crate::queue::segment::WINDOW;
 use crate::queue::tail::Tail;
 
-/// What a walk is for.
+/// The settings of a walk through all segments.
 pub(super) struct Want<'a> {
-    /// The lines of whole records are told.
+    /// `true`: the lines of whole records are passed to the caller's function.
     pub(super) lines: bool,
-    /// Events that this output has finished are not missing. `None`: events that all outputs have
-    /// finished.
+    /// The output whose finished events do not count as missing. `None`: only events that all
+    /// outputs have finished do not count.
     pub(super) output: Option<&'a str>,
     /// Events before this position are skipped.
     pub(super) from: Position,
@@ -53,10 +53,10 @@ pub(super) struct Walk<'a, 't> {
     directory: &'a Directory,
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
-    /// Events before this position are not needed any more. `None`: the cursors file can't be read,
-    /// and events count from the first one that is there.
+    /// The first position that is still needed. `None`: the cursors file can't be read, so events
+    /// count from the first one in the segments.
     floor: Option<Position>,
-    /// Events that the relay has dropped and counted.
+    /// The ranges of events that the relay has dropped and counted.
     holes: Vec<Hole>,
     /// The position of the next event.
     position: Position,
@@ -76,7 +76,7 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Goes through the segments that there are now. `found`: the cursors file, which was read
+    /// Walks through the segments that exist now. `found` is the cursors file, which was read
     /// before.
     pub(super) fn run(mut self, found: &cursors::Found) -> Result<Verdict, Error> {
         self.believe(found.contents());
@@ -101,7 +101,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(self.verdict)
     }
 
-    /// Takes over what the cursors file says of needed events, if it could be read.
+    /// Takes over from the cursors file which events are needed, if the file could be read.
     fn believe(&mut self, contents: Option<&Contents>) {
         let Some(contents) = contents else { return };
         let output = self.want.output.and_then(|name| contents.outputs.get(name));
@@ -120,7 +120,8 @@ impl<'a, 't> Walk<'a, 't> {
         self.tell(Seen::Finding(finding))
     }
 
-    /// Nothing was found up to this position: reports what of that is missing.
+    /// Goes on to the position `until`, up to which no record was found. Reports the needed events
+    /// before it as missing.
     fn miss(&mut self, until: Position) -> Result<(), Error> {
         let positions = self.position..until;
         let mut events = self.needed(&positions);
@@ -137,14 +138,14 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding::Missing { positions: start..until, events })
     }
 
-    /// How many of these events are needed.
+    /// Returns how many of these positions are needed.
     fn needed(&self, positions: &Range<Position>) -> u64 {
         let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
         let events = positions.end.saturating_since(positions.start);
         events.saturating_sub(cursors::dropped_in(&self.holes, &positions))
     }
 
-    /// Goes through one segment.
+    /// Walks through one segment.
     fn segment(
         &mut self,
         first: Position,
@@ -189,7 +190,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(())
     }
 
-    /// Takes in what was found next.
+    /// Processes the next thing in a segment: a record, damage, or positions that are absent.
     fn step(&mut self, name: &str, step: Step<'_, '_>) -> Result<(), Error> {
         match step {
             Step::Record(scan, record) => {
@@ -212,7 +213,8 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Tells the lines of a record. `false` if they do not check any more.
+    /// Passes the lines of a record to the caller's function. `false`: the lines have a wrong
+    /// checksum when they are read this time.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
         let passed = self.want.from.saturating_since(header.first);
@@ -237,16 +239,16 @@ impl<'a, 't> Walk<'a, 't> {
     }
 }
 
-/// The records of a segment lie before this position. What follows was never acknowledged: its
-/// positions belong to the next segment, or to one that was dropped.
+/// Returns the position before which the records of a segment lie. Records after it were never
+/// acknowledged: their positions belong to the next segment, or to a segment that was dropped.
 pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
     let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// The end of the last segment, behind what is known to be synced. It is read again as long as
-/// something in it does not check, because a relay may be writing it. `first`: where the segment
-/// begins.
+/// Reads the end of the last segment, after the place up to which it is known to be synced. The end
+/// is read again as long as it has damage, because a relay may be writing it. `first` is the place
+/// in the log where the segment begins.
 pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Position) -> Tail {
     let segment = Segment { file, first: first.position, size: u64::MAX, limit, end: limit };
     let (offset, position) = segment.place_of(known);
@@ -263,25 +265,25 @@ pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Po
     }
 }
 
-/// A segment that is read.
+/// A segment that a walk reads.
 struct Segment<'a> {
     file: &'a dyn File,
     first: Position,
     /// The offset where the segment's part of the log ends.
     size: u64,
-    /// Records from this position on are not the segment's own.
+    /// The position at which the segment must end. Records from there on are not its own.
     limit: Position,
-    /// The position behind its last event.
+    /// The position after the segment's last event.
     end: Position,
 }
 
-/// What a segment has next.
+/// The next thing that a walk finds in a segment.
 enum Step<'s, 'f> {
-    /// A record that checks.
+    /// A record with valid checksums, and the scan that has found it.
     Record(&'s mut Scan<'f>, &'s Record),
-    /// Bytes that do not check, and the positions that were there.
+    /// Damaged bytes, and the positions that were in them.
     Damaged { offset: u64, bytes: u64, positions: Range<Position> },
-    /// No bytes and no records, up to this position.
+    /// Neither records nor damaged bytes up to this position.
     Absent(Position),
 }
 
@@ -292,7 +294,7 @@ impl<'a> Segment<'a> {
         Scan::new(self.file, begin, self.size, self.limit, check)
     }
 
-    /// The offset and the position where the record with an event is expected.
+    /// Returns the offset and the position at which the record that has this event is expected.
     fn place_of(&self, event: Position) -> (u64, Position) {
         let begin = (FIRST_RECORD, self.first);
         if event <= self.first {
@@ -303,7 +305,8 @@ impl<'a> Segment<'a> {
         (scan.offset(), scan.position())
     }
 
-    /// Goes from a record to the end of the segment. Returns the position behind what was found.
+    /// Reads a segment from the record at `begin` to its end. Returns the position after what was
+    /// found.
     fn read(&self, begin: (u64, Position), take: &mut Take<'_>) -> Result<Position, Error> {
         let (mut scan, mut position) = (self.scan(begin, Check::Lines), begin.1);
         let mut damages: Vec<Damage> = Vec::new();
@@ -333,7 +336,7 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// The damage between two records as one step; `None` if there is none.
+/// Returns the damage between two records as one step; `None` if there is no damage.
 fn damaged<'s, 'f>(damages: &[Damage], positions: Range<Position>) -> Option<Step<'s, 'f>> {
     let offset = damages.first()?.bytes.start;
     let bytes = damages.iter().map(|damage| damage.bytes.end - damage.bytes.start).sum();

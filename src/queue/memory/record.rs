@@ -18,21 +18,23 @@ use crate::queue::contract::Take;
 /// many pieces does not search it from its start each time. 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
 
-/// One accepted batch.
+/// One batch in the memory queue, with its events and what the queue notes about it.
 pub(super) struct Record {
-    /// The position of the first event.
+    /// The position of the batch's first event.
     pub(super) first: Position,
     pub(super) events: u64,
     pub(super) lines: Bytes,
     pub(super) levels: LevelCounts,
     pub(super) accepted: Instant,
-    /// Whether `event_total` has counted the batch: at once, or with `delivered` when an output
-    /// begins to send it.
+    /// `true`: `event_total` has counted the batch. It is counted at once, or with `delivered` when
+    /// an output begins to send it.
     pub(super) counted: bool,
-    /// With `delivered`: gets the answer for the sender when every required output has finished the
-    /// batch, or when one never will. `None` if nobody waits.
+    /// The channel to a sender that waits for `delivered`. The result is sent when every required
+    /// output has finished the batch, or when a required output will never finish it. `None` if
+    /// nobody waits.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
-    /// The offsets of every [`LINES_PER_MARK`]th line. Empty until the first cut.
+    /// The offset of every [`LINES_PER_MARK`]th line. Empty until the batch is cut for the first
+    /// time.
     marks: Vec<usize>,
 }
 
@@ -50,12 +52,12 @@ impl Record {
         }
     }
 
-    /// The position behind the last event.
+    /// Returns the position after the batch's last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// Bytes that the batch counts for in `queue.max_bytes`.
+    /// Returns the number of bytes that the batch counts for in `queue.max_bytes`.
     pub(super) fn weight(&self) -> u64 {
         self.lines.len() as u64 + BATCH_OVERHEAD
     }
@@ -64,13 +66,13 @@ impl Record {
         self.first..self.end()
     }
 
-    /// Whether the claim has an event of this batch.
+    /// Returns `true` if the claim has an event of this batch.
     pub(super) fn overlaps(&self, claim: Claim) -> bool {
         self.first < claim.end && claim.start < self.end()
     }
 
-    /// The offset at which the line of this event begins; the length of all lines for a position at
-    /// or behind the end.
+    /// Returns the offset at which the line of this event begins. For a position at or after the
+    /// end of the batch, returns the length of all its lines.
     fn offset(&mut self, position: Position) -> usize {
         let Ok(line) = usize::try_from(position.saturating_since(self.first)) else {
             return self.lines.len();
@@ -96,14 +98,14 @@ impl Record {
         }
     }
 
-    /// The lines of `start..end`, as far as they are in this batch.
+    /// Returns the lines of those events in `start..end` that are in this batch.
     pub(super) fn slice(&mut self, start: Position, end: Position) -> Bytes {
         let (from, to) = (self.offset(start), self.offset(end));
         self.lines.slice(from..to)
     }
 
-    /// The position at which to cut so that at most `take` comes between `start` and there, but at
-    /// least one event.
+    /// Returns the position at which to cut the batch, so that the part from `start` to there has
+    /// at most `take`, but at least one event.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
         let mut end = start;
