@@ -39,7 +39,8 @@ const TOO_LONG: &str = "longer than max_message_bytes";
 /// The text for a claim that has both events that are too large and events that are too long.
 const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
 
-/// One output's claims, and the rules for them. The delivery loop owns it and is the only caller.
+/// The claims of one output that are not final, and the decisions about them. The delivery loop
+/// owns the ledger and is its only caller.
 ///
 /// The ledger never waits and never writes to a connection. It has the parts that decide: the table
 /// of claims ([`InFlight`]), the search for bad events ([`Isolation`]), the pauses ([`Pacing`]),
@@ -96,7 +97,8 @@ impl Ledger {
         }
     }
 
-    /// Whether something new in the queue would be sent, or compared with suspects, now.
+    /// Returns `true` if the next event of the queue would be sent now, or compared with suspects.
+    /// `has_room`: the link has room for a batch.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until() {
             None => self.may_send() && has_room,
@@ -123,8 +125,9 @@ impl Ledger {
         is_over
     }
 
-    /// The next batch to send, which fits `room`; `None` if nothing may or can be sent now. Claims
-    /// of which nothing leaves become final on the way.
+    /// Returns the next batch to send, which fits into `room`; `None` if nothing may be sent now,
+    /// or there is nothing to send. Claims whose events the filter all keeps back become final on
+    /// the way.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until().is_none()
             && self.may_send()
@@ -153,8 +156,8 @@ impl Ledger {
         None
     }
 
-    /// Claims the next batch: first what was sent before, then, while there are suspects, one event
-    /// to compare them with, then what is new.
+    /// Takes the next batch: first a claim that is to be sent again; then, while there are
+    /// suspects, a new event to compare with them; if there are none, new events of the queue.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines for one claim at a time, and those that are given up come first.
         if self.given_up.needs_lines() {
@@ -193,8 +196,8 @@ impl Ledger {
         batch
     }
 
-    /// Everything was refused, the compared event too: pauses, and then the first suspect is sent
-    /// again, and another in its turn.
+    /// Ends a round in which all suspects and the compared event were refused. The output pauses;
+    /// then the first suspect and one other suspect are sent again.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
             self.in_flight.retry_suspect(first.claim);
@@ -212,7 +215,7 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Nothing is pending or suspected. If nothing is on the wire either, the isolation is over.
+    /// Ends the isolation if nothing is on the wire. Called when no claim is pending or a suspect.
     fn end_isolation(&mut self) {
         if self.isolation.is_active() && !self.in_flight.has(State::OnWire) {
             self.isolation.end();
@@ -220,7 +223,7 @@ impl Ledger {
         }
     }
 
-    /// The claims that the consumer accepted ahead of suspects become final.
+    /// Makes the claims final that the consumer accepted while a suspect lay before them.
     pub(super) fn finish_held(&mut self) {
         for work in self.in_flight.all(State::Held) {
             self.finish(work.claim);
@@ -232,22 +235,22 @@ impl Ledger {
         !self.in_flight.has(State::Pending) && !self.in_flight.has(State::Suspect)
     }
 
-    /// The consumer has every event of the claim that was for it.
+    /// Makes a claim final: the consumer has every event of the claim that is not kept back.
     fn finish(&mut self, claim: Claim) {
         let disposition = self.filtering.finish(claim, &self.health.metrics);
         self.in_flight.finish(claim, disposition);
     }
 
-    /// The filter keeps back every event of a claim, which is therefore final, whatever the
-    /// consumer says of others.
+    /// Makes a claim final because the filter keeps back all its events. The consumer's answers
+    /// about other claims do not matter.
     fn nothing_left(&mut self, claim: Claim) {
         self.isolation.nothing_left(self.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
         self.finish_without(claim, Vec::new());
     }
 
-    /// The claim is final except for `lines`, events that the protocol can't carry, and for the
-    /// events that the filter found too large: these are given up.
+    /// Makes a claim final except for two kinds of events, which are given up: `lines`, which the
+    /// protocol can't carry, and events that the filter found too large.
     fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
         let mut too_large = self.filtering.too_large(claim);
         let reason = match (lines.is_empty(), too_large.is_empty()) {
@@ -273,13 +276,14 @@ impl Ledger {
         );
     }
 
-    /// The claim is not on the wire any more, and is to be sent again.
+    /// Takes a claim off the wire, to be sent again.
     fn release(&mut self, claim: Claim) {
         self.in_flight.release(claim);
         self.filtering.released(claim);
     }
 
-    /// `consumer` has the events of `claim` except `rejected`, which the protocol can't carry.
+    /// Notes that `consumer` has accepted the events of `claim`, except `rejected`, which the
+    /// protocol can't carry.
     pub(super) fn on_accepted(&mut self, claim: Claim, rejected: Vec<Bytes>, consumer: usize) {
         let Some(work) = self.in_flight.front_on_wire(claim) else { return };
         self.isolation.accepted(work.sent_at, consumer);
@@ -309,8 +313,8 @@ impl Ledger {
         }
     }
 
-    /// `consumer` objects to the events of `claim`: halves the claim, or decides about a single
-    /// event.
+    /// Notes that `consumer` refuses `claim` because of its events. The claim is halved; a claim of
+    /// one event is given up, or sent again later.
     pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         let Some(mut work) = self.in_flight.on_wire_at(claim.start) else { return };
         self.health.refused(failure);
@@ -336,7 +340,7 @@ impl Ledger {
         }
     }
 
-    /// An attempt at `claim` failed, and the link works on.
+    /// Notes that an attempt at `claim` failed while the link goes on working.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure) {
         let Some(work) = self.in_flight.on_wire_at(claim.start) else { return };
         self.release(work.claim);
@@ -349,9 +353,9 @@ impl Ledger {
         self.take_all_old(failure);
     }
 
-    /// A link that finishes in order has ended: every claim is to be sent again, from the first
-    /// that is not final. Claims that an earlier delivery left, and claims after letters that are
-    /// being written, are sent again one by one.
+    /// Makes every claim that is not final ready to be sent again, in order. Called after a link
+    /// has ended that makes claims final in order. Claims that an earlier delivery left, and claims
+    /// after letters that are being written, are sent again one by one.
     pub(super) fn start_over(&mut self) {
         self.isolation.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -363,15 +367,15 @@ impl Ledger {
         self.take_back();
     }
 
-    /// The claims on the wire are to be sent again, in their order.
+    /// Takes all claims off the wire, to be sent again in their order.
     fn take_back(&mut self) {
         for work in self.in_flight.all(State::OnWire) {
             self.release(work.claim);
         }
     }
 
-    /// A link that finishes in order broke. `is_proven`: it had lasted, or something was accepted
-    /// on it, so its end is no refusal of the consumer.
+    /// Notes that a link broke that makes claims final in order. `is_proven`: the link had lasted,
+    /// or something was accepted on it, so its end does not count as a refusal by the consumer.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -389,7 +393,7 @@ impl Ledger {
         }
     }
 
-    /// A link ended whose end says nothing about the claims on the wire.
+    /// Notes that a link has ended, and that its end says nothing about the claims on the wire.
     #[cfg(any(feature = "kafka", test))]
     pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
         self.take_back();
@@ -400,14 +404,15 @@ impl Ledger {
         }
     }
 
-    /// No connection could be made.
+    /// Notes that no connection could be made, because of `failure`.
     pub(super) fn on_unreachable(&mut self, failure: &Failure) {
         self.health.failed(failure);
         self.pause(failure);
         self.all_failed(failure);
     }
 
-    /// There is no link any more: an attempt at every claim that is not final has failed.
+    /// Notes that there is no link any more: an attempt at every claim that is not final has
+    /// failed.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.take_all_old(failure);
@@ -415,15 +420,16 @@ impl Ledger {
         }
     }
 
-    /// Gives up the claims that wait and were tried for longer than `retry.max_elapsed`.
+    /// Gives up the claims that wait to be sent again and were tried for longer than
+    /// `retry.max_elapsed`.
     fn take_all_old(&mut self, failure: &Failure) {
         for state in [State::Pending, State::Suspect] {
             self.given_up.take_old(state, failure, &mut self.in_flight);
         }
     }
 
-    /// There is a connection. `is_eager`: the protocol connects before it has something to send, so
-    /// that the connection itself shows that the consumer is up.
+    /// Notes that there is a connection. `is_eager`: the protocol connects before it has an event
+    /// to send, so the connection itself shows that the consumer is up.
     pub(super) fn on_connected(&mut self, is_eager: bool) {
         self.given_up.connected();
         if is_eager && self.pacing.connected() {
@@ -431,14 +437,14 @@ impl Ledger {
         }
     }
 
-    /// The connection has lasted, which shows that the consumer is up.
+    /// Notes that the connection has lasted for a while, which shows that the consumer is up.
     pub(super) fn on_proven(&mut self) {
         self.pacing.proven();
         self.health.succeeded();
     }
 
-    /// The queue has something new, or has read the lines that were asked for. `wanted`: the loop
-    /// waited for something new.
+    /// Notes that the queue has a new event, or has read lines from its files. `wanted`: the loop
+    /// waited for a new event.
     pub(super) fn on_readable(&mut self, wanted: bool) {
         if wanted {
             self.isolation.await_no_event();
@@ -447,7 +453,7 @@ impl Ledger {
         self.given_up.lines_are_read();
     }
 
-    /// Pauses after a failure. Failures of one moment are one reason to wait.
+    /// Pauses after a failure. Several failures at one moment cause only one pause.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
         // A new event in the queue does not end this pause: the consumer has asked for it, or can't
@@ -456,26 +462,28 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Hands over the letters of events that are given up; see [`GivenUp::bury`].
+    /// Hands over the letters of events that are given up (see [`GivenUp::bury`]). Returns `true`
+    /// if there is more to do.
     pub(super) fn bury(&mut self) -> bool {
         self.given_up.bury(&mut self.in_flight, &mut self.filtering, &self.health)
     }
 
-    /// As [`Ledger::bury`], while there is a link: the loop yields after it if there is more to do.
+    /// Does the same as [`Ledger::bury`] while there is a link. If there is more to do, the loop
+    /// yields to the runtime first.
     pub(super) fn bury_beside_sending(&mut self) {
         if self.bury() {
             self.inspected_bytes = INSPECTED_BYTES_MAX;
         }
     }
 
-    /// While there is no link: gives up what comes next in the queue and is too old. `true` if
-    /// there is more to do.
+    /// Gives up the next events of the queue if they are too old, while there is no link. Returns
+    /// `true` if there is more to do.
     pub(super) fn bury_old(&mut self) -> bool {
         let (in_flight, filtering) = (&mut self.in_flight, &mut self.filtering);
         self.given_up.next_old(in_flight, filtering, &self.health, self.limits)
     }
 
-    /// The letters that were handed over first are written.
+    /// Notes the result for the letters that were handed over first among those without a result.
     pub(super) fn on_written(&mut self, written: Written) {
         self.given_up.end(written, &mut self.in_flight, &self.health);
     }

@@ -23,19 +23,19 @@ use crate::filter::Filter;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 
-/// A connection that lasts this long is a sign that the consumer is up, if the connection before it
-/// broke before anything was accepted on it. A consumer that refuses our certificate, or everybody,
-/// ends a connection sooner.
+/// A connection that lasts this long proves that the consumer is up. Such a proof is needed if the
+/// previous connection broke before anything was accepted on it: a consumer that refuses our
+/// certificate, or refuses everybody, ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
-/// A delivery that is to be replaced waits this long for what is on the wire. Its successor sends
-/// again what is not final then: a change of the settings of an output whose consumer hangs must
-/// not wait for that consumer.
+/// The longest time that a delivery which is to be replaced waits for the claims on the wire. Its
+/// successor sends the claims again that are not final by then. A consumer that hangs must not
+/// delay a change of its output's settings for longer.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
-/// The time that letters which are being written get at the end of the process. Events whose
-/// letters are not written by then stay in the queue's directory for the next start; in memory they
-/// are lost with the queue, and counted.
+/// The time for writing the last letters (dead letters of events that were given up) at the end of
+/// the process. Events whose letters are not written by then stay in the queue's directory for the
+/// next start. Without a directory these events are lost with the queue, and counted.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
 /// At the start the deduplication window is rebuilt from the queue's recent events. The rebuild may
@@ -87,7 +87,8 @@ enum Ended {
 }
 
 impl Ended {
-    /// Returns `true` if the connection still works, and is to be closed in order.
+    /// Returns `true` if the connection still works, and must be closed in order; `false` if it is
+    /// broken.
     fn is_orderly(&self) -> bool {
         match self {
             Self::Closed => true,
@@ -103,7 +104,7 @@ enum Wake {
     Stop,
     Retire,
     HandOverTimeIsOver,
-    /// The ledger has been told, and the next turn may send something.
+    /// The ledger knows what has happened, and the next turn of the loop may send something.
     Again,
     Reported(Event),
 }
@@ -127,7 +128,7 @@ impl<C: Connect> Delivery<C> {
         self
     }
 
-    /// Sends only what this filter lets pass.
+    /// Sends only the events that `filter` lets pass; `None`: sends every event.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
         let cursor = self.ledger.in_flight.cursor();
         cursor.tell_origins(filter.is_some());
@@ -136,7 +137,7 @@ impl<C: Connect> Delivery<C> {
         self
     }
 
-    /// Begins with the claims that the delivery before it has left, in their order.
+    /// Begins with the claims that the previous delivery of this output has left, in their order.
     pub(super) fn inherit(mut self, claims: Vec<Claim>) -> Self {
         self.ledger.in_flight.inherit(claims);
         self

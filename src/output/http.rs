@@ -62,19 +62,18 @@ impl IntoConnector for Settings {
     }
 }
 
-/// Makes the link of an `http` output. Owned by the delivery loop.
+/// Makes the link of an `http` output, which sends the requests. Owned by the delivery loop.
 ///
-/// [`Connect::connect`] makes no connection. The link dials in `Client::dial` when a request needs
-/// a connection: while the output has nothing to send, none is made. A connection that the consumer
-/// has closed is replaced by the next request that needs it. The watch and `check --connect` call
-/// `Client::reach`, which connects and sends nothing.
+/// [`Connect::connect`] makes the link without a connection. The link dials in `Client::dial` when
+/// a request needs a connection, also when the consumer has closed the previous one. The watch over
+/// the addresses and `check --connect` call `Client::reach`, which connects and sends nothing.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
 }
 
 impl HttpConnector {
-    /// A connector that has read no file yet.
+    /// Makes a connector that has read no file yet.
     pub(super) fn new(
         http: &Settings,
         output: &config::Output,

@@ -17,12 +17,13 @@ use crate::queue::Batch;
 pub(crate) enum LineFormat {
     /// The line is the event as it was received.
     Ndjson,
-    /// The event with `kind` and `apiVersion` first, as a line of kube-apiserver's audit.log.
+    /// The line is the event with `kind` and `apiVersion` first, as kube-apiserver writes it to its
+    /// audit.log.
     AuditLog,
 }
 
 impl LineFormat {
-    /// Reads `format`. `None`: there is a problem.
+    /// Reads the key `format`. `None`: the value is wrong, and the problem is recorded.
     pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "format",

@@ -37,24 +37,24 @@ use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
-/// The most bytes of an event: Logstash keeps a length in a signed integer of 32 bits.
+/// The most bytes of an event: Logstash stores its length in a signed integer of 32 bits.
 const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 
 /// A batch of at least this many bytes is compressed on another thread. Compressing a smaller batch
 /// takes less time than handing it over.
 const LARGE: u64 = 64 * 1024;
 
-/// The bytes of an ACK.
+/// The length of an ACK frame in bytes.
 const ACK_BYTES: usize = 6;
 
 /// The keys of `type = "lumberjack"`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The level of zlib, 0 to 9. 0: events are not compressed.
+    /// The compression level of zlib, from 0 to 9. 0: events are not compressed.
     pub(crate) compression_level: u32,
-    /// Events that may be unacknowledged, at least 1.
+    /// The most events that may be unacknowledged, at least 1.
     pub(crate) window: u64,
-    /// The consumer's addresses, and the connection.
+    /// The keys of the consumer's addresses and of the connection.
     pub(crate) stream: Stream,
 }
 
@@ -89,11 +89,11 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The protocol on one connection.
+/// The state of the Lumberjack protocol on one connection.
 pub(super) struct Lumberjack {
-    /// The compression level of zlib; 0 is no compression.
+    /// The compression level of zlib. 0: events are not compressed.
     level: u32,
-    /// The windows that are not wholly acknowledged, the oldest first.
+    /// The windows (batches of numbered events) that are not wholly acknowledged, the oldest first.
     windows: VecDeque<Window>,
 }
 
@@ -103,7 +103,7 @@ struct Window {
 }
 
 impl Lumberjack {
-    /// The protocol on a new connection.
+    /// Makes the protocol of a new connection. `level` is the compression level of zlib.
     pub(super) fn new(level: u32) -> Self {
         Self { level, windows: VecDeque::new() }
     }
@@ -155,7 +155,7 @@ fn cannot(error: impl std::fmt::Display) -> String {
     format!("cannot compress: {error}")
 }
 
-/// Makes a window of a batch.
+/// Encodes a batch as one window of the protocol.
 fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     let mut frames = Frames::default();
     let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };
@@ -178,7 +178,7 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     Ok(frames)
 }
 
-/// Writes the JSON frames of a batch, and returns how many there are.
+/// Writes each event of a batch as a JSON frame. Returns the number of frames.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
     for event in lines(&batch.pieces) {

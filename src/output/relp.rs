@@ -36,15 +36,15 @@ use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
-/// The highest number of a command, after which numbers begin at 1 again. Also the most bytes of
-/// data in a frame.
+/// The highest number of a command (a RELP command has a number); after it, numbers begin at 1
+/// again. It is also the most bytes of data in a frame.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// The most bytes of data in an answer. Answers of librelp have 6 bytes, and some hundreds with its
-/// offers.
+/// The most bytes of data in a consumer's answer. An answer of librelp has 6 bytes, or some hundred
+/// if it lists the consumer's offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
-/// Our offers in `open`. librelp calls its protocol version 0.
+/// The relay's offers in the command `open`. librelp calls its protocol version 0.
 const OFFERS: &str = concat!(
     "relp_version=0\nrelp_software=kube-audit-forwarder,",
     env!("CARGO_PKG_VERSION"),
@@ -54,11 +54,11 @@ const OFFERS: &str = concat!(
 /// The keys of `type = "relp"`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The parts that all messages have in common.
+    /// The parts of a syslog message that all messages have in common.
     pub(crate) messages: Messages,
-    /// Messages that may be unacknowledged, at least 1.
+    /// The most messages that may be unacknowledged, at least 1.
     pub(crate) window: u64,
-    /// The consumer's addresses, and the connection.
+    /// The keys of the consumer's addresses and of the connection.
     pub(crate) stream: Stream,
 }
 
@@ -93,7 +93,7 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The protocol on one connection.
+/// The state of the RELP protocol on one connection.
 pub(super) struct Relp {
     messages: Rfc5424,
     /// The number of the next command.
@@ -104,13 +104,14 @@ pub(super) struct Relp {
 }
 
 impl Relp {
-    /// The protocol on a new connection, before its `open`.
+    /// Makes the protocol of a new connection, on which `open` was not sent yet.
     pub(super) fn new(messages: Rfc5424) -> Self {
         let messages = messages.at_most(u64::from(NINE_DIGITS));
         Self { messages, next: 1, answered: VecDeque::new() }
     }
 
-    /// Makes a `syslog` command of each event.
+    /// Encodes each event of a batch as a `syslog` command. An error says which event can't be sent
+    /// although it may not be given up.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -146,7 +147,7 @@ impl Relp {
     }
 }
 
-/// The number of the command that is `commands` commands after the one with `number`.
+/// Returns the number of the command that follows `commands` commands after the command `number`.
 fn after(number: u32, commands: u32) -> u32 {
     (number - 1 + commands) % NINE_DIGITS + 1
 }
@@ -220,8 +221,8 @@ impl Protocol for Relp {
     }
 }
 
-/// Checks that an answer's data says that the consumer took the command. The error quotes the
-/// answer.
+/// Verifies that the data of an answer say that the consumer accepted the command. The error quotes
+/// the answer.
 fn taken(data: &[u8]) -> Result<(), String> {
     if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
         return Ok(());
@@ -232,12 +233,12 @@ fn taken(data: &[u8]) -> Result<(), String> {
     Err(format!("answers \"{}\"", said.escape_ascii()))
 }
 
-/// A whole frame at the front of the bytes that were read.
+/// A whole RELP frame, at the front of the bytes that were read from the consumer.
 struct Frame {
     number: u32,
     command: Range<usize>,
     data: Range<usize>,
-    /// The bytes of the whole frame.
+    /// The length of the whole frame in bytes.
     length: usize,
 }
 
@@ -251,8 +252,8 @@ impl Frame {
     }
 }
 
-/// Returns the first frame, an answer (`rsp`) or a hint; `None` if it is not whole yet. An error
-/// says that the bytes can't become a frame.
+/// Returns the frame at the front of `read`, which is an answer (`rsp`) or a hint; `None` if the
+/// frame is not complete yet. An error says why the bytes can't become a frame.
 fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
@@ -291,8 +292,9 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     }
 }
 
-/// A number of at most nine digits from there on, and where it ends, if that is known yet. `None`:
-/// there is none.
+/// Returns the number of at most nine digits that begins at the index `from`, and the index of its
+/// end. `None`: there is no such number. `Some(None)`: the number may go on in bytes that are not
+/// read yet.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
     let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -36,7 +36,7 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// The most batches that the thread has at a time: one that it writes and one that waits.
+/// The most batches that the writing thread may have: one that it writes and one that waits.
 const WINDOW: usize = 2;
 
 type Job = (Claim, Vec<Bytes>);
@@ -74,8 +74,8 @@ impl IntoConnector for Settings {
     }
 }
 
-/// Starts the writing thread. Owned by the delivery loop, which calls `connect` as soon as the
-/// output starts. There is no connection that could end while nothing is sent: a new thread is
+/// Starts the thread that writes to stdout. Owned by the delivery loop, which calls `connect` as
+/// soon as the output starts. The connection can't end while nothing is sent: a new thread is
 /// started only after an error of writing, after the retry pause.
 pub(super) struct StdoutConnector {
     lines: Lines,
@@ -123,9 +123,9 @@ impl Connect for StdoutConnector {
 /// non-blocking.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The thread: writes one job after the other, and ends when the link is gone or at the first
-/// error. It is not joined: it may hang in a full pipe for ever, and owns nothing but its copy of
-/// the descriptor.
+/// Runs as the writing thread: writes one job after the other, until the link is gone or an error
+/// occurs. The thread is not joined: it may hang in a full pipe for ever, and owns nothing but its
+/// copy of the descriptor.
 ///
 /// Only one thread writes at a time. If the output is replaced while its thread hangs, the next
 /// thread waits, so that lines are not mixed.
@@ -141,7 +141,7 @@ fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Se
     }
 }
 
-/// Writes all of `piece`, also to a pipe that does not block.
+/// Writes all bytes of `piece`, even to a non-blocking pipe that is full for a time.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     while !piece.is_empty() {
@@ -166,7 +166,7 @@ pub(super) struct StdoutLink {
     metrics: OutputMetrics,
     jobs: mpsc::SyncSender<Job>,
     done: async_mpsc::Receiver<Done>,
-    /// The number of batches that the thread has not reported.
+    /// The number of batches that the thread has not yet reported as written.
     under_way: usize,
 }
 

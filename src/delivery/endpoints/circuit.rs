@@ -20,15 +20,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest hold. A consumer that is restarted is away for a few seconds, and going back to it
-/// costs a stream a new connection.
+/// The shortest hold: the time for which an address must answer probes before it is used again. A
+/// consumer that is restarted is away for a few seconds, and going back to it costs a stream a new
+/// connection.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
-/// The longest hold. Each trial of a consumer that takes connections and nothing else may cost
-/// `timeouts.request`, so trials must be rare.
+/// The longest hold: the time for which an address must answer probes before it is used again. Each
+/// trial of a consumer that accepts connections and then hangs may cost `timeouts.request`, so
+/// trials must be rare.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
-/// The pause between the first two probes that fail. It doubles with each failure.
+/// The pause after the first probe that fails. The pause doubles with each further failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
 /// The longest pause between two probes.
@@ -41,7 +43,7 @@ pub(super) enum Fault {
     Failed {
         /// The pause that the consumer asked for; `None` if it did not ask.
         asked: Option<Duration>,
-        /// The time that the delivery waited for nothing.
+        /// The time that the delivery waited without any progress.
         waited: Duration,
     },
     /// The consumer refuses events that others may take. That may be the fault of the events, so
@@ -229,7 +231,7 @@ impl Circuit {
         was_open
     }
 
-    /// When the next probe is due; `None` if the circuit is not open.
+    /// Returns when the next probe is due; `None` if the circuit is not open.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => Some(open.next_probe),

@@ -29,16 +29,16 @@ use crate::delivery::failure::Failure;
 use crate::net;
 use crate::telemetry::AttemptError;
 
-/// A name is not looked up again within this time after an answer: the lanes of an `http` output
-/// dial at the same moment.
+/// The time after the resolver's answer for which the name is not looked up again: the lanes of an
+/// `http` output dial at the same moment.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The most addresses of one name that are used. A consumer with more addresses has a load
 /// balancer.
 const ADDRESSES_MAX: usize = 64;
 
-/// Asks the resolver. The permit is given back when the resolver has answered, even if nobody waits
-/// for the answer any more.
+/// The function that asks the resolver. It gives the permit back when the resolver has answered,
+/// even if nobody waits for the answer any more.
 pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
@@ -72,7 +72,7 @@ pub(crate) struct Endpoints {
     pub(super) timeouts: Timeouts,
     pub(super) look_up: Box<LookUp>,
     table: Mutex<AddressTable>,
-    /// Grows with every change that connections may have to react to.
+    /// A number that grows with every change that connections may have to react to.
     version: AtomicU64,
     changed: Notify,
 }
@@ -112,7 +112,7 @@ impl Endpoints {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells those who wait in [`Endpoints::changed`] to look again.
+    /// Wakes those who wait in [`Endpoints::changed`].
     pub(super) fn wake(&self) {
         self.version.fetch_add(1, Ordering::Release);
         self.changed.notify_waiters();
@@ -149,9 +149,9 @@ impl Endpoints {
         }
     }
 
-    /// Looks up the name of an address, unless there is nothing to look up or the last answer is
-    /// young. If that fails, the addresses known before stay. If the address has a socket address,
-    /// this does not wait for a lookup that somebody else has begun.
+    /// Looks up the name of an address, unless the host needs no lookup or was looked up a moment
+    /// ago. If the lookup fails, the addresses known before stay. If the address has a socket
+    /// address already, a lookup that another task has begun is not waited for.
     ///
     /// # Errors
     ///

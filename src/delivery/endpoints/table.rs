@@ -35,33 +35,36 @@ pub(super) struct AddressTable {
     /// `true` if the last delivery failed. The next delivery then goes to an address that is known
     /// to work: of two deliveries that follow each other, one that is not a trial gets through.
     pub(super) failing: bool,
-    /// The id of the address of the last delivery, or connection, that worked; `None` before.
+    /// The id of the address where the last delivery, or connection, worked; `None` if none worked
+    /// yet.
     pub(super) used: Option<usize>,
-    /// The id given last.
+    /// The id that was given to the newest address.
     last_id: usize,
 }
 
 /// A configured endpoint and its addresses.
 struct EndpointEntry {
     endpoint: Endpoint,
-    /// When the last answer of the resolver came; `None` before. After an answer there is at least
-    /// one address.
+    /// When the resolver last answered for the name; `None` before the first answer. After an
+    /// answer the endpoint has at least one address.
     looked_up: Option<Instant>,
     /// When the watch looks the name up next; `None` before the first answer.
     next_lookup: Option<Instant>,
-    /// Has one permit, so that one lookup runs at a time: a resolver that hangs keeps one thread.
+    /// A semaphore with one permit, so that only one lookup of the name runs at a time: a resolver
+    /// that hangs then blocks only one thread.
     lookups: Arc<Semaphore>,
-    /// Never empty: a name without known addresses has one entry without a socket address.
+    /// The addresses of the endpoint, never empty: a name without known addresses has one entry
+    /// without a socket address.
     addresses: Vec<AddressEntry>,
 }
 
-/// One address.
+/// One address of an endpoint, with its circuit and its log state.
 pub(super) struct AddressEntry {
-    /// Never given to another address.
+    /// The address's id, which is never given to another address.
     pub(super) id: usize,
     pub(super) socket: Option<SocketAddr>,
     pub(super) circuit: Circuit,
-    /// The last round in which a delivery failed there; `None` if none did.
+    /// The last round in which a delivery failed at this address; `None` if none did.
     failed_in: Option<u64>,
     /// When the log last had a line about the address; `None` if it never had.
     told: Option<Instant>,
@@ -77,7 +80,7 @@ pub(super) enum Job {
     Probe(ResolvedAddress),
 }
 
-/// The consequences of a failure.
+/// What follows from a failure at an address, for the caller to do.
 pub(super) struct Noted {
     /// `true` if the failure has opened the address's circuit.
     pub(super) opened: bool,
@@ -98,7 +101,8 @@ impl AddressEntry {
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// Returns whether a line may be written about the address. The line counts as written.
+    /// Returns `true` if a log line may be written about the address now. The caller must write the
+    /// line: it counts as written.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {
@@ -392,8 +396,9 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// The work that is due now, which counts as begun, and when to ask again. A probe takes at
-    /// most `limit`. A single address is not probed, because every delivery tries it anyway.
+    /// Returns the work that is due now, which counts as begun, and the time when to call this
+    /// again. A probe takes at most `limit`. A single address is not probed, because every delivery
+    /// tries it anyway.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;
         let (mut due, mut wake) = (Vec::new(), now + LOOK_UP);

@@ -15,42 +15,44 @@ use hyper::body::SizeHint;
 use super::wire::RequestMarks;
 use crate::telemetry::OutputMetrics;
 
-/// The most bytes of a piece that is passed on as stored. `output_bytes_total` grows by pieces.
+/// The most bytes of a piece of a request body that is sent uncopied. The counter
+/// `output_bytes_total` grows by whole pieces.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The most bytes of a piece that is copied. Copies of this size stay in the CPU's cache until they
-/// are written.
+/// The most bytes of a piece of a request body that is copied. Copies of this size stay in the
+/// CPU's cache until they are written.
 const COPIED_BYTES: usize = 64 * 1024;
 
 /// Stored lines of fewer bytes are copied together into one piece: hyper writes after 16 pieces,
 /// however small they are.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// A body as an iterator over its pieces. Each piece is made when hyper asks for it, so that a list
-/// is never in memory twice as a whole, and copied bytes are still in the CPU's cache when they are
-/// written.
+/// A request body as an iterator over its pieces. Each piece is made when hyper asks for it, so
+/// that a list is never in memory twice as a whole, and copied bytes are still in the CPU's cache
+/// when they are written.
 #[derive(Clone)]
 pub(super) struct Pieces {
-    /// The bytes before the lines; empty once they are in a piece.
+    /// The bytes before the first line; empty once these bytes are in a piece.
     head: &'static [u8],
-    /// The lines that are in no piece yet.
+    /// The lines that are not yet in a piece.
     lines: VecDeque<Bytes>,
-    /// The bytes after the lines.
+    /// The bytes after the last line.
     tail: &'static [u8],
     /// `true` if the lines are the items of a list: a comma then takes the place of each line
     /// break.
     is_list: bool,
-    /// The number of bytes that are in no piece yet.
+    /// The number of bytes that are not yet in a piece.
     left: u64,
 }
 
 impl Pieces {
-    /// A body of exactly these bytes.
+    /// Makes a body of exactly the bytes in `pieces`.
     pub(super) fn of(pieces: Vec<Bytes>) -> Self {
         Self::new(b"", pieces, b"", false)
     }
 
-    /// A list whose items are `lines`, each ended by a line break, between `head` and `tail`.
+    /// Makes a body that is a list. Its items are `lines`, each ended by a line break, and the list
+    /// stands between `head` and `tail`.
     pub(super) fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
         if let Some(last) = lines.last_mut() {
             last.truncate(last.len().saturating_sub(1));
@@ -64,8 +66,8 @@ impl Pieces {
         Self { head, lines: lines.into(), tail, is_list, left }
     }
 
-    /// The next piece, if it needs no copy: it is sent as stored, and large enough for a write of
-    /// its own. Else `None`.
+    /// Returns the next piece if it can be sent as stored, without a copy, and is large enough for
+    /// a write of its own; `None` if not.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
         if self.is_list {
@@ -78,7 +80,8 @@ impl Pieces {
         Some(piece)
     }
 
-    /// The next piece as a copy: as many bytes, of several stored pieces, as a copy may hold.
+    /// Returns the next piece as a copy, which joins the bytes of several stored pieces up to the
+    /// most bytes of a copy.
     fn copy(&mut self) -> Vec<u8> {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
@@ -118,7 +121,8 @@ impl Iterator for Pieces {
     }
 }
 
-/// The body of a request, as hyper reads it. Its length is known before it is sent.
+/// The body of a request, in the form in which hyper reads it. Its length is known before it is
+/// sent.
 pub(super) struct Upload {
     pub(super) pieces: Pieces,
     /// Counts the bytes that hyper takes.

@@ -56,7 +56,7 @@ pub(super) struct Client {
     pub(super) limits: config::BatchLimits,
     pub(super) endpoints: Arc<Endpoints>,
     tls: Arc<Tls>,
-    /// `None` until the files have been read.
+    /// The expanded URLs and headers; `None` until the files have been read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
     pub(super) answer_times: AnswerTimes,
@@ -65,7 +65,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client that has read no file and made no connection yet.
+    /// Makes a client that has read no file and made no connection yet.
     pub(super) fn new(
         http: &Settings,
         output: &config::Output,

@@ -30,10 +30,11 @@ use crate::telemetry::AttemptError;
 /// is every 6 s.
 const PROGRESS_CHECKS: u32 = 10;
 
-/// The longest time between two checks if the output notices silence (`round_robin`).
+/// The longest time between two checks of a request's progress if the output watches for silence
+/// (`round_robin`).
 const SILENCE_CHECK: Duration = Duration::from_millis(100);
 
-/// How one request went.
+/// A request that has ended: its outcome and its connection.
 struct Exchanged {
     attempt: Attempt,
     outcome: Outcome,
@@ -42,9 +43,10 @@ struct Exchanged {
 }
 
 impl Client {
-    /// Sends a batch on the lane's connection to the address whose turn it is, or on a new one if
-    /// the lane has none. If that address is silent while another one works, sends the batch to the
-    /// other one too. Returns the id of the address that decided the outcome, and the outcome.
+    /// Sends a batch on the lane's connection to the address whose turn it is; if the lane has
+    /// none, on a new connection. If that address is silent while another one works, sends the
+    /// batch to the other address too. Returns the id of the address that decided the outcome, and
+    /// the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let Some((expanded, attempt)) = self.pick().await else {
             let failure =
@@ -104,8 +106,8 @@ impl Client {
         }
     }
 
-    /// Notes how a request went, and puts its connection back in the lane. Returns the id of the
-    /// address, and the outcome for the delivery loop.
+    /// Ends a request: reports its outcome to the address, and puts its connection back in the
+    /// lane. Returns the id of the address, and the outcome for the delivery loop.
     fn settle(&self, lane: &mut Lane, done: Exchanged) -> (usize, Outcome) {
         let Exchanged { attempt, mut outcome, connection } = done;
         if let Some(connection) = connection {
@@ -130,7 +132,8 @@ impl Client {
     }
 
     /// Waits until a request is silent while another address works. Returns the id of the silent
-    /// address, since when it is silent, and the other address. Never returns with `failover`.
+    /// address, the time since when it is silent, and the other address. Never returns with
+    /// `failover`.
     async fn silence(&self, waiting: &Waiting) -> (usize, Instant, ResolvedAddress) {
         if self.config.strategy != Strategy::RoundRobin {
             return std::future::pending().await;
@@ -153,8 +156,9 @@ impl Client {
         }
     }
 
-    /// Sends one request and waits for its answer. `pooled` is a connection to the address, if the
-    /// lane had one. `waiting` is told since when the request makes no progress.
+    /// Sends one request and waits for its answer. `pooled` is a connection to the address, or
+    /// `None` if the lane has none. `waiting` gets the time since when the request makes no
+    /// progress.
     async fn exchange(
         &self,
         mut pooled: Option<PooledConnection>,
@@ -168,8 +172,8 @@ impl Client {
         Exchanged { attempt, outcome, connection: pooled }
     }
 
-    /// Does the work of [`Client::exchange`]. Leaves in `pooled` a connection that can be used
-    /// again, or `None`.
+    /// Does the work of [`Client::exchange`]. Leaves in `pooled` a connection that can be used for
+    /// another request, or `None`.
     async fn send(
         &self,
         pooled: &mut Option<PooledConnection>,
@@ -231,7 +235,7 @@ impl Client {
         }
     }
 
-    /// The text of a failure after `timeouts.request` without progress.
+    /// Returns the message of the failure after `timeouts.request` without progress.
     fn no_answer(&self) -> String {
         format!("no answer and no progress for {} s", self.timeouts.request.as_secs_f64())
     }
@@ -248,9 +252,9 @@ impl Client {
         matches!(ready, Ok(Ok(()))).then_some(connection)
     }
 
-    /// Waits for the end of `exchange` while the peer's kernel takes the request, and then for at
-    /// most `timeouts.request`. Returns the result, and since when there was no progress; `None` if
-    /// the time is over.
+    /// Waits for the end of `exchange`, as long as the peer's kernel takes bytes of the request,
+    /// and then for at most `timeouts.request`. Returns the result, and the time since when there
+    /// was no progress; `None` if the time is over.
     async fn in_time<T>(
         &self,
         progress: &Progress,

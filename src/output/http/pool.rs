@@ -28,7 +28,7 @@ pub(super) struct PooledConnection {
     pub(super) expiry: Option<Instant>,
     pub(super) sender: http1::SendRequest<Upload>,
     pub(super) progress: Progress,
-    /// Ends the task that drives the connection.
+    /// Aborts the task that drives the connection.
     pub(super) driver: AbortHandle,
     /// `true` if the last request is not answered, or was answered too early. Such a connection
     /// can't end in order, so dropping it aborts its driver.
@@ -44,13 +44,13 @@ impl Drop for PooledConnection {
 }
 
 impl PooledConnection {
-    /// Returns whether the connection has reached its age.
+    /// Returns `true` if the connection has reached its age limit.
     pub(super) fn has_expired(&self) -> bool {
         self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
     }
 
-    /// Returns whether the connection takes no more requests: it has reached its age, or its
-    /// address is no longer in the set.
+    /// Returns `true` if the connection takes no more requests: it has reached its age limit, or
+    /// its address is no longer in the set.
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
         self.has_expired() || endpoints.is_gone(&self.key.address)
     }
@@ -61,13 +61,13 @@ impl PooledConnection {
 /// link while it is idle, and by its request while that is under way.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Connections without a request, the one unused for longest first.
+    /// Connections without a request, beginning with the one that was unused for the longest time.
     idle: Vec<PooledConnection>,
 }
 
 impl Lane {
-    /// Takes out the connection that leads to `address`; `None` if there is none, or if it has
-    /// reached its age. That one is closed.
+    /// Takes out the connection that leads to `address`; `None` if there is none. A connection that
+    /// has reached its age limit is closed, and the result is `None` too.
     pub(super) fn take(
         &mut self,
         expanded: &Expanded,
@@ -82,8 +82,8 @@ impl Lane {
         Some(self.idle.remove(index)).filter(|connection| !connection.has_expired())
     }
 
-    /// Puts a connection back. If there are more than `max` then, the one unused for longest is
-    /// closed: it leads to a URL that a reload has removed.
+    /// Puts a connection back. If the lane then has more than `max` connections, the one that was
+    /// unused for the longest time is closed: it leads to a URL that a reload has removed.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {
@@ -96,7 +96,7 @@ impl Lane {
         self.idle.retain(|connection| !is_over(connection));
     }
 
-    /// When the first idle connection reaches its age; `None` if none of them does.
+    /// Returns when the first idle connection reaches its age limit; `None` if none has a limit.
     pub(super) fn first_expiry(&self) -> Option<Instant> {
         self.idle.iter().filter_map(|connection| connection.expiry).min()
     }

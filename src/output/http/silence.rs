@@ -16,22 +16,23 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest time after which a request is silent.
+/// The shortest time without progress after which a request counts as silent.
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 
-/// The time after which a request is silent while no request was answered yet. A consumer that has
-/// just been started may be slow once.
+/// The time without progress after which a request counts as silent, as long as no request of the
+/// output was answered yet. A consumer that has just been started may be slow once.
 const SILENT_AT_FIRST: Duration = Duration::from_secs(5);
 
-/// How many times the longest recent wait a request may wait before it is silent.
+/// A request counts as silent when it has waited this many times as long as the longest recent wait
+/// for an answer.
 const TIMES: u32 = 3;
 
-/// Each answer takes this part off the longest wait, 1/128. Half of a wait is forgotten after about
-/// 90 answers.
+/// With each answer, the longest recent wait shrinks by one part in this many (1/128), so that one
+/// long wait is forgotten: half of it after about 90 answers.
 const FORGET: u32 = 128;
 
-/// The most addresses that are remembered. Addresses come and go with DNS, and the oldest is
-/// forgotten first.
+/// The most addresses whose answers are remembered. Addresses come and go with DNS, and the oldest
+/// is forgotten first.
 const ADDRESSES_MAX: usize = 1024;
 
 /// How quickly an output's consumers answer, and which of them owe an answer. Shared by the
@@ -68,7 +69,7 @@ impl AnswerTimes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time without progress after which a request is silent.
+    /// Returns the time without progress after which a request counts as silent.
     pub(super) fn limit(&self) -> Duration {
         match self.lock().longest {
             Some(longest) => (longest * TIMES).max(SILENT_MIN),
@@ -105,8 +106,8 @@ impl AnswerTimes {
         self.lock().addresses.entry(id).or_default().answered = Some(Instant::now());
     }
 
-    /// Returns whether an address works, as far as is known: it has answered a request after
-    /// `since`, or owes no answer.
+    /// Returns `true` if an address works, as far as is known: it has answered a request after
+    /// `since`, or has no request to answer.
     pub(super) fn works(&self, id: usize, since: Instant) -> bool {
         let state = self.lock();
         state.addresses.get(&id).is_none_or(|address| {
@@ -123,8 +124,8 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// At which address a request waits, and since when without progress. The request writes it, and
-/// the check for silence reads it.
+/// The address that a request waits for, and the time since when the request makes no progress. The
+/// request writes both, and the check for silence reads them.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<Option<(usize, Instant)>>);
 
@@ -139,8 +140,8 @@ impl Waiting {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The id of the address, and since when there is no progress; `None` while the request is on
-    /// no connection yet, and once it has its answer.
+    /// Returns the id of the address, and the time since when there is no progress; `None` while
+    /// the request has no connection yet, and after its answer.
     pub(super) fn get(&self) -> Option<(usize, Instant)> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

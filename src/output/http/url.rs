@@ -8,13 +8,13 @@ use url::Url;
 
 use crate::config::HostPort;
 
-/// One of `urls` in the config, with its templates expanded.
+/// A URL from the key `urls`, with its templates expanded.
 pub(super) struct HttpEndpoint {
-    /// The part of the URL that may be shown, and that a connection leads to.
+    /// The scheme, host and port of the URL, which a connection needs. Messages may show this part.
     pub(super) base: BaseUrl,
     /// The value of the header `Host`.
     pub(super) authority: HeaderValue,
-    /// The target of each request. It may hold a token.
+    /// The path and query of the URL, to which each request is sent. They may hold a token.
     pub(super) path_and_query: String,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct BaseUrl {
     pub(super) at: HostPort,
 }
 
-/// `https://host:port`.
+/// Shows the URL as `https://host:port`.
 impl fmt::Display for BaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.https { "https" } else { "http" };
@@ -34,7 +34,8 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Takes a URL apart. An error says what is wrong with the URL, and does not quote it.
+    /// Splits a URL into its parts. An error says what is wrong with the URL, and does not quote
+    /// it.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let https = match url.scheme() {

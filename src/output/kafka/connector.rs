@@ -44,11 +44,11 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// How many full batches, by bytes and by events, may be under way. While the brokers write one,
-/// others are on the way there and back.
+/// The most full batches (by bytes and by events) that may be under way. While the brokers write
+/// one batch, others are on the way to them and back.
 const WINDOW: u64 = 4;
 
-/// How often progress is checked within the shorter one of `timeouts.connect` and
+/// How many times progress is checked within the shorter one of `timeouts.connect` and
 /// `timeouts.request`.
 const PROGRESS_CHECKS: u32 = 10;
 
@@ -103,7 +103,7 @@ impl Connect for KafkaConnector {
 }
 
 impl KafkaConnector {
-    /// Makes a producer with the files as they are now.
+    /// Makes a producer with the current content of the files.
     async fn attempt(&self) -> Result<KafkaLink, Failure> {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
@@ -139,8 +139,8 @@ impl KafkaConnector {
     }
 }
 
-/// Returns whether a trouble says only that there is no connection. What a connection reported
-/// before then tells more.
+/// Returns `true` if a trouble says only that there is no connection. An earlier report of a
+/// connection then tells more.
 fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
@@ -176,11 +176,11 @@ pub(super) struct KafkaLink {
     /// The channel to the producer's thread; `None` once the producer is given up.
     jobs: Option<mpsc::Sender<Batch>>,
     reports: async_mpsc::UnboundedReceiver<Report>,
-    /// Tells when a reload has replaced the files.
+    /// Signals that a reload has replaced the files.
     changes: Changes,
     /// `true` if a reload has replaced the files since the producer was made.
     outdated: bool,
-    /// Events and bytes of each claim that has no verdict yet.
+    /// The number of events and of bytes of each claim that has no verdict yet.
     under_way: BTreeMap<Claim, (u64, u64)>,
     /// The events of all claims in `under_way`.
     events: u64,
@@ -192,20 +192,21 @@ pub(super) struct KafkaLink {
     progress: (u64, Instant),
     /// When progress was last checked.
     checked: Instant,
-    /// The last trouble since the last progress; `None` if there was none.
+    /// The last trouble since messages were last acknowledged; `None` if there was none.
     trouble: Option<Failure>,
     /// When trouble was last reported; `None` if it never was.
     told: Option<Instant>,
-    /// `None` while the producer works.
+    /// When and why the producer was given up; `None` while the producer works.
     given_up: Option<GivenUp>,
 }
 
 /// When and why a producer was given up.
 struct GivenUp {
     at: Instant,
-    /// The first failure with a reason; `None` if there was none.
+    /// The first failure that gives a reason; `None` if no failure did.
     failure: Option<Failure>,
-    /// `true` if the reason is an event, and not the brokers.
+    /// `true`: the producer was given up because an event was refused. `false`: because of the
+    /// brokers or the connection.
     refused: bool,
 }
 
@@ -236,8 +237,8 @@ impl KafkaLink {
         }
     }
 
-    /// The last trouble that was reported while the producer looked for the topic; `None` if there
-    /// was none.
+    /// Returns the last trouble that was reported while the producer looked for the topic; `None`
+    /// if there was none.
     fn last_trouble(&mut self) -> Option<Failure> {
         while let Ok(report) = self.reports.try_recv() {
             drop(self.on_report(Some(report)));
@@ -245,7 +246,7 @@ impl KafkaLink {
         self.trouble.take()
     }
 
-    /// Gives the producer up. No more batches are sent. Each claim under way is reported as failed,
+    /// Gives the producer up: no more batches are sent. Each claim under way is reported as failed,
     /// or with the verdict that it gets in the meantime.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
@@ -260,8 +261,8 @@ impl KafkaLink {
         }
     }
 
-    /// Handles a report; `None` says that the producer is gone. Returns an event for the loop, or
-    /// `None` if there is none.
+    /// Handles a report of the producer; `None`: the producer is gone. Returns an event for the
+    /// delivery loop, or `None` if there is none.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
             Some(Report::Done(claim, verdict)) => {
@@ -300,13 +301,14 @@ impl KafkaLink {
         None
     }
 
-    /// The time between two checks of progress.
+    /// Returns the time between two checks of progress.
     fn check_interval(&self) -> Duration {
         self.shared.timeouts.connect.min(self.shared.timeouts.request) / PROGRESS_CHECKS
     }
 
-    /// Checks progress. Returns [`Event::Troubled`] if there was none for some time and librdkafka
-    /// has said why; else `None`. Gives the producer up after `timeouts.request` without progress.
+    /// Checks progress. Returns [`Event::Troubled`] if there was no progress for some time and
+    /// librdkafka has reported why; `None` if not. Gives the producer up after `timeouts.request`
+    /// without progress.
     fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
         self.checked = now;
@@ -395,8 +397,8 @@ impl Link for KafkaLink {
         }
     }
 
-    /// Gives up the claims under way, and waits until the producer is gone, for [`CLOSE_TIME`] at
-    /// most.
+    /// Gives up the claims under way, and waits until the producer is gone, but at most for
+    /// [`CLOSE_TIME`].
     async fn close(mut self) {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };

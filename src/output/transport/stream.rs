@@ -51,8 +51,8 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use pace::Pace;
 
-/// How often the kernel is asked within one replay window which bytes were acknowledged, at least.
-/// With a window of 1 s that is every 100 ms.
+/// How many times, at least, the kernel is asked within one replay window which bytes the peer has
+/// acknowledged. With a window of 1 s that is every 100 ms.
 const SAMPLES_PER_WINDOW: u32 = 10;
 
 /// The kernel is asked more often while much is under way: once for each 2 MiB of one replay
@@ -67,7 +67,7 @@ const SAMPLES_MAX: u32 = 1000;
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
 /// The most batches on the wire. A peer that takes one event at a time fills a replay window with
-/// that many.
+/// this many batches.
 const CLAIMS_MAX: usize = 65_536;
 
 /// Makes the connections of one output that speak one encoding (`tcp`, `syslog`). Owned by the
@@ -125,7 +125,7 @@ impl<E: Encode + Sync> Connect for StreamConnector<E> {
     }
 }
 
-/// The sum of the lengths of `pieces`, in bytes.
+/// Returns the sum of the lengths of `pieces`, in bytes.
 fn length(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
 }
@@ -157,9 +157,10 @@ struct Writing {
     held_back: Option<VecDeque<Bytes>>,
 }
 
-/// How far the peer's kernel had got, by time. The times are those at which we asked our kernel.
+/// How many bytes the peer's kernel had acknowledged at certain times. The times are those at which
+/// our kernel was asked.
 struct Samples {
-    /// Times and acknowledged bytes, from the last replay window, the oldest first.
+    /// The times and the acknowledged bytes of the last replay window, the oldest first.
     kept: VecDeque<(Instant, u64)>,
     /// When the kernel is asked next.
     next: Instant,
@@ -219,12 +220,12 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns whether nothing would be lost if the connection ended now.
+    /// Returns `true` if nothing would be lost if the connection ended now.
     fn is_idle(&self) -> bool {
         self.writing.is_none() && self.sent.is_empty() && self.session.ready.is_empty()
     }
 
-    /// Returns whether some bytes of the batch in `writing` may be on the wire.
+    /// Returns `true` if some bytes of the batch in `writing` may be on the wire.
     fn has_begun(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.held_back.is_none())
     }
@@ -303,8 +304,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Asks the kernel how many bytes were acknowledged, and makes final what was acknowledged one
-    /// replay window ago.
+    /// Asks our kernel how many bytes the peer's kernel has acknowledged (a sample). Bytes that a
+    /// sample at least one replay window old already showed as acknowledged become final.
     ///
     /// # Errors
     ///
@@ -331,7 +332,7 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// The time between two samples: the shorter, the more bytes are under way.
+    /// Returns the time between two samples, which is shorter the more bytes are under way.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
@@ -355,7 +356,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// The event that ends the connection, if time has run out for it at `now`; else `None`.
+    /// Returns the event that ends the connection if a time limit is over at `now`; `None` if none
+    /// is.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         if let Some(finished) = self.session.finished {
             if self.is_idle() {
@@ -387,7 +389,7 @@ impl<E: Encode> StreamLink<E> {
         None
     }
 
-    /// When there is something to do again without the peer; `None` if never.
+    /// Returns when a time limit or a sample is due next; `None` if nothing is due.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
     }

@@ -15,7 +15,7 @@ use crate::queue::Claim;
 #[derive(Default)]
 pub(super) struct InFlight(VecDeque<SentPart>);
 
-/// A claim, or a part of a claim.
+/// A sent claim, or a part of a sent claim.
 #[derive(Debug)]
 struct SentPart {
     claim: Claim,
@@ -30,12 +30,13 @@ impl InFlight {
         self.0.is_empty()
     }
 
-    /// The number of events that the consumer has yet to acknowledge.
+    /// Returns the number of events that the consumer has yet to acknowledge.
     pub(super) fn events(&self) -> u64 {
         self.0.iter().map(|sent| sent.awaited).sum()
     }
 
-    /// The bytes of the lines that can't be sent and wait for events before them.
+    /// Returns the bytes of the lines that can't be sent and wait until the events before them are
+    /// final.
     pub(super) fn rejected_bytes(&self) -> u64 {
         self.0.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
     }

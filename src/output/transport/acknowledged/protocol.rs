@@ -15,8 +15,8 @@ use crate::queue::Batch;
 /// The protocol that one connection speaks. It turns events into bytes and answers into counts, and
 /// reads and writes no socket, except in [`Protocol::open`].
 pub(in crate::output) trait Protocol: Send + 'static {
-    /// Exchanges what comes before the first event. Bytes that are left in `unread` afterwards
-    /// belong to answers to events.
+    /// Does the exchange with the consumer that comes before the first event. Bytes that are left
+    /// in `unread` afterwards belong to answers to events.
     fn open(
         &mut self,
         wire: &mut Wire,
@@ -30,7 +30,7 @@ pub(in crate::output) trait Protocol: Send + 'static {
     /// [`Protocol::sent`] before it encodes the next, if the frames hold any event.
     fn encode(&self, batch: Batch) -> Encoding;
 
-    /// Notes that the frames made last, which hold `events` events, are being sent now.
+    /// Notes that the frames that were made last, which hold `events` events, are being sent now.
     fn sent(&mut self, events: u64);
 
     /// Takes all complete answers off the front of `unread` and adds them to `answers`. The
@@ -43,7 +43,7 @@ pub(in crate::output) trait Protocol: Send + 'static {
     /// violation too.
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String>;
 
-    /// The bytes to write before the connection ends in order.
+    /// Returns the bytes to write before the connection ends in order.
     fn close(&self) -> Vec<u8>;
 }
 
@@ -91,9 +91,9 @@ impl Frames {
 /// The consumer's answers from one call of [`Protocol::read`].
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::output) struct Answers {
-    /// How many more events are acknowledged, in the order of sending.
+    /// The number of events that the answers acknowledge, in the order of sending.
     pub(in crate::output) acknowledged: u64,
-    /// `true` if the consumer has shown that it is at work on the events that it got.
+    /// `true` if the consumer has shown that it is still working on the events that were sent.
     pub(in crate::output) alive: bool,
     /// `true` if the consumer has announced that it will end the connection.
     pub(in crate::output) closing: bool,

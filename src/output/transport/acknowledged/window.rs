@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
-/// The number of events that may be under way, over all connections of one output, one after the
-/// other.
+/// The number of events that may be sent and not yet acknowledged. One value serves all connections
+/// of an output, which exist one after the other.
 ///
 /// The number is `window` as configured, until a connection breaks. Then it falls to half of the
 /// events that were sent on that connection, and grows by one with each event that is acknowledged,
@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 /// 20 of them are acknowledged, 60 may be.
 pub(super) struct Window {
     configured: u64,
-    /// At least 1, and at most `configured`.
+    /// The current window in events: at least 1, and at most `configured`.
     now: AtomicU64,
 }
 
@@ -27,13 +27,14 @@ impl Window {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// The consumer has acknowledged `events` more events.
+    /// Notes that the consumer has acknowledged `events` more events.
     pub(super) fn acknowledged(&self, events: u64) {
         let grown = self.events().saturating_add(events).min(self.configured);
         self.now.store(grown, Ordering::Relaxed);
     }
 
-    /// A connection broke while events were under way. `sent` events were sent on it in all.
+    /// Notes that a connection broke while events were under way. `sent` is the number of all
+    /// events that were sent on it.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }

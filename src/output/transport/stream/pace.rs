@@ -1,19 +1,20 @@
 //! How much a stream may have under way, so that every consumer makes progress.
 
-/// How many bytes may be under way, over all connections of one output, one after the other. Bytes
-/// are those handed to the wire.
+/// The number of bytes that may be sent to the wire and not yet final. One value serves all
+/// connections of an output, which exist one after the other.
 ///
-/// While no connection breaks, any amount may be. After a connection broke, half of the bytes that
-/// it took may be under way, and no more until all of these are final: this is the *limit*, and the
-/// bytes sent under it are a *window*. The limit doubles with each window that becomes final, but
-/// only once the connection has carried more bytes than the one that broke. A consumer that cuts
-/// every connection after N bytes is thus sent N/2 twice for each connection, and the first half
-/// becomes final. If the limit doubled at once, it would be sent N/2 and then N.
+/// Until a connection breaks, the number is unlimited. After that, half of the bytes that the
+/// broken connection took may be under way, and no more until all of these are final. This number
+/// is the *limit*, and the bytes sent under it are a *window*. The limit doubles with each window
+/// that becomes final, but only once the connection has carried more bytes than the one that broke.
+/// Suppose that a consumer cuts every connection after N bytes: each connection is sent N/2 twice,
+/// and the first half becomes final. If the limit doubled at once, a connection would be sent N/2
+/// and then N.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The bytes of one window; `None` is unlimited.
+    /// The most bytes of one window; `None`: there is no limit.
     limit: Option<u64>,
-    /// The bytes that the connection that broke had taken.
+    /// The bytes that the last broken connection had taken.
     broke_after: u64,
     /// The bytes sent in the current window.
     window: u64,
@@ -24,12 +25,13 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// A new connection begins with nothing sent.
+    /// Notes that a new connection begins, on which nothing is sent yet.
     pub(super) fn connected(&mut self) {
         (self.window, self.final_bytes, self.sent) = (0, 0, 0);
     }
 
-    /// The bytes that may be taken from the queue now; `None` while the window is full.
+    /// Returns the number of bytes that may be taken from the queue now; `None` while the window is
+    /// full.
     pub(super) fn room(&self) -> Option<u64> {
         match self.limit {
             None => Some(u64::MAX),
@@ -45,13 +47,13 @@ impl Pace {
         self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
     }
 
-    /// The wire took `bytes` bytes.
+    /// Notes that the wire took `bytes` bytes.
     pub(super) fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
         self.window += bytes;
     }
 
-    /// `bytes` bytes became final. `all` is `true` if nothing else is under way.
+    /// Notes that `bytes` bytes became final. `all` is `true` if nothing else is under way.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
@@ -62,7 +64,8 @@ impl Pace {
         }
     }
 
-    /// The connection broke. Nothing changes if all that it took was final.
+    /// Notes that the connection broke. Nothing changes if everything that the connection took was
+    /// final.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
             self.broke_after = self.sent;
