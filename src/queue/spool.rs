@@ -73,37 +73,38 @@ use state::Waiting;
 /// Bytes of the newest records that are kept in memory.
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
-/// Bytes that all cursors together may have read ahead. Each may hold four times what it reads at
-/// once.
+/// The bytes that all cursors together may have read ahead. Each cursor may hold four times the
+/// bytes of one read.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// With more holes than this, neighbouring ones are joined: a slot of the cursors file has no room
-/// for many more.
+/// The most holes (dropped segments that were counted as lost) that are kept singly. If there are
+/// more, neighbouring holes are joined: a slot of the cursors file has no room for many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
-/// The least and the most that a cursor reads from a file at once, in bytes, whatever the number of
-/// outputs.
+/// The least that a cursor reads from a file at once, in bytes, however many outputs there are.
 const CHUNK_MIN: u64 = if cfg!(test) { 4 << 10 } else { 16 << 10 };
+/// The most that a cursor reads from a file at once, in bytes, however few outputs there are.
 const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 
 /// The most that copies of damaged records may take, in bytes.
 const QUARANTINE_BYTES: u64 = 64 << 20;
 
-/// If `queue.max_bytes` is small, the copies may take this part of it: a sixteenth.
+/// Copies of damaged records may take at most `queue.max_bytes` divided by this number.
 const QUARANTINE_PART: u64 = 16;
 
-/// The most that copies of damaged records may take with this `queue.max_bytes`, in bytes.
+/// The most bytes that copies of damaged records may take, if `queue.max_bytes` is `capacity`.
 fn quarantine_bytes(capacity: u64) -> u64 {
     (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
 }
 
-/// A disk that has not answered for this long is at fault. Requests are then refused and not held.
+/// A disk that has not answered for this long counts as at fault: requests are refused at once, and
+/// not held until the disk answers.
 const HANGS: Duration = Duration::from_secs(5);
 
-/// How long the end of the queue may take if the disk does not answer.
+/// How long the queue waits for the writer thread when it closes, in case the disk does not answer.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The queue. A clone is cheap, and is the same queue.
+/// The queue. A clone is cheap, and is a handle to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
@@ -126,13 +127,14 @@ struct Shared {
     state: Mutex<SpoolState>,
     /// Notified when the writer thread has something to do.
     work: Condvar,
-    /// Notified when the writer has deleted what it could: large bodies that arrive wait for it.
+    /// Notified when the writer has tried to delete the files that no output needs: large bodies
+    /// that arrive wait for their room.
     reclaimed: Condvar,
     /// `queue.max_bytes`. It is changed only under the state's lock.
     capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// Notified when a claim has become final or was released, and when a save that was asked for
-    /// is done.
+    /// Notified when a claim has become final or was released, and when a requested save of the
+    /// cursors file is done.
     progress: Notify,
     /// Bytes of the files in `quarantine/`.
     quarantined: AtomicU64,
@@ -142,10 +144,10 @@ struct Shared {
 }
 
 impl Shared {
-    /// Takes the lock. Debug builds check the counters that whoever had it before has left.
+    /// Locks the state. Debug builds then compare its counters with its segments and batches.
     ///
-    /// A panic while the lock was held is a bug that the panicking thread has reported. The counts
-    /// that it left are the best there are, and are not checked.
+    /// A panic while the state was locked is a bug that the panicking thread has reported. The
+    /// counters are then used as that thread has left them, without a comparison.
     fn lock(&self) -> MutexGuard<'_, SpoolState> {
         match self.state.lock() {
             Ok(state) => {
@@ -162,8 +164,9 @@ impl Shared {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Logs that the queue has room again, once a fifth of `queue.max_bytes` is free. Not earlier:
-    /// a queue at its limit would write a line for every few batches.
+    /// Logs that the queue has room again, if it was logged as full and more than a fifth of
+    /// `queue.max_bytes` is free. Not earlier: a queue at its limit would write a log line for
+    /// every few batches.
     fn log_not_full(&self, state: &mut SpoolState) {
         if !state.writing.told_full {
             return;
@@ -176,7 +179,7 @@ impl Shared {
         }
     }
 
-    /// Logs that the queue is full, unless the log says so already.
+    /// Logs that the queue is full, unless this was logged already and the queue had no room since.
     fn log_full(&self, state: &mut SpoolState) {
         // The writer may be able to make room.
         self.work.notify_one();
@@ -186,7 +189,8 @@ impl Shared {
         }
     }
 
-    /// Bytes of everything in the directory, as `queue.max_bytes` counts.
+    /// Bytes of everything that counts towards `queue.max_bytes`: files of segments, the cursors
+    /// file, and copies of damaged records.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
         state.writing.accounting.files() + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
@@ -199,16 +203,16 @@ impl Shared {
         self.capacity().saturating_sub(others)
     }
 
-    /// Bytes that new segments may take, once the writer has deleted what nobody needs.
+    /// Bytes that new segments may take once the writer has deleted all segments that no output
+    /// needs, rounded down to whole blocks.
     fn room(&self, state: &SpoolState) -> u64 {
         (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
             / BLOCK
             * BLOCK
     }
 
-    /// Where a batch that needs this many bytes goes: into the segment that is the last one when
-    /// its turn comes, or into a new segment of the size that is returned. `None` if there is no
-    /// room for either.
+    /// Finds room for a batch that needs this many bytes: in the segment that will be the last one
+    /// when the batch is written, or in a new segment. `None` if there is no room for either.
     fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
         if needed <= state.writing.accounting.segment_free() {
             return Some(Room::Here);
@@ -218,24 +222,24 @@ impl Shared {
         (least <= room).then_some(Room::Opens(size))
     }
 
-    /// Bytes of segments that would have to be dropped so that a batch which needs this many bytes
-    /// gets a new segment; 0 if none.
+    /// Bytes of segments that have to be dropped before there is room for a new segment with a
+    /// batch of `needed` bytes; 0 if there is room already.
     fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
         let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
         wanted.saturating_sub(self.usable() + state.reclaimable())
     }
 }
 
-/// Where a batch finds room.
+/// Where in the log a batch finds room.
 enum Room {
-    /// In the segment that is the last one when the turn of the batch comes.
+    /// In the segment that will be the last one when the batch is written.
     Here,
     /// In a new segment of this size, in bytes.
     Opens(u64),
 }
 
-/// The most that a batch with this many bytes of lines takes of a segment, in bytes: if it is the
-/// first of its group, it starts at a block of 4,096 bytes.
+/// The most bytes of a segment that a batch with `lines` bytes of lines takes. These are whole
+/// blocks of 4,096 bytes, because each group of batches starts at a block.
 fn needed(lines: u64) -> u64 {
     (RECORD_HEADER + lines).next_multiple_of(BLOCK)
 }
@@ -354,7 +358,7 @@ impl Queue {
         self.shared.lock().writing.fault()
     }
 
-    /// Waits until the writer thread has panicked.
+    /// Waits until the writer thread has panicked, and returns a message that says so.
     ///
     /// # Cancel safety
     ///
@@ -370,8 +374,8 @@ impl Queue {
         self.shared.capacity()
     }
 
-    /// See [`super::Queue::apply`]. Segments that were planned before are made as they were
-    /// planned.
+    /// See [`super::Queue::apply`]. Segments that were planned before the change keep their planned
+    /// size.
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -386,11 +390,12 @@ impl Queue {
         self.shared.log_not_full(&mut state);
     }
 
-    /// See [`super::Queue::join`]. The cursor is at the end of what is synced.
+    /// See [`super::Queue::join`]. The new cursor stands at the end of the synced part of the log.
     ///
     /// # Errors
     ///
-    /// The output has not joined.
+    /// The queue is closed, the output's name is taken, there are too many outputs, or the cursors
+    /// file can't be written. The output has not joined then.
     ///
     /// # Cancel safety
     ///
@@ -407,7 +412,8 @@ impl Queue {
         }
     }
 
-    /// Adds the cursor, and asks the writer to save it. The output has joined when that is done.
+    /// Adds the cursor, and asks the writer to save the cursors file. The output has joined when
+    /// the cursors file is saved.
     fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
         let mut state = self.shared.lock();
         if state.writing.closed {
@@ -444,7 +450,8 @@ impl Queue {
         self.shared.log_not_full(state);
     }
 
-    /// Bytes held, as `queue.max_bytes` counts them, and events that some output has not finished.
+    /// Returns the bytes held, as `queue.max_bytes` counts them, and the number of events that some
+    /// output has not finished.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
@@ -482,7 +489,7 @@ impl Queue {
         }
     }
 
-    /// Hands out nothing more, and returns once nothing is on the wire.
+    /// Stops handing out events, and returns once no output has an event on the wire.
     ///
     /// # Cancel safety
     ///
@@ -498,7 +505,8 @@ impl Queue {
         }
     }
 
-    /// See [`super::Queue::give_up`]. What the output did not get stays for the next start.
+    /// See [`super::Queue::give_up`]. Events that the output did not get stay in the queue for the
+    /// next start.
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.log.cursors {
@@ -508,8 +516,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Takes nothing more, and waits until the writer thread has saved the cursors and ended, for
-    /// [`CLOSING`] at most.
+    /// Makes the queue take no more batches, and waits until the writer thread has saved the
+    /// cursors and ended. Waits for [`CLOSING`] at most.
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
         self.shared.work.notify_one();
@@ -528,18 +536,18 @@ impl Queue {
     }
 }
 
-/// An output that is not in the cursors file yet. If this is dropped, the output was never here,
-/// and nothing is counted for it.
+/// An output that is about to join: the cursors file does not name it yet. If this value is
+/// dropped, the output's cursor is removed, and no event is counted as lost for the output.
 struct Joining {
     shared: Arc<Shared>,
-    /// `None` once the cursor was handed out.
+    /// The output's cursor; `None` once it was handed out.
     cursor: Option<Cursor>,
-    /// The number of the save that names the output.
+    /// The number of the save request after which the cursors file names the output.
     number: u64,
 }
 
 impl Joining {
-    /// Whether the cursors file names the output.
+    /// `true` once the cursors file names the output.
     fn is_saved(&self) -> bool {
         self.shared.lock().writing.save_done >= self.number
     }
@@ -555,7 +563,7 @@ impl Joining {
         }
     }
 
-    /// Hands out the cursor: the output has joined.
+    /// Hands out the cursor, by which the output has joined.
     fn end(mut self) -> Result<Cursor, JoinError> {
         self.cursor.take().ok_or(JoinError::Closed)
     }
@@ -569,20 +577,21 @@ impl Drop for Joining {
     }
 }
 
-/// A sender's receipt. If it is dropped while the batch is still in the line, the batch is taken
-/// out.
+/// A sender's receipt for a batch. If the ticket is dropped before the writer has taken the batch,
+/// the batch is not stored.
 #[must_use]
 pub struct Ticket {
-    /// The answer will come here. `None` once it has come.
+    /// Receives the writer's answer to the sender. `None` once the answer is in `answer`.
     done: Option<oneshot::Receiver<Result<(), Refused>>>,
-    /// The answer, once it has come. It stays the same however often the sender asks.
+    /// The answer to the sender, valid while `done` is `None`.
     answer: Result<(), Refused>,
-    /// The queue, and the number of the batch in the line. `None` once the answer has come.
+    /// The queue, and the batch's number among the waiting batches. `None` once the answer is
+    /// known.
     place: Option<(Arc<Shared>, u64)>,
 }
 
 impl Ticket {
-    /// Returns when the batch is synced, or is refused.
+    /// Waits until the batch is synced or refused.
     ///
     /// # Errors
     ///

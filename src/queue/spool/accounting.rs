@@ -12,8 +12,8 @@ use crate::position::Position;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 
-/// A file of the spool that is no part of the log any more: the first position in its name, and the
-/// bytes that it counts for.
+/// A file that has left the log: the position that its name states, and the bytes that it counts
+/// for.
 pub(super) type Removed = (Position, u64);
 
 /// The spool's counters of files and bytes.
@@ -27,13 +27,13 @@ pub(super) type Removed = (Position, u64);
 ///   because it was dropped. The cursors file may still need it; the writer deletes it after the
 ///   next save;
 /// - `stuck`: a segment whose delete has failed. It takes its room until a later attempt succeeds;
-/// - incoming: the file of a large body that is arriving, or that waits in the line;
+/// - incoming: the file of a large body that is arriving, or that waits to become a segment;
 /// - `abandoned`: the file of a large body that will not become a segment.
 ///
 /// A file changes its state without a change of `files`; only making, growing, cutting and deleting
 /// a file changes it.
 ///
-/// The second kind is what is promised to the batches in the line, before their bytes are written.
+/// The second kind is what is promised to the waiting batches, before their bytes are written.
 /// A batch goes into the segment that will be the last one when its turn comes: `segment_free` is
 /// what is left there. If that is not enough, the batch reserves a new segment: `reserved_new` is
 /// the bytes of all segments that are reserved and not made. For example, with `segment_free` = 8
@@ -46,36 +46,39 @@ pub(super) type Removed = (Position, u64);
 pub(super) struct Accounting {
     /// Bytes of all files in `segments/`.
     files: u64,
-    /// The part of `files` that large bodies take: those that arrive, and those in the line.
+    /// The part of `files` that large bodies take, while they arrive or wait to become segments.
     incoming: u64,
     pending_delete: Vec<Removed>,
     stuck: Vec<Removed>,
-    /// Names and bytes.
+    /// Names and bytes of the files of large bodies that will not become segments.
     abandoned: Vec<(String, u64)>,
-    /// Bytes that are left in the last segment once everything in the line is written. If the line
-    /// begins new segments, the last of those is meant.
+    /// Bytes that will be free in the log's last segment once all waiting batches are written. If
+    /// waiting batches begin new segments, the last of these new segments is meant.
     segment_free: u64,
-    /// Bytes of the segments that batches in the line, or in the writer's hand, are to begin.
+    /// Bytes of the segments that are planned and not made yet, for waiting batches and for the
+    /// group of batches that the writer has taken.
     reserved_new: u64,
-    /// The size limit that applied when `reserved_new` was planned, if `queue.max_bytes` was
-    /// lowered since; else 0. Segments that were planned before are still allowed.
+    /// The size limit, in bytes, within which the segments in `reserved_new` were planned, if
+    /// `queue.max_bytes` was changed since; else 0. Segments planned before the change are still
+    /// allowed.
     reserved_limit: u64,
     in_hand: InHand,
 }
 
-/// What the writer has taken from the line, and has neither published nor refused.
+/// The group of batches that the writer has taken, and has neither published nor refused.
 #[derive(Debug, Default)]
 struct InHand {
-    /// Bytes of the segment that the group begins; 0 if it begins none, or once that is made.
+    /// Bytes of the new segment that the group begins; 0 if the group begins none, or once the new
+    /// segment is made.
     reserved: u64,
-    /// Bytes that the group may take of its segment.
+    /// The most bytes of its segment that the group takes.
     needed: u64,
-    /// The group is a large body, whose file becomes a segment of its own.
+    /// `true`: the group is one large body, whose file becomes a segment of its own.
     is_incoming: bool,
 }
 
 impl Accounting {
-    /// The counters for what a start has found.
+    /// The counters at the start of the process, from the segments and other files that were found.
     pub(super) fn new(
         segments: &VecDeque<Segment>,
         pending_delete: Vec<Removed>,
@@ -92,12 +95,13 @@ impl Accounting {
         self.files
     }
 
-    /// Bytes of all files in `segments/`, and of the segments that batches in the line begin.
+    /// Bytes of all files in `segments/`, and of the segments that are planned for batches and not
+    /// made yet.
     pub(super) fn taken(&self) -> u64 {
         self.files + self.reserved_new
     }
 
-    /// Bytes that are left in the last segment once everything in the line is written.
+    /// Bytes that will be free in the log's last segment once all waiting batches are written.
     pub(super) fn segment_free(&self) -> u64 {
         self.segment_free
     }
@@ -108,66 +112,69 @@ impl Accounting {
         self.reserved_new
     }
 
-    /// Segments that have left the log, and whose delete was not tried yet.
+    /// Segments that have left the log, and that the writer has not tried to delete yet.
     pub(super) fn pending_delete(&self) -> &[Removed] {
         &self.pending_delete
     }
 
-    /// Segments whose delete has failed.
+    /// Segments that have left the log, and could not be deleted.
     pub(super) fn stuck(&self) -> &[Removed] {
         &self.stuck
     }
 
-    /// The files of large bodies that will not become segments: names and bytes.
+    /// Names and bytes of the files of large bodies that will not become segments.
     pub(super) fn abandoned(&self) -> &[(String, u64)] {
         &self.abandoned
     }
 
-    /// Bytes that deleting what has left the log gives back, unless a delete fails.
+    /// Bytes that become free when the files in `pending_delete` are deleted.
     pub(super) fn pending_bytes(&self) -> u64 {
         self.pending_delete.iter().map(|(_, size)| size).sum()
     }
 
-    /// Whether a file that has left the log, and is not deleted, has the name of this position.
+    /// `true` if a file that has left the log still has the name of a segment that begins at
+    /// `first`.
     pub(super) fn has_name(&self, first: Position) -> bool {
         self.pending_delete.iter().any(|(other, _)| *other == first) || self.is_stuck(first)
     }
 
-    /// Whether the file with the name of this position could not be deleted.
+    /// `true` if the file of a segment that began at `first` has left the log and could not be
+    /// deleted.
     pub(super) fn is_stuck(&self, first: Position) -> bool {
         self.stuck.iter().any(|(other, _)| *other == first)
     }
 
     // ---- Files ----
 
-    /// A segment was made, and is the last of the log.
+    /// Counts a segment of `size` bytes that was made at the end of the log.
     pub(super) fn made(&mut self, size: u64) {
         self.files += size;
     }
 
-    /// A segment was made, but not synced: it is no part of the log.
+    /// Counts a segment that was made but could not be synced. It is no part of the log, and is to
+    /// be deleted.
     pub(super) fn made_in_vain(&mut self, first: Position, size: u64) {
         self.files += size;
         self.retire(first, size);
     }
 
-    /// A segment of the log was cut to its length, which gives back so many bytes.
+    /// Notes that a segment of the log was cut to its length, which has freed `given` bytes.
     pub(super) fn cut(&mut self, given: u64) {
         self.files -= given;
     }
 
-    /// A segment has left the log, and is to be deleted.
+    /// Notes that a segment has left the log, and that its file is to be deleted.
     pub(super) fn retire(&mut self, first: Position, size: u64) {
         self.pending_delete.push((first, size));
     }
 
-    /// The file of a segment that has left the log is deleted.
+    /// Notes that the file of a segment that had left the log is deleted.
     pub(super) fn deleted(&mut self, (first, size): Removed) {
         self.forget(first);
         self.files -= size;
     }
 
-    /// The file of a segment that has left the log could not be deleted.
+    /// Notes that the file of a segment that had left the log could not be deleted.
     pub(super) fn not_deleted(&mut self, (first, size): Removed) {
         self.forget(first);
         self.stuck.push((first, size));
@@ -178,24 +185,25 @@ impl Accounting {
         self.stuck.retain(|(other, _)| *other != first);
     }
 
-    /// A large body that is arriving takes so many bytes more.
+    /// Counts this many bytes more for a large body that is arriving.
     pub(super) fn reserve_incoming(&mut self, bytes: u64) {
         self.files += bytes;
         self.incoming += bytes;
     }
 
-    /// The file of a large body is a segment of the log now.
+    /// Notes that the file of a large body, which takes `size` bytes, has become a segment of the
+    /// log.
     pub(super) fn adopt_incoming(&mut self, size: u64) {
         self.incoming -= size;
     }
 
-    /// The file of a large body will not become a segment, and is to be deleted.
+    /// Notes that the file of a large body will not become a segment, and is to be deleted.
     pub(super) fn abandon(&mut self, name: String, size: u64) {
         self.incoming -= size;
         self.abandoned.push((name, size));
     }
 
-    /// The file of a large body that was abandoned is deleted.
+    /// Notes that the abandoned file of a large body is deleted.
     pub(super) fn deleted_abandoned(&mut self, name: &str) {
         let Some(index) = self.abandoned.iter().position(|(other, _)| other == name) else {
             return;
@@ -206,29 +214,31 @@ impl Accounting {
 
     // ---- The line ----
 
-    /// A batch joins the line, and goes into the segment that is the last one then.
+    /// Plans `needed` bytes for a batch in the segment that will be the last one when the batch is
+    /// written.
     pub(super) fn plan_here(&mut self, needed: u64) {
         self.segment_free -= needed;
     }
 
-    /// A batch joins the line, and begins a new segment of this size.
+    /// Plans a new segment of `size` bytes, and `needed` bytes in it for the batch that begins it.
     pub(super) fn plan_new(&mut self, size: u64, needed: u64) {
         self.segment_free = size - FIRST_RECORD - needed;
         self.reserved_new += size;
     }
 
-    /// The file of a large body joins the line: batches after it begin a segment of their own.
+    /// Plans the file of a large body as the log's last segment. Nothing is appended to such a
+    /// segment, so that the next batch has to begin a new one.
     pub(super) fn plan_incoming(&mut self) {
         self.segment_free = 0;
     }
 
-    /// A batch that goes into the last segment leaves the line.
+    /// Takes back the plan of a batch that was to take `needed` bytes of the last segment.
     pub(super) fn withdraw_here(&mut self, needed: u64) {
         self.segment_free += needed;
     }
 
-    /// A batch leaves the line together with the segment that it was to begin. `is_last`: nothing
-    /// is behind it in the line, so that no segment is planned that has room.
+    /// Takes back the plan of a new segment of `size` bytes, whose only batch was withdrawn.
+    /// `is_last`: no batch waits after the withdrawn one, so that no planned segment has room.
     pub(super) fn withdraw_new(&mut self, size: u64, is_last: bool) {
         self.reserved_new -= size;
         if self.reserved_new == 0 {
@@ -239,19 +249,21 @@ impl Accounting {
         }
     }
 
-    /// `queue.max_bytes` is changed: segments that were planned within `usable` bytes stay allowed.
+    /// Notes that `queue.max_bytes` changes. Segments that were planned within `usable` bytes, the
+    /// limit before the change, stay allowed.
     pub(super) fn keep_limit(&mut self, usable: u64) {
         if self.reserved_new > 0 {
             self.reserved_limit = usable.max(self.reserved_limit);
         }
     }
 
-    /// What the files may take, of which `usable` is the limit now.
+    /// The most bytes that the files in `segments/` may take: `usable`, or a higher limit within
+    /// which segments were planned before `queue.max_bytes` was changed.
     pub(super) fn limit(&self, usable: u64) -> u64 {
         usable.max(self.reserved_limit)
     }
 
-    /// The writer takes a group from the line.
+    /// Notes that the writer has taken this group of batches to write them.
     pub(super) fn take_in_hand(&mut self, group: &[Waiting]) {
         let Some(first) = group.first() else { return };
         self.in_hand = match first.incoming {
@@ -264,7 +276,7 @@ impl Accounting {
         };
     }
 
-    /// The segment that the group in hand begins is made.
+    /// Notes that the new segment for the group that the writer has taken is made.
     pub(super) fn opened(&mut self) {
         self.reserved_new -= std::mem::take(&mut self.in_hand.reserved);
         if self.reserved_new == 0 {
@@ -272,33 +284,35 @@ impl Accounting {
         }
     }
 
-    /// The group in hand is stored. `given`: bytes that it was promised and did not need, which are
-    /// free again; 0 if the line begins a new segment, as nothing more comes into this one.
+    /// Notes that the group that the writer had taken is stored. `given`: bytes that were planned
+    /// for the group, that it did not need, and that are free again; 0 if a waiting batch begins a
+    /// new segment, because nothing more goes into this one.
     pub(super) fn published(&mut self, given: u64) {
         self.in_hand = InHand::default();
         self.segment_free += given;
     }
 
-    /// Nothing is in the line, and nothing in the writer's hand: the last segment has `free` bytes
-    /// left.
+    /// Clears all plans: no batch waits, and the writer has taken none. `free`: bytes that are left
+    /// in the last segment.
     pub(super) fn clear_plans(&mut self, free: u64) {
         (self.reserved_new, self.reserved_limit, self.segment_free) = (0, 0, free);
         self.in_hand = InHand::default();
     }
 
-    /// As [`Accounting::clear_plans`], but the group in hand is about to be written to the segment
-    /// that was made for it, and is smaller than planned.
+    /// Clears the plans of all waiting batches, but not those of the group that the writer has
+    /// taken: the group is about to be written to a new segment, which is smaller than planned.
+    /// `free`: bytes that the group leaves in this segment.
     pub(super) fn clear_line(&mut self, free: u64) {
         (self.reserved_new, self.reserved_limit, self.segment_free) = (0, 0, free);
         self.in_hand.reserved = 0;
     }
 
-    /// Compares the counters with what is held.
+    /// Compares the counters with the segments and batches that the spool holds.
     ///
     /// # Panics
     ///
-    /// If one of them is wrong. Debug builds and tests only: there is nothing to be done about it
-    /// at run time.
+    /// If a counter is wrong. Only debug builds and tests call this: there is nothing to be done
+    /// about a wrong counter at run time.
     pub(super) fn check(&self, segments: &VecDeque<Segment>, waiting: &VecDeque<Waiting>) {
         let sum = |files: &[Removed]| files.iter().map(|(_, size)| size).sum::<u64>();
         let log: u64 = segments.iter().map(|segment| segment.size).sum();
@@ -320,7 +334,8 @@ impl Accounting {
         assert!(self.segment_free <= room, "only {room} bytes are left: {self:?}");
     }
 
-    /// At most so many bytes are left in the last segment once everything in the line is written.
+    /// The most bytes that can be left in the log's last segment once all waiting batches are
+    /// written.
     fn room_of_last(&self, segments: &VecDeque<Segment>, waiting: &VecDeque<Waiting>) -> u64 {
         let opens = waiting.iter().rposition(|waiting| waiting.opens.is_some());
         let behind = waiting.range(opens.unwrap_or(0)..).map(Waiting::needed).sum::<u64>();

@@ -34,22 +34,22 @@ use crate::queue::segment::Found;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 
-/// At most this many bytes of lines before a cursor are read: what a disk reads in a second or two,
-/// and what a busy cluster sends in some minutes.
+/// The most bytes of lines before a cursor that are read: about what a disk reads in a second or
+/// two, and what a busy cluster sends in some minutes.
 const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 
-/// The range that is to be read.
+/// The limits of the range of events that is to be read.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     /// The cursor's watermark, where reading ends.
     end: Position,
-    /// The byte number of the first line that is read.
+    /// The least byte number of a line that is read.
     byte: u64,
-    /// Only events that were received at this time or later, in ms since 1970.
+    /// Only events that were received at this time or later are read. In ms since 1970.
     since: u64,
 }
 
-/// A reader of what lies before a cursor, oldest first.
+/// A reader of the events before a cursor's watermark, oldest first.
 ///
 /// Each call of [`Before::next`] gives one piece of lines. When no piece is left, the next part of
 /// a segment is read on a thread that may block. Owned by the delivery loop that fills its
@@ -57,12 +57,12 @@ struct Limits {
 pub struct Before {
     shared: Arc<Shared>,
     limits: Limits,
-    /// The position where reading goes on behind the pieces, and its place in a file, if that is
-    /// known.
+    /// The position where the next read goes on, after the `pieces`. `spot` is the place of this
+    /// position in a file, if the place is known.
     at: Position,
     spot: Option<Spot>,
     pieces: VecDeque<Piece>,
-    /// The read that is under way.
+    /// The read that is under way; `None` if there is none.
     reading: Option<JoinHandle<Option<Part>>>,
 }
 
@@ -75,8 +75,8 @@ struct Part {
 }
 
 impl Before {
-    /// Reads from position `from` up to a cursor's place, and only what was received `within` this
-    /// time.
+    /// Makes a reader of the events from position `from` up to a cursor's `place`. The reader skips
+    /// events that were not received `within` this time before now.
     pub(super) fn new(
         shared: Arc<Shared>,
         from: Position,
@@ -92,7 +92,7 @@ impl Before {
         Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
     }
 
-    /// The next lines, with their origin. `None` at the end.
+    /// Returns the next lines, with their origin; `None` when all were returned.
     ///
     /// # Cancel safety
     ///
@@ -146,7 +146,8 @@ impl Drop for Before {
 }
 
 impl Shared {
-    /// Reads of one segment what comes at a position or behind it. `None` at the end.
+    /// Reads a part of the first segment that ends after position `at`. `None` if nothing is left
+    /// to read.
     fn read_before(&self, at: Position, spot: Option<Spot>, limits: Limits) -> Option<Part> {
         if at >= limits.end {
             return None;
@@ -192,8 +193,9 @@ impl Shared {
         Some(Part { pieces, at, spot: next })
     }
 
-    /// What is to be read of the first segment that has something at or behind `at`, and before
-    /// `end`; and the first position of the segment behind it. `None` if there is no such segment.
+    /// Plans a read of the first segment that ends after `at`, if the segment begins before `end`;
+    /// `None` if there is no such segment. Also returns the first position of the segment after it,
+    /// if there is one.
     fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
         let state = self.lock();
         let index = state.log.segment_at(at);
@@ -215,8 +217,8 @@ impl Shared {
         Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
     }
 
-    /// When a segment was made, in ms since 1970: everything before it was received earlier.
-    /// `u64::MAX` if that is not known.
+    /// Returns when the segment that begins at `first` was made, in ms since 1970; `u64::MAX` if
+    /// this is not known. Everything in the segments before it was received earlier.
     fn made(&self, first: Position) -> u64 {
         let file = self.disk.open(&segment::file_name(first), Access::Read).ok();
         let header = file.and_then(|file| SegmentHeader::read(&*file, first).ok());
@@ -224,7 +226,8 @@ impl Shared {
     }
 }
 
-/// The place of the first record in a segment that is to be read; `None` if there is none.
+/// The place in a segment of the first record that is within the limits of the read; `None` if
+/// there is no such record.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
     let at = (FIRST_RECORD, job.first.position);
     let mut scan = Scan::new(file, at, job.offset, job.end.position, Check::Headers);

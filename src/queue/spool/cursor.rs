@@ -36,33 +36,34 @@ use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
 
-/// The cursors file is written when this many bytes of lines have become final since the last time,
-/// or after a second.
+/// The cursors file is written when this many bytes of lines have become final since it was last
+/// written, or a second after it was last written.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
-/// At least this many bytes are read at once to send a claim again, however small the claim is.
+/// The least number of bytes of lines that are read at once to send a claim again, even if the
+/// claim is smaller.
 const FETCH_MIN: u64 = 64 << 10;
 
-/// The pause between two attempts to read from a file that is there and can't be read.
+/// The pause between two attempts to read from a file that exists but can't be read.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Events that can't be read for this long are lost. A disk that is away for a moment then costs no
-/// events.
+/// Events that could not be read for this long count as lost. A disk that is away for a shorter
+/// time costs no events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The least time between two log lines about failed reads.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What the spool notes with a claim.
+/// What the spool notes about a claim.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Note {
     /// Bytes of the claim's lines.
     bytes: u64,
-    /// The byte number of its first line.
+    /// The byte number of the claim's first line.
     first_byte: u64,
-    /// When its first event was received, in ms since 1970.
+    /// When the claim's first event was received, in ms since 1970.
     received: u64,
-    /// Where its lines can be read again.
+    /// The place in a file where the claim's lines can be read again.
     spot: Spot,
 }
 
@@ -94,27 +95,28 @@ pub(super) struct CursorState {
     pub(super) claims: Claims<Note>,
     /// The byte number at `claims.read`, where the next claim begins.
     pub(super) read_byte: u64,
-    /// What comes next, as far as it was read: lines and gaps.
+    /// The lines and gaps that come next, as far as they were read.
     pieces: VecDeque<Piece>,
-    /// The place in a file where reading goes on behind the pieces. `None` if it is not known, and
-    /// has to be found by its position.
+    /// The place in a file where reading goes on after the `pieces`. `None` if it is not known:
+    /// then it has to be found by the position.
     pub(super) spot: Option<Spot>,
-    /// A read that was started for an earlier epoch is thrown away when it arrives.
+    /// Rises when the cursor is rewound, or drops what it has read ahead. A read that was started
+    /// in an earlier epoch is thrown away when it arrives.
     epoch: u64,
     /// A released claim that has to be read from a file before it can be sent again.
     wanted: Option<Claim>,
-    /// The lines that were read again.
+    /// The lines of a released claim, which were read again.
     fetched: Option<Fetched>,
-    /// The output got nothing from before this position: it joined here. [`Position::START`] if
-    /// that is not known.
+    /// The position at which the output joined, before which it got nothing. [`Position::START`] if
+    /// this position is not known.
     pub(super) since: Position,
-    /// Gaps behind the watermark whose events this output has counted as lost.
+    /// Gaps after the watermark whose events this output has counted as lost.
     counted: Vec<Gap>,
     /// The value of the gauge `output_start_events`.
     pub(super) start: i64,
-    /// The output has ended for good: nothing waits for it any more.
+    /// `true`: the output has ended for good, and nothing waits for it any more.
     pub(super) gone: bool,
-    /// Batches say where their pieces come from.
+    /// `true`: the output's batches tell the origin of each piece of lines.
     tells_origins: bool,
     pub(super) readable: Arc<Notify>,
     /// When the last claimed event was received, in ms since 1970; the time of the start before the
@@ -122,10 +124,10 @@ pub(super) struct CursorState {
     pub(super) received: u64,
 }
 
-/// The lines of a claim that were read again.
+/// A released claim, and its lines, which were read again.
 struct Fetched {
     claim: Claim,
-    /// At least one piece, and no gaps.
+    /// The lines of the claim: at least one piece, and no gaps.
     pieces: Vec<Piece>,
 }
 
@@ -159,7 +161,7 @@ impl CursorState {
         }
     }
 
-    /// Events and bytes that are claimed and not finished.
+    /// Events and bytes that this output has claimed and not finished.
     pub(super) fn open(&self) -> (u64, u64) {
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
@@ -167,8 +169,8 @@ impl CursorState {
         })
     }
 
-    /// Events and bytes from a position on that are missing and counted. There may be some behind
-    /// `claims.read` after a rewind.
+    /// Events and bytes of the gaps from a position on that this output has counted as lost. After
+    /// a rewind, gaps after `claims.read` may be among them.
     pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
         let behind = self.counted.iter().filter(|gap| gap.end > position);
         behind.fold((0, 0), |(events, bytes), gap| {
@@ -176,8 +178,8 @@ impl CursorState {
         })
     }
 
-    /// When the oldest event that is not finished was received, in ms since 1970; `None` if no such
-    /// event is in memory.
+    /// When the oldest event that the output has not finished was received, in ms since 1970;
+    /// `None` if no such event is in memory.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| self.pieces.front().map(|piece| piece.received))
@@ -189,15 +191,15 @@ impl CursorState {
         LogOffset { position: self.claims.watermark(), byte }
     }
 
-    /// Whether nothing is on the wire, or the output has ended and nobody will say what became of
-    /// it.
+    /// `true` if the output has no event on the wire, or has ended, so that nobody will report what
+    /// became of its events.
     pub(super) fn is_idle(&self) -> bool {
         self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
     /// Passes a dropped segment. Returns the number of its events that this output had not got,
-    /// which the caller counts as lost. If some of them are on the wire, what becomes of them there
-    /// counts nothing more.
+    /// which the caller counts as lost. Events of the segment that are on the wire are not counted
+    /// again when they are acknowledged or released.
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
@@ -228,7 +230,8 @@ impl CursorState {
         missed
     }
 
-    /// Drops what was read ahead of these positions, and everything behind it.
+    /// Drops the pieces that were read ahead and hold one of these positions, and all pieces after
+    /// them.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
         if let Some(index) = self.pieces.iter().position(holds) {
@@ -238,7 +241,7 @@ impl CursorState {
         }
     }
 
-    /// Where the pieces end: the next read begins here.
+    /// The place where the pieces in memory end, and the next read begins.
     fn ahead(&self) -> LogOffset {
         let read = LogOffset { position: self.claims.read, byte: self.read_byte };
         self.pieces.back().map_or(read, |piece| LogOffset {
@@ -247,13 +250,14 @@ impl CursorState {
         })
     }
 
-    /// Bytes of lines that were read ahead.
+    /// Bytes of the lines that were read ahead.
     fn ahead_bytes(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
     }
 
-    /// Passes a gap. Its events are lost for this output, except those that were counted before.
-    /// `dropped`: how many of them are in holes.
+    /// Moves the cursor past a gap, whose events are lost for this output, and counts them unless
+    /// they were counted before. `dropped`: how many of these events are in dropped segments
+    /// (holes).
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         self.claims.read = gap.end();
@@ -261,8 +265,8 @@ impl CursorState {
         self.forget_counted();
     }
 
-    /// Counts the events of a gap as lost for this output, except those that it has counted before,
-    /// and the `dropped` ones, which dropping a segment has counted.
+    /// Counts the events of a gap as lost for this output, except the events that it has counted
+    /// before. `dropped`: how many events of the gap were counted when their segments were dropped.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) {
         let known = dropped + overlap(&self.counted, gap.first..gap.end());
         let lost = gap.events.saturating_sub(known);
@@ -274,13 +278,14 @@ impl CursorState {
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
     }
 
-    /// Forgets counted gaps before the watermark.
+    /// Forgets the counted gaps that lie before the watermark.
     fn forget_counted(&mut self) {
         let watermark = self.claims.watermark();
         self.counted.retain(|gap| gap.end > watermark);
     }
 
-    /// Goes back to the watermark: all claims are forgotten, and read again.
+    /// Moves the cursor back to its watermark. All claims are forgotten, and their events are read
+    /// again.
     fn rewind(&mut self) {
         let Some(note) = self.claims.rewind() else { return };
         self.read_byte = note.first_byte;
@@ -291,7 +296,7 @@ impl CursorState {
     }
 }
 
-/// How long ago something was received. Both times are in ms since 1970.
+/// The time from `received` to `now`, which are both in ms since 1970.
 pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
@@ -300,7 +305,8 @@ fn origin(piece: &Piece, now: u64) -> Origin {
     Origin { first: piece.first, age: age(piece.received, now) }
 }
 
-/// The batch of a claim, from the pieces of it that there are.
+/// Makes the batch of a claim from its pieces of lines. `tells_origins`: the batch holds the origin
+/// of each piece.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
     let (pieces, origins) = (Vec::new(), Vec::new());
@@ -314,21 +320,22 @@ fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: boo
     batch
 }
 
-/// How many of these positions are in gaps.
+/// Returns how many of these positions are in the gaps.
 fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     let overlap =
         |gap: &Gap| gap.end.min(positions.end).saturating_since(gap.start.max(positions.start));
     gaps.iter().map(overlap).sum()
 }
 
-/// The number of events of a claim, without those that were found missing when it was read again.
+/// The number of events of a claim, without the events that were missing when the claim was read
+/// again.
 fn left(claim: Claim, gaps: &[Gap]) -> u64 {
     claim.end - claim.start - overlap(gaps, claim.start..claim.end)
 }
 
 impl SpoolState {
-    /// Claims what comes next, as far as it is in memory. Passes gaps before it. `None` if nothing
-    /// is in memory.
+    /// Claims the next events that are in memory, at most `take`, after passing the gaps before
+    /// them. `None` if no event is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Claim, Note)> = None;
@@ -390,7 +397,8 @@ impl SpoolState {
 }
 
 impl LogState {
-    /// Takes the piece that comes next from the tail. `false` if the tail does not have it.
+    /// Adds the lines that come next to the cursor's pieces, if the tail (the newest records, in
+    /// memory) holds them. `false` if the tail does not.
     fn refill(&mut self, index: usize) -> bool {
         let ahead = self.cursors[index].ahead();
         let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
@@ -409,12 +417,14 @@ impl LogState {
         true
     }
 
-    /// How many of these positions are in holes: dropped, and counted for every output.
+    /// Returns how many of these positions are in holes: in segments that were dropped and counted
+    /// as lost.
     fn dropped_in(&self, positions: Range<Position>) -> u64 {
         cursors::dropped_in(&self.holes, &positions)
     }
 
-    /// The lines of a claim from the tail; `None` if not all of them are there.
+    /// Makes the batch of a claim from the tail (the newest records, in memory); `None` if the tail
+    /// does not hold all lines of the claim.
     fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
@@ -425,7 +435,7 @@ impl LogState {
         Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
     }
 
-    /// What a cursor needs to go on: nothing, or a read from a file.
+    /// Returns what a cursor needs before it can hand out events.
     fn read_plan(&self, index: usize) -> ReadPlan {
         if self.draining {
             return ReadPlan::Nothing;
@@ -449,7 +459,7 @@ impl LogState {
         self.read_on(index)
     }
 
-    /// What has to be read from a file behind what a cursor has in memory.
+    /// Returns the read from a file that continues what a cursor has in memory, if there is one.
     fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead().position;
@@ -467,7 +477,7 @@ impl LogState {
         self.job(cursor.epoch, spot, ahead, None, self.chunk)
     }
 
-    /// The read of `from..to` in the segment of `spot`, of about `chunk` bytes.
+    /// Plans a read of the positions `from..to` in the segment of `spot`, of about `chunk` bytes.
     fn job(
         &self,
         epoch: u64,
@@ -504,19 +514,19 @@ impl LogState {
     }
 }
 
-/// What a cursor needs to go on.
+/// What a cursor needs before it can hand out events.
 enum ReadPlan {
     /// The cursor can hand out events now.
     Ready,
-    /// There is nothing to hand out.
+    /// The cursor has no event to hand out, and none to read.
     Nothing,
-    /// This has to be read from a file first.
+    /// This read from a file has to be done first.
     Load(Job),
 }
 
 impl Shared {
-    /// Takes over what was read for a cursor in this `epoch`. Damage is counted in any case; lines
-    /// are thrown away if the cursor has another epoch by now.
+    /// Gives a cursor what was read for it in this `epoch`. Damage is counted in any case; the
+    /// lines are thrown away if the cursor has another epoch now.
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
@@ -553,8 +563,8 @@ impl Shared {
         }
     }
 
-    /// Takes over the lines of a released claim. The events that are missing by now are lost; all
-    /// others are sent again.
+    /// Gives a cursor the lines of a released claim, which were read again. Events that are missing
+    /// now are counted as lost; all others are sent again.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
@@ -575,8 +585,8 @@ impl Shared {
         }
     }
 
-    /// To be called after something of a cursor is finished or dropped: the cursors file is out of
-    /// date, and segments may have become free.
+    /// Updates the state after events of a cursor were finished or dropped: the cursors file is out
+    /// of date, and segments may have become free. Callers must call this after each such change.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
@@ -600,12 +610,13 @@ pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
     readable: Arc<Notify>,
-    /// The read that is under way, and the epoch that it is for. If its thread hangs in a dead
-    /// disk, it is left behind at the end.
+    /// The cursor's epoch when the present read was started, and the read's thread; `None` if no
+    /// read is under way. A thread that hangs in a dead disk is not waited for at the end.
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
-    /// When the first of the reads that have failed in a row did so; `None` after a success.
+    /// The time of the first failure since the last read that succeeded; `None` if no read has
+    /// failed since.
     failing: Option<Instant>,
-    /// When a failed read was logged last.
+    /// When a failed read was last logged; `None` if none was.
     told: Option<Instant>,
 }
 
@@ -637,7 +648,7 @@ impl Cursor {
         self.shared.lock().log.read_plan(self.index)
     }
 
-    /// Starts a read, unless one is under way.
+    /// Starts this read on a thread that may block, unless another read is under way.
     fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
             job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
@@ -647,8 +658,8 @@ impl Cursor {
         }
     }
 
-    /// Waits for the read that is under way, and takes over what it has found. After an error it
-    /// waits a second.
+    /// Waits for the read that is under way, and gives the cursor what it has found. If the read
+    /// has failed, waits for `PAUSE` so that the next attempt is not made at once.
     async fn loaded(&mut self) {
         let Some((epoch, loading)) = &mut self.loading else { return };
         let (epoch, loaded) = (*epoch, loading.await);
@@ -675,7 +686,8 @@ impl Cursor {
         }
     }
 
-    /// Whether a failed read may be logged: a disk that fails now and then must not fill the log.
+    /// `true` if a failed read may be logged now: a disk that fails now and then must not fill the
+    /// log.
     fn may_tell(&mut self) -> bool {
         let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
         if may {
@@ -820,8 +832,8 @@ impl Cursor {
         self.remove(false);
     }
 
-    /// Removes the output. If `counts`, its backlog is lost, and counted. Returns the number of
-    /// lost events.
+    /// Removes the output's cursor. If `counts` is `true`, the output's backlog is counted as lost.
+    /// Returns the number of lost events.
     fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();

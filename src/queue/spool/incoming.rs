@@ -36,15 +36,14 @@ use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 
-/// Bytes that are written between two syncs: more would fill the page cache with dirty pages, and a
-/// sync of all of them at the end would keep the disk from the writer's small groups for as long as
-/// it takes.
+/// Bytes of lines that are written between two syncs. If more were written, the page cache would
+/// fill with dirty pages, and one long sync at the end would hold up the writer's small groups.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
-/// The end of the name of a file that is no segment yet.
+/// The end of the name of a file that holds a large body and is not a segment yet.
 const SUFFIX: &str = ".incoming";
 
-/// `segments/%020u.incoming`.
+/// The name of the incoming file with this number: `segments/%020u.incoming`.
 fn file_name(number: u64) -> String {
     format!("{SEGMENTS}/{number:020}{SUFFIX}")
 }
@@ -55,7 +54,7 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
     name.strip_suffix(SUFFIX)?.parse().ok()
 }
 
-/// A number that none of these files has in its name.
+/// Returns a number that none of these incoming files has in its name.
 pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
     files
         .iter()
@@ -64,7 +63,7 @@ pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
         .map_or(0, |last| last.saturating_add(1))
 }
 
-/// One record of an incoming file.
+/// One record of an incoming file, whose header is not written yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IncomingRecord {
     /// The offset of the record's header in the file.
@@ -76,7 +75,7 @@ pub(super) struct IncomingRecord {
     pub(super) crc: u32,
 }
 
-/// A body that lies whole in a file, and waits for its place in the log. Code that drops an
+/// The file of a large body that becomes a segment when the writer takes it. Code that drops an
 /// `IncomingFile` hands the file to [`Accounting::abandon`] first.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
@@ -86,7 +85,7 @@ pub(super) struct IncomingFile {
     /// Bytes that the file counts for in [`Accounting::files`]: reserved ones as well.
     pub(super) size: u64,
     pub(super) records: Vec<IncomingRecord>,
-    /// Bytes of all lines.
+    /// Bytes of all lines in the file.
     pub(super) bytes: u64,
 }
 
@@ -101,27 +100,30 @@ pub(super) struct IncomingFile {
 /// must be dropped for room, then only for one incoming body at a time (`Shared::reserve`).
 pub struct Incoming {
     shared: Arc<Shared>,
-    /// `None` before the first lines, after the file was handed on, and if the body is dropped
-    /// because the queue is full.
+    /// The body's file. `None` before the first lines, after the file was handed on, and if the
+    /// body is dropped because the queue is full.
     file: Option<IncomingFile>,
     /// Bytes of lines written since the last sync.
     unsynced: u64,
     events: u64,
     bytes: u64,
-    /// The queue is full and drops the newest: the body is counted, and not stored.
+    /// `true`: the queue is full and drops the newest events, so that the body is counted and not
+    /// stored.
     pub(super) is_dropped: bool,
-    /// Segments were dropped for this body: see `has_dropper` in the state of the log.
+    /// `true`: segments were dropped to make room for this body. See `has_dropper` in the writer's
+    /// state.
     is_dropper: bool,
 }
 
-/// Whether the bytes of an incoming body have found room.
+/// Whether bytes of an incoming body have found room in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     /// The bytes are reserved, and counted for this body.
     Reserved,
-    /// The writer has to delete segments first. Then the body has to try again.
+    /// There is no room until the writer has deleted segments. The caller has to try again after
+    /// that.
     Later,
-    /// `when_full = "drop_newest"`, and the queue is full: the body is counted, and not stored.
+    /// The queue is full, and `when_full` is `"drop_newest"`: the body is counted, and not stored.
     Dropped,
 }
 
@@ -138,25 +140,26 @@ impl Incoming {
         }
     }
 
-    /// Bytes of all lines that were stored.
+    /// Bytes of all lines of the body so far, also of lines that were dropped because the queue is
+    /// full.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Stores lines as one record: `events` events, each followed by one `\n`.
+    /// Stores lines as one record. `events`: the number of lines, each of which ends with one `\n`.
     ///
     /// # Errors
     ///
-    /// The queue has no room for them, or the disk does not take them. The incoming body can only
-    /// be dropped then.
+    /// The queue has no room for the lines, or the disk does not take them. The incoming body can
+    /// only be dropped then.
     pub fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Refused> {
         self.reserve_for(lines)?;
         self.write(lines, events)
     }
 
-    /// Reserves room for lines. Waits until the writer has deleted the segments whose room they
-    /// need.
+    /// Reserves room for these lines. If there is none, waits until the writer has deleted
+    /// segments.
     fn reserve_for(&mut self, lines: &[u8]) -> Result<(), Refused> {
         let deadline = Instant::now() + HANGS;
         while self.try_reserve(lines)? == Room::Later {
@@ -206,7 +209,7 @@ impl Incoming {
         Ok(room)
     }
 
-    /// Makes the file. Its bytes are reserved already.
+    /// Makes the body's file, whose bytes are reserved already.
     fn create(&mut self, name: String, size: u64) -> Result<(), Refused> {
         match self.shared.disk.create(&name, BLOCK) {
             Ok(file) => {
@@ -222,7 +225,7 @@ impl Incoming {
         }
     }
 
-    /// Writes lines whose bytes were reserved.
+    /// Writes lines, whose bytes are reserved already, as one record of `events` events.
     pub(super) fn write(&mut self, lines: &[u8], events: u64) -> Result<(), Refused> {
         self.events += events;
         self.bytes += lines.len() as u64;
@@ -243,18 +246,18 @@ impl Incoming {
         Ok(())
     }
 
-    /// Makes all lines safe. The writer then only has to sync the headers.
+    /// Syncs all lines that were written. The writer thread then has to sync only the headers.
     ///
     /// # Errors
     ///
-    /// The disk refuses. The incoming body can only be dropped then.
+    /// The disk refuses to sync. The incoming body can only be dropped then.
     pub fn sync(&mut self) -> Result<(), Refused> {
         self.unsynced = 0;
         let Some(stored) = &self.file else { return Ok(()) };
         stored.file.sync().map_err(|error| self.refuse(&error))
     }
 
-    /// Counts and logs an error of the disk.
+    /// Counts and logs an error of the disk. Returns the refusal for the sender.
     fn refuse(&self, error: &io::Error) -> Refused {
         self.shared.metrics.write_errors.increment(1);
         tracing::warn!(%error, "a large body can't be stored while it arrives, its sender gets 503");

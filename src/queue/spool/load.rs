@@ -31,31 +31,32 @@ use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::Scan;
 use crate::telemetry::QueueMetrics;
 
-/// Where an event is in the files.
+/// The place of an event in the files of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spot {
     /// The first position of the segment, which names its file.
     pub(super) segment: Position,
-    /// The offset of the record's header.
+    /// The offset of the header of the event's record, in the segment's file.
     pub(super) offset: u64,
-    /// The offset of the event's line; 0 stands for the record's first line.
+    /// The offset in the file at which the event's line begins. 0 stands for the first line of the
+    /// record.
     pub(super) line: u64,
-    /// The position of that line.
+    /// The position of the event.
     pub(super) position: Position,
 }
 
-/// Some lines of one record, or a gap: positions whose lines are missing.
+/// Some lines of one record, or a gap: a range of positions whose lines are missing.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
-    /// The position of the first event.
+    /// The position of the piece's first event.
     pub(super) first: Position,
-    /// The number of events, at least 1.
+    /// The number of events in the piece, at least 1.
     pub(super) events: u64,
-    /// The byte number of the first line.
+    /// The byte number of the piece's first line.
     pub(super) first_byte: u64,
-    /// The lines; empty for a gap.
+    /// The lines of the piece; empty for a gap.
     pub(super) lines: Bytes,
-    /// Bytes that the missing lines had, for a gap; else 0.
+    /// For a gap, the bytes that the missing lines had; 0 for lines.
     missing: u64,
     /// When the record was received, in ms since 1970; 0 for a gap.
     pub(super) received: u64,
@@ -63,7 +64,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// The position behind the last event.
+    /// The position after the piece's last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
@@ -72,12 +73,13 @@ impl Piece {
         self.lines.is_empty()
     }
 
-    /// Bytes of the lines, also of those that are missing.
+    /// Bytes of the piece's lines, or of the missing lines if the piece is a gap.
     pub(super) fn bytes(&self) -> u64 {
         self.lines.len() as u64 + self.missing
     }
 
-    /// Cuts off the front of the piece and returns it: at most `take`, but at least one event.
+    /// Cuts off the front of the piece and returns it: as much as `take` allows, but at least one
+    /// event.
     pub(super) fn cut(&mut self, take: Take) -> Self {
         let (mut bytes, mut events) = (0, 0);
         for end in memchr::memchr_iter(b'\n', &self.lines) {
@@ -101,7 +103,7 @@ impl Piece {
     }
 }
 
-/// The events with these positions of a record that is in memory.
+/// Makes a piece of the events with these positions, from a record that is in memory.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
         (positions.start.max(record.first.position), positions.end.min(record.end()));
@@ -128,57 +130,61 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
     }
 }
 
-/// A read of one segment.
+/// A read of one segment: what is to be read, and what is known of the segment.
 #[derive(Debug)]
 pub(super) struct Job {
     /// The cursor's epoch when the read was planned.
     pub(super) epoch: u64,
-    /// Where to begin: at the record with the first event that is asked for, or before it.
+    /// Where reading begins in the file: at the record that holds the event at `from`, or before
+    /// it.
     pub(super) spot: Spot,
-    /// The first position that is asked for.
+    /// The first position that is to be read.
     pub(super) from: Position,
-    /// The position behind the last one that is asked for. `None`: about `chunk` bytes are to be
+    /// The position after the last event that is to be read. `None`: about `chunk` bytes are to be
     /// read.
     pub(super) to: Option<Position>,
-    /// Bytes of lines to read at once.
+    /// About how many bytes of lines are to be read at once.
     pub(super) chunk: u64,
-    /// Where the segment begins in the log.
+    /// The place in the log where the segment begins.
     pub(super) first: LogOffset,
-    /// Where the segment ends in the log.
+    /// The place in the log where the segment ends.
     pub(super) end: LogOffset,
-    /// The offset in the file where the segment ends; 0 if the segment is not there.
+    /// The offset in the file where the segment ends, in bytes; 0 if the log has no such segment.
     pub(super) offset: u64,
-    /// Offsets at which damage is known already: it is not reported again.
+    /// Offsets in the file at which damage is known already and is not reported again.
     pub(super) known: BTreeSet<u64>,
-    /// If a part of the file can't be read, the read fails and is tried again later. Otherwise that
-    /// part counts as damaged.
+    /// `true`: if a part of the file can't be read, the read fails and is tried again later.
+    /// `false`: such a part counts as damaged.
     pub(super) patient: bool,
 }
 
-/// The result of a read.
+/// What a read has found.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    /// The first position of the segment.
+    /// The first position of the segment that was read.
     pub(super) segment: Position,
-    /// [`Job::from`].
+    /// The first position that was to be read: [`Job::from`].
     pub(super) from: Position,
-    /// [`Job::to`].
+    /// The position after the last event that was to be read: [`Job::to`].
     pub(super) to: Option<Position>,
-    /// Lines and gaps in order. Each begins where the one before ends.
+    /// The lines and gaps that were read, in order. Each piece begins where the piece before it
+    /// ends.
     pub(super) pieces: Vec<Piece>,
-    /// Where to go on in this segment. `None`: reading goes on in the next segment.
+    /// The place in this segment where the next read goes on. `None`: the next read goes on in the
+    /// next segment.
     pub(super) next: Option<Spot>,
-    /// The damage that the read has come across.
+    /// The damage that was found by the read.
     pub(super) damages: Vec<Damage>,
 }
 
 impl Shared {
-    /// Does a read, and reports damage that was not known.
+    /// Does a read, and reports the damage that was not known before. If the file does not exist,
+    /// the whole range is a gap.
     ///
     /// # Errors
     ///
-    /// The file is there, and it or a part of it can't be read; the job is patient, because that
-    /// may pass.
+    /// The file exists, but can't be opened; or a part of it can't be read and the job is patient,
+    /// because the error may pass.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.first.position);
         let named = named(&name);
@@ -215,7 +221,7 @@ impl Shared {
     }
 }
 
-/// Does a read as far as it can be done, and reports nothing.
+/// Does a read, and returns what could be read. Damage is returned, but not reported.
 pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
     let mut reader = Reader::new(job);
     reader.read(file);
@@ -223,7 +229,7 @@ pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
 }
 
 /// Copies damaged bytes to the quarantine, as far as there is room, and logs and counts the damage.
-/// `capacity`: the bytes that all copies together may take.
+/// `capacity`: the most bytes that all copies together may take.
 pub(super) fn set_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -258,7 +264,8 @@ pub(super) fn set_aside(
     metrics.damaged(&place);
 }
 
-/// Copies bytes of a segment to a file in the quarantine. Returns how many.
+/// Copies bytes of a segment to a file in the quarantine. Returns the number of bytes that were
+/// copied.
 fn copy_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -286,11 +293,11 @@ fn copy_aside(
 /// A read that is under way.
 struct Reader<'a> {
     job: &'a Job,
-    /// Where the last piece ends.
+    /// The place in the log where the last piece ends.
     at: LogOffset,
-    /// Bytes of lines in the pieces.
+    /// Bytes of lines in all pieces that were read.
     bytes: u64,
-    /// No part of the file was unreadable so far.
+    /// `true`: no part of the file was unreadable so far.
     has_read_all: bool,
     loaded: Loaded,
 }
@@ -313,7 +320,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether more is to be read.
+    /// `true` if the job wants more to be read.
     fn wants(&self) -> bool {
         match self.job.to {
             Some(to) => self.at.position < to,
@@ -321,7 +328,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads from the record that holds the first event asked for.
+    /// Reads the job's events, from the record that holds the first of them.
     fn read(&mut self, file: &dyn File) {
         let job = self.job;
         let expected = if job.spot.line == 0 { job.spot.position } else { job.first.position };
@@ -347,8 +354,9 @@ impl<'a> Reader<'a> {
         self.has_read_all &= scan.has_read_all();
     }
 
-    /// Takes whole records, as far as the job wants, and beyond that as far as the scan has them in
-    /// memory.
+    /// Reads whole records while the job wants more. A job without an end (`to` is `None`) stops
+    /// earlier: after it has got a piece, it takes only records that the scan has in memory
+    /// already.
     fn read_on(&mut self, scan: &mut Scan<'_>) {
         let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
@@ -382,8 +390,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a record lies behind everything that is asked for: what was asked for is missing
-    /// then.
+    /// `true` if a record begins after all positions that the job wants: then the wanted events
+    /// that were not found are missing.
     fn is_beyond(&self, record: &segment::Record) -> bool {
         self.job.to.is_some_and(|to| record.header.first >= to)
     }
@@ -399,7 +407,8 @@ impl<'a> Reader<'a> {
         Scan::new(file, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
-    /// Adds a gap up to a place, if there is anything between the last piece and that place.
+    /// Adds a gap from the end of the last piece to the place `until`, if there is anything between
+    /// them.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
@@ -420,14 +429,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds a piece.
+    /// Adds a piece after the last one.
     fn push(&mut self, piece: Piece) {
         self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;
         self.loaded.pieces.push(piece);
     }
 
-    /// The segment has nothing more: what was asked for and did not come is a gap.
+    /// Ends the read at the end of the segment: wanted events that were not found become a gap.
     fn end(&mut self) {
         let end = self.job.to.unwrap_or(self.job.end.position);
         let spot = Spot { offset: self.job.offset, ..self.job.spot };
@@ -435,7 +444,7 @@ impl<'a> Reader<'a> {
         self.loaded.next = None;
     }
 
-    /// Takes the wanted events of a record whose lines are in memory.
+    /// Adds the wanted events of a record whose lines are in memory.
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let whole = TailRecord {
@@ -452,8 +461,8 @@ impl<'a> Reader<'a> {
         self.push(piece);
     }
 
-    /// Takes the wanted lines of a record that is longer than the scan keeps, from a line on, a
-    /// part at a time. `false` if the job wants no more.
+    /// Reads the wanted lines of a record that is too long for the scan to keep in memory, a part
+    /// at a time, from a line on. `false` if the job wants no more.
     fn take_long(
         &mut self,
         scan: &mut Scan<'_>,

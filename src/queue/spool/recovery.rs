@@ -58,7 +58,7 @@ use crate::queue::segment::SegmentHeader;
 use crate::queue::tail::Tail;
 use crate::telemetry::Telemetry;
 
-/// Opens the queue on a disk. The caller has to run the writer that is returned.
+/// Opens the queue on a disk. The caller has to run the returned writer.
 ///
 /// # Errors
 ///
@@ -144,8 +144,8 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// The files of large bodies that never became whole, with their sizes. Nobody was told that such a
-/// body is safe; the writer deletes the files.
+/// Finds the files of large bodies that never became segments, with their sizes in bytes. No sender
+/// was told that such a body is safe; the writer deletes the files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let names = disk.list(SEGMENTS)?.into_iter();
     let names = names.filter(|name| incoming::number_of(name).is_some());
@@ -162,17 +162,17 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     Ok(sized.collect())
 }
 
-/// How far the cursors file can be believed.
+/// How far the cursors file can be relied on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
     /// Both slots are whole: an output that the file does not name is new.
     Names,
-    /// One slot is damaged. The whole one may be older than the damaged one, which may have named
-    /// more outputs.
+    /// One slot is damaged. The other slot may be older, and may lack outputs that the damaged slot
+    /// named.
     Places,
 }
 
-/// Counts the backlog of outputs that are not in the config any more as lost.
+/// Counts the backlog of outputs that the config does not name any more as lost.
 fn count_removed(
     state: &mut SpoolState,
     contents: &Contents,
@@ -190,7 +190,8 @@ fn count_removed(
     }
 }
 
-/// Begins the counters of an output with its backlog, and logs the backlog.
+/// Sets an output's gauge `output_start_events` to its backlog in events, and logs a backlog that
+/// is not empty.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.start = signed(backlog.events);
     show_start(&cursor.output.metrics, cursor.start);
@@ -201,8 +202,8 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     }
 }
 
-/// The cursor of an output: where the cursors file says, at the end of the log if the output is
-/// new, or at the oldest event if the file can't be believed.
+/// Makes the cursor of an output: at the place in the cursors file; at the end of the log if the
+/// output is new; or at the oldest event if the cursors file can't be relied on.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
@@ -246,9 +247,9 @@ fn join(
     cursor
 }
 
-/// The place in a file of the record that holds a position, and when that record was received.
-/// `None` if there is no such record yet, or if it is damaged; then a cursor looks for it when it
-/// reads.
+/// Finds the record that holds a position: its place in a file, and when it was received, in ms
+/// since 1970. `None` if there is no such record yet, or if it is damaged; a cursor then looks for
+/// it when it reads.
 fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
     let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
@@ -264,19 +265,20 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
     holds.then_some((spot, header.received))
 }
 
-/// The segments of a directory.
+/// The segments that were found in a directory at the start.
 struct Log {
     segments: VecDeque<Segment>,
-    /// Segments that are not part of the log: first position and size.
+    /// Files of segments that are not part of the log: first position, and size in bytes.
     pending_delete: Vec<(Position, u64)>,
     end: LogOffset,
 }
 
-/// A function that is told of damage: the file, the first position of the segment, and the damage.
+/// A function that is called for each damage, with the file, the first position of the segment, and
+/// the damage.
 type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
 impl Log {
-    /// Finds all segments, from their names and headers.
+    /// Finds all segments of a directory, from their names and headers.
     fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, name: &str| {
             let path = directory.join(name);
@@ -316,8 +318,8 @@ impl Log {
         Ok(Self { segments, pending_delete: Vec::new(), end })
     }
 
-    /// Reads the last segment, cuts off what is torn, and finds the end of the log. Damage is
-    /// reported, also that of headers.
+    /// Reads the last segment, cuts off a torn write at its end, and finds the end of the log.
+    /// Damage is reported, also of headers.
     fn judge(
         &mut self,
         disk: &dyn Disk,
@@ -383,8 +385,8 @@ impl Log {
     }
 }
 
-/// Reads the last segment. Returns where the log ends, which is before `limit`, and at or behind
-/// `known` if the records reach there.
+/// Reads the last segment, and returns where the log ends. The end is before `limit`; it is at or
+/// after `known` if the records reach that far.
 fn judge_last(
     last: &mut Segment,
     limit: Position,
@@ -431,8 +433,8 @@ fn judge_last(
     Ok(end)
 }
 
-/// The byte number where a segment with a damaged header begins: as its first whole record says. If
-/// there is none, about where the segment before it ends.
+/// The byte number at which a segment with a damaged header begins, taken from its first whole
+/// record. If there is no such record, about the byte number at which the segment before it ends.
 fn first_byte(file: &dyn File, size: u64, position: Position, before: Option<&Segment>) -> u64 {
     let mut scan = Scan::new(file, (FIRST_RECORD, position), size, Position::MAX, Check::Headers);
     while let Some(found) = scan.next() {

@@ -62,7 +62,7 @@ pub(super) struct SpoolState {
 ///
 /// - `segments` are in the order of their positions. Each ends where the next begins, unless a
 ///   segment was dropped between them.
-/// - `end` is the end of the last segment, or behind it: after a start the cursors file may know
+/// - `end` is the end of the last segment, or after it: after a start the cursors file may know
 ///   of a later end than the files.
 /// - At most the last segment is active, that is written to. Its file is longer than what is in
 ///   it: the room is reserved when the segment is made.
@@ -76,23 +76,25 @@ pub(super) struct SpoolState {
 /// What must never happen: that a position is given twice, or that an event is in no segment, no
 /// hole and no counter.
 pub(super) struct LogState {
-    /// The segments of the log, oldest first. Those that have left it are in [`Accounting`].
+    /// The segments of the log, oldest first. Segments that have left the log are in
+    /// [`Accounting`].
     pub(super) segments: VecDeque<Segment>,
-    /// The end of what is synced.
+    /// The end of the synced part of the log.
     pub(super) end: LogOffset,
     /// The newest synced records, oldest first.
     pub(super) tail: VecDeque<TailRecord>,
     /// The weight of all records in `tail`, in bytes.
     tail_bytes: u64,
-    /// Bytes that a cursor reads from a file at once. It depends on the number of cursors.
+    /// Bytes that a cursor reads from a file at once, which depend on the number of cursors.
     pub(super) chunk: u64,
     pub(super) cursors: Slab<CursorState>,
     pub(super) departed: Departed,
     /// Events stored since the process started.
     pub(super) accepted: u64,
-    /// Segments that were dropped, and counted, before every output had got them. In order.
+    /// The holes, in the order of their positions: segments that were dropped before every output
+    /// had got them, and were counted as lost.
     pub(super) holes: Vec<Hole>,
-    /// The relay drains: nothing more is handed out.
+    /// `true`: the relay drains, and no more events are handed out.
     pub(super) draining: bool,
 }
 
@@ -105,67 +107,69 @@ pub(super) struct LogState {
 /// Invariants:
 ///
 /// - The numbers in `waiting` rise from front to back. A batch with `opens` begins a new segment;
-///   the batches behind it, up to the next one with `opens`, go into the same segment and fit there
+///   the batches after it, up to the next one with `opens`, go into the same segment and fit there
 ///   ([`Accounting::check`]).
 /// - While `fault` is set the line is empty: with the fault the writer refuses all that is in it,
 ///   and an append is refused before it joins.
 /// - `save_done <= save_requested`.
 pub(super) struct WriterState {
     pub(super) accounting: Accounting,
-    /// Batches that are not written yet, in the order of their numbers.
+    /// The batches that wait to be written, in the order of their numbers.
     pub(super) waiting: VecDeque<Waiting>,
-    /// The number of the next batch that joins the line.
+    /// The number that the next batch gets.
     pub(super) arrivals: u64,
     /// `queue.segment_bytes`: the size of a new segment, in bytes.
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// The log says that the queue is full. It says so from the first batch that finds no room
-    /// until a fifth of `queue.max_bytes` is free again.
+    /// `true` from the first batch that finds no room, when the queue is logged as full, until a
+    /// fifth of `queue.max_bytes` is free again.
     pub(super) told_full: bool,
-    /// An incoming body waits for room. It waits until finished segments are deleted.
+    /// `true`: a large body that is arriving waits for room, until the writer has deleted finished
+    /// segments.
     pub(super) reclaim_wanted: bool,
-    /// Segments are dropped for one incoming body that has not come whole yet. For another body
-    /// none are dropped meanwhile.
+    /// `true`: segments were dropped to make room for a large body that is still arriving. No
+    /// segments are dropped for another large body meanwhile.
     pub(super) has_dropper: bool,
     /// The number in the name of the next incoming file.
     pub(super) incoming_count: u64,
-    /// Why nothing can be stored: the last error of the disk. `None` if the disk is well.
+    /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
     pub(super) fault: Option<String>,
-    /// When the writer began the step that it is at. `None` while it waits for something to do.
+    /// When the writer began its present step; `None` while the writer waits for something to do.
     pub(super) busy: Option<Instant>,
-    /// Bytes of lines that became final since the cursors file was written.
+    /// Bytes of lines that became final since the cursors file was last written.
     pub(super) unsaved: u64,
-    /// The cursors file on disk is out of date and must be written again.
+    /// `true`: the cursors file on disk is out of date and must be written again.
     pub(super) cursors_dirty: bool,
-    /// How often a save was asked for that cannot wait for its time: when an output joins or
+    /// The number of requests so far to save the cursors file at once, because an output joins or
     /// leaves.
     pub(super) save_requested: u64,
     /// The value of `save_requested` at the last save that succeeded: all requests up to this
-    /// number are in the file.
+    /// number are fulfilled.
     pub(super) save_done: u64,
-    /// Nothing more is taken; the writer ends.
+    /// `true`: the queue takes no more batches, and the writer thread is to end.
     pub(super) closed: bool,
 }
 
-/// One file of the log.
+/// A segment of the log, which is one file.
 pub(super) struct Segment {
     pub(super) first: LogOffset,
-    /// The end of its last record, where the next segment begins.
+    /// The end of the segment's last record, where the next segment begins.
     pub(super) end: LogOffset,
-    /// The offset in the file where the last record ends.
+    /// The offset in the file where the last record ends, in bytes.
     pub(super) offset: u64,
     /// Bytes that the file takes, reserved room included.
     pub(super) size: u64,
-    /// Offsets at which damage was found. Each is counted once, however many cursors read it.
+    /// Offsets in the file at which damage was found. The damage at an offset is counted once,
+    /// however many cursors read it.
     pub(super) damaged: BTreeSet<u64>,
-    /// The writer writes to it.
+    /// `true`: this is the segment that the writer appends batches to.
     pub(super) active: bool,
     /// When the segment was written to last, or was found at the start, in ms since 1970. The time
     /// for which outputs keep finished segments ([`crate::queue::Output::keeps`]) begins then.
     pub(super) ended: u64,
 }
 
-/// A synced record in memory.
+/// A synced record (a batch in a segment) that is kept in memory.
 pub(super) struct TailRecord {
     pub(super) first: LogOffset,
     pub(super) events: u64,
@@ -178,20 +182,20 @@ pub(super) struct TailRecord {
     pub(super) offset: u64,
 }
 
-/// A batch on its way to the disk.
+/// A batch that waits to be written.
 pub(super) struct Waiting {
-    /// The batch's number in the line, by which its ticket finds it.
+    /// The number of the batch, by which its ticket can withdraw it.
     pub(super) number: u64,
-    /// The batch. It has no lines here if they are in an incoming file.
+    /// The batch. Its lines are empty if they are in an incoming file.
     pub(super) append: Append,
-    /// A large body, whose file becomes a segment of its own.
+    /// The file of a large body, which becomes a segment of its own; `None` for other batches.
     pub(super) incoming: Option<IncomingFile>,
     /// When the batch was received, in ms since 1970.
     pub(super) received: u64,
-    /// The batch begins a new segment of this size. 0 for an incoming file, whose bytes are counted
-    /// already.
+    /// The size of the new segment that the batch begins, in bytes; 0 for an incoming file, whose
+    /// bytes are counted already. `None`: the batch goes into the same segment as the batch before.
     pub(super) opens: Option<u64>,
-    /// Gets the answer for the sender.
+    /// Sends the answer to the batch's sender.
     pub(super) done: oneshot::Sender<Result<(), Refused>>,
 }
 
@@ -201,12 +205,13 @@ fn chunk(outputs: usize) -> u64 {
 }
 
 impl SpoolState {
-    /// The state of an empty directory. The first thing to do is to save that.
+    /// The state of a queue whose directory is empty. The cursors file counts as out of date, so
+    /// that the writer saves it first.
     pub(super) fn new(config: &config::Queue) -> Self {
         Self { log: LogState::new(), writing: WriterState::new(config) }
     }
 
-    /// Compares the counters with what is held.
+    /// Compares the counters with the segments and batches that the spool holds.
     ///
     /// # Panics
     ///
@@ -227,8 +232,8 @@ impl SpoolState {
         }
     }
 
-    /// Whether the segment that is written to may be ended so that its room can be used: the queue
-    /// is full, nothing is in the line, and every required output has got all there is.
+    /// `true` if the segment that is written to may be ended so that its room can be used: the
+    /// queue is full, no batch waits, and every required output has finished everything.
     pub(super) fn can_seal_for_room(&self) -> bool {
         self.writing.told_full
             && self.writing.waiting.is_empty()
@@ -236,8 +241,8 @@ impl SpoolState {
             && self.log.segments.back().is_some_and(|last| last.active)
     }
 
-    /// Whether the writer has files to delete now: files that no output needs, and that no output
-    /// wants to look at when it starts again.
+    /// `true` if the writer should delete something now: a file that has left the log, a finished
+    /// segment that no output wants to keep any longer, or whatever frees room that is needed.
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
@@ -246,15 +251,15 @@ impl SpoolState {
             || self.can_seal_for_room()
     }
 
-    /// Bytes that the writer can give back without a loss: of finished segments, also those that
-    /// outputs want to keep for a while, and of segments that have left the log.
+    /// Bytes that the writer can free without losing an event: the bytes of finished segments, even
+    /// if an output wants to keep them for a while, and of segments that have left the log.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
     }
 
-    /// Drops the segments with these indices, in rising order, for every output that has not got
-    /// all of them. Each output counts what it loses.
+    /// Drops the segments with these indices, which must be in rising order. Each output that has
+    /// not got all of a dropped segment counts what it loses.
     pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
@@ -274,8 +279,8 @@ impl SpoolState {
         index
     }
 
-    /// Takes out the cursor of an output that leaves; its claims go with it. Asks the writer to
-    /// save the cursors file without it.
+    /// Removes the cursor of an output that leaves, together with its claims, and asks the writer
+    /// to save the cursors file. Returns the removed cursor.
     pub(super) fn remove_cursor(&mut self, index: usize) -> CursorState {
         let cursor = self.log.cursors.remove(index);
         self.log.chunk = chunk(self.log.cursors.len());
@@ -283,7 +288,7 @@ impl SpoolState {
         cursor
     }
 
-    /// The file of a large body becomes the log's last segment. Nothing more is written to it.
+    /// Makes the file of a large body the log's last segment, to which nothing more is written.
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let Self { log, writing } = self;
         let first = log.end;
@@ -322,21 +327,21 @@ impl LogState {
         }
     }
 
-    /// The first position that some output has not finished; the log's end if there is none.
+    /// The first position that some output has not finished; the log's end if there is no output.
     pub(super) fn watermark(&self) -> Position {
         let watermarks = self.cursors.iter().map(|(_, cursor)| cursor.claims.watermark());
         watermarks.min().unwrap_or(self.end.position)
     }
 
-    /// The first position that some required output has not finished; the log's end if there is
-    /// none.
+    /// The first position that some required output has not finished; the log's end if no output is
+    /// required.
     pub(super) fn required_watermark(&self) -> Position {
         let required = self.cursors.iter().filter(|(_, cursor)| cursor.output.required);
         let watermarks = required.map(|(_, cursor)| cursor.claims.watermark());
         watermarks.min().unwrap_or(self.end.position)
     }
 
-    /// The segments at the front that no output needs any more.
+    /// The oldest segments of the log, as far as every output has finished them.
     pub(super) fn finished(&self) -> impl Iterator<Item = &Segment> {
         let watermark = self.watermark();
         self.segments
@@ -344,7 +349,8 @@ impl LogState {
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
     }
 
-    /// Bytes of spare segments: those that only optional outputs need.
+    /// Bytes of spare segments: every required output has finished them, and only optional outputs
+    /// need them.
     pub(super) fn spare_bytes(&self) -> u64 {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let behind = self.segments.iter().skip_while(|segment| segment.end.position <= held);
@@ -353,38 +359,38 @@ impl LogState {
     }
 
     /// For how many milliseconds finished segments are kept, unless their room is needed: the
-    /// longest time that an output asks for.
+    /// longest time that any output is set to keep them.
     pub(super) fn keeps(&self) -> u64 {
         let keeps = self.cursors.iter().map(|(_, cursor)| cursor.output.keeps).max();
         keeps.map_or(0, |keeps| u64::try_from(keeps.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// How much longer the first of the finished segments is kept; `None` if none is finished.
+    /// How much longer the oldest finished segment is kept; `None` if no segment is finished.
     pub(super) fn kept_for(&self) -> Option<Duration> {
         let first = self.finished().next()?;
         let until = first.ended.saturating_add(self.keeps());
         Some(Duration::from_millis(until.saturating_sub(now())))
     }
 
-    /// The index of the first segment that ends behind a position; the number of segments if none
-    /// does.
+    /// The index of the first segment that ends after a position; the number of segments if no
+    /// segment does.
     pub(super) fn segment_at(&self, position: Position) -> usize {
         self.segments.partition_point(|segment| segment.end.position <= position)
     }
 
-    /// The index of the record in the tail that holds a position; `None` if the tail does not have
-    /// it.
+    /// The index of the record in the tail (the newest records, in memory) that holds a position;
+    /// `None` if the tail does not hold the position.
     pub(super) fn tail_at(&self, position: Position) -> Option<usize> {
         let index = self.tail.partition_point(|record| record.end() <= position);
         self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
     }
 
-    /// Events and bytes of all holes from a position on.
+    /// Events and bytes of the dropped segments (holes) from a position on.
     pub(super) fn dropped_from(&self, position: Position) -> (u64, u64) {
         cursors::dropped_from(&self.holes, position)
     }
 
-    /// What an output has not finished.
+    /// What an output has not finished: its events, its bytes, and its lag in seconds.
     pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
         let (mut events, mut bytes) = cursor.open();
         let (dropped_events, dropped_bytes) = self.dropped_from(cursor.claims.read);
@@ -404,10 +410,10 @@ impl LogState {
         Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
     }
 
-    /// Chooses the oldest segments that together hold at least so many bytes, and returns their
-    /// indices. Spare segments may be chosen, which only optional outputs need; with `drop_oldest`
-    /// also segments of which no required output has an event on the wire. `None` if all of those
-    /// together hold less: then nothing should be dropped.
+    /// Chooses the oldest segments that may be dropped and that together take at least `bytes`
+    /// bytes. Returns their indices; `None` if all segments that may be dropped take less. Spare
+    /// segments, which only optional outputs need, may be dropped; with `drop_oldest` also segments
+    /// of which no required output has an event on the wire.
     pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);
@@ -429,8 +435,8 @@ impl LogState {
         (gained >= bytes).then_some(chosen)
     }
 
-    /// Notes that a segment, which was taken out of the log, is lost for each output that has not
-    /// got all of it.
+    /// Counts a segment that was taken out of the log as lost for each output that has not got all
+    /// of it, and notes the segment as a hole.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
@@ -447,9 +453,10 @@ impl LogState {
         });
     }
 
-    /// Sorts the holes, and joins neighbours if there are too many for a slot of the cursors file:
-    /// their number stays limited however long a consumer hangs. The backlog of a cursor that
-    /// stands within a joined hole is then too low in bytes, not in events.
+    /// Sorts the holes (dropped segments). If there are too many for a slot of the cursors file,
+    /// joins neighbouring holes, so that their number stays limited however long a consumer hangs.
+    /// The backlog of a cursor that stands within a joined hole is then too low in bytes, not in
+    /// events.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -464,8 +471,8 @@ impl LogState {
     }
 
     /// Adds a record to the tail, and takes the oldest records out until the tail fits into
-    /// [`TAIL_BYTES`]. They are moved to `evicted`: the caller drops them without the lock, because
-    /// freeing a large one takes a while.
+    /// [`TAIL_BYTES`]. The records taken out are moved to `evicted`: the caller drops them after it
+    /// has released the lock, because freeing a large record takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
         self.tail_bytes += record.weight();
         self.tail.push_back(record);
@@ -483,14 +490,14 @@ impl LogState {
         }
     }
 
-    /// What the cursors file is to say.
+    /// What the cursors file has to contain now.
     pub(super) fn contents(&self) -> Contents {
         let offset = |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), cursor.saved());
         let outputs = self.cursors.iter().map(offset);
         Contents { end: self.end, outputs: outputs.collect(), holes: self.holes.clone() }
     }
 
-    /// Tells every cursor that the log has grown.
+    /// Wakes every cursor that waits for events, because the log has grown.
     pub(super) fn wake_cursors(&self) {
         for (_, cursor) in &self.cursors {
             cursor.readable.notify_one();
@@ -528,15 +535,16 @@ impl WriterState {
         self.fault.clone().or(hangs)
     }
 
-    /// Asks the writer to save the cursors file at once. Returns the request's number: it is
-    /// fulfilled when [`WriterState::save_done`] has reached that.
+    /// Asks the writer to save the cursors file at once. Returns the request's number: the request
+    /// is fulfilled when [`WriterState::save_done`] has reached this number.
     pub(super) fn ask_to_save(&mut self) -> u64 {
         self.cursors_dirty = true;
         self.save_requested += 1;
         self.save_requested
     }
 
-    /// Puts a batch into the line. Returns its number there, and where the answer will come.
+    /// Adds a batch to the batches that wait to be written. Returns the batch's number, and the
+    /// channel on which the answer for the sender arrives.
     pub(super) fn join_line(
         &mut self,
         append: Append,
@@ -551,8 +559,8 @@ impl WriterState {
         (number, acknowledged)
     }
 
-    /// Takes a batch out of the line, with what was planned for it. Nothing happens if the writer
-    /// has taken the batch already.
+    /// Takes a batch out of the waiting ones, and takes back what was planned for it. Nothing
+    /// happens if the writer has taken the batch already.
     pub(super) fn withdraw(&mut self, number: u64) {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
             return;
@@ -575,15 +583,17 @@ impl WriterState {
         }
     }
 
-    /// Takes everything out of the line: none of it will be written. The caller answers the senders
-    /// without the lock, and says in [`WriterState::accounting`] what is planned now.
+    /// Takes out all waiting batches: none of them will be written. The caller has to answer their
+    /// senders after it has released the lock, and to correct the plans in
+    /// [`WriterState::accounting`].
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
         let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
         cleared.iter_mut().for_each(|waiting| self.discard(waiting));
         cleared
     }
 
-    /// Leaves the file of a batch that will not be written to the writer, which deletes it.
+    /// If a batch that will not be written has a file, hands the file to the writer, which deletes
+    /// it.
     fn discard(&mut self, waiting: &mut Waiting) {
         if let Some(stored) = waiting.incoming.take() {
             self.accounting.abandon(stored.name, stored.size);
@@ -599,7 +609,7 @@ impl Segment {
 }
 
 impl TailRecord {
-    /// The position behind the record's last event.
+    /// The position after the record's last event.
     pub(super) fn end(&self) -> Position {
         self.first.position + self.events
     }
@@ -611,7 +621,7 @@ impl TailRecord {
 }
 
 impl Waiting {
-    /// Bytes that the batch may take of its segment.
+    /// The most bytes of its segment that the batch takes.
     pub(super) fn needed(&self) -> u64 {
         needed(self.append.lines.len() as u64)
     }

@@ -31,22 +31,25 @@ use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SegmentHeader;
 use crate::telemetry;
 
-/// The cursors file is written this long after the last time, if it is out of date.
+/// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// Deletes are at least this far apart, unless room is needed: several small segments are deleted
-/// at once.
+/// The least time between two rounds of deletes, unless room is needed: several small segments are
+/// then deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// Files that could not be deleted are tried again this long after, and whenever room is needed.
+/// After a file could not be deleted, the next attempt is made after this time, or earlier if room
+/// is needed.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
-/// Segments that outputs want to keep for a while are looked at this often, because clocks are set
-/// and settings change.
+/// The longest time until the writer looks again at finished segments that outputs want to keep for
+/// a while. Clocks are set and settings change, so that it can't wait for a computed time.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// The shortest and the longest pause between two attempts to store again after an error.
+/// The shortest pause after an error before the writer tries to store again. Each further pause is
+/// twice as long.
 const RETRY_MIN: Duration = Duration::from_millis(250);
+/// The longest pause after an error before the writer tries to store again.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The writer thread.
@@ -63,7 +66,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 ///    and then published. While that goes on new batches join the line, and are the next group. A
 ///    group ends before a batch that begins a new segment.
 ///
-/// After a failed write or sync nothing is known of what is behind the segment's last record: the
+/// After a failed write or sync nothing is known of what follows the segment's last record: the
 /// kernel may have forgotten what it did not write, and the next sync says nothing about it. The
 /// segment is closed for good, and its group and everything in the line get [`Refused::Disk`]. The
 /// positions of the failed group are given again, to the first batches of the next segment; nobody
@@ -78,31 +81,33 @@ pub(super) struct Writer {
     cursors: Cursors,
     /// The segment that is written to; `None` after an error and at the start.
     active: Option<Active>,
-    /// The end of the log, as the cursors file on disk has it.
+    /// The end of the log as it stands in the cursors file on disk.
     saved_end: Position,
-    /// The earliest time of the next save, unless one is asked for.
+    /// The earliest time of the next save of the cursors file, unless an output joins or leaves
+    /// before.
     save_at: Instant,
-    /// The value of `save_requested` at the last save that was tried, whether it succeeded or not.
+    /// The value of `save_requested` at the last attempt to save, whether it succeeded or not.
     save_attempted: u64,
-    /// The cursors file does not name every output yet. Nothing is stored before it does.
+    /// `true`: the cursors file does not name every output yet. No batch is stored before it does.
     unnamed: bool,
-    /// The earliest time of the next deletes.
+    /// The earliest time of the next deletes, unless room is needed.
     reclaim_at: Instant,
-    /// When files that could not be deleted are tried again.
+    /// When the writer tries again to delete the files that could not be deleted.
     again_at: Instant,
-    /// The log says that some files can't be deleted.
+    /// `true`: it was logged that some files can't be deleted.
     told_stuck: bool,
-    /// The log says that nothing is deleted, because the cursors can't be written or for another
-    /// error.
+    /// `true`: it was logged that no segment can be deleted, because the cursors file can't be
+    /// written or because of another error.
     told_kept: bool,
-    /// The log says that the cursors can't be written.
+    /// `true`: it was logged that the cursors file can't be written.
     told_unsaved: bool,
-    /// The bytes of a segment that the largest batch needs which was refused: while a required
-    /// output is behind, a probe is content with no less.
+    /// The bytes of a segment that has room for the largest batch that was refused. While a
+    /// required output has events left to deliver, a probe has to make a segment of at least this
+    /// size.
     retry_segment_bytes: u64,
-    /// When the next attempt after an error is made.
+    /// When the writer tries to store again after an error.
     retry_at: Instant,
-    /// The pause after the next error.
+    /// How long the writer waits after the next error.
     pause: Duration,
 }
 
@@ -113,25 +118,25 @@ struct Active {
     first: Position,
 }
 
-/// Something that the writer does.
+/// A step of the writer thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Write the group at the front of the line.
+    /// Write the group of batches at the front of the waiting ones.
     Commit,
     /// Write the cursors file.
     Save,
     /// Delete the files that no output needs.
     Reclaim,
-    /// Find out whether the disk is well again.
+    /// Find out whether batches can be stored again after an error of the disk.
     Probe,
 }
 
-/// What the writer does next.
+/// What the writer thread does next.
 enum Turn {
     Do(Step),
-    /// Nothing until this time; `None`: nothing until the thread is woken.
+    /// Wait until this time; `None`: wait until the thread is woken.
     Wait(Option<Instant>),
-    /// The queue is closed.
+    /// End, because the queue is closed.
     End,
 }
 
@@ -158,7 +163,7 @@ impl Writer {
     }
 
     /// Writes the cursors file for the first time, with every output in it. If the disk has no room
-    /// or is at fault, that is tried again later.
+    /// or is at fault, returns `Ok`, and the writer tries again later.
     ///
     /// # Errors
     ///
@@ -175,7 +180,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Works until the queue is closed, and ends in order.
+    /// Does one step after the other until the queue is closed. Then writes the batches that still
+    /// wait, saves the cursors file, and returns.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -205,7 +211,7 @@ impl Writer {
         }
     }
 
-    /// The next step, by the order that [`Writer`] tells.
+    /// Returns the next step, in the order that is described at [`Writer`].
     fn turn(&self, state: &SpoolState) -> Turn {
         let now = Instant::now();
         let save = state.writing.cursors_dirty
@@ -249,8 +255,8 @@ impl Writer {
         }
     }
 
-    /// Takes the group at the front of the line, writes it, syncs it, and answers its senders. The
-    /// group ends before the next batch that begins a segment.
+    /// Takes the group of batches at the front of the waiting ones, writes and syncs it, and
+    /// answers its senders. The group ends before the next batch that begins a segment.
     fn commit(&mut self) {
         let mut group: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -281,7 +287,8 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large body a segment. The body is a group of its own.
+    /// Makes the file of a large body a segment of the log, and answers the sender. `group` holds
+    /// only this body.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
@@ -299,8 +306,9 @@ impl Writer {
         }
     }
 
-    /// Writes the headers of an incoming file, whose lines are synced already, syncs them, and
-    /// gives the file its name in the log.
+    /// Makes an incoming file, whose lines are synced already, a segment that begins at `end`:
+    /// writes and syncs the headers, and renames the file. After an error the file has its old
+    /// name, unless it can't be renamed back.
     fn adopt(&self, incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<()> {
         let started = Instant::now();
         let mut place = end;
@@ -333,8 +341,9 @@ impl Writer {
         Ok(())
     }
 
-    /// The disk had room for a smaller segment than was planned. The group in hand fits, and leaves
-    /// `free` bytes; what is in the line is refused.
+    /// Refuses all waiting batches, because the disk had room only for a smaller segment than
+    /// planned. The group that the writer has taken fits into this segment, and leaves `free`
+    /// bytes.
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -346,8 +355,8 @@ impl Writer {
         }
     }
 
-    /// Writes and syncs a group behind the last record. Returns the offset and the header of each
-    /// of its records.
+    /// Writes a group of batches after the last record of the segment that is written to, and syncs
+    /// it. Returns the offset and the header of each new record.
     fn write(&self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
         let Some(active) = &self.active else {
             return Err(io::Error::other("no segment is open"));
@@ -387,8 +396,8 @@ impl Writer {
         Ok(records)
     }
 
-    /// Makes a synced group visible: the log is extended, its batches are counted, the newest
-    /// records are kept in memory, and the senders are answered.
+    /// Makes a synced group visible: extends the log, counts the batches, keeps the new records in
+    /// memory, and answers the senders.
     fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
         self.pause = RETRY_MIN;
         let metrics = &self.shared.metrics;
@@ -431,9 +440,9 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Refuses a group that is not safe, and everything in the line. `closes`: a write or sync has
-    /// failed, so that nothing is known of what is behind the segment's last record. That segment
-    /// is never written to again.
+    /// Refuses a group that is not stored, and all waiting batches. `closes`: a write or sync has
+    /// failed, so that it is unknown what follows the segment's last record. The segment is then
+    /// never written to again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -465,7 +474,8 @@ impl Writer {
         }
     }
 
-    /// Notes an error of the disk: nothing is stored until a probe succeeds.
+    /// Notes an error of the disk, and logs it if it is new. Nothing is stored until a probe
+    /// succeeds.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.writing.fault.as_ref() != Some(&fault) {
             let error = fault.clone();
@@ -475,13 +485,14 @@ impl Writer {
         self.wait();
     }
 
-    /// Sets the time of the next attempt. Each pause is twice as long as the one before.
+    /// Sets the time of the next attempt to store. Each pause is twice as long as the one before,
+    /// up to `RETRY_MAX`.
     fn wait(&mut self) {
         self.retry_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 
-    /// Looks whether the disk is well again.
+    /// Tries whether batches can be stored again, and notes the outcome.
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
@@ -496,8 +507,9 @@ impl Writer {
         }
     }
 
-    /// The proof that the disk is well: a new segment can be made and synced. If the queue is full,
-    /// no segment may be made; then it is proof enough that the cursors file can be written.
+    /// Returns `Ok` if the disk is well, which is proved by making and syncing a new segment. If
+    /// the queue is full, no segment may be made: then it is enough that the cursors file can be
+    /// written.
     fn try_probe(&mut self) -> io::Result<()> {
         if self.unnamed {
             self.save()?;
@@ -526,9 +538,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes a segment at the end of the log, and makes it the one that is written to. If the disk
-    /// has no room for `size` bytes, a smaller one of at least `least` bytes is made. Returns its
-    /// size.
+    /// Makes a new segment at the end of the log, into which the next batches are written. If the
+    /// disk has no room for `size` bytes, the segment is smaller, but has at least `least` bytes.
+    /// Returns the segment's size.
     fn open_segment(&mut self, mut size: u64, least: u64) -> io::Result<u64> {
         let end = self.make_way()?;
         let over = {
@@ -589,7 +601,8 @@ impl Writer {
         Ok(size)
     }
 
-    /// Where the next segment begins, after making sure that no other file has its name.
+    /// Returns the place where the next segment begins. Makes sure first that no other file has the
+    /// name of this segment.
     fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
@@ -614,9 +627,9 @@ impl Writer {
         Ok(end)
     }
 
-    /// Makes room on a disk that is fuller than `queue.max_bytes` knows. `true` if there is a
-    /// segment to delete now: one that no output needs, or one that was dropped just now because
-    /// only optional outputs need it.
+    /// Finds a segment to delete on a disk that is full although `queue.max_bytes` is not reached.
+    /// `true` if there is one: either a segment that no output needs, or one that this call has
+    /// dropped because only optional outputs need it.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_some() {
@@ -630,7 +643,8 @@ impl Writer {
         false
     }
 
-    /// Ends the segment that is written to, and gives back the room that it does not need.
+    /// Ends the segment that is written to, and cuts its file to its length, which frees the unused
+    /// room.
     fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let offset = {
@@ -661,7 +675,8 @@ impl Writer {
         }
     }
 
-    /// Saves the cursors. The log says once that they can't be written.
+    /// Saves the cursors file. If that fails, logs a warning, but only for the first failure in a
+    /// row.
     fn save_or_tell(&mut self) {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
@@ -696,9 +711,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the files of segments that every output has passed, or that were dropped. The
-    /// cursors file is saved first, so that it does not need them. Files that can't be deleted keep
-    /// no other from being deleted.
+    /// Deletes the files of segments that every output has passed, or that were dropped. Saves the
+    /// cursors file first, so that no place in it lies in a deleted file. A file that can't be
+    /// deleted does not stop the deletion of the others.
     fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let removed = {
@@ -757,9 +772,9 @@ impl Writer {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Deletes the files of large bodies that were not taken. The cursors file need not be saved
-    /// for that: no cursor knows of them. Returns the first error; the files that could not be
-    /// deleted stay in the list.
+    /// Deletes the files of large bodies that were abandoned, without saving the cursors file: no
+    /// cursor knows of these files. Returns the first error, or `None`. Files that could not be
+    /// deleted are tried again later.
     fn remove_abandoned(&self) -> Option<io::Error> {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let mut failed = None;
@@ -779,7 +794,8 @@ impl Writer {
         failed
     }
 
-    /// Logs once that files can't be deleted, and once that they are gone.
+    /// Logs once that files can't be deleted, and once that these files are gone. `failed`: the
+    /// first error of the last deletes.
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
@@ -804,8 +820,8 @@ impl Writer {
         }
     }
 
-    /// Deletes what no output needs, and wakes large bodies that wait for room. The log says once
-    /// that nothing is deleted.
+    /// Deletes what no output needs, and wakes large bodies that wait for room. If that fails, logs
+    /// a warning, but only for the first failure in a row.
     fn reclaim_or_tell(&mut self) {
         let is_wanted = self.shared.lock().writing.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
@@ -821,8 +837,8 @@ impl Writer {
         self.told_kept = failed.is_err();
     }
 
-    /// The end in order: everything in the line is written, the cursors file is exact, and the last
-    /// segment is cut to its length.
+    /// Ends the writer: writes all waiting batches, cuts the last segment to its length, and saves
+    /// the cursors file, so that it is exact.
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
@@ -845,17 +861,18 @@ impl Writer {
     }
 }
 
-/// Which of the segments that every output has passed are deleted.
+/// Which of the segments that every output has passed are to be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reclaim {
-    /// Those that no output wants to keep any longer ([`super::Output::keeps`]).
+    /// The segments that no output wants to keep any longer ([`super::Output::keeps`]).
     Old,
-    /// All of them, because their room is needed.
+    /// All segments that every output has passed, because their room is needed.
     All,
 }
 
 impl Drop for Writer {
-    /// After a panic of the thread nothing can be stored. Senders must not wait for it.
+    /// If the thread has panicked, makes the queue refuse all batches, so that no sender waits for
+    /// the thread.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
@@ -869,7 +886,8 @@ impl Drop for Writer {
     }
 }
 
-/// Whether the disk has no room, or none that this user may take.
+/// `true` if the error means that the disk is full, or that the user's quota or the largest file
+/// size is reached.
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
