@@ -89,14 +89,15 @@ impl<T: Copy> Claims<T> {
         self.held.get_mut(index)
     }
 
-    /// Removes the claims at the front that are done or dropped, up to the first open one.
+    /// Removes the claims that are done or dropped from the front of the list, up to the first open
+    /// claim.
     pub(super) fn forget_done(&mut self) {
         while self.held.front().is_some_and(|held| !held.stage.is_open()) {
             self.held.pop_front();
         }
     }
 
-    /// The claims that have at least one of these positions.
+    /// Returns the claims that have at least one of these positions.
     pub(super) fn overlapping(
         &self,
         positions: Range<Position>,
@@ -105,7 +106,8 @@ impl<T: Copy> Claims<T> {
         self.held.range(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// The claims that have at least one of these positions, to be changed.
+    /// Returns the claims that have at least one of these positions, so that the caller can change
+    /// them.
     pub(super) fn overlapping_mut(
         &mut self,
         positions: Range<Position>,
@@ -114,14 +116,14 @@ impl<T: Copy> Claims<T> {
         self.held.range_mut(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Whether a claim that has one of these positions is on the wire.
+    /// Returns `true` if a claim that has one of these positions is on the wire.
     pub(super) fn has_on_wire(&self, positions: Range<Position>) -> bool {
         self.overlapping(positions).any(|held| held.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim in two at `middle`; both parts are in the claim's stage. `note` makes the notes
-    /// of both from the claim's. `None` if `middle` is not inside the claim, or the claim is not
-    /// held.
+    /// Cuts a claim into two parts at `middle`; both parts keep the claim's stage. `note` makes the
+    /// parts' notes from the claim's note. `None` if `middle` is not inside the claim, or the claim
+    /// is not held any more.
     pub(super) fn split(
         &mut self,
         claim: Claim,
@@ -140,7 +142,7 @@ impl<T: Copy> Claims<T> {
         Some((left, right))
     }
 
-    /// Whether no final claim lies behind an open one.
+    /// Returns `true` if no final claim comes after an open claim.
     pub(super) fn is_in_order(&self) -> bool {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }

@@ -23,17 +23,17 @@ pub(super) type Path = Box<[Step]>;
 /// One step on the way from the top of an event, or from a body, to a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Leads to the member with this name, which a rule of the config gives.
+    /// The step leads to the member with this name. The name comes from a rule of the config.
     Name(Box<[u8]>),
-    /// Leads to the member with this name, which is a constant of the program.
+    /// The step leads to the member with this name. The name is a constant of the program.
     Known(&'static [u8]),
-    /// Leads to every member or element.
+    /// The step leads to every member of an object, or to every element of an array.
     Any,
-    /// Leads to annotations that hold a copy of the object to which they belong.
+    /// The step leads to annotations that hold a copy of the object to which they belong.
     CopyOfTheObject,
-    /// Leads to every member whose name begins with this prefix.
+    /// The step leads to every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
-    /// Leads to all annotations of an event that are not known to be kube-apiserver's own.
+    /// The step leads to all annotations of an event that are not known to be kube-apiserver's own.
     OfAdmission,
 }
 
@@ -54,18 +54,18 @@ impl Step {
     }
 }
 
-/// The reason for a change.
+/// The reason why a value of an event is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The audit policy sets a lower level for the event. A wish for this reason is met only if no
-    /// step is left.
+    /// The audit policy sets a lower level for the event. A change for this reason is made only at
+    /// the end of the whole path.
     Lowered,
-    /// The value must not leave.
+    /// The value must not leave the relay.
     Redacted,
 }
 
-/// The part of a path that is still to be followed from a value on, and the change to make at the
-/// path's end.
+/// A wish to change something in a value: the part of a path that is still to be followed from the
+/// value on, and the change to make at the path's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish<'p> {
     rest: &'p [Step],
@@ -80,9 +80,9 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Returns the wishes that go on at a child of a container, with the step to the child removed.
-    /// `wishes` are those at the container; `name` is the child's name, or `None` for an element of
-    /// an array.
+    /// Returns the wishes (changes with their remaining paths) that apply to a child of a
+    /// container, with the step to the child removed. `wishes` are those at the container. `name`
+    /// is the child's name, or `None` for an element of an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -92,8 +92,8 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// Returns a sort key: the strongest of several wishes has the smallest key, because removing
-    /// (`false`) is stronger than hashing (`true`).
+    /// Returns a sort key by which the strongest of several wishes has the smallest key: to remove
+    /// a value (`false`) is stronger than to hash it (`true`).
     fn gentleness(wish: &&Self) -> bool {
         wish.with == With::Sha256
     }
@@ -148,8 +148,8 @@ impl<'a> Walk<'a> {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Adds the edits that `wishes` need in this value. Returns `false` if the caller must remove
-    /// the whole value.
+    /// Adds the edits that make the changes of `wishes` in this value. Returns `false` if the
+    /// caller must remove the whole value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
         let Some(strongest) = met.min_by_key(Wish::gentleness) else {
