@@ -271,11 +271,11 @@ pub(super) struct Damage {
 
 /// A walk through a segment.
 ///
-/// It expects a record at a known offset with a known position. If one is there, the scan returns
-/// it and goes on behind it. If zeros up to the next block are there, they are padding. Otherwise
-/// it looks for the magic of the next record that checks, and returns the bytes before that as
-/// damage. It ends at the end of the file, at the offset given, or at a record whose position
-/// belongs to the next segment.
+/// The scan expects a record at a known offset with a known position. If the record is there, the
+/// scan returns it and goes on after it. If there are zeros up to the next block, they are padding.
+/// Otherwise the scan looks for the magic of the next record with valid checksums, and returns the
+/// bytes before that record as damage. The scan ends at the end of the file, at the offset given,
+/// or at a record whose position belongs to the next segment.
 ///
 /// Reads go through a window: some megabytes of the file in memory, from which lines are shared and
 /// not copied. Bytes that can't be read are taken for zeros, and remembered as unreadable, so that

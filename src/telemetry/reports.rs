@@ -247,9 +247,9 @@ impl Tally {
     }
 }
 
-/// The changes of one state that the log reports. A calm state has a log line for each change. The
-/// next line waits if the state has had `burst` lines within [`QUIET`], or if its last line stood
-/// for several changes.
+/// The changes of one state, such as whether the queue is full, for the log. Usually each change
+/// has a log line of its own. If the state has had `burst` lines within [`QUIET`], or if its last
+/// line stood for several changes, the next line waits, and then stands for all changes up to it.
 struct Flap {
     /// The number of log lines that may be written within [`QUIET`].
     burst: usize,
