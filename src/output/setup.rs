@@ -13,8 +13,8 @@ use crate::delivery::prepared::Connector;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
-/// Settings that become a connector. Each protocol has a type of this kind, and a row in the table
-/// of `src/output.rs`.
+/// The settings of one protocol, from which a connector is made. Each protocol has such a type, and
+/// a row in the table of `src/output.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Makes the connector of an output with these settings. Nothing is connected, and no file is
     /// read, yet.
@@ -29,7 +29,7 @@ pub(crate) trait IntoConnector: OutputSettings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
 }
 
-/// What a connector is made of, besides the settings of its protocol.
+/// What a connector is made from, besides the settings of its protocol.
 pub(crate) struct Setup<'a> {
     /// The keys that all outputs have: name, timeouts, batch limits, …
     pub(super) output: &'a config::Output,
@@ -45,13 +45,13 @@ impl<'a> Setup<'a> {
         Self { output, metrics, expiry: Expiry::new(telemetry, &output.name) }
     }
 
-    /// The dialer of a protocol that holds one TCP connection.
+    /// Makes the dialer of a protocol that holds one TCP connection.
     pub(super) fn dialer(&self, stream: &config::Stream) -> Dialer {
         Dialer::new(stream, self.output, self.metrics.clone(), self.expiry.clone())
     }
 }
 
-/// A row of the table of protocols.
+/// A row of the table of protocols: a type of output and its connector.
 pub(super) struct Row {
     /// The type of output, as the config needs it to read the output's keys.
     pub(super) settings: OutputType,
@@ -60,7 +60,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The row of the protocol whose settings are `S`.
+    /// Makes the row of the protocol whose settings are `S`.
     pub(super) const fn of<S: IntoConnector>() -> Self {
         Self {
             settings: OutputType::of::<S>(),
@@ -68,7 +68,7 @@ impl Row {
         }
     }
 
-    /// The types of all rows.
+    /// Returns the types of output of all rows.
     pub(super) const fn types<const N: usize>(rows: &[Self]) -> [OutputType; N] {
         let mut types = [rows[0].settings; N];
         let mut index = 0;

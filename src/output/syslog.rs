@@ -28,23 +28,24 @@ use crate::queue::Batch;
 /// The keys of `type = "syslog"`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// How a consumer tells the messages apart.
+    /// How messages are separated from each other on the connection.
     pub framing: Framing,
-    /// The parts that all messages have in common.
+    /// The parts of a message that are the same in all messages.
     pub messages: config::Messages,
     /// Bytes that were sent are final if no reset came for this long after the peer's kernel
     /// acknowledged them.
     pub replay_window: Duration,
-    /// The consumer's addresses, and the connection.
+    /// The keys of the consumer's addresses and of the connection.
     pub stream: Stream,
 }
 
-/// `framing` of syslog.
+/// The values of the key `framing` of `type = "syslog"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// `LENGTH SP MESSAGE` (RFC 6587 §3.4.1, RFC 5425 §4.3).
+    /// Each message is preceded by its length: `LENGTH SP MESSAGE` (RFC 6587 §3.4.1, RFC 5425
+    /// §4.3).
     OctetCounting,
-    /// `MESSAGE LF` (RFC 6587 §3.4.2).
+    /// Each message is followed by a line feed: `MESSAGE LF` (RFC 6587 §3.4.2).
     Newline,
 }
 
@@ -83,14 +84,15 @@ impl IntoConnector for Settings {
     }
 }
 
-/// Makes framed messages of events.
+/// Encodes events as syslog messages with frames.
 pub struct Messages {
     framing: Framing,
     rfc5424: Rfc5424,
 }
 
 impl Messages {
-    /// Messages as the config says. `annotate` goes into the structured data of each message.
+    /// Makes an encoder of messages as configured. `annotate` goes into the structured data of each
+    /// message.
     #[must_use]
     pub fn new(config: &Settings, rejected: Rejected, annotate: &BTreeMap<String, String>) -> Self {
         let rfc5424 = Rfc5424::new(&config.messages, rejected, annotate);
@@ -121,28 +123,29 @@ impl Encode for Messages {
     }
 }
 
-/// Makes messages of events, without a frame.
+/// Encodes events as RFC 5424 messages, without frames.
 #[derive(Clone)]
 pub(super) struct Rfc5424 {
     /// The bytes before the TIMESTAMP: `<PRI>1 `.
     before_time: String,
     /// The bytes between TIMESTAMP and MSG. PROCID and MSGID are nil, and no BOM follows.
     after_time: String,
-    /// The most bytes of a message; `None` is no limit.
+    /// The most bytes of a message; `None`: there is no limit.
     bytes_max: Option<u64>,
-    /// The fate of an event whose message is too long.
+    /// What becomes of an event whose message is too long.
     rejected: Rejected,
 }
 
-/// The message of one event.
+/// The syslog message of one event.
 pub(super) struct Message<'a> {
-    /// The bytes of the message.
+    /// The length of the message in bytes.
     pub(super) length: usize,
     parts: [&'a [u8]; 4],
 }
 
 impl Rfc5424 {
-    /// Messages as the config says. `annotate` goes into the structured data of each message.
+    /// Makes an encoder of messages as configured. `annotate` goes into the structured data of each
+    /// message.
     pub(super) fn new(
         config: &config::Messages,
         rejected: Rejected,
@@ -157,20 +160,22 @@ impl Rfc5424 {
         }
     }
 
-    /// The same messages, with a limit of `bytes` bytes if that is lower than the limit before.
+    /// Returns the same encoder with a limit of `bytes` bytes for a message, if that is lower than
+    /// the configured limit.
     pub(super) fn at_most(mut self, bytes: u64) -> Self {
         self.bytes_max = Some(self.bytes_max.map_or(bytes, |max| max.min(bytes)));
         self
     }
 
-    /// The most bytes that the messages of a batch may take, with a frame for each.
+    /// Returns the most bytes that the messages of a batch may take, including a frame for each.
     pub(super) fn capacity(&self, batch: &Batch) -> usize {
         let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + FRAME_MAX;
         let capacity = batch.bytes + batch.events * header as u64;
         usize::try_from(capacity).unwrap_or_default()
     }
 
-    /// The message of an event; `None` if the message is too long and the event is given up.
+    /// Returns the message of an event; `None` if the message is too long and the event is given
+    /// up.
     ///
     /// # Errors
     ///
@@ -223,7 +228,7 @@ const FRAME_MAX: usize = 32;
 const TIMESTAMP_MAX: usize = 32;
 
 /// Returns the event's stageTimestamp if it has the form of RFC 5424 §6.2.3, as kube-apiserver
-/// writes it; else the nil value `-`.
+/// writes it. If it has not, returns the nil value `-`.
 fn timestamp(event: &[u8]) -> &[u8] {
     let written = timestamp_at_the_end(event);
     match written.or_else(|| scan::member(event, "stageTimestamp")).unwrap_or_default() {
@@ -253,7 +258,7 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     is_last.then_some(value)
 }
 
-/// Returns whether a text is a TIMESTAMP of RFC 5424 §6.2.3. A text from outside must not add
+/// Returns `true` if a text is a TIMESTAMP of RFC 5424 §6.2.3. A text from outside must not add
 /// fields to the header, and a receiver must be able to read it. The date must be in the calendar,
 /// and leap seconds are not allowed.
 fn is_rfc5424(time: &[u8]) -> bool {
@@ -268,7 +273,7 @@ fn is_rfc5424(time: &[u8]) -> bool {
     is_moment(seconds) && is_offset(rest)
 }
 
-/// Returns whether a text has the shape of a pattern: where the pattern has `0` the text has a
+/// Returns `true` if a text has the shape of a pattern: at each `0` of the pattern the text has a
 /// digit, and all other bytes are equal.
 fn has_shape(text: &[u8], pattern: &[u8]) -> bool {
     text.len() == pattern.len()
@@ -283,7 +288,7 @@ fn number(digits: &[u8]) -> u32 {
     digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit.wrapping_sub(b'0')))
 }
 
-/// Returns whether `YYYY-MM-DDThh:mm:ss` is a second of the Gregorian calendar.
+/// Returns `true` if `YYYY-MM-DDThh:mm:ss` is a second of the Gregorian calendar.
 fn is_moment(text: &[u8]) -> bool {
     if !has_shape(text, b"0000-00-00T00:00:00") {
         return false;
@@ -302,7 +307,7 @@ fn is_moment(text: &[u8]) -> bool {
         && number(&text[17..]) < 60
 }
 
-/// Returns whether a text is `Z` or a difference from UTC, in hours and minutes.
+/// Returns `true` if a text is `Z` or a difference from UTC, in hours and minutes.
 fn is_offset(text: &[u8]) -> bool {
     let is_difference = has_shape(text, b"+00:00") || has_shape(text, b"-00:00");
     text == b"Z" || (is_difference && number(&text[1..3]) < 24 && number(&text[4..]) < 60)

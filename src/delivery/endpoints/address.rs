@@ -16,13 +16,13 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint's address, if that is known without a lookup: the host is an IP address. Else
-    /// `None`.
+    /// Returns the endpoint's address if the host is an IP address, so that no lookup is needed;
+    /// `None` if the host is a name.
     pub(super) fn literal(&self) -> Option<SocketAddr> {
         self.name.host.parse().ok().map(|ip| SocketAddr::new(ip, self.name.port))
     }
 
-    /// Returns whether the relay has to look the host up.
+    /// Returns `true` if the relay has to look the host up.
     pub(super) fn needs_lookup(&self) -> bool {
         self.resolved_here && self.literal().is_none()
     }
@@ -34,16 +34,16 @@ impl Endpoint {
 pub(crate) struct ResolvedAddress {
     /// The index of the configured endpoint.
     pub(crate) endpoint: usize,
-    /// The number of the address in the set. No other address of the set ever has this number.
+    /// The id of the address in the set. No other address of the set ever has this id.
     pub(crate) id: usize,
     /// The host and port as configured.
     pub(crate) name: HostPort,
-    /// `None` while the host is not resolved, and if a proxy resolves it.
+    /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
     pub(crate) socket: Option<SocketAddr>,
 }
 
 impl ResolvedAddress {
-    /// The failure of a connection to this address.
+    /// Makes a failure of a connection to this address.
     pub(crate) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         Failure::new(reason, format!("connection to {self}: {what}"))
     }

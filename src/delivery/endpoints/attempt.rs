@@ -13,7 +13,8 @@ use crate::delivery::failure::Failure;
 use crate::delivery::failure::ProbeError;
 use crate::telemetry::AttemptError;
 
-/// Each address of an output, by the name to show, with the reason if it could not be connected to.
+/// The result of `check --connect` for each address of an output: the address's name to show, and
+/// the reason if it could not be connected to.
 pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
 
 /// A delivery, or a connection, that has begun at an address. Its owner says how it went with
@@ -115,7 +116,7 @@ impl Endpoints {
 }
 
 impl Attempt {
-    /// The address of the attempt.
+    /// Returns the address of the attempt.
     pub(crate) fn address(&self) -> &ResolvedAddress {
         &self.address
     }
@@ -174,13 +175,14 @@ impl Attempt {
         }
     }
 
-    /// Notes that there is a connection to the address, for `/status`. The circuit learns nothing
-    /// from it.
+    /// Notes that there is a connection to the address, for `/status`. This does not count as a
+    /// success of the address.
     pub(crate) fn connected(&self) {
         self.set.lock().used = Some(self.address.id);
     }
 
-    /// After a lookup: moves to another address of the same name if this one has left the set.
+    /// Moves the attempt to another address of the same name if, after a lookup, its own address
+    /// has left the set.
     fn follow(&mut self) {
         let mut table = self.set.lock();
         if let Some(address) = table.replacement(&self.address) {
@@ -201,7 +203,7 @@ impl Attempt {
         true
     }
 
-    /// Ends the trial that this attempt may be.
+    /// Ends the attempt's trial of the address, if the attempt is a trial.
     fn release(&mut self) {
         if std::mem::take(&mut self.is_trial)
             && let Some(address) = self.set.lock().address(&self.address)

@@ -42,7 +42,7 @@ use crate::telemetry::OutputMetrics;
 /// takes 1,048,588 bytes by default (its `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
-/// The settings that all producers of an output share, one after the other.
+/// The settings of one output's producers, of which there is one after the other.
 pub(super) struct ProducerSettings {
     pub(super) name: String,
     pub(super) cluster: Cluster,
@@ -65,7 +65,7 @@ impl Files for ProducerSettings {
 }
 
 impl ProducerSettings {
-    /// The settings from the config. No file is read yet.
+    /// Makes the settings from the config. No file is read yet.
     pub(super) fn new(
         kafka: &Settings,
         output: &config::Output,
@@ -84,7 +84,7 @@ impl ProducerSettings {
         }
     }
 
-    /// The configuration of librdkafka for one producer.
+    /// Returns the configuration of librdkafka for one producer.
     fn producer(&self) -> ClientConfig {
         let mut producer = self.cluster.client(self.timeouts.connect, self.timeouts.request);
         let millis =
@@ -117,12 +117,12 @@ impl ProducerSettings {
         producer
     }
 
-    /// The name of the consumer in messages of the log.
+    /// Returns the name of the consumer for log messages.
     pub(super) fn place(&self) -> String {
         format!("kafka {} at {}", self.cluster.topic(), self.cluster.brokers())
     }
 
-    /// The failure behind a trouble, with the name of the consumer.
+    /// Returns the failure for a trouble that librdkafka reported. Its message names the consumer.
     pub(super) fn failure(&self, trouble: &Trouble) -> Failure {
         Failure::new(trouble.reason, format!("{}: {trouble}", self.place()))
     }
@@ -154,9 +154,9 @@ pub(super) fn produce(
     // Dropping the producer gives up the messages under way, and reports them as failed.
 }
 
-/// Hands batches over in their order, until librdkafka does not take a message. The link then ends
-/// the producer, but batches may still wait here until it has heard of the refusal. They fail
-/// unsent: if they were sent, they would overtake the message.
+/// Hands batches to librdkafka in their order, until it does not take a message. The link then ends
+/// the producer, but more batches may arrive before the link knows of the refusal. These fail
+/// unsent: if they were sent, they would overtake the refused message.
 fn send_all(
     shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
@@ -207,15 +207,16 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch:
 /// The result for the messages of one claim.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// Every message that has its report was acknowledged.
+    /// Every message of the claim that has its delivery report was acknowledged.
     Accepted,
-    /// A message can't be delivered, or was given up. `None`: only because another message failed.
+    /// A message can't be delivered, or was given up. `None`: the only reason is that another
+    /// message failed.
     Failed(Option<Trouble>),
     /// A message is refused for its own content or size.
     Refused(Trouble),
 }
 
-/// The error codes of messages that were given up because another message failed.
+/// The error codes of messages that librdkafka gave up because another message failed.
 const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::Fatal,
     RDKafkaErrorCode::GaplessGuarantee,
@@ -232,7 +233,7 @@ const REFUSALS: [RDKafkaErrorCode; 3] = [
 ];
 
 impl Verdict {
-    /// The verdict for a claim with a message of `bytes` bytes that met `error`.
+    /// Returns the verdict for a claim with a message of `bytes` bytes that failed with `error`.
     fn of(error: &KafkaError, bytes: usize) -> Self {
         let mut trouble = Trouble::new(error, "");
         match error.rdkafka_error_code() {
@@ -246,10 +247,10 @@ impl Verdict {
     }
 }
 
-/// A claim under way. Shared by all its messages.
+/// A claim whose messages are under way. Shared by all its messages.
 pub(super) struct SentClaim {
     claim: Claim,
-    /// The number of messages without a report.
+    /// The number of messages of the claim without a delivery report.
     left: AtomicU64,
     verdict: Mutex<Verdict>,
 }
@@ -289,8 +290,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Notes that `messages` more messages of a claim have their report. The last one reports the
-    /// claim.
+    /// Notes that `messages` more messages of a claim have their delivery report. After the last
+    /// message of the claim, the claim's verdict is reported to the link.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);

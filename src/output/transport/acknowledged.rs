@@ -63,7 +63,8 @@ use window::Window;
 pub(in crate::output) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     make: Box<dyn Fn() -> P + Send + Sync>,
-    /// Shared with the current link, so that a smaller window outlives the connection that broke.
+    /// The number of events that may be under way. Shared with the current link, so that a smaller
+    /// window is kept after the connection that broke.
     window: Arc<Window>,
     watch: Watch,
 }
@@ -77,8 +78,8 @@ struct Opened<P> {
 }
 
 impl<P: Protocol> AcknowledgedConnector<P> {
-    /// A connector that has made no connection yet. `make` makes the protocol of a new connection,
-    /// and at most `window` events are under way.
+    /// Makes a connector that has made no connection yet. `make` makes the protocol of a new
+    /// connection, and at most `window` events are under way.
     pub(in crate::output) fn new(
         dialer: Dialer,
         window: u64,
@@ -176,9 +177,10 @@ pub(in crate::output) struct AcknowledgedLink<P> {
     session: Session,
     window: Arc<Window>,
     protocol: P,
-    /// Bytes that were read and are not yet a whole answer.
+    /// Bytes that were read and that do not yet form a whole answer.
     unread: BytesMut,
-    /// The batch that is being made into frames.
+    /// The claim and the future of the batch that is being encoded as frames; `None` if there is
+    /// none.
     encoding: Option<(Claim, Encoding)>,
     in_flight: InFlight,
     /// The number of events that were sent on this connection.
@@ -205,7 +207,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Returns whether nothing would be lost if the connection ended now.
+    /// Returns `true` if nothing would be lost if the connection ended now.
     fn is_idle(&self) -> bool {
         self.encoding.is_none() && !self.session.is_writing() && self.in_flight.is_empty()
     }
@@ -343,8 +345,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// The event that ends the connection, if it has nothing more to do or time has run out for it
-    /// at `now`; else `None`.
+    /// Returns the event that ends the connection, if it has nothing more to do or a time limit is
+    /// over at `now`; `None` if it goes on.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -369,12 +371,13 @@ impl<P: Protocol> AcknowledgedLink<P> {
         None
     }
 
-    /// Returns whether the link waits for the consumer: to take bytes, or to acknowledge events.
+    /// Returns `true` if the link waits for the consumer, to take bytes or to acknowledge events.
     fn is_awaiting(&self) -> bool {
         self.session.is_writing() || !self.in_flight.is_empty()
     }
 
-    /// When there is something to do again without the peer; `None` if never.
+    /// Returns when a time limit of the link is due next, if the peer does nothing; `None` if there
+    /// is none.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() {
             return self.session.idle_wake();
@@ -388,8 +391,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Half of the window, as soon as so much of it is free. While one half is acknowledged the
-    /// other is encoded and written, and batches do not shrink to single events.
+    /// Returns half of the window when that much of it is free. While one half is acknowledged the
+    /// other half is encoded and written, and batches do not shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.is_writing() || ending {
@@ -414,8 +417,9 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Writes the protocol's last words, shuts the write side, and waits for the peer's FIN. In the
-    /// middle of a frame there are no last words: the consumer would read them as part of an event.
+    /// Writes the bytes with which the protocol ends, shuts the write side, and waits for the
+    /// peer's FIN. In the middle of a frame these bytes are left out: the consumer would read them
+    /// as part of an event.
     async fn close(self) {
         let last = if self.session.is_writing() { Vec::new() } else { self.protocol.close() };
         self.session.close(&last).await;

@@ -40,7 +40,7 @@ use crate::telemetry::OutputMetrics;
 pub(in crate::output) struct Dialer {
     /// The set that picks the address of each connection.
     pub(in crate::output) endpoints: Arc<Endpoints>,
-    /// `None`: connections are plain TCP.
+    /// The TLS settings and files; `None`: connections are plain TCP.
     tls: Option<Arc<Tls>>,
     pub(in crate::output) settings: config::Stream,
     pub(in crate::output) timeouts: config::Timeouts,
@@ -48,7 +48,7 @@ pub(in crate::output) struct Dialer {
 }
 
 impl Dialer {
-    /// A dialer for the addresses in `stream`. No file is read and no name is looked up yet.
+    /// Makes a dialer for the addresses in `stream`. No file is read and no name is looked up yet.
     pub(in crate::output) fn new(
         stream: &config::Stream,
         output: &config::Output,
@@ -67,7 +67,7 @@ impl Dialer {
         }
     }
 
-    /// The certificate files of TLS; `None` without TLS.
+    /// Returns the certificate files of TLS; `None` without TLS.
     pub(in crate::output) fn files(&self) -> Option<Arc<dyn Files>> {
         self.tls.clone().map(|tls| tls as Arc<dyn Files>)
     }
@@ -128,7 +128,7 @@ impl Dialer {
 }
 
 impl Wire {
-    /// The failure behind an error that reading or writing has met on the connection to `address`.
+    /// Returns the failure for an error of reading or writing on the connection to `address`.
     pub(in crate::output) fn failure(
         &mut self,
         address: &ResolvedAddress,
@@ -151,7 +151,7 @@ impl Wire {
     }
 }
 
-/// The failure, for counters and the log, behind an error of dialling.
+/// Returns the failure, for counters and the log, for an error of dialling.
 pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     let reason = match error {
         DialError::Resolve { .. } => AttemptError::Resolve,
@@ -165,7 +165,7 @@ pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
 /// records.
 pub(in crate::output) struct Counted {
     stream: TcpStream,
-    /// The bytes that our kernel has taken since the connection was made.
+    /// The number of bytes that our kernel has taken since the connection was made.
     pub(in crate::output) written: u64,
 }
 
@@ -226,7 +226,7 @@ pub(in crate::output) enum Wire {
     Tls(Box<TlsStream<Counted>>),
 }
 
-/// A stream that can be read and written, whatever its type.
+/// A stream that can be read and written, of any type.
 pub(in crate::output) trait Duplex:
     AsyncRead + AsyncWrite + Unpin + Send
 {
@@ -235,7 +235,7 @@ pub(in crate::output) trait Duplex:
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Wire {
-    /// The socket below.
+    /// Returns the socket below TLS, or the socket itself without TLS.
     pub(in crate::output) fn counted(&self) -> &Counted {
         match self {
             Self::Plain(counted) => counted,
@@ -243,7 +243,7 @@ impl Wire {
         }
     }
 
-    /// The stream that the protocol reads and writes: the socket, or TLS on it.
+    /// Returns the stream that the protocol reads and writes: the socket, or TLS on the socket.
     pub(in crate::output) fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
         match self {
             Self::Plain(counted) => Pin::new(counted),

@@ -14,7 +14,7 @@ pub trait Encode: Send + 'static {
     fn encode(&self, batch: Batch) -> Result<Encoded, String>;
 }
 
-/// A batch as bytes.
+/// A batch in the form of bytes of the protocol.
 pub struct Encoded {
     /// The bytes to write, in order; empty if every event is rejected.
     pub pieces: Vec<Bytes>,

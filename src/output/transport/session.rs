@@ -34,7 +34,7 @@ use crate::delivery::link::Event;
 use crate::queue::Claim;
 use crate::telemetry::AttemptError;
 
-/// The most bytes that one call reads from the peer.
+/// The most bytes that one call of `Session::poll_read` reads from the peer.
 pub(super) const READ_BYTES: usize = 4096;
 
 /// The most slices of one vectored write.
@@ -68,11 +68,12 @@ pub(super) struct Session {
     /// written and flushed.
     unwritten: Option<VecDeque<Bytes>>,
     timer: Pin<Box<Sleep>>,
-    /// The last time that the peer, or its kernel, took or said something, or that waiting began.
+    /// When the peer last made progress (it sent something, or its kernel took bytes), or when the
+    /// session last began to wait for it.
     pub(super) progress: Instant,
-    /// When the peer's end of the connection was read; `None` while the peer may still send.
+    /// When the end of the peer's data (FIN) was read; `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
-    /// The last time that a batch was handed over, or when the session began.
+    /// When a batch was last handed over, or when the session began.
     used: Instant,
     /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
     expiry: Option<Instant>,
@@ -85,7 +86,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// A session on a connection that is ready for the first batch.
+    /// Makes a session on a connection that is ready for the first batch.
     pub(super) fn new(wire: Wire, attempt: Attempt, dialer: &Arc<Dialer>) -> Self {
         let now = Instant::now();
         Self {
@@ -109,12 +110,12 @@ impl Session {
         self.used = now;
     }
 
-    /// Begins to write the bytes of a batch. The batch before must be written.
+    /// Begins to write the bytes of a batch. The previous batch must be written and flushed.
     pub(super) fn write(&mut self, pieces: VecDeque<Bytes>) {
         self.unwritten = Some(pieces);
     }
 
-    /// Returns whether bytes of a batch are not yet written and flushed.
+    /// Returns `true` if bytes of a batch are not yet written and flushed.
     pub(super) fn is_writing(&self) -> bool {
         self.unwritten.is_some()
     }
@@ -187,17 +188,17 @@ impl Session {
         self.ready.push_back(Event::Refused(claim, failure));
     }
 
-    /// A failure of this connection, whose message names the address.
+    /// Returns a failure of this connection with a message that names the address.
     pub(super) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         self.attempt.address().failure(reason, what)
     }
 
-    /// The failure behind an error that reading or writing has met.
+    /// Returns the failure of this connection for an error of reading or writing.
     pub(super) fn io_failure(&mut self, error: &io::Error) -> Failure {
         self.wire.failure(self.attempt.address(), error)
     }
 
-    /// The last event of a connection that has failed.
+    /// Returns the event that ends the link of a connection that has failed.
     pub(super) fn broken(&mut self, mut failure: Failure) -> Event {
         // A consumer that worked and breaks was most likely restarted, and its address is tried
         // again first. A consumer that fell silent may still take connections, so its address
@@ -216,7 +217,7 @@ impl Session {
             || self.dialer.endpoints.is_over(self.attempt.address());
     }
 
-    /// Returns whether the last batch was handed over at least `idle_timeout` ago.
+    /// Returns `true` if the last batch was handed over at least `idle_timeout` ago.
     pub(super) fn is_unused(&self, now: Instant) -> bool {
         self.idle_end().is_some_and(|end| now >= end)
     }
@@ -225,18 +226,19 @@ impl Session {
         self.dialer.settings.idle_timeout.map(|limit| self.used + limit)
     }
 
-    /// When a session with nothing under way has to look at the time again; `None` if it never has
-    /// to.
+    /// Returns when a session with nothing under way reaches its next time limit; `None` if it has
+    /// none.
     pub(super) fn idle_wake(&self) -> Option<Instant> {
         [self.idle_end(), self.expiry].into_iter().flatten().min()
     }
 
-    /// When the connection reaches its age; `None` if it has no such limit or is leaving already.
+    /// Returns when the connection reaches its age limit; `None` if it has no such limit or takes
+    /// no more batches already.
     pub(super) fn age_wake(&self) -> Option<Instant> {
         self.expiry.filter(|_| !self.leaving)
     }
 
-    /// Waits until `wake`, or for ever if that is `None`.
+    /// Waits until the time `wake`, or for ever if `wake` is `None`.
     pub(super) fn poll_timer(&mut self, cx: &mut Context<'_>, wake: Option<Instant>) -> Poll<()> {
         let Some(wake) = wake else { return Poll::Pending };
         self.timer.as_mut().reset(wake);

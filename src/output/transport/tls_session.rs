@@ -26,7 +26,7 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    /// Reports for the output with this name.
+    /// Makes the reports for the output with this name.
     pub(crate) fn new(telemetry: &Arc<Telemetry>, output: &str) -> Self {
         Self { telemetry: Arc::clone(telemetry), output: output.to_owned() }
     }
@@ -40,19 +40,19 @@ impl Expiry {
     }
 }
 
-/// The client's side of TLS of one output. Shared by its connections. A reload replaces the files
-/// for later handshakes, and leaves open connections as they are.
+/// The TLS client of one output. Shared by the output's connections. A reload replaces the
+/// certificate files for later handshakes, and leaves open connections as they are.
 pub(in crate::output) struct Tls {
     config: config::ClientTls,
     /// The protocols that are offered in the handshake (ALPN).
     alpn: &'static [&'static [u8]],
-    /// The files as they were last read; `None` before.
+    /// The content of the certificate files as last read; `None` before they were read.
     current: ArcSwapOption<tls::Client>,
     expiry: Expiry,
 }
 
 impl Tls {
-    /// TLS whose files are not read yet. `alpn` lists the protocols to offer.
+    /// Makes a TLS client whose files are not read yet. `alpn` lists the protocols to offer.
     pub(in crate::output) fn new(
         config: config::ClientTls,
         alpn: &'static [&'static [u8]],
