@@ -6,23 +6,24 @@ use crate::filter::Seen;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 
-/// What a delivery leaves when another takes its place. Nothing of it is on the wire.
+/// What a delivery leaves to the delivery that takes its place. None of the claims is on the wire.
 pub struct HandOver {
     /// The output's place in the queue.
     pub cursor: Cursor,
-    /// The claims that are not final, if claims after them are.
+    /// The claims that are not final although claims after them in the queue are.
     pub claims: Vec<Claim>,
     /// The filter's memory of the events that have left; `None` without deduplication.
     pub seen: Option<Seen>,
 }
 
-/// The orders that a delivery hears.
+/// The orders that a delivery obeys; each is given by cancelling its token.
 #[derive(Clone, Default)]
 pub struct Orders {
-    /// The process ends, and first tries to deliver what it has: pauses are short from now on.
+    /// The process is about to end, and the delivery still tries to deliver what it has: pauses are
+    /// short from now on.
     pub draining: CancellationToken,
-    /// The process ends now.
+    /// The process ends now: the delivery stops at once.
     pub stop: CancellationToken,
-    /// Another delivery is to take this one's place.
+    /// Another delivery is to take this one's place: the delivery ends and leaves a [`HandOver`].
     pub retire: CancellationToken,
 }

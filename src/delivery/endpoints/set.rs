@@ -89,13 +89,13 @@ pub struct AddressState {
     pub used: bool,
 }
 
-/// The failure to look up a name.
+/// Makes the failure of looking up a name.
 fn unresolved(name: &HostPort, what: impl fmt::Display) -> Failure {
     Failure::new(AttemptError::Resolve, format!("cannot resolve {}: {what}", name.host))
 }
 
 impl Endpoints {
-    /// A set without addresses, until [`Endpoints::set`] is called.
+    /// Makes a set without addresses, which [`Endpoints::set`] fills.
     pub(crate) fn new(output: &str, strategy: Strategy, timeouts: &Timeouts) -> Self {
         Self {
             output: output.to_owned(),
@@ -125,13 +125,13 @@ impl Endpoints {
         self.wake();
     }
 
-    /// The addresses that may be used, except for the one with this id: first those that are known
-    /// to work, each group in the order of their turns.
+    /// Returns the addresses that may be used, except for the one with this id. Those that are
+    /// known to work come first; each group is in the order of turns.
     pub(crate) fn others(&self, id: usize) -> Vec<ResolvedAddress> {
         self.lock().others(id)
     }
 
-    /// Every address, in order.
+    /// Returns every address of the set, in order.
     pub(super) fn addresses(&self) -> Vec<ResolvedAddress> {
         self.lock().resolved().map(|(address, _)| address).collect()
     }
@@ -195,7 +195,8 @@ impl Endpoints {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Waits for a change after this call. The call counts, not the first poll.
+    /// Waits for a change that happens after this method was called, even if the future is polled
+    /// later.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> {
         self.changed.notified()
     }
@@ -220,12 +221,12 @@ impl Endpoints {
         Some(Instant::now() + net::jittered(age))
     }
 
-    /// The number of addresses.
+    /// Returns the number of addresses in the set.
     pub(crate) fn count(&self) -> usize {
         self.lock().count()
     }
 
-    /// The state of each address, in order, for `/status`.
+    /// Returns the state of each address, in order, for `/status`.
     pub(crate) fn states(&self) -> Vec<AddressState> {
         let table = self.lock();
         let states = table.resolved().map(|(address, entry)| AddressState {

@@ -72,7 +72,7 @@ pub(super) struct AddressEntry {
     told_down: bool,
 }
 
-/// Work for the watch.
+/// Work for the task that watches over the addresses of an output.
 pub(super) enum Job {
     /// Look up the name of this address.
     LookUp(ResolvedAddress),
@@ -95,7 +95,8 @@ impl AddressEntry {
         Self { id, socket, circuit, failed_in: None, told: None, told_down: false }
     }
 
-    /// An address that joins an endpoint while `self` and all its other addresses are down.
+    /// Makes the entry of an address that joins an endpoint while all addresses of the endpoint,
+    /// `self` among them, are down.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
@@ -157,7 +158,7 @@ impl AddressTable {
         }
     }
 
-    /// The entry of an address; `None` if the address has left the set.
+    /// Returns the entry of an address; `None` if the address has left the set.
     pub(super) fn address(&mut self, of: &ResolvedAddress) -> Option<&mut AddressEntry> {
         let entry = self.entries.get_mut(of.endpoint)?;
         let position = entry.position(of.id)?;
@@ -175,7 +176,7 @@ impl AddressTable {
         })
     }
 
-    /// Every address in order, with its entry.
+    /// Returns every address in order, with its entry.
     pub(super) fn resolved(&self) -> impl Iterator<Item = (ResolvedAddress, &AddressEntry)> {
         self.all().map(|(index, entry, address)| (entry.resolved(index, address), address))
     }
@@ -196,8 +197,8 @@ impl AddressTable {
         self.any_closed() || self.all().any(|(_, _, address)| untried(address))
     }
 
-    /// The first address that `wanted` accepts, from the index `from` on and then from the
-    /// beginning, with its index.
+    /// Returns the first address that `wanted` accepts, with its index. The search begins at the
+    /// index `from`, and goes on from the beginning of the list.
     fn find(
         &self,
         from: usize,
@@ -213,8 +214,8 @@ impl AddressTable {
             .map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// The address whose requested pause ends first, with its index. Called when every address has
-    /// asked for a pause.
+    /// Returns the address whose requested pause ends first, with its index. Called when every
+    /// address has asked for a pause.
     fn soonest(&self, now: Instant) -> Option<(usize, ResolvedAddress)> {
         let until = |address: &AddressEntry| address.circuit.asked_until(now);
         let all = self.all().enumerate();
@@ -360,8 +361,9 @@ impl AddressTable {
         before != after
     }
 
-    /// After a lookup: another address of the same name, if this one has left the set. The turn
-    /// passes on to the address after that. `None` if this address is still there.
+    /// Returns another address of the same name if, after a lookup, this address has left the set.
+    /// The turn passes on to the address after the returned one. `None`: this address is still in
+    /// the set.
     pub(super) fn replacement(&mut self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint)?;
         if entry.position(of.id).is_some() || entry.endpoint.name != of.name {
@@ -375,7 +377,7 @@ impl AddressTable {
         Some(found)
     }
 
-    /// Another usable address of the same name; `None` if there is none.
+    /// Returns another usable address of the same name; `None` if there is none.
     pub(super) fn sibling(&self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint).filter(|it| it.endpoint.name == of.name)?;
         let mut others = entry.addresses.iter().filter(|other| other.id != of.id);

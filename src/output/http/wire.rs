@@ -50,7 +50,7 @@ pub(super) struct HttpSocket {
 /// requests.
 struct SharedSocket {
     stream: TcpStream,
-    /// The bytes that our kernel has taken. The number never falls.
+    /// The number of bytes that our kernel has taken. It never falls.
     written: AtomicU64,
     /// `true`: the next read asks the kernel even if the runtime has heard of nothing to read.
     asks: AtomicBool,
@@ -103,7 +103,7 @@ impl RequestMarks {
         self.lock().answered = None;
     }
 
-    /// Returns whether the peer's kernel had the whole request when the answer began.
+    /// Returns `true` if the peer's kernel had the whole request when the answer began.
     pub(super) fn was_whole(&self) -> bool {
         let state = self.lock();
         state.answered.unwrap_or(state.last)
@@ -123,7 +123,7 @@ impl HttpSocket {
         Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
     }
 
-    /// The watch over this socket's requests. It must be taken before TLS takes the socket.
+    /// Returns the watch over this socket's requests. It must be taken before TLS takes the socket.
     pub(super) fn watch(&self) -> SocketWatch {
         SocketWatch { shared: Arc::clone(&self.shared), marks: RequestMarks::default() }
     }
@@ -155,12 +155,12 @@ pub(super) struct SocketWatch {
 }
 
 impl SocketWatch {
-    /// The view for the sender of requests.
+    /// Returns the part of the watch that the sender of requests uses.
     pub(super) fn progress(&self) -> Progress {
         Progress { shared: Arc::downgrade(&self.shared), marks: self.marks.clone() }
     }
 
-    /// The stream that HTTP is spoken on. `stream` is the socket, or TLS on the socket.
+    /// Makes the stream that HTTP is spoken on. `stream` is the socket, or TLS on the socket.
     pub(super) fn over<S>(self, stream: S) -> WatchedStream<S> {
         WatchedStream { stream, shared: self.shared, marks: self.marks, early: None }
     }
