@@ -120,7 +120,7 @@ pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queu
         (in_flight, "limits.max_in_flight", "limits.max_in_flight"),
         (room, "queue.max_bytes", room_shown),
     ];
-    // Of equal bounds the first is taken: max_body itself, if it is among them.
+    // If bounds are equal, the first is taken: max_body itself, if it is among them.
     let [configured, ..] = bounds;
     let smallest = bounds.into_iter().min_by_key(|(size, ..)| *size).unwrap_or(configured);
     let known = cx.are_known(&["limits.max_body", "limits.max_in_flight", "queue.max_bytes"]);

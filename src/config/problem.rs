@@ -15,11 +15,11 @@ pub struct Problem {
     /// One line that explains what is wrong and what is allowed. The value of a variable or a
     /// secret is never in it.
     pub message: String,
-    /// What the problem means for the commands `run` and `check`.
+    /// The effect of the problem on the commands `run` and `check`.
     pub severity: Severity,
 }
 
-/// What a [`Problem`] means for the commands `run` and `check`.
+/// The effect of a [`Problem`] on the commands `run` and `check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Severity {
     /// The config cannot be used.
@@ -55,13 +55,13 @@ pub struct Named {
     pub key: String,
     /// The path of the file or directory.
     pub path: PathBuf,
-    /// What the file must hold, so that `check` can verify the content.
+    /// The content that the file must have, so that `check` can verify it.
     pub content: Content,
     /// `true`: the file must exist. `false`: it may be absent (`tls.optional`).
     pub must_exist: bool,
 }
 
-/// What the file that a key names must hold.
+/// The content that the file named by a key must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// A PEM chain of certificates, the leaf first. The key `private_key` in the same section names

@@ -42,7 +42,7 @@ pub struct Queue {
     pub acknowledge: Acknowledge,
     /// The time after which a sender that waits for `Delivered` or `Synced` gets 503.
     pub delivered_timeout: Duration,
-    /// What an append to a full queue does.
+    /// The effect of an append to a full queue.
     pub when_full: WhenFull,
     /// The base of the `Retry-After` of 429 and 503, which is drawn evenly from 0.6 to 1.6 times
     /// this time.

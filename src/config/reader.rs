@@ -158,7 +158,7 @@ impl<'a> Context<'a> {
             .collect();
         errors.sort_unstable();
         for (at, message) in errors {
-            // Of several syntax errors in a line, all but the first mostly follow from the first.
+            // If a line has several syntax errors, the later ones mostly follow from the first.
             if cx.broken.insert(cx.line_start(at)) {
                 cx.push(at, String::new(), format!("not TOML: {message}"), Severity::Error);
             }

@@ -199,7 +199,7 @@ pub fn read_secret(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 ///
-/// Those of [`read_secret`]; an empty token; or a control character in it, which no header can
+/// The errors of [`read_secret`]; an empty token; or a control character in it, which no header can
 /// carry, so that nobody could ever present the token.
 pub fn read_token(path: &Path) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);

@@ -25,7 +25,7 @@ pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 /// refuses is given up.
 const CONSUMERS_MAX: usize = 1024;
 
-/// What is to be done with a refused claim that can't be cut any more.
+/// The decision about a refused claim that can't be cut any more.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Send it again after a pause, for ever: the config says `rejected.action = "retry"`.

@@ -47,7 +47,7 @@ pub(crate) trait Connector: Send {
     fn deliver(self: Box<Self>, start: Start) -> Running;
 }
 
-/// What a delivery starts with, besides its connector.
+/// Everything that a delivery starts with, besides its connector.
 pub(crate) struct Start {
     begin: HandOver,
     health: Health,

@@ -99,7 +99,7 @@ impl Ended {
     }
 }
 
-/// What the loop waited for while it drove a link.
+/// The reason why the loop woke while it drove a link.
 enum Wake {
     Stop,
     Retire,
