@@ -8,9 +8,9 @@ use std::ops::Add;
 use std::ops::AddAssign;
 use std::ops::Sub;
 
-/// The number of an event, which is the number of events that were accepted before it. With files
-/// the count goes on over restarts, from the moment the directory was made; in memory it begins
-/// with the process.
+/// The number of an event: how many events were accepted before it. The first event of a queue has
+/// the position 0. A queue on disk keeps counting after a restart; a queue in memory begins with 0
+/// in each process.
 ///
 /// A position plus a count of events is a position; the difference of two positions is a count. For
 /// example, a claim of positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5 events.
@@ -21,10 +21,12 @@ impl Position {
     /// The position of the first event that a new queue accepts, 0.
     pub const START: Self = Self(0);
 
-    /// A position after every event: no queue reaches it.
+    /// A position that is greater than the position of every event. No queue ever accepts so many
+    /// events.
     pub const MAX: Self = Self(u64::MAX);
 
-    /// Makes the position of an event that `number` events were accepted before.
+    /// Makes a position from its number, which is the number of events that were accepted before
+    /// the event at this position.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
@@ -36,21 +38,22 @@ impl Position {
         self.0
     }
 
-    /// The position after this one, which the next accepted event has.
+    /// Returns this position plus 1. This is the position of the event that is accepted directly
+    /// after the event at this position.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// The number of events from the position `earlier` up to this position; 0 if `earlier` is not
-    /// before this position.
+    /// Returns the number of events from the position `earlier` up to this position; 0 if `earlier`
+    /// is not before this position. For example, from 10 up to 15 there are 5 events.
     #[must_use]
     pub const fn saturating_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The position that lies `events` events before this one; [`Position::START`] if fewer events
-    /// were accepted before this one.
+    /// Returns the position that is `events` smaller than this one; [`Position::START`] if fewer
+    /// than `events` events were accepted before this position.
     #[must_use]
     pub const fn saturating_back(self, events: u64) -> Self {
         Self(self.0.saturating_sub(events))
@@ -72,7 +75,7 @@ impl AddAssign<u64> for Position {
 }
 
 impl Sub for Position {
-    /// The number of events between two positions.
+    /// The difference of two positions, which is a number of events.
     type Output = u64;
 
     fn sub(self, earlier: Self) -> u64 {
@@ -86,7 +89,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// Lets tests write positions as numbers.
+/// Lets tests compare a position with a plain number.
 #[cfg(test)]
 impl PartialEq<u64> for Position {
     fn eq(&self, number: &u64) -> bool {

@@ -1,8 +1,8 @@
 //! The second half of a reload: putting in use what the first half has read and checked.
 
-/// Puts what was read and checked (files, settings) in use when it is called, and can't fail. If it
-/// is dropped instead, nothing has changed.
+/// A function that puts files or settings in use. They were read and checked before, so that the
+/// call can't fail. If the function is dropped without a call, nothing has changed.
 ///
-/// A reload first makes one of these for every output and every source. Only if all could be made,
-/// it calls them: a mistake in one file leaves everything as it was.
+/// A reload first makes one such function for every output and every source. It calls these
+/// functions only if all of them could be made. A mistake in one file therefore changes nothing.
 pub type Staged = Box<dyn FnOnce() + Send>;

@@ -12,73 +12,83 @@ use crate::position::Position;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 
-/// A file that has left the log: the position that its name states, and the bytes that it counts
-/// for.
+/// A segment (one file of the queue) that was removed from the log, and whose file may still exist:
+/// the first position of the segment, which is in the file's name, and the file's size in bytes.
 pub(super) type Removed = (Position, u64);
 
 /// The spool's counters of files and bytes.
 ///
-/// Two kinds of numbers are kept here. The first kind is what lies in `segments/` now, in bytes
-/// ([`Accounting::files`]). Each file there is in exactly one of five states:
+/// There are two kinds of counters. The first kind counts the bytes that the files in `segments/`
+/// take now ([`Accounting::files`]). Each of these files is in exactly one of five states:
 ///
-/// - a segment of the log ([`super::LogState::segments`]), which counts with its whole size, also
-///   with the room that is reserved and not written yet;
-/// - `pending_delete`: a segment that has left the log, because every output has passed it or
-///   because it was dropped. The cursors file may still need it; the writer deletes it after the
-///   next save;
-/// - `stuck`: a segment whose delete has failed. It takes its room until a later attempt succeeds;
+/// - a segment of the log ([`super::LogState::segments`]), which counts with its whole size,
+///   including bytes that are reserved and not written yet;
+/// - `pending_delete`: a segment that was removed from the log, because every output has finished
+///   it or because it was dropped. The cursors file may still name a place in this segment. The
+///   writer therefore saves the cursors file first, and deletes the segment after that;
+/// - `stuck`: a segment that was removed from the log and could not be deleted. Its bytes count
+///   until a later attempt succeeds;
 /// - incoming: the file of a large body that is arriving, or that waits to become a segment;
 /// - `abandoned`: the file of a large body that will not become a segment.
 ///
-/// A file changes its state without a change of `files`; only making, growing, cutting and deleting
-/// a file changes it.
+/// If a file goes from one state to another, `files` does not change. It changes only when bytes
+/// are reserved for a file, or when a file is made, cut or deleted.
 ///
-/// The second kind is what is promised to the waiting batches, before their bytes are written.
-/// A batch goes into the segment that will be the last one when its turn comes: `segment_free` is
-/// what is left there. If that is not enough, the batch reserves a new segment: `reserved_new` is
-/// the bytes of all segments that are reserved and not made. For example, with `segment_free` = 8
-/// KiB, a batch that needs 12 KiB reserves a segment of `segment_bytes`, and later batches go into
-/// that.
+/// The second kind counts the bytes that are planned for the waiting batches and not written yet. A
+/// batch is written into the segment that is the last one at that time, and `segment_free` is the
+/// number of bytes that are still free in this segment. If the batch needs more, a new segment is
+/// planned for it. `reserved_new` is the number of bytes of all segments that are planned and not
+/// made yet. For example, with `segment_free` = 8 KiB, a batch that needs 12 KiB gets a new segment
+/// of `segment_bytes`, and later batches go into this new segment.
 ///
-/// Owned by the spool's state, under its lock. What must never happen: that `files` is less than
-/// the directory holds, because then `queue.max_bytes` is exceeded and nobody sees it.
+/// The spool's state owns this value, under its lock. What must never happen: that `files` is less
+/// than the bytes that the files in the directory take. The queue would then exceed
+/// `queue.max_bytes`, and nobody would notice.
 #[derive(Debug, Default)]
 pub(super) struct Accounting {
-    /// Bytes of all files in `segments/`.
+    /// The number of bytes of all files in `segments/`, including reserved bytes that are not
+    /// written yet.
     files: u64,
-    /// The part of `files` that large bodies take, while they arrive or wait to become segments.
+    /// The part of `files` that large bodies take while they arrive or wait to become segments, in
+    /// bytes.
     incoming: u64,
+    /// Segments that were removed from the log, and that the writer has not tried to delete yet.
     pending_delete: Vec<Removed>,
+    /// Segments that were removed from the log, and that could not be deleted.
     stuck: Vec<Removed>,
-    /// Names and bytes of the files of large bodies that will not become segments.
+    /// The names and the sizes in bytes of abandoned files: files of large bodies that will not
+    /// become segments, and that the writer has to delete.
     abandoned: Vec<(String, u64)>,
-    /// Bytes that will be free in the log's last segment once all waiting batches are written. If
-    /// waiting batches begin new segments, the last of these new segments is meant.
+    /// The number of bytes that will be free in the log's last segment once all waiting batches are
+    /// written. If waiting batches begin new segments, the last of these new segments is meant.
     segment_free: u64,
-    /// Bytes of the segments that are planned and not made yet, for waiting batches and for the
-    /// group of batches that the writer has taken.
+    /// The number of bytes of the segments that are planned and not made yet, for waiting batches
+    /// and for the group of batches that the writer has taken.
     reserved_new: u64,
-    /// The size limit, in bytes, within which the segments in `reserved_new` were planned, if
-    /// `queue.max_bytes` was changed since; else 0. Segments planned before the change are still
-    /// allowed.
+    /// The size limit in bytes from before a change of `queue.max_bytes`, while segments that were
+    /// planned under this limit are not made yet; else 0. These segments may still be made, even if
+    /// the new limit is smaller.
     reserved_limit: u64,
+    /// The group of batches that the writer has taken to write.
     in_hand: InHand,
 }
 
-/// The group of batches that the writer has taken, and has neither published nor refused.
+/// The group of batches that the writer has taken to write. All numbers are 0 as soon as the group
+/// is published (stored and visible to outputs) or refused.
 #[derive(Debug, Default)]
 struct InHand {
-    /// Bytes of the new segment that the group begins; 0 if the group begins none, or once the new
-    /// segment is made.
+    /// The size in bytes of the new segment that the group begins. 0 if the group begins no new
+    /// segment, or if this segment is made already.
     reserved: u64,
-    /// The most bytes of its segment that the group takes.
+    /// The greatest number of bytes that the group may take in its segment.
     needed: u64,
     /// `true`: the group is one large body, whose file becomes a segment of its own.
     is_incoming: bool,
 }
 
 impl Accounting {
-    /// The counters at the start of the process, from the segments and other files that were found.
+    /// Makes the counters at the start of the process, from the segments and other files that were
+    /// found.
     pub(super) fn new(
         segments: &VecDeque<Segment>,
         pending_delete: Vec<Removed>,
@@ -90,102 +100,112 @@ impl Accounting {
         Self { files, pending_delete, abandoned, ..Self::default() }
     }
 
-    /// Bytes of all files in `segments/`.
+    /// Returns the number of bytes of all files in `segments/`, including reserved bytes that are
+    /// not written yet.
     pub(super) fn files(&self) -> u64 {
         self.files
     }
 
-    /// Bytes of all files in `segments/`, and of the segments that are planned for batches and not
-    /// made yet.
+    /// Returns the number of bytes of all files in `segments/`, plus the bytes of the segments that
+    /// are planned for batches and not made yet.
     pub(super) fn taken(&self) -> u64 {
         self.files + self.reserved_new
     }
 
-    /// Bytes that will be free in the log's last segment once all waiting batches are written.
+    /// Returns the number of bytes that will be free in the log's last segment once all waiting
+    /// batches are written.
     pub(super) fn segment_free(&self) -> u64 {
         self.segment_free
     }
 
-    /// Bytes of the segments that batches in the line begin.
+    /// Returns the number of bytes of the segments that are planned for batches and not made yet.
     #[cfg(test)]
     pub(super) fn reserved_new(&self) -> u64 {
         self.reserved_new
     }
 
-    /// Segments that have left the log, and that the writer has not tried to delete yet.
+    /// Returns the segments that were removed from the log, and that the writer has not tried to
+    /// delete yet.
     pub(super) fn pending_delete(&self) -> &[Removed] {
         &self.pending_delete
     }
 
-    /// Segments that have left the log, and could not be deleted.
+    /// Returns the segments that were removed from the log, and that could not be deleted.
     pub(super) fn stuck(&self) -> &[Removed] {
         &self.stuck
     }
 
-    /// Names and bytes of the files of large bodies that will not become segments.
+    /// Returns the names and the sizes in bytes of abandoned files: files of large bodies that will
+    /// not become segments, and that the writer has to delete.
     pub(super) fn abandoned(&self) -> &[(String, u64)] {
         &self.abandoned
     }
 
-    /// Bytes that become free when the files in `pending_delete` are deleted.
+    /// Returns the number of bytes that become free when the files in `pending_delete` (segments
+    /// that were removed from the log) are deleted.
     pub(super) fn pending_bytes(&self) -> u64 {
         self.pending_delete.iter().map(|(_, size)| size).sum()
     }
 
-    /// `true` if a file that has left the log still has the name of a segment that begins at
-    /// `first`.
+    /// Returns `true` if the file name of a segment that begins at `first` is still taken, by a
+    /// segment that was removed from the log and is not deleted yet.
     pub(super) fn has_name(&self, first: Position) -> bool {
         self.pending_delete.iter().any(|(other, _)| *other == first) || self.is_stuck(first)
     }
 
-    /// `true` if the file of a segment that began at `first` has left the log and could not be
-    /// deleted.
+    /// Returns `true` if a segment that began at `first` was removed from the log, and its file
+    /// could not be deleted.
     pub(super) fn is_stuck(&self, first: Position) -> bool {
         self.stuck.iter().any(|(other, _)| *other == first)
     }
 
     // ---- Files ----
 
-    /// Counts a segment of `size` bytes that was made at the end of the log.
+    /// Adds the `size` bytes of a new segment that was made at the end of the log.
     pub(super) fn made(&mut self, size: u64) {
         self.files += size;
     }
 
-    /// Counts a segment that was made but could not be synced. It is no part of the log, and is to
-    /// be deleted.
+    /// Adds the `size` bytes of a new segment that was made but could not be synced. The segment
+    /// does not become a part of the log, and its file is to be deleted.
     pub(super) fn made_in_vain(&mut self, first: Position, size: u64) {
         self.files += size;
         self.retire(first, size);
     }
 
-    /// Notes that a segment of the log was cut to its length, which has freed `given` bytes.
+    /// Notes that the file of a segment was cut after its last record, which has freed `given`
+    /// bytes.
     pub(super) fn cut(&mut self, given: u64) {
         self.files -= given;
     }
 
-    /// Notes that a segment has left the log, and that its file is to be deleted.
+    /// Notes that a segment was removed from the log, and that its file is to be deleted.
     pub(super) fn retire(&mut self, first: Position, size: u64) {
         self.pending_delete.push((first, size));
     }
 
-    /// Notes that the file of a segment that had left the log is deleted.
+    /// Notes that a file is deleted, whose segment was removed from the log before. Its bytes do
+    /// not count any more.
     pub(super) fn deleted(&mut self, (first, size): Removed) {
         self.forget(first);
         self.files -= size;
     }
 
-    /// Notes that the file of a segment that had left the log could not be deleted.
+    /// Notes that a file could not be deleted, whose segment was removed from the log before. Its
+    /// bytes still count.
     pub(super) fn not_deleted(&mut self, (first, size): Removed) {
         self.forget(first);
         self.stuck.push((first, size));
     }
 
+    /// Removes a segment from the lists of files that are to be deleted.
     fn forget(&mut self, first: Position) {
         self.pending_delete.retain(|(other, _)| *other != first);
         self.stuck.retain(|(other, _)| *other != first);
     }
 
-    /// Counts this many bytes more for a large body that is arriving.
+    /// Adds `bytes` bytes for the file of a large body that is arriving, before these bytes are
+    /// written.
     pub(super) fn reserve_incoming(&mut self, bytes: u64) {
         self.files += bytes;
         self.incoming += bytes;
@@ -232,13 +252,15 @@ impl Accounting {
         self.segment_free = 0;
     }
 
-    /// Takes back the plan of a batch that was to take `needed` bytes of the last segment.
+    /// Cancels the plan of a batch that was to take `needed` bytes of the last segment. These bytes
+    /// are free again.
     pub(super) fn withdraw_here(&mut self, needed: u64) {
         self.segment_free += needed;
     }
 
-    /// Takes back the plan of a new segment of `size` bytes, whose only batch was withdrawn.
-    /// `is_last`: no batch waits after the withdrawn one, so that no planned segment has room.
+    /// Cancels the plan of a new segment of `size` bytes, because the only batch for it was
+    /// withdrawn. `is_last`: no batch waits after the withdrawn batch. `segment_free` then becomes
+    /// 0, because it was the free room of the cancelled segment.
     pub(super) fn withdraw_new(&mut self, size: u64, is_last: bool) {
         self.reserved_new -= size;
         if self.reserved_new == 0 {
@@ -249,21 +271,22 @@ impl Accounting {
         }
     }
 
-    /// Notes that `queue.max_bytes` changes. Segments that were planned within `usable` bytes, the
-    /// limit before the change, stay allowed.
+    /// Notes that `queue.max_bytes` is changed. `usable`: the limit for segments before the change,
+    /// in bytes. Segments that are planned and not made yet may still be made within this old
+    /// limit.
     pub(super) fn keep_limit(&mut self, usable: u64) {
         if self.reserved_new > 0 {
             self.reserved_limit = usable.max(self.reserved_limit);
         }
     }
 
-    /// The most bytes that the files in `segments/` may take: `usable`, or a higher limit within
-    /// which segments were planned before `queue.max_bytes` was changed.
+    /// Returns the greatest number of bytes that the files in `segments/` may take: `usable`, or a
+    /// higher limit within which segments were planned before `queue.max_bytes` was changed.
     pub(super) fn limit(&self, usable: u64) -> u64 {
         usable.max(self.reserved_limit)
     }
 
-    /// Notes that the writer has taken this group of batches to write them.
+    /// Notes that the writer has taken this group of batches from the waiting ones, to write them.
     pub(super) fn take_in_hand(&mut self, group: &[Waiting]) {
         let Some(first) = group.first() else { return };
         self.in_hand = match first.incoming {
@@ -276,7 +299,8 @@ impl Accounting {
         };
     }
 
-    /// Notes that the new segment for the group that the writer has taken is made.
+    /// Notes that the new segment is made which the group of batches that the writer has taken
+    /// begins. The bytes of this segment do not count as planned any more.
     pub(super) fn opened(&mut self) {
         self.reserved_new -= std::mem::take(&mut self.in_hand.reserved);
         if self.reserved_new == 0 {
@@ -284,24 +308,25 @@ impl Accounting {
         }
     }
 
-    /// Notes that the group that the writer had taken is stored. `given`: bytes that were planned
-    /// for the group, that it did not need, and that are free again; 0 if a waiting batch begins a
-    /// new segment, because nothing more goes into this one.
+    /// Notes that the group of batches that the writer had taken is stored. `given`: the number of
+    /// bytes that were planned for the group and that the group did not use; they are free again.
+    /// The caller passes 0 if a waiting batch begins a new segment, because no more batches go into
+    /// the group's segment then.
     pub(super) fn published(&mut self, given: u64) {
         self.in_hand = InHand::default();
         self.segment_free += given;
     }
 
-    /// Clears all plans: no batch waits, and the writer has taken none. `free`: bytes that are left
-    /// in the last segment.
+    /// Cancels all plans, because no batch waits and the writer has no group of batches to write.
+    /// `free`: the number of bytes that are free in the last segment.
     pub(super) fn clear_plans(&mut self, free: u64) {
         (self.reserved_new, self.reserved_limit, self.segment_free) = (0, 0, free);
         self.in_hand = InHand::default();
     }
 
-    /// Clears the plans of all waiting batches, but not those of the group that the writer has
-    /// taken: the group is about to be written to a new segment, which is smaller than planned.
-    /// `free`: bytes that the group leaves in this segment.
+    /// Cancels the plans of all waiting batches, but not of the group of batches that the writer
+    /// has taken. This group is about to be written to a new segment that is smaller than planned.
+    /// `free`: the number of bytes that are still free in this segment after the group.
     pub(super) fn clear_line(&mut self, free: u64) {
         (self.reserved_new, self.reserved_limit, self.segment_free) = (0, 0, free);
         self.in_hand.reserved = 0;
@@ -334,13 +359,13 @@ impl Accounting {
         assert!(self.segment_free <= room, "only {room} bytes are left: {self:?}");
     }
 
-    /// The most bytes that can be left in the log's last segment once all waiting batches are
-    /// written.
+    /// Returns the greatest number of bytes that can be free in the log's last segment once all
+    /// waiting batches are written.
     fn room_of_last(&self, segments: &VecDeque<Segment>, waiting: &VecDeque<Waiting>) -> u64 {
         let opens = waiting.iter().rposition(|waiting| waiting.opens.is_some());
         let behind = waiting.range(opens.unwrap_or(0)..).map(Waiting::needed).sum::<u64>();
         if let Some(size) = opens.and_then(|index| waiting.get(index)?.opens) {
-            // 0 for a large body: nothing is written to its file any more.
+            // `size` is 0 for a large body, because no more batches go into its file.
             return size.saturating_sub(FIRST_RECORD + behind);
         }
         let behind = behind + self.in_hand.needed;

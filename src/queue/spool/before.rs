@@ -34,49 +34,55 @@ use crate::queue::segment::Found;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 
-/// The most bytes of lines before a cursor that are read: about what a disk reads in a second or
-/// two, and what a busy cluster sends in some minutes.
+/// The greatest number of bytes of lines that a reader reads before a cursor's place. A disk reads
+/// 256 MiB in a second or two, and a busy cluster sends 256 MiB in some minutes.
 const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 
-/// The limits of the range of events that is to be read.
+/// The limits of a read: they say which events are read.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// The cursor's watermark, where reading ends.
+    /// The position where reading ends: the cursor's watermark, the first position that its output
+    /// has not finished.
     end: Position,
-    /// The least byte number of a line that is read.
+    /// The least byte number of a line that is read. The byte number of a line is the number of
+    /// bytes of all lines before it in the log.
     byte: u64,
-    /// Only events that were received at this time or later are read. In ms since 1970.
+    /// The earliest time when an event that is read was received, in ms since 1970.
     since: u64,
 }
 
-/// A reader of the events before a cursor's watermark, oldest first.
+/// A reader of the events before a cursor's watermark (the first position that its output has not
+/// finished), oldest first.
 ///
-/// Each call of [`Before::next`] gives one piece of lines. When no piece is left, the next part of
-/// a segment is read on a thread that may block. Owned by the delivery loop that fills its
-/// deduplication window, and dropped at any time: a read that hangs in a dead disk is left behind.
+/// Each call of [`Before::next`] returns one piece of lines. When all pieces in memory are
+/// returned, the next part of a segment is read on a thread that may block. The delivery loop of an
+/// output owns this reader while it fills its deduplication window, and may drop it at any time.
+/// Nobody waits for a read that hangs because the disk does not answer.
 pub struct Before {
     shared: Arc<Shared>,
     limits: Limits,
-    /// The position where the next read goes on, after the `pieces`. `spot` is the place of this
-    /// position in a file, if the place is known.
+    /// The position where the next read begins. It comes after all `pieces`.
     at: Position,
+    /// The place of the position `at` in a file; `None` if the place is not known.
     spot: Option<Spot>,
+    /// The pieces that were read and not returned yet.
     pieces: VecDeque<Piece>,
     /// The read that is under way; `None` if there is none.
     reading: Option<JoinHandle<Option<Part>>>,
 }
 
-/// What one read has found.
+/// The result of one read.
 struct Part {
     pieces: Vec<Piece>,
-    /// The position where the next read goes on.
+    /// The position where the next read begins.
     at: Position,
+    /// The place of the position `at` in a file; `None` if the place is not known.
     spot: Option<Spot>,
 }
 
 impl Before {
-    /// Makes a reader of the events from position `from` up to a cursor's `place`. The reader skips
-    /// events that were not received `within` this time before now.
+    /// Makes a reader of the events from the position `from` up to `place`, a cursor's place in the
+    /// log. The reader skips events that were received longer ago than `within`.
     pub(super) fn new(
         shared: Arc<Shared>,
         from: Position,
@@ -92,11 +98,13 @@ impl Before {
         Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
     }
 
-    /// Returns the next lines, with their origin; `None` when all were returned.
+    /// Returns the next piece of lines, with its origin (the position and the age of its first
+    /// line). `None` if all pieces were returned.
     ///
     /// # Cancel safety
     ///
-    /// No line is skipped if the future is dropped.
+    /// If the future is dropped, no line is skipped: the next call waits for the read that is under
+    /// way.
     pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
         loop {
             if let Some(next) = self.take() {
@@ -117,17 +125,21 @@ impl Before {
         }
     }
 
+    /// Removes the first piece from memory, and returns it with its origin. `None` if no piece is
+    /// in memory.
     fn take(&mut self) -> Option<(Origin, Bytes)> {
         let piece = self.pieces.pop_front()?;
         Some((Origin { first: piece.first, age: age(piece.received, now()) }, piece.lines))
     }
 
+    /// Adds the result of a read to the pieces in memory.
     fn take_in(&mut self, part: Part) {
         (self.at, self.spot) = (part.at, part.spot);
         self.pieces.extend(part.pieces);
     }
 
-    /// Reads everything at once, on this thread.
+    /// Reads all events at once, on the calling thread. Returns the lines of each piece, with their
+    /// origin.
     #[cfg(test)]
     pub(super) fn all(mut self) -> Vec<(Origin, Bytes)> {
         while let Some(part) = self.shared.read_before(self.at, self.spot, self.limits) {
@@ -146,8 +158,8 @@ impl Drop for Before {
 }
 
 impl Shared {
-    /// Reads a part of the first segment that ends after position `at`. `None` if nothing is left
-    /// to read.
+    /// Reads a part of the first segment that ends after the position `at`. Returns the pieces that
+    /// are within the limits, which may be none. `None` if nothing is left to read.
     fn read_before(&self, at: Position, spot: Option<Spot>, limits: Limits) -> Option<Part> {
         if at >= limits.end {
             return None;
@@ -187,15 +199,15 @@ impl Shared {
             piece.cut(Take { bytes: u64::MAX, events })
         };
         let pieces = loaded.pieces.into_iter().filter(is_wanted).map(within).collect();
-        // The next read begins behind this one in any case.
+        // The next read begins after this one in any case, so that reading comes to an end.
         let next = loaded.next.filter(|next| next.position > job.from);
         let at = next.map_or(job.end.position, |next| next.position);
         Some(Part { pieces, at, spot: next })
     }
 
-    /// Plans a read of the first segment that ends after `at`, if the segment begins before `end`;
-    /// `None` if there is no such segment. Also returns the first position of the segment after it,
-    /// if there is one.
+    /// Plans a read of the first segment that ends after the position `at`. Returns the planned
+    /// read, and the first position of the segment after it, if there is one. `None` if there is no
+    /// segment that ends after `at` and begins before `end`.
     fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
         let state = self.lock();
         let index = state.log.segment_at(at);
@@ -217,8 +229,9 @@ impl Shared {
         Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
     }
 
-    /// Returns when the segment that begins at `first` was made, in ms since 1970; `u64::MAX` if
-    /// this is not known. Everything in the segments before it was received earlier.
+    /// Returns the time when the segment that begins at the position `first` was made, in ms since
+    /// 1970. All events in earlier segments were received before that time. `u64::MAX` if the
+    /// segment's header can't be read or is damaged.
     fn made(&self, first: Position) -> u64 {
         let file = self.disk.open(&segment::file_name(first), Access::Read).ok();
         let header = file.and_then(|file| SegmentHeader::read(&*file, first).ok());
@@ -226,8 +239,8 @@ impl Shared {
     }
 }
 
-/// The place in a segment of the first record that is within the limits of the read; `None` if
-/// there is no such record.
+/// Returns the place in a segment of the first record that is within the limits of the read; `None`
+/// if there is no such record.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
     let at = (FIRST_RECORD, job.first.position);
     let mut scan = Scan::new(file, at, job.offset, job.end.position, Check::Headers);
