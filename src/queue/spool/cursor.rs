@@ -36,12 +36,14 @@ use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
 
-/// The cursors file is written when this many bytes of lines have become final since it was last
-/// written, or a second after it was last written.
+/// When this many bytes of lines have become final (need not be sent again) since the cursors file
+/// was last written, the file is written at once. Otherwise it is written a second after the last
+/// time.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
-/// The least number of bytes of lines that are read at once to send a claim again, even if the
-/// claim is smaller.
+/// The number of bytes of lines that are read at once when a claim (events that an output has
+/// taken) is sent again and is smaller than this. A cursor that may read fewer bytes at once reads
+/// fewer.
 const FETCH_MIN: u64 = 64 << 10;
 
 /// The pause between two attempts to read from a file that exists but can't be read.
@@ -54,12 +56,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The least time between two log lines about failed reads.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// What the spool notes about a claim.
+/// The data that the spool keeps with each claim. A claim is a range of events that an output has
+/// taken to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Note {
     /// Bytes of the claim's lines.
     bytes: u64,
-    /// The byte number of the claim's first line.
+    /// The byte number of the claim's first line: the number of bytes of all lines in the log
+    /// before it.
     first_byte: u64,
     /// When the claim's first event was received, in ms since 1970.
     received: u64,
@@ -67,71 +71,81 @@ pub(super) struct Note {
     spot: Spot,
 }
 
-/// An output's place in the log, under the spool's lock.
+/// One output's place in the log, and the lines that are in memory for this output. It is under the
+/// spool's lock.
 ///
-/// A cursor moves through the log in this way. [`SpoolState::next`] claims events from `pieces`,
-/// which are lines in memory that come next. If there are none, they are taken from the tail; if
-/// the tail does not have them, they are read from a file by a thread that may block
-/// ([`LogState::read_plan`], [`Shared::apply`]). A claim that was released is read again in the
-/// same way, into `fetched`.
+/// A cursor moves through the log in this way. [`SpoolState::next`] claims events (takes them for
+/// the output to send) from `pieces`, which are the next lines, in memory. If `pieces` is empty,
+/// lines are taken from the tail, which is the newest records in memory. If the tail does not have
+/// these lines, a thread that may block reads them from a file ([`LogState::read_plan`],
+/// [`Shared::apply`]). If a claim was released because its events must be sent again, its lines are
+/// read in the same way, into `fetched`.
 ///
-/// A gap is a piece without lines: positions that should be in the log and are not, because of
-/// damage. When the cursor passes a gap, the output counts its events as lost, once, unless they
-/// were counted before: by a drop (a hole), or by this cursor (`counted`).
+/// A gap is a piece without lines: its positions should be in the log, but their events are missing
+/// because of damage. When the cursor passes a gap, the output counts these events as lost. Events
+/// that were counted before are not counted again: those in dropped segments (holes), and those in
+/// the gaps that this cursor keeps in `counted`.
 ///
 /// Invariants:
 ///
-/// - A claim never reaches into a second segment, and has no gap inside when it is made. The number
-///   of its events is therefore the difference of its positions, and a dropped segment drops whole
-///   claims.
-/// - `pieces` follow each other without a gap in positions; the first begins at `claims.read`.
-/// - A read that was started for an earlier `epoch` is thrown away when it arrives: what it was for
-///   has been dropped or rewound.
+/// - All events of a claim are in one segment, and none of them is missing when the claim is made.
+///   The number of events of a claim is therefore the difference of its positions, and if a segment
+///   is dropped, only whole claims are dropped.
+/// - Each of the `pieces` begins at the position where the piece before it ends. The first piece
+///   begins at `claims.read`.
+/// - If `epoch` has changed while a read from a file was under way, the result of the read is
+///   thrown away: the events were dropped meanwhile, or the cursor was moved back (rewound).
 ///
-/// What must never happen: that an event is passed without being claimed or counted as lost, or is
-/// counted as lost twice.
+/// What must never happen: that the cursor passes an event that was neither claimed nor counted as
+/// lost, or that an event is counted as lost twice.
 pub(super) struct CursorState {
     pub(super) output: Output,
     pub(super) claims: Claims<Note>,
-    /// The byte number at `claims.read`, where the next claim begins.
+    /// The byte number at the position `claims.read`, where the next claim begins: the number of
+    /// bytes of all lines in the log before it.
     pub(super) read_byte: u64,
-    /// The lines and gaps that come next, as far as they were read.
+    /// The lines and gaps (missing events) that come next in the log, as far as they are in memory.
     pieces: VecDeque<Piece>,
-    /// The place in a file where reading goes on after the `pieces`. `None` if it is not known:
-    /// then it has to be found by the position.
+    /// The place in a file where reading continues after the `pieces`. `None` if this place is not
+    /// known: the next read then searches for the position, from the beginning of a segment.
     pub(super) spot: Option<Spot>,
-    /// Rises when the cursor is rewound, or drops what it has read ahead. A read that was started
-    /// in an earlier epoch is thrown away when it arrives.
+    /// A number that rises when the cursor is moved back (rewound), or drops lines that it has read
+    /// ahead. If it has changed while a read from a file was under way, the result of the read is
+    /// thrown away.
     epoch: u64,
-    /// A released claim that has to be read from a file before it can be sent again.
+    /// The claim that is to be sent again next, if its lines must be read from a file first.
     wanted: Option<Claim>,
-    /// The lines of a released claim, which were read again.
+    /// The lines of a claim that is to be sent again, after they were read from a file.
     fetched: Option<Fetched>,
-    /// The position at which the output joined, before which it got nothing. [`Position::START`] if
-    /// this position is not known.
+    /// The position at which the output joined. The output got no event before this position.
+    /// [`Position::START`] if the position is not known.
     pub(super) since: Position,
-    /// Gaps after the watermark whose events this output has counted as lost.
+    /// Gaps (positions whose events are missing) that this output has counted as lost already. Gaps
+    /// before the watermark (the first position that is not finished) are not kept.
     counted: Vec<Gap>,
-    /// The value of the gauge `output_start_events`.
+    /// The value of the gauge `output_start_events` of this output.
     pub(super) start: i64,
-    /// `true`: the output has ended for good, and nothing waits for it any more.
+    /// `true`: the output has ended permanently, and nothing waits for it any more.
     pub(super) gone: bool,
-    /// `true`: the output's batches tell the origin of each piece of lines.
+    /// `true`: batches of this output contain the origin of each piece of lines: its position and
+    /// its age.
     tells_origins: bool,
+    /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
-    /// When the last claimed event was received, in ms since 1970; the time of the start before the
-    /// first claim, unless the file says more.
+    /// The time when the last claimed event was received, in ms since 1970. Before the first claim:
+    /// the time when the record at the cursor's place was received, or when the cursor was made if
+    /// there is no such record.
     pub(super) received: u64,
 }
 
-/// A released claim, and its lines, which were read again.
+/// A claim that is to be sent again, and its lines, which were read from a file.
 struct Fetched {
     claim: Claim,
     /// The lines of the claim: at least one piece, and no gaps.
     pieces: Vec<Piece>,
 }
 
-/// Positions whose events are missing, and the bytes that their lines had.
+/// A range of positions whose events are missing, and the number of bytes that their lines had.
 #[derive(Debug, Clone, Copy)]
 struct Gap {
     start: Position,
@@ -161,7 +175,8 @@ impl CursorState {
         }
     }
 
-    /// Events and bytes that this output has claimed and not finished.
+    /// Returns the number of events that this output has claimed (taken to send) and not finished,
+    /// and the number of bytes of their lines.
     pub(super) fn open(&self) -> (u64, u64) {
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
@@ -169,8 +184,9 @@ impl CursorState {
         })
     }
 
-    /// Events and bytes of the gaps from a position on that this output has counted as lost. After
-    /// a rewind, gaps after `claims.read` may be among them.
+    /// Returns the number of events from `position` on that this output has counted as lost because
+    /// they are missing, and the number of their bytes. After the cursor was moved back (rewound),
+    /// some of these events may come after `claims.read`.
     pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
         let behind = self.counted.iter().filter(|gap| gap.end > position);
         behind.fold((0, 0), |(events, bytes), gap| {
@@ -178,28 +194,31 @@ impl CursorState {
         })
     }
 
-    /// When the oldest event that the output has not finished was received, in ms since 1970;
-    /// `None` if no such event is in memory.
+    /// Returns the time when the oldest event that the output has not finished was received, in ms
+    /// since 1970; 0 if the next events are missing. `None` if that event is neither claimed nor
+    /// read ahead.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| self.pieces.front().map(|piece| piece.received))
     }
 
-    /// The place that the cursors file notes for this output: its watermark.
+    /// Returns the place that the cursors file notes for this output: its watermark, which is the
+    /// first position that it has not finished.
     pub(super) fn saved(&self) -> LogOffset {
         let byte = self.claims.iter().next().map_or(self.read_byte, |entry| entry.note.first_byte);
         LogOffset { position: self.claims.watermark(), byte }
     }
 
-    /// `true` if the output has no event on the wire, or has ended, so that nobody will report what
-    /// became of its events.
+    /// Returns `true` if the output has no event on the wire (sent, and not answered yet). Also
+    /// `true` if the output has ended, because nobody will then report what became of its events.
     pub(super) fn is_idle(&self) -> bool {
         self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
-    /// Passes a dropped segment. Returns the number of its events that this output had not got,
-    /// which the caller counts as lost. Events of the segment that are on the wire are not counted
-    /// again when they are acknowledged or released.
+    /// Moves the cursor past a segment that was dropped. Returns the number of the segment's events
+    /// that this output had neither finished nor counted as lost; the caller counts them as lost.
+    /// If some of them are on the wire (sent, and not answered yet), nothing more is counted when
+    /// the answer comes.
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
@@ -219,7 +238,7 @@ impl CursorState {
             }
         }
         self.claims.forget_done();
-        // Gaps of this segment are part of the hole now. No gap is in two segments.
+        // The gaps of this segment are part of the hole now. A gap never lies in two segments.
         self.counted.retain(|gap| overlap(&[*gap], dropped.clone()) == 0);
         if dropped.contains(&read) {
             self.claims.read = dropped.end;
@@ -230,8 +249,8 @@ impl CursorState {
         missed
     }
 
-    /// Drops the pieces that were read ahead and hold one of these positions, and all pieces after
-    /// them.
+    /// Removes from memory the first piece that was read ahead and holds one of these positions,
+    /// and all pieces after it. They will be read again.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
         if let Some(index) = self.pieces.iter().position(holds) {
@@ -241,7 +260,7 @@ impl CursorState {
         }
     }
 
-    /// The place where the pieces in memory end, and the next read begins.
+    /// Returns the place in the log where the pieces in memory end, and where the next read begins.
     fn ahead(&self) -> LogOffset {
         let read = LogOffset { position: self.claims.read, byte: self.read_byte };
         self.pieces.back().map_or(read, |piece| LogOffset {
@@ -250,14 +269,14 @@ impl CursorState {
         })
     }
 
-    /// Bytes of the lines that were read ahead.
+    /// Returns the number of bytes of the lines that were read ahead and are in memory.
     fn ahead_bytes(&self) -> u64 {
         self.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
     }
 
-    /// Moves the cursor past a gap, whose events are lost for this output, and counts them unless
-    /// they were counted before. `dropped`: how many of these events are in dropped segments
-    /// (holes).
+    /// Moves the cursor past a gap (positions whose events are missing). Counts these events as
+    /// lost for this output, except those that were counted before. `dropped`: the number of events
+    /// of the gap that were counted when their segments were dropped.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         self.claims.read = gap.end();
@@ -265,8 +284,9 @@ impl CursorState {
         self.forget_counted();
     }
 
-    /// Counts the events of a gap as lost for this output, except the events that it has counted
-    /// before. `dropped`: how many events of the gap were counted when their segments were dropped.
+    /// Counts the events of a gap (positions whose events are missing) as lost for this output,
+    /// except those that were counted before. `dropped`: the number of events of the gap that were
+    /// counted when their segments were dropped.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) {
         let known = dropped + overlap(&self.counted, gap.first..gap.end());
         let lost = gap.events.saturating_sub(known);
@@ -278,14 +298,16 @@ impl CursorState {
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
     }
 
-    /// Forgets the counted gaps that lie before the watermark.
+    /// Removes the gaps before the watermark (the first position that is not finished) from
+    /// `counted`, because the cursor does not come to them again.
     fn forget_counted(&mut self) {
         let watermark = self.claims.watermark();
         self.counted.retain(|gap| gap.end > watermark);
     }
 
-    /// Moves the cursor back to its watermark. All claims are forgotten, and their events are read
-    /// again.
+    /// Moves the cursor back to its watermark (the first position that is not finished). All claims
+    /// are forgotten, and their events are claimed and sent again. If there is no claim, nothing
+    /// changes.
     fn rewind(&mut self) {
         let Some(note) = self.claims.rewind() else { return };
         self.read_byte = note.first_byte;
@@ -296,17 +318,19 @@ impl CursorState {
     }
 }
 
-/// The time from `received` to `now`, which are both in ms since 1970.
+/// Returns the time from `received` to `now`, which are both in ms since 1970; 0 if `received` is
+/// later.
 pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
 
+/// Returns the origin of a piece of lines: the position of its first line, and its age.
 fn origin(piece: &Piece, now: u64) -> Origin {
     Origin { first: piece.first, age: age(piece.received, now) }
 }
 
-/// Makes the batch of a claim from its pieces of lines. `tells_origins`: the batch holds the origin
-/// of each piece.
+/// Makes the batch of a claim from the pieces of its lines. If `tells_origins` is `true`, the batch
+/// also contains the origin (position and age) of each piece.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
     let (pieces, origins) = (Vec::new(), Vec::new());
@@ -320,22 +344,23 @@ fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: boo
     batch
 }
 
-/// Returns how many of these positions are in the gaps.
+/// Returns how many of the `positions` lie in the `gaps`.
 fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     let overlap =
         |gap: &Gap| gap.end.min(positions.end).saturating_since(gap.start.max(positions.start));
     gaps.iter().map(overlap).sum()
 }
 
-/// The number of events of a claim, without the events that were missing when the claim was read
-/// again.
+/// Returns the number of events of a claim, without those in the `gaps`: they were missing when the
+/// lines of the claim were read again.
 fn left(claim: Claim, gaps: &[Gap]) -> u64 {
     claim.end - claim.start - overlap(gaps, claim.start..claim.end)
 }
 
 impl SpoolState {
-    /// Claims the next events that are in memory, at most `take`, after passing the gaps before
-    /// them. `None` if no event is in memory.
+    /// Claims the next events of the cursor `index` that are in memory: at most `take`, but at
+    /// least one event. Gaps (missing events) before them are passed. `None` if no event is in
+    /// memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Claim, Note)> = None;
@@ -397,8 +422,8 @@ impl SpoolState {
 }
 
 impl LogState {
-    /// Adds the lines that come next to the cursor's pieces, if the tail (the newest records, in
-    /// memory) holds them. `false` if the tail does not.
+    /// Adds the next lines of the log to the pieces of the cursor `index`, if the tail (the newest
+    /// records, in memory) holds these lines. Returns `false` if it does not.
     fn refill(&mut self, index: usize) -> bool {
         let ahead = self.cursors[index].ahead();
         let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
@@ -417,8 +442,8 @@ impl LogState {
         true
     }
 
-    /// Returns how many of these positions are in holes: in segments that were dropped and counted
-    /// as lost.
+    /// Returns how many of these positions lie in holes (segments that were dropped and counted as
+    /// lost).
     fn dropped_in(&self, positions: Range<Position>) -> u64 {
         cursors::dropped_in(&self.holes, &positions)
     }
@@ -435,7 +460,8 @@ impl LogState {
         Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
     }
 
-    /// Returns what a cursor needs before it can hand out events.
+    /// Returns whether a cursor can hand out events now, has to read a file first, or has no
+    /// events.
     fn read_plan(&self, index: usize) -> ReadPlan {
         if self.draining {
             return ReadPlan::Nothing;
@@ -459,7 +485,8 @@ impl LogState {
         self.read_on(index)
     }
 
-    /// Returns the read from a file that continues what a cursor has in memory, if there is one.
+    /// Returns how a cursor gets the lines after those that it has in memory: from the tail of the
+    /// log (`Ready`), or by a read from a file (`Load`). `Nothing` at the end of the log.
     fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead().position;
@@ -470,14 +497,16 @@ impl LogState {
             return ReadPlan::Ready;
         }
         let segment = self.segments.get(self.segment_at(ahead));
-        // Behind the last segment there may be positions up to the end that no file has.
+        // After the last segment there may be positions, up to the log's end, that no file has.
         let first = segment.map_or(self.end.position, |segment| segment.first.position);
         let begin = Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first };
         let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
         self.job(cursor.epoch, spot, ahead, None, self.chunk)
     }
 
-    /// Plans a read of the positions `from..to` in the segment of `spot`, of about `chunk` bytes.
+    /// Plans a read in the segment of `spot`: of the positions `from..to`, or of about `chunk`
+    /// bytes if `to` is `None`. If this segment is gone, the read gives a gap (missing events) up
+    /// to the next segment.
     fn job(
         &self,
         epoch: u64,
@@ -502,7 +531,7 @@ impl LogState {
                 known: segment.damaged.clone(),
                 patient: true,
             },
-            // The segment is gone. Everything up to the next one is missing.
+            // The segment is gone. All events up to the next segment are missing.
             None => {
                 let next = self.segments.get(self.segment_at(from));
                 let end = next.map_or(self.end, |segment| segment.first);
@@ -514,19 +543,21 @@ impl LogState {
     }
 }
 
-/// What a cursor needs before it can hand out events.
+/// The answer to the question whether a cursor can hand out events now.
 enum ReadPlan {
     /// The cursor can hand out events now.
     Ready,
-    /// The cursor has no event to hand out, and none to read.
+    /// The cursor has no event to hand out, and the log has no more events for it.
     Nothing,
-    /// This read from a file has to be done first.
+    /// The cursor has to read this part of a file first.
     Load(Job),
 }
 
 impl Shared {
-    /// Gives a cursor what was read for it in this `epoch`. Damage is counted in any case; the
-    /// lines are thrown away if the cursor has another epoch now.
+    /// Gives a cursor the result of a read from a file that was started in this `epoch`. Damage
+    /// that the read has found is counted in any case. The lines are thrown away if the cursor has
+    /// another epoch now, because it was moved back (rewound) or has dropped what it had read
+    /// ahead.
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
@@ -543,8 +574,8 @@ impl Shared {
         }
         match loaded.to {
             Some(end) => {
-                // If the claim was split meanwhile, another claim is wanted now, and this read is
-                // not.
+                // If the claim was split meanwhile, another claim is wanted now, and the lines of
+                // this read are not used.
                 let read = Claim { start: loaded.from, end };
                 if let Some(claim) = cursor.wanted.filter(|claim| *claim == read) {
                     self.fetched(&mut state, index, claim, &loaded);
@@ -563,8 +594,9 @@ impl Shared {
         }
     }
 
-    /// Gives a cursor the lines of a released claim, which were read again. Events that are missing
-    /// now are counted as lost; all others are sent again.
+    /// Gives a cursor the lines of a claim that is to be sent again, after they were read from a
+    /// file. Events of the claim that are missing in the file are counted as lost; all others are
+    /// sent again.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
@@ -585,8 +617,9 @@ impl Shared {
         }
     }
 
-    /// Updates the state after events of a cursor were finished or dropped: the cursors file is out
-    /// of date, and segments may have become free. Callers must call this after each such change.
+    /// Updates the state after events of a cursor became final or were dropped: the cursors file is
+    /// out of date now, and segments may be ready to be deleted. Callers must call this after each
+    /// such change.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
@@ -600,23 +633,26 @@ impl Shared {
     }
 }
 
-/// One output's handle to its cursor. Owned by the output's delivery loop.
+/// One output's handle to its cursor (its place in the log). The output's delivery loop owns it.
 ///
-/// All of the cursor's state is in [`CursorState`], under the lock. Here is what needs no lock: the
-/// read that is under way for it, of which there is one at a time, and what the log was told of
-/// failures. The next read is started when less than half a chunk is left in memory, so that the
-/// disk works while the output is busy with the pieces before.
+/// The state of the cursor is in [`CursorState`], under the spool's lock. This handle holds only
+/// what needs no lock: the read from a file that is under way (at most one at a time), and the
+/// times of failed reads. The next read is started when less than half a chunk (the bytes of one
+/// read) is left in memory. The disk then works while the output sends the lines that were read
+/// before.
 pub struct Cursor {
     shared: Arc<Shared>,
     index: usize,
+    /// Notified when the log has grown, so that the output can take more events.
     readable: Arc<Notify>,
-    /// The cursor's epoch when the present read was started, and the read's thread; `None` if no
-    /// read is under way. A thread that hangs in a dead disk is not waited for at the end.
+    /// The read from a file that is under way: the cursor's epoch when it was started, and its
+    /// task. `None` if no read is under way. At the end, nobody waits for a read that hangs because
+    /// of the disk.
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
-    /// The time of the first failure since the last read that succeeded; `None` if no read has
-    /// failed since.
+    /// The time of the first read that failed after the last successful read; `None` if no read has
+    /// failed since then.
     failing: Option<Instant>,
-    /// When a failed read was last logged; `None` if none was.
+    /// The time when a failed read was last logged; `None` if no failed read was logged.
     told: Option<Instant>,
 }
 
@@ -626,7 +662,8 @@ impl Cursor {
         Self { shared, index, readable, loading: None, failing: None, told: None }
     }
 
-    /// See [`crate::queue::Cursor::readable`].
+    /// Waits until this cursor has events to hand out, and reads them from a file if necessary. See
+    /// [`crate::queue::Cursor::readable`].
     ///
     /// # Cancel safety
     ///
@@ -648,7 +685,7 @@ impl Cursor {
         self.shared.lock().log.read_plan(self.index)
     }
 
-    /// Starts this read on a thread that may block, unless another read is under way.
+    /// Starts the read `job` on a thread that may block. Does nothing if another read is under way.
     fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
             job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
@@ -658,8 +695,8 @@ impl Cursor {
         }
     }
 
-    /// Waits for the read that is under way, and gives the cursor what it has found. If the read
-    /// has failed, waits for `PAUSE` so that the next attempt is not made at once.
+    /// Waits for the read that is under way, and gives its result to the cursor. If the read has
+    /// failed, also waits for `PAUSE`, so that the next attempt is not made at once.
     async fn loaded(&mut self) {
         let Some((epoch, loading)) = &mut self.loading else { return };
         let (epoch, loaded) = (*epoch, loading.await);
@@ -686,8 +723,8 @@ impl Cursor {
         }
     }
 
-    /// `true` if a failed read may be logged now: a disk that fails now and then must not fill the
-    /// log.
+    /// Returns `true` if a failed read may be logged now: at most once in 10 s. Otherwise a disk
+    /// that fails now and then would fill the log.
     fn may_tell(&mut self) -> bool {
         let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
         if may {
@@ -696,7 +733,9 @@ impl Cursor {
         may
     }
 
-    /// See [`crate::queue::Cursor::next`].
+    /// Claims the next events that are in memory (takes them for this output to send), and returns
+    /// them. `None` if no event is in memory, or if the relay drains. See
+    /// [`crate::queue::Cursor::next`].
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         let (batch, ahead) = {
@@ -723,7 +762,8 @@ impl Cursor {
         batch
     }
 
-    /// See [`crate::queue::Cursor::acknowledge`].
+    /// Makes a claim final: its events need not be sent again. See
+    /// [`crate::queue::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
         let cursor = &mut state.log.cursors[self.index];
@@ -739,7 +779,7 @@ impl Cursor {
         self.shared.settled(&mut state, self.index);
     }
 
-    /// See [`crate::queue::Cursor::release`].
+    /// Notes that the events of a claim must be sent again. See [`crate::queue::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
@@ -750,7 +790,8 @@ impl Cursor {
         }
     }
 
-    /// See [`crate::queue::Cursor::redeliver`].
+    /// Returns the lines of a claim that is to be sent again, if they are in memory. See
+    /// [`crate::queue::Cursor::redeliver`].
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
@@ -774,7 +815,8 @@ impl Cursor {
         Redelivery::Batch(batch)
     }
 
-    /// See [`crate::queue::Cursor::take_back`].
+    /// Notes that a released claim counts as sent again, without returning its lines. `false`: the
+    /// claim is final or was dropped. See [`crate::queue::Cursor::take_back`].
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
@@ -786,13 +828,15 @@ impl Cursor {
         true
     }
 
-    /// See [`crate::queue::Cursor::split`].
+    /// Cuts a claim into two halves. `None` if it can't be cut. See
+    /// [`crate::queue::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
     }
 
-    /// See [`crate::queue::Cursor::split_at`].
+    /// Cuts a claim into two parts, of which the second begins at `middle`. `None` if `middle` does
+    /// not lie inside the claim. See [`crate::queue::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
@@ -808,7 +852,8 @@ impl Cursor {
         })
     }
 
-    /// See [`crate::queue::Cursor::rewind`].
+    /// Forgets every claim that is not finished, so that its events are handed out again. See
+    /// [`crate::queue::Cursor::rewind`].
     pub fn rewind(&mut self) {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].rewind();
@@ -816,24 +861,27 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// See [`crate::queue::Cursor::is_in_order`].
+    /// Returns `true` if no finished claim comes after an unfinished one. See
+    /// [`crate::queue::Cursor::is_in_order`].
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.shared.lock().log.cursors[self.index].claims.is_in_order()
     }
 
-    /// See [`crate::queue::Cursor::leave`].
+    /// Removes the output's cursor, and counts its backlog as lost. Returns the number of lost
+    /// events. See [`crate::queue::Cursor::leave`].
     pub fn leave(self) -> u64 {
         self.remove(true)
     }
 
-    /// See [`crate::queue::Cursor::leave_uncounted`].
+    /// Removes the output's cursor, without counting any event as lost. See
+    /// [`crate::queue::Cursor::leave_uncounted`].
     pub fn leave_uncounted(self) {
         self.remove(false);
     }
 
-    /// Removes the output's cursor. If `counts` is `true`, the output's backlog is counted as lost.
-    /// Returns the number of lost events.
+    /// Removes the output's cursor. If `counts` is `true`, the events that the output has not
+    /// finished are counted as lost. Returns the number of lost events.
     fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
@@ -850,24 +898,28 @@ impl Cursor {
         lost
     }
 
-    /// See [`Output::keeps`].
+    /// Sets how long segments are kept for this output after all outputs have finished them. See
+    /// [`Output::keeps`].
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps = keeps;
         self.shared.work.notify_one();
     }
 
-    /// See [`crate::queue::Cursor::tell_origins`].
+    /// Sets whether batches of this cursor contain the origin of each piece of lines. See
+    /// [`crate::queue::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().log.cursors[self.index].tells_origins = tells;
     }
 
-    /// See [`crate::queue::Cursor::is_closed`].
+    /// Returns `true` if no more events are handed out, because the relay drains. See
+    /// [`crate::queue::Cursor::is_closed`].
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.lock().log.draining
     }
 
-    /// See [`crate::queue::Cursor::before`].
+    /// Returns a reader of the events before this cursor's watermark that were received `within`
+    /// this time before now. See [`crate::queue::Cursor::before`].
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
@@ -875,19 +927,21 @@ impl Cursor {
         Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
     }
 
-    /// See [`crate::queue::Cursor::position`].
+    /// Returns the first position that was never claimed. See [`crate::queue::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().log.cursors[self.index].claims.read
     }
 
-    /// See [`crate::queue::Cursor::watermark`].
+    /// Returns the first position that this output has not finished. See
+    /// [`crate::queue::Cursor::watermark`].
     #[must_use]
     pub fn watermark(&self) -> Position {
         self.shared.lock().log.cursors[self.index].claims.watermark()
     }
 
-    /// See [`crate::queue::Cursor::is_at_end`].
+    /// Returns `true` if this output has claimed all synced events. See
+    /// [`crate::queue::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
@@ -895,16 +949,16 @@ impl Cursor {
     }
 }
 
-/// What tests call instead of [`Cursor::readable`], which waits and needs threads.
+/// Functions that tests call instead of [`Cursor::readable`], which waits and needs threads.
 #[cfg(test)]
 impl Cursor {
-    /// Whether [`Cursor::readable`] would return at once.
+    /// Returns `true` if [`Cursor::readable`] would return at once.
     pub(super) fn is_ready(&self) -> bool {
         matches!(self.read_plan(), ReadPlan::Ready)
     }
 
-    /// The read that [`Cursor::readable`] would start, or with `ahead` the one that
-    /// [`Cursor::next`] would.
+    /// Returns the read from a file that [`Cursor::readable`] would start, or, if `ahead` is
+    /// `true`, the read that [`Cursor::next`] would start. `None` if it would start none.
     pub(super) fn job(&self, ahead: bool) -> Option<Job> {
         let read_plan = match ahead {
             true => self.shared.lock().log.read_on(self.index),
@@ -913,6 +967,7 @@ impl Cursor {
         if let ReadPlan::Load(job) = read_plan { Some(job) } else { None }
     }
 
+    /// Gives this cursor the result of a read that was started in this `epoch`.
     pub(super) fn take_in(&self, epoch: u64, loaded: Loaded) {
         self.shared.apply(self.index, epoch, loaded);
     }
