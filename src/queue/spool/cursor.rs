@@ -37,8 +37,8 @@ use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
 
 /// When this many bytes of lines have become final (need not be sent again) since the cursors file
-/// was last written, the file is written at once. Otherwise it is written a second after the last
-/// time.
+/// was last written, the file is written at once. Otherwise the file is written a second after its
+/// last write.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
 /// The number of bytes of lines that are read at once when a claim (events that an output has

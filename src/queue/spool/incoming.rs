@@ -36,25 +36,29 @@ use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 
-/// Bytes of lines that are written between two syncs. If more were written, the page cache would
-/// fill with dirty pages, and one long sync at the end would hold up the writer's small groups.
+/// After this many bytes of written lines, the file of a large body is synced. With more bytes, the
+/// page cache would fill with data that is not on the disk yet, and one long sync at the end would
+/// delay the small writes of the writer thread.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
 /// The end of the name of a file that holds a large body and is not a segment yet.
 const SUFFIX: &str = ".incoming";
 
-/// The name of the incoming file with this number: `segments/%020u.incoming`.
+/// Returns the name of the file with this number, for a large body that is arriving:
+/// `segments/%020u.incoming`.
 fn file_name(number: u64) -> String {
     format!("{SEGMENTS}/{number:020}{SUFFIX}")
 }
 
-/// The number in the name of an incoming file; `None` for other files.
+/// Returns the number in the name of a large body's file (`*.incoming`); `None` for names of other
+/// files.
 pub(super) fn number_of(name: &str) -> Option<u64> {
     let name = name.rsplit('/').next()?;
     name.strip_suffix(SUFFIX)?.parse().ok()
 }
 
-/// Returns a number that none of these incoming files has in its name.
+/// Returns the number for the next file of a large body: one more than the highest number in the
+/// names of these `files`; 0 if there are none.
 pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
     files
         .iter()
@@ -63,7 +67,8 @@ pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
         .map_or(0, |last| last.saturating_add(1))
 }
 
-/// One record of an incoming file, whose header is not written yet.
+/// One record in the file of a large body that is arriving. The record's header is written later,
+/// when the positions of its events are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IncomingRecord {
     /// The offset of the record's header in the file.
@@ -75,55 +80,61 @@ pub(super) struct IncomingRecord {
     pub(super) crc: u32,
 }
 
-/// The file of a large body that becomes a segment when the writer takes it. Code that drops an
-/// `IncomingFile` hands the file to [`Accounting::abandon`] first.
+/// The file of a large body. It becomes a segment when the writer thread takes it. Code that drops
+/// an `IncomingFile` must call [`Accounting::abandon`] first, so that the writer deletes the file.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
     /// The file's name in the queue's directory.
     pub(super) name: String,
-    /// Bytes that the file counts for in [`Accounting::files`]: reserved ones as well.
+    /// The number of bytes that the file counts for in [`Accounting::files`], including reserved
+    /// bytes that are not written yet.
     pub(super) size: u64,
+    /// The records in the file, in the order in which they were written.
     pub(super) records: Vec<IncomingRecord>,
     /// Bytes of all lines in the file.
     pub(super) bytes: u64,
 }
 
-/// A body that is arriving.
+/// A large body that is arriving, whose lines are stored in a file of their own.
 ///
-/// It begins without a file: the first lines make one. [`Incoming::store`] reserves room for each
-/// piece of lines, waits for the writer to delete segments if there is none, and then writes the
-/// piece. [`Incoming::sync`] makes all of it safe. At the end `Queue::append_incoming` takes the
-/// file over. After an error the body can only be dropped.
+/// The file is made when the first lines arrive. [`Incoming::store`] reserves room for each piece
+/// of lines, and then writes the piece. If there is no room, it first waits until the writer thread
+/// has deleted segments. [`Incoming::sync`] syncs all lines that were written. At the end
+/// `Queue::append_incoming` takes the file over. After an error the body can only be dropped.
 ///
-/// Owned by the task that reads the request; its methods run on threads that may block. If segments
-/// must be dropped for room, then only for one incoming body at a time (`Shared::reserve`).
+/// The task that reads the request owns this value, and calls the methods on threads that may
+/// block. If segments must be dropped to make room, they are dropped for only one arriving body at
+/// a time (`Shared::reserve`).
 pub struct Incoming {
     shared: Arc<Shared>,
-    /// The body's file. `None` before the first lines, after the file was handed on, and if the
-    /// body is dropped because the queue is full.
+    /// The body's file. `None` before the first lines, after the queue has taken the file, and if
+    /// the body is dropped because the queue is full.
     file: Option<IncomingFile>,
-    /// Bytes of lines written since the last sync.
+    /// The number of bytes of lines that were written since the last sync.
     unsynced: u64,
+    /// The number of events in all lines of the body so far, including lines that were dropped.
     events: u64,
+    /// The number of bytes of all lines of the body so far, including lines that were dropped.
     bytes: u64,
-    /// `true`: the queue is full and drops the newest events, so that the body is counted and not
-    /// stored.
+    /// `true`: the queue is full and drops the newest events. The events of this body are then
+    /// counted as dropped, and not stored.
     pub(super) is_dropped: bool,
-    /// `true`: segments were dropped to make room for this body. See `has_dropper` in the writer's
-    /// state.
+    /// `true`: segments were dropped to make room for this body. Meanwhile no segments are dropped
+    /// for another large body (`has_dropper` in the writer's state).
     is_dropper: bool,
 }
 
-/// Whether bytes of an incoming body have found room in the queue.
+/// The result of an attempt to reserve bytes in the queue for a large body that is arriving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
-    /// The bytes are reserved, and counted for this body.
+    /// The bytes are reserved, and count as taken by this body.
     Reserved,
     /// There is no room until the writer has deleted segments. The caller has to try again after
     /// that.
     Later,
-    /// The queue is full, and `when_full` is `"drop_newest"`: the body is counted, and not stored.
+    /// The queue is full, and `when_full` is `"drop_newest"`: the events of the body are counted as
+    /// dropped, and not stored.
     Dropped,
 }
 
@@ -140,8 +151,8 @@ impl Incoming {
         }
     }
 
-    /// Bytes of all lines of the body so far, also of lines that were dropped because the queue is
-    /// full.
+    /// Returns the number of bytes of all lines of the body so far, including lines that were
+    /// dropped because the queue is full.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -158,8 +169,8 @@ impl Incoming {
         self.write(lines, events)
     }
 
-    /// Reserves room for these lines. If there is none, waits until the writer has deleted
-    /// segments.
+    /// Reserves room for these lines. If there is no room, waits until the writer has deleted
+    /// segments, for `HANGS` at most.
     fn reserve_for(&mut self, lines: &[u8]) -> Result<(), Refused> {
         let deadline = Instant::now() + HANGS;
         while self.try_reserve(lines)? == Room::Later {
@@ -176,7 +187,8 @@ impl Incoming {
         Ok(())
     }
 
-    /// Reserves the bytes that a record with these lines takes, if there is room for them.
+    /// Reserves the bytes that a record with these lines takes, if there is room for them. Does not
+    /// wait for room: the result says whether the caller has to try again.
     pub(super) fn try_reserve(&mut self, lines: &[u8]) -> Result<Room, Refused> {
         if self.is_dropped {
             return Ok(Room::Dropped);
@@ -284,11 +296,12 @@ impl Drop for Incoming {
 }
 
 impl Shared {
-    /// Reserves this many bytes more for an incoming body, if there is room for them.
+    /// Reserves `bytes` more bytes for a large body that is arriving, if there is room for them.
     ///
-    /// Segments are dropped for one body at a time. Otherwise several bodies would drop what each
-    /// of them has stored so far, or the room that another has just found, until all of them are
-    /// refused and nothing is left. `is_dropper` is set when segments are dropped for this body.
+    /// If segments must be dropped to make room, they are dropped for only one arriving body at a
+    /// time. Otherwise one body could drop segments and another body could take the freed room,
+    /// until all of these bodies are refused and the segments were dropped for nothing.
+    /// `is_dropper` is set to `true` when segments are dropped for this body.
     fn reserve(
         &self,
         state: &mut SpoolState,
@@ -331,13 +344,16 @@ impl Shared {
 }
 
 impl Queue {
-    /// See [`crate::queue::Queue::incoming`].
+    /// Makes a place for the lines of a body that is too large to be held in memory. See
+    /// [`crate::queue::Queue::incoming`].
     #[must_use]
     pub fn incoming(&self) -> Incoming {
         Incoming::new(Arc::clone(&self.shared))
     }
 
-    /// See [`crate::queue::Queue::append_incoming`].
+    /// Adds a large body, whose lines are all stored and synced, to the batches that wait for the
+    /// writer thread. Returns the ticket on which the sender waits for the answer. See
+    /// [`crate::queue::Queue::append_incoming`].
     ///
     /// # Errors
     ///
@@ -363,7 +379,7 @@ impl Queue {
             return Ok(Ticket { done: None, answer: Ok(()), place: None });
         }
         let append = Append { lines: bytes::Bytes::new(), events: incoming.events, levels };
-        // The batches behind it begin a segment of their own.
+        // Batches that arrive after this body begin a new segment.
         state.writing.accounting.plan_incoming();
         let (number, acknowledged) = state.writing.join_line(append, incoming.file.take(), Some(0));
         drop(state);

@@ -38,48 +38,53 @@ pub(super) struct Spot {
     pub(super) segment: Position,
     /// The offset of the header of the event's record, in the segment's file.
     pub(super) offset: u64,
-    /// The offset in the file at which the event's line begins. 0 stands for the first line of the
-    /// record.
+    /// The offset in the file at which the event's line begins. 0 means that the line is the first
+    /// one of its record.
     pub(super) line: u64,
     /// The position of the event.
     pub(super) position: Position,
 }
 
-/// Some lines of one record, or a gap: a range of positions whose lines are missing.
+/// A part of the log: some lines of one record, or a gap (a range of positions whose lines are
+/// missing).
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
     /// The position of the piece's first event.
     pub(super) first: Position,
     /// The number of events in the piece, at least 1.
     pub(super) events: u64,
-    /// The byte number of the piece's first line.
+    /// The byte number of the piece's first line: the number of bytes of all lines in the log
+    /// before it.
     pub(super) first_byte: u64,
     /// The lines of the piece; empty for a gap.
     pub(super) lines: Bytes,
-    /// For a gap, the bytes that the missing lines had; 0 for lines.
+    /// For a gap, the number of bytes that the missing lines had; 0 if the piece has lines.
     missing: u64,
-    /// When the record was received, in ms since 1970; 0 for a gap.
+    /// The time when the record of the lines was received, in ms since 1970; 0 for a gap.
     pub(super) received: u64,
+    /// The place of the piece's first event in a file.
     pub(super) spot: Spot,
 }
 
 impl Piece {
-    /// The position after the piece's last event.
+    /// Returns the position after the piece's last event.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
+    /// Returns `true` if the piece is a gap: a range of positions whose lines are missing.
     pub(super) fn is_gap(&self) -> bool {
         self.lines.is_empty()
     }
 
-    /// Bytes of the piece's lines, or of the missing lines if the piece is a gap.
+    /// Returns the number of bytes of the piece's lines, or of the missing lines if the piece is a
+    /// gap.
     pub(super) fn bytes(&self) -> u64 {
         self.lines.len() as u64 + self.missing
     }
 
-    /// Cuts off the front of the piece and returns it: as much as `take` allows, but at least one
-    /// event.
+    /// Cuts off the first part of the piece and returns it: as many events as `take` allows, but at
+    /// least one. The piece keeps the events after it.
     pub(super) fn cut(&mut self, take: Take) -> Self {
         let (mut bytes, mut events) = (0, 0);
         for end in memchr::memchr_iter(b'\n', &self.lines) {
@@ -103,7 +108,8 @@ impl Piece {
     }
 }
 
-/// Makes a piece of the events with these positions, from a record that is in memory.
+/// Makes a piece of the events at these positions, from a record that is in memory. Positions
+/// outside the record are ignored.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
         (positions.start.max(record.first.position), positions.end.min(record.end()));
@@ -130,35 +136,37 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
     }
 }
 
-/// A read of one segment: what is to be read, and what is known of the segment.
+/// A planned read of one segment: which events are to be read, and what is known of the segment.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The cursor's epoch when the read was planned.
+    /// The cursor's epoch when the read was planned. If the cursor has another epoch when the read
+    /// ends, the lines are thrown away.
     pub(super) epoch: u64,
-    /// Where reading begins in the file: at the record that holds the event at `from`, or before
-    /// it.
+    /// The place in the file where reading begins: the record that holds the event at the position
+    /// `from`, or an earlier record.
     pub(super) spot: Spot,
     /// The first position that is to be read.
     pub(super) from: Position,
-    /// The position after the last event that is to be read. `None`: about `chunk` bytes are to be
-    /// read.
+    /// The position after the last event that is to be read. `None` if there is no such limit:
+    /// about `chunk` bytes are then read.
     pub(super) to: Option<Position>,
     /// About how many bytes of lines are to be read at once.
     pub(super) chunk: u64,
     /// The place in the log where the segment begins.
     pub(super) first: LogOffset,
-    /// The place in the log where the segment ends.
+    /// The place in the log where the last record of the segment ends.
     pub(super) end: LogOffset,
-    /// The offset in the file where the segment ends, in bytes; 0 if the log has no such segment.
+    /// The offset in the file where the last record of the segment ends. 0 if the log has no such
+    /// segment: all events of the read are then missing.
     pub(super) offset: u64,
-    /// Offsets in the file at which damage is known already and is not reported again.
+    /// The offsets in the file at which damage was found before. This damage is not reported again.
     pub(super) known: BTreeSet<u64>,
     /// `true`: if a part of the file can't be read, the read fails and is tried again later.
     /// `false`: such a part counts as damaged.
     pub(super) patient: bool,
 }
 
-/// What a read has found.
+/// The result of a read of one segment.
 #[derive(Debug)]
 pub(super) struct Loaded {
     /// The first position of the segment that was read.
@@ -173,13 +181,13 @@ pub(super) struct Loaded {
     /// The place in this segment where the next read goes on. `None`: the next read goes on in the
     /// next segment.
     pub(super) next: Option<Spot>,
-    /// The damage that was found by the read.
+    /// The damage that this read has found.
     pub(super) damages: Vec<Damage>,
 }
 
 impl Shared {
-    /// Does a read, and reports the damage that was not known before. If the file does not exist,
-    /// the whole range is a gap.
+    /// Reads the events of a job from a file. Reports damage that was not known before. If the file
+    /// does not exist, all these events are returned as a gap (missing events).
     ///
     /// # Errors
     ///
@@ -221,15 +229,16 @@ impl Shared {
     }
 }
 
-/// Does a read, and returns what could be read. Damage is returned, but not reported.
+/// Reads the events of a job, as far as the file can be read. Damage is returned, but not reported.
 pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
     let mut reader = Reader::new(job);
     reader.read(file);
     reader.loaded
 }
 
-/// Copies damaged bytes to the quarantine, as far as there is room, and logs and counts the damage.
-/// `capacity`: the most bytes that all copies together may take.
+/// Copies damaged bytes of a segment to the directory `quarantine/`, as far as it has room, and
+/// logs and counts the damage. `capacity`: the greatest number of bytes that all copies together
+/// may take.
 pub(super) fn set_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -264,8 +273,8 @@ pub(super) fn set_aside(
     metrics.damaged(&place);
 }
 
-/// Copies bytes of a segment to a file in the quarantine. Returns the number of bytes that were
-/// copied.
+/// Copies bytes of a segment to a new file in the directory `quarantine/`. Returns the number of
+/// bytes that were copied.
 fn copy_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -290,15 +299,16 @@ fn copy_aside(
     Ok(length)
 }
 
-/// A read that is under way.
+/// A read of one segment that is under way.
 struct Reader<'a> {
     job: &'a Job,
-    /// The place in the log where the last piece ends.
+    /// The place in the log where the last piece that was read ends.
     at: LogOffset,
     /// Bytes of lines in all pieces that were read.
     bytes: u64,
-    /// `true`: no part of the file was unreadable so far.
+    /// `true` as long as every part of the file that was needed could be read.
     has_read_all: bool,
+    /// The result of the read so far.
     loaded: Loaded,
 }
 
@@ -320,7 +330,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `true` if the job wants more to be read.
+    /// Returns `true` if the job wants more events than were read so far.
     fn wants(&self) -> bool {
         match self.job.to {
             Some(to) => self.at.position < to,
@@ -328,7 +338,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads the job's events, from the record that holds the first of them.
+    /// Reads the events of the job, beginning with the record that holds the first of these events.
     fn read(&mut self, file: &dyn File) {
         let job = self.job;
         let expected = if job.spot.line == 0 { job.spot.position } else { job.first.position };
@@ -354,9 +364,9 @@ impl<'a> Reader<'a> {
         self.has_read_all &= scan.has_read_all();
     }
 
-    /// Reads whole records while the job wants more. A job without an end (`to` is `None`) stops
-    /// earlier: after it has got a piece, it takes only records that the scan has in memory
-    /// already.
+    /// Reads one record after the other while the job wants more events. A job without a last
+    /// position (`to` is `None`) may end earlier: once it has a piece, it reads only records that
+    /// the scan has in memory already.
     fn read_on(&mut self, scan: &mut Scan<'_>) {
         let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
@@ -390,12 +400,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `true` if a record begins after all positions that the job wants: then the wanted events
-    /// that were not found are missing.
+    /// Returns `true` if a record begins after all positions that the job wants. Wanted events that
+    /// were not found before this record are missing.
     fn is_beyond(&self, record: &segment::Record) -> bool {
         self.job.to.is_some_and(|to| record.header.first >= to)
     }
 
+    /// Makes a scan of the segment's file that begins at `offset`, where the record with this
+    /// position is expected.
     fn scan<'f>(
         &self,
         file: &'f dyn File,
@@ -407,8 +419,8 @@ impl<'a> Reader<'a> {
         Scan::new(file, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
-    /// Adds a gap from the end of the last piece to the place `until`, if there is anything between
-    /// them.
+    /// Adds a gap (missing events) from the end of the last piece up to the place `until`. Adds
+    /// nothing if no position lies between these two places.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
@@ -429,14 +441,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds a piece after the last one.
+    /// Adds a piece of lines or a gap after the last piece.
     fn push(&mut self, piece: Piece) {
         self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;
         self.loaded.pieces.push(piece);
     }
 
-    /// Ends the read at the end of the segment: wanted events that were not found become a gap.
+    /// Ends the read at the end of the segment. Wanted events that were not found become a gap.
     fn end(&mut self) {
         let end = self.job.to.unwrap_or(self.job.end.position);
         let spot = Spot { offset: self.job.offset, ..self.job.spot };
@@ -444,7 +456,8 @@ impl<'a> Reader<'a> {
         self.loaded.next = None;
     }
 
-    /// Adds the wanted events of a record whose lines are in memory.
+    /// Adds a piece with the wanted events of a record whose lines are in memory. Wanted events
+    /// before the record that were not found become a gap.
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let whole = TailRecord {
@@ -461,8 +474,9 @@ impl<'a> Reader<'a> {
         self.push(piece);
     }
 
-    /// Reads the wanted lines of a record that is too long for the scan to keep in memory, a part
-    /// at a time, from a line on. `false` if the job wants no more.
+    /// Reads the wanted lines of a record that is too long to be kept in memory as a whole, one
+    /// part at a time. The first line is at the offset `line` and has the position `position`.
+    /// Returns `false` if the job wants no more events although lines of this record are left.
     fn take_long(
         &mut self,
         scan: &mut Scan<'_>,

@@ -58,11 +58,13 @@ use crate::queue::segment::SegmentHeader;
 use crate::queue::tail::Tail;
 use crate::telemetry::Telemetry;
 
-/// Opens the queue on a disk. The caller has to run the returned writer.
+/// Opens the queue on a disk. Returns the queue, one cursor for each of the `outputs` in the same
+/// order, and the writer. The caller has to run the writer.
 ///
 /// # Errors
 ///
-/// The directory can't be used, or a newer version has written it. Damage is no error.
+/// The directory can't be used, a newer version of the program has written it, or there are too
+/// many outputs. Damage in the files is no error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
@@ -144,8 +146,8 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Finds the files of large bodies that never became segments, with their sizes in bytes. No sender
-/// was told that such a body is safe; the writer deletes the files.
+/// Finds the files of large bodies that never became segments, and returns their names and sizes in
+/// bytes. No sender was told that such a body is safe. The writer deletes these files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let names = disk.list(SEGMENTS)?.into_iter();
     let names = names.filter(|name| incoming::number_of(name).is_some());
@@ -162,17 +164,19 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     Ok(sized.collect())
 }
 
-/// How far the cursors file can be relied on.
+/// How far the cursors file can be trusted after it was read. The file has two slots, which are
+/// written in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
-    /// Both slots are whole: an output that the file does not name is new.
+    /// Both slots are whole. An output that the file does not name is therefore new.
     Names,
-    /// One slot is damaged. The other slot may be older, and may lack outputs that the damaged slot
-    /// named.
+    /// Only one slot can be used. The other slot may have been newer, and may have named outputs
+    /// that this slot does not name.
     Places,
 }
 
-/// Counts the backlog of outputs that the config does not name any more as lost.
+/// Counts as lost the backlog of each output that the cursors file names and the config does not
+/// name any more.
 fn count_removed(
     state: &mut SpoolState,
     contents: &Contents,
@@ -190,8 +194,8 @@ fn count_removed(
     }
 }
 
-/// Sets an output's gauge `output_start_events` to its backlog in events, and logs a backlog that
-/// is not empty.
+/// Sets an output's gauge `output_start_events` to the number of events in its backlog. Logs the
+/// backlog if there is one.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.start = signed(backlog.events);
     show_start(&cursor.output.metrics, cursor.start);
@@ -202,8 +206,9 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     }
 }
 
-/// Makes the cursor of an output: at the place in the cursors file; at the end of the log if the
-/// output is new; or at the oldest event if the cursors file can't be relied on.
+/// Makes the cursor of an output, at the place that the cursors file has for this output. A new
+/// output begins at the end of the log. If the cursors file can't be trusted, the output begins at
+/// the oldest event.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
@@ -247,9 +252,9 @@ fn join(
     cursor
 }
 
-/// Finds the record that holds a position: its place in a file, and when it was received, in ms
-/// since 1970. `None` if there is no such record yet, or if it is damaged; a cursor then looks for
-/// it when it reads.
+/// Finds the record that holds the event at a position. Returns its place in a file, and the time
+/// when it was received, in ms since 1970. `None` if there is no such record yet, or if it is
+/// damaged; the cursor then searches for it when it reads.
 fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
     let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
@@ -268,17 +273,19 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
 /// The segments that were found in a directory at the start.
 struct Log {
     segments: VecDeque<Segment>,
-    /// Files of segments that are not part of the log: first position, and size in bytes.
+    /// The first positions and the sizes in bytes of segment files that do not belong to the log
+    /// any more, and that are to be deleted.
     pending_delete: Vec<(Position, u64)>,
+    /// The place where the log ends.
     end: LogOffset,
 }
 
-/// A function that is called for each damage, with the file, the first position of the segment, and
-/// the damage.
+/// A function that is called for each damage that is found. Its arguments are the segment's file,
+/// the first position of the segment, and the damage.
 type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
 impl Log {
-    /// Finds all segments of a directory, from their names and headers.
+    /// Finds all segments in the queue's directory, and reads the header of each.
     fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, name: &str| {
             let path = directory.join(name);
@@ -318,19 +325,19 @@ impl Log {
         Ok(Self { segments, pending_delete: Vec::new(), end })
     }
 
-    /// Reads the last segment, cuts off a torn write at its end, and finds the end of the log.
-    /// Damage is reported, also of headers.
+    /// Reads the last segment, cuts off an unfinished write at its end, and finds the end of the
+    /// log. Damage in the last segment is reported, and damaged headers of all segments.
     fn judge(
         &mut self,
         disk: &dyn Disk,
         contents: Option<&Contents>,
         report: Report<'_>,
     ) -> io::Result<()> {
-        // The log does not end before what the cursors file knows of, so that no position is given
-        // twice: an output that was further would take new events for events that it has.
+        // The log must not end before a place that the cursors file names. Otherwise a position
+        // would be given twice, and an output would take new events for events that it has got.
         let mut known = contents.map(Contents::known).unwrap_or_default();
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
-        // A segment that was dropped and not deleted yet.
+        // `true` if this segment was dropped and is not deleted yet.
         let is_dropped =
             |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
         let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
@@ -365,7 +372,7 @@ impl Log {
             self.end = known;
         }
         for segment in &mut self.segments {
-            // If the segment behind this one was dropped, this one ends where the hole begins.
+            // If the segment after this one was dropped, this one ends where the hole begins.
             let is_behind = |hole: &&Hole, segment: &Segment| {
                 hole.end == segment.end.position && hole.start > segment.first.position
             };
@@ -385,8 +392,9 @@ impl Log {
     }
 }
 
-/// Reads the last segment, and returns where the log ends. The end is before `limit`; it is at or
-/// after `known` if the records reach that far.
+/// Reads the last segment, cuts off an unfinished write at its end, and returns the place where the
+/// log ends. Records from the position `limit` on do not belong to the log. Events before `known`
+/// were synced: damage there is not taken for an unfinished write.
 fn judge_last(
     last: &mut Segment,
     limit: Position,
@@ -433,8 +441,9 @@ fn judge_last(
     Ok(end)
 }
 
-/// The byte number at which a segment with a damaged header begins, taken from its first whole
-/// record. If there is no such record, about the byte number at which the segment before it ends.
+/// Returns the byte number (bytes of all lines in the log before) at which a segment with a damaged
+/// header begins. It is taken from the segment's first whole record. If there is no such record,
+/// the result is an estimate from the segment `before`; 0 if there is none.
 fn first_byte(file: &dyn File, size: u64, position: Position, before: Option<&Segment>) -> u64 {
     let mut scan = Scan::new(file, (FIRST_RECORD, position), size, Position::MAX, Check::Headers);
     while let Some(found) = scan.next() {
