@@ -1,8 +1,8 @@
-//! Reading from the files for one cursor: a few megabytes at a time, whole lines, with what is
-//! missing marked as a gap.
+//! Reading from the files for one cursor: a few megabytes at a time, and whole lines. Missing lines
+//! are marked as a gap.
 //!
-//! It runs on threads that may block, and changes the state only through what it returns. Damaged
-//! bytes are copied to the quarantine and logged here, by the first reader that comes across them.
+//! The reads run on threads that may block, and change the state only through what they return.
+//! Damaged bytes are copied to the quarantine and logged here, by the first read that finds them.
 
 use std::collections::BTreeSet;
 use std::io;

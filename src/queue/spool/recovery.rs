@@ -1,8 +1,8 @@
 //! The start: what is in the directory, where each output goes on, and where new records go.
 //!
-//! Nothing is deleted here. Only the last segment is read in full. Of the others the header is
-//! read, and in the segments where an output stands also the headers of the records before its
-//! place.
+//! Nothing is deleted here. Only the last segment is read in full. Of each other segment the header
+//! is read. If the place of an output is in a segment, the headers of the records before this place
+//! are read too.
 
 use std::collections::VecDeque;
 use std::io;

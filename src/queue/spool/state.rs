@@ -1,8 +1,8 @@
-//! What the spool knows in memory: one value under one lock, in two halves.
+//! The state of the spool in memory: one value under one lock, with two fields.
 //!
-//! [`LogState`] is what cursors and the writer share, the log itself. [`WriterState`] is what leads
-//! up to it: the line of batches, the counters of files, and what the writer has to do. Only what
-//! needs both halves is a method of [`SpoolState`].
+//! [`LogState`] is the log itself, which cursors and the writer share. [`WriterState`] is the state
+//! of the writer: the line of waiting batches, the counters of files, and the writer's tasks. Only
+//! functions that need both are methods of [`SpoolState`].
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -42,39 +42,43 @@ use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::QueueMetrics;
 
-/// Everything that is under the spool's lock ([`super::Shared::lock`]).
+/// Everything that the spool's lock guards ([`super::Shared::lock`]).
 ///
-/// The lock is held for bookkeeping only: never while a file is read, written, synced or deleted,
-/// and never across an await. Both halves have the same lock, because most changes touch both: a
-/// dropped segment leaves the log and is counted as to be deleted in one step.
+/// The lock is held only while values in memory change: never while a file is read, written, synced
+/// or deleted, and never across an await. Both fields have the same lock, because most changes
+/// touch both. For example, a dropped segment is removed from the log and counted as a file to
+/// delete in one step.
 pub(super) struct SpoolState {
     pub(super) log: LogState,
     pub(super) writing: WriterState,
 }
 
-/// The log as it is on the disk: what is synced, and how far each output has got.
+/// The log as it is on the disk: the synced events, and how far each output has got.
 ///
-/// Cursors read it and move their own places in it. The writer thread extends it, and takes
-/// segments off its front. A batch appears here only after its sync, all of it at once, with
-/// positions that follow those before it.
+/// Cursors read the log and change their own places in it. The writer thread adds batches at the
+/// end, and removes segments at the front. A batch is added only after its sync, as a whole, with
+/// the positions that follow those of the batch before.
 ///
 /// Invariants:
 ///
-/// - `segments` are in the order of their positions. Each ends where the next begins, unless a
-///   segment was dropped between them.
-/// - `end` is the end of the last segment, or after it: after a start the cursors file may know
-///   of a later end than the files.
-/// - At most the last segment is active, that is written to. Its file is longer than what is in
-///   it: the room is reserved when the segment is made.
+/// - `segments` are in the order of their positions. Each segment ends where the next one begins,
+///   unless a segment was dropped between the two.
+/// - `end` is the end of the last segment, or a later place: after a start the cursors file may
+///   know of a later end than the segments.
+/// - The writer appends batches only to the last segment, and only while this segment is active.
+///   The file of an active segment is longer than its records, because its room is reserved when it
+///   is made.
 /// - `tail` holds the newest records that were stored since the start, in order, [`TAIL_BYTES`] of
-///   them at most. There may be gaps: a large body never is in the tail, and what is dropped leaves
-///   it. A cursor that stands within a record of the tail reads no file.
-/// - Every cursor's watermark lies at or before `end`. A segment stays until all watermarks have
-///   passed it, or until it is dropped because its room was needed; a drop is counted for each
-///   output that had not got all of it.
+///   them at most. Some records may be missing between the others: large bodies are never in the
+///   tail, and the records of a dropped segment are removed. A cursor whose next record is in the
+///   tail reads no file.
+/// - The watermark of each cursor (the first position that its output has not finished) is at or
+///   before `end`. A segment is kept until all watermarks have passed it, or until it is dropped
+///   because its room is needed. A drop is counted as a loss for each output that had not finished
+///   the segment.
 ///
-/// What must never happen: that a position is given twice, or that an event is in no segment, no
-/// hole and no counter.
+/// What must never happen: that a position is given to two events, or that an event is in no
+/// segment, in no hole (a dropped segment) and in no counter.
 pub(super) struct LogState {
     /// The segments of the log, oldest first. Segments that have left the log are in
     /// [`Accounting`].
@@ -83,60 +87,67 @@ pub(super) struct LogState {
     pub(super) end: LogOffset,
     /// The newest synced records, oldest first.
     pub(super) tail: VecDeque<TailRecord>,
-    /// The weight of all records in `tail`, in bytes.
+    /// The number of bytes of memory that all records in `tail` take.
     tail_bytes: u64,
-    /// Bytes that a cursor reads from a file at once, which depend on the number of cursors.
+    /// The number of bytes that a cursor reads from a file at once. The more cursors there are, the
+    /// smaller this number is.
     pub(super) chunk: u64,
+    /// The place of each output in the log.
     pub(super) cursors: Slab<CursorState>,
+    /// The number of events on the counters of each output that has left the queue.
     pub(super) departed: Departed,
-    /// Events stored since the process started.
+    /// The number of events that were stored since the process started.
     pub(super) accepted: u64,
-    /// The holes, in the order of their positions: segments that were dropped before every output
-    /// had got them, and were counted as lost.
+    /// The holes, in the order of their positions. A hole is a range of the log that was dropped,
+    /// and counted as lost, before every output had finished it.
     pub(super) holes: Vec<Hole>,
-    /// `true`: the relay drains, and no more events are handed out.
+    /// `true`: the relay drains (ends in good order), and cursors hand out no more events.
     pub(super) draining: bool,
 }
 
-/// What leads up to the log: the line of batches, the files' bytes, and the writer's tasks.
+/// The state of the writer thread: the batches that wait to be written, the counters of bytes and
+/// files, and the tasks of the writer.
 ///
-/// Senders put batches into the line and take them out again when they go. The writer thread takes
-/// the rest from its front, in groups. All flags here ask something of the writer, or tell its
-/// state: whoever sets one wakes the writer by [`super::Shared::work`].
+/// Senders add batches to the line of waiting batches, and remove them again if they do not wait
+/// any more. The writer thread takes the other batches from the front of the line, in groups. The
+/// flags here ask the writer to do something, or tell its state. Code that asks for something wakes
+/// the writer by [`super::Shared::work`].
 ///
 /// Invariants:
 ///
-/// - The numbers in `waiting` rise from front to back. A batch with `opens` begins a new segment;
-///   the batches after it, up to the next one with `opens`, go into the same segment and fit there
-///   ([`Accounting::check`]).
-/// - While `fault` is set the line is empty: with the fault the writer refuses all that is in it,
-///   and an append is refused before it joins.
+/// - The numbers of the batches in `waiting` rise from front to back. A batch with `opens` begins a
+///   new segment. The batches after it, up to the next one with `opens`, go into the same segment
+///   and fit there ([`Accounting::check`]).
+/// - While `fault` is set, no batch waits: the writer refuses all waiting batches when it sets
+///   `fault`, and later batches are refused before they join the line.
 /// - `save_done <= save_requested`.
 pub(super) struct WriterState {
     pub(super) accounting: Accounting,
     /// The batches that wait to be written, in the order of their numbers.
     pub(super) waiting: VecDeque<Waiting>,
-    /// The number that the next batch gets.
+    /// The number that the next batch gets when it joins the waiting batches. Numbers are never
+    /// used again.
     pub(super) arrivals: u64,
     /// `queue.segment_bytes`: the size of a new segment, in bytes.
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// `true` from the first batch that finds no room, when the queue is logged as full, until a
-    /// fifth of `queue.max_bytes` is free again.
+    /// `true`: the queue was logged as full, because a batch found no room. `false` again when a
+    /// fifth of `queue.max_bytes` is free.
     pub(super) told_full: bool,
-    /// `true`: a large body that is arriving waits for room, until the writer has deleted finished
-    /// segments.
+    /// `true`: a large body that is arriving has no room, and waits until the writer has deleted
+    /// finished segments.
     pub(super) reclaim_wanted: bool,
     /// `true`: segments were dropped to make room for a large body that is still arriving. No
     /// segments are dropped for another large body meanwhile.
     pub(super) has_dropper: bool,
-    /// The number in the name of the next incoming file.
+    /// The number in the file name of the next large body that arrives.
     pub(super) incoming_count: u64,
     /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
     pub(super) fault: Option<String>,
-    /// When the writer began its present step; `None` while the writer waits for something to do.
+    /// The time when the writer thread began its present step; `None` while it has nothing to do.
     pub(super) busy: Option<Instant>,
-    /// Bytes of lines that became final since the cursors file was last written.
+    /// The number of bytes of lines that became final (need not be sent again) since the cursors
+    /// file was last written.
     pub(super) unsaved: u64,
     /// `true`: the cursors file on disk is out of date and must be written again.
     pub(super) cursors_dirty: bool,
@@ -153,26 +164,30 @@ pub(super) struct WriterState {
 /// A segment of the log, which is one file.
 pub(super) struct Segment {
     pub(super) first: LogOffset,
-    /// The end of the segment's last record, where the next segment begins.
+    /// The place in the log where the segment's last record ends, and where the next segment
+    /// begins.
     pub(super) end: LogOffset,
     /// The offset in the file where the last record ends, in bytes.
     pub(super) offset: u64,
-    /// Bytes that the file takes, reserved room included.
+    /// The size of the file in bytes, including reserved bytes that are not written yet.
     pub(super) size: u64,
     /// Offsets in the file at which damage was found. The damage at an offset is counted once,
     /// however many cursors read it.
     pub(super) damaged: BTreeSet<u64>,
     /// `true`: this is the segment that the writer appends batches to.
     pub(super) active: bool,
-    /// When the segment was written to last, or was found at the start, in ms since 1970. The time
-    /// for which outputs keep finished segments ([`crate::queue::Output::keeps`]) begins then.
+    /// The time when the writer ended this segment, in ms since 1970. Outputs may want to keep the
+    /// segment for some time from then on ([`crate::queue::Output::keeps`]). For a segment that was
+    /// found at the start it is the time of the start; 0 while the segment is active.
     pub(super) ended: u64,
 }
 
 /// A synced record (a batch in a segment) that is kept in memory.
 pub(super) struct TailRecord {
     pub(super) first: LogOffset,
+    /// The number of events in the record.
     pub(super) events: u64,
+    /// The events of the record, each followed by one `\n`.
     pub(super) lines: Bytes,
     /// When the batch was received, in ms since 1970.
     pub(super) received: u64,
@@ -184,7 +199,8 @@ pub(super) struct TailRecord {
 
 /// A batch that waits to be written.
 pub(super) struct Waiting {
-    /// The number of the batch, by which its ticket can withdraw it.
+    /// The number of the batch. The sender's ticket uses this number to remove the batch from the
+    /// line.
     pub(super) number: u64,
     /// The batch. Its lines are empty if they are in an incoming file.
     pub(super) append: Append,
@@ -192,21 +208,23 @@ pub(super) struct Waiting {
     pub(super) incoming: Option<IncomingFile>,
     /// When the batch was received, in ms since 1970.
     pub(super) received: u64,
-    /// The size of the new segment that the batch begins, in bytes; 0 for an incoming file, whose
-    /// bytes are counted already. `None`: the batch goes into the same segment as the batch before.
+    /// The size in bytes of the new segment that the batch begins. `None`: the batch goes into the
+    /// same segment as the batch before it. 0 for a large body: its file becomes the segment, and
+    /// the bytes of this file are counted already.
     pub(super) opens: Option<u64>,
-    /// Sends the answer to the batch's sender.
+    /// The channel on which the sender gets the answer: stored or refused.
     pub(super) done: oneshot::Sender<Result<(), Refused>>,
 }
 
-/// Bytes that a cursor reads from a file at once if there are this many outputs.
+/// Returns the number of bytes that a cursor reads from a file at once if there are this many
+/// outputs.
 fn chunk(outputs: usize) -> u64 {
     (AHEAD_BYTES / 4 / outputs.max(1) as u64).clamp(CHUNK_MIN, CHUNK_MAX)
 }
 
 impl SpoolState {
-    /// The state of a queue whose directory is empty. The cursors file counts as out of date, so
-    /// that the writer saves it first.
+    /// Makes the state of a queue whose directory is empty. The cursors file counts as out of date,
+    /// so that the writer saves it first.
     pub(super) fn new(config: &config::Queue) -> Self {
         Self { log: LogState::new(), writing: WriterState::new(config) }
     }
@@ -215,8 +233,8 @@ impl SpoolState {
     ///
     /// # Panics
     ///
-    /// If something is not as [`LogState`], [`WriterState`] and [`Accounting`] promise. Debug
-    /// builds and tests only.
+    /// If an invariant of [`LogState`], [`WriterState`] or [`Accounting`] does not hold. Only debug
+    /// builds and tests call this function.
     pub(super) fn check(&self) {
         let Self { log, writing } = self;
         writing.accounting.check(&log.segments, &writing.waiting);
@@ -232,8 +250,9 @@ impl SpoolState {
         }
     }
 
-    /// `true` if the segment that is written to may be ended so that its room can be used: the
-    /// queue is full, no batch waits, and every required output has finished everything.
+    /// Returns `true` if the writer may end the active segment (the one that batches are appended
+    /// to), so that its room can be used. This is so if the queue is full, no batch waits, and
+    /// every required output has finished all events.
     pub(super) fn can_seal_for_room(&self) -> bool {
         self.writing.told_full
             && self.writing.waiting.is_empty()
@@ -241,8 +260,9 @@ impl SpoolState {
             && self.log.segments.back().is_some_and(|last| last.active)
     }
 
-    /// `true` if the writer should delete something now: a file that has left the log, a finished
-    /// segment that no output wants to keep any longer, or whatever frees room that is needed.
+    /// Returns `true` if the writer should delete something now. This may be a file that was
+    /// removed from the log, a finished segment that no output wants to keep any longer, or
+    /// whatever frees room that is needed.
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
@@ -251,15 +271,17 @@ impl SpoolState {
             || self.can_seal_for_room()
     }
 
-    /// Bytes that the writer can free without losing an event: the bytes of finished segments, even
-    /// if an output wants to keep them for a while, and of segments that have left the log.
+    /// Returns the number of bytes that the writer can free without a loss of events. These are the
+    /// bytes of segments that every output has finished, even if an output wants to keep them for a
+    /// while, and of segments that were removed from the log and are to be deleted.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
     }
 
-    /// Drops the segments with these indices, which must be in rising order. Each output that has
-    /// not got all of a dropped segment counts what it loses.
+    /// Drops the segments with these indices, which must be in rising order. The files of these
+    /// segments are to be deleted. Each output that has not finished all events of a dropped
+    /// segment counts the unfinished events as lost.
     pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
@@ -288,7 +310,8 @@ impl SpoolState {
         cursor
     }
 
-    /// Makes the file of a large body the log's last segment, to which nothing more is written.
+    /// Makes the file of a large body the last segment of the log. Nothing more is written to this
+    /// segment.
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let Self { log, writing } = self;
         let first = log.end;
@@ -327,21 +350,23 @@ impl LogState {
         }
     }
 
-    /// The first position that some output has not finished; the log's end if there is no output.
+    /// Returns the first position that at least one output has not finished; the log's end if there
+    /// is no output.
     pub(super) fn watermark(&self) -> Position {
         let watermarks = self.cursors.iter().map(|(_, cursor)| cursor.claims.watermark());
         watermarks.min().unwrap_or(self.end.position)
     }
 
-    /// The first position that some required output has not finished; the log's end if no output is
-    /// required.
+    /// Returns the first position that at least one required output has not finished; the log's end
+    /// if no output is required. Events are kept until all required outputs have finished them.
     pub(super) fn required_watermark(&self) -> Position {
         let required = self.cursors.iter().filter(|(_, cursor)| cursor.output.required);
         let watermarks = required.map(|(_, cursor)| cursor.claims.watermark());
         watermarks.min().unwrap_or(self.end.position)
     }
 
-    /// The oldest segments of the log, as far as every output has finished them.
+    /// Returns the segments that every output has finished, oldest first. The active segment, to
+    /// which batches are appended, is not among them.
     pub(super) fn finished(&self) -> impl Iterator<Item = &Segment> {
         let watermark = self.watermark();
         self.segments
@@ -349,8 +374,8 @@ impl LogState {
             .take_while(move |segment| !segment.active && segment.end.position <= watermark)
     }
 
-    /// Bytes of spare segments: every required output has finished them, and only optional outputs
-    /// need them.
+    /// Returns the number of bytes of spare segments: every required output has finished these
+    /// segments, and only optional outputs need them.
     pub(super) fn spare_bytes(&self) -> u64 {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let behind = self.segments.iter().skip_while(|segment| segment.end.position <= held);
@@ -358,39 +383,43 @@ impl LogState {
         spare.map(|segment| segment.size).sum()
     }
 
-    /// For how many milliseconds finished segments are kept, unless their room is needed: the
-    /// longest time that any output is set to keep them.
+    /// Returns how long finished segments are kept unless their room is needed, in ms: the longest
+    /// time that any output is set to keep them.
     pub(super) fn keeps(&self) -> u64 {
         let keeps = self.cursors.iter().map(|(_, cursor)| cursor.output.keeps).max();
         keeps.map_or(0, |keeps| u64::try_from(keeps.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// How much longer the oldest finished segment is kept; `None` if no segment is finished.
+    /// Returns how much longer the oldest segment that every output has finished is kept; 0 if it
+    /// may be deleted now. `None` if there is no such segment.
     pub(super) fn kept_for(&self) -> Option<Duration> {
         let first = self.finished().next()?;
         let until = first.ended.saturating_add(self.keeps());
         Some(Duration::from_millis(until.saturating_sub(now())))
     }
 
-    /// The index of the first segment that ends after a position; the number of segments if no
-    /// segment does.
+    /// Returns the index of the first segment that ends after a position; the number of segments if
+    /// no segment ends after this position.
     pub(super) fn segment_at(&self, position: Position) -> usize {
         self.segments.partition_point(|segment| segment.end.position <= position)
     }
 
-    /// The index of the record in the tail (the newest records, in memory) that holds a position;
-    /// `None` if the tail does not hold the position.
+    /// Returns the index of the record in the tail (the newest records, in memory) that holds the
+    /// event at a position; `None` if the tail does not hold this event.
     pub(super) fn tail_at(&self, position: Position) -> Option<usize> {
         let index = self.tail.partition_point(|record| record.end() <= position);
         self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
     }
 
-    /// Events and bytes of the dropped segments (holes) from a position on.
+    /// Returns the number of events from a position on that were dropped with their segments
+    /// (holes), and the number of their bytes. If the position lies in a hole, all bytes of that
+    /// hole count.
     pub(super) fn dropped_from(&self, position: Position) -> (u64, u64) {
         cursors::dropped_from(&self.holes, position)
     }
 
-    /// What an output has not finished: its events, its bytes, and its lag in seconds.
+    /// Returns the events that an output has not finished: their number, their bytes, and the
+    /// output's lag in seconds.
     pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
         let (mut events, mut bytes) = cursor.open();
         let (dropped_events, dropped_bytes) = self.dropped_from(cursor.claims.read);
@@ -410,10 +439,11 @@ impl LogState {
         Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
     }
 
-    /// Chooses the oldest segments that may be dropped and that together take at least `bytes`
-    /// bytes. Returns their indices; `None` if all segments that may be dropped take less. Spare
-    /// segments, which only optional outputs need, may be dropped; with `drop_oldest` also segments
-    /// of which no required output has an event on the wire.
+    /// Chooses segments to drop, oldest first, until they take at least `bytes` bytes. Returns
+    /// their indices; `None` if all segments that may be dropped take less than `bytes`. Spare
+    /// segments, which only optional outputs need, may be dropped. If `drop_oldest` is `true`,
+    /// other segments may be dropped too, except those of which a required output has events on the
+    /// wire (sent, and not answered yet).
     pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);
@@ -435,8 +465,9 @@ impl LogState {
         (gained >= bytes).then_some(chosen)
     }
 
-    /// Counts a segment that was taken out of the log as lost for each output that has not got all
-    /// of it, and notes the segment as a hole.
+    /// Counts the events of a segment that was removed from the log as lost, for each output that
+    /// has not finished them. Also notes the segment as a hole (a dropped range), and removes its
+    /// records from the tail.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
@@ -453,10 +484,10 @@ impl LogState {
         });
     }
 
-    /// Sorts the holes (dropped segments). If there are too many for a slot of the cursors file,
-    /// joins neighbouring holes, so that their number stays limited however long a consumer hangs.
-    /// The backlog of a cursor that stands within a joined hole is then too low in bytes, not in
-    /// events.
+    /// Sorts the holes (dropped segments). If there are too many of them for a slot of the cursors
+    /// file, joins neighbouring holes into one. Their number thus stays limited even if an output
+    /// does not advance for a long time. If a cursor's place lies inside a joined hole, the
+    /// cursor's backlog is counted with too few bytes; its number of events is right.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -470,9 +501,10 @@ impl LogState {
         }
     }
 
-    /// Adds a record to the tail, and takes the oldest records out until the tail fits into
-    /// [`TAIL_BYTES`]. The records taken out are moved to `evicted`: the caller drops them after it
-    /// has released the lock, because freeing a large record takes a while.
+    /// Adds a record to the tail (the newest records, in memory). Then moves the oldest records
+    /// from the tail to `evicted` until the tail has at most [`TAIL_BYTES`] bytes. The caller drops
+    /// the records in `evicted` after it has released the lock, because freeing a large record
+    /// takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
         self.tail_bytes += record.weight();
         self.tail.push_back(record);
@@ -490,7 +522,7 @@ impl LogState {
         }
     }
 
-    /// What the cursors file has to contain now.
+    /// Returns the contents that the cursors file must have now.
     pub(super) fn contents(&self) -> Contents {
         let offset = |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), cursor.saved());
         let outputs = self.cursors.iter().map(offset);
@@ -527,8 +559,8 @@ impl WriterState {
         }
     }
 
-    /// Why nothing can be stored: the disk's last error, or that the writer has been at one step
-    /// for more than [`HANGS`]. `None` if batches can be stored.
+    /// Returns the reason why nothing can be stored: the disk's last error, or that the writer
+    /// thread has been at one step for more than [`HANGS`]. `None` if batches can be stored.
     pub(super) fn fault(&self) -> Option<String> {
         let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
         let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
@@ -559,15 +591,15 @@ impl WriterState {
         (number, acknowledged)
     }
 
-    /// Takes a batch out of the waiting ones, and takes back what was planned for it. Nothing
-    /// happens if the writer has taken the batch already.
+    /// Removes a batch from the waiting ones, and cancels what was planned for it. Does nothing if
+    /// the writer has taken the batch already.
     pub(super) fn withdraw(&mut self, number: u64) {
         let Ok(index) = self.waiting.binary_search_by_key(&number, |waiting| waiting.number) else {
             return;
         };
         let Some(mut withdrawn) = self.waiting.remove(index) else { return };
         self.discard(&mut withdrawn);
-        // If the batch was to begin a segment, the next one in that segment begins it instead.
+        // If this batch was to begin a segment, the next batch of that segment begins it instead.
         let next = self.waiting.get_mut(index).filter(|next| next.opens.is_none());
         let behind = index + usize::from(withdrawn.opens.is_some());
         match (withdrawn.opens, next) {
@@ -583,17 +615,17 @@ impl WriterState {
         }
     }
 
-    /// Takes out all waiting batches: none of them will be written. The caller has to answer their
-    /// senders after it has released the lock, and to correct the plans in
-    /// [`WriterState::accounting`].
+    /// Removes all waiting batches and returns them; none of them will be written. After the caller
+    /// has released the lock, it has to answer the senders of these batches. It also has to correct
+    /// the plans in [`WriterState::accounting`].
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
         let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
         cleared.iter_mut().for_each(|waiting| self.discard(waiting));
         cleared
     }
 
-    /// If a batch that will not be written has a file, hands the file to the writer, which deletes
-    /// it.
+    /// If the lines of a batch that will not be written are in a file, notes that the writer has to
+    /// delete this file.
     fn discard(&mut self, waiting: &mut Waiting) {
         if let Some(stored) = waiting.incoming.take() {
             self.accounting.abandon(stored.name, stored.size);
@@ -602,26 +634,26 @@ impl WriterState {
 }
 
 impl Segment {
-    /// The positions of the segment's events.
+    /// Returns the positions of the segment's events.
     pub(super) fn positions(&self) -> Range<Position> {
         self.first.position..self.end.position
     }
 }
 
 impl TailRecord {
-    /// The position after the record's last event.
+    /// Returns the position after the record's last event.
     pub(super) fn end(&self) -> Position {
         self.first.position + self.events
     }
 
-    /// Bytes of memory that the record takes.
+    /// Returns the number of bytes of memory that the record takes.
     pub(super) fn weight(&self) -> u64 {
         self.lines.len() as u64 + BATCH_OVERHEAD
     }
 }
 
 impl Waiting {
-    /// The most bytes of its segment that the batch takes.
+    /// Returns the greatest number of bytes that the batch may take in its segment.
     pub(super) fn needed(&self) -> u64 {
         needed(self.append.lines.len() as u64)
     }

@@ -1,7 +1,7 @@
-//! The thread that writes: groups of batches, the cursors file, new segments, and deletes.
+//! The thread that writes groups of batches and the cursors file, and makes and deletes segments.
 //!
-//! It alone changes the files of segments and cursors. It holds the state's lock only to take work
-//! and to publish the outcome.
+//! Only this thread changes the files of segments and the cursors file. It holds the state's lock
+//! only to take work and to publish the outcome.
 
 use std::io;
 use std::sync::Arc;
@@ -34,16 +34,17 @@ use crate::telemetry;
 /// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The least time between two rounds of deletes, unless room is needed: several small segments are
-/// then deleted together.
+/// The least time between two times when the writer deletes files, unless room is needed. Several
+/// small segments are then deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// After a file could not be deleted, the next attempt is made after this time, or earlier if room
-/// is needed.
+/// If a file could not be deleted, the writer tries again after this time. If room is needed, it
+/// tries earlier.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
-/// The longest time until the writer looks again at finished segments that outputs want to keep for
-/// a while. Clocks are set and settings change, so that it can't wait for a computed time.
+/// Outputs may want to keep finished segments for a while. The writer looks at these segments again
+/// after this time at the latest. It can't just wait for the time when they may be deleted, because
+/// clocks are set and settings change.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// The shortest pause after an error before the writer tries to store again. Each further pause is
@@ -54,60 +55,63 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The writer thread.
 ///
-/// It waits until there is something to do, and does one [`Step`] at a time, the most urgent first
-/// ([`Writer::turn`]):
+/// The thread waits until there is something to do, and then does one [`Step`] at a time. If there
+/// are several steps to do, it does the most urgent one first ([`Writer::turn`]):
 ///
-/// 1. probe: after an error nothing is stored until a new segment can be made and synced. That is
-///    tried with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
-/// 2. save: the cursors file is written when it is out of date and a second has passed, when much
-///    has become final, or at once when an output joins or leaves.
-/// 3. reclaim: files that no output needs are deleted, after a save that says so.
-/// 4. commit: the batches at the front of the line are written as one group with one write, synced,
-///    and then published. While that goes on new batches join the line, and are the next group. A
-///    group ends before a batch that begins a new segment.
+/// 1. probe: after an error, no batch is stored until a new segment can be made and synced. The
+///    writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
+/// 2. save: the cursors file is written when it is out of date and its last save is a second ago.
+///    It is written earlier when much has become final, or when an output joins or leaves.
+/// 3. reclaim: files that no output needs are deleted. Before that, the cursors file is saved, so
+///    that no place in it lies in a deleted file.
+/// 4. commit: the batches at the front of the line of waiting batches are written with one write as
+///    one group, synced, and published (made visible to outputs). Batches that arrive meanwhile
+///    join the line, and become the next group. A group ends before a batch that begins a new
+///    segment.
 ///
-/// After a failed write or sync nothing is known of what follows the segment's last record: the
-/// kernel may have forgotten what it did not write, and the next sync says nothing about it. The
-/// segment is closed for good, and its group and everything in the line get [`Refused::Disk`]. The
-/// positions of the failed group are given again, to the first batches of the next segment; nobody
-/// was told of them.
+/// After a failed write or sync nobody knows what the file contains after the segment's last
+/// record: the kernel may have forgotten data that it did not write, and the next sync does not
+/// report this. The writer therefore never writes to this segment again. The failed group and all
+/// waiting batches get [`Refused::Disk`]. The positions of the failed group are given to the first
+/// batches of the next segment, because nobody was told of them.
 ///
-/// What must never happen: that a sender is told of a batch, or a cursor sees it, before its sync;
-/// that a segment is deleted before the cursors file on disk says that no output needs it; that a
-/// write touches a block that holds acknowledged bytes. Nobody joins the thread while it waits for
-/// the disk: at the end of the process it may be left behind.
+/// What must never happen: that a batch is acknowledged to its sender, or is visible to a cursor,
+/// before it is synced; that a segment is deleted while the cursors file on disk still says that an
+/// output needs it; that a write touches a block with acknowledged bytes. If the disk does not
+/// answer, nobody waits for the thread: the process may end before the thread has ended.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     cursors: Cursors,
     /// The segment that is written to; `None` after an error and at the start.
     active: Option<Active>,
-    /// The end of the log as it stands in the cursors file on disk.
+    /// The end of the log as the cursors file on disk states it.
     saved_end: Position,
     /// The earliest time of the next save of the cursors file, unless an output joins or leaves
     /// before.
     save_at: Instant,
-    /// The value of `save_requested` at the last attempt to save, whether it succeeded or not.
+    /// The number of requests to save the cursors file (`save_requested`) at the last attempt to
+    /// save, whether that attempt succeeded or not.
     save_attempted: u64,
     /// `true`: the cursors file does not name every output yet. No batch is stored before it does.
     unnamed: bool,
-    /// The earliest time of the next deletes, unless room is needed.
+    /// The earliest time when the writer deletes files again, unless room is needed.
     reclaim_at: Instant,
-    /// When the writer tries again to delete the files that could not be deleted.
+    /// The time when the writer tries again to delete the files that could not be deleted.
     again_at: Instant,
     /// `true`: it was logged that some files can't be deleted.
     told_stuck: bool,
-    /// `true`: it was logged that no segment can be deleted, because the cursors file can't be
-    /// written or because of another error.
+    /// `true`: it was logged that delivered segments can't be deleted at present, because the
+    /// cursors file can't be written or because of another error.
     told_kept: bool,
     /// `true`: it was logged that the cursors file can't be written.
     told_unsaved: bool,
-    /// The bytes of a segment that has room for the largest batch that was refused. While a
-    /// required output has events left to deliver, a probe has to make a segment of at least this
-    /// size.
+    /// The size in bytes of a segment that has room for the largest batch that could not be stored.
+    /// A probe (a test after an error) has to make a segment of at least this size, but only while
+    /// a required output has events left to finish.
     retry_segment_bytes: u64,
-    /// When the writer tries to store again after an error.
+    /// The time when the writer tries to store again after an error.
     retry_at: Instant,
-    /// How long the writer waits after the next error.
+    /// The pause after the next error, before the writer tries to store again.
     pause: Duration,
 }
 
@@ -121,18 +125,19 @@ struct Active {
 /// A step of the writer thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Write the group of batches at the front of the waiting ones.
+    /// Write the group of batches that is at the front of the waiting batches.
     Commit,
     /// Write the cursors file.
     Save,
     /// Delete the files that no output needs.
     Reclaim,
-    /// Find out whether batches can be stored again after an error of the disk.
+    /// Find out whether batches can be stored again, after the disk has failed.
     Probe,
 }
 
-/// What the writer thread does next.
+/// The next action of the writer thread.
 enum Turn {
+    /// Do this step now.
     Do(Step),
     /// Wait until this time; `None`: wait until the thread is woken.
     Wait(Option<Instant>),
@@ -162,12 +167,12 @@ impl Writer {
         }
     }
 
-    /// Writes the cursors file for the first time, with every output in it. If the disk has no room
-    /// or is at fault, returns `Ok`, and the writer tries again later.
+    /// Writes the cursors file for the first time, with every output in it. Returns `Ok` also if
+    /// the disk is full or fails: the writer tries again later, and stores no batch before that.
     ///
     /// # Errors
     ///
-    /// The file can never be written: the directory is read-only, or another user's.
+    /// The file can never be written: the directory is read-only, or belongs to another user.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         let Err(error) = self.save() else { return Ok(()) };
         let never = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
@@ -211,7 +216,8 @@ impl Writer {
         }
     }
 
-    /// Returns the next step, in the order that is described at [`Writer`].
+    /// Returns the next action: the most urgent step that is to be done now, or how long to wait.
+    /// The order of the steps is described at [`Writer`].
     fn turn(&self, state: &SpoolState) -> Turn {
         let now = Instant::now();
         let save = state.writing.cursors_dirty
@@ -240,12 +246,13 @@ impl Writer {
         }
     }
 
-    /// Whether the writer would wait until somebody wakes it.
+    /// Returns `true` if the writer has nothing to do, and waits until another thread wakes it.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
     }
 
+    /// Does one step.
     pub(super) fn perform(&mut self, step: Step) {
         match step {
             Step::Commit => self.commit(),
@@ -255,8 +262,8 @@ impl Writer {
         }
     }
 
-    /// Takes the group of batches at the front of the waiting ones, writes and syncs it, and
-    /// answers its senders. The group ends before the next batch that begins a segment.
+    /// Takes the first group of batches from the waiting ones, writes and syncs this group, and
+    /// answers its senders. The group ends before the next batch that begins a new segment.
     fn commit(&mut self) {
         let mut group: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -306,9 +313,9 @@ impl Writer {
         }
     }
 
-    /// Makes an incoming file, whose lines are synced already, a segment that begins at `end`:
-    /// writes and syncs the headers, and renames the file. After an error the file has its old
-    /// name, unless it can't be renamed back.
+    /// Makes the file of a large body, whose lines are synced already, the segment that begins at
+    /// `end`. Writes and syncs the headers of the segment and of its records, and then renames the
+    /// file. After an error the file has its old name, unless it can't be renamed back.
     fn adopt(&self, incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<()> {
         let started = Instant::now();
         let mut place = end;
@@ -333,7 +340,8 @@ impl Writer {
         let name = segment::file_name(end.position);
         self.shared.disk.rename(&incoming.name, &name)?;
         if let Err(error) = self.shared.disk.sync_directory(SEGMENTS) {
-            // Back to a name that no start reads: nobody was told that the body is safe.
+            // The file gets its old name again, and a start deletes files of such names: nobody was
+            // told that the body is safe.
             self.shared.disk.rename(&name, &incoming.name)?;
             return Err(error);
         }
@@ -341,9 +349,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Refuses all waiting batches, because the disk had room only for a smaller segment than
-    /// planned. The group that the writer has taken fits into this segment, and leaves `free`
-    /// bytes.
+    /// Refuses all waiting batches, because they were planned for a larger segment than the disk
+    /// had room for. The group of batches that the writer has taken fits into the smaller segment.
+    /// `free`: the number of bytes that are still free in the segment after this group.
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -355,8 +363,8 @@ impl Writer {
         }
     }
 
-    /// Writes a group of batches after the last record of the segment that is written to, and syncs
-    /// it. Returns the offset and the header of each new record.
+    /// Writes a group of batches after the last record of the active segment, and syncs the file.
+    /// Returns the offset and the header of each new record.
     fn write(&self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
         let Some(active) = &self.active else {
             return Err(io::Error::other("no segment is open"));
@@ -396,8 +404,8 @@ impl Writer {
         Ok(records)
     }
 
-    /// Makes a synced group visible: extends the log, counts the batches, keeps the new records in
-    /// memory, and answers the senders.
+    /// Makes a synced group of batches visible to outputs: adds it to the log, counts its events,
+    /// keeps the new records in memory, and answers the senders.
     fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
         self.pause = RETRY_MIN;
         let metrics = &self.shared.metrics;
@@ -440,9 +448,9 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Refuses a group that is not stored, and all waiting batches. `closes`: a write or sync has
-    /// failed, so that it is unknown what follows the segment's last record. The segment is then
-    /// never written to again.
+    /// Refuses all batches of a group that could not be stored, and all waiting batches. `closes`:
+    /// a write or sync has failed, so that nobody knows what the file contains after the segment's
+    /// last record. The writer then never writes to this segment again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -474,8 +482,8 @@ impl Writer {
         }
     }
 
-    /// Notes an error of the disk, and logs it if it is new. Nothing is stored until a probe
-    /// succeeds.
+    /// Notes an error of the disk, and logs the error unless it is the same as the one noted
+    /// before. No batch is stored until a probe (a test whether the disk works) succeeds.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.writing.fault.as_ref() != Some(&fault) {
             let error = fault.clone();
@@ -485,14 +493,14 @@ impl Writer {
         self.wait();
     }
 
-    /// Sets the time of the next attempt to store. Each pause is twice as long as the one before,
-    /// up to `RETRY_MAX`.
+    /// Sets the time of the next attempt to store. The pause after the next error will be twice as
+    /// long, but at most `RETRY_MAX`.
     fn wait(&mut self) {
         self.retry_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MAX);
     }
 
-    /// Tries whether batches can be stored again, and notes the outcome.
+    /// Tests whether batches can be stored again after an error, and notes the result.
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
@@ -507,9 +515,9 @@ impl Writer {
         }
     }
 
-    /// Returns `Ok` if the disk is well, which is proved by making and syncing a new segment. If
-    /// the queue is full, no segment may be made: then it is enough that the cursors file can be
-    /// written.
+    /// Returns `Ok` if the disk works again. The proof is that a new segment can be made and
+    /// synced. If the queue is full, no segment may be made; the proof is then that the cursors
+    /// file can be written.
     fn try_probe(&mut self) -> io::Result<()> {
         if self.unnamed {
             self.save()?;
@@ -521,7 +529,7 @@ impl Writer {
         };
         let least = FIRST_RECORD + BLOCK;
         if size < least {
-            // The queue is full, which appends say themselves.
+            // The disk works, but the queue is full. Appends are then refused for that reason.
             return self.save();
         }
         // The segment must have room for the largest batch that was refused. Otherwise a nearly
@@ -567,7 +575,7 @@ impl Writer {
                 Err(error) if is_full(&error) && self.drop_for_space() => {
                     self.reclaim(Reclaim::All)?
                 }
-                // The file is left of a segment that could not be made. Nothing in it was
+                // The file is left from a segment that could not be made. Nothing in the file was
                 // acknowledged.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.shared.disk.remove(&name)?;
@@ -606,7 +614,7 @@ impl Writer {
     fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
-            // A segment without a record has the name that its successor needs.
+            // A segment without a record has the name that the next segment needs.
             if let Some(empty) = state.log.segments.pop_back_if(|last| last.first == last.end) {
                 self.active = None;
                 state.writing.accounting.retire(empty.first.position, empty.size);
@@ -627,9 +635,9 @@ impl Writer {
         Ok(end)
     }
 
-    /// Finds a segment to delete on a disk that is full although `queue.max_bytes` is not reached.
-    /// `true` if there is one: either a segment that no output needs, or one that this call has
-    /// dropped because only optional outputs need it.
+    /// Looks for a segment that can be deleted, on a disk that is full although `queue.max_bytes`
+    /// is not reached. Returns `true` if there is one: a segment that every output has finished, or
+    /// one that this call has dropped because only optional outputs need it.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_some() {
@@ -643,8 +651,8 @@ impl Writer {
         false
     }
 
-    /// Ends the segment that is written to, and cuts its file to its length, which frees the unused
-    /// room.
+    /// Ends the active segment: no batch is written to it any more. Cuts its file after the last
+    /// record, which frees the reserved bytes that were not used.
     fn seal(&mut self) {
         let Some(active) = self.active.take() else { return };
         let offset = {
@@ -675,8 +683,8 @@ impl Writer {
         }
     }
 
-    /// Saves the cursors file. If that fails, logs a warning, but only for the first failure in a
-    /// row.
+    /// Saves the cursors file. If this fails, logs a warning, unless the save before has failed
+    /// too.
     fn save_or_tell(&mut self) {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
@@ -711,9 +719,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the files of segments that every output has passed, or that were dropped. Saves the
-    /// cursors file first, so that no place in it lies in a deleted file. A file that can't be
-    /// deleted does not stop the deletion of the others.
+    /// Deletes the files of segments that every output has finished (as `which` says), or that were
+    /// dropped. Saves the cursors file first, so that no place in it lies in a deleted file. If one
+    /// file can't be deleted, the others are deleted nevertheless.
     fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let removed = {
@@ -724,8 +732,8 @@ impl Writer {
                 if let Some(last) = state.log.segments.back_mut() {
                     (last.active, last.ended) = (false, now());
                 }
-                // The queue is full although all segments that only optional outputs need may be
-                // dropped for room: only together with this one they suffice.
+                // The queue is full although segments that only optional outputs need could be
+                // dropped: they give enough room only together with this segment.
                 let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
                 state.drop_segments(all, &self.shared.metrics);
             }
@@ -772,9 +780,10 @@ impl Writer {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Deletes the files of large bodies that were abandoned, without saving the cursors file: no
-    /// cursor knows of these files. Returns the first error, or `None`. Files that could not be
-    /// deleted are tried again later.
+    /// Deletes the abandoned files: files of large bodies that did not become segments. The cursors
+    /// file need not be saved before, because no cursor has a place in these files. Returns the
+    /// first error; `None` if there was none. Files that could not be deleted are tried again
+    /// later.
     fn remove_abandoned(&self) -> Option<io::Error> {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let mut failed = None;
@@ -794,8 +803,8 @@ impl Writer {
         failed
     }
 
-    /// Logs once that files can't be deleted, and once that these files are gone. `failed`: the
-    /// first error of the last deletes.
+    /// Logs once that some files can't be deleted, and once that all of these files are deleted.
+    /// `failed`: the first error when files were last deleted; `None` if there was none.
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
@@ -820,8 +829,8 @@ impl Writer {
         }
     }
 
-    /// Deletes what no output needs, and wakes large bodies that wait for room. If that fails, logs
-    /// a warning, but only for the first failure in a row.
+    /// Deletes the files that no output needs, and wakes large bodies that wait for room. If this
+    /// fails, logs a warning, unless the attempt before has failed too.
     fn reclaim_or_tell(&mut self) {
         let is_wanted = self.shared.lock().writing.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
@@ -837,8 +846,9 @@ impl Writer {
         self.told_kept = failed.is_err();
     }
 
-    /// Ends the writer: writes all waiting batches, cuts the last segment to its length, and saves
-    /// the cursors file, so that it is exact.
+    /// Does the last work of the writer: writes all waiting batches, cuts the file of the last
+    /// segment after its last record, and saves the cursors file, so that it has the exact place of
+    /// each output.
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
@@ -861,18 +871,18 @@ impl Writer {
     }
 }
 
-/// Which of the segments that every output has passed are to be deleted.
+/// The segments that are to be deleted, among those that every output has finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reclaim {
-    /// The segments that no output wants to keep any longer ([`super::Output::keeps`]).
+    /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]).
     Old,
-    /// All segments that every output has passed, because their room is needed.
+    /// All segments that every output has finished, because their room is needed.
     All,
 }
 
 impl Drop for Writer {
-    /// If the thread has panicked, makes the queue refuse all batches, so that no sender waits for
-    /// the thread.
+    /// If the writer thread has panicked, makes the queue refuse all batches, so that no sender
+    /// waits for this thread.
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.shared.lock();
@@ -886,8 +896,8 @@ impl Drop for Writer {
     }
 }
 
-/// `true` if the error means that the disk is full, or that the user's quota or the largest file
-/// size is reached.
+/// Returns `true` if the error means that the disk is full, that the user's quota is used up, or
+/// that the file would be larger than allowed.
 fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),
