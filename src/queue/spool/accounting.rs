@@ -184,15 +184,15 @@ impl Accounting {
         self.pending_delete.push((first, size));
     }
 
-    /// Notes that a file is deleted, whose segment was removed from the log before. Its bytes do
-    /// not count any more.
+    /// Notes that the file of a segment, which was removed from the log before, is now deleted. The
+    /// bytes of this file do not count any more.
     pub(super) fn deleted(&mut self, (first, size): Removed) {
         self.forget(first);
         self.files -= size;
     }
 
-    /// Notes that a file could not be deleted, whose segment was removed from the log before. Its
-    /// bytes still count.
+    /// Notes that the file of a segment, which was removed from the log before, could not be
+    /// deleted. The bytes of this file still count.
     pub(super) fn not_deleted(&mut self, (first, size): Removed) {
         self.forget(first);
         self.stuck.push((first, size));
@@ -299,8 +299,8 @@ impl Accounting {
         };
     }
 
-    /// Notes that the new segment is made which the group of batches that the writer has taken
-    /// begins. The bytes of this segment do not count as planned any more.
+    /// Notes that a new segment is made for the group of batches that the writer has taken. The
+    /// bytes of this segment do not count as planned any more.
     pub(super) fn opened(&mut self) {
         self.reserved_new -= std::mem::take(&mut self.in_hand.reserved);
         if self.reserved_new == 0 {

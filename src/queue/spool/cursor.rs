@@ -60,12 +60,12 @@ const QUIET: Duration = Duration::from_secs(10);
 /// taken to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Note {
-    /// Bytes of the claim's lines.
+    /// The number of bytes of the claim's lines.
     bytes: u64,
     /// The byte number of the claim's first line: the number of bytes of all lines in the log
     /// before it.
     first_byte: u64,
-    /// When the claim's first event was received, in ms since 1970.
+    /// The time when the claim's first event was received, in ms since 1970.
     received: u64,
     /// The place in a file where the claim's lines can be read again.
     spot: Spot,

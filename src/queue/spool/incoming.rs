@@ -74,7 +74,7 @@ pub(super) struct IncomingRecord {
     /// The offset of the record's header in the file.
     pub(super) offset: u64,
     pub(super) events: u64,
-    /// Bytes of the record's lines.
+    /// The number of bytes of the record's lines.
     pub(super) length: u64,
     /// CRC-32C of the record's lines.
     pub(super) crc: u32,
@@ -92,7 +92,7 @@ pub(super) struct IncomingFile {
     pub(super) size: u64,
     /// The records in the file, in the order in which they were written.
     pub(super) records: Vec<IncomingRecord>,
-    /// Bytes of all lines in the file.
+    /// The number of bytes of all lines in the file, without headers.
     pub(super) bytes: u64,
 }
 

@@ -304,7 +304,7 @@ struct Reader<'a> {
     job: &'a Job,
     /// The place in the log where the last piece that was read ends.
     at: LogOffset,
-    /// Bytes of lines in all pieces that were read.
+    /// The number of bytes of lines in all pieces that were read.
     bytes: u64,
     /// `true` as long as every part of the file that was needed could be read.
     has_read_all: bool,

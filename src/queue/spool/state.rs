@@ -189,7 +189,7 @@ pub(super) struct TailRecord {
     pub(super) events: u64,
     /// The events of the record, each followed by one `\n`.
     pub(super) lines: Bytes,
-    /// When the batch was received, in ms since 1970.
+    /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
     /// The first position of the segment that the record is in.
     pub(super) segment: Position,
@@ -206,7 +206,7 @@ pub(super) struct Waiting {
     pub(super) append: Append,
     /// The file of a large body, which becomes a segment of its own; `None` for other batches.
     pub(super) incoming: Option<IncomingFile>,
-    /// When the batch was received, in ms since 1970.
+    /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
     /// The size in bytes of the new segment that the batch begins. `None`: the batch goes into the
     /// same segment as the batch before it. 0 for a large body: its file becomes the segment, and

@@ -26,7 +26,7 @@ fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::
     config::Queue { max_bytes, segment_bytes, when_full, ..config.queue }
 }
 
-/// An event's line: its number, and some more.
+/// Appends an event's line to `lines`: its number and letters, `length` bytes in all.
 fn write_line(number: u64, length: usize, lines: &mut Vec<u8>) {
     let begin = lines.len();
     lines.extend(number.to_string().bytes());
