@@ -80,8 +80,8 @@ pub(super) struct SpoolState {
 /// What must never happen: that a position is given to two events, or that an event is in no
 /// segment, in no hole (a dropped segment) and in no counter.
 pub(super) struct LogState {
-    /// The segments of the log, oldest first. Segments that have left the log are in
-    /// [`Accounting`].
+    /// The segments of the log, oldest first. Segments that were removed from the log, and are not
+    /// deleted yet, are in [`Accounting`].
     pub(super) segments: VecDeque<Segment>,
     /// The end of the synced part of the log.
     pub(super) end: LogOffset,
@@ -358,7 +358,7 @@ impl LogState {
     }
 
     /// Returns the first position that at least one required output has not finished; the log's end
-    /// if no output is required. Events are kept until all required outputs have finished them.
+    /// if no output is required. Events before this position are needed by optional outputs only.
     pub(super) fn required_watermark(&self) -> Position {
         let required = self.cursors.iter().filter(|(_, cursor)| cursor.output.required);
         let watermarks = required.map(|(_, cursor)| cursor.claims.watermark());
