@@ -67,8 +67,8 @@ pub use disk::OpenError;
 pub use outputs::Output;
 pub use spool::Incoming;
 
-/// Expands to a `match` that calls the same method on the queue in memory or the queue in files,
-/// whichever the value holds.
+/// Calls a method on the value inside `Self::Memory` (queue in memory) or `Self::Spool` (queue in
+/// files), whichever variant `$either` is. Expands to a `match` with these two arms.
 macro_rules! either {
     ($either:expr, $inner:ident => $call:expr) => {
         match $either {
@@ -78,27 +78,31 @@ macro_rules! either {
     };
 }
 
-/// The queue between the sources of events and the outputs. A clone is cheap, and is a handle to
-/// the same queue.
+/// The queue, which holds accepted events until the outputs have finished them. A clone of this
+/// value is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub enum Queue {
-    /// The queue is in memory: what is in it is lost when the process ends.
+    /// The queue is in memory: its events are lost when the process ends.
     Memory(memory::Queue),
-    /// The queue is in files: what is in it outlives the process.
+    /// The queue is in files: its events are still there after the process has ended.
     Spool(spool::Queue),
 }
 
 impl Queue {
-    /// Opens the queue that the config asks for. Returns it with a cursor for each output, in the
-    /// order of `outputs`. All outputs of the config have to be in `outputs`: a batch that is
-    /// appended before an output has its cursor is acknowledged, and never sent to that output.
+    /// Opens the queue as the config says: in files if `queue.directory` is set, otherwise in
+    /// memory. Returns the queue, and a cursor (an output's place in the queue) for each output, in
+    /// the order of `outputs`.
     ///
-    /// With a directory this function waits for the disk: it must not run on a thread of the
-    /// runtime.
+    /// `outputs` must hold all outputs of the config. An output that is missing here can join
+    /// later, but is never sent the batches that were appended before it joined, although their
+    /// senders were told that these batches are safe.
+    ///
+    /// If the queue is in files, this function waits for the disk. It must therefore not run on a
+    /// thread of the async runtime.
     ///
     /// # Errors
     ///
-    /// The directory can't be used.
+    /// The queue's directory can't be used.
     pub fn open(
         config: &config::Queue,
         telemetry: &Telemetry,
@@ -112,22 +116,25 @@ impl Queue {
         Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
     }
 
-    /// Lets an output join at the end of the log, while events flow. Returns its cursor.
+    /// Adds an output to the queue while events flow. The output starts at the end of the log (the
+    /// queue's sequence of events). Returns the output's cursor, which is its place in the log.
     ///
-    /// A batch lies wholly before or wholly after the place where the output joins. The output gets
-    /// the batches that are appended from now on, and with files also those that are appended and
-    /// not synced yet.
+    /// The output gets the batches that are appended from now on, always whole batches. If the
+    /// queue is in files, the output also gets the batches that are appended already but not synced
+    /// yet.
     ///
-    /// With files this function returns after the cursors file that names the output is synced:
-    /// after a crash the output goes on from here.
+    /// If the queue is in files, this function returns after the cursors file, which now has the
+    /// output's name and place, is synced. After a crash the output therefore continues from its
+    /// place.
     ///
     /// # Errors
     ///
-    /// The output has not joined, and nothing is counted for it.
+    /// The output's name is in the queue already, the queue is closed, or the cursors file can't be
+    /// written or has no room. The output has then not joined, and no event is counted for it.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the output has not joined.
+    /// If the future is dropped before it returns, the output has not joined.
     pub async fn join(
         &self,
         name: &str,
@@ -141,38 +148,42 @@ impl Queue {
         }
     }
 
-    /// Changes whether events are kept until the output with this name has them (`required`). At
-    /// least one output must be required at any time: an event that no output requires is kept for
-    /// nobody.
+    /// Sets whether the output with this name is required: events are kept until all required
+    /// outputs have finished them. At least one output must be required at any time, because events
+    /// that no output requires may be removed unsent.
     pub fn require(&self, name: &str, required: bool) {
         either!(self, queue => queue.require(name, required))
     }
 
-    /// Takes over the settings that can change at run time: `max_bytes` and `when_full`; without a
-    /// directory also `acknowledge`, with one also `segment_bytes`. The directory stays the one
-    /// that the queue was opened with. If more is held than `max_bytes` now allows, nothing is
-    /// dropped for that; batches find no room until enough is delivered. A batch that was appended
-    /// before is acknowledged as `acknowledge` said then.
+    /// Applies the settings that can change at run time: `max_bytes` and `when_full`; for a queue
+    /// in memory also `acknowledge`, for a queue in files also `segment_bytes`. The directory does
+    /// not change.
+    ///
+    /// This call drops no events, even if the queue holds more bytes than the new `max_bytes`. New
+    /// batches then have no room until enough events are delivered, or `when_full` lets the queue
+    /// drop some. A batch that was appended before this call is acknowledged by the old value of
+    /// `acknowledge`.
     pub fn apply(&self, config: &config::Queue) {
         either!(self, queue => queue.apply(config))
     }
 
-    /// Returns `Ok` if a batch with this many bytes of lines would be taken now. The result is a
-    /// hint: [`Queue::append`] decides.
+    /// Returns `Ok` if the queue has room now for a batch whose lines have this many bytes. The
+    /// result is only a hint, because the queue may change: [`Queue::append`] decides.
     ///
     /// # Errors
     ///
-    /// The reason for which [`Queue::append`] would refuse the batch.
+    /// The reason why [`Queue::append`] would refuse the batch now.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         either!(self, queue => queue.admits(bytes))
     }
 
-    /// Takes a whole batch. The sender may be told that its batch is safe when
-    /// [`Ticket::acknowledged`] returns `Ok`.
+    /// Appends a whole batch to the queue. The batch is safe, and its sender may be told so, when
+    /// [`Ticket::acknowledged`] returns `Ok`. If the queue is full and `when_full` is
+    /// `drop_newest`, the batch is counted as dropped and not stored, but the result is also `Ok`.
     ///
     /// # Errors
     ///
-    /// The batch is refused; nothing of it is stored.
+    /// The queue refuses the batch, and stores nothing of it.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
         match self {
             Self::Memory(queue) => queue.append(batch).map(Ticket::Memory),
@@ -186,8 +197,8 @@ impl Queue {
         matches!(self, Self::Spool(_))
     }
 
-    /// Returns a place for the lines of a body that is too large to be held in memory, which are
-    /// stored while the body arrives. `None` if the queue is in memory.
+    /// Returns the store for one body that is too large to be held in memory: its lines are written
+    /// to a file while the body arrives. `None` if the queue is in memory.
     #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {
         match self {
@@ -196,12 +207,14 @@ impl Queue {
         }
     }
 
-    /// Takes a body whose lines were all stored and synced while it arrived. The sender may be told
-    /// that its body is safe when [`Ticket::acknowledged`] returns `Ok`.
+    /// Appends a large body whose lines were all written and synced while it arrived. The sender
+    /// may be told that its body is safe when [`Ticket::acknowledged`] returns `Ok`. `levels` is
+    /// the number of the body's events of each audit level.
     ///
     /// # Errors
     ///
-    /// The body is refused; nothing of it is stored.
+    /// The queue refuses the body, and stores nothing of it. A queue in memory refuses every such
+    /// body.
     pub fn append_incoming(
         &self,
         incoming: Incoming,
@@ -213,15 +226,16 @@ impl Queue {
         }
     }
 
-    /// Returns `true` if the queue counts as full: from the first batch that finds no room until a
-    /// fifth of `queue.max_bytes` is free again.
+    /// Returns `true` while the queue counts as full. It counts as full from the first batch for
+    /// which there is no room until a fifth of `queue.max_bytes` is free again.
     #[must_use]
     pub fn is_full(&self) -> bool {
         either!(self, queue => queue.is_full())
     }
 
-    /// Returns the disk's last error if it prevents the queue from storing batches, however much
-    /// room there is. `None` if batches can be stored, and always in memory.
+    /// Returns the reason why the disk stores no batches at present: its last error, or that it
+    /// does not answer. `None` if the disk works, even if the queue is full. Always `None` for a
+    /// queue in memory.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         match self {
@@ -230,8 +244,9 @@ impl Queue {
         }
     }
 
-    /// Waits until the queue has failed so that it can store nothing before the next start of the
-    /// process. Returns the reason. In memory this function waits for ever.
+    /// Waits until the queue has failed permanently: it can store no batch until the process starts
+    /// again. Returns the reason. For a queue in memory, which can't fail in this way, this
+    /// function never returns.
     ///
     /// # Cancel safety
     ///
@@ -243,33 +258,36 @@ impl Queue {
         }
     }
 
-    /// The limit of the queue in bytes: `queue.max_bytes`.
+    /// Returns the limit of the queue in bytes: `queue.max_bytes`.
     #[must_use]
     pub fn capacity(&self) -> u64 {
         either!(self, queue => queue.capacity())
     }
 
-    /// Returns the bytes that the queue holds, as `queue.max_bytes` counts them, and the number of
-    /// events that it holds.
+    /// Returns two numbers: the bytes that the queue holds, counted in the same way as for the
+    /// limit `queue.max_bytes`, and the events that the queue holds.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         either!(self, queue => queue.held())
     }
 
-    /// Returns for each output its name and its backlog: what the output has not finished.
+    /// Returns the name of each output, with its backlog (the events that the output has not
+    /// finished).
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         either!(self, queue => queue.backlogs())
     }
 
-    /// Sets every gauge of the queue whose value is computed only when the metrics are read.
+    /// Sets the queue's gauges that are computed only when the metrics are read, for example the
+    /// backlogs of the outputs.
     pub fn observe(&self) {
         either!(self, queue => queue.observe())
     }
 
-    /// Waits until the end of the process would lose nothing. In memory this means that every
-    /// output has finished every event. With files it means that no claim is on the wire; as soon
-    /// as this function is called, no more events are handed out.
+    /// Waits until no event would be lost if the process ended. For a queue in memory, this means
+    /// that all outputs have finished all events. For a queue in files, it means that no event is
+    /// on the wire (sent to a consumer that has not answered yet); from the call of this function
+    /// on, the queue in files hands out no more events.
     ///
     /// # Cancel safety
     ///
@@ -278,15 +296,15 @@ impl Queue {
         either!(self, queue => queue.drained().await)
     }
 
-    /// Notes that the output with this name has ended for good: [`Queue::drained`] no longer waits
-    /// for the output. With `acknowledge = "delivered"`, senders that wait for this output are told
-    /// that it will not have their events.
+    /// Notes that the output with this name has ended permanently. [`Queue::drained`] then no
+    /// longer waits for this output. With `acknowledge = "delivered"`, senders that wait for this
+    /// output are told that it will not deliver their events.
     pub fn give_up(&self, name: &str) {
         either!(self, queue => queue.give_up(name))
     }
 
-    /// Ends the queue: no more batches are taken, and the files are left in order. Call this after
-    /// the outputs have ended.
+    /// Closes a queue in files: it takes no more batches, and its cursors file is saved. Does
+    /// nothing to a queue in memory. Call this after the outputs have ended.
     pub async fn close(&self) {
         match self {
             Self::Memory(_) => {}
@@ -294,9 +312,10 @@ impl Queue {
         }
     }
 
-    /// Gives up the events that are left at the end of the process. Returns for each output its
-    /// name, how many events are left, and what becomes of them. In memory they are counted as
-    /// lost, and no more batches are taken; with files they stay for the next start.
+    /// Decides what happens to the events that are still in the queue at the end of the process. A
+    /// queue in memory counts them as lost, and takes no more batches. A queue in files keeps them
+    /// for the next start. Returns for each output its name, and how many events it has not
+    /// finished.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, Left)> {
         match self {
@@ -312,36 +331,38 @@ impl Queue {
     }
 }
 
-/// What becomes of the events that an output did not get before the process ends.
+/// The number of events that an output did not get before the process ended, and what happens to
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// This many events are lost, and counted as lost.
+    /// This many events are lost, because the queue is in memory. They are counted as lost.
     Lost(u64),
-    /// This many events stay in the queue's directory, for the next start.
+    /// This many events stay in the queue's directory, and are sent after the next start.
     Kept(u64),
 }
 
-/// A sender's receipt for a batch, from [`Queue::append`]. If it is dropped before the batch is
-/// acknowledged, the batch is taken out of the queue again, unless an output has begun to send it
-/// or the writer has begun to store it.
+/// A sender's receipt for a batch, returned by [`Queue::append`]. If the ticket is dropped before
+/// the batch is acknowledged, the queue removes the batch, because its sender gets no answer and
+/// will send it again. The batch stays if an output has begun to send it, or if the writer thread
+/// has begun to store it.
 #[must_use]
 pub enum Ticket {
-    /// A receipt of a queue in memory.
+    /// The receipt for a batch in a queue in memory.
     Memory(memory::Ticket),
-    /// A receipt of a queue in files.
+    /// The receipt for a batch in a queue in files.
     Spool(spool::Ticket),
 }
 
 impl Ticket {
-    /// Waits until the sender may be told that its batch is safe. In memory that is at once, or
-    /// with `acknowledge = "delivered"` when every required output has acknowledged the batch or
-    /// counted it as lost. With files it is when the batch is synced. A second call returns the
-    /// same result.
+    /// Waits until the sender may be told that its batch is safe. For a queue in files, this is
+    /// when the batch is synced to the disk. For a queue in memory, it is at once, or with
+    /// `acknowledge = "delivered"` when every required output has acknowledged the batch or counted
+    /// it as lost. A second call returns the same result as the first.
     ///
     /// # Errors
     ///
-    /// [`Refused::Disk`], or with `delivered` [`Refused::Undelivered`]: the batch is not safe, and
-    /// the sender keeps it.
+    /// The batch is not safe, and the sender must keep it. The error is [`Refused::Disk`] if the
+    /// queue is in files, or with `acknowledge = "delivered"` [`Refused::Undelivered`].
     pub async fn acknowledged(&mut self) -> Result<(), Refused> {
         match self {
             Self::Memory(ticket) => ticket.delivered().await,
@@ -350,16 +371,17 @@ impl Ticket {
     }
 }
 
-/// A reader of the events that lie before a cursor and are still in the files, oldest first. It may
-/// be dropped at any time.
+/// A reader of the events before an output's place in the queue, which the output has finished
+/// already. It returns the lines that are still in the files, oldest first. It may be dropped at
+/// any time.
 pub struct Before(Option<spool::Before>);
 
 impl Before {
-    /// Returns the next lines, with the position of the first line and the lines' age. `None`:
-    /// there are no more lines.
+    /// Returns the next lines, with the position of the first line and the time since the lines
+    /// were received. `None` if there are no more lines.
     ///
-    /// This function waits for the disk. The caller must also watch for the end of the process
-    /// meanwhile.
+    /// This function waits for the disk, which may take long. The caller must therefore also watch
+    /// for the end of the process while it waits.
     ///
     /// # Cancel safety
     ///
@@ -369,9 +391,10 @@ impl Before {
     }
 }
 
-/// One output's place in the log, owned by the output's delivery loop. When a reload replaces the
-/// loop, the new loop gets the cursor, and either goes on with the claims that are not finished or
-/// calls [`Cursor::rewind`].
+/// The place of one output in the log (the queue's sequence of events). It is owned by the output's
+/// delivery loop, which takes events and sends them. When a reload replaces the loop, the new loop
+/// gets the cursor. It then continues with the unfinished claims (events taken to send), or calls
+/// [`Cursor::rewind`] to take them again.
 pub enum Cursor {
     /// A cursor of a queue in memory.
     Memory(memory::Cursor),
@@ -380,8 +403,9 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Waits until [`Cursor::next`] has events to claim. If the last call of [`Cursor::redeliver`]
-    /// could not return its claim's lines yet, this function also returns when it can.
+    /// Waits until [`Cursor::next`] can return events. If the last call of [`Cursor::redeliver`]
+    /// could not return the lines of its claim, because they must be read from a file, this
+    /// function also returns when they have been read.
     ///
     /// # Cancel safety
     ///
@@ -390,10 +414,11 @@ impl Cursor {
         either!(self, cursor => cursor.readable().await)
     }
 
-    /// Returns a reader of events before this cursor's watermark. It reads those that are still in
-    /// the files and were received within this time, at most the newest 256 MiB. The output has got
-    /// these events already, except those that were lost or filtered away. Damaged or missing
-    /// events are skipped: they were final. In memory nothing is kept, and the reader is empty.
+    /// Returns a reader of the events before this output's watermark (the first event that the
+    /// output has not finished). The reader returns the events that are still in the files and were
+    /// received within the time `within`, but at most the newest 256 MiB. The output has sent these
+    /// events already, except those that it has lost or filtered out. Damaged or missing events are
+    /// skipped. For a queue in memory the reader is empty, because finished events are not kept.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         Before(match self {
@@ -402,27 +427,31 @@ impl Cursor {
         })
     }
 
-    /// Claims the next events: as many whole batches as fit into `take`, or a part of the next
-    /// batch if not even one whole batch fits. `None` if there are no more events, or if their
-    /// lines must be read from a file first, which [`Cursor::readable`] does.
+    /// Claims the next events, which means that the output takes them to send. The claim has as
+    /// many whole batches as fit into the limits of `take`, or a part of the next batch if not even
+    /// one fits. `None` if there are no more events, or if their lines must first be read from a
+    /// file, which [`Cursor::readable`] does.
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         either!(self, cursor => cursor.next(take))
     }
 
-    /// Makes a claim final. Its events count as acknowledged by the consumer, except those that
-    /// `disposition` counts.
+    /// Makes a claim (events that the output has taken to send) final: the output has finished
+    /// them. They count as acknowledged by the consumer, except those that `disposition` counts as
+    /// lost, dropped or duplicate.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// Notes that a claim is not on the wire any more. The claim will be sent again.
+    /// Notes that a claim (events that the output has taken to send) is no longer on the wire, for
+    /// example because the connection broke. The output must send the claim again.
     pub fn release(&self, claim: Claim) {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Puts a released claim on the wire again and returns its lines. The other results: all events
-    /// of the claim were dropped, or its lines must be read from a file first.
+    /// Marks a released claim (events that must be sent again) as being on the wire again, and
+    /// returns its lines. Two other results are possible: all events of the claim were dropped, or
+    /// the lines can't be returned yet because they must first be read from a file.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -433,8 +462,9 @@ impl Cursor {
         }
     }
 
-    /// Puts a released claim on the wire again without its lines, so that it can be acknowledged.
-    /// `false`: all events of the claim were dropped meanwhile.
+    /// Marks a released claim (events that must be sent again) as being on the wire again, without
+    /// returning its lines, so that the output can acknowledge it. Returns `false` if all events of
+    /// the claim were dropped.
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
@@ -443,50 +473,55 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim of at least two events into two halves, which both keep the claim's stage (such
-    /// as on the wire). `None` if the claim has fewer events, or is not held any more.
+    /// Cuts a claim (events that the output has taken to send) into two halves, and returns them.
+    /// Both halves keep the claim's stage, for example that it is on the wire. `None` if the claim
+    /// has fewer than two events, or if it is finished already.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
-    /// Cuts a claim into two parts, which both keep the claim's stage (such as on the wire). The
-    /// second part begins at `middle`. `None` if `middle` does not lie inside the claim.
+    /// Cuts a claim (events that the output has taken to send) into two parts, and returns them.
+    /// The second part begins at `middle`. Both parts keep the claim's stage, for example that it
+    /// is on the wire. `None` if `middle` does not lie inside the claim, or if the claim is
+    /// finished already.
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
 
-    /// Forgets every claim that is not finished: [`Cursor::next`] starts again at the first
-    /// forgotten claim.
+    /// Forgets every claim that is not finished. [`Cursor::next`] then returns the same events
+    /// again, from the first event of the first unfinished claim on.
     ///
-    /// Call this only if [`Cursor::is_in_order`] returns `true`. It always does for outputs that
-    /// finish their claims in order.
+    /// Call this only if [`Cursor::is_in_order`] returns `true`: otherwise finished events would be
+    /// sent again. For outputs that finish their claims in order, it is always `true`.
     pub fn rewind(&mut self) {
         either!(self, cursor => cursor.rewind())
     }
 
     /// Returns `true` if no finished claim comes after an unfinished one. Only then may
-    /// [`Cursor::rewind`] be called.
+    /// [`Cursor::rewind`] be called, because it would otherwise send finished events again.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         either!(self, cursor => cursor.is_in_order())
     }
 
     /// Removes the output from the queue. The events that the output has not finished are counted
-    /// as lost for it. From then on its backlog is empty, nobody waits for it, and the cursors file
-    /// does not name it. Returns how many events were lost.
+    /// as lost for it; returns their number. After this, the output has no backlog, nothing in the
+    /// queue waits for it, and the cursors file no longer has its name.
     pub fn leave(self) -> u64 {
         either!(self, cursor => cursor.leave())
     }
 
-    /// Removes an output that has joined in vain and has taken no events. Events that were appended
-    /// meanwhile were never meant for this output, and are not counted for it.
+    /// Removes an output that has joined but taken no events, for example because a reload failed
+    /// afterwards. The events that were appended since it joined are not counted as lost for it,
+    /// because they were never meant for it.
     pub fn leave_uncounted(self) {
         either!(self, cursor => cursor.leave_uncounted())
     }
 
-    /// Changes [`Output::keeps`].
+    /// Changes [`Output::keeps`]: how long segments (files of the queue) are kept although all
+    /// outputs have finished them. Does nothing for a queue in memory.
     pub fn keep(&self, keeps: Duration) {
         match self {
             Self::Memory(_) => {}
@@ -494,14 +529,14 @@ impl Cursor {
         }
     }
 
-    /// Sets whether batches of this cursor have the origins of their pieces ([`Batch::origins`]).
-    /// Without a call they have none.
+    /// Sets whether the batches of this cursor have origins ([`Batch::origins`]): the position and
+    /// age of each piece of lines. Before the first call they have none.
     pub fn tell_origins(&self, tells: bool) {
         either!(self, cursor => cursor.tell_origins(tells))
     }
 
-    /// Returns `true` if no more events are handed out, because the process drains and the files
-    /// keep the rest for the next start. Always `false` in memory.
+    /// Returns `true` if the queue hands out no more events, because the process is ending and the
+    /// files keep the events for the next start. Always `false` for a queue in memory.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         match self {
@@ -510,7 +545,8 @@ impl Cursor {
         }
     }
 
-    /// Returns the first position that was never claimed.
+    /// Returns the position at which this cursor's next claim begins. (The claim begins later if
+    /// events are missing there.)
     #[must_use]
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.position())
@@ -523,7 +559,8 @@ impl Cursor {
         either!(self, cursor => cursor.watermark())
     }
 
-    /// Returns `true` if every appended event is claimed. With files: if every synced event is.
+    /// Returns `true` if this cursor has claimed all events in the queue. If the queue is in files,
+    /// only synced events count.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         either!(self, cursor => cursor.is_at_end())

@@ -7,14 +7,15 @@ use std::ops::Range;
 use super::contract::Claim;
 use crate::position::Position;
 
-/// What has happened to a claim so far.
+/// The stage of a claim (a range of events that an output has taken from the queue to send).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// The events were sent, or are about to be.
+    /// The events were sent to the consumer, or are about to be sent, and the consumer has not
+    /// answered yet.
     OnWire,
-    /// The events are to be sent again.
+    /// The events must be sent again, for example because the connection broke.
     Released,
-    /// The claim is final.
+    /// The claim is final: the consumer has the events, or the output has given them up.
     Done,
     /// The events were dropped, and are counted as lost. If the output finishes the claim later,
     /// nothing more is counted.
@@ -28,7 +29,8 @@ impl Stage {
     }
 }
 
-/// A claim that a cursor keeps, with its stage and a note that the queue needs for it.
+/// A claim in a cursor's list, with its stage and with a note of the queue, such as where the
+/// claim's lines are in a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeldClaim<T> {
     pub(super) claim: Claim,
@@ -36,22 +38,25 @@ pub(super) struct HeldClaim<T> {
     pub(super) note: T,
 }
 
-/// The claims of one cursor, in the order of their positions, and the place where the next claim
-/// begins.
+/// The claims of one output (ranges of events that it has taken to send), in the order of their
+/// positions, and the place where its next claim begins.
 ///
-/// A claim is added when events are handed out. It is kept until it and all claims before it are
-/// final or dropped: the first claim is open, or there is none. The first position of the first
-/// claim is the cursor's watermark. Claims never overlap. There may be positions between two
-/// claims: events that were dropped or missing before they were claimed.
+/// A claim is added when its events are handed out to the output. It is removed when it and all
+/// claims before it are final or dropped. The first claim in the list is therefore always open,
+/// which means neither final nor dropped. The first position of the first claim is the output's
+/// watermark: the first position that is not finished.
 ///
-/// `T` is what the queue needs to read the lines of a claim again: nothing in memory, a place in a
-/// file for the spool.
+/// Claims never overlap. There may be positions between two claims that belong to no claim: events
+/// that were dropped or missing before they were claimed.
+///
+/// `T` is the note that the queue needs to read the lines of a claim again: nothing for the queue
+/// in memory, a place in a file for the queue in files.
 #[derive(Debug)]
 pub(super) struct Claims<T> {
-    /// The first position that was never claimed.
+    /// The position at which the next claim begins, or later if events are missing there.
     pub(super) read: Position,
-    /// The claims that are kept, in the order of their positions. The first claim is open: not yet
-    /// final or dropped.
+    /// The claims that are not removed yet, in the order of their positions. The first claim is
+    /// open: neither final nor dropped.
     held: VecDeque<HeldClaim<T>>,
 }
 
@@ -61,43 +66,46 @@ impl<T: Copy> Claims<T> {
         Self { read, held: VecDeque::new() }
     }
 
-    /// Returns the first position that is not finished.
+    /// Returns the first position that is not finished: the start of the first claim, or the start
+    /// of the next claim if there is none.
     pub(super) fn watermark(&self) -> Position {
         self.held.front().map_or(self.read, |held| held.claim.start)
     }
 
-    /// All claims, in the order of their positions.
+    /// Returns all claims in the list, in the order of their positions.
     pub(super) fn iter(&self) -> impl Iterator<Item = &HeldClaim<T>> {
         self.held.iter()
     }
 
-    /// Adds a claim after all others. Its events are on the wire.
+    /// Adds a claim at the end of the list, in the stage `OnWire` (its events are about to be
+    /// sent). `note` is kept with the claim.
     pub(super) fn push(&mut self, claim: Claim, note: T) {
         self.read = claim.end;
         self.held.push_back(HeldClaim { claim, stage: Stage::OnWire, note });
     }
 
+    /// Returns the index of this claim in `held`; `None` if the claim is not in the list.
     fn index(&self, claim: Claim) -> Option<usize> {
         let index = self.held.binary_search_by_key(&claim.start, |held| held.claim.start).ok()?;
         (self.held.get(index)?.claim == claim).then_some(index)
     }
 
-    /// Returns the claim with exactly these positions. `None` if the claim is not held any more,
-    /// because it and all claims before it are finished.
+    /// Returns the claim with exactly these positions. `None` if the claim is no longer in the
+    /// list, because it and all claims before it are finished.
     pub(super) fn find(&mut self, claim: Claim) -> Option<&mut HeldClaim<T>> {
         let index = self.index(claim)?;
         self.held.get_mut(index)
     }
 
-    /// Removes the claims that are done or dropped from the front of the list, up to the first open
-    /// claim.
+    /// Removes claims from the front of the list, up to the first claim that is open (neither final
+    /// nor dropped).
     pub(super) fn forget_done(&mut self) {
         while self.held.front().is_some_and(|held| !held.stage.is_open()) {
             self.held.pop_front();
         }
     }
 
-    /// Returns the claims that have at least one of these positions.
+    /// Returns the claims that contain at least one of these positions.
     pub(super) fn overlapping(
         &self,
         positions: Range<Position>,
@@ -106,8 +114,7 @@ impl<T: Copy> Claims<T> {
         self.held.range(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Returns the claims that have at least one of these positions, so that the caller can change
-    /// them.
+    /// Returns the claims that contain at least one of these positions, as mutable references.
     pub(super) fn overlapping_mut(
         &mut self,
         positions: Range<Position>,
@@ -116,14 +123,15 @@ impl<T: Copy> Claims<T> {
         self.held.range_mut(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Returns `true` if a claim that has one of these positions is on the wire.
+    /// Returns `true` if at least one of these positions is in a claim that is on the wire (sent,
+    /// and not answered yet).
     pub(super) fn has_on_wire(&self, positions: Range<Position>) -> bool {
         self.overlapping(positions).any(|held| held.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim into two parts at `middle`; both parts keep the claim's stage. `note` makes the
-    /// parts' notes from the claim's note. `None` if `middle` is not inside the claim, or the claim
-    /// is not held any more.
+    /// Cuts a claim into two parts at `middle`, and returns the parts. Both parts keep the claim's
+    /// stage. The function `note` makes the notes of the two parts from the claim's note. `None` if
+    /// `middle` is not inside the claim, or if the claim is no longer in the list.
     pub(super) fn split(
         &mut self,
         claim: Claim,
@@ -142,13 +150,14 @@ impl<T: Copy> Claims<T> {
         Some((left, right))
     }
 
-    /// Returns `true` if no final claim comes after an open claim.
+    /// Returns `true` if no final claim comes after an open one (one that is neither final nor
+    /// dropped).
     pub(super) fn is_in_order(&self) -> bool {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Removes all claims: the next claim starts at the watermark. Returns the note of the first
-    /// claim; `None` if there was no claim.
+    /// Removes all claims, so that the next claim begins at the watermark (the first position that
+    /// is not finished). Returns the note of the first removed claim; `None` if there was no claim.
     pub(super) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());
         self.read = self.watermark();

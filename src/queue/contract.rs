@@ -9,19 +9,20 @@ use crate::audit::LevelCounts;
 use crate::position::Position;
 use crate::telemetry::OutputMetrics;
 
-/// A batch that is appended: the events of one request.
+/// A batch that is to be appended to the queue: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// The events of the batch, each followed by one `\n`.
     pub lines: Bytes,
     /// The number of events, which is the number of lines.
     pub events: u64,
-    /// The number of the batch's events of each audit level. The metrics count them when the batch
-    /// is accepted.
+    /// The number of events of each audit level in the batch. The metrics count these numbers when
+    /// the batch is accepted.
     pub levels: LevelCounts,
 }
 
-/// Why a batch was not taken. The sender still has it.
+/// The reason why the queue did not take a batch. The sender still has the batch and can send it
+/// again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// The queue has no room for the batch.
@@ -30,51 +31,55 @@ pub enum Refused {
     /// The disk refuses to store the batch, or does not answer.
     #[error("the queue's disk does not store the events")]
     Disk,
-    /// With `acknowledge = "delivered"`: a required output that should get the batch has ended, or
-    /// was removed, and will never acknowledge it.
+    /// With `acknowledge = "delivered"`: no acknowledgement of the batch will come, for example
+    /// because a required output has ended or was removed.
     #[error("no output will acknowledge the events")]
     Undelivered,
 }
 
-/// Why an output could not join. The queue is then as it was before.
+/// The reason why an output could not be added to the queue. The queue is then as it was before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
-    /// An output of the same name is in the queue, and has not left.
+    /// The queue already has an output of the same name, which was not removed yet.
     #[error("an output of this name is in the queue already: it has to leave first")]
     Taken,
-    /// The cursors file has no room for another output.
+    /// The cursors file has no room for another output. The value is the greatest number of
+    /// outputs.
     #[error("the queue's directory has room for {0} outputs: remove one first")]
     TooMany(usize),
-    /// The cursors file could not be written and synced in time.
+    /// The cursors file, which must have the name of the new output, could not be written and
+    /// synced in time.
     #[error(
         "the queue's directory has not stored its place within {} s ({why}): repair the disk, then reload again",
         .within.as_secs()
     )]
     Disk {
-        /// How long the queue has tried to write the file.
+        /// The time for which the queue has tried to write the cursors file.
         within: Duration,
-        /// The disk's error, as far as it is known.
+        /// The disk's error, or a general sentence if the error is not known.
         why: String,
     },
-    /// The queue is closed and takes nothing more.
+    /// The queue is closed, and takes no more outputs.
     #[error("the queue has ended")]
     Closed,
 }
 
-/// The result of [`Cursor::redeliver`](super::Cursor::redeliver).
+/// The result of [`Cursor::redeliver`](super::Cursor::redeliver), by which an output asks for the
+/// lines of a claim in order to send them again.
 #[derive(Debug)]
 pub enum Redelivery {
-    /// The claim is on the wire again, and these are its lines.
+    /// The claim counts as sent again, and these are its lines.
     Batch(Batch),
-    /// All events of the claim were dropped meanwhile. The claim does not exist any more.
+    /// All events of the claim were dropped from the queue, so that there is nothing to send. The
+    /// claim does not exist any more.
     Gone,
     /// The lines have to be read from a file first. [`Cursor::readable`](super::Cursor::readable)
     /// reads them; then the caller calls [`Cursor::redeliver`](super::Cursor::redeliver) again.
     NotYet,
 }
 
-/// The most that [`Cursor::next`](super::Cursor::next) claims at once. One event is claimed
-/// whatever its size.
+/// The limits of what [`Cursor::next`](super::Cursor::next) claims at once. One event is always
+/// claimed, even if it is larger than the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Take {
     /// The greatest number of bytes of lines in the claim.
@@ -83,17 +88,17 @@ pub struct Take {
     pub events: u64,
 }
 
-/// A range of positions that an output has taken from the queue: `start..end`. It overlaps no other
-/// claim of the same cursor.
+/// A range of positions, `start..end`, whose events an output has taken from the queue to send. It
+/// overlaps no other claim of the same output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
-    /// The first position of the claim.
+    /// The position of the first event of the claim.
     pub start: Position,
-    /// The position after the last position of the claim.
+    /// The position after the last event of the claim.
     pub end: Position,
 }
 
-/// Tests write positions as numbers.
+/// Functions for tests, which write positions as plain numbers.
 #[cfg(test)]
 impl Claim {
     pub(crate) fn of(start: u64, end: u64) -> Self {
@@ -105,59 +110,63 @@ impl Claim {
     }
 }
 
-/// The events of a claim, as the output gets them.
+/// The events of one claim (a range of positions that an output has taken to send), with their
+/// lines.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// The claim, by which the output names the batch to the queue.
+    /// The claim. The output passes it to the queue to say what happened to these events.
     pub claim: Claim,
-    /// The number of events. It is smaller than the number of positions in the claim if some of its
-    /// events were dropped.
+    /// The number of events in this batch. It is smaller than the number of positions in the claim
+    /// if some events of the claim were dropped.
     pub events: u64,
-    /// The number of bytes of all pieces.
+    /// The number of bytes in all `pieces` together.
     pub bytes: u64,
-    /// The lines of the batch, in order and in one or more pieces. A piece has whole lines, each
+    /// The lines of the batch, in order, in one or more pieces. A piece holds whole lines, each
     /// ended by `\n`.
     pub pieces: Vec<Bytes>,
-    /// The origin of each piece, in the same order. Empty unless
+    /// The origin (position and age) of each piece, in the order of `pieces`. Empty unless
     /// [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked for origins.
     pub origins: Vec<Origin>,
 }
 
-/// Where a piece of a batch comes from. The lines of the piece have the positions from `first` on,
-/// without a gap.
+/// The position and the age of a piece, which is a part of a batch's lines. The lines of the piece
+/// have the positions from `first` on, without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
     /// The position of the piece's first line.
     pub first: Position,
-    /// How long ago the lines were accepted. With files it is measured by the wall clock, in
-    /// milliseconds, because the time of acceptance outlives the process.
+    /// The time since the lines were accepted. For a queue in files it is measured by the wall
+    /// clock in milliseconds, because the time of acceptance must be valid after a restart.
     pub age: Duration,
 }
 
-/// What became of the events of a final claim that the consumer did not get. An event is counted in
-/// at most one of these fields; the consumer has all others.
+/// The numbers of those events of a final claim that the consumer did not get with this claim, by
+/// reason. An event counts in at most one of these fields. The consumer has acknowledged all other
+/// events of the claim.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Disposition {
-    /// Events that the consumer has refused for good, or that the output has given up. They count
-    /// as lost for this output.
+    /// The number of events that the consumer has refused permanently, or that the output has given
+    /// up. They count as lost for this output.
     pub lost: u64,
-    /// Events that the output's filter keeps back.
+    /// The number of events that the output's filter does not let through. They are not a loss.
     pub dropped: u64,
-    /// Events that the consumer has got before, at an earlier position.
+    /// The number of events that were not sent again, because the consumer has got the same event
+    /// before, at an earlier position.
     pub duplicate: u64,
 }
 
 impl Disposition {
-    /// Makes the disposition of a claim of which this many events are lost. The consumer has the
-    /// other events.
+    /// Makes the value for a claim of which this many events are lost. The consumer has the other
+    /// events of the claim.
     #[must_use]
     pub fn lost(events: u64) -> Self {
         Self { lost: events, ..Self::default() }
     }
 
-    /// Adds the events of a final claim to the output's counters, each event once. `events`: the
-    /// events that are left of the claim. If some were dropped from the queue meanwhile, they are
-    /// counted already; the fields here may include them, and are then cut to what is left.
+    /// Adds the events of a final claim to the output's counters, each event once. `events` is the
+    /// number of the claim's events that are still in the queue. Events that were dropped from the
+    /// queue are counted already; the fields of `self` may include them, so the sum of the fields
+    /// is limited to `events`.
     pub(super) fn count(self, events: u64, metrics: &OutputMetrics) {
         let mut rest = events;
         for (counter, count) in [
@@ -173,19 +182,19 @@ impl Disposition {
     }
 }
 
-/// The events that an output has not finished.
+/// The backlog of one output: the events that it has not finished.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Backlog {
     /// The number of events that are not finished.
     pub events: u64,
     /// The number of bytes of these events' lines.
     pub bytes: u64,
-    /// Seconds since the oldest of these events was accepted; 0 if there are none.
+    /// The number of seconds since the oldest of these events was accepted; 0 if there are none.
     pub lag: f64,
 }
 
 impl Backlog {
-    /// Sets the output's gauges to this backlog.
+    /// Sets the gauges of an output to this backlog.
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub(super) fn show(&self, metrics: &OutputMetrics) {
         metrics.backlog_events.set(self.events as f64);
