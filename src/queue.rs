@@ -167,8 +167,8 @@ impl Queue {
         either!(self, queue => queue.apply(config))
     }
 
-    /// Returns `Ok` if the queue has room now for a batch whose lines have this many bytes. The
-    /// result is only a hint, because the queue may change: [`Queue::append`] decides.
+    /// Returns `Ok` if the queue would now take a batch whose lines have this many bytes. The
+    /// result is only a hint, because the queue may change before [`Queue::append`] is called.
     ///
     /// # Errors
     ///
@@ -343,7 +343,7 @@ pub enum Left {
 
 /// A sender's receipt for a batch, returned by [`Queue::append`]. If the ticket is dropped before
 /// the batch is acknowledged, the queue removes the batch, because its sender gets no answer and
-/// will send it again. The batch stays if an output has begun to send it, or if the writer thread
+/// may send it again. The batch stays if an output has begun to send it, or if the writer thread
 /// has begun to store it.
 #[must_use]
 pub enum Ticket {

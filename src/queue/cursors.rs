@@ -15,31 +15,37 @@ use super::disk::File;
 use super::segment::READS;
 use crate::position::Position;
 
-/// The name of the cursors file.
+/// The name of the cursors file, which says how far each output has got in the queue.
 pub(super) const FILE: &str = "cursors";
 
-/// The name of a new cursors file, before it replaces the old one.
+/// The name under which a new cursors file is written, before it is renamed to replace the old one.
 const NEW_FILE: &str = "cursors.new";
 
+/// The size of one slot in bytes. The cursors file has two slots, which are written in turn.
 const SLOT: usize = 16 << 10;
 
-/// The size of the cursors file in bytes.
+/// The size of the cursors file in bytes, which is that of its two slots.
 pub(super) const BYTES: u64 = 2 * SLOT as u64;
 
+/// The first bytes of each slot of the cursors file.
 const MAGIC: [u8; 8] = *b"\xFFKAFCUR\0";
 
+/// The version of the format of the cursors file.
 const VERSION: u32 = 1;
 
+/// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;
 
-/// A place in the log: the number of events before it, and the number of bytes of their lines.
+/// A place in the log (the queue's sequence of events): the number of events before it, and the
+/// number of bytes of their lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub(super) struct LogOffset {
     pub(super) position: Position,
     pub(super) byte: u64,
 }
 
-/// A range of the log that was dropped, and counted as lost, before every output had got it.
+/// A range of positions whose events were dropped, and counted as lost, before every output had got
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub(super) start: Position,
@@ -48,20 +54,23 @@ pub(super) struct Hole {
     pub(super) bytes: u64,
 }
 
-/// The contents of a slot. The cursors file has two slots, which are written in turn.
+/// The contents of one slot of the cursors file. The file has two slots, which are written in turn
+/// so that one is always valid.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Contents {
     /// The end of the log when the slot was written.
     pub(super) end: LogOffset,
-    /// The watermark of each output, by its name.
+    /// The watermark of each output (the place of the first event that it has not finished), by the
+    /// output's name.
     pub(super) outputs: BTreeMap<String, LogOffset>,
     /// The holes: ranges of the log that were dropped and counted as lost, in the order of
     /// positions.
     pub(super) holes: Vec<Hole>,
 }
 
-/// Returns the events and bytes of all holes from a position on. If the position lies in a hole,
-/// all bytes of that hole count.
+/// Returns the number of events, and of bytes of their lines, that were dropped from `position` on.
+/// `holes` are the ranges of dropped events. If `position` lies inside a hole, the events before it
+/// do not count, but all bytes of that hole do.
 pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
@@ -69,32 +78,36 @@ pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     })
 }
 
-/// Returns how many of these positions are in holes.
+/// Returns how many of these positions are in `holes` (ranges of dropped events).
 pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
         |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
     holes.iter().map(overlap).sum()
 }
 
-/// The state in which the cursors file was read.
+/// The result of reading the cursors file, which has two slots: its state, and the contents of its
+/// newest valid slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     /// There is no cursors file.
     Nothing,
-    /// Neither slot has a valid checksum.
+    /// Neither of the file's two slots has a valid checksum.
     Damaged,
-    /// Only one slot has a valid checksum, or the two slots' generations do not follow each other:
-    /// a slot that is damaged or missing may have been newer.
+    /// Only one of the file's two slots has a valid checksum, or their generations (the numbers of
+    /// the writes) do not follow each other. The slot that is damaged or missing may have been
+    /// newer than these contents.
     Half(Contents),
-    /// Both slots have a valid checksum, and their generations follow each other.
+    /// Both slots have a valid checksum, and their generations (the numbers of the writes) follow
+    /// each other. These are the contents of the newer slot.
     Whole(Contents),
-    /// A newer version of the program has written the file; this is its format version.
+    /// A newer version of the program has written the file. The number is the file's format
+    /// version.
     Newer(u32),
 }
 
 impl Found {
-    /// Returns the contents of the newest slot with a valid checksum; `None` if there is no such
-    /// slot.
+    /// Returns the contents of the newest slot with a valid checksum. `None` if there is no such
+    /// slot, or if a newer version of the program has written the file.
     pub(super) fn contents(&self) -> Option<&Contents> {
         match self {
             Self::Half(contents) | Self::Whole(contents) => Some(contents),
@@ -103,16 +116,20 @@ impl Found {
     }
 }
 
-/// The greatest number of outputs in a slot. There is room for them however long their names are.
+/// The greatest number of outputs in a slot of the cursors file. A slot has room for them even if
+/// all their names have the greatest length, 63 bytes.
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// Returns the place up to which the log is known to go: its end in this slot, or the watermark
-    /// of the furthest output if that is later.
+    /// Returns the place up to which the log is known to reach: the end of the log that this slot
+    /// has, or the highest watermark of an output (its first event that is not finished) if that is
+    /// later.
     pub(super) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
 
+    /// Returns the bytes of a slot that has these contents. `generation` is the number of this
+    /// write.
     fn encode(&self, generation: u64) -> Vec<u8> {
         let mut slot = Vec::with_capacity(SLOT);
         slot.extend(MAGIC);
@@ -129,9 +146,9 @@ impl Contents {
             slot.extend(place.position.get().to_le_bytes());
             slot.extend(place.byte.to_le_bytes());
         }
-        // The oldest holes are written first. A hole that finds no room in the slot is counted a
-        // second time after a start. There are no more holes than segments, and a slot has room for
-        // more holes than a queue of a usual size has segments.
+        // The oldest holes are written first. The events of a hole that finds no room in the slot
+        // are counted as lost a second time after a start. There are no more holes than segments,
+        // and a slot has room for more holes than a queue of a usual size has segments.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
         for hole in holes {
@@ -150,12 +167,13 @@ impl Contents {
     }
 }
 
-/// Returns the generation and the contents of a slot; `None` if the slot's checksum is wrong.
+/// Returns the generation (the number of the write) and the contents of a slot. `None` if the slot
+/// is damaged, for example because its checksum is wrong.
 ///
 /// # Errors
 ///
-/// The format version, if the slot has a valid checksum and a newer version of the program has
-/// written it.
+/// The slot has a valid checksum, but a newer version of the program has written it. The error is
+/// its format version.
 fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     if !slot.starts_with(&MAGIC) {
         return Ok(None);
@@ -174,7 +192,8 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
     Ok(reader.contents())
 }
 
-/// Takes numbers off the front of a slot. Each method returns `None` if there are too few bytes.
+/// Reads numbers from the front of a slot's bytes, one after the other. Each method returns `None`
+/// if too few bytes are left.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -222,8 +241,8 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the cursors file. The second result is the highest generation of its slots; 0 if there is
-/// no slot.
+/// Reads the cursors file. Returns its state and contents, and the highest generation (number of a
+/// write) in its slots; 0 if no slot is valid.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let file = match disk.open(FILE, Access::Read) {
         Ok(file) => file,
@@ -252,23 +271,27 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     Ok((found, generations.last().copied().unwrap_or(0)))
 }
 
-/// The cursors file, as the writer thread writes it.
+/// The cursors file as the writer thread uses it, to save how far each output has got.
 ///
-/// The file has two slots, and each write goes into the older slot. After a failed write or sync
-/// the file is not trusted any more: the next write makes a new file, with both slots, and renames
-/// it to replace the old file. Until then the old file is unchanged, or has one whole slot.
+/// The file has two slots, and each write goes into the older slot. After a failed write or sync it
+/// is not known what the file contains. The next write therefore makes a new file, with both slots,
+/// and renames it to replace the old file. Until the new file has replaced it, the old file has at
+/// least one valid slot.
 #[derive(Debug)]
 pub(super) struct Cursors {
-    /// The open file. `None` if a new file must be made: there was none, or a write or sync of it
-    /// has failed.
+    /// The open file. `None` if the next write must make a new file: no valid file was found, or a
+    /// write or sync has failed.
     file: Option<Arc<dyn File>>,
-    /// The highest generation written so far.
+    /// The highest generation that was written so far. Each write of a slot has a generation, which
+    /// is one higher than that of the write before it.
     generation: u64,
 }
 
 impl Cursors {
-    /// Goes on with the cursors file as `found`, whose highest generation is `generation`. A new
-    /// file is made only if no slot is whole, because a full disk has no room for a second file.
+    /// Opens the cursors file for writing. `found` is the state in which it was read, and
+    /// `generation` is the highest generation (number of a write) in it. The old file is used if
+    /// one of its slots is valid, because a full disk has no room for a second file. If no slot is
+    /// valid, the next write makes a new file.
     pub(super) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),
@@ -277,11 +300,11 @@ impl Cursors {
         Ok(Self { file, generation })
     }
 
-    /// Writes the contents to the cursors file, and syncs it.
+    /// Writes these contents to the cursors file, and syncs the file.
     ///
     /// # Errors
     ///
-    /// The file is not trusted any more, and is made anew by the next call.
+    /// The write or the sync has failed. The next call makes a new file.
     pub(super) fn write(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<()> {
         let Some(file) = self.file.take() else {
             self.file = Some(self.make(disk, contents)?);
@@ -294,6 +317,8 @@ impl Cursors {
         Ok(())
     }
 
+    /// Makes a new cursors file with these contents in both slots, and renames it to replace the
+    /// old file.
     fn make(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<Arc<dyn File>> {
         match disk.remove(NEW_FILE) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -311,6 +336,8 @@ impl Cursors {
     }
 }
 
+/// Writes the contents into a slot of the file: the slot 0 if `generation` is even, the slot 1 if
+/// it is odd.
 fn write_slot(file: &dyn File, contents: &Contents, generation: u64) -> io::Result<()> {
     file.write_at(&[&contents.encode(generation)], generation % 2 * SLOT as u64)
 }

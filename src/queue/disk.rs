@@ -20,20 +20,21 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// The name of the directory with the segments.
+/// The name of the directory with the segments, which are the files that hold the queue's events.
 pub(super) const SEGMENTS: &str = "segments";
 
 /// The name of the directory for copies of damaged bytes.
 pub(super) const QUARANTINE: &str = "quarantine";
 
-/// The name of the lock file. The process that holds a lock (flock) on this file owns the queue's
-/// directory.
+/// The name of the lock file. A process that uses the queue's directory holds a lock (flock) on
+/// this file, so that no second process uses the same directory.
 pub(super) const LOCK: &str = "spool.lock";
 
 /// The greatest number of pieces that the kernel accepts in one write (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
-/// The directory of a queue, with the files in it.
+/// The operations on a queue's directory and on the files in it. Tests have an implementation whose
+/// operations fail.
 pub(super) trait Disk: Send + Sync + fmt::Debug {
     /// Returns the names of the files in a directory, in no particular order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
@@ -41,7 +42,8 @@ pub(super) trait Disk: Send + Sync + fmt::Debug {
     /// Opens a file that exists.
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a new file with this many bytes of zeros, and reserves room for them on the disk.
+    /// Makes a new file that has this many bytes of zeros, and reserves disk space for them. Fails
+    /// if the file exists.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
     /// Deletes a file.
@@ -50,8 +52,8 @@ pub(super) trait Disk: Send + Sync + fmt::Debug {
     /// Renames a file. If there is a file with the new name, it is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Makes what was created, removed and renamed in a directory survive a power loss. `""` is the
-    /// queue's own directory.
+    /// Makes all creations, removals and renames of files in a directory survive a power loss. The
+    /// name `""` means the queue's own directory.
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
 }
 
@@ -70,26 +72,28 @@ pub(super) trait File: Send + Sync + fmt::Debug {
     /// which is smaller than the buffer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all pieces, one after the other, from the offset on.
+    /// Writes all pieces to the file, one after the other, from `offset` on.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
 
-    /// Makes everything that was written survive a power loss (fdatasync). After an error it is not
-    /// known what is stored of the writes since the last sync.
+    /// Makes everything that was written to the file survive a power loss (fdatasync). After an
+    /// error it is unknown which writes since the last sync are stored.
     fn sync(&self) -> io::Result<()>;
 
-    /// Cuts the file to this length.
+    /// Sets the length of the file, which is cut to this many bytes.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
 
     /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
 }
 
-/// Returns a function that puts the name of the file before the text of an error.
+/// Returns a function that adds the name of a file to an error: it puts the name before the error's
+/// text.
 pub(super) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// Returns the number of files in the quarantine, and the number of their bytes.
+/// Returns the number of files in the quarantine (the directory for copies of damaged bytes), and
+/// the number of bytes in these files. Files that can't be opened do not count.
 pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     let names = disk.list(QUARANTINE).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
@@ -101,16 +105,17 @@ pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
 #[derive(Debug)]
 pub(super) struct RealDisk {
     root: PathBuf,
-    /// The open lock file: the lock is held as long as it is open. `None` if the directory is only
-    /// inspected.
+    /// The open lock file. The directory is locked as long as this file is open. `None` if the
+    /// directory is only inspected, which needs no lock.
     _lock: Option<fs::File>,
-    /// `true`: the log says already that the file system reserves no room.
+    /// `true` after the relay has logged that the file system can't reserve disk space. The message
+    /// is logged only once.
     grows: AtomicBool,
 }
 
 impl RealDisk {
-    /// Locks a queue's directory for writing. Makes it, and the directories in it, if they are
-    /// missing.
+    /// Locks a queue's directory, so that only this process writes to it. If the directory or the
+    /// directories in it are missing, makes them.
     ///
     /// # Errors
     ///
@@ -142,13 +147,14 @@ impl RealDisk {
         Ok(Self { root: root.to_owned(), _lock: Some(file), grows: AtomicBool::new(false) })
     }
 
-    /// Opens a queue's directory for inspection, without the lock of the process that owns it.
-    /// Nothing is changed as long as only reading operations are called.
+    /// Opens a queue's directory for inspection, without taking the lock that the process that uses
+    /// the queue holds. The caller must call only operations that read.
     pub(super) fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
 
-    /// Reserves room for a file on the disk.
+    /// Reserves this many bytes of disk space for a file. If the file system can't reserve space,
+    /// only sets the length of the file.
     fn reserve(&self, file: &fs::File, bytes: u64) -> io::Result<()> {
         match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
             Err(Errno::OPNOTSUPP) => {
@@ -163,7 +169,8 @@ impl RealDisk {
     }
 }
 
-/// Makes a directory if it is missing, and syncs its parent directory.
+/// Makes a directory if it is missing, and syncs its parent directory, so that the new directory
+/// survives a power loss.
 fn make_directory(path: &Path) -> io::Result<()> {
     make_with(path, &|around| match fs::File::open(around)?.sync_all() {
         // Some file systems can't sync a directory.
@@ -172,11 +179,13 @@ fn make_directory(path: &Path) -> io::Result<()> {
     })
 }
 
-/// Makes a directory, and those of its parents that are missing. Syncs the parent of each:
-/// otherwise a power loss removes the directory again, with all acknowledged events in it. The
-/// parent of a directory that exists already is synced too, because the process may have been
-/// killed before the sync; then an error is ignored, because this process may not be able to read
-/// the parent.
+/// Makes a directory, and those of its parents that are missing. Calls `sync` for the parent of
+/// each directory that it makes: without this, a power loss could remove the new directory, with
+/// all acknowledged events in it.
+///
+/// If the directory exists already, its parent is also synced, because an earlier process may have
+/// been killed after it made the directory and before it synced the parent. In this case an error
+/// of the sync is ignored, because this process may not be allowed to read the parent.
 fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let around = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let around = around.unwrap_or(Path::new("."));
@@ -198,6 +207,7 @@ fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<
     }
 }
 
+/// Returns the options for opening a file of the queue. A symbolic link is not followed.
 fn options(access: Access) -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
     options.read(true).write(access == Access::Write).mode(0o600).custom_flags(libc::O_NOFOLLOW);
@@ -223,7 +233,7 @@ impl Disk for RealDisk {
         let file = options(Access::Write).create_new(true).open(&path)?;
         if let Err(error) = self.reserve(&file, bytes) {
             drop(file);
-            // If the file can't be removed either, an empty file is left, which counts as no
+            // If the file can't be removed, an empty file remains, which does not count as a
             // segment.
             fs::remove_file(&path).ok();
             return Err(error);
@@ -244,6 +254,7 @@ impl Disk for RealDisk {
     }
 }
 
+/// An open file in the operating system's file system.
 #[derive(Debug)]
 struct RealFile(fs::File);
 
@@ -295,16 +306,16 @@ impl File for RealFile {
     }
 }
 
-/// The reason why a directory can't be used.
+/// The reason why a directory can't be used for the queue, or for dead letters.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process holds the lock on the directory.
+    /// Another process holds the lock on the directory. The value is the directory's path.
     #[error(
         "{} is in use by another process: stop that one, or give each relay a directory of its own",
         .0.display()
     )]
     Held(PathBuf),
-    /// A newer version of the program has written the directory.
+    /// A newer version of the program has written files in the directory.
     #[error(
         "{} has format version {version}, this program reads 1: run the version that wrote it until its backlog is \
          delivered, or name another directory",
@@ -325,13 +336,14 @@ pub enum OpenError {
         path: PathBuf,
         /// The error of the operating system.
         error: io::Error,
-        /// Advice for the operator, which follows the error; empty if there is none.
+        /// Advice for the operator, which is printed after the error; empty if there is none.
         remedy: &'static str,
     },
 }
 
 impl OpenError {
-    /// Makes an error from one of the operating system, with advice that fits it.
+    /// Makes a value of this type from an error of the operating system. Adds advice for the
+    /// operator that fits the kind of the error.
     pub(super) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
         let remedies = [
             (

@@ -44,10 +44,11 @@ mod walk;
 use walk::Walk;
 use walk::Want;
 
-/// The number of attempts to read something that a running relay may be changing. Before each
-/// attempt there is a pause. All attempts together last as long as a thread may be kept from the
-/// processor in the middle of a write.
+/// The number of attempts to read something that a running relay may be writing at the same time.
+/// There is a pause between two attempts. All attempts together take about 0.2 s, because a thread
+/// of the relay may be stopped that long in the middle of a write.
 const ATTEMPTS: u32 = 10;
+/// The pause between two attempts to read something that a running relay may be writing.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 20 });
 
 /// The reason why a queue's directory cannot be inspected.
@@ -56,20 +57,20 @@ pub enum Error {
     /// The directory does not exist.
     #[error("{}: there is no such directory; name the one that is queue.directory in the config", .0.display())]
     Absent(PathBuf),
-    /// The directory holds no queue.
+    /// The directory exists, but holds no queue.
     #[error(
         "{} holds no queue: it has no directory segments; name the one that is queue.directory in the config",
         .0.display()
     )]
     NoQueue(PathBuf),
-    /// A newer version of the program has written the directory.
+    /// A newer version of the program has written files in the directory.
     #[error(
         "{} has format version {version}, this program reads {}: use the version that wrote it",
         .path.display(),
         segment::VERSION
     )]
     Newer {
-        /// The path of the file.
+        /// The path of the file that the newer version has written.
         path: PathBuf,
         /// The format version that the file has.
         version: u32,
@@ -90,12 +91,12 @@ pub enum Error {
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The caller's function, which gets the lines and findings, has returned this error.
+    /// The caller's function, which gets the lines and findings, has failed with this error.
     #[error(transparent)]
     Told(io::Error),
 }
 
-/// Returns advice for the operator, which follows the error's text; empty if there is no advice.
+/// Returns advice for the operator, which is printed after the error; empty if there is no advice.
 fn remedy(error: &io::Error) -> &'static str {
     if error.kind() == io::ErrorKind::PermissionDenied {
         "; run this as the user that runs the relay, or as root"
@@ -104,8 +105,9 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Makes a name from a file safe for a terminal. A damaged or foreign file may have any bytes in
-/// the name: the result is one word, has no control characters, and is not empty.
+/// Makes a name that was read from a file safe for printing on a terminal, because a damaged or
+/// foreign file may have any bytes in the name. The result is one word, has no control characters,
+/// and is not empty.
 #[must_use]
 pub fn printable(name: &str) -> String {
     let escape = |char: char| match char.is_whitespace() {
@@ -137,38 +139,40 @@ pub struct Summary {
     pub segment_bytes: u64,
     /// The position of the first event in the segments.
     pub first: Position,
-    /// The position after the last event in the segments.
+    /// The position after the last event in the log, which is the position of the next event.
     pub end: Position,
     /// The number of segments whose header has a wrong checksum.
     pub damaged_headers: u64,
-    /// The number of files in the quarantine, and the number of their bytes.
+    /// The number of files in the quarantine (the directory for copies of damaged bytes), and the
+    /// number of bytes in these files.
     pub quarantine: (u64, u64),
-    /// The segments that could not be opened, each as a finding.
+    /// The segment files that could not be opened, each as a finding.
     pub unreadable: Vec<Finding>,
 }
 
-/// An output's backlog.
+/// The backlog of one output: the events that it has not finished.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Output {
     /// The output's name in the cursors file.
     pub name: String,
     /// The number of events that the output has not finished.
     pub events: u64,
-    /// The number of bytes of the lines of the events that the output has not finished.
+    /// The number of bytes in the lines of these events.
     pub bytes: u64,
-    /// How long ago the first event that the output has not finished was received; `None` if that
-    /// can't be read.
+    /// How long ago the first event that the output has not finished was received, 0 if there is no
+    /// such event. `None` if the time can't be read.
     pub oldest: Option<Duration>,
 }
 
 /// The state of the cursors file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CursorsFile {
-    /// Both slots of the file have a valid checksum.
+    /// Both slots of the cursors file have a valid checksum.
     Whole,
-    /// Only one slot of the file has a valid checksum, or the two slots do not belong together.
+    /// Only one of the two slots of the cursors file has a valid checksum, or the slots were not
+    /// written one directly after the other.
     Half,
-    /// No slot of the file has a valid checksum.
+    /// Neither of the two slots of the cursors file has a valid checksum.
     Damaged,
     /// There is no cursors file.
     Missing,
@@ -196,12 +200,12 @@ impl fmt::Display for CursorsFile {
     }
 }
 
-/// Something in the queue's directory that is wrong.
+/// A fault that was found in the queue's directory.
 #[derive(Debug)]
 pub enum Finding {
-    /// Bytes of a segment that are damaged.
+    /// Some bytes of a segment file are damaged.
     Damaged {
-        /// The file's name in the directory.
+        /// The file's path, relative to the queue's directory.
         file: String,
         /// The offset in the file where the damaged bytes begin.
         offset: u64,
@@ -210,28 +214,30 @@ pub enum Finding {
         /// The number of events that were in the damaged bytes.
         events: u64,
     },
-    /// Events that an output needs, and that are in no segment.
+    /// Some output still needs these events, but no segment has them.
     Missing {
-        /// The positions of the events.
+        /// The range of positions in which events are missing.
         positions: Range<Position>,
-        /// The number of these events that are needed.
+        /// The number of missing events in this range, without the events that the relay itself has
+        /// dropped and counted.
         events: u64,
     },
-    /// A file that can't be opened.
+    /// A segment file exists, but can't be opened.
     Unreadable {
-        /// The file's name in the directory.
+        /// The file's path, relative to the queue's directory.
         file: String,
         /// The error of the operating system.
         error: io::Error,
         /// The number of events that should be in the file; 0 if that is not known.
         events: u64,
     },
-    /// The cursors file is damaged or missing.
+    /// The cursors file is missing, or one slot or both slots of it are damaged.
     Cursors(CursorsFile),
 }
 
 impl Finding {
-    /// Returns the number of events that are missing because of this finding.
+    /// Returns the number of events that are missing because of this finding; 0 for the cursors
+    /// file.
     fn missing(&self) -> u64 {
         match self {
             Self::Damaged { events, .. }
@@ -276,35 +282,37 @@ impl fmt::Display for Finding {
     }
 }
 
-/// One thing that the caller's function gets while a directory is read.
+/// One message to the caller's function while a queue's directory is read.
 #[derive(Debug)]
 pub enum Seen<'a> {
-    /// The next lines as they are stored, or a part of a long line.
+    /// The next bytes of the stored lines. If the lines of a batch are very long, they come in
+    /// parts, and a part may end in the middle of a line.
     Lines(&'a [u8]),
-    /// A finding: something in the directory that is wrong.
+    /// A fault that was found in the directory.
     Finding(&'a Finding),
-    /// The progress: the number of segments that are done, and the number of all segments.
+    /// The progress: the number of segments that were read so far, and the number of all segments.
     Progress(usize, usize),
 }
 
-/// The caller's function, which gets the lines, findings and progress while a directory is read.
+/// The caller's function, which gets the lines, the faults and the progress while a queue's
+/// directory is read. If the function returns an error, the reading stops.
 pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
 
-/// The sums over all that was read in a directory.
+/// The totals of everything that was read in a queue's directory.
 #[derive(Debug, Default)]
 pub struct Verdict {
     /// The number of segments.
     pub segments: u64,
     /// The number of events whose lines have a valid checksum.
     pub events: u64,
-    /// The number of bytes of these events' lines.
+    /// The number of bytes in the lines of these events.
     pub bytes: u64,
-    /// The number of findings.
+    /// The number of faults that were found.
     pub findings: u64,
-    /// The number of events that are missing because of the findings.
+    /// The number of events that are missing because of these faults.
     pub missing: u64,
-    /// The file and the offset of a write that was not finished, and never acknowledged. `None` if
-    /// there is no such write.
+    /// The file and the offset of a write that the relay has not finished, so that its events were
+    /// never acknowledged. `None` if there is no such write.
     pub unfinished: Option<(String, u64)>,
 }
 
@@ -325,9 +333,10 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Returns a summary of the directory. Reads the headers of all segments, and the headers of
-    /// the records before each output's place. In the last segment it also reads everything after
-    /// the end of the log that the cursors file has.
+    /// Returns a summary of the queue's directory. For this it reads the headers of all segments,
+    /// and headers of records up to each output's first unfinished event. In the last segment it
+    /// also reads everything after the end of the log that the cursors file has, because the log
+    /// may go further.
     ///
     /// # Errors
     ///
@@ -343,13 +352,14 @@ impl Directory {
         }
     }
 
-    /// Passes the lines of all undamaged events to `tell`, oldest first; with `output` only the
-    /// events that this output has not finished.
+    /// Passes the lines of all undamaged events to the function `tell`, oldest first. With `output`
+    /// it passes only the events that the output with this name has not finished. Returns the
+    /// totals.
     ///
     /// # Errors
     ///
-    /// The directory can't be read, or has no such output. Damage is passed to `tell`, and is no
-    /// error.
+    /// The directory can't be read, its cursors file does not have this output, or `tell` has
+    /// failed. Damage is passed to `tell`, and is no error.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         let mut from = Position::START;
@@ -361,24 +371,26 @@ impl Directory {
         Walk::new(self, Want { lines: true, output, from }, tell).run(&found)
     }
 
-    /// Reads all segments, and passes what is damaged or missing to `tell`.
+    /// Reads all segments, and passes each damage and each range of missing events to the function
+    /// `tell`. Returns the totals.
     ///
     /// # Errors
     ///
-    /// The directory can't be read. Damage is passed to `tell`, and is no error.
+    /// The directory can't be read, or `tell` has failed. Damage is passed to `tell`, and is no
+    /// error.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
             .run(&found)
     }
 
-    /// Makes an error that names a file in the directory.
+    /// Makes an error that has the path of this file in the queue's directory.
     fn failed(&self, file: &str, error: io::Error) -> Error {
         Error::Read { path: self.root.join(file), error }
     }
 
-    /// Reads the cursors file. A slot with a wrong checksum is read again: a relay may be writing
-    /// to it.
+    /// Reads the cursors file. As long as a slot has a wrong checksum, the file is read again,
+    /// because a running relay may be writing the slot.
     fn cursors(&self) -> Result<Found, Error> {
         let read = || cursors::read(&*self.disk).map_err(|error| self.failed(cursors::FILE, error));
         let mut found = read()?.0;
@@ -397,7 +409,7 @@ impl Directory {
         }
     }
 
-    /// Returns the first positions of all segments, in order.
+    /// Returns the position of the first event of each segment, in rising order.
     fn segments(&self) -> Result<Vec<Position>, Error> {
         let list = || {
             segment::list(&*self.disk).map_err(|error| match is_absent(&error) {
@@ -405,16 +417,17 @@ impl Directory {
                 false => self.failed(SEGMENTS, error),
             })
         };
-        // A list that is made while files come and go may have a new file and lack an older one. A
-        // second list has the older one, which was there before that list began.
+        // If files are made and deleted while a list is made, the list may have a new file and lack
+        // an older one. The second list has this older file, which existed before the second list
+        // was begun.
         let newest = list()?.last().copied();
         let mut segments = list()?;
         segments.retain(|first| Some(*first) <= newest);
         Ok(segments)
     }
 
-    /// Opens the file of the segment that begins at `first`; `Ok(None)` if the file has been
-    /// deleted.
+    /// Opens the file of the segment whose first position is `first`. Returns `Ok(None)` if the
+    /// file does not exist any more.
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
         match self.disk.open(&segment::file_name(first), Access::Read) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -422,8 +435,9 @@ impl Directory {
         }
     }
 
-    /// Reads the header of a segment; `None` if it is damaged, or was not written yet. The header
-    /// of the last segment is read again if its checksum is wrong: a relay may be writing it.
+    /// Reads the header of the segment whose first position is `first`. `None` if the header is
+    /// damaged, or was not written yet. The header of the last segment is read several times if its
+    /// checksum is wrong, because a running relay may be writing it.
     fn header(
         &self,
         file: &dyn File,
@@ -445,7 +459,8 @@ impl Directory {
         }
     }
 
-    /// Returns the end of the log; `None` if its last segment has been deleted meanwhile.
+    /// Returns the place where the log ends. `Ok(None)` if the last segment was deleted after the
+    /// list of segments was made.
     fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
         let (mut known, mut next) = (contents.known(), None);
         for &first in segments.iter().rev() {
@@ -469,7 +484,8 @@ impl Directory {
         Ok(Some(known))
     }
 
-    /// Makes a summary. The `bool` is `true` if no file was deleted meanwhile.
+    /// Makes a summary of the queue's directory. The `bool` is `false` if a file that was needed
+    /// was deleted meanwhile, so that the summary should be made again.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
@@ -519,8 +535,9 @@ impl Directory {
         Ok((summary, settled))
     }
 
-    /// Returns how long ago the event at a position was received, or the next event that is there.
-    /// The `bool` is `false` if a file has been deleted meanwhile.
+    /// Returns how long ago the event at this position was received. If this event is missing or
+    /// damaged, takes the next event; `None` if there is none. The `bool` is `false` if a file was
+    /// deleted meanwhile, so that the caller should try again.
     fn age(&self, segments: &[Position], position: Position) -> (Option<Duration>, bool) {
         let index = segments.partition_point(|first| *first <= position).saturating_sub(1);
         for (first, next) in with_next(segments).skip(index) {
@@ -542,18 +559,20 @@ impl Directory {
     }
 }
 
-/// Returns each segment's first position, with the first position of the next segment; `None` for
-/// the last segment.
+/// Returns the first position of each segment, together with the first position of the next
+/// segment. For the last segment the second value is `None`.
 fn with_next(segments: &[Position]) -> impl Iterator<Item = (Position, Option<Position>)> {
     let next = segments.iter().skip(1).copied().map(Some).chain([None]);
     segments.iter().copied().zip(next)
 }
 
+/// Returns `true` if the error says that a file or directory does not exist.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// Makes the error for an output that is not in the cursors file.
+/// Makes the error for an output name that is not in the cursors file. The error lists the names in
+/// `outputs`, which are those in the cursors file.
 fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error {
     let names: Vec<String> =
         outputs.into_iter().flatten().map(|(name, _)| printable(name)).collect();
@@ -561,7 +580,7 @@ fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error
     Error::NoOutput { name: name.to_owned(), names }
 }
 
-/// Pauses, so that a running relay can finish a write.
+/// Waits for a moment, so that a running relay can finish a write.
 #[allow(
     clippy::disallowed_methods,
     reason = "commands have no runtime whose threads it could block"

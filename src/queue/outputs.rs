@@ -10,47 +10,52 @@ use crate::telemetry::Loss;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
 
-/// An output that gets a cursor in the queue.
+/// An output, as the queue knows it. It gets a cursor (its place in the queue).
 #[derive(Clone)]
 pub struct Output {
     /// The output's name in the config.
     pub name: String,
     /// `true`: events are kept until this output has them. `false`: they are kept for this output
-    /// only as long as nothing else needs the room.
+    /// only as long as their room is not needed for new events.
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// How long after their last write segments are kept although all outputs have finished them,
-    /// unless the room is needed. When the output starts again, it reads in them what it has sent.
+    /// How long segments (files of the queue) are kept after their last write although all outputs
+    /// have finished them. They are deleted earlier if their room is needed. After a restart the
+    /// output finds in them which events it has already sent.
     pub keeps: Duration,
 }
 
 impl Output {
-    /// Counts events that the output loses because the queue needed their room.
+    /// Adds events that this output loses to its counters. The queue has dropped these events
+    /// because it needed their room.
     fn drops(&self, events: u64) {
         let loss = if self.required { Loss::DropOldest } else { Loss::NotRequired };
         self.metrics.lose(loss, events);
     }
 
-    /// Tells the output's report of losses whether the queue keeps events until the output has
-    /// them. While the output is down, the log says which.
+    /// Updates what the log says while this output is down: whether the queue keeps the output's
+    /// events until the output is back, or may drop them.
     pub(super) fn show_keeping(&self, when_full: WhenFull) {
         self.metrics.losses.keep(self.required && when_full == WhenFull::Reject);
     }
 }
 
-/// Counts what outputs lose by one drop: of a record in memory, or of a segment.
+/// Counts the events that outputs lose by one drop, which is the drop of a record in memory or of a
+/// segment file.
 ///
-/// Each output counts its own loss. The queue counts an event once, however many required outputs
-/// lose it: all of them have the end of what is dropped before them, so the largest of their losses
-/// is the number of events. What only optional outputs lose does not count for the queue.
+/// Each output counts its own loss. The queue counts an event only once, even if several required
+/// outputs lose it. Each of them loses the last events of the dropped range, so the number of
+/// different events is the largest of these losses. Events that only optional outputs lose are not
+/// counted for the queue.
 #[derive(Default)]
 pub(super) struct DropCount {
+    /// The largest number of events that one required output loses.
     missed: u64,
 }
 
 impl DropCount {
-    /// Adds the number of events that an output loses by the drop.
+    /// Adds the number of events that this output loses by the drop.
     pub(super) fn lose(&mut self, output: &Output, events: u64) {
         output.drops(events);
         if output.required {
@@ -58,14 +63,14 @@ impl DropCount {
         }
     }
 
-    /// Counts the events that required outputs have lost as dropped from the queue, each event
-    /// once.
+    /// Adds the events that required outputs have lost to the queue's counter of dropped events,
+    /// each event once.
     pub(super) fn count(self, metrics: &QueueMetrics) {
         metrics.dropped.drop_oldest.increment(self.missed);
     }
 }
 
-/// Returns the value of `queue.when_full` as the config writes it.
+/// Returns the text that stands for this value of `queue.when_full` in the config.
 pub(super) fn written(when_full: WhenFull) -> String {
     match when_full {
         WhenFull::Reject => "reject",
@@ -75,30 +80,33 @@ pub(super) fn written(when_full: WhenFull) -> String {
     .to_owned()
 }
 
-/// The events on the counters of outputs that have left, by name. When an output of the same name
-/// joins later, its counters go on from there. There is one number for a name, however often
-/// outputs of that name come and go.
+/// The names of outputs that have left the queue, each with the number of events that the output's
+/// counters show. When an output of the same name joins later, its counters continue from this
+/// number. A name has one entry, even if outputs of this name leave several times.
 #[derive(Default)]
 pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
-    /// Returns the value that `output_start_events` of an output that joins now must have, so that
-    /// accepted events and the output's counters add up. It is the number of events on the counters
-    /// from before, minus the `accepted` events, of which the output gets none.
+    /// Returns the value of the gauge `output_start_events` for an output that joins now. The gauge
+    /// makes the identity right that the number of accepted events plus the gauge is the sum of the
+    /// output's counters. The value is the number of events that the counters of an earlier output
+    /// with this name show, minus `accepted`: the events accepted so far, none of which this output
+    /// gets.
     pub(super) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
     }
 
-    /// The number of names.
+    /// Returns the number of names of outputs that have left.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Removes an output that has not finished `backlog` events. If `counts` is `true`, these
-    /// events are lost for the output. If not, they were never meant for it, and its
-    /// `output_start_events` is corrected. Sets the output's gauges, and returns the number of lost
-    /// events.
+    /// Removes an output that has not finished `backlog` events. Returns the number of events that
+    /// are counted as lost for it. If `counts` is `true`, these are all events of the backlog. If
+    /// it is `false`, none is lost, because the output was never meant to get them; instead, its
+    /// gauge `output_start_events` is lowered by their number. The output's backlog gauges are set
+    /// to 0.
     pub(super) fn remove(
         &mut self,
         output: &Output,
@@ -116,20 +124,20 @@ impl Departed {
         lost
     }
 
-    /// Notes that an output has left. `start` is the value of its `output_start_events`; it has no
-    /// backlog any more.
+    /// Notes that an output has left the queue, with no backlog any more. `start` is the value of
+    /// its gauge `output_start_events`, and `accepted` is the number of events accepted so far.
     pub(super) fn leave(&mut self, name: &str, start: i64, accepted: u64) {
         let counted = start.saturating_add(signed(accepted));
         self.0.insert(name.to_owned(), u64::try_from(counted).unwrap_or(0));
     }
 }
 
-/// Returns the count as a signed number. Counts of events are far below 2^63.
+/// Converts a number of events to a signed number. Numbers of events are far below 2^63.
 pub(super) fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// Sets the output's gauge `output_start_events`.
+/// Sets the gauge `output_start_events` of an output.
 #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
 pub(super) fn show_start(metrics: &OutputMetrics, start: i64) {
     metrics.start.set(start as f64);

@@ -23,16 +23,17 @@ use super::segment;
 use super::segment::BadHeader;
 use super::segment::SegmentHeader;
 
-/// The numbers of file systems of the kernel's own: proc, sysfs, cgroup and cgroup2
-/// (`linux/magic.h`). Nobody can make a directory in them, though their permissions look as if root
-/// could.
+/// The type numbers of the kernel's virtual file systems: proc, sysfs, cgroup and cgroup2
+/// (`linux/magic.h`). No directory can be made in them, although their permissions look as if root
+/// could make one.
 const VIRTUAL: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 
-/// Returns `Ok` if a directory exists and can be written, or if it could be made.
+/// Returns `Ok` if this directory exists and can be written, or does not exist and could be made.
+/// Makes nothing.
 ///
 /// # Errors
 ///
-/// The obstacle.
+/// The reason why the directory can't be written or made.
 pub fn directory(path: &Path) -> Result<(), OpenError> {
     let mut missing: Option<PathBuf> = None;
     for part in path.ancestors() {
@@ -49,7 +50,7 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
             Err(error) => return failed("make", error),
             Ok(_) => {}
         }
-        // A link that leads nowhere is an obstacle, as a file is.
+        // A link that leads nowhere makes the directory unusable, as a file does.
         if !part.metadata().is_ok_and(|metadata| metadata.is_dir()) {
             return failed("make", io::ErrorKind::NotADirectory.into());
         }
@@ -65,12 +66,13 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Returns `Ok` if a directory could be used for dead letters. The conditions are those of
-/// [`directory`], and also: the path is not a link, and a directory that exists can be read.
+/// Returns `Ok` if this directory could be used for dead letters (events that an output has given
+/// up). The directory must be writable, or it must be possible to make it, as for [`directory`]. In
+/// addition the path must not be a link, and a directory that exists must be readable.
 ///
 /// # Errors
 ///
-/// What prevents that.
+/// The reason why the directory can't be used.
 pub fn of_dead_letters(path: &Path) -> Result<(), OpenError> {
     // With a slash at the end of the path the kernel would follow a link.
     let path: PathBuf = path.components().collect();
@@ -79,11 +81,13 @@ pub fn of_dead_letters(path: &Path) -> Result<(), OpenError> {
     read_too(&path)
 }
 
-/// Returns `Ok` if a directory, with the files that are in it, could be used for the durable queue.
+/// Returns `Ok` if this directory, with the files that are in it, could be used for a queue in
+/// files.
 ///
 /// # Errors
 ///
-/// As [`super::Queue::open`], as far as the reasons can be seen without opening the queue.
+/// The reason why [`super::Queue::open`] would fail, if this reason can be found without opening
+/// the queue.
 pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     directory(root)?;
     if !root.exists() {
@@ -111,7 +115,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
     refuse_newer(root)
 }
 
-/// Returns an error if a newer version of the program has written the directory.
+/// Returns an error if a newer version of the program has written files in the queue's directory.
 fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     let disk = RealDisk::look(root);
     if let Ok((cursors::Found::Newer(version), _)) = cursors::read(&disk) {
@@ -127,6 +131,8 @@ fn refuse_newer(root: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Returns an error if the path exists and is not a directory. A link to a directory is an error
+/// too.
 fn refuse_link(path: &Path) -> Result<(), OpenError> {
     if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
         let error = io::Error::from(io::ErrorKind::NotADirectory);
@@ -135,6 +141,7 @@ fn refuse_link(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Returns an error if the path exists and this process may not read it.
 fn read_too(path: &Path) -> Result<(), OpenError> {
     if !path.exists() {
         return Ok(());
@@ -142,10 +149,12 @@ fn read_too(path: &Path) -> Result<(), OpenError> {
     allows(path, Access::READ_OK).map_err(|error| OpenError::new("read", path.to_owned(), error))
 }
 
+/// Asks the kernel whether this process may use the path in this way.
 fn allows(path: &Path, access: Access) -> io::Result<()> {
     Ok(rustix::fs::access(path, access)?)
 }
 
+/// Returns `true` if the path is in a virtual file system of the kernel, such as proc.
 fn is_virtual(path: &Path) -> bool {
     #[allow(clippy::unnecessary_cast, reason = "the type differs from one architecture to another")]
     rustix::fs::statfs(path).is_ok_and(|it| VIRTUAL.contains(&(it.f_type as i64)))

@@ -12,29 +12,31 @@ use super::segment::RecordHeader;
 use super::segment::Scan;
 use crate::position::Position;
 
-/// What was found at the end of the last segment.
+/// The result of reading the end of the last segment, which is the end of the log.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tail {
-    /// The place where the log ends: its events, and the bytes of their lines.
+    /// The place where the log ends: the position after its last event, and the number of bytes of
+    /// all lines in the log.
     pub(super) end: LogOffset,
-    /// The offset in the file where the log ends.
+    /// The offset in the segment file where the log ends.
     pub(super) kept: u64,
-    /// The damaged bytes that belong to acknowledged events.
+    /// The damaged parts of the file that had acknowledged events in them.
     pub(super) damages: Vec<Damage>,
-    /// The offset of a write that was not finished, and so not acknowledged. `None` if there is no
-    /// such write.
+    /// The offset in the file of a write that was not finished, so that its events were never
+    /// acknowledged. `None` if there is no such write.
     pub(super) unfinished: Option<u64>,
 }
 
 impl Tail {
-    /// Runs a scan of the last segment to its end, and finds where the log ends. The scan begins at
-    /// the place `begin` of the log and must verify the checksums of lines. Events before `known`
-    /// are known to be synced, so damage there is never an unfinished write.
+    /// Reads the last segment to its end, and finds where the log ends. `scan` must begin at the
+    /// place `begin` of the log, and must verify the checksums of lines. Events before `known` are
+    /// known to be synced: damage before `known` is therefore never taken for an unfinished write.
     pub(super) fn read(mut scan: Scan<'_>, begin: LogOffset, known: Position) -> Self {
         let (mut end, mut kept) = (begin, scan.offset());
-        // The damage in the last group so far, each with the end of the log before it. A record of
-        // a later group proves that this group was synced, and so does the first record of a group
-        // for all damage before it.
+        // The damage in the last group (the records of one write and one sync) so far, each with
+        // the end of the log before it. The damage was synced, and is not an unfinished write, if
+        // there is a record of a later group. If a record is the first of its group, this is proved
+        // for all damage before the record.
         let mut unsure: Vec<(Damage, LogOffset)> = Vec::new();
         let mut damages: Vec<Damage> = Vec::new();
         while let Some(found) = scan.next() {

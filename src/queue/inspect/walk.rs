@@ -31,35 +31,39 @@ use crate::queue::segment::Scan;
 use crate::queue::segment::WINDOW;
 use crate::queue::tail::Tail;
 
-/// The settings of a walk through all segments.
+/// The settings of a walk, which reads all segments of a queue in order.
 pub(super) struct Want<'a> {
-    /// `true`: the lines of whole records are passed to the caller's function.
+    /// `true`: the lines of all undamaged records are passed to the caller's function.
     pub(super) lines: bool,
-    /// The output whose finished events do not count as missing. `None`: only events that all
-    /// outputs have finished do not count.
+    /// The name of an output: events that this output has finished do not count as missing. `None`:
+    /// only events that all outputs have finished do not count as missing.
     pub(super) output: Option<&'a str>,
     /// Events before this position are skipped.
     pub(super) from: Position,
 }
 
-/// A walk through all segments.
+/// A walk through all segments of a queue in order, which finds damaged and missing events.
 ///
-/// It goes from record to record, and compares the position of each with the one where the last
-/// record ended. A difference is either damage, if bytes in between do not check, or missing
-/// events. Missing events count only if they are still needed: not before the outputs' watermarks,
-/// and not in a hole. Before it reports any, the walk reads the cursors file again, because a
-/// running relay may just have deleted the segment.
+/// The walk goes from record to record (a record is a stored batch), and compares the first
+/// position of each record with the position at which the record before it ended. If the two
+/// differ, the events in between are damaged, if there are damaged bytes in between, or missing.
+///
+/// Missing events count only if some output still needs them, and if the relay has not dropped and
+/// counted them itself. Before the walk reports missing events, it reads the cursors file again,
+/// because a running relay may just have deleted the segment, and the events are then no longer
+/// needed.
 pub(super) struct Walk<'a, 't> {
     directory: &'a Directory,
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
-    /// The first position that is still needed. `None`: the cursors file can't be read, so events
-    /// count from the first one in the segments.
+    /// The first position that is still needed. `None` if the cursors file can't be read; then all
+    /// events count from the first segment on.
     floor: Option<Position>,
-    /// The ranges of events that the relay has dropped and counted.
+    /// The holes: ranges of positions whose events the relay has dropped and counted as lost.
     holes: Vec<Hole>,
-    /// The position of the next event.
+    /// The position that the next event must have, if no event is missing.
     position: Position,
+    /// The totals of what was read so far.
     verdict: Verdict,
 }
 
@@ -76,8 +80,8 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Walks through the segments that exist now. `found` is the cursors file, which was read
-    /// before.
+    /// Walks through the segments that exist now, and returns the totals. `found` is the cursors
+    /// file as it was read before the walk began.
     pub(super) fn run(mut self, found: &cursors::Found) -> Result<Verdict, Error> {
         self.believe(found.contents());
         let segments = self.directory.segments()?;
@@ -101,7 +105,8 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(self.verdict)
     }
 
-    /// Takes over from the cursors file which events are needed, if the file could be read.
+    /// Sets which events are needed, from the contents of the cursors file. Changes nothing if
+    /// there are no contents, because the file could not be read.
     fn believe(&mut self, contents: Option<&Contents>) {
         let Some(contents) = contents else { return };
         let output = self.want.output.and_then(|name| contents.outputs.get(name));
@@ -110,18 +115,20 @@ impl<'a, 't> Walk<'a, 't> {
         self.holes.clone_from(&contents.holes);
     }
 
+    /// Passes a message to the caller's function.
     fn tell(&mut self, seen: Seen<'_>) -> Result<(), Error> {
         (self.tell)(seen).map_err(Error::Told)
     }
 
+    /// Counts a finding, and passes it to the caller's function.
     fn find(&mut self, finding: &Finding) -> Result<(), Error> {
         self.verdict.findings += 1;
         self.verdict.missing += finding.missing();
         self.tell(Seen::Finding(finding))
     }
 
-    /// Goes on to the position `until`, up to which no record was found. Reports the needed events
-    /// before it as missing.
+    /// Sets the expected position to `until`, because no record was found before it. If events
+    /// before `until` are still needed, reports them as missing.
     fn miss(&mut self, until: Position) -> Result<(), Error> {
         let positions = self.position..until;
         let mut events = self.needed(&positions);
@@ -138,14 +145,17 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding::Missing { positions: start..until, events })
     }
 
-    /// Returns how many of these positions are needed.
+    /// Returns how many of these positions are needed: those that some output has not finished,
+    /// without those that the relay has dropped.
     fn needed(&self, positions: &Range<Position>) -> u64 {
         let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
         let events = positions.end.saturating_since(positions.start);
         events.saturating_sub(cursors::dropped_in(&self.holes, &positions))
     }
 
-    /// Walks through one segment.
+    /// Walks through the segment whose first position is `first`. `next` is the first position of
+    /// the next segment (`None` for the last segment), and `known` is the position up to which the
+    /// log is known to reach.
     fn segment(
         &mut self,
         first: Position,
@@ -155,7 +165,7 @@ impl<'a, 't> Walk<'a, 't> {
         let name = segment::file_name(first);
         let file = match self.directory.segment(first) {
             Ok(Some(file)) => file,
-            // The segment was deleted. Its events are missing, or are not needed any more.
+            // The segment was deleted. `miss` finds out whether its events are still needed.
             Ok(None) => return Ok(()),
             Err(error) => {
                 self.position = next.unwrap_or(known).max(first);
@@ -179,7 +189,7 @@ impl<'a, 't> Walk<'a, 't> {
             }
             self.verdict.unfinished = unfinished;
         }
-        // The header is read again: it may have been written since, before the first record.
+        // The header is read again, because a relay may have written it after it was read first.
         if header.is_none() && self.directory.header(&*file, first, false)?.is_none() {
             let bytes = SEGMENT_HEADER as u64;
             self.find(&Finding::Damaged { file: name.clone(), offset: 0, bytes, events: 0 })?;
@@ -190,7 +200,7 @@ impl<'a, 't> Walk<'a, 't> {
         Ok(())
     }
 
-    /// Processes the next thing in a segment: a record, damage, or positions that are absent.
+    /// Processes one step through a segment: counts a record, or reports damaged or missing events.
     fn step(&mut self, name: &str, step: Step<'_, '_>) -> Result<(), Error> {
         match step {
             Step::Record(scan, record) => {
@@ -213,8 +223,8 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Passes the lines of a record to the caller's function. `false`: the lines have a wrong
-    /// checksum when they are read this time.
+    /// Passes the lines of a record to the caller's function. Long lines are read from the file a
+    /// second time for this; returns `false` if they now have a wrong checksum.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
         let passed = self.want.from.saturating_since(header.first);
@@ -239,16 +249,18 @@ impl<'a, 't> Walk<'a, 't> {
     }
 }
 
-/// Returns the position before which the records of a segment lie. Records after it were never
-/// acknowledged: their positions belong to the next segment, or to a segment that was dropped.
+/// Returns the position before which all records of a segment lie. Records from this position on do
+/// not count, because they were never acknowledged: their positions belong to the next segment, or
+/// to a segment that was dropped.
 pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
     let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// Reads the end of the last segment, after the place up to which it is known to be synced. The end
-/// is read again as long as it has damage, because a relay may be writing it. `first` is the place
-/// in the log where the segment begins.
+/// Reads the end of the last segment, from the position `known`, up to which the segment is known
+/// to be synced. As long as there is damage, the end is read again, because a running relay may be
+/// writing it. `first` is the place in the log where the segment begins, and records from the
+/// position `limit` on do not count.
 pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Position) -> Tail {
     let segment = Segment { file, first: first.position, size: u64::MAX, limit, end: limit };
     let (offset, position) = segment.place_of(known);
@@ -265,36 +277,40 @@ pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Po
     }
 }
 
-/// A segment that a walk reads.
+/// A segment file that a walk reads.
 struct Segment<'a> {
     file: &'a dyn File,
     first: Position,
-    /// The offset where the segment's part of the log ends.
+    /// The offset in the file up to which the segment is read; bytes after it do not count.
     size: u64,
-    /// The position at which the segment must end. Records from there on are not its own.
+    /// The position before which all records of the segment lie. Records from this position on do
+    /// not count, because they were never acknowledged.
     limit: Position,
-    /// The position after the segment's last event.
+    /// The position after the last event that the segment should have.
     end: Position,
 }
 
-/// The next thing that a walk finds in a segment.
+/// One step through a segment: a record, damaged bytes, or missing events.
 enum Step<'s, 'f> {
-    /// A record with valid checksums, and the scan that has found it.
+    /// A record with valid checksums, and the scan (the reader of the segment) that has found it.
     Record(&'s mut Scan<'f>, &'s Record),
-    /// Damaged bytes, and the positions that were in them.
+    /// Damaged bytes from `offset` on, and the positions of the events that were in them.
     Damaged { offset: u64, bytes: u64, positions: Range<Position> },
-    /// Neither records nor damaged bytes up to this position.
+    /// There is neither a record nor damage up to this position: the events before it are missing.
     Absent(Position),
 }
 
+/// The function that gets each step through a segment.
 type Take<'a> = dyn FnMut(Step<'_, '_>) -> Result<(), Error> + 'a;
 
 impl<'a> Segment<'a> {
+    /// Makes a scan (a reader) of the segment, which begins at this offset and position.
     fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
         Scan::new(self.file, begin, self.size, self.limit, check)
     }
 
-    /// Returns the offset and the position at which the record that has this event is expected.
+    /// Returns the offset in the file, and the first position, of the record in which this event is
+    /// expected.
     fn place_of(&self, event: Position) -> (u64, Position) {
         let begin = (FIRST_RECORD, self.first);
         if event <= self.first {
@@ -305,8 +321,8 @@ impl<'a> Segment<'a> {
         (scan.offset(), scan.position())
     }
 
-    /// Reads a segment from the record at `begin` to its end. Returns the position after what was
-    /// found.
+    /// Reads the segment from the record at `begin`, which is an offset and a position, to the end.
+    /// Passes each step to `take`. Returns the position after the last event or damage.
     fn read(&self, begin: (u64, Position), take: &mut Take<'_>) -> Result<Position, Error> {
         let (mut scan, mut position) = (self.scan(begin, Check::Lines), begin.1);
         let mut damages: Vec<Damage> = Vec::new();
@@ -336,7 +352,8 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// Returns the damage between two records as one step; `None` if there is no damage.
+/// Joins the damages between two records into one step. `positions` are those between the two
+/// records. `None` if there is no damage.
 fn damaged<'s, 'f>(damages: &[Damage], positions: Range<Position>) -> Option<Step<'s, 'f>> {
     let offset = damages.first()?.bytes.start;
     let bytes = damages.iter().map(|damage| damage.bytes.end - damage.bytes.start).sum();
