@@ -47,7 +47,7 @@ mod record;
 
 use record::Record;
 
-/// The queue in memory. A clone is cheap, and is a handle to the same queue.
+/// The queue in memory. A clone of this value is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
@@ -56,31 +56,33 @@ pub struct Queue {
 struct Shared {
     state: Mutex<MemoryState>,
     metrics: QueueMetrics,
-    /// Notified whenever a cursor has finished something. The drain waits for it.
+    /// Notified whenever records may have left the queue. The end of the process waits for this
+    /// until the queue is empty.
     progress: Notify,
 }
 
 impl Shared {
-    /// Takes the lock on the queue's state, even if a task has panicked while it held the lock:
-    /// that panic was reported, and the counts that it left are the best there are.
+    /// Locks the queue's state, even if a task has panicked while it held the lock. The panic was
+    /// reported, and the state is used as the task has left it, because there is no better one.
     fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Everything in the queue, under one lock.
+/// The whole state of the queue, under one lock.
 ///
-/// A batch is appended to `records` at the back. Every output has a cursor, which claims records,
-/// or parts of them, from the front to the back, and finishes the claims in any order. A record
+/// A batch is appended at the end of `records`. Every output has a cursor, which claims records, or
+/// parts of records, from the first to the last, and finishes these claims in any order. A record
 /// goes through these states:
 ///
-/// - needed: some required output has not finished it;
-/// - spare: every required output has finished it, and some optional one has not. Its sender is
-///   answered at this moment if it waits for `delivered`. The record is kept as long as nothing
-///   else needs the room;
-/// - gone: every output has finished it, or it was dropped.
+/// - needed: at least one required output has not finished the record;
+/// - spare: every required output has finished the record, and at least one optional output has
+///   not. If the record's sender waits for `delivered`, it gets its answer at this moment. The
+///   record is kept as long as nothing else needs its room;
+/// - gone: every output has finished the record, or it was dropped.
 ///
-/// Records become spare from the front, so the spare ones are always a prefix of `records`.
+/// Records become spare in their order, so the spare records are always the first ones in
+/// `records`.
 ///
 /// Invariants:
 ///
@@ -90,41 +92,43 @@ impl Shared {
 /// - `counted` is what `event_total` shows. For each output, `counted` - `passed` is its backlog,
 ///   so an event is counted for an output exactly once: when it is finished, lost or dropped.
 ///
-/// What must never happen: that an event which is on the wire of a required output is dropped, or
-/// that an accepted event leaves without being counted for each output.
+/// What must never happen: that an event is dropped while it is on the wire of a required output
+/// (sent to a consumer that has not answered yet), or that an accepted event is removed without
+/// being counted for each output.
 struct MemoryState {
     capacity: u64,
     when_full: WhenFull,
     acknowledge: Acknowledge,
     records: VecDeque<Record>,
-    /// The weight of all records: bytes, as `queue.max_bytes` counts them.
+    /// The weight of all records together, in bytes as `queue.max_bytes` counts them.
     bytes: u64,
     spare: Spare,
-    /// The position of the next event.
+    /// The position that the next appended event gets.
     next: Position,
     cursors: Slab<CursorState>,
     departed: Departed,
-    /// Events, and bytes of their lines, that `event_total` has counted.
+    /// The events, and the bytes of their lines, that were accepted and counted in the metric
+    /// `event_total`.
     counted: Amount,
     /// `true`: the last log line about the queue's room says that the queue is full.
     told_full: bool,
-    /// `true`: no more batches are taken. The events that were left are counted as lost, and a
-    /// batch that came now would not be counted.
+    /// `true`: the queue takes no more batches. The events that were still in the queue are already
+    /// counted as lost, so a batch that came now would not be counted.
     closed: bool,
 }
 
-/// The records at the front that every required output has finished. Only optional outputs need
-/// them: they are kept as long as nothing else needs the room.
+/// The spare records: the records at the front of the queue that every required output has
+/// finished. Only optional outputs still need them, so they are dropped when their room is needed.
 #[derive(Default)]
 struct Spare {
     /// The number of spare records.
     records: usize,
-    /// Their weight in bytes.
+    /// The weight of the spare records in bytes.
     bytes: u64,
 }
 
 impl Spare {
-    /// Subtracts a spare record that is taken out of the queue.
+    /// Subtracts one record from these numbers: a spare record that is taken out of the queue.
     fn take(&mut self, record: &Record) {
         self.records -= 1;
         self.bytes -= record.weight();
@@ -145,26 +149,29 @@ impl Amount {
     }
 }
 
-/// One output's place in the queue, and what is counted for it.
+/// The place of one output in the queue, and the numbers that are counted for this output.
 struct CursorState {
     output: Output,
     claims: Claims<()>,
-    /// The part of [`MemoryState::counted`] that is not in this output's backlog: events that the
-    /// output has finished or lost, or that were accepted before it joined.
+    /// The accepted events that are not in this output's backlog: events that the output has
+    /// finished or lost, or that were accepted before the output joined. This is a part of
+    /// [`MemoryState::counted`], and the backlog is the rest of it.
     passed: Amount,
-    /// The end of the log when the output joined.
+    /// The position at which the output joined: the end of the log at that time.
     joined: Position,
-    /// The value of the gauge `output_start_events`.
+    /// The value of this output's gauge `output_start_events`.
     start: i64,
-    /// `true`: the output has ended for good, and nothing waits for it any more.
+    /// `true`: the output has ended permanently, and the queue waits for it no longer.
     gone: bool,
-    /// `true`: the batches of this output have the origins of their pieces.
+    /// `true`: the batches for this output have the origin (position and age) of each piece of
+    /// lines.
     tells_origins: bool,
     readable: Arc<Notify>,
 }
 
 impl CursorState {
-    /// Returns the events and bytes of a record that this cursor has not finished.
+    /// Returns the number of events of a record, and of bytes of their lines, that this output has
+    /// not finished.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
         let mut from = record.first.max(self.claims.watermark().min(record.end()));
@@ -184,9 +191,10 @@ impl CursorState {
         left
     }
 
-    /// Drops a record for this cursor. Returns the number of its events that the cursor had not
-    /// finished; the caller counts them as lost. If some of them are on the wire of an optional
-    /// output, its later acknowledgement counts nothing more.
+    /// Updates this output's numbers for a record that is dropped. Returns the number of the
+    /// record's events that the output had not finished; the caller counts them as lost. If some of
+    /// them are on the wire of an optional output, and the output acknowledges them later, they are
+    /// not counted again.
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
@@ -200,14 +208,15 @@ impl CursorState {
 }
 
 impl MemoryState {
-    /// Returns the index of the first record that ends after a position. If there is no such
-    /// record, returns the number of records.
+    /// Returns the index of the record that contains this position, or of the first record after
+    /// it. If there is no such record, returns the number of records.
     fn index_at(&self, position: Position) -> usize {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    /// Logs that the queue has room again, once a fifth of `capacity` is free. If it logged this
-    /// earlier, a queue at its limit would write a line for every few batches.
+    /// Logs that the queue has room again, if the log says that it is full and now a fifth of
+    /// `capacity` is free. If it were logged earlier, a queue near its limit would write a line for
+    /// every few batches.
     fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
@@ -219,7 +228,8 @@ impl MemoryState {
         }
     }
 
-    /// Logs that the queue is full, unless the last log line about its room says so already.
+    /// Logs that the queue is full, unless the log says so already and no line about room has
+    /// followed.
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = written(self.when_full);
@@ -227,7 +237,8 @@ impl MemoryState {
         }
     }
 
-    /// Counts a batch as accepted. Returns the number of its events and bytes.
+    /// Counts a batch as accepted, in `counted` and in the metrics. Returns the number of its
+    /// events and of the bytes of their lines.
     fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
         record.counted = true;
         let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
@@ -236,9 +247,10 @@ impl MemoryState {
         amount
     }
 
-    /// Counts a batch as accepted that was not counted when it was appended, because its sender
-    /// waits for `delivered`. An output that joined after the batch was appended does not get the
-    /// batch, so it is not in that output's backlog.
+    /// Counts a batch as accepted, if it is not counted yet. A batch is not counted when it is
+    /// appended if its sender waits for `delivered`; it is counted when an output begins to send
+    /// it. An output that joined after the batch was appended does not get the batch, so the batch
+    /// is not added to this output's backlog.
     fn count(
         counted: &mut Amount,
         cursors: &mut Slab<CursorState>,
@@ -258,10 +270,10 @@ impl MemoryState {
         }
     }
 
-    /// Returns the result for the sender of a record that waits for `delivered`, once no required
-    /// output that still runs needs the record. It is [`Refused::Undelivered`] if a required output
-    /// has ended for good without all of the record, or if no required output that was to get it is
-    /// left.
+    /// Returns the result for a sender that waits for `delivered`, under the condition that all
+    /// required outputs that still run finish the record. It is [`Refused::Undelivered`] if a
+    /// required output has ended permanently before it finished the whole record, or if the
+    /// required outputs that were to get the record have all left.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
@@ -272,9 +284,9 @@ impl MemoryState {
         }
     }
 
-    /// Sends the result to the sender of a record that every required output has finished, if the
-    /// sender waits. `false`: the batch is refused and no output has begun to send it, so it is not
-    /// accepted, and the caller removes the record.
+    /// Sends the result to the sender of a record that no required output needs any more, if the
+    /// sender waits for the result. Returns `false` if the batch is refused and no output has begun
+    /// to send it: the batch is then not accepted, and the caller removes the record.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
         if let Some(waiting) = record.waiting.take() {
             let verdict = Self::verdict(cursors, record);
@@ -295,9 +307,8 @@ impl MemoryState {
         Some(record)
     }
 
-    /// Removes the records that every output has finished, and moves the boundary of the spare
-    /// records (those that only optional outputs need). Senders of records that become spare get
-    /// their results.
+    /// Removes the records that every output has finished. Records that only optional outputs still
+    /// need become spare, and their senders get their results.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -328,9 +339,10 @@ impl MemoryState {
         }
     }
 
-    /// Refuses batches after a required output has ended for good. Senders whose batches that
-    /// output has not finished are told that they are not delivered, whatever other outputs do with
-    /// them. Batches that no output has begun to send are removed: the senders keep them.
+    /// Refuses the batches that a required output can no longer deliver, because it has ended
+    /// permanently. Senders that wait for `delivered` are told that their batches are not
+    /// delivered, even if other outputs deliver them. A refused batch is removed if no output has
+    /// begun to send it, because its sender still has it.
     fn refuse_missed(&mut self) {
         let mut index = 0;
         while let Some(record) = self.records.get_mut(index) {
@@ -349,9 +361,10 @@ impl MemoryState {
         }
     }
 
-    /// Frees room for `needed` bytes: drops the oldest spare records. With `drop_oldest` it may
-    /// also drop records of which no required output has an event on the wire. `false`: even all of
-    /// these records together are too small, so none was dropped.
+    /// Frees room for `needed` bytes: drops the oldest spare records, which only optional outputs
+    /// still need. If `when_full` is `drop_oldest`, it may also drop other records, but none of
+    /// which a required output has an event on the wire (sent and not answered yet). Returns
+    /// `false` if all these records together have fewer bytes; then none is dropped.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =
@@ -388,7 +401,7 @@ impl MemoryState {
                 let lost = cursor.lose(&mut record);
                 dropped.lose(&cursor.output, lost);
             }
-            // Every required output that goes on has got a spare record.
+            // Every required output that still runs has finished a spare record.
             if !is_spare {
                 dropped.count(metrics);
             }
@@ -396,8 +409,8 @@ impl MemoryState {
         true
     }
 
-    /// Returns the lines of a claim that are still in the queue. `None` if all of them were
-    /// dropped.
+    /// Returns a batch with the lines of a claim, as far as these are still in the queue. `None` if
+    /// all of them were dropped. `cursor` is the index of the claim's cursor.
     fn read(&mut self, claim: Claim, cursor: usize) -> Option<Batch> {
         let from = self.index_at(claim.start);
         let now = self.cursors[cursor].tells_origins.then(Instant::now);
@@ -428,7 +441,8 @@ impl MemoryState {
 }
 
 impl Queue {
-    /// Makes an empty queue, and a cursor for each of the outputs.
+    /// Makes an empty queue, with a cursor (a place in the queue) for each of these outputs.
+    /// Returns the queue and the cursors, in the order of `outputs`.
     #[must_use]
     pub fn new(
         config: &config::Queue,
@@ -460,7 +474,7 @@ impl Queue {
         (queue, cursors)
     }
 
-    /// See [`super::Queue::apply`].
+    /// Applies the settings that can change at run time. See [`super::Queue::apply`].
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -474,11 +488,12 @@ impl Queue {
         state.log_not_full(&self.shared.metrics);
     }
 
-    /// See [`super::Queue::join`]. The new cursor gets the batches that are appended from now on.
+    /// Adds an output, and returns its cursor. The output gets the batches that are appended from
+    /// now on. See [`super::Queue::join`].
     ///
     /// # Errors
     ///
-    /// The name is taken, or the queue has ended.
+    /// The queue has an output of this name already, or the queue has ended.
     pub fn join(&self, output: Output) -> Result<Cursor, JoinError> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -491,7 +506,8 @@ impl Queue {
         Ok(self.add(state, output))
     }
 
-    /// Adds a cursor at the end of the log.
+    /// Adds a cursor (an output's place in the queue) at the end of the log, so that the output
+    /// gets only batches that are appended from now on.
     fn add(&self, state: &mut MemoryState, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
@@ -511,7 +527,8 @@ impl Queue {
         Cursor { shared: Arc::clone(&self.shared), index, readable }
     }
 
-    /// See [`super::Queue::require`].
+    /// Sets whether events are kept until the output with this name has them. See
+    /// [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -529,7 +546,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// See [`super::Queue::admits`].
+    /// Returns `Ok` if there is room now for a batch whose lines have this many bytes, or if
+    /// `when_full` allows drops. See [`super::Queue::admits`].
     ///
     /// # Errors
     ///
@@ -544,17 +562,19 @@ impl Queue {
         Ok(())
     }
 
-    /// See [`super::Queue::is_full`].
+    /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.lock().told_full
     }
 
-    /// See [`super::Queue::append`].
+    /// Appends a batch to the queue, and returns the sender's receipt. See
+    /// [`super::Queue::append`].
     ///
     /// # Errors
     ///
-    /// There is no room, or a required output that would have to deliver the batch has ended.
+    /// There is no room, the queue has ended, or `acknowledge` is `delivered` and a required output
+    /// has ended, so that the batch can't be delivered to all.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -607,20 +627,22 @@ impl Queue {
         Ok(ticket)
     }
 
-    /// See [`super::Queue::capacity`].
+    /// Returns `queue.max_bytes`. See [`super::Queue::capacity`].
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
     }
 
-    /// See [`super::Queue::held`].
+    /// Returns the number of bytes, and the number of events, that the queue holds. See
+    /// [`super::Queue::held`].
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
         (state.bytes, state.records.iter().map(|record| record.events).sum())
     }
 
-    /// See [`super::Queue::backlogs`].
+    /// Returns the name and the backlog (the unfinished events) of each output. See
+    /// [`super::Queue::backlogs`].
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
@@ -629,7 +651,8 @@ impl Queue {
         state.cursors.iter().map(backlog).collect()
     }
 
-    /// See [`super::Queue::observe`].
+    /// Sets the gauges that are computed only when the metrics are read. See
+    /// [`super::Queue::observe`].
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn observe(&self) {
         let state = self.shared.lock();
@@ -641,7 +664,7 @@ impl Queue {
         }
     }
 
-    /// Waits until no record is left in the queue.
+    /// Waits until the queue is empty.
     ///
     /// # Cancel safety
     ///
@@ -656,8 +679,9 @@ impl Queue {
         }
     }
 
-    /// See [`super::Queue::give_up`]. What the output did not get is counted by [`Queue::abandon`],
-    /// unless its sender is told that it was not delivered.
+    /// Notes that the output with this name has ended permanently. Events that the output has not
+    /// finished are counted as lost by [`Queue::abandon`], unless their sender is told that they
+    /// are not delivered. See [`super::Queue::give_up`].
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
@@ -669,8 +693,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Closes the queue, and counts what is left as lost. Returns for each output its name and the
-    /// number of events that it did not get.
+    /// Closes the queue, and counts the events that are still in it as lost. Returns for each
+    /// output its name, and the number of events that the output has not finished.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
@@ -706,33 +730,38 @@ impl MemoryState {
 }
 
 /// A sender's receipt for a batch. If the receipt is dropped before [`Ticket::delivered`] has
-/// returned, the batch is taken out of the queue again, unless an output has begun to send it.
+/// returned, the batch is removed from the queue, unless it is counted as accepted: either at once,
+/// or because an output has begun to send it.
 #[must_use]
 pub struct Ticket {
     delivered: Delivered,
+    /// The queue, and the position of the batch's first event. `None` if the batch is accepted or
+    /// refused already.
     place: Option<(Arc<Shared>, Position)>,
 }
 
 /// The result for the sender of a batch: accepted or refused.
 enum Delivered {
-    /// The result is not known yet, and will come through this channel.
+    /// The result is not known yet, and will be received from this channel.
     Waits(oneshot::Receiver<Result<(), Refused>>),
     /// The result is known, and stays the same however often the sender asks.
     Known(Result<(), Refused>),
 }
 
 impl Ticket {
-    /// Makes the receipt of a batch that is accepted at once.
+    /// Makes the receipt for a batch that needs no waiting, because its result is known at once.
     fn stored() -> Self {
         Self { delivered: Delivered::Known(Ok(())), place: None }
     }
 
-    /// Returns at once, or with `delivered` when every required output has acknowledged the batch
-    /// or counted it as lost.
+    /// Waits for the result for the sender. The result is known at once, or with
+    /// `acknowledge = "delivered"` when every required output has acknowledged the batch or counted
+    /// it as lost. A second call returns the same result.
     ///
     /// # Errors
     ///
-    /// A required output will never have the batch. The sender keeps the batch.
+    /// The batch is not delivered, because a required output can no longer send it. The sender must
+    /// keep the batch.
     pub async fn delivered(&mut self) -> Result<(), Refused> {
         let waits = match &mut self.delivered {
             Delivered::Known(known) => return *known,
@@ -760,9 +789,11 @@ impl Drop for Ticket {
     }
 }
 
-/// One output's place in the queue in memory, owned by the output's delivery loop.
+/// The place of one output in the queue in memory. It is owned by the output's delivery loop, which
+/// takes events and sends them.
 pub struct Cursor {
     shared: Arc<Shared>,
+    /// The index of the output's state in `MemoryState::cursors`.
     index: usize,
     readable: Arc<Notify>,
 }
@@ -782,7 +813,8 @@ impl Cursor {
         }
     }
 
-    /// See [`super::Cursor::next`]. `None` only if every event is claimed.
+    /// Claims the next events (takes them to send), within the limits of `take`. `None` if every
+    /// event in the queue is claimed. See [`super::Cursor::next`].
     #[must_use]
     pub fn next(&self, take: Take) -> Option<Batch> {
         let mut guard = self.shared.lock();
@@ -821,7 +853,7 @@ impl Cursor {
         state.read(claim, self.index)
     }
 
-    /// See [`super::Cursor::acknowledge`].
+    /// Makes a claim final: the output has finished its events. See [`super::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -848,7 +880,8 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// See [`super::Cursor::release`].
+    /// Notes that a claim (events taken to send) must be sent again. See
+    /// [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.cursors[self.index].claims.find(claim) {
@@ -856,8 +889,9 @@ impl Cursor {
         }
     }
 
-    /// See [`super::Cursor::redeliver`]. `None` if all events of the claim were dropped meanwhile:
-    /// then the claim does not exist any more.
+    /// Returns the lines of a released claim, so that the output can send them again. `None` if all
+    /// events of the claim were dropped; the claim then does not exist any more. See
+    /// [`super::Cursor::redeliver`].
     #[must_use]
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
@@ -872,13 +906,14 @@ impl Cursor {
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         if batch.is_none() {
-            // The claims behind this one may be finished, and the queue may be empty now.
+            // The claims after this one may be finished, and the queue may be empty now.
             self.shared.progress.notify_waiters();
         }
         batch
     }
 
-    /// See [`super::Cursor::split`].
+    /// Cuts a claim into two halves, and returns them. `None` if fewer than two events of the claim
+    /// are still in the queue. See [`super::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
@@ -910,35 +945,40 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// See [`super::Cursor::split_at`].
+    /// Cuts a claim into two parts, of which the second begins at `middle`, and returns them.
+    /// `None` if `middle` is not inside the claim. See [`super::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// See [`super::Cursor::rewind`].
+    /// Forgets all unfinished claims, so that their events are claimed again. See
+    /// [`super::Cursor::rewind`].
     pub fn rewind(&self) {
         self.shared.lock().cursors[self.index].claims.rewind();
     }
 
-    /// See [`super::Cursor::is_in_order`].
+    /// Returns `true` if no finished claim comes after an unfinished one. See
+    /// [`super::Cursor::is_in_order`].
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.shared.lock().cursors[self.index].claims.is_in_order()
     }
 
-    /// See [`super::Cursor::leave`].
+    /// Removes the output from the queue. Returns the number of events that are counted as lost for
+    /// it. See [`super::Cursor::leave`].
     pub fn leave(self) -> u64 {
         self.remove(true)
     }
 
-    /// See [`super::Cursor::leave_uncounted`].
+    /// Removes an output that has taken no events, without counting events as lost. See
+    /// [`super::Cursor::leave_uncounted`].
     pub fn leave_uncounted(self) {
         self.remove(false);
     }
 
-    /// Removes the output from the queue. If `counts` is `true`, its backlog is counted as lost.
-    /// Returns the number of lost events.
+    /// Removes the output from the queue. If `counts` is `true`, the events that the output has not
+    /// finished are counted as lost. Returns the number of lost events.
     fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -958,24 +998,27 @@ impl Cursor {
         lost
     }
 
-    /// See [`super::Cursor::tell_origins`].
+    /// Sets whether batches have the origin (position and age) of each piece of lines. See
+    /// [`super::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().cursors[self.index].tells_origins = tells;
     }
 
-    /// See [`super::Cursor::position`].
+    /// Returns the position at which the next claim begins. See [`super::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.read
     }
 
-    /// See [`super::Cursor::watermark`].
+    /// Returns the first position that this output has not finished. See
+    /// [`super::Cursor::watermark`].
     #[must_use]
     pub fn watermark(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.watermark()
     }
 
-    /// See [`super::Cursor::is_at_end`].
+    /// Returns `true` if this cursor has claimed all events in the queue. See
+    /// [`super::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();

@@ -45,9 +45,9 @@ impl Output {
 /// segment file.
 ///
 /// Each output counts its own loss. The queue counts an event only once, even if several required
-/// outputs lose it. Each of them loses the last events of the dropped range, so the number of
-/// different events is the largest of these losses. Events that only optional outputs lose are not
-/// counted for the queue.
+/// outputs lose it. As a rule each of them loses the last events of the dropped range, so the
+/// number of different events is the largest of these losses. Events that only optional outputs
+/// lose are not counted for the queue.
 #[derive(Default)]
 pub(super) struct DropCount {
     /// The largest number of events that one required output loses.
@@ -87,10 +87,10 @@ pub(super) fn written(when_full: WhenFull) -> String {
 pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
-    /// Returns the value of the gauge `output_start_events` for an output that joins now. The gauge
-    /// makes the identity right that the number of accepted events plus the gauge is the sum of the
-    /// output's counters. The value is the number of events that the counters of an earlier output
-    /// with this name show, minus `accepted`: the events accepted so far, none of which this output
+    /// Returns the value of the gauge `output_start_events` for an output that joins now. With this
+    /// value, the number of accepted events plus the gauge is the sum of the output's counters and
+    /// its backlog. The value is the number of events that the counters of an earlier output with
+    /// this name show, minus `accepted`: the events accepted so far, none of which this output
     /// gets.
     pub(super) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)

@@ -149,7 +149,7 @@ fn read_too(path: &Path) -> Result<(), OpenError> {
     allows(path, Access::READ_OK).map_err(|error| OpenError::new("read", path.to_owned(), error))
 }
 
-/// Asks the kernel whether this process may use the path in this way.
+/// Returns an error if this process may not use the path in this way. Asks the kernel (access(2)).
 fn allows(path: &Path, access: Access) -> io::Result<()> {
     Ok(rustix::fs::access(path, access)?)
 }

@@ -14,27 +14,29 @@ use crate::queue::contract::Claim;
 use crate::queue::contract::Refused;
 use crate::queue::contract::Take;
 
-/// When a batch is cut, the offset of every 64th line is kept, so that cutting the batch into
-/// many pieces does not search it from its start each time. 64 lines of 1.5 KB are 96 KB to search.
+/// The number of lines between two offsets that a batch remembers. When a large batch is cut into
+/// many pieces, the search for a line begins at the nearest of these offsets, and not at the start
+/// of the batch. 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
 
-/// One batch in the memory queue, with its events and what the queue notes about it.
+/// One batch in the queue in memory: its lines, and what the queue notes about the batch.
 pub(super) struct Record {
     /// The position of the batch's first event.
     pub(super) first: Position,
     pub(super) events: u64,
     pub(super) lines: Bytes,
     pub(super) levels: LevelCounts,
+    /// When the batch was appended to the queue.
     pub(super) accepted: Instant,
-    /// `true`: `event_total` has counted the batch. It is counted at once, or with `delivered` when
-    /// an output begins to send it.
+    /// `true`: the metric `event_total` has counted the batch. A batch is counted when it is
+    /// appended, or with `acknowledge = "delivered"` when an output begins to send it.
     pub(super) counted: bool,
-    /// The channel to a sender that waits for `delivered`. The result is sent when every required
-    /// output has finished the batch, or when a required output will never finish it. `None` if
-    /// nobody waits.
+    /// The channel to the sender, if the sender waits until the batch is delivered. The result is
+    /// sent when every required output has finished the batch, or when a required output will never
+    /// finish it. `None` if the sender does not wait.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
-    /// The offset of every [`LINES_PER_MARK`]th line. Empty until the batch is cut for the first
-    /// time.
+    /// The offset at which every [`LINES_PER_MARK`]th line begins, so that a line is found without
+    /// a search from the start. Empty until the batch is cut for the first time.
     marks: Vec<usize>,
 }
 
@@ -57,22 +59,24 @@ impl Record {
         self.first + self.events
     }
 
-    /// Returns the number of bytes that the batch counts for in `queue.max_bytes`.
+    /// Returns the number of bytes by which the batch counts in `queue.max_bytes`: its lines and a
+    /// fixed overhead.
     pub(super) fn weight(&self) -> u64 {
         self.lines.len() as u64 + BATCH_OVERHEAD
     }
 
+    /// Returns the positions of the batch's events.
     pub(super) fn positions(&self) -> Range<Position> {
         self.first..self.end()
     }
 
-    /// Returns `true` if the claim has an event of this batch.
+    /// Returns `true` if the claim (a range of positions) has at least one event of this batch.
     pub(super) fn overlaps(&self, claim: Claim) -> bool {
         self.first < claim.end && claim.start < self.end()
     }
 
-    /// Returns the offset at which the line of this event begins. For a position at or after the
-    /// end of the batch, returns the length of all its lines.
+    /// Returns the offset in `lines` at which the line of the event with this position begins. For
+    /// a position at or after the end of the batch, returns the length of `lines`.
     fn offset(&mut self, position: Position) -> usize {
         let Ok(line) = usize::try_from(position.saturating_since(self.first)) else {
             return self.lines.len();
@@ -98,14 +102,15 @@ impl Record {
         }
     }
 
-    /// Returns the lines of those events in `start..end` that are in this batch.
+    /// Returns the lines of those events of this batch whose positions are in `start..end`.
     pub(super) fn slice(&mut self, start: Position, end: Position) -> Bytes {
         let (from, to) = (self.offset(start), self.offset(end));
         self.lines.slice(from..to)
     }
 
-    /// Returns the position at which to cut the batch, so that the part from `start` to there has
-    /// at most `take`, but at least one event.
+    /// Returns the position at which to cut the batch, so that the part from `start` to the
+    /// returned position is within the limits of `take`. The part has at least one event, even if
+    /// that event alone is larger.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
         let mut end = start;
