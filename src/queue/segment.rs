@@ -16,59 +16,64 @@ use super::disk::File;
 use super::disk::SEGMENTS;
 use crate::position::Position;
 
-/// A group of records starts at a multiple of this many bytes.
+/// A group (the records of one write and one sync) starts at a multiple of this many bytes of its
+/// file.
 pub(super) const BLOCK: u64 = 4096;
 
-/// The fewest bytes that a disk writes or loses at once.
+/// The least number of bytes that a disk writes, or loses, at once: one sector.
 const SECTOR: u64 = 512;
 
-/// The offset where the first group starts.
+/// The offset in a segment file where the first group of records starts.
 pub(super) const FIRST_RECORD: u64 = BLOCK;
 
-/// Bytes of a record's header, which is before its lines.
+/// The size of a record's header in bytes. The header is before the record's lines.
 pub(super) const RECORD_HEADER: u64 = 64;
 
+/// The size of a record's header in bytes, as the length of an array.
 const RECORD_HEADER_LENGTH: usize = 64;
 
-/// Bytes of a segment's header. Zeros follow it, up to the first group.
+/// The size of a segment's header in bytes. Zeros follow the header, up to the first group of
+/// records.
 pub(super) const SEGMENT_HEADER: usize = 48;
 
 /// The version of the segments' format.
 pub(super) const VERSION: u32 = 1;
 
-// No event can contain a magic: UTF-8 has no byte 0xFF, and JSON has no byte 0.
+// The first bytes of a segment and of a record. No event can contain them: UTF-8 has no byte 0xFF,
+// and JSON has no byte 0.
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// The number of bytes that a scan reads ahead and keeps, unless [`Scan::ahead`] sets another
-/// number.
+/// The number of bytes that a scan (the reader of a segment) reads at once and keeps in memory,
+/// unless [`Scan::ahead`] sets another number.
 pub(super) const WINDOW: u64 = 1 << 20;
 
-/// The number of bytes in each step of a checksum over lines that are longer than the window. Such
-/// lines are not kept.
+/// The number of bytes in each step of a search, or of a checksum over lines that are too long to
+/// be kept in memory.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
-/// The number of zeros at the end of a record from which on they mean that a sector was not
-/// written. A single zero may be a changed byte.
+/// The least number of zero bytes, at the end of a record or in a part of a sector, that count as a
+/// sign that a sector was not written. A single zero byte may be a damaged byte.
 const ZEROS_MIN: u64 = 2;
 
-/// The number of attempts to read a block before it counts as unreadable.
+/// The number of attempts to read a part of a file before it counts as unreadable.
 pub(super) const READS: u32 = 3;
 
-/// Returns the name of the segment that begins at a position: `segments/%020u.seg`.
+/// Returns the file name of the segment whose first position is `first`: `segments/%020u.seg`, with
+/// the position in 20 digits.
 pub(super) fn file_name(first: Position) -> String {
     format!("{SEGMENTS}/{first:020}.seg")
 }
 
-/// Returns the first position of a segment, from the name of its file in `segments/`. `None` if the
-/// name is not that of a segment.
+/// Returns the first position of a segment, which is a part of its file name in `segments/`. `None`
+/// if the name is not that of a segment.
 pub(super) fn position_of(name: &str) -> Option<Position> {
     let digits = name.strip_suffix(".seg")?;
     let all = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());
     all.then(|| digits.parse().ok().map(Position::new)).flatten()
 }
 
-/// Returns the first positions of all segments, in order.
+/// Returns the first position of each segment in the directory, in rising order.
 pub(super) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
     let names = disk.list(SEGMENTS)?;
     let mut positions: Vec<Position> = names.iter().filter_map(|name| position_of(name)).collect();
@@ -76,11 +81,13 @@ pub(super) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
     Ok(positions)
 }
 
+/// Returns the 32-bit number at the offset `at`; 0 if there are too few bytes.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
     field.map_or(0, u32::from_le_bytes)
 }
 
+/// Returns the 64-bit number at the offset `at`; 0 if there are too few bytes.
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let field = bytes.get(at..at + 8).and_then(|field| field.try_into().ok());
     field.map_or(0, u64::from_le_bytes)
@@ -91,7 +98,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 pub(super) struct SegmentHeader {
     /// The position of the segment's first event.
     pub(super) first: Position,
-    /// The number of bytes of all lines in the log before this segment.
+    /// The number of bytes of all lines in the log (the queue's sequence of events) before this
+    /// segment.
     pub(super) first_byte: u64,
     /// The time when the segment was made, in ms since 1970.
     pub(super) made: u64,
@@ -100,7 +108,8 @@ pub(super) struct SegmentHeader {
 /// The reason why a segment's header can't be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BadHeader {
-    /// The header is damaged: for example, its checksum is wrong.
+    /// The header is damaged: for example, its checksum is wrong or its position is not that of the
+    /// file name.
     Damaged,
     /// The header has a valid checksum, but a newer version of the program has written it. The
     /// number is its format version.
@@ -135,8 +144,8 @@ impl SegmentHeader {
         }
     }
 
-    /// Reads the header of the segment whose file name has the position `first`. A header that
-    /// can't be read counts as damaged.
+    /// Reads the header of a segment whose file name has the position `first`. A header that can't
+    /// be read, or that has another position, counts as damaged.
     pub(super) fn read(file: &dyn File, first: Position) -> Result<Self, BadHeader> {
         let mut bytes = [0; SEGMENT_HEADER];
         (0..READS).any(|_| file.read_at(&mut bytes, 0).is_ok());
@@ -150,7 +159,8 @@ impl SegmentHeader {
 pub(super) struct RecordHeader {
     /// The position of the record's first event.
     pub(super) first: Position,
-    /// The number of bytes of all lines in the log before this record.
+    /// The number of bytes of all lines in the log (the queue's sequence of events) before this
+    /// record.
     pub(super) first_byte: u64,
     /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
@@ -158,8 +168,8 @@ pub(super) struct RecordHeader {
     pub(super) length: u64,
     /// The number of the record's events, at least 1.
     pub(super) events: u64,
-    /// The position of the first event of the record's group. A group is the records that were
-    /// written and synced together.
+    /// The position of the first event of the record's group. A group is the records of one write
+    /// and one sync.
     pub(super) group: Position,
     /// The CRC-32C checksum of the record's lines.
     pub(super) crc: u32,
@@ -171,12 +181,13 @@ impl RecordHeader {
         self.first + self.events
     }
 
-    /// Returns the number of bytes of all lines in the log up to the end of this record.
+    /// Returns the number of bytes of all lines in the log (the queue's sequence of events) up to
+    /// the end of this record.
     pub(super) fn end_byte(&self) -> u64 {
         self.first_byte + self.length
     }
 
-    /// Returns the number of bytes of the whole record in the file.
+    /// Returns the size of the whole record in the file, in bytes: its header and its lines.
     pub(super) fn size(&self) -> u64 {
         RECORD_HEADER + self.length
     }
@@ -226,72 +237,81 @@ impl RecordHeader {
     }
 }
 
-/// The parts of a record that a scan reads.
+/// The parts of a record that a scan (the reader of a segment) reads and verifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
-    /// The scan reads headers only, and goes from header to header.
+    /// The scan reads and verifies only the headers of records, and goes from header to header.
     Headers,
-    /// The scan reads headers and lines, and verifies the checksum of the lines.
+    /// The scan reads the headers and the lines of records, and verifies the checksums of both.
     Lines,
 }
 
-/// The next thing that a scan of a segment has found.
+/// The next thing that a scan (the reader of a segment) has found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A whole record.
+    /// A record whose verified checksums are right.
     Record(Record),
-    /// Bytes that are no record and no padding.
+    /// Bytes that are neither a valid record nor padding (the zeros between groups of records).
     Damage(Damage),
 }
 
-/// A record that a scan has found, and whose checksums are valid.
+/// A record that a scan (the reader of a segment) has found. The checksum of its header is right.
+/// The checksum of its lines is right too, if the scan verifies lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
-    /// The offset of the record's header.
+    /// The offset of the record's header in the file.
     pub(super) offset: u64,
     pub(super) header: RecordHeader,
-    /// The record's lines. `None` if the scan reads headers only, or if the lines are longer than
-    /// its window; [`Scan::read_lines`] reads long lines in parts.
+    /// The record's lines. `None` if the scan reads only headers, or if the lines are too long to
+    /// be kept in memory; [`Scan::read_lines`] reads long lines in parts.
     pub(super) lines: Option<Bytes>,
 }
 
-/// Damaged bytes of a segment: neither a record with valid checksums nor padding.
+/// Damaged bytes of a segment: neither a record with right checksums nor padding (the zeros between
+/// groups of records).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     /// The offsets of the damaged bytes in the file.
     pub(super) bytes: Range<u64>,
-    /// The number of events that were in the damaged bytes, as far as these bytes alone show it.
+    /// The number of events in the damaged bytes: the number in the record's header if the header
+    /// is valid, otherwise the number of line breaks that are still there.
     pub(super) events: u64,
-    /// The number of bytes of these events' lines, as far as the damaged bytes alone show it.
+    /// The number of bytes of lines in the damaged bytes: the number in the record's header if the
+    /// header is valid, otherwise all damaged bytes after the first 64, the size of a header.
     pub(super) lines: u64,
-    /// `true`: the bytes look like a write that was never synced. They have sectors of zeros, or
-    /// are cut off.
+    /// `true`: the bytes look like a write that was interrupted before it was synced. They have
+    /// sectors of zeros, or the end of the record is missing.
     pub(super) torn: bool,
 }
 
-/// A walk through a segment.
+/// The reader of a segment file, which goes from record to record.
 ///
-/// The scan expects a record at a known offset with a known position. If the record is there, the
-/// scan returns it and goes on after it. If there are zeros up to the next block, they are padding.
-/// Otherwise the scan looks for the magic of the next record with valid checksums, and returns the
-/// bytes before that record as damage. The scan ends at the end of the file, at the offset given,
-/// or at a record whose position belongs to the next segment.
+/// The scan expects a record with a certain position at a certain offset. If the record is there,
+/// the scan returns it and goes on after it. If there are zeros up to the next block of 4,096
+/// bytes, they are padding, and the scan skips them. Otherwise the scan searches for the next
+/// record with right checksums, and returns the bytes before that record as damage. The scan ends
+/// at the end of the file, at a given offset, or at a record whose position belongs to the next
+/// segment.
 ///
-/// Reads go through a window: some megabytes of the file in memory, from which lines are shared and
-/// not copied. Bytes that can't be read are taken for zeros, and remembered as unreadable, so that
-/// they count as damage and never as a torn write.
+/// The scan keeps a part of the file in memory, the window, which has at most some megabytes. Lines
+/// are shared parts of the window, and are not copied. Bytes that can't be read are treated as
+/// zeros, but are remembered as unreadable. They therefore count as damage, and never as a write
+/// that was not finished.
 ///
-/// Invariant: positions of records that are returned rise. What must never happen: that a record is
-/// returned whose checksums are wrong.
+/// Invariant: the positions of the returned records rise. What must never happen: that a record is
+/// returned although a checksum that the scan verifies is wrong.
 pub(super) struct Scan<'a> {
     file: &'a dyn File,
+    /// The part of the file that is in memory.
     window: Bytes,
+    /// The offset in the file of the first byte of the window.
     window_at: u64,
-    /// The number of bytes that are read at once, and kept. Longer lines are read in parts.
+    /// The number of bytes that are read at once and kept in memory. Longer lines are read in
+    /// parts.
     ahead: u64,
-    /// The offset of the next byte.
+    /// The offset in the file where the scan goes on.
     at: u64,
-    /// The offset where the scan ends.
+    /// The offset in the file where the scan ends.
     end: u64,
     /// The first position that belongs to the next segment. The scan ends at a record that begins
     /// there or later.
@@ -299,14 +319,14 @@ pub(super) struct Scan<'a> {
     /// The position that the next record should have.
     next: Position,
     check: Check,
-    /// The offsets of blocks that could not be read, and were taken for zeros.
+    /// The offsets of those blocks of 4,096 bytes that could not be read, and are treated as zeros.
     unreadable: BTreeSet<u64>,
 }
 
 impl<'a> Scan<'a> {
-    /// Makes a scan that begins at the offset of the file where the record with this position is
-    /// expected. It ends at `end`, or at the end of the file. `limit` is the first position of the
-    /// next segment.
+    /// Makes a scan (a reader) of a segment file. The scan begins at the offset `at`, where the
+    /// record with the position `next` is expected, and ends at the offset `end`, or earlier at the
+    /// end of the file. `limit` is the first position of the next segment.
     pub(super) fn new(
         file: &'a dyn File,
         (at, next): (u64, Position),
@@ -314,7 +334,8 @@ impl<'a> Scan<'a> {
         limit: Position,
         check: Check,
     ) -> Self {
-        // If the length can't be read, nothing of the file can, and the reads will show that.
+        // If the length of the file can't be read, no byte of it can be read, and the scan finds
+        // that out.
         let end = file.bytes().map_or(end, |bytes| bytes.min(end));
         Self {
             file,
@@ -330,34 +351,36 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns `true` if everything up to here could be read.
+    /// Returns `true` if all bytes that this scan has tried to read could be read.
     pub(super) fn has_read_all(&self) -> bool {
         self.unreadable.is_empty()
     }
 
-    /// Returns `true` if none of these bytes is known to be unreadable. Bytes that the scan has not
-    /// come to yet are not known to be.
+    /// Returns `true` if no attempt to read these bytes has failed. Bytes that the scan has not
+    /// tried to read yet do not make the result `false`.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
     }
 
-    /// Returns the offset after the record or damage that was found last.
+    /// Returns the offset in the file after the record or damage that was found last.
     pub(super) fn offset(&self) -> u64 {
         self.at
     }
 
-    /// Returns the position after the last whole record.
+    /// Returns the position after the last event of the record that was found last; before the
+    /// first record, the position at which the scan began.
     pub(super) fn position(&self) -> Position {
         self.next
     }
 
-    /// Sets the number of bytes that are read at once.
+    /// Sets the number of bytes that the scan reads at once and keeps in memory.
     pub(super) fn ahead(mut self, bytes: u64) -> Self {
         self.ahead = bytes;
         self
     }
 
-    /// Returns `true` if the next record is in the window (in memory) already.
+    /// Returns `true` if the whole next record is in memory already, so that no read from the file
+    /// is needed.
     pub(super) fn is_ahead(&self) -> bool {
         let end = self.window_at + self.window.len() as u64;
         let inside = |at: u64| {
@@ -368,7 +391,8 @@ impl<'a> Scan<'a> {
         inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
     }
 
-    /// Returns the next record, or the damage that is in its place. `None` at the end of the scan.
+    /// Returns the next record, or the damage that is at its place in the file. `None` if the scan
+    /// has reached its end.
     pub(super) fn next(&mut self) -> Option<Found> {
         loop {
             if self.at >= self.end || self.next >= self.limit {
@@ -377,7 +401,7 @@ impl<'a> Scan<'a> {
             }
             let offset = self.at;
             let Some(header) = self.header(offset) else {
-                // Zeros up to the end of the block are padding: the next record is behind them.
+                // Zeros up to the end of the block are padding: the next record comes after them.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
                 let inside = !offset.is_multiple_of(BLOCK);
                 if inside && self.is_zero(offset..block) && self.has_read(&(offset..block)) {
@@ -417,7 +441,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Skips records: the scan goes on after the last record that ends at or before `position`.
+    /// Skips all records that end at or before `position`. The scan then goes on after these
+    /// records.
     pub(super) fn skip_to(&mut self, position: Position) {
         loop {
             let before = (self.at, self.next);
@@ -435,8 +460,8 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns whole lines of a record, from the offset `from` on. The result has roughly `about`
-    /// bytes, and at least one line.
+    /// Returns whole lines of a record, from the offset `from` in the file on. `end` is the offset
+    /// where the record ends. The result has roughly `about` bytes, and at least one line.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
         let mut size = about.max(1).min(end - from);
         loop {
@@ -451,8 +476,9 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns the offset where the line with the number `n`, counted from 0, starts in these
-    /// bytes. If they have fewer lines, returns the end of the bytes.
+    /// Returns the offset in the file where the line with the number `n`, counted from 0, starts.
+    /// `bytes` is the part of the file to search, which begins with line 0. If it has fewer lines,
+    /// returns the end of this part.
     pub(super) fn nth_line(&mut self, bytes: Range<u64>, n: u64) -> u64 {
         let (mut at, mut left) = (bytes.start, n);
         while left > 0 && at < bytes.end {
@@ -468,8 +494,9 @@ impl<'a> Scan<'a> {
         at
     }
 
-    /// Reads the lines of a record and verifies their checksum. `None`: the checksum is wrong.
-    /// `Some(None)`: the checksum is valid, and the lines are longer than the window.
+    /// Reads the lines of a record from the offset `at` on, and verifies their checksum. Returns
+    /// `None` if the checksum is wrong. Returns `Some(None)` if the checksum is right, but the
+    /// lines are too long to be kept in memory.
     fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
         if header.length <= self.ahead {
             let lines = self.read(at, header.length);
@@ -484,8 +511,8 @@ impl<'a> Scan<'a> {
         (crc == header.crc).then_some(None)
     }
 
-    /// Returns the next offset with the header of a record that may come next; `None` if there is
-    /// no such header.
+    /// Searches the file, from the offset `from` on, for the header of the expected record or of a
+    /// later one. Returns the offset of the header; `None` if there is no such header.
     fn find(&mut self, from: u64) -> Option<u64> {
         let finder = memchr::memmem::Finder::new(&RECORD_MAGIC);
         let mut at = from;
@@ -505,12 +532,14 @@ impl<'a> Scan<'a> {
         None
     }
 
+    /// Returns the header of the record at this offset; `None` if there is no valid header.
     fn header(&mut self, at: u64) -> Option<RecordHeader> {
         RecordHeader::decode(self.peek(at, RECORD_HEADER))
     }
 
-    /// Describes damaged bytes as far as possible. `header` is the header of the damaged record, if
-    /// the header itself has a valid checksum.
+    /// Makes the description of damaged bytes: how many events they had, and whether they look like
+    /// an interrupted write. `header` is the header of the damaged record; `None` if the header
+    /// itself is damaged.
     fn damage(&mut self, bytes: Range<u64>, header: Option<RecordHeader>) -> Damage {
         let (mut torn, mut newlines) = (bytes.end > self.end, 0);
         let mut at = bytes.start;
@@ -541,7 +570,7 @@ impl<'a> Scan<'a> {
             }
             None => {
                 let lines = (end - bytes.start).saturating_sub(RECORD_HEADER);
-                // No record is as short as that: the rest of it was not written.
+                // No record is as short as a header: the end of this one was not written.
                 torn |= lines == 0;
                 (newlines, lines)
             }
@@ -551,19 +580,20 @@ impl<'a> Scan<'a> {
         Damage { bytes, events, lines, torn }
     }
 
+    /// Returns `true` if all these bytes of the file are zeros.
     fn is_zero(&mut self, bytes: Range<u64>) -> bool {
         self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
     }
 
-    /// Returns the end of the last part of these bytes that could not be read; `None` if all of
-    /// them could be read.
+    /// Returns the offset of the end of the last unreadable block in this range of bytes. `None` if
+    /// no byte of the range is known to be unreadable.
     fn unreadable_end(&self, bytes: &Range<u64>) -> Option<u64> {
         let last = self.unreadable.range(..bytes.end).next_back()?;
         Some((last + BLOCK).min(bytes.end)).filter(|end| *end > bytes.start)
     }
 
-    /// Shortens a range of bytes by the zeros at its end. Zeros that stand for bytes that could not
-    /// be read stay in the range.
+    /// Returns the range of bytes without the zeros at its end. Bytes that could not be read, which
+    /// are treated as zeros, stay in the range.
     fn trim(&mut self, bytes: Range<u64>) -> Range<u64> {
         let (mut end, mut last) = (bytes.end, bytes.start);
         while end > bytes.start && last == bytes.start {
@@ -577,21 +607,24 @@ impl<'a> Scan<'a> {
         bytes.start..last.max(self.unreadable_end(&bytes).unwrap_or(last))
     }
 
-    /// Returns bytes of the file. Bytes after the end of the file are zeros.
+    /// Returns `size` bytes of the file, from the offset `at` on. Bytes after the end of the file
+    /// are returned as zeros.
     fn peek(&mut self, at: u64, size: u64) -> &[u8] {
         let range = self.reach(at, size);
         &self.window[range]
     }
 
-    /// Returns bytes of the file, which are shared with the window and not copied. Bytes after the
-    /// end of the file are zeros.
+    /// Returns `size` bytes of the file, from the offset `at` on. They are shared with the part of
+    /// the file that the scan keeps in memory, and not copied. Bytes after the end of the file are
+    /// returned as zeros.
     pub(super) fn read(&mut self, at: u64, size: u64) -> Bytes {
         let range = self.reach(at, size);
         self.window.slice(range)
     }
 
-    /// Returns the place of these bytes of the file in the window. Moves the window first if they
-    /// are not in it.
+    /// Returns the range in the window (the part of the file in memory) where `size` bytes of the
+    /// file from the offset `at` on are. If the window does not have these bytes, loads it again
+    /// first.
     fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
         let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
         if !inside {
@@ -601,8 +634,9 @@ impl<'a> Scan<'a> {
         index(at)..index(at + size)
     }
 
-    /// Moves the window to the offset `at`. If a read fails, each block is read alone, so that one
-    /// bad block costs no others. Blocks that can't be read are taken for zeros.
+    /// Reads a part of the file into memory, from the offset `at` on: at least `size` bytes. If the
+    /// read fails, each block of 4,096 bytes is read alone, so that one bad block does not make the
+    /// others unreadable. Blocks that can't be read are treated as zeros.
     fn load(&mut self, at: u64, size: u64) {
         let ahead = match self.check {
             Check::Headers => BLOCK,

@@ -70,84 +70,97 @@ use state::SpoolState;
 use state::TailRecord;
 use state::Waiting;
 
-/// Bytes of the newest records that are kept in memory.
+/// The greatest size of the tail in bytes. The tail is the newest records, which are kept in memory
+/// as well as in files.
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
-/// The bytes that all cursors together may have read ahead. Each cursor may hold four times the
-/// bytes of one read.
+/// The number of bytes that the cursors of all outputs together may have read ahead from files. A
+/// cursor may hold four times the bytes of one read: with 4 outputs, one read is 1 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// The most holes (dropped segments that were counted as lost) that are kept singly. If there are
-/// more, neighbouring holes are joined: a slot of the cursors file has no room for many more.
+/// The greatest number of holes (ranges of dropped events that were counted as lost) that are
+/// noted. If there are more, holes next to each other are joined into one, because the cursors file
+/// has no room for many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
-/// The least that a cursor reads from a file at once, in bytes, however many outputs there are.
+/// The least number of bytes that a cursor reads from a file at once, even if there are many
+/// outputs.
 const CHUNK_MIN: u64 = if cfg!(test) { 4 << 10 } else { 16 << 10 };
-/// The most that a cursor reads from a file at once, in bytes, however few outputs there are.
+/// The greatest number of bytes that a cursor reads from a file at once, even if there are few
+/// outputs.
 const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 
-/// The most that copies of damaged records may take, in bytes.
+/// The greatest number of bytes that copies of damaged records may take on the disk.
 const QUARANTINE_BYTES: u64 = 64 << 20;
 
-/// Copies of damaged records may take at most `queue.max_bytes` divided by this number.
+/// Copies of damaged records may take at most `queue.max_bytes` divided by this number. With 16,
+/// the copies may take a sixteenth.
 const QUARANTINE_PART: u64 = 16;
 
-/// The most bytes that copies of damaged records may take, if `queue.max_bytes` is `capacity`.
+/// Returns the greatest number of bytes that copies of damaged records may take, if
+/// `queue.max_bytes` is `capacity`.
 fn quarantine_bytes(capacity: u64) -> u64 {
     (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
 }
 
-/// A disk that has not answered for this long counts as at fault: requests are refused at once, and
-/// not held until the disk answers.
+/// A disk that has not answered for this long counts as failed. Requests are then refused at once,
+/// and do not wait until the disk answers.
 const HANGS: Duration = Duration::from_secs(5);
 
-/// How long the queue waits for the writer thread when it closes, in case the disk does not answer.
+/// The longest time that the queue waits for the writer thread when it closes, because the disk may
+/// not answer.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The queue. A clone is cheap, and is a handle to the same queue.
+/// The queue in files. A clone of this value is cheap, and refers to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
 }
 
-/// What the queue's handles, the cursors and the writer thread share.
+/// The state that the handles of the queue, the cursors of the outputs and the writer thread share.
 ///
-/// All of it lives as long as somebody holds it: the writer thread until [`Queue::close`], each
-/// cursor until its output leaves. The `state` has the lock; everything else here is constant,
-/// atomic, or wakes somebody:
+/// The shared state exists until the last of its users is gone: the writer thread uses it until
+/// [`Queue::close`], and each cursor until its output leaves. The field `state` has a lock. All
+/// other fields are constant or atomic, have a lock of their own, or wake a waiting thread or task:
 ///
-/// - `work` wakes the writer thread. Whoever changes something in the state that the writer has to
-///   act on notifies it after the change;
-/// - `reclaimed` wakes large bodies that wait for room;
-/// - `progress` wakes the drain, and outputs that wait for the cursors file.
+/// - `work` wakes the writer thread. A thread that changes something in the state that the writer
+///   must act on notifies `work` after the change;
+/// - `reclaimed` wakes threads that wait for room for a large body;
+/// - `progress` wakes tasks that wait for the end of all sending, or for the cursors file to be
+///   saved.
 ///
-/// What must never happen: that a thread waits for one of these while it holds the lock.
+/// What must never happen: that a thread or task keeps the lock while it waits for one of these
+/// notifications.
 struct Shared {
     disk: Arc<dyn Disk>,
     state: Mutex<SpoolState>,
     /// Notified when the writer thread has something to do.
     work: Condvar,
-    /// Notified when the writer has tried to delete the files that no output needs: large bodies
-    /// that arrive wait for their room.
+    /// Notified when the writer thread has tried to delete files that no output needs. Large bodies
+    /// that are arriving may wait for the room of these files.
     reclaimed: Condvar,
-    /// `queue.max_bytes`. It is changed only under the state's lock.
+    /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
+    /// `state`.
     capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// Notified when a claim has become final or was released, and when a requested save of the
-    /// cursors file is done.
+    /// Notified when a claim (events taken to send) was finished or must be sent again, and when
+    /// the cursors file was saved because somebody asked for it.
     progress: Notify,
-    /// Bytes of the files in `quarantine/`.
+    /// The number of bytes of the files in `quarantine/`, which are copies of damaged records.
     quarantined: AtomicU64,
+    /// The handle of the writer thread. `None` before the thread is started, and after
+    /// [`Queue::close`] has taken the handle.
     writer: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Cancelled when the writer thread has panicked.
     panicked: CancellationToken,
 }
 
 impl Shared {
-    /// Locks the state. Debug builds then compare its counters with its segments and batches.
+    /// Locks the queue's state. Debug builds then check that the counters of the state agree with
+    /// its segments and batches.
     ///
-    /// A panic while the state was locked is a bug that the panicking thread has reported. The
-    /// counters are then used as that thread has left them, without a comparison.
+    /// If a thread has panicked while it held the lock, the state is used as that thread has left
+    /// it, without the check. The panic is a bug, which that thread has reported.
     fn lock(&self) -> MutexGuard<'_, SpoolState> {
         match self.state.lock() {
             Ok(state) => {
@@ -164,9 +177,9 @@ impl Shared {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Logs that the queue has room again, if it was logged as full and more than a fifth of
-    /// `queue.max_bytes` is free. Not earlier: a queue at its limit would write a log line for
-    /// every few batches.
+    /// Logs that the queue has room again, if the log says that it is full and now more than a
+    /// fifth of `queue.max_bytes` is free. If it were logged earlier, a queue near its limit would
+    /// write a line for every few batches.
     fn log_not_full(&self, state: &mut SpoolState) {
         if !state.writing.told_full {
             return;
@@ -179,7 +192,8 @@ impl Shared {
         }
     }
 
-    /// Logs that the queue is full, unless this was logged already and the queue had no room since.
+    /// Logs that the queue is full, unless the log says so already and no line about room has
+    /// followed. Wakes the writer thread, which may be able to delete segments.
     fn log_full(&self, state: &mut SpoolState) {
         // The writer may be able to make room.
         self.work.notify_one();
@@ -189,30 +203,32 @@ impl Shared {
         }
     }
 
-    /// Bytes of everything that counts towards `queue.max_bytes`: files of segments, the cursors
-    /// file, and copies of damaged records.
+    /// Returns the number of bytes of all files that count for `queue.max_bytes`: segments, the
+    /// cursors file, and copies of damaged records.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
         state.writing.accounting.files() + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
-    /// The part of `queue.max_bytes` that files of segments may take. The rest is kept for a new
-    /// cursors file beside the old one, and for copies of damaged records.
+    /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
+    /// is kept free for a new cursors file, which is made beside the old one, and for copies of
+    /// damaged records.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
         let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity()));
         self.capacity().saturating_sub(others)
     }
 
-    /// Bytes that new segments may take once the writer has deleted all segments that no output
-    /// needs, rounded down to whole blocks.
+    /// Returns the number of bytes that new segments may take, a multiple of 4,096. The segments
+    /// that no output needs any more count as deleted already, because the writer will delete them.
     fn room(&self, state: &SpoolState) -> u64 {
         (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
             / BLOCK
             * BLOCK
     }
 
-    /// Finds room for a batch that needs this many bytes: in the segment that will be the last one
-    /// when the batch is written, or in a new segment. `None` if there is no room for either.
+    /// Finds room for a batch that needs this many bytes of a segment. Returns either that the last
+    /// segment has room, counting the batches that wait to be written, or the size of a new
+    /// segment. `None` if there is no room for either.
     fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
         if needed <= state.writing.accounting.segment_free() {
             return Some(Room::Here);
@@ -222,7 +238,7 @@ impl Shared {
         (least <= room).then_some(Room::Opens(size))
     }
 
-    /// Bytes of segments that have to be dropped before there is room for a new segment with a
+    /// Returns how many bytes of segments have to be dropped to make room for a new segment with a
     /// batch of `needed` bytes; 0 if there is room already.
     fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
         let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
@@ -230,32 +246,36 @@ impl Shared {
     }
 }
 
-/// Where in the log a batch finds room.
+/// The place where a batch finds room: the last segment or a new one.
 enum Room {
-    /// In the segment that will be the last one when the batch is written.
+    /// The batch finds room in the last segment, which is the one that is last when the batch is
+    /// written.
     Here,
-    /// In a new segment of this size, in bytes.
+    /// The batch needs a new segment of this size, in bytes.
     Opens(u64),
 }
 
-/// The most bytes of a segment that a batch with `lines` bytes of lines takes. These are whole
-/// blocks of 4,096 bytes, because each group of batches starts at a block.
+/// Returns the greatest number of bytes that a batch takes in a segment. `lines` is the number of
+/// bytes of the batch's lines. The result is a multiple of 4,096, because each group of batches
+/// starts at such an offset.
 fn needed(lines: u64) -> u64 {
     (RECORD_HEADER + lines).next_multiple_of(BLOCK)
 }
 
-/// The time in ms since 1970.
+/// Returns the current time in ms since 1970.
 pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Queue {
-    /// See [`super::Queue::open`].
+    /// Opens the queue in this directory. Returns the queue and a cursor for each of `outputs`. See
+    /// [`super::Queue::open`].
     ///
     /// # Errors
     ///
-    /// The directory can't be used. Damage in it is no error.
+    /// The directory can't be used, or the writer thread can't be started. Damaged files are no
+    /// error.
     pub fn open(
         directory: &Path,
         config: &config::Queue,
@@ -272,11 +292,12 @@ impl Queue {
         Ok((queue, cursors))
     }
 
-    /// See [`super::Queue::admits`].
+    /// Returns `Ok` if the queue would now take a batch whose lines have this many bytes. See
+    /// [`super::Queue::admits`].
     ///
     /// # Errors
     ///
-    /// There is no room, or the disk refuses.
+    /// There is no room for the batch, or the disk does not work.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
         if state.writing.fault().is_some() {
@@ -293,11 +314,12 @@ impl Queue {
         Ok(())
     }
 
+    /// Appends a batch to the batches that wait to be written, and returns the sender's receipt.
     /// See [`super::Queue::append`].
     ///
     /// # Errors
     ///
-    /// There is no room, or the disk refuses.
+    /// There is no room for the batch, the queue is closed, or the disk does not work.
     pub fn append(&self, append: Append) -> Result<Ticket, Refused> {
         let shared = &self.shared;
         let mut state = shared.lock();
@@ -346,13 +368,14 @@ impl Queue {
         Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
     }
 
-    /// See [`super::Queue::is_full`].
+    /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.lock().writing.told_full
     }
 
-    /// See [`super::Queue::fault`].
+    /// Returns the reason why the disk stores no batches at present; `None` if it does. See
+    /// [`super::Queue::fault`].
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.shared.lock().writing.fault()
@@ -368,14 +391,14 @@ impl Queue {
         "the thread that writes the queue has panicked".to_owned()
     }
 
-    /// See [`super::Queue::capacity`].
+    /// Returns `queue.max_bytes`. See [`super::Queue::capacity`].
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
     }
 
-    /// See [`super::Queue::apply`]. Segments that were planned before the change keep their planned
-    /// size.
+    /// Applies the settings that can change at run time. New segments that are planned already, for
+    /// batches that wait to be written, keep their size. See [`super::Queue::apply`].
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     pub fn apply(&self, config: &config::Queue) {
         let mut state = self.shared.lock();
@@ -390,16 +413,17 @@ impl Queue {
         self.shared.log_not_full(&mut state);
     }
 
-    /// See [`super::Queue::join`]. The new cursor stands at the end of the synced part of the log.
+    /// Adds an output, and returns its cursor, which begins at the end of the synced part of the
+    /// log. See [`super::Queue::join`].
     ///
     /// # Errors
     ///
-    /// The queue is closed, the output's name is taken, there are too many outputs, or the cursors
-    /// file can't be written. The output has not joined then.
+    /// The queue is closed, the queue has an output of this name already, there are too many
+    /// outputs, or the cursors file can't be written. The output has then not joined.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the output has not joined.
+    /// If the future is dropped before it returns, the output has not joined.
     pub async fn join(&self, output: Output) -> Result<Cursor, JoinError> {
         let joining = self.begin_to_join(output)?;
         match tokio::time::timeout(HANGS, joining.saved()).await {
@@ -412,8 +436,8 @@ impl Queue {
         }
     }
 
-    /// Adds the cursor, and asks the writer to save the cursors file. The output has joined when
-    /// the cursors file is saved.
+    /// Adds a cursor for the output, and asks the writer thread to save the cursors file. The
+    /// output has joined only when the file is saved.
     fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
         let mut state = self.shared.lock();
         if state.writing.closed {
@@ -437,7 +461,8 @@ impl Queue {
         Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
     }
 
-    /// See [`super::Queue::require`].
+    /// Sets whether events are kept until the output with this name has them. See
+    /// [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -450,8 +475,8 @@ impl Queue {
         self.shared.log_not_full(state);
     }
 
-    /// Returns the bytes held, as `queue.max_bytes` counts them, and the number of events that some
-    /// output has not finished.
+    /// Returns two numbers: the bytes that the queue holds, counted as for `queue.max_bytes`, and
+    /// the events that at least one output has not finished.
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
@@ -461,7 +486,8 @@ impl Queue {
         (self.shared.held_bytes(&state), events)
     }
 
-    /// See [`super::Queue::backlogs`].
+    /// Returns the name and the backlog (the unfinished events) of each output. See
+    /// [`super::Queue::backlogs`].
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
@@ -471,7 +497,8 @@ impl Queue {
         state.log.cursors.iter().map(backlog).collect()
     }
 
-    /// See [`super::Queue::observe`].
+    /// Sets the gauges that are computed only when the metrics are read. See
+    /// [`super::Queue::observe`].
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub fn observe(&self) {
         let (bytes, events) = self.held();
@@ -489,7 +516,8 @@ impl Queue {
         }
     }
 
-    /// Stops handing out events, and returns once no output has an event on the wire.
+    /// Stops handing out events, and then waits until no output has an event on the wire (sent to a
+    /// consumer that has not answered yet).
     ///
     /// # Cancel safety
     ///
@@ -505,8 +533,8 @@ impl Queue {
         }
     }
 
-    /// See [`super::Queue::give_up`]. Events that the output did not get stay in the queue for the
-    /// next start.
+    /// Notes that the output with this name has ended permanently. The events that it has not
+    /// finished stay in the queue for the next start. See [`super::Queue::give_up`].
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.log.cursors {
@@ -516,8 +544,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Makes the queue take no more batches, and waits until the writer thread has saved the
-    /// cursors and ended. Waits for [`CLOSING`] at most.
+    /// Closes the queue: it takes no more batches. Waits until the writer thread has saved the
+    /// cursors file and ended, but at most for the time [`CLOSING`].
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
         self.shared.work.notify_one();
@@ -536,23 +564,24 @@ impl Queue {
     }
 }
 
-/// An output that is about to join: the cursors file does not name it yet. If this value is
+/// An output that is joining: the cursors file does not have its name yet. If this value is
 /// dropped, the output's cursor is removed, and no event is counted as lost for the output.
 struct Joining {
     shared: Arc<Shared>,
-    /// The output's cursor; `None` once it was handed out.
+    /// The output's cursor (its place in the queue). `None` after it was passed to the caller.
     cursor: Option<Cursor>,
-    /// The number of the save request after which the cursors file names the output.
+    /// The number of the request to save the cursors file. When this request is fulfilled, the file
+    /// has the output's name.
     number: u64,
 }
 
 impl Joining {
-    /// `true` once the cursors file names the output.
+    /// Returns `true` if the cursors file has the output's name.
     fn is_saved(&self) -> bool {
         self.shared.lock().writing.save_done >= self.number
     }
 
-    /// Waits until the cursors file names the output.
+    /// Waits until the cursors file has the output's name.
     async fn saved(&self) {
         loop {
             let progress = self.shared.progress.notified();
@@ -563,7 +592,7 @@ impl Joining {
         }
     }
 
-    /// Hands out the cursor, by which the output has joined.
+    /// Returns the output's cursor. The output has then joined.
     fn end(mut self) -> Result<Cursor, JoinError> {
         self.cursor.take().ok_or(JoinError::Closed)
     }
@@ -577,25 +606,27 @@ impl Drop for Joining {
     }
 }
 
-/// A sender's receipt for a batch. If the ticket is dropped before the writer has taken the batch,
-/// the batch is not stored.
+/// A sender's receipt for a batch. If the receipt is dropped before the writer thread has begun
+/// with the batch, the batch is not stored.
 #[must_use]
 pub struct Ticket {
-    /// Receives the writer's answer to the sender. `None` once the answer is in `answer`.
+    /// Receives the writer thread's answer to the sender. `None` once the answer is in the field
+    /// `answer`.
     done: Option<oneshot::Receiver<Result<(), Refused>>>,
-    /// The answer to the sender, valid while `done` is `None`.
+    /// The answer to the sender. Valid only if `done` is `None`.
     answer: Result<(), Refused>,
-    /// The queue, and the batch's number among the waiting batches. `None` once the answer is
-    /// known.
+    /// The queue, and the batch's number among the batches that wait to be written. `None` once the
+    /// answer is known.
     place: Option<(Arc<Shared>, u64)>,
 }
 
 impl Ticket {
-    /// Waits until the batch is synced or refused.
+    /// Waits until the batch is synced to the disk, or refused. A second call returns the same
+    /// result.
     ///
     /// # Errors
     ///
-    /// [`Refused::Disk`]: nothing of the batch is stored.
+    /// [`Refused::Disk`]: the disk has not stored the batch.
     pub async fn acknowledged(&mut self) -> Result<(), Refused> {
         let Some(done) = &mut self.done else { return self.answer };
         // An error means that the writer thread is gone.
@@ -610,7 +641,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let Some((shared, number)) = self.place.take() else { return };
         shared.lock().writing.withdraw(number);
-        // If the batch was a large body, the writer has its file to delete.
+        // If the batch was a large body, the writer must delete its file.
         shared.work.notify_one();
     }
 }
