@@ -55,8 +55,8 @@ pub(super) struct HeldClaim<T> {
 pub(super) struct Claims<T> {
     /// The position at which the next claim begins, or later if events are missing there.
     pub(super) read: Position,
-    /// The claims that are not removed yet, in the order of their positions. The first claim is
-    /// open: neither final nor dropped.
+    /// The claims that are kept, in the order of their positions. The first claim is open: not yet
+    /// final or dropped.
     held: VecDeque<HeldClaim<T>>,
 }
 
@@ -105,7 +105,7 @@ impl<T: Copy> Claims<T> {
         }
     }
 
-    /// Returns the claims that contain at least one of these positions.
+    /// Returns the claims that have at least one of these positions.
     pub(super) fn overlapping(
         &self,
         positions: Range<Position>,
@@ -114,7 +114,8 @@ impl<T: Copy> Claims<T> {
         self.held.range(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Returns the claims that contain at least one of these positions, as mutable references.
+    /// Returns the claims that have at least one of these positions, so that the caller can change
+    /// them.
     pub(super) fn overlapping_mut(
         &mut self,
         positions: Range<Position>,

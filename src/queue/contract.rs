@@ -9,15 +9,15 @@ use crate::audit::LevelCounts;
 use crate::position::Position;
 use crate::telemetry::OutputMetrics;
 
-/// A batch that is to be appended to the queue: the events of one request.
+/// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
     /// The events of the batch, each followed by one `\n`.
     pub lines: Bytes,
     /// The number of events, which is the number of lines.
     pub events: u64,
-    /// The number of events of each audit level in the batch. The metrics count these numbers when
-    /// the batch is accepted.
+    /// The number of the batch's events of each audit level. The metrics count them when the batch
+    /// is accepted.
     pub levels: LevelCounts,
 }
 
@@ -92,9 +92,9 @@ pub struct Take {
 /// overlaps no other claim of the same output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
-    /// The position of the first event of the claim.
+    /// The first position of the claim.
     pub start: Position,
-    /// The position after the last event of the claim.
+    /// The position after the last position of the claim.
     pub end: Position,
 }
 

@@ -100,8 +100,7 @@ pub(super) enum Found {
     /// Both slots have a valid checksum, and their generations (the numbers of the writes) follow
     /// each other. These are the contents of the newer slot.
     Whole(Contents),
-    /// A newer version of the program has written the file. The number is the file's format
-    /// version.
+    /// A newer version of the program has written the file; this is its format version.
     Newer(u32),
 }
 

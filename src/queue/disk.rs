@@ -315,7 +315,7 @@ pub enum OpenError {
         .0.display()
     )]
     Held(PathBuf),
-    /// A newer version of the program has written files in the directory.
+    /// A newer version of the program has written the directory.
     #[error(
         "{} has format version {version}, this program reads 1: run the version that wrote it until its backlog is \
          delivered, or name another directory",

@@ -57,13 +57,13 @@ pub enum Error {
     /// The directory does not exist.
     #[error("{}: there is no such directory; name the one that is queue.directory in the config", .0.display())]
     Absent(PathBuf),
-    /// The directory exists, but holds no queue.
+    /// The directory holds no queue.
     #[error(
         "{} holds no queue: it has no directory segments; name the one that is queue.directory in the config",
         .0.display()
     )]
     NoQueue(PathBuf),
-    /// A newer version of the program has written files in the directory.
+    /// A newer version of the program has written the directory.
     #[error(
         "{} has format version {version}, this program reads {}: use the version that wrote it",
         .path.display(),
@@ -91,7 +91,7 @@ pub enum Error {
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The caller's function, which gets the lines and findings, has failed with this error.
+    /// The caller's function, which gets the lines and findings, has returned this error.
     #[error(transparent)]
     Told(io::Error),
 }
@@ -146,7 +146,7 @@ pub struct Summary {
     /// The number of files in the quarantine (the directory for copies of damaged bytes), and the
     /// number of bytes in these files.
     pub quarantine: (u64, u64),
-    /// The segment files that could not be opened, each as a finding.
+    /// The segments that could not be opened, each as a finding.
     pub unreadable: Vec<Finding>,
 }
 
@@ -580,7 +580,7 @@ fn no_output(name: &str, outputs: Option<&BTreeMap<String, LogOffset>>) -> Error
     Error::NoOutput { name: name.to_owned(), names }
 }
 
-/// Waits for a moment, so that a running relay can finish a write.
+/// Pauses, so that a running relay can finish a write.
 #[allow(
     clippy::disallowed_methods,
     reason = "commands have no runtime whose threads it could block"

@@ -47,7 +47,7 @@ mod record;
 
 use record::Record;
 
-/// The queue in memory. A clone of this value is cheap, and refers to the same queue.
+/// The queue in memory. A clone is cheap, and is a handle to the same queue.
 #[derive(Clone)]
 pub struct Queue {
     shared: Arc<Shared>,
@@ -100,7 +100,7 @@ struct MemoryState {
     when_full: WhenFull,
     acknowledge: Acknowledge,
     records: VecDeque<Record>,
-    /// The weight of all records together, in bytes as `queue.max_bytes` counts them.
+    /// The weight of all records: bytes, as `queue.max_bytes` counts them.
     bytes: u64,
     spare: Spare,
     /// The position that the next appended event gets.
@@ -664,7 +664,7 @@ impl Queue {
         }
     }
 
-    /// Waits until the queue is empty.
+    /// Waits until no record is left in the queue.
     ///
     /// # Cancel safety
     ///
@@ -742,7 +742,7 @@ pub struct Ticket {
 
 /// The result for the sender of a batch: accepted or refused.
 enum Delivered {
-    /// The result is not known yet, and will be received from this channel.
+    /// The result is not known yet, and will come through this channel.
     Waits(oneshot::Receiver<Result<(), Refused>>),
     /// The result is known, and stays the same however often the sender asks.
     Known(Result<(), Refused>),

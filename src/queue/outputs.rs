@@ -55,7 +55,7 @@ pub(super) struct DropCount {
 }
 
 impl DropCount {
-    /// Adds the number of events that this output loses by the drop.
+    /// Adds the number of events that an output loses by the drop.
     pub(super) fn lose(&mut self, output: &Output, events: u64) {
         output.drops(events);
         if output.required {

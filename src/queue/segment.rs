@@ -168,8 +168,8 @@ pub(super) struct RecordHeader {
     pub(super) length: u64,
     /// The number of the record's events, at least 1.
     pub(super) events: u64,
-    /// The position of the first event of the record's group. A group is the records of one write
-    /// and one sync.
+    /// The position of the first event of the record's group. A group is the records that were
+    /// written and synced together.
     pub(super) group: Position,
     /// The CRC-32C checksum of the record's lines.
     pub(super) crc: u32,

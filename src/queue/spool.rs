@@ -78,9 +78,9 @@ const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 /// cursor may hold four times the bytes of one read: with 4 outputs, one read is 1 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// The greatest number of holes (ranges of dropped events that were counted as lost) that are
-/// noted. If there are more, holes next to each other are joined into one, because the cursors file
-/// has no room for many more.
+/// The greatest number of holes (ranges of dropped events that were counted as lost) that are kept
+/// as separate entries. If there are more, holes next to each other are joined into one, because
+/// the cursors file has no room for many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
 /// The least number of bytes that a cursor reads from a file at once, even if there are many
@@ -93,8 +93,7 @@ const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
 /// The greatest number of bytes that copies of damaged records may take on the disk.
 const QUARANTINE_BYTES: u64 = 64 << 20;
 
-/// Copies of damaged records may take at most `queue.max_bytes` divided by this number. With 16,
-/// the copies may take a sixteenth.
+/// Copies of damaged records may take at most `queue.max_bytes` divided by this number.
 const QUARANTINE_PART: u64 = 16;
 
 /// Returns the greatest number of bytes that copies of damaged records may take, if
@@ -436,8 +435,8 @@ impl Queue {
         }
     }
 
-    /// Adds a cursor for the output, and asks the writer thread to save the cursors file. The
-    /// output has joined only when the file is saved.
+    /// Adds the cursor, and asks the writer to save the cursors file. The output has joined when
+    /// the cursors file is saved.
     fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
         let mut state = self.shared.lock();
         if state.writing.closed {
@@ -581,7 +580,7 @@ impl Joining {
         self.shared.lock().writing.save_done >= self.number
     }
 
-    /// Waits until the cursors file has the output's name.
+    /// Waits until the cursors file names the output.
     async fn saved(&self) {
         loop {
             let progress = self.shared.progress.notified();
@@ -610,8 +609,7 @@ impl Drop for Joining {
 /// with the batch, the batch is not stored.
 #[must_use]
 pub struct Ticket {
-    /// Receives the writer thread's answer to the sender. `None` once the answer is in the field
-    /// `answer`.
+    /// Receives the writer's answer to the sender. `None` once the answer is in `answer`.
     done: Option<oneshot::Receiver<Result<(), Refused>>>,
     /// The answer to the sender. Valid only if `done` is `None`.
     answer: Result<(), Refused>,

@@ -277,7 +277,7 @@ pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Po
     }
 }
 
-/// A segment file that a walk reads.
+/// A segment that a walk reads.
 struct Segment<'a> {
     file: &'a dyn File,
     first: Position,
