@@ -34,50 +34,52 @@ mod files;
 use files::LetterFiles;
 use files::Line;
 
-/// The most bytes of letters that are written and synced together. One output may also have this
-/// many bytes of letters handed over without a result.
+/// The size in bytes at which a group of dead letters (given-up events, kept in files) is full: a
+/// group is written and synced together. An output also stops sending while it has this many bytes
+/// of letters that are not yet written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The most claims that one output may have handed over without a result. An event that is refused
-/// alone is a claim of its own.
+/// The most claims (ranges of events) of one output whose dead letters wait to be written. At this
+/// number, the output sends nothing more. An event that is refused alone is a claim of its own.
 pub(super) const CLAIMS_MAX: usize = 4096;
 
-/// The most jobs that wait for the thread, of all outputs together. Jobs that no delivery waits for
-/// any more count too. Letters that come when the queue is full are lost.
+/// The most jobs (dead letters that a delivery has handed over) that wait for the writing thread,
+/// for all outputs together. A job still counts when its delivery has stopped waiting. While the
+/// queue of jobs is full, the letters of further jobs are not written.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
-/// The longest time that a delivery waits for letters to be safe on disk. Letters that are not safe
-/// after this time count as lost.
+/// The longest time that a delivery waits until its dead letters (given-up events) are safe on
+/// disk. Events whose letters are not safe after this time are counted as lost without a letter.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest time that the end of the process waits for the writing thread.
+/// The longest time that the end of the process waits for the threads that write dead letters.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// The most bytes of a letter's reason. A longer reason is cut.
+/// The most bytes of the reason that a dead letter holds. A longer reason is cut at this length.
 const REASON_BYTES_MAX: usize = 1024;
 
-/// Takes the dead letters of all outputs. Clones share one state. Owned by `relay`, which closes it
-/// when the deliveries have ended.
+/// Takes the dead letters (given-up events that are kept in files) of all outputs. All clones share
+/// one state. The module `relay` owns this value, and closes it when the deliveries have ended.
 #[derive(Clone)]
 pub struct DeadLetters {
     shared: Arc<SharedLetters>,
 }
 
 struct SharedLetters {
-    /// Counts the letters that are deleted with their files.
+    /// Counts the dead letters that are deleted with their file, to make room for new letters.
     dropped: DroppedLetters,
     state: Mutex<WriterState>,
 }
 
 #[derive(Default)]
 struct WriterState {
-    /// The directory of the letters and its size limit; `None`: letters are not kept.
+    /// The directory for dead letters and its size limit; `None` if dead letters are not kept.
     target: Option<LetterDirectory>,
     /// The handle of the writing thread; `None` without a directory, or if the thread could not be
     /// started.
     writer: Option<Writer>,
-    /// One receiver for each writing thread that may still run. The receiver is closed when its
-    /// thread ends.
+    /// One channel for each writing thread that may still run. Nothing is ever sent on the channel:
+    /// it only shows, by being closed, that the thread has ended.
     threads: Vec<oneshot::Receiver<Infallible>>,
 }
 
@@ -88,10 +90,10 @@ struct LetterDirectory {
     max_bytes: u64,
 }
 
-/// The handle of a thread that writes letters into one directory.
+/// The handle of a thread that writes dead letters into one directory.
 ///
 /// The thread owns the directory's files ([`LetterFiles`]) and shares nothing with deliveries
-/// except the lines of a job. It repeats:
+/// except the lines of a job. The thread repeats these steps:
 ///
 /// 1. It waits for a job, and takes more jobs that wait already, up to [`GROUP_BYTES_MAX`].
 /// 2. It takes the lines of each job. A delivery that has waited for [`PATIENCE`] has taken its
@@ -99,19 +101,21 @@ struct LetterDirectory {
 /// 3. It writes all lines as one group and syncs the file.
 /// 4. It reports to each delivery how many of its letters are safe.
 ///
-/// Either the thread or the delivery takes the lines, never both: no event that was counted as lost
-/// is written later, and a disk that hangs keeps no memory.
+/// Either the thread or the delivery takes the lines of a job, never both. An event that was
+/// counted as lost is therefore never written later, and the lines of waiting jobs do not stay in
+/// memory while the disk hangs.
 ///
-/// The thread ends when `jobs` is dropped, after the jobs that it was given. Nobody joins it: it
-/// may hang in a dead disk for ever. While it has been at work on one group for [`PATIENCE`], new
-/// letters are lost at once. After a panic, the next letter starts a new thread.
+/// The thread ends when `jobs` is dropped, after it has written all jobs that it was given. Nobody
+/// joins the thread, because a broken disk may block it permanently. While it has been writing one
+/// group for [`PATIENCE`], new letters are lost at once. After a panic, the next letter starts a
+/// new thread.
 struct Writer {
     jobs: mpsc::Sender<Job>,
     busy: Arc<BusySince>,
 }
 
-/// The time since when the thread has been at work on a group of letters; `None` while the thread
-/// waits for letters.
+/// The moment at which the writing thread began to write its current group of letters; `None` while
+/// the thread waits for letters.
 #[derive(Default)]
 struct BusySince(Mutex<Option<Instant>>);
 
@@ -120,15 +124,15 @@ impl BusySince {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Returns `true` if the thread has been at work on one group of letters for [`PATIENCE`]: the
-    /// disk hangs.
+    /// Returns `true` if the thread has been writing one group of letters for at least [`PATIENCE`]
+    /// (10 s), which means that the disk hangs.
     fn is_stuck(&self) -> bool {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.is_some_and(|since| since.elapsed() >= PATIENCE)
     }
 }
 
-/// Letters for the writing thread: events of one output that were given up for one reason.
+/// Dead letters for the writing thread: events of one output that were given up for one reason.
 struct Job {
     output: Arc<str>,
     reason: Arc<str>,
@@ -136,8 +140,8 @@ struct Job {
     done: oneshot::Sender<Written>,
 }
 
-/// The lines of a job, each ended by `\n`. The thread takes them to write them, or the delivery
-/// takes them back when it has waited in vain.
+/// The lines (events) of a job, each ended by `\n`. The writing thread takes them to write them, or
+/// the delivery takes them back when it has waited for too long. `None` after that.
 struct Lines(Mutex<Option<Vec<Bytes>>>);
 
 impl Lines {
@@ -147,8 +151,8 @@ impl Lines {
     }
 }
 
-/// A job whose lines the thread has taken. Its letters are written, even if its delivery stops
-/// waiting.
+/// A job whose lines the writing thread has taken. The thread writes these lines, even if the
+/// delivery that handed them over stops waiting.
 struct Taken {
     output: Arc<str>,
     reason: Arc<str>,
@@ -157,7 +161,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// Takes the lines of a job; `None`: the delivery has taken them back.
+    /// Takes the lines of a job, to write them. Returns `None` if the delivery has taken them back.
     fn of(job: Job) -> Option<Self> {
         let Job { output, reason, lines, done } = job;
         Some(Self { output, reason, lines: lines.take()?, done })
@@ -171,7 +175,7 @@ impl Taken {
 /// The result of writing the letters of one job.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
-    /// The number of events whose letters are written and synced.
+    /// The number of the job's events whose dead letters are written and synced.
     pub(super) events: u64,
     /// The reason why the other events of the job have no letters; `None`: every event has its
     /// letter.
@@ -184,7 +188,8 @@ impl Written {
     }
 }
 
-/// A delivery's receipt for letters that it has handed over. Dropping it does not stop the writing.
+/// A delivery's receipt for dead letters that it has handed over to the writing thread. Dropping
+/// the receipt does not stop the writing.
 pub(super) struct Writing {
     done: oneshot::Receiver<Written>,
     deadline: Instant,
@@ -196,8 +201,9 @@ impl Writing {
         Self { done, deadline: Instant::now() + PATIENCE, lines }
     }
 
-    /// Waits for the result of writing the letters, until [`PATIENCE`] after they were handed over.
-    /// If the thread has not taken the letters by then, they are taken back and are never written.
+    /// Waits for the result of writing the letters, until [`PATIENCE`] (10 s) after they were
+    /// handed over, and returns the result. If the writing thread has not taken the letters by
+    /// then, they are taken back and are never written.
     ///
     /// # Cancel safety
     ///
@@ -216,28 +222,30 @@ impl Writing {
 }
 
 impl DeadLetters {
-    /// Makes a state without a directory: letters are not kept until [`DeadLetters::reconfigure`]
-    /// names one.
+    /// Makes a value without a directory: dead letters are not kept until
+    /// [`DeadLetters::reconfigure`] sets a directory.
     #[must_use]
     pub fn new(telemetry: &Telemetry) -> Self {
         let dropped = telemetry.dead_letters_dropped();
         Self { shared: Arc::new(SharedLetters { dropped, state: Mutex::default() }) }
     }
 
-    /// Writes letters to the directory in `config` from now on. Letters that were handed over
-    /// before still go to the former directory.
+    /// Writes dead letters to the directory in `config` from now on. Letters that were handed over
+    /// earlier still go to the previous directory.
     pub fn reconfigure(&self, config: &Config) {
         let max_bytes = config.dead_letter.max_bytes;
         let target = |directory| LetterDirectory { directory, max_bytes };
         self.set(config.dead_letter_directory().map(target));
     }
 
+    /// Replaces the directory. If it has changed, a new thread is started for the new directory,
+    /// and the previous thread ends after its last job.
     fn set(&self, target: Option<LetterDirectory>) {
         let mut state = self.lock();
         if state.target != target {
             state.target = target;
-            // The thread of before ends without its handle. A thread that hangs in a dead disk does
-            // not keep the next one from its directory.
+            // The previous thread ends when its handle is dropped. If that thread hangs in a broken
+            // disk, the new thread can still write to its own directory.
             state.writer = None;
             let started = self.start(&mut state);
             drop(state);
@@ -245,8 +253,8 @@ impl DeadLetters {
         }
     }
 
-    /// Waits until all letters are written, for at most two seconds. Called after the deliveries
-    /// have ended; letters that are handed over later are not kept.
+    /// Waits until all dead letters are written, for at most two seconds. The caller must first end
+    /// the deliveries, because letters that are handed over later are not kept.
     pub async fn close(&self) {
         let threads = {
             let mut state = self.lock();
@@ -255,7 +263,7 @@ impl DeadLetters {
         };
         let ended = async {
             for thread in threads {
-                // Nothing is ever sent: the error says that the thread has ended.
+                // Nothing is ever sent on the channel. The error means that the thread has ended.
                 thread.await.ok();
             }
         };
@@ -270,7 +278,8 @@ impl DeadLetters {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a writing thread, if a directory is configured.
+    /// Starts a thread that writes dead letters, if a directory for them is configured. Returns an
+    /// error if the thread could not be started.
     fn start(&self, state: &mut WriterState) -> io::Result<()> {
         let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
         let files = LetterFiles::new(directory, *max_bytes, self.shared.dropped.clone());
@@ -290,8 +299,9 @@ impl DeadLetters {
         started.map(|_| state.writer = Some(Writer { jobs, busy }))
     }
 
-    /// Hands over events, each a line ended by `\n`, that `output` has given up for `reason`.
-    /// Returns `None` if letters are not kept.
+    /// Hands over events that `output` has given up for `reason`, to be written as dead letters.
+    /// Each event in `lines` is a line ended by `\n`. Returns a receipt that tells the result;
+    /// `None` if dead letters are not kept.
     pub(super) fn write(
         &self,
         output: &Arc<str>,
@@ -342,7 +352,7 @@ fn tell(started: io::Result<()>) {
     }
 }
 
-/// The thread's loop; see [`Writer`].
+/// Runs the loop of the writing thread, until no more jobs can come. See [`Writer`] for the steps.
 fn write_all(
     mut files: LetterFiles,
     directory: &Path,
@@ -375,13 +385,13 @@ fn write_all(
         let results = write_group(&mut files, &group);
         busy.set(None);
         for (job, written) in group.into_iter().zip(results) {
-            // An error says that the delivery has stopped waiting.
+            // An error means that the delivery has stopped waiting.
             job.done.send(written).ok();
         }
     }
 }
 
-/// Writes and syncs the letters of a group of jobs. Returns one result for each job.
+/// Writes and syncs the dead letters of a group of jobs. Returns one result for each job.
 fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
     let time = rfc3339(SystemTime::now());
     let heads: Vec<Vec<u8>> = group.iter().map(|job| head(&time, job)).collect();
@@ -404,7 +414,8 @@ fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
     group.iter().map(written).collect()
 }
 
-/// Returns the beginning of each letter of a job: everything before the event.
+/// Returns the bytes before the event in each dead letter of a job: the time, the output and the
+/// reason.
 fn head(time: &str, job: &Taken) -> Vec<u8> {
     let mut reason = &*job.reason;
     if reason.len() > REASON_BYTES_MAX {

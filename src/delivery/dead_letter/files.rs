@@ -31,36 +31,36 @@ use rustix::io::Errno;
 
 use crate::telemetry::DroppedLetters;
 
-/// The number of files that `dead_letter.max_bytes` is divided among: a file that has reached an
-/// eighth of it is full. The oldest file is deleted as a whole, and about an eighth of the letters
-/// with it.
+/// The number of parts into which `dead_letter.max_bytes` is divided. A file is full when it has
+/// the size of one part. When room is needed, the oldest file is deleted as a whole, and with it
+/// about an eighth of all letters.
 const FILES: u64 = 8;
 
-/// The most files, however small they are. Each start of the relay that has letters to write makes
-/// a file.
+/// The most dead-letter files in the directory, however small they are. Each start of the relay
+/// that writes dead letters makes a new file.
 const COUNT_MAX: usize = 1024;
 
-/// The most names that are tried for a new file. A name may be taken by another process that makes
-/// a file at the same moment.
+/// The most names that are tried for a new file. A name may be in use already, because another
+/// process has made a file at the same moment.
 const NAMES_MAX: u64 = 1000;
 
-/// The limit for the number in the name of a letters file, which is a time in milliseconds since
-/// 1970. A larger number (after the year 37,648) was not given by a relay.
+/// The number in the name of a dead-letter file is a time in milliseconds since 1970, and is below
+/// this limit. A larger number (a time after the year 37,648) cannot come from a relay.
 const NUMBER_MAX: u64 = 1 << 50;
 
-/// The pause before the last attempt to write letters. If the previous letters could not be written
-/// either, there is no pause and no last attempt.
+/// The pause before the third and last attempt to write letters. If the letters before them could
+/// not be written either, this pause and this attempt are left out.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// One letter: a line of a file.
+/// One dead letter, which is one line of a file.
 pub(super) struct Line<'a> {
-    /// The bytes before the event.
+    /// The bytes of the letter before the event.
     pub(super) head: &'a [u8],
     /// The event, without its line break.
     pub(super) event: &'a [u8],
 }
 
-/// The bytes of a letter after the event.
+/// The bytes of a dead letter after the event.
 const TAIL: &[u8] = b"}\n";
 
 impl Line<'_> {
@@ -69,7 +69,7 @@ impl Line<'_> {
     }
 }
 
-/// The files of one directory. Owned by the thread that writes them.
+/// The dead-letter files of one directory. The thread that writes them owns this value.
 pub(super) struct LetterFiles {
     path: PathBuf,
     max_bytes: u64,
@@ -84,17 +84,17 @@ pub(super) struct LetterFiles {
 struct Current {
     file: File,
     name: String,
-    /// The file's length.
+    /// The length of the file, in bytes.
     bytes: u64,
 }
 
 impl LetterFiles {
-    /// Makes the state for the directory `path`, whose files may have `max_bytes` together. Does
-    /// not access the disk.
+    /// Makes the state for the directory `path`. The files in the directory may have at most
+    /// `max_bytes` together. The call does not access the disk.
     pub(super) fn new(path: &Path, max_bytes: u64, dropped: DroppedLetters) -> Self {
         Self {
-            // The components leave out a slash at the end, with which the kernel would follow a
-            // link.
+            // The components leave out a slash at the end of the path. With the slash, the kernel
+            // would follow a symbolic link.
             path: path.components().collect(),
             max_bytes,
             dropped,
@@ -103,7 +103,7 @@ impl LetterFiles {
         }
     }
 
-    /// Makes the directory if it is missing. Returns the number of letters files in it.
+    /// Makes the directory if it is missing. Returns the number of dead-letter files in it.
     pub(super) fn look(&self) -> io::Result<usize> {
         Ok(Directory::open(&self.path)?.files()?.len())
     }
@@ -122,7 +122,8 @@ impl LetterFiles {
         results
     }
 
-    /// Returns how many lines, from the first on, fit into one file: at least one.
+    /// Returns how many of the lines, counted from the first, fit together into one file. The
+    /// result is at least 1, because a single line that is too long gets a file of its own.
     fn fitting(&self, lines: &[Line<'_>]) -> usize {
         let mut left = self.file_bytes();
         let fits = |line: &&Line<'_>| {
@@ -139,8 +140,9 @@ impl LetterFiles {
         self.max_bytes / FILES
     }
 
-    /// Writes and syncs lines in one file. After a failure it tries another file, and then again
-    /// after a pause.
+    /// Writes and syncs lines in one file. If this fails, it tries another file at once. If this
+    /// fails too, it pauses and tries a third time, unless the lines of the call before also
+    /// failed. Returns the error of the last attempt.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let bytes = lines.iter().map(Line::bytes).sum();
         if bytes > self.max_bytes {
@@ -169,7 +171,8 @@ impl LetterFiles {
             None => directory.create()?,
         };
         if let Err(error) = current.append(lines) {
-            // The part of the lines that was written is taken away again, if the disk allows it.
+            // The lines that were written before the error are removed again, if the disk allows
+            // it.
             if current.bytes == 0 {
                 directory.remove(&current.name).ok();
             } else {
@@ -209,6 +212,8 @@ impl LetterFiles {
 }
 
 impl Current {
+    /// Appends lines to the file and syncs it. After an error, some of the lines may be in the
+    /// file.
     fn append(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let mut out = BufWriter::with_capacity(64 * 1024, &self.file);
         for line in lines {
@@ -222,14 +227,14 @@ impl Current {
     }
 }
 
-/// A file of letters, of this process or of another one.
+/// A dead-letter file in the directory, made by this process or by another one.
 struct LetterFile {
     name: String,
     bytes: u64,
 }
 
-/// The open directory. Files are opened relative to it, so a path that leads to another directory
-/// in the meantime changes nothing.
+/// The open directory of the dead letters. Files are opened relative to this handle. If the
+/// directory's path later leads to another directory, the handle still means the first one.
 struct Directory(OwnedFd);
 
 impl Directory {
@@ -255,8 +260,8 @@ impl Directory {
         })
     }
 
-    /// Returns the letters files in the directory, those of this process and of others, the oldest
-    /// first.
+    /// Returns the dead-letter files in the directory, the oldest first. Files that other processes
+    /// have made are included.
     fn files(&self) -> io::Result<Vec<LetterFile>> {
         let mut files = Vec::new();
         for entry in Dir::read_from(&self.0)? {
@@ -279,8 +284,8 @@ impl Directory {
         Ok(rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Returns `true` if the directory still has this file under its name, with the length that
-    /// this process has left it with.
+    /// Returns `true` if the file still has its name in the directory, and still has the length
+    /// that it had after the last write of this process.
     fn holds(&self, current: &Current) -> bool {
         let (Ok(there), Ok(ours)) = (self.stat(&current.name), rustix::fs::fstat(&current.file))
         else {
@@ -295,7 +300,8 @@ impl Directory {
     fn create(&self) -> io::Result<Current> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or_default();
-        // The clock may have been set back, so the number is at least one more than the last.
+        // The clock may have been set back. So the number is at least one more than that of the
+        // newest file.
         let files = self.files()?;
         let last = files.last().and_then(|found| number_of(&found.name));
         let first = last.map_or(now, |last| now.max(last.saturating_add(1)));
@@ -329,6 +335,7 @@ impl Directory {
         Err(io::Error::from(Errno::EXIST))
     }
 
+    /// Deletes a file of the directory. A file that is already gone is no error.
     fn remove(&self, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
             // Another process has already deleted the file.
@@ -337,8 +344,8 @@ impl Directory {
         }
     }
 
-    /// Deletes a letters file. Returns the number of events that were in it; `None`: another
-    /// process writes to the file, so it is not deleted.
+    /// Deletes a dead-letter file. Returns the number of events that were in it. Returns `None`,
+    /// and deletes nothing, if another process is writing to the file.
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;
@@ -391,9 +398,9 @@ fn length(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or_default()
 }
 
-/// Returns the number in the name of a letters file: the time when it was made, in milliseconds
-/// since 1970, or one more than the previous file's number. `None`: the file has another kind of
-/// name.
+/// Returns the number in the name of a dead-letter file: the time when it was made, in milliseconds
+/// since 1970, or one more than the number of the file before it. Returns `None` if `name` is not
+/// the name of a dead-letter file.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".jsonl")?;
     let ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -11,7 +11,7 @@ use crate::telemetry::AttemptError;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Endpoint {
     pub(crate) name: HostPort,
-    /// `true` if the relay looks the host up. `false`: a proxy does it.
+    /// `true` if the relay looks up the IP addresses of the host. `false` if a proxy does this.
     pub(crate) resolved_here: bool,
 }
 
@@ -22,19 +22,20 @@ impl Endpoint {
         self.name.host.parse().ok().map(|ip| SocketAddr::new(ip, self.name.port))
     }
 
-    /// Returns `true` if the relay has to look the host up.
+    /// Returns `true` if the relay has to look up the IP addresses of the host: the host is a name,
+    /// and no proxy resolves it.
     pub(super) fn needs_lookup(&self) -> bool {
         self.resolved_here && self.literal().is_none()
     }
 }
 
-/// One address of the set, as it was when this value was made. The address may have left the set
-/// since.
+/// One address of an output, as it was when this value was made. Since then, a lookup or a reload
+/// may have removed the address from the output.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct ResolvedAddress {
-    /// The index of the configured endpoint.
+    /// The index of the address's endpoint in the output's config.
     pub(crate) endpoint: usize,
-    /// The id of the address in the set. No other address of the set ever has this id.
+    /// The id of the address. No other address of the same output ever gets this id.
     pub(crate) id: usize,
     /// The host and port as configured.
     pub(crate) name: HostPort,
@@ -43,13 +44,14 @@ pub(crate) struct ResolvedAddress {
 }
 
 impl ResolvedAddress {
-    /// Makes a failure of a connection to this address.
+    /// Makes the failure of a connection to this address. `what` is the text that says what
+    /// happened.
     pub(crate) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         Failure::new(reason, format!("connection to {self}: {what}"))
     }
 }
 
-/// `host:port`, followed by the IP address in parentheses if the host is a name.
+/// Writes `host:port`, followed by the IP address in parentheses if the host is a name.
 impl fmt::Display for ResolvedAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.name)?;

@@ -13,37 +13,42 @@ use crate::delivery::failure::Failure;
 use crate::delivery::failure::ProbeError;
 use crate::telemetry::AttemptError;
 
-/// The result of `check --connect` for each address of an output: the address's name to show, and
-/// the reason if it could not be connected to.
+/// The results of `check --connect` for one output. Each entry has the name of an address, and the
+/// error if no connection to it could be made.
 pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
 
-/// A delivery, or a connection, that has begun at an address. Its owner says how it went with
-/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. If it is dropped without a
-/// word, only the trial that it may be has ended.
+/// One use of an address, by a delivery or a connection. Its owner reports the result with
+/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. Dropping the value without
+/// a report says nothing about the address; it only ends the trial, if the attempt is one (a
+/// delivery that tests the address after a failure).
 pub(crate) struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
     begun: Instant,
-    /// `true` if this attempt is the one that tries whether the address works again.
+    /// `true` if this attempt is a trial: the one delivery that tests, after a failure, whether the
+    /// address works again.
     is_trial: bool,
 }
 
 impl Endpoints {
-    /// Picks the address for the next delivery. With `failover` that is the first one in order that
-    /// works or is due for a trial; with `round_robin` the next one. If none is known to work, each
-    /// is tried once, in order; then a new round begins. Returns `None` while the set is empty.
+    /// Picks the address for the next delivery; `None` if the output has no address. With
+    /// `failover`, it is the first address in order that works, or that may be tested again after a
+    /// failure; with `round_robin`, the next such address. If no address is known to work, each is
+    /// tried once, in order, before any is tried again.
     pub(crate) fn pick(self: &Arc<Self>) -> Option<Attempt> {
         let now = Instant::now();
         let (address, is_trial) = self.lock().pick(self.strategy, now)?;
         Some(Attempt { set: Arc::clone(self), address, begun: now, is_trial })
     }
 
-    /// Begins an attempt at an address that is tried for its own sake, by `check --connect`.
+    /// Begins an attempt at an address that the caller has chosen, although it may not be this
+    /// address's turn.
     pub(crate) fn attempt(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
         Attempt { set: Arc::clone(self), address, begun: Instant::now(), is_trial: false }
     }
 
-    /// Begins a delivery at an address whose turn it is not, because another address is silent.
+    /// Begins a delivery at an address although it is not this address's turn, because the address
+    /// whose turn it was does not answer.
     pub(crate) fn give(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
         let is_trial = self.lock().take(&address);
         let mut attempt = self.attempt(address);
@@ -51,13 +56,14 @@ impl Endpoints {
         attempt
     }
 
-    /// Makes a connection for an attempt. Looks up the address's name, and calls `connect` with the
-    /// address. If that fails, calls it with each other usable address of the same name. The
-    /// attempt is then one at the address that was tried last.
+    /// Makes a connection for an attempt. Looks up the host name of the address, and calls
+    /// `connect` with the address. If that fails, calls `connect` with each other usable address of
+    /// the same host name. The attempt then counts for the address that was tried last.
     ///
     /// # Errors
     ///
-    /// The failure of the last address, or of the lookup if no address is known.
+    /// Returns the failure of the address that was tried last, or the failure of the lookup if no
+    /// address is known.
     pub(crate) async fn dial<T, F>(
         &self,
         attempt: &mut Attempt,
@@ -81,9 +87,9 @@ impl Endpoints {
         }
     }
 
-    /// Looks up every name and calls `connect` once with each address, for `check --connect`.
-    /// Returns how each went. `shown` gives an endpoint's name; the IP address is added to the name
-    /// of an endpoint with several addresses.
+    /// Looks up every host name of the output and calls `connect` once with each address, for
+    /// `check --connect`. Returns one result for each address. `shown` returns the text that names
+    /// an endpoint. If an endpoint has several addresses, the IP address is added to this text.
     pub(crate) async fn try_all<T, F>(
         &self,
         shown: impl Fn(&ResolvedAddress) -> String,
@@ -121,19 +127,21 @@ impl Attempt {
         &self.address
     }
 
-    /// Notes that the attempt failed. Returns `true` if there is another address to try at once.
+    /// Notes that the attempt failed. Returns `true` if another address may be tried without a
+    /// pause.
     pub(crate) fn failed(&self, failure: &Failure) -> bool {
-        // The cost of the failure is the time that was spent waiting for nothing. For a connection
-        // that has lived long, that is not its whole life, but at most the request timeout.
+        // A failure costs the time that was spent waiting in vain. A connection that has existed
+        // for long did not wait during all that time, but at most for the request timeout.
         let late = failure.reason == AttemptError::Timeout;
         let waited = if late { self.begun.elapsed() } else { Duration::ZERO };
         let waited = waited.min(self.set.timeouts.request);
         self.note(failure, Fault::Failed { asked: failure.retry_after, waited })
     }
 
-    /// Notes that the consumer refused events that another consumer may take. Returns `true` if
-    /// there is another address to try at once. If there is none, every consumer has refused the
-    /// events: no consumer was at fault, and all refusals are forgiven.
+    /// Notes that the consumer at this address refused events that another consumer may accept.
+    /// Returns `true` if another address may be tried without a pause. If there is none, every
+    /// consumer has refused the events, so no consumer is at fault: addresses that are down only
+    /// because of refusals are used again.
     pub(crate) fn refused(&self, failure: &Failure) -> bool {
         let left = self.note(failure, Fault::Refused);
         if !left {
@@ -143,6 +151,8 @@ impl Attempt {
         left
     }
 
+    /// Notes a failure of the address and logs it. Returns `true` if another address may be tried
+    /// without a pause.
     fn note(&self, failure: &Failure, fault: Fault) -> bool {
         let noted = self.set.lock().failed(&self.address, fault, Instant::now());
         if noted.tells {
@@ -175,14 +185,14 @@ impl Attempt {
         }
     }
 
-    /// Notes that there is a connection to the address, for `/status`. This does not count as a
-    /// success of the address.
+    /// Notes that there is a connection to the address, so that `/status` shows the address as
+    /// used. A connection alone does not prove that the address works.
     pub(crate) fn connected(&self) {
         self.set.lock().used = Some(self.address.id);
     }
 
-    /// Moves the attempt to another address of the same name if, after a lookup, its own address
-    /// has left the set.
+    /// Moves the attempt to another address of the same host name, if a lookup has removed the
+    /// attempt's own address from the output.
     fn follow(&mut self) {
         let mut table = self.set.lock();
         if let Some(address) = table.replacement(&self.address) {
@@ -191,8 +201,9 @@ impl Attempt {
         }
     }
 
-    /// Notes that the address can't be connected to, and moves to another usable address of the
-    /// same name. Returns `false`, and notes nothing, if there is none.
+    /// Notes that no connection to the address could be made, and moves the attempt to another
+    /// usable address of the same host name. If there is no other address, notes nothing and
+    /// returns `false`.
     fn move_on(&mut self, failure: &Failure) -> bool {
         let next = self.set.lock().sibling(&self.address);
         let Some(next) = next else { return false };
@@ -203,7 +214,8 @@ impl Attempt {
         true
     }
 
-    /// Ends the attempt's trial of the address, if the attempt is a trial.
+    /// Ends the trial, if the attempt is one (a delivery that tests the address after a failure).
+    /// Another delivery may then test the address.
     fn release(&mut self) {
         if std::mem::take(&mut self.is_trial)
             && let Some(address) = self.set.lock().address(&self.address)
