@@ -5,26 +5,26 @@ use std::time::Duration;
 
 use crate::telemetry::AttemptError;
 
-/// The longest pause that a consumer's `Retry-After` is granted. A consumer that asks for more has
-/// most likely lost its clock.
+/// The longest pause that a consumer can ask for with `Retry-After`. If a consumer asks for more,
+/// the relay waits only this long, because the consumer's clock is most likely wrong.
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Why an attempt failed.
+/// The reason why an attempt to deliver or to connect failed.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
-    /// The label `reason` of the counter of failed attempts.
+    /// The kind of error, which is the label `reason` of the counter of failed attempts.
     pub(crate) reason: AttemptError,
-    /// The text for the log and `/status`. It names scheme, host and port, never a path or query,
-    /// because these may hold a secret.
+    /// The text for the log and `/status`. It names scheme, host and port of a URL, but never a
+    /// path or query, because these may hold a secret.
     pub(crate) message: String,
     /// The pause that the consumer asked for; `None` if it did not ask.
     pub(crate) retry_after: Option<Duration>,
-    /// `true` if another address is left that may be tried at once, without a pause.
+    /// `true` if another address may be tried at once, without a pause.
     pub(crate) elsewhere: bool,
 }
 
 impl Failure {
-    /// A failure after which the delivery pauses as `retry` in the config says.
+    /// Makes a failure after which the delivery pauses for as long as `retry` in the config says.
     pub(crate) fn new(reason: AttemptError, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), retry_after: None, elsewhere: false }
     }
@@ -36,8 +36,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Why a probe of one address failed. A probe changes nothing, so its caller only reports the
-/// error.
+/// The reason why the probe of one address failed. A probe is a test connection that changes
+/// nothing, so its caller only reports the error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The name has no address, the connection or the TLS handshake failed, or the consumer refused
@@ -52,7 +52,7 @@ impl From<Failure> for ProbeError {
     }
 }
 
-/// Why a delivery ended without being told to.
+/// The reason why a delivery ended without an order to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The output cannot go on in this process, for example because nobody reads stdout any more.

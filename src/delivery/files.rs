@@ -9,9 +9,10 @@ use crate::filter::Rules;
 use crate::staged::Staged;
 use crate::tls::TlsError;
 
-/// The files of one output, or of a part of it.
+/// The files (certificates, tokens, policies) that one output, or a part of it, reads.
 pub trait Files: Send + Sync {
-    /// Reads and checks the files, and changes nothing yet. Blocks the thread.
+    /// Reads and checks the files, but does not use them yet. Returns a function that puts them in
+    /// use. The call blocks the thread.
     ///
     /// # Errors
     ///
@@ -19,9 +20,9 @@ pub trait Files: Send + Sync {
     fn stage(self: Arc<Self>) -> Result<Staged, StageError>;
 }
 
-/// Why the files of an output cannot be put in use. Nothing has changed: a reload is refused, a
-/// start ends the process, and `check` reports the error. The operator must correct the file or the
-/// config. No text shows the contents of a file.
+/// The reason why the files of an output cannot be used. Nothing has changed: a reload is refused,
+/// a start ends the process, and `check` reports the error. The operator must correct the file or
+/// the config. No text shows the contents of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// A certificate, key or CA cannot be read or used.
@@ -31,12 +32,13 @@ pub enum StageError {
     #[error("{}", .0.join("; "))]
     Policy(Vec<String>),
     /// A URL, a header, a token, a password or another secret cannot be read or used. The text
-    /// names the key or the file.
+    /// names the config key or the file.
     #[error("{0}")]
     Setting(String),
 }
 
-/// All of the files are staged, or none.
+/// Several sets of files are staged (read and checked, but not yet used) together: all of them, or
+/// none.
 impl Files for Vec<Arc<dyn Files>> {
     fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
         let staged = self.iter().map(|files| Arc::clone(files).stage());
@@ -45,7 +47,7 @@ impl Files for Vec<Arc<dyn Files>> {
     }
 }
 
-/// The audit policies and rules of a filter.
+/// The audit policies and rules of a filter, which are read from files.
 impl Files for Rules {
     fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
         let read = self.read().map_err(StageError::Policy)?;

@@ -20,58 +20,64 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest hold: the time for which an address must answer probes before it is used again. A
-/// consumer that is restarted is away for a few seconds, and going back to it costs a stream a new
-/// connection.
+/// The shortest hold: the time for which an address must answer probes (test connections) before it
+/// is used again after a failure. A consumer that restarts is away for a few seconds, and returning
+/// to it costs a TCP stream a new connection, so the relay does not return at once.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
-/// The longest hold: the time for which an address must answer probes before it is used again. Each
-/// trial of a consumer that accepts connections and then hangs may cost `timeouts.request`, so
-/// trials must be rare.
+/// The longest hold: the time for which an address must answer probes (test connections) before it
+/// is used again after a failure. It is long because a delivery to a consumer that accepts
+/// connections and then hangs may cost `timeouts.request` each time.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
-/// The pause after the first probe that fails. The pause doubles with each further failure.
+/// The pause after the first failed probe (test connection) of an address that is down. The pause
+/// doubles with each further failed probe.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause between two probes.
+/// The longest pause between two probes (test connections) of one address that is down.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// The fault for which a delivery opens a circuit.
+/// The kind of fault because of which deliveries avoid an address.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
     /// The consumer could not be reached, did not answer, or answered with an error.
     Failed {
         /// The pause that the consumer asked for; `None` if it did not ask.
         asked: Option<Duration>,
-        /// The time that the delivery waited without any progress.
+        /// The time that the delivery waited in vain. It is zero unless the failure is a timeout.
         waited: Duration,
     },
-    /// The consumer refuses events that others may take. That may be the fault of the events, so
-    /// the hold does not grow.
+    /// The consumer refuses events that other consumers may accept. Since the events may be at
+    /// fault, a refusal does not lengthen the time until the address is used again.
     Refused,
-    /// The consumer has said nothing for `waited`, while another address answers.
+    /// The consumer has not answered for the time `waited`, while the consumer at another address
+    /// answers.
     Silent {
-        /// The time without any progress.
+        /// The time for which the consumer has not answered.
         waited: Duration,
     },
 }
 
-/// The circuit of one address. Owned by the table of addresses.
+/// The circuit of one address: the state that decides whether deliveries may use the address. The
+/// table of addresses owns it.
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
     state: CircuitState,
-    /// How long the address must answer probes before it is on trial again.
+    /// The time for which the address must answer probes (test connections) after a failure, before
+    /// a delivery tests it again.
     hold: Duration,
-    /// When the address last came back; `None` once it has worked for one hold since.
+    /// The moment when the address last came back after a failure. `None` if it never failed, if it
+    /// has failed again since, or if it has worked for as long as `hold` since.
     back: Option<Instant>,
-    /// When a delivery last failed; `None` if none did.
+    /// The moment of the last failed delivery at this address; `None` if no delivery failed.
     failed: Option<Instant>,
 }
 
 #[derive(Debug, Clone)]
 enum CircuitState {
     Closed,
-    /// `busy`: a delivery is trying the address now.
+    /// The address is tested by one delivery at a time, after a failure. `busy` is `true` while
+    /// such a delivery is under way.
     HalfOpen {
         busy: bool,
     },
@@ -80,30 +86,32 @@ enum CircuitState {
 
 #[derive(Debug, Clone, Copy)]
 struct Open {
+    /// The moment when the circuit opened.
     since: Instant,
-    /// `true` if refusals are the only faults since then.
+    /// `true` if refusals are the only faults since the circuit opened.
     refused: bool,
-    /// `true` if silence is the only fault since then.
+    /// `true` if the silence of the consumer is the only fault since the circuit opened.
     suspect: bool,
     /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
-    /// The first of the probes that were answered without a failure in between; `None` if the last
-    /// probe failed, or there was none.
+    /// The moment of the first answered probe (test connection) after the last failure; `None` if
+    /// no probe was answered since that failure.
     answers: Option<Instant>,
     next_probe: Instant,
-    /// The pause after the next probe that fails.
+    /// The pause after the next probe (test connection) that fails.
     pause: Duration,
 }
 
 impl Circuit {
-    /// The circuit of a new address, which is closed.
+    /// Makes the circuit of a new address. The circuit is closed, so deliveries may use the
+    /// address.
     pub(super) fn new() -> Self {
         Self { state: CircuitState::Closed, hold: HOLD_MIN, back: None, failed: None }
     }
 
-    /// The circuit of an address that takes the place of one that is down, whose circuit is `self`.
-    /// The new address has not failed, but must answer probes before it is preferred to others. The
-    /// first probe is due at once.
+    /// Makes the circuit of a new address that replaces an address which is down and has the
+    /// circuit `self`. The new address has no failure of its own, but it must answer probes (test
+    /// connections) before it is used as an address that works. The first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
         circuit.failed = None;
@@ -113,20 +121,24 @@ impl Circuit {
         circuit
     }
 
+    /// Returns `true` if the address is down: deliveries avoid it as long as another address is
+    /// left.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.state, CircuitState::Open(_))
     }
 
+    /// Returns `true` if the address is known to work.
     pub(super) fn is_closed(&self) -> bool {
         matches!(self.state, CircuitState::Closed)
     }
 
-    /// Returns whether a delivery may use the address while another address works.
+    /// Returns `true` if a delivery may use the address while another address works.
     pub(super) fn is_usable(&self) -> bool {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
-    /// Since when the circuit is open; `None` if it is not open.
+    /// Returns the moment since when the circuit is open (the address is down); `None` if the
+    /// circuit is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => Some(open.since),
@@ -134,7 +146,7 @@ impl Circuit {
         }
     }
 
-    /// The state as `/status` shows it.
+    /// Returns the name of the circuit's state, as `/status` shows it.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
             CircuitState::Closed => "up",
@@ -144,8 +156,8 @@ impl Circuit {
         }
     }
 
-    /// The end of the pause that the consumer asked for; `None` if it did not ask, or if the pause
-    /// is over.
+    /// Returns the end of the pause that the consumer asked for; `None` if it did not ask, or if
+    /// the pause is over.
     pub(super) fn asked_until(&self, now: Instant) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => open.asked.filter(|until| *until > now),
@@ -153,8 +165,9 @@ impl Circuit {
         }
     }
 
-    /// Notes that a delivery begins. Returns `true` if the delivery is a trial: it must call
-    /// [`Circuit::release`] at its end.
+    /// Notes that a delivery to the address begins. Returns `true` if the delivery is a trial (the
+    /// one delivery that tests the address after a failure). The caller must then call
+    /// [`Circuit::release`] when the delivery ends.
     pub(super) fn take(&mut self) -> bool {
         match &mut self.state {
             CircuitState::HalfOpen { busy } => !std::mem::replace(busy, true),
@@ -162,20 +175,21 @@ impl Circuit {
         }
     }
 
-    /// Notes that the trial has ended, perhaps without a result.
+    /// Notes that the trial (the delivery that tests the address after a failure) has ended, with
+    /// or without a result. Another delivery may then test the address.
     pub(super) fn release(&mut self) {
         if let CircuitState::HalfOpen { busy } = &mut self.state {
             *busy = false;
         }
     }
 
-    /// Notes that a delivery failed. Returns `true` if that opens the circuit, `false` if it is
-    /// open already.
+    /// Notes that a delivery failed. Returns `true` if this opens the circuit, which means that the
+    /// address counts as down from now on; `false` if the circuit was open already.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
         let (asked, waited) = match fault {
             Fault::Failed { asked, waited } => (asked.map(|asked| now + asked), waited),
             Fault::Refused => (None, Duration::ZERO),
-            // An open circuit learns nothing from silence.
+            // If the circuit is open already, silence changes nothing.
             Fault::Silent { .. } if self.is_open() => return false,
             Fault::Silent { waited } => (None, waited),
         };
@@ -203,8 +217,9 @@ impl Circuit {
         true
     }
 
-    /// Notes that no consumer takes the events that this one refused, so the refusal was not its
-    /// fault. Returns `true` if that closes the circuit.
+    /// Notes that no consumer accepts the events that this consumer refused, so it was not at
+    /// fault. If refusals are its only faults, closes the circuit (the address is used again) and
+    /// returns `true`.
     pub(super) fn forgive(&mut self) -> bool {
         let refused = matches!(&self.state, CircuitState::Open(open) if open.refused);
         if refused {
@@ -213,9 +228,11 @@ impl Circuit {
         refused
     }
 
-    /// Notes that a delivery succeeded that began at `begun`. Returns `true` if that closes an open
-    /// circuit. A delivery that began before the last failure does not close it, unless silence is
-    /// the only fault: it says nothing about the address now, but ends a silence.
+    /// Notes that a delivery succeeded which began at `begun`. Returns `true` if this closes an
+    /// open circuit, so that the address counts as up again. A delivery that began before the last
+    /// failure does not close the circuit, because its success says nothing about the time after
+    /// that failure. There is one exception: if silence is the only fault, any success closes the
+    /// circuit.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         let suspect = matches!(&self.state, CircuitState::Open(open) if open.suspect);
@@ -231,7 +248,8 @@ impl Circuit {
         was_open
     }
 
-    /// Returns when the next probe is due; `None` if the circuit is not open.
+    /// Returns the time when the next probe (test connection) is due; `None` if the circuit is not
+    /// open (the address is not down).
     pub(super) fn next_probe(&self) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => Some(open.next_probe),
@@ -239,14 +257,16 @@ impl Circuit {
         }
     }
 
-    /// Notes that a probe begins, which takes at most `limit`.
+    /// Notes that a probe (test connection) begins, which takes at most `limit`. Until then, no
+    /// other probe of this address is due.
     pub(super) fn probing(&mut self, limit: Duration, now: Instant) {
         if let CircuitState::Open(open) = &mut self.state {
             open.next_probe = now + limit + PAUSE_MAX;
         }
     }
 
-    /// Notes that a probe has ended. Returns `true` if the address is on trial from now on.
+    /// Notes the result of a probe (test connection). Returns `true` if the address has now
+    /// answered probes for long enough that a delivery may test it.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
         let CircuitState::Open(open) = &mut self.state else { return false };
         if !answered {

@@ -29,40 +29,42 @@ use crate::delivery::failure::Failure;
 use crate::net;
 use crate::telemetry::AttemptError;
 
-/// The time after the resolver's answer for which the name is not looked up again: the lanes of an
-/// `http` output dial at the same moment.
+/// The time for which the resolver's answer counts as new, so that the name is not looked up again.
+/// It is needed because the parallel connections of an `http` output look the name up at the same
+/// moment.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The most addresses of one name that are used. A consumer with more addresses has a load
-/// balancer.
+/// The most addresses of one host name that are used. Further addresses are ignored: a consumer
+/// with more addresses has a load balancer.
 const ADDRESSES_MAX: usize = 64;
 
-/// The function that asks the resolver. It gives the permit back when the resolver has answered,
-/// even if nobody waits for the answer any more.
+/// The type of the function that asks the resolver for the addresses of a name. It releases the
+/// permit when the resolver has answered, even if nobody waits for the answer any more.
 pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
-/// The addresses of one output. Shared by the output's connector, its connections, its watch and
-/// `/status`. It has no task of its own.
+/// The addresses of one output, each with its state. The output's connector, its connections, its
+/// watch (a background task) and `/status` share this value. It has no task of its own.
 ///
 /// A delivery or a connection goes through these steps:
 ///
-/// 1. [`Endpoints::pick`] decides whose turn it is and gives out an [`Attempt`](super::Attempt).
-///    With `failover` the first address in order that works has the turn, with `round_robin` the
-///    next one that works. An address that is back after a failure gets one delivery at a time, as
-///    a trial, until one succeeds.
+/// 1. [`Endpoints::pick`] decides which address has the turn, and returns an
+///    [`Attempt`](super::Attempt). With `failover` the first address in order that works has the
+///    turn, with `round_robin` the next one that works. An address that is back after a failure
+///    gets one delivery at a time, as a trial, until one succeeds.
 /// 2. [`Endpoints::dial`] looks up the name and connects to the address, or to another usable
 ///    address of the same name.
-/// 3. The attempt says how it went. A failure opens the address's circuit: other deliveries pass
-///    the address over, and the [`Watch`](super::Watch) probes it. A success closes the circuit.
-/// 4. A connection that lives long asks [`Endpoints::is_over`] whether to end in order, each time
+/// 3. The owner of the attempt reports the result. A failure opens the address's circuit: other
+///    deliveries avoid the address, and the [`Watch`](super::Watch) probes it (makes test
+///    connections). A success closes the circuit.
+/// 4. A connection that lasts long asks [`Endpoints::is_over`] whether to end in order, each time
 ///    that [`Endpoints::changed`] wakes it.
 ///
-/// If no address works, every delivery still gets an address: each is tried once in a round, before
-/// any is tried again. The delivery loop pauses between rounds ([`Failure::elsewhere`] is `false`
-/// for the last of a round).
+/// If no address works, every delivery still gets an address: each address is tried once in a
+/// round, before any address is tried again. The delivery loop pauses between rounds
+/// ([`Failure::elsewhere`] is `false` for the last address of a round).
 ///
-/// Invariants: an id belongs to one address for ever, so an attempt that outlives its address
+/// Invariants: an id is never given to a second address, so an attempt whose address was removed
 /// changes nothing. A configured endpoint always has at least one address, which may be without a
 /// socket address. At most one lookup of each name runs. The lock is never held across an `await`,
 /// and [`Endpoints::wake`] is called after the lock is released.
@@ -72,30 +74,34 @@ pub(crate) struct Endpoints {
     pub(super) timeouts: Timeouts,
     pub(super) look_up: Box<LookUp>,
     table: Mutex<AddressTable>,
-    /// A number that grows with every change that connections may have to react to.
+    /// A number that grows with every change of the addresses to which connections may have to
+    /// react.
     version: AtomicU64,
     changed: Notify,
 }
 
-/// An address as `/status` shows it.
+/// The state of one address of an output, as `/status` shows it.
 #[derive(Debug, Clone)]
 pub struct AddressState {
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
-    /// `up`; `down`; `suspect` for an address that is silent while another one answers; or
-    /// `back, on trial` after one of these.
+    /// The state of the address. `up`; `down`; `suspect` if it does not answer while another
+    /// address does; `back, on trial` if one delivery at a time tests it, after it was `down` or
+    /// `suspect`.
     pub state: &'static str,
-    /// `true` if the last delivery, or connection, that worked was at this address.
+    /// `true` if the last delivery or connection that succeeded used this address.
     pub used: bool,
 }
 
-/// Makes the failure of looking up a name.
+/// Makes the failure of a lookup of the host name `name`. `what` is the text that says why it
+/// failed.
 fn unresolved(name: &HostPort, what: impl fmt::Display) -> Failure {
     Failure::new(AttemptError::Resolve, format!("cannot resolve {}: {what}", name.host))
 }
 
 impl Endpoints {
-    /// Makes a set without addresses, which [`Endpoints::set`] fills.
+    /// Makes the state of an output that has no addresses yet. [`Endpoints::set`] adds the
+    /// addresses.
     pub(crate) fn new(output: &str, strategy: Strategy, timeouts: &Timeouts) -> Self {
         Self {
             output: output.to_owned(),
@@ -112,32 +118,33 @@ impl Endpoints {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes those who wait in [`Endpoints::changed`].
+    /// Wakes all callers that wait for a change of the addresses with [`Endpoints::changed`].
     pub(super) fn wake(&self) {
         self.version.fetch_add(1, Ordering::Release);
         self.changed.notify_waiters();
     }
 
-    /// Replaces the endpoints, in the order of the config. An endpoint that is the same at the same
-    /// place keeps all that is known about it.
+    /// Replaces the list of endpoints, which is in the order of the config. An endpoint that is the
+    /// same as before, and at the same place in the list, keeps its addresses and their state.
     pub(crate) fn set(&self, endpoints: Vec<Endpoint>) {
         self.lock().set(endpoints);
         self.wake();
     }
 
-    /// Returns the addresses that may be used, except for the one with this id. Those that are
-    /// known to work come first; each group is in the order of turns.
+    /// Returns the addresses that may be used, except the one with the id `id`. Addresses that are
+    /// known to work come first; then those that may be tested after a failure. In both parts, the
+    /// order begins with the address whose turn is next.
     pub(crate) fn others(&self, id: usize) -> Vec<ResolvedAddress> {
         self.lock().others(id)
     }
 
-    /// Returns every address of the set, in order.
+    /// Returns all addresses of the output, in the order of their endpoints in the config.
     pub(super) fn addresses(&self) -> Vec<ResolvedAddress> {
         self.lock().resolved().map(|(address, _)| address).collect()
     }
 
-    /// Notes that the address with this id has not answered for `waited` while another one works.
-    /// The address is passed over until it answers.
+    /// Notes that the address with the id `id` has not answered for the time `waited`, while
+    /// another address works. Deliveries then avoid the address until it answers.
     pub(crate) fn suspect(&self, id: usize, waited: Duration) {
         let Some((address, noted)) = self.lock().silent(id, waited, Instant::now()) else { return };
         if noted.tells {
@@ -149,9 +156,10 @@ impl Endpoints {
         }
     }
 
-    /// Looks up the name of an address, unless the host needs no lookup or was looked up a moment
-    /// ago. If the lookup fails, the addresses known before stay. If the address has a socket
-    /// address already, a lookup that another task has begun is not waited for.
+    /// Looks up the host name of an address. Does nothing if the host needs no lookup, or if its
+    /// last lookup succeeded less than `FRESH` (1 s) ago. If the lookup fails, the addresses that
+    /// were known before stay. If the IP address is known already, a lookup that another task has
+    /// begun is not waited for.
     ///
     /// # Errors
     ///
@@ -184,49 +192,52 @@ impl Endpoints {
         Ok(())
     }
 
-    /// The permits for looking up an address's name; `None` if there is nothing to look up now.
+    /// Returns the semaphore that permits one lookup of the address's host name at a time; `None`
+    /// if no lookup is needed now.
     pub(super) fn lookups(&self, address: &ResolvedAddress) -> Option<Arc<Semaphore>> {
         self.lock().lookups(address, FRESH)
     }
 
-    /// A number that grows whenever the result of [`Endpoints::is_over`] or [`Endpoints::is_gone`]
-    /// may change.
+    /// Returns a number that grows whenever the result of [`Endpoints::is_over`] or
+    /// [`Endpoints::is_gone`] may change.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Waits for a change that happens after this method was called, even if the future is polled
-    /// later.
+    /// Returns a future that ends at the next change of the addresses after this call. It also
+    /// notices a change that happens before it is first polled.
     pub(crate) fn changed(&self) -> impl Future<Output = ()> {
         self.changed.notified()
     }
 
-    /// Returns whether an address has left the set: its name no longer resolves to it, or a reload
-    /// has removed it.
+    /// Returns `true` if an address is not an address of the output any more: its host name no
+    /// longer resolves to it, or a reload has removed its endpoint.
     pub(crate) fn is_gone(&self, address: &ResolvedAddress) -> bool {
         self.lock().address(address).is_none()
     }
 
-    /// Returns whether a connection that carries all events should be ended in order: its address
-    /// has left the set, or, with `failover`, an address of an earlier endpoint is usable again.
-    /// While the connection's own address has not yet shown that it works, only the former counts.
+    /// Returns `true` if a connection that carries all events should be closed in order, for one of
+    /// two reasons. Its address is not an address of the output any more; or, with `failover`, an
+    /// address of an earlier endpoint is usable again. The second reason counts only if the
+    /// connection's own address works and the last delivery did not fail.
     pub(crate) fn is_over(&self, address: &ResolvedAddress) -> bool {
         self.lock().is_over(address, self.strategy)
     }
 
-    /// When a connection that is made now should be ended in order, with some jitter; `None`
-    /// without `timeouts.max_connection_age`.
+    /// Returns the moment when a connection that is made now should be closed in order: after
+    /// `timeouts.max_connection_age`, with a small random difference. `None` if this setting is
+    /// missing.
     pub(crate) fn expiry(&self) -> Option<Instant> {
         let age = self.timeouts.max_connection_age?;
         Some(Instant::now() + net::jittered(age))
     }
 
-    /// Returns the number of addresses in the set.
+    /// Returns the number of addresses of the output, of all its endpoints together.
     pub(crate) fn count(&self) -> usize {
         self.lock().count()
     }
 
-    /// Returns the state of each address, in order, for `/status`.
+    /// Returns the state of each address for `/status`, in the order of the config.
     pub(crate) fn states(&self) -> Vec<AddressState> {
         let table = self.lock();
         let states = table.resolved().map(|(address, entry)| AddressState {
@@ -237,7 +248,7 @@ impl Endpoints {
         states.collect()
     }
 
-    /// Logs that an address is up, and for how long it was down.
+    /// Logs that an address is up again, and how long it was down. `since` is when it went down.
     pub(super) fn tell_up(&self, address: &ResolvedAddress, since: Option<Instant>, now: Instant) {
         let after = since.map_or(Duration::ZERO, |since| now.duration_since(since));
         let after = format!("{:.1} s", after.as_secs_f64());

@@ -14,79 +14,89 @@ use super::circuit::Circuit;
 use super::circuit::Fault;
 use crate::config::Strategy;
 
-/// How often a name is looked up while nothing is dialled.
+/// The time after which a host name is looked up again, if no connection has looked it up
+/// meanwhile.
 pub(super) const LOOK_UP: Duration = Duration::from_secs(30);
 
-/// The shortest time between two log lines about one address.
+/// The shortest time after a log line about an address until the log may say that it is down.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The endpoints of one output in order, with the addresses of each. Owned by the set.
+/// The endpoints of one output in the order of the config, with the addresses of each.
+/// `Endpoints` owns it.
 ///
 /// All addresses of all endpoints together form one list, in order. An *index* is a place in that
-/// list, and changes when addresses join or leave; an *id* belongs to one address for ever.
+/// list, and changes when addresses join or leave. An *id* is never given to a second address.
 #[derive(Default)]
 pub(super) struct AddressTable {
     entries: Vec<EndpointEntry>,
     /// The number of the current round. While no address is known to work, each address is tried
     /// once in a round before any address is tried again.
     round: u64,
-    /// The index of the address whose turn is next, with `round_robin`.
+    /// The index of the address whose turn is next. With `round_robin`, the search for the address
+    /// of the next delivery begins there.
     turn: usize,
-    /// `true` if the last delivery failed. The next delivery then goes to an address that is known
-    /// to work: of two deliveries that follow each other, one that is not a trial gets through.
+    /// `true` if the last delivery failed. If an address is known to work, the next delivery then
+    /// goes to such an address, and does not test one that was down. So two tests never fail in a
+    /// row while another address works.
     pub(super) failing: bool,
-    /// The id of the address where the last delivery, or connection, worked; `None` if none worked
-    /// yet.
+    /// The id of the address at which the last delivery or connection succeeded; `None` if none has
+    /// succeeded yet.
     pub(super) used: Option<usize>,
-    /// The id that was given to the newest address.
+    /// The id of the newest address. Ids are counted up from 1.
     last_id: usize,
 }
 
-/// A configured endpoint and its addresses.
+/// A configured endpoint (host and port) and its addresses.
 struct EndpointEntry {
     endpoint: Endpoint,
-    /// When the resolver last answered for the name; `None` before the first answer. After an
-    /// answer the endpoint has at least one address.
+    /// The moment of the resolver's last answer for the endpoint's host name; `None` before the
+    /// first answer. After the first answer, all addresses of the endpoint have an IP address.
     looked_up: Option<Instant>,
-    /// When the watch looks the name up next; `None` before the first answer.
+    /// The moment when the background task looks the host name up next; `None` before the first
+    /// answer of the resolver.
     next_lookup: Option<Instant>,
     /// A semaphore with one permit, so that only one lookup of the name runs at a time: a resolver
     /// that hangs then blocks only one thread.
     lookups: Arc<Semaphore>,
-    /// The addresses of the endpoint, never empty: a name without known addresses has one entry
-    /// without a socket address.
+    /// The addresses of the endpoint. The list is never empty: before the first answer of the
+    /// resolver, it has one entry without an IP address.
     addresses: Vec<AddressEntry>,
 }
 
-/// One address of an endpoint, with its circuit and its log state.
+/// One address of an endpoint, with its circuit (may deliveries use it?) and with the last log line
+/// about it.
 pub(super) struct AddressEntry {
     /// The address's id, which is never given to another address.
     pub(super) id: usize,
+    /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
     pub(super) socket: Option<SocketAddr>,
     pub(super) circuit: Circuit,
-    /// The last round in which a delivery failed at this address; `None` if none did.
+    /// The last round (in which each address is tried once) with a failed delivery at this address;
+    /// `None` if no delivery failed here.
     failed_in: Option<u64>,
-    /// When the log last had a line about the address; `None` if it never had.
+    /// The moment of the last log line about the address; `None` if there was no line.
     told: Option<Instant>,
-    /// `true` if the last line in the log says that the address is down.
+    /// `true` if the last log line about the address says that it is down.
     told_down: bool,
 }
 
-/// Work for the task that watches over the addresses of an output.
+/// Work for the background task (`Watch`) that watches the addresses of an output.
 pub(super) enum Job {
     /// Look up the name of this address.
     LookUp(ResolvedAddress),
-    /// Connect to this address, to see whether it is back.
+    /// Connect to this address, to find out whether it works again.
     Probe(ResolvedAddress),
 }
 
-/// What follows from a failure at an address, for the caller to do.
+/// The consequences of a failure at an address, for which the caller has to act.
 pub(super) struct Noted {
-    /// `true` if the failure has opened the address's circuit.
+    /// `true` if the failure has opened the address's circuit: from now on, the address counts as
+    /// down.
     pub(super) opened: bool,
-    /// `true` if the log is due a line about the failure. The line counts as written.
+    /// `true` if the caller must log the failure. The table has already noted that this log line is
+    /// written.
     pub(super) tells: bool,
-    /// `true` if another address is left that may be tried without a pause.
+    /// `true` if another address may be tried without a pause.
     pub(super) left: bool,
 }
 
@@ -95,15 +105,16 @@ impl AddressEntry {
         Self { id, socket, circuit, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of an address that joins an endpoint while all addresses of the endpoint,
-    /// `self` among them, are down.
+    /// Makes the entry of a new address of an endpoint whose addresses are all down. `self` is one
+    /// of these addresses: the new entry begins with its circuit, so the new address must answer
+    /// probes before it counts as working.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// Returns `true` if a log line may be written about the address now. The caller must write the
-    /// line: it counts as written.
+    /// Returns `true` if the caller may log a line about the address now. The caller must then
+    /// write the line, because it is already counted as written.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {
@@ -112,8 +123,8 @@ impl AddressEntry {
         may
     }
 
-    /// Returns whether a line has to say that the address is up, because the last line says that it
-    /// is down. The line counts as written.
+    /// Returns `true` if the caller must log that the address is up, because the last log line says
+    /// that it is down. The line is then already counted as written.
     pub(super) fn is_to_be_told_up(&mut self, now: Instant) -> bool {
         let tells = std::mem::take(&mut self.told_down);
         if tells {
@@ -129,6 +140,8 @@ impl EndpointEntry {
         ResolvedAddress { endpoint, id, name: self.endpoint.name.clone(), socket }
     }
 
+    /// Returns the index, within this endpoint, of the address with this id; `None` if there is
+    /// none.
     fn position(&self, id: usize) -> Option<usize> {
         self.addresses.iter().position(|address| address.id == id)
     }
@@ -140,8 +153,8 @@ impl AddressTable {
         self.last_id
     }
 
-    /// Replaces the endpoints. An endpoint that is the same at the same place keeps all that is
-    /// known about it.
+    /// Replaces the list of endpoints. An endpoint that is the same as before, and at the same
+    /// place in the list, keeps its addresses and their state.
     pub(super) fn set(&mut self, endpoints: Vec<Endpoint>) {
         let mut old: Vec<Option<EndpointEntry>> =
             std::mem::take(&mut self.entries).into_iter().map(Some).collect();
@@ -158,18 +171,19 @@ impl AddressTable {
         }
     }
 
-    /// Returns the entry of an address; `None` if the address has left the set.
+    /// Returns the entry of an address; `None` if it is not an address of the output any more.
     pub(super) fn address(&mut self, of: &ResolvedAddress) -> Option<&mut AddressEntry> {
         let entry = self.entries.get_mut(of.endpoint)?;
         let position = entry.position(of.id)?;
         entry.addresses.get_mut(position)
     }
 
-    /// The number of addresses.
+    /// Returns the number of addresses, of all endpoints together.
     pub(super) fn count(&self) -> usize {
         self.entries.iter().map(|entry| entry.addresses.len()).sum()
     }
 
+    /// Returns every address in order, with its endpoint and the endpoint's index.
     fn all(&self) -> impl Iterator<Item = (usize, &EndpointEntry, &AddressEntry)> {
         self.entries.iter().enumerate().flat_map(|(index, entry)| {
             entry.addresses.iter().map(move |address| (index, entry, address))
@@ -181,24 +195,26 @@ impl AddressTable {
         self.all().map(|(index, entry, address)| (entry.resolved(index, address), address))
     }
 
+    /// Returns `true` if at least one address is known to work.
     fn any_closed(&self) -> bool {
         self.all().any(|(_, _, address)| address.circuit.is_closed())
     }
 
-    /// Returns whether a delivery may go to an address at once, if no address is known to work: the
-    /// address was not tried in this round, and has not asked for a pause.
+    /// Returns `true` if a delivery may go to this address without a pause, while no address is
+    /// known to work: no delivery has failed here in this round, and the consumer has not asked for
+    /// a pause that still lasts.
     fn is_untried(&self, address: &AddressEntry, now: Instant) -> bool {
         address.circuit.asked_until(now).is_none() && address.failed_in != Some(self.round)
     }
 
-    /// Returns whether there is an address to try without a pause.
+    /// Returns `true` if there is an address that may be tried without a pause.
     fn is_any_left(&self, now: Instant) -> bool {
         let untried = |address: &AddressEntry| self.is_untried(address, now);
         self.any_closed() || self.all().any(|(_, _, address)| untried(address))
     }
 
-    /// Returns the first address that `wanted` accepts, with its index. The search begins at the
-    /// index `from`, and goes on from the beginning of the list.
+    /// Returns the first address that `wanted` accepts, with its index; `None` if there is none.
+    /// The search begins at the index `from`. After the last address, it goes on at the first.
     fn find(
         &self,
         from: usize,
@@ -214,8 +230,8 @@ impl AddressTable {
             .map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Returns the address whose requested pause ends first, with its index. Called when every
-    /// address has asked for a pause.
+    /// Returns the address, with its index, whose pause ends first; `None` if there is no address.
+    /// Called when the consumer of every address has asked for a pause.
     fn soonest(&self, now: Instant) -> Option<(usize, ResolvedAddress)> {
         let until = |address: &AddressEntry| address.circuit.asked_until(now);
         let all = self.all().enumerate();
@@ -223,9 +239,9 @@ impl AddressTable {
         soonest.map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Picks the address of the next delivery, and passes the turn on. The `bool` is `true` if the
-    /// delivery is the one that tries whether the address works again. `None` while there is no
-    /// address.
+    /// Picks the address of the next delivery, and gives the turn to the address after it. Returns
+    /// the address, and `true` if this delivery is a trial (the one delivery that tests the address
+    /// after a failure). `None` while there is no address.
     pub(super) fn pick(
         &mut self,
         strategy: Strategy,
@@ -252,14 +268,15 @@ impl AddressTable {
         Some((address, is_trial))
     }
 
-    /// Notes that a delivery begins at an address. Returns `true` if it is the one that tries
-    /// whether the address works again.
+    /// Notes that a delivery begins at an address. Returns `true` if the delivery is a trial (the
+    /// one delivery that tests the address after a failure).
     pub(super) fn take(&mut self, address: &ResolvedAddress) -> bool {
         self.address(address).is_some_and(|address| address.circuit.take())
     }
 
-    /// The addresses that may be used, except for the one with this id: first those that are known
-    /// to work, each group in the order of their turns.
+    /// Returns the addresses that may be used, except the one with the id `id`. Addresses that are
+    /// known to work come first; then those that may be tested after a failure. In both parts, the
+    /// order begins with the address whose turn is next.
     pub(super) fn others(&self, id: usize) -> Vec<ResolvedAddress> {
         let count = self.count().max(1);
         let mut others: Vec<_> = self
@@ -275,7 +292,8 @@ impl AddressTable {
         others.into_iter().map(|(_, address)| address).collect()
     }
 
-    /// Notes a failure of a delivery, or of a connection, at an address.
+    /// Notes that a delivery or a connection failed at an address because of `fault`. Returns the
+    /// consequences, for which the caller has to act.
     pub(super) fn failed(&mut self, of: &ResolvedAddress, fault: Fault, now: Instant) -> Noted {
         let several = self.count() > 1;
         let (mut opened, mut tells) = (false, false);
@@ -290,8 +308,9 @@ impl AddressTable {
         Noted { opened, tells, left: self.is_any_left(now) }
     }
 
-    /// Notes that the address with this id is silent while another one works. Returns the address,
-    /// and what follows; `None` if the address has left the set.
+    /// Notes that the address with the id `id` has not answered for the time `waited`, while
+    /// another address works. Returns the address and the consequences, for which the caller has to
+    /// act; `None` if no address has this id any more.
     pub(super) fn silent(
         &mut self,
         id: usize,
@@ -308,8 +327,9 @@ impl AddressTable {
         Some((of, Noted { opened, tells, left: true }))
     }
 
-    /// Lifts every refusal: no consumer takes the events that were refused, so no consumer is at
-    /// fault.
+    /// Forgives every refusal: addresses that are down only because their consumers refused events
+    /// count as up again. Called when no consumer accepts the refused events, so that no consumer
+    /// is at fault.
     pub(super) fn forgive(&mut self) {
         self.failing = false;
         for address in self.entries.iter_mut().flat_map(|entry| &mut entry.addresses) {
@@ -319,9 +339,9 @@ impl AddressTable {
         }
     }
 
-    /// The permits for looking up an address's name. `None` if there is nothing to look up: the
-    /// host is an IP address, a proxy resolves it, its endpoint has left the set, or the last
-    /// answer is younger than `fresh`.
+    /// Returns the semaphore that permits one lookup of the address's host name at a time. `None`
+    /// if no lookup is needed: the host is an IP address, a proxy resolves it, a reload has removed
+    /// the endpoint, or the last answer is younger than `fresh`.
     pub(super) fn lookups(&self, of: &ResolvedAddress, fresh: Duration) -> Option<Arc<Semaphore>> {
         let entry = self.entries.get(of.endpoint)?;
         let young = entry.looked_up.is_some_and(|at| at.elapsed() < fresh);
@@ -329,8 +349,9 @@ impl AddressTable {
             .then(|| Arc::clone(&entry.lookups))
     }
 
-    /// Takes the resolver's answer for the name of an address. Returns `true` if the addresses of
-    /// the name have changed.
+    /// Replaces the addresses of a host name by the resolver's answer. `of` is any address of this
+    /// name. Addresses that stay keep their order and state. Returns `true` if the set of addresses
+    /// has changed.
     pub(super) fn take_answer(
         &mut self,
         of: &ResolvedAddress,
@@ -361,9 +382,9 @@ impl AddressTable {
         before != after
     }
 
-    /// Returns another address of the same name if, after a lookup, this address has left the set.
-    /// The turn passes on to the address after the returned one. `None`: this address is still in
-    /// the set.
+    /// Returns another address of the same host name if a lookup has removed this address from the
+    /// output. The turn passes on to the address after the returned one. Returns `None` if this
+    /// address was not removed, or if its endpoint is gone.
     pub(super) fn replacement(&mut self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint)?;
         if entry.position(of.id).is_some() || entry.endpoint.name != of.name {
@@ -377,7 +398,7 @@ impl AddressTable {
         Some(found)
     }
 
-    /// Returns another usable address of the same name; `None` if there is none.
+    /// Returns another usable address of the same host name; `None` if there is none.
     pub(super) fn sibling(&self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint).filter(|it| it.endpoint.name == of.name)?;
         let mut others = entry.addresses.iter().filter(|other| other.id != of.id);
@@ -385,10 +406,10 @@ impl AddressTable {
         Some(entry.resolved(of.endpoint, usable))
     }
 
-    /// Returns whether a connection that carries all events should be ended in order: its address
-    /// has left the set, or, with `failover`, an endpoint before its own is usable again. A
-    /// connection whose own address has not yet shown that it works, or where deliveries fail, is
-    /// not ended for the latter.
+    /// Returns `true` if a connection that carries all events should be closed in order, for one of
+    /// two reasons. Its address is not an address of the output any more; or, with `failover`, an
+    /// address of an earlier endpoint is usable again. The second reason counts only if the
+    /// connection's own address works and the last delivery did not fail.
     pub(super) fn is_over(&mut self, of: &ResolvedAddress, strategy: Strategy) -> bool {
         let Some(address) = self.address(of) else { return true };
         let works = address.circuit.is_closed() && !self.failing;
@@ -398,9 +419,10 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// Returns the work that is due now, which counts as begun, and the time when to call this
-    /// again. A probe takes at most `limit`. A single address is not probed, because every delivery
-    /// tries it anyway.
+    /// Returns the work of the background task that is due now, and the time when this method must
+    /// be called again. The returned work counts as begun. A probe (test connection) takes at most
+    /// `limit`. If the output has only one address, it is not probed, because every delivery tries
+    /// it anyway.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;
         let (mut due, mut wake) = (Vec::new(), now + LOOK_UP);

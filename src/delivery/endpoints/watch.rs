@@ -16,33 +16,35 @@ use super::set::Endpoints;
 use super::table::Job;
 use crate::delivery::failure::Failure;
 
-/// The pause before the watch begins anew after a panic.
+/// The pause after a panic of the background task that watches addresses, before it starts again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// The task that watches over the addresses of one output. The output's connector owns it, starts
-/// it with its first connection, and ends it by dropping it.
+/// The background task that watches the addresses of one output. The output's connector owns this
+/// handle. It starts the task with the output's first connection, and ends the task by dropping the
+/// handle.
 ///
-/// The task does two kinds of work, each when the table says that it is due:
+/// The task does two kinds of work, each when the table of addresses says that the work is due:
 ///
 /// - It *probes* an address that is down: it connects (with TLS, if the output uses TLS), and sends
-///   nothing. When the address has answered probes for as long as its hold, it is back on trial.
-///   The next probe of an address begins at most 10 seconds after the last one has ended. Probes of
-///   several addresses run side by side.
-/// - It *looks up* each name every 30 seconds, so that connections hear of new and removed
-///   addresses without a dial.
+///   nothing. When the address has answered probes for the time of its *hold*, one delivery at a
+///   time may test it. The next probe of an address begins at most 10 seconds after the last one
+///   has ended. Probes of several addresses run side by side.
+/// - It *looks up* each name every 30 seconds, so that new and removed addresses are noticed even
+///   if no connection is made.
 ///
 /// A name that has no known address is probed by a lookup. A single address is not probed at all,
 /// because every delivery tries it anyway.
 ///
-/// The task never ends by itself. After a panic it begins anew: without it, an address that is down
-/// would stay down as long as another one works.
+/// The task never ends by itself. After a panic it starts again: without the task, an address that
+/// is down would stay down as long as another address works.
 #[derive(Default)]
 pub(crate) struct Watch {
     task: JoinSet<()>,
 }
 
 impl Watch {
-    /// Starts the task, unless it runs already. `probe` connects to an address and sends nothing.
+    /// Starts the task, unless it is already running. `probe` makes a test connection to an
+    /// address, on which it sends nothing.
     pub(crate) fn start<F>(
         &mut self,
         set: &Arc<Endpoints>,
@@ -66,7 +68,7 @@ impl Watch {
 }
 
 impl Endpoints {
-    /// The watch's loop, which never ends.
+    /// Runs the loop of the [`Watch`] task, which never ends.
     async fn watch<F>(&self, probe: &impl Fn(ResolvedAddress) -> F)
     where
         F: Future<Output = Result<(), Failure>>,
@@ -85,6 +87,7 @@ impl Endpoints {
         }
     }
 
+    /// Does one piece of work: a lookup of a host name, or a probe (test connection) of an address.
     async fn run<F>(&self, job: Job, probe: &impl Fn(ResolvedAddress) -> F)
     where
         F: Future<Output = Result<(), Failure>>,
@@ -109,7 +112,8 @@ impl Endpoints {
         self.probed(&address, result.is_ok());
     }
 
-    /// Notes the end of a probe.
+    /// Notes the result of a probe, which is a test connection to an address that is down.
+    /// `answered` is `true` if the connection was made.
     fn probed(&self, of: &ResolvedAddress, answered: bool) {
         let now = Instant::now();
         let mut table = self.lock();
