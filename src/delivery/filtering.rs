@@ -25,53 +25,58 @@ use crate::queue::Origin;
 use crate::queue::Position;
 use crate::telemetry::OutputMetrics;
 
-/// An unchanged run of lines that is shorter than this many bytes is copied, together with the
-/// changed lines before it. Sent uncopied, many short runs would make the vectored write slow.
+/// An unchanged run of lines with fewer bytes than this is copied into one buffer with the changed
+/// lines next to it. Otherwise, the vectored write would get many short buffers, and would be slow.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// The buffer for one changed event is kept for the next event, unless it has grown beyond this
-/// many bytes.
+/// The buffer for one changed event is used again for the next event, unless it has grown beyond
+/// this many bytes.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 
-/// Bytes of events that the loop may inspect without sending any (all filtered, or all given up)
-/// before it yields to the runtime, so that other tasks on this thread are not starved.
+/// The bytes of events that the delivery loop may inspect without sending an event (because all are
+/// filtered out or given up). Then it yields to the runtime, so that other tasks on this thread can
+/// run.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The filter of one output, and its decisions about the claims that are not final. The ledger owns
-/// it. Without a filter it passes every batch unchanged and costs nothing.
+/// The filter of one output, and its decisions (*marks*) about the events of claims (ranges of
+/// events that the output has taken to send) that are not final (not yet settled). The ledger owns
+/// this value. Without a filter, every batch passes unchanged and costs nothing.
 ///
-/// Invariant: there are marks only for positions of claims that are not final, and the marks of a
-/// claim are those of the last time that it went through the filter.
+/// Invariant: there are marks only for events of claims that are not final. The marks of a claim
+/// come from the last time that the claim went through the filter.
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// The decisions about events of claims on the wire. An event without a mark leaves unchanged,
-    /// and nothing is counted for it.
+    /// The filter's decisions about the events that are being sent, by the position of the event in
+    /// the queue. An event without a mark is sent, and the filter counts nothing for it.
     marks: BTreeMap<Position, Mark>,
-    /// Bytes of the lines that the marks hold.
+    /// The bytes of the lines that the marks hold. These are the lines of events that are too large
+    /// to be sent.
     marked_bytes: u64,
-    /// The buffer for one changed event.
+    /// The buffer into which the filter writes one changed event.
     changed: Vec<u8>,
-    /// The end of the last claim that has gone through the filter. If the next claim begins after
-    /// it, the queue has dropped the events between.
+    /// The position after the last claim (range of events) that has gone through the filter. If a
+    /// later claim begins after this position, the queue has dropped the events between the two
+    /// claims.
     next: Position,
 }
 
-/// The filter's decision about one event.
+/// The filter's decision about one event that it does not send unchanged.
 #[derive(Debug, PartialEq)]
 enum Mark {
-    /// The event does not leave.
+    /// The event is not sent: the filter does not select it for this output.
     Dropped,
-    /// The event does not leave, because the same event has left before.
+    /// The event is not sent, because the same event was sent before.
     Duplicate,
-    /// The event leaves in another form.
+    /// The event is sent in a changed form.
     Changed(Changes),
-    /// The event does not leave, because it would be too large even without its bodies. Holds the
-    /// line as it was received.
+    /// The event is not sent, because it would be too large even without its request and response
+    /// objects. The value is the line of the event as it was received.
     TooLarge(Bytes),
 }
 
 impl Filtering {
-    /// Makes a filter for the events that `cursor` hands out from now on.
+    /// Makes the filtering of an output, for the events that `cursor` (the output's place in the
+    /// queue) hands out from now on. `None`: the output has no filter.
     pub(super) fn new(filter: Option<Filter>, cursor: &Cursor) -> Self {
         Self {
             filter,
@@ -82,26 +87,28 @@ impl Filtering {
         }
     }
 
-    /// Returns `true` if the marks hold so many bytes that nothing more should be sent. Events that
-    /// are too large are held in the marks until all events before them are final.
+    /// Returns `true` if the marks hold so many bytes that no more events should be sent. The lines
+    /// of events that are too large stay in the marks until all events before them are final
+    /// (settled).
     pub(super) fn is_full(&self) -> bool {
         self.marked_bytes >= REJECTED_BYTES_MAX
     }
 
-    /// Notes that the cursor was rewound: it hands out claims again, from the first that is not
-    /// final.
+    /// Notes that the cursor (the output's place in the queue) was set back: it hands out events
+    /// again, beginning with the first that is not final (settled).
     pub(super) fn rewound(&mut self, cursor: &Cursor) {
         self.next = cursor.position();
         self.unmark(self.next..Position::MAX);
     }
 
-    /// Notes that a claim is not on the wire any more. The claim goes through the filter again
-    /// before it is sent again.
+    /// Notes that a claim (events that were taken to be sent) is to be sent again. Its marks are
+    /// removed, because it goes through the filter again before that.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
 
-    /// Removes the marks of these positions, and returns the marks in order.
+    /// Removes the filter's decisions (marks) about the events at these positions, and returns them
+    /// in order.
     fn unmark(&mut self, positions: Range<Position>) -> Vec<Mark> {
         let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).map(|it| it.1).collect();
         for mark in &marks {
@@ -113,7 +120,7 @@ impl Filtering {
     }
 
     /// Notes that the queue has dropped the events at these positions. They will never be sent, so
-    /// the filter must not take a repetition of such an event for a duplicate.
+    /// the filter must not treat a later copy of such an event as a duplicate.
     fn forget(&mut self, positions: Range<Position>) {
         self.unmark(positions.clone());
         if let Some(filter) = &mut self.filter {
@@ -121,15 +128,15 @@ impl Filtering {
         }
     }
 
-    /// Returns the filter's memory of events that have left, for the delivery that takes over;
-    /// `None` without deduplication.
+    /// Returns the filter's memory of the events that were sent, for the delivery that replaces
+    /// this one; `None` if the filter does not remove duplicates.
     pub(super) fn into_seen(self) -> Option<Seen> {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Rebuilds the filter's memory of events that have already been sent, from the events within
-    /// the filter's window that are still in the queue. Does nothing if the filter needs no
-    /// history.
+    /// Rebuilds the filter's memory of the events that were sent before, with which it recognizes
+    /// duplicates. It reads the events of the filter's time window that are still in the queue.
+    /// Does nothing if the filter needs no memory.
     ///
     /// # Cancel safety
     ///
@@ -203,8 +210,9 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }
 
-    /// Prepares for a batch that comes to the filter, perhaps again: forgets earlier decisions
-    /// about its events, and the events that the queue has dropped before it.
+    /// Prepares the filter for a batch, which may have gone through it before: forgets the earlier
+    /// decisions about the batch's events, and forgets the events before the batch that the queue
+    /// has dropped.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(claim.start..claim.end);
@@ -217,8 +225,9 @@ impl Filtering {
         }
     }
 
-    /// Returns the lines of a batch that is given up, as they were received, and the disposition of
-    /// the batch. The lines of events that the filter keeps back are left out.
+    /// Takes a batch that is given up. Returns the lines, as they were received, of its events that
+    /// are lost, and the numbers of its events that are lost, dropped by the filter, or duplicates.
+    /// Events that the filter would not have sent are not lost, so their lines are left out.
     pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -243,7 +252,7 @@ impl Filtering {
         (pieces, Disposition { lost, ..self.give_up(batch.claim) })
     }
 
-    /// Returns the lines of the claim's events that are not sent because they are too large.
+    /// Returns the lines of those events of the claim that are not sent because they are too large.
     pub(super) fn too_large(&self, claim: Claim) -> Vec<Bytes> {
         let marks = self.marks.range(claim.start..claim.end);
         marks
@@ -254,13 +263,14 @@ impl Filtering {
             .collect()
     }
 
-    /// Returns `true` if the claim has events that are too large.
+    /// Returns `true` if the claim has events that are not sent because they are too large.
     pub(super) fn has_too_large(&self, claim: Claim) -> bool {
         !self.too_large(claim).is_empty()
     }
 
-    /// Notes that the claim is final. Counts the events that were changed, and returns how many
-    /// events were dropped or were duplicates. Events that are too large are in neither number.
+    /// Notes that the claim is final (its events are settled). Counts its events that were changed.
+    /// Returns how many of its events the filter dropped, and how many were duplicates; events that
+    /// were too large are in neither number.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -278,16 +288,17 @@ impl Filtering {
         disposition
     }
 
-    /// Notes that some events of the claim were not sent, and nobody knows which. The filter
-    /// forgets all events of the claim, so that a repetition may be sent.
+    /// Notes that some events of the claim were not sent, and that it is not known which ones. The
+    /// filter forgets all events of the claim, so that a later copy is sent and not taken for a
+    /// duplicate.
     pub(super) fn forget_history(&mut self, claim: Claim) {
         if let Some(filter) = &mut self.filter {
             filter.forget(claim.start..claim.end);
         }
     }
 
-    /// Notes that the claim is given up, or dropped by the queue: none of its events was delivered.
-    /// Returns how many of these events the filter would have kept back anyway.
+    /// Notes that no event of the claim was delivered, because the claim was given up, or because
+    /// the queue dropped it. Returns how many of its events the filter would not have sent anyway.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -302,8 +313,8 @@ impl Filtering {
     }
 }
 
-/// Returns, for each line of a piece, the line's position, the index of its first byte, and the
-/// index after its line break.
+/// Returns three values for each line of a piece: the line's position in the queue, the index of
+/// its first byte in the piece, and the index after its line break.
 fn events<'a>(
     piece: &'a [u8],
     origin: &Origin,
@@ -317,16 +328,18 @@ fn events<'a>(
     })
 }
 
-/// The pieces of a filtered batch: unchanged runs of lines, and changed lines.
+/// The lines of one batch that have passed the filter, as pieces: unchanged runs of lines, and
+/// buffers with copied lines.
 #[derive(Default)]
 struct Lines {
     pieces: Vec<Bytes>,
+    /// The lines that were copied since the last piece was added to `pieces`.
     copied: Vec<u8>,
     events: u64,
 }
 
 impl Lines {
-    /// Adds the bytes `start..end` of a piece, whole lines, as they are.
+    /// Adds the bytes `start..end` of a piece without a change. These bytes must be whole lines.
     fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
         let run = start..end;
         if run.len() < PASSED_ON_MIN && run.len() < piece.len() {
@@ -337,19 +350,21 @@ impl Lines {
         }
     }
 
-    /// Adds a changed event, given without its line break.
+    /// Adds a changed event, and a line break after it.
     fn add(&mut self, event: &[u8]) {
         self.copied.extend_from_slice(event);
         self.copied.push(b'\n');
         self.events += 1;
     }
 
+    /// Adds the copied lines to `pieces` as one piece.
     fn seal(&mut self) {
         if !self.copied.is_empty() {
             self.pieces.push(Bytes::from(std::mem::take(&mut self.copied)));
         }
     }
 
+    /// Returns the number of events, and the pieces that hold their lines.
     fn end(mut self) -> (u64, Vec<Bytes>) {
         self.seal();
         (self.events, self.pieces)

@@ -31,58 +31,65 @@ use crate::queue::Take;
 use crate::telemetry::Cause;
 use crate::telemetry::LostAs;
 
-/// The claims that are given up, from the decision to the last letter. The ledger owns it.
+/// The claims (ranges of events) of one output that are given up, from the decision until their
+/// dead letters are written. The ledger owns this value.
 ///
-/// Phases of a claim: *doomed*, until there is room for its letters and its lines are at hand; then
-/// *ending*, until the writer of dead letters has written them. Without a place for letters a
-/// doomed claim becomes final at once. In the table of claims both are `State::Burying`.
+/// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
+/// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
+/// a doomed claim becomes final at once. In both phases, the table of claims has it as
+/// `State::Burying`.
 ///
-/// Invariants: at most `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for the
-/// writer; with more, nothing is sent, because it might have to be given up too. Each event that is
-/// given up is counted once, when its claim becomes final.
+/// Invariants: at most about `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for
+/// the writer. With more, nothing is sent, because it might have to be given up too. Each event
+/// that is given up is counted once, when its claim becomes final.
 pub(super) struct GivenUp {
-    /// The output's name, for its dead letters.
+    /// The output's name, which is written into its dead letters.
     output: Arc<str>,
-    /// The writer of dead letters; `None`: events are dropped and counted.
+    /// The writer of dead letters; `None` if events that are given up are only counted, and not
+    /// kept.
     place: Option<DeadLetters>,
-    /// Claims that are to be given up, in the order of the decisions.
+    /// The claims (ranges of events) that are to be given up and whose lines were not handed over
+    /// yet, in the order of the decisions.
     doomed: VecDeque<Doomed>,
-    /// Claims whose letters are being written, in the order in which they were handed over.
+    /// The claims (ranges of events) whose dead letters are being written, in the order in which
+    /// they were handed over.
     endings: VecDeque<Ending>,
-    /// Bytes of the lines in `endings`.
+    /// The bytes of the lines of all claims in `endings`.
     bytes: u64,
-    /// Whether the lines of the next claim have to be read from files first.
+    /// The place of the lines of the next claim to be given up: in memory, or still in files.
     lines: Lines,
-    /// The first attempts at claims that are not final; `None` without `retry.max_elapsed`.
+    /// The times of the first attempts to send the events that are not final (settled); `None` if
+    /// `retry.max_elapsed` is not set.
     tried: Option<Tried>,
-    /// The reason of the last failed connection, while there is no link: claims in the queue that
-    /// are too old are given up for it. `None` while there is a link, or when none is too old.
+    /// The error of the last failed connection, while there is no connection. Events in the queue
+    /// that are too old are given up with this error as their reason. `None` while there is a
+    /// connection, or when the queue has no event that is too old.
     failed: Option<Arc<str>>,
 }
 
-/// Where the lines of the next claim are.
+/// The place of the lines of the next claim (range of events) to be given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lines {
-    /// They are in memory, or nobody has asked for them.
+    /// The lines are in memory, or nobody has asked for them yet.
     AtHand,
-    /// They are in files: [`InFlight::readable`] reads them.
+    /// The lines are still in files. [`InFlight::readable`] reads them.
     InFiles,
 }
 
-/// A claim that is to be given up when its lines are at hand.
+/// A claim (range of events) that is to be given up as soon as its lines are in memory.
 struct Doomed {
     claim: Claim,
-    /// The number of its events, as far as it is known before they are read.
+    /// The number of the claim's events, as far as it is known before its lines are read.
     events: u64,
     reason: Reason,
 }
 
-/// Why events are given up.
+/// The reason why events are given up, for the counters, the log and the dead letters.
 #[derive(Debug, Clone)]
 pub(super) struct Reason {
-    /// The label of the counter.
+    /// The reason as a label of the counter of lost events.
     cause: Cause,
-    /// The text for the log and the dead letters.
+    /// The reason as text, for the log and the dead letters.
     text: Arc<str>,
 }
 
@@ -92,12 +99,13 @@ impl Reason {
     }
 }
 
-/// A claim that becomes final as soon as its dead letters are written.
+/// A claim (range of events) that becomes final (settled) as soon as its dead letters are written.
 struct Ending {
     claim: Claim,
-    /// The events of the claim that the consumer did not get.
+    /// The numbers of the claim's events that the consumer did not get: lost, dropped by the
+    /// filter, or duplicates.
     disposition: Disposition,
-    /// Bytes of their lines.
+    /// The bytes of the lines that are being written for this claim.
     bytes: u64,
     reason: Reason,
     writing: Writing,
@@ -117,56 +125,64 @@ impl GivenUp {
         }
     }
 
-    /// From now on events that are given up are written here.
+    /// Sets the writer of dead letters. From now on, events that are given up are handed over to
+    /// it.
     pub(super) fn place(&mut self, place: DeadLetters) {
         self.place = Some(place);
     }
 
-    /// Returns `true` if so much waits for the writer of letters that nothing more should be sent.
+    /// Returns `true` if so many dead letters wait to be written that nothing more should be sent.
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= GROUP_BYTES_MAX || self.endings.len() >= CLAIMS_MAX
     }
 
-    /// Returns `true` if no letter is being written.
+    /// Returns `true` if no claim waits for its dead letters to be written.
     pub(super) fn is_ended(&self) -> bool {
         self.endings.is_empty()
     }
 
-    /// Whether the lines of the next claim have to be read from files, which
-    /// [`InFlight::readable`] does.
+    /// Returns `true` if the lines of the next claim to be given up must first be read from files,
+    /// with [`InFlight::readable`].
     pub(super) fn needs_lines(&self) -> bool {
         self.lines == Lines::InFiles
     }
 
-    /// The lines that were asked for are in memory. Returns whether some were asked for.
+    /// Notes that the lines of the next claim to be given up are in memory. Returns `true` if they
+    /// had to be read from files.
     pub(super) fn lines_are_read(&mut self) -> bool {
         std::mem::replace(&mut self.lines, Lines::AtHand) == Lines::InFiles
     }
 
-    /// A released claim is to be given up, because the consumer refuses it with this text.
+    /// Marks a claim that waits to be sent again as one to be given up, because the consumer
+    /// refuses it. `error` is the consumer's text.
     pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
         self.doom(work, Reason::new(Cause::Refused, error), in_flight);
     }
 
+    /// Marks a claim as one that is to be given up for `reason`, when its lines are in memory.
     fn doom(&mut self, work: &Work, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
         in_flight.bury(claim);
         self.doomed.push_back(Doomed { claim, events, reason });
     }
 
-    /// The cursor was rewound: the doomed claims are claims no more.
+    /// Forgets all claims that are to be given up and whose lines were not handed over yet. Called
+    /// when the cursor (the output's place in the queue) is set back, because the queue then hands
+    /// out their events again, in new claims.
     pub(super) fn rewound(&mut self) {
         self.doomed.clear();
     }
 
-    /// There is an attempt at this claim.
+    /// Notes that the events of this claim are being sent now. The time is kept for events that
+    /// were not sent before.
     pub(super) fn tried(&mut self, claim: Claim, cursor: &Cursor) {
         if let Some(tried) = &mut self.tried {
             tried.note(claim, cursor.watermark());
         }
     }
 
-    /// The reason for events that were tried for too long.
+    /// Returns the reason for giving up events that were not delivered within `retry.max_elapsed`.
+    /// `error` is the text of the last error.
     fn too_old(tried: &Tried, error: &str) -> Reason {
         let after = tried.max_elapsed;
         let text =
@@ -174,8 +190,9 @@ impl GivenUp {
         Reason::new(Cause::TooOld, &text)
     }
 
-    /// After a failure: gives up the claims in this state (`Pending` or `Suspect`, so they are
-    /// released) that were tried for too long.
+    /// Marks claims as to be given up after a failure: those in the state `state` whose events were
+    /// all first sent at least `retry.max_elapsed` ago. The state is `Pending` or `Suspect`, so the
+    /// claims are not being sent now.
     pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
         let Some(tried) = &self.tried else { return };
         let until = tried.over_until();
@@ -185,21 +202,23 @@ impl GivenUp {
         }
     }
 
-    /// There is no link: an attempt at every claim that is not final has failed.
+    /// Notes that there is no connection any more, because of `failure`. This counts as a failed
+    /// attempt for every event that is not final (settled).
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if self.tried.is_some() {
             self.failed = Some(Arc::from(failure.message.as_str()));
         }
     }
 
-    /// There is a link again.
+    /// Notes that there is a connection again.
     pub(super) fn connected(&mut self) {
         (self.failed, self.lines) = (None, Lines::AtHand);
     }
 
-    /// After [`GivenUp::all_failed`], when no other claim is left: gives up the next events of the
-    /// queue as long as they are too old. The first claim that is not too old has been tried now.
-    /// Returns `true` if the loop should yield first, and there may be more to do.
+    /// Gives up the next events of the queue, as long as they are too old. Called while there is no
+    /// connection, after [`GivenUp::all_failed`], and when no other claim is left. The first events
+    /// that are not too old count as tried now. Returns `true` if there may be more to do, and the
+    /// loop should yield to the runtime first.
     pub(super) fn next_old(
         &mut self,
         in_flight: &mut InFlight,
@@ -239,8 +258,9 @@ impl GivenUp {
         false
     }
 
-    /// Hands over the lines of doomed claims, as far as there is room. Returns `true` if the loop
-    /// should yield first, and there may be more to do.
+    /// Hands over the lines of claims that are to be given up to the writer of dead letters, as
+    /// long as it has room. Returns `true` if there may be more to do, and the loop should yield to
+    /// the runtime first.
     pub(super) fn bury(
         &mut self,
         in_flight: &mut InFlight,
@@ -276,8 +296,10 @@ impl GivenUp {
         inspected >= INSPECTED_BYTES_MAX
     }
 
-    /// The claim is to become final. `lines` are the lines of the events that `disposition` counts
-    /// as lost: they are handed over to be written, or dropped if there is no place for them.
+    /// Gives up a claim. `disposition` counts the events of the claim that the consumer did not
+    /// get, and `lines` has the lines of those that are lost. The lines are handed over to be
+    /// written as dead letters, and the claim becomes final (settled) after that. If dead letters
+    /// are not kept, or no event is lost, the claim becomes final at once.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,
@@ -288,7 +310,7 @@ impl GivenUp {
         health: &Health,
     ) {
         if disposition.lost == 0 {
-            // Nothing of the claim would have left.
+            // No event of the claim is lost: the filter would not have sent any of them.
             in_flight.finish(claim, disposition);
             return;
         }
@@ -311,8 +333,8 @@ impl GivenUp {
         });
     }
 
-    /// Waits until the letters that were handed over first are written. Never returns if there are
-    /// none.
+    /// Waits for the result of the dead letters that were handed over first among those without a
+    /// result. Never returns if no letters wait to be written.
     ///
     /// # Cancel safety
     ///
@@ -324,8 +346,8 @@ impl GivenUp {
         }
     }
 
-    /// The claim of the first letters becomes final. `written` is what [`GivenUp::written`]
-    /// returned.
+    /// Makes a claim final (settled) whose dead letters have a result: the claim whose letters were
+    /// handed over first. `written` is the result that [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, in_flight: &mut InFlight, health: &Health) {
         let Some(ending) = self.endings.pop_front() else { return };
         let Ending { claim, disposition, bytes, reason: Reason { cause, text }, .. } = ending;

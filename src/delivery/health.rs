@@ -25,18 +25,18 @@ const REMIND: Duration = Duration::from_secs(60);
 /// goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The health of one output: counts attempts, writes the log's lines about them, and keeps
-/// [`Status`] current. Owned by the delivery loop.
+/// The health of one output (does it work?). Counts attempts, writes the log lines about them, and
+/// keeps [`Status`] current. The delivery loop owns this value.
 pub(super) struct Health {
     name: String,
     pub(super) metrics: OutputMetrics,
     status: Arc<Status>,
     /// `true` if an attempt of this output ever succeeded.
     was_up: bool,
-    /// The time since when attempts fail; `None` while the output is up, and before the first
-    /// attempt.
+    /// The moment of the first failed attempt since the output was last up; `None` while the output
+    /// is up, and before the first attempt.
     down: Option<Instant>,
-    /// `true` if the last line in the log says that the output is down.
+    /// `true` if the last log line about the output says that it is down.
     told_down: bool,
     /// The time and the reason of the last log line that says that the output is down; `None` if
     /// there was no such line.
@@ -46,12 +46,13 @@ pub(super) struct Health {
     /// `true` if `retry.max_elapsed` is set: events that can't be delivered for that time are given
     /// up.
     gives_up: bool,
-    /// The number of events that were lost before the output went down. It includes the events that
+    /// The number of events that were lost until the output went down. It includes the events that
     /// were lost for all outputs.
     lost_before: u64,
 }
 
-/// The state of one output that `/status` shows. Shared with `admin`.
+/// The state of one output that `/status` shows. The delivery loop changes it, and the module
+/// `admin` reads it.
 #[derive(Default)]
 pub struct Status {
     state: Mutex<StatusState>,
@@ -62,16 +63,18 @@ pub struct Status {
 struct StatusState {
     up: bool,
     last_error: Option<(String, Instant)>,
-    /// The time since when attempts fail; `None` while the output is up, and before the first
-    /// attempt.
+    /// The moment of the first failed attempt since the output was last up; `None` while the output
+    /// is up, and before the first attempt.
     down_since: Option<Instant>,
-    /// The time of the next attempt; `None` while no next attempt is planned.
+    /// The moment of the next attempt; `None` while no next attempt is planned.
     next_attempt: Option<Instant>,
-    /// `true` if events could be lost while the output was down.
+    /// `true` if events could be lost at the time of the last failed attempt, because of their age
+    /// or because the queue becomes full.
     may_lose: bool,
 }
 
 impl StatusState {
+    /// Notes the error and the moment of a failed attempt.
     fn failed(&mut self, failure: &Failure) {
         self.last_error = Some((failure.message.clone(), Instant::now()));
     }
@@ -82,20 +85,21 @@ impl StatusState {
 pub struct Snapshot {
     /// `true` if the last attempt succeeded.
     pub up: bool,
-    /// The error of the last attempt that failed; `None` if none did. It holds no path or query of
-    /// a URL.
+    /// The text of the last failed attempt's error; `None` if no attempt failed. The text never
+    /// contains the path or query of a URL.
     pub last_error: Option<String>,
     /// The time since the last attempt that failed; `None` if none failed.
     pub last_error_age: Option<Duration>,
-    /// For how long attempts have failed; `None` while the output is up.
+    /// The time since the first failed attempt after which no attempt succeeded; `None` while the
+    /// output is up, and before the first attempt.
     pub down: Option<Duration>,
     /// The time until the next attempt; `None` while no next attempt is planned.
     pub next_retry: Option<Duration>,
-    /// `true` if, when an attempt last failed, the relay kept every event for the consumer.
-    /// `false`: events may be lost while the output is down, for their age or because the queue is
-    /// full.
+    /// `true` if every event is kept until the consumer has it, even while the output is down.
+    /// `false` if events may be lost meanwhile, because they become too old or the queue becomes
+    /// full. The value is that of the last failed attempt.
     pub keeps_events: bool,
-    /// The state of each of the output's addresses, in order.
+    /// The state of each address of the output, in the order of the config.
     pub addresses: Vec<AddressState>,
 }
 
@@ -140,13 +144,14 @@ impl Health {
         }
     }
 
-    /// Sets whether the output gives up events that it can't deliver within `retry.max_elapsed`.
+    /// Sets if the output gives up events that it can't deliver within `retry.max_elapsed`. Returns
+    /// the changed value.
     pub(super) fn gives_up(mut self, gives_up: bool) -> Self {
         self.gives_up = gives_up;
         self
     }
 
-    /// Notes that an attempt succeeded.
+    /// Notes that an attempt succeeded: the output is up.
     pub(super) fn succeeded(&mut self) {
         let since = self.down.take();
         if since.is_none() && self.was_up {
@@ -174,14 +179,14 @@ impl Health {
         tracing::debug!(output = self.name, events, attempts, "batch delivered");
     }
 
-    /// Notes that an attempt failed, and counts it.
+    /// Notes and counts an attempt that failed: the output is down.
     pub(super) fn failed(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         self.down(failure);
     }
 
-    /// Notes that an attempt failed, like [`Health::failed`], but without counting the attempt,
-    /// which is counted already.
+    /// Notes that an attempt failed, so the output is down. The caller has already counted the
+    /// attempt.
     pub(super) fn down(&mut self, failure: &Failure) {
         self.metrics.up.set(0.0);
         self.failures += 1;
@@ -212,9 +217,9 @@ impl Health {
         self.told = Some((now, failure.reason));
     }
 
-    /// Returns the log's message that the output is down. The message promises that events are kept
-    /// only if no age limit and no full queue can end that. `still`: the log already has such a
-    /// line.
+    /// Returns the text of the log line that says that the output is down. It promises that events
+    /// are kept only if none can be lost because of its age or a full queue. `still` is `true` if
+    /// the log has said before that the output is down.
     fn told_of_events(&self, still: bool) -> &'static str {
         let is_losing = self.metrics.losses.events() > self.lost_before;
         match (self.keeps_events(), is_losing) {
@@ -227,14 +232,15 @@ impl Health {
         }
     }
 
-    /// Returns `true` if every event is kept until the consumer has it: no event is given up, or
-    /// dropped when the queue is full.
+    /// Returns `true` if every event is kept until the consumer has it: no event is given up for
+    /// its age, and none is dropped when the queue is full.
     fn keeps_events(&self) -> bool {
         self.metrics.losses.keeps() && !self.gives_up
     }
 
-    /// Notes that an attempt at one address failed and another address is tried at once. The output
-    /// is not down, and the log has a line from the set of addresses.
+    /// Notes that an attempt at one address failed, and that another address is tried at once. The
+    /// output does not count as down. Nothing is logged here, because the set of addresses logs
+    /// that the address is down.
     pub(super) fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         self.status.lock().failed(failure);
@@ -247,13 +253,13 @@ impl Health {
         self.status.lock().failed(failure);
     }
 
-    /// Notes that events are given up. Their output counters are increased when their claim is
-    /// finished.
+    /// Counts events that are given up. `cause` says why, and `fate` says what happens to them. The
+    /// output's own event counters grow later, when the claim of the events becomes final.
     pub(super) fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
         self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
 
-    /// Notes that the next attempt begins after `wait`.
+    /// Notes, for `/status`, that the next attempt begins after the time `wait`.
     pub(super) fn next_attempt(&mut self, wait: Duration) {
         self.status.lock().next_attempt = Some(Instant::now() + wait);
     }
