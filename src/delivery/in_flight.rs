@@ -15,7 +15,8 @@ use crate::queue::Disposition;
 use crate::queue::Redelivery;
 use crate::queue::Take;
 
-/// The state of a claim that is not final.
+/// The state of a claim (events that the output has taken from the queue to send) that is not final
+/// (not yet settled).
 ///
 /// ```text
 ///            claim_next
@@ -31,47 +32,50 @@ use crate::queue::Take;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// The link has the claim, or is about to get it.
+    /// The claim was handed to the link (the connection to the consumer), or is about to be handed
+    /// to it. No answer has come yet.
     OnWire,
-    /// The claim is to be sent again, before anything new is taken from the queue.
+    /// The claim is to be sent again, before new events are taken from the queue.
     Pending,
     /// The claim is one event, which the consumer refused when it was sent alone. The claim waits
     /// until the consumer has accepted another event, and is then sent again.
     Suspect,
-    /// The consumer has accepted the claim, but a suspect lies before it. The claim becomes final
-    /// when the suspects have been decided, so that order can still be kept.
+    /// The consumer has accepted the claim, but an event before it in the queue is a suspect
+    /// (refused when it was sent alone). The claim becomes final when all suspects are decided:
+    /// until then it can still be sent again after them, to keep the order.
     Held,
-    /// The claim is given up. It becomes final when its dead letters are written, or known not to
-    /// be.
+    /// The claim is given up. It becomes final (settled) when its dead letters are written, or when
+    /// it is clear that they can't be written.
     Burying,
 }
 
-/// Whether a consumer has refused the events of a claim, and how.
+/// Tells if and how a consumer has refused the events of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusals {
     /// The consumer has not refused the claim.
     None,
-    /// The consumer refused the claim, or a larger claim that contained it. The number is that of
-    /// the first such refusal, counted over the whole delivery.
+    /// The consumer refused the claim, or a larger claim that contained it. The number tells when
+    /// this first happened: it was the n-th refusal of this delivery.
     InBatch(u64),
-    /// The claim is one event, and the consumer refused it when it was sent alone. The number is
-    /// that of the first refusal, as in `InBatch`.
+    /// The claim is one event, and the consumer refused it when it was sent alone. The number tells
+    /// when the event was first refused, alone or in a larger claim: it was the n-th refusal of
+    /// this delivery.
     Alone(u64),
 }
 
-/// A claim with its history.
+/// A claim (events taken from the queue to be sent), with how often it was sent and refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     /// The positions of the claim's events.
     pub(super) claim: Claim,
-    /// The number of events to be sent. The filter may keep back some events of the claim, and the
-    /// positions of a claim may have gaps.
+    /// The number of the claim's events that are to be sent. It may be smaller than the number of
+    /// positions: the filter may keep back events, and events may be missing in the queue.
     pub(super) events: u64,
     /// How many times the claim was sent.
     pub(super) attempts: u32,
-    /// The number of refusals, counted over the whole delivery, before the claim was last sent.
+    /// The number of refusals in this delivery when the claim was last sent.
     pub(super) sent_at: u64,
-    /// Whether the consumer has refused the claim, and how.
+    /// Tells if and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
 }
 
@@ -81,11 +85,13 @@ impl Work {
     }
 }
 
-/// The claims of one output that are not final, and the output's cursor.
+/// The claims (events taken from the queue to be sent) of one output that are not final (not yet
+/// settled), and the output's cursor (its place in the queue).
 ///
-/// The delivery loop owns it. Phases of a claim: [`InFlight::claim_next`] takes it from the queue
-/// straight onto the wire. From there it becomes final ([`InFlight::finish`]), or goes back
-/// ([`InFlight::release`]) and onto the wire again ([`InFlight::redeliver`]); see [`State`].
+/// The delivery loop owns this value. Phases of a claim: [`InFlight::claim_next`] takes it from the
+/// queue and puts it on the wire (sent, no answer yet). From there it becomes final
+/// ([`InFlight::finish`]), or is released to be sent again ([`InFlight::release`]), and is put on
+/// the wire again ([`InFlight::redeliver`]); see [`State`].
 ///
 /// Invariants, which [`InFlight::check`] verifies after each transition in debug builds:
 /// - Each claim is in the table once, in one state, and no two claims overlap.
@@ -94,17 +100,22 @@ impl Work {
 ///   lines are taken, and on the wire after that.
 /// - A `Suspect` is one event.
 ///
-/// What must never happen: a claim leaves the table without being final (its events would be stuck
-/// in the queue for ever), or a final claim stays in it (its events would be sent again).
+/// Two things must never happen: a claim leaves the table without being final (its events would
+/// stay in the queue permanently), or a final claim stays in the table (its events would be sent
+/// again).
 pub(super) struct InFlight {
     cursor: Cursor,
-    /// The claims, each with its state, by their first position.
+    /// The claims, each with its state. The key is the position of the claim's first event.
     table: BTreeMap<Position, (State, Work)>,
-    /// The first positions of the claims in each state.
+    /// The positions of the first events of all claims in the state `OnWire`.
     on_wire: BTreeSet<Position>,
+    /// The positions of the first events of all claims in the state `Pending`.
     pending: BTreeSet<Position>,
+    /// The positions of all claims in the state `Suspect`, which are one event each.
     suspects: BTreeSet<Position>,
+    /// The positions of the first events of all claims in the state `Held`.
     held: BTreeSet<Position>,
+    /// The positions of the first events of all claims in the state `Burying`.
     burying: BTreeSet<Position>,
 }
 
@@ -121,15 +132,16 @@ impl InFlight {
         }
     }
 
-    /// Takes over the claims that the delivery before this one left. They are released, and are
-    /// pending here.
+    /// Takes over the claims that the previous delivery of this output did not finish. They are to
+    /// be sent again, so they become `Pending`.
     pub(super) fn inherit(&mut self, claims: Vec<Claim>) {
         for claim in claims {
             self.put(State::Pending, Work::new(claim, claim.end - claim.start, 1));
         }
     }
 
-    /// Returns the cursor, for calls that change nothing.
+    /// Returns the cursor (the output's place in the queue). The caller must only call methods that
+    /// change no claim.
     pub(super) fn cursor(&self) -> &Cursor {
         &self.cursor
     }
@@ -148,7 +160,7 @@ impl InFlight {
         !self.set(state).is_empty()
     }
 
-    /// The number of claims in this state.
+    /// Returns the number of claims in this state.
     pub(super) fn count(&self, state: State) -> usize {
         self.set(state).len()
     }
@@ -158,8 +170,8 @@ impl InFlight {
         self.nth(state, 0)
     }
 
-    /// Returns the claim in this state that comes after `before` other claims of the same state, in
-    /// the order of the queue; `None` if there are too few.
+    /// Returns the claim with the index `before` among the claims in this state, in the order of
+    /// the queue; `None` if there is no such claim.
     pub(super) fn nth(&self, state: State, before: usize) -> Option<Work> {
         let start = self.set(state).iter().nth(before)?;
         self.table.get(start).map(|(_, work)| *work)
@@ -171,22 +183,25 @@ impl InFlight {
         found.map(|(_, work)| *work).collect()
     }
 
-    /// Returns `true` if a suspect lies before this claim in the queue.
+    /// Returns `true` if an event before this claim in the queue is a suspect (it was refused when
+    /// it was sent alone).
     pub(super) fn has_suspect_before(&self, claim: Claim) -> bool {
         self.suspects.first().is_some_and(|first| *first < claim.start)
     }
 
-    /// Nothing → `OnWire`: claims the next events of the queue. `None`: the queue has no new event,
-    /// or its next events must first be read from files ([`InFlight::readable`] waits for that).
+    /// Takes the next events of the queue as a new claim, in the state `OnWire`, and returns them.
+    /// `None`: the queue has no new event, or its next events must first be read from files
+    /// ([`InFlight::readable`] waits for that).
     pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
         let batch = self.cursor.next(take)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
         Some(batch)
     }
 
-    /// `Pending` → `OnWire`, to send the claim again. [`Redelivery::Gone`]: the queue has dropped
-    /// all events of the claim, and the claim is removed. [`Redelivery::NotYet`]: the claim stays
-    /// pending.
+    /// Takes the events of a `Pending` claim from the queue again, and moves the claim to `OnWire`,
+    /// to send it again. [`Redelivery::Gone`]: the queue has dropped all events of the claim, and
+    /// the claim is removed. [`Redelivery::NotYet`]: the events must first be read from files, and
+    /// the claim stays `Pending`.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
@@ -200,9 +215,9 @@ impl InFlight {
         retaken
     }
 
-    /// Notes that a claim on the wire was sent with `events` events, when the delivery had counted
-    /// `refusals` refusals. Returns how many times the claim was sent, this time included; `None`:
-    /// the claim is not in the table.
+    /// Notes that a claim on the wire was sent with `events` events, after `refusals` refusals in
+    /// this delivery. Returns how often the claim was sent, this time included; `None` if the claim
+    /// is not in the table.
     pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
         let (_, work) = self.table.get_mut(&claim.start)?;
         work.events = events;
@@ -211,9 +226,10 @@ impl InFlight {
         Some(work.attempts)
     }
 
-    /// Returns the work of a claim on the wire that the link reports; `None`: no such claim is on
-    /// the wire. If `claim` is only the front part of a claim that was sent, that claim is cut in
-    /// two, and the rest stays on the wire.
+    /// Returns the entry of a claim on the wire about which the link (connection) reports
+    /// something; `None` if no such claim is on the wire. If the report is only about the first
+    /// part of a claim that was sent, that claim is cut in two, and the second part stays on the
+    /// wire.
     pub(super) fn front_on_wire(&mut self, claim: Claim) -> Option<Work> {
         let whole = self.on_wire_at(claim.start)?;
         let Some((front, rest)) = self.cursor.split_at(whole.claim, claim.end) else {
@@ -226,32 +242,34 @@ impl InFlight {
         Some(work)
     }
 
-    /// Returns the work of the claim on the wire that begins at `start`; `None` if there is none.
+    /// Returns the entry of the claim on the wire whose first event has the position `start`;
+    /// `None` if there is no such claim.
     pub(super) fn on_wire_at(&self, start: Position) -> Option<Work> {
         let (state, work) = self.table.get(&start)?;
         (*state == State::OnWire).then_some(*work)
     }
 
-    /// Moves a claim from `OnWire` to `Held`.
+    /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but an event before it
+    /// is not decided yet.
     pub(super) fn hold(&mut self, claim: Claim) {
         self.change(claim.start, State::Held, |_| {});
     }
 
-    /// `OnWire`, `Held` or `Burying` → final. `disposition` counts the events of the claim that the
-    /// consumer did not get.
+    /// Makes a claim final (settled) that is `OnWire`, `Held` or `Burying`, and removes it from the
+    /// table. `disposition` counts the claim's events that the consumer did not get.
     pub(super) fn finish(&mut self, claim: Claim, disposition: Disposition) {
         self.cursor.acknowledge(claim, disposition);
         self.remove(claim.start);
     }
 
-    /// `OnWire` or `Held` → `Pending`: the claim is to be sent again.
+    /// Moves a claim from `OnWire` or `Held` to `Pending`, to send it again.
     pub(super) fn release(&mut self, claim: Claim) {
         self.cursor.release(claim);
         self.change(claim.start, State::Pending, |_| {});
     }
 
-    /// `Pending` → two claims that are pending. Returns `false` if the claim is one event, which
-    /// can't be split.
+    /// Splits a `Pending` claim into two claims, which are both `Pending`. Returns `false` if the
+    /// claim can't be split, because it is one event.
     pub(super) fn split(&mut self, work: Work) -> bool {
         let Some((left, right)) = self.cursor.split(work.claim) else { return false };
         // Each half was sent once, as a part of the whole. How many of the events are in which half
@@ -263,30 +281,33 @@ impl InFlight {
         true
     }
 
-    /// Replaces the history of a claim, and leaves its state as it is.
+    /// Replaces what the table knows about a claim (how often it was sent and refused). The state
+    /// of the claim stays the same.
     pub(super) fn note(&mut self, work: Work) {
         if let Some((_, held)) = self.table.get_mut(&work.claim.start) {
             *held = work;
         }
     }
 
-    /// Moves a claim from `Pending` to `Suspect`.
+    /// Moves a claim of one event from `Pending` to `Suspect`, because the consumer refused this
+    /// event alone.
     pub(super) fn suspect(&mut self, claim: Claim) {
         self.change(claim.start, State::Suspect, |_| {});
     }
 
-    /// Moves a claim from `Suspect` to `Pending`.
+    /// Moves a claim of one event from `Suspect` to `Pending`, to send it again.
     pub(super) fn retry_suspect(&mut self, claim: Claim) {
         self.change(claim.start, State::Pending, |_| {});
     }
 
-    /// Moves a claim from `Pending`, `Suspect` or `OnWire` to `Burying`.
+    /// Moves a claim from `Pending`, `Suspect` or `OnWire` to `Burying`: its events are given up.
     pub(super) fn bury(&mut self, claim: Claim) {
         self.change(claim.start, State::Burying, |_| {});
     }
 
-    /// Lets the cursor take a released claim again, only to finish it. Returns `false` if the queue
-    /// has dropped all events of the claim; the claim is then removed.
+    /// Takes a released claim back from the queue without its lines, so that the claim can be
+    /// finished. Returns `false` if the queue has dropped all events of the claim; the claim is
+    /// then removed.
     pub(super) fn take_back(&mut self, claim: Claim) -> bool {
         let is_there = self.cursor.take_back(claim);
         if !is_there {
@@ -295,8 +316,9 @@ impl InFlight {
         is_there
     }
 
-    /// Returns the lines of a claim that is given up, like [`InFlight::redeliver`]; but the claim
-    /// stays `Burying`.
+    /// Returns the lines of a claim that is given up, so that they can be written as dead letters.
+    /// The claim stays `Burying`. [`Redelivery::Gone`]: the queue has dropped all events of the
+    /// claim, and the claim is removed.
     pub(super) fn redeliver_to_bury(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         if matches!(retaken, Redelivery::Gone) {
@@ -305,8 +327,9 @@ impl InFlight {
         retaken
     }
 
-    /// All claims → nothing: forgets every claim, so that [`InFlight::claim_next`] starts again at
-    /// the first that is not final. Only for a cursor whose claims become final in order.
+    /// Forgets all claims and sets the cursor back, so that [`InFlight::claim_next`] begins again
+    /// with the first event that is not final (settled). Allowed only for a cursor whose claims
+    /// become final in order.
     pub(super) fn rewind(&mut self) {
         self.cursor.rewind();
         self.table.clear();
@@ -315,9 +338,10 @@ impl InFlight {
         }
     }
 
-    /// The end of this delivery: releases what is on the wire. Returns the cursor, and the claims
-    /// that are not final, in the order of the queue. There are none if the cursor could be
-    /// rewound.
+    /// Ends this delivery: releases all claims, so that the next delivery can send them. Returns
+    /// the cursor (the output's place in the queue), and the claims that are not final (settled) in
+    /// the order of the queue. If the cursor could be set back to the first event that is not
+    /// final, no claims are returned.
     pub(super) fn hand_over(mut self) -> (Cursor, Vec<Claim>) {
         for state in [State::OnWire, State::Held, State::Burying] {
             for work in self.all(state) {
@@ -332,6 +356,7 @@ impl InFlight {
         (self.cursor, claims)
     }
 
+    /// Returns the positions of the first events of all claims in this state.
     fn set(&self, state: State) -> &BTreeSet<Position> {
         match state {
             State::OnWire => &self.on_wire,
@@ -342,6 +367,7 @@ impl InFlight {
         }
     }
 
+    /// Returns the positions of the first events of all claims in this state, to change them.
     fn set_mut(&mut self, state: State) -> &mut BTreeSet<Position> {
         match state {
             State::OnWire => &mut self.on_wire,
@@ -362,6 +388,7 @@ impl InFlight {
         self.check();
     }
 
+    /// Moves the claim that begins at `start` to another state, and changes its entry with `edit`.
     fn change(&mut self, start: Position, state: State, edit: impl FnOnce(&mut Work)) {
         let Some((_, mut work)) = self.table.get(&start).copied() else {
             debug_assert!(false, "no claim at {start}");
@@ -371,6 +398,7 @@ impl InFlight {
         self.put(state, work);
     }
 
+    /// Removes the claim that begins at `start` from the table, if there is one.
     fn remove(&mut self, start: Position) {
         if let Some((state, _)) = self.table.remove(&start) {
             self.set_mut(state).remove(&start);
@@ -378,8 +406,8 @@ impl InFlight {
         self.check();
     }
 
-    /// Verifies the invariants in debug builds. Looks at the neighbours of each claim only while
-    /// there are few, because a delivery may hold 10,000 claims.
+    /// Verifies the invariants in debug builds. It compares each claim with its neighbours only up
+    /// to 64 claims, because that takes too long for the 10,000 claims that a delivery may hold.
     fn check(&self) {
         if cfg!(debug_assertions) {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();

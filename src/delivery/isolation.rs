@@ -15,89 +15,100 @@ use super::in_flight::Refusals;
 use super::in_flight::Work;
 use crate::config::Rejected;
 
-/// The most suspects (events that were refused alone) that are kept while a consumer refuses
-/// everything. At this number no new event of the queue is sent to compare; only the suspects are
-/// sent again.
+/// The most suspects (events that the consumer refused when they were sent alone) that are kept
+/// while a consumer refuses everything. At this number, no new event of the queue is sent any more;
+/// only the suspects are sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
-/// The most consumers whose acceptances are remembered. Each address that an output ever reached
-/// counts as one. A consumer that was forgotten has to accept another event before an event that it
-/// refuses is given up.
+/// The most consumers of which the delivery remembers that they accepted events. Each address that
+/// an output has ever reached counts as one consumer. A forgotten consumer must accept an event
+/// again before an event that it refuses is given up.
 const CONSUMERS_MAX: usize = 1024;
 
-/// The decision about a refused claim that can't be cut any more.
+/// The decision about a refused claim that can't be split into smaller claims.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Send it again after a pause, for ever: the config says `rejected.action = "retry"`.
+    /// Send the claim again after a pause, as often as needed: the config says `rejected.action =
+    /// "retry"`.
     Retry,
-    /// Give it up: the consumer has accepted other events since it refused this one.
+    /// Give the claim up: the consumer has accepted an event that was sent after the first refusal of
+    /// this claim.
     GiveUp,
-    /// Keep it as a suspect until the consumer has accepted something else.
+    /// Keep the event as a suspect until the consumer has accepted another event.
     Suspect,
 }
 
-/// What to take from the queue while there are suspects. A new event is sent to compare: if the
-/// consumer accepts it, the suspects are at fault.
+/// The decision about what to take from the queue while all events that wait are suspects (refused
+/// when sent alone). If the consumer accepts a new event, the consumer works, and the suspects are
+/// at fault.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
-    /// At most this many new events, to compare them with the suspects.
+    /// Take at most this many new events, and send them to learn if the consumer accepts them.
     Events(u64),
-    /// Nothing new: all suspects and the compared event were refused. A pause follows, then the
-    /// suspects are sent again.
+    /// Take nothing: the consumer refused the suspects and the new event, or there are too many
+    /// suspects. After a pause, suspects are sent again.
     RoundOver,
 }
 
-/// Whether the delivery searches for events that the consumer refuses.
+/// Tells if the delivery searches for events that the consumer refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing is refused. The whole window is used.
+    /// The delivery does not search, because the consumer refuses nothing. As many events are sent
+    /// at once as the connection allows.
     Inactive,
-    /// A claim was refused. One request is sent at a time, so that each answer is about one claim.
+    /// The delivery searches, because a claim was refused. One request is sent at a time, so that
+    /// each answer is about one claim.
     Active(Round),
 }
 
-/// The state of the current round. A round sends suspects again, and then one new event to compare.
+/// The state of the current round of the search. A round first sends suspects (events that were
+/// refused alone) again, and then a new event, to learn if the consumer accepts anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
-    /// No new event was sent yet in this round.
+    /// No new event was sent in this round yet.
     Fresh,
-    /// A new event of the queue was taken to be compared with the suspects.
+    /// A new event of the queue was taken in this round, to learn if the consumer accepts it.
     Compared,
-    /// The queue had no event to compare. The first event that arrives ends the pause.
+    /// The queue had no new event for this round. The pause ends when the first new event arrives.
     AwaitsEvent,
 }
 
-/// The search for the events that a consumer refuses, in one delivery. It is a state machine
-/// without I/O or access to the queue: the delivery loop reports what happened, and asks what to
-/// do.
+/// The search for the events that a consumer refuses, in one delivery. The search is a state
+/// machine without I/O and without access to the queue: the delivery loop reports what happened,
+/// and asks what to do.
 ///
-/// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves and suspects are
-/// sent one at a time; a single event that is refused is given up or becomes a suspect; when only
-/// suspects are left, a new event of the queue is sent to compare them with. If it is refused too,
-/// the round is over, and the loop pauses. The first acceptance makes all suspects pending again.
-/// Isolation ends when nothing is pending, suspected or on the wire.
+/// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves of refused claims,
+/// and suspects, are sent one at a time; a single event that is refused is given up or becomes a
+/// *suspect*; when only suspects are left, a new event of the queue is sent, to learn if the
+/// consumer accepts it. If the new event is refused too, the round is over, and the loop pauses.
+/// The first acceptance makes all suspects pending again. Isolation ends when nothing is pending,
+/// suspected or on the wire.
 ///
 /// Invariants:
 /// - An event is given up only after the consumer that refused it has accepted an event that was
-///   sent after the first refusal. What was on the wire beside the refused event proves nothing,
-///   because the consumer may refuse everything since. An acceptance by another consumer proves
-///   nothing either, because the settings of this one may be wrong.
-/// - There are at most `SUSPECTS_MAX` suspects, plus what was on the wire.
+///   sent after the first refusal. Events that were sent before this refusal prove nothing, because
+///   the consumer may refuse everything since then. An acceptance by another consumer proves
+///   nothing either, because the settings of the refusing consumer may be wrong.
+/// - There are at most `SUSPECTS_MAX` suspects, plus the events that were on the wire (sent,
+///   without an answer).
 ///
 /// What must never happen: a consumer that refuses everything makes the loop give up events that a
 /// working consumer would have taken.
 pub(super) struct Isolation {
+    /// The setting `rejected.action` of the output: what is done with an event that its consumer
+    /// refuses.
     action: Rejected,
     phase: Phase,
-    /// How many times a consumer refused a claim, in this delivery.
+    /// The number of times that a consumer has refused a claim in this delivery.
     refusals: u64,
-    /// For each consumer: the latest [`Work::sent_at`] of a claim that it accepted.
+    /// The highest [`Work::sent_at`] of all claims that a consumer accepted, for each consumer. It
+    /// is the number of refusals in this delivery at the time when the claim was sent.
     accepted_since: BTreeMap<usize, u64>,
-    /// The index of the suspect that the next round sends together with the first suspect, counted
-    /// without that first suspect.
+    /// The index of the suspect that the last round sent together with the first suspect. It counts
+    /// the suspects without the first one.
     rotation: usize,
-    /// The number of new events that the next comparison takes. It is 1, and grows while the filter
-    /// keeps back every event that was taken.
+    /// The number of new events that are taken next, while all events that wait are suspects. It is
+    /// 1, and doubles each time that the filter keeps back every event that was taken.
     comparison_events: u64,
     /// The failure with which the consumer refused the latest suspect; `None`: there was no
     /// suspect.
@@ -118,7 +129,7 @@ impl Isolation {
         }
     }
 
-    /// Returns `true` if one request is sent at a time, because a claim was refused.
+    /// Returns `true` if only one request is sent at a time, because a claim was refused.
     pub(super) fn is_active(&self) -> bool {
         self.phase != Phase::Inactive
     }
@@ -134,8 +145,8 @@ impl Isolation {
         self.last_refusal.as_ref()
     }
 
-    /// Notes in `work` that a consumer refused the claim. Returns what is to be done if the claim
-    /// can't be cut any more.
+    /// Notes in `work` that the consumer with this number refused the claim. Returns what is to be
+    /// done if the claim can't be split into smaller claims.
     pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Verdict {
         if !self.is_active() {
             self.phase = Phase::Active(Round::Fresh);
@@ -158,7 +169,8 @@ impl Isolation {
         }
     }
 
-    /// Notes that the refused event becomes a suspect because of `failure`.
+    /// Notes that the event of `work`, which was refused with `failure`, becomes a suspect (an
+    /// event that is kept until the consumer has accepted another event).
     pub(super) fn suspect(&mut self, work: &mut Work, failure: &Failure) {
         if let Refusals::InBatch(first) = work.refusals {
             work.refusals = Refusals::Alone(first);
@@ -166,7 +178,8 @@ impl Isolation {
         self.last_refusal = Some(failure.clone());
     }
 
-    /// Notes that a consumer accepted a claim that was sent when there were `sent_at` refusals.
+    /// Notes that the consumer with this number accepted a claim. `sent_at` is the number of
+    /// refusals in this delivery when the claim was sent.
     pub(super) fn accepted(&mut self, sent_at: u64, consumer: usize) {
         let latest = self.accepted_since.entry(consumer).or_default();
         *latest = sent_at.max(*latest);
@@ -176,13 +189,14 @@ impl Isolation {
         self.set_round(Round::Fresh);
     }
 
-    /// Notes that events were sent. The next comparison takes one event again.
+    /// Notes that events were sent. When only suspects (events refused alone) are left, one new
+    /// event is taken again, not several.
     pub(super) fn sent(&mut self) {
         self.comparison_events = 1;
     }
 
-    /// Notes that the filter kept back every event that was taken to be compared with suspects. The
-    /// next comparison takes twice as many events, at most `max_events`.
+    /// Notes that the filter kept back every new event that was taken to be compared with suspects
+    /// (events refused alone). Next time twice as many events are taken, at most `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
         if self.phase == Phase::Active(Round::Compared) {
@@ -190,7 +204,8 @@ impl Isolation {
         }
     }
 
-    /// Returns what to take from the queue when only suspects are left. `suspects` is their number.
+    /// Returns what to take from the queue when all events that wait are suspects (refused when
+    /// sent alone). `suspects` is the number of suspects.
     pub(super) fn next_comparison(&mut self, suspects: usize) -> Comparison {
         if self.phase == Phase::Active(Round::Compared) || suspects >= SUSPECTS_MAX {
             self.set_round(Round::Fresh);
@@ -200,35 +215,37 @@ impl Isolation {
         Comparison::Events(self.comparison_events)
     }
 
-    /// Notes that the queue has nothing to compare the suspects with. The round is over.
+    /// Notes that the queue has no new event that could be compared with the suspects (events
+    /// refused alone). The round of the search is over.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }
 
-    /// Returns `true` if a new event in the queue is to end the pause, because suspects wait to be
-    /// compared with it.
+    /// Returns `true` if a new event in the queue ends the pause, because suspects (events refused
+    /// alone) wait to be compared with it.
     pub(super) fn awaits_event(&self) -> bool {
         self.phase == Phase::Active(Round::AwaitsEvent)
     }
 
     /// Notes that a new event has arrived, or that the loop pauses for another reason. From now on,
-    /// an event does not end the pause.
+    /// a new event in the queue does not end the pause.
     pub(super) fn await_no_event(&mut self) {
         if self.awaits_event() {
             self.set_round(Round::Fresh);
         }
     }
 
-    /// Begins a new round, which sends the first suspect and one other. Returns the index of that
-    /// other suspect among `others` suspects; each round takes another. If the first is at fault
-    /// and no new event comes, only another suspect can be accepted.
+    /// Begins a new round, which sends two suspects: the first, and one other that differs from
+    /// round to round. Returns the index of the other among the `others` suspects after the first.
+    /// Reason: if the first is at fault and no new event comes, only another suspect can be
+    /// accepted.
     pub(super) fn rotate(&mut self, others: usize) -> usize {
         self.rotation = (self.rotation + 1) % others.max(1);
         self.rotation
     }
 
-    /// Ends the isolation: no event is refused, suspected or on the wire any more, or the link that
-    /// could refuse events is gone.
+    /// Ends the search for refused events: no event is refused, suspected or on the wire any more,
+    /// or the connection that could refuse events has ended.
     pub(super) fn end(&mut self) {
         self.phase = Phase::Inactive;
     }
