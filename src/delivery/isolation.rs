@@ -31,8 +31,8 @@ pub(super) enum Verdict {
     /// Send the claim again after a pause, as often as needed: the config says `rejected.action =
     /// "retry"`.
     Retry,
-    /// Give the claim up: the consumer has accepted an event that was sent after the first refusal of
-    /// this claim.
+    /// Give the claim up: the consumer has accepted an event that was sent after the first refusal
+    /// of this claim.
     GiveUp,
     /// Keep the event as a suspect until the consumer has accepted another event.
     Suspect,

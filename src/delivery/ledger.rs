@@ -29,37 +29,41 @@ use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::telemetry::Cause;
 
-/// The text for events that `filter.max_event_bytes` keeps back, because they are too large even
-/// without their objects.
+/// The reason, in the log and in dead letters, for giving up events that are larger than
+/// `filter.max_event_bytes` even without their request and response objects.
 const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
 
-/// The text for events that the protocol can't carry.
+/// The reason, in the log and in dead letters, for giving up events that are too long for the
+/// output's protocol.
 const TOO_LONG: &str = "longer than max_message_bytes";
 
-/// The text for a claim that has both events that are too large and events that are too long.
+/// The reason, in the log and in dead letters, for giving up events of one claim of which some are
+/// too large for `filter.max_event_bytes`, and some too long for the output's protocol.
 const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
 
-/// The claims of one output that are not final, and the decisions about them. The delivery loop
-/// owns the ledger and is its only caller.
+/// The claims (events taken from the queue to be sent) of one output that are not final (not yet
+/// settled), and the decisions about them. The delivery loop owns the ledger and is its only
+/// caller.
 ///
 /// The ledger never waits and never writes to a connection. It has the parts that decide: the table
 /// of claims ([`InFlight`]), the search for bad events ([`Isolation`]), the pauses ([`Pacing`]),
 /// the filter ([`Filtering`]) and the events that are given up ([`GivenUp`]).
 ///
-/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or again from the pending
-/// ones, and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
-/// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
-/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps
-/// them all back, or when its dead letters are written.
+/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again if it is to
+/// be sent again, and passes it through the filter. Then the link (connection) reports:
+/// [`Ledger::on_accepted`], [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link
+/// ([`Ledger::on_broken`], [`Ledger::on_gone`]). A claim is final when the consumer has its events,
+/// when the filter keeps back all its events, or when its dead letters are written.
 ///
 /// Invariants:
-/// - Everything that is pending is sent before anything new is claimed.
-/// - If the output is ordered and an event is refused, no event after it becomes final before the
-///   refused one is decided (`State::Held`).
-/// - While a claim is isolated or after a failure, at most one claim is on the wire.
+/// - Every claim that is to be sent again is sent before new events are taken from the queue.
+/// - If the output is ordered and an event is refused, no later event becomes final before it is
+///   decided what happens to the refused event (`State::Held`).
+/// - During the search for refused events, and after a failure, at most one claim is on the wire
+///   (sent, without an answer).
 ///
-/// What must never happen: an event is given up although the config asks to retry for ever, or
-/// before a consumer has proved that it takes other events.
+/// What must never happen: an event is given up although the config asks to retry it without limit,
+/// or before a consumer has proved that it accepts other events.
 pub(super) struct Ledger {
     pub(super) in_flight: InFlight,
     isolation: Isolation,
@@ -68,11 +72,13 @@ pub(super) struct Ledger {
     pub(super) given_up: GivenUp,
     pub(super) filtering: Filtering,
     limits: BatchLimits,
-    /// `true` if the consumer gets events in the order of the queue.
+    /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
-    /// Every event before this position was on the wire once.
+    /// The position after the last event that was sent, or kept back by the filter, at least once. A
+    /// claim that begins before this position is counted as sent again.
     sent_until: Position,
-    /// Bytes of events that were inspected, without any being sent, since the loop last yielded.
+    /// The bytes of the events that were inspected in a row, without any of them being sent, since
+    /// the loop last yielded to the runtime.
     inspected_bytes: u64,
 }
 
@@ -97,8 +103,9 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if the next event of the queue would be sent now, or compared with suspects.
-    /// `has_room`: the link has room for a batch.
+    /// Returns `true` if a new event in the queue would be sent at once, or would end the pause
+    /// because suspects (events refused alone) wait to be compared with it. `has_room` is `true` if
+    /// the connection can take a batch.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until() {
             None => self.may_send() && has_room,
@@ -106,9 +113,9 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if the ledger may send. Sending stops while too much is held in memory:
-    /// events that wait for their letters, or that the filter found too large. It also stops while
-    /// one claim at a time is sent and that claim is on the wire.
+    /// Returns `true` if the ledger may send now. It may not while too many bytes are held in
+    /// memory, in events that wait for their dead letters or that the filter found too large. It
+    /// also may not while claims are sent one at a time and one waits for its answer.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
         let waits_for_answer = is_serial && self.in_flight.has(State::OnWire);
@@ -126,8 +133,8 @@ impl Ledger {
     }
 
     /// Returns the next batch to send, which fits into `room`; `None` if nothing may be sent now,
-    /// or there is nothing to send. Claims whose events the filter all keeps back become final on
-    /// the way.
+    /// or if there is nothing to send. A claim whose events the filter keeps back completely
+    /// becomes final (settled), and the next claim is taken.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until().is_none()
             && self.may_send()
@@ -156,8 +163,9 @@ impl Ledger {
         None
     }
 
-    /// Takes the next batch: first a claim that is to be sent again; then, while there are
-    /// suspects, a new event to compare with them; if there are none, new events of the queue.
+    /// Takes the next batch. A claim that is to be sent again comes first. Then, while there are
+    /// suspects (events refused alone), comes a new event that is compared with them; without
+    /// suspects, new events of the queue. Returns `None` if nothing can be taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines for one claim at a time, and those that are given up come first.
         if self.given_up.needs_lines() {
@@ -196,8 +204,9 @@ impl Ledger {
         batch
     }
 
-    /// Ends a round in which all suspects and the compared event were refused. The output pauses;
-    /// then the first suspect and one other suspect are sent again.
+    /// Ends a round of the search for refused events, in which the suspects and the new event were
+    /// refused, or in which no new event could be sent. The output pauses; then the first suspect
+    /// and one other suspect are sent again.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
             self.in_flight.retry_suspect(first.claim);
@@ -215,7 +224,8 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Ends the isolation if nothing is on the wire. Called when no claim is pending or a suspect.
+    /// Ends the search for refused events (the isolation) if no claim is on the wire. The caller
+    /// makes sure that no claim is pending or a suspect.
     fn end_isolation(&mut self) {
         if self.isolation.is_active() && !self.in_flight.has(State::OnWire) {
             self.isolation.end();
@@ -223,7 +233,8 @@ impl Ledger {
         }
     }
 
-    /// Makes the claims final that the consumer accepted while a suspect lay before them.
+    /// Makes those claims final (settled) that the consumer accepted while an event before them was
+    /// a suspect.
     pub(super) fn finish_held(&mut self) {
         for work in self.in_flight.all(State::Held) {
             self.finish(work.claim);
@@ -235,22 +246,24 @@ impl Ledger {
         !self.in_flight.has(State::Pending) && !self.in_flight.has(State::Suspect)
     }
 
-    /// Makes a claim final: the consumer has every event of the claim that is not kept back.
+    /// Makes a claim final (settled): the consumer has every event of the claim that the filter did
+    /// not keep back.
     fn finish(&mut self, claim: Claim) {
         let disposition = self.filtering.finish(claim, &self.health.metrics);
         self.in_flight.finish(claim, disposition);
     }
 
-    /// Makes a claim final because the filter keeps back all its events. The consumer's answers
-    /// about other claims do not matter.
+    /// Makes a claim final (settled) because the filter keeps back all its events. This happens at
+    /// once, even if an earlier event is a suspect, because there is nothing to send.
     fn nothing_left(&mut self, claim: Claim) {
         self.isolation.nothing_left(self.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
         self.finish_without(claim, Vec::new());
     }
 
-    /// Makes a claim final except for two kinds of events, which are given up: `lines`, which the
-    /// protocol can't carry, and events that the filter found too large.
+    /// Makes a claim final, and gives up two kinds of its events: those in `lines`, which the
+    /// protocol can't carry, and those that the filter found too large. If their dead letters are
+    /// kept, the claim becomes final when these are written.
     fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
         let mut too_large = self.filtering.too_large(claim);
         let reason = match (lines.is_empty(), too_large.is_empty()) {
@@ -276,7 +289,7 @@ impl Ledger {
         );
     }
 
-    /// Takes a claim off the wire, to be sent again.
+    /// Takes a claim off the wire, to send it again: the consumer has not accepted it.
     fn release(&mut self, claim: Claim) {
         self.in_flight.release(claim);
         self.filtering.released(claim);
@@ -313,8 +326,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` refuses `claim` because of its events. The claim is halved; a claim of
-    /// one event is given up, or sent again later.
+    /// Notes that `consumer` refuses `claim` because of its events. A claim of several events is
+    /// split into halves. A claim of one event is given up, or sent again later.
     pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
         let Some(mut work) = self.in_flight.on_wire_at(claim.start) else { return };
         self.health.refused(failure);
@@ -340,7 +353,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that an attempt at `claim` failed while the link goes on working.
+    /// Notes that an attempt to send `claim` failed, while the connection goes on working. The
+    /// claim is to be sent again.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure) {
         let Some(work) = self.in_flight.on_wire_at(claim.start) else { return };
         self.release(work.claim);
@@ -353,9 +367,10 @@ impl Ledger {
         self.take_all_old(failure);
     }
 
-    /// Makes every claim that is not final ready to be sent again, in order. Called after a link
-    /// has ended that makes claims final in order. Claims that an earlier delivery left, and claims
-    /// after letters that are being written, are sent again one by one.
+    /// Prepares to send every claim that is not final (settled) again, in order. Called after the
+    /// end of a connection that makes claims final in order. As a rule, the cursor is set back and
+    /// the claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
+    /// letters that are being written), the claims are kept and sent again one by one.
     pub(super) fn start_over(&mut self) {
         self.isolation.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -367,15 +382,16 @@ impl Ledger {
         self.take_back();
     }
 
-    /// Takes all claims off the wire, to be sent again in their order.
+    /// Takes all claims off the wire, to send them again in the order of the queue.
     fn take_back(&mut self) {
         for work in self.in_flight.all(State::OnWire) {
             self.release(work.claim);
         }
     }
 
-    /// Notes that a link broke that makes claims final in order. `is_proven`: the link had lasted,
-    /// or something was accepted on it, so its end does not count as a refusal by the consumer.
+    /// Notes that a connection broke that makes claims final (settled) in order. `is_proven` is
+    /// `true` if the connection had lasted for some time, or if something was accepted on it. Then
+    /// its end does not count as a sign that the consumer refuses connections.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -393,7 +409,9 @@ impl Ledger {
         }
     }
 
-    /// Notes that a link has ended, and that its end says nothing about the claims on the wire.
+    /// Notes that a connection has ended. Its claims on the wire (sent, without an answer) are to
+    /// be sent again; other claims keep their state. `failure` is the reason; `None` if it was no
+    /// failure.
     #[cfg(any(feature = "kafka", test))]
     pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
         self.take_back();
@@ -411,8 +429,9 @@ impl Ledger {
         self.all_failed(failure);
     }
 
-    /// Notes that there is no link any more: an attempt at every claim that is not final has
-    /// failed.
+    /// Notes that there is no connection any more, because of `failure`. This counts as a failed
+    /// attempt for every claim that is not final (settled), so claims that are too old are given
+    /// up.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.take_all_old(failure);
@@ -428,8 +447,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that there is a connection. `is_eager`: the protocol connects before it has an event
-    /// to send, so the connection itself shows that the consumer is up.
+    /// Notes that a connection was made. `is_eager` is `true` if the protocol connects before it
+    /// has an event to send: then the connection itself can show that the consumer is up.
     pub(super) fn on_connected(&mut self, is_eager: bool) {
         self.given_up.connected();
         if is_eager && self.pacing.connected() {
@@ -437,14 +456,14 @@ impl Ledger {
         }
     }
 
-    /// Notes that the connection has lasted for a while, which shows that the consumer is up.
+    /// Notes that the connection has lasted long enough to show that the consumer is up.
     pub(super) fn on_proven(&mut self) {
         self.pacing.proven();
         self.health.succeeded();
     }
 
-    /// Notes that the queue has a new event, or has read lines from its files. `wanted`: the loop
-    /// waited for a new event.
+    /// Notes that the queue has a new event, or has read lines from its files. `wanted` is `true`
+    /// if the loop waited for a new event; the pause then ends.
     pub(super) fn on_readable(&mut self, wanted: bool) {
         if wanted {
             self.isolation.await_no_event();
@@ -453,7 +472,7 @@ impl Ledger {
         self.given_up.lines_are_read();
     }
 
-    /// Pauses after a failure. Several failures at one moment cause only one pause.
+    /// Begins a pause after a failure. Further failures during a pause do not begin another pause.
     fn pause(&mut self, failure: &Failure) {
         let wait = self.pacing.failed(failure.retry_after);
         // A new event in the queue does not end this pause: the consumer has asked for it, or can't
@@ -462,33 +481,34 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Hands over the letters of events that are given up (see [`GivenUp::bury`]). Returns `true`
-    /// if there is more to do.
+    /// Hands over events that are given up, to be written as dead letters (see [`GivenUp::bury`]).
+    /// Returns `true` if there is more to do.
     pub(super) fn bury(&mut self) -> bool {
         self.given_up.bury(&mut self.in_flight, &mut self.filtering, &self.health)
     }
 
-    /// Does the same as [`Ledger::bury`] while there is a link. If there is more to do, the loop
-    /// yields to the runtime first.
+    /// Hands over events that are given up, while there is a connection. If there is more to do,
+    /// the loop yields to the runtime before it goes on.
     pub(super) fn bury_beside_sending(&mut self) {
         if self.bury() {
             self.inspected_bytes = INSPECTED_BYTES_MAX;
         }
     }
 
-    /// Gives up the next events of the queue if they are too old, while there is no link. Returns
-    /// `true` if there is more to do.
+    /// Gives up the next events of the queue if they are too old. Called while there is no
+    /// connection. Returns `true` if there is more to do.
     pub(super) fn bury_old(&mut self) -> bool {
         let (in_flight, filtering) = (&mut self.in_flight, &mut self.filtering);
         self.given_up.next_old(in_flight, filtering, &self.health, self.limits)
     }
 
-    /// Notes the result for the letters that were handed over first among those without a result.
+    /// Notes the result of writing dead letters: of those that were handed over first, among those
+    /// without a result.
     pub(super) fn on_written(&mut self, written: Written) {
         self.given_up.end(written, &mut self.in_flight, &self.health);
     }
 
-    /// Waits until all letters that were handed over are written.
+    /// Waits until all dead letters that were handed over are written, or have failed.
     ///
     /// # Cancel safety
     ///

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-/// The events of a batch, each without its line break.
+/// Returns the events of a batch in order, each without its line break. `pieces` are the lines of
+/// the batch.
 pub(crate) fn lines(pieces: &[Bytes]) -> impl Iterator<Item = &[u8]> {
     pieces.iter().flat_map(|piece| {
         let mut start = 0;
@@ -11,7 +12,8 @@ pub(crate) fn lines(pieces: &[Bytes]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A copy of one event, ended by a line break. The copy lets the memory of its batch be freed.
+/// Returns a copy of one event, with a line break at its end. Because it is a copy, the memory of
+/// the event's batch can be freed.
 pub(crate) fn line(event: &[u8]) -> Bytes {
     Bytes::from([event, b"\n"].concat())
 }

@@ -18,74 +18,81 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
 
-/// The longest time that the orderly end of a connection may take.
+/// The longest time that closing a connection in order may take, with the messages that its
+/// protocol asks for.
 pub(crate) const CLOSE_TIME: Duration = Duration::from_secs(2);
 
-/// A link keeps the events that its protocol can't carry until all events before them are final.
-/// While a link keeps this many bytes of such events, its [`Link::room`] is `None`.
+/// While a link (connection) keeps this many bytes of events that its protocol can't carry, it
+/// takes nothing more: its [`Link::room`] is `None`. A link keeps such events until all events
+/// before them are final (settled).
 pub(crate) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Makes the connections of one output. The delivery loop owns it and calls one method at a time.
+/// Makes the connections of one output. The delivery loop owns this value and calls one method at a
+/// time.
 pub(crate) trait Connect: Send {
-    /// The type of the connections that [`Connect::connect`] makes.
+    /// The type of connection that [`Connect::connect`] makes.
     type Link: Link;
 
-    /// `true`: the loop connects as soon as it starts, before there is anything to send, so that
-    /// `/readyz` and the log show early whether the consumer can be reached. `false`: the loop
-    /// connects when there is something to send. In both cases, a connection that broke is made
-    /// again after a pause, and one that ended in order only when there is something to send.
+    /// `true`: the loop makes the first connection as soon as it starts, before there is anything
+    /// to send. So `/readyz` and the log show early if the consumer can be reached. `false`: the
+    /// loop makes the first connection when there is something to send. In both cases, a connection
+    /// that broke is replaced after a pause, and a connection that ended in order is replaced when
+    /// there is something to send.
     const EAGER: bool;
 
-    /// Returns `true` if the consumer gets events in the order of the queue. `false` for an `http`
-    /// output whose `concurrency` is above 1.
+    /// Returns `true` if the consumer gets events in the order of the queue. Returns `false` for an
+    /// `http` output whose `concurrency` is above 1.
     fn is_ordered(&self) -> bool {
         true
     }
 
-    /// The files that the protocol reads (certificates, tokens); `None` if it reads none.
+    /// Returns the files that the protocol reads (certificates, tokens); `None` if it reads none.
     fn files(&self) -> Option<Arc<dyn Files>> {
         None
     }
 
-    /// The output's addresses, for `/status`; `None` if it has none, as `stdout`.
+    /// Returns the output's addresses, for `/status`; `None` if it has no addresses, like `stdout`.
     fn endpoints(&self) -> Option<Arc<Endpoints>> {
         None
     }
 
-    /// Connects to each address once, for `check --connect`, and returns how each attempt went.
+    /// Connects to each address once, for `check --connect`. Returns one result for each address.
     fn probe(&mut self) -> impl Future<Output = Probed> + Send;
 
-    /// Makes a link. Tries each address at most once; the failure is that of the last address.
+    /// Makes a link (connection). Tries each address at most once. If no address works, returns the
+    /// failure of the last one.
     ///
     /// A link is not always a TCP connection: the link of `http` is made once and dials its
     /// connections itself, when it has a request to send.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
 }
 
-/// A connection with a window: several claims may be on the wire at once.
+/// One connection of an output. Several claims (ranges of events) may be sent on it before the
+/// first is answered.
 ///
 /// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, by
-/// [`Event::Accepted`] (in parts, from its front), [`Event::Refused`] or [`Event::Failed`], or is
-/// covered by the event that ends the link.
+/// [`Event::Accepted`] (which may report a claim in parts, from its front), [`Event::Refused`] or
+/// [`Event::Failed`], or it is covered by the event that ends the link.
 pub(crate) trait Link: Send {
-    /// How much the link takes now; `None` while its window is full.
+    /// Returns how many events and bytes the link takes now; `None` while it takes nothing, because
+    /// too much is sent without an answer.
     fn room(&self) -> Option<Take>;
 
-    /// Hands over a batch that was taken within [`Link::room`]. Nothing is written before
+    /// Hands over a batch to be sent, which must fit into [`Link::room`]. Nothing is written before
     /// [`Link::event`] is polled.
     fn send(&mut self, batch: Batch);
 
     /// Does the work of the connection (writing, reading, timeouts) until there is something to
-    /// report. The loop polls it also while nothing is on the wire, so that the peer's closing is
-    /// seen.
+    /// report, and returns the report. The loop also polls this future while no claim waits for an
+    /// answer, so that it notices when the consumer closes the connection.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when the future is dropped; the loop calls it again.
+    /// Nothing is lost when the future is dropped; the loop calls the method again.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// The number of the consumer that the last event came from, for a link that reaches several
-    /// (`http` with several URLs).
+    /// Returns the number of the consumer from which the last event came. A link may reach several
+    /// consumers (`http` with several URLs).
     fn consumer(&self) -> usize {
         0
     }
@@ -94,43 +101,45 @@ pub(crate) trait Link: Send {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// What a link reports.
+/// A report of a link (connection) to the delivery loop.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The consumer has all events of the claim except `rejected`: events that can't be put in the
-    /// protocol, a line each, ended by `\n`. A link that finishes in order may report the front of
-    /// a claim that was sent; the rest of that claim is still on the wire.
+    /// The consumer has all events of `claim`, except those in `rejected`. A link that makes claims
+    /// final in order may report only the front of a claim that was sent. The rest of that claim
+    /// then still waits for an answer.
     Accepted {
-        /// The events that are final.
+        /// The events that are settled, which may be the front of a claim that was sent.
         claim: Claim,
-        /// Lines of events that the protocol can't carry, and that are given up.
+        /// The events of the claim that the protocol can't carry, each a line ended by `\n`. They
+        /// are given up.
         rejected: Vec<Bytes>,
     },
-    /// The consumer objects to the events of the claim themselves: the same request would be
-    /// refused again. The loop looks for the events at fault.
+    /// The consumer refuses the claim because of its events, so it would refuse the same request
+    /// again. The loop then searches for the events at fault.
     Refused(Claim, Failure),
-    /// The link has room again, without any claim having become final.
+    /// The link can take events again, although no claim has become final (settled).
     Room,
-    /// The claim is to be sent again after a pause; the link works on.
+    /// An attempt to send the claim failed. The claim is to be sent again after a pause; the link
+    /// goes on working.
     Failed(Claim, Failure),
-    /// The link has ended, and every claim that was not yet accepted is to be sent again.
-    /// `progress` is `true` if something was accepted on this link.
+    /// The link has ended. Every claim that was not accepted yet is to be sent again.
     Broken {
-        /// Why the link has ended.
+        /// The reason why the link has ended.
         failure: Failure,
         /// `true` if the consumer accepted something on this link.
         progress: bool,
     },
-    /// The link is to be ended in order now; nothing is on the wire.
+    /// The link asks the loop to close it in order now. No claim waits for an answer.
     Closed,
-    /// The link has ended, as for [`Event::Broken`], but it is one that refuses events or finishes
-    /// them out of order: only the claims on the wire are to be sent again; claims that were
-    /// refused or failed before keep their state. `None`: the end is nobody's fault.
+    /// The link has ended. This event is for a link that can refuse events, or that makes claims
+    /// final out of order. Only the claims on the wire (sent, without an answer) are to be sent
+    /// again; claims that were refused or failed before keep their state. The value is the reason;
+    /// `None` if the end is nobody's fault.
     #[cfg(any(feature = "kafka", test))]
     Gone(Option<Failure>),
-    /// Nothing moves, for this reason; the link goes on trying.
+    /// The link can send nothing at the moment, because of this failure, but goes on trying.
     #[cfg(any(feature = "kafka", test))]
     Troubled(Failure),
-    /// The process can't go on, for this reason.
+    /// The process can't go on. The text says why.
     Fatal(String),
 }

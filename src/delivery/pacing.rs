@@ -8,46 +8,47 @@ use tokio_util::sync::CancellationToken;
 
 use super::retry::Retry;
 
-/// The longest pause while the relay drains, so that a consumer that is back is not missed.
+/// The longest pause while the relay drains (delivers what it holds before it ends). The pause is
+/// short, so that the relay notices in time that the consumer works again.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How many requests may be on the wire at once.
+/// The number of requests that may be sent without an answer at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempts {
-    /// As many as the link's window takes.
+    /// As many requests as the connection allows.
     Window,
-    /// One at a time, after a failure, until one succeeds.
+    /// One request at a time. This begins with a failure, and ends when a request succeeds.
     OneByOne,
 }
 
-/// Tells if a connection alone counts as a sign that the consumer is up.
+/// Tells if a new connection alone is a sign that the consumer is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Connections {
-    /// A connection is enough.
+    /// A new connection alone is a sign that the consumer is up.
     Trusted,
-    /// The last connection broke before anything was accepted on it. A consumer that refuses our
-    /// certificate, or everybody, does so at once: the next connection has to last, or to accept
-    /// something.
+    /// A new connection alone is no sign, because the last one broke before anything was accepted
+    /// on it. A consumer that refuses our certificate, or every client, breaks connections in this
+    /// way. So the next connection has to last for some time, or something has to be accepted on
+    /// it.
     Unproven,
 }
 
-/// Tells if the drain has shortened a pause.
+/// Tells if the drain (the relay delivers what it holds before it ends) has shortened a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drain {
     /// The drain has not shortened a pause yet.
     NotYet,
-    /// The drain has ended the pause that was under way when it began; later pauses take their
-    /// time, at most [`DRAIN_PAUSE_MAX`].
+    /// The drain has ended the pause that was under way when the drain began. Later pauses run to
+    /// their end, but last at most [`DRAIN_PAUSE_MAX`].
     Shortened,
 }
 
-/// The pacing of one delivery. The loop owns it, tells it of failures and successes, and asks it
-/// when the next attempt may be made.
+/// Decides when one delivery may make its next attempt. The delivery loop owns this value, reports
+/// failures and successes, and asks for the current pause.
 ///
-/// Invariants: while there is a pause, nothing is sent. Failures that are reported during a pause
-/// do not lengthen it, however many requests were on the wire: they are one reason to wait; only a
-/// consumer that asks for a longer pause (`Retry-After`) gets it. After a failure, one attempt at a
-/// time is made until one succeeds.
+/// Invariants: nothing is sent during a pause. Failures that are reported during a pause do not
+/// make it longer, even if many requests fail at once. Only a consumer that asks for a longer pause
+/// (`Retry-After`) gets it. After a failure, one attempt at a time is made until one succeeds.
 pub(super) struct Pacing {
     retry: Retry,
     /// Nothing is sent before this moment; `None`: there is no pause.
@@ -55,13 +56,13 @@ pub(super) struct Pacing {
     attempts: Attempts,
     connections: Connections,
     drain: Drain,
-    /// This token is cancelled when the process begins its drain: it still tries to deliver what
-    /// the queue holds.
+    /// The token that is cancelled when the process begins to drain: it then delivers what the
+    /// queue holds before it ends.
     draining: CancellationToken,
 }
 
 impl Pacing {
-    /// Makes the pacing of a new delivery. `retry` decides how long pauses are.
+    /// Makes the pacing of a new delivery. `retry` decides how long the pauses are.
     pub(super) fn new(retry: Retry) -> Self {
         Self {
             retry,
@@ -73,35 +74,39 @@ impl Pacing {
         }
     }
 
-    /// Hands over the token of the drain. Once the token is cancelled, pauses are short.
+    /// Sets the token that is cancelled when the drain begins (the relay delivers what it holds
+    /// before it ends). From then on, pauses are short.
     pub(super) fn shorten_when(&mut self, draining: CancellationToken) {
         self.draining = draining;
     }
 
-    /// The end of the pause under way; `None` if there is no pause.
+    /// Returns the end of the current pause; `None` if there is no pause.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
 
-    /// Returns `true` if the pause under way is to end when the drain begins. This happens only
-    /// once.
+    /// Returns `true` if there is a pause, and the beginning of the drain is to end it. The drain
+    /// ends only one pause in this way.
     pub(super) fn may_be_shortened(&self) -> bool {
         self.paused_until.is_some() && self.drain == Drain::NotYet
     }
 
-    /// Notes that the drain has begun, and ends the pause under way.
+    /// Notes that the drain has begun (the relay delivers what it holds before it ends), and ends
+    /// the current pause.
     pub(super) fn shorten(&mut self) {
         self.drain = Drain::Shortened;
         self.paused_until = None;
     }
 
-    /// Ends the pause, because its time is over or because what the output waited for is there.
+    /// Ends the pause, because its time is over, or because the new event has arrived for which the
+    /// output waited.
     pub(super) fn end_pause(&mut self) {
         self.paused_until = None;
     }
 
-    /// Notes that an attempt failed, and that the consumer asked for a pause of `asked` (`None`:
-    /// for no pause). Returns the pause from now on.
+    /// Notes that an attempt failed. `asked` is the pause that the consumer asked for; `None` if it
+    /// did not ask. Begins a pause, or makes the current pause longer if the consumer asked for it.
+    /// Returns the time until the end of the pause.
     pub(super) fn failed(&mut self, asked: Option<Duration>) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
@@ -113,19 +118,21 @@ impl Pacing {
         until.saturating_duration_since(now)
     }
 
-    /// A round of suspects is over: begins a pause. Returns how long it is.
+    /// Begins a pause after a round in which the consumer refused all events that were tried.
+    /// `asked` is the pause that it asked for, if any. Returns the length of the pause.
     pub(super) fn pause(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.next_wait(asked);
         self.paused_until = Some(Instant::now() + wait);
         wait
     }
 
+    /// Returns the length of the next pause, which is short while the relay drains.
     fn next_wait(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.retry.pause(asked);
         if self.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }
 
-    /// Notes that the consumer accepted something. The next pause is a short one again.
+    /// Notes that the consumer accepted something. The next pause is as short as the first one.
     pub(super) fn succeeded(&mut self) {
         self.attempts = Attempts::Window;
         self.connections = Connections::Trusted;
@@ -144,23 +151,25 @@ impl Pacing {
         self.connections = Connections::Trusted;
     }
 
-    /// Notes that the connection broke after it had lasted, or had accepted something. The next
-    /// pause is a short one again.
+    /// Notes that the connection broke after it had lasted for some time, or after something was
+    /// accepted on it. The next pause is as short as the first one.
     pub(super) fn broke_after_use(&mut self) {
         self.retry.reset();
     }
 
-    /// Notes that the connection broke before anything was accepted on it.
+    /// Notes that the connection broke before anything was accepted on it. The next connection
+    /// alone is then no sign that the consumer is up.
     pub(super) fn broke_at_once(&mut self) {
         self.connections = Connections::Unproven;
     }
 
-    /// Returns `true` if the connection has yet to prove that the consumer is up.
+    /// Returns `true` if the current connection alone is no sign that the consumer is up, because
+    /// the connection before it broke at once.
     pub(super) fn is_unproven(&self) -> bool {
         self.connections == Connections::Unproven
     }
 
-    /// Returns `true` if only one attempt at a time is made.
+    /// Returns `true` if only one attempt at a time may be made, because the last one failed.
     pub(super) fn is_serial(&self) -> bool {
         self.attempts == Attempts::OneByOne
     }

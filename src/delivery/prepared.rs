@@ -22,7 +22,7 @@ use crate::filter::Rules;
 use crate::queue;
 use crate::telemetry::OutputMetrics;
 
-/// An output that can be started. Nothing is connected, and no file was read, yet.
+/// An output that can be started. It has made no connection and has read no file yet.
 pub struct Prepared {
     connector: Box<dyn Connector>,
     config: config::Output,
@@ -32,22 +32,23 @@ pub struct Prepared {
     dead_letters: DeadLetters,
 }
 
-/// A [`Connect`] of any type, so that outputs of all protocols are one type for the relay.
+/// A [`Connect`] of any protocol, as one type. So the relay can treat the outputs of all protocols
+/// alike.
 pub(crate) trait Connector: Send {
-    /// The files that the protocol reads; `None` if it reads none.
+    /// Returns the files that the protocol reads; `None` if it reads none.
     fn files(&self) -> Option<Arc<dyn Files>>;
 
-    /// The addresses of the output; `None` if the output has no addresses.
+    /// Returns the addresses of the output; `None` if the output has no addresses.
     fn endpoints(&self) -> Option<Arc<Endpoints>>;
 
-    /// Connects to each address once, and returns how each attempt went.
+    /// Connects to each address once. Returns one result for each address.
     fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
 
-    /// Delivers until the orders in `start` end the delivery.
+    /// Runs a delivery until the orders in `start` end it, or until an error does.
     fn deliver(self: Box<Self>, start: Start) -> Running;
 }
 
-/// Everything that a delivery starts with, besides its connector.
+/// The values that a delivery needs at its start, besides its connector.
 pub(crate) struct Start {
     begin: HandOver,
     health: Health,
@@ -80,8 +81,8 @@ impl<C: Connect + 'static> Connector for C {
 }
 
 impl Prepared {
-    /// Puts an output together from its config and the connector of its protocol. Events that the
-    /// consumer will not get go to `dead_letters`, if the config says so.
+    /// Makes an output from its config and the connector of its protocol. Events that are given up
+    /// are written to `dead_letters`, if the config says so.
     pub(crate) fn new(
         connector: Box<dyn Connector>,
         config: &config::Output,
@@ -95,13 +96,13 @@ impl Prepared {
         Self { connector, config: config.clone(), metrics, status, filter, dead_letters }
     }
 
-    /// The output's name in the config.
+    /// Returns the output's name in the config.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// The settings that the queue needs to let the output join.
+    /// Returns the settings with which the output joins the queue.
     #[must_use]
     pub fn in_queue(&self) -> queue::Output {
         let Self { config, metrics, .. } = self;
@@ -113,13 +114,13 @@ impl Prepared {
         }
     }
 
-    /// The state that `/status` shows.
+    /// Returns the state of the output that `/status` shows.
     #[must_use]
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.status)
     }
 
-    /// The files that the protocol and the filter read; `None` if there are none.
+    /// Returns the files that the protocol and the filter read; `None` if they read none.
     #[must_use]
     pub fn files(&self) -> Option<Arc<dyn Files>> {
         let rules = self.filter.as_ref().map(|rules| Arc::clone(rules) as Arc<dyn Files>);
@@ -127,16 +128,17 @@ impl Prepared {
         (!all.is_empty()).then(|| Arc::new(all) as Arc<dyn Files>)
     }
 
-    /// Connects to each address once, with the TLS handshake where there is one. Returns each
-    /// address with the result, or with the reason why it failed.
+    /// Connects to each address once, and makes the TLS handshake if the output uses TLS. Returns
+    /// the name of each address, with the reason if the connection failed.
     pub async fn probe(&mut self) -> Vec<(String, Result<(), ProbeError>)> {
         self.connector.probe().await
     }
 
-    /// Delivers until `orders` ends it. Starts with what the delivery before it has left.
+    /// Runs the delivery until `orders` ends it. The delivery goes on where the previous delivery
+    /// of this output ended: `begin` is the state that it left.
     ///
-    /// The future returns `Some` if another delivery is to take over, and `None` if the process
-    /// ends. An error ends the process ([`RunError`]).
+    /// The future returns `Some` if another delivery is to replace this one, and `None` if the
+    /// process ends. A [`RunError`] means that the process must end.
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
         let health = Health::new(&config.name, metrics, status);
@@ -145,6 +147,6 @@ impl Prepared {
     }
 }
 
-/// The future that [`Prepared::run`] returns. It is `Some` if another delivery takes over, and
-/// `None` if the process ends.
+/// The future that [`Prepared::run`] returns. It returns `Some` if another delivery is to replace
+/// this one, and `None` if the process ends.
 pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, RunError>> + Send>>;

@@ -9,14 +9,14 @@ use backoff::backoff::Backoff;
 use super::failure::RETRY_AFTER_MAX;
 use crate::config;
 
-/// Pauses that grow from one failure to the next, with jitter, up to `retry.max_interval`. Owned by
-/// a delivery loop.
+/// The pauses after failures. They grow from one failure to the next up to `retry.max_interval`,
+/// with a random difference. The delivery loop owns this value.
 pub(super) struct Retry {
     backoff: ExponentialBackoff,
 }
 
 impl Retry {
-    /// Makes the pauses that the section `retry` of the config describes.
+    /// Makes the series of pauses that the section `retry` of the config describes.
     pub(super) fn new(config: &config::Retry) -> Self {
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(config.initial_interval)
@@ -28,15 +28,15 @@ impl Retry {
         Self { backoff }
     }
 
-    /// Returns the next pause, which grows by `retry.multiplier`. The pause is at least
-    /// `retry_after`, of which no more than [`RETRY_AFTER_MAX`] is heeded.
+    /// Returns the next pause, which is longer than the last one by the factor `retry.multiplier`.
+    /// The pause is at least `retry_after`, of which at most [`RETRY_AFTER_MAX`] counts.
     pub(super) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         // `next_backoff` returns `None` only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);
         own.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX))
     }
 
-    /// Begins again with the shortest pause, after a success.
+    /// Goes back to the shortest pause, after a success.
     pub(super) fn reset(&mut self) {
         self.backoff.reset();
     }
