@@ -74,8 +74,8 @@ pub(super) struct Ledger {
     limits: BatchLimits,
     /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
-    /// The position after the last event that was sent, or kept back by the filter, at least once. A
-    /// claim that begins before this position is counted as sent again.
+    /// The position after the last event that was sent, or kept back by the filter, at least once.
+    /// A claim that begins before this position is counted as sent again.
     sent_until: Position,
     /// The bytes of the events that were inspected in a row, without any of them being sent, since
     /// the loop last yielded to the runtime.
@@ -167,7 +167,8 @@ impl Ledger {
     /// suspects (events refused alone), comes a new event that is compared with them; without
     /// suspects, new events of the queue. Returns `None` if nothing can be taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
-        // The cursor reads lines for one claim at a time, and those that are given up come first.
+        // The cursor reads lines from files for one claim at a time. Claims that are given up come
+        // first.
         if self.given_up.needs_lines() {
             return None;
         }
@@ -313,8 +314,8 @@ impl Ledger {
             self.finish_without(work.claim, rejected);
         }
         if let Refusals::Alone(_) = work.refusals {
-            // A suspect was accepted, so no event was at fault. Events that went ahead of it are
-            // sent again, after it.
+            // A suspect was accepted, so no event was at fault. Later events that were accepted
+            // before it are sent again, to keep the order.
             for held in self.in_flight.all(State::Held) {
                 if held.claim >= claim {
                     self.release(held.claim);

@@ -23,42 +23,46 @@ use crate::filter::Filter;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 
-/// A connection that lasts this long proves that the consumer is up. Such a proof is needed if the
-/// previous connection broke before anything was accepted on it: a consumer that refuses our
-/// certificate, or refuses everybody, ends a connection sooner.
+/// The time after which a connection that still exists proves that the consumer is up. Such a proof
+/// is needed if the connection before it broke before anything was accepted on it. A consumer that
+/// refuses our certificate, or every client, ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
-/// The longest time that a delivery which is to be replaced waits for the claims on the wire. Its
-/// successor sends the claims again that are not final by then. A consumer that hangs must not
-/// delay a change of its output's settings for longer.
+/// The longest time that a delivery waits for answers when another delivery is to replace it.
+/// Events that have no answer by then are sent again by the new delivery. A consumer that hangs
+/// must not delay a change of its output's settings for longer.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
-/// The time for writing the last letters (dead letters of events that were given up) at the end of
-/// the process. Events whose letters are not written by then stay in the queue's directory for the
-/// next start. Without a directory these events are lost with the queue, and counted.
+/// The time for writing the last dead letters (events that were given up, kept in files) at the end
+/// of the process. Events whose letters are not written by then stay in the queue's directory for
+/// the next start. If the queue is only in memory, these events are lost, and counted as lost.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// At the start the deduplication window is rebuilt from the queue's recent events. The rebuild may
-/// take this long; events it did not reach may be sent twice.
+/// The longest time for reading the queue's recent events at the start, so that the filter
+/// recognizes duplicates of them. Duplicates of events that are not read within this time may be
+/// sent.
 const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 
-/// One output's delivery. One task runs it, from [`Delivery::run`] to its end.
+/// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
 ///
-/// Phases: at the start the filter's memory is rebuilt. Then, for ever: *rest* until a connection
-/// is needed and may be made; *connect*; *drive* the link until it ends. While it drives, each turn
-/// of the loop first hands over letters, then fills the link's window, then waits for the first of:
-/// the end of the process, a successor, letters that are written, something that the link reports,
-/// the drain, something to read in the queue, the end of a pause.
+/// Phases: at the start, the filter's memory of sent events is rebuilt. Then these phases repeat:
+/// *rest* until a connection is needed and may be made; *connect*; *drive* the link (use the
+/// connection) until it ends. In each turn of the drive loop, the delivery first hands over dead
+/// letters, then sends as much as the link takes, then waits for the first of: the end of the
+/// process, an order to hand over to another delivery, dead letters that are written, a report of
+/// the link, the drain, new events in the queue, the end of a pause.
 ///
-/// It never gives up an event unless `retry.max_elapsed` or `rejected.action` say so: events that
-/// it can't deliver stay in the queue. While letters are written, other claims go on.
+/// A delivery never gives up an event unless `retry.max_elapsed` or `rejected.action` say so:
+/// events that it can't deliver stay in the queue. While dead letters are written, other claims are
+/// sent.
 ///
 /// Invariants:
-/// - Every wait hears `orders.stop`.
-/// - The loop alone calls the ledger, so no lock is needed.
-/// - It yields to the runtime after `INSPECTED_BYTES_MAX` of events of which none was sent.
+/// - Every wait ends when `orders.stop` is cancelled.
+/// - Only the loop calls the ledger, so no lock is needed.
+/// - The loop yields to the runtime after it has inspected `INSPECTED_BYTES_MAX` of events without
+///   sending one of them.
 ///
-/// What must never happen: the delivery ends, without an order to, while the process goes on.
+/// What must never happen: the delivery ends without an order, while the process goes on.
 pub(super) struct Delivery<C> {
     connector: C,
     ledger: Ledger,
@@ -66,29 +70,30 @@ pub(super) struct Delivery<C> {
     orders: Orders,
 }
 
-/// Why a delivery has ended.
+/// The reason why a delivery has ended.
 enum Done {
     Stopped,
     Retired,
 }
 
-/// Why a link has ended.
+/// The reason why a link (one connection to a consumer) has ended.
 enum Ended {
     Stopped,
     Retired,
-    /// The link asks for its orderly end.
+    /// The link asked to be closed in order, by [`Event::Closed`].
     Closed,
     /// The connection is broken.
     Broken(Failure),
-    /// The link asks for its orderly end, after [`Event::Gone`].
+    /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
+    /// failure; `None` if the end is nobody's fault.
     #[cfg(any(feature = "kafka", test))]
     Gone(Option<Failure>),
     Fatal(String),
 }
 
 impl Ended {
-    /// Returns `true` if the connection still works, and must be closed in order; `false` if it is
-    /// broken.
+    /// Returns `true` if the caller must still close the link (connection) in order; `false` if it
+    /// is closed already or can't be used any more.
     fn is_orderly(&self) -> bool {
         match self {
             Self::Closed => true,
@@ -99,12 +104,14 @@ impl Ended {
     }
 }
 
-/// The reason why the loop woke while it drove a link.
+/// The reason why the loop stops waiting while it uses a link (connection).
 enum Wake {
     Stop,
     Retire,
+    /// Another delivery is to replace this one, and [`HAND_OVER_TIME`] has passed.
     HandOverTimeIsOver,
-    /// The ledger knows what has happened, and the next turn of the loop may send something.
+    /// Something has happened that the ledger knows already. The loop begins its next turn, in
+    /// which it may send something.
     Again,
     Reported(Event),
 }
@@ -120,7 +127,7 @@ impl<C: Connect> Delivery<C> {
         Self { connector, ledger, rejected: config.rejected, orders: Orders::default() }
     }
 
-    /// Writes the events that are given up to `dead_letters`, if the config says so.
+    /// Sets where events that are given up are written, if the config asks for dead letters.
     pub(super) fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
         if self.rejected == Rejected::DeadLetter {
             self.ledger.given_up.place(dead_letters);
@@ -128,7 +135,8 @@ impl<C: Connect> Delivery<C> {
         self
     }
 
-    /// Sends only the events that `filter` lets pass; `None`: sends every event.
+    /// Sets the filter that decides which events are sent, and in which form; `None`: every event
+    /// is sent unchanged.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
         let cursor = self.ledger.in_flight.cursor();
         cursor.tell_origins(filter.is_some());
@@ -137,13 +145,15 @@ impl<C: Connect> Delivery<C> {
         self
     }
 
-    /// Begins with the claims that the previous delivery of this output has left, in their order.
+    /// Takes over the claims that the previous delivery of this output has left, in the order of
+    /// the queue. They are sent first.
     pub(super) fn inherit(mut self, claims: Vec<Claim>) -> Self {
         self.ledger.in_flight.inherit(claims);
         self
     }
 
-    /// Delivers until stopped, or until another delivery is to take its place.
+    /// Delivers until the process ends, or until another delivery is to replace this one. Returns
+    /// the state for the other delivery; `None` if the process ends.
     ///
     /// # Errors
     ///
@@ -152,7 +162,8 @@ impl<C: Connect> Delivery<C> {
         self.ledger.pacing.shorten_when(orders.draining.clone());
         self.orders = orders;
         let ended = self.deliver().await;
-        // A letter that is nearly written would be written twice.
+        // If the delivery did not wait, a dead letter that is nearly written would be written
+        // twice.
         let retired = matches!(ended, Ok(Done::Retired));
         let wait = if retired { HAND_OVER_TIME } else { LAST_LETTERS };
         let stop = self.orders.stop.clone();
@@ -168,6 +179,8 @@ impl<C: Connect> Delivery<C> {
         })
     }
 
+    /// Connects, sends and waits, until an order ends the delivery. Returns the order, or the
+    /// reason why the process must end.
     async fn deliver(&mut self) -> Result<Done, RunError> {
         let Orders { stop, retire, .. } = self.orders.clone();
         let (filtering, in_flight) = (&mut self.ledger.filtering, &self.ledger.in_flight);
@@ -215,8 +228,9 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Between two connections: waits until the next connection is needed and may be made, and
-    /// gives up the events that are too old.
+    /// Waits, while there is no connection, until the next connection is needed and may be made.
+    /// Meanwhile gives up the events that are too old. `needed` is `true` if the connection is
+    /// needed already.
     ///
     /// # Cancel safety
     ///
@@ -227,7 +241,8 @@ impl<C: Connect> Delivery<C> {
         loop {
             let mut goes_on = ledger.bury();
             if ledger.is_settled() {
-                // The suspects that these claims waited for are given up.
+                // The held claims waited for the decision about suspects, and all suspects are
+                // given up now.
                 ledger.finish_held();
                 goes_on |= ledger.bury_old();
             }
@@ -256,7 +271,8 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Releases the claims that are not final, so that another delivery can send them.
+    /// Releases the claims that are not final (settled). Returns the state with which another
+    /// delivery can send them.
     fn hand_over(mut self) -> HandOver {
         if self.ledger.is_settled() {
             self.ledger.finish_held();
@@ -266,11 +282,11 @@ impl<C: Connect> Delivery<C> {
         HandOver { cursor, claims, seen: filtering.into_seen() }
     }
 
-    /// Uses one link until it ends.
+    /// Sends events on one link (connection) until it ends. Returns the reason for its end.
     async fn drive(&mut self, mut link: C::Link) -> Ended {
         let proven_at = Instant::now() + PROVEN_AFTER;
-        // Set once a successor waits: the link gets no more claims, and this long to finish the
-        // others.
+        // Set when another delivery is to replace this one: the link then gets no new claims, and
+        // has until this moment to finish the claims that it has.
         let mut leave_at = None;
         loop {
             self.ledger.bury_beside_sending();
@@ -310,7 +326,8 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Waits until there is something to do.
+    /// Waits until the loop that uses a link (connection) has something to do, and returns the
+    /// reason.
     ///
     /// # Cancel safety
     ///
@@ -328,7 +345,8 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // Nobody will know more of the suspects before the next start, which begins with them.
+            // The queue is closed, so the suspects are not decided before the next start, which
+            // sends them first. The claims that wait for this decision become final now.
             ledger.finish_held();
         }
         let paused = ledger.pacing.paused_until();
@@ -368,8 +386,8 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Tells the ledger what the link has reported. Returns why the link has ended, or `None` if it
-    /// works on.
+    /// Tells the ledger what the link (connection) has reported. Returns the reason if the link has
+    /// ended; `None` if it goes on working.
     fn on_event(&mut self, event: Event, consumer: usize, proven_at: Instant) -> Option<Ended> {
         match event {
             Event::Accepted { claim, rejected } => {

@@ -9,21 +9,22 @@ use tokio::time::Instant;
 use crate::queue::Claim;
 use crate::queue::Position;
 
-/// Attempts within this fraction of `max_elapsed` are noted as one, with the time of the latest: at
-/// most about 1,000 entries are kept, and no event is given up too early. For example, with a
-/// `max_elapsed` of 1 h, attempts within 3.6 s share an entry.
+/// The fraction of `max_elapsed` within which several attempts are stored as one entry, with the
+/// time of the latest attempt. So at most about 1,000 entries are kept, and no event is given up
+/// too early. For example, with a `max_elapsed` of 1 h, attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;
 
-/// The times of the first attempts at events that are not final.
+/// The times of the first attempts to send the events that are not final (settled).
 pub(super) struct Tried {
-    /// The time after its first attempt at which an event is too old: `retry.max_elapsed`.
+    /// The time after its first attempt at which an event is too old. This is `retry.max_elapsed`.
     pub(super) max_elapsed: Duration,
-    /// In the order of positions, which is the order of time too.
+    /// The times of the attempts, in the order of the events' positions, which is also the order of
+    /// time.
     entries: VecDeque<Entry>,
 }
 
-/// A range of events, from the end of the entry before to `end`, which were first sent between
-/// `begun` and `at`.
+/// A range of events that were first sent between `begun` and `at`. The range begins where the
+/// entry before it ends, and ends before `end`.
 struct Entry {
     end: Position,
     begun: Instant,
@@ -35,8 +36,9 @@ impl Tried {
         Self { max_elapsed, entries: VecDeque::new() }
     }
 
-    /// Notes an attempt at this claim, now. Events of it that were sent before keep their time.
-    /// Entries before the watermark are forgotten.
+    /// Notes that the events of this claim are sent now. Events of the claim that were sent before
+    /// keep their first time. Entries before `watermark` (the first position that is not final) are
+    /// removed.
     pub(super) fn note(&mut self, claim: Claim, watermark: Position) {
         while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
             self.entries.pop_front();
@@ -51,8 +53,8 @@ impl Tried {
         }
     }
 
-    /// The end of the events whose time is over: every event before this position was first sent at
-    /// least `max_elapsed` ago. The first position of all if there is none.
+    /// Returns the position before which every event is too old: it was first sent at least
+    /// `max_elapsed` ago. Returns the first possible position if no event is too old.
     pub(super) fn over_until(&self) -> Position {
         let now = Instant::now();
         let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;
