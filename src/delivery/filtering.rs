@@ -1,4 +1,4 @@
-//! Which events of a claim leave, and in which form, if the output has a filter.
+//! Decides which events of a claim are sent, and in which form, if the output has a filter.
 //!
 //! A batch goes through the filter each time that it is sent, and comes out as lines again. Long
 //! runs of unchanged lines are not copied. The filter's decision about each event is marked by the

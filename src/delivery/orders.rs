@@ -1,4 +1,4 @@
-//! The orders that a delivery hears, and what it leaves to the delivery that takes its place.
+//! The orders that a delivery obeys, and the state that it hands to the delivery that replaces it.
 
 use tokio_util::sync::CancellationToken;
 

@@ -80,7 +80,7 @@ mod tests {
         let mut tried = Tried::new(10 * second);
         tried.note(claim(Position::new(0), Position::new(5)), Position::new(0));
         tokio::time::advance(4 * second).await;
-        // Again, with what has come since.
+        // The first events are sent again, together with later ones.
         tried.note(claim(Position::new(0), Position::new(8)), Position::new(0));
         tokio::time::advance(5 * second).await;
         assert_eq!(tried.over_until(), 0);

@@ -35,52 +35,55 @@ mod given_up;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What the consumer does with what has been longest on the wire, or with the connection.
+/// The consumer's answer to one batch on the wire, or what happens to the connection. A stream
+/// answers the oldest batch, other links a random one.
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
     Accept,
-    /// Accepts, and so many events can't be put in its protocol.
+    /// Accepts the batch, except this number of bad events, which the protocol can't carry.
     AcceptBut(u64),
-    /// Accepts so many events of the batch, and goes on with the rest of it.
+    /// Accepts this number of events of the batch, and answers the rest of the batch later.
     AcceptFirst(u64),
     Refuse,
     Fail,
-    /// To be tried again after so long.
+    /// Fails, and asks for a pause of this length before the next attempt.
     FailFor(Duration),
-    /// The connection breaks; so many batches of the wire were read before.
+    /// The connection breaks. Before that, the consumer has read this number of the batches on the
+    /// wire.
     Break(usize),
-    /// It breaks, and another address is left.
+    /// The connection breaks, and another address may be tried at once.
     BreakHere,
-    /// A link that may refuse is gone; whether that is a failure.
+    /// The link ends with [`Event::Gone`]; `true` if the end is a failure.
     Gone(bool),
-    /// Nothing moves.
+    /// The link reports [`Event::Troubled`]: it can send nothing at the moment.
     Trouble,
 }
 
 type Script = dyn FnMut(&[String]) -> Answer + Send;
 
-/// The other end: what it says, and what it has seen.
+/// The simulated consumer: its answers, and what it has received.
 struct Consumer {
     script: Mutex<Box<Script>>,
-    /// Connections are refused until then.
+    /// The moment until which the consumer refuses connections.
     away_until: Mutex<Instant>,
     latency: Duration,
     window: usize,
-    /// Which of the wire is answered next: a seed.
+    /// The seed that chooses which batch on the wire is answered next.
     shuffle: Mutex<u64>,
     state: Mutex<Seen>,
 }
 
 #[derive(Default)]
 struct Seen {
-    /// Every event taken, in order, repeats included.
+    /// Every event that the consumer has received, in order. An event that was sent twice is in the
+    /// list twice.
     events: Vec<String>,
     attempts: Vec<Instant>,
     connects: Vec<Instant>,
 }
 
-/// `EAGER` links break and answer in order, as streams do; the others answer in any order, as HTTP
-/// does.
+/// Makes links to the simulated consumer. With `EAGER`, a link answers in order and can break, like
+/// a stream; without, it answers in any order, like HTTP.
 struct Fake<const EAGER: bool> {
     consumer: Arc<Consumer>,
     ordered: bool,
@@ -231,7 +234,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
     async fn close(self) {}
 }
 
-/// A queue, one output and its consumer.
+/// A queue, the running delivery of one output, and its simulated consumer.
 struct Bench {
     queue: Queue,
     telemetry: Arc<Telemetry>,
@@ -239,18 +242,19 @@ struct Bench {
     status: Arc<Status>,
     stop: CancellationToken,
     tasks: JoinSet<Result<(), RunError>>,
-    /// Where its dead letters come.
+    /// The desk at which the output's dead letters arrive; `None` if they are not kept.
     desk: Option<Desk>,
-    /// Every event appended, in order.
+    /// Every event that was appended to the queue, in order.
     appended: Vec<String>,
     started: Instant,
 }
 
 struct Setting {
-    /// The queue has so many bytes, and drops the oldest.
+    /// The size of a queue that drops its oldest events when it is full; `None` for the default
+    /// queue.
     drop_oldest: Option<u64>,
     rejected: Rejected,
-    /// There is a place for dead letters: the bench's desk.
+    /// `true` if dead letters are kept: they arrive at the desk of the bench.
     desk: bool,
     max_elapsed: Option<Duration>,
     latency: Duration,
@@ -258,9 +262,9 @@ struct Setting {
     ordered: bool,
     shuffle: u64,
     away: Duration,
-    /// When the delivery is replaced by another, since the start.
+    /// The times, since the start, at which another delivery replaces the current one.
     replaced: Vec<Duration>,
-    /// What leaves goes through [`sifting`].
+    /// `true` if the output has the filter [`sifting`].
     sifts: bool,
 }
 
@@ -282,8 +286,8 @@ impl Default for Setting {
     }
 }
 
-/// A filter that keeps back what has `"verb":"hide"`, takes the body of what has `"verb":"lower"`,
-/// and lets nothing leave twice in a year.
+/// Returns a filter that drops events with `"verb":"hide"`, removes the body of events with
+/// `"verb":"lower"`, and sends no event twice in a year.
 fn sifting() -> Arc<Rules> {
     let rule = |verb: &[&str], level| policy::Rule {
         line: 1,
@@ -314,7 +318,8 @@ fn lowered(number: u64) -> String {
     format!(r#"{{"level":"Request","verb":"lower","n":{number},"requestObject":"{number}"}}"#)
 }
 
-/// What [`sifting`] lets leave of an event.
+/// Returns an event in the form in which the filter [`sifting`] sends it; `None` if it drops the
+/// event.
 fn sifted(event: &str) -> Option<String> {
     let body = event.find(r#","requestObject""#);
     match body {
@@ -329,7 +334,8 @@ impl Bench {
         setting: &Setting,
         script: impl FnMut(&[String]) -> Answer + Send + 'static,
     ) -> Self {
-        // The embedded default's output stands for all: only what the loop reads of it counts.
+        // The output of the embedded default config serves for all tests, because the loop reads
+        // only a few of its settings.
         let mut config =
             config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");
         config.outputs[0].rejected = setting.rejected;
@@ -412,17 +418,17 @@ impl Bench {
         }
     }
 
-    /// A stream whose consumer follows this script.
+    /// Starts a bench with a stream, whose consumer answers as this script says.
     fn stream(script: impl FnMut(&[String]) -> Answer + Send + 'static) -> Self {
         Self::start::<true>(&Setting::default(), script)
     }
 
-    /// Requests one at a time, in order.
+    /// Starts a bench whose output sends one request at a time, in order, like HTTP.
     fn requests(script: impl FnMut(&[String]) -> Answer + Send + 'static) -> Self {
         Self::start::<false>(&Setting { window: 1, ..Setting::default() }, script)
     }
 
-    /// One batch; a name is an event.
+    /// Appends one batch to the queue. Each name is one event.
     fn append<T: ToString>(&mut self, names: &[T]) {
         self.try_append(names).expect("room");
     }
@@ -448,7 +454,7 @@ impl Bench {
         let line = text
             .lines()
             .find_map(|line| line.strip_prefix(&format!("kube_audit_forwarder_{series} ")));
-        // Written as a float; counts are whole.
+        // The metrics have the count as a float, but it is a whole number.
         let value: f64 = line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap();
         value.to_string().parse().unwrap()
     }
@@ -477,7 +483,7 @@ impl Bench {
         self.consumer.state.lock().unwrap().attempts.clone()
     }
 
-    /// The end of a test: stops, and checks the conservation of events.
+    /// Ends a test: stops the delivery, and checks that the counters account for every event.
     async fn finish(mut self) {
         self.stop.cancel();
         let ended = self.tasks.join_next().await;
@@ -496,7 +502,8 @@ impl Bench {
     }
 }
 
-/// Whether `wanted` is in `seen`, in order, whatever else is between.
+/// Returns `true` if `seen` has all events of `wanted` in this order. Other events may be between
+/// them.
 fn in_order(seen: &[String], wanted: &[String]) -> bool {
     let mut seen = seen.iter();
     wanted.iter().all(|wanted| seen.any(|event| event == wanted))
@@ -563,7 +570,8 @@ async fn nothing_is_sent_before_an_idle_consumer_is_needed_and_a_stream_connects
     requests.finish().await;
 }
 
-/// The consumer is away for so long: attempts go on with bounded waits, and all arrives soon after.
+/// Lets the consumer be away for the time `outage`. Asserts that attempts go on with bounded
+/// pauses, and that all events arrive soon after the outage.
 async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
     let started = Instant::now();
     let away = if EAGER { outage } else { Duration::ZERO };
@@ -579,7 +587,7 @@ async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
     assert_eq!(bench.value("output_backlog_events{output=\"o\"}"), 50);
     assert!(!bench.status.snapshot().up);
     bench.drained().await;
-    // max_interval with its jitter, and the time that 50 batches take.
+    // The limit is `max_interval` with its jitter, and the time for sending 50 batches.
     assert!(started.elapsed() < outage + Duration::from_secs(46), "{:?}", started.elapsed());
     assert!(bench.status.snapshot().up);
     assert_eq!(bench.lost(), 0);
@@ -588,7 +596,7 @@ async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
     let during: Vec<_> = tried.iter().filter(|at| **at < started + outage).collect();
     let longest = during.windows(2).map(|pair| *pair[1] - *pair[0]).max().unwrap();
     assert!(longest <= Duration::from_secs(46), "{longest:?}");
-    // At 30 s with jitter, after a few quick ones: no storm.
+    // A few attempts follow quickly, and then one about every 30 s.
     let most = outage.as_secs() / 20 + 20;
     assert!((during.len() as u64) < most, "{} attempts in {outage:?}", during.len());
     bench.finish().await;
@@ -642,7 +650,7 @@ async fn failures_of_many_requests_at_once_are_one_reason_to_wait() {
         bench.append(&vec![batch; 5000]);
     }
     bench.drained().await;
-    // One wait of 0.25 to 0.75 s, not four growing ones.
+    // There was one pause of 0.25 to 0.75 s, and not four growing pauses.
     assert!(bench.started.elapsed() < Duration::from_secs(1), "{:?}", bench.started.elapsed());
     bench.finish().await;
 }
@@ -657,11 +665,11 @@ async fn a_break_after_progress_is_retried_at_once_and_one_without_waits_longer_
     });
     for batch in 0..20 {
         bench.append(&[batch]);
-        // One batch for each event, so that they are not taken together.
+        // The pause makes each event a batch of its own on the wire.
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     bench.drained().await;
-    // The shortest wait is longer than all of this.
+    // The whole test takes less time than the shortest pause, so there was no pause.
     assert!(bench.started.elapsed() < Duration::from_millis(250), "{:?}", bench.started.elapsed());
     assert!(bench.connects().len() > 3);
     assert!(in_order(&bench.seen(), &bench.appended));
@@ -775,7 +783,7 @@ async fn one_refused_event_costs_only_itself() {
         let good: Vec<_> = bench.appended.iter().filter(|name| *name != "bad").cloned().collect();
         assert!(in_order(&bench.seen(), &good));
         assert_eq!((bench.delivered(), bench.lost()), (400, 1));
-        // Halving: two requests for each level, and a few more.
+        // Halving the batch takes two requests for each level, and a few more.
         assert!(bench.attempts().len() < 30, "{} requests", bench.attempts().len());
         bench.finish().await;
     }
@@ -823,7 +831,7 @@ async fn a_consumer_that_refuses_everything_for_an_hour_costs_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_refused_everything_recovers_from_its_bad_event_without_new_ones() {
-    // More than are suspected at a time, and the first is refused for good.
+    // The numbers of other events go beyond the limit of suspects. The first event stays refused.
     for others in [1, 5, SUSPECTS_MAX - 1, SUSPECTS_MAX, 3 * SUSPECTS_MAX] {
         let started = Instant::now();
         let mut bench = Bench::requests(move |events| {
@@ -872,8 +880,8 @@ async fn rejected_retry_drops_nothing_and_goes_on_when_the_consumer_gives_in() {
 
 #[tokio::test(start_paused = true)]
 async fn the_stop_is_heard_wherever_the_loop_waits() {
-    // Idle; in a connect that fails; in a back-off; with an answer that never comes; while
-    // everything is refused.
+    // The loop waits for events; for a consumer that can't be reached; after a connection that
+    // broke; for an answer that never comes; and after an attempt that failed.
     type Script = fn(&[String]) -> Answer;
     let scripts: [(Script, Duration, Duration); 5] = [
         (|_| Answer::Accept, Duration::ZERO, Duration::from_millis(1)),
@@ -947,7 +955,8 @@ async fn drop_oldest_never_touches_what_is_on_the_wire() {
     }
     bench.drained().await;
     let (seen, lost) = (bench.seen(), bench.lost());
-    // The fake panics over a claim whose lines are gone; here: each once, in order.
+    // `FakeLink` panics if the lines of a claim are missing. Each event came at most once, in
+    // order.
     assert!(lost > 0, "nothing was dropped");
     assert_eq!(seen.len() as u64 + lost, 200);
     assert!(in_order(&bench.appended, &seen));

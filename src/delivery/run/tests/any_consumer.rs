@@ -1,4 +1,5 @@
-//! Consumers of any mood: every event is delivered or counted, and in order where there is one.
+//! Consumers with random behaviour: every event is delivered or counted as lost. If the output is
+//! ordered, events are delivered in order.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
@@ -6,34 +7,34 @@ use proptest::test_runner::TestCaseResult;
 use super::given_up::Clerk;
 use super::*;
 
-/// One stretch of a random consumer's life.
+/// The behaviour of a random consumer during some time.
 #[derive(Debug, Clone)]
 enum Mood {
     Healthy,
     RefusesAll,
     FailsAll,
-    /// Fails or breaks every so many-th time.
+    /// Every n-th answer is a failure or a broken connection.
     Flaky(u32),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Good,
-    /// The consumer refuses it.
+    /// The consumer refuses the event.
     Bad,
-    /// The filter keeps it back.
+    /// The filter drops the event.
     Hidden,
-    /// The filter changes it.
+    /// The filter changes the event.
     Lowered,
-    /// Of the bytes of the good event that came so many numbers before.
+    /// The event has the name of a good event whose number is smaller by this difference.
     Repeated(u64),
 }
 
 #[derive(Debug, Clone)]
 struct Case {
-    /// Batches: how many milliseconds after the last, and its events.
+    /// The batches: for each, the milliseconds since the batch before it, and its events.
     batches: Vec<(u64, Vec<Kind>)>,
-    /// Only then there are others than good and bad ones.
+    /// `true` if the output has a filter. Without it, all events are good or bad.
     sifts: bool,
     moods: Vec<(Mood, u64)>,
     window: usize,
@@ -41,9 +42,9 @@ struct Case {
     latency_ms: u64,
     shuffle: u64,
     drop_oldest: bool,
-    /// When the delivery is replaced, in ms.
+    /// The times at which another delivery replaces the current one, in ms since the start.
     replaced: Vec<u64>,
-    /// There is a place for dead letters, which answers as this seed says.
+    /// The seed of the [`Clerk`] that answers dead letters; `None` if they are not kept.
     desk: Option<u64>,
     max_elapsed_ms: Option<u64>,
 }
@@ -94,7 +95,8 @@ prop_compose! {
     }
 }
 
-/// A consumer of these moods, one after the other, and healthy then.
+/// Returns the script of a consumer that has these moods, one after the other, and is healthy after
+/// them. Each mood lasts for its number of milliseconds.
 fn moody<const EAGER: bool>(
     moods: Vec<(Mood, u64)>,
     started: Instant,
@@ -132,8 +134,8 @@ fn moody<const EAGER: bool>(
     }
 }
 
-/// Events go on coming until all is delivered: a refused event that nobody vouches for waits for
-/// the next good one, and one that was accepted before the refusal does not count.
+/// Appends good events until nothing is left to deliver. They are needed because a refused event is
+/// given up only after the consumer has accepted an event that was sent after the refusal.
 async fn witnessed(bench: &mut Bench) {
     for number in 0..100 {
         if tokio::time::timeout(DAY, bench.queue.drained()).await.is_ok() {
@@ -144,13 +146,14 @@ async fn witnessed(bench: &mut Bench) {
     bench.drained().await;
 }
 
-/// When the last delivery has begun.
+/// Returns the moment at which the last delivery has begun.
 fn last_begins(case: &Case, started: Instant) -> Instant {
     let last = case.replaced.iter().max();
     last.map_or(started, |at| started + Duration::from_millis(at + 1))
 }
 
-/// Every event is delivered or counted; good ones are delivered, in order where there is one.
+/// Runs a case. Asserts that every event is delivered or counted as lost, that good events are
+/// delivered, and that an ordered output delivers them in order.
 async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     let latency = Duration::from_millis(case.latency_ms);
     let setting = Setting {
@@ -188,11 +191,12 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
                 }
             })
             .collect();
-        // Where everything is on the wire it is full, and the sender keeps the batch.
+        // If all events of a full queue are on the wire, none can be dropped. The queue then
+        // refuses the batch, and the sender keeps it.
         bench.try_append(&names).ok();
     }
-    // What is refused for good is so only beside something good, in the end: also for the last
-    // delivery, which knows nothing of what was accepted before it began.
+    // A refused event is given up only if the consumer accepts a good event later. The last
+    // delivery needs a good event too, because it does not know what was accepted before it began.
     tokio::time::sleep_until(mood_ends.max(last_begins(case, started))).await;
     while bench.try_append(&["good-last"]).is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -221,25 +225,25 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         Some(clerk) => clerk.end().await,
         None => (Vec::new(), 0),
     };
-    // They hold what came, not what leaves.
+    // Dead letters hold events as they were received, so the filter is applied to compare them.
     let letters: BTreeSet<_> = given.iter().filter_map(|event| sifted(event)).collect();
-    // What repeats an event that was given up may be given up too.
+    // A copy of an event that was given up may be given up too.
     prop_assert!(case.sifts || letters.len() == given.len(), "one letter for each event");
     prop_assert_eq!(bench.in_letters(), written);
     if !case.drop_oldest {
-        // A refusal counts for good beside an acceptance since the first. A batch with a bad event
-        // in it, or a stretch of refusals, may be the first, and the next stretch of refusals the
-        // second.
+        // A good event is given up only if it is refused, another event is then accepted, and the
+        // good event is refused again. The first refusal may come from a bad event in its batch, or
+        // from a time when everything is refused; the second only from another such time.
         let bad = case.batches.iter().any(|(_, events)| events.contains(&Kind::Bad));
         if case.max_elapsed_ms.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
             prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");
-            // Else one that was accepted, and is sent again, may be given up.
+            // In other cases, an event that was accepted and is sent again may be given up.
             prop_assert_eq!(missing.len() as u64, lost);
         }
-        // An event that went ahead of others is sent again after them, and may be given up then; an
-        // event that is given up may come later as a repetition. So the order is judged only if it
-        // is known which events were given up: by their letters, or because only bad events were
-        // lost.
+        // An event that was accepted before earlier events is sent again after them, and may be
+        // given up then. An event that is given up may also come again later, as a copy. So the
+        // order is checked only if it is known which events were given up: from their letters, or
+        // because only bad events were lost.
         let bad = |event: &&String| !EAGER && event.starts_with("bad");
         let only_bad = lost == appended.iter().filter(bad).count() as u64;
         if setting.ordered && (case.desk.is_some() || only_bad) {

@@ -1,5 +1,5 @@
-//! What does not leave, leaves changed, or has left: counted once, whatever the consumer does, and
-//! in nobody's way.
+//! Events that the filter drops, changes or knows as duplicates: each is counted once, whatever the
+//! consumer does, and none delays other events.
 
 use super::*;
 
@@ -63,7 +63,8 @@ async fn an_event_refused_among_filtered_ones_is_given_up_alone() {
     bench.finish().await;
 }
 
-/// However many do not leave in between, and without a request for each.
+/// Many events that the filter drops may be between the two. The loop does not need one request for
+/// each of them.
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_is_compared_with_the_next_that_leaves() {
     let mut bench = Bench::start::<false>(&through_filter(), refuse_bad);
@@ -85,7 +86,8 @@ async fn what_repeats_an_event_that_was_given_up_is_no_duplicate() {
     let mut bench = Bench::start::<false>(&through_filter(), move |events| {
         let holds = events.iter().any(|event| event == "twice");
         refused += u32::from(holds);
-        // Alone, beside the acceptance of another, and for good.
+        // The three refusals: in a batch with another event; alone; and again, after the other
+        // event was accepted.
         if holds && refused <= 3 { Answer::Refuse } else { Answer::Accept }
     });
     bench.append(&["twice", "good1"]);

@@ -1,17 +1,17 @@
-//! Events that are given up: what becomes of their claims while their letters are written, when
-//! they are not, and when `retry.max_elapsed` is over.
+//! Events that are given up: what happens to their claims while dead letters are written, when
+//! letters can't be written, and when `retry.max_elapsed` is over.
 
 use super::*;
 use crate::delivery::dead_letter::GROUP_BYTES_MAX;
 use crate::delivery::dead_letter::tests::Given;
 
-/// A place for dead letters, and requests one at a time.
+/// Returns settings with which dead letters are kept, and one request at a time is sent.
 fn with_desk() -> Setting {
     Setting { rejected: Rejected::DeadLetter, desk: true, window: 1, ..Setting::default() }
 }
 
 impl Bench {
-    /// The next letters that are handed over.
+    /// Waits for the next dead letters that the delivery hands over.
     async fn letters(&mut self) -> Given {
         let next = self.desk.as_mut().expect("a desk").next();
         let next = tokio::time::timeout(400 * DAY, next).await;
@@ -26,13 +26,14 @@ impl Bench {
         self.value("output_backlog_events{output=\"o\"}")
     }
 
-    /// Lets everything happen that does not wait for the clock for longer.
+    /// Lets a second pass, so that everything happens that does not wait for longer.
     async fn settled(&self) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// Answers for the thread that writes: well, late, badly, or never.
+/// Answers dead letters instead of the writing thread: with a success, late, with an error, or
+/// never.
 pub(super) struct Clerk {
     task: JoinSet<(Vec<String>, u64)>,
     stop: CancellationToken,
@@ -62,12 +63,12 @@ impl Clerk {
                         events
                     }
                 };
-                // What comes too late is counted as lost.
+                // If the answer comes too late, the events are counted as lost without a letter.
                 if letters.written(safe, (safe < events).then_some("scripted")) {
                     written += safe;
                 }
             }
-            // What it has not come to.
+            // The letters that the clerk has not answered.
             while let Some(letters) = desk.try_next() {
                 given.extend(letters.events);
             }
@@ -76,7 +77,7 @@ impl Clerk {
         Self { task, stop }
     }
 
-    /// The events that it was given, and how many of them it has written.
+    /// Stops the clerk. Returns the events of all letters, and how many of them were written.
     pub(super) async fn end(mut self) -> (Vec<String>, u64) {
         self.stop.cancel();
         self.task.join_next().await.expect("one").expect("no panic")
@@ -110,7 +111,7 @@ async fn a_letter_that_is_not_written_costs_the_event_which_is_counted_as_lost_a
     assert!(bench.letters().await.written(0, Some("no space left")));
     bench.drained().await;
     assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (1, 1, 0));
-    // A disk that never answers.
+    // The disk never answers.
     bench.append(&["b", "bad"]);
     let silent = bench.letters().await;
     let since = Instant::now();
@@ -154,7 +155,7 @@ async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_no
     let waited = bench.started.elapsed();
     assert!(waited >= HOUR && waited < HOUR + Duration::from_secs(60), "{waited:?}");
     assert!(letters.written(2, None));
-    // Its clock began when it was tried first.
+    // The time of "c" began with the first attempt to send it.
     let letters = bench.letters().await;
     assert_eq!(letters.events, ["c"]);
     assert!(bench.started.elapsed() >= 2 * HOUR);
@@ -164,7 +165,7 @@ async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_no
     bench.finish().await;
 }
 
-/// Takes all letters until so many events have come, and writes them.
+/// Answers letters with a success until `count` events have come. Returns these events.
 async fn write_letters(bench: &mut Bench, count: usize) -> Vec<String> {
     let mut events = Vec::new();
     while events.len() < count {
@@ -179,7 +180,7 @@ async fn write_letters(bench: &mut Bench, count: usize) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn what_a_stream_could_not_send_for_too_long_is_given_up_in_order_and_the_rest_is_delivered()
 {
-    // It cannot be reached; or it is, and breaks each time before it takes anything.
+    // The consumer can't be reached, or each connection breaks before anything is accepted.
     for away in [5 * HOUR, Duration::ZERO] {
         let started = Instant::now();
         let setting = Setting { max_elapsed: Some(2 * HOUR), away, ..with_desk() };
@@ -243,8 +244,8 @@ async fn a_stream_that_breaks_while_a_letter_is_written_sends_what_is_behind_it_
         bench.append(&[name]);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // All but the one behind the break was final before the letter was, and nothing goes back
-    // behind that.
+    // "a" and "b" became final before the letter of "bad" was written, and are not sent again. Only
+    // "c", which was on the wire at the break, is sent twice.
     bench.settled().await;
     assert!(letter.written(1, None));
     bench.drained().await;
@@ -280,7 +281,7 @@ async fn a_consumer_that_refuses_everything_costs_what_max_elapsed_says_and_noth
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_its_letters_is_bounded() {
-    // Letters of 1 MiB each, which nobody writes for a while.
+    // The letters have 1 MiB each, and are not written for some time.
     let big = "x".repeat(1 << 20);
     let mut bench = Bench::start::<false>(&with_desk(), move |events| {
         if events.iter().any(|event| event.len() > 100) { Answer::Refuse } else { Answer::Accept }
