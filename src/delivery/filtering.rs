@@ -46,8 +46,9 @@ pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// come from the last time that the claim went through the filter.
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// The filter's decisions about the events that are being sent, by the position of the event in
-    /// the queue. An event without a mark is sent, and the filter counts nothing for it.
+    /// The filter's decisions about events that are not final (settled) yet. The key is the
+    /// position of the event in the queue. An event without a mark is sent, and the filter counts
+    /// nothing for it.
     marks: BTreeMap<Position, Mark>,
     /// The bytes of the lines that the marks hold. These are the lines of events that are too large
     /// to be sent.

@@ -1,5 +1,6 @@
-//! The events that a delivery gives up: events that were refused for good, events that can't be put
-//! in the protocol, and events whose `retry.max_elapsed` is over.
+//! The events that a delivery gives up: events that the consumer refuses although it accepts
+//! others, events that the protocol can't carry, and events that were not delivered in
+//! `retry.max_elapsed`.
 //!
 //! Their lines are read from the queue and handed over to be written as dead letters, if the config
 //! names a place for them. A claim becomes final when its letters are written, or known not to be.
@@ -153,13 +154,13 @@ impl GivenUp {
         std::mem::replace(&mut self.lines, Lines::AtHand) == Lines::InFiles
     }
 
-    /// Marks a claim that waits to be sent again as one to be given up, because the consumer
-    /// refuses it. `error` is the consumer's text.
+    /// Decides to give up a claim that waits to be sent again, because the consumer refuses it.
+    /// `error` is the text of the refusal.
     pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
         self.doom(work, Reason::new(Cause::Refused, error), in_flight);
     }
 
-    /// Marks a claim as one that is to be given up for `reason`, when its lines are in memory.
+    /// Decides to give up a claim for `reason`. It is given up when its lines are in memory.
     fn doom(&mut self, work: &Work, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
         in_flight.bury(claim);
@@ -190,9 +191,9 @@ impl GivenUp {
         Reason::new(Cause::TooOld, &text)
     }
 
-    /// Marks claims as to be given up after a failure: those in the state `state` whose events were
-    /// all first sent at least `retry.max_elapsed` ago. The state is `Pending` or `Suspect`, so the
-    /// claims are not being sent now.
+    /// Decides, after a failure, to give up the claims in the state `state` that are too old: all
+    /// their events were first sent at least `retry.max_elapsed` ago. The state is `Pending` or
+    /// `Suspect`, so these claims are not being sent now.
     pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
         let Some(tried) = &self.tried else { return };
         let until = tried.over_until();

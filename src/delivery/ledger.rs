@@ -290,7 +290,8 @@ impl Ledger {
         );
     }
 
-    /// Takes a claim off the wire, to send it again: the consumer has not accepted it.
+    /// Takes a claim off the wire, to send it again. The filter's decisions about its events are
+    /// forgotten, because the claim goes through the filter again.
     fn release(&mut self, claim: Claim) {
         self.in_flight.release(claim);
         self.filtering.released(claim);

@@ -24,7 +24,7 @@ use crate::queue::Claim;
 use crate::queue::Cursor;
 
 /// The time after which a connection that still exists proves that the consumer is up. Such a proof
-/// is needed if the connection before it broke before anything was accepted on it. A consumer that
+/// is needed if nothing was accepted on the previous connection until it broke. A consumer that
 /// refuses our certificate, or every client, ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 

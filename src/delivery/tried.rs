@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::queue::Claim;
 use crate::queue::Position;
 
-/// The fraction of `max_elapsed` within which several attempts are stored as one entry, with the
+/// Attempts within a time of `max_elapsed` divided by this number are stored as one entry, with the
 /// time of the latest attempt. So at most about 1,000 entries are kept, and no event is given up
 /// too early. For example, with a `max_elapsed` of 1 h, attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;

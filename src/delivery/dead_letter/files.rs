@@ -44,12 +44,12 @@ const COUNT_MAX: usize = 1024;
 /// process has made a file at the same moment.
 const NAMES_MAX: u64 = 1000;
 
-/// The number in the name of a dead-letter file is a time in milliseconds since 1970, and is below
-/// this limit. A larger number (a time after the year 37,648) cannot come from a relay.
+/// The limit for the number in the name of a dead-letter file, which is a time in milliseconds
+/// since 1970. A file with a larger number (a time after the year 37,648) was not made by a relay.
 const NUMBER_MAX: u64 = 1 << 50;
 
-/// The pause before the third and last attempt to write letters. If the letters before them could
-/// not be written either, this pause and this attempt are left out.
+/// The pause before the third and last attempt to write letters. If the previous letters could not
+/// be written either, this pause and this attempt are left out.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// One dead letter, which is one line of a file.

@@ -11,8 +11,9 @@
 //! costs 60 s (`timeouts.request`) at each trial, and its holds are 120 s, 240 s, 480 s and then
 //! 600 s.
 //!
-//! An address is *suspect* if it is open only because it is silent while another one answers. It
-//! may be slow and otherwise well: an answer to a request of before closes the circuit at once.
+//! An address is *suspect* if its circuit is open only because it is silent while another address
+//! answers. The consumer may only be slow, so an answer to an earlier request closes the circuit at
+//! once.
 //!
 //! No clock and no I/O: callers pass the time.
 
@@ -257,7 +258,7 @@ impl Circuit {
         }
     }
 
-    /// Notes that a probe (test connection) begins, which takes at most `limit`. Until then, no
+    /// Notes that a probe (test connection) begins, which takes at most `limit`. While it lasts, no
     /// other probe of this address is due.
     pub(super) fn probing(&mut self, limit: Duration, now: Instant) {
         if let CircuitState::Open(open) = &mut self.state {
@@ -295,7 +296,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const FAILED: Fault = Fault::Failed { asked: None, waited: Duration::ZERO };
 
-    /// Answers each probe when it is due, until the address is back. Returns when it is.
+    /// Answers each probe when it is due, until the address is back. Returns the moment when it is
+    /// back.
     fn probe_until_back(circuit: &mut Circuit, mut now: Instant) -> Instant {
         for _ in 0..1000 {
             now = now.max(circuit.next_probe().expect("it is open"));

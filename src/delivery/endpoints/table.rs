@@ -58,8 +58,8 @@ struct EndpointEntry {
     /// A semaphore with one permit, so that only one lookup of the name runs at a time: a resolver
     /// that hangs then blocks only one thread.
     lookups: Arc<Semaphore>,
-    /// The addresses of the endpoint. The list is never empty: before the first answer of the
-    /// resolver, it has one entry without an IP address.
+    /// The addresses of the endpoint. The list is never empty: a host name that the resolver has
+    /// not answered yet has one entry, without an IP address.
     addresses: Vec<AddressEntry>,
 }
 
