@@ -108,7 +108,7 @@ impl Ended {
 enum Wake {
     Stop,
     Retire,
-    /// Another delivery is to replace this one, and [`HAND_OVER_TIME`] has passed.
+    /// Another delivery is to replace this one, and `HAND_OVER_TIME` has passed.
     HandOverTimeIsOver,
     /// Something has happened that the ledger knows already. The loop begins its next turn, in
     /// which it may send something.

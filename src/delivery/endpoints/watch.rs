@@ -68,7 +68,7 @@ impl Watch {
 }
 
 impl Endpoints {
-    /// Runs the loop of the [`Watch`] task, which never ends.
+    /// Runs the loop of the `Watch` task, which never ends.
     async fn watch<F>(&self, probe: &impl Fn(ResolvedAddress) -> F)
     where
         F: Future<Output = Result<(), Failure>>,
