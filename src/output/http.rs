@@ -62,11 +62,13 @@ impl IntoConnector for Settings {
     }
 }
 
-/// Makes the link of an `http` output, which sends the requests. Owned by the delivery loop.
+/// The connector of an `http` output. It makes the link, which sends the output's requests. The
+/// delivery loop owns the connector.
 ///
-/// [`Connect::connect`] makes the link without a connection. The link dials in `Client::dial` when
-/// a request needs a connection, also when the consumer has closed the previous one. The watch over
-/// the addresses and `check --connect` call `Client::reach`, which connects and sends nothing.
+/// [`Connect::connect`] returns a link that has no TCP connection yet. The link connects
+/// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
+/// previous one. The watch (a task that tests failed addresses) and the command `check --connect`
+/// call `Client::reach`, which connects to an address and sends nothing.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
@@ -112,7 +114,8 @@ impl Connect for HttpConnector {
         client.endpoints.try_all(shown, |address| client.reach(address)).await
     }
 
-    /// Makes the link and starts the watch over the addresses. Never fails.
+    /// Makes the link, which has no TCP connection yet. Also starts the watch, a task that tests
+    /// whether failed addresses work again. Never returns an error.
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
         let client = Arc::clone(&self.client);
         self.watch.start(&self.client.endpoints, move |address| {

@@ -19,21 +19,23 @@ use crate::delivery::failure::Failure;
 use crate::delivery::failure::RETRY_AFTER_MAX;
 use crate::telemetry::AttemptError;
 
-/// The most bytes of an answer's body that are read to keep its connection. A longer answer ends
-/// the connection.
+/// The most bytes that are read from the body of a consumer's answer. If the body is longer, the
+/// connection is closed, because it can carry another request only after the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time that an answer's body is read to keep its connection. The status has come by
-/// then, and nothing else in an answer counts.
+/// The longest time for which the body of a consumer's answer is read. If the body takes longer,
+/// the connection is closed. The result of the request does not change: it depends only on the
+/// status, which comes before the body.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
-/// How one request went.
+/// The result of one request to a consumer.
 pub(super) enum Outcome {
-    /// The consumer has the batch.
+    /// The consumer has acknowledged the batch with a status 2xx.
     Accepted,
-    /// The consumer objects to the events themselves (400, 413, 422).
+    /// The consumer refuses the events themselves (status 400, 413 or 422), so it would refuse the
+    /// same request again.
     Refused(Failure),
-    /// The batch is to be sent again.
+    /// The request failed for any other reason, and the batch must be sent again.
     Failed(Failure),
 }
 
@@ -51,7 +53,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(asked.min(RETRY_AFTER_MAX))
 }
 
-/// Returns the outcome that the status of an answer stands for.
+/// Returns the result of a request that was answered with `response`. It follows from the status:
+/// for example, 200 is accepted, 413 is refused, and 503 is failed.
 fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
     let status = response.status();
     let failure = |reason| Failure {
@@ -70,9 +73,10 @@ fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
     }
 }
 
-/// Returns the outcome of an answer that began before the consumer had the whole request. Such an
-/// answer may refuse a request by its head. It can't accept a batch that has not arrived: a proxy
-/// or a default backend answers like that, whether or not the consumer is there.
+/// Returns the result of a request if its answer began before the consumer had the whole request.
+/// An error status counts as usual, because a consumer may refuse a request after it has read only
+/// the head. A status 2xx counts as a failure: nobody can accept a batch that has not arrived. Some
+/// proxies answer like that even when no consumer runs.
 pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
     match meaning(base, response) {
         Outcome::Accepted => {
@@ -87,8 +91,9 @@ pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
     }
 }
 
-/// Reads the body of an answer and throws it away, until `deadline` at most. Returns the answer's
-/// outcome, and whether the connection can be used for another request.
+/// Returns the result of a request, which follows from the status of `response`. Also reads the
+/// body of the answer and discards it, until `deadline` at most. The returned `bool` is `true` if
+/// the body was read to its end, so that the connection can be used for another request.
 pub(super) async fn judge(
     base: &BaseUrl,
     response: Response<Incoming>,
@@ -111,7 +116,8 @@ pub(super) async fn judge(
     (outcome, keep)
 }
 
-/// Returns the reason why a request on an open connection got no answer.
+/// Returns the category of the error that ended a request on an open connection before its answer:
+/// invalid HTTP, TLS, a timeout, or a closed connection.
 pub(super) fn reason(error: &hyper::Error) -> AttemptError {
     if error.is_parse() {
         return AttemptError::Protocol;

@@ -15,33 +15,35 @@ use hyper::body::SizeHint;
 use super::wire::RequestMarks;
 use crate::telemetry::OutputMetrics;
 
-/// The most bytes of a piece of a request body that is sent uncopied. The counter
-/// `output_bytes_total` grows by whole pieces.
+/// The most bytes of one piece of a request body, if the piece is sent without a copy. The limit
+/// keeps the counter `output_bytes_total` smooth, because it grows by whole pieces.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The most bytes of a piece of a request body that is copied. Copies of this size stay in the
-/// CPU's cache until they are written.
+/// The most bytes of one piece of a request body, if the piece is a copy of stored bytes. A copy of
+/// this size is still in the CPU's cache when it is written to the socket.
 const COPIED_BYTES: usize = 64 * 1024;
 
-/// Stored lines of fewer bytes are copied together into one piece: hyper writes after 16 pieces,
-/// however small they are.
+/// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied
+/// together into one piece, because hyper writes after 16 pieces, even if they are small.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
-/// A request body as an iterator over its pieces. Each piece is made when hyper asks for it, so
-/// that a list is never in memory twice as a whole, and copied bytes are still in the CPU's cache
-/// when they are written.
+/// A request body, as an iterator over pieces of bytes. Each piece is made only when hyper asks for
+/// it. A copied piece is then still in the CPU's cache when it is written, and a body that must be
+/// copied is never in memory twice as a whole.
 #[derive(Clone)]
 pub(super) struct Pieces {
-    /// The bytes before the first line; empty once these bytes are in a piece.
+    /// The bytes of the body before the first event, such as `[`. Empty as soon as these bytes are
+    /// in a piece.
     head: &'static [u8],
-    /// The lines that are not yet in a piece.
+    /// The stored events that are not in a piece of the body yet. Each buffer holds one or more
+    /// lines, with one event in each line.
     lines: VecDeque<Bytes>,
-    /// The bytes after the last line.
+    /// The bytes of the body after the last event, such as `]`.
     tail: &'static [u8],
-    /// `true` if the lines are the items of a list: a comma then takes the place of each line
-    /// break.
+    /// `true` if the body is a JSON list of the stored lines. The line break between two lines is
+    /// then replaced by a comma.
     is_list: bool,
-    /// The number of bytes that are not yet in a piece.
+    /// The number of bytes of the body that are not in a piece yet.
     left: u64,
 }
 
@@ -51,8 +53,8 @@ impl Pieces {
         Self::new(b"", pieces, b"", false)
     }
 
-    /// Makes a body that is a list. Its items are `lines`, each ended by a line break, and the list
-    /// stands between `head` and `tail`.
+    /// Makes a body that is a JSON list: `head`, then the events separated by commas, then `tail`.
+    /// `lines` holds the events as lines, each ended by a line break.
     pub(super) fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
         if let Some(last) = lines.last_mut() {
             last.truncate(last.len().saturating_sub(1));
@@ -60,14 +62,17 @@ impl Pieces {
         Self::new(head, lines, tail, true)
     }
 
+    /// Makes a body of `head`, `lines` and `tail`. `is_list` is `true` if the line breaks between
+    /// the lines are to become commas.
     fn new(head: &'static [u8], lines: Vec<Bytes>, tail: &'static [u8], is_list: bool) -> Self {
         let bytes: usize = lines.iter().map(Bytes::len).sum();
         let left = (head.len() + bytes + tail.len()) as u64;
         Self { head, lines: lines.into(), tail, is_list, left }
     }
 
-    /// Returns the next piece if it can be sent as stored, without a copy, and is large enough for
-    /// a write of its own; `None` if not.
+    /// Takes the next piece from the stored buffers without a copy. Returns `None` if the next
+    /// piece must be a copy: because the body is a list, in which line breaks become commas, or
+    /// because the next stored buffer is smaller than `PASSED_ON_MIN`.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
         if self.is_list {
@@ -80,8 +85,8 @@ impl Pieces {
         Some(piece)
     }
 
-    /// Returns the next piece as a copy, which joins the bytes of several stored pieces up to the
-    /// most bytes of a copy.
+    /// Returns the next piece as a copy, which joins the bytes of several stored buffers, up to
+    /// about `COPIED_BYTES` bytes. Stops before a buffer that can be sent without a copy.
     fn copy(&mut self) -> Vec<u8> {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
@@ -121,13 +126,14 @@ impl Iterator for Pieces {
     }
 }
 
-/// The body of a request, in the form in which hyper reads it. Its length is known before it is
-/// sent.
+/// The body of a request, as the type that hyper sends. Its length in bytes is known before the
+/// request is sent.
 pub(super) struct Upload {
     pub(super) pieces: Pieces,
-    /// Counts the bytes that hyper takes.
+    /// The metrics of the output, which count the bytes of each piece when hyper takes the piece.
     pub(super) metrics: OutputMetrics,
-    /// Learns when hyper has taken the last piece.
+    /// The record of how far the request has got. The body notes here that hyper has taken its last
+    /// piece.
     pub(super) marks: RequestMarks,
 }
 
@@ -156,14 +162,15 @@ impl Body for Upload {
     }
 }
 
-/// Compresses a body at the fastest level.
+/// Returns the request body `pieces`, compressed with gzip at level 1, the fastest.
 pub(super) fn gzip(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     pieces.try_for_each(|piece| encoder.write_all(&piece))?;
     encoder.finish()
 }
 
-/// Compresses a body at level 1, the fastest of the usual ones.
+/// Returns the request body `pieces`, compressed with zstd at level 1, the fastest of the usual
+/// levels.
 pub(super) fn zstd(mut pieces: Pieces) -> std::io::Result<Vec<u8>> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;
     pieces.try_for_each(|piece| encoder.write_all(&piece))?;

@@ -41,14 +41,16 @@ use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// The TCP keepalive interval of connections, also of those that are idle in a lane.
+/// The TCP keepalive interval of all connections, also of those that no request uses now.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Sends the requests of one output. Shared by the connector, the link, the requests under way, and
-/// the watch over the addresses.
+/// The HTTP client of one output: it picks addresses, makes connections and sends requests. The
+/// connector, the link, the running requests and the watch (a task that tests failed addresses)
+/// share one client.
 ///
-/// `endpoints` and `expanded` hold the same URLs in the same order. A reload replaces one after the
-/// other, so a reader of both checks that they agree ([`Client::pick`]).
+/// `endpoints` and `expanded` hold the same URLs in the same order. A reload replaces first one
+/// field and then the other, so code that reads both fields checks that they agree
+/// ([`Client::pick`]).
 pub(super) struct Client {
     pub(super) config: config::HttpClient,
     pub(super) form: Form,
@@ -56,11 +58,13 @@ pub(super) struct Client {
     pub(super) limits: config::BatchLimits,
     pub(super) endpoints: Arc<Endpoints>,
     tls: Arc<Tls>,
-    /// The expanded URLs and headers; `None` until the files have been read.
+    /// The URLs and headers, with their templates filled in; `None` until the files that the config
+    /// names have been read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
     pub(super) answer_times: AnswerTimes,
-    /// The tasks that drive connections. Each ends with its connection.
+    /// The tasks that read and write the connections, one task for each connection. A task ends
+    /// when its connection ends.
     pub(super) drivers: TaskTracker,
 }
 
@@ -87,8 +91,9 @@ impl Client {
         }
     }
 
-    /// Picks the next address, and returns it with the current settings. Returns `None` while the
-    /// files have not been read.
+    /// Picks the address for the next request. Returns it together with the current URLs and
+    /// headers, which match the address even during a reload. Returns `None` if there is no
+    /// address, or while the files that the config names have not been read.
     pub(super) async fn pick(&self) -> Option<(Arc<Expanded>, Attempt)> {
         loop {
             let expanded = self.expanded.load_full()?;
@@ -103,7 +108,9 @@ impl Client {
         }
     }
 
-    /// Connects to an address, with the TLS handshake if there is one, and sends nothing.
+    /// Tests whether an address can be reached: connects, does the TLS handshake if the URL is
+    /// https, sends nothing, and closes the connection. Returns the failure if one of these steps
+    /// fails.
     pub(super) async fn reach(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let gone = || {
             Failure::new(
@@ -122,7 +129,8 @@ impl Client {
         Ok(())
     }
 
-    /// Makes an HTTP connection to an address, and starts the task that drives it.
+    /// Makes an HTTP connection to an address, with TLS if the URL is https, and starts the task
+    /// that reads and writes the connection.
     pub(super) async fn dial(
         &self,
         base: &BaseUrl,
@@ -147,7 +155,8 @@ impl Client {
         Ok(PooledConnection { key, expiry, sender, progress, driver, busy: false })
     }
 
-    /// Begins HTTP/1.1 on a stream. The task that drives the connection ends when the sender is
+    /// Begins HTTP/1.1 on a stream, and starts the task that reads and writes it. Returns the
+    /// sender of requests and a handle that aborts the task. The task ends when the sender is
     /// dropped, or when the peer closes the connection.
     async fn drive(
         &self,
@@ -183,7 +192,8 @@ impl Client {
     }
 }
 
-/// Connects to the proxy and asks it for a connection to the consumer.
+/// Connects to the proxy and asks it to connect to the consumer. Returns the connection, on which
+/// all further bytes are from and to the consumer.
 async fn tunnel(base: &BaseUrl, proxy: &Proxy, deadline: Instant) -> Result<TcpStream, Failure> {
     let HostPort { host, port } = &proxy.at;
     let dialled = net::dial(host, *port, deadline).await.map_err(|error| {

@@ -1,5 +1,5 @@
-//! One batch as a request and its answer, and as a second request where the first consumer is
-//! silent while another one is not.
+//! One batch as a request and its answer. If the consumer is silent while another one answers, the
+//! batch is also sent to the other consumer in a second request.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -26,27 +26,27 @@ use crate::delivery::failure::Failure;
 use crate::queue::Batch;
 use crate::telemetry::AttemptError;
 
-/// How often within `timeouts.request` a request's progress is checked. With a timeout of 60 s that
-/// is every 6 s.
+/// The progress of a request is checked this many times within `timeouts.request`. With a timeout
+/// of 60 s, that is every 6 s.
 const PROGRESS_CHECKS: u32 = 10;
 
-/// The longest time between two checks of a request's progress if the output watches for silence
-/// (`round_robin`).
+/// The longest time between two checks of a request's progress if the strategy is `round_robin`.
+/// With that strategy, a request that makes no progress is soon sent to another address too.
 const SILENCE_CHECK: Duration = Duration::from_millis(100);
 
 /// A request that has ended: its outcome and its connection.
 struct Exchanged {
     attempt: Attempt,
     outcome: Outcome,
-    /// The request's connection; `None` if it can't be used again.
+    /// The connection that the request used; `None` if no other request can use it.
     connection: Option<PooledConnection>,
 }
 
 impl Client {
-    /// Sends a batch on the lane's connection to the address whose turn it is; if the lane has
-    /// none, on a new connection. If that address is silent while another one works, sends the
-    /// batch to the other address too. Returns the id of the address that decided the outcome, and
-    /// the outcome.
+    /// Sends a batch to the address whose turn it is, on the connection that `lane` keeps to this
+    /// address, or on a new one. If this address is silent (no progress for too long) while another
+    /// one works, the batch is sent to the other address too. Returns the id of the address that
+    /// decided the outcome, and the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let Some((expanded, attempt)) = self.pick().await else {
             let failure =
@@ -78,8 +78,9 @@ impl Client {
         self.settle(lane, done)
     }
 
-    /// Waits until one of two requests with the same batch is accepted or refused, and drops the
-    /// other one. If one of them fails, the other decides.
+    /// Waits for two requests that carry the same batch. As soon as one of them is accepted or
+    /// refused, drops the other request and returns this result. If one request fails, returns the
+    /// result of the other request.
     async fn first_answer<F: Future<Output = Exchanged>>(
         &self,
         mut silent: Pin<Box<F>>,
@@ -107,7 +108,9 @@ impl Client {
     }
 
     /// Ends a request: reports its outcome to the address, and puts its connection back in the
-    /// lane. Returns the id of the address, and the outcome for the delivery loop.
+    /// lane, where the next request can use it. Returns the id of the address, and the outcome for
+    /// the delivery loop. With `round_robin`, a refusal counts as a failure while another address
+    /// may still accept the batch.
     fn settle(&self, lane: &mut Lane, done: Exchanged) -> (usize, Outcome) {
         let Exchanged { attempt, mut outcome, connection } = done;
         if let Some(connection) = connection {
@@ -131,9 +134,9 @@ impl Client {
         (attempt.address().id, outcome)
     }
 
-    /// Waits until a request is silent while another address works. Returns the id of the silent
-    /// address, the time since when it is silent, and the other address. Never returns with
-    /// `failover`.
+    /// Waits until a request is silent (no progress for too long) while another address works.
+    /// Returns the id of the silent address, the time since when it is silent, and the other
+    /// address. With the strategy `failover`, this future never ends.
     async fn silence(&self, waiting: &Waiting) -> (usize, Instant, ResolvedAddress) {
         if self.config.strategy != Strategy::RoundRobin {
             return std::future::pending().await;
@@ -156,9 +159,9 @@ impl Client {
         }
     }
 
-    /// Sends one request and waits for its answer. `pooled` is a connection to the address, or
-    /// `None` if the lane has none. `waiting` gets the time since when the request makes no
-    /// progress.
+    /// Sends one request and waits for its answer. `pooled` is an open connection to the address,
+    /// or `None` if there is none yet. While the request waits, `waiting` holds the address and the
+    /// time of the last progress.
     async fn exchange(
         &self,
         mut pooled: Option<PooledConnection>,
@@ -172,8 +175,9 @@ impl Client {
         Exchanged { attempt, outcome, connection: pooled }
     }
 
-    /// Does the work of [`Client::exchange`]. Leaves in `pooled` a connection that can be used for
-    /// another request, or `None`.
+    /// Does the work of [`Client::exchange`]: sends one request and returns its outcome, or the
+    /// failure if it got no answer. Afterwards `pooled` holds a connection that another request can
+    /// use, or `None`.
     async fn send(
         &self,
         pooled: &mut Option<PooledConnection>,
@@ -221,7 +225,8 @@ impl Client {
                 None => return Err(failed(AttemptError::Timeout, &self.no_answer())),
             };
             if !marks.was_whole() {
-                // The consumer does not want the rest of the request, so the connection ends.
+                // The answer came before the consumer had the whole request, so the connection
+                // can't be used for another request.
                 return Ok(answer::early(base, &response));
             }
             connection.busy = false;
@@ -235,7 +240,7 @@ impl Client {
         }
     }
 
-    /// Returns the message of the failure after `timeouts.request` without progress.
+    /// Returns the error message for a request that has made no progress for `timeouts.request`.
     fn no_answer(&self) -> String {
         format!("no answer and no progress for {} s", self.timeouts.request.as_secs_f64())
     }
@@ -244,17 +249,17 @@ impl Client {
         Upload { pieces, metrics: self.metrics.clone(), marks }
     }
 
-    /// Returns the connection when it is ready for a request; `None` if the peer has closed it, or
-    /// if there is none.
+    /// Waits until the connection is ready for a request, and returns it. Returns `None` if the
+    /// peer has closed it, if it is not ready within `timeouts.connect`, or if `pooled` is `None`.
     async fn usable(&self, pooled: Option<PooledConnection>) -> Option<PooledConnection> {
         let mut connection = pooled?;
         let ready = tokio::time::timeout(self.timeouts.connect, connection.sender.ready()).await;
         matches!(ready, Ok(Ok(()))).then_some(connection)
     }
 
-    /// Waits for the end of `exchange`, as long as the peer's kernel takes bytes of the request,
-    /// and then for at most `timeouts.request`. Returns the result, and the time since when there
-    /// was no progress; `None` if the time is over.
+    /// Waits for the end of `exchange`. Gives up when there was no progress for `timeouts.request`;
+    /// progress means that the peer's kernel has acknowledged more bytes of the request. Returns
+    /// the result and the time of the last progress, or `None` after giving up.
     async fn in_time<T>(
         &self,
         progress: &Progress,

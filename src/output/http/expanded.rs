@@ -16,23 +16,25 @@ use super::proxy::Proxy;
 use super::url::HttpEndpoint;
 use crate::config;
 
-/// Templates and files as they were at the start or at the last reload. A new one replaces it as a
-/// whole.
+/// The URLs, the proxy and the headers of an output, with templates filled in and files read, as of
+/// the start or the last reload. A reload never changes this value, but replaces it by a new one.
 pub(super) struct Expanded {
     /// The configured URLs, in order.
     pub(super) endpoints: Vec<HttpEndpoint>,
     /// The proxy that all connections go through; `None`: connections go to the consumer directly.
     pub(super) proxy: Option<Proxy>,
-    /// The configured headers and the credentials, for each request.
+    /// The headers of every request that come from the config: the configured headers, and
+    /// `Authorization` if credentials are configured.
     pub(super) headers: HeaderMap,
 }
 
 impl Expanded {
-    /// Expands the templates and reads the files.
+    /// Fills in the templates and reads the files that `config` names.
     ///
     /// # Errors
     ///
-    /// The text names a key or a file, and never shows what a template expands to or a file holds.
+    /// The text names the key or the file that is wrong. It never contains the value of a template
+    /// or the content of a file, because these may be secret.
     pub(super) fn read(config: &config::HttpClient) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let mut endpoints = Vec::new();
@@ -63,8 +65,9 @@ impl Expanded {
     }
 }
 
-/// The value of the header `Authorization`, from the token file or from the user and the password
-/// file; `None` if neither is configured.
+/// Returns the value of the header `Authorization`, made from the token file, or from the user and
+/// the password file. Returns `None` if neither is configured, and an error text if a file or the
+/// user name can't be used.
 fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, String> {
     let cannot_read =
         |file: &Path, error: io::Error| format!("cannot read {}: {error}", file.display());

@@ -20,61 +20,70 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
 
-/// After a request of less than [`SMALL_BYTES`], the next request waits for an answer, or for this
-/// time. Single events then share requests if the consumer answers quickly; if it does not, they
-/// leave 5 ms later at most.
+/// The longest time that the next request waits after a small request ([`SMALL_BYTES`]). The wait
+/// ends earlier if an answer arrives. Events that come one by one can then share a request, and
+/// wait 5 ms at most.
 const COALESCE: Duration = Duration::from_millis(5);
 
-/// A request of this size or more makes no other request wait.
+/// A request of at least this many bytes is not small: the next request may begin at once, and does
+/// not wait for [`COALESCE`].
 const SMALL_BYTES: u64 = 64 * 1024;
 
-/// A request under way. It owns a lane, and gives the lane back with the outcome.
+/// A running request, as a future. It owns a lane (the right to send one request at a time), and
+/// returns the lane, the claim (the range of events that it sent), the id of the address, and the
+/// outcome.
 type UnderWay = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + Send>>;
 
-/// The requests of an `http` output. The delivery loop owns the link, and does all its work by
-/// polling [`Link::event`]; only the tasks that drive connections run by themselves.
+/// The link of an `http` output: it runs the output's requests. The delivery loop owns the link,
+/// and all work of the link happens while the loop polls [`Link::event`]; only the tasks that read
+/// and write connections run by themselves.
 ///
-/// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s. A batch takes
-/// an idle lane with it, picks an address, and uses the lane's connection to that address or dials
-/// a new one. When its outcome is known, the lane comes back with the connection, and the link
-/// reports the claim as accepted, refused or failed. The link itself never breaks: a failed
-/// connection is the failure of its request.
+/// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s, each of which
+/// sends one request at a time. A batch takes an idle lane, picks an address, and uses the lane's
+/// connection to that address or makes a new one. When the outcome is known, the lane comes back
+/// with the connection, and the link reports the claim (the range of events in the batch) as
+/// accepted, refused or failed. The link itself never breaks: if a connection fails, only the
+/// request on it has failed.
 ///
-/// Three things happen besides:
+/// The link does three more things:
 ///
-/// - *Coalescing.* After a small request the link has no room for [`COALESCE`], or until any
-///   request is answered.
+/// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until any
+///   request is answered. Single events can then share a request.
 /// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when their
-///   address leaves the set.
-/// - *Hedging.* With `round_robin`, a request that is silent while another address works is sent to
-///   that address too ([`Client::attempt`]).
+///   address is no longer one of the output's addresses.
+/// - *Hedging.* With `round_robin`, a request that makes no progress for too long while another
+///   address works is sent to that address too ([`Client::attempt`]).
 ///
-/// Invariants: at most `concurrency` claims are on the wire. Each claim ends with exactly one
-/// event. With `concurrency = 1` events arrive in the order of the queue.
+/// Invariants: at most `concurrency` claims are being sent at any time. Each claim ends with
+/// exactly one event of the link. With `concurrency = 1`, these events come in the order of the
+/// queue.
 pub(in crate::output) struct HttpLink {
     client: Arc<Client>,
-    /// The lanes without a request.
+    /// The lanes (each sends one request at a time) that no request uses now.
     idle: Vec<Lane>,
     /// The requests under way.
     busy: FuturesUnordered<UnderWay>,
-    /// Until when no other request begins; `None`: it may begin now. See [`COALESCE`].
+    /// The time until which no other request may begin; `None` if a request may begin now. See
+    /// [`COALESCE`].
     waits_until: Option<Instant>,
-    /// The id of the address that the last event came from.
+    /// The id of the address to which the last finished request was sent.
     consumer: usize,
-    /// The version of the addresses at the last [`HttpLink::tidy`].
+    /// The version of the output's set of addresses when [`HttpLink::tidy`] last ran. A newer
+    /// version means that addresses have changed since.
     tidied: u64,
 }
 
 impl HttpLink {
-    /// A link without connections.
+    /// Makes a link that has no connection yet.
     pub(super) fn new(client: Arc<Client>) -> Self {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
         Self { client, idle, busy, waits_until: None, consumer: 0, tidied: 0 }
     }
 
-    /// Closes idle connections that take no more requests. Returns when the next one reaches its
-    /// age, or `None` if none does.
+    /// Closes the idle connections that must not be used again: those that are too old, and those
+    /// whose address is no longer used. Returns the time when the next idle connection becomes too
+    /// old; `None` if no idle connection has an age limit.
     fn tidy(&mut self) -> Option<Instant> {
         let endpoints = &self.client.endpoints;
         let version = endpoints.version();
@@ -141,8 +150,8 @@ impl Link for HttpLink {
         self.consumer
     }
 
-    /// Cuts off the requests under way, whose claims are not final, and ends the idle connections
-    /// in order.
+    /// Aborts the running requests, whose events stay in the queue. Closes the idle connections in
+    /// order, and waits at most `CLOSE_TIME` until all connections have ended.
     async fn close(self) {
         drop((self.idle, self.busy));
         self.client.drivers.close();

@@ -12,8 +12,8 @@ use super::wire::Progress;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::ResolvedAddress;
 
-/// The address that a connection leads to, and the way there. A connection may be used for a
-/// request if its key is the one that a new connection for the request would have.
+/// Where a connection leads, and through which proxy. A request may use an open connection only if
+/// a new connection for the request would have the same key.
 pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
     /// The proxy that the connection goes through; `None`: it goes to the consumer directly.
@@ -28,10 +28,10 @@ pub(super) struct PooledConnection {
     pub(super) expiry: Option<Instant>,
     pub(super) sender: http1::SendRequest<Upload>,
     pub(super) progress: Progress,
-    /// Aborts the task that drives the connection.
+    /// The handle that aborts the task that reads and writes the connection.
     pub(super) driver: AbortHandle,
-    /// `true` if the last request is not answered, or was answered too early. Such a connection
-    /// can't end in order, so dropping it aborts its driver.
+    /// `true` while a request is not answered, and after an answer that came before the consumer
+    /// had the whole request. Such a connection can't end in order, so dropping it aborts its task.
     pub(super) busy: bool,
 }
 
@@ -49,25 +49,27 @@ impl PooledConnection {
         self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
     }
 
-    /// Returns `true` if the connection takes no more requests: it has reached its age limit, or
-    /// its address is no longer in the set.
+    /// Returns `true` if no more requests may use the connection: it has reached its age limit, or
+    /// its address is no longer one of the output's addresses.
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
         self.has_expired() || endpoints.is_gone(&self.key.address)
     }
 }
 
-/// The right to send one request at a time, with the connections that were opened for it: at most
-/// one to each address. An output has as many lanes as `concurrency` says. A lane is owned by the
-/// link while it is idle, and by its request while that is under way.
+/// The right to send one request at a time, together with the open connections that its earlier
+/// requests have left: at most one to each address. An output has as many lanes as `concurrency`
+/// says. The link owns a lane while no request uses it; a running request owns the lane that it
+/// uses.
 #[derive(Default)]
 pub(super) struct Lane {
-    /// Connections without a request, beginning with the one that was unused for the longest time.
+    /// The open connections that no request uses now. The first one has been unused for the longest
+    /// time.
     idle: Vec<PooledConnection>,
 }
 
 impl Lane {
-    /// Takes out the connection that leads to `address`; `None` if there is none. A connection that
-    /// has reached its age limit is closed, and the result is `None` too.
+    /// Removes the connection to `address` from the lane and returns it. Returns `None` if there is
+    /// none, or if it has reached its age limit; the old connection is then closed.
     pub(super) fn take(
         &mut self,
         expanded: &Expanded,
@@ -82,8 +84,9 @@ impl Lane {
         Some(self.idle.remove(index)).filter(|connection| !connection.has_expired())
     }
 
-    /// Puts a connection back. If the lane then has more than `max` connections, the one that was
-    /// unused for the longest time is closed: it leads to a URL that a reload has removed.
+    /// Puts a connection back after its request. `max` is the number of addresses of the output. If
+    /// the lane then has more connections, one of them leads to an address that is no longer used,
+    /// so the one that was unused for the longest time is closed.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {
@@ -96,7 +99,8 @@ impl Lane {
         self.idle.retain(|connection| !is_over(connection));
     }
 
-    /// Returns when the first idle connection reaches its age limit; `None` if none has a limit.
+    /// Returns the earliest time when an idle connection reaches its age limit; `None` if no idle
+    /// connection has an age limit.
     pub(super) fn first_expiry(&self) -> Option<Instant> {
         self.idle.iter().filter_map(|connection| connection.expiry).min()
     }

@@ -19,10 +19,11 @@ use url::Url;
 use crate::config::HostPort;
 use crate::telemetry::AttemptError;
 
-/// The relay's name in requests, to a proxy as well as to a consumer.
+/// The value of the header `User-Agent` in requests to a consumer or to a proxy.
 pub(super) const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
-/// The most bytes of the head of a proxy's answer. A longer head is an error.
+/// The most bytes of the head (status line and headers) of a proxy's answer. A longer head is an
+/// error.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// The configured proxy. No message shows its credentials.
@@ -33,7 +34,7 @@ pub(super) struct Proxy {
     credentials: Option<String>,
 }
 
-/// `the proxy http://host:port`.
+/// Shows the proxy as `the proxy http://host:port`, without its credentials.
 impl fmt::Display for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the proxy http://{}", self.at)
@@ -41,8 +42,8 @@ impl fmt::Display for Proxy {
 }
 
 impl Proxy {
-    /// Takes the URL of a proxy apart. An error says what is wrong with the URL, and does not quote
-    /// it.
+    /// Parses the URL of a proxy. The error text says what is wrong with the URL, and does not
+    /// contain the URL, because the URL may hold a password.
     pub(super) fn new(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
@@ -62,8 +63,9 @@ impl Proxy {
         Ok(Self { at: HostPort { host, port }, credentials })
     }
 
-    /// Asks the proxy to connect to `target`. After success, all bytes on the connection are from
-    /// and to the target. The error is a reason, and a text that names the proxy.
+    /// Asks the proxy at the other end of `stream` to connect to `target`. After success, all bytes
+    /// on `stream` are from and to the target. The error is a category and a text that names the
+    /// proxy.
     pub(super) async fn open(
         &self,
         stream: &mut TcpStream,
@@ -99,8 +101,9 @@ impl Proxy {
         Err((AttemptError::Connect, format!("{self}: answered {status}{what}")))
     }
 
-    /// Reads the head of the answer, and no byte after it, because these bytes are the target's.
-    /// A successful answer has no body; after any other answer the connection is given up.
+    /// Reads the head (status line and headers) of the proxy's answer, and returns it. Reads no
+    /// byte after the head, because those bytes come from the consumer. A successful answer has no
+    /// body; after any other answer the connection is not used any more.
     async fn head(&self, stream: &mut TcpStream) -> Result<Vec<u8>, (AttemptError, String)> {
         let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
         let mut head = Vec::new();
@@ -131,7 +134,8 @@ impl Proxy {
     }
 }
 
-/// Returns the status in `HTTP/1.1 200 …`; `None` if the head is not one of HTTP/1.
+/// Returns the status of an answer whose head begins like `HTTP/1.1 200 …`; `None` if the bytes are
+/// not the head of an HTTP/1 answer.
 fn status_of(head: &[u8]) -> Option<StatusCode> {
     let rest = head.strip_prefix(b"HTTP/1.0 ").or_else(|| head.strip_prefix(b"HTTP/1.1 "))?;
     let (status, behind) = rest.split_at_checked(3)?;
@@ -139,8 +143,8 @@ fn status_of(head: &[u8]) -> Option<StatusCode> {
     StatusCode::from_bytes(status).ok()
 }
 
-/// Decodes `%40` to `@`. A `%` that two hexadecimal digits do not follow stands for itself (WHATWG
-/// URL, percent-decode).
+/// Returns `text` with each percent code decoded: `%40` becomes `@`. A `%` without two hexadecimal
+/// digits after it stays as it is (WHATWG URL, percent-decode).
 fn percent_decoded(text: &str) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut rest = text.as_bytes();

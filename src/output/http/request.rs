@@ -21,7 +21,7 @@ use crate::output::json_lines::audit_log;
 use crate::queue::Batch;
 use crate::telemetry::AttemptError;
 
-/// The form in which an output sends batches.
+/// The format and the compression in which an `http` output sends batches.
 #[derive(Clone, Copy)]
 pub(super) struct Form {
     pub(super) format: HttpFormat,
@@ -29,11 +29,12 @@ pub(super) struct Form {
 }
 
 impl Form {
-    /// Makes the body of a request. Compression runs on a blocking thread.
+    /// Returns the request body that carries `batch`, in the output's format and compression.
+    /// Compression runs on a thread for blocking work.
     ///
     /// # Errors
     ///
-    /// Compressing failed.
+    /// The compression failed.
     pub(super) async fn encode(self, batch: Batch) -> Result<Pieces, Failure> {
         let body = match self.format {
             HttpFormat::Ndjson => Pieces::of(batch.pieces),
@@ -58,7 +59,8 @@ impl Form {
         }
     }
 
-    /// Makes a request to `endpoint` with this body. `extra` headers win over the relay's own.
+    /// Returns a POST request to `endpoint` with this body. If a header in `extra` has the same
+    /// name as one that the relay sets itself, the one in `extra` is sent.
     ///
     /// # Errors
     ///

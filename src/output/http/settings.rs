@@ -9,25 +9,27 @@ use crate::config::OutputSettings;
 use crate::config::Target;
 use crate::config::table::Table;
 
-/// The keys of `type = "http"`.
+/// The settings of an output of `type = "http"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The consumer's URLs, and how requests are made.
+    /// The consumer's URLs, and how requests are made (headers, TLS, compression, …).
     pub(crate) client: HttpClient,
-    /// The shape of a request's body.
+    /// The format of the body of each request.
     pub(crate) format: HttpFormat,
 }
 
-/// `format` of http.
+/// The values of the key `format` of an `http` output: how events are put in the body of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HttpFormat {
-    /// `{"kind":"EventList",…,"items":[…]}`, as kube-apiserver sends it.
+    /// One JSON object `{"kind":"EventList",…,"items":[…]}` with all events, as kube-apiserver
+    /// sends it.
     EventList,
-    /// Each event as a line, as it was received.
+    /// One line for each event: the event as it was received.
     Ndjson,
-    /// `[…]`.
+    /// One JSON array with all events: `[…]`.
     JsonArray,
-    /// Each event as a line of kube-apiserver's audit.log.
+    /// One line for each event, as kube-apiserver writes it to its own audit.log, with `kind` and
+    /// `apiVersion`.
     AuditLog,
 }
 

@@ -16,49 +16,54 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest time without progress after which a request counts as silent.
+/// The shortest time without progress after which a request can count as silent. A silent request
+/// may be sent to another consumer too.
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 
 /// The time without progress after which a request counts as silent, as long as no request of the
-/// output was answered yet. A consumer that has just been started may be slow once.
+/// output was answered yet. The time is long because a consumer that has just been started may be
+/// slow once.
 const SILENT_AT_FIRST: Duration = Duration::from_secs(5);
 
 /// A request counts as silent when it has waited this many times as long as the longest recent wait
-/// for an answer.
+/// for an answer. For example, if the longest recent wait is 2 s, a request is silent after 6 s.
 const TIMES: u32 = 3;
 
-/// With each answer, the longest recent wait shrinks by one part in this many (1/128), so that one
-/// long wait is forgotten: half of it after about 90 answers.
+/// With each answer, the longest recent wait for an answer shrinks by 1/128, so that one slow
+/// answer does not count for ever. After about 90 answers it has shrunk to half.
 const FORGET: u32 = 128;
 
-/// The most addresses whose answers are remembered. Addresses come and go with DNS, and the oldest
-/// is forgotten first.
+/// The most addresses for which the times of answers are remembered. DNS may give new addresses
+/// again and again, so the oldest address is forgotten first.
 const ADDRESSES_MAX: usize = 1024;
 
-/// How quickly an output's consumers answer, and which of them owe an answer. Shared by the
-/// requests of the output.
+/// Remembers how long an output's consumers take to answer, and how many requests each address has
+/// not answered yet. All requests of the output share this value.
 #[derive(Default)]
 pub(super) struct AnswerTimes {
     state: Mutex<AnswerState>,
 }
 
+/// The content of [`AnswerTimes`], behind its lock.
 #[derive(Default)]
 struct AnswerState {
     /// The longest recent wait for an answer; `None` before the first answer.
     longest: Option<Duration>,
-    /// The activity of each address, by the address's id.
+    /// The requests and answers of each address, by the address's id.
     addresses: BTreeMap<usize, AddressActivity>,
 }
 
+/// The requests and answers of one address.
 #[derive(Default)]
 struct AddressActivity {
-    /// The number of requests that the address has not answered.
+    /// The number of requests that were sent to the address and are not answered yet.
     under_way: usize,
-    /// When the address last took or refused a request; `None` if it never did.
+    /// The time when the address last accepted or refused a request; `None` if it never did.
     answered: Option<Instant>,
 }
 
-/// Counts one request as not answered by an address, until this value is dropped.
+/// A guard for one request: as long as this value exists, the request counts as not answered by the
+/// address.
 pub(super) struct Unanswered<'a> {
     answers: &'a AnswerTimes,
     id: usize,
@@ -69,7 +74,8 @@ impl AnswerTimes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the time without progress after which a request counts as silent.
+    /// Returns the time without progress after which a request counts as silent, and may be sent to
+    /// another consumer too.
     pub(super) fn limit(&self) -> Duration {
         match self.lock().longest {
             Some(longest) => (longest * TIMES).max(SILENT_MIN),
@@ -77,21 +83,23 @@ impl AnswerTimes {
         }
     }
 
-    /// Notes that an answer came `waited` after the last progress. Error answers must not be noted:
-    /// the 504 of a gateway that waited in vain always comes late.
+    /// Notes that an answer came `waited` after the last progress of its request. Must not be
+    /// called for error answers: a gateway answers 504 only after its own timeout, which says
+    /// nothing about usual answers.
     pub(super) fn took(&self, waited: Duration) {
         let mut state = self.lock();
         let before = state.longest.unwrap_or_default();
         state.longest = Some(waited.max(before - before / FORGET));
     }
 
-    /// Notes that a request made progress again after `waited` without any.
+    /// Notes that a request made progress again after it had made none for the time `waited`.
     pub(super) fn paused(&self, waited: Duration) {
         let mut state = self.lock();
         state.longest = state.longest.max(Some(waited));
     }
 
-    /// Notes that a request begins at an address.
+    /// Notes that a request to the address `id` begins. The request counts as not answered until
+    /// the returned guard is dropped.
     pub(super) fn asks(&self, id: usize) -> Unanswered<'_> {
         let mut state = self.lock();
         state.addresses.entry(id).or_default().under_way += 1;
@@ -106,8 +114,8 @@ impl AnswerTimes {
         self.lock().addresses.entry(id).or_default().answered = Some(Instant::now());
     }
 
-    /// Returns `true` if an address works, as far as is known: it has answered a request after
-    /// `since`, or has no request to answer.
+    /// Returns `true` if, as far as is known, the address `id` works: it has answered a request
+    /// after `since`, or it has no request that waits for an answer.
     pub(super) fn works(&self, id: usize, since: Instant) -> bool {
         let state = self.lock();
         state.addresses.get(&id).is_none_or(|address| {
@@ -124,8 +132,9 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// The address that a request waits for, and the time since when the request makes no progress. The
-/// request writes both, and the check for silence reads them.
+/// The id of the address from which a request waits for an answer, and the time of the request's
+/// last progress; `None` if the request does not wait. The request writes this value, and the check
+/// for silent requests reads it.
 #[derive(Default)]
 pub(super) struct Waiting(Mutex<Option<(usize, Instant)>>);
 
@@ -135,13 +144,13 @@ impl Waiting {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, since));
     }
 
-    /// Notes that the request has its answer.
+    /// Notes that the request has its answer and does not wait any more.
     pub(super) fn clear(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Returns the id of the address, and the time since when there is no progress; `None` while
-    /// the request has no connection yet, and after its answer.
+    /// Returns the id of the address that the request waits for, and the time of the last progress.
+    /// Returns `None` before the request has a connection, and after its answer.
     pub(super) fn get(&self) -> Option<(usize, Instant)> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::config::HostPort;
 
-/// A URL from the key `urls`, with its templates expanded.
+/// One of the URLs in the key `urls`, with its templates filled in and split into parts.
 pub(super) struct HttpEndpoint {
     /// The scheme, host and port of the URL, which a connection needs. Messages may show this part.
     pub(super) base: BaseUrl,
@@ -21,6 +21,7 @@ pub(super) struct HttpEndpoint {
 /// The scheme, host and port of a URL.
 #[derive(Clone, PartialEq)]
 pub(super) struct BaseUrl {
+    /// `true` if the scheme is `https`, `false` if it is `http`.
     pub(super) https: bool,
     pub(super) at: HostPort,
 }
@@ -34,8 +35,8 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Splits a URL into its parts. An error says what is wrong with the URL, and does not quote
-    /// it.
+    /// Splits a URL into its parts. The error text says what is wrong with the URL, and does not
+    /// contain the URL, because the URL may hold a token.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let https = match url.scheme() {

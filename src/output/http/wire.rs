@@ -38,52 +38,58 @@ use tokio::net::TcpStream;
 
 use crate::net;
 
-/// The most bytes of an early answer that are read between two writes.
+/// Before each write of a request except the first, the relay looks for an answer that has come too
+/// early. At most this many bytes of such an answer are read at once.
 const EARLY_BYTES: usize = 4096;
 
-/// The socket of a connection, below TLS. Owned by the connection's driver.
+/// The TCP socket of an HTTP connection; with TLS, the layer below TLS. The task that reads and
+/// writes the connection owns this value.
 pub(super) struct HttpSocket {
     shared: Arc<SharedSocket>,
 }
 
-/// The part of the socket that the driver shares with the layer above TLS and with the sender of
-/// requests.
+/// The socket and its counters. Shared by the task that reads and writes the connection, by the
+/// layer above TLS, and by the sender of requests.
 struct SharedSocket {
     stream: TcpStream,
-    /// The number of bytes that our kernel has taken. It never falls.
+    /// The number of bytes that our kernel has taken since the connection was made. It never falls.
     written: AtomicU64,
-    /// `true`: the next read asks the kernel even if the runtime has heard of nothing to read.
+    /// `true` if the next read must ask the kernel for data, even if the async runtime does not
+    /// know yet that there is something to read.
     asks: AtomicBool,
 }
 
 impl SharedSocket {
-    /// The bytes that the peer's kernel has acknowledged.
+    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
+    /// made.
     fn acknowledged(&self) -> u64 {
         let unacknowledged = net::unacknowledged(&self.stream).unwrap_or_default();
         self.written.load(Ordering::Relaxed).saturating_sub(unacknowledged)
     }
 }
 
-/// How far the request on a connection has got. Shared by the connection's driver, the request's
-/// body, and the sender of the request.
+/// The record of how far the current request on a connection has got. Shared by the task that reads
+/// and writes the connection, the request's body, and the sender of the request.
 #[derive(Clone, Default)]
 pub(super) struct RequestMarks(Arc<Mutex<RequestState>>);
 
+/// How far the current request on a connection has got, and what was seen of its answer.
 #[derive(Default)]
 struct RequestState {
-    /// `true` if some of the request was written.
+    /// `true` from the first write of the request on.
     begun: bool,
-    /// `true` if hyper has taken the last piece of the body. That piece may still lie in a buffer
-    /// of this process.
+    /// `true` if hyper has taken the last piece of the request's body. That piece may still be in a
+    /// buffer of this process.
     ended: bool,
-    /// The bytes that had been written to the socket when our kernel had the whole request; `None`
-    /// before.
+    /// The number of bytes that our kernel had taken from the connection when it had the whole
+    /// request; `None` before that moment.
     end: Option<u64>,
     /// `Some(true)` if the peer's kernel had the whole request when the first byte of the answer
     /// was read, `Some(false)` if it had not; `None` before that byte. Interim answers (1xx) do not
     /// count.
     answered: Option<bool>,
-    /// `true` if the peer's kernel had the whole request when bytes were last read.
+    /// `true` if the peer's kernel had acknowledged the whole request when bytes of an answer were
+    /// last read.
     last: bool,
 }
 
@@ -97,37 +103,43 @@ impl RequestMarks {
         self.lock().ended = true;
     }
 
-    /// Notes that the bytes read so far were an interim answer. If the beginning of the next answer
-    /// was read together with it, the next answer counts as beginning with the next byte.
+    /// Notes that the bytes read so far were an interim answer (1xx), so the real answer is still
+    /// to come. If the first bytes of the real answer were read together with the interim answer,
+    /// the real answer counts as beginning with the next byte that is read.
     pub(super) fn interim(&self) {
         self.lock().answered = None;
     }
 
-    /// Returns `true` if the peer's kernel had the whole request when the answer began.
+    /// Returns `true` if the peer's kernel had the whole request when the answer began. Only such
+    /// an answer can acknowledge the request.
     pub(super) fn was_whole(&self) -> bool {
         let state = self.lock();
         state.answered.unwrap_or(state.last)
     }
 }
 
-/// Tells the sender of requests how far a request has got. It does not keep the socket open.
+/// Tells the sender of requests how far a request has got. This value does not keep the socket
+/// open.
 pub(super) struct Progress {
     shared: Weak<SharedSocket>,
     marks: RequestMarks,
 }
 
 impl HttpSocket {
-    /// Wraps a connected socket.
+    /// Makes the socket of an HTTP connection from a connected TCP stream.
     pub(super) fn new(stream: TcpStream) -> Self {
         let (written, asks) = (AtomicU64::new(0), AtomicBool::new(false));
         Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
     }
 
-    /// Returns the watch over this socket's requests. It must be taken before TLS takes the socket.
+    /// Returns a watch, from which the observers of this socket's requests are made. Must be called
+    /// before TLS takes the socket.
     pub(super) fn watch(&self) -> SocketWatch {
         SocketWatch { shared: Arc::clone(&self.shared), marks: RequestMarks::default() }
     }
 
+    /// Calls `write` as soon as the socket takes bytes, and adds the written bytes to the count.
+    /// Returns the result of the write.
     fn poll_write_with(
         &self,
         cx: &mut Context<'_>,
@@ -147,52 +159,59 @@ impl HttpSocket {
     }
 }
 
-/// Makes the [`WatchedStream`] and the [`Progress`] of one connection, which share its socket and
-/// marks.
+/// Makes the two observers of one connection: [`WatchedStream`], which notes when an answer begins,
+/// and [`Progress`], which tells the sender how far a request has got. Both share the connection's
+/// socket, and its marks (the notes on the current request).
 pub(super) struct SocketWatch {
     shared: Arc<SharedSocket>,
     marks: RequestMarks,
 }
 
 impl SocketWatch {
-    /// Returns the part of the watch that the sender of requests uses.
+    /// Returns the observer that tells the sender of requests how far a request has got.
     pub(super) fn progress(&self) -> Progress {
         Progress { shared: Arc::downgrade(&self.shared), marks: self.marks.clone() }
     }
 
-    /// Makes the stream that HTTP is spoken on. `stream` is the socket, or TLS on the socket.
+    /// Returns a stream for HTTP that notes when an answer begins. `stream` is the socket itself,
+    /// or TLS on the socket.
     pub(super) fn over<S>(self, stream: S) -> WatchedStream<S> {
         WatchedStream { stream, shared: self.shared, marks: self.marks, early: None }
     }
 }
 
 impl Progress {
-    /// Begins a request, and returns its marks. The request before it must be answered.
+    /// Notes that a new request begins. Returns its marks, which record how far the request has
+    /// got. The previous request on the connection must have been answered.
     pub(super) fn begin(&self) -> RequestMarks {
         *self.marks.lock() = RequestState::default();
         self.marks.clone()
     }
 
-    /// The bytes that the peer's kernel has acknowledged since the connection was made, up to the
-    /// end of the request. `None` if the connection is gone; its error arrives with the answer.
+    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
+    /// made, up to the end of the current request. Returns `None` if the connection is gone; the
+    /// sender gets the error of the connection in place of the answer.
     pub(super) fn acknowledged(&self) -> Option<u64> {
         let acknowledged = self.shared.upgrade()?.acknowledged();
         Some(self.marks.lock().end.map_or(acknowledged, |end| acknowledged.min(end)))
     }
 }
 
-/// The stream that HTTP is spoken on, with or without TLS. Owned by the connection's driver.
+/// The stream that HTTP is spoken on, with or without TLS. It notes for each answer whether the
+/// peer had the whole request when the answer began. The task that reads and writes the connection
+/// owns it.
 pub(super) struct WatchedStream<S> {
     stream: S,
     shared: Arc<SharedSocket>,
     marks: RequestMarks,
-    /// The result of a read between two writes, which the next read returns; `None` if there is
-    /// none.
+    /// The result of a read that was made before a write. The next call of `poll_read` returns it;
+    /// `None` if there is no such result.
     early: Option<io::Result<Bytes>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
-    /// Notes that bytes of an answer were read, and whether the peer had the whole request.
+    /// Notes that bytes of an answer were read, and whether the peer's kernel had acknowledged the
+    /// whole request by then.
     fn note_answer(&self) {
         let mut state = self.marks.lock();
         let is_whole = state.end.is_some_and(|end| self.shared.acknowledged() >= end);
@@ -200,8 +219,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
         state.answered.get_or_insert(is_whole);
     }
 
-    /// Reads before a write. An answer that is already there did not wait for the bytes that are
-    /// written now, and is noted as such.
+    /// Looks before a write whether an answer has already arrived. Such an answer has come too
+    /// early: it did not wait for the bytes that are written now, and this is noted. Does nothing
+    /// before the first write of a request.
     fn look(&mut self, cx: &mut Context<'_>) {
         let mut state = self.marks.lock();
         let first = !std::mem::replace(&mut state.begun, true);
@@ -220,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
             self.note_answer();
         }
         self.early = Some(result.map(|()| read));
-        // The task that reads was not woken for these bytes, so it is woken here.
+        // The runtime wakes nobody for bytes that are already read, so the task is woken here.
         cx.waker().wake_by_ref();
     }
 }
@@ -341,8 +361,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper calls this when its own buffers are empty, so the kernel has everything that hyper had
-    /// to write.
+    /// Flushes the stream. hyper calls this when its own buffers are empty, so afterwards our
+    /// kernel has everything that hyper had to write. If this includes the end of the request, the
+    /// number of bytes written up to this end is noted.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let mut state = self.marks.lock();
