@@ -20,27 +20,29 @@ use crate::config::Target;
 use crate::config::table::Table;
 use crate::delivery::prepared::Connector;
 
-/// The keys of `type = "kafka"`.
+/// The settings of an output of `type = "kafka"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "no value exists without kafka"))]
 pub(crate) struct Settings {
-    /// The topic, and the cluster that has it.
+    /// The topic that messages are sent to, and how the brokers that have it are reached.
     pub(crate) cluster: Kafka,
-    /// The key of each message, which decides about its partition.
+    /// The choice of the key of each message. Kafka picks the partition of a message by its key.
     pub(crate) key: MessageKey,
     /// The compression of messages that are sent together.
     pub(crate) compression: Compression,
-    /// No value of this type exists in a binary without Kafka.
+    /// A field whose type has no values. In a binary without Kafka, no value of the settings can
+    /// therefore exist.
     #[cfg(not(feature = "kafka"))]
     never: Infallible,
 }
 
-/// The values of the key `key` of a Kafka output.
+/// The values of the config key `key` of a Kafka output, which sets the key of each message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageKey {
-    /// The event's `auditID`: all stages of a request are in one partition, in order.
+    /// The key of a message is the `auditID` of its event. All events of one request to
+    /// kube-apiserver (its stages) are then in one partition, in order.
     AuditId,
-    /// No key: messages are spread evenly over the partitions.
+    /// Messages have no key, and are spread over the partitions.
     None,
 }
 

@@ -44,20 +44,21 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// The most full batches (by bytes and by events) that may be under way. While the brokers write
-/// one batch, others are on the way to them and back.
+/// The most full batches (in bytes and in events) that may be sent and not yet acknowledged. With
+/// several, the network carries one batch while the brokers write another.
 const WINDOW: u64 = 4;
 
-/// How many times progress is checked within the shorter one of `timeouts.connect` and
-/// `timeouts.request`.
+/// Progress is checked this many times within `timeouts.connect` or `timeouts.request`, whichever
+/// is shorter. Progress means that messages were acknowledged.
 const PROGRESS_CHECKS: u32 = 10;
 
-/// Makes the producers of one output. Owned by the delivery loop.
+/// The connector of a Kafka output. It makes the output's producers, one after the other. A
+/// producer is the client of librdkafka that sends messages. The delivery loop owns the connector.
 ///
 /// [`Connect::connect`] starts a producer and waits until a broker has confirmed that the topic
-/// exists. librdkafka makes the connections to brokers itself, and makes them again after they
-/// break without ending the link. The loop calls `connect` as soon as the output starts, before
-/// there is anything to send, and again after a producer has ended.
+/// exists. librdkafka makes the connections to brokers itself. If one breaks, librdkafka connects
+/// again, and the link does not end. The loop calls `connect` as soon as the output starts, even if
+/// there is nothing to send yet, and again after a producer has ended.
 pub(super) struct KafkaConnector {
     shared: Arc<ProducerSettings>,
 }
@@ -89,7 +90,8 @@ impl Connect for KafkaConnector {
         vec![(self.shared.cluster.brokers(), result)]
     }
 
-    /// Makes a producer, and waits until a broker has confirmed that the topic exists.
+    /// Makes a producer, and waits until a broker has confirmed that the topic exists. Begins again
+    /// if a reload replaces the files (certificates, passwords) in the meantime.
     async fn connect(&mut self) -> Result<KafkaLink, Failure> {
         loop {
             let mut changes = self.shared.cluster.changes();
@@ -103,7 +105,8 @@ impl Connect for KafkaConnector {
 }
 
 impl KafkaConnector {
-    /// Makes a producer with the current content of the files.
+    /// Makes a producer with the current content of the files (certificates, passwords). Returns
+    /// its link as soon as a broker has confirmed that the topic exists.
     async fn attempt(&self) -> Result<KafkaLink, Failure> {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
@@ -139,74 +142,83 @@ impl KafkaConnector {
     }
 }
 
-/// Returns `true` if a trouble says only that there is no connection. An earlier report of a
-/// connection then tells more.
+/// Returns `true` if an error of librdkafka says only that there is no connection. An error that
+/// librdkafka reported before may then name the cause, and is shown instead.
 fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
 
-/// One producer, until it has to be replaced. The delivery loop owns the link; the producer's
-/// threads report to it by a channel.
+/// The link to one Kafka producer (a client of librdkafka that sends messages). The delivery loop
+/// owns the link; the producer's threads report to it through a channel.
 ///
 /// The life of a batch on the link:
 ///
-/// 1. [`Link::send`] puts the batch in the channel to the thread ([`produce`]). There is room for
-///    it while fewer than [`WINDOW`] full batches are under way.
-/// 2. The thread hands its messages to librdkafka, which batches, sends and retries them.
-/// 3. When the last message of the claim has its delivery report, the claim has a [`Verdict`]:
-///    accepted and refused claims are events for the loop.
+/// 1. [`Link::send`] puts the batch in the channel to the producer's thread ([`produce`]). The link
+///    takes a batch as long as fewer than [`WINDOW`] full batches are under way.
+/// 2. The thread hands the messages of the batch to librdkafka, which sends and retries them.
+/// 3. librdkafka gives a delivery report for each message. After the last report for the claim (the
+///    range of events in the batch), the claim has a [`Verdict`]. Accepted and refused claims are
+///    reported to the loop.
 ///
-/// A failed message ends the producer: librdkafka delivers nothing after it, so that nothing
+/// A failed message ends the producer: librdkafka delivers no message after it, so that none
 /// overtakes it. The link is then *given up*: it takes no more batches, reports the verdicts that
-/// still come for up to [`CLOSE_TIME`], and ends with [`Event::Gone`]. It is also given up after a
-/// refused message, after a fatal error, and when no message was acknowledged for
+/// still come for up to [`CLOSE_TIME`], and ends with [`Event::Gone`]. The link is also given up
+/// after a refused message, after a fatal error, and when no message was acknowledged for
 /// `timeouts.request`.
 ///
-/// When a reload has replaced the files, the link is *outdated*: it takes no more batches, and ends
-/// when nothing is under way. A new producer reads the new files.
+/// When a reload has replaced the files (certificates, passwords), the link is *outdated*: it takes
+/// no more batches, and ends when nothing is under way. A new producer then reads the new files.
 ///
-/// Trouble that librdkafka retries is reported once nothing was acknowledged for
-/// `timeouts.connect`, by [`Event::Troubled`], and again after each `timeouts.connect` that it
-/// lasts.
+/// While librdkafka retries after an error, the link reports the error with [`Event::Troubled`]:
+/// first when no message was acknowledged for `timeouts.connect`, and then again after each further
+/// `timeouts.connect`.
 ///
-/// Invariants: claims may become final out of order, because partitions are independent. Each claim
-/// has at most one verdict. The link never joins a thread.
+/// Invariants: claims may become final in another order than they were sent, because partitions are
+/// independent. Each claim has at most one verdict. The link never joins a thread.
 pub(super) struct KafkaLink {
     shared: Arc<ProducerSettings>,
-    /// The channel to the producer's thread; `None` once the producer is given up.
+    /// The channel that carries batches to the producer's thread; `None` once the producer is given
+    /// up (gets no more batches).
     jobs: Option<mpsc::Sender<Batch>>,
     reports: async_mpsc::UnboundedReceiver<Report>,
-    /// Signals that a reload has replaced the files.
+    /// Signals that a reload has replaced the files (certificates, passwords).
     changes: Changes,
-    /// `true` if a reload has replaced the files since the producer was made.
+    /// `true` if a reload has replaced the files (certificates, passwords) since the producer was
+    /// made. A new producer must then be made.
     outdated: bool,
-    /// The number of events and of bytes of each claim that has no verdict yet.
+    /// The claims (ranges of events that were sent) that have no result yet. The value is the
+    /// number of events and the number of bytes of the claim.
     under_way: BTreeMap<Claim, (u64, u64)>,
-    /// The events of all claims in `under_way`.
+    /// The number of events of all claims in `under_way`.
     events: u64,
-    /// The bytes of all claims in `under_way`.
+    /// The number of bytes of all claims in `under_way`.
     bytes: u64,
-    /// The number of messages that were acknowledged. The producer's threads count them.
+    /// The number of messages that the brokers have acknowledged. The producer's threads count
+    /// them.
     acknowledged: Arc<AtomicU64>,
-    /// The number of acknowledged messages when progress was last seen, and when that was.
+    /// The number of acknowledged messages at the last progress, and the time of this progress. The
+    /// first batch after an idle time counts as progress too.
     progress: (u64, Instant),
     /// When progress was last checked.
     checked: Instant,
-    /// The last trouble since messages were last acknowledged; `None` if there was none.
+    /// The last error that librdkafka has reported since messages were last acknowledged; `None` if
+    /// there was none.
     trouble: Option<Failure>,
-    /// When trouble was last reported; `None` if it never was.
+    /// The time when an error of librdkafka was last reported to the delivery loop; `None` if none
+    /// was.
     told: Option<Instant>,
-    /// When and why the producer was given up; `None` while the producer works.
+    /// When and why the producer was given up (gets no more batches); `None` while the producer
+    /// works.
     given_up: Option<GivenUp>,
 }
 
-/// When and why a producer was given up.
+/// When and why a producer was given up, that is, gets no more batches.
 struct GivenUp {
     at: Instant,
-    /// The first failure that gives a reason; `None` if no failure did.
+    /// The first failure with a known cause; `None` if there was none.
     failure: Option<Failure>,
-    /// `true`: the producer was given up because an event was refused. `false`: because of the
-    /// brokers or the connection.
+    /// `true` if the producer was given up because an event was refused; `false` if the brokers or
+    /// the connection are the cause.
     refused: bool,
 }
 
@@ -237,8 +249,8 @@ impl KafkaLink {
         }
     }
 
-    /// Returns the last trouble that was reported while the producer looked for the topic; `None`
-    /// if there was none.
+    /// Returns the last error that librdkafka reported while the producer looked for the topic;
+    /// `None` if there was none.
     fn last_trouble(&mut self) -> Option<Failure> {
         while let Ok(report) = self.reports.try_recv() {
             drop(self.on_report(Some(report)));
@@ -246,8 +258,9 @@ impl KafkaLink {
         self.trouble.take()
     }
 
-    /// Gives the producer up: no more batches are sent. Each claim under way is reported as failed,
-    /// or with the verdict that it gets in the meantime.
+    /// Gives the producer up: no more batches are sent to it. `failure` is the cause, and `refused`
+    /// is `true` if an event was refused. The link waits a short time for the missing results, and
+    /// ends. Claims (sent ranges of events) that have no result by then are sent again.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let given_up = self.given_up.get_or_insert_with(|| GivenUp {
@@ -261,8 +274,8 @@ impl KafkaLink {
         }
     }
 
-    /// Handles a report of the producer; `None`: the producer is gone. Returns an event for the
-    /// delivery loop, or `None` if there is none.
+    /// Handles a report of the producer; `None` means that the producer is gone. Returns the event
+    /// that the delivery loop must get, or `None` if there is none.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
             Some(Report::Done(claim, verdict)) => {
@@ -306,9 +319,10 @@ impl KafkaLink {
         self.shared.timeouts.connect.min(self.shared.timeouts.request) / PROGRESS_CHECKS
     }
 
-    /// Checks progress. Returns [`Event::Troubled`] if there was no progress for some time and
-    /// librdkafka has reported why; `None` if not. Gives the producer up after `timeouts.request`
-    /// without progress.
+    /// Checks whether messages were acknowledged since the last check. If none was for
+    /// `timeouts.request`, gives the producer up. Returns [`Event::Troubled`] if none was for
+    /// `timeouts.connect` and librdkafka has reported an error, once in each `timeouts.connect`;
+    /// otherwise `None`.
     fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
         self.checked = now;
@@ -365,7 +379,8 @@ impl Link for KafkaLink {
         self.under_way.insert(batch.claim, (batch.events, batch.bytes));
         self.events += batch.events;
         self.bytes += batch.bytes;
-        // An error says that the thread has ended. The end of its reports says so too.
+        // Sending fails only if the thread has ended. The link learns this from the end of the
+        // reports.
         jobs.send(batch).ok();
     }
 
@@ -397,8 +412,8 @@ impl Link for KafkaLink {
         }
     }
 
-    /// Gives up the claims under way, and waits until the producer is gone, but at most for
-    /// [`CLOSE_TIME`].
+    /// Ends the producer, and waits until it is gone, but at most for [`CLOSE_TIME`]. Claims (sent
+    /// ranges of events) that have no result yet are not final: their events stay in the queue.
     async fn close(mut self) {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };

@@ -38,11 +38,12 @@ use crate::queue::Claim;
 use crate::staged::Staged;
 use crate::telemetry::OutputMetrics;
 
-/// The most bytes of messages that are sent together; `batch.max_bytes` may lower it. A broker
-/// takes 1,048,588 bytes by default (its `message.max.bytes`).
+/// The most bytes of the messages that librdkafka sends to a broker together, unless
+/// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting
+/// `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
-/// The settings of one output's producers, of which there is one after the other.
+/// The settings from which one output makes its producers, one after the other.
 pub(super) struct ProducerSettings {
     pub(super) name: String,
     pub(super) cluster: Cluster,
@@ -117,19 +118,21 @@ impl ProducerSettings {
         producer
     }
 
-    /// Returns the name of the consumer for log messages.
+    /// Returns the topic and the brokers as a text for log messages: `kafka TOPIC at BROKERS`.
     pub(super) fn place(&self) -> String {
         format!("kafka {} at {}", self.cluster.topic(), self.cluster.brokers())
     }
 
-    /// Returns the failure for a trouble that librdkafka reported. Its message names the consumer.
+    /// Returns the failure for an error that librdkafka reported. Its message names the topic and
+    /// the brokers.
     pub(super) fn failure(&self, trouble: &Trouble) -> Failure {
         Failure::new(trouble.reason, format!("{}: {trouble}", self.place()))
     }
 }
 
-/// The thread of a producer: hands messages to librdkafka, and ends when the link is gone. It is
-/// not joined, because a call may hang; it owns nothing but its producer.
+/// Runs as the thread of a producer. Looks for the topic, sends the result to `ready`, and then
+/// hands the batches from `queue` to librdkafka until the link is gone. The thread is not joined,
+/// because a call of librdkafka may hang; it owns nothing but its producer.
 pub(super) fn produce(
     shared: &ProducerSettings,
     reporter: Reporter,
@@ -140,7 +143,7 @@ pub(super) fn produce(
     {
         Ok(producer) => producer,
         Err(error) => {
-            // An error says that the output was stopped in the meantime.
+            // Sending the result fails only if the output was stopped in the meantime.
             ready.send(Err(Trouble::new(&error, ""))).ok();
             return;
         }
@@ -154,9 +157,10 @@ pub(super) fn produce(
     // Dropping the producer gives up the messages under way, and reports them as failed.
 }
 
-/// Hands batches to librdkafka in their order, until it does not take a message. The link then ends
-/// the producer, but more batches may arrive before the link knows of the refusal. These fail
-/// unsent: if they were sent, they would overtake the refused message.
+/// Hands batches to librdkafka in their order, until librdkafka does not take a message. The link
+/// then ends the producer, but it may send more batches before it knows of the refusal. These
+/// batches are reported as failed and are not sent: their messages would overtake the refused
+/// message.
 fn send_all(
     shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
@@ -172,8 +176,9 @@ fn send_all(
     }
 }
 
-/// Hands over the messages of a batch. Returns `false` if librdkafka does not take a message; the
-/// messages after it are then not sent, and the claim has its verdict.
+/// Hands the messages of a batch to librdkafka. Returns `false` if librdkafka does not take a
+/// message. The messages after that one are then not sent, and count as reported, so that the claim
+/// (the events of the batch) gets its result.
 fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
     let sent = Arc::new(SentClaim {
         claim: batch.claim,
@@ -204,19 +209,22 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch:
     true
 }
 
-/// The result for the messages of one claim.
+/// The result for one claim (the events of one batch), taken from the delivery reports of its
+/// messages.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// Every message of the claim that has its delivery report was acknowledged.
+    /// Every message of the claim whose delivery report has come was acknowledged.
     Accepted,
-    /// A message can't be delivered, or was given up. `None`: the only reason is that another
-    /// message failed.
+    /// A message of the claim could not be delivered, or was given up, so the claim must be sent
+    /// again. The value is the cause; `None` if the only cause is that another message failed.
     Failed(Option<Trouble>),
-    /// A message is refused for its own content or size.
+    /// A message of the claim was refused because of its own content or size, and would be refused
+    /// again.
     Refused(Trouble),
 }
 
-/// The error codes of messages that librdkafka gave up because another message failed.
+/// The error codes of messages that librdkafka gave up without a fault of their own, because
+/// another message failed or the producer ended.
 const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::Fatal,
     RDKafkaErrorCode::GaplessGuarantee,
@@ -225,7 +233,8 @@ const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::OutOfOrderSequenceNumber,
 ];
 
-/// The error codes that concern the message itself: any broker would refuse it.
+/// The error codes whose cause is the message itself (its content or size), so that any broker
+/// would refuse the message.
 const REFUSALS: [RDKafkaErrorCode; 3] = [
     RDKafkaErrorCode::MessageSizeTooLarge,
     RDKafkaErrorCode::MessageBatchTooLarge,
@@ -233,7 +242,8 @@ const REFUSALS: [RDKafkaErrorCode; 3] = [
 ];
 
 impl Verdict {
-    /// Returns the verdict for a claim with a message of `bytes` bytes that failed with `error`.
+    /// Returns the result that a failed message gives to its claim (the events of one batch).
+    /// `error` is the cause, and `bytes` is the size of the message.
     fn of(error: &KafkaError, bytes: usize) -> Self {
         let mut trouble = Trouble::new(error, "");
         match error.rdkafka_error_code() {
@@ -247,17 +257,19 @@ impl Verdict {
     }
 }
 
-/// A claim whose messages are under way. Shared by all its messages.
+/// A claim (the events of one batch) whose messages were handed to librdkafka. All messages of the
+/// claim share this value.
 pub(super) struct SentClaim {
     claim: Claim,
-    /// The number of messages of the claim without a delivery report.
+    /// The number of messages of the claim for which no delivery report has come yet.
     left: AtomicU64,
     verdict: Mutex<Verdict>,
 }
 
 impl SentClaim {
-    /// Notes the verdict of one message. The worst verdict of a claim counts: refused, then failed,
-    /// then accepted. Of several failures, the first with a reason counts.
+    /// Adds the result of one message to the result of its claim (the events of one batch). The
+    /// worst result counts: refused, then failed, then accepted. Of several failures, the first one
+    /// with a cause counts.
     fn note(&self, verdict: Verdict) {
         let mut noted = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         let replace = match (&*noted, &verdict) {
@@ -271,27 +283,31 @@ impl SentClaim {
     }
 }
 
-/// A message from a producer to its link.
+/// A report that a producer sends to its link.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// Every message of a claim has its delivery report.
+    /// Every message of the claim (the events of one batch) has its delivery report. The second
+    /// value is the result for the claim.
     Done(Claim, Verdict),
-    /// librdkafka has met an error. It goes on trying, unless the error is fatal.
+    /// librdkafka has met an error. If `fatal` is `false`, librdkafka goes on trying; if it is
+    /// `true`, this producer can't send any more.
     Trouble { trouble: Trouble, fatal: bool },
 }
 
-/// Receives the callbacks of a producer, on the producer's threads. The producer owns it, so the
-/// reports end when the producer is gone.
+/// Receives the callbacks of a producer, on the producer's threads, and sends reports to the link.
+/// The producer owns this value, so the channel to the link closes when the producer is gone.
 pub(super) struct Reporter {
     pub(super) name: String,
     pub(super) reports: async_mpsc::UnboundedSender<Report>,
-    /// The number of messages that were acknowledged. The link reads it to see progress.
+    /// The number of messages that the brokers have acknowledged. The link reads it to see
+    /// progress.
     pub(super) acknowledged: Arc<AtomicU64>,
 }
 
 impl Reporter {
-    /// Notes that `messages` more messages of a claim have their delivery report. After the last
-    /// message of the claim, the claim's verdict is reported to the link.
+    /// Notes that `messages` more messages of a claim (the events of one batch) have their delivery
+    /// report. If no message of the claim is left without a report, the result for the claim is
+    /// sent to the link.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);
@@ -300,8 +316,9 @@ impl Reporter {
         }
     }
 
+    /// Sends a report to the link, unless the link is gone.
     fn tell(&self, report: Report) {
-        // An error says that the link is gone.
+        // Sending fails only if the link is gone, and nobody needs the report then.
         self.reports.send(report).ok();
     }
 }
