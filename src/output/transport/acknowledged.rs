@@ -53,33 +53,38 @@ pub(in crate::output) use protocol::Protocol;
 pub(in crate::output) use protocol::Trouble;
 use window::Window;
 
-/// Makes the connections of one output that speak one protocol. Owned by the delivery loop.
+/// The connector of an output whose consumer acknowledges events. It makes the output's
+/// connections, one after the other. The delivery loop owns the connector.
 ///
 /// A connection is made in [`Connect::connect`]: `Dialer::connect` picks an address, connects and
 /// does the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls
-/// `connect` as soon as the output starts, before there is anything to send. A connection that has
-/// ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`) is made again only
-/// when there is something to send. One that broke is made again after the retry pause.
+/// `connect` as soon as the output starts, even if there is nothing to send yet. After a connection
+/// has ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is
+/// made only when there is something to send. After a connection has broken, the next one is made
+/// after a pause.
 pub(in crate::output) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
+    /// Makes the protocol of a new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
-    /// The number of events that may be under way. Shared with the current link, so that a smaller
-    /// window is kept after the connection that broke.
+    /// The most events that may be sent and not yet acknowledged. Shared with the current link:
+    /// when a connection breaks, the number becomes smaller, and must stay so for the next
+    /// connection.
     window: Arc<Window>,
     watch: Watch,
 }
 
-/// A connection that is ready for events.
+/// A connection on which the consumer was greeted, so that events can be sent.
 struct Opened<P> {
     wire: Wire,
     protocol: P,
-    /// Bytes that came with the consumer's greeting and belong to answers to events.
+    /// Bytes that were read together with the consumer's greeting. They are the first bytes of the
+    /// answers to events.
     unread: BytesMut,
 }
 
 impl<P: Protocol> AcknowledgedConnector<P> {
-    /// Makes a connector that has made no connection yet. `make` makes the protocol of a new
-    /// connection, and at most `window` events are under way.
+    /// Makes a connector that has made no connection yet. `make` makes the protocol of each new
+    /// connection. `window` is the most events that may be sent and not yet acknowledged.
     pub(in crate::output) fn new(
         dialer: Dialer,
         window: u64,
@@ -93,8 +98,9 @@ impl<P: Protocol> AcknowledgedConnector<P> {
         }
     }
 
-    /// Lets the protocol greet the consumer, for at most `timeouts.connect`, in addition to the
-    /// time that connecting took.
+    /// Lets the protocol greet the consumer on a new connection, and returns the connection, which
+    /// is then ready for events. The greeting may take `timeouts.connect`, in addition to the time
+    /// that connecting took.
     async fn open(&self, mut wire: Wire, address: &ResolvedAddress) -> Result<Opened<P>, Failure> {
         let (mut protocol, mut unread) = ((self.make)(), BytesMut::new());
         let opening = protocol.open(&mut wire, &mut unread);
@@ -149,44 +155,46 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
     }
 }
 
-/// One connection to a consumer that acknowledges events. The delivery loop owns the link, and does
-/// all its work by polling [`Link::event`].
+/// One connection to a consumer that acknowledges events. The delivery loop owns the link, and all
+/// work of the link happens while the loop polls [`Link::event`].
 ///
 /// The life of a batch on the link:
 ///
 /// 1. *Being encoded.* [`Link::send`] starts [`Protocol::encode`], which may run on another thread.
-/// 2. *Being written.* Its events join [`InFlight`], and the session writes the frames. At most one
-///    batch is in states 1 and 2 together; [`Link::room`] is `None` until it is flushed.
-/// 3. *Sent.* Its events wait for the consumer's answers. Several batches are in this state, with
-///    at most [`Window::events`] events.
-/// 4. *Final.* The consumer has acknowledged it, or a part of it from its front. The link reports
-///    [`Event::Accepted`] for exactly that part.
+/// 2. *Being written.* The events of the batch are added to [`InFlight`], and the session writes
+///    the frames. At most one batch is in the states 1 and 2 together. [`Link::room`] is `None`
+///    until this batch is written and flushed.
+/// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches are in this
+///    state, with at most [`Window::events`] events together.
+/// 4. *Final.* The consumer has acknowledged the batch, or its first events. The link reports
+///    [`Event::Accepted`] for exactly the acknowledged events.
 ///
 /// Invariants: events become final in the order in which they were sent. An event that can't be
-/// sent is reported as rejected only when everything before it is final, so that the cursor never
-/// passes an event that is under way. An answer to more events than were sent breaks the link.
+/// sent is reported as rejected only when everything before it is final, so that the output's place
+/// in the queue never passes an event that waits for its answer. An answer that acknowledges more
+/// events than were sent breaks the link.
 ///
 /// When writing fails, the link reads on for up to [`CLOSE_TIME`]: the consumer's last answers may
-/// still lie in the socket, and every event that they cover is not sent again.
+/// still lie in the socket, and the events that they acknowledge need not be sent again.
 ///
-/// The link ends with [`Event::Closed`] when nothing is under way and the connection is no longer
-/// wanted, by either side; with [`Event::Broken`] after an error, when the consumer says and takes
-/// nothing for `timeouts.request` while events are under way, and when its FIN comes before it has
-/// acknowledged all of them.
+/// The link ends with [`Event::Closed`] when no event waits for an answer and the relay or the
+/// consumer wants to end the connection. The link ends with [`Event::Broken`] in three cases: after
+/// an error; when events wait for answers and the consumer sends no answer and takes no bytes for
+/// `timeouts.request`; and when the consumer's FIN comes before it has acknowledged all events.
 pub(in crate::output) struct AcknowledgedLink<P> {
     session: Session,
     window: Arc<Window>,
     protocol: P,
-    /// Bytes that were read and that do not yet form a whole answer.
+    /// Bytes that were read from the consumer, and are only the beginning of an answer so far.
     unread: BytesMut,
-    /// The claim and the future of the batch that is being encoded as frames; `None` if there is
-    /// none.
+    /// The batch that is being encoded: its claim (the range of its events), and the future that
+    /// returns its frames. `None` if no batch is being encoded.
     encoding: Option<(Claim, Encoding)>,
     in_flight: InFlight,
     /// The number of events that were sent on this connection.
     sent: u64,
-    /// The error after which nothing can be written any more, and until when answers are still
-    /// read; `None` while there was no such error.
+    /// The error that made writing impossible, and the time until which answers are still read;
+    /// `None` as long as writing works.
     unwritable: Option<(io::Error, Instant)>,
     /// `true` if the consumer has announced that it will end the connection.
     closing: bool,
@@ -207,11 +215,13 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Returns `true` if nothing would be lost if the connection ended now.
+    /// Returns `true` if no event is being encoded, is being written or waits for an answer. The
+    /// connection can then end without any loss.
     fn is_idle(&self) -> bool {
         self.encoding.is_none() && !self.session.is_writing() && self.in_flight.is_empty()
     }
 
+    /// Notes that the connection has broken. Returns the event that ends the link.
     fn broken(&mut self, failure: Failure) -> Event {
         if !self.in_flight.is_empty() {
             self.window.broke_after(self.sent);
@@ -219,6 +229,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.session.broken(failure)
     }
 
+    /// Returns the event that ends the link after an error. The event is [`Event::Closed`] if the
+    /// consumer has only ended a connection on which nothing was under way.
     fn troubled(&mut self, trouble: Trouble) -> Event {
         let failure = match trouble {
             Trouble::Protocol(what) => self.session.failure(AttemptError::Protocol, what),
@@ -235,12 +247,15 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.broken(failure)
     }
 
+    /// Does the work of the link (reading, encoding, writing, time limits) until there is an event
+    /// for the delivery loop, and returns this event.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
                 return Poll::Ready(event);
             }
-            // Answers that were read before the error are reported first.
+            // Answers that were read before an error are already in `ready`, so they are reported
+            // before the error.
             if let Err(trouble) = self.poll_read(cx) {
                 let end = self.troubled(trouble);
                 self.session.ready.push_back(end);
@@ -277,7 +292,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Reads all that has arrived, and counts the answers in it.
+    /// Reads all bytes that have arrived, and notes the events that the consumer's answers
+    /// acknowledge.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
         let mut bytes = [0; READ_BYTES];
         while self.session.finished.is_none() {
@@ -302,8 +318,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// Notes that `events` more events are acknowledged. The error says by how many the consumer
-    /// has acknowledged more than it was sent.
+    /// Notes that `events` more events are acknowledged, in the order of sending. Returns an error
+    /// text if the consumer acknowledges more events than were sent to it.
     fn acknowledge(&mut self, events: u64) -> Result<(), String> {
         if events > 0 {
             self.window.acknowledged(events);
@@ -315,6 +331,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
+    /// Begins to write the batch that was being encoded, if its frames are ready now. Reports the
+    /// batch as refused if it can't be encoded.
     fn poll_encode(&mut self, cx: &mut Context<'_>) {
         let Some((claim, encoding)) = &mut self.encoding else { return };
         let Poll::Ready(encoded) = encoding.as_mut().poll(cx) else { return };
@@ -326,7 +344,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Puts a claim in flight, and begins to write its frames.
+    /// Adds a claim (the events of one batch) to those that wait for answers, and begins to write
+    /// its frames.
     fn begin(&mut self, claim: Claim, frames: Frames) {
         let events = frames.events();
         self.in_flight.add(claim, &frames.runs, frames.rejected, &mut self.session.ready);
@@ -338,6 +357,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
+    /// Writes as many bytes of the current batch as the connection takes now. When the batch is
+    /// completely written, reports that the link has room for the next one.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.session.poll_write(cx, |_| {})? {
             self.session.ready.push_back(Event::Room);
@@ -345,8 +366,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// Returns the event that ends the connection, if it has nothing more to do or a time limit is
-    /// over at `now`; `None` if it goes on.
+    /// Returns the event that ends the link, if it has nothing more to do, if the consumer has
+    /// ended the connection, or if a time limit is over at `now`. Returns `None` if the link goes
+    /// on.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -376,8 +398,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.session.is_writing() || !self.in_flight.is_empty()
     }
 
-    /// Returns when a time limit of the link is due next, if the peer does nothing; `None` if there
-    /// is none.
+    /// Returns the time when the next time limit of the link is over, if the peer does nothing
+    /// until then; `None` if no time limit runs.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() {
             return self.session.idle_wake();
@@ -391,8 +413,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Returns half of the window when that much of it is free. While one half is acknowledged the
-    /// other half is encoded and written, and batches do not shrink to single events.
+    /// Returns half of the window (the most events that may wait for answers) if that many more
+    /// events may be sent now; otherwise `None`. While the consumer acknowledges one half, the
+    /// other half is encoded and written. Batches thus do not shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.is_writing() || ending {
@@ -417,9 +440,9 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Writes the bytes with which the protocol ends, shuts the write side, and waits for the
-    /// peer's FIN. In the middle of a frame these bytes are left out: the consumer would read them
-    /// as part of an event.
+    /// Ends the connection in order: writes the last bytes of the protocol, shuts the write side,
+    /// and waits for the peer's FIN. If a frame is only partly written, the last bytes are not
+    /// sent, because the consumer would read them as part of an event.
     async fn close(self) {
         let last = if self.session.is_writing() { Vec::new() } else { self.protocol.close() };
         self.session.close(&last).await;

@@ -35,12 +35,12 @@ use crate::net::DialError;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// Makes the TCP or TLS connections of one output. Shared by the output's connector, its links, and
-/// the watch over its addresses.
+/// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
+/// the watch (a task that tests failed addresses).
 pub(in crate::output) struct Dialer {
-    /// The set that picks the address of each connection.
+    /// The output's addresses. This set picks the address for each connection.
     pub(in crate::output) endpoints: Arc<Endpoints>,
-    /// The TLS settings and files; `None`: connections are plain TCP.
+    /// The TLS settings and certificate files; `None` if connections are plain TCP.
     tls: Option<Arc<Tls>>,
     pub(in crate::output) settings: config::Stream,
     pub(in crate::output) timeouts: config::Timeouts,
@@ -67,22 +67,24 @@ impl Dialer {
         }
     }
 
-    /// Returns the certificate files of TLS; `None` without TLS.
+    /// Returns the certificate files of TLS, so that a reload can read them again; `None` if the
+    /// output does not use TLS.
     pub(in crate::output) fn files(&self) -> Option<Arc<dyn Files>> {
         self.tls.clone().map(|tls| tls as Arc<dyn Files>)
     }
 
-    /// Connects to each address once, with the TLS handshake if there is one, and returns how each
-    /// attempt went.
+    /// Connects to each address of the output once, with the TLS handshake if TLS is configured.
+    /// Returns the result for each address.
     pub(in crate::output) async fn probe(&self) -> Probed {
         self.endpoints
             .try_all(|address| address.name.to_string(), |address| self.dial(address))
             .await
     }
 
-    /// Connects to the address whose turn it is. If that fails, tries the other addresses, each
-    /// once. The failure is that of the last address. Also starts the watch over the addresses, if
-    /// it does not run yet.
+    /// Connects to the address whose turn it is. If that fails, tries each other address once.
+    /// Returns the connection, and the attempt, to which the caller reports later whether the
+    /// address works. Returns the failure of the last address if none can be connected to. Also
+    /// starts the watch (a task that tests failed addresses) if it does not run yet.
     pub(in crate::output) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,
@@ -128,7 +130,9 @@ impl Dialer {
 }
 
 impl Wire {
-    /// Returns the failure for an error of reading or writing on the connection to `address`.
+    /// Turns an error of reading or writing on the connection to `address` into a failure for
+    /// counters and the log. If the peer has refused the connection by a TLS alert, the failure
+    /// says so.
     pub(in crate::output) fn failure(
         &mut self,
         address: &ResolvedAddress,
@@ -151,7 +155,8 @@ impl Wire {
     }
 }
 
-/// Returns the failure, for counters and the log, for an error of dialling.
+/// Turns an error of dialling (the lookup of a name, or connecting) into a failure for counters and
+/// the log.
 pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     let reason = match error {
         DialError::Resolve { .. } => AttemptError::Resolve,
@@ -161,8 +166,8 @@ pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     Failure::new(reason, error.to_string())
 }
 
-/// A socket that counts the bytes that are written to it. Below TLS these are the bytes of TLS
-/// records.
+/// A TCP socket that counts the bytes that are written to it. With TLS, these are the encrypted
+/// bytes of the TLS records.
 pub(in crate::output) struct Counted {
     stream: TcpStream,
     /// The number of bytes that our kernel has taken since the connection was made.
@@ -170,6 +175,8 @@ pub(in crate::output) struct Counted {
 }
 
 impl Counted {
+    /// Adds the bytes of a write to the count, if the write has succeeded. Returns the result of
+    /// the write unchanged.
     fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.written += *bytes as u64;
@@ -251,9 +258,9 @@ impl Wire {
         }
     }
 
-    /// The error that the peer has sent in TLS (an alert) before it ended the connection; `None`
-    /// without such an error. The socket itself is read here, not the runtime's stream: a write may
-    /// fail before the runtime has heard that there is something to read.
+    /// Returns the error (a TLS alert) that the peer has sent before it ended the connection;
+    /// `None` if there is none. The socket is read directly, and not through the async runtime: a
+    /// write may fail before the runtime knows that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
         let (counted, session) = stream.get_mut();
@@ -266,16 +273,17 @@ impl Wire {
         None
     }
 
-    /// Asks our kernel to acknowledge at once the bytes that were read. A peer that writes small
-    /// answers without TCP_NODELAY holds each answer back until the one before is acknowledged (RFC
-    /// 896), and a kernel with nothing to send delays acknowledgements by up to 40 ms. The kernel
-    /// forgets the request, so it must be repeated after each read.
+    /// Asks our kernel to acknowledge, at once, the bytes that were read. Otherwise the kernel may
+    /// wait up to 40 ms, and a peer that writes small answers without TCP_NODELAY sends no next
+    /// answer in the meantime (RFC 896). The kernel forgets this request, so it must be repeated
+    /// after each read.
     pub(in crate::output) fn acknowledge_at_once(&self) {
         // An error is ignored: answers are slower then, and nothing else.
         SockRef::from(&self.counted().stream).set_tcp_quickack(true).ok();
     }
 
-    /// The bytes that the peer's kernel has acknowledged since the connection was made.
+    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
+    /// made.
     ///
     /// # Errors
     ///

@@ -6,17 +6,18 @@ use crate::queue::Batch;
 
 /// Turns batches into the bytes of one protocol.
 pub trait Encode: Send + 'static {
-    /// Encodes a batch.
+    /// Returns the batch as bytes of the protocol.
     ///
     /// # Errors
     ///
-    /// An event can't be sent and may not be given up. The text says what is wrong with the event.
+    /// An event can't be sent, and the config says that no event may be given up. The text says
+    /// what is wrong with the event.
     fn encode(&self, batch: Batch) -> Result<Encoded, String>;
 }
 
-/// A batch in the form of bytes of the protocol.
+/// A batch that is encoded as bytes of a protocol.
 pub struct Encoded {
-    /// The bytes to write, in order; empty if every event is rejected.
+    /// The bytes to write to the connection, in order. Empty if no event of the batch can be sent.
     pub pieces: Vec<Bytes>,
     /// The events that can't be sent and are given up: a line each, ended by `\n`.
     pub rejected: Vec<Bytes>,

@@ -37,51 +37,57 @@ use crate::telemetry::AttemptError;
 /// The most bytes that one call of `Session::poll_read` reads from the peer.
 pub(super) const READ_BYTES: usize = 4096;
 
-/// The most slices of one vectored write.
+/// The most buffers that one vectored write hands to the kernel.
 const SLICES_MAX: usize = 64;
 
-/// One connection over TCP or TLS, as both kinds of link use it.
+/// One connection over TCP or TLS. Both kinds of link (with and without acknowledgements) are built
+/// on a session.
 ///
-/// A link owns its session, and the delivery loop owns the link. No task runs in here: everything
-/// happens while the loop polls [`Link::event`](crate::delivery::link::Link::event).
+/// A link owns its session, and the delivery loop owns the link. A session starts no task: all its
+/// work happens while the loop polls [`Link::event`](crate::delivery::link::Link::event).
 ///
 /// The life of a session:
 ///
 /// 1. *Open.* The link takes batches. At most one batch is being written at any time
-///    ([`Session::write`]); several may be written and not yet final, and the link keeps those.
-/// 2. *Leaving.* The connection has reached its age, or a preferred address is usable again. The
-///    link takes no more batches, and ends when all that it has is final.
-/// 3. *Ended by the peer.* The peer has sent FIN (or TLS's close_notify). Nothing more is read. The
-///    link takes no more batches.
-/// 4. *Closed* by [`Session::close`] in order, or *broken* by an error, which
-///    [`Session::broken`] turns into the link's last event.
+///    ([`Session::write`]). Several batches may be written and not yet final, and the link keeps
+///    those.
+/// 2. *Leaving.* The connection has reached its age limit, or a preferred address works again. The
+///    link takes no more batches, and ends when all batches that it has are final.
+/// 3. *Ended by the peer.* The peer has sent FIN (or TLS's close_notify). Nothing more is read, and
+///    the link takes no more batches.
+/// 4. *Closed* by [`Session::close`] in order, or *broken* by an error, which [`Session::broken`]
+///    turns into the link's last event.
 ///
-/// A session never reconnects: the delivery loop asks the connector for a new link. What breaks
-/// before anything was accepted counts against the address at once; what breaks after that is most
-/// likely a restart, and the same address is tried first, unless the consumer fell silent.
+/// A session never reconnects: the delivery loop asks the connector for a new link. If a connection
+/// breaks before the consumer has accepted anything, its address counts as failed at once. If a
+/// connection breaks later, the consumer was most likely restarted, so the same address is tried
+/// first, unless the consumer had stopped answering.
 pub(super) struct Session {
     pub(super) wire: Wire,
-    /// The claim on the address, which learns whether the address works.
+    /// The attempt at this connection's address, which gets the report whether the address works.
     attempt: Attempt,
     pub(super) dialer: Arc<Dialer>,
-    /// The bytes of the current batch that the wire has not taken; `None` once all of them are
-    /// written and flushed.
+    /// The bytes of the current batch that the connection has not taken yet; `None` if no batch is
+    /// being written, that is, the last batch is written and flushed.
     unwritten: Option<VecDeque<Bytes>>,
+    /// The timer that wakes the link when its next time limit is over.
     timer: Pin<Box<Sleep>>,
-    /// When the peer last made progress (it sent something, or its kernel took bytes), or when the
-    /// session last began to wait for it.
+    /// The time of the peer's last progress (it took bytes, or its answer showed that it works), or
+    /// the time when the link last began to wait for the peer.
     pub(super) progress: Instant,
     /// When the end of the peer's data (FIN) was read; `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
-    /// When a batch was last handed over, or when the session began.
+    /// The time when the link last got a batch; before the first batch, the time when the session
+    /// began.
     used: Instant,
     /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
     expiry: Option<Instant>,
-    /// `true`: the link takes no more batches, and ends when everything that it has is final.
+    /// `true` if the connection is to end soon, in order: the link takes no more batches, and ends
+    /// when all batches that it has are final.
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
-    /// Events that the link reports next, the oldest first.
+    /// The reports (events of the link) that the delivery loop gets next, the oldest first.
     pub(super) ready: VecDeque<Event>,
 }
 
@@ -105,7 +111,8 @@ impl Session {
         }
     }
 
-    /// Notes that a batch was handed over, which begins the idle timeout anew.
+    /// Notes that the link got a batch at the time `now`. The idle timeout begins again at this
+    /// time.
     pub(super) fn used(&mut self, now: Instant) {
         self.used = now;
     }
@@ -120,8 +127,9 @@ impl Session {
         self.unwritten.is_some()
     }
 
-    /// Writes as much of the current batch as the wire takes, and calls `wrote` with the number of
-    /// bytes after each write. Returns `true` once for each batch: when all of it is flushed.
+    /// Writes as many bytes of the current batch as the connection takes now. Calls `wrote` with
+    /// the number of bytes after each write. Returns `true` once for each batch, when the whole
+    /// batch is written and flushed.
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -154,8 +162,8 @@ impl Session {
         Ok(true)
     }
 
-    /// Reads into `bytes` once and returns how many bytes were read. At the peer's end of the
-    /// connection this is 0, and [`Session::finished`] is set.
+    /// Reads once into `bytes`, and returns the number of bytes that were read. If the peer has
+    /// ended the connection, returns 0 and sets [`Session::finished`].
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -182,23 +190,25 @@ impl Session {
         self.attempt.succeeded();
     }
 
-    /// Reports that the protocol can't carry a batch and may not drop any of it; `what` says why.
+    /// Reports to the delivery loop that a claim (the events of one batch) can't be sent: the
+    /// protocol can't carry it, and no event of it may be given up. `what` is the reason.
     pub(super) fn refuse(&mut self, claim: Claim, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
         self.ready.push_back(Event::Refused(claim, failure));
     }
 
-    /// Returns a failure of this connection with a message that names the address.
+    /// Returns a failure of this connection. Its message names the address, and then says `what`.
     pub(super) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         self.attempt.address().failure(reason, what)
     }
 
-    /// Returns the failure of this connection for an error of reading or writing.
+    /// Returns the failure that describes an error of reading or writing on this connection.
     pub(super) fn io_failure(&mut self, error: &io::Error) -> Failure {
         self.wire.failure(self.attempt.address(), error)
     }
 
-    /// Returns the event that ends the link of a connection that has failed.
+    /// Returns the event that ends the link, because its connection has failed with `failure`. Also
+    /// notes that the address failed, unless the consumer was most likely only restarted.
     pub(super) fn broken(&mut self, mut failure: Failure) -> Event {
         // A consumer that worked and breaks was most likely restarted, and its address is tried
         // again first. A consumer that fell silent may still take connections, so its address
@@ -209,8 +219,8 @@ impl Session {
         Event::Broken { failure, progress: self.accepted_any }
     }
 
-    /// Decides whether the connection is to end in order: it has reached its age, or another
-    /// address is to be used instead.
+    /// Sets `leaving` if the connection is to end in order: because it has reached its age limit,
+    /// or because another address is to be used instead.
     pub(super) fn age(&mut self, now: Instant) {
         self.leaving = self.leaving
             || self.expiry.is_some_and(|expiry| now >= expiry)
@@ -222,23 +232,26 @@ impl Session {
         self.idle_end().is_some_and(|end| now >= end)
     }
 
+    /// Returns the time when the connection reaches `idle_timeout` if the link gets no batch until
+    /// then; `None` if there is no idle timeout.
     fn idle_end(&self) -> Option<Instant> {
         self.dialer.settings.idle_timeout.map(|limit| self.used + limit)
     }
 
-    /// Returns when a session with nothing under way reaches its next time limit; `None` if it has
-    /// none.
+    /// Returns the time when a session without any batch reaches its next time limit
+    /// (`idle_timeout` or the age limit); `None` if it has no limit.
     pub(super) fn idle_wake(&self) -> Option<Instant> {
         [self.idle_end(), self.expiry].into_iter().flatten().min()
     }
 
-    /// Returns when the connection reaches its age limit; `None` if it has no such limit or takes
-    /// no more batches already.
+    /// Returns the time when the connection reaches its age limit. Returns `None` if it has no such
+    /// limit, or is already to end.
     pub(super) fn age_wake(&self) -> Option<Instant> {
         self.expiry.filter(|_| !self.leaving)
     }
 
-    /// Waits until the time `wake`, or for ever if `wake` is `None`.
+    /// Polls a timer that is ready at the time `wake`. If `wake` is `None`, the result is always
+    /// `Pending`.
     pub(super) fn poll_timer(&mut self, cx: &mut Context<'_>, wake: Option<Instant>) -> Poll<()> {
         let Some(wake) = wake else { return Poll::Pending };
         self.timer.as_mut().reset(wake);
@@ -246,8 +259,8 @@ impl Session {
     }
 
     /// Ends the connection in order: writes `last`, shuts the write side, and reads until the
-    /// peer's FIN, for [`CLOSE_TIME`] at most. Errors are ignored: claims that are not final by now
-    /// count as undelivered anyway.
+    /// peer's FIN, for [`CLOSE_TIME`] at most. Errors are ignored: events that are not final by now
+    /// are sent again anyway.
     pub(super) async fn close(mut self, last: &[u8]) {
         let closing = async {
             self.wire.io().write_all(last).await?;
@@ -263,7 +276,7 @@ impl Session {
     }
 }
 
-/// Takes `bytes` bytes off the front of `pieces`.
+/// Removes the first `bytes` bytes from `pieces`.
 fn advance(pieces: &mut VecDeque<Bytes>, mut bytes: usize) {
     while let Some(piece) = pieces.front_mut() {
         if piece.len() > bytes {
@@ -275,8 +288,8 @@ fn advance(pieces: &mut VecDeque<Bytes>, mut bytes: usize) {
     }
 }
 
-/// Polls a link until it has an event. A change of the output's addresses polls it again, because
-/// the connection may have to end then.
+/// Polls a link until it has an event, and returns the event. If the output's addresses change, the
+/// link is polled again, because its connection may have to end then.
 pub(super) async fn next_event(
     endpoints: &Endpoints,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<Event>,

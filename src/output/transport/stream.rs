@@ -51,45 +51,52 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use pace::Pace;
 
-/// How many times, at least, the kernel is asked within one replay window which bytes the peer has
-/// acknowledged. With a window of 1 s that is every 100 ms.
+/// The least number of samples within one replay window. In a sample, the kernel is asked how many
+/// bytes the peer has acknowledged; the replay window is the time after which acknowledged bytes
+/// count as delivered. With a window of 1 s, there is a sample at least every 100 ms.
 const SAMPLES_PER_WINDOW: u32 = 10;
 
-/// The kernel is asked more often while much is under way: once for each 2 MiB of one replay
-/// window. Bytes that become final soon are freed soon, and memory that is freed in small portions
-/// is used again while it is still mapped.
+/// If much data is not final, samples are taken more often: within one replay window, one sample
+/// for each 2 MiB. (In a sample, the kernel is asked how many bytes the peer has acknowledged.)
+/// Memory is then freed sooner and in small portions, which are used again while they are still
+/// mapped.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
-/// The most samples in one replay window, which bounds the memory for them.
+/// The most samples (questions to the kernel how many bytes the peer has acknowledged) in one
+/// replay window. All samples of a window are kept, so this limit bounds their memory.
 const SAMPLES_MAX: u32 = 1000;
 
-/// The shortest time between two samples.
+/// The shortest time between two samples (questions to the kernel how many bytes the peer has
+/// acknowledged).
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
-/// The most batches on the wire. A peer that takes one event at a time fills a replay window with
-/// this many batches.
+/// The most batches that may be sent and not yet final. The limit matters if the peer takes one
+/// event at a time, because each batch is then a single event.
 const CLAIMS_MAX: usize = 65_536;
 
-/// Makes the connections of one output that speak one encoding (`tcp`, `syslog`). Owned by the
-/// delivery loop.
+/// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
+/// output's connections, one after the other. The delivery loop owns the connector.
 ///
-/// A connection is made in [`Connect::connect`], which calls `Dialer::connect`: the set of
-/// endpoints picks an address, the name is looked up, and `Dialer::dial` connects and does the TLS
-/// handshake. The loop calls `connect` as soon as the output starts, before there is anything to
-/// send. A connection that has ended in order (the peer's FIN, `idle_timeout`,
-/// `max_connection_age`) is made again only when there is something to send. One that broke is made
-/// again after the retry pause.
+/// A connection is made in [`Connect::connect`], which calls `Dialer::connect`: an address is
+/// picked, its name is looked up, and `Dialer::dial` connects and does the TLS handshake. The loop
+/// calls `connect` as soon as the output starts, even if there is nothing to send yet. After a
+/// connection has ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next
+/// one is made only when there is something to send. After a connection has broken, the next one is
+/// made after a pause.
 pub(in crate::output) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
     replay_window: Duration,
-    /// Shared with the current link, so that a limit outlives the connection that broke.
+    /// The limit for bytes that are sent and not final. Shared with the current link, because a
+    /// limit that a broken connection has caused holds for the next connection too.
     pace: Arc<Mutex<Pace>>,
     watch: Watch,
 }
 
 impl<E: Encode> StreamConnector<E> {
-    /// A connector that has made no connection yet.
+    /// Makes a connector that has made no connection yet. `encode` turns batches into bytes. Sent
+    /// bytes count as delivered when `replay_window` has passed since the peer's kernel
+    /// acknowledged them, without a reset of the connection.
     pub(in crate::output) fn new(dialer: Dialer, encode: E, replay_window: Duration) -> Self {
         Self {
             dialer: Arc::new(dialer),
@@ -130,77 +137,84 @@ fn length(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
+/// Locks `pace`, also after a panic of another holder of the lock.
 fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
     pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A batch that is written and not final.
+/// A batch that is completely written to the connection and is not final yet.
 struct SentBatch {
     claim: Claim,
-    /// Lines of the events in the claim that can't be sent and are given up.
+    /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
-    /// The number of bytes on the wire (with TLS: of its records) up to the batch's last byte.
+    /// The number of bytes that were written to the socket, from the beginning of the connection to
+    /// the last byte of this batch. With TLS, the bytes of TLS records count.
     end: u64,
-    /// The bytes of the batch before TLS.
+    /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
 }
 
-/// The batch that is being written.
+/// The batch that is being written, or that waits to be written.
 struct Writing {
     claim: Claim,
-    /// Lines of the events in the claim that can't be sent and are given up.
+    /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
-    /// The bytes of the batch before TLS.
+    /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
-    /// The encoded batch, until [`Pace::may_begin`] lets it begin; then `None`, because the
-    /// session writes it.
+    /// The encoded batch, as long as [`Pace::may_begin`] does not let it begin; then `None`,
+    /// because the session writes it.
     held_back: Option<VecDeque<Bytes>>,
 }
 
-/// How many bytes the peer's kernel had acknowledged at certain times. The times are those at which
-/// our kernel was asked.
+/// The samples of one connection. A sample is the number of bytes that the peer's kernel had
+/// acknowledged at the time when our kernel was asked.
 struct Samples {
-    /// The times and the acknowledged bytes of the last replay window, the oldest first.
+    /// The samples of the last replay window, the oldest first: the time of the sample, and the
+    /// number of acknowledged bytes.
     kept: VecDeque<(Instant, u64)>,
-    /// When the kernel is asked next.
+    /// The time of the next sample, when the kernel is asked how many bytes are acknowledged.
     next: Instant,
-    /// The bytes on the wire that the last sample has found acknowledged.
+    /// The highest number of acknowledged bytes that a sample has shown.
     acknowledged: u64,
 }
 
-/// One connection to a peer that never answers. The delivery loop owns the link, and does all its
-/// work by polling [`Link::event`].
+/// One connection to a peer that never answers. The delivery loop owns the link, and all work of
+/// the link happens while the loop polls [`Link::event`].
 ///
 /// The life of a batch on the link:
 ///
-/// 1. *Held back.* [`Link::send`] encodes the batch. While [`Pace`] has a limit and the batch does
-///    not fit, the batch waits until everything before it is final.
-/// 2. *Being written.* The session writes it. There is one such batch at a time; [`Link::room`] is
-///    `None` until it is flushed.
-/// 3. *Sent.* Its last byte lies at `end` on the wire. Several batches are in this state.
-/// 4. *Final.* A sample that is at least `replay_window` old shows `end` as acknowledged, and the
-///    connection still had no error when that sample aged. The link reports [`Event::Accepted`].
+/// 1. *Held back.* [`Link::send`] encodes the batch. If [`Pace`] has a limit and the batch does not
+///    fit, the batch waits until everything before it is final.
+/// 2. *Being written.* The session writes the batch. There is one such batch at a time;
+///    [`Link::room`] is `None` until this batch is written and flushed.
+/// 3. *Sent.* The batch is written. Its `end` is the number of bytes written to the connection up
+///    to its last byte. Several batches are in this state.
+/// 4. *Final.* A sample that is at least `replay_window` old shows that all bytes up to `end` were
+///    acknowledged, and the connection has had no error since. The link reports
+///    [`Event::Accepted`].
 ///
-/// To find out 4, the link asks the kernel regularly how many bytes the peer's kernel has
-/// acknowledged, and keeps the answers of the last `replay_window` ([`Samples`]). Asking also
-/// reports a reset.
+/// For state 4, the link takes samples: it asks our kernel regularly how many bytes the peer's
+/// kernel has acknowledged, and keeps the samples of the last `replay_window` ([`Samples`]). Such a
+/// question also shows whether the connection was reset.
 ///
-/// Invariants: batches become final in the order in which they were sent. Nothing is final that a
-/// reset within the window could still concern. After a FIN nothing is written.
+/// Invariants: batches become final in the order in which they were sent. No bytes become final
+/// that a reset within the last `replay_window` could concern. After the peer's FIN nothing is
+/// written.
 ///
-/// The link ends with [`Event::Closed`] when nothing is under way and the connection is no longer
-/// wanted; with [`Event::Broken`] after an error, when the peer takes nothing for
-/// `timeouts.request`, and when the peer's FIN came before everything was acknowledged.
+/// The link ends with [`Event::Closed`] when every batch is final and the connection is no longer
+/// wanted. The link ends with [`Event::Broken`] in three cases: after an error; when the peer takes
+/// no bytes for `timeouts.request`; and when the peer's FIN came before all bytes were
+/// acknowledged.
 pub(in crate::output) struct StreamLink<E> {
     session: Session,
     encode: Arc<E>,
     replay_window: Duration,
     pace: Arc<Mutex<Pace>>,
-    /// The batch that is held back or being written.
+    /// The batch that is being written, or that waits to be written; `None` if there is none.
     writing: Option<Writing>,
     /// The batches that are written and not final, the oldest first.
     sent: VecDeque<SentBatch>,
-    /// The bytes of all `rejected` lines in `writing` and `sent`.
+    /// The number of bytes of all events in `writing` and `sent` that can't be sent.
     rejected_bytes: u64,
     samples: Samples,
 }
@@ -220,7 +234,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns `true` if nothing would be lost if the connection ended now.
+    /// Returns `true` if no batch waits to be written, to become final or to be reported. The
+    /// connection can then end without any loss.
     fn is_idle(&self) -> bool {
         self.writing.is_none() && self.sent.is_empty() && self.session.ready.is_empty()
     }
@@ -230,16 +245,20 @@ impl<E: Encode> StreamLink<E> {
         self.writing.as_ref().is_some_and(|writing| writing.held_back.is_none())
     }
 
+    /// Notes that the connection has broken. Returns the event that ends the link.
     fn broken(&mut self, failure: Failure) -> Event {
         lock(&self.pace).broke();
         self.session.broken(failure)
     }
 
+    /// Notes that reading or writing has failed. Returns the event that ends the link.
     fn failed(&mut self, error: &io::Error) -> Event {
         let failure = self.session.io_failure(error);
         self.broken(failure)
     }
 
+    /// Does the work of the link (reading, writing, samples, time limits) until there is an event
+    /// for the delivery loop, and returns this event.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
@@ -273,8 +292,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Reads all that has arrived. Data from the peer is thrown away: only the end of the
-    /// connection and errors count.
+    /// Reads all bytes that have arrived from the peer, and discards them. Only the end of the
+    /// connection and errors matter.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut waste = [0; READ_BYTES];
         while self.session.finished.is_none() {
@@ -286,6 +305,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
+    /// Writes as many bytes of the current batch as the connection takes now, if the batch may
+    /// begin. A batch that is completely written is added to `sent`.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
         let bytes = writing.bytes;
@@ -304,8 +325,9 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Asks our kernel how many bytes the peer's kernel has acknowledged (a sample). Bytes that a
-    /// sample at least one replay window old already showed as acknowledged become final.
+    /// Takes a sample: asks our kernel how many bytes the peer's kernel has acknowledged. Bytes
+    /// become final if a sample that is at least one replay window old already shows them as
+    /// acknowledged.
     ///
     /// # Errors
     ///
@@ -340,7 +362,8 @@ impl<E: Encode> StreamLink<E> {
         (self.replay_window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX)).max(SAMPLE_MIN)
     }
 
-    /// Reports every batch as accepted whose last byte is among the first `safe` bytes on the wire.
+    /// Reports each batch as accepted whose last byte is among the first `safe` bytes that were
+    /// written to the connection.
     fn finish(&mut self, safe: u64) {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
@@ -356,8 +379,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns the event that ends the connection if a time limit is over at `now`; `None` if none
-    /// is.
+    /// Returns the event that ends the link, if it has nothing more to do, or if a time limit is
+    /// over at `now`. Returns `None` if the link goes on.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         if let Some(finished) = self.session.finished {
             if self.is_idle() {
@@ -389,7 +412,8 @@ impl<E: Encode> StreamLink<E> {
         None
     }
 
-    /// Returns when a time limit or a sample is due next; `None` if nothing is due.
+    /// Returns the time when the next time limit is over or the next sample is due; `None` if there
+    /// is neither.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
     }
@@ -434,7 +458,8 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Shuts the write side and waits for the peer's FIN: the peer has then read everything.
+    /// Ends the connection in order: shuts the write side and waits for the peer's FIN. The FIN
+    /// shows that the peer has read everything.
     async fn close(self) {
         self.session.close(&[]).await;
     }

@@ -18,10 +18,12 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
 use crate::tls;
 
-/// Reports when the certificates of one output expire: its own, and those of its consumers.
+/// Reports, as a metric, when the certificates of one output expire: the output's own certificate,
+/// and those of its consumers.
 #[derive(Clone)]
 pub(crate) struct Expiry {
     telemetry: Arc<Telemetry>,
+    /// The name of the output.
     output: String,
 }
 
@@ -31,8 +33,9 @@ impl Expiry {
         Self { telemetry: Arc::clone(telemetry), output: output.to_owned() }
     }
 
-    /// Sets the gauge of a certificate's end to `not_after`, in seconds since 1970. `role` is
-    /// `client` or `server`. `None` leaves the gauge as it is.
+    /// Sets the metric of a certificate's end to `not_after`, in seconds since 1970. `role` is
+    /// `client` for the output's own certificate, and `server` for the consumer's. If `not_after`
+    /// is `None`, the metric does not change.
     pub(crate) fn set(&self, role: &'static str, not_after: Option<i64>) {
         if let Some(not_after) = not_after {
             self.telemetry.certificate_expiry("output", &self.output, role, not_after);
@@ -40,13 +43,14 @@ impl Expiry {
     }
 }
 
-/// The TLS client of one output. Shared by the output's connections. A reload replaces the
-/// certificate files for later handshakes, and leaves open connections as they are.
+/// The TLS client of one output, shared by all its connections. After a reload, new handshakes use
+/// the new certificate files, and open connections stay as they are.
 pub(in crate::output) struct Tls {
     config: config::ClientTls,
-    /// The protocols that are offered in the handshake (ALPN).
+    /// The application protocols that the handshake offers (ALPN), such as `http/1.1`.
     alpn: &'static [&'static [u8]],
-    /// The content of the certificate files as last read; `None` before they were read.
+    /// The TLS settings that were made from the certificate files when they were last read; `None`
+    /// until they are read.
     current: ArcSwapOption<tls::Client>,
     expiry: Expiry,
 }
@@ -61,12 +65,12 @@ impl Tls {
         Self { config, alpn, current: ArcSwapOption::empty(), expiry }
     }
 
-    /// Does the handshake with `host` on `stream`, until `deadline`, and notes when the consumer's
-    /// certificate expires.
+    /// Does the TLS handshake with `host` on `stream`, until `deadline`, and returns the encrypted
+    /// stream. Also updates the metric of when the consumer's certificate expires.
     ///
     /// # Errors
     ///
-    /// The handshake failed or took too long, or the files have not been read.
+    /// The handshake failed or took too long, or the certificate files have not been read.
     pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
         host: &str,

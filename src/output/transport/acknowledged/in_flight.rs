@@ -7,21 +7,21 @@ use bytes::Bytes;
 use crate::delivery::link::Event;
 use crate::queue::Claim;
 
-/// The claims that were sent and are not final, in the order of sending.
+/// The claims (ranges of events) that were sent and are not final, in the order of sending.
 ///
-/// A claim with events that can't be sent is kept as several parts, so that each part is reported
-/// as soon as everything before it is final. For example, 2 events that are sent, 1 that is not
-/// and 1 that is sent are three parts.
+/// If some events of a claim can't be sent, the claim is kept as several parts, so that each part
+/// is reported as soon as everything before it is final. For example, 2 events that are sent, 1
+/// that can't be sent, and 1 that is sent are three parts.
 #[derive(Default)]
 pub(super) struct InFlight(VecDeque<SentPart>);
 
-/// A sent claim, or a part of a sent claim.
+/// A claim (a range of events) that was sent, or a part of one.
 #[derive(Debug)]
 struct SentPart {
     claim: Claim,
-    /// The number of events that the consumer has yet to acknowledge.
+    /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
-    /// Lines of the events that can't be sent and are given up.
+    /// The events of this part that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
 }
 
@@ -35,14 +35,15 @@ impl InFlight {
         self.0.iter().map(|sent| sent.awaited).sum()
     }
 
-    /// Returns the bytes of the lines that can't be sent and wait until the events before them are
-    /// final.
+    /// Returns the number of bytes of the events that can't be sent. They are kept until the events
+    /// before them are final.
     pub(super) fn rejected_bytes(&self) -> u64 {
         self.0.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
     }
 
-    /// Adds a claim that is sent now, with the `runs` and `rejected` lines of its frames. Adds to
-    /// `told` an event for everything that is final at once.
+    /// Adds a claim (the events of one batch) that is sent now. `runs` says which of its events are
+    /// sent, and `rejected` holds the events that can't be sent. For each part of the claim that is
+    /// final at once, adds an event to `told`.
     pub(super) fn add(
         &mut self,
         claim: Claim,
@@ -75,9 +76,9 @@ impl InFlight {
         self.acknowledge(0, told);
     }
 
-    /// Notes that `events` more events are acknowledged, and adds to `told` an event for everything
-    /// that is final by that. Returns how many of the events were never sent, which is 0 unless the
-    /// consumer violates the protocol.
+    /// Notes that the consumer has acknowledged `events` more events. For each part that becomes
+    /// final by that, adds an event to `told`. Returns how many of the acknowledged events were
+    /// never sent, which is 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
         // A part that can't be sent awaits nothing: it is final as soon as all before it is.
         while let Some(SentPart { claim, awaited, rejected }) =

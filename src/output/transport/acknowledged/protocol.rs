@@ -12,11 +12,12 @@ use super::super::connection::Wire;
 use crate::delivery::lines::line;
 use crate::queue::Batch;
 
-/// The protocol that one connection speaks. It turns events into bytes and answers into counts, and
-/// reads and writes no socket, except in [`Protocol::open`].
+/// The protocol that is spoken on one connection. An implementation turns events into bytes, and
+/// the consumer's answers into numbers of acknowledged events. It reads and writes no socket,
+/// except in [`Protocol::open`].
 pub(in crate::output) trait Protocol: Send + 'static {
-    /// Does the exchange with the consumer that comes before the first event. Bytes that are left
-    /// in `unread` afterwards belong to answers to events.
+    /// Greets the consumer before the first event is sent. The default does nothing. Bytes that are
+    /// in `unread` afterwards are the first bytes of the answers to events.
     fn open(
         &mut self,
         wire: &mut Wire,
@@ -26,11 +27,12 @@ pub(in crate::output) trait Protocol: Send + 'static {
         std::future::ready(Ok(()))
     }
 
-    /// Makes frames of a batch. The link encodes one batch at a time, and calls
-    /// [`Protocol::sent`] before it encodes the next, if the frames hold any event.
+    /// Returns the future of a batch's frames. The link encodes one batch at a time. If the frames
+    /// hold any event, it calls [`Protocol::sent`] before it encodes the next batch.
     fn encode(&self, batch: Batch) -> Encoding;
 
-    /// Notes that the frames that were made last, which hold `events` events, are being sent now.
+    /// Notes that the frames of the last encoded batch are being sent now. `events` is the number
+    /// of events in these frames.
     fn sent(&mut self, events: u64);
 
     /// Takes all complete answers off the front of `unread` and adds them to `answers`. The
@@ -43,23 +45,24 @@ pub(in crate::output) trait Protocol: Send + 'static {
     /// violation too.
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String>;
 
-    /// Returns the bytes to write before the connection ends in order.
+    /// Returns the last bytes of the protocol, which are written before the connection ends in
+    /// order.
     fn close(&self) -> Vec<u8>;
 }
 
-/// The frames of a batch, when they are ready. An error says which event can't be sent although it
-/// may not be given up.
+/// The future of a batch's frames. It fails with a text if the batch can't be compressed, or if an
+/// event can't be sent and may not be given up.
 pub(in crate::output) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> + Send>>;
 
-/// A batch in the form in which it is sent.
+/// A batch that is encoded as frames of the protocol, in which it is sent.
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::output) struct Frames {
-    /// The bytes to write.
+    /// The bytes of all frames, to be written to the connection.
     pub(in crate::output) bytes: Bytes,
-    /// The events of the batch in order, as runs: the number of events, and whether these events
-    /// are in the frames.
+    /// The events of the batch in order, as runs of consecutive events. A run has the number of its
+    /// events, and `true` if they are in the frames or `false` if they can't be sent.
     pub(super) runs: Vec<(u64, bool)>,
-    /// The events that are not in the frames, a line each.
+    /// The events that can't be sent and so are not in the frames, one line each.
     pub(super) rejected: Vec<Bytes>,
 }
 
@@ -75,6 +78,7 @@ impl Frames {
         self.push(false);
     }
 
+    /// Adds one event to the runs. `sent` is `true` if the event is in the frames.
     fn push(&mut self, sent: bool) {
         match self.runs.last_mut() {
             Some((events, same)) if *same == sent => *events += 1,
@@ -82,7 +86,7 @@ impl Frames {
         }
     }
 
-    /// The number of events in the frames.
+    /// Returns the number of events in the frames.
     pub(super) fn events(&self) -> u64 {
         self.runs.iter().filter(|(_, sent)| *sent).map(|(events, _)| events).sum()
     }
@@ -91,15 +95,16 @@ impl Frames {
 /// The consumer's answers from one call of [`Protocol::read`].
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::output) struct Answers {
-    /// The number of events that the answers acknowledge, in the order of sending.
+    /// The number of events that the answers acknowledge: the oldest ones that were not
+    /// acknowledged before.
     pub(in crate::output) acknowledged: u64,
-    /// `true` if the consumer has shown that it is still working on the events that were sent.
+    /// `true` if an answer shows that the consumer is at work, even if it acknowledges no event.
     pub(in crate::output) alive: bool,
     /// `true` if the consumer has announced that it will end the connection.
     pub(in crate::output) closing: bool,
 }
 
-/// Why a connection can't be used, or not any longer.
+/// The reason why a connection can't be used, or can't be used any longer.
 #[derive(Debug)]
 pub(in crate::output) enum Trouble {
     /// Reading or writing failed.

@@ -3,38 +3,40 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
-/// The number of events that may be sent and not yet acknowledged. One value serves all connections
-/// of an output, which exist one after the other.
+/// The most events that may be sent and not yet acknowledged. All connections of an output, which
+/// exist one after the other, share one value.
 ///
-/// The number is `window` as configured, until a connection breaks. Then it falls to half of the
-/// events that were sent on that connection, and grows by one with each event that is acknowledged,
-/// up to `window`. For example, after a connection broke at 80 events, 40 may be under way; when
-/// 20 of them are acknowledged, 60 may be.
+/// The number is `window` from the config until a connection breaks. It then falls to half of the
+/// events that were sent on that connection, unless it is lower already, and is at least 1. It
+/// grows by one with each acknowledged event, up to `window`. For example, after a connection broke
+/// at 80 events, 40 may be unacknowledged; when 20 of them are acknowledged, the number is 60.
 pub(super) struct Window {
+    /// The most events that the config allows to be sent and not yet acknowledged.
     configured: u64,
     /// The current window in events: at least 1, and at most `configured`.
     now: AtomicU64,
 }
 
 impl Window {
-    /// The window before any connection broke.
+    /// Makes the window of an output on which no connection has broken yet. `configured` is the
+    /// most events that may ever be sent and not yet acknowledged.
     pub(super) fn new(configured: u64) -> Self {
         Self { configured, now: AtomicU64::new(configured) }
     }
 
-    /// The number of events that may be under way now.
+    /// Returns the number of events that may be sent and not yet acknowledged now.
     pub(super) fn events(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Notes that the consumer has acknowledged `events` more events.
+    /// Notes that the consumer has acknowledged `events` more events, which enlarges the window.
     pub(super) fn acknowledged(&self, events: u64) {
         let grown = self.events().saturating_add(events).min(self.configured);
         self.now.store(grown, Ordering::Relaxed);
     }
 
-    /// Notes that a connection broke while events were under way. `sent` is the number of all
-    /// events that were sent on it.
+    /// Notes that a connection broke while events waited for acknowledgement, which makes the
+    /// window smaller. `sent` is the number of all events that were sent on that connection.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }

@@ -1,22 +1,25 @@
 //! How much a stream may have under way, so that every consumer makes progress.
 
-/// The number of bytes that may be sent to the wire and not yet final. One value serves all
-/// connections of an output, which exist one after the other.
+/// The limit for bytes that are sent and not yet final. All connections of an output, which exist
+/// one after the other, share one value.
 ///
-/// Until a connection breaks, the number is unlimited. After that, half of the bytes that the
-/// broken connection took may be under way, and no more until all of these are final. This number
-/// is the *limit*, and the bytes sent under it are a *window*. The limit doubles with each window
-/// that becomes final, but only once the connection has carried more bytes than the one that broke.
-/// Suppose that a consumer cuts every connection after N bytes: each connection is sent N/2 twice,
-/// and the first half becomes final. If the limit doubled at once, a connection would be sent N/2
-/// and then N.
+/// There is no limit until a connection breaks. The limit is then half of the bytes that were sent
+/// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
+/// until all of them are final, and then the next window begins. The limit doubles with each window
+/// that becomes final, but only once more bytes have become final on the new connection than were
+/// sent on the broken one.
+///
+/// For example, a consumer cuts every connection after N bytes. Each connection is then sent N/2
+/// twice, and the first half becomes final. If the limit doubled at once, a connection would be
+/// sent N/2 and then N.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The most bytes of one window; `None`: there is no limit.
+    /// The most bytes of one window (bytes that must all be final before more are sent); `None` if
+    /// there is no limit.
     limit: Option<u64>,
-    /// The bytes that the last broken connection had taken.
+    /// The number of bytes that were sent on the last connection that broke.
     broke_after: u64,
-    /// The bytes sent in the current window.
+    /// The number of bytes sent in the current window, that is, since all earlier bytes were final.
     window: u64,
     /// The bytes that became final on this connection.
     final_bytes: u64,
@@ -30,8 +33,8 @@ impl Pace {
         (self.window, self.final_bytes, self.sent) = (0, 0, 0);
     }
 
-    /// Returns the number of bytes that may be taken from the queue now; `None` while the window is
-    /// full.
+    /// Returns the number of bytes that may be taken from the queue now. Returns `None` while the
+    /// limit is reached, until the sent bytes are final.
     pub(super) fn room(&self) -> Option<u64> {
         match self.limit {
             None => Some(u64::MAX),
@@ -40,20 +43,22 @@ impl Pace {
         }
     }
 
-    /// Returns whether a batch of `bytes` bytes may be begun now. One event may be larger than the
-    /// room that is left; it then waits until everything before it is final. Sent together with the
-    /// events before it, it could break the connection and cost them their progress, each time.
+    /// Returns `true` if the writing of a batch of `bytes` bytes may begin now. One event may be
+    /// larger than the rest of the limit; it then waits until everything before it is final. If it
+    /// were sent together with the events before it, it could break every connection before these
+    /// events are final.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
     }
 
-    /// Notes that the wire took `bytes` bytes.
+    /// Notes that `bytes` bytes were written to the connection.
     pub(super) fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
         self.window += bytes;
     }
 
-    /// Notes that `bytes` bytes became final. `all` is `true` if nothing else is under way.
+    /// Notes that `bytes` bytes became final. `all` is `true` if no other bytes are sent and not
+    /// final; a new window (bytes that may be sent together) then begins, and the limit may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
@@ -64,8 +69,8 @@ impl Pace {
         }
     }
 
-    /// Notes that the connection broke. Nothing changes if everything that the connection took was
-    /// final.
+    /// Notes that the connection broke, which sets the limit to half of the bytes that were sent on
+    /// it. If all these bytes were final, nothing changes.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
             self.broke_after = self.sent;
