@@ -51,7 +51,8 @@ pub use transport::encode::Encoded;
 use setup::Row;
 use setup::Setup;
 
-/// All protocols, in the order of the reference.
+/// One row for each protocol that an output can speak (`http`, `tcp`, …), in the order in which the
+/// reference of the config lists them.
 const PROTOCOLS: &[Row] = &[
     Row::of::<http::Settings>(),
     Row::of::<tcp::Settings>(),
@@ -62,11 +63,13 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<kafka::Settings>(),
 ];
 
-/// The types of output that a config may have, for [`config::read`].
+/// All types of output that a config may have, such as `http`. The function [`config::read`] gets
+/// this list as an argument, because it reads the keys of each type differently.
 pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 
-/// Makes an output of its config. Nothing is connected, and no file is read, yet. Events that the
-/// consumer will not get go to `dead_letters`, if the config says so.
+/// Returns the output that `config` describes. The output does not run yet: it has made no
+/// connection and has read no file. Events that the output gives up will be written to
+/// `dead_letters`, if the config says so.
 #[must_use]
 pub fn prepare(
     config: &config::Output,

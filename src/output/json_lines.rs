@@ -12,18 +12,19 @@ use crate::config::table::Table;
 use crate::delivery::lines::lines;
 use crate::queue::Batch;
 
-/// The values of the key `format` of the outputs that write each event as a line.
+/// The values of the key `format` of an output that writes each event as a line of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LineFormat {
     /// The line is the event as it was received.
     Ndjson,
-    /// The line is the event with `kind` and `apiVersion` first, as kube-apiserver writes it to its
-    /// audit.log.
+    /// Each line is the event as kube-apiserver writes it to its own audit.log. `kind` and
+    /// `apiVersion` are added at the front of an event without `kind`.
     AuditLog,
 }
 
 impl LineFormat {
-    /// Reads the key `format`. `None`: the value is wrong, and the problem is recorded.
+    /// Reads the key `format` from `t`. Returns `None` if the value is wrong; the problem is then
+    /// recorded for the report of the config's problems.
     pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "format",
@@ -57,8 +58,9 @@ impl Encode for Lines {
     }
 }
 
-/// Returns the lines as kube-apiserver writes them to its own `audit.log`: an event that lacks
-/// `kind` and `apiVersion` gets both as its first members. The items of an EventList lack them.
+/// Returns the events as lines in the form of kube-apiserver's own `audit.log`: an event without
+/// `kind` gets `kind` and `apiVersion` as its first members. Events that were sent as items of an
+/// EventList have neither.
 pub(super) fn audit_log(pieces: &[Bytes]) -> Bytes {
     let mut out = BytesMut::new();
     for line in lines(pieces) {

@@ -37,24 +37,25 @@ use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
-/// The most bytes of an event: Logstash stores its length in a signed integer of 32 bits.
+/// The most bytes of one event. Logstash stores the length of an event in a signed integer of 32
+/// bits.
 const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 
-/// A batch of at least this many bytes is compressed on another thread. Compressing a smaller batch
-/// takes less time than handing it over.
+/// A batch of at least this many bytes is compressed on another thread. For a smaller batch, the
+/// compression takes less time than the change of threads.
 const LARGE: u64 = 64 * 1024;
 
 /// The length of an ACK frame in bytes.
 const ACK_BYTES: usize = 6;
 
-/// The keys of `type = "lumberjack"`.
+/// The settings of an output of `type = "lumberjack"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// The compression level of zlib, from 0 to 9. 0: events are not compressed.
     pub(crate) compression_level: u32,
-    /// The most events that may be unacknowledged, at least 1.
+    /// The most events that may be sent and not yet acknowledged, at least 1.
     pub(crate) window: u64,
-    /// The keys of the consumer's addresses and of the connection.
+    /// The settings for the consumer's addresses and for the connection.
     pub(crate) stream: Stream,
 }
 
@@ -93,17 +94,22 @@ impl IntoConnector for Settings {
 pub(super) struct Lumberjack {
     /// The compression level of zlib. 0: events are not compressed.
     level: u32,
-    /// The windows (batches of numbered events) that are not wholly acknowledged, the oldest first.
+    /// The windows (groups of events that are numbered from 1, one group for each batch) that were
+    /// sent and are not wholly acknowledged, the oldest first.
     windows: VecDeque<Window>,
 }
 
+/// A window (group of numbered events) that was sent and is not wholly acknowledged.
 struct Window {
+    /// The number of events in the window.
     events: u64,
+    /// The number of events at the front of the window that the consumer has acknowledged.
     acknowledged: u64,
 }
 
 impl Lumberjack {
-    /// Makes the protocol of a new connection. `level` is the compression level of zlib.
+    /// Makes the state of the protocol for a new connection. `level` is the compression level of
+    /// zlib.
     pub(super) fn new(level: u32) -> Self {
         Self { level, windows: VecDeque::new() }
     }
@@ -151,11 +157,13 @@ impl Protocol for Lumberjack {
     }
 }
 
+/// Returns the error text for a batch that can't be compressed.
 fn cannot(error: impl std::fmt::Display) -> String {
     format!("cannot compress: {error}")
 }
 
-/// Encodes a batch as one window of the protocol.
+/// Encodes a batch as one window of the protocol: a frame with the number of events, followed by
+/// the events, which are compressed if `level` is not 0.
 fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     let mut frames = Frames::default();
     let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };
@@ -178,7 +186,8 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     Ok(frames)
 }
 
-/// Writes each event of a batch as a JSON frame. Returns the number of frames.
+/// Writes each event of a batch to `out` as a JSON frame. An event that is too long is not written,
+/// but noted in `frames` as given up. Returns the number of written events.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
     for event in lines(&batch.pieces) {

@@ -36,29 +36,30 @@ use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
-/// The highest number of a command (a RELP command has a number); after it, numbers begin at 1
-/// again. It is also the most bytes of data in a frame.
+/// The highest number of a RELP command. The command after it has the number 1 again. This is also
+/// the most bytes of data that a RELP frame can have.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// The most bytes of data in a consumer's answer. An answer of librelp has 6 bytes, or some hundred
-/// if it lists the consumer's offers.
+/// The most bytes of data in a consumer's answer. Usual answers are much shorter: those of librelp
+/// have 6 bytes, or some hundred bytes if they list the consumer's offers (supported features).
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
-/// The relay's offers in the command `open`. librelp calls its protocol version 0.
+/// The relay's offers (the features that it supports), which the command `open` sends to the
+/// consumer. librelp calls its protocol version 0.
 const OFFERS: &str = concat!(
     "relp_version=0\nrelp_software=kube-audit-forwarder,",
     env!("CARGO_PKG_VERSION"),
     "\ncommands=syslog"
 );
 
-/// The keys of `type = "relp"`.
+/// The settings of an output of `type = "relp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
     /// The parts of a syslog message that all messages have in common.
     pub(crate) messages: Messages,
-    /// The most messages that may be unacknowledged, at least 1.
+    /// The most messages that may be sent and not yet acknowledged, at least 1.
     pub(crate) window: u64,
-    /// The keys of the consumer's addresses and of the connection.
+    /// The settings for the consumer's addresses and for the connection.
     pub(crate) stream: Stream,
 }
 
@@ -96,22 +97,24 @@ impl IntoConnector for Settings {
 /// The state of the RELP protocol on one connection.
 pub(super) struct Relp {
     messages: Rfc5424,
-    /// The number of the next command.
+    /// The number of the next command that the relay sends.
     next: u32,
-    /// One entry for each message, from the oldest that is not acknowledged: `true` if the message
-    /// is acknowledged. Messages may be answered in any order.
+    /// One entry for each sent message, beginning with the oldest one that is not acknowledged. An
+    /// entry is `true` if its message is acknowledged. The consumer may acknowledge messages in any
+    /// order.
     answered: VecDeque<bool>,
 }
 
 impl Relp {
-    /// Makes the protocol of a new connection, on which `open` was not sent yet.
+    /// Makes the state of the protocol for a new connection, on which the command `open` was not
+    /// sent yet.
     pub(super) fn new(messages: Rfc5424) -> Self {
         let messages = messages.at_most(u64::from(NINE_DIGITS));
         Self { messages, next: 1, answered: VecDeque::new() }
     }
 
-    /// Encodes each event of a batch as a `syslog` command. An error says which event can't be sent
-    /// although it may not be given up.
+    /// Encodes each event of a batch as a `syslog` command. An event whose message is too long is
+    /// noted as given up. Returns an error text if the config says that no event may be given up.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -131,8 +134,8 @@ impl Relp {
         Ok(frames)
     }
 
-    /// Notes that the message with this number is acknowledged. An error says that no answer with
-    /// this number is awaited.
+    /// Notes that the consumer has acknowledged the message with this number. Returns an error text
+    /// if no answer with this number is expected.
     fn answer(&mut self, number: u32) -> Result<(), String> {
         let awaited = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
         let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);
@@ -147,7 +150,8 @@ impl Relp {
     }
 }
 
-/// Returns the number of the command that follows `commands` commands after the command `number`.
+/// Returns the number of the command that comes `commands` commands after the command `number`.
+/// After 999,999,999, numbers begin at 1 again.
 fn after(number: u32, commands: u32) -> u32 {
     (number - 1 + commands) % NINE_DIGITS + 1
 }
@@ -221,8 +225,8 @@ impl Protocol for Relp {
     }
 }
 
-/// Verifies that the data of an answer say that the consumer accepted the command. The error quotes
-/// the answer.
+/// Checks the data of an answer. Returns `Ok` if they say that the consumer has accepted the
+/// command (code 200), and otherwise an error text that quotes the answer.
 fn taken(data: &[u8]) -> Result<(), String> {
     if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
         return Ok(());
@@ -233,7 +237,8 @@ fn taken(data: &[u8]) -> Result<(), String> {
     Err(format!("answers \"{}\"", said.escape_ascii()))
 }
 
-/// A whole RELP frame, at the front of the bytes that were read from the consumer.
+/// A complete RELP frame at the beginning of the bytes that were read from the consumer. The
+/// command and the data are stored as ranges of these bytes.
 struct Frame {
     number: u32,
     command: Range<usize>,
@@ -243,17 +248,20 @@ struct Frame {
 }
 
 impl Frame {
+    /// Returns the command of the frame. `read` holds the bytes that the frame was parsed from.
     fn command<'a>(&self, read: &'a [u8]) -> &'a [u8] {
         read.get(self.command.clone()).unwrap_or_default()
     }
 
+    /// Returns the data of the frame. `read` holds the bytes that the frame was parsed from.
     fn data<'a>(&self, read: &'a [u8]) -> &'a [u8] {
         read.get(self.data.clone()).unwrap_or_default()
     }
 }
 
-/// Returns the frame at the front of `read`, which is an answer (`rsp`) or a hint; `None` if the
-/// frame is not complete yet. An error says why the bytes can't become a frame.
+/// Parses the frame at the beginning of `read`: an answer (`rsp`) or a hint (a command with the
+/// number 0). Returns `None` if the frame is not complete yet, and an error text if the bytes can't
+/// become such a frame.
 fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
@@ -292,9 +300,9 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     }
 }
 
-/// Returns the number of at most nine digits that begins at the index `from`, and the index of its
-/// end. `None`: there is no such number. `Some(None)`: the number may go on in bytes that are not
-/// read yet.
+/// Parses a number of at most nine digits that begins at the index `from`. Returns the number and
+/// the index after its last digit. Returns `None` if there is no such number, and `Some(None)` if
+/// the number may go on in bytes that are not read yet.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
     let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -13,15 +13,16 @@ use crate::delivery::prepared::Connector;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
-/// The settings of one protocol, from which a connector is made. Each protocol has such a type, and
-/// a row in the table of `src/output.rs`.
+/// The settings of one protocol, from which a connector (the maker of an output's connections) is
+/// made. Each protocol has such a type, and a row in the table of `src/output.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
-    /// Makes the connector of an output with these settings. Nothing is connected, and no file is
-    /// read, yet.
+    /// Returns the connector (the maker of connections) of an output with these settings. No
+    /// connection is made and no file is read yet.
     ///
-    /// A protocol without acknowledgements returns a [`StreamConnector`], one whose consumer
-    /// acknowledges events over TCP an [`AcknowledgedConnector`]; each has a trait that says how
-    /// events become bytes. Any other protocol implements [`Connect`] and boxes it.
+    /// The type of the connector depends on the protocol. If the consumer acknowledges nothing, it
+    /// is a [`StreamConnector`]. If the consumer acknowledges events over TCP, it is an
+    /// [`AcknowledgedConnector`]. Each of these two types needs one more trait, which says how
+    /// events become bytes. Any other protocol implements [`Connect`] itself and boxes it.
     ///
     /// [`StreamConnector`]: super::transport::stream::StreamConnector
     /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector
@@ -29,13 +30,14 @@ pub(crate) trait IntoConnector: OutputSettings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
 }
 
-/// What a connector is made from, besides the settings of its protocol.
+/// Everything that is needed to make an output's connector, besides the settings of its protocol.
 pub(crate) struct Setup<'a> {
-    /// The keys that all outputs have: name, timeouts, batch limits, …
+    /// The config of the output, with the keys that all types of output have: name, timeouts, batch
+    /// limits, …
     pub(super) output: &'a config::Output,
     /// The metrics of the output.
     pub(super) metrics: OutputMetrics,
-    /// The metric for the expiry of certificates.
+    /// The metric that shows when the output's TLS certificates expire.
     pub(super) expiry: Expiry,
 }
 
@@ -45,7 +47,8 @@ impl<'a> Setup<'a> {
         Self { output, metrics, expiry: Expiry::new(telemetry, &output.name) }
     }
 
-    /// Makes the dialer of a protocol that holds one TCP connection.
+    /// Makes the dialer (the object that opens connections) of a protocol that has one TCP
+    /// connection at a time.
     pub(super) fn dialer(&self, stream: &config::Stream) -> Dialer {
         Dialer::new(stream, self.output, self.metrics.clone(), self.expiry.clone())
     }
@@ -53,7 +56,7 @@ impl<'a> Setup<'a> {
 
 /// A row of the table of protocols: a type of output and its connector.
 pub(super) struct Row {
-    /// The type of output, as the config needs it to read the output's keys.
+    /// The type of output: its name in the config, and how its keys are read.
     pub(super) settings: OutputType,
     /// Makes the connector of an output; `None`: the output is of another type.
     pub(super) connector: fn(&OutputKind, &Setup<'_>) -> Option<Box<dyn Connector>>,
@@ -68,7 +71,7 @@ impl Row {
         }
     }
 
-    /// Returns the types of output of all rows.
+    /// Returns the type of output of each row. `N` is the number of rows.
     pub(super) const fn types<const N: usize>(rows: &[Self]) -> [OutputType; N] {
         let mut types = [rows[0].settings; N];
         let mut index = 0;

@@ -39,13 +39,15 @@ use crate::telemetry::OutputMetrics;
 /// The most batches that the writing thread may have: one that it writes and one that waits.
 const WINDOW: usize = 2;
 
+/// A batch for the writing thread: its claim (the range of its events), and the bytes to write.
 type Job = (Claim, Vec<Bytes>);
+/// A report of the writing thread: the claim of a batch, and the result of writing the batch.
 type Done = (Claim, io::Result<()>);
 
-/// The keys of `type = "stdout"`.
+/// The settings of an output of `type = "stdout"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The format of each event's line.
+    /// The format of the line that is written for each event.
     pub(crate) format: LineFormat,
 }
 
@@ -74,9 +76,10 @@ impl IntoConnector for Settings {
     }
 }
 
-/// Starts the thread that writes to stdout. Owned by the delivery loop, which calls `connect` as
-/// soon as the output starts. The connection can't end while nothing is sent: a new thread is
-/// started only after an error of writing, after the retry pause.
+/// The connector of a `stdout` output. It starts the thread that writes to stdout. The delivery
+/// loop owns the connector, and calls `connect` as soon as the output starts. The thread does not
+/// end while there is nothing to send: a new thread is started only after a write has failed, after
+/// a pause.
 pub(super) struct StdoutConnector {
     lines: Lines,
     limits: config::BatchLimits,
@@ -119,16 +122,17 @@ impl Connect for StdoutConnector {
     }
 }
 
-/// The pause between two attempts to write to a full pipe that another process has made
-/// non-blocking.
+/// The pause before the next attempt to write to a pipe that was full. It is needed only if another
+/// process has made the pipe non-blocking; otherwise the write itself waits.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// Runs as the writing thread: writes one job after the other, until the link is gone or an error
-/// occurs. The thread is not joined: it may hang in a full pipe for ever, and owns nothing but its
-/// copy of the descriptor.
+/// Runs as the thread that writes to stdout: writes the batches from `queue` one after the other,
+/// and sends each result to `report`. Ends when the link is gone, or after an error. The thread is
+/// not joined, because a write to a full pipe may never return; the thread owns nothing but its
+/// copy of the file descriptor.
 ///
-/// Only one thread writes at a time. If the output is replaced while its thread hangs, the next
-/// thread waits, so that lines are not mixed.
+/// Only one such thread writes at a time. If the output is replaced while its thread hangs, the
+/// next thread waits until the old one has ended, so that their lines are not mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,7 +145,8 @@ fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Se
     }
 }
 
-/// Writes all bytes of `piece`, even to a non-blocking pipe that is full for a time.
+/// Writes all bytes of `piece`. If `out` is a non-blocking pipe that is full, waits until the pipe
+/// has room.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     while !piece.is_empty() {
@@ -158,8 +163,8 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The link to the writing thread. A claim is final when all its bytes are written to the
-/// descriptor.
+/// The link to the thread that writes to stdout. A claim (the events of one batch) is final when
+/// all its bytes are written to the file descriptor.
 pub(super) struct StdoutLink {
     lines: Lines,
     limits: config::BatchLimits,
@@ -185,7 +190,7 @@ impl Link for StdoutLink {
         };
         self.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
         self.under_way += 1;
-        // An error says that the thread has ended. The end of `done` says so too.
+        // Sending fails only if the thread has ended. The link learns this from the end of `done`.
         self.jobs.try_send((claim, pieces)).ok();
     }
 

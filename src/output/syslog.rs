@@ -25,17 +25,17 @@ use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 
-/// The keys of `type = "syslog"`.
+/// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// How messages are separated from each other on the connection.
     pub framing: Framing,
     /// The parts of a message that are the same in all messages.
     pub messages: config::Messages,
-    /// Bytes that were sent are final if no reset came for this long after the peer's kernel
-    /// acknowledged them.
+    /// Sent bytes count as delivered when this time has passed since the peer's kernel acknowledged
+    /// them, without a reset of the connection.
     pub replay_window: Duration,
-    /// The keys of the consumer's addresses and of the connection.
+    /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
 }
 
@@ -84,15 +84,17 @@ impl IntoConnector for Settings {
     }
 }
 
-/// Encodes events as syslog messages with frames.
+/// The encoder that turns events into syslog messages, each with a frame (a length or a line feed)
+/// that separates it from the next message.
 pub struct Messages {
     framing: Framing,
     rfc5424: Rfc5424,
 }
 
 impl Messages {
-    /// Makes an encoder of messages as configured. `annotate` goes into the structured data of each
-    /// message.
+    /// Makes an encoder from the config. The names and values of `annotate` are added to the
+    /// structured data of each message. `rejected` decides about an event whose message is too
+    /// long.
     #[must_use]
     pub fn new(config: &Settings, rejected: Rejected, annotate: &BTreeMap<String, String>) -> Self {
         let rfc5424 = Rfc5424::new(&config.messages, rejected, annotate);
@@ -123,16 +125,17 @@ impl Encode for Messages {
     }
 }
 
-/// Encodes events as RFC 5424 messages, without frames.
+/// The encoder that turns events into RFC 5424 messages. The caller adds the frame of each message.
 #[derive(Clone)]
 pub(super) struct Rfc5424 {
     /// The bytes before the TIMESTAMP: `<PRI>1 `.
     before_time: String,
-    /// The bytes between TIMESTAMP and MSG. PROCID and MSGID are nil, and no BOM follows.
+    /// The bytes of a message between the fields TIMESTAMP and MSG: host name, app name, PROCID and
+    /// MSGID (both nil), and structured data. MSG begins without a BOM.
     after_time: String,
     /// The most bytes of a message; `None`: there is no limit.
     bytes_max: Option<u64>,
-    /// What becomes of an event whose message is too long.
+    /// The decision about an event whose message is too long: dead letter, drop or retry.
     rejected: Rejected,
 }
 
@@ -140,12 +143,14 @@ pub(super) struct Rfc5424 {
 pub(super) struct Message<'a> {
     /// The length of the message in bytes.
     pub(super) length: usize,
+    /// The bytes of the message in order: header, TIMESTAMP, the other fields, and the event.
     parts: [&'a [u8]; 4],
 }
 
 impl Rfc5424 {
-    /// Makes an encoder of messages as configured. `annotate` goes into the structured data of each
-    /// message.
+    /// Makes an encoder from the config. The names and values of `annotate` are added to the
+    /// structured data of each message. `rejected` decides about an event whose message is too
+    /// long.
     pub(super) fn new(
         config: &config::Messages,
         rejected: Rejected,
@@ -160,26 +165,27 @@ impl Rfc5424 {
         }
     }
 
-    /// Returns the same encoder with a limit of `bytes` bytes for a message, if that is lower than
-    /// the configured limit.
+    /// Returns the same encoder, in which a message may have at most `bytes` bytes. A lower limit
+    /// from the config stays in force.
     pub(super) fn at_most(mut self, bytes: u64) -> Self {
         self.bytes_max = Some(self.bytes_max.map_or(bytes, |max| max.min(bytes)));
         self
     }
 
-    /// Returns the most bytes that the messages of a batch may take, including a frame for each.
+    /// Returns an upper limit for the number of bytes of all messages of a batch, with their
+    /// frames. A buffer of this size never has to grow.
     pub(super) fn capacity(&self, batch: &Batch) -> usize {
         let header = self.before_time.len() + TIMESTAMP_MAX + self.after_time.len() + FRAME_MAX;
         let capacity = batch.bytes + batch.events * header as u64;
         usize::try_from(capacity).unwrap_or_default()
     }
 
-    /// Returns the message of an event; `None` if the message is too long and the event is given
-    /// up.
+    /// Returns the syslog message of an event. Returns `None` if the message is too long and the
+    /// config says that such events are given up.
     ///
     /// # Errors
     ///
-    /// The message is too long, and the event may not be given up.
+    /// The message is too long, and the config says that no event may be given up.
     pub(super) fn message<'a>(&'a self, event: &'a [u8]) -> Result<Option<Message<'a>>, String> {
         let parts =
             [self.before_time.as_bytes(), timestamp(event), self.after_time.as_bytes(), event];
@@ -205,9 +211,10 @@ impl Message<'_> {
     }
 }
 
-/// Returns the STRUCTURED-DATA (RFC 5424 §6.3): one element, or nil without `annotate`. Names
-/// without an enterprise number belong to the IETF. 32473 is the number that RFC 5612 sets apart
-/// for documentation, so it belongs to nobody.
+/// Returns the field STRUCTURED-DATA (RFC 5424 §6.3): one element with the names and values of
+/// `annotate`, or nil (`-`) if there are none. The name of the element needs an enterprise number,
+/// because names without one belong to the IETF. The number 32473 is reserved for documentation
+/// (RFC 5612), so it belongs to nobody.
 fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     if annotate.is_empty() {
         return "-".to_owned();
@@ -221,14 +228,16 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The most bytes of a message's frame. The frame of `relp` is the longest.
+/// The most bytes that a frame (length, number, separators) adds to a message. The frame of `relp`
+/// is the longest.
 const FRAME_MAX: usize = 32;
 
 /// The most bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.
 const TIMESTAMP_MAX: usize = 32;
 
-/// Returns the event's stageTimestamp if it has the form of RFC 5424 §6.2.3, as kube-apiserver
-/// writes it. If it has not, returns the nil value `-`.
+/// Returns the value of the event's member `stageTimestamp`, without quotes, if it is a valid
+/// TIMESTAMP of RFC 5424 (§6.2.3), as kube-apiserver writes it. Otherwise returns the nil value
+/// `-`.
 fn timestamp(event: &[u8]) -> &[u8] {
     let written = timestamp_at_the_end(event);
     match written.or_else(|| scan::member(event, "stageTimestamp")).unwrap_or_default() {
@@ -237,9 +246,9 @@ fn timestamp(event: &[u8]) -> &[u8] {
     }
 }
 
-/// Returns the value of stageTimestamp if it is the event's last member, or the last one before
-/// annotations, as kube-apiserver writes it; else `None`. Finding it from the end saves the walk
-/// over all members, which is a fifth of the CPU time of a syslog output.
+/// Returns the value of `stageTimestamp`, with quotes, if it is the event's last member, or the
+/// last one before `annotations`, as kube-apiserver writes it; otherwise `None`. The search from
+/// the end is fast: a walk over all members takes a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static NAME: LazyLock<FinderRev<'static>> =
         LazyLock::new(|| FinderRev::new("\"stageTimestamp\":"));
@@ -258,9 +267,9 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     is_last.then_some(value)
 }
 
-/// Returns `true` if a text is a TIMESTAMP of RFC 5424 §6.2.3. A text from outside must not add
-/// fields to the header, and a receiver must be able to read it. The date must be in the calendar,
-/// and leap seconds are not allowed.
+/// Returns `true` if `time` is a valid TIMESTAMP of RFC 5424 (§6.2.3). The date must exist in the
+/// calendar, and leap seconds are not allowed. The check is needed because the text comes from
+/// outside: it must not add fields to the header, and a receiver must be able to parse it.
 fn is_rfc5424(time: &[u8]) -> bool {
     let Some((seconds, mut rest)) = time.split_at_checked(19) else { return false };
     if let Some(fraction) = rest.strip_prefix(b".") {
@@ -288,7 +297,8 @@ fn number(digits: &[u8]) -> u32 {
     digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit.wrapping_sub(b'0')))
 }
 
-/// Returns `true` if `YYYY-MM-DDThh:mm:ss` is a second of the Gregorian calendar.
+/// Returns `true` if `text` has the form `YYYY-MM-DDThh:mm:ss` and is a time that exists in the
+/// Gregorian calendar.
 fn is_moment(text: &[u8]) -> bool {
     if !has_shape(text, b"0000-00-00T00:00:00") {
         return false;
@@ -307,7 +317,7 @@ fn is_moment(text: &[u8]) -> bool {
         && number(&text[17..]) < 60
 }
 
-/// Returns `true` if a text is `Z` or a difference from UTC, in hours and minutes.
+/// Returns `true` if `text` is `Z` or a difference from UTC in hours and minutes, such as `+02:00`.
 fn is_offset(text: &[u8]) -> bool {
     let is_difference = has_shape(text, b"+00:00") || has_shape(text, b"-00:00");
     text == b"Z" || (is_difference && number(&text[1..3]) < 24 && number(&text[4..]) < 60)

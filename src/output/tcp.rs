@@ -14,15 +14,15 @@ use crate::config::Target;
 use crate::config::table::Table;
 use crate::delivery::prepared::Connector;
 
-/// The keys of `type = "tcp"`.
+/// The settings of an output of `type = "tcp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The format of each event's line.
+    /// The format of the line that is written for each event.
     pub(crate) format: LineFormat,
-    /// Bytes that were sent are final if no reset came for this long after the peer's kernel
-    /// acknowledged them.
+    /// Sent bytes count as delivered when this time has passed since the peer's kernel acknowledged
+    /// them, without a reset of the connection.
     pub(crate) replay_window: Duration,
-    /// The keys of the consumer's addresses and of the connection.
+    /// The settings for the consumer's addresses and for the connection.
     pub(crate) stream: Stream,
 }
 
