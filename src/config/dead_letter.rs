@@ -11,18 +11,20 @@ use super::table::Table;
 use super::table::optional;
 use super::values::MIB;
 
-/// The smallest `max_bytes` that is allowed. An event that is longer than `max_bytes` can't be kept
-/// at all, and an event with its bodies may have some hundred KiB.
+/// The smallest allowed `dead_letter.max_bytes`. An event that is longer than `max_bytes` cannot be
+/// kept in the dead-letter files at all, and one event can have several hundred KiB.
 const DEAD_LETTER_MIN: u64 = MIB;
 
-/// The settings of the section `[dead_letter]`.
+/// The settings of the section `[dead_letter]`: the files that keep the events that an output has
+/// given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The directory of the files; `None`: see [`Config::dead_letter_directory`].
+    /// The configured directory of the dead-letter files. `None`: no directory is configured here;
+    /// [`Config::dead_letter_directory`] says which directory is used then.
     ///
     /// [`Config::dead_letter_directory`]: super::Config::dead_letter_directory
     pub directory: Option<PathBuf>,
-    /// The most bytes of all dead-letter files together.
+    /// The largest size of all dead-letter files together, in bytes.
     pub max_bytes: u64,
 }
 
@@ -45,8 +47,9 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
     }
 }
 
-/// Warns once if an output sets `rejected.action = "dead_letter"` in the file and there is no
-/// directory for dead letters.
+/// Records one warning if an output of the config file sets `rejected.action = "dead_letter"`, but
+/// neither `dead_letter.directory` nor `queue.directory` is set. Without a directory, rejected
+/// events are dropped.
 pub(super) fn warn_without_directory(
     cx: &Context<'_>,
     dead_letter: &DeadLetter,

@@ -9,7 +9,7 @@ use super::values::millis;
 use super::values::secs;
 use super::values::unless_zero;
 
-/// The settings of `[output.retry]`: the waits between attempts.
+/// The settings of `[output.retry]`: how long an output waits before it tries again to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
     /// The wait after the first failed attempt.
@@ -21,34 +21,38 @@ pub struct Retry {
     /// How far each wait is randomized, from 0 to 1. With 0.5 and an interval of 10 s, the wait is
     /// drawn from 5 s to 15 s.
     pub randomization_factor: f64,
-    /// If an event is not delivered this long after its first attempt, the output gives it up when
-    /// the next attempt fails. `None`: the output never gives an event up for its age.
+    /// The age of an event, counted from the first attempt to send it, at which the output gives
+    /// the event up. The event is given up when the next attempt after this age fails. `None`: no
+    /// event is given up because of its age.
     pub max_elapsed: Option<Duration>,
 }
 
-/// The settings of `[output.timeouts]`.
+/// The settings of `[output.timeouts]`: the time limits of connections and of attempts to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
-    /// The time limit for the lookup of a name. The same limit applies again, for each address, to
-    /// the TCP connection, the proxy's CONNECT and the TLS handshake together.
+    /// The time limit for the lookup of a host name. The same time is then allowed again for each
+    /// address of the name: for the TCP connection, the proxy's CONNECT and the TLS handshake
+    /// together.
     pub connect: Duration,
-    /// The time without any progress towards an acknowledgement after which an attempt fails.
+    /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
     pub request: Duration,
-    /// The age at which a connection is closed in order; a new connection then takes its place.
-    /// `None`: connections have no age limit.
+    /// The age at which the output closes a connection after the work on it is finished, and opens
+    /// a new connection. `None`: connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// The settings of `[output.batch]`: the largest request or write.
+/// The settings of `[output.batch]`: the limits of one request or write to the consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// The most bytes of one request or write. A larger event is sent alone.
+    /// The most bytes of one request or write. An event that is larger than this limit is sent
+    /// alone, in a request or write of its own.
     pub max_bytes: u64,
     /// The most events of one request or write; at least 1.
     pub max_events: u64,
 }
 
-/// `[output.rejected]` `action`: what becomes of an event that the consumer refuses for good.
+/// The values of the key `action` in `[output.rejected]`: the treatment of an event that the
+/// consumer refuses permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
     /// The event is written to the dead-letter files. Without a directory for these files, the
@@ -56,7 +60,7 @@ pub enum Rejected {
     DeadLetter,
     /// The event is dropped and counted as lost.
     Drop,
-    /// The event is sent again for ever.
+    /// The event is sent again, without limit, until the consumer accepts it.
     Retry,
 }
 
@@ -136,7 +140,8 @@ pub(super) fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
     }
 }
 
-/// Reads the section `[output.rejected]`. `None`: a value is wrong, and the problem is recorded.
+/// Reads the section `[output.rejected]`. Returns `DeadLetter`, the default, if `action` is absent
+/// or wrong, so the result is never `None`; a wrong value is recorded as a problem.
 pub(super) fn rejected(t: &mut Table<'_, '_>) -> Option<Rejected> {
     t.choice(
         "action",

@@ -25,50 +25,59 @@ use crate::redact;
 use crate::redact::Redaction;
 use crate::redact::With;
 
-/// The least of `max_event_bytes`: an event without its bodies may still have this many bytes.
+/// The smallest allowed `max_event_bytes`. An event can still have this many bytes after its bodies
+/// (`requestObject` and `responseObject`) were removed.
 const EVENT_BYTES_MIN: u64 = 1024;
 
-/// The longest `deduplicate`. The memory of a window is bounded by a number of events: a longer
-/// window would forget events before its time is over.
+/// The longest allowed `deduplicate` time. Only a limited number of past events is remembered, so
+/// with a longer time an event would often be forgotten before the time is over.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
-/// The longest name of an annotation: names in RFC 5424's structured data have at most 32
-/// characters.
+/// The most characters of an annotation's name. RFC 5424 allows at most 32 characters for a name in
+/// structured data.
 const ANNOTATION_CHARS_MAX: usize = 32;
 
-/// The most bytes of an annotation's value. Each event carries it.
+/// The most bytes of an annotation's value. The limit is low because the value is added to every
+/// event.
 const ANNOTATION_BYTES_MAX: usize = 256;
 
-/// Which events leave by an output, and in which form. The default lets every event leave as it is.
+/// The settings that say which events an output sends, and in which form. With the default, every
+/// event is sent unchanged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {
-    /// One list for `[filter]` and one for `[output.filter]`, if they are set. An event leaves if
-    /// it meets one of the criteria of each list.
+    /// The lists of criteria that select events: one list for `[filter]` and one for
+    /// `[output.filter]`, each only if it is set. An event is sent if, in every list, it meets at
+    /// least one of the criteria.
     pub matches: Vec<Vec<Criteria>>,
-    /// Files with audit policies. Each of them may drop an event, or lower its level.
+    /// The files with Kubernetes audit policies. Each policy may drop an event, or lower the level
+    /// of the event.
     pub policies: Vec<PathBuf>,
-    /// The rules of redaction. They come on top of the redaction of Kubernetes' own secrets, which
-    /// is done even if this list is empty. `None`: nothing is redacted.
+    /// The configured rules of redaction: the values that are removed from events, or replaced by a
+    /// hash. Values that hold Kubernetes' own secrets are redacted in addition, even if this list
+    /// is empty. `None`: nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
-    /// An event of more bytes loses its bodies; `None`: there is no limit.
+    /// The largest size of an event in bytes. A larger event loses its bodies (first
+    /// `responseObject`, then `requestObject`). `None`: there is no limit.
     pub max_event_bytes: Option<u64>,
-    /// An event of the same bytes does not leave again within this time; `None`: it does.
+    /// The time within which a second event with the same bytes is not sent. `None`: repeated
+    /// events are sent too.
     pub deduplicate: Option<Duration>,
-    /// Annotations that are added to each event, by their names without the prefix
-    /// `kube-audit-forwarder/`.
+    /// The annotations that are added to each event: name and value. The names are stored without
+    /// their prefix `kube-audit-forwarder/`.
     pub annotate: BTreeMap<String, String>,
 }
 
 impl Filter {
-    /// Returns `true` if the filter changes nothing: every event leaves as it is.
+    /// Returns `true` if the filter changes nothing: every event is sent, and is sent unchanged.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// The filter of an output: `all` is `[filter]`, `own` is `[output.filter]`. Lists are joined, of
-/// two sizes the smaller counts, and otherwise the output's own value counts.
+/// Returns the filter of an output, made from `[filter]` (`all`) and `[output.filter]` (`own`).
+/// Lists are joined. Of two values of `max_event_bytes`, the smaller is used. Of two values of
+/// another key, or of one annotation, the value in `own` is used.
 pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
     Filter {
@@ -84,7 +93,9 @@ pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
     }
 }
 
-/// Reads the section `filter` of the whole file or of an output. `None`: there is a problem.
+/// Reads the section `filter`, of the whole file or of one output. Returns the default filter if
+/// the section is absent, and `None` if a table of `match` or `redact` is wrong; the problem is
+/// recorded.
 pub(super) fn filter(t: &mut Table<'_, '_>) -> Option<Filter> {
     let key =
         optional("filter", TABLE, "events leave as they are", "what leaves, and how much of it");
@@ -94,7 +105,8 @@ pub(super) fn filter(t: &mut Table<'_, '_>) -> Option<Filter> {
     }
 }
 
-/// Reads the keys of the section.
+/// Reads the keys of a section `filter`. Returns `None` if a table of `match` or `redact` is wrong;
+/// the problem is recorded.
 fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
     let policy = t.file(
         optional(
@@ -161,7 +173,9 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
     })
 }
 
-/// The tables, `Some(None)` if the key is absent, and `None` if one of them has a problem.
+/// Combines the results of reading an array of tables, where `None` in the place of a table means
+/// that this table has a problem. Returns `Some(None)` if the key is absent (`tables` is `None`),
+/// and `None` if a table has a problem.
 fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
     match tables {
         Some(tables) => tables.into_iter().collect::<Option<Vec<_>>>().map(Some),
@@ -169,8 +183,9 @@ fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
     }
 }
 
-/// Reads a table of `match`. The spelling of a Policy (`userGroups`) is accepted too, because rules
-/// are copied from there. `None`: there is a problem.
+/// Reads one table of `match`. Keys may also be spelled as in a Kubernetes audit Policy
+/// (`userGroups`), because users copy rules from policies. Returns `None` if the table is empty or
+/// contains a mistake, which is recorded.
 fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]
@@ -220,7 +235,7 @@ fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
     (mistakes.is_empty() && !is_empty).then_some(criteria)
 }
 
-/// Reads a table of `match.resources`.
+/// Reads one table of `match.resources`: an API group, its resources, and names of objects.
 fn group_resources(t: &mut Table<'_, '_>) -> GroupResources {
     t.rename("resourceNames", "resource_names");
     let group = t.word_or(
@@ -235,7 +250,8 @@ fn group_resources(t: &mut Table<'_, '_>) -> GroupResources {
     GroupResources { group: group.unwrap_or_default(), resources, resource_names }
 }
 
-/// Reads a table of `redact`. `None`: there is a problem.
+/// Reads one table of `redact`. Returns `None` if a key is wrong or a required key is missing; the
+/// problem is recorded.
 fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     let checked = |resources: &[&str], fields: &[&str]| {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
@@ -270,7 +286,8 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
     Some(redact::Rule { resources, fields: fields?, with: with? })
 }
 
-/// Reads an array of any strings; an absent one is empty.
+/// Reads the key `name`, an array of strings of any content. Returns an empty list if the key is
+/// absent or wrong. `otherwise` and `meaning` are texts of the config reference.
 fn words(
     t: &mut Table<'_, '_>,
     name: &'static str,
@@ -281,7 +298,8 @@ fn words(
     t.words(key, |text| Ok(text.to_owned())).unwrap_or_default()
 }
 
-/// Parses the name of an annotation, without the prefix.
+/// Parses the name of an annotation, which is given without its prefix. Returns the name, or a
+/// message that says which names are allowed.
 fn annotation_name(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let is_end = |c: char| c.is_ascii_alphanumeric();
@@ -297,7 +315,8 @@ fn annotation_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses the value of an annotation.
+/// Parses the value of an annotation. Returns the value, or a message that says which values are
+/// allowed.
 fn annotation_value(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > ANNOTATION_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(format!(

@@ -19,16 +19,18 @@ use super::values;
 /// The keys that all outputs over HTTP share: the consumer's URLs, and how requests are made.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpClient {
-    /// The consumer's URLs, at least one. Each expands to an http or https URL. A URL with a
-    /// `${file:…}` that was missing when the config was read is unchecked.
+    /// The URLs of the consumer; at least one. Each template expands to an http or https URL. A URL
+    /// is not checked yet if it contains a `${file:…}` whose file was missing when the config was
+    /// read.
     pub urls: Vec<Template>,
     /// How the URL of a request is chosen from `urls`.
     pub strategy: Strategy,
-    /// TLS settings of https URLs. Without a section `tls` these are the defaults.
+    /// The TLS settings for https URLs. They are the defaults if the config has no section `tls`.
     pub tls: ClientTls,
     /// The compression of request bodies (the header Content-Encoding).
     pub compression: Compression,
-    /// Additional request headers by name. The names are valid and in lower case.
+    /// The additional headers of each request: name and value. The names are valid and in lower
+    /// case.
     pub headers: BTreeMap<String, Template>,
     /// The file with the token for `Authorization: Bearer`; `None`: no token is sent. At most one
     /// of `bearer_token_file` and `basic_auth` is set.
@@ -37,8 +39,9 @@ pub struct HttpClient {
     pub basic_auth: Option<BasicAuth>,
     /// The most requests of the output that may be under way at once; at least 1.
     pub concurrency: usize,
-    /// The URL of the proxy, which makes each connection by CONNECT. It expands to
-    /// `http://[USER:PASSWORD@]HOST[:PORT]`. `None`: connections are direct.
+    /// The URL of the HTTP proxy. The proxy is asked for each connection to the consumer, by the
+    /// method CONNECT. The template expands to `http://[USER:PASSWORD@]HOST[:PORT]`. `None`:
+    /// connections are direct.
     pub proxy: Option<Template>,
 }
 
@@ -51,19 +54,20 @@ pub struct BasicAuth {
     pub password_file: PathBuf,
 }
 
-/// The differences between the HTTP keys of one protocol and those of `http`.
+/// The points in which the HTTP keys of one type of output can differ from those of another type.
 pub struct HttpKeys {
-    /// The protocol's default for the key `compression`.
+    /// The default of the key `compression` for this type of output.
     pub compression: Compression,
-    /// `false`: the protocol has a credential of its own, so that the keys `bearer_token_file` and
-    /// `basic_auth` do not exist.
+    /// `true` if this type of output has the keys `bearer_token_file` and `basic_auth`. `false` if
+    /// these keys do not exist, because the type has a credential of its own.
     pub authorization: bool,
 }
 
 impl HttpClient {
-    /// Reads the keys of an HTTP client. After the key `strategy` it calls `own`, which reads the
-    /// plain keys of the protocol itself; a protocol reads its own sections after this call.
-    /// Returns the client (`None` if it has a problem, which is recorded) and the result of `own`.
+    /// Reads the keys that all outputs over HTTP share. After the key `strategy`, this function
+    /// calls `own`, which reads the plain keys of one type of output. The sections of that type are
+    /// read by the caller, after this function. Returns the client (`None` if a key has a problem,
+    /// which is recorded) and the result of `own`.
     pub fn read<'c, 'a, T>(
         t: &mut Table<'c, 'a>,
         keys: &HttpKeys,
@@ -111,7 +115,8 @@ impl HttpClient {
         (read(), own)
     }
 
-    /// The URLs and the proxy; see [`OutputSettings::targets`].
+    /// Returns the URLs and the proxy's URL, in the form in which addresses of outputs are
+    /// compared. A URL that cannot be expanded is left out. See [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     #[must_use]
@@ -127,12 +132,14 @@ impl HttpClient {
     }
 }
 
-/// Returns `true` if the URL is http. `false`: the URL is https, or can't be expanded now.
+/// Returns `true` if the URL has the scheme http. Returns `false` if it has the scheme https, or if
+/// its `${file:…}` cannot be read now.
 fn is_plain(url: &Template) -> bool {
     let url = url.expand().ok().and_then(|url| values::url(&url).ok());
     url.is_some_and(|url| url.scheme() == "http")
 }
 
+/// Reads the key `bearer_token_file`. Returns `None` if it is absent or wrong.
 fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     t.file(
         optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
@@ -141,13 +148,15 @@ fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     )
 }
 
+/// Reads the key `proxy`. Returns `None` if it is absent or wrong.
 fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
     let meaning =
         "http://[USER:PASSWORD@]HOST[:PORT], which is asked for every connection (CONNECT)";
     t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
-/// Reads the section `basic_auth`. `None`: there is none; `Some(None)`: it has a problem.
+/// Reads the section `basic_auth`. Returns `None` if the section is absent, and `Some(None)` if one
+/// of its keys is missing or wrong; the problem is recorded.
 fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     t.optional_section(
         optional("basic_auth", TABLE, "none", "user and password for Authorization"),
@@ -160,8 +169,8 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     )
 }
 
-/// Reports an `Authorization` that is configured more than once: a request has one, from
-/// `bearer_token_file`, from `basic_auth` or from `headers`.
+/// Reports each conflict about the request header `Authorization`. A request has only one such
+/// header, so only one of `bearer_token_file`, `basic_auth` and `headers` may set it.
 fn contradictions_of_authorization(t: &Table<'_, '_>, headers: &BTreeMap<String, Template>) {
     let (basic, bearer) = ("basic_auth", "bearer_token_file");
     if t.is_set(basic) && t.is_set(bearer) {

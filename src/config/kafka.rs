@@ -17,7 +17,7 @@ use super::tls::ClientTls;
 use super::values;
 use super::values::HostPort;
 
-/// A topic of a Kafka cluster, and how clients reach and authenticate to the brokers.
+/// The settings of one topic of a Kafka cluster: its brokers, and how clients authenticate to them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Kafka {
     /// The brokers that clients ask first; from these, clients learn the other brokers of the
@@ -51,17 +51,18 @@ pub enum SaslMechanism {
     Plain,
     /// SCRAM with SHA-256 (RFC 7677), which does not send the password.
     ScramSha256,
-    /// SCRAM with SHA-512, in other respects like SCRAM-SHA-256.
+    /// SCRAM with SHA-512, which does not send the password.
     ScramSha512,
 }
 
-/// The brokers and the topic, which are the plain keys of a cluster. `None`: at least one of the
+/// The values of the keys `brokers` and `topic` of a Kafka cluster. `None`: at least one of the
 /// keys is wrong or missing, and the problem is recorded.
 pub type KafkaTopic = Option<(Vec<HostPort>, String)>;
 
 impl Kafka {
-    /// Reads the plain keys, brokers and topic. [`Kafka::read`] reads the sections, after the
-    /// table's other keys.
+    /// Reads the keys `brokers` and `topic`. [`Kafka::read`] reads the sections later, because
+    /// sections must be read after all plain keys of the table. Returns `None` if a key is wrong or
+    /// missing.
     pub fn read_topic(t: &mut Table<'_, '_>) -> KafkaTopic {
         let brokers = t.words(
             required(
@@ -75,8 +76,9 @@ impl Kafka {
         brokers.zip(topic)
     }
 
-    /// Reads the sections `sasl` and `tls`, and joins them with the plain keys in `topic`. `None`:
-    /// one of the keys or sections has a problem, which is recorded.
+    /// Reads the sections `sasl` and `tls`. Returns them together with `topic`, the plain keys that
+    /// were read before. Returns `None` if one of the keys or sections has a problem, which is
+    /// recorded.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
             optional("sasl", TABLE, "none", "user and password for the brokers"),
@@ -93,7 +95,8 @@ impl Kafka {
         Some(Self { brokers, topic, tls, sasl })
     }
 
-    /// The brokers; see [`OutputSettings::targets`].
+    /// Returns the brokers, in the form in which addresses of outputs are compared. See
+    /// [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     #[must_use]
@@ -103,6 +106,8 @@ impl Kafka {
 }
 
 impl Sasl {
+    /// Reads the keys of the section `sasl`. Returns `None` if a key is missing or wrong; the
+    /// problem is recorded.
     fn keys(t: &mut Table<'_, '_>) -> Option<Self> {
         let mechanism = t.choice(
             "mechanism",
@@ -121,8 +126,8 @@ impl Sasl {
     }
 }
 
-/// Reports, at the key `type`, that this binary was built without Kafka. The caller has read the
-/// other keys all the same, because they may hold more problems.
+/// Records the error that this binary was built without Kafka, at the key `type`. The caller reads
+/// the other keys nevertheless, so that their problems are reported in the same run.
 #[cfg(not(feature = "kafka"))]
 pub(crate) fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the \

@@ -19,7 +19,8 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Reads the keys of RFC 5424 messages. `None`: a value is wrong, and the problem is recorded.
+    /// Reads the keys of RFC 5424 messages, such as `facility` and `hostname`. Returns `None` if
+    /// `hostname` or `app_name` is wrong; the problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let facility = t.choice("facility", &FACILITIES, Some(16), "of each message");
         let severity = t.choice("severity", &SEVERITIES, Some(6), "of each message");

@@ -23,49 +23,55 @@ use super::values;
 pub struct Output {
     /// The output's name, unique among the outputs. The metrics carry it in the label `output`.
     pub name: String,
-    /// True: the queue keeps an event until this output has finished it. At least one output of a
-    /// config is required.
+    /// `true` if the queue keeps each event until this output has finished it (delivered it or
+    /// given it up). At least one output of a config must be required.
     pub required: bool,
-    /// The protocol that the output speaks, with that protocol's own keys.
+    /// The type of the output (its protocol), with the settings that only outputs of this type
+    /// have.
     pub kind: OutputKind,
-    /// `[output.retry]`.
+    /// The section `[output.retry]`: the waits between attempts to send.
     pub retry: Retry,
-    /// `[output.timeouts]`.
+    /// The section `[output.timeouts]`: the time limits of connections and of attempts to send.
     pub timeouts: Timeouts,
-    /// `[output.batch]`.
+    /// The section `[output.batch]`: the limits of one request or write.
     pub batch: BatchLimits,
-    /// `[output.rejected]`.
+    /// The section `[output.rejected]`: the treatment of an event that the consumer refuses
+    /// permanently.
     pub rejected: Rejected,
-    /// `[filter]` and `[output.filter]` together.
+    /// The filter of the output: `[filter]` and `[output.filter]` merged.
     pub filter: Filter,
 }
 
-/// One output while the config is read, possibly with problems. Contradictions with other outputs
-/// are found even if something else in this output is wrong.
+/// The result of reading one `[[output]]`, which may have problems. Some keys are stored
+/// separately, so that conflicts with other outputs are found even if another key of this output is
+/// wrong.
 pub(super) struct Draft {
     /// The path of the output's table in the file: `output[0]`.
     pub(super) path: String,
+    /// The name of the output. `None`: the key `name` is missing or wrong.
     name: Option<String>,
+    /// The value of the key `required`; `true` if the key is absent or wrong.
     pub(super) required: bool,
     /// The type of the output. `None`: the key `type` is missing or names no known type.
     kind: Option<OutputType>,
-    /// The key and the value of the time that the protocol waits before a sent event is final.
-    /// `None`: the protocol does not wait.
+    /// The key of a waiting time, and this time. The protocol waits for this time after it has sent
+    /// an event, until the event counts as delivered (is final). `None`: the protocol does not
+    /// wait, or its settings could not be read.
     pub(super) final_after: Option<(&'static str, Duration)>,
     /// The complete output. `None`: one of its keys has a problem.
     pub(super) output: Option<Output>,
 }
 
 impl Draft {
-    /// The path of the output's table, and the addresses it sends to. `None`: the output has a
-    /// problem.
+    /// Returns the path of the output's table (`output[0]`), and the addresses that the output
+    /// sends to. Returns `None` if the output has a problem.
     pub(super) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
 }
 
-/// Reads one `[[output]]` of one of these types. `entries` returns the keys of all types, for the
-/// message about a key that this type has not.
+/// Reads one `[[output]]`, whose key `type` must name one of `types`. `entries` returns the keys of
+/// all types. They are needed for the error message about a key that only another type has.
 pub(super) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],
@@ -108,8 +114,9 @@ pub(super) fn read(
     Draft { path: t.path.clone(), name, required, kind, final_after, output }
 }
 
-/// The message about a key that other types of output have and this type has not. `None`: no type
-/// has the key. The message is empty, and nothing is reported, if the type itself is the problem.
+/// Returns the error message for a key that this type of output does not have, but other types
+/// have. Returns `None` if no type has the key. Returns an empty message if the key `type` is
+/// missing or wrong (`type_name` is `None`); nothing is then reported about the key.
 fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
     let owners: Vec<&str> = entries
         .iter()
@@ -124,8 +131,8 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
     Some(type_name.map(message).unwrap_or_default())
 }
 
-/// The outputs of the drafts, each with `[filter]` merged into its own filter. `None`: one of the
-/// drafts has a problem.
+/// Returns the complete outputs of all drafts. In each output, `[filter]` (`all`) is merged into
+/// the output's own filter. Returns `None` if one of the drafts has a problem.
 pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
     drafts.into_iter().map(|draft| draft.output.map(with)).collect()

@@ -2,8 +2,8 @@
 //!
 //! The config knows no protocol. Each protocol implements [`OutputSettings`] in its own file below
 //! `src/output`; the table of all protocols, [`crate::output`]'s `TYPES`, is handed to every
-//! function that reads a config. What is here keeps settings of different types in one `Vec` of
-//! outputs.
+//! function that reads a config. The types of this file make it possible to keep settings of
+//! different types in one `Vec` of outputs.
 
 use std::any::Any;
 use std::fmt;
@@ -13,55 +13,64 @@ use std::time::Duration;
 use super::table::Table;
 use super::targets::Target;
 
-/// The settings of one type of output: the keys that `[[output]]` has with this `type` and that the
-/// outputs of all types do not share.
+/// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
+/// to the keys that every `[[output]]` has.
 ///
-/// The items without a default are all that the config needs of a new type. For the rest of what a
-/// new type needs, see the documentation of `src/output.rs`.
+/// For a new type, the config needs the items without a default, and nothing else. The
+/// documentation of `src/output.rs` says what a new type needs outside of the config.
 ///
-/// Equality decides what a reload does: an output whose settings are equal to those before goes on
-/// undisturbed; any other gets a new delivery. `Debug` must not show secrets, which [`Template`]
-/// and paths of files take care of.
+/// A reload compares the settings: an output whose settings did not change continues without
+/// interruption, and any other output gets a new delivery (the loop that sends its events). `Debug`
+/// must not show secrets. This holds for fields that are a [`Template`] or the path of a file.
 ///
 /// [`Template`]: super::template::Template
 pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static {
-    /// The value of `type`: `"http"`.
+    /// The value of the key `type` that selects this type of output, such as `"http"`.
     const TYPE: &'static str;
 
-    /// Lines of TOML for an output of this type, with which [`OutputSettings::read`] reads every
-    /// key that it knows; the reference is made from them. Required keys may be missing. The lines
-    /// must contain the sections whose presence has a meaning, such as `"tls = {}"`.
+    /// Lines of TOML from which the config reference is generated: an output with these lines, in
+    /// which [`OutputSettings::read`] reads every key that it knows. Required keys may be missing.
+    /// The lines must contain the sections whose presence has a meaning, such as `"tls = {}"`.
     const SAMPLE: &'static str;
 
-    /// The reason why a second output of this type is a mistake, in the words of the message that
-    /// reports it: `"writes to stdout"` becomes `output[0] writes to stdout already, allowed: one`.
-    /// `None`: there may be any number of outputs of this type.
+    /// The reason why a config can have only one output of this type, in the words of the error
+    /// message. For example, `"writes to stdout"` gives the message `output[0] writes to stdout
+    /// already, allowed: one output of type stdout`. `None`: any number of outputs can have this
+    /// type.
     const ONLY_ONE: Option<&'static str> = None;
 
-    /// Reads the settings from the table of an output, in the order in which the reference lists
-    /// the keys; [`Table`] has the methods. `None`: a required key is missing or a key is wrong,
-    /// and the problem is recorded.
+    /// Reads the settings from the table of an output, with the methods of [`Table`]. The order in
+    /// which this function reads the keys is their order in the config reference. Returns `None` if
+    /// a required key is missing or a key is wrong; the problem is recorded.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
-    /// Returns the configured addresses that events are sent to. They serve the warnings about an
-    /// address that is configured twice or leads back to the relay. The readers of shared keys have
-    /// methods for this (`Stream::targets`).
+    /// Returns the configured addresses that events are sent to. They are used for warnings about
+    /// an address that is configured twice, or that leads back to the relay. Structs for shared
+    /// keys have a method for this (`Stream::targets`).
     fn targets(&self) -> Vec<Target>;
 
-    /// Returns the time that a sent event waits before it is final, with the key that sets this
-    /// time. `None`: an event is final as soon as the consumer acknowledges it.
+    /// Returns the key of a waiting time, and this time. The protocol waits for this time after it
+    /// has sent an event, until the event counts as delivered (is final). Returns `None` if an
+    /// event is final as soon as the consumer acknowledges it.
     ///
-    /// The time is added to the lag at which the status page calls an output late. It must be
-    /// shorter than `queue.delivered_timeout`.
+    /// The status page adds this time to the lag at which it calls an output late. With
+    /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
+    /// `queue.delivered_timeout`.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 }
 
-/// One type of output: an entry of the table of all types.
+/// One type of output, such as `http`: its name, and the function that reads its settings. The
+/// table of all types has one such entry for each type.
 #[derive(Clone, Copy)]
 pub struct OutputType {
+    /// The value of the key `type` that selects this type: `OutputSettings::TYPE`.
     pub(super) name: &'static str,
+    /// The lines of TOML from which the config reference is generated: `OutputSettings::SAMPLE`.
     pub(super) sample: &'static str,
+    /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,
+    /// Reads the settings from the table of an output. Returns `None` if they have a problem, which
+    /// is recorded.
     pub(super) read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
 }
 
@@ -78,10 +87,12 @@ impl OutputType {
     }
 }
 
-/// The settings of an output, of whichever type it is. Copies share the settings.
+/// The settings of an output of any type. All clones share the same settings.
 #[derive(Clone)]
 pub struct OutputKind {
+    /// The value of the key `type` of the output.
     name: &'static str,
+    /// The settings, without their concrete type.
     settings: Arc<dyn AnySettings>,
 }
 
@@ -98,7 +109,8 @@ impl OutputKind {
         self.name
     }
 
-    /// Returns the settings of the output; `None`: they are of another type than `S`.
+    /// Returns the settings of the output as `S`. Returns `None` if the output is of another type
+    /// than `S`.
     #[must_use]
     pub fn settings<S: OutputSettings>(&self) -> Option<&S> {
         self.settings.as_any().downcast_ref()
@@ -109,8 +121,9 @@ impl OutputKind {
         self.settings.targets()
     }
 
-    /// Returns the time that a sent event waits before it is final, with the key that sets this
-    /// time. `None`: an event is final as soon as the consumer acknowledges it.
+    /// Returns the key of a waiting time, and this time. The protocol waits for this time after it
+    /// has sent an event, until the event counts as delivered (is final). Returns `None` if an
+    /// event is final as soon as the consumer acknowledges it.
     #[must_use]
     pub fn final_after(&self) -> Option<(&'static str, Duration)> {
         self.settings.final_after()
@@ -129,16 +142,21 @@ impl PartialEq for OutputKind {
     }
 }
 
-/// The settings of an output of any type: the methods of [`OutputSettings`], in a form that can be
-/// called without knowing the type.
+/// The methods of [`OutputSettings`] in a form that can be called on settings of any type, without
+/// knowing the type (a trait object).
 trait AnySettings: fmt::Debug + Send + Sync {
+    /// Returns the settings in a form that can be converted back to their concrete type.
     fn as_any(&self) -> &dyn Any;
 
     /// Returns `true` if `other` holds settings of the same type that are equal to these.
     fn equals(&self, other: &dyn Any) -> bool;
 
+    /// Returns the configured addresses that the output sends events to.
     fn targets(&self) -> Vec<Target>;
 
+    /// Returns the key of a waiting time, and this time. The protocol waits for this time after it
+    /// has sent an event, until the event counts as delivered (is final). Returns `None` if an
+    /// event is final as soon as the consumer acknowledges it.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 }
 

@@ -14,8 +14,9 @@ use super::values::unless_zero;
 /// The longest `keepalive`: Linux refuses a longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
 
-/// The most events that `window` may allow without acknowledgement. After a connection breaks all
-/// of them are sent again, and a larger window delivers no faster.
+/// The largest allowed `window`, in events that are sent and not yet acknowledged. After a
+/// connection breaks, all of these events are sent again, and a larger window makes delivery no
+/// faster.
 const WINDOW_MAX: u64 = 1 << 16;
 
 /// The addresses of an output that speaks over one TCP connection, and the connection's settings.
@@ -27,16 +28,18 @@ pub struct Stream {
     pub strategy: Strategy,
     /// The settings of TLS; `None`: plain TCP.
     pub tls: Option<ClientTls>,
-    /// The interval of TCP keepalive.
+    /// The time after which an unused connection is probed by TCP keepalive, and the time between
+    /// two probes.
     pub keepalive: Duration,
-    /// A connection that carried no event for this long is closed in order. `None`: an unused
+    /// The output closes a connection that has carried no event for this long. `None`: an unused
     /// connection stays open.
     pub idle_timeout: Option<Duration>,
 }
 
 impl Stream {
-    /// Reads the keys of a TCP connection. A protocol reads its own keys before, since `tls` is a
-    /// section. `None`: a key has a problem, which is recorded.
+    /// Reads the keys of an output that uses one TCP connection. A protocol must read its own plain
+    /// keys before this call, because the call reads the section `tls`, and plain keys come before
+    /// sections. Returns `None` if a key has a problem, which is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let addresses = t.words(
             required("addresses", "array of host:port", "IPv6 in brackets"),
@@ -56,7 +59,8 @@ impl Stream {
         Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
     }
 
-    /// The addresses; see [`OutputSettings::targets`].
+    /// Returns the consumer's addresses, in the form in which addresses of outputs are compared.
+    /// See [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     #[must_use]
@@ -64,10 +68,10 @@ impl Stream {
         Target::of_addresses("addresses", &self.addresses)
     }
 
-    /// Reads `replay_window`, a key of protocols without acknowledgements. A break of the
-    /// connection that lost bytes shows within this time after the peer's kernel has acknowledged
-    /// these bytes. Bytes that were acknowledged longer ago count as delivered; younger bytes are
-    /// sent again.
+    /// Reads `replay_window`, a key of protocols without acknowledgements. The value is a time that
+    /// begins when the peer's kernel acknowledges bytes. If the connection does not break within
+    /// this time, the bytes count as delivered. If it breaks earlier, the bytes are sent again,
+    /// because the peer may not have read them.
     pub fn read_replay_window(t: &mut Table<'_, '_>) -> Duration {
         t.time(
             "replay_window",
@@ -78,24 +82,27 @@ impl Stream {
         )
     }
 
-    /// Reads `window`, a key of protocols with acknowledgements: the most events (or messages, as
-    /// `meaning` says) that may be unacknowledged. At least 1.
+    /// Reads the key `window` of protocols with acknowledgements: the most events (or messages, as
+    /// `meaning` says) that may be sent and not yet acknowledged. The result is at least 1; it is
+    /// `default` if the key is absent or wrong.
     pub fn read_window(t: &mut Table<'_, '_>, default: u64, meaning: &'static str) -> u64 {
         t.count("window", default, 1..=WINDOW_MAX, meaning)
     }
 }
 
-/// The values of the key `strategy`: how one of an output's addresses is chosen.
+/// The values of the key `strategy`: how an output chooses one of its addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// The first healthy address, in the order of the config.
+    /// The output uses the first healthy address, in the order of the config.
     Failover,
-    /// The next address in turn: for each request (http), or for each connection (other protocols).
+    /// The output uses its addresses in turn. It takes the next address for each request (HTTP), or
+    /// for each connection (other protocols).
     RoundRobin,
 }
 
 impl Strategy {
-    /// Reads the key `strategy`. `None`: the value is wrong, and the problem is recorded.
+    /// Reads the key `strategy`. Returns `Failover`, the default, if the key is absent or wrong, so
+    /// the result is never `None`; a wrong value is recorded as a problem.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "strategy",
