@@ -16,23 +16,25 @@ use super::values::TIME_MIN;
 use super::values::secs;
 use super::values::unless_zero;
 
-/// The most connections that may be configured: no process is allowed more sockets than this
-/// (`fs.nr_open` is 1,048,576 by default), and the semaphore that counts them has a limit too.
+/// The largest allowed `max_connections`. No process can have more sockets than this (`fs.nr_open`
+/// is 1,048,576 by default), and the semaphore that counts the connections has a limit too.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// The size below which the effective `max_body` is worth a warning if other limits make it smaller
-/// than its default. A batch of 400 events at level RequestResponse is seldom larger than this.
+/// A size of request bodies, in bytes. If other limits lower the default of `max_body` below this
+/// size, a warning is recorded. A batch of 400 events at the audit level RequestResponse is seldom
+/// larger than this.
 const USUAL_BODY: u64 = 64 * MIB;
 
 /// The settings of the section `[limits]`. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// The largest request body that is accepted, in bytes; a larger one is answered with 413. In
-    /// memory this is the smallest of the configured `max_body`, `max_in_flight`, and
-    /// `queue.max_bytes` - 256. With a queue directory it is the smaller of the configured
-    /// `max_body` and half of `queue.max_bytes`.
+    /// The largest request body that is accepted, in bytes; a larger body is answered with 413. If
+    /// the queue is in memory, this is the smallest of the configured `max_body`, `max_in_flight`,
+    /// and `queue.max_bytes` - 256. If the queue has a directory, this is the smaller of the
+    /// configured `max_body` and half of `queue.max_bytes`.
     pub max_body: u64,
-    /// The most bytes of bodies that are not yet in the queue, or wait for their acknowledgement.
+    /// The most bytes of request bodies that may be in memory before they are in the queue, or
+    /// while they wait for their acknowledgement.
     pub max_in_flight: u64,
     /// The most open connections of all listeners together.
     pub max_connections: usize,
@@ -42,13 +44,14 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age at which a connection is closed after the request under way; `None`: connections
-    /// have no age limit.
+    /// The age at which a connection is closed, as soon as the current request is answered. `None`:
+    /// connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
-/// Reads the section `[limits]`. `max_body` is as configured, before the other limits are applied
-/// to it; see [`effective_max_body`].
+/// Reads the section `[limits]`. The result has `max_body` as configured; [`effective_max_body`]
+/// computes later what the other limits allow. `is_durable` is `true` if the queue is on disk; the
+/// default of `max_body` is larger then.
 pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
     let key = derived(
@@ -104,11 +107,12 @@ pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     }
 }
 
-/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Warns if
-/// this is less than the `max_body` that the config file sets, or less than usual batches need.
+/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Records a
+/// warning if this is less than the `max_body` that the config file sets, or less than usual
+/// batches need.
 ///
-/// If the queue has a directory, a large body is in a file while it arrives, so `max_in_flight`
-/// does not limit its size.
+/// If the queue has a directory, a large body is written to a file while it arrives, so
+/// `max_in_flight` does not limit the size of the body.
 pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queue) -> u64 {
     let (in_flight, room, room_shown) = if queue::is_durable(cx) {
         (u64::MAX, queue.max_bytes / 2, "queue.max_bytes / 2 (with queue.directory)")
@@ -127,8 +131,7 @@ pub(super) fn effective_max_body(cx: &Context<'_>, limits: &Limits, queue: &Queu
     let is_asked_for = cx.is_set(configured.1) || smallest.0 < USUAL_BODY;
     if smallest.0 < configured.0 && known && is_asked_for {
         let (_, key, shown) = smallest;
-        // If the file leaves max_body out, the key that overrules its default is the one to look
-        // at.
+        // If the file does not set max_body, the warning is about the key that lowers its default.
         let (key, than) = match cx.is_set(configured.1) {
             true => (configured.1, ""),
             false => (key, " than the default of limits.max_body"),

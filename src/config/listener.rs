@@ -14,44 +14,47 @@ use super::tls;
 use super::tls::TlsVersion;
 use super::values;
 
-/// One `[[listener]]`.
+/// The settings of one `[[listener]]`: an address at which the relay accepts requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
-    /// The address as the config writes it, with `${…}` expanded: the value of the metrics' label
-    /// `listener`.
+    /// The text of the address in the config file, with each `${…}` expanded. The metrics use this
+    /// text as the value of the label `listener`.
     pub label: String,
     /// The address that the listener binds. Port 0 lets the kernel choose one.
     pub address: SocketAddr,
-    /// A path that starts with `/`. A request to a path outside it is answered with 404.
+    /// The path below which requests are accepted; it starts with `/`. A request to any other path
+    /// is answered with 404.
     pub path_prefix: String,
-    /// The file with the bearer token that each request must present; `None`: no token is asked
-    /// for.
+    /// The file with the bearer token that each request must present; `None`: requests need no
+    /// token.
     pub bearer_token_file: Option<PathBuf>,
     /// The settings of HTTPS; `None`: the listener speaks plain HTTP.
     pub tls: Option<ListenerTls>,
 }
 
-/// `[listener.tls]`.
+/// The TLS settings of a listener: the section `[listener.tls]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListenerTls {
     /// PEM file with the certificate chain, the leaf first.
     pub certificate: PathBuf,
     /// PEM file with the private key of the leaf.
     pub private_key: PathBuf,
-    /// PEM file with the authorities of client certificates. If it is set, each client must present
-    /// a certificate.
+    /// PEM file with the certificate authorities (CAs) that may issue client certificates. If this
+    /// is set, each client must present a certificate. `None`: clients need no certificate.
     pub client_ca: Option<PathBuf>,
-    /// True: the files may be missing; the listener opens when they appear.
+    /// `true` if the files may be missing when the relay starts. The listener then opens as soon as
+    /// the files exist.
     pub optional: bool,
     /// The lowest protocol version that the listener accepts.
     pub min_version: TlsVersion,
 }
 
-/// A listener as far as it could be read: its address, and all of it. The address alone is enough
-/// to find contradictions with other addresses.
+/// The result of reading one `[[listener]]`: its address, and all of its settings. Each part is
+/// `None` if it could not be read. The address alone is enough to find conflicts with other
+/// addresses.
 pub(super) type Draft = (Option<SocketAddr>, Option<Listener>);
 
-/// Reads one `[[listener]]`.
+/// Reads one `[[listener]]`. Returns the parts that could be read; problems are recorded.
 pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     let address = t
         .word(required("address", "IP:PORT", "where to listen for POSTs of events"), |text| {
@@ -93,6 +96,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     (bound, read())
 }
 
+/// Reads the keys of the section `[listener.tls]`. Returns `None` if a required key is missing or
+/// wrong; the problem is recorded.
 fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
     let must_exist = !t.is_true("optional");
     let certificate = t.file(
@@ -131,7 +136,8 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
     })
 }
 
-/// The addresses that the relay binds, each with the path of its key.
+/// Returns the addresses that the relay itself binds: those of the listeners and of `admin`. Each
+/// address comes with the path of its key, such as `listener[0].address`.
 pub(super) fn own_addresses(
     listeners: &[Draft],
     admin: Option<SocketAddr>,
@@ -142,8 +148,9 @@ pub(super) fn own_addresses(
     listeners.chain(admin.map(|address| ("admin.address".to_owned(), address))).collect()
 }
 
-/// Reports each pair of listeners, and each listener and the admin address, that could not be bound
-/// at the same time. An address with port 0 never contradicts another.
+/// Reports each listener whose address cannot be bound together with the address of an earlier
+/// listener or with the admin address. An address with port 0 never conflicts, because the kernel
+/// chooses a free port.
 pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Option<SocketAddr>) {
     for (index, (address, _)) in listeners.iter().enumerate() {
         let Some(address) = address.filter(|address| address.port() != 0) else { continue };

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use toml::de::DeValue;
 
-/// The most characters of a value in a message. A longer value is cut.
+/// The most characters of a value that an error message shows. A longer value is cut.
 const SHOWN_CHARS_MAX: usize = 60;
 
-/// Returns a text as a basic string of TOML, with its quotes.
+/// Returns a text as a basic string of TOML: in double quotes, and with escapes where necessary.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     for c in text.chars() {
@@ -17,8 +17,8 @@ pub(super) fn quoted(text: &str) -> String {
             '\n' => quoted.push_str("\\n"),
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
-            // TOML requires escapes for control characters. The others here hide text, or turn its
-            // direction, where a message is shown.
+            // TOML requires escapes for control characters. The other characters here would hide
+            // text, or reverse its direction, when a message is displayed.
             c if c.is_control()
                 || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
             {
@@ -67,7 +67,7 @@ pub(super) fn shown(value: &DeValue<'_>) -> String {
     cut(literal(value))
 }
 
-/// Cuts a text after 60 characters; see [`shown`].
+/// Returns the text, cut after 60 characters. A text that was cut ends in `…`.
 pub(super) fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
         text.truncate(end);

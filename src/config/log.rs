@@ -5,7 +5,8 @@ use super::table::Table;
 /// The settings of the section `[log]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
-    /// The least important level of lines that are written.
+    /// The lowest level of log lines that are written. Lines of more important levels are written
+    /// too.
     pub level: LogLevel,
     /// The format of a log line.
     pub format: LogFormat,
@@ -35,7 +36,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// Reads the section `[log]`. `None`: a value is wrong, and the problem is recorded.
+/// Reads the section `[log]`. A wrong value is recorded as a problem and replaced by its default,
+/// so the result is never `None`.
 pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
     let level = t.choice(
         "level",

@@ -25,8 +25,8 @@ pub(super) fn effective(items: &[Item]) -> String {
     printed
 }
 
-/// Returns the keys among the items, grouped by section. A key that several types of output declare
-/// in the same words becomes one entry with all these types.
+/// Returns the keys among the items, grouped by section. If several types of output declare a key
+/// with exactly the same texts, these keys become one entry that lists all the types.
 pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for item in items {
@@ -53,8 +53,8 @@ pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     entries
 }
 
-/// Returns all keys as a Markdown table. `types` are all types of output: a key that all of them
-/// have is printed without their names.
+/// Returns the config reference: all keys as a Markdown table. `types` are the names of all types
+/// of output. A key that all types have is printed without a list of types.
 pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
     let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     for entry in entries {

@@ -9,11 +9,11 @@ pub struct Problem {
     pub line: usize,
     /// The column of the problem in its line, in characters, counted from 1.
     pub column: usize,
-    /// The path of the key, with indices from 0: `output[1].retry.multiplier`. Empty if the file is
-    /// not TOML.
+    /// The path of the key that has the problem, with indices from 0: `output[1].retry.multiplier`.
+    /// Empty if the problem is a syntax error of TOML.
     pub path: String,
-    /// One line that explains what is wrong and what is allowed. The value of a variable or a
-    /// secret is never in it.
+    /// One line that explains what is wrong and what is allowed. The line never contains the value
+    /// of a variable or a secret.
     pub message: String,
     /// The effect of the problem on the commands `run` and `check`.
     pub severity: Severity,
@@ -29,8 +29,9 @@ pub enum Severity {
     /// A file that the config names is missing. This is an error on the machine that runs the relay
     /// (`Checked::strict`), and a warning if the config is checked elsewhere.
     MissingFile,
-    /// `check` refuses the config. A relay starts with it and logs the problem, since most of the
-    /// relay works: a certificate that has expired, dead letters that can't be written.
+    /// The command `check` refuses the config. A relay starts with it nevertheless and logs the
+    /// problem, because most of the relay works. Examples: a certificate has expired, or dead
+    /// letters cannot be written.
     Fault,
 }
 
@@ -48,7 +49,7 @@ impl Problem {
     }
 }
 
-/// A key that names a file or a directory.
+/// A config key whose value is the path of a file or directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// The key's path: `listener[0].tls.certificate`.
@@ -61,17 +62,17 @@ pub struct Named {
     pub must_exist: bool,
 }
 
-/// The content that the file named by a key must have.
+/// The content that a file must have if a config key names the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// A PEM chain of certificates, the leaf first. The key `private_key` in the same section names
     /// the private key of the leaf.
     Certificate,
-    /// The PEM key of a certificate.
+    /// The private key of a certificate, in PEM.
     PrivateKey,
-    /// A PEM bundle of certificates of authorities.
+    /// The certificates of one or more certificate authorities (CAs), in PEM.
     Authorities,
-    /// One line with a token that senders present. Blanks around the token are ignored.
+    /// One line with the token that senders must present. Blanks around the token are ignored.
     ListenerToken,
     /// One line with a token that the relay sends in a header. Blanks around the token are ignored.
     Token,

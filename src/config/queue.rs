@@ -15,12 +15,12 @@ use super::values::ROOM_MIN;
 use super::values::TIME_MIN;
 use super::values::secs;
 
-/// The bytes that each batch counts in the queue on top of the bytes of its events, for the queue's
-/// records about the batch.
+/// The bytes that the queue counts for each batch in addition to the bytes of the events in the
+/// batch. They stand for what the queue itself stores about the batch.
 pub const BATCH_OVERHEAD: u64 = 256;
 
-/// The lowest allowed `max_bytes` of a queue on disk. Such a queue counts whole files, and a
-/// request's body may be at most half of `max_bytes`.
+/// The smallest allowed `max_bytes` of a queue on disk. For such a queue, the sizes of whole files
+/// count, and the body of a request can be at most half of `max_bytes`.
 const DISK_MIN: u64 = 256 * KIB;
 
 /// The lowest allowed `segment_bytes`. With smaller files the queue would spend most of its time on
@@ -30,54 +30,61 @@ const SEGMENT_MIN: u64 = 16 * KIB;
 /// The settings of the section `[queue]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// The bytes that the queue may take. In memory a batch counts its bytes plus 256
-    /// ([`BATCH_OVERHEAD`]); on disk whole files count, with the space that is reserved in them.
+    /// The most bytes that the queue may use. In memory, each batch counts as its bytes plus 256
+    /// ([`BATCH_OVERHEAD`]). On disk, the sizes of whole files count, including reserved space that
+    /// is not used yet.
     pub max_bytes: u64,
     /// The directory of the durable queue; `None`: the queue is in memory only.
     pub directory: Option<PathBuf>,
-    /// Bytes of one file of the durable queue. Means nothing without a directory.
+    /// The size of one file of the queue on disk, in bytes. Without a directory this value has no
+    /// effect.
     pub segment_bytes: u64,
-    /// When a sender gets its 200: always `Synced` if there is a directory, otherwise `Queued` or
-    /// `Delivered`.
+    /// The condition for the answer 200 to a sender. It is always `Synced` if the queue has a
+    /// directory, otherwise `Queued` or `Delivered`.
     pub acknowledge: Acknowledge,
-    /// The time after which a sender that waits for `Delivered` or `Synced` gets 503.
+    /// The longest time that a sender waits for its 200 with `Delivered` or `Synced`. After this
+    /// time the sender gets 503.
     pub delivered_timeout: Duration,
-    /// The effect of an append to a full queue.
+    /// The reaction to a new batch when the queue is full.
     pub when_full: WhenFull,
-    /// The base of the `Retry-After` of 429 and 503, which is drawn evenly from 0.6 to 1.6 times
-    /// this time.
+    /// The base of the header `Retry-After` in answers 429 and 503. The value that is sent is
+    /// random, from 0.6 to 1.6 times this time; for 5 s it is 3 s to 8 s.
     pub retry_after: Duration,
 }
 
-/// The values of `queue.acknowledge`: when a sender gets its 200.
+/// The values of `queue.acknowledge`: the condition for the answer 200 to a sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acknowledge {
-    /// 200 once the batch is in the queue.
+    /// The sender gets 200 as soon as its batch is in the queue.
     Queued,
-    /// 200 once every required output has each event acknowledged, or counted as lost or dropped.
+    /// The sender gets 200 as soon as each event of its batch is finished for every required
+    /// output: the consumer has acknowledged the event, or the event was counted as lost or
+    /// dropped.
     Delivered,
-    /// 200 once the batch is synced to disk (fdatasync).
+    /// The sender gets 200 as soon as its batch is synced to disk (fdatasync).
     Synced,
 }
 
-/// The values of `queue.when_full`: what an append to a full queue does.
+/// The values of `queue.when_full`: the reaction to a new batch when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
-    /// The sender gets 429 with Retry-After.
+    /// The new batch is refused: its sender gets 429 with the header `Retry-After`.
     Reject,
-    /// The oldest batches that no required output has on the wire are lost, and counted.
+    /// The oldest batches are dropped and counted as lost, to make room for the new batch. A batch
+    /// is not dropped while a required output has sent it and waits for the consumer's answer.
     DropOldest,
-    /// The new batch is lost, and counted; the sender gets 200.
+    /// The new batch is dropped and counted as lost. Its sender gets 200 nevertheless.
     DropNewest,
 }
 
-/// Returns `true` if the queue is on disk, even if the name of its directory is wrong. Call this
-/// only after the key `directory` of `[queue]` was read.
+/// Returns `true` if the config file sets `queue.directory`, so that the queue is on disk. The
+/// result is `true` even if the value of this key is wrong. Call this function only after the key
+/// `directory` of `[queue]` was read.
 pub(super) fn is_durable(cx: &Context<'_>) -> bool {
     cx.is_set("queue.directory")
 }
 
-/// Reads `[queue]`.
+/// Reads the section `[queue]`. A wrong value is recorded as a problem and replaced by its default.
 pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     let cx = t.cx;
     let max_bytes = t.size(
@@ -97,7 +104,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
         let path = t.path_of("max_bytes");
         let least = values::show_size(DISK_MIN);
         cx.error(&path, format!("is too small with queue.directory, allowed: at least {least}"));
-        // Other limits follow from this one: complaints about them would only repeat it.
+        // Other limits are computed from `max_bytes`. Their complaints would only repeat this one.
         cx.unknown.borrow_mut().insert(path);
     }
     let default = if is_durable(cx) { Acknowledge::Synced } else { Acknowledge::Queued };
@@ -148,8 +155,9 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     }
 }
 
-/// Reads `segment_bytes`, in bytes. It is at most a quarter of `max_bytes`, because dropping events
-/// deletes whole files.
+/// Reads `segment_bytes`, the size of one file of the queue in bytes. The largest allowed value is
+/// a quarter of `max_bytes`, because dropping events deletes whole files. Returns the default if
+/// the key is absent or wrong.
 fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
     let (cx, path) = (t.cx, t.path_of("segment_bytes"));
     let durable = is_durable(cx);
@@ -193,8 +201,10 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
     }
 }
 
-/// A 200 that waits for the outputs can neither be taken back by a drop, nor come before each
-/// output has waited out the time of its protocol.
+/// Reports settings that contradict `acknowledge = "delivered"`. With it, a 200 means that the
+/// outputs have the events: `when_full` must not drop events after that, and `delivered_timeout`
+/// must be longer than the time that a required output waits before a sent event counts as
+/// delivered.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";

@@ -24,11 +24,11 @@ pub struct Source {
     pub kind: SourceKind,
 }
 
-/// The protocol of a source, with its settings. A binary without Kafka has no protocol to read
-/// from.
+/// The protocol of a source, with its settings. A binary without the feature `kafka` has no source
+/// protocol, so this enum is empty in it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SourceKind {
-    /// `type = "kafka"`.
+    /// A source with `type = "kafka"`, which reads a Kafka topic.
     #[cfg(feature = "kafka")]
     Kafka(KafkaSource),
 }
@@ -47,23 +47,23 @@ impl Source {
 /// The settings of a `[[source]]` with `type = "kafka"`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KafkaSource {
-    /// The topic, and the cluster that has it.
+    /// The Kafka topic that is read, and the cluster that holds it.
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// The most bytes of messages that the source has taken and that some output has not
-    /// acknowledged. A message that is larger than this is taken alone.
+    /// The most bytes of messages that the source has read and that a required output has not
+    /// acknowledged yet. A single message that is larger than this limit is read alone.
     pub max_in_flight: u64,
-    /// The time after which a member of the group that the brokers have not heard of loses its
-    /// partitions to the other members.
+    /// If the brokers hear nothing from a member of the consumer group for this long, the member
+    /// loses its partitions to the other members.
     pub session_timeout: Duration,
 }
 
-/// The result of reading one source: its name, and the whole source; each is `None` if it could not
-/// be read. The name alone is enough to find two sources of one name.
+/// The result of reading one source: its name, and all of its settings. Each part is `None` if it
+/// could not be read. The name alone is enough to find two sources with the same name.
 pub(super) type Draft = (Option<String>, Option<Source>);
 
-/// Reads one `[[source]]`.
+/// Reads one `[[source]]`. Returns the parts that could be read; problems are recorded.
 pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     let name = t.word(
         required("name", "name", "the label `listener` in metrics; unique"),
@@ -102,7 +102,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     (name, source)
 }
 
-/// Returns the settings as the kind of a source; `None` in a binary without Kafka.
+/// Wraps the settings of a Kafka source. Returns `None` only in a binary without the feature
+/// `kafka`.
 #[cfg(feature = "kafka")]
 #[allow(clippy::unnecessary_wraps, reason = "there is none in a binary without kafka")]
 fn source_kind(source: KafkaSource) -> Option<SourceKind> {
@@ -114,8 +115,9 @@ fn source_kind(_: KafkaSource) -> Option<SourceKind> {
     None
 }
 
-/// Reports names that two sources have, and queue settings that do not work with sources: an offset
-/// may be committed only when every output has the events.
+/// Reports sources with the same name, and queue settings that do not work with sources. A source
+/// may commit the offset of a message only when the outputs have the message's events, so
+/// `queue.acknowledge` must be `"delivered"`.
 pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft]) {
     for (index, (name, _)) in sources.iter().enumerate() {
         let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());

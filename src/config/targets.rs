@@ -16,7 +16,7 @@ use super::reader::Context;
 use super::template::Template;
 use super::values::HostPort;
 
-/// One configured address of an output, in the form in which addresses are compared.
+/// One configured address of an output, in a form that can be compared with other addresses.
 pub struct Target {
     /// The key's path below the output: `urls[1]`.
     key: String,
@@ -24,18 +24,19 @@ pub struct Target {
     host: String,
     /// The port of the address, or the default port of the URL's scheme.
     port: u16,
-    /// The whole URL, or host and port. Two targets of an output are the same if these texts are
-    /// equal.
+    /// The text by which duplicates are found: the whole URL, or host and port. Two targets of an
+    /// output are the same if these texts are equal.
     whole: String,
-    /// `true`: a proxy resolves the host, so that `localhost` means another machine.
+    /// `true` if a proxy resolves the host. The name `localhost` then means the machine of the
+    /// proxy, not this machine.
     resolved_elsewhere: bool,
 }
 
-/// Warns of each address that an output has twice, and of each address that leads to this relay
-/// itself.
+/// Records a warning for each address that an output has twice, and for each address that leads to
+/// this relay itself.
 ///
-/// `own` are the addresses that this relay binds, each with its key. `outputs` are the paths of the
-/// outputs (`output[0]`), each with its targets.
+/// `own` are the addresses that this relay binds, each with the path of its key. `outputs` are the
+/// paths of the outputs (`output[0]`), each with the targets (configured addresses) of the output.
 pub(super) fn warn<'o>(
     cx: &Context<'_>,
     own: &[(String, SocketAddr)],
@@ -73,7 +74,7 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// Returns the targets for the key `key`, whose value is a list of addresses.
+    /// Returns one target for each of `addresses`, which are the value of the key `key`.
     #[must_use]
     pub fn of_addresses(key: &str, addresses: &[HostPort]) -> Vec<Self> {
         let target = |(index, address): (usize, &HostPort)| {
@@ -85,9 +86,9 @@ impl Target {
         addresses.iter().enumerate().map(target).collect()
     }
 
-    /// Returns the target for a URL under the key `key`, such as `urls[0]`. `resolved_elsewhere`: a
-    /// proxy resolves the URL's host. `None`: the URL can't be read, which is reported by another
-    /// function.
+    /// Returns the target for a URL. `key` is the path of the URL's key, such as `urls[0]`.
+    /// `resolved_elsewhere` is `true` if a proxy resolves the URL's host. Returns `None` if the URL
+    /// cannot be read; another function reports that.
     #[must_use]
     pub fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;

@@ -12,28 +12,32 @@ use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// The most bytes of a file with a token or password. A larger file (a device, a log) was named by
-/// mistake.
+/// The most bytes of a file with a token or password. A larger file (a device, a log) is refused,
+/// because it was surely named by mistake.
 const SECRET_BYTES_MAX: u64 = 1024 * 1024;
 
-/// A string of the config file whose variables are expanded, and whose files are not read yet.
+/// A string of the config file with its variables and files. The variables (`${env:…}`) are
+/// expanded already; the files (`${file:…}`) are read whenever the string is expanded.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Template {
     /// The string as the config file has it.
     source: String,
-    /// The string in pieces; put together they are its expansion.
+    /// The pieces of the string. The expanded string consists of the pieces in this order, with the
+    /// content of a file in the place of its path.
     parts: Vec<Part>,
 }
 
+/// One piece of a string of the config file.
 #[derive(Clone, PartialEq, Eq)]
 enum Part {
     /// Text from the string itself, or from a variable.
     Text(String),
-    /// The file of a `${file:PATH}`.
+    /// The path of the file that a `${file:PATH}` names.
     File(PathBuf),
 }
 
-/// A `${file:PATH}` that cannot be read. The message names the file and never shows its content.
+/// The error for a `${file:PATH}` whose file cannot be read. The message names the file and never
+/// shows its content.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the file {}", file.display())]
 pub struct ExpandError {
@@ -44,12 +48,13 @@ pub struct ExpandError {
 }
 
 impl Template {
-    /// Takes a string apart and expands its variables. `env` returns the value of a variable, or
-    /// `None` if it is not set.
+    /// Parses a string of the config file and expands its variables; no file is read. `env` returns
+    /// the value of a variable, or `None` if the variable is not set.
     ///
     /// # Errors
     ///
-    /// Every mistake in the string, separated by semicolons, without the value of any variable.
+    /// Returns a text with every mistake in the string, separated by semicolons. The text does not
+    /// contain the value of any variable.
     pub fn parse(source: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, String> {
         let mut text = String::new();
         let mut parts = Vec::new();
@@ -98,12 +103,13 @@ impl Template {
         Ok(Self { source: source.to_owned(), parts })
     }
 
-    /// The string with the content of its files as it is now. Blocks while it reads them, and a
-    /// file system may hang: keep the call off the threads of the runtime.
+    /// Returns the string with the contents that its files have now. The call blocks while it reads
+    /// the files, which can take long on a network file system, so do not make it on a thread of
+    /// the async runtime.
     ///
     /// # Errors
     ///
-    /// The first file that cannot be read.
+    /// Returns the error of the first file that cannot be read.
     pub fn expand(&self) -> Result<String, ExpandError> {
         let mut expanded = String::new();
         for part in &self.parts {
@@ -118,12 +124,12 @@ impl Template {
         Ok(expanded)
     }
 
-    /// The string as the config file has it.
+    /// Returns the string as the config file has it, with each `${…}` unexpanded.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// The files that [`Template::expand`] reads.
+    /// Returns the paths of the files that [`Template::expand`] reads.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.parts.iter().filter_map(|part| match part {
             Part::Text(_) => None,
@@ -138,13 +144,14 @@ impl fmt::Debug for Template {
     }
 }
 
-/// The inside of a `${…}`.
+/// The parsed content of a `${…}`: a variable, or a file.
 enum Reference<'a> {
     Env { name: &'a str, default: Option<&'a str> },
     File(&'a str),
 }
 
-/// Parses the text between `${` and `}`. The error is the message for the operator.
+/// Parses the text between `${` and `}`. If the text is wrong, returns the error message for the
+/// operator.
 fn reference(inside: &str) -> Result<Reference<'_>, String> {
     if inside.contains("${") {
         return Err("a `${…}` cannot stand inside another one".to_owned());
@@ -173,8 +180,8 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
     Ok(Reference::Env { name, default })
 }
 
-/// Reads the content of a file that a `*_file` key or a `${file:…}` names, without one line break
-/// at its end. Blocks.
+/// Returns the content of a file with a secret, which a `*_file` key or a `${file:…}` names. One
+/// line break at the end of the content is removed. The call blocks while it reads the file.
 ///
 /// # Errors
 ///
@@ -194,13 +201,14 @@ pub fn read_secret(path: &Path) -> io::Result<String> {
     Ok(secret)
 }
 
-/// Reads the bearer token in a file, without the blanks and line breaks around it: editors and
-/// `echo` add them, and none of them can be part of a token (RFC 6750 §2.1). Blocks.
+/// Reads a bearer token from a file, without the blanks and line breaks around the token. Editors
+/// and `echo` add them, and no token can contain them (RFC 6750 §2.1). The call blocks while it
+/// reads the file.
 ///
 /// # Errors
 ///
-/// The errors of [`read_secret`]; an empty token; or a control character in it, which no header can
-/// carry, so that nobody could ever present the token.
+/// The errors of [`read_secret`]. Other errors: the token is empty, or contains a control
+/// character. No header can carry control characters, so nobody could ever present such a token.
 pub fn read_token(path: &Path) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let secret = read_secret(path)?;

@@ -15,29 +15,32 @@ use super::values;
 /// The lowest TLS version that is accepted, as the config names it: `"1.2"` or `"1.3"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsVersion {
-    /// TLS 1.2 and 1.3.
+    /// TLS 1.2 and TLS 1.3 are accepted.
     V1_2,
-    /// TLS 1.3 only.
+    /// Only TLS 1.3 is accepted.
     V1_3,
 }
 
+/// The values of the key `min_version`, as the config writes them.
 const TLS_VERSIONS: [(&str, TlsVersion); 2] =
     [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
 
-/// The settings of `[output.tls]` and `[source.tls]`: the relay is the client.
+/// The TLS settings of connections that the relay opens as a client: the sections `[output.tls]`
+/// and `[source.tls]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClientTls {
-    /// PEM file with the authorities that the peer's chain must end in; `None`: the system's roots.
+    /// PEM file with the certificate authorities (CAs). The peer's certificate chain must end in
+    /// one of them. `None`: the authorities of the operating system are used.
     pub ca: Option<PathBuf>,
     /// PEM files with the client's certificate chain and its private key; `None`: the client
     /// presents no certificate.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// The name that is sent as SNI and must be in the peer's certificate; `None`: the host of the
-    /// address.
+    /// The name that is sent as SNI, and for which the peer's certificate must be valid. `None`:
+    /// the host of the configured address is used.
     pub server_name: Option<String>,
     /// The lowest protocol version that is accepted.
     pub min_version: TlsVersion,
-    /// True: any certificate of the peer is accepted.
+    /// `true` if the peer's certificate is not verified: any certificate is accepted.
     pub insecure_skip_verify: bool,
 }
 
@@ -54,15 +57,16 @@ impl Default for ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the section `tls` of an output whose addresses do not say if TLS is used: TLS is used
-    /// if the section is present. `Some(None)`: there is no such section. `None`: the section has a
-    /// problem.
+    /// Reads the section `tls` of an output whose addresses do not say if TLS is used. TLS is used
+    /// if the section is present. Returns `Some(None)` if the section is absent, and `None` if its
+    /// keys could not be read.
     pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Option<Self>> {
         whole(t.optional_section(tls_key(), Self::keys))
     }
 
-    /// Reads the section `tls` of a Kafka cluster, which has fewer keys: OpenSSL decides about
-    /// names and versions. `None`: there is no such section; `Some(None)`: it has a problem.
+    /// Reads the section `tls` of a Kafka cluster. This section has fewer keys than others, because
+    /// OpenSSL decides about names and versions. Returns `None` if the section is absent or is no
+    /// table; otherwise returns `Some(Some(…))`.
     pub(super) fn read_for_kafka(t: &mut Table<'_, '_>) -> Option<Option<Self>> {
         t.optional_section(tls_key(), |t| {
             let (ca, identity) = (ca(t), identity(t));
@@ -71,7 +75,8 @@ impl ClientTls {
         })
     }
 
-    /// Reads the keys of the section. `None`: there is a problem.
+    /// Reads the keys of a client's section `tls`. A wrong value is recorded as a problem and
+    /// replaced by its default, so the result is never `None`.
     pub(super) fn keys(t: &mut Table<'_, '_>) -> Option<Self> {
         let ca = ca(t);
         let identity = identity(t);
@@ -90,15 +95,18 @@ impl ClientTls {
     }
 }
 
-/// Reads `min_version`, of a listener or a client.
+/// Reads the key `min_version` of a listener or a client. Returns TLS 1.2, the default, if the key
+/// is absent or wrong, so the result is never `None`; a wrong value is recorded as a problem.
 pub(super) fn min_version(t: &mut Table<'_, '_>) -> Option<TlsVersion> {
     t.choice("min_version", &TLS_VERSIONS, Some(TlsVersion::V1_2), "lowest version of TLS")
 }
 
+/// Returns the declaration of a section `tls` whose presence turns TLS on.
 fn tls_key() -> Key {
     optional("tls", TABLE, "plain TCP", "its presence means TLS")
 }
 
+/// Reads the key `ca`. Returns `None` if it is absent or wrong.
 fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     t.file(
         optional(
@@ -112,7 +120,8 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     )
 }
 
-/// Reads the client's certificate and its key: both, or `None`.
+/// Reads the paths of the client's certificate and of its private key. Returns `None` if one of the
+/// two is absent or wrong. One key without the other is recorded as a problem.
 fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     let certificate = t.file(
         optional("certificate", "path", "none", "PEM chain of the client, with private_key"),
@@ -132,6 +141,7 @@ fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     certificate.zip(private_key)
 }
 
+/// Reads the key `insecure_skip_verify`, and records a warning if it is `true`.
 fn insecure_skip_verify(t: &mut Table<'_, '_>) -> bool {
     let insecure_skip_verify = t.flag(
         "insecure_skip_verify",

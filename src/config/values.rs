@@ -15,12 +15,13 @@ use hyper::header::HeaderName;
 use rustls_pki_types::ServerName;
 use url::Url;
 
-/// `host:port`, an IPv6 address in brackets.
+/// An address of a peer, which the config writes as `host:port`. An IPv6 address is in brackets:
+/// `[::1]:514`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
-    /// Name or address, without brackets.
+    /// The host name or the IP address. An IPv6 address is stored without brackets.
     pub host: String,
-    /// Never 0.
+    /// The port, which is never 0.
     pub port: u16,
 }
 
@@ -39,41 +40,45 @@ pub(super) const KIB: u64 = 1024;
 pub(super) const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// The least of `limits.max_in_flight`, and of `queue.max_bytes` in memory: one small event fits.
+/// The smallest allowed `max_in_flight`, and the smallest allowed `queue.max_bytes` of a queue in
+/// memory, in bytes. One small event needs less than this.
 pub(super) const ROOM_MIN: u64 = KIB;
 
-/// The largest size, 1 PiB. A sum of several sizes never overflows a `u64`.
+/// The largest size that a config may contain, 1 PiB. With this limit, a sum of several sizes never
+/// overflows a `u64`.
 pub(super) const SIZE_MAX: u64 = 1 << 50;
 
-/// The longest time, a year. A point in time plus several times never overflows.
+/// The longest time that a config may contain, one year. With this limit, a point in time plus
+/// several times never overflows.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The shortest time of keys for which zero would mean "at once, always".
+/// The shortest allowed value of keys for waits and time limits. With zero, such a wait would
+/// always be over at once.
 pub(super) const TIME_MIN: Duration = Duration::from_millis(1);
 
 /// The longest host name of the DNS (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 
-/// A time of `secs` seconds.
+/// Returns a time of `secs` seconds.
 pub(super) const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// A time of `millis` milliseconds.
+/// Returns a time of `millis` milliseconds.
 pub(super) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// The time, or `None` if it is zero: several keys have `"0s"` for "never".
+/// Returns the time, or `None` if the time is zero. In several keys, `"0s"` means "never".
 pub(super) fn unless_zero(time: Duration) -> Option<Duration> {
     (!time.is_zero()).then_some(time)
 }
 
-/// Parses a size in bytes: `64MiB`, `4MB`, or `512`.
+/// Parses a size such as `64MiB`, `4MB` or `512`. Returns the size in bytes.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed.
 pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 8] = [
         ("", 1),
@@ -98,11 +103,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Parses a time: `500ms`, `10s`, `5m`, `24h`.
+/// Parses a time such as `500ms`, `10s`, `5m` or `24h`.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed.
 pub fn time(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     let (number, unit) = number_and_unit(text);
@@ -118,8 +123,8 @@ pub fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Splits a text into the number at its start and the rest. The number is `None` if the text does
-/// not begin with a digit, and `Some(Err)` if it is larger than a `u64`.
+/// Splits a text into the number at its start and the text after the number. The number is `None`
+/// if the text does not begin with a digit, and `Some(Err)` if the number is larger than a `u64`.
 fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>, &str) {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     match text.split_at_checked(digits) {
@@ -128,7 +133,7 @@ fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>,
     }
 }
 
-/// A size in its shortest form that [`size`] reads: `64MiB`, or `1000`.
+/// Returns a size in the shortest form that [`size`] can parse: `64MiB`, or `1000`.
 pub(super) fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {
@@ -138,7 +143,8 @@ pub(super) fn show_size(size: u64) -> String {
     size.to_string()
 }
 
-/// A time of whole milliseconds in a short form that [`time`] reads: `5m`, `90s`.
+/// Returns a time in a short form that [`time`] can parse: `5m`, `90s`. The time must be a whole
+/// number of milliseconds.
 pub(super) fn show_time(time: Duration) -> String {
     let millis = time.as_millis();
     for (name, unit) in [("h", 3_600_000), ("m", 60_000)] {
@@ -150,7 +156,8 @@ pub(super) fn show_time(time: Duration) -> String {
     if millis.is_multiple_of(1000) { format!("{}s", millis / 1000) } else { format!("{millis}ms") }
 }
 
-/// A range in words: `at least 1s`, or `1s to 15s`. `None`: every value is allowed.
+/// Returns a range in words: `at least 1s`, or `1s to 15s`. Returns `None` if the range has no
+/// bounds, so that every value is allowed.
 pub(super) fn allowed<T: Copy>(
     range: &impl RangeBounds<T>,
     show: impl Fn(T) -> String,
@@ -165,8 +172,8 @@ pub(super) fn allowed<T: Copy>(
     }
 }
 
-/// Parses `IP:PORT`, the address of a socket that the relay binds. Port 0 lets the kernel choose
-/// one.
+/// Parses `IP:PORT`, the address of a socket that the relay binds. The port may be 0; the kernel
+/// then chooses a port.
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\", or \"[::]:3000\" \
@@ -179,7 +186,7 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed.
 pub fn host_port(text: &str) -> Result<HostPort, String> {
     let wrong = |what: &str| {
         Err(format!("{what}, allowed: host:port such as \"10.0.0.5:5000\", IPv6 in brackets"))
@@ -207,12 +214,12 @@ pub fn host_port(text: &str) -> Result<HostPort, String> {
     }
 }
 
-/// Parses an http or https URL of a consumer. The error shows nothing of the URL: path, query and
-/// user may be secrets.
+/// Parses an http or https URL of a consumer.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed. The text shows nothing of the URL,
+/// because its path, query and user may be secrets.
 pub fn url(text: &str) -> Result<Url, String> {
     let allowed = "allowed: http://HOST[:PORT]/PATH or https://…";
     let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
@@ -231,12 +238,11 @@ pub fn url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Checks the URL of an HTTP proxy, with or without a user and password. The error shows nothing of
-/// the URL.
+/// Checks the URL of an HTTP proxy. The URL may contain a user and a password.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed. The text shows nothing of the URL.
 pub fn proxy_url(text: &str) -> Result<(), String> {
     let allowed = "allowed: http://[USER:PASSWORD@]HOST[:PORT]";
     let url = Url::parse(text).map_err(|why| format!("is not a URL ({why}), {allowed}"))?;
@@ -252,7 +258,8 @@ pub fn proxy_url(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Parses the name of an output or a source.
+/// Parses the name of an output or a source. Returns the name, or a text that says which names are
+/// allowed. The name `queue` is not allowed, because metrics use it for the queue itself.
 pub(super) fn output_name(text: &str) -> Result<String, String> {
     let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let in_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -265,7 +272,7 @@ pub(super) fn output_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses the name of a Kafka topic.
+/// Parses the name of a Kafka topic. Returns the name, or a text that says which names are allowed.
 pub(super) fn topic(text: &str) -> Result<String, String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if !(1..=249).contains(&text.len())
@@ -277,7 +284,8 @@ pub(super) fn topic(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses the path below which a listener accepts events.
+/// Parses the path below which a listener accepts events. Returns the path, or a text that says
+/// which paths are allowed.
 pub(super) fn path_prefix(text: &str) -> Result<String, String> {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
     if !text.starts_with('/') || !text.chars().all(in_a_path) {
@@ -288,12 +296,11 @@ pub(super) fn path_prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses a name as RFC 5424 has them: 1 to `bytes_max` characters of printable ASCII without
-/// space.
+/// Parses a name for RFC 5424: 1 to `bytes_max` printable ASCII characters without space.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed.
 pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
@@ -307,7 +314,7 @@ pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed.
 pub fn server_name(text: &str) -> Result<String, String> {
     match ServerName::try_from(text) {
         Ok(_) => Ok(text.to_owned()),
@@ -318,12 +325,13 @@ pub fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks the user name of Basic authentication (RFC 7617 §2: no colon, no control character). The
-/// error does not show it.
+/// Checks the user name of Basic authentication. RFC 7617 §2 allows no colon and no control
+/// character in it.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed. The text does not show the user
+/// name.
 pub fn user_name(text: &str) -> Result<(), String> {
     if text.is_empty() || text.contains(|c: char| c == ':' || c.is_control()) {
         return Err("is not a user name, allowed: at least one character, none of them a colon \
@@ -333,13 +341,13 @@ pub fn user_name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Parses the name of a request header, and returns it in lower case.
+/// Parses the name of a request header, and returns the name in lower case.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed.
 pub fn header_name(text: &str) -> Result<String, String> {
-    // The relay sets these itself: they describe the body and the connection.
+    // The relay itself sets these headers, which describe the body and the connection.
     const OURS: [&str; 6] = [
         "host",
         "content-length",
@@ -357,13 +365,13 @@ pub fn header_name(text: &str) -> Result<String, String> {
     Ok(name.as_str().to_owned())
 }
 
-/// Checks the value of a request header. The error does not show it.
+/// Checks the value of a request header.
 ///
 /// # Errors
 ///
-/// Says what is wrong, and what is allowed.
+/// Returns a text that says what is wrong and what is allowed. The text does not show the value.
 pub fn header_value(text: &str) -> Result<(), String> {
-    // RFC 9110 allows 0x80 to 0xff too, as obsolete. Peers read them in different ways.
+    // RFC 9110 also allows the bytes 0x80 to 0xff, as obsolete. Peers interpret them differently.
     if !text.chars().all(|c| matches!(c, '\t' | ' '..='~')) {
         return Err("is not a header value, allowed: printable ASCII, space and tab".to_owned());
     }
