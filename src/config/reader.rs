@@ -30,26 +30,33 @@ use super::values;
 /// not set. Tests pass a function of their own.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// One reading of one config file: the text, and the records that all its tables write.
+/// The state of reading one config file: its text, and what was recorded while its tables were read
+/// (problems, keys, files).
 ///
-/// Reading goes on after a problem, so that one run reports all of them; each is recorded here with
-/// the byte position of the value. The records are in cells, because a table and the tables inside
-/// it write them in turn; all of it stays on one thread. [`Context::finish`] turns the records into
-/// the result.
+/// Reading goes on after a problem, so that one run reports all problems. Each problem is recorded
+/// with the byte position of the value. The records are in cells, because a table and the tables
+/// inside it write the records in turn; everything stays on one thread. [`Context::finish`] turns
+/// the records into the result.
 pub(super) struct Context<'a> {
+    /// The text of the config file.
     text: &'a str,
+    /// The function that returns the values of environment variables.
     env: Env<'a>,
-    /// The problems, each with its byte position.
+    /// The problems that were found, each with its byte position in the file.
     problems: RefCell<Vec<(usize, Problem)>>,
-    /// For each path, the byte position of the value or table header that was taken from the file.
+    /// The byte positions of the values and table headers that were taken from the file, by the
+    /// path of the key or table.
     pub(super) spots: RefCell<BTreeMap<String, usize>>,
-    /// The paths of keys without a usable value. A contradiction between keys is not reported if
-    /// one of them is here: it would follow from a default that nobody has configured.
+    /// The paths of keys without a usable value: the value is wrong, or a required key is missing.
+    /// A contradiction between keys is not reported if one of them is in this set, because it would
+    /// be about a default that nobody has configured.
     pub(super) unknown: RefCell<BTreeSet<String>>,
-    /// The lines that are not TOML, each by the byte position of its start. No other problem is
-    /// reported on these lines, because it would follow from the syntax error.
+    /// The lines with a syntax error of TOML, each as the byte position of its start. No other
+    /// problem is reported on these lines, because it would only be a consequence of the syntax
+    /// error.
     broken: BTreeSet<usize>,
-    /// The sections and keys that were declared, in the order of reading.
+    /// The sections that were read, and the keys that the code has asked for even if the file does
+    /// not set them. They are in the order of reading.
     pub(super) items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
     files: RefCell<Vec<PathBuf>>,
@@ -59,39 +66,42 @@ pub(super) struct Context<'a> {
     named: RefCell<Vec<Named>>,
     /// `true`: a setting needs a `${file:…}` whose file is missing, so the config is incomplete.
     incomplete: Cell<bool>,
-    /// The type of the output that is being read; `None` outside of outputs. The reference uses it
-    /// to list the types that have a key.
+    /// The name of the type of output that is being read; `None` outside of outputs. The config
+    /// reference uses it to list the types that have a key.
     pub(super) scope: Cell<Option<&'static str>>,
 }
 
 /// The results of reading one config file.
 pub(super) struct Finished {
-    /// All problems, by their position in the file.
+    /// All problems, sorted by their position in the file.
     pub(super) problems: Vec<Problem>,
-    /// The sections and keys that were declared, in the order of reading.
+    /// The sections that were read, and the keys that the code has asked for even if the file does
+    /// not set them. They are in the order of reading.
     pub(super) items: Vec<Item>,
-    /// The files that the config names, sorted, each once.
+    /// The paths of the files that the config names, sorted and without duplicates.
     pub(super) files: Vec<PathBuf>,
     /// The paths of the files that are audit policies.
     pub(super) policies: BTreeSet<PathBuf>,
     /// The keys whose values are paths of files or directories, in the order of reading.
     pub(super) named: Vec<Named>,
-    /// For each path, the line and the column of the value or table header.
+    /// The line and the column of each value and table header in the file, by the path of the key
+    /// or table.
     pub(super) places: BTreeMap<String, (usize, usize)>,
-    /// `false`: a setting needs a `${file:…}` whose file is missing.
+    /// `false` if a setting needs a `${file:…}` whose file is missing.
     pub(super) complete: bool,
 }
 
-/// A section or key that was declared while reading. The effective config and the reference are
-/// printed from all items, in the order of reading.
+/// A section or key that the code has asked for while it read a config. The effective config (all
+/// values, with defaults) and the config reference are printed from these items, in the order of
+/// reading.
 pub(super) enum Item {
-    /// The header of a table: `[section]` or `[[section]]`.
+    /// The header of a table as it is printed: `[section]` or `[[section]]`.
     Header(String),
-    /// A key of the table whose header came last.
+    /// A key. It belongs to the table of the last `Header` before it in the list of items.
     Key(Entry),
 }
 
-/// A key as it is declared, with its value in this file.
+/// A config key: the texts that declare it, and its value in this file.
 pub(super) struct Entry {
     /// The table's path without indices: `output.tls`.
     pub(super) section: String,
@@ -101,22 +111,22 @@ pub(super) struct Entry {
     pub(super) name: &'static str,
     /// The kind of values that the key takes, with the range: `size, at least 1KiB`.
     pub(super) kind: String,
-    /// The text for the reference's column `default`.
+    /// The text in the column `default` of the config reference.
     pub(super) default: String,
-    /// The text for the reference's column `meaning`.
+    /// The text in the column `meaning` of the config reference.
     pub(super) meaning: &'static str,
-    /// The value that the file sets, or the default if it sets none, as TOML. `None`: there is
-    /// neither.
+    /// The value as TOML: from the file, or the default if the file does not set the key. `None`:
+    /// there is neither, or the value is a section.
     pub(super) value: Option<String>,
 }
 
-/// A key's value that is in the file.
+/// The value of a key that the file sets.
 pub(super) struct Found<'d> {
-    /// The key's path, with indices.
+    /// The path of the key, with indices: `output[0].name`.
     pub(super) path: String,
     /// The byte position of the value in the file.
     pub(super) at: usize,
-    /// The value as TOML.
+    /// The parsed TOML value.
     pub(super) value: DeValue<'d>,
 }
 
@@ -126,7 +136,7 @@ pub(super) enum Wrong {
     Is(String),
     /// A file that a `${file:…}` in the value names is missing. The message names the file.
     Missing(String),
-    /// The problem is recorded already.
+    /// The value is wrong, and the problem is recorded already, so nothing more is reported.
     Told,
 }
 
@@ -196,21 +206,24 @@ impl<'a> Context<'a> {
         self.problems.borrow_mut().push((at, problem));
     }
 
-    /// Records a problem, unless its line has a syntax error.
+    /// Records a problem, unless its line has a syntax error. In such a line, the problem would
+    /// only be a consequence of the syntax error.
     pub(super) fn report(&self, at: usize, path: String, message: String, severity: Severity) {
         if !self.broken.contains(&self.line_start(at)) {
             self.push(at, path, message, severity);
         }
     }
 
-    /// Records an error of a key that is not about its value alone, such as a contradiction. The
-    /// position is that of the key's value; if the file does not set the key, that of the innermost
-    /// table that the file has around the key.
+    /// Records an error of the key `path` that is not about its value alone, such as a
+    /// contradiction between two keys. The error is reported at the position of the key's value. If
+    /// the file does not set the key, the position is that of the innermost table around the key.
+    /// Nothing is recorded if the file has a syntax error anywhere.
     pub(super) fn error(&self, path: &str, message: impl Into<String>) {
         self.problem_at(path, path, message, Severity::Error);
     }
 
-    /// Records a problem of the key `path`, at the position of another key or table, `spot`.
+    /// Records a problem of the key `path`, but at the position of the key or table `spot`. Nothing
+    /// is recorded if the file has a syntax error anywhere.
     pub(super) fn problem_at(
         &self,
         path: &str,
@@ -224,15 +237,15 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Returns the byte position of the value at `path`. If the file does not set it: the position
-    /// of the innermost table around it, or 0 if there is none.
+    /// Returns the byte position of the value at `path`. If the file does not set this key, returns
+    /// the position of the innermost table around the key, or 0 if there is no such table.
     fn spot(&self, path: &str) -> usize {
         let spots = self.spots.borrow();
         enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
     }
 
-    /// Returns `true` if the file sets the key at this path. The key must have been taken from its
-    /// table before.
+    /// Returns `true` if the file sets the key at this path. Call this function only after the key
+    /// was taken from its table; before that, the result is always `false`.
     pub(super) fn is_set(&self, path: &str) -> bool {
         self.spots.borrow().contains_key(path)
     }
@@ -244,13 +257,14 @@ impl<'a> Context<'a> {
         paths.iter().all(|path| !unknown.contains(*path))
     }
 
-    /// Sets the type of output that the keys declared from now on belong to. `None`: the keys
-    /// belong to no output.
+    /// Sets the type of output to which all keys belong that are declared from now on. `None`: the
+    /// keys belong to no output.
     pub(super) fn set_scope(&self, scope: Option<&'static str>) {
         self.scope.set(scope);
     }
 
-    /// Ends the reading, and returns everything that was recorded, sorted.
+    /// Ends the reading and returns everything that was recorded. The problems are sorted by
+    /// position, and the files by path.
     pub(super) fn finish(self) -> Finished {
         let spots = self.spots.borrow().clone();
         let places = spots.into_iter().map(|(path, at)| (path, self.place(at))).collect();
@@ -270,7 +284,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Records the reason why a value can't be used.
+    /// Records `wrong`, the reason why the value of the key `path` can't be used, as a problem at
+    /// the byte position `at`. A problem that is recorded already is not recorded again.
     pub(super) fn fail(&self, at: usize, path: &str, wrong: Wrong) {
         match wrong {
             Wrong::Is(message) => self.report(at, path.to_owned(), message, Severity::Error),
@@ -282,7 +297,8 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads a string that may contain `${…}`. `kind` says what is allowed, for the message about a
+    /// Reads a string that may contain `${…}`. Returns an error if the value is no string, or if a
+    /// `${…}` in it is wrong. `kind` says which values are allowed, for the error message about a
     /// value that is no string.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
@@ -291,15 +307,15 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
-    /// Reads a string and expands each `${…}` in it. `kind` says what is allowed, for the message
-    /// about a value that is no string.
+    /// Reads a string and expands each `${…}` in it. `kind` says which values are allowed, for the
+    /// error message about a value that is no string.
     fn string(&self, value: &DeValue<'_>, kind: &str) -> Read<String> {
         let template = self.template(value, kind)?;
         template.expand().map_err(|error| Wrong::Missing(missing_part(&error)))
     }
 
-    /// Reads a string and parses it. The error of `parse` is the end of a sentence that begins with
-    /// the string.
+    /// Reads a string, expands each `${…}` in it, and parses the result. `parse` returns only the
+    /// end of an error message, such as `is not IP:PORT`; the string is put in front of it.
     pub(super) fn word<T>(
         &self,
         value: &DeValue<'_>,
@@ -310,8 +326,9 @@ impl<'a> Context<'a> {
             .map_err(|why| Wrong::Is(format!("{} {why}", shown(value))))
     }
 
-    /// Reads a string that may be a secret, which no message shows. If a file that a `${file:…}` in
-    /// the string names is missing, that is recorded and the template is returned unchecked.
+    /// Reads a string that may be a secret, so that no message may show it. If a `${file:…}` in the
+    /// string names a missing file, this problem is recorded, and the template is returned without
+    /// being checked by `check`.
     pub(super) fn secret(
         &self,
         found: &Found<'_>,
@@ -328,7 +345,8 @@ impl<'a> Context<'a> {
         Ok(template)
     }
 
-    /// Reads a path, which must not be empty. `of` is "a file" or "a directory", for the message.
+    /// Reads a path, which must not be empty. `of` is "a file" or "a directory", for the error
+    /// message.
     fn path(&self, value: &DeValue<'_>, of: &str) -> Read<PathBuf> {
         self.word(value, "a path", |path| match path {
             "" => Err(format!("is empty, allowed: the path of {of}")),
@@ -343,7 +361,8 @@ impl<'a> Context<'a> {
     }
 
     /// Reads the path of a file. The path is returned even if the file is missing or can't be read;
-    /// with `must_exist` this is recorded as a problem. A path of a directory is an error.
+    /// this is recorded as a problem if `must_exist` is `true`. If the path is that of a directory,
+    /// an error is returned.
     pub(super) fn file(
         &self,
         found: &Found<'_>,
@@ -358,7 +377,7 @@ impl<'a> Context<'a> {
                 let message = format!("{} is a directory, allowed: a file", shown(&found.value));
                 return Err(Wrong::Is(message));
             }
-            // A pipe is not opened: that would wait until somebody writes to it.
+            // A pipe is not opened, because `open` would wait until a process writes to the pipe.
             Ok(metadata) if !metadata.is_file() => {}
             found_one => {
                 let opened = found_one.and_then(|_| std::fs::File::open(&path));
@@ -371,7 +390,8 @@ impl<'a> Context<'a> {
         Ok(path)
     }
 
-    /// Reads the path of a directory, which need not exist. A path of a file is an error.
+    /// Reads the path of a directory, which need not exist. If the path is that of a file, an error
+    /// is returned.
     pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
         self.name(found, &path, Content::Directory, true);
@@ -436,7 +456,8 @@ pub(super) fn within<T: Copy + PartialOrd>(
     Err(Wrong::Is(format!("{} is out of range, allowed: {allowed}", shown(value))))
 }
 
-/// Reads a size in bytes: a string such as `"64MiB"`, or a number.
+/// Reads a size in bytes, which is a string such as `"64MiB"` or a number. Returns an error if the
+/// size is outside of `range`.
 pub(super) fn read_size(
     cx: &Context<'_>,
     value: &DeValue<'_>,
@@ -453,7 +474,8 @@ pub(super) fn read_size(
     within(size, value, range, values::show_size)
 }
 
-/// Reads a time: a string such as `"10s"`.
+/// Reads a time, which is a string such as `"10s"`. Returns an error if the time is outside of
+/// `range`.
 pub(super) fn read_time(
     cx: &Context<'_>,
     value: &DeValue<'_>,

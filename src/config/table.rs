@@ -36,38 +36,44 @@ use super::reader::within;
 use super::template::Template;
 use super::values;
 
-/// The declaration of a key: its name, the kind of its values, its default and its meaning, as the
-/// reference prints them. The range of values is added by the method that takes the key.
+/// The declaration of a config key: its name, the kind of its values, its default and its meaning,
+/// as the config reference prints them.
 ///
-/// [`required`], [`optional`] and [`derived`] make it.
+/// A `Key` is made by [`required`], [`optional`] or [`derived`].
 pub struct Key {
+    /// The name of the key in its table.
     name: &'static str,
+    /// The kind of the values, with their range: `size, at least 1KiB`.
     kind: String,
+    /// The treatment of the key if the file does not set it.
     absent: Absent,
+    /// The text in the column `meaning` of the config reference.
     meaning: &'static str,
 }
 
 /// The `kind` of a key that is a section of its own, such as `[output.tls]`.
 pub const TABLE: &str = "table";
 
-/// How the relay behaves if a key is absent.
+/// The treatment of a key that the file does not set.
 enum Absent {
     /// The key is required: a file without the key has an error.
     Required,
-    /// The key has no default. The text is for the reference and says how the relay behaves
-    /// without the key: `memory only`.
+    /// The key has no default. The text says how the relay behaves without the key, such as `memory
+    /// only`; the config reference prints it.
     Optional(&'static str),
-    /// The default: first as TOML, then as the reference prints it.
+    /// The key has a default. The first text is the default as TOML, the second text is the default
+    /// as the config reference prints it.
     Default(String, String),
 }
 
-/// Declares a required key. `kind` is the reference's word for the key's values: `host:port`.
+/// Declares a required key. `kind` names the kind of the key's values in the config reference, such
+/// as `host:port`.
 pub fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
     Key { name, kind: kind.to_owned(), absent: Absent::Required, meaning }
 }
 
-/// Declares a key that may be absent. `otherwise` is the reference's text about what the relay does
-/// without the key: `no authentication`.
+/// Declares a key that may be absent. `otherwise` says how the relay behaves without the key, such
+/// as `no authentication`; the config reference prints this text.
 pub fn optional(
     name: &'static str,
     kind: &str,
@@ -82,8 +88,9 @@ fn defaulted(name: &'static str, kind: String, default: String, meaning: &'stati
     Key { name, kind, absent: Absent::Default(default.clone(), default), meaning }
 }
 
-/// Declares a size whose default depends on other keys. `default` holds the default in this config
-/// (`None`: it has none), and the text by which the reference describes the rule.
+/// Declares a key for a size whose default depends on other keys. `default` is the default in this
+/// config (`None`: there is no default). `reference` is the text that the config reference prints
+/// as the default.
 pub fn derived(
     name: &'static str,
     kind: &str,
@@ -97,7 +104,8 @@ pub fn derived(
     Key { name, kind: kind.to_owned(), absent, meaning }
 }
 
-/// Returns the kind of a value with its range, for the reference: `size, at least 1KiB`.
+/// Returns a kind of values and their range as one text for the config reference: `size, at least
+/// 1KiB`. If `allowed` is `None`, the text has no range.
 fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
@@ -108,9 +116,9 @@ fn size_literal(size: u64) -> String {
     if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
 }
 
-/// Returns the known word that is most similar to `text`; `None`: no word is similar. A word is
-/// similar if at most a third of the letters differ: `multplier` finds `multiplier`, `x` finds
-/// nothing longer.
+/// Returns the known word that is most similar to `text`, or `None` if no word is similar. A word
+/// is similar if it differs by one typing error, or by at most a third of the letters of `text`.
+/// For example, `multplier` finds `multiplier`.
 fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
     words
@@ -120,9 +128,9 @@ fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w s
         .map(|(_, word)| word)
 }
 
-/// Turns the result of [`Table::optional_section`] inside out, for a reader that may fail. An
-/// absent section becomes `Some(None)`, a section that was read becomes `Some(Some(…))`, and a
-/// section with a problem becomes `None`.
+/// Converts the result of [`Table::optional_section`] so that a caller can use `?` to stop at a
+/// section with a problem. An absent section becomes `Some(None)`, a section that was read becomes
+/// `Some(Some(…))`, and a section with a problem becomes `None`.
 pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
     match section {
         Some(read) => read.map(Some),
@@ -132,38 +140,45 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 
 /// One table of the config file while it is being read.
 ///
-/// Each method that takes a key declares it at the same time, and takes it out of the table. A
-/// method that meets a wrong value puts the problem on record with its position and returns the
-/// default, or `None` if there is no default; the reading goes on, so that one run reports every
-/// problem. A config in which an error was found is never used, so that a default in the place of a
-/// wrong value does no harm. A table that was read ends with a complaint about each key that is
-/// left in it.
+/// Each method that reads a key also declares the key for the config reference, and takes it out of
+/// the table. If the value of the key is wrong, the method records the problem with its position,
+/// and returns the default, or `None` if there is no default. Reading then goes on, so that one run
+/// reports every problem. A default in the place of a wrong value does no harm, because a config
+/// with an error is never used. After a table was read, each key that is left in it is reported as
+/// unknown.
 ///
-/// The order of the calls is the order of the keys in `config` and in the reference. Plain keys
-/// come before sections: in TOML, a key after the header `[output.tls]` belongs to that section.
+/// The order of the calls is the order of the keys in the effective config and in the config
+/// reference. Plain keys come before sections: in TOML, a key after the header `[output.tls]`
+/// belongs to that section.
 pub struct Table<'c, 'a> {
-    /// The records that all tables of this reading share.
+    /// The records of reading this config file, such as problems. All tables of the file share
+    /// them.
     pub(super) cx: &'c Context<'a>,
     /// The path of this table with indices: `output[0].tls`. It is empty for the whole file.
     pub(super) path: String,
     /// The path of this table without indices: `output.tls`.
     section: String,
-    /// The keys that no call has taken yet, with the byte position of the name and the value.
+    /// The keys that no call has taken yet. Each entry has the byte position of the key's name, and
+    /// the key's value.
     keys: BTreeMap<String, (usize, Spanned<DeValue<'a>>)>,
-    /// Every key that a call has asked for, whether it was there or not.
+    /// The name of every key that a call has asked for, even if the table does not contain the key.
     known: Vec<&'static str>,
 }
 
-/// Tables that were taken out of an outer table and are not read yet; see
-/// [`Table::found_tables`].
+/// Tables that were taken out of an outer table, but are not read yet. See [`Table::found_tables`].
 pub(super) struct Tables<'a> {
+    /// The key under which the outer table has the tables.
     name: &'static str,
+    /// The kind of the values that the key allows, for error messages.
     kind: String,
+    /// The values of the key, one for each table. An element that is no table is found when it is
+    /// read.
     tables: Vec<Spanned<DeValue<'a>>>,
 }
 
 impl Tables<'_> {
-    /// `true`: the file sets the array, and the array has no table in it.
+    /// Returns `true` if there is no table to read: the file sets the key to an empty array, or to
+    /// a value that is no table.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
@@ -175,6 +190,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Self::new(cx, String::new(), String::new(), table)
     }
 
+    /// Makes a table that is ready for reading. `path` is its path with indices, `section` its path
+    /// without indices.
     fn new(cx: &'c Context<'a>, path: String, section: String, table: DeTable<'a>) -> Self {
         let keys = table
             .into_iter()
@@ -196,16 +213,16 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the key `name` of this table. The key must have been taken
-    /// before.
+    /// Returns `true` if the file sets the key `name` of this table. Call this function only after
+    /// the key was taken; before that, the result is always `false`.
     #[must_use]
     pub fn is_set(&self, name: &str) -> bool {
         self.cx.is_set(&self.path_of(name))
     }
 
-    /// Records a contradiction as an error of the key `name`, which must have been taken before.
-    /// The position is that of the key's value, or that of this table's header if the file does not
-    /// set the key.
+    /// Records an error of the key `name` that is not about its value alone, such as a
+    /// contradiction. The key must have been taken before. The error is reported at the position of
+    /// the key's value, or at that of this table's header if the file does not set the key.
     pub fn error(&self, name: &str, message: impl Into<String>) {
         self.cx.error(&self.path_of(name), message);
     }
@@ -216,8 +233,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.cx.problem_at(&path, &path, message, Severity::Warning);
     }
 
-    /// Takes a key out of the table. Records that the key is known, and the position of its value.
-    /// `None`: the file does not set the key.
+    /// Takes the key `name` out of the table and returns its value. Records that the key is known,
+    /// and the position of its value. Returns `None` if the file does not set the key.
     fn remove(&mut self, name: &'static str) -> Option<Found<'a>> {
         self.known.push(name);
         let (_, value) = self.keys.remove(name)?;
@@ -227,7 +244,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Found { path, at, value: value.into_inner() })
     }
 
-    /// Records a key for the effective config and the reference; `found` is its value in the file.
+    /// Records a key for the effective config (all values, with defaults) and for the config
+    /// reference. `found` is the key's value in the file; `None` if the file does not set the key.
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
@@ -239,8 +257,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.record(key.name, &key.kind, reference, key.meaning, printed);
     }
 
-    /// The second half of [`Table::declare`]: `value` is the value as TOML, from the file or the
-    /// default; `None`: there is neither.
+    /// Adds one key to the records of this reading. `default` and `meaning` are texts of the config
+    /// reference. `value` is the key's value as TOML, from the file or by default; `None`: there is
+    /// neither.
     fn record(
         &self,
         name: &'static str,
@@ -260,7 +279,9 @@ impl<'c, 'a> Table<'c, 'a> {
         }));
     }
 
-    /// Takes a key and reads its value. `None`: the key is absent, or `read` refused its value.
+    /// Takes the key out of the table, declares it, and reads its value by `read`. Returns `None`
+    /// if the key is absent, or if `read` returns an error. That error, or the absence of a
+    /// required key, is recorded as a problem.
     fn take<T>(
         &mut self,
         key: Key,
@@ -287,8 +308,8 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Takes a size in bytes (`"64MiB"`, or a number). Returns the default if the key is absent or
-    /// wrong.
+    /// Takes the key `name`, whose value is a size in bytes (`"64MiB"`, or a number). Returns
+    /// `default` if the key is absent or its value is wrong.
     pub fn size(
         &mut self,
         name: &'static str,
@@ -301,13 +322,15 @@ impl<'c, 'a> Table<'c, 'a> {
         self.size_of(key, range).unwrap_or(default)
     }
 
-    /// Takes a size in bytes whose default depends on other keys (see [`derived`]). `None`: the key
-    /// is wrong, or it is absent and has no default.
+    /// Takes a key whose value is a size in bytes and whose default depends on other keys (see
+    /// [`derived`]). Returns `None` if the value is wrong, or if the key is absent; the caller
+    /// knows the default.
     pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
         self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
-    /// Takes a time (`"10s"`). Returns the default if the key is absent or wrong.
+    /// Takes the key `name`, whose value is a time (`"10s"`). Returns `default` if the key is
+    /// absent or its value is wrong.
     pub fn time(
         &mut self,
         name: &'static str,
@@ -323,8 +346,9 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes a time that has no default. `otherwise` is the reference's text about what the relay
-    /// does without the key. `None`: the key is absent or wrong.
+    /// Takes the key `name`, whose value is a time, and which has no default. `otherwise` says how
+    /// the relay behaves without the key; the config reference prints this text. Returns `None` if
+    /// the key is absent or its value is wrong.
     pub fn optional_time(
         &mut self,
         name: &'static str,
@@ -338,7 +362,8 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes a whole number. Returns the default if the key is absent or wrong.
+    /// Takes the key `name`, whose value is a whole number. Returns `default` if the key is absent
+    /// or its value is wrong.
     pub fn count(
         &mut self,
         name: &'static str,
@@ -360,7 +385,8 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes a number that may have a fraction. Returns the default if the key is absent or wrong.
+    /// Takes the key `name`, whose value is a number that may have a fraction. Returns `default` if
+    /// the key is absent or its value is wrong.
     pub fn number(
         &mut self,
         name: &'static str,
@@ -378,22 +404,23 @@ impl<'c, 'a> Table<'c, 'a> {
             });
             let digits = digits.ok_or_else(|| other_type(value, "a number"))?;
             let number = digits.parse().ok();
-            // TOML knows `nan` and `inf`. As NaN, both are outside every range.
+            // TOML allows `nan` and `inf`. Both become NaN, which is outside of every range.
             let number = number.filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN);
             within(number, value, &range, show)
         })
         .unwrap_or(default)
     }
 
-    /// Takes a flag, `true` or `false`. Returns the default if the key is absent or wrong.
+    /// Takes the key `name`, whose value is a flag, `true` or `false`. Returns `default` if the key
+    /// is absent or its value is wrong.
     pub fn flag(&mut self, name: &'static str, default: bool, meaning: &'static str) -> bool {
         let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
         self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// Takes a string that must be one of a few words, and returns the value that belongs to the
-    /// word. If the key is absent or wrong, returns the default, or `None` without a default. A key
-    /// without a default is required.
+    /// Takes the key `name`, whose value must be one of a few strings. `words` are these strings,
+    /// each with the value that is returned for it. If the key is absent or wrong, `default` is
+    /// returned. If `default` is `None`, the key is required.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -424,8 +451,9 @@ impl<'c, 'a> Table<'c, 'a> {
         taken.or(default.map(|(_, value)| *value))
     }
 
-    /// Takes a string and parses it. The error of `parse` is the end of a sentence that begins with
-    /// the string: `is not IP:PORT, allowed: …`. `None`: the key is absent or wrong.
+    /// Takes a key whose value is a string, and parses the string. `parse` returns only the end of
+    /// an error message, such as `is not IP:PORT, allowed: …`; the string is put in front of it.
+    /// Returns `None` if the key is absent or its value is wrong.
     pub fn word<T>(
         &mut self,
         key: Key,
@@ -434,9 +462,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes a string with a default, and parses it as [`Table::word`] does. `reference` is the
-    /// text by which the reference names the default; if it is `None`, the reference prints the
-    /// default itself. Returns `None` only if the string is wrong.
+    /// Takes a key with a default whose value is a string, and parses the string as [`Table::word`]
+    /// does. If the key is absent, `default` is parsed. The config reference prints `reference` as
+    /// the default, or `default` itself if `reference` is `None`. Returns `None` only if the string
+    /// is wrong.
     pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -455,21 +484,23 @@ impl<'c, 'a> Table<'c, 'a> {
         self.word(key, parse)
     }
 
-    /// Takes the path of a file, and does not read the file; the command `check` verifies that it
-    /// holds `content`. The path is returned even if the file is missing; with `must_exist` a
-    /// missing file is recorded as a problem. `None`: the key is absent or wrong.
+    /// Takes a key whose value is the path of a file. The content of the file is not read here; the
+    /// command `check` verifies later that it is what `content` says. The path is returned even if
+    /// the file is missing; this is recorded as a problem if `must_exist` is `true`. Returns `None`
+    /// if the key is absent or its value is wrong.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
         self.take(key, |cx, found| cx.file(found, content, must_exist))
     }
 
-    /// Takes the path of a directory, which need not exist. `None`: the key is absent or wrong.
+    /// Takes a key whose value is the path of a directory, which need not exist. Returns `None` if
+    /// the key is absent or its value is wrong.
     pub fn directory(&mut self, key: Key) -> Option<PathBuf> {
         self.take(key, Context::directory)
     }
 
-    /// Takes a string that may be a secret: no message shows it. The string may come from a file by
-    /// `${file:…}`; if that file is missing, `check` is not called. `None`: the key is absent or
-    /// wrong.
+    /// Takes a key whose value is a string that may be a secret: no message shows it. The string
+    /// may come from a file by `${file:…}`; if that file is missing, `check` is not called. Returns
+    /// `None` if the key is absent or its value is wrong.
     pub fn secret(
         &mut self,
         key: Key,
@@ -478,8 +509,8 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.secret(found, check))
     }
 
-    /// Takes an array of at least one string, and reads each string. `None`: the key is absent, or
-    /// one of the strings is wrong.
+    /// Takes a key whose value is an array of at least one string, and reads each string by `read`.
+    /// Returns `None` if the key is absent, or if one of the strings is wrong.
     fn array<T>(
         &mut self,
         key: Key,
@@ -506,8 +537,9 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes an array of at least one string, and parses each as [`Table::word`] does. `None`: the
-    /// key is absent, or one of the strings is wrong.
+    /// Takes a key whose value is an array of at least one string, and parses each string as
+    /// [`Table::word`] does. Returns `None` if the key is absent, or if one of the strings is
+    /// wrong.
     pub fn words<T>(
         &mut self,
         key: Key,
@@ -516,8 +548,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(key, |cx, found| cx.word(&found.value, "a string", &parse))
     }
 
-    /// Takes an array of at least one string, and checks each. The error of `check` is a whole
-    /// sentence, which names the string. `None`: the key is absent, or one of the strings is wrong.
+    /// Takes a key whose value is an array of at least one string, and checks each string. The
+    /// error of `check` must be a whole sentence that names the string, because nothing is put in
+    /// front of it. Returns `None` if the key is absent, or if one of the strings is wrong.
     pub fn texts(
         &mut self,
         key: Key,
@@ -529,8 +562,9 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes an array of at least one string, each as [`Table::secret`] does. `None`: the key is
-    /// absent, or one of the strings is wrong.
+    /// Takes a key whose value is an array of at least one string, and reads each string as
+    /// [`Table::secret`] does. Returns `None` if the key is absent, or if one of the strings is
+    /// wrong.
     pub fn secrets(
         &mut self,
         key: Key,
@@ -539,9 +573,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.array(key, |cx, found| cx.secret(found, &check))
     }
 
-    /// Takes a table with keys that the user chooses (`headers = { X-Scope = "a" }`) and with
-    /// values that may be secrets. `declared` is name, kind and meaning of the table. The map is
-    /// empty if the table is absent; an entry that is wrong is left out.
+    /// Takes a table whose keys the user chooses (`headers = { X-Scope = "a" }`), and whose values
+    /// may be secrets. `declared` is the table's own name, its kind and its meaning. Each key is
+    /// parsed by `parse_name`, and each value is checked by `check`. Returns an empty map if the
+    /// table is absent. A wrong entry is left out of the map, and is recorded as a problem.
     pub fn secret_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
@@ -551,8 +586,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.secret(found, &check))
     }
 
-    /// Does the same as [`Table::secret_map`] for values that are no secrets, and parses each value
-    /// as [`Table::word`] does.
+    /// Takes a table whose keys the user chooses, and whose values are no secrets. `declared` is
+    /// the table's own name, its kind and its meaning. Each key is parsed by `parse_name`, and each
+    /// value is parsed by `parse`, as [`Table::word`] does. Returns an empty map if the table is
+    /// absent. A wrong entry is left out of the map, and is recorded as a problem.
     pub fn word_map<T>(
         &mut self,
         declared: (&'static str, &str, &'static str),
@@ -562,9 +599,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.word(&found.value, "a string", &parse))
     }
 
-    /// Takes a table whose keys the user chooses, such as `headers`: parses each key by
-    /// `parse_name`, and reads each value by `read`. The map is empty if the table is absent; an
-    /// entry that is wrong is left out.
+    /// Takes a table whose keys the user chooses, such as `headers`. Each key is parsed by
+    /// `parse_name`, and each value is read by `read`. Returns an empty map if the table is absent.
+    /// A wrong entry is left out of the map, and is recorded as a problem.
     fn map<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -603,14 +640,14 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or_default()
     }
 
-    /// Returns `true` if every key of the table was taken.
+    /// Returns `true` if the table contains no key that was not taken yet.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// Accepts the key `other` as another spelling of the key `name`. If both are there, `other`
-    /// stays in the table and is reported as unknown.
+    /// Accepts the key `other` as another spelling of the key `name`. If the file sets both keys,
+    /// `other` stays in the table and is reported as unknown.
     pub(super) fn rename(&mut self, other: &str, name: &str) {
         if !self.keys.contains_key(name)
             && let Some(value) = self.keys.remove(other)
@@ -619,13 +656,14 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the flag `name`, which is not taken yet, is `true` in the file. For a key
-    /// whose default or meaning depends on a flag that is read later.
+    /// Returns `true` if the file sets the key `name` to `true`. The key must not be taken yet.
+    /// This serves keys whose default or meaning depends on a flag that is read later.
     pub(super) fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
-    /// Makes the inner table `name`, or with an `index` that element of the array of tables `name`.
+    /// Returns the table `name` inside this table, ready for reading, and records its header. With
+    /// an `index`, the table is that element of the array of tables `name`.
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
         let mut path = self.path_of(name);
         if let Some(index) = index {
@@ -640,8 +678,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Self::new(self.cx, path, section, table)
     }
 
-    /// Takes and reads the section `[name]`. An absent section is read as an empty one, so that its
-    /// keys have their defaults.
+    /// Takes the section `[name]`, reads it by `read`, and returns the result. If the section is
+    /// absent, an empty section is read, so that its keys have their defaults.
     pub fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> T) -> T {
         let table = match self.remove(name) {
             Some(Found { value: DeValue::Table(table), .. }) => table,
@@ -658,8 +696,9 @@ impl<'c, 'a> Table<'c, 'a> {
         value
     }
 
-    /// Takes and reads a section whose presence has a meaning, such as `[output.tls]`. `None`: the
-    /// section is absent, or is no table. See [`whole`] for a reader that may fail.
+    /// Takes a section whose presence has a meaning, such as `[output.tls]`, reads it by `read`,
+    /// and returns the result. Returns `None` if the section is absent, or is no table. If `read`
+    /// itself returns an `Option`, see [`whole`].
     pub fn optional_section<T>(
         &mut self,
         key: Key,
@@ -676,7 +715,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(value)
     }
 
-    /// Takes and reads all tables `[[name]]`. It is an error if there is none.
+    /// Takes all tables `[[name]]`, calls `read` for each of them, and returns the results. If
+    /// there is no such table, an error is recorded.
     pub(super) fn sections<T>(
         &mut self,
         name: &'static str,
@@ -690,21 +730,22 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Returns `true` if the inner table `table`, which is not taken yet, has the key `key`. For a
-    /// default that depends on a table which is read later.
+    /// Returns `true` if the file sets `key` in the inner table `table`, which must not be taken
+    /// yet. This serves keys whose default depends on a table that is read later.
     pub(super) fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
     }
 
-    /// Returns `true` if there is at least one `[[name]]` that is not taken yet. A value that is no
-    /// array counts as one table.
+    /// Returns `true` if the file has at least one table `[[name]]`. The key `name` must not be
+    /// taken yet. A value that is no array counts as one table.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
     }
 
-    /// Takes and reads all tables `[[name]]`; there may be none.
+    /// Takes all tables `[[name]]`, calls `read` for each of them, and returns the results. The
+    /// file may contain no such table.
     pub(super) fn sections_if_any<T>(
         &mut self,
         name: &'static str,
@@ -718,7 +759,7 @@ impl<'c, 'a> Table<'c, 'a> {
                 if !found.value.is_table() {
                     return Vec::new();
                 }
-                // `[output]` for `[[output]]`: its keys may hold more problems.
+                // The file has `[output]` instead of `[[output]]`. Its keys may have more problems.
                 vec![Spanned::new(found.at..found.at, found.value)]
             }
             None => Vec::new(),
@@ -726,9 +767,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.tables(name, found, &allowed, read)
     }
 
-    /// Takes a table, or an array of tables, without reading it. The plain keys of this table can
-    /// then be read, and printed, before the tables, which [`Table::read_tables`] reads. `None`:
-    /// the key is absent.
+    /// Takes the key, whose value is a table or an array of tables, without reading these inner
+    /// tables. The plain keys of this table can then be read first; [`Table::read_tables`] reads
+    /// the inner tables after them. Returns `None` if the key is absent.
     pub(super) fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
         let (name, kind) = (key.name, key.kind.clone());
         let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());
@@ -751,7 +792,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Tables { name, kind, tables })
     }
 
-    /// Reads the tables that [`Table::found_tables`] has taken.
+    /// Calls `read` for each of the tables that [`Table::found_tables`] has taken, and returns the
+    /// results.
     pub(super) fn read_tables<T>(
         &mut self,
         found: Tables<'a>,
@@ -760,8 +802,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.tables(found.name, found.tables, &found.kind, read)
     }
 
-    /// Reads each of `found` as an element of the array `name`. An element that is no table is a
-    /// problem; `allowed` is the end of its message.
+    /// Calls `read` for each of `found`, the elements of the array `name`, and returns the results.
+    /// An element that is no table is recorded as a problem; `allowed` is the end of the error
+    /// message.
     fn tables<T>(
         &mut self,
         name: &'static str,
@@ -786,8 +829,9 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Reports each key that no call has taken, as unknown. `explain` may return a better message
-    /// for a key; with an empty message the key is not reported.
+    /// Reports an error for each key that no call has taken, because the key is unknown. `explain`
+    /// may return a better message for a key. If `explain` returns an empty message, the key is not
+    /// reported.
     pub(super) fn refuse_rest(&mut self, explain: impl Fn(&str) -> Option<String>) {
         for (name, (at, _)) in std::mem::take(&mut self.keys) {
             let message = explain(&name).unwrap_or_else(|| {
