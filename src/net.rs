@@ -22,9 +22,9 @@ pub use unacknowledged::unacknowledged;
 /// wait, the accept loop itself is the problem.
 const BACKLOG: u32 = 1024;
 
-/// The number of bytes that the kernel takes for one connection before it begins to send them.
-/// Bytes that are already on their way to the peer do not count. Bytes that wait in the kernel have
-/// to be sent again when the connection breaks.
+/// The most unsent bytes that the kernel keeps for one connection before it takes no more
+/// (TCP_NOTSENT_LOWAT). Bytes that are already sent to the peer do not count. The number is small,
+/// because the bytes that wait in the kernel must be sent again when the connection breaks.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.
@@ -68,10 +68,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Returns all addresses that a host has now, in the order of the resolver (getaddrinfo(3): the
-/// hosts file, the DNS, and other sources of the system). The resolver may be slow, and a lookup
-/// goes on if the future is dropped. `held` is dropped when the resolver has returned, so that
-/// callers can limit the number of threads that wait for the resolver.
+/// Returns all addresses that a host has now, in the order of the resolver. The resolver is
+/// getaddrinfo(3), which asks the hosts file, the DNS, and other sources of the system. A lookup
+/// may be slow, and goes on in its thread even if the future is dropped. `held` (such as a
+/// semaphore permit) is dropped only when the lookup has ended, so that callers can limit the
+/// number of threads that wait for the resolver.
 ///
 /// # Errors
 ///
@@ -89,11 +90,12 @@ pub async fn resolve(
     Ok(looking_up.await.map_err(io::Error::other)??.collect())
 }
 
-/// Connects to one address. The connection must be there before `deadline`.
+/// Connects to one address. The attempt fails if there is no connection before `deadline`.
 ///
 /// # Errors
 ///
-/// [`DialError::Connect`] or [`DialError::Timeout`].
+/// [`DialError::Connect`] is the error of the kernel. [`DialError::Timeout`] means that the
+/// deadline has passed.
 pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream, DialError> {
     match timeout_at(deadline, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|source| DialError::Connect { address, source }),
@@ -101,8 +103,8 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
     }
 }
 
-/// Looks `host` up, tries its addresses one after the other, and returns the first connection. It
-/// must be there before `deadline`.
+/// Looks up the name `host`, tries its addresses one after the other, and returns the first
+/// connection. The call fails if there is no connection before `deadline`.
 ///
 /// # Errors
 ///

@@ -8,10 +8,10 @@ mod failures;
 
 pub use failures::Failures;
 
-/// Raises the soft limit of open files to the hard limit, as Go's runtime does for every Go
-/// program, and returns the limit that holds now. The soft limit is often 1,024, because select(2)
-/// can handle no more; nothing in the relay uses select. The number of connections should be
-/// limited by `limits.max_connections`, not by an accept(2) that fails.
+/// Raises the soft limit of open files to the hard limit, and returns the new limit. The soft limit
+/// is often 1,024, because select(2) can handle no more; nothing in the relay uses select. Without
+/// a higher limit, accept(2) could fail before `limits.max_connections` is reached. Go's runtime
+/// raises the limit in the same way.
 ///
 /// # Errors
 ///
@@ -33,8 +33,9 @@ pub fn raise_open_files() -> io::Result<u64> {
 }
 
 /// Turns transparent huge pages off for this process. With huge pages, one touched byte makes 2 MiB
-/// resident. mimalloc asks for huge pages if the system leaves the choice to programs; 2 MiB in use
-/// were then 30 MiB resident. The memory limits of the relay count bytes in use.
+/// resident. The allocator mimalloc asks for huge pages if the system leaves the choice to
+/// programs. A relay with 2 MiB in use then had 30 MiB resident, but the memory limits of the relay
+/// count only the bytes in use.
 ///
 /// # Errors
 ///

@@ -32,7 +32,7 @@ use crate::config::ClientTls;
 use crate::config::ListenerTls;
 use crate::config::TlsVersion;
 
-/// The reason why files give no TLS settings.
+/// The reason why no TLS settings could be made from the configured files.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file could not be read.
@@ -43,12 +43,13 @@ pub enum TlsError {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// A file contains nothing usable.
+    /// The content of a file cannot be used.
     #[error("{} holds {what}", file.display())]
     Content {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// The fault of its contents.
+        /// The wrong content of the file, which the message names after "holds": `no certificate in
+        /// PEM`.
         what: String,
     },
     /// rustls does not accept the certificate or CA.
@@ -56,7 +57,8 @@ pub enum TlsError {
     Unusable {
         /// The certificate or CA file.
         file: PathBuf,
-        /// The error of rustls. Its own text may blame a peer, though the file is ours.
+        /// The error of rustls. Its text may speak of a peer's certificate, although the file
+        /// belongs to the relay itself.
         source: rustls::Error,
     },
     /// The private key does not belong to the certificate.
@@ -64,10 +66,11 @@ pub enum TlsError {
     Mismatch {
         /// The file of the certificate.
         certificate: PathBuf,
-        /// The file of the key.
+        /// The file of the private key.
         key: PathBuf,
     },
-    /// The new certificate has expired, and the one in use has not. The one in use stays.
+    /// The certificate in the file has expired, but the certificate in use has not. The certificate
+    /// in use is kept.
     #[error("the certificate in {} has expired, and the one in use has not", file.display())]
     Expired {
         /// The file of the new certificate.
@@ -83,7 +86,8 @@ impl TlsError {
     }
 }
 
-/// The fault of a certificate file of ours, and what the operator can do about it.
+/// Returns a text about the fault of one of the relay's own certificate files, and about what the
+/// operator can do.
 fn fault(error: &rustls::Error) -> String {
     let rustls::Error::InvalidCertificate(invalid) = error else { return error.to_string() };
     if let CertificateError::Other(other) = invalid {
@@ -95,7 +99,8 @@ fn fault(error: &rustls::Error) -> String {
     invalid.to_string()
 }
 
-/// The fault of a certificate for which rustls has only the name of an error.
+/// Returns a text about the fault of a certificate, for errors of which rustls has only the name,
+/// such as `CaUsedAsEndEntity`.
 fn certificate_fault(error: &OtherError) -> String {
     match error.to_string().as_str() {
         "UnsupportedCertVersion" => {
@@ -123,7 +128,7 @@ fn certificate_fault(error: &OtherError) -> String {
     .to_owned()
 }
 
-/// The text of an error that ended a TLS handshake, for the log and for `/status`.
+/// Returns the text of an error that ended a TLS handshake, for the log and for the page `/status`.
 #[must_use]
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
@@ -133,30 +138,36 @@ pub fn handshake_error(error: &io::Error) -> String {
     error.to_string()
 }
 
-/// The contents of the files that settings were made from, in a fixed order.
+/// The contents of the files from which TLS settings were made, in a fixed order. They are compared
+/// to see if a file has changed.
 type Contents = Vec<Vec<u8>>;
 
+/// Returns the content of a file. The call blocks while it reads the file.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(file).map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
 /// The TLS settings of a listener.
 pub struct Server {
+    /// The config that the settings were made from.
     config: ListenerTls,
+    /// The contents of the certificate file, the key file and, if configured, the CA file.
     made_of: Contents,
+    /// The settings in the form of rustls.
     rustls: Arc<ServerConfig>,
-    /// The notAfter of the certificate, in seconds since 1970.
+    /// The end of the certificate's validity (notAfter), in seconds since 1970. `None`: the
+    /// certificate cannot be parsed.
     not_after: Option<i64>,
 }
 
 impl Server {
-    /// Reads the files and makes settings from them. Returns `current` if neither the files nor the
-    /// config have changed since it was made.
+    /// Reads the certificate files and makes TLS settings from them. Returns `current` if neither
+    /// the files nor the config have changed since `current` was made.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a file cannot be read or used, or the certificate has expired and the one of
-    /// `current` has not.
+    /// [`TlsError`]: a file cannot be read or used. The result is also an error if the new
+    /// certificate has expired, but the certificate of `current` has not.
     pub fn read(config: &ListenerTls, current: Option<&Arc<Self>>) -> Result<Arc<Self>, TlsError> {
         let mut contents = vec![read(&config.certificate)?, read(&config.private_key)?];
         if let Some(ca) = &config.client_ca {
@@ -170,6 +181,7 @@ impl Server {
         Ok(Arc::new(made))
     }
 
+    /// Makes the settings from the contents of the files.
     fn make(config: &ListenerTls, contents: Contents) -> Result<Self, TlsError> {
         let chain = certificates(&config.certificate, &contents[0])?;
         let key = private_key(&config.private_key, &contents[1])?;
@@ -198,22 +210,22 @@ impl Server {
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 
-    /// The settings for the next handshake.
+    /// Returns the rustls settings for the next handshake.
     #[must_use]
     pub fn settings(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.rustls)
     }
 
-    /// The PEM text of the CA from which a client's certificate must come; `None` if clients need
-    /// no certificate.
+    /// Returns the PEM text of the certificate authority (CA) that must have issued a client's
+    /// certificate. Returns `None` if clients need no certificate.
     #[must_use]
     pub fn client_ca(&self) -> Option<&[u8]> {
         // The CA is the third file: [`Server::read`] reads it after the certificate and the key.
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
 
-    /// The notAfter of the certificate, in seconds since 1970; `None` if the certificate cannot be
-    /// parsed.
+    /// Returns the end of the certificate's validity (notAfter), in seconds since 1970. Returns
+    /// `None` if the certificate cannot be parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
@@ -222,22 +234,28 @@ impl Server {
 
 /// The TLS settings of an output.
 pub struct Client {
+    /// The config that the settings were made from.
     config: ClientTls,
+    /// The contents of the CA file, the certificate file and the key file, as far as they are
+    /// configured.
     made_of: Contents,
+    /// The settings in the form of rustls.
     rustls: Arc<ClientConfig>,
-    /// The notAfter of the client certificate, in seconds since 1970.
+    /// The end of the client certificate's validity (notAfter), in seconds since 1970. `None`:
+    /// there is no client certificate, or it cannot be parsed.
     not_after: Option<i64>,
 }
 
 impl Client {
-    /// Reads the files and makes settings from them. Returns `current` if neither the files nor the
-    /// config have changed since it was made. If the config names no CA, the system's roots are
-    /// read. `alpn` is the list of protocols that the handshake offers.
+    /// Reads the certificate files and makes TLS settings from them. Returns `current` if neither
+    /// the files nor the config have changed since `current` was made. If the config names no CA,
+    /// the system's root certificates are used; a change of these alone is not noticed. `alpn` is
+    /// the list of protocols that the handshake offers.
     ///
     /// # Errors
     ///
-    /// [`TlsError`]: a file cannot be read or used, or the client certificate has expired and the
-    /// one of `current` has not.
+    /// [`TlsError`]: a file cannot be read or used. The result is also an error if the new client
+    /// certificate has expired, but the client certificate of `current` has not.
     pub fn read(
         config: &ClientTls,
         alpn: &[&[u8]],
@@ -260,6 +278,7 @@ impl Client {
         Ok(Arc::new(made))
     }
 
+    /// Makes the settings from the contents of the files.
     fn make(config: &ClientTls, alpn: &[&[u8]], contents: Contents) -> Result<Self, TlsError> {
         let here = || {
             config
@@ -307,21 +326,21 @@ impl Client {
         })
     }
 
-    /// The settings for the next handshake.
+    /// Returns the rustls settings for the next handshake.
     #[must_use]
     pub fn settings(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.rustls)
     }
 
-    /// The notAfter of the client certificate, in seconds since 1970; `None` if there is no client
-    /// certificate.
+    /// Returns the end of the client certificate's validity (notAfter), in seconds since 1970.
+    /// Returns `None` if there is no client certificate, or if it cannot be parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
     }
 
-    /// The name that the server's certificate must have: the configured name, or `host` if none is
-    /// configured.
+    /// Returns the name for which the server's certificate must be valid: the configured name, or
+    /// `host` if no name is configured.
     ///
     /// # Errors
     ///
@@ -334,10 +353,13 @@ impl Client {
     }
 }
 
+/// Returns the error that no client certificate was read.
 fn no_identity(file: &Path) -> TlsError {
     TlsError::Content { file: file.to_owned(), what: "no client certificate".into() }
 }
 
+/// Returns the error for a certificate and a key that rustls refuses together: `Mismatch` if the
+/// key belongs to another certificate, otherwise `Unusable`.
 fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     let (certificate, key) = (certificate.to_owned(), key.to_owned());
     if matches!(source, rustls::Error::InconsistentKeys(_)) {
@@ -346,10 +368,11 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
     TlsError::Unusable { file: certificate, source }
 }
 
-/// Refuses to replace a valid certificate by an expired one, because peers refuse an expired
-/// certificate. A certificate that expires while it is in use stays in use. At the start an expired
-/// certificate is accepted, because not every client checks. `new` and `current` are the notAfter
-/// times.
+/// Returns an error if `new` is in the past and `current` is not. Both are the end of a
+/// certificate's validity (notAfter), in seconds since 1970. A valid certificate is not replaced by
+/// an expired one, because peers refuse expired certificates. At the start there is no `current`,
+/// and an expired certificate is accepted, because not every client checks. A certificate that
+/// expires while it is in use stays in use.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
@@ -365,16 +388,16 @@ pub struct Chain(Vec<CertificateDer<'static>>);
 /// The period in which a certificate is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validity {
-    /// The notBefore, in seconds since 1970.
+    /// The start of the validity (notBefore), in seconds since 1970.
     pub from: i64,
-    /// The notAfter, in seconds since 1970.
+    /// The end of the validity (notAfter), in seconds since 1970.
     pub until: i64,
-    /// The notBefore and the notAfter as text for people.
+    /// The start and the end of the validity as readable texts.
     pub words: (String, String),
 }
 
 impl Chain {
-    /// Reads the certificates of a file. Blocks.
+    /// Reads the certificates of a file. The call blocks while it reads the file.
     ///
     /// # Errors
     ///
@@ -383,11 +406,11 @@ impl Chain {
         certificates(file, &read(file)?).map(Self)
     }
 
-    /// The periods in which the certificates are valid, in the order of the file.
+    /// Returns the periods in which the certificates are valid, in the order of the file.
     ///
     /// # Errors
     ///
-    /// The position, counted from 1, of the first certificate that is not valid X.509.
+    /// Returns the position, counted from 1, of the first certificate that is not valid X.509.
     pub fn validity(&self) -> Result<Vec<Validity>, usize> {
         let validity = |(index, certificate): (usize, &CertificateDer<'static>)| {
             let parsed = x509_parser::parse_x509_certificate(certificate);
@@ -403,17 +426,19 @@ impl Chain {
         self.0.iter().enumerate().map(validity).collect()
     }
 
-    /// Checks that the certificates can be used as authorities for peers.
+    /// Checks that the certificates can be used as authorities for the certificates of peers.
+    /// `file` is the path for the error message.
     ///
     /// # Errors
     ///
-    /// One of the certificates is no authority.
+    /// One of the certificates cannot be used as an authority, for example because it is not valid
+    /// X.509.
     pub fn roots(&self, file: &Path) -> Result<(), TlsError> {
         roots_of(file, self.0.clone()).map(drop)
     }
 
-    /// Checks that `key_file` contains the key of the first certificate, which was read from
-    /// `file`. Blocks.
+    /// Checks that `key_file` contains the private key of the first certificate. The certificates
+    /// were read from `file`. The call blocks while it reads the key file.
     ///
     /// # Errors
     ///
@@ -429,15 +454,16 @@ impl Chain {
     }
 }
 
-/// Checks that a file contains a private key. Blocks.
+/// Checks that a file contains a private key. The call blocks while it reads the file.
 ///
 /// # Errors
 ///
-/// The file cannot be read, or contains no private key.
+/// The file cannot be read, or contains no private key that can be used.
 pub fn check_private_key(file: &Path) -> Result<(), TlsError> {
     private_key(file, &read(file)?).map(drop)
 }
 
+/// Returns the implementation of cryptography that rustls uses: `ring`.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -446,6 +472,7 @@ static TLS13_ONLY: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
 static TLS12_AND_13: [&SupportedProtocolVersion; 2] =
     [&rustls::version::TLS13, &rustls::version::TLS12];
 
+/// Returns the TLS versions that are allowed if `min` is the lowest one.
 fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     match min {
         TlsVersion::V1_2 => &TLS12_AND_13,
@@ -453,6 +480,8 @@ fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     }
 }
 
+/// Parses the certificates in the PEM text `pem`. `file` is the path for the error message. A text
+/// without a certificate is an error.
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let content = |what: String| TlsError::Content { file: file.to_owned(), what };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
@@ -469,6 +498,8 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Err(content(what.into()))
 }
 
+/// Parses the private key in the PEM text `pem`, and checks that rustls can use the key. `file` is
+/// the path for the error message.
 fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
     let content = |what: String| TlsError::Content { file: file.to_owned(), what };
     let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
@@ -487,7 +518,7 @@ fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsErr
             content(format!("no private key in PEM: {error}"))
         }
     })?;
-    // Later, rustls would only say that the pair of certificate and key can't be used.
+    // Without this check, rustls would only say later that certificate and key can't be used.
     provider().key_provider.load_private_key(key.clone_key()).map_err(|_| {
         content(
             "a private key that can't be used: RSA of 2048 to 4096 bits, ECDSA with P-256 or P-384, \
@@ -498,10 +529,14 @@ fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsErr
     Ok(key)
 }
 
+/// Parses the certificates in the PEM text `pem`, and returns them as authorities that rustls
+/// trusts.
 fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
     roots_of(file, certificates(file, pem)?)
 }
 
+/// Returns the certificates as authorities that rustls trusts. A certificate that cannot be used as
+/// one is an error; `file` is the path for its message.
 fn roots_of(
     file: &Path,
     certificates: Vec<CertificateDer<'static>>,
@@ -515,24 +550,24 @@ fn roots_of(
     Ok(roots)
 }
 
-/// The roots of the system that can be used. A bad file among them is ignored: it is no reason to
-/// refuse the others.
+/// Returns the usable root certificates of the operating system. A bad certificate among them is
+/// ignored, because the others can still be used.
 fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots
 }
 
-/// The notAfter of a certificate, in seconds since 1970 (RFC 5280 §4.1.2.5); `None` if it cannot be
-/// parsed.
+/// Returns the end of a certificate's validity (notAfter, RFC 5280 §4.1.2.5), in seconds since
+/// 1970. Returns `None` if the certificate cannot be parsed.
 #[must_use]
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// The verifier for `insecure_skip_verify`: it accepts every certificate, but the handshake must
-/// still be signed with that certificate's key.
+/// The certificate verifier for `insecure_skip_verify`. It accepts every certificate, but the peer
+/// must still sign the handshake with the key of that certificate.
 struct AcceptAny(Arc<CryptoProvider>);
 
 impl fmt::Debug for AcceptAny {

@@ -7,11 +7,12 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 
-/// The first failure of a task or thread that the process needs until its end. `relay` waits for
-/// such a failure, drains, and ends the process with an error: a relay without its accept loop or
-/// its deadlines would look healthy and would not be.
+/// The record of the first failure among the tasks and threads that the process needs until its
+/// end. After such a failure, the module `relay` drains and ends the process with an error.
+/// Otherwise the process would seem healthy, but its accept loop, for example, would not run any
+/// more.
 ///
-/// All clones share the same state.
+/// All clones share the same record.
 #[derive(Clone, Default)]
 pub struct Failures {
     /// A description of the first failure; `None` if there was no failure.
@@ -19,7 +20,7 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Logs a failure, and keeps it if it is the first. The failure is logged at once, because the
+    /// Logs a failure, and stores it if it is the first one. It is logged at once, because the
     /// process ends only after the drain.
     pub fn report(&self, error: String) {
         tracing::error!(
@@ -54,7 +55,8 @@ impl Failures {
     }
 
     /// Wraps `task`, which the process needs. If the task panics, a failure is reported whose
-    /// description begins with `name`. A task that returns is no failure: it was told to end.
+    /// description begins with `name`. A task that returns is no failure, because tasks return only
+    /// when they are told to end.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,
