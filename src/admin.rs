@@ -47,16 +47,18 @@ mod places;
 
 use places::Places;
 
-/// The admin server closes a connection on which no complete head of a request arrives for this
-/// long, counted from the opening of the connection or from the end of the request before.
+/// The longest time that a client may take to send the complete head of a request. The time begins
+/// when the connection is opened or the previous request has ended. After this time the admin
+/// server closes the connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The admin server closes every connection after this time, so that a client that is idle or reads
-/// slowly does not keep its place for ever.
+/// The longest lifetime of a connection to the admin server. After this time the server closes the
+/// connection, so that a client that is idle or reads slowly cannot keep one of the few connections
+/// permanently.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
-/// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. `relay` shares this
-/// value with the admin server and updates it.
+/// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. The module `relay`
+/// shares this value with the admin server and updates it.
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
@@ -66,11 +68,12 @@ pub struct Admin {
     listeners: Mutex<Vec<Listener>>,
     /// The sources that exist now, in the order of the config.
     sources: Mutex<Vec<source::Shown>>,
-    /// `true`: the start is over, and every part of the relay is open.
+    /// `true`: the start is over, and all outputs, listeners and sources are open.
     started: AtomicBool,
     /// `true`: the drain, which ends the relay, has begun.
     stopping: AtomicBool,
-    /// The time at which this process began to open its parts.
+    /// The time at which this value was made, at the start of the process. The uptime is counted
+    /// from this time.
     since: Instant,
     /// The machine's name, which in Kubernetes is the pod's name.
     host: String,
@@ -87,7 +90,8 @@ pub struct Output {
     /// The longest time that an event may wait for this output; after it the status page calls the
     /// event late.
     pub lag_max: Duration,
-    /// The state that the output's delivery reports.
+    /// The state of the output that its delivery loop reports: connected or not, and the last
+    /// error.
     pub status: Arc<Status>,
 }
 
@@ -102,7 +106,8 @@ pub struct Listener {
 }
 
 impl Admin {
-    /// Makes the state of a relay that has neither started nor begun to stop, and has no parts yet.
+    /// Makes the state of a relay that has not started yet and has no outputs, listeners and
+    /// sources.
     #[must_use]
     pub fn new(telemetry: Arc<Telemetry>, queue: Queue) -> Self {
         Self {
@@ -130,17 +135,20 @@ impl Admin {
         *lock(&self.sources) = sources;
     }
 
-    /// Notes that every part is open: `/readyz` answers 200 from now on, until the drain begins.
+    /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 from now on,
+    /// until the drain (the orderly end of the relay) begins.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that the drain begins: `/readyz` answers 503 from now on.
+    /// Notes that the drain (the orderly end of the relay) begins: `/readyz` answers 503 from now
+    /// on.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Answers requests on `socket` until `stop` is cancelled, and then ends all connections.
+    /// Answers requests for admin pages on `socket` until `stop` is cancelled. Then ends all
+    /// connections and returns.
     pub async fn serve(self: Arc<Self>, socket: TcpListener, stop: CancellationToken) {
         let places = Arc::<Places>::default();
         let tracker = TaskTracker::new();
@@ -170,7 +178,8 @@ impl Admin {
                     .header_read_timeout(HEAD_TIMEOUT)
                     .max_buf_size(16 * 1024)
                     .serve_connection(TokioIo::new(stream), service);
-                // An error is the client's: the client has gone, or has sent no HTTP.
+                // An error is ignored, because the client caused it: the client has gone, or has
+                // not sent HTTP.
                 let bounded = tokio::time::timeout(CONNECTION_TIME, serving);
                 let bounded = place.lost.run_until_cancelled(bounded);
                 drop(stop.run_until_cancelled(bounded).await);
@@ -215,9 +224,10 @@ impl Admin {
         }
     }
 
-    /// Returns `true` if the relay now has a part called `name`: an output if `place` is `output`,
-    /// otherwise a listener with TLS. The pages hide metrics of parts that do not exist. Before the
-    /// start is over the result is always `true`, because the parts are not known yet.
+    /// Returns `true` if the relay now has the output `name` (if `place` is `output`), or a
+    /// listener `name` with TLS (for any other `place`). The admin pages use the result to hide the
+    /// metrics of outputs and listeners that a reload has removed. Before the start is over the
+    /// result is always `true`, because the outputs and listeners are not known yet.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;
@@ -230,10 +240,10 @@ impl Admin {
         }
     }
 
-    /// Returns the response to `/readyz`; with `verbose` its body lists every check. The status is
-    /// 503 only during the start and the drain, because these two must keep senders away. A full
-    /// queue or a dead output does not lead to 503: a pod that leaves its Service turns
-    /// back-pressure into connection errors.
+    /// Returns the response to `/readyz`. If `verbose` is `true`, its body lists every check. The
+    /// status is 503 only during the start and the drain, when senders must use another replica. A
+    /// full queue or a dead output does not lead to 503: Kubernetes would remove the pod from its
+    /// Service, and senders would get connection errors instead of the answer to retry later.
     fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {
@@ -273,8 +283,8 @@ impl Admin {
         text(status, body)
     }
 
-    /// The JSON text of `/status`. A field that has the name of a metric means the same as the
-    /// metric. docs/reference/status-json.md lists all fields.
+    /// Returns the JSON text of the page `/status`. A field that has the name of a metric has the
+    /// same meaning as the metric. docs/reference/status-json.md lists all fields.
     fn status(&self) -> String {
         let (bytes, events) = self.queue.held();
         let reading = self.telemetry.read();
@@ -336,8 +346,9 @@ impl Admin {
         lock(&self.sources).iter().map(|it| source(it, reading)).collect()
     }
 
-    /// The certificates, as JSON, of the outputs and listeners that exist now. The metrics may also
-    /// hold certificates of outputs and listeners that a reload has removed; these are left out.
+    /// Returns, as JSON, the certificates of the outputs and listeners that exist now. The metrics
+    /// may also have certificates of outputs and listeners that a reload has removed; the result
+    /// leaves them out.
     fn certificates(&self, reading: &Reading) -> Value {
         let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
         reading.certificates().iter().filter(is_here).map(certificate).collect()

@@ -29,8 +29,8 @@ use crate::tls;
 use crate::tls::Chain;
 use crate::tls::TlsError;
 
-/// Returns the faults of the files that a config names, without those that reading the config has
-/// already found. Blocks.
+/// Checks the files that a config names, and returns their faults. Faults that were already found
+/// when the config was read are not repeated. Blocks on the disk.
 #[must_use]
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
@@ -48,8 +48,8 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
     found.problems
 }
 
-/// Returns the faults of the directories that a config names. The directories `in_use` are not
-/// checked. Blocks.
+/// Checks the directories that a config names, and returns their faults. Directories in `in_use`
+/// are not checked, because the running relay goes on using them in any case. Blocks on the disk.
 #[must_use]
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -70,9 +70,10 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     problems
 }
 
-/// Returns the faults that listeners, outputs and sources find when they read their files. To be
-/// called only if nothing else was found in the config. Outputs whose policy has a fault are left
-/// out, because faults of a policy are reported with their own lines. Blocks.
+/// Returns the faults that listeners, outputs and sources find when they read their files. Call
+/// this only if no other check has found a fault in the config. Outputs whose policy has a fault
+/// are left out, because faults of a policy are reported separately, with their lines. Blocks on
+/// the disk.
 #[must_use]
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -104,15 +105,15 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// The faults that were found so far.
+/// The faults that the check has found so far.
 struct Findings<'a> {
     checked: &'a Checked,
     problems: Vec<Problem>,
 }
 
 impl Findings<'_> {
-    /// Adds a problem of the key `named`. A problem that is no warning is left out if reading the
-    /// config has already reported an error for the same key.
+    /// Adds a problem of the config key `named`. If reading the config has already reported a
+    /// problem of the same key that is more than a warning, only warnings are added.
     fn add(&mut self, named: &Named, message: impl Into<String>, severity: Severity) {
         let is_known =
             |problem: &Problem| problem.path == named.key && problem.severity != Severity::Warning;
@@ -121,6 +122,8 @@ impl Findings<'_> {
         }
     }
 
+    /// Adds the error in `result`, if there is one, as a problem of the config key `named`. A
+    /// missing file is no problem if the file is optional.
     fn report(&mut self, named: &Named, result: Result<(), TlsError>) {
         // An optional file may disappear between two reads.
         let Err(error) = result else { return };
@@ -130,7 +133,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks the certificate chain in a file, and that the configured private key belongs to it.
+    /// Checks the certificate chain in the file of the config key `named`, and checks that the
+    /// configured private key belongs to the certificate.
     fn certificate(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -219,8 +223,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Returns the contents of a file with a secret. `None` if the file cannot be read or is not
-    /// UTF-8; that fault is added to the problems.
+    /// Returns the contents of a file with a secret. Returns `None` if the file cannot be read or
+    /// is not UTF-8, and adds this fault to the problems.
     fn secret(&mut self, named: &Named) -> Option<String> {
         let error = match config::read_secret(&named.path) {
             Ok(secret) => return Some(secret),
@@ -237,7 +241,8 @@ impl Findings<'_> {
     }
 }
 
-/// Describes the contents that a file of this key may have.
+/// Returns a description, for error messages, of the contents that the file of this config key may
+/// have.
 fn allowed(named: &Named) -> &'static str {
     match named.content {
         Content::Certificate => "a PEM chain, the leaf first",

@@ -14,8 +14,9 @@ use ring::digest;
 
 const PAGE: &str = include_str!("page.html");
 
-/// The page's Content-Security-Policy header. `img-src data:` allows the icon, which is inside of
-/// the page; a page without an icon makes browsers ask for `/favicon.ico`.
+/// The Content-Security-Policy header of the status page. `img-src data:` allows the icon, which is
+/// embedded in the page. The icon is needed, because browsers request `/favicon.ico` for a page
+/// that has no icon.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let (script, style) = (source("script"), source("style"));
     let policy = format!(
@@ -27,8 +28,8 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// Returns the CSP source expression `'sha256-…'` (CSP Level 3 §2.3.1), the hash of the contents of
-/// the page's only `element`, which is `script` or `style`.
+/// Returns the CSP source expression `'sha256-…'` (CSP Level 3 §2.3.1), which contains the hash of
+/// an element of the page. `element` is `script` or `style`; the page has only one of each.
 fn source(element: &str) -> String {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let content = PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close));

@@ -15,29 +15,33 @@ use std::sync::PoisonError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The number of connections that the admin address serves at a time: enough for a scraper, the
-/// probes and a few people. More connections are a mistake, and must not cost the relay anything.
+/// The largest number of connections that the admin address serves at the same time: enough for a
+/// scraper, the probes and a few people. The limit keeps a client that opens too many connections
+/// from taking memory from the relay.
 const CONNECTIONS_MAX: usize = 64;
 
-/// All places for connections of the admin address. The accept loop and its connections share this
-/// value.
+/// The set of places for connections of the admin address: a connection may stay open only while it
+/// has a place. The accept loop and all connections share this value.
 #[derive(Default)]
 pub(super) struct Places {
     taken: Mutex<Taken>,
 }
 
+/// The connections that have a place now.
 #[derive(Default)]
 struct Taken {
-    /// The number that the next connection gets.
+    /// The identifier that the next connection gets.
     next: u64,
-    /// The places that are taken, by connection number; at most [`CONNECTIONS_MAX`].
+    /// The places that are taken, by the connection's identifier; at most [`CONNECTIONS_MAX`].
     by_id: HashMap<u64, Entry>,
 }
 
+/// A place that one connection has taken.
 struct Entry {
-    /// The time of the connection's last request, or, before the first request, of its opening.
+    /// The time of the connection's last request. Before its first request: the time at which the
+    /// connection was opened.
     asked: Instant,
-    /// Cancelled when the connection loses its place.
+    /// This token is cancelled when the connection loses its place to a newer connection.
     lost: CancellationToken,
 }
 
@@ -65,16 +69,19 @@ impl Places {
     }
 }
 
-/// The place of one connection of the admin address. Dropping this value makes the place free.
+/// The place of one connection of the admin address, without which the connection may not stay
+/// open. Dropping this value makes the place free.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
-    /// Cancelled when the connection has lost its place: the connection must end.
+    /// This token is cancelled when the connection has lost its place to a newer connection. The
+    /// connection must then end.
     pub(super) lost: CancellationToken,
 }
 
 impl Place {
-    /// Notes that this connection has sent a request now.
+    /// Notes that this connection has sent a request now. Of all connections, it then loses its
+    /// place last.
     pub(super) fn asked(&self) {
         if let Some(entry) = self.places.lock().by_id.get_mut(&self.id) {
             entry.asked = Instant::now();
