@@ -31,8 +31,9 @@ pub const API_VERSION: &str = "audit.k8s.io/v1";
 pub(crate) const LIST_HEAD: &[u8] =
     br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 
-/// The deepest nesting that an event may have; the event's own braces are level 1. Parsers of
-/// consumers give up at depths between 64 and a few thousand.
+/// The deepest nesting that an event may have; the event's own braces are level 1. The limit exists
+/// because JSON parsers of consumers refuse a nesting that is too deep, some at 64 levels, others
+/// at a few thousand.
 pub const DEPTH_MAX: usize = 1000;
 
 /// The values of the metrics' label `level`, in the order of [`Batch::levels`]: the four levels of
@@ -45,8 +46,8 @@ pub type LevelCounts = [u64; LEVELS.len()];
 /// The events of a body that was checked and accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// The events, each followed by one `\n`; there is no other line break. Empty if the list is
-    /// empty.
+    /// The text of the events: each event is followed by one `\n`, and there is no other line
+    /// break. Empty if the body has no events.
     pub lines: Bytes,
     /// The number of events in `lines`.
     pub events: u64,
@@ -54,9 +55,9 @@ pub struct Batch {
     pub levels: LevelCounts,
 }
 
-/// The reason why a body was refused. As text, the reason is one sentence for the sender of the
-/// body, which names the byte and the item; the sentence quotes nothing of the body but a kind or a
-/// version.
+/// The reason why a body was refused. `Display` writes it as one sentence for the sender of the
+/// body. The sentence names the byte and the item of the fault. It quotes nothing of the body
+/// except a `kind` or an `apiVersion`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The offset of the fault in the body, in bytes, after decompression.
@@ -82,8 +83,8 @@ impl fmt::Display for Invalid {
 /// The lines that [`decode_in_place`] has made of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The range of the lines in the slice that was decoded. Each event is followed by one `\n`;
-    /// there is no other line break. Empty if the list is empty.
+    /// The byte range of the lines in the slice that was decoded. Each event is followed by one
+    /// `\n`, and there is no other line break. Empty if the body has no events.
     pub lines: Range<usize>,
     /// The number of events in `lines`.
     pub events: u64,
@@ -103,9 +104,9 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
 }
 
-/// Checks a body and splits it into lines in place. The last byte of the slice does not belong to
-/// the body: it is room for the line break after the last event. The body is accepted whole or
-/// refused whole. After an error the slice is unchanged.
+/// Checks a body and splits it into lines, which replace the body in the slice. The last byte of
+/// the slice does not belong to the body: it is room for the line break after the last event. The
+/// body is accepted whole or refused whole. After an error the slice is unchanged.
 ///
 /// # Errors
 ///
@@ -134,8 +135,9 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Checks a later part of a body of JSON lines and splits it into lines in place, as
-/// [`decode_in_place`] does with a whole body. Every value must be an event; a list is refused.
+/// Checks one part of a body of JSON lines that is not its first part, and splits the part into
+/// lines in place, as [`decode_in_place`] does with a whole body. Every value of the part must be
+/// an event; a list of events is refused.
 fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let lines = lines_and_room.split_last().map_or(&[][..], |(_, lines)| lines);
     let text = std::str::from_utf8(lines).map_err(|error| Invalid {
@@ -148,8 +150,9 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Returns the index of the item in which `before`, the beginning of a body, breaks off. `None` if
-/// `before` ends outside of all items, or if it has a fault earlier than at its end.
+/// Returns the index of the item that is cut off at the end of `before`, which is the beginning of
+/// a body. `None` if `before` ends outside of all items, or if it has a fault earlier than at its
+/// end.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // A fault before the end is not the one that the caller reports.
@@ -180,8 +183,9 @@ impl Span {
         self.range().len()
     }
 
-    /// Appends this span to `events`. `text` is the number of bytes of the whole text that the
-    /// spans refer to; it decides how much room is reserved.
+    /// Appends this span to `events`. If `events` is full, reserves room for the spans of the rest
+    /// of the body; `text` is the size of the body in bytes, from which the number of spans is
+    /// estimated.
     fn push_to(self, events: &mut Vec<Self>, text: usize) {
         if events.len() == events.capacity() {
             // The first reservation assumes that all events have the size of the first. If that was
@@ -198,8 +202,8 @@ impl Span {
 /// The length in bytes of the shortest valid event, `{"auditID":"a","stage":"Panic"}`.
 const EVENT_BYTES_MIN: usize = 31;
 
-/// Makes each event of `body` one line, in place, and returns the byte range of the lines. Raw line
-/// breaks inside of an event become spaces.
+/// Changes `body` so that each event becomes one line, and returns the byte range of the lines. A
+/// raw line break inside of an event becomes a space.
 fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     let (Some(first), Some(last)) = (events.first(), events.last()) else { return 0..0 };
     let (start, end) = (first.range().start, last.range().end);
@@ -222,8 +226,8 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// Puts a line break after each event and returns the byte range of the lines. Between each two
-/// events lies exactly one byte, which becomes the line break; nothing moves.
+/// Writes a line break after each event and returns the byte range of the lines. Between each two
+/// events there must be exactly one byte, which the line break replaces; no event is moved.
 fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     for event in events {
         body[event.range().end] = b'\n';

@@ -7,9 +7,9 @@ use super::DEPTH_MAX;
 use super::LEVELS;
 use super::scan;
 
-/// Checks if `event`, which must be valid JSON, is an audit event, and returns the index of its
-/// level in [`LEVELS`]. If a key occurs twice, its first value counts. The error has the offset of
-/// the fault in the event, in bytes, and a description of the fault.
+/// Checks if `event`, which must be valid JSON, is an audit event. Returns the index of the event's
+/// level in [`LEVELS`]. If a key occurs twice, only its first value counts. The error is the offset
+/// of the fault in the event, in bytes, and a description of the fault.
 pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     if event.first() != Some(&b'{') {
         return Err((0, "not an object".into()));
@@ -84,8 +84,8 @@ pub(super) fn wrong_version(version: Option<&str>) -> String {
     }
 }
 
-/// Quotes a value that came from a sender, for a message that may be logged: at most the first 64
-/// characters, with control characters escaped.
+/// Returns a value that a sender has sent, in quotation marks, for a message that may be logged.
+/// The result has at most the first 64 characters of the value, with control characters escaped.
 pub(super) fn quoted(value: &str) -> String {
     let short: String = value.chars().take(64).collect();
     format!("{short:?}")

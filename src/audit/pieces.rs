@@ -23,12 +23,14 @@ use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
 
-/// The most bytes that a large list may have outside of its array `items`, 1 MiB; kube-apiserver
-/// writes 76. If half of a piece is less than 1 MiB, half of a piece is the limit.
+/// The largest number of bytes, 1 MiB, that a large list may have outside of its array `items`;
+/// kube-apiserver writes 76 bytes. If half of a piece is less than 1 MiB, half of a piece is the
+/// limit.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// The bytes that stand after the events of a piece of a list while the piece is decoded: the end
-/// of a list, a line break, and one byte of room for the line break after the last event.
+/// The bytes that are put after the events of a piece while the piece is decoded as a list. They
+/// are the end of a list (`]}`), a line break, and one byte of room for the line break after the
+/// last event.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
 /// Receives the lines of a large body, piece by piece.
@@ -37,7 +39,8 @@ pub trait Store {
     /// invalid.
     type Error: From<Invalid>;
 
-    /// Appends lines to those that were stored before: `events` events, each followed by one `\n`.
+    /// Appends `lines` to the lines of the body that were stored before. `lines` holds `events`
+    /// events, each followed by one `\n`.
     ///
     /// # Errors
     ///
@@ -58,44 +61,49 @@ enum Part {
     Lines,
 }
 
-/// A body that is arriving. The request that reads the body owns this value.
+/// A large body that is arriving, and that is decoded in pieces. The request that reads the body
+/// owns this value.
 ///
-/// The bytes that come are appended to the window. [`Pieces::push`] looks through them once and
-/// remembers the last end of an event. When the window holds a piece, the bytes up to that end are
-/// decoded, given to the [`Store`] and removed from the window. [`Pieces::end`] decodes the rest
-/// and, for a list, the frame.
+/// The bytes that arrive are appended to a buffer, the window. [`Pieces::push`] searches the new
+/// bytes once and remembers the end of the last complete event. When the window holds enough bytes
+/// for a piece, the bytes up to that end are decoded, given to the [`Store`] and removed from the
+/// window. [`Pieces::end`] decodes the last bytes. For a list it also decodes the frame, which is
+/// all of the body outside of the array `items`.
 ///
-/// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded where it is.
-/// The bytes of the body that were in no piece yet follow.
+/// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded without
+/// moving its bytes. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
 pub struct Pieces {
-    /// The size in bytes from which on a piece is cut: as soon as the window holds this many bytes
-    /// of the body, it is cut at the last end of an event.
+    /// The number of bytes that are enough for a piece. As soon as the window holds this many bytes
+    /// of the body, its complete events are decoded as one piece.
     piece_bytes: usize,
-    /// `LIST_HEAD`, and after it the bytes of the body that were in no piece yet.
+    /// `LIST_HEAD`, and after it the bytes of the body that are not decoded yet.
     window: Vec<u8>,
     /// The offset in the window up to which [`Self::look`] has searched for ends of events.
     looked: usize,
     /// The offset in the window of the last place where a piece can end: at the comma after an
-    /// event, or after a line break. `None` if the window holds no whole event.
+    /// event of a list, or after a line break of JSON lines. `None` if the window has no such
+    /// place.
     cut: Option<usize>,
-    /// The number of brackets that are open at the offset `looked`, without those of the list and
-    /// of its array `items`.
+    /// The number of brackets that are open at the offset `looked`. The brackets of the list itself
+    /// and of its array `items` do not count.
     depth: usize,
-    /// `true`: the offset `looked` lies inside of a string.
+    /// `true`: the offset `looked` lies inside of a JSON string.
     in_string: bool,
     /// `true`: the byte before the offset `looked` is a backslash in a string, which escapes the
     /// next byte.
     escaped: bool,
     part: Part,
-    /// `true`: at least one piece was decoded. In JSON lines, no list may follow after it.
+    /// `true`: at least one piece was decoded. The next pieces of JSON lines must then be events,
+    /// not lists.
     has_begun: bool,
     /// The number of bytes of the body that were removed from the front of the window.
     before: usize,
     /// The bytes of the body outside of the array `items`.
     frame: Vec<u8>,
-    /// The number of bytes in `frame` that stand before the contents of `items`.
+    /// The number of bytes at the beginning of `frame` that stand before the contents of `items`.
     items_at: usize,
-    /// The number of bytes of the contents of `items` that were decoded.
+    /// The number of bytes inside of the array `items` that were decoded and removed from the
+    /// window.
     items_bytes: usize,
     /// The number of events in the pieces that were decoded.
     events: u64,
@@ -104,8 +112,8 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// Makes the state for a body of which no byte has come yet. A piece of the body will have
-    /// about `piece_bytes` bytes.
+    /// Makes the state for a body of which no byte has arrived yet. The body will be cut into
+    /// pieces of about `piece_bytes` bytes.
     #[must_use]
     pub fn new(piece_bytes: usize) -> Self {
         Self {
@@ -127,21 +135,23 @@ impl Pieces {
         }
     }
 
-    /// The number of bytes of memory that this value takes now. The bytes of the window count twice
-    /// if an event is much larger than a piece, because the window is copied when it grows.
+    /// Returns the number of bytes of memory that this value takes now. If an event is much larger
+    /// than a piece, the bytes of the window count twice, because the window is copied when it
+    /// grows.
     #[must_use]
     pub fn held(&self) -> usize {
         let copied = if self.waiting() > 4 * self.piece_bytes { self.waiting() } else { 0 };
         self.waiting() + copied + self.frame.len()
     }
 
-    /// The most bytes that the body may have outside of the array `items`; see [`FRAME_MAX`].
+    /// Returns the largest number of bytes that the body may have outside of the array `items`; see
+    /// [`FRAME_MAX`].
     fn frame_max(&self) -> usize {
         FRAME_MAX.min(self.piece_bytes / 2)
     }
 
-    /// Takes the next bytes of the body. Decodes the pieces that are complete now, and gives their
-    /// lines to `store`.
+    /// Takes the next bytes of the body. Decodes each piece that is complete now, and gives the
+    /// lines of the piece to `store`.
     ///
     /// # Errors
     ///
@@ -168,12 +178,13 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the rest of the body after its last byte has come. Returns the number of events of
-    /// the whole body, in all and by level.
+    /// Ends the body after its last byte has arrived: decodes the bytes that are not decoded yet,
+    /// and gives their lines to `store`. Returns the number of events of the whole body, and the
+    /// number of events of each level.
     ///
     /// # Errors
     ///
-    /// The same as [`Pieces::push`].
+    /// The body is invalid, or `store` could not take its lines. The whole body is refused then.
     pub fn end<S: Store>(mut self, store: &mut S) -> Result<(u64, LevelCounts), S::Error> {
         if self.part == Part::Unknown {
             self.recognise();
@@ -197,29 +208,31 @@ impl Pieces {
         Ok((self.events, self.levels))
     }
 
-    /// The number of bytes of the body that are in the window.
+    /// Returns the number of bytes of the body that are in the window, and therefore not decoded
+    /// yet.
     fn waiting(&self) -> usize {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// Makes room for `bytes` more bytes in the window. A large window grows by a quarter: if it
-    /// doubled, memory would hold three times the event while the window is copied.
+    /// Makes room for `bytes` more bytes in the window. A large window grows only by a quarter: if
+    /// its size doubled, memory would hold the bytes three times (the old window and a new one of
+    /// twice the size) while the window is copied.
     fn make_room(&mut self, bytes: usize) {
         if self.window.capacity() - self.window.len() < bytes {
             self.window.reserve_exact(bytes + (self.window.len() / 4).max(self.piece_bytes));
         }
     }
 
-    /// Removes the white space at the beginning of the body from the window. There may be much of
-    /// it.
+    /// Removes the white space at the beginning of the body from the window, so that much white
+    /// space takes no memory.
     fn skip_blanks(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
         self.drop_front(blanks.unwrap_or(body.len()));
     }
 
-    /// Recognises the form of the body, a list or JSON lines, by its first bytes. For a list, the
-    /// bytes up to the opening bracket of `items` move into the frame.
+    /// Decides by the first bytes of the body if it is a list or JSON lines. For a list, moves the
+    /// bytes up to and including the opening bracket of `items` from the window to the frame.
     fn recognise(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let Some(length) = items_start(body) else {
@@ -241,7 +254,7 @@ impl Pieces {
         self.cut = None;
     }
 
-    /// Searches the bytes that are new in the window for ends of events. The search ends at the
+    /// Searches the new bytes in the window for ends of events. In a list, the search stops at the
     /// closing bracket of the array `items`.
     fn look(&mut self) {
         while matches!(self.part, Part::Items | Part::Lines) && self.looked < self.window.len() {
@@ -267,8 +280,8 @@ impl Pieces {
         }
     }
 
-    /// Moves `looked` to after the closing quote of a string, to after a backslash or the byte that
-    /// it escapes, or to the end of the window.
+    /// Moves `looked` forward inside of a string: to after the closing quote, to after a backslash,
+    /// to after the byte that a backslash escapes, or to the end of the window.
     fn skip_text(&mut self) {
         if std::mem::take(&mut self.escaped) {
             self.looked += 1;
@@ -284,8 +297,8 @@ impl Pieces {
         self.looked += found + 1;
     }
 
-    /// Decodes the bytes of the body in the window up to the offset `cut`, stores their lines, and
-    /// removes the bytes from the window.
+    /// Decodes the bytes of the body in the window up to the offset `cut` as one piece, stores the
+    /// lines of the piece, and removes these bytes from the window.
     fn hand_on<S: Store>(&mut self, cut: usize, store: &mut S) -> Result<(), S::Error> {
         let is_list = self.part != Part::Lines && self.part != Part::Unknown;
         let front = LIST_HEAD.len();
@@ -328,8 +341,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the last events after the array `items` has ended, and moves the bytes after the
-    /// array into the frame.
+    /// Decodes the last events of the array `items`, after the array has ended, and moves the bytes
+    /// after the array from the window to the frame (the bytes of the body outside of `items`).
     fn end_items<S: Store>(&mut self, store: &mut S) -> Result<(), S::Error> {
         // The frame is longer than `items_at` once the last events were decoded, because the
         // array's closing bracket is in the frame then.
@@ -354,8 +367,9 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the frame (the bytes of the body outside of `items`) as a list with an empty array.
-    /// If the fault lies after the array, its offset also counts the bytes of the array's contents.
+    /// Checks the frame (the bytes of the body outside of `items`) by decoding it as a list with an
+    /// empty array. The offset in the error is that in the whole body: if the fault lies after the
+    /// array, the bytes inside of the array are added.
     fn check_frame(&mut self) -> Result<(), Invalid> {
         self.frame.push(b'\n');
         let decoded = decode_in_place(&mut self.frame).map_err(|error| {
@@ -372,7 +386,7 @@ impl Pieces {
         Ok(())
     }
 
-    /// Returns the fault of a body that ended before its list did.
+    /// Returns the error for a list that is not complete although the body has ended.
     fn broken_off(&mut self) -> Invalid {
         self.window.push(b'\n');
         match decode_in_place(&mut self.window) {
@@ -386,9 +400,9 @@ impl Pieces {
         }
     }
 
-    /// Converts a fault of a piece into a fault of the whole body, with the offset and the item
-    /// that it has there. `shift` is the number of bytes that stood before the piece while it was
-    /// decoded.
+    /// Converts an error about a piece into an error about the whole body: the result has the
+    /// offset and the index of the item in the whole body. `shift` is the number of bytes that were
+    /// put before the piece while it was decoded.
     fn place(&self, error: Invalid, shift: usize) -> Invalid {
         let item = error
             .item
@@ -397,8 +411,8 @@ impl Pieces {
     }
 }
 
-/// Returns the offset in `body` after the bracket that opens the array `items`. `None` if the body
-/// is no object, its kind is `Event`, or it has no array `items`: then the body is not a list.
+/// Returns the offset in `body` after the opening bracket of the array `items`. Returns `None` if
+/// the body is not a list: it is no object, its kind is `Event`, or it has no array `items`.
 fn items_start(body: &[u8]) -> Option<usize> {
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace())?;
     if body[open] != b'{' {

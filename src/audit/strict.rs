@@ -24,22 +24,23 @@ use super::event;
 use super::event::quoted;
 use super::event::wrong_version;
 
-/// The values that were found in a body: those that may be events, and the first that cannot be
-/// one. The memory of this list is bounded by the body's size, because no value after the first bad
-/// one is added.
+/// The values that were found in a body: those that may be events, and the first value that cannot
+/// be an event. No value after the first bad value is stored, so that a body of many tiny values
+/// cannot make this list large.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
+    /// The byte ranges of the values that may be events.
     events: Vec<Span>,
-    /// The first value that cannot be an event, because it is too short or no object; `None` if
-    /// there is no such value.
+    /// The byte range of the first value that cannot be an event, because the value is too short or
+    /// is not an object. `None` if there is no such value.
     bad: Option<Span>,
     /// The number of all values that were seen, good and bad.
     count: usize,
 }
 
 impl Found {
-    /// Adds the next value of the body, `item`, which is a slice of `text`. The error is a message:
-    /// the value ends beyond 4 GiB.
+    /// Adds `item`, the next value of the body; `item` must be a slice of `text`. Returns an error
+    /// message if the value ends beyond the first 4 GiB of the body.
     fn add(&mut self, text: &str, item: &str) -> Result<(), &'static str> {
         let start = item.as_ptr() as usize - text.as_ptr() as usize;
         let span = Span::new(start, start + item.len())
@@ -57,8 +58,8 @@ impl Found {
     }
 }
 
-/// Finds and checks the events of a body. Returns the byte ranges of the events, and their number
-/// by level.
+/// Finds and checks the events of a body in any of the accepted forms. Returns the byte ranges of
+/// the events and the number of events of each level.
 pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
@@ -102,7 +103,7 @@ pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
 }
 
 /// Finds and checks the events of a body that is a single event or JSON lines. Returns the byte
-/// ranges of the events, and their number by level.
+/// ranges of the events and the number of events of each level.
 pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut found = Found::default();
     let stream = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -121,8 +122,8 @@ pub(super) fn split_lines(text: &str) -> Result<(Vec<Span>, LevelCounts), Invali
     check_all(text, found)
 }
 
-/// Checks each value of `found`. Returns the byte ranges of the events, and their number by level.
-/// The error describes the first value that is not an event.
+/// Checks if each value of `found` is an audit event. Returns the byte ranges of the events and the
+/// number of events of each level. The error describes the first value that is not an event.
 fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     let mut levels = LevelCounts::default();
     for (index, span) in found.events.iter().chain(&found.bad).enumerate() {
@@ -146,7 +147,8 @@ fn check_all(text: &str, found: Found) -> Result<(Vec<Span>, LevelCounts), Inval
     }
 }
 
-/// Makes the error for a fault that lies outside of all events, at the offset `byte` of the body.
+/// Makes the error for a fault outside of all events; `byte` is its offset in the body, `what` its
+/// description.
 fn envelope(byte: usize, what: impl Into<Cow<'static, str>>) -> Invalid {
     Invalid { byte, item: None, what: what.into() }
 }
@@ -159,8 +161,8 @@ fn syntax(error: &serde_json::Error) -> Cow<'static, str> {
     format!("not JSON: {what}").into()
 }
 
-/// Returns the offset in `text`, in bytes, of an error of serde_json. serde_json counts lines, and
-/// bytes in a line, from 1.
+/// Returns the byte offset in `text` at which serde_json found an error. serde_json gives the place
+/// as a line and a byte in this line, both counted from 1.
 fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     let line = error.line().saturating_sub(1);
     let start = match line {
@@ -170,8 +172,8 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     (start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// The members of the outermost object of a body that matter here. The events in `items` are found,
-/// but not parsed.
+/// The members of the outermost object of a body that the check of a list needs. The events in
+/// `items` are found, but not parsed.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
     api_version: Option<&'a RawValue>,
@@ -181,11 +183,14 @@ struct Envelope<'a> {
 /// The member `items` of the outermost object of a body.
 #[derive(PartialEq)]
 enum Items {
+    /// There is no member `items`.
     Absent,
+    /// The member `items` is not an array.
     NoArray,
     /// The member `items` occurs twice. Such a body is refused, because using only the first would
     /// lose the events of the second.
     Twice,
+    /// The member `items` is an array with these values.
     Array(Found),
 }
 
@@ -211,11 +216,13 @@ fn text_of<'a>(
     .transpose()
 }
 
-/// Reads the outermost object of a body. While its array `items` is read, the cell `items` holds
-/// the number of elements that were read, so that a syntax error can name its item. Outside of the
-/// array the cell holds `None`.
+/// Reads the outermost object of a body with serde. While its array `items` is read, the cell
+/// `items` holds the number of elements that were read so far, so that a syntax error can name the
+/// faulty element. At any other time the cell holds `None`.
 struct EnvelopeSeed<'c> {
+    /// The whole body.
     text: &'c str,
+    /// The number of elements of `items` that were read so far; `None` outside of the array.
     items: &'c Cell<Option<usize>>,
 }
 
@@ -261,8 +268,8 @@ impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
     }
 }
 
-/// The keys of the outermost object of a body; `Other` stands for every key that does not matter
-/// here.
+/// A key of the outermost object of a body. `Other` stands for every key that the check of a list
+/// does not need.
 enum Key {
     Kind,
     ApiVersion,
@@ -295,9 +302,11 @@ impl<'a> Deserialize<'a> for Key {
     }
 }
 
-/// Reads the member `items` of a body's outermost object; the fields are those of [`EnvelopeSeed`].
+/// Reads the member `items` of a body's outermost object with serde.
 struct ItemsSeed<'c> {
+    /// The whole body.
     text: &'c str,
+    /// The number of elements of `items` that were read so far; `None` outside of the array.
     items: &'c Cell<Option<usize>>,
 }
 
