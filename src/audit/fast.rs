@@ -67,9 +67,11 @@ struct Blocks {
     open: [u64; BLOCKS],
     /// Masks of the closing brackets, `}` and `]`.
     close: [u64; BLOCKS],
-    /// Masks of the bytes that have the bit 0x20. Among brackets, these are the braces `{` and `}`.
+    /// Masks of the bytes in which the bit 0x20 is set. Of the four brackets, only `{` and `}` have
+    /// this bit, so that these masks tell braces from square brackets.
     curly: [u64; BLOCKS],
-    /// Masks of the letter `n`.
+    /// Masks of the letter `n`, which occurs in the escape `\n` and in the keys `kind` and
+    /// `apiVersion`.
     n: [u64; BLOCKS],
 }
 
@@ -97,30 +99,32 @@ struct Seen {
     high: bool,
 }
 
-/// The masks and lists of offsets that the scanner of one thread works with. They are kept from one
-/// body to the next, because clearing all of them for each body would take too long.
+/// The masks and lists of offsets that the scanner of one thread works with. The thread uses the
+/// same memory for every body, because clearing the memory for each body would take too long.
 struct Space {
     blocks: Blocks,
     /// Masks of the brackets outside of strings.
     bracket: [u64; BLOCKS],
-    /// Masks of the brackets before which an object must be open. Before every other bracket an
-    /// array must be open.
+    /// Masks of the brackets that are valid only if the innermost container that is open before
+    /// them is an object. For every other bracket this container must be an array.
     is_object: [u64; BLOCKS],
-    /// Masks of the brackets that end a text with a key that may be `kind` or `apiVersion`; the
-    /// text begins at the bracket before.
+    /// Masks of the brackets before which a key stands that may be `kind` or `apiVersion`. The key
+    /// lies between the preceding bracket and this bracket.
     named: [u64; BLOCKS],
     /// Masks of the first bytes of numbers and literals (`true`, `false`, `null`).
     scalar_start: [u64; BLOCKS],
-    /// Masks of the bytes after a backslash that [`Pass::escapes`] has to check.
+    /// Masks of the bytes after a backslash that [`Pass::escapes`] has to check, because the escape
+    /// is a rare one.
     escaped: [u64; BLOCKS],
-    /// Masks of the bytes after the end of the text; these bytes only fill the last blocks.
+    /// Masks of the padding: the bytes after the end of the text, which only fill the last blocks.
     padding: [u64; BLOCKS],
-    /// The offsets of the chunk's brackets, in bytes. [`Pass::flatten`] writes at least four
-    /// offsets for each block, even if the block has fewer brackets; the extra room is for such
-    /// offsets.
+    /// The byte offsets of the brackets in the chunk. [`Pass::flatten`] writes at least four
+    /// offsets for each block, even if the block has fewer brackets; the array is larger than a
+    /// chunk to have room for these extra offsets.
     brackets: [u16; CHUNK + BLOCK],
-    /// The offsets in the chunk, in bytes, of the brackets after which nothing but the array of
-    /// events is open: the array's own opening bracket and the last bracket of each item.
+    /// The offsets in the chunk, in bytes, of the opening bracket of the array of events and of the
+    /// closing brace of each item of this array. After each of these brackets the array of events
+    /// is the only open container.
     ends: [u16; CHUNK + 1],
 }
 
@@ -141,8 +145,8 @@ impl Space {
     }
 }
 
-/// Sets in `masks` the bits of the bytes of a chunk from the offset `length` on, and clears all
-/// others. The text of the chunk has `length` bytes; the bytes after it only fill the last blocks.
+/// Fills `masks` so that they mark the padding of a chunk, and returns them. The text of the chunk
+/// has `length` bytes; all bytes after the text are padding, which only fills the last blocks.
 fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     for (block, mask) in masks.iter_mut().enumerate() {
         let valid = length.saturating_sub(block * BLOCK);
@@ -155,9 +159,12 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
 /// bit for each open container, 1 for an object and 0 for an array, the innermost in the lowest
 /// bit. One more 1 stands above these bits, so that the number of open containers is known.
 const OUTSIDE: u64 = 0b1;
-/// The value of [`Pass::stack`] while the array of events is open, but no item of the array.
+/// The value of [`Pass::stack`] while the array of events is open, but no item of the array: the 1
+/// is the end mark that every `stack` has, the 0 stands for the array.
 const IN_ARRAY: u64 = 0b10;
-/// The value of [`Pass::stack`] while an item of the array is open, but nothing inside of the item.
+/// The value of [`Pass::stack`] while an item of the array is open, but no container inside of the
+/// item: the first 1 is the end mark that every `stack` has, the 0 stands for the array, the last 1
+/// for the item.
 const IN_ITEM: u64 = 0b101;
 
 /// The state of the scanner while it passes once over the array of events of one body.
@@ -166,13 +173,15 @@ struct Pass<'a> {
     body: &'a [u8],
     /// The offset in `body` of the array's opening bracket.
     start: usize,
+    /// The masks and offsets of the chunk that is scanned now.
     space: &'a mut Space,
+    /// The byte ranges in `body` of the items that have ended so far.
     events: &'a mut Vec<Span>,
-    /// 1 if a backslash escapes the first byte after the blocks that were read so far, else 0.
+    /// 1 if a backslash escapes the first byte after the blocks that were read so far, otherwise 0.
     escaped: u64,
     /// The containers (objects and arrays) that are open, as bits; see [`OUTSIDE`].
     stack: u64,
-    /// The offset in `body` at which the open item begins; between two items, the offset at which
+    /// The offset in `body` at which the open item begins. If no item is open: the offset at which
     /// the next item begins.
     next_item: usize,
     /// `true`: the body contains bytes that are not ASCII, so that it must be checked as UTF-8.
@@ -183,15 +192,15 @@ thread_local! {
     static SPACE: RefCell<Space> = const { RefCell::new(Space::new()) };
 }
 
-/// Finds and checks the events of a body. Returns the byte ranges of the events and their number by
-/// level. `None` if the scanner does not recognise the body or the body has no events; `None` does
-/// not mean that the body is invalid.
+/// Finds and checks the events of a body. Returns the byte ranges of the events and the number of
+/// events of each level. Returns `None` if the scanner does not recognise the body or the body has
+/// no events; the body may still be valid.
 pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     split_by::<CHUNK>(isa, body)
 }
 
-/// Does the same as [`split`] with chunks of `BYTES` bytes. Tests choose small chunks, to have many
-/// borders between chunks.
+/// Finds and checks the events of a body, as [`split`] does, in chunks of `BYTES` bytes. Tests
+/// choose small chunks, so that a short body has many borders between chunks.
 fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     let body = body.strip_suffix(b"\n").unwrap_or(body).strip_suffix(b"}")?;
     if !body.starts_with(LIST_HEAD) {
@@ -209,10 +218,10 @@ fn split_by<const BYTES: usize>(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, Lev
     Some((events, levels))
 }
 
-/// Returns `true` if the scanner is sure that the bytes after the head of a body are one valid
-/// array of one or more objects, and nothing else. After `true`, `events` holds all of these
-/// objects; nothing has checked yet if they are audit events. After `false`, `events` is
-/// meaningless.
+/// Returns `true` if the bytes after the head of a body are certainly one valid array of one or
+/// more objects, and nothing else. After `true`, `events` holds the byte ranges of all of these
+/// objects; nothing has checked yet if they are audit events. After `false`, the contents of
+/// `events` are meaningless.
 fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> bool {
     let start = LIST_HEAD.len() - 1;
     SPACE.with_borrow_mut(|space| {
@@ -229,10 +238,10 @@ fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> b
     })
 }
 
-/// Checks an event that begins as kube-apiserver's events do, faster than [`event::check`]. The
-/// caller has made sure that the event has neither a `kind` nor an `apiVersion`. Returns the index
-/// of the event's level in [`LEVELS`]; `None` if the event begins otherwise, and the caller has to
-/// call [`event::check`].
+/// Checks an event faster than [`event::check`], if the event begins as kube-apiserver's events do.
+/// The caller has made sure that the event has neither a `kind` nor an `apiVersion`. Returns the
+/// index of the event's level in [`LEVELS`]. Returns `None` if the event begins in another way; the
+/// caller then has to call [`event::check`].
 fn check_usual(event: &[u8]) -> Option<usize> {
     let rest = event.strip_prefix(br#"{"level":""#)?;
     let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
@@ -245,11 +254,12 @@ fn check_usual(event: &[u8]) -> Option<usize> {
     (*first != b'"' && is_known).then_some(level)
 }
 
-// The following functions need no wide registers. They are inlined into `run`, so that they too are
-// compiled for each instruction set.
+// The following functions use no wide registers. They are inlined into `run`, so that the compiler
+// compiles them, too, for each instruction set.
 impl Pass<'_> {
-    /// Removes escaped quotes from the masks `quote`. Rare escapes (all but `\"`, `\\` and `\n`)
-    /// are marked in the masks `escaped`, and [`Self::escapes`] checks them later.
+    /// Clears the bits of escaped quotes in the masks `quote`, so that only quotes that begin or
+    /// end a string remain. Marks rare escapes (all but `\"`, `\\` and `\n`) in the masks
+    /// `escaped`; [`Self::escapes`] checks them later.
     #[inline(always)]
     fn escaped_quotes(&mut self, blocks: usize) {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;
@@ -263,9 +273,9 @@ impl Pass<'_> {
         }
     }
 
-    /// Checks brackets, escapes, numbers and literals (steps 4 and 5) in the chunk of `blocks`
-    /// blocks that begins at the offset `at`. Returns `false` if one of them is not as expected;
-    /// serde_json must then decide about the body.
+    /// Checks the brackets, escapes, numbers and literals in the chunk that begins at the offset
+    /// `at` and has `blocks` blocks. Returns `false` if one of them is not as expected; serde_json
+    /// must then decide about the body.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, blocks: usize) -> bool {
         let brackets = self.flatten(blocks);
@@ -273,7 +283,8 @@ impl Pass<'_> {
         self.items(at, ends) && self.escapes(at, blocks) && self.scalars(at, blocks)
     }
 
-    /// Writes the offsets of the chunk's brackets to `space.brackets`, and returns their number.
+    /// Writes the byte offsets of the brackets in the first `blocks` blocks of the chunk to
+    /// `space.brackets`, and returns the number of brackets.
     #[inline(always)]
     fn flatten(&mut self, blocks: usize) -> usize {
         let Space { bracket, brackets, .. } = &mut *self.space;
@@ -300,11 +311,11 @@ impl Pass<'_> {
         count
     }
 
-    /// Compares each of the chunk's `count` brackets with the container (object or array) that is
-    /// open there. Lists in `ends` the brackets after which only the array of events is open: the
-    /// array's opening bracket and the last bracket of each item. Returns the number of brackets in
-    /// `ends`; `None` if a bracket does not fit, an item has a key that may be `kind` or
-    /// `apiVersion`, or the nesting is too deep.
+    /// Checks for each of the chunk's `count` brackets if it fits the container (object or array)
+    /// that is open at this place. Lists in `ends` the brackets after which only the array of
+    /// events is open: the array's opening bracket and the last bracket of each item. Returns the
+    /// number of brackets in `ends`. Returns `None` if a bracket does not fit, an item has a key
+    /// that may be `kind` or `apiVersion`, or the nesting is too deep.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { brackets, blocks, is_object, named, ends, .. } = &mut *self.space;
@@ -325,9 +336,9 @@ impl Pass<'_> {
         (doubts == 0 && stacks >> 63 == 0).then_some(found)
     }
 
-    /// Appends the items that end in the chunk at the offset `at` to `events`. Exactly one byte, a
-    /// comma, lies between two items. Returns `false` if an element of the array is not an object,
-    /// or is too short for an event.
+    /// Appends the items that end in the chunk at the offset `at` to `events`; `ends` is the number
+    /// of brackets in `space.ends`. Exactly one byte, a comma, lies between two items. Returns
+    /// `false` if an element of the array is not an object, or is too short for an event.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {
         for &end in &self.space.ends[..ends] {
@@ -350,8 +361,8 @@ impl Pass<'_> {
         true
     }
 
-    /// Checks the escapes that the masks `escaped` list. Returns `false` if one of them is not
-    /// valid.
+    /// Checks the escapes that are marked in the masks `escaped` of the chunk at the offset `at`.
+    /// Returns `false` if one of them is not valid.
     #[inline(always)]
     fn escapes(&self, at: usize, blocks: usize) -> bool {
         let escapes = self.space.escaped[..blocks].iter().enumerate();
@@ -431,8 +442,8 @@ fn is_scalar(text: &[u8]) -> bool {
     matches!(text.get(length), Some(b',' | b'}' | b']'))
 }
 
-/// The length in bytes of the number (RFC 8259 §6) at the beginning of `text`; `None` if there is
-/// no valid number.
+/// Returns the length in bytes of the number (RFC 8259 §6) at the beginning of `text`; `None` if
+/// there is no valid number.
 fn number(text: &[u8]) -> Option<usize> {
     let digits = |from: usize| {
         let rest = text.get(from..).unwrap_or_default();
@@ -463,9 +474,10 @@ fn number(text: &[u8]) -> Option<usize> {
     Some(at)
 }
 
-/// Returns a mask of the escaped bytes of a block, which are the bytes after an odd number of
-/// backslashes. `carry` is 1 if the block before escapes the first byte of this block, else 0; it
-/// is then updated for the next block. The method of adding masks is simdjson's.
+/// Returns a mask of the escaped bytes of a block. A byte is escaped if an odd number of
+/// backslashes stands directly before it. `carry` is 1 if the previous block escapes the first byte
+/// of this block, otherwise 0; the function then sets `carry` for the next block. The method comes
+/// from simdjson.
 #[inline(always)]
 fn escaped_by(backslash: u64, carry: &mut u64) -> u64 {
     const EVEN: u64 = 0x5555_5555_5555_5555;

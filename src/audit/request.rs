@@ -15,28 +15,29 @@ pub use reader::Reader;
 /// A text from an event, with its JSON escapes resolved.
 pub type Text<'a> = Cow<'a, [u8]>;
 
-/// The request that one event is about. A text that the event does not have is empty.
+/// The request to kube-apiserver that an audit event describes. A text is empty if the event does
+/// not have it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request<'a> {
     /// The event's level.
     pub level: Text<'a>,
     /// The event's stage.
     pub stage: Text<'a>,
-    /// The path and the query of the request, with the percent-encoding of the client.
+    /// The path and the query of the request. Their percent-encoding is that of the client.
     pub uri: Uri<'a>,
     /// A verb of Kubernetes (`get`, `list` …) if the request is about an object, else the HTTP
     /// method in lower case.
     pub verb: Text<'a>,
     /// The user who made the request. `None` if nobody was authenticated (status 401).
     pub user: Option<User<'a>>,
-    /// The object of the API that the request is about. `None` if the request is about another
-    /// path, such as `/healthz`.
+    /// The object of the Kubernetes API that the request is about. `None` if the request is about
+    /// no object, but about a path such as `/healthz`.
     pub object: Option<Object<'a>>,
 }
 
-/// The value of `requestURI`, not yet decoded. JSON escapes are frequent in it, because
-/// kube-apiserver writes `\u0026` for `&`, and few callers need the URI; therefore the escapes are
-/// resolved only when a caller asks.
+/// The value of `requestURI`, with its JSON escapes as written. The escapes are resolved only when
+/// a caller needs the URI, because few callers do, and because escapes are frequent: kube-apiserver
+/// writes `\u0026` for `&`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Uri<'a>(&'a [u8]);
 
@@ -53,9 +54,9 @@ impl<'a> Uri<'a> {
         scan::key(self.0)
     }
 
-    /// Returns the URI without its query, percent-encoded as it is written. Empty if kube-apiserver
-    /// saw no path: a URI that is not `*` and does not begin with `/` is opaque, like `k:x` in the
-    /// first line of a request.
+    /// Returns the URI without its query; percent-encoding stays as it is written. Returns an empty
+    /// text if kube-apiserver saw no path. This is the case for a URI that is not `*` and does not
+    /// begin with `/`, such as `k:x`.
     #[must_use]
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
@@ -72,8 +73,9 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// Returns the namespace and the name of the request's object, as the URL has them. `None` if
-    /// kube-apiserver would not read this URL as one of a request about an object.
+    /// Returns the namespace and the name of the request's object, as the URL has them. Returns
+    /// `None` if kube-apiserver would not treat a request with this URL as a request about an
+    /// object.
     #[must_use]
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
@@ -83,18 +85,18 @@ impl<'a> Uri<'a> {
 /// The user who made the request.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct User<'a> {
-    /// The user's name, `username`; empty if the event has none.
+    /// The user's name, from `username`; empty if the event has no `username`.
     pub name: Text<'a>,
     /// The user's `groups`, in the order of the event.
     pub groups: Vec<Text<'a>>,
 }
 
-/// `objectRef`: the object that the request is about. A list has no name, and an object of no
-/// namespace has no namespace.
+/// The object that a request is about, from the event's `objectRef`. The name is empty for a
+/// request for a list, and the namespace is empty for an object that belongs to no namespace.
 ///
-/// Group, resource and subresource are those of the URL. If the URL has no namespace or name,
-/// kube-apiserver takes them from the request's body, so that the sender of the request chooses
-/// them. Decisions therefore use [`Uri::location`].
+/// Group, resource and subresource always come from the URL. If the URL has no namespace or no
+/// name, kube-apiserver takes it from the body of the request, so that the client can write there
+/// what it likes. Decisions therefore use [`Uri::location`], not these two fields.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
     /// The API group, `apiGroup`; empty for the core group.
@@ -103,15 +105,16 @@ pub struct Object<'a> {
     pub resource: Text<'a>,
     /// The subresource, like `log`; empty if the request is about the resource itself.
     pub subresource: Text<'a>,
-    /// The namespace of the object. If the URL has none, the sender of the request chose it.
+    /// The namespace of the object. If the URL has no namespace, the client that sent the request
+    /// chose this value.
     pub namespace: Text<'a>,
-    /// The name of the object. The sender of the request chose it if neither the URL has a name
-    /// nor, for a list or watch, the field selector.
+    /// The name of the object. The name comes from the URL or, for a list or watch, from the field
+    /// selector. If neither has a name, the client that sent the request chose this value.
     pub name: Text<'a>,
 }
 
-/// Reads the request from an event, which must be valid JSON. If a key occurs twice, its first
-/// value counts. A value that is no string is read as empty.
+/// Returns the request that `event` describes. The event must be valid JSON. If a key occurs twice,
+/// its first value counts. A value that is not a string is read as an empty text.
 #[must_use]
 pub fn request(event: &[u8]) -> Request<'_> {
     let [level, stage, uri, verb, user, object] =
@@ -126,7 +129,8 @@ pub fn request(event: &[u8]) -> Request<'_> {
     }
 }
 
-/// Reads the value of an event's `user`. `None` if the user has neither a name nor groups.
+/// Returns the user in `user`, the value of an event's key `user`. Returns `None` if the user has
+/// neither a name nor groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
     let [name, groups] = firsts(user, ["username", "groups"]);
     let name = text(name);
@@ -142,8 +146,8 @@ fn object(object: &[u8]) -> Object<'_> {
     Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
 }
 
-/// Returns for each of `names` the value of the first member of `object` with this name, or `None`
-/// if there is no such member. All are `None` if `object` is no JSON object.
+/// Returns, for each name in `names`, the value of the first member of `object` with this name, or
+/// `None` if `object` has no such member. All results are `None` if `object` is not a JSON object.
 fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let mut found = [None; N];
     if object.first() != Some(&b'{') {
@@ -158,8 +162,8 @@ fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a
     found
 }
 
-/// Returns the text of a string with its escapes resolved; empty for any other value and for
-/// `None`.
+/// Returns the text of a JSON string with its escapes resolved. Returns an empty text if `value` is
+/// `None` or any other JSON value.
 fn text(value: Option<&[u8]>) -> Text<'_> {
     value.and_then(scan::string).unwrap_or_default()
 }

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-/// One member of an object.
+/// One member (key and value) of a JSON object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member<'a> {
     /// The bytes between the key's quotes, with escapes as written.
@@ -14,38 +14,40 @@ pub struct Member<'a> {
     pub value: &'a [u8],
 }
 
-/// Iterates over the members of an object, in their order; a key that occurs twice is returned
-/// twice.
+/// An iterator over the members of a JSON object, in their order. A key that occurs twice is
+/// returned twice.
 #[derive(Debug)]
 pub struct Members<'a> {
+    /// The text that the iterator reads; the object begins at its first byte.
     text: &'a [u8],
-    /// The offset in `text`, in bytes, at which the walk goes on.
+    /// The offset in `text`, in bytes, up to which the iterator has read.
     at: usize,
+    /// The deepest nesting that the iterator has met so far; the object itself is level 1.
     depth: usize,
 }
 
-/// Iterates over the members of `object`, a text that begins with `{`.
+/// Returns an iterator over the members of `object`, a JSON text that begins with `{`.
 #[must_use]
 pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
-/// Iterates over the members of `object` that follow after the offset `at`, at which another member
-/// ends.
+/// Returns an iterator over those members of `object` that begin after the byte offset `at`. At
+/// this offset the member before must end.
 #[must_use]
 pub fn members_behind(object: &[u8], at: usize) -> Members<'_> {
     Members { text: object, at, depth: 1 }
 }
 
 impl<'a> Members<'a> {
-    /// The deepest nesting that the walk has met so far; the object itself is level 1.
+    /// Returns the deepest nesting that the iterator has met so far; the object itself is level 1.
     #[must_use]
     pub fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Moves to the next byte that is no white space, comma or colon, and returns that byte; `None`
-    /// at the end of the text.
+    /// Moves to the next byte that is no white space, comma or colon, and returns that byte.
+    /// Returns `None` at the end of the text.
     fn skip_to_token(&mut self) -> Option<u8> {
         loop {
             match *self.text.get(self.at)? {
@@ -55,8 +57,8 @@ impl<'a> Members<'a> {
         }
     }
 
-    /// Returns the value that begins at the offset `at`, and moves `at` to after the value. `None`
-    /// at the end of the text.
+    /// Returns the bytes of the JSON value that begins at the offset `at`, and moves `at` to the
+    /// end of the value. Returns `None` at the end of the text.
     fn value(&mut self) -> Option<&'a [u8]> {
         let start = self.at;
         match self.text.get(start)? {
@@ -72,12 +74,13 @@ impl<'a> Members<'a> {
         self.text.get(start..self.at)
     }
 
-    /// Moves the offset `at` from an opening quote to after its closing quote.
+    /// Moves the offset `at` past a string; `at` must be the offset of its opening quote.
     fn skip_string(&mut self) {
         self.at = string_end(self.text, self.at);
     }
 
-    /// Moves the offset `at` from an opening bracket to after its closing bracket.
+    /// Moves the offset `at` past an object or array; `at` must be the offset of its opening
+    /// bracket.
     fn skip_nested(&mut self) {
         let mut open = 0_usize;
         while let Some(&byte) = self.text.get(self.at) {
@@ -119,8 +122,8 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
-/// Iterates over the elements of an array as written, without white space around them. There are
-/// none if `array` is no array.
+/// Returns an iterator over the elements of a JSON array as written, without white space around
+/// them. The iterator is empty if `array` is not an array.
 pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     let is_array = array.first() == Some(&b'[');
     let mut walk = Members { text: array, at: if is_array { 1 } else { array.len() }, depth: 1 };
@@ -131,8 +134,8 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Returns the offset after the value at the beginning of `text`. `None` if that value is no
-/// string, object or array.
+/// Returns the offset at which the JSON value at the beginning of `text` ends. Returns `None` if
+/// that value is not a string, object or array.
 #[must_use]
 pub fn value_end(text: &[u8]) -> Option<usize> {
     let mut members = Members { text, at: 0, depth: 1 };
@@ -144,11 +147,11 @@ pub fn value_end(text: &[u8]) -> Option<usize> {
     Some(members.at)
 }
 
-/// Returns the offset after the closing quote of the string whose opening quote is at `at`. If the
-/// string does not end, the result is the length of `text`.
+/// Returns the offset of the byte after a string's closing quote; `at` is the offset of its opening
+/// quote. If the string does not end, returns the length of `text`.
 ///
-/// Strings of audit events have 10 to 16 bytes on average. For those, eight bytes at a time are
-/// faster than a call of memchr.
+/// Strings of audit events have 10 to 16 bytes on average. For such short strings, a search of
+/// eight bytes at a time is faster than a call of memchr.
 pub fn string_end(text: &[u8], at: usize) -> usize {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -181,8 +184,8 @@ pub fn string_end(text: &[u8], at: usize) -> usize {
     text.len()
 }
 
-/// Returns a key with its escapes resolved. `raw` are the bytes between the key's quotes. A key
-/// with a lone surrogate, which is no text, is returned as written.
+/// Returns the text of a key with its escapes resolved; `raw` is the bytes between the key's
+/// quotes. A key with an escaped lone surrogate, which cannot be UTF-8, is returned as written.
 #[must_use]
 pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
@@ -196,14 +199,14 @@ pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     }
 }
 
-/// Returns the text of a string, with its escapes resolved; `None` if the value is no string.
+/// Returns the text of a JSON string with its escapes resolved; `None` if `value` is not a string.
 #[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     inner(value).map(key)
 }
 
-/// Returns the bytes between the quotes of a string, with escapes as written; `None` if the value
-/// is no string.
+/// Returns the bytes between the quotes of a JSON string, with escapes as written; `None` if
+/// `value` is not a string.
 #[must_use]
 pub fn inner(value: &[u8]) -> Option<&[u8]> {
     match value {

@@ -11,7 +11,8 @@ use super::Seen;
 use super::Space;
 use super::padding;
 
-/// A register that holds the masks of [`LANES`] blocks.
+/// A register of 256 bits that holds the masks of [`LANES`] (4) blocks, one mask of 64 bits in each
+/// lane.
 type Lanes = simd::__m256i;
 
 const LANES: usize = 4;
@@ -69,9 +70,9 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm256_testz_si256(lanes, lanes) == 1
 }
 
-/// Moves each bit of the masks up by `BYTES` bits, so that the bit stands at the byte that comes
-/// `BYTES` bytes later. The top bits of `before`, the register with the preceding blocks, move in
-/// at the bottom. `UNSEEN` is 64 - `BYTES`.
+/// Shifts all masks up by `BYTES` bits, as one long number: each bit then stands at the byte that
+/// is `BYTES` bytes later in the text. The top bits of `before`, the register with the preceding
+/// blocks, become the lowest bits of the result. `UNSEEN` must be 64 - `BYTES`.
 #[target_feature(enable = "avx2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let crossing = simd::_mm256_permute2x128_si256::<0x21>(before, lanes);
@@ -79,21 +80,22 @@ fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm256_slli_epi64::<BYTES>(lanes), simd::_mm256_srli_epi64::<UNSEEN>(from))
 }
 
-/// Returns a number whose bit i is the highest bit of lane i.
+/// Returns a number in which bit i is equal to the highest bit of lane i.
 #[target_feature(enable = "avx2")]
 fn highest(lanes: Lanes) -> u32 {
     simd::_mm256_movemask_pd(simd::_mm256_castsi256_pd(lanes)).cast_unsigned()
 }
 
-/// Returns a register whose lane i is all ones if bit i of `bits` is set, else zero.
+/// Returns a register in which all bits of lane i are 1 if bit i of `bits` is 1, and 0 otherwise.
 #[target_feature(enable = "avx2")]
 fn spread(bits: u32) -> Lanes {
     let one = simd::_mm256_set_epi64x(8, 4, 2, 1);
     simd::_mm256_cmpeq_epi64(and(splat(u64::from(bits)), one), one)
 }
 
-/// Adds `a` and `b`, each read as one long number of all its lanes. `carry`, 1 or 0, is the carry
-/// from the blocks before; it is then set to the carry for the next blocks.
+/// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
+/// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
+/// then sets `carry` to the carry for the next blocks.
 #[target_feature(enable = "avx2")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm256_add_epi64(a, b);
@@ -106,9 +108,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm256_sub_epi64(sum, spread(carried))
 }
 
-/// Returns masks in which a bit is 1 if the number of bits that are set in `lanes` up to and
-/// including this bit is odd. The bits of earlier blocks count too: `carry` is 1 if an odd number
-/// of them is set, else 0, and is then updated for the next blocks.
+/// Returns masks in which a bit is 1 if the number of 1 bits in `lanes`, counted up to and
+/// including this bit, is odd. The bits of earlier blocks count too: `carry` is 1 if their number
+/// is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "avx2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm256_slli_epi64::<1>(lanes));
@@ -125,15 +127,16 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     xor(all, spread(odd))
 }
 
-/// Returns a register with the bytes of half a block, which `words` holds as four words.
+/// Returns a register with the 32 bytes of half a block. `words` has these bytes as four words of 8
+/// bytes.
 #[target_feature(enable = "avx2")]
 fn text(words: &[[u8; 8]]) -> Lanes {
     let word = |at: usize| words.get(at).map_or(0, |word| i64::from_le_bytes(*word));
     simd::_mm256_set_epi64x(word(3), word(2), word(1), word(0))
 }
 
-/// Returns a mask of those bytes of a block that are equal to `byte`. `low` and `high` are the two
-/// halves of the block.
+/// Returns a mask of the bytes of a block that are equal to the byte in all lanes of `byte`. `low`
+/// has the first 32 bytes of the block, `high` the last 32.
 #[target_feature(enable = "avx2")]
 fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     let low = simd::_mm256_movemask_epi8(simd::_mm256_cmpeq_epi8(low, byte)).cast_unsigned();
@@ -141,9 +144,9 @@ fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Fills the masks of `blocks`, from the block with the index `first` on: a bit is set if its byte
-/// in `bytes` is of the kind that the mask stands for. Returns which unusual kinds of bytes there
-/// are.
+/// Computes the masks of the 64-byte blocks in `bytes` and writes them to `blocks`, beginning at
+/// the index `first`. A bit of a mask is set if its byte is of the kind that the mask stands for,
+/// for example a quote. Returns which unusual kinds of bytes occur in `bytes`.
 #[target_feature(enable = "avx2")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm256_set1_epi8(byte.cast_signed());

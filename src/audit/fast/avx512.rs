@@ -11,7 +11,8 @@ use super::Seen;
 use super::Space;
 use super::padding;
 
-/// A register that holds the masks of [`LANES`] blocks.
+/// A register of 512 bits that holds the masks of [`LANES`] (8) blocks, one mask of 64 bits in each
+/// lane.
 type Lanes = simd::__m512i;
 
 const LANES: usize = 8;
@@ -75,17 +76,18 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm512_test_epi64_mask(lanes, lanes) == 0
 }
 
-/// Moves each bit of the masks up by `BYTES` bits, so that the bit stands at the byte that comes
-/// `BYTES` bytes later. The top bits of `before`, the register with the preceding blocks, move in
-/// at the bottom. `UNSEEN` is 64 - `BYTES`.
+/// Shifts all masks up by `BYTES` bits, as one long number: each bit then stands at the byte that
+/// is `BYTES` bytes later in the text. The top bits of `before`, the register with the preceding
+/// blocks, become the lowest bits of the result. `UNSEEN` must be 64 - `BYTES`.
 #[target_feature(enable = "avx512f")]
 fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> Lanes {
     let from = simd::_mm512_alignr_epi64::<7>(lanes, before);
     or(simd::_mm512_slli_epi64::<BYTES>(lanes), simd::_mm512_srli_epi64::<UNSEEN>(from))
 }
 
-/// Adds `a` and `b`, each read as one long number of all its lanes. `carry`, 1 or 0, is the carry
-/// from the blocks before; it is then set to the carry for the next blocks.
+/// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
+/// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
+/// then sets `carry` to the carry for the next blocks.
 #[target_feature(enable = "avx512f")]
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm512_add_epi64(a, b);
@@ -96,9 +98,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
 }
 
-/// Returns masks in which a bit is 1 if the number of bits that are set in `lanes` up to and
-/// including this bit is odd. The bits of earlier blocks count too: `carry` is 1 if an odd number
-/// of them is set, else 0, and is then updated for the next blocks.
+/// Returns masks in which a bit is 1 if the number of 1 bits in `lanes`, counted up to and
+/// including this bit, is odd. The bits of earlier blocks count too: `carry` is 1 if their number
+/// is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "avx512f,avx512dq")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));
@@ -124,9 +126,9 @@ fn text(bytes: &[u8; BLOCK]) -> Lanes {
     simd::_mm512_set_epi64(word(7), word(6), word(5), word(4), word(3), word(2), word(1), word(0))
 }
 
-/// Fills the masks of `blocks`, from the block with the index `first` on: a bit is set if its byte
-/// in `bytes` is of the kind that the mask stands for. Returns which unusual kinds of bytes there
-/// are.
+/// Computes the masks of the 64-byte blocks in `bytes` and writes them to `blocks`, beginning at
+/// the index `first`. A bit of a mask is set if its byte is of the kind that the mask stands for,
+/// for example a quote. Returns which unusual kinds of bytes occur in `bytes`.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm512_set1_epi8(byte.cast_signed());

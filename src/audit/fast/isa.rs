@@ -10,9 +10,9 @@ use super::Pass;
 pub(in super::super) enum Isa {
     /// AVX2, in Intel Haswell, AMD Zen and later CPUs.
     Avx2,
-    /// AVX-512, in Intel Ice Lake, AMD Zen 4 and later CPUs. The scanner does not use VBMI2, but
-    /// requires it: CPUs that have AVX-512 without VBMI2 lower their clock when they use wide
-    /// registers.
+    /// AVX-512, in Intel Ice Lake, AMD Zen 4 and later CPUs. The scanner does not use the extension
+    /// VBMI2, but requires it, because CPUs that have AVX-512 without VBMI2 lower their clock when
+    /// they use wide registers.
     Avx512,
 }
 
@@ -23,7 +23,8 @@ impl Isa {
         [Self::Avx512, Self::Avx2].into_iter().find(|isa| isa.is_there())
     }
 
-    /// Returns `true` if this CPU has the instruction set.
+    /// Returns `true` if this CPU has all instructions of the instruction set that the scanner
+    /// uses.
     pub(in super::super) fn is_there(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("bmi1")
@@ -45,8 +46,9 @@ impl Isa {
         }
     }
 
-    /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `false` if the
-    /// scanner does not recognise the body, or the CPU lacks the instructions.
+    /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `true` if the body
+    /// is certainly valid. Returns `false` if the scanner does not recognise the body or the CPU
+    /// lacks the instructions.
     pub(super) fn run<const BYTES: usize>(self, pass: &mut Pass<'_>) -> bool {
         if !self.is_there() {
             return false;

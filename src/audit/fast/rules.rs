@@ -8,8 +8,8 @@
 
 macro_rules! rules {
     ($features:literal) => {
-        /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `false` if the
-        /// scanner does not recognise the body.
+        /// Runs the scanner over one whole body, in chunks of `BYTES` bytes. Returns `true` if the
+        /// body is certainly valid, and `false` if the scanner does not recognise the body.
         #[target_feature(enable = $features)]
         pub(super) fn run<const BYTES: usize>(pass: &mut Pass<'_>) -> bool {
             const { assert!(BYTES <= CHUNK && BYTES.is_multiple_of(LANES * BLOCK)) }
@@ -44,14 +44,24 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// The values that each group of blocks hands to the next group: the carries of additions,
-        /// and masks whose last bits the next group needs.
+        /// The state that is handed from one group of blocks (as many as one register has lanes) to
+        /// the next group: carries of additions, and masks whose last bits the next group needs.
         struct Rules {
+            /// 1 if the last group ends inside of a string, otherwise 0.
             in_string: u32,
+            /// 1 if the last group ends inside of a string that is the value of a member, otherwise
+            /// 0.
             value: u32,
+            /// 1 if the text since the last bracket contains something that is not valid in an
+            /// object, otherwise 0.
             bad_in_object: u32,
+            /// 1 if the text since the last bracket contains a colon, which is not valid in an
+            /// array, otherwise 0.
             bad_in_array: u32,
+            /// 1 if the text since the last bracket has a key that may be `kind` or `apiVersion`,
+            /// otherwise 0.
             named: u32,
+            /// Masks of the commas, colons and opening brackets in the last group.
             before_token: Lanes,
             open: Lanes,
             colon: Lanes,
@@ -62,8 +72,9 @@ macro_rules! rules {
         }
 
         impl Rules {
-            /// Makes the state for the start of a body: the byte before the array's opening bracket
-            /// counts as a colon.
+            /// Makes the state for the beginning of a body. The byte before the opening bracket of
+            /// the array of events counts as a colon, because the array is the value of the member
+            /// `items`.
             #[target_feature(enable = $features)]
             fn new() -> Self {
                 let (none, last_byte) = (splat(0), splat(1 << 63));
@@ -83,9 +94,10 @@ macro_rules! rules {
                 }
             }
 
-            /// Returns `true` if all rules hold in the first `blocks` blocks of a chunk; the first
-            /// `length` bytes of these blocks are text. Leaves in `space` the masks that the loops
-            /// over brackets and scalars (numbers and literals) need.
+            /// Returns `true` if the first `blocks` blocks of a chunk obey the rules about which
+            /// bytes may follow each other; the first `length` bytes of these blocks are text, the
+            /// others padding. Writes to `space` the masks that the later loops over brackets and
+            /// over scalars (numbers and literals) need.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
                 let Space { blocks: of, bracket: brackets, .. } = space;

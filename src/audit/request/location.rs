@@ -21,17 +21,17 @@ use super::Uri;
 /// The namespace and the name of the object that a request's URL is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location<'a> {
-    /// The decoded path, without the query.
+    /// The path of the URL, percent-decoded and without the query.
     path: Text<'a>,
-    /// The range of the namespace in `path`; empty if there is none.
+    /// The byte range of the namespace in `path`; empty if the path has no namespace.
     namespace: Range<usize>,
-    /// The range of the name in `path`; empty if there is none.
+    /// The byte range of the object's name in `path`; empty if the path has no name.
     name: Range<usize>,
 }
 
 impl<'a> Location<'a> {
-    /// Reads the namespace and the name from a URI. `None` if kube-apiserver would not read this
-    /// URI as one of a request about an object.
+    /// Reads the namespace and the name from a URI. Returns `None` if kube-apiserver would not
+    /// treat a request with this URI as a request about an object.
     pub(super) fn of(uri: Uri<'a>) -> Option<Self> {
         let path = decoded(uri)?;
         if path.first() != Some(&b'/') {
@@ -41,23 +41,24 @@ impl<'a> Location<'a> {
         Some(Self { path, namespace, name })
     }
 
-    /// The namespace of the request. Empty if the request is about no namespace, or about all of
-    /// them. A request about a namespace object is in that namespace.
+    /// Returns the namespace of the request. The result is empty if the request is about no
+    /// namespace, or about all namespaces. For a request about a namespace object, the result is
+    /// the name of this object.
     #[must_use]
     pub fn namespace(&self) -> &[u8] {
         self.path.get(self.namespace.clone()).unwrap_or_default()
     }
 
-    /// The name of the object. Empty if the URL names no object, for example when an object is
-    /// created or many are listed.
+    /// Returns the name of the object. The result is empty if the URL names no object, for example
+    /// when an object is created or many objects are listed.
     #[must_use]
     pub fn name(&self) -> &[u8] {
         self.path.get(self.name.clone()).unwrap_or_default()
     }
 }
 
-/// Returns the path of a URI, percent-decoded. `None` if the path has an escape that Go's
-/// `url.ParseRequestURI` refuses, because kube-apiserver makes no event for such a request.
+/// Returns the path of a URI, percent-decoded. Returns `None` if the path has an escape that is not
+/// valid; Go's `url.ParseRequestURI` refuses such a path, and kube-apiserver makes no event for it.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     // In most URIs no escape of JSON and no percent-encoding stands before the query. The path is
     // then borrowed from the event.
@@ -88,8 +89,8 @@ fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     Some(Cow::Owned(plain))
 }
 
-/// Returns the ranges of the namespace and the name in a path. `None` if the path is not that of a
-/// request about an object.
+/// Returns the byte ranges of the namespace and of the name in `path`; a range is empty if the path
+/// lacks that part. Returns `None` if the path is not that of a request about an object.
 fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     let mut parts = Parts::new(path);
     let text = |part: &Range<usize>| path.get(part.clone()).unwrap_or_default();
@@ -120,12 +121,12 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
     Some((namespace, name))
 }
 
-/// Iterates over the ranges of a path's parts, which are divided by slashes.
+/// An iterator over the byte ranges of a path's parts. Slashes separate the parts.
 struct Parts<'a> {
     /// The path without the slashes at its end.
     path: &'a [u8],
-    /// The offset in `path` at which the next part begins; greater than the path's length if no
-    /// part is left.
+    /// The offset in `path` at which the next part begins. After the last part, greater than the
+    /// length of `path`.
     at: usize,
 }
 

@@ -1,18 +1,19 @@
 //! Finds the quotes and backslashes among 64 bytes, with wide registers if the CPU has them.
 
-/// The number of bytes in a window, which are examined together. A mask (`u64`) has one bit for
-/// each byte of a window.
+/// The number of bytes that are searched for quotes and backslashes in one step. These bytes are a
+/// window. A mask (`u64`) has one bit for each byte of a window.
 pub(super) const WINDOW: usize = 64;
 
-/// The quotes and the backslashes of a window of 64 bytes, as masks; the lowest bit belongs to the
-/// first byte.
+/// Two masks of a window (64 bytes of text). They mark the bytes that are quotes and the bytes that
+/// are backslashes. The lowest bit belongs to the first byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
     pub(super) quote: u64,
     pub(super) backslash: u64,
 }
 
-/// Computes the masks of a window with ordinary registers, eight bytes at a time.
+/// Computes the masks of the quotes and backslashes in a window of 64 bytes. Works on every CPU,
+/// eight bytes at a time.
 #[inline]
 pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
     const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
@@ -46,13 +47,14 @@ pub(super) mod avx2 {
     use super::Masks;
     use super::WINDOW;
 
-    /// A proof that the CPU has AVX2, BMI1 and BMI2: only [`Self::detect`] makes this value.
+    /// A value of this type proves that the CPU has the instructions AVX2, BMI1 and BMI2, because
+    /// only [`Self::detect`] makes one.
     #[derive(Debug, Clone, Copy)]
     pub(in super::super) struct Avx2(());
 
     impl Avx2 {
-        /// Returns the proof that the CPU has the instructions; `None` if it lacks AVX2, BMI1 or
-        /// BMI2.
+        /// Returns a value if this CPU has AVX2, BMI1 and BMI2, and `None` if the CPU lacks one of
+        /// them.
         pub(in super::super) fn detect() -> Option<Self> {
             let is_there = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("bmi1")
@@ -60,8 +62,8 @@ pub(super) mod avx2 {
             is_there.then_some(Self(()))
         }
 
-        /// Does the same as [`Reader::usual`], compiled for AVX2. Returns `true` if the event was
-        /// read, `false` if it is not written as kube-apiserver writes events.
+        /// Reads an event with [`Reader::usual`], compiled for AVX2. Returns `true` if the event
+        /// was read, and `false` if the event is not written as kube-apiserver writes events.
         pub(in super::super) fn usual<'a>(self, reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
             // SAFETY: the function is unsafe to call only because it needs certain instructions,
             // and `self` proves that the CPU has them.

@@ -25,38 +25,42 @@ use super::quotes::WINDOW;
 use crate::audit::scan;
 use crate::audit::scan::Member;
 
-/// The number of clients that a reader remembers. A few clients send most of the events of a batch.
+/// The number of clients (senders of requests to kube-apiserver) that a reader remembers. This
+/// number is enough, because a few clients cause most of the events of a batch.
 const CLIENTS: usize = 64;
 
-/// Iterates over the events of some lines, and returns each event with its request.
+/// Reads the events in some lines one after the other, and returns each event with the request that
+/// the event describes.
 ///
-/// The request is the same as [`request`](super::request) returns for the line. For events that are
-/// written as kube-apiserver writes them nothing is allocated.
+/// The request is the same that [`request`](super::request) returns for the event. Events that are
+/// written as kube-apiserver writes them need no allocation.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    /// The lines that were not read yet, each ended by `\n`.
+    /// The lines that are not read yet. Each line ends with `\n`.
     lines: &'a [u8],
-    /// The request of the event that was read last. If `current` is `Some`, the request's user
-    /// belongs to that client, and is moved back before another client's user takes its place.
+    /// The request of the event that was read last. If `current` is `Some`, the user in this
+    /// request was moved out of that client, and must be moved back before the user of another
+    /// client is moved in.
     request: Request<'a>,
-    /// The clients that the reader remembers. A client is at the index that [`place`] returns for
-    /// its bytes, or at the index beside it.
+    /// The clients that the reader remembers. Each client is stored at the index that [`place`]
+    /// returns for its bytes, or at that index with its lowest bit changed.
     clients: Vec<Client<'a>>,
-    /// The index in `clients` of the client whose user is in `request`; `None` if the user in
-    /// `request` belongs to no client.
+    /// The index in `clients` of the client whose user was moved into `request`. `None` if the user
+    /// in `request` belongs to no remembered client.
     current: Option<usize>,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
 }
 
-/// A client of kube-apiserver. Events of the same client have the same bytes between verb and
-/// object, so that its user has to be read only once.
+/// A client of kube-apiserver, such as a controller. Events of the same client have the same bytes
+/// between the verb and the object, so that the user in these bytes is read only once.
 #[derive(Debug, Default)]
 struct Client<'a> {
     /// The bytes of an event from the user's opening brace to the end of the user agent. The
-    /// strings that are read from these bytes have no backslash. Empty if no client is remembered
-    /// here.
+    /// username and the groups in these bytes have no backslash. Empty if this entry holds no
+    /// client.
     text: &'a [u8],
+    /// The user in `text`; empty while the user is moved into the reader's request.
     user: User<'a>,
 }
 
@@ -103,8 +107,9 @@ impl<'a> Reader<'a> {
         Some((event, &self.request))
     }
 
-    /// Moves the user of the client with the index `client` into the request, and the user who was
-    /// there back to its own client. With `None` the request has no user afterwards.
+    /// Moves the user of the client with the index `client` into `self.request`. The user who was
+    /// in `self.request` is first moved back to the client that the user came from. If `client` is
+    /// `None`, the request has no user afterwards.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
@@ -122,9 +127,9 @@ impl<'a> Reader<'a> {
         self.current = client;
     }
 
-    /// Reads an event into `self.request`, if the event is written as kube-apiserver writes it.
-    /// `None` if the event is written otherwise; the contents of `self.request` are meaningless
-    /// then.
+    /// Reads `event` into `self.request` if the event is written as kube-apiserver writes events.
+    /// Returns `None` if the event is written in another way; the contents of `self.request` are
+    /// then meaningless.
     #[inline(always)]
     pub(super) fn usual(
         &mut self,
@@ -154,9 +159,9 @@ impl<'a> Reader<'a> {
         (!behind.any(is_object)).then_some(())
     }
 
-    /// Returns the index in `clients` of the client that sent the event, and moves `walk` to after
-    /// its bytes. A client that is not known yet is read and remembered. `None` if the bytes are
-    /// not written as kube-apiserver writes them.
+    /// Returns the index in `clients` of the client that caused the event, and moves `walk` past
+    /// the bytes that describe the client. Reads and remembers a client that is not known yet.
+    /// Returns `None` if these bytes are not written as kube-apiserver writes them.
     #[inline(always)]
     fn client<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<usize> {
         let text = walk.rest;
@@ -177,8 +182,9 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns the index at which a client with the bytes `text` is kept; the client may also be kept
-/// at the index beside it. The index is a hash of the bytes in which usernames mostly differ.
+/// Returns the index in the list of clients for a client with the bytes `text`. If this entry is in
+/// use, the client may be at the index with the lowest bit changed instead. The index is a hash of
+/// those bytes in which usernames mostly differ.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
@@ -188,8 +194,9 @@ fn place(text: &[u8]) -> usize {
 }
 
 impl<'a> Client<'a> {
-    /// Reads the client whose bytes begin at the rest of `walk`, and remembers it in `self`. `None`
-    /// if these bytes are not written as kube-apiserver writes them; `self` then holds no client.
+    /// Reads the client that is described at the beginning of the rest of `walk`, stores it in
+    /// `self`, and moves `walk` past its bytes. Returns `None` if these bytes are not written as
+    /// kube-apiserver writes them; `self` then holds no client.
     fn learn<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<()> {
         let text = walk.rest;
         // The client stays unknown until all of its bytes are read.
@@ -211,9 +218,9 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Reads the beginning of an event, up to the URI. Returns the level, the stage, and the rest,
-/// which begins with the URI's first character. `None` if the beginning is not written as
-/// kube-apiserver writes it.
+/// Reads the beginning of an event, up to the URI. Returns the level, the stage, and the rest of
+/// the event, which begins with the first character of the URI. Returns `None` if the beginning is
+/// not written as kube-apiserver writes it.
 #[inline(always)]
 fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     const KIND: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":""#;
@@ -242,14 +249,18 @@ fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
     Some((level, stage, text))
 }
 
-/// A walk from string to string through an event that is written as kube-apiserver writes it.
+/// The position of the reader in an event. The reader goes from string to string through an event
+/// that is written as kube-apiserver writes it.
 struct Walk<'a, M> {
+    /// The bytes of the event that are not read yet.
     rest: &'a [u8],
+    /// The function that computes the masks of the quotes and backslashes in a window.
     masks: M,
 }
 
 impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
-    /// Returns `true` if the rest of the event begins with `what`, and moves past `what` then.
+    /// Moves past `what` and returns `true` if the rest of the event begins with `what`. Otherwise
+    /// does not move and returns `false`.
     #[inline(always)]
     fn passes<const N: usize>(&mut self, what: &[u8; N]) -> bool {
         match self.rest.strip_prefix(what) {
@@ -261,14 +272,14 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Moves past `what`; `None` if the rest of the event does not begin with `what`.
+    /// Moves past `what`. Returns `None` if the rest of the event does not begin with `what`.
     #[inline(always)]
     fn pass<const N: usize>(&mut self, what: &[u8; N]) -> Option<()> {
         self.passes(what).then_some(())
     }
 
-    /// Moves from after an opening quote to the next quote. Returns the bytes between the two, and
-    /// `true` if a backslash is among these bytes. `None` if no quote follows.
+    /// Moves to the next quote, from a place inside of a string. Returns the bytes before the
+    /// quote, and `true` if a backslash is among these bytes. Returns `None` if no quote follows.
     #[inline(always)]
     fn find_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (mut before, mut has_backslash) = (0, false);
@@ -289,7 +300,9 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.find_last_quote()
     }
 
-    /// Does the same as [`Self::find_quote`] if fewer than [`WINDOW`] bytes of the event are left.
+    /// Moves to the next quote, as [`Self::find_quote`] does, when fewer than [`WINDOW`] bytes are
+    /// left to search. Returns the bytes before the quote, and `true` if a backslash is among these
+    /// bytes.
     #[cold]
     fn find_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (string, rest) = self.rest.split_at_checked(memchr::memchr(b'"', self.rest)?)?;
@@ -297,25 +310,26 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some((string, memchr::memchr(b'\\', string).is_some()))
     }
 
-    /// Moves from after an opening quote to the next quote and returns the string between the two.
-    /// `None` if the string contains a backslash, or no quote follows.
+    /// Reads a string: moves from its first byte to its closing quote, and returns the bytes before
+    /// the quote. Returns `None` if the string contains a backslash, or no quote follows.
     #[inline(always)]
     fn string(&mut self) -> Option<&'a [u8]> {
         let (string, has_backslash) = self.find_quote()?;
         (!has_backslash).then_some(string)
     }
 
-    /// Moves from after an opening quote to the next quote and returns the string between the two,
-    /// with escapes as written. `None` if a backslash stands before the quote, because the quote
-    /// may then be a part of the string, or if no quote follows.
+    /// Reads a string that may contain escapes: moves from its first byte to the next quote, and
+    /// returns the bytes before the quote, with escapes as written. Returns `None` if no quote
+    /// follows, or if the byte before the quote is a backslash, because the quote may then belong
+    /// to the string.
     #[inline(always)]
     fn any_string(&mut self) -> Option<&'a [u8]> {
         let (string, _) = self.find_quote()?;
         (string.last() != Some(&b'\\')).then_some(string)
     }
 
-    /// Moves from after the opening bracket of an array of strings to after its closing bracket.
-    /// `None` if the array is not written as kube-apiserver writes it.
+    /// Moves past an array of strings and its closing bracket; the opening bracket was already
+    /// passed. Returns `None` if the array is not written as kube-apiserver writes it.
     #[inline(always)]
     fn skip_strings(&mut self) -> Option<()> {
         self.pass(br#"""#)?;
@@ -328,8 +342,9 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Does the same as [`Self::skip_strings`], and appends the array's strings to `to`. `None`
-    /// also if one of the strings contains a backslash.
+    /// Moves past an array of strings and its closing bracket, and appends the strings to `to`; the
+    /// opening bracket was already passed. Returns `None` if one of the strings contains a
+    /// backslash, or the array is not written as kube-apiserver writes it.
     #[inline(always)]
     fn strings(&mut self, to: &mut Vec<Text<'a>>) -> Option<()> {
         self.pass(br#"""#)?;
@@ -342,9 +357,9 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         }
     }
 
-    /// Moves from after the opening brace of a user to after its closing brace. Returns the
-    /// username, and appends the user's groups to `groups` if it is `Some`. `None` if the user is
-    /// not written as kube-apiserver writes it.
+    /// Moves past a user and its closing brace; the opening brace was already passed. Returns the
+    /// username, and appends the user's groups to `groups` if `groups` is `Some`. Returns `None` if
+    /// the user is not written as kube-apiserver writes it.
     #[inline(always)]
     fn user(&mut self, groups: Option<&mut Vec<Text<'a>>>) -> Option<&'a [u8]> {
         if self.passes(b"}") {
@@ -375,9 +390,9 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         Some(name)
     }
 
-    /// Moves from after the opening quote of the first key of `objectRef` to after its closing
-    /// brace, and fills in `object`. `None` if `objectRef` is not written as kube-apiserver writes
-    /// it.
+    /// Moves past the rest of `objectRef`, up to and including its closing brace, and writes its
+    /// values to `object`. The opening quote of the first key was already passed. Returns `None` if
+    /// `objectRef` is not written as kube-apiserver writes it.
     #[inline(always)]
     fn object(&mut self, object: &mut Object<'a>) -> Option<()> {
         self.pass(br#"resource":""#)?;
@@ -398,8 +413,9 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
         self.pass(br#""}"#)
     }
 
-    /// Returns the string after `what` if the rest of the event begins with `what`, otherwise an
-    /// empty string. `None` if the string contains a backslash or does not end.
+    /// Reads a member that may be absent. If the rest of the event begins with `what`, returns the
+    /// string after `what`; otherwise returns an empty string. Returns `None` if the string
+    /// contains a backslash or has no closing quote.
     #[inline(always)]
     fn optional<const N: usize>(&mut self, what: &[u8; N]) -> Option<Text<'a>> {
         Some(Cow::Borrowed(if self.passes(what) { self.string()? } else { &[] }))
